@@ -1,0 +1,67 @@
+# One front door. Every target sets up what it needs in .venv, inside the checkout.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+VITRIEVE := $(BIN)/vitrieve
+DEMO := demo
+
+.DEFAULT_GOAL := help
+.PHONY: help setup format check test demo bench
+
+help: ## Show the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## Install vitrieve and its tools into .venv
+
+# The stamp is younger than pyproject.toml once everything in there is installed.
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	    echo "vitrieve needs Python 3.11 or newer, but '$(PYTHON)' is: $$($(PYTHON) --version 2>&1)."; \
+	    echo "Name another one: make $(or $(MAKECMDGOALS),setup) PYTHON=python3.12"; exit 1; } >&2
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { \
+	    echo "'$(PYTHON) -m venv' does not work here; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
+	@echo "installing into $(VENV) (torch is large: this takes a few minutes the first time)" >&2
+	$(BIN)/python -m pip install --disable-pip-version-check torch==2.14.1 torchvision==0.29.1
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[train,emoji,test,check]'
+	@touch $@
+
+format: $(STAMP) ## Format the code and fix what the linter can fix
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+check: $(STAMP) ## Check format, lint, types and the direction of imports
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/pytest --quiet tests/test_import_directions.py
+
+test: $(STAMP) ## Run the tests; says which it skipped, and why
+	$(BIN)/pytest --quiet
+
+# The demo is four artefacts, each made by one command from the one before. A manifest is written last, so it
+# says "finished": a demo that was stopped goes on where it was when `make demo` runs again.
+demo: $(DEMO)/search.html ## Train on emoji, report, index and search; the results are in demo/
+	@echo
+	@echo "before and after:   $(DEMO)/run/report/report.html"
+	@echo "search result:      $(DEMO)/search.html"
+	@echo "search yourself:    $(VITRIEVE) search --index $(DEMO)/index PICTURE --html result.html"
+	@if [ -n "$$DISPLAY$$WAYLAND_DISPLAY" ] && command -v xdg-open >/dev/null; then xdg-open $< || true; \
+	elif [ "$$(uname)" = Darwin ]; then open $< || true; fi >/dev/null 2>&1
+
+$(DEMO)/run/manifest.json: | $(STAMP)
+	$(VITRIEVE) train small --data emoji --out $(DEMO)/run --resume
+
+$(DEMO)/embeddings/manifest.json: $(DEMO)/run/manifest.json
+	$(VITRIEVE) embed --encoder $(DEMO)/run --images emoji --out $(DEMO)/embeddings $(if $(wildcard $@),--overwrite,--resume)
+
+$(DEMO)/index/manifest.json: $(DEMO)/embeddings/manifest.json
+	$(VITRIEVE) index --embeddings $(DEMO)/embeddings --out $(DEMO)/index --overwrite
+
+$(DEMO)/search.html: $(DEMO)/index/manifest.json
+	$(VITRIEVE) search --index $(DEMO)/index --html $@ \
+	    "$$($(BIN)/python -c 'from vitrieve.data.emoji import ensure_emoji; print(ensure_emoji() / "noto/owl.png")')"
+
+bench: $(STAMP) ## Run the benchmarks
+	@test -f benchmarks/run.py || { echo "no benchmarks yet: benchmarks/run.py does not exist" >&2; exit 1; }
+	$(BIN)/python benchmarks/run.py

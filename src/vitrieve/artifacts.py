@@ -1,0 +1,142 @@
+"""Artefacts: folders on disk whose manifest is written last.
+
+Four kinds: run -> encoder -> embeddings -> index. A folder without ``manifest.json`` is partial: it can be
+resumed, not used. Every reader goes through ``read_manifest`` and so refuses what does not fit.
+Next: ``data/records.py``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from vitrieve.errors import ArtifactError
+
+Kind = Literal["run", "encoder", "embeddings", "index", "evaluation"]
+MANIFEST_NAME = "manifest.json"
+FORMAT_VERSION = 1
+_PARTIAL_NAME = ".partial"
+
+
+def prepare_folder(
+    folder: Path, *, is_overwrite: bool = False, is_resume: bool = False, is_resumable: bool = True
+) -> None:
+    """Make ``folder`` ready to be written.
+
+    A finished artefact is refused unless ``is_overwrite``; a partial one unless ``is_resume`` (kept) or
+    ``is_overwrite`` (emptied). A folder that is not ours is never emptied.
+
+    Args:
+        folder: What ``--out`` names.
+        is_overwrite: Replace what is there.
+        is_resume: Go on with a partial artefact.
+        is_resumable: Whether the caller can go on at all, and may advise it.
+
+    Raises:
+        ArtifactError: As above, with what to do.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ArtifactError(f"{folder} is a file; give the name of a new folder with --out.")
+    is_finished = _is_ours(folder / MANIFEST_NAME)
+    is_partial = (folder / _PARTIAL_NAME).exists()
+    if is_finished or is_partial:
+        if is_overwrite:
+            _empty_folder(folder)
+        elif is_finished:
+            raise ArtifactError(f"{folder} holds a finished result; pass --overwrite to replace it, or another --out.")
+        elif not is_resume:
+            advice = "--resume to go on, --overwrite to start again" if is_resumable else "--overwrite to start again"
+            raise ArtifactError(f"{folder} holds an unfinished result; pass {advice}, or another --out.")
+    elif folder.exists() and any(folder.iterdir()):
+        raise ArtifactError(f"{folder} holds other files; give the name of a new or empty folder with --out.")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / _PARTIAL_NAME).touch()
+
+
+def _is_ours(path: Path) -> bool:
+    """Tell our manifest from the ``manifest.json`` of a web page or another program."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))["kind"] in get_args(Kind)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _empty_folder(folder: Path) -> None:
+    """Delete an artefact; killed in between, it is partial, not a finished one with files missing."""
+    (folder / _PARTIAL_NAME).touch()
+    (folder / MANIFEST_NAME).unlink(missing_ok=True)
+    shutil.rmtree(folder)
+
+
+def write_manifest(folder: Path, kind: Kind, contents: Mapping[str, Any]) -> None:
+    """Finish an artefact: write its manifest, which marks the folder as complete.
+
+    Args:
+        folder: Folder whose other files are already written.
+        kind: Which of the artefacts it is.
+        contents: Plain JSON values that readers depend on; kind, format and package version are added.
+    """
+    from vitrieve import __version__
+
+    manifest = {"kind": kind, "format_version": FORMAT_VERSION, "vitrieve_version": __version__, **contents}
+    write_text_durably(folder / MANIFEST_NAME, json.dumps(manifest, indent=2) + "\n")
+    (folder / _PARTIAL_NAME).unlink(missing_ok=True)
+
+
+def read_manifest(folder: Path, kind: Kind) -> dict[str, Any]:
+    """Read and check the manifest of a finished artefact.
+
+    Raises:
+        ArtifactError: Missing folder, unfinished artefact, another kind, or a newer format.
+    """
+    path = folder / MANIFEST_NAME
+    if not folder.is_dir():
+        raise ArtifactError(f"{folder} does not exist; expected a folder with an artefact of kind {kind!r}.")
+    if not path.is_file():
+        state = (
+            "is unfinished (run its command again with --resume)" if (folder / _PARTIAL_NAME).exists() else "is not one"
+        )
+        raise ArtifactError(f"expected an artefact of kind {kind!r}, but {folder} {state}.")
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        found, version = manifest["kind"], int(manifest["format_version"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ArtifactError(f"{path} is damaged ({error}); make the artefact again.") from None
+    if found != kind:
+        raise ArtifactError(f"{folder} is an artefact of kind {found!r}; expected {kind!r}.")
+    if version > FORMAT_VERSION:
+        raise ArtifactError(
+            f"{folder} has format version {version}, written by a newer vitrieve; "
+            f"this one reads up to {FORMAT_VERSION}."
+        )
+    return dict(manifest)
+
+
+def write_text_durably(path: Path, text: str) -> None:
+    """Write a file so that a crash leaves either the old or the new content, never a part."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    sync_folder(path.parent)
+
+
+def sync_file(path: Path) -> None:
+    """Make the content of a file durable that was written without ``write_text_durably``."""
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames inside ``folder`` durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,85 @@
+"""Flags from a dataclass, by tyro, with this project's rules for what goes wrong. Next file: ``console.py``."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import io
+import re
+import sys
+from collections.abc import Sequence
+from typing import TypeVar
+
+import tyro
+
+from vitrieve.errors import ConfigError
+
+T = TypeVar("T")
+
+NUM_NEAREST = 3
+"""Valid flags named in the message about an unknown one."""
+
+
+def parse_arguments(arguments_class: type[T], argv: Sequence[str], prog: str, default: T | None = None) -> T:
+    """Read a command's flags into its dataclass.
+
+    Args:
+        arguments_class: The dataclass; its field names with hyphens are the flags, nested dataclasses dotted.
+        argv: The words after the command.
+        prog: How the command is called, for the help text.
+        default: Where the values of flags that are not given come from; None: the fields' defaults.
+
+    Raises:
+        ConfigError: An unknown flag; the message names the nearest valid ones.
+        SystemExit: After ``--help`` (status 0), or with status 2 after a message about another mistake.
+    """
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            return _call_tyro(arguments_class, argv, prog, default)
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        _raise_unknown_flag(argv, list_flags(arguments_class, prog, default), prog)
+        sys.stderr.write(complaint.getvalue())
+        raise SystemExit(2) from None
+
+
+def list_flags(arguments_class: type[T], prog: str, default: T | None = None) -> tuple[str, ...]:
+    """List the long flags of a command, read from its help text: tyro has no public list of them."""
+    text = io.StringIO()
+    with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
+        _call_tyro(arguments_class, ["--help"], prog, default)
+    return tuple(dict.fromkeys(re.findall(r"(?<![\w-])--[a-z][\w.-]*", text.getvalue())))
+
+
+def _call_tyro(arguments_class: type[T], argv: Sequence[str], prog: str, default: T | None) -> T:
+    if default is None:
+        return tyro.cli(arguments_class, args=list(argv), prog=prog)
+    return tyro.cli(arguments_class, args=list(argv), prog=prog, default=default)
+
+
+def _raise_unknown_flag(argv: Sequence[str], flags: Sequence[str], prog: str) -> None:
+    for word in argv:
+        name = word.split("=", 1)[0].replace("_", "-")
+        if name.startswith("--") and name not in flags:
+            nearest = ", ".join(find_nearest(name, flags))
+            raise ConfigError(f"unknown flag {name!r}; the nearest valid ones: {nearest}. See: {prog} --help")
+
+
+def find_nearest(flag: str, flags: Sequence[str]) -> list[str]:
+    """Find the flags most like ``flag``, best first; never empty where there are flags.
+
+    A dotted flag is also compared by its last part: who forgets the stage finds the field.
+
+    >>> find_nearest("--koleo-weight", ["--margin", "--objective.koleo-weight"])
+    ['--objective.koleo-weight', '--margin']
+    """
+    name = flag.lstrip("-")
+
+    def likeness(candidate: str) -> float:
+        whole = candidate.lstrip("-")
+        parts = (whole, whole.rsplit(".", 1)[-1])
+        return max(difflib.SequenceMatcher(None, name, part).ratio() for part in parts)
+
+    return sorted(flags, key=lambda candidate: (-likeness(candidate), candidate))[:NUM_NEAREST]

@@ -1,0 +1,37 @@
+"""What is printed where: results on standard output, everything else on standard error. Next: ``doctor.py``."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from typing import Any
+
+
+def print_json(value: Any) -> None:
+    """Print one JSON object as the result of a command.
+
+    Raises:
+        ValueError: A number is not finite: JSON has no spelling for it.
+    """
+    print(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def print_message(text: str) -> None:
+    """Tell the user something that is not the result."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def print_error(text: str) -> None:
+    """Print the one message with which a command fails."""
+    print_message(f"error: {text}")
+
+
+def discard_output() -> None:
+    """Point standard output at nothing, after its reader has gone (``vitrieve … | head``).
+
+    Otherwise the interpreter complains about the broken pipe while it flushes at exit.
+    """
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, sys.stdout.fileno())
+    os.close(nothing)

@@ -1,0 +1,97 @@
+"""``vitrieve embed``: a collection of pictures becomes embeddings. Next: ``index.py``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vitrieve.cli.console import print_json, print_message
+
+if TYPE_CHECKING:
+    from vitrieve.embed.collection import Embeddings
+
+NUM_FAILURES_SHOWN = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """Turn a collection of pictures into embeddings; a stopped run goes on with --resume."""
+
+    encoder: str
+    """A run, an encoder folder or a weights name (vitrieve weights list)."""
+    images: str
+    """A folder of pictures, or a source: grocery:DIR, emoji, folder:DIR, manifest:FILE."""
+    out: Path
+    """Folder to write."""
+    batch_size: int = 32
+    """Pictures in one forward pass."""
+    image_size: int | None = None
+    """Side of the square input in pixels; None: the encoder's own."""
+    num_threads: int | None = None
+    """CPU threads; None: all cores."""
+    max_bad_fraction: float = 0.05
+    """Largest share of pictures that may be unreadable."""
+    overwrite: bool = False
+    """Replace what --out holds."""
+    resume: bool = False
+    """Go on with an unfinished --out."""
+    json: bool = False
+    """Print one JSON object."""
+
+
+def run(arguments: Arguments) -> int:
+    """Embed, and report what could not be read."""
+    from vitrieve.data.sources import read_collection
+    from vitrieve.embed.collection import EmbedSettings, embed_collection
+    from vitrieve.runtime.encoder import load_encoder
+
+    settings = EmbedSettings(
+        batch_size=arguments.batch_size,
+        num_threads=arguments.num_threads,
+        max_bad_fraction=arguments.max_bad_fraction,
+        show_progress=True,
+    )
+    dataset = read_collection(arguments.images)
+    for note in dataset.notes:
+        print_message(note)
+    encoder = load_encoder(arguments.encoder, image_size=arguments.image_size, num_threads=arguments.num_threads)
+    embeddings = embed_collection(
+        encoder,
+        dataset,
+        arguments.out,
+        settings=settings,
+        is_resume=arguments.resume,
+        is_overwrite=arguments.overwrite,
+    )
+    _report(embeddings, arguments)
+    return 0
+
+
+def _report(embeddings: Embeddings, arguments: Arguments) -> None:
+    num_embedded, embedding_dim = embeddings.vectors.shape
+    for image_id, reason in embeddings.failures[:NUM_FAILURES_SHOWN]:
+        print_message(f"not embedded: {image_id}: {reason}")
+    if len(embeddings.failures) > NUM_FAILURES_SHOWN:
+        print_message(
+            f"and {len(embeddings.failures) - NUM_FAILURES_SHOWN} more, listed in {arguments.out}/rows.parquet"
+        )
+    if arguments.json:
+        failures = [{"image_id": image_id, "reason": reason} for image_id, reason in embeddings.failures]
+        print_json(
+            {
+                "out": str(arguments.out),
+                "num_images": num_embedded + len(failures),
+                "num_embedded": num_embedded,
+                "num_failed": len(failures),
+                "failures": failures,
+                "embedding_dim": embedding_dim,
+                "fingerprint": embeddings.fingerprint,
+            }
+        )
+    else:
+        print(
+            f"{arguments.out}: {num_embedded} embeddings of {embedding_dim} dimensions, "
+            f"{len(embeddings.failures)} pictures unreadable"
+        )
+        print_message(f"next: vitrieve index --embeddings {arguments.out} --out INDEX")

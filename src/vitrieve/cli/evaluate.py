@@ -1,0 +1,162 @@
+"""``vitrieve evaluate``: measure encoders on the test split of a data set, with a report. Next: ``export.py``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from vitrieve.cli.console import print_json, print_message
+
+if TYPE_CHECKING:
+    from vitrieve.data.records import Dataset
+    from vitrieve.evaluate.run import EvaluationResult
+    from vitrieve.runtime.encoder import Encoder
+
+Names = Annotated[tuple[tuple[str, ...], ...], tyro.conf.UseAppendAction]
+"""Several names after one flag, or the flag several times: tyro alone would keep the last one only."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """Measure encoders on the test split of a data set: Recall@K, R-precision, MAP@R, each with its interval."""
+
+    encoder: str
+    """A run, an encoder folder or a weights name (vitrieve weights list): the reference, "before"."""
+    compare: Names = ()
+    """Further encoders, compared with the reference: "after"."""
+    data: str
+    """What to measure on: grocery:DIR, emoji, folder:DIR, manifest:FILE."""
+    out: Path
+    """Folder to write: results.json and report.html."""
+    protocol: Names = ()
+    """Protocols of the data set; none given: its first."""
+    image_size: int | None = None
+    """Side of the square input in pixels; None: each encoder's own."""
+    batch_size: int = 32
+    """Pictures in one forward pass."""
+    num_threads: int | None = None
+    """CPU threads; None: all cores."""
+    max_bad_fraction: float = 0.05
+    """Largest share of pictures that may be unreadable."""
+    report: bool = True
+    """Write the report, which reads some pictures again."""
+    overwrite: bool = False
+    """Replace what --out holds."""
+    resume: bool = False
+    """Go on with an unfinished --out."""
+    json: bool = False
+    """Print one JSON object."""
+
+
+def run(arguments: Arguments) -> int:
+    """Measure every encoder under every protocol; print the figures."""
+    from vitrieve.artifacts import prepare_folder, write_manifest
+    from vitrieve.embed.collection import EmbedSettings
+    from vitrieve.evaluate.run import REPORT_NAME, run_comparison
+    from vitrieve.runtime.encoder import load_encoder
+
+    settings = EmbedSettings(
+        batch_size=arguments.batch_size,
+        num_threads=arguments.num_threads,
+        max_bad_fraction=arguments.max_bad_fraction,
+    )
+    datasets = _read_protocols(arguments.data, tuple(chain(*arguments.protocol)))
+    # Whatever may be refused comes before the folder is begun: a wrong flag must not leave an unfinished one.
+    encoders = [
+        load_encoder(source, image_size=arguments.image_size, num_threads=arguments.num_threads)
+        for source in (arguments.encoder, *chain(*arguments.compare))
+    ]
+    prepare_folder(arguments.out, is_overwrite=arguments.overwrite, is_resume=arguments.resume)
+    results = run_comparison(
+        encoders, datasets, arguments.out, settings=settings, is_report=arguments.report, show_progress=True
+    )
+    write_manifest(arguments.out, "evaluation", _describe(arguments.data, datasets, encoders))
+    report = arguments.out / REPORT_NAME if arguments.report else None
+    if arguments.json:
+        print_json({"results": [result.to_json() for result in results], "report": report and str(report)})
+    else:
+        print(format_results(results))
+        print_message(f"report: {report}" if report else f"figures: {arguments.out}/results.json")
+    return 0
+
+
+def _read_protocols(source: str, protocols: Sequence[str]) -> list[Dataset]:
+    """Read the data set under each protocol, and tell what a user must know about it."""
+    from vitrieve.data.sources import read_source
+    from vitrieve.evaluate.protocols import select_records
+
+    chosen = dict.fromkeys(protocols) or (None,)  # a protocol given twice is one
+    datasets = [read_source(source, protocol=protocol) for protocol in chosen]
+    for note in dict.fromkeys(note for dataset in datasets for note in dataset.notes):
+        print_message(note)
+    for dataset in datasets:
+        select_records(dataset)
+    return datasets
+
+
+def _describe(source: str, datasets: Sequence[Dataset], encoders: Sequence[Encoder]) -> dict[str, object]:
+    """Collect what the figures depend on, for the manifest."""
+    return {
+        "data": source,
+        "protocols": [dataset.protocol for dataset in datasets],
+        "encoders": [
+            {
+                "name": encoder.name,
+                "source": str(encoder.source),
+                "fingerprint": encoder.fingerprint,
+                "image_size": encoder.preprocessing.image_size,
+                "engine": encoder.engine,
+                "precision": encoder.precision,
+            }
+            for encoder in encoders
+        ],
+    }
+
+
+def format_results(results: Sequence[EvaluationResult]) -> str:
+    """Lay results out as plain text: a table for each protocol, percentages with their intervals below."""
+    groups: dict[tuple[str, str], list[EvaluationResult]] = {}
+    for result in results:
+        groups.setdefault((result.dataset, result.protocol), []).append(result)
+    return "\n\n".join(_format_group(group) for group in groups.values())
+
+
+def _format_group(group: Sequence[EvaluationResult]) -> str:
+    first = group[0]
+    rows = [["", *(_spell(name) for name in first.metrics)]]
+    for result in group:
+        rows.append([result.encoder, *(f"{value * 100:.1f}" for value in result.metrics.values())])
+        ends = (result.intervals[name] for name in result.metrics)
+        rows.append(["  95 % interval", *(f"{low * 100:.1f}-{high * 100:.1f}" for low, high in ends)])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join(
+            [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+        )
+        for row in rows
+    ]
+    return "\n".join([_format_setting(group), *lines])
+
+
+def _format_setting(group: Sequence[EvaluationResult]) -> str:
+    result = group[0]
+    sizes = " and ".join(str(size) for size in sorted({one.image_size for one in group}))
+    text = (
+        f"{result.dataset}, {result.protocol}: {result.num_queries:,} queries, {result.num_gallery:,} gallery images, "
+        f"{sizes} px; figures in %"
+    )
+    if result.num_skipped_queries:
+        text += f"\n{result.num_skipped_queries:,} queries are left out: nothing relevant is in the gallery"
+    if result.num_unreadable:
+        text += f"\n{result.num_unreadable:,} images could not be read and are left out"
+    return text
+
+
+def _spell(metric: str) -> str:
+    names = {"r_precision": "R-prec", "map_at_r": "MAP@R"}
+    return names.get(metric) or metric.replace("recall_at_", "R@")

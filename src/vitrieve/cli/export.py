@@ -1,0 +1,99 @@
+"""``vitrieve export``: an encoder as ONNX, for machines without torch."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from vitrieve.artifacts import prepare_folder, read_manifest
+from vitrieve.cli.console import print_json, print_message
+from vitrieve.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """Write an encoder as ONNX (embedding and patch tokens, any batch size), checked against torch."""
+
+    encoder: str
+    """A run, an encoder's folder, or a weights name."""
+    image_size: int | None = None
+    """Side of the square input in pixels; by default the encoder's own."""
+    out: Path | None = None
+    """Folder of a new encoder with the graph. By default the graph is added to the encoder's own folder, and for a
+    weights name the encoder goes into the cache, where the name finds it."""
+    overwrite: bool = False
+    """Replace what is in --out."""
+    json: bool = False
+    """Print one JSON object."""
+
+
+def run(arguments: Arguments) -> int:
+    """Export an encoder, and print where it is."""
+    from vitrieve.model.artefact import ONNX_NAME
+    from vitrieve.runtime.encoder import find_source_folder, is_torch_installed
+
+    if not is_torch_installed():
+        raise ConfigError("exporting needs torch: install vitrieve[train], or export on another machine.")
+    source = find_source_folder(arguments.encoder)
+    folder = _make_from_name(arguments) if source is None else _make_from_folder(arguments, source)
+    from vitrieve.model.export import export_folder
+
+    print_message(f"exporting {arguments.encoder} …")
+    cosine = export_folder(folder)
+    manifest = read_manifest(folder, "encoder")
+    num_bytes = (folder / ONNX_NAME).stat().st_size
+    if arguments.json:
+        described = {name: manifest[name] for name in ("fingerprint", "embedding_dim", "image_size")}
+        print_json({"folder": str(folder), "onnx": ONNX_NAME, "num_bytes": num_bytes, "cosine": cosine, **described})
+        return 0
+    print(
+        f"{folder / ONNX_NAME}: {num_bytes / 1e6:.1f} MB, {manifest['image_size']} px, "
+        f"{manifest['embedding_dim']} dimensions, cosine to torch {cosine:.6f}"
+    )
+    return 0
+
+
+def _make_from_name(arguments: Arguments) -> Path:
+    """Write the encoder of a weights name into --out or the cache."""
+    from vitrieve.model.encoder import build_frozen_encoder, save_encoder
+    from vitrieve.model.pretrained import get_export_folder
+
+    encoder = build_frozen_encoder(arguments.encoder, image_size=arguments.image_size)
+    image_size = encoder.spec.preprocessing.image_size
+    folder = arguments.out or get_export_folder(arguments.encoder, image_size)
+    prepare_folder(folder, is_overwrite=arguments.overwrite or arguments.out is None)
+    save_encoder(encoder, folder)
+    return folder
+
+
+def _make_from_folder(arguments: Arguments, source: Path) -> Path:
+    """Copy an encoder to --out, at another image size if asked; without --out it stays where it is."""
+    image_size = read_manifest(source, "encoder")["image_size"]
+    is_resized = arguments.image_size not in (None, image_size)
+    if arguments.out is None:
+        if is_resized:
+            raise ConfigError(
+                f"{source} is an encoder for {image_size} px; at {arguments.image_size} px it is another encoder: "
+                "give it a folder with --out."
+            )
+        return source
+    if source.resolve().is_relative_to(arguments.out.resolve()):
+        raise ConfigError(f"--out {arguments.out} holds the encoder itself; leave --out away to add the graph to it.")
+    if is_resized:
+        _write_resized(source, arguments.out, arguments)
+    else:
+        prepare_folder(arguments.out, is_overwrite=arguments.overwrite)
+        shutil.copytree(source, arguments.out, dirs_exist_ok=True)
+    return arguments.out
+
+
+def _write_resized(source: Path, out: Path, arguments: Arguments) -> None:
+    from vitrieve.model.card import ModelCard
+    from vitrieve.model.encoder import read_encoder, save_encoder
+
+    encoder = read_encoder(source, image_size=arguments.image_size)  # a wrong size must not cost what --out holds
+    manifest = read_manifest(source, "encoder")
+    note = f"Made from an encoder for {manifest['image_size']} px (fingerprint `{manifest['fingerprint']}`)."
+    prepare_folder(out, is_overwrite=arguments.overwrite)
+    save_encoder(encoder, out, card=ModelCard(notes=(note,)), config=manifest["config"])

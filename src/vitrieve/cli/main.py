@@ -1,0 +1,165 @@
+"""The entry point: the table of commands, and what happens with errors. Next file: ``arguments.py``.
+
+No command's module is imported before it is called, so that ``vitrieve --help`` is quick and needs no torch.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+
+from vitrieve import __version__
+from vitrieve.cli.console import discard_output, print_error, print_message
+from vitrieve.errors import ConfigError, InputError, VitrieveError, unknown_name_message
+
+STATUS_DONE = 0
+STATUS_NOT_FINE = 1
+STATUS_WRONG_USE = 2
+STATUS_INTERRUPTED = 130
+"""128 + SIGINT, as shells have it."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """Where a command is and what it does, in a line.
+
+    Attributes:
+        module: Holds ``main(argv, prog)``, or a dataclass of arguments and a function that runs them.
+        summary: One line for ``vitrieve --help``.
+        arguments: Name of the dataclass.
+        run: Name of the function.
+        is_resumable: Whether a stopped run of it goes on with ``--resume``.
+    """
+
+    module: str
+    summary: str
+    arguments: str = "Arguments"
+    run: str = "run"
+    is_resumable: bool = False
+
+
+COMMANDS = {
+    "doctor": Command("vitrieve.cli.doctor", "versions, processor, memory, weights and data: is everything here?"),
+    "data check": Command("vitrieve.cli.data", "count a data set, and find unreadable and duplicate pictures"),
+    "weights list": Command("vitrieve.cli.weights", "list the pre-trained weights", "ListArguments", "run_list"),
+    "weights pull": Command("vitrieve.cli.weights", "fetch pre-trained weights", "PullArguments", "run_pull"),
+    "train": Command(
+        "vitrieve.cli.train", "fine-tune an encoder by a recipe, with a report before and after", is_resumable=True
+    ),
+    "evaluate": Command("vitrieve.cli.evaluate", "measure encoders on a data set, with a report", is_resumable=True),
+    "export": Command("vitrieve.cli.export", "write an encoder as ONNX, for use without torch"),
+    "embed": Command("vitrieve.cli.embed", "turn a collection of pictures into embeddings", is_resumable=True),
+    "index": Command("vitrieve.cli.index", "make embeddings searchable"),
+    "search": Command("vitrieve.cli.search", "find the pictures most like a given one"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run ``vitrieve`` and return its exit status.
+
+    0: done. 1: the checked thing is not fine. 2: wrong use or input, after one message on standard error.
+    130: interrupted.
+
+    Args:
+        argv: The words after ``vitrieve``; None: those of this process.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        status = _dispatch(words)
+        sys.stdout.flush()  # a reader that has gone shows itself here, not after main
+    except InputError as error:
+        print_error(str(error))
+        return STATUS_WRONG_USE
+    except VitrieveError as error:
+        print_error(str(error))
+        return STATUS_NOT_FINE
+    except KeyboardInterrupt:
+        print_message(_describe_interrupt(words))
+        return STATUS_INTERRUPTED
+    except BrokenPipeError:
+        discard_output()
+        return STATUS_DONE
+    except OSError as error:
+        print_error(_describe_os_error(error))
+        return STATUS_WRONG_USE
+    except SystemExit as stop:  # from tyro: --help, or a value it cannot read
+        return stop.code if isinstance(stop.code, int) else STATUS_DONE
+    return status
+
+
+def _dispatch(words: list[str]) -> int:
+    if words[:1] in (["--help"], ["-h"]):
+        print(build_help())
+        return STATUS_DONE
+    if words == ["--version"]:
+        print(f"vitrieve {__version__}")
+        return STATUS_DONE
+    if not words:
+        print_message(build_help())
+        return STATUS_WRONG_USE
+    name = _find_command(words)
+    if name is None:
+        return _answer_without_command(words)
+    return _run_command(name, words[len(name.split()) :])
+
+
+def _find_command(words: Sequence[str]) -> str | None:
+    for length in (2, 1):
+        name = " ".join(words[:length])
+        if name in COMMANDS:
+            return name
+    return None
+
+
+def _answer_without_command(words: Sequence[str]) -> int:
+    """Help with a group of commands (``vitrieve weights``), or refuse an unknown name."""
+    group = [name for name in COMMANDS if name.startswith(words[0] + " ")]
+    if not group:
+        raise ConfigError(unknown_name_message("command", words[0], COMMANDS) + " See: vitrieve --help")
+    is_help = len(words) > 1 and words[1] in ("--help", "-h")
+    if len(words) > 1 and not is_help:
+        raise ConfigError(unknown_name_message("command", " ".join(words[:2]), group))
+    (print if is_help else print_message)("usage: vitrieve COMMAND [FLAGS]\n\n" + _list_commands(group))
+    return STATUS_DONE if is_help else STATUS_WRONG_USE
+
+
+def _run_command(name: str, argv: list[str]) -> int:
+    command = COMMANDS[name]
+    module = import_module(command.module)
+    prog = f"vitrieve {name}"
+    if hasattr(module, "main"):
+        return int(module.main(argv, prog))
+    from vitrieve.cli.arguments import parse_arguments
+
+    arguments = parse_arguments(getattr(module, command.arguments), argv, prog)
+    return int(getattr(module, command.run)(arguments))
+
+
+def build_help() -> str:
+    """Build the text of ``vitrieve --help``: the commands in the order in which one uses them."""
+    return (
+        "usage: vitrieve COMMAND [FLAGS]\n\n"
+        "Train a vision transformer to find the same thing again, measure it, and search images with it.\n\n"
+        f"{_list_commands(COMMANDS)}\n\n"
+        "vitrieve COMMAND --help tells a command's flags; vitrieve --version the version."
+    )
+
+
+def _list_commands(names: Sequence[str] | dict[str, Command]) -> str:
+    width = max(map(len, COMMANDS))
+    return "\n".join(f"  {name:<{width}}  {COMMANDS[name].summary}" for name in names)
+
+
+def _describe_interrupt(words: Sequence[str]) -> str:
+    name = _find_command(words)
+    if name is None or not COMMANDS[name].is_resumable:
+        return "interrupted."
+    return "interrupted; what is done is kept: run the same command with --resume to go on."
+
+
+def _describe_os_error(error: OSError) -> str:
+    """Say what the operating system refused: a full disk, missing permission, and the like."""
+    where = f"{error.filename}: " if error.filename else ""
+    return f"{where}{error.strerror or error}."

@@ -1,0 +1,234 @@
+"""``vitrieve train``: joins data, training, measurement and report. Next: ``evaluate.py``."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from vitrieve.artifacts import prepare_folder, write_manifest, write_text_durably
+from vitrieve.cli.arguments import parse_arguments
+from vitrieve.cli.console import print_json, print_message
+from vitrieve.config import Config, config_to_json
+from vitrieve.data.records import Dataset, ImageRecord, require_trainable
+from vitrieve.errors import ArtifactError, ConfigError, DataError
+from vitrieve.recipes import RECIPES, find_recipe
+
+if TYPE_CHECKING:
+    from vitrieve.evaluate.run import EvaluationResult
+    from vitrieve.model.encoder import ImageEncoder
+    from vitrieve.train.loop import Evaluate, TrainingResult
+
+SETTINGS_NAME = "config.json"
+ENCODER_NAME = "encoder"
+REPORT_FOLDER = "report"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """Fine-tune an encoder; a stopped run goes on with --resume."""
+
+    data: str
+    """A source: grocery:DIR, emoji, folder:DIR, manifest:FILE."""
+    out: Path
+    """Folder of the run."""
+    protocol: str | None = None
+    """One of the source's protocols; by default its first."""
+    report: bool = True
+    """End with a report before and after on the test classes."""
+    overwrite: bool = False
+    """Replace what --out holds."""
+    resume: bool = False
+    """Go on with an unfinished --out."""
+    json: bool = False
+    """Print one JSON object."""
+    config: Annotated[Config, tyro.conf.arg(name="")] = Config()
+
+
+def main(argv: Sequence[str], prog: str) -> int:
+    """Read the recipe's name, then the flags with the recipe's values as defaults; train."""
+    if not argv or argv[0] in ("--help", "-h"):
+        text = _describe_recipes(prog)
+        if argv:
+            print(text)
+            return 0
+        raise ConfigError(f"no recipe was named.\n{text}")
+    if argv[0].startswith("-"):
+        raise ConfigError(
+            f"the recipe comes first: {prog} RECIPE --data SOURCE --out RUN. Valid: {', '.join(RECIPES)}."
+        )
+    config = find_recipe(argv[0])()
+    default = Arguments(data=tyro.MISSING, out=tyro.MISSING, config=config)
+    return run(argv[0], parse_arguments(Arguments, argv[1:], f"{prog} {argv[0]}", default))
+
+
+def run(recipe: str, arguments: Arguments) -> int:
+    """Train, keep the encoder, report."""
+    from vitrieve.data.readable import find_readable
+    from vitrieve.data.sources import read_source
+    from vitrieve.train.holdout import split_for_training
+    from vitrieve.train.loop import train
+
+    start = time.monotonic()
+    config = arguments.config
+    dataset = read_source(arguments.data, protocol=arguments.protocol)
+    require_trainable(dataset)
+    split = split_for_training(dataset, is_holdout=config.train.holdout)
+    for note in (*dataset.notes, split.note):
+        print_message(note)
+    prepare_folder(arguments.out, is_overwrite=arguments.overwrite, is_resume=arguments.resume)
+    _write_settings(arguments.out, recipe, arguments, dataset)
+    readable = find_readable(split.fit, max_bad_fraction=config.train.max_bad_fraction, show_progress=True)
+    for image_id, reason in readable.failures:
+        print_message(f"left out: {image_id}: {reason}")
+    evaluate = _build_evaluate(split.held_out, config) if split.held_out else None
+    result = train(config, readable.records, arguments.out, evaluate)
+    seconds = time.monotonic() - start
+    print_message(_describe_kept(result))
+    results = _report(arguments, dataset, result) if arguments.report else []
+    fingerprint = _save_encoder(arguments, recipe, dataset, result, results)
+    summary = {
+        "recipe": recipe,
+        "data": arguments.data,
+        "protocol": dataset.protocol,
+        "config": config_to_json(config),
+        "num_images": len(readable.records),
+        "num_classes": len({record.label for record in readable.records}),
+        "num_steps": result.num_steps,
+        "seconds": round(seconds, 1),
+        "kept_step": result.kept_step,
+        "holdout_map_at_r": {str(step): value for step, value in result.selection.values.items()},
+        "encoder_fingerprint": fingerprint,
+    }
+    write_manifest(arguments.out, "run", summary)
+    _print_result(arguments, summary, results)
+    return 0
+
+
+def _write_settings(out: Path, recipe: str, arguments: Arguments, dataset: Dataset) -> None:
+    """Write what determines the run, or refuse to resume under other settings.
+
+    Raises:
+        ArtifactError: The folder was begun with other settings or other data.
+    """
+    identity = hashlib.sha256()
+    for record in dataset.records:
+        identity.update(f"{record.image_id}\0{record.label}\0{record.split}\n".encode())
+    settings = {
+        "recipe": recipe,
+        "data": {"protocol": dataset.protocol, "records": identity.hexdigest()},
+        **config_to_json(arguments.config),
+    }
+    path = out / SETTINGS_NAME
+    if path.is_file():
+        differing = _differing(json.loads(path.read_text(encoding="utf-8")), settings)
+        if differing:
+            raise ArtifactError(
+                f"{out} was begun with other settings ({', '.join(differing)}); resume with the same command, "
+                "or start again with --overwrite."
+            )
+    write_text_durably(path, json.dumps(settings, indent=2) + "\n")
+
+
+def _differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    names = []
+    for name in sorted({*before, *now}):
+        old, new = before.get(name), now.get(name)
+        if isinstance(old, dict) and isinstance(new, dict):
+            names += [f"{name}.{inner}" for inner in _differing(old, new)]
+        elif old != new:
+            names.append(name)
+    return names
+
+
+def _build_evaluate(held_out: Sequence[ImageRecord], config: Config) -> Evaluate:
+    """Build the measurement on held-out classes that the training loop calls."""
+    from vitrieve.embed.collection import embed_images
+    from vitrieve.evaluate.run import measure_embeddings
+    from vitrieve.runtime.encoder import wrap_encoder
+
+    def evaluate(encoder: ImageEncoder) -> dict[str, float]:
+        wrapped = wrap_encoder(encoder, name="held out", precision=config.train.precision)
+        embeddings = embed_images(wrapped, held_out, max_bad_fraction=config.train.max_bad_fraction)
+        return measure_embeddings(embeddings.vectors, [record.label for record in embeddings.records])
+
+    return evaluate
+
+
+def _describe_kept(result: TrainingResult) -> str:
+    if not result.selection.values:
+        return f"kept the last state, after step {result.num_steps} (nothing was held out to judge it)"
+    return result.selection.describe()
+
+
+def _report(arguments: Arguments, dataset: Dataset, result: TrainingResult) -> list[EvaluationResult]:
+    """Measure the frozen start and the result on the test classes; a source without tests only says so."""
+    from vitrieve.data.records import require_testable
+    from vitrieve.evaluate.run import run_comparison
+    from vitrieve.model.encoder import build_encoder
+    from vitrieve.runtime.encoder import wrap_encoder
+
+    try:
+        require_testable(dataset)
+    except DataError as error:
+        print_message(f"no report: {error}")
+        return []
+    config = arguments.config
+    frozen = wrap_encoder(build_encoder(config.model), name="before", precision=config.train.precision)
+    tuned = wrap_encoder(result.encoder, name="after", precision=config.train.precision)
+    return run_comparison(
+        [frozen, tuned], [dataset], arguments.out / REPORT_FOLDER, names=("before", "after"), show_progress=True
+    )
+
+
+def _save_encoder(
+    arguments: Arguments,
+    recipe: str,
+    dataset: Dataset,
+    result: TrainingResult,
+    results: Sequence[EvaluationResult],
+) -> str:
+    from vitrieve.model.card import ModelCard
+    from vitrieve.model.encoder import save_encoder
+    from vitrieve.model.export import export_folder
+
+    config = arguments.config
+    card = ModelCard(
+        trained_on=f"{dataset.name} ({dataset.protocol}), recipe {recipe}, step {result.kept_step}, "
+        f"seed {config.train.seed}",
+        figures={one.encoder: dict(one.metrics) for one in results},
+        measured_on=f"{dataset.name} ({dataset.protocol}), classes not seen in training" if results else "",
+        data_license=dataset.license,
+        notes=(_describe_kept(result) + ".",),
+    )
+    folder = arguments.out / ENCODER_NAME
+    fingerprint = save_encoder(result.encoder, folder, card=card, config=config_to_json(config))
+    print_message("exporting to ONNX")
+    export_folder(folder)
+    return fingerprint
+
+
+def _print_result(arguments: Arguments, summary: Mapping[str, Any], results: Sequence[EvaluationResult]) -> None:
+    if arguments.json:
+        print_json({"run": str(arguments.out), **summary, "results": [result.to_json() for result in results]})
+        return
+    for result in results:
+        figures = "  ".join(f"{name} {100 * value:.1f}" for name, value in result.metrics.items())
+        print(f"{result.encoder:<7} {figures}")
+    print(f"encoder: {arguments.out / ENCODER_NAME}")
+    if results:
+        print(f"report: {arguments.out / REPORT_FOLDER / 'report.html'}")
+
+
+def _describe_recipes(prog: str) -> str:
+    lines = [f"usage: {prog} RECIPE --data SOURCE --out RUN [FLAGS]", "", "recipes:"]
+    for name, recipe in RECIPES.items():
+        lines.append(f"  {name:<12} {(inspect.getdoc(recipe) or '').splitlines()[0]}")
+    return "\n".join([*lines, "", f"{prog} RECIPE --help tells the flags, with the recipe's values."])

@@ -1,0 +1,83 @@
+"""``vitrieve weights list`` and ``vitrieve weights pull``: pre-trained weights by name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import tyro
+
+from vitrieve.cli.console import print_json
+
+
+@dataclass(frozen=True, kw_only=True)
+class ListArguments:
+    """List the pre-trained weights that have a name here. Any other timm model name works too, through the hub."""
+
+    json: bool = False
+    """Print one JSON object."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PullArguments:
+    """Fetch pre-trained weights into the cache, once, and check them."""
+
+    name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")]
+    """A name of `vitrieve weights list`, or any timm model name."""
+    json: bool = False
+    """Print one JSON object."""
+
+
+def run_list(arguments: ListArguments) -> int:
+    """Print the table of weights."""
+    from vitrieve.model.pretrained import WEIGHTS, find_pulled
+
+    rows: list[dict[str, Any]] = [
+        {
+            "name": entry.name,
+            "backbone": entry.architecture,
+            "source": entry.source,
+            "license": entry.license,
+            "num_bytes": entry.num_bytes,
+            "is_present": find_pulled(entry.name) is not None,
+            "note": entry.note,
+        }
+        for entry in WEIGHTS.values()
+    ]
+    if arguments.json:
+        print_json({"weights": rows})
+        return 0
+    width = max(len(entry.name) for entry in WEIGHTS.values())
+    for row in rows:
+        state = "here" if row["is_present"] else f"{row['num_bytes'] / 1e6:.0f} MB"
+        print(f"{row['name']:<{width}}  {state:>6}  {row['source']}; {row['license']}")
+    return 0
+
+
+def run_pull(arguments: PullArguments) -> int:
+    """Fetch weights, and print where they are."""
+    from vitrieve.model.pretrained import find_pulled, find_weights, pull_weights, verify_pulled
+
+    entry = find_weights(arguments.name)
+    was_present = find_pulled(entry.name) is not None
+    path = pull_weights(entry.name)
+    checksum = verify_pulled(entry.name)
+    num_bytes = path.stat().st_size
+    if arguments.json:
+        print_json(
+            {
+                "name": entry.name,
+                "path": str(path),
+                "sha256": checksum,
+                "num_bytes": num_bytes,
+                "was_present": was_present,
+                "license": entry.license,
+                "note": entry.note,
+            }
+        )
+        return 0
+    state = "already here" if was_present else "fetched"
+    print(f"{entry.name}: {state}, {num_bytes / 1e6:.1f} MB, checksum right\n{path}\nlicence: {entry.license}")
+    if entry.note:
+        print(entry.note)
+    return 0

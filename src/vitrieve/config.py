@@ -1,0 +1,191 @@
+"""The settings of a training run: frozen dataclasses, one per stage, no heavy import.
+
+A recipe (``recipes.py``) returns a complete ``Config``; the command line changes single fields of it
+(``--objective.koleo-weight 0.3``); the resolved configuration is saved as JSON in every artefact and
+read back strictly. Next file: ``recipes.py``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, TypeVar
+
+import tyro
+
+from vitrieve.errors import ConfigError, unknown_name_message
+
+T = TypeVar("T")
+
+FLAT = tyro.conf.arg(prefix_name=False)
+"""Marks the fields whose flag is short, ``--seed``; all others are dotted, ``--objective.koleo-weight``."""
+
+Augmentation = Literal["random_crop", "random_resized_crop"]
+Sampling = Literal["random", "m_per_class"]
+Pooling = Literal["cls", "average", "max", "gem"]
+Schedule = Literal["constant", "cosine"]
+Precision = Literal["auto", "bf16", "fp32"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoaderConfig:
+    """What the encoder sees in training."""
+
+    augmentation: Augmentation = "random_resized_crop"
+    """random_crop: resize to a square, crop, flip (the paper's). random_resized_crop: a random part, flipped."""
+    crop_scale_min: float = 0.3
+    """Smallest share of the picture's area in a random resized crop, in (0, 1]."""
+    is_flip: bool = True
+    """Mirror half of the pictures left to right."""
+    sampling: Sampling = "random"
+    """random: a permutation of all images each epoch. m_per_class: equally many images of each class in a batch."""
+    images_per_class: int = 4
+    """Images of one class in a batch, with m_per_class."""
+    cache_bytes: int = 2 * 2**30
+    """Decoded training pictures are kept in memory up to this size; what does not fit is decoded each time."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The encoder to fine-tune."""
+
+    backbone: str = "dinov2-vits14"
+    """A weights name of `vitrieve weights list`, or any timm model name."""
+    weights: str | None = None
+    """A local .safetensors file with the backbone's weights; by default the backbone's own."""
+    image_size: Annotated[int, FLAT] = 112
+    """Side of the square input in pixels, a multiple of the patch size."""
+    pooling: Pooling = "cls"
+    """How tokens become one vector."""
+    drop_path_rate: float = 0.1
+    """Stochastic depth of the last block in training; earlier blocks linearly less."""
+    num_frozen_blocks: int = 0
+    """Lower transformer blocks (with patch and position embedding) that are not trained."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectiveConfig:
+    """The weighted sum of terms that training minimises."""
+
+    contrastive_weight: float = 0.0
+    """Weight of the contrastive loss (Eq. 1)."""
+    margin: float = 0.5
+    """beta of Eq. 1: negatives less similar than this cost nothing."""
+    is_mean_nonzero: bool = False
+    """Average the contrastive loss over the pairs that cost something, instead of Eq. 1's sum divided by the batch."""
+    memory_fraction: float = 0.0
+    """Rows of the cross-batch memory as a share of the training set; 0 is off."""
+    memory_start_step: int = 0
+    """First step at which the memory counts in the loss (it fills from the start)."""
+    multi_similarity_weight: float = 0.0
+    """Weight of the multi-similarity loss, over pairs of the batch."""
+    proxy_anchor_weight: float = 0.0
+    """Weight of the Proxy-Anchor loss."""
+    koleo_weight: float = 0.0
+    """lambda: weight of the KoLeo entropy regulariser, over the batch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW and its schedule."""
+
+    learning_rate: float = 3e-5
+    """Of the last layers; lower ones less by layer_decay."""
+    layer_decay: float = 1.0
+    """Factor from one block to the one below it, in (0, 1]."""
+    proxy_learning_rate: float = 1e-2
+    """Of the proxies of Proxy-Anchor."""
+    weight_decay: float = 5e-4
+    num_warmup_steps: int = 0
+    """Steps of linear growth of the learning rate from zero."""
+    schedule: Schedule = "constant"
+    """After the warm-up: constant, or a cosine to zero at the last step."""
+    gradient_clip_norm: float | None = None
+    """Largest Euclidean norm of all gradients together; None is off."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How long and how a run goes."""
+
+    num_steps: Annotated[int, FLAT] = 100
+    batch_size: Annotated[int, FLAT] = 64
+    microbatch_size: int = 16
+    """Images in one forward pass; the loss is always over the whole batch. Small ones stay in the cache."""
+    seed: Annotated[int, FLAT] = 0
+    num_threads: Annotated[int | None, FLAT] = None
+    """CPU threads; None: all cores. Another number may change the last bits of a result."""
+    ema_decay: float | None = None
+    """Average the weights over steps with this decay and keep the average; None keeps the last weights."""
+    precision: Precision = "auto"
+    """auto: bf16 where the processor has instructions for it."""
+    holdout: Annotated[bool, FLAT] = False
+    """Hold every fifth training class out, measure on it, keep the best state (the frozen one wins ties)."""
+    evaluate_every: int | None = None
+    """Steps between measurements on the held-out classes."""
+    num_patience: int = 2
+    """Stop after this many measurements in a row below the frozen start."""
+    max_bad_fraction: float = 0.05
+    """Largest share of training images that may be unreadable."""
+    checkpoint_every: int = 25
+    """Steps between states from which a killed run resumes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Everything that determines a training run, apart from the images."""
+
+    loader: LoaderConfig = LoaderConfig()
+    model: ModelConfig = ModelConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    train: TrainConfig = TrainConfig()
+
+
+def config_to_json(config: Any) -> dict[str, Any]:
+    """Convert a configuration dataclass to plain JSON values."""
+    return dataclasses.asdict(config)
+
+
+def config_from_json(cls: type[T], values: Mapping[str, Any]) -> T:
+    """Build ``cls`` from JSON values, strictly.
+
+    Raises:
+        ConfigError: A key is unknown or missing, or a value has the wrong type.
+    """
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{values!r} is not a table of the fields of {cls.__name__}.")
+    hints = typing.get_type_hints(cls)
+    unknown = sorted(set(values) - set(hints))
+    if unknown:
+        raise ConfigError(unknown_name_message(f"field of {cls.__name__}", unknown[0], hints))
+    try:
+        return cls(**{name: _read_value(hints[name], value) for name, value in values.items()})
+    except TypeError as error:
+        raise ConfigError(f"{cls.__name__}: {error}") from None
+
+
+def _read_value(hint: Any, value: Any) -> Any:
+    if dataclasses.is_dataclass(hint):
+        return config_from_json(typing.cast(type, hint), value)
+    if isinstance(hint, types.UnionType):
+        arms = typing.get_args(hint)
+        if value is None and types.NoneType in arms:
+            return None
+        hint = next(arm for arm in arms if arm is not types.NoneType)
+    if typing.get_origin(hint) is tuple:
+        if not isinstance(value, list | tuple):
+            raise ConfigError(f"{value!r} is not a list.")
+        item = typing.get_args(hint)[0]
+        return tuple(_read_value(item, entry) for entry in value)
+    if typing.get_origin(hint) is Literal:
+        if value not in typing.get_args(hint):
+            raise ConfigError(f"{value!r} is not one of {', '.join(map(str, typing.get_args(hint)))}.")
+        return value
+    accepted = (int, float) if hint is float else hint
+    if not isinstance(value, accepted) or (isinstance(value, bool) and hint is not bool):
+        raise ConfigError(f"{value!r} is not of type {hint.__name__}.")
+    return value

@@ -1,0 +1,125 @@
+"""The training batches: decoded once where they fit in memory, augmented ahead of the step that needs them.
+
+A batch is a pure function of (seed, step): every random choice is drawn from a generator made of the seed,
+the step and the place in the batch. Resuming at a step therefore needs no state, and the number of threads
+changes nothing. Next folder: ``model``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from vitrieve.config import LoaderConfig
+from vitrieve.data.augment import augment
+from vitrieve.data.decode import read_image
+from vitrieve.data.preprocess import Preprocessing
+from vitrieve.data.records import ImageRecord
+from vitrieve.data.sampler import Sampler
+
+_VIEWS = 3
+"""Keeps the generators of augmentation apart from the sampler's."""
+
+
+class Batch(NamedTuple):
+    """One training batch.
+
+    Attributes:
+        pixels: ``(B, 3, S, S)`` float32, normalised per channel.
+        labels: ``(B,)`` int64 in ``[0, num_classes)``: positions among the sorted training labels.
+        rows: ``(B,)`` int64, positions among the training records.
+    """
+
+    pixels: Tensor
+    labels: Tensor
+    rows: Tensor
+
+
+class TrainingLoader:
+    """Batches of augmented training images, by step."""
+
+    def __init__(
+        self,
+        records: Sequence[ImageRecord],
+        config: LoaderConfig,
+        preprocessing: Preprocessing,
+        *,
+        batch_size: int,
+        seed: int,
+    ) -> None:
+        """Prepare, without reading an image.
+
+        Args:
+            records: The training images, at least one; their files must be readable.
+            config: Sampling and augmentation.
+            preprocessing: Gives the side of a view, mean and standard deviation.
+            batch_size: Images in a batch.
+            seed: Source of all randomness.
+        """
+        self._records = tuple(records)
+        self._config = config
+        self._image_size = preprocessing.image_size
+        self._mean = torch.tensor(preprocessing.mean).view(3, 1, 1)
+        self._std = torch.tensor(preprocessing.std).view(3, 1, 1)
+        self._seed = seed
+        _, positions = np.unique([record.label for record in records], return_inverse=True)
+        self._labels = torch.from_numpy(positions.astype(np.int64))
+        self._sampler = Sampler(
+            positions.tolist(),
+            batch_size=batch_size,
+            sampling=config.sampling,
+            images_per_class=config.images_per_class,
+            seed=seed,
+        )
+        self._decoded: dict[int, Image.Image] = {}
+        self._free_bytes = config.cache_bytes
+
+    @property
+    def num_classes(self) -> int:
+        """Number of different labels."""
+        return int(self._labels.max()) + 1
+
+    def batches(self, start_step: int, end_step: int) -> Iterator[Batch]:
+        """Yield the batches of the steps from ``start_step`` up to ``end_step``, one prepared ahead.
+
+        Raises:
+            DecodeError: An image cannot be read.
+        """
+        with ThreadPoolExecutor(max_workers=1) as ahead, ThreadPoolExecutor(max_workers=2) as pool:
+            pending: Future[Batch] | None = None
+            try:
+                for step in range(start_step, end_step):
+                    batch = (pending or ahead.submit(self._make_batch, step, pool)).result()
+                    pending = ahead.submit(self._make_batch, step + 1, pool) if step + 1 < end_step else None
+                    yield batch
+            finally:
+                if pending is not None:
+                    pending.cancel()
+
+    def _make_batch(self, step: int, pool: ThreadPoolExecutor) -> Batch:
+        rows = self._sampler.batch_rows(step)
+        views = list(pool.map(self._make_view, rows.tolist(), [step] * len(rows), range(len(rows))))
+        pixels = torch.from_numpy(np.stack(views)).permute(0, 3, 1, 2)  # (B, 3, S, S) uint8
+        pixels = (pixels.to(torch.float32) / 255 - self._mean) / self._std
+        picked = torch.from_numpy(rows)
+        return Batch(pixels.contiguous(), self._labels[picked], picked)
+
+    def _make_view(self, row: int, step: int, place: int) -> np.ndarray:
+        generator = np.random.default_rng([self._seed, _VIEWS, step, place])
+        return augment(self._read(row), self._config, self._image_size, generator)
+
+    def _read(self, row: int) -> Image.Image:
+        image = self._decoded.get(row)
+        if image is None:
+            image = read_image(self._records[row])
+            num_bytes = 3 * image.width * image.height
+            if num_bytes <= self._free_bytes:
+                self._decoded[row] = image
+                self._free_bytes -= num_bytes
+        return image

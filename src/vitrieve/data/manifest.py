@@ -1,0 +1,282 @@
+"""The user's own images, listed in a table: one row an image, as CSV or Parquet.
+
+Columns: ``path`` (relative to the table's folder) and ``label``; optional ``split`` (train, validation, test),
+``is_query``, ``is_gallery`` (true, false, 1, 0), the box ``x_1, y_1, x_2, y_2`` in pixels; every other column is
+metadata. A malformed table is an error that names the row; a listed image that turns out to be missing or
+damaged is reported by whoever decodes it, unless not a single one is there. Next file: ``decode.py``.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from vitrieve.data.folder import note_class_split
+from vitrieve.data.records import SPLITS, Dataset, ImageRecord, Split, hold_out_labels
+from vitrieve.errors import DataError, unknown_name_message
+
+PROTOCOLS = ("own_classes",)
+REQUIRED_COLUMNS = ("path", "label")
+ROLE_COLUMNS = ("is_query", "is_gallery")
+BOX_COLUMNS = ("x_1", "y_1", "x_2", "y_2")
+KNOWN_COLUMNS = (*REQUIRED_COLUMNS, "split", *ROLE_COLUMNS, *BOX_COLUMNS)
+
+_CSV_SUFFIXES = (".csv",)
+_PARQUET_SUFFIXES = (".parquet", ".pq")
+_TRUE_AND_FALSE = {"true": True, "false": False, "1": True, "0": False}
+
+Box = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Row:
+    """One row as text, and how a message names it."""
+
+    where: str
+    cells: Mapping[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Entry:
+    """One row, checked; the image_id and the label's number need the whole table."""
+
+    where: str
+    path: str
+    label_name: str
+    split: Split | None
+    is_query: bool
+    is_gallery: bool
+    box: Box | None
+    metadata: Mapping[str, str]
+
+
+def read_manifest_file(file: Path, protocol: str = PROTOCOLS[0]) -> Dataset:
+    """Read a table of images.
+
+    Without a column ``split``, the labels are sorted and every fifth, from the fifth, is for testing; the notes
+    say so. Labels are names, sorted as text, also where they look like numbers.
+
+    Args:
+        file: ``.csv`` (comma-separated, UTF-8, with a header) or ``.parquet``.
+        protocol: Only ``own_classes``.
+
+    Returns:
+        Records in the order of the rows. ``image_id`` is the path as written; where a path occurs in several
+        rows, ``#x_1,y_1,x_2,y_2`` is added.
+
+    Raises:
+        DataError: The file is missing or malformed (the message names the row), or none of its images exists.
+    """
+    if protocol not in PROTOCOLS:
+        raise DataError(unknown_name_message("protocol of a manifest", protocol, PROTOCOLS))
+    columns, rows = _read_table(file)
+    _check_columns(file, columns)
+    entries = [_check_row(row) for row in rows]
+    if not entries:
+        raise DataError(f"{file} has a header but no rows.")
+    label_names = tuple(sorted({entry.label_name for entry in entries}))
+    has_split = "split" in columns
+    records = _build_records(file.parent, entries, label_names)
+    if not any(record.path.exists() for record in records):
+        raise DataError(
+            f"none of the images of {file} exists, for example {entries[0].where}: {entries[0].path!r}. "
+            f"Paths are relative to the folder of the table, {file.parent.resolve()}."
+        )
+    return Dataset(
+        name=file.stem,
+        protocol=protocol,
+        records=records,
+        label_names=label_names,
+        notes=_note_shared_classes(records) if has_split else note_class_split(len(label_names)),
+    )
+
+
+def _read_table(file: Path) -> tuple[list[str], Iterator[_Row]]:
+    """Open a table as text: its checked column names, and its rows one by one."""
+    if not file.is_file():
+        kind = "is not a file" if file.exists() else "does not exist"
+        raise DataError(f"{file} {kind}; give a table of images as manifest:FILE.csv or manifest:FILE.parquet.")
+    if file.suffix.lower() in _CSV_SUFFIXES:
+        return _read_csv(file)
+    if file.suffix.lower() in _PARQUET_SUFFIXES:
+        return _read_parquet(file)
+    raise DataError(f"{file} must end in {' or '.join(_CSV_SUFFIXES + _PARQUET_SUFFIXES)}.")
+
+
+def _read_csv(file: Path) -> tuple[list[str], Iterator[_Row]]:
+    """Read with the csv module: pyarrow guesses types (the label 01 would become 1) and numbers no rows."""
+    try:
+        # utf-8-sig: spreadsheets put a byte-order mark before the first column's name.
+        text = file.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file} is not UTF-8 text ({error}); save it as CSV UTF-8.") from None
+    except OSError as error:
+        raise DataError(f"{file} cannot be read: {error.strerror or error}.") from None
+    lines = _number_lines(file, text)
+    _, header = next(lines, (1, []))
+    columns = [name.strip() for name in header]
+    _check_columns(file, columns)
+    return columns, _check_lengths(file, columns, lines)
+
+
+def _number_lines(file: Path, text: str) -> Iterator[tuple[int, list[str]]]:
+    """Yield the cells of each line that is not empty, with the line's number, from 1."""
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    try:
+        for cells in reader:
+            if cells:
+                yield reader.line_num, cells
+    except csv.Error as error:
+        raise DataError(f"{file}, line {reader.line_num}: {error}.") from None
+
+
+def _check_lengths(file: Path, columns: list[str], lines: Iterator[tuple[int, list[str]]]) -> Iterator[_Row]:
+    for number, cells in lines:
+        where = f"{file}, line {number}"
+        if len(cells) != len(columns):
+            raise DataError(f"{where}: {len(cells)} cells, but the header has {len(columns)} columns.")
+        yield _Row(where=where, cells=dict(zip(columns, cells, strict=True)))
+
+
+def _read_parquet(file: Path) -> tuple[list[str], Iterator[_Row]]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        table = pyarrow.parquet.read_table(file)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DataError(f"{file} is not a readable Parquet file: {error}.") from None
+    columns = list(table.column_names)
+    _check_columns(file, columns)
+    values = zip(*(column.to_pylist() for column in table.columns), strict=True)
+    rows = (
+        _Row(where=f"{file}, row {number}", cells=dict(zip(columns, map(_cell_text, cells), strict=True)))
+        for number, cells in enumerate(values, start=1)
+    )
+    return columns, rows
+
+
+def _cell_text(value: object) -> str:
+    """Spell a typed cell as CSV would; a missing value (null, NaN) is empty."""
+    is_missing = value is None or (isinstance(value, float) and math.isnan(value))
+    return "" if is_missing else str(value)
+
+
+def _check_columns(file: Path, columns: list[str]) -> None:
+    """Refuse a table that lacks a column, or spells one so that it would silently become metadata."""
+    repeated = [name for name, count in Counter(columns).items() if count > 1]
+    if repeated:
+        raise DataError(f"{file} has the column {repeated[0]!r} twice.")
+    known = {_fold(name): name for name in KNOWN_COLUMNS}
+    for name in columns:
+        meant = known.get(_fold(name), name)
+        if meant != name:
+            raise DataError(f"{file} has a column {name!r}; write it {meant!r} (or rename it, if it is metadata).")
+    found = ", ".join(map(repr, columns)) or "nothing"
+    for name in REQUIRED_COLUMNS:
+        if name not in columns:
+            raise DataError(f"{file} has no column {name!r}. Found: {found}. Columns are separated by commas.")
+    given = [name for name in BOX_COLUMNS if name in columns]
+    if given and len(given) < len(BOX_COLUMNS):
+        missing = next(name for name in BOX_COLUMNS if name not in columns)
+        raise DataError(f"{file} has the box column {given[0]!r} but not {missing!r}; a box needs all four.")
+
+
+def _fold(name: str) -> str:
+    return "".join(character for character in name.lower() if character.isalnum())
+
+
+def _check_row(row: _Row) -> _Entry:
+    cells = row.cells
+    for name in REQUIRED_COLUMNS:
+        if not cells[name].strip():
+            raise DataError(f"{row.where}: {name} is empty.")
+    return _Entry(
+        where=row.where,
+        path=cells["path"],
+        label_name=cells["label"].strip(),
+        split=_read_split(row),
+        is_query=_read_flag(row, "is_query"),
+        is_gallery=_read_flag(row, "is_gallery"),
+        box=_read_box(row),
+        metadata={name: value for name, value in cells.items() if name and name not in KNOWN_COLUMNS},
+    )
+
+
+def _read_split(row: _Row) -> Split | None:
+    """Read the split; None where the table has no such column."""
+    if "split" not in row.cells:
+        return None
+    value = row.cells["split"].strip()
+    for split in SPLITS:
+        if value == split:
+            return split
+    raise DataError(f"{row.where}: split is {value!r}; accepted: {', '.join(SPLITS)}.")
+
+
+def _read_flag(row: _Row, name: str) -> bool:
+    """Read a role; true where the table has no such column."""
+    value = row.cells.get(name, "true").strip()
+    if value.lower() not in _TRUE_AND_FALSE:
+        raise DataError(f"{row.where}: {name} is {value!r}; accepted: {', '.join(_TRUE_AND_FALSE)}.")
+    return _TRUE_AND_FALSE[value.lower()]
+
+
+def _read_box(row: _Row) -> Box | None:
+    texts = [row.cells.get(name, "").strip() for name in BOX_COLUMNS]
+    if not any(texts):
+        return None
+    try:
+        x_1, y_1, x_2, y_2 = map(float, texts)
+    except ValueError:
+        raise DataError(f"{row.where}: the box {texts} is not four numbers (or four empty cells).") from None
+    if not all(map(math.isfinite, (x_1, y_1, x_2, y_2))) or x_1 >= x_2 or y_1 >= y_2:
+        raise DataError(f"{row.where}: the box {texts} must be finite, with x_1 < x_2 and y_1 < y_2.")
+    return x_1, y_1, x_2, y_2
+
+
+def _build_records(folder: Path, entries: list[_Entry], label_names: tuple[str, ...]) -> tuple[ImageRecord, ...]:
+    labels = {name: label for label, name in enumerate(label_names)}
+    held_out = hold_out_labels(labels.values())
+    num_rows = Counter(entry.path for entry in entries)
+    first_row: dict[str, str] = {}
+    records = []
+    for entry in entries:
+        image_id = _build_image_id(entry, is_repeated=num_rows[entry.path] > 1)
+        if image_id in first_row:
+            raise DataError(f"{entry.where}: {image_id!r} was listed before ({first_row[image_id]}).")
+        first_row[image_id] = entry.where
+        label = labels[entry.label_name]
+        records.append(
+            ImageRecord(
+                image_id=image_id,
+                path=folder / entry.path,
+                label=label,
+                split=entry.split or ("test" if label in held_out else "train"),
+                is_query=entry.is_query,
+                is_gallery=entry.is_gallery,
+                box=entry.box,
+                metadata=entry.metadata,
+            )
+        )
+    return tuple(records)
+
+
+def _build_image_id(entry: _Entry, *, is_repeated: bool) -> str:
+    if not is_repeated or entry.box is None:
+        return entry.path
+    return f"{entry.path}#{','.join(f'{side:.15g}' for side in entry.box)}"
+
+
+def _note_shared_classes(records: tuple[ImageRecord, ...]) -> tuple[str, ...]:
+    trained = {record.label for record in records if record.split == "train"}
+    tested = {record.label for record in records if record.split == "test"}
+    shared = len(trained & tested)
+    if not shared:
+        return ()
+    return (f"{shared} of {len(tested)} test classes are also trained on: figures are not about unseen classes.",)

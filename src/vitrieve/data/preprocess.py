@@ -1,0 +1,123 @@
+"""Test-time preprocessing, with Pillow and NumPy only: one definition for torch and torch-free use.
+
+An RGB picture becomes a ``(3, S, S)`` float32 array: the short side resized with Pillow's filter, a centre
+crop, the mean and standard deviation of the backbone. Next file: ``augment.py`` (training views).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from PIL import Image
+
+from vitrieve.errors import ConfigError
+
+RESIZE_RATIO = 256 / 224
+"""Short side over crop side of the field's usual test transform."""
+MAX_RESIZED_PIXELS = 1 << 24
+"""Some 50 MB as RGB; at 224 px only a picture more than 256 times as long as wide goes beyond."""
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+Interpolation = Literal["bilinear", "bicubic"]
+_FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocessing:
+    """How a picture becomes the encoder's input; part of the encoder's fingerprint.
+
+    Attributes:
+        image_size: Side of the square input, in pixels.
+        resize_size: Short side before the crop, in pixels; at least ``image_size``.
+        interpolation: Pillow's filter, which looks at all pixels under an output pixel (antialiased).
+        mean: Subtracted from each channel, after scaling to [0, 1].
+        std: What each channel is then divided by.
+
+    Raises:
+        ConfigError: A size below 1, or ``resize_size`` below ``image_size``.
+    """
+
+    image_size: int
+    resize_size: int
+    interpolation: Interpolation = "bicubic"
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.image_size <= self.resize_size:
+            raise ConfigError(
+                f"the image size is {self.image_size} px and the short side before the crop {self.resize_size} px; "
+                "both must be positive, and the first at most the second."
+            )
+
+
+def build_preprocessing(
+    image_size: int,
+    *,
+    interpolation: Interpolation = "bicubic",
+    mean: tuple[float, ...] = IMAGENET_MEAN,
+    std: tuple[float, ...] = IMAGENET_STD,
+) -> Preprocessing:
+    """Build the field's usual test transform for a square input of ``image_size`` pixels.
+
+    >>> build_preprocessing(112).resize_size
+    128
+    """
+    resize_size = int(image_size * RESIZE_RATIO)
+    return Preprocessing(
+        image_size=image_size, resize_size=resize_size, interpolation=interpolation, mean=mean, std=std
+    )
+
+
+def preprocess(image: Image.Image, preprocessing: Preprocessing) -> np.ndarray:
+    """Turn an RGB picture into the encoder's input.
+
+    Args:
+        image: An RGB picture of any size.
+        preprocessing: Sizes, filter, mean and standard deviation.
+
+    Returns:
+        A ``(3, S, S)`` float32 array, normalised per channel.
+    """
+    square = resize_and_crop(image, preprocessing)
+    pixels = np.asarray(square, dtype=np.float32) / np.float32(255)  # (S, S, 3)
+    mean, std = (np.asarray(values, dtype=np.float32) for values in (preprocessing.mean, preprocessing.std))
+    pixels = (pixels - mean) / std
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1))  # (3, S, S)
+
+
+def resize_and_crop(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
+    """Resize the short side, then cut the centre square; the picture that the encoder sees.
+
+    Equal, pixel for pixel, to torchvision's ``Resize(resize_size)`` and ``CenterCrop(image_size)`` on a Pillow
+    picture, roundings included. Only a picture so long that its resized form would exceed ``MAX_RESIZED_PIXELS``
+    is resampled at its centre alone, which takes no memory and differs slightly: Pillow may then work on
+    columns before rows.
+
+    Args:
+        image: An RGB picture of any size.
+        preprocessing: Sizes and filter.
+
+    Returns:
+        An RGB picture of ``image_size`` squared.
+    """
+    width, height = _resized_size(image.size, preprocessing.resize_size)
+    side = preprocessing.image_size
+    left, top = round((width - side) / 2), round((height - side) / 2)
+    resampling = _FILTERS[preprocessing.interpolation]
+    if width * height > MAX_RESIZED_PIXELS:
+        scale_x, scale_y = image.width / width, image.height / height
+        box = (left * scale_x, top * scale_y, (left + side) * scale_x, (top + side) * scale_y)
+        return image.resize((side, side), resampling, box=box)
+    return image.resize((width, height), resampling).crop((left, top, left + side, top + side))
+
+
+def _resized_size(size: tuple[int, int], resize_size: int) -> tuple[int, int]:
+    """Scale so that the short side is ``resize_size``, with torchvision's rounding (down) of the long side."""
+    width, height = size
+    if width <= height:
+        return resize_size, int(resize_size * height / width)
+    return int(resize_size * width / height), resize_size

@@ -1,0 +1,136 @@
+"""One record type for every image source, and the data set that holds records.
+
+A reader of a source (``grocery.py``, ``emoji.py``, ``folder.py``, ``manifest.py``) returns a
+``Dataset``; training, evaluation and embedding know nothing else. Next file: ``sources.py``.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from vitrieve.errors import DataError
+
+Split = Literal["train", "validation", "test"]
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+
+HOLD_OUT_EVERY = 5
+"""Every fifth class, counted from the fifth, is held out: to choose a model, and to test own data without a split."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImageRecord:
+    """One image of a source.
+
+    Attributes:
+        image_id: Stable name, unique within its data set (for files: the path below the source's folder).
+        path: Where the bytes are.
+        label: Class or instance id, an index into ``Dataset.label_names``.
+        split: Which part of the data set the image belongs to.
+        is_query: The image asks, in evaluation (ignored in training).
+        is_gallery: The image can be found, in evaluation.
+        box: ``(x_1, y_1, x_2, y_2)`` in pixels after EXIF orientation, or None for the whole image.
+        metadata: Further columns of the source, as text.
+    """
+
+    image_id: str
+    path: Path
+    label: int
+    split: Split
+    is_query: bool = True
+    is_gallery: bool = True
+    box: tuple[float, float, float, float] | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """Records of a source under one protocol.
+
+    Attributes:
+        name: The source's name, for example ``grocery``.
+        protocol: Which of the source's protocols the roles follow.
+        records: All images, in a stable order.
+        label_names: Names of the labels; ``label_names[record.label]``.
+        ks: The cut-offs at which the field reports Recall@K on this data set.
+        junk_key: Metadata key; gallery images that share the query's value are neither right nor
+            wrong for it (left out of its ranking). None: no junk.
+        notes: What a user must be told about the data, for example how it was split.
+        license: Licence and attribution of the images, empty when unknown.
+    """
+
+    name: str
+    protocol: str
+    records: tuple[ImageRecord, ...]
+    label_names: tuple[str, ...]
+    ks: tuple[int, ...] = (1, 2, 4, 8)
+    junk_key: str | None = None
+    notes: tuple[str, ...] = ()
+    license: str = ""
+
+    def split(self, *splits: Split) -> tuple[ImageRecord, ...]:
+        """Select the records of the given splits, in order."""
+        return tuple(record for record in self.records if record.split in splits)
+
+
+def hold_out_labels(labels: Iterable[int]) -> frozenset[int]:
+    """Choose the classes to hold out: labels sorted, every fifth from the fifth.
+
+    Args:
+        labels: Labels that occur (duplicates allowed). Sources number their labels in the sorted
+            order of the names (Grocery: of the class ids), so sorting labels sorts names.
+
+    Returns:
+        The held-out labels; empty for fewer than five classes.
+
+    >>> sorted(hold_out_labels(range(10)))
+    [4, 9]
+    """
+    return frozenset(sorted(set(labels))[HOLD_OUT_EVERY - 1 :: HOLD_OUT_EVERY])
+
+
+def require_trainable(dataset: Dataset) -> None:
+    """Refuse a data set that nothing can be learnt from; sources accept it, for ``embed`` and ``data check``.
+
+    Raises:
+        DataError: Fewer than two training classes, or no training class with two images.
+    """
+    num_images = Counter(record.label for record in dataset.split("train"))
+    if len(num_images) < 2:
+        raise DataError(
+            f"{dataset.name} has {_name_classes(dataset, num_images)} for training; training needs at least two."
+        )
+    if max(num_images.values()) < 2:
+        raise DataError(
+            f"{dataset.name}: none of the {len(num_images)} training classes has two images; training needs pairs of "
+            "the same class."
+        )
+
+
+def require_testable(dataset: Dataset) -> None:
+    """Refuse a data set on which every encoder would score the same.
+
+    Raises:
+        DataError: No query, fewer than two classes in the gallery, or no query with another image of its class
+            in the gallery.
+    """
+    queries = [record for record in dataset.split("test") if record.is_query]
+    gallery = [record for record in dataset.split("test") if record.is_gallery]
+    num_gallery = Counter(record.label for record in gallery)
+    if not queries or len(num_gallery) < 2:
+        raise DataError(
+            f"{dataset.name} has {len(queries)} queries and {_name_classes(dataset, num_gallery)} in the gallery for "
+            "testing; a test needs queries, and at least two classes. Without a split of its own every fifth class is "
+            "for testing, so give ten classes or more, or a manifest with a column 'split'."
+        )
+    if not any(num_gallery[query.label] > int(query.is_gallery) for query in queries):
+        raise DataError(f"{dataset.name}: no query has another image of its class in the gallery.")
+
+
+def _name_classes(dataset: Dataset, num_images: Mapping[int, int]) -> str:
+    if len(num_images) == 1:
+        return f"one class only ({dataset.label_names[next(iter(num_images))]!r})"
+    return f"{len(num_images) or 'no'} classes"

@@ -1,0 +1,81 @@
+"""Decoding beside encoding: threads prepare the next pictures while the encoder works. Next file: ``parts.py``."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+
+from vitrieve.data.decode import read_image
+from vitrieve.data.preprocess import Preprocessing, preprocess
+from vitrieve.data.records import ImageRecord
+from vitrieve.errors import DecodeError
+from vitrieve.runtime.encoder import Encoder
+
+NUM_BATCHES_AHEAD = 2
+"""Batches prepared ahead: enough to hide slow files, little enough to bound the memory."""
+NUM_DECODE_THREADS_MAX = 4
+"""Decoding one picture takes a fraction of encoding it, so that a few threads keep the encoder busy."""
+
+
+@dataclass(frozen=True)
+class EncodedBatch:
+    """What became of some records.
+
+    Attributes:
+        vectors: ``(G, E)`` float32, one row for each good record, in order.
+        reasons: For each record None when it is good, else why it has no vector.
+    """
+
+    vectors: np.ndarray
+    reasons: tuple[str | None, ...]
+
+
+def encode_batches(
+    encoder: Encoder, batches: Iterable[Sequence[ImageRecord]], *, num_threads: int | None = None
+) -> Iterator[EncodedBatch]:
+    """Encode batches of records, in order, decoding ahead in threads.
+
+    Only prepared pictures (``(3, S, S)``) wait for the encoder, never decoded ones, so that the memory does not
+    depend on the size of the files.
+
+    Args:
+        encoder: Turns prepared pictures into embeddings.
+        batches: Records; an empty batch is allowed.
+        num_threads: Threads that decode; None: one for each core, up to four.
+
+    Yields:
+        For each batch, its vectors and the reasons of the pictures that cannot be decoded.
+    """
+    pool = ThreadPoolExecutor(num_threads or min(NUM_DECODE_THREADS_MAX, os.cpu_count() or 1))
+    waiting: deque[list[Future[np.ndarray | str]]] = deque()
+    try:
+        for batch in batches:
+            waiting.append([pool.submit(_prepare, record, encoder.preprocessing) for record in batch])
+            if len(waiting) > NUM_BATCHES_AHEAD:
+                yield _encode(encoder, waiting.popleft())
+        while waiting:
+            yield _encode(encoder, waiting.popleft())
+    finally:  # also when the consumer stops early: nothing may go on decoding behind its back
+        pool.shutdown(cancel_futures=True)
+
+
+def _prepare(record: ImageRecord, preprocessing: Preprocessing) -> np.ndarray | str:
+    """Decode and prepare one picture, or say why that is impossible."""
+    try:
+        return preprocess(read_image(record), preprocessing)
+    except DecodeError as error:
+        return str(error)
+
+
+def _encode(encoder: Encoder, futures: Sequence[Future[np.ndarray | str]]) -> EncodedBatch:
+    prepared = [future.result() for future in futures]
+    pixels = [one for one in prepared if not isinstance(one, str)]
+    reasons = tuple(one if isinstance(one, str) else None for one in prepared)
+    if not pixels:
+        return EncodedBatch(np.empty((0, encoder.embedding_dim), dtype=np.float32), reasons)
+    return EncodedBatch(encoder.encode_pixels(np.stack(pixels)), reasons)

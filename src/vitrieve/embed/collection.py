@@ -1,0 +1,329 @@
+"""From images to embeddings: in memory (``embed_images``) and on disk, resumable (``embed_collection``).
+
+The folder of embeddings holds ``vectors.npy`` (``(N, E)`` float32, good images only), ``rows.parquet`` (every
+image, with its status) and the manifest. Next: ``index/exact.py``.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from vitrieve.artifacts import prepare_folder, read_manifest, sync_file, write_manifest
+from vitrieve.data.records import Dataset, ImageRecord
+from vitrieve.embed.batches import EncodedBatch, encode_batches
+from vitrieve.embed.parts import (
+    num_parts,
+    open_parts,
+    part_path,
+    read_reasons,
+    read_vectors,
+    records_of_part,
+    remove_parts,
+    write_part,
+)
+from vitrieve.embed.rows import SCHEMA, STATUS_OK, build_table, read_rows, to_records
+from vitrieve.errors import ArtifactError, ConfigError, DataError
+from vitrieve.model.artefact import find_encoder_folder
+from vitrieve.progress import track
+from vitrieve.runtime.encoder import Encoder
+
+VECTORS_NAME = "vectors.npy"
+ROWS_NAME = "rows.parquet"
+NUM_REASONS_SHOWN = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbedSettings:
+    """How a collection is embedded; nothing here changes the embeddings."""
+
+    batch_size: int = 32
+    """Images in one forward pass."""
+    num_threads: int | None = None
+    """Threads that decode images; None: one for each core, up to four."""
+    max_bad_fraction: float = 0.05
+    """Largest share of images that may be unreadable, in [0, 1]."""
+    show_progress: bool = False
+    """Report progress on standard error."""
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        if self.batch_size < 1:
+            raise ConfigError(f"batch_size is {self.batch_size}; it must be 1 or more.")
+        if self.num_threads is not None and self.num_threads < 1:
+            raise ConfigError(f"num_threads is {self.num_threads}; it must be 1 or more.")
+        if not 0 <= self.max_bad_fraction <= 1:
+            raise ConfigError(f"max_bad_fraction is {self.max_bad_fraction}; it must be between 0 and 1.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Embeddings:
+    """The embeddings of a collection.
+
+    Attributes:
+        vectors: ``(N, E)`` float32, L2-normalised; a read-only memory map when loaded from disk.
+        records: The ``N`` images that have a vector, in the order of the rows.
+        failures: ``(image_id, reason)`` of every image that has none.
+        fingerprint: Of the encoder.
+        encoder_source: Where the encoder came from: a folder or a weights name.
+        image_size: Side of the encoder's input in pixels.
+        license: Licence and attribution of the images; empty when unknown.
+    """
+
+    vectors: np.ndarray
+    records: tuple[ImageRecord, ...]
+    failures: tuple[tuple[str, str], ...]
+    fingerprint: str
+    encoder_source: str
+    image_size: int
+    license: str = ""
+
+    def __post_init__(self) -> None:
+        """Check that vectors and records belong together."""
+        if self.vectors.ndim != 2 or self.vectors.dtype != np.float32:
+            raise DataError(f"vectors must be (N, E) float32, not {self.vectors.shape} {self.vectors.dtype}.")
+        if len(self.vectors) != len(self.records):
+            raise DataError(f"{len(self.vectors)} vectors do not belong to {len(self.records)} records.")
+
+
+def embed_images(
+    encoder: Encoder,
+    records: Sequence[ImageRecord],
+    *,
+    batch_size: int = 32,
+    num_threads: int | None = None,
+    max_bad_fraction: float = 0.05,
+    show_progress: bool = False,
+) -> Embeddings:
+    """Embed images in memory.
+
+    Args:
+        encoder: Turns pictures into embeddings.
+        records: The images; the order of the result follows it.
+        batch_size: Images in one forward pass.
+        num_threads: Threads that decode images; None: one for each core, up to four.
+        max_bad_fraction: Largest share of images that may be unreadable, in [0, 1].
+        show_progress: Report progress on standard error.
+
+    Returns:
+        Vectors of the readable images, and the reasons of the others.
+
+    Raises:
+        DataError: No image, no readable image, or more unreadable ones than allowed.
+    """
+    settings = EmbedSettings(
+        batch_size=batch_size, num_threads=num_threads, max_bad_fraction=max_bad_fraction, show_progress=show_progress
+    )
+    _check_any(records)
+    encoded = list(_track_batches(encoder, _slices(records, batch_size), len(records), settings))
+    reasons = [reason for batch in encoded for reason in batch.reasons]
+    failures = _collect_failures(records, reasons)
+    _check_failures(failures, len(records), max_bad_fraction, advice="")
+    return Embeddings(
+        vectors=np.concatenate([batch.vectors for batch in encoded]),
+        records=tuple(record for record, reason in zip(records, reasons, strict=True) if reason is None),
+        failures=tuple(failures),
+        fingerprint=encoder.fingerprint,
+        encoder_source=_describe_source(encoder),
+        image_size=encoder.preprocessing.image_size,
+    )
+
+
+def embed_collection(
+    encoder: Encoder,
+    dataset: Dataset,
+    out: Path,
+    *,
+    settings: EmbedSettings | None = None,
+    is_resume: bool = False,
+    is_overwrite: bool = False,
+) -> Embeddings:
+    """Embed a collection into a folder, so that a killed run can go on.
+
+    Work is written in parts (``parts.py``); a kill at any moment costs the part at hand. Memory holds the records
+    and one part, whatever the size of the collection. A resumed run gives the same vectors as an uninterrupted one.
+
+    Args:
+        encoder: Turns pictures into embeddings.
+        dataset: The collection; every record is embedded, in order.
+        out: Folder to write.
+        settings: Batch size, threads, share of unreadable images; None: the defaults.
+        is_resume: Go on with an unfinished folder.
+        is_overwrite: Replace what is there.
+
+    Returns:
+        The embeddings, read back from the folder.
+
+    Raises:
+        DataError: No image, no readable image, or more unreadable ones than allowed; what is done is kept.
+        ArtifactError: The folder is finished or of another collection.
+        FingerprintError: The folder was begun with another encoder.
+    """
+    settings = settings or EmbedSettings()
+    records = _name_labels(dataset)
+    _check_any(records)
+    prepare_folder(out, is_overwrite=is_overwrite, is_resume=is_resume)
+    parts = open_parts(out, encoder.fingerprint, records)
+    _write_missing_parts(encoder, records, parts, settings)
+    num_good = _merge_parts(records, parts, out, encoder.embedding_dim)
+    manifest = {
+        "fingerprint": encoder.fingerprint,
+        "encoder_source": _describe_source(encoder),
+        "engine": encoder.engine,
+        "precision": encoder.precision,
+        "image_size": encoder.preprocessing.image_size,
+        "embedding_dim": encoder.embedding_dim,
+        "dtype": "float32",
+        "num_images": len(records),
+        "num_embedded": num_good,
+        "collection": dataset.name,
+        "license": dataset.license,
+    }
+    write_manifest(out, "embeddings", manifest)
+    remove_parts(out)
+    return load_embeddings(out)
+
+
+def load_embeddings(folder: Path | str) -> Embeddings:
+    """Load embeddings from a folder; the vectors stay on disk, as a memory map.
+
+    Raises:
+        ArtifactError: The folder is missing, unfinished, damaged or of another kind.
+    """
+    folder = Path(folder)
+    manifest = read_manifest(folder, "embeddings")
+    table = read_rows(folder / ROWS_NAME)
+    good = table.filter(pc.equal(table["status"], STATUS_OK))
+    bad = table.filter(pc.not_equal(table["status"], STATUS_OK)).select(["image_id", "reason"]).to_pylist()
+    vectors = read_vectors_file(folder / VECTORS_NAME, (good.num_rows, manifest["embedding_dim"]))
+    return Embeddings(
+        vectors=vectors,
+        records=to_records(good),
+        failures=tuple((failure["image_id"], failure["reason"]) for failure in bad),
+        fingerprint=manifest["fingerprint"],
+        encoder_source=manifest["encoder_source"],
+        image_size=manifest["image_size"],
+        license=manifest["license"],
+    )
+
+
+def read_vectors_file(path: Path, shape: tuple[int, int]) -> np.ndarray:
+    """Map the vectors of an artefact into memory, read-only.
+
+    Raises:
+        ArtifactError: The file is missing, damaged, or not float32 of ``shape``.
+    """
+    try:
+        vectors: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise ArtifactError(f"{path} cannot be read ({error}); make the artefact again.") from None
+    if vectors.shape != shape or vectors.dtype != np.float32:
+        raise ArtifactError(
+            f"{path} holds {vectors.shape} {vectors.dtype}, but its manifest and rows promise {shape} float32; "
+            "make the artefact again."
+        )
+    return vectors
+
+
+def _write_missing_parts(
+    encoder: Encoder, records: Sequence[ImageRecord], parts: Path, settings: EmbedSettings
+) -> None:
+    numbers = range(num_parts(len(records)))
+    missing = [number for number in numbers if not part_path(parts, number).is_file()]
+    failures = []
+    for number in set(numbers) - set(missing):
+        failures += _collect_failures(records_of_part(records, number), read_reasons(part_path(parts, number)))
+    num_left = sum(len(records_of_part(records, number)) for number in missing)
+    batches = (batch for number in missing for batch in _slices(records_of_part(records, number), settings.batch_size))
+    with closing(_track_batches(encoder, batches, num_left, settings)) as encoded:
+        for number in missing:
+            part_records = records_of_part(records, number)
+            num_batches = -(-len(part_records) // settings.batch_size)
+            part = write_part(part_path(parts, number), [next(encoded) for _ in range(num_batches)])
+            failures += _collect_failures(part_records, part.reasons)
+            _check_failures(failures, len(records), settings.max_bad_fraction, advice=_ADVICE_ON_DISK)
+        next(encoded, None)  # there is none left: this lets the progress say that it is done
+    _check_failures(failures, len(records), settings.max_bad_fraction, advice=_ADVICE_ON_DISK)
+
+
+def _merge_parts(records: Sequence[ImageRecord], parts: Path, out: Path, embedding_dim: int) -> int:
+    """Join the parts into ``vectors.npy`` and ``rows.parquet``; return the number of good images."""
+    paths = [part_path(parts, number) for number in range(num_parts(len(records)))]
+    num_good = sum(reason is None for path in paths for reason in read_reasons(path))
+    vectors = np.lib.format.open_memmap(
+        out / VECTORS_NAME, mode="w+", dtype=np.float32, shape=(num_good, embedding_dim)
+    )
+    row = 0
+    with pq.ParquetWriter(out / ROWS_NAME, SCHEMA) as writer:
+        for number, path in enumerate(paths):
+            part_vectors = read_vectors(path)
+            vectors[row : row + len(part_vectors)] = part_vectors
+            writer.write_table(build_table(records_of_part(records, number), read_reasons(path), row))
+            row += len(part_vectors)
+    vectors.flush()
+    for name in (VECTORS_NAME, ROWS_NAME):
+        sync_file(out / name)
+    return num_good
+
+
+def _track_batches(
+    encoder: Encoder, batches: Iterable[Sequence[ImageRecord]], num_records: int, settings: EmbedSettings
+) -> Generator[EncodedBatch, None, None]:
+    encoded = encode_batches(encoder, batches, num_threads=settings.num_threads)
+    return track(encoded, "embed", total=num_records, weight=settings.batch_size, is_shown=settings.show_progress)
+
+
+def _slices(records: Sequence[ImageRecord], size: int) -> list[Sequence[ImageRecord]]:
+    return [records[start : start + size] for start in range(0, len(records), size)]
+
+
+def _collect_failures(records: Sequence[ImageRecord], reasons: Sequence[str | None]) -> list[tuple[str, str]]:
+    pairs = zip(records, reasons, strict=True)
+    return [(record.image_id, reason) for record, reason in pairs if reason is not None]
+
+
+_ADVICE_ON_DISK = (
+    " What is done is kept: repeat the command with --resume and a larger --max-bad-fraction; "
+    "or repair the files and start again with --overwrite."
+)
+
+
+def _check_failures(
+    failures: Sequence[tuple[str, str]], num_records: int, max_bad_fraction: float, *, advice: str
+) -> None:
+    shown = "; ".join(f"{image_id}: {reason}" for image_id, reason in failures[:NUM_REASONS_SHOWN])
+    if len(failures) == num_records:
+        raise DataError(f"none of the {num_records} images can be read. {shown}")
+    if len(failures) > max_bad_fraction * num_records:
+        raise DataError(
+            f"{len(failures)} of {num_records} images cannot be read, more than the share of {max_bad_fraction:g} "
+            f"that is allowed (max_bad_fraction). {shown}.{advice}"
+        )
+
+
+def _check_any(records: Sequence[ImageRecord]) -> None:
+    if not records:
+        raise DataError("there is no image to embed.")
+
+
+def _name_labels(dataset: Dataset) -> tuple[ImageRecord, ...]:
+    """Add the name of each record's class to its metadata, where there are classes."""
+    if len(dataset.label_names) < 2:
+        return dataset.records
+    names = dataset.label_names
+    return tuple(
+        replace(record, metadata={"label": names[record.label], **record.metadata}) for record in dataset.records
+    )
+
+
+def _describe_source(encoder: Encoder) -> str:
+    """Return the weights name, or the absolute path of the encoder's folder: it must be found from anywhere."""
+    is_folder = find_encoder_folder(Path(encoder.source)) is not None
+    return os.path.abspath(encoder.source) if is_folder else encoder.source

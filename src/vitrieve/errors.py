@@ -1,0 +1,67 @@
+"""The exception tree: everything vitrieve raises on purpose.
+
+    VitrieveError                  caught by the command line, printed as one message
+    ├── InputError (ValueError)    wrong use or wrong input: exit status 2
+    │   ├── ConfigError            a setting that is unknown, out of range or without effect
+    │   ├── DataError              a collection or data set that cannot be used
+    │   │   └── DecodeError        one image that cannot be turned into RGB
+    │   ├── WeightsError           weights that are unknown, unreachable or do not fit
+    │   └── ArtifactError          a folder of ours that exists, is incomplete or does not fit
+    │       └── FingerprintError   made by another encoder
+    └── NonFiniteLossError         training produced NaN or infinity: exit status 1
+
+A message says what was wrong (with the value), what is accepted, and what to do next.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class VitrieveError(Exception):
+    """The root of all errors raised on purpose."""
+
+
+class InputError(VitrieveError, ValueError):
+    """Something the caller gave cannot be used as it is."""
+
+
+class ConfigError(InputError):
+    """A setting is unknown, out of range or contradicts another one."""
+
+
+class DataError(InputError):
+    """A data set or an image collection cannot be used."""
+
+
+class DecodeError(DataError):
+    """One image cannot be decoded; the message gives the reason."""
+
+
+class WeightsError(InputError):
+    """Pre-trained weights are unknown, cannot be fetched or do not fit the backbone."""
+
+
+class ArtifactError(InputError):
+    """A run, encoder, embeddings or index folder exists already, is incomplete or damaged."""
+
+
+class FingerprintError(ArtifactError):
+    """Vectors of one encoder met another encoder."""
+
+
+class NonFiniteLossError(VitrieveError):
+    """A loss term became NaN or infinite; the message names the term and the step."""
+
+
+def unknown_name_message(kind: str, name: str, valid: Iterable[str]) -> str:
+    """Build the message for an unknown name: the nearest valid ones first, then all.
+
+    >>> unknown_name_message("recipe", "smal", ["small", "irt_r"])
+    "unknown recipe 'smal'. Did you mean 'small'? Valid: irt_r, small."
+    """
+    names = sorted(valid)
+    nearest = difflib.get_close_matches(name, names, n=2, cutoff=0.6)
+    hint = f" Did you mean {' or '.join(map(repr, nearest))}?" if nearest else ""
+    return f"unknown {kind} {name!r}.{hint} Valid: {', '.join(names)}."

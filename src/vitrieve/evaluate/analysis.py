@@ -1,0 +1,222 @@
+"""What the report shows beside the figures: classes, similarity histograms, spectra, neighbours.
+
+Pure computations on measurements; nothing here knows HTML. Next file: ``charts.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from vitrieve.evaluate.bootstrap import bootstrap_means, percentile_interval
+from vitrieve.evaluate.metrics import QueryScores
+from vitrieve.evaluate.relevance import Relevance
+from vitrieve.evaluate.run import Measurement
+from vitrieve.similarity import FloatArray, IntArray, order_nearest, similarity, similarity_chunks
+
+NUM_BINS = 80
+NUM_HISTOGRAM_QUERIES = 2000
+"""Queries whose pairs are counted in a histogram: with every gallery image, enough for a smooth curve."""
+ENERGY_BLOCK_SIZE = 8192
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassFigures:
+    """One class under one encoder: its number of scored queries, and their mean Recall@1 and MAP@R in [0, 1]."""
+
+    label: int
+    num_queries: int
+    recall_at_1: float
+    map_at_r: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimilarityHistogram:
+    """How similar relevant and irrelevant pairs of query and gallery image are.
+
+    Attributes:
+        edges: ``(B + 1,)`` rising, from -1 to 1.
+        positive: ``(B,)`` share of the relevant pairs in each bin.
+        negative: ``(B,)`` share of the irrelevant pairs in each bin.
+        positive_mean: Mean similarity of relevant pairs.
+        negative_mean: Mean similarity of irrelevant pairs.
+    """
+
+    edges: npt.NDArray[np.float64]
+    positive: npt.NDArray[np.float64]
+    negative: npt.NDArray[np.float64]
+    positive_mean: float
+    negative_mean: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Neighbour:
+    """One place of a query's ranking: gallery image by row of the task's records."""
+
+    row: int
+    similarity: float
+    is_relevant: bool
+
+
+def list_class_figures(scores: QueryScores) -> list[ClassFigures]:
+    """Average Recall@1 and MAP@R over the scored queries of each class, by rising label."""
+    values = scores.values((1,))
+    labels, class_rows, counts = np.unique(scores.labels[scores.is_scored], return_inverse=True, return_counts=True)
+    recalls = np.bincount(class_rows, values["recall_at_1"], len(labels)) / counts
+    averages = np.bincount(class_rows, values["map_at_r"], len(labels)) / counts
+    return [
+        ClassFigures(label=int(label), num_queries=int(count), recall_at_1=float(recall), map_at_r=float(average))
+        for label, count, recall, average in zip(labels, counts, recalls, averages, strict=True)
+    ]
+
+
+def difference_interval(before: QueryScores, after: QueryScores, ks: Sequence[int]) -> dict[str, tuple[float, float]]:
+    """Compute the 95 % interval of each metric's difference, paired: both encoders on the same draws of classes.
+
+    Args:
+        before: Scores of the reference.
+        after: Scores of another encoder on the same queries.
+        ks: Cut-offs of Recall@K.
+    """
+    first, second = bootstrap_means(before, ks), bootstrap_means(after, ks)
+    return {name: percentile_interval(second[name] - first[name]) for name in first}
+
+
+def build_relevance(measurement: Measurement) -> Relevance:
+    """Say who is right, wrong and left out, as the measurement did."""
+    task = measurement.task
+    return Relevance(task.query_labels, task.gallery_labels, task.exclusions)
+
+
+def count_similarities(measurement: Measurement, *, seed: int = 0) -> SimilarityHistogram:
+    """Build the histograms of the similarities of relevant and irrelevant pairs.
+
+    Args:
+        measurement: Of one encoder. Beyond ``NUM_HISTOGRAM_QUERIES`` queries a random choice is counted.
+        seed: Of the generator of that choice.
+    """
+    task, relevance = measurement.task, build_relevance(measurement)
+    chosen = np.arange(len(task.query_rows))
+    if len(chosen) > NUM_HISTOGRAM_QUERIES:
+        chosen = np.sort(np.random.default_rng(seed).choice(chosen, NUM_HISTOGRAM_QUERIES, replace=False))
+    counts, sums = np.zeros((2, NUM_BINS), dtype=np.int64), np.zeros(2)
+    gallery = measurement.vectors[task.gallery_rows]
+    for rows, block in similarity_chunks(measurement.vectors[task.query_rows[chosen]], gallery):
+        for query, similarities in zip(chosen[rows], block, strict=True):
+            pairs = _split_pairs(similarities, relevance, int(query))
+            counts += [_count_bins(values) for values in pairs]
+            sums += [values.sum(dtype=np.float64) for values in pairs]
+    totals = np.maximum(counts.sum(axis=1), 1)
+    return SimilarityHistogram(
+        edges=np.linspace(-1, 1, NUM_BINS + 1),
+        positive=counts[0] / totals[0],
+        negative=counts[1] / totals[1],
+        positive_mean=float(sums[0] / totals[0]),
+        negative_mean=float(sums[1] / totals[1]),
+    )
+
+
+def _split_pairs(similarities: FloatArray, relevance: Relevance, query: int) -> tuple[FloatArray, FloatArray]:
+    """Split a query's similarities into those of relevant and of irrelevant images."""
+    kind = np.zeros(len(similarities), dtype=np.int8)
+    kind[relevance.relevant_rows(query)] = 1
+    kind[relevance.excluded_rows(query)] = -1
+    return similarities[kind == 1], similarities[kind == 0]
+
+
+def _count_bins(similarities: FloatArray) -> IntArray:
+    bins = np.floor((similarities.astype(np.float64) + 1) * (NUM_BINS / 2)).astype(np.int64)
+    return np.bincount(np.clip(bins, 0, NUM_BINS - 1), minlength=NUM_BINS)  # 1 belongs to the last bin
+
+
+def cumulative_energy(vectors: FloatArray) -> npt.NDArray[np.float64]:
+    """Compute how much of the embeddings' variance their first principal components hold.
+
+    Args:
+        vectors: ``(N, E)`` embeddings; centred here.
+
+    Returns:
+        ``(E,)`` rising shares, the last of them 1; all of them 1 where the embeddings do not vary.
+
+    Source: El-Nouby et al., arXiv:2102.05644, figures 2 and 3.
+
+    >>> cumulative_energy(np.float32([[1, 0, 5], [-1, 0, 5], [0, 1, 5], [0, -1, 5]])).round(3).tolist()
+    [0.5, 1.0, 1.0]
+    """
+    num_dims = vectors.shape[1]
+    mean = vectors.mean(axis=0, dtype=np.float64)
+    covariance = np.zeros((num_dims, num_dims))
+    for start in range(0, len(vectors), ENERGY_BLOCK_SIZE):
+        centred = vectors[start : start + ENERGY_BLOCK_SIZE] - mean
+        covariance += centred.T @ centred
+    # The covariance is symmetric, so its eigenvalues are real; rounding may leave some just below zero.
+    eigenvalues = np.maximum(np.linalg.eigvalsh(covariance)[::-1], 0.0)
+    total = eigenvalues.sum()
+    if total <= np.finfo(np.float32).eps * max(1, len(vectors)):
+        return np.ones(num_dims)
+    return np.asarray(np.minimum(np.cumsum(eigenvalues) / total, 1.0))
+
+
+def find_neighbours(measurement: Measurement, queries: Sequence[int], k: int) -> list[list[Neighbour]]:
+    """List what some queries find first, without their own images and junk; ties are ordered by row.
+
+    Args:
+        measurement: Of one encoder.
+        queries: Positions in ``task.query_rows``.
+        k: Neighbours a query, or fewer where the gallery has fewer.
+    """
+    task, relevance = measurement.task, build_relevance(measurement)
+    gallery = measurement.vectors[task.gallery_rows]
+    found = []
+    for query in queries:
+        similarities = similarity(measurement.vectors[task.query_rows[[query]]], gallery)  # (1, G)
+        similarities[0, relevance.excluded_rows(query)] = -np.inf
+        values, places = order_nearest(similarities, k)
+        is_relevant = task.gallery_labels[places[0]] == task.query_labels[query]
+        nearest = zip(task.gallery_rows[places[0]], values[0], is_relevant, strict=True)
+        found.append(
+            [
+                Neighbour(row=int(row), similarity=float(value), is_relevant=bool(right))
+                for row, value, right in nearest
+                if value > -np.inf
+            ]
+        )
+    return found
+
+
+def pick_worst(scores: QueryScores, num_picked: int) -> list[int]:
+    """Pick the scored queries with the lowest MAP@R, among equals the latest first hit; one a class where possible."""
+    order = np.lexsort((np.arange(len(scores.labels)), -scores.first_rank, scores.map_at_r))
+    return _pick_spread(order[scores.is_scored[order]], scores.labels, num_picked)
+
+
+def pick_random(scores: QueryScores, num_picked: int, *, seed: int = 0) -> list[int]:
+    """Pick scored queries at random, without repetition, by a generator of its own."""
+    order = np.random.default_rng(seed).permutation(np.flatnonzero(scores.is_scored))
+    return [int(query) for query in order[:num_picked]]
+
+
+def pick_changed(before: QueryScores, after: QueryScores, num_picked: int, *, is_gain: bool) -> list[int]:
+    """Pick the queries whose MAP@R rose (or fell) most; fewer where fewer did, one a class where possible.
+
+    Args:
+        before: Scores of the reference.
+        after: Scores of another encoder on the same queries.
+        num_picked: Queries at most.
+        is_gain: Those that rose; else those that fell.
+    """
+    change = (after.map_at_r - before.map_at_r) * (1 if is_gain else -1)
+    order = np.argsort(-change, kind="stable")
+    return _pick_spread(order[change[order] > 0], after.labels, num_picked)
+
+
+def _pick_spread(order: IntArray, labels: IntArray, num_picked: int) -> list[int]:
+    """Take the first of each class in ``order``, then, when there are too few classes, the others."""
+    _, firsts = np.unique(labels[order], return_index=True)
+    is_first = np.zeros(len(order), dtype=bool)
+    is_first[firsts] = True
+    picked = np.concatenate([order[is_first], order[~is_first]])[:num_picked]
+    return [int(query) for query in picked]

@@ -1,0 +1,87 @@
+"""95 % intervals by resampling classes.
+
+Images of a class are not independent trials: an encoder knows a class or does not. Resampling images would
+make intervals too narrow, so whole classes are drawn, with replacement. The intervals answer: how far might
+the figure be off, had other classes of this kind been collected? They say nothing about training seeds.
+Next file: ``protocols.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from vitrieve.evaluate.metrics import DEFAULT_KS, QueryScores
+
+NUM_RESAMPLES = 2000
+"""For a normal distribution the ends of an interval then scatter by 1.5 % of its width."""
+INTERVAL_QUANTILES = (0.025, 0.975)
+
+
+def bootstrap_means(
+    scores: QueryScores,
+    ks: Sequence[int] = DEFAULT_KS,
+    *,
+    num_resamples: int = NUM_RESAMPLES,
+    seed: int = 0,
+) -> dict[str, npt.NDArray[np.float64]]:
+    """Recompute every metric on random draws of the classes.
+
+    Two encoders scored on the same queries see the same draws under the same seed, so the difference of
+    their results is a paired bootstrap of the difference.
+
+    Args:
+        scores: Of at least one query with something relevant.
+        ks: Cut-offs of Recall@K.
+        num_resamples: Draws; each takes as many classes as there are, with replacement.
+        seed: Of the generator of the draws.
+
+    Returns:
+        Metric name -> ``(num_resamples,)`` means over the queries of the drawn classes.
+
+    Raises:
+        InputError: A cut-off below 1.
+
+    Source: Efron, "Bootstrap methods: another look at the jackknife" (1979); Field and Welsh, "Bootstrapping
+        clustered data" (2007), the cluster bootstrap.
+    """
+    values = scores.values(ks)
+    _, class_rows = np.unique(scores.labels[scores.is_scored], return_inverse=True)
+    num_classes = int(class_rows.max()) + 1
+    columns = [np.ones(scores.num_scored), *values.values()]
+    class_sums = np.stack([np.bincount(class_rows, column, num_classes) for column in columns], axis=1)
+    generator = np.random.default_rng(seed)
+    totals = np.stack(
+        [class_sums[generator.integers(num_classes, size=num_classes)].sum(axis=0) for _ in range(num_resamples)]
+    )
+    return dict(zip(values, (totals[:, 1:] / totals[:, :1]).T, strict=True))
+
+
+def bootstrap_intervals(
+    scores: QueryScores, ks: Sequence[int] = DEFAULT_KS, *, num_resamples: int = NUM_RESAMPLES, seed: int = 0
+) -> dict[str, tuple[float, float]]:
+    """Compute the 95 % percentile interval of every metric over classes.
+
+    Args:
+        scores: Of at least one query with something relevant. One class alone gives an interval of no width.
+        ks: Cut-offs of Recall@K.
+        num_resamples: Draws of the classes.
+        seed: Of the generator of the draws.
+
+    Returns:
+        Metric name -> (low, high), in [0, 1].
+    """
+    means = bootstrap_means(scores, ks, num_resamples=num_resamples, seed=seed)
+    return {name: percentile_interval(draws) for name, draws in means.items()}
+
+
+def percentile_interval(draws: npt.NDArray[np.float64]) -> tuple[float, float]:
+    """Cut the interval that holds the middle 95 % of the draws.
+
+    >>> percentile_interval(np.linspace(0, 1000, 1001))
+    (25.0, 975.0)
+    """
+    low, high = np.quantile(draws, INTERVAL_QUANTILES)
+    return float(low), float(high)

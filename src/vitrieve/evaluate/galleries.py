@@ -1,0 +1,204 @@
+"""Galleries of the report: chosen queries beside what each encoder finds for them, as small pictures.
+
+Next file: ``report.py``.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from PIL import ImageOps
+
+from vitrieve.data.decode import read_image
+from vitrieve.data.records import ImageRecord
+from vitrieve.errors import DecodeError
+from vitrieve.evaluate.analysis import Neighbour, find_neighbours, pick_changed, pick_random, pick_worst
+from vitrieve.evaluate.run import Measurement
+
+NUM_NEIGHBOURS = 8
+MAX_ENCODERS = 3
+"""Encoders in a gallery: the first ones and, where there are more, the last."""
+THUMBNAIL_PX = 96
+THUMBNAIL_BYTES = 3_400
+"""At most, before base64; a busier picture is compressed more."""
+MAX_THUMBNAILS = 900
+"""In a whole report: together with THUMBNAIL_BYTES this keeps it below 5 MB."""
+MAX_QUERIES = 8
+"""In one gallery."""
+JPEG_QUALITIES = (80, 65, 50, 35, 20)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """A small picture with its names.
+
+    Attributes:
+        uri: A data URI; empty when the file can no longer be read.
+        class_name: Name of its label.
+        image_id: Which image it is.
+    """
+
+    uri: str
+    class_name: str
+    image_id: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """A picture in a ranking."""
+
+    picture: Picture
+    similarity: float
+    is_relevant: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranking:
+    """What one encoder finds for a query: its number among the encoders, its figures, its first neighbours."""
+
+    encoder: str
+    number: int
+    first_rank: int
+    map_at_r: float
+    places: tuple[Place, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GalleryItem:
+    """A query with a ranking for each encoder."""
+
+    query: Picture
+    num_relevant: int
+    rankings: tuple[Ranking, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gallery:
+    """Some queries, and why they were chosen."""
+
+    title: str
+    explanation: str
+    items: tuple[GalleryItem, ...]
+
+
+class Thumbnails:
+    """Small pictures of records, each made once."""
+
+    def __init__(self, label_names: Sequence[str]) -> None:
+        """Start without pictures.
+
+        Args:
+            label_names: Names of the labels of all records to come.
+        """
+        self._label_names = label_names
+        self._pictures: dict[str, Picture] = {}
+
+    def picture(self, record: ImageRecord) -> Picture:
+        """Return the thumbnail of a record, with its names."""
+        if record.image_id not in self._pictures:
+            self._pictures[record.image_id] = Picture(
+                uri=encode_thumbnail(record),
+                class_name=self._label_names[record.label],
+                image_id=record.image_id,
+            )
+        return self._pictures[record.image_id]
+
+
+def encode_thumbnail(record: ImageRecord) -> str:
+    """Encode the centre square of a picture as a JPEG data URI of at most ``THUMBNAIL_BYTES`` (before base64).
+
+    Returns:
+        The URI; empty when the picture cannot be read, which a report must survive.
+    """
+    try:
+        image = ImageOps.fit(read_image(record), (THUMBNAIL_PX, THUMBNAIL_PX))
+    except DecodeError:
+        return ""
+    data = b""
+    for quality in JPEG_QUALITIES:
+        buffer = io.BytesIO()
+        image.save(buffer, "JPEG", quality=quality, optimize=True)
+        data = buffer.getvalue()
+        if len(data) <= THUMBNAIL_BYTES:
+            break
+    return "data:image/jpeg;base64," + base64.b64encode(data).decode("ascii")
+
+
+def build_galleries(measurements: Sequence[Measurement], num_protocols: int) -> list[Gallery]:
+    """Choose queries under one protocol and show what they find.
+
+    The worst are the worst of the last encoder. With several encoders two more galleries show the largest gains
+    and losses from the first to the last.
+
+    Args:
+        measurements: Of all encoders under one protocol.
+        num_protocols: Protocols in the report, which share its size.
+    """
+    before, after = measurements[0], measurements[-1]
+    is_compared = len(measurements) > 1
+    shown = list(enumerate(measurements))
+    if len(shown) > MAX_ENCODERS:
+        shown = [*shown[: MAX_ENCODERS - 1], shown[-1]]
+    num_galleries = 4 if is_compared else 2
+    num_pictures = 1 + NUM_NEIGHBOURS * len(shown)
+    num_picked = max(1, min(MAX_QUERIES, MAX_THUMBNAILS // (num_protocols * num_galleries * num_pictures)))
+    last = after.result.encoder
+    choices = [
+        (
+            "Worst queries",
+            f"The lowest MAP@R under {last}, at most one a class where there are enough classes.",
+            pick_worst(after.scores, num_picked),
+        ),
+        ("Random queries", "Chosen by chance, not by result.", pick_random(after.scores, num_picked)),
+    ]
+    if is_compared:
+        change = f"MAP@R from {before.result.encoder} to {last}."
+        gains = pick_changed(before.scores, after.scores, num_picked, is_gain=True)
+        losses = pick_changed(before.scores, after.scores, num_picked, is_gain=False)
+        choices += [("Largest gains", change, gains), ("Largest losses", change, losses)]
+    thumbnails = Thumbnails(after.dataset.label_names)
+    return [
+        Gallery(title=title, explanation=explanation, items=_build_items(shown, queries, thumbnails))
+        for title, explanation, queries in choices
+        if queries
+    ]
+
+
+def _build_items(
+    shown: Sequence[tuple[int, Measurement]], queries: Sequence[int], thumbnails: Thumbnails
+) -> tuple[GalleryItem, ...]:
+    task, scores = shown[0][1].task, shown[0][1].scores
+    found = [find_neighbours(measurement, queries, NUM_NEIGHBOURS) for _, measurement in shown]
+    return tuple(
+        GalleryItem(
+            query=thumbnails.picture(task.records[task.query_rows[query]]),
+            num_relevant=int(scores.num_relevant[query]),
+            rankings=tuple(
+                Ranking(
+                    encoder=measurement.result.encoder,
+                    number=number,
+                    first_rank=int(measurement.scores.first_rank[query]),
+                    map_at_r=float(measurement.scores.map_at_r[query]),
+                    places=_build_places(neighbours[position], task.records, thumbnails),
+                )
+                for (number, measurement), neighbours in zip(shown, found, strict=True)
+            ),
+        )
+        for position, query in enumerate(queries)
+    )
+
+
+def _build_places(
+    neighbours: Sequence[Neighbour], records: Sequence[ImageRecord], thumbnails: Thumbnails
+) -> tuple[Place, ...]:
+    return tuple(
+        Place(
+            picture=thumbnails.picture(records[neighbour.row]),
+            similarity=neighbour.similarity,
+            is_relevant=neighbour.is_relevant,
+        )
+        for neighbour in neighbours
+    )

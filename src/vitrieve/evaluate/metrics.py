@@ -1,0 +1,300 @@
+"""The retrieval metrics as pure functions of embeddings and labels.
+
+Every metric comes from one pass over the queries, ``score_queries``, which holds a block of similarities at
+a time and never the whole matrix. What the pass promises:
+
+- A query never finds itself: its own gallery row is left out by row, not by rank or by similarity, so exact
+  duplicates of the query count like any other image.
+- Ties count against the query: of equally similar images, irrelevant ones stand before relevant ones. An
+  encoder that maps everything to one point scores nothing.
+- Queries for which nothing relevant is in the gallery are left out of the means, and counted.
+- Junk (see ``Exclusions``) is neither right nor wrong: the ranking closes up over it.
+
+Nearness is defined in ``similarity.py``. Next file: ``bootstrap.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from vitrieve.errors import InputError
+from vitrieve.evaluate.relevance import Exclusions, Relevance
+from vitrieve.similarity import FloatArray, IntArray, as_embeddings, similarity_chunks
+
+DEFAULT_KS = (1, 2, 4, 8)
+
+
+@dataclass(frozen=True, kw_only=True)
+class QueryScores:
+    """What became of every query, in the order of the queries.
+
+    Attributes:
+        labels: ``(Q,)`` int64.
+        num_relevant: ``(Q,)`` int64, R: relevant gallery images other than the query itself and junk. Zero: not scored.
+        first_rank: ``(Q,)`` int64, rank of the nearest relevant image, from 1; zero where nothing is relevant.
+        r_precision: ``(Q,)`` float64, share of relevant images among the first R.
+        map_at_r: ``(Q,)`` float64, 1/R times the sum over ranks k <= R of precision at k where rank k is relevant.
+    """
+
+    labels: IntArray
+    num_relevant: IntArray
+    first_rank: IntArray
+    r_precision: npt.NDArray[np.float64]
+    map_at_r: npt.NDArray[np.float64]
+
+    def __post_init__(self) -> None:
+        columns = (self.labels, self.num_relevant, self.first_rank, self.r_precision, self.map_at_r)
+        if any(column.shape != self.labels.shape or column.ndim != 1 for column in columns):
+            raise ValueError("the columns of QueryScores must be vectors of one length")
+        if not np.array_equal(self.first_rank > 0, self.num_relevant > 0):
+            raise ValueError("exactly the queries with relevant images have a first rank")
+        if not all(((column >= 0) & (column <= 1)).all() for column in (self.r_precision, self.map_at_r)):
+            raise ValueError("r_precision and map_at_r must lie in [0, 1]")
+
+    @property
+    def is_scored(self) -> npt.NDArray[np.bool_]:
+        """``(Q,)``: something relevant is in the gallery, so the query counts in the means."""
+        return self.num_relevant > 0
+
+    @property
+    def num_scored(self) -> int:
+        """Queries that count in the means."""
+        return int(np.count_nonzero(self.is_scored))
+
+    @property
+    def num_skipped(self) -> int:
+        """Queries left out because nothing relevant is in the gallery."""
+        return len(self.labels) - self.num_scored
+
+    def values(self, ks: Sequence[int] = DEFAULT_KS) -> dict[str, npt.NDArray[np.float64]]:
+        """Return each metric's value for every scored query, in [0, 1]: name -> ``(num_scored,)``."""
+        ranks = self.first_rank[self.is_scored]
+        recalls = {f"recall_at_{k}": (ranks <= k).astype(np.float64) for k in _check_ks(ks)}
+        return {**recalls, "r_precision": self.r_precision[self.is_scored], "map_at_r": self.map_at_r[self.is_scored]}
+
+    def means(self, ks: Sequence[int] = DEFAULT_KS) -> dict[str, float]:
+        """Return each metric's mean over the scored queries, in [0, 1].
+
+        Raises:
+            InputError: No query has anything relevant in the gallery.
+        """
+        if self.num_scored == 0:
+            raise InputError(
+                f"none of {len(self.labels)} queries has a relevant image in the gallery besides itself, so there is "
+                "nothing to average; at least one class needs two images (with a separate gallery: one on each side)."
+            )
+        return {name: float(values.mean()) for name, values in self.values(ks).items()}
+
+
+def recall_at_k(
+    query_embeddings: npt.ArrayLike,
+    query_labels: npt.ArrayLike,
+    gallery_embeddings: npt.ArrayLike | None = None,
+    gallery_labels: npt.ArrayLike | None = None,
+    *,
+    ks: Sequence[int] = DEFAULT_KS,
+    exclusions: Exclusions | None = None,
+) -> dict[int, float]:
+    """Compute the share of queries with at least one relevant image among the first K.
+
+    (Elsewhere: CMC@K, accuracy@K. It is not the share of relevant images that are found.)
+
+    Args:
+        query_embeddings: ``(Q, E)``, L2-normalised; other rows are ranked by their inner products.
+        query_labels: ``(Q,)`` integers.
+        gallery_embeddings: ``(G, E)``; None: every query searches among the other queries.
+        gallery_labels: ``(G,)`` integers; None with ``gallery_embeddings``.
+        ks: Cut-offs, each at least 1; one beyond the gallery's size means all of it.
+        exclusions: What a ranking leaves out.
+
+    Returns:
+        For every K the mean over queries that have something relevant, in [0, 1]. Ties count against the query.
+
+    Raises:
+        InputError: Shapes or types that do not fit, non-finite embeddings, no query with anything relevant.
+
+    Source: Jégou, Douze, Schmid, "Product quantization for nearest neighbor search" (TPAMI 2011), Recall@R;
+        as used for metric learning by Oh Song et al., arXiv:1511.06452.
+
+    >>> recall_at_k([[1, 0], [1, 0], [0, 1], [-1, 0]], [7, 7, 7, 8], ks=(1, 2))
+    {1: 0.6666666666666666, 2: 1.0}
+    """
+    scores = score_queries(query_embeddings, query_labels, gallery_embeddings, gallery_labels, exclusions=exclusions)
+    means = scores.means(ks)
+    return {k: means[f"recall_at_{k}"] for k in ks}
+
+
+def r_precision(
+    query_embeddings: npt.ArrayLike,
+    query_labels: npt.ArrayLike,
+    gallery_embeddings: npt.ArrayLike | None = None,
+    gallery_labels: npt.ArrayLike | None = None,
+    *,
+    exclusions: Exclusions | None = None,
+) -> float:
+    """Compute the share of relevant images among the first R, R being how many there are, as a mean over queries.
+
+    Args:
+        query_embeddings: As in ``recall_at_k``, like all other arguments.
+        query_labels: ``(Q,)`` integers.
+        gallery_embeddings: ``(G, E)`` or None.
+        gallery_labels: ``(G,)`` integers or None.
+        exclusions: What a ranking leaves out.
+
+    Returns:
+        The mean over queries that have something relevant, in [0, 1]. Ties count against the query.
+
+    Raises:
+        InputError: As in ``recall_at_k``.
+
+    Source: Musgrave, Belongie, Lim, "A Metric Learning Reality Check", arXiv:2003.08505, section 3.1.
+
+    >>> r_precision([[1, 0], [0.8, 0.6], [0, 1]], [7, 8, 7], [[1, 0], [0.6, 0.8]], [7, 7])
+    1.0
+    """
+    scores = score_queries(query_embeddings, query_labels, gallery_embeddings, gallery_labels, exclusions=exclusions)
+    return scores.means(())["r_precision"]
+
+
+def map_at_r(
+    query_embeddings: npt.ArrayLike,
+    query_labels: npt.ArrayLike,
+    gallery_embeddings: npt.ArrayLike | None = None,
+    gallery_labels: npt.ArrayLike | None = None,
+    *,
+    exclusions: Exclusions | None = None,
+) -> float:
+    """Compute MAP@R: the mean over queries of 1/R times the sum over k <= R of precision@k where rank k is relevant.
+
+    Args:
+        query_embeddings: As in ``recall_at_k``, like all other arguments.
+        query_labels: ``(Q,)`` integers.
+        gallery_embeddings: ``(G, E)`` or None.
+        gallery_labels: ``(G,)`` integers or None.
+        exclusions: What a ranking leaves out.
+
+    Returns:
+        The mean over queries that have something relevant, in [0, 1]. Ties count against the query.
+
+    Raises:
+        InputError: As in ``recall_at_k``.
+
+    Source: Musgrave, Belongie, Lim, "A Metric Learning Reality Check", arXiv:2003.08505, section 3.1.
+
+    >>> map_at_r([[1, 0]], [7], [[1, 0], [0.8, 0.6], [0, 1]], [8, 7, 7])
+    0.25
+    """
+    scores = score_queries(query_embeddings, query_labels, gallery_embeddings, gallery_labels, exclusions=exclusions)
+    return scores.means(())["map_at_r"]
+
+
+def score_queries(
+    query_embeddings: npt.ArrayLike,
+    query_labels: npt.ArrayLike,
+    gallery_embeddings: npt.ArrayLike | None = None,
+    gallery_labels: npt.ArrayLike | None = None,
+    *,
+    exclusions: Exclusions | None = None,
+    chunk_size: int | None = None,
+) -> QueryScores:
+    """Rank the gallery for every query in one chunked pass; all metrics are means of the result.
+
+    Args:
+        query_embeddings: As in ``recall_at_k``, like all other arguments but the last.
+        query_labels: ``(Q,)`` integers.
+        gallery_embeddings: ``(G, E)`` or None.
+        gallery_labels: ``(G,)`` integers or None.
+        exclusions: What a ranking leaves out.
+        chunk_size: Queries held at a time; by default as many as memory allows. The result does not depend on it.
+
+    Returns:
+        The scores of every query, those with nothing relevant included.
+
+    Raises:
+        InputError: As in ``recall_at_k``, but for queries with nothing relevant, which are no error here.
+    """
+    queries, gallery, relevance = _read_inputs(
+        query_embeddings, query_labels, gallery_embeddings, gallery_labels, exclusions
+    )
+    num_queries = len(queries)
+    num_relevant, first_rank = np.zeros(num_queries, dtype=np.int64), np.zeros(num_queries, dtype=np.int64)
+    precision, average = np.zeros(num_queries), np.zeros(num_queries)
+    for rows, block in similarity_chunks(queries, gallery, chunk_size=chunk_size):
+        for query, similarities in zip(range(rows.start, rows.stop), block, strict=True):
+            positive = _split_positive(similarities, relevance.relevant_rows(query), relevance.excluded_rows(query))
+            if len(positive):
+                num_relevant[query] = len(positive)
+                first_rank[query] = 1 + np.count_nonzero(similarities >= positive[0])
+                precision[query], average[query] = _score_first_r(positive, similarities)
+    return QueryScores(
+        labels=relevance.query_labels,
+        num_relevant=num_relevant,
+        first_rank=first_rank,
+        r_precision=precision,
+        map_at_r=average,
+    )
+
+
+def _split_positive(similarities: FloatArray, relevant_rows: IntArray, excluded_rows: IntArray) -> FloatArray:
+    """Take the relevant images out of a query's similarities, in place: what stays above minus infinity is irrelevant.
+
+    Returns:
+        The similarities of relevant images that are not excluded, falling.
+    """
+    similarities[excluded_rows] = -np.inf
+    positive = similarities[relevant_rows]
+    similarities[relevant_rows] = -np.inf
+    return np.sort(positive[positive > -np.inf])[::-1]
+
+
+def _score_first_r(positive: FloatArray, negative: FloatArray) -> tuple[float, float]:
+    """Score the first R places of a ranking in which ties count against the query.
+
+    Args:
+        positive: ``(R,)`` similarities of the relevant images, falling; R at least 1.
+        negative: ``(G,)`` similarities of the irrelevant ones, any order, minus infinity in other places; G at least R.
+
+    Returns:
+        R-precision and average precision at R.
+    """
+    num_relevant = len(positive)
+    # A relevant image with R irrelevant ones before it is out of reach, so the R nearest of those decide.
+    nearest = np.sort(np.partition(negative, len(negative) - num_relevant)[len(negative) - num_relevant :])
+    num_before = num_relevant - np.searchsorted(nearest, positive, side="left")
+    num_found = np.arange(1, num_relevant + 1)
+    ranks = num_found + num_before
+    is_reached = ranks <= num_relevant
+    precisions = (num_found / ranks)[is_reached]
+    return len(precisions) / num_relevant, float(precisions.sum()) / num_relevant
+
+
+def _read_inputs(
+    query_embeddings: npt.ArrayLike,
+    query_labels: npt.ArrayLike,
+    gallery_embeddings: npt.ArrayLike | None,
+    gallery_labels: npt.ArrayLike | None,
+    exclusions: Exclusions | None,
+) -> tuple[FloatArray, FloatArray, Relevance]:
+    if (gallery_embeddings is None) != (gallery_labels is None):
+        raise InputError("gallery embeddings and gallery labels belong together; give both or neither.")
+    relevance = Relevance(query_labels, gallery_labels, exclusions)
+    queries = as_embeddings(query_embeddings, "query embeddings")
+    gallery = queries if gallery_embeddings is None else as_embeddings(gallery_embeddings, "gallery embeddings")
+    for name, embeddings, labels in (
+        ("query", queries, relevance.query_labels),
+        ("gallery", gallery, relevance.gallery_labels),
+    ):
+        if len(embeddings) != len(labels):
+            raise InputError(f"{len(embeddings)} {name} embeddings have {len(labels)} labels; expected one each.")
+    return queries, gallery, relevance
+
+
+def _check_ks(ks: Sequence[int]) -> Sequence[int]:
+    wrong = [k for k in ks if k < 1]
+    if wrong:
+        raise InputError(f"a cut-off K is {wrong[0]}; expected integers of at least 1.")
+    return ks

@@ -1,0 +1,288 @@
+"""The report: one self-contained HTML page, without any request to elsewhere.
+
+This file turns measurements into what the page says; ``templates/report.html.j2`` is the page. All names come
+from users' files and are escaped by the template engine. This is the last file of the package.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from vitrieve import __version__
+from vitrieve.artifacts import write_text_durably
+from vitrieve.evaluate.analysis import (
+    count_similarities,
+    cumulative_energy,
+    difference_interval,
+    list_class_figures,
+)
+from vitrieve.evaluate.charts import (
+    NUM_COLOURS,
+    IntervalSeries,
+    draw_energy,
+    draw_histogram,
+    draw_intervals,
+    shown_bins,
+)
+from vitrieve.evaluate.galleries import Gallery, build_galleries
+from vitrieve.evaluate.run import Measurement
+
+MAX_CLASS_ROWS = 400
+"""Classes in the table: beyond these (the worst), a page becomes heavy and nobody reads on."""
+MAX_FAILURES_SHOWN = 20
+HEADLINES = ("recall_at_1", "r_precision", "map_at_r")
+ENERGY_SHARE = 0.9
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """A value with its interval: a fraction, or a difference of fractions."""
+
+    value: float
+    low: float
+    high: float
+
+    @property
+    def verdict(self) -> str:
+        """For a difference: ``better`` or ``worse`` when its interval leaves out zero, else ``unclear``."""
+        if self.low > 0:
+            return "better"
+        return "worse" if self.high < 0 else "unclear"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetricRow:
+    """A metric: one figure for each encoder, and one difference from the first for each further encoder."""
+
+    name: str
+    is_headline: bool
+    figures: tuple[Figure, ...]
+    differences: tuple[Figure, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassRow:
+    """A class: for each encoder Recall@1 and MAP@R, and the change of MAP@R from the first to the last."""
+
+    name: str
+    num_queries: int
+    recalls: tuple[float, ...]
+    averages: tuple[float, ...]
+    change: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spectrum:
+    """An encoder's energy in words: how many of its dimensions hold ``ENERGY_SHARE`` of the variance."""
+
+    encoder: str
+    num_dims: int
+    embedding_dim: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class HistogramView:
+    """An encoder's histogram and its two means."""
+
+    encoder: str
+    positive_mean: float
+    negative_mean: float
+    chart: Markup
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """Everything about one protocol."""
+
+    title: str
+    facts: tuple[str, ...]
+    notes: tuple[str, ...]
+    license: str
+    failures: tuple[tuple[str, str], ...]
+    num_failures: int
+    encoders: tuple[str, ...]
+    metrics: tuple[MetricRow, ...]
+    metrics_chart: Markup
+    histograms: tuple[HistogramView, ...]
+    energy_chart: Markup
+    spectra: tuple[Spectrum, ...]
+    classes: tuple[ClassRow, ...]
+    num_classes: int
+    galleries: tuple[Gallery, ...]
+
+
+def write_report(measurements: Sequence[Measurement], path: Path) -> None:
+    """Write the report of some encoders under some protocols.
+
+    The size stays below 5 MB: pictures are small and their number is bounded.
+
+    Args:
+        measurements: Of every encoder under every protocol, encoders in the same order under each; the first
+            encoder is the reference. The pictures are read again, for thumbnails.
+        path: File to write.
+    """
+    groups: dict[tuple[str, str], list[Measurement]] = {}
+    for measurement in measurements:
+        groups.setdefault((measurement.result.dataset, measurement.result.protocol), []).append(measurement)
+    sections = [_build_section(group, len(groups)) for group in groups.values()]
+    environment = Environment(
+        loader=PackageLoader("vitrieve.evaluate"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(percent=_format_percent, points=_format_points)
+    page = environment.get_template("report.html.j2").render(
+        sections=sections,
+        encoders=sections[0].encoders,
+        num_colours=NUM_COLOURS,
+        energy_percent=round(ENERGY_SHARE * 100),
+        version=__version__,
+    )
+    write_text_durably(path, page)
+
+
+def _build_section(group: Sequence[Measurement], num_protocols: int) -> Section:
+    last = group[-1]
+    histograms = [count_similarities(measurement) for measurement in group]
+    bins = shown_bins(histograms)
+    energies = [cumulative_energy(measurement.vectors) for measurement in group]
+    encoders = tuple(measurement.result.encoder for measurement in group)
+    metrics = _build_metrics(group)
+    classes = _build_classes(group)
+    return Section(
+        title=f"{last.result.dataset} · {last.result.protocol}",
+        facts=_list_facts(group),
+        notes=last.dataset.notes,
+        license=last.dataset.license,
+        failures=last.failures[:MAX_FAILURES_SHOWN],
+        num_failures=len(last.failures),
+        encoders=encoders,
+        metrics=metrics,
+        metrics_chart=_draw_metrics(encoders, metrics),
+        histograms=tuple(
+            HistogramView(
+                encoder=name,
+                positive_mean=histogram.positive_mean,
+                negative_mean=histogram.negative_mean,
+                chart=draw_histogram(histogram, bins),
+            )
+            for name, histogram in zip(encoders, histograms, strict=True)
+        ),
+        energy_chart=draw_energy(encoders, energies),
+        spectra=tuple(
+            Spectrum(encoder=name, num_dims=int(np.searchsorted(energy, ENERGY_SHARE)) + 1, embedding_dim=len(energy))
+            for name, energy in zip(encoders, energies, strict=True)
+        ),
+        classes=tuple(classes[:MAX_CLASS_ROWS]),
+        num_classes=len(classes),
+        galleries=tuple(build_galleries(group, num_protocols)),
+    )
+
+
+def _list_facts(group: Sequence[Measurement]) -> tuple[str, ...]:
+    """Say in a few words what was measured on, and at which size."""
+    measurement = group[0]
+    result, task = measurement.result, measurement.task
+    sizes = " and ".join(str(size) for size in sorted({one.result.image_size for one in group}))
+    facts = [
+        f"{result.num_queries:,} queries",
+        f"{result.num_gallery:,} gallery images",
+        f"{len(np.unique(task.gallery_labels)):,} classes in the gallery",
+        f"input of {sizes} px",
+    ]
+    if np.array_equal(task.query_rows, task.gallery_rows):
+        facts.append("every image searches among all others")
+    if measurement.dataset.junk_key is not None:
+        facts.append(f"images of the query's own {measurement.dataset.junk_key} are left out")
+    if result.num_skipped_queries:
+        facts.append(f"{result.num_skipped_queries:,} queries left out: nothing relevant in the gallery")
+    return tuple(facts)
+
+
+def _build_metrics(group: Sequence[Measurement]) -> tuple[MetricRow, ...]:
+    first = group[0]
+    intervals = [difference_interval(first.scores, other.scores, first.dataset.ks) for other in group[1:]]
+    return tuple(
+        MetricRow(
+            name=_display_name(name),
+            is_headline=name in HEADLINES,
+            figures=tuple(
+                Figure(
+                    value=one.result.metrics[name],
+                    low=one.result.intervals[name][0],
+                    high=one.result.intervals[name][1],
+                )
+                for one in group
+            ),
+            differences=tuple(
+                Figure(value=other.result.metrics[name] - value, low=interval[name][0], high=interval[name][1])
+                for other, interval in zip(group[1:], intervals, strict=True)
+            ),
+        )
+        for name, value in first.result.metrics.items()
+    )
+
+
+def _draw_metrics(encoders: Sequence[str], metrics: Sequence[MetricRow]) -> Markup:
+    series = [
+        IntervalSeries(
+            name=name,
+            values=[row.figures[number].value for row in metrics],
+            intervals=[(row.figures[number].low, row.figures[number].high) for row in metrics],
+        )
+        for number, name in enumerate(encoders)
+    ]
+    return draw_intervals([row.name for row in metrics], series)
+
+
+def _build_classes(group: Sequence[Measurement]) -> list[ClassRow]:
+    """List the classes, the worst under the last encoder first."""
+    names = group[0].dataset.label_names
+    rows = [
+        ClassRow(
+            name=names[figures[0].label],
+            num_queries=figures[0].num_queries,
+            recalls=tuple(one.recall_at_1 for one in figures),
+            averages=tuple(one.map_at_r for one in figures),
+            change=figures[-1].map_at_r - figures[0].map_at_r,
+        )
+        for figures in zip(*(list_class_figures(one.scores) for one in group), strict=True)
+    ]
+    return sorted(rows, key=lambda row: (row.averages[-1], row.recalls[-1], row.name))
+
+
+def _display_name(metric: str) -> str:
+    """Spell a metric as the field does.
+
+    >>> _display_name("recall_at_10"), _display_name("map_at_r")
+    ('Recall@10', 'MAP@R')
+    """
+    names = {"r_precision": "R-precision", "map_at_r": "MAP@R"}
+    return names.get(metric) or metric.replace("recall_at_", "Recall@")
+
+
+def _format_percent(fraction: float) -> str:
+    """Write a fraction in percent with one decimal.
+
+    >>> _format_percent(0.8254)
+    '82.5'
+    """
+    return f"{fraction * 100:.1f}"
+
+
+def _format_points(difference: float) -> str:
+    """Write a difference of fractions in percentage points, signed, with a true minus.
+
+    >>> _format_points(-0.0312), _format_points(0.00001)
+    ('−3.1', '0.0')
+    """
+    points = round(difference * 100, 1)
+    return f"{points:+.1f}".replace("-", "\N{MINUS SIGN}") if points else "0.0"

@@ -1,0 +1,282 @@
+"""Measure encoders on data sets: embed, score, and write ``results.json`` and the report.
+
+Next file: ``analysis.py``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from vitrieve.artifacts import MANIFEST_NAME, write_text_durably
+from vitrieve.data.records import Dataset
+from vitrieve.embed.collection import Embeddings, EmbedSettings, embed_collection, embed_images, load_embeddings
+from vitrieve.errors import ConfigError
+from vitrieve.evaluate.bootstrap import bootstrap_intervals
+from vitrieve.evaluate.metrics import QueryScores, score_queries
+from vitrieve.evaluate.protocols import RetrievalTask, build_task, select_records
+from vitrieve.evaluate.relevance import Exclusions
+from vitrieve.runtime.encoder import Encoder
+from vitrieve.similarity import FloatArray
+
+RESULTS_NAME = "results.json"
+REPORT_NAME = "report.html"
+EMBEDDINGS_FOLDER = "embeddings"
+"""Inside an unfinished evaluation: what a resumed one need not embed again."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationResult:
+    """The figures of one encoder under one protocol.
+
+    Attributes:
+        encoder: Name of the encoder.
+        dataset: Name of the data set.
+        protocol: Its protocol.
+        num_queries: Queries that the means are over.
+        num_skipped_queries: Further queries, for which nothing relevant is in the gallery.
+        num_gallery: Images that can be found, among them the queries' own.
+        num_unreadable: Images of the protocol that could not be read, and so are in none of these counts.
+        embedding_dim: Length of an embedding.
+        image_size: Side of the encoder's input in pixels.
+        metrics: ``recall_at_K`` for the data set's cut-offs, ``r_precision`` and ``map_at_r``, in [0, 1].
+        intervals: For each metric its 95 % bootstrap interval over classes.
+    """
+
+    encoder: str
+    dataset: str
+    protocol: str
+    num_queries: int
+    num_skipped_queries: int
+    num_gallery: int
+    num_unreadable: int
+    embedding_dim: int
+    image_size: int
+    metrics: Mapping[str, float]
+    intervals: Mapping[str, tuple[float, float]]
+
+    def to_json(self) -> dict[str, Any]:
+        """Convert to plain JSON values; the metrics stand beside the counts."""
+        values = dataclasses.asdict(self)
+        metrics, intervals = values.pop("metrics"), values.pop("intervals")
+        return {**values, **metrics, "intervals": {name: list(ends) for name, ends in intervals.items()}}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """A result with what it was computed from, for the report.
+
+    Attributes:
+        result: The figures.
+        dataset: What was measured on.
+        task: Queries, gallery and junk among the readable images.
+        vectors: ``(N, E)`` embeddings of ``task.records``.
+        scores: Of every query.
+        failures: ``(image_id, reason)`` of the protocol's unreadable images.
+    """
+
+    result: EvaluationResult
+    dataset: Dataset
+    task: RetrievalTask
+    vectors: FloatArray
+    scores: QueryScores
+    failures: tuple[tuple[str, str], ...]
+
+
+def measure_embeddings(
+    vectors: npt.ArrayLike, labels: npt.ArrayLike, *, junk_groups: npt.ArrayLike | None = None
+) -> dict[str, float]:
+    """Measure embeddings in which every image searches among the others, as training does on held-out classes.
+
+    Args:
+        vectors: ``(N, E)``, L2-normalised.
+        labels: ``(N,)`` integers.
+        junk_groups: ``(N,)`` integers; images of one group are junk for each other (-1: for nobody). None: no junk.
+
+    Returns:
+        ``recall_at_1`` and ``map_at_r``, in [0, 1].
+
+    Raises:
+        InputError: Shapes that do not fit, non-finite embeddings, or no two images of a class.
+
+    >>> measure_embeddings([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]], [3, 3, 4])
+    {'recall_at_1': 1.0, 'map_at_r': 1.0}
+    """
+    means = score_queries(vectors, labels, exclusions=Exclusions(query_junk=junk_groups)).means((1,))
+    return {name: means[name] for name in ("recall_at_1", "map_at_r")}
+
+
+def evaluate_encoder(
+    encoder: Encoder, dataset: Dataset, *, settings: EmbedSettings | None = None, show_progress: bool = False
+) -> EvaluationResult:
+    """Measure one encoder under one protocol, in memory.
+
+    Args:
+        encoder: Turns pictures into embeddings.
+        dataset: Its test split is measured on.
+        settings: How the images are embedded; None: the defaults.
+        show_progress: Report progress on standard error.
+
+    Returns:
+        The figures.
+
+    Raises:
+        DataError: Nothing to measure on, or too many unreadable images.
+    """
+    settings = settings or EmbedSettings()
+    embeddings = embed_images(
+        encoder,
+        select_records(dataset),
+        batch_size=settings.batch_size,
+        num_threads=settings.num_threads,
+        max_bad_fraction=settings.max_bad_fraction,
+        show_progress=show_progress,
+    )
+    return measure(dataset, embeddings, encoder.name).result
+
+
+def run_comparison(
+    encoders: Sequence[Encoder],
+    datasets: Sequence[Dataset],
+    out: Path,
+    *,
+    names: Sequence[str] | None = None,
+    settings: EmbedSettings | None = None,
+    is_report: bool = True,
+    show_progress: bool = False,
+) -> list[EvaluationResult]:
+    """Measure encoders under protocols, and write ``results.json`` and ``report.html``.
+
+    Every encoder sees every image once, however many protocols use it. Embeddings are kept in ``out`` until all
+    is written, so that the same call after an interruption goes on; the manifest is the caller's.
+
+    Args:
+        encoders: The first is the reference ("before") that the report compares the others with.
+        datasets: Protocols; those with the same data set name are protocols of one source, in which an image_id
+            always means the same image.
+        out: Folder for the files; made when missing.
+        names: What to call the encoders, all different; None: their own names, or where those repeat, their sources.
+        settings: How the images are embedded; None: the defaults.
+        is_report: Write the report, not only the results.
+        show_progress: Report progress on standard error.
+
+    Returns:
+        One result for each encoder and protocol: all of the first encoder, then of the next.
+
+    Raises:
+        DataError: Nothing to measure on, or too many unreadable images.
+        ConfigError: No encoder, no data set, or names that do not tell the encoders apart.
+    """
+    names = _check_names(encoders, names)
+    if not datasets:
+        raise ConfigError("there is no data set to measure on; give at least one.")
+    settings = dataclasses.replace(settings or EmbedSettings(), show_progress=show_progress)
+    measurements: list[Measurement] = []
+    for encoder, name in zip(encoders, names, strict=True):
+        embedded = _embed_sources(encoder, datasets, out / EMBEDDINGS_FOLDER, settings)
+        measurements += [measure(dataset, embedded[dataset.name], name) for dataset in datasets]
+    results = [measurement.result for measurement in measurements]
+    out.mkdir(parents=True, exist_ok=True)
+    content = {"results": [result.to_json() for result in results]}
+    write_text_durably(out / RESULTS_NAME, json.dumps(content, indent=2) + "\n")
+    if is_report:
+        from vitrieve.evaluate.report import write_report
+
+        write_report(measurements, out / REPORT_NAME)
+    shutil.rmtree(out / EMBEDDINGS_FOLDER)
+    return results
+
+
+def measure(dataset: Dataset, embeddings: Embeddings, encoder_name: str) -> Measurement:
+    """Score the embeddings of a data set under its protocol.
+
+    Args:
+        dataset: Says who asks and what can be found.
+        embeddings: Of all images of the protocol, or more; matched by image_id.
+        encoder_name: For the result.
+
+    Raises:
+        DataError: Nothing to measure on.
+        InputError: No query with anything relevant.
+    """
+    rows = {record.image_id: row for row, record in enumerate(embeddings.records)}
+    wanted = select_records(dataset)
+    readable = [record for record in wanted if record.image_id in rows]
+    failures = [failure for failure in embeddings.failures if failure[0] in {record.image_id for record in wanted}]
+    task = build_task(dataset, readable)
+    vectors = np.asarray(embeddings.vectors[[rows[record.image_id] for record in readable]])
+    scores = score_queries(
+        vectors[task.query_rows],
+        task.query_labels,
+        vectors[task.gallery_rows],
+        task.gallery_labels,
+        exclusions=task.exclusions,
+    )
+    result = EvaluationResult(
+        encoder=encoder_name,
+        dataset=dataset.name,
+        protocol=dataset.protocol,
+        num_queries=scores.num_scored,
+        num_skipped_queries=scores.num_skipped,
+        num_gallery=len(task.gallery_rows),
+        num_unreadable=len(failures),
+        embedding_dim=vectors.shape[1],
+        image_size=embeddings.image_size,
+        metrics=scores.means(dataset.ks),
+        intervals=bootstrap_intervals(scores, dataset.ks),
+    )
+    return Measurement(
+        result=result, dataset=dataset, task=task, vectors=vectors, scores=scores, failures=tuple(failures)
+    )
+
+
+def _embed_sources(
+    encoder: Encoder, datasets: Sequence[Dataset], folder: Path, settings: EmbedSettings
+) -> dict[str, Embeddings]:
+    """Embed the images of each source once: data set name -> embeddings."""
+    sources: dict[str, list[Dataset]] = {}
+    for dataset in datasets:
+        sources.setdefault(dataset.name, []).append(dataset)
+    embedded = {}
+    for number, (name, protocols) in enumerate(sources.items()):
+        records = {record.image_id: record for dataset in protocols for record in select_records(dataset)}
+        source = dataclasses.replace(protocols[0], records=tuple(records.values()))
+        embedded[name] = _embed_once(encoder, source, folder / f"{encoder.fingerprint[:16]}-{number}", settings)
+    return embedded
+
+
+def _embed_once(encoder: Encoder, dataset: Dataset, folder: Path, settings: EmbedSettings) -> Embeddings:
+    """Embed the records of ``dataset``, or take up what an interrupted evaluation has already embedded."""
+    if (folder / MANIFEST_NAME).is_file():
+        found = load_embeddings(folder)
+        ids = {*(record.image_id for record in found.records), *(image_id for image_id, _ in found.failures)}
+        if ids == {record.image_id for record in dataset.records} and found.fingerprint == encoder.fingerprint:
+            return found
+        shutil.rmtree(folder)
+    return embed_collection(encoder, dataset, folder, settings=settings, is_resume=True)
+
+
+def _check_names(encoders: Sequence[Encoder], names: Sequence[str] | None) -> tuple[str, ...]:
+    chosen = tuple(names) if names is not None else name_encoders(encoders)
+    if not encoders or len(chosen) != len(encoders) or len(set(chosen)) != len(chosen):
+        raise ConfigError(
+            f"{len(encoders)} encoders are called {', '.join(map(repr, chosen)) or 'nothing'}; "
+            "expected at least one encoder, each with a name of its own."
+        )
+    return chosen
+
+
+def name_encoders(encoders: Sequence[Encoder]) -> tuple[str, ...]:
+    """Name encoders after themselves, or where two share a name, after where they came from."""
+    counts = Counter(encoder.name for encoder in encoders)
+    return tuple(encoder.name if counts[encoder.name] == 1 else os.fspath(encoder.source) for encoder in encoders)

@@ -1,0 +1,1 @@
+"""Embeddings made searchable: ``exact.py`` compares with every vector, and is never wrong."""

@@ -1,0 +1,211 @@
+"""The encoder's folder, without torch: its files, the fingerprint, and the check that they belong together.
+
+    model.safetensors   weights of backbone and reduction
+    encoder.json        ``EncoderSpec``
+    encoder.onnx        the graph, when exported
+    README.md           model card
+    manifest.json       fingerprint and checksums, written last
+
+Next file: ``card.py``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vitrieve.artifacts import read_manifest, sync_folder, write_manifest
+from vitrieve.config import config_from_json, config_to_json
+from vitrieve.errors import ArtifactError, ConfigError, FingerprintError
+from vitrieve.model.pretrained import hash_file
+from vitrieve.model.spec import EncoderSpec
+
+WEIGHTS_NAME = "model.safetensors"
+SPEC_NAME = "encoder.json"
+ONNX_NAME = "encoder.onnx"
+CARD_NAME = "README.md"
+CHECKED_NAMES = (SPEC_NAME, ONNX_NAME)
+"""Files whose checksum the manifest holds; the weights are checked by the fingerprint, the card is for people."""
+PIXELS_INPUT = "pixels"
+EMBEDDING_OUTPUT = "embedding"
+PATCH_TOKENS_OUTPUT = "patch_tokens"
+"""Names in the exported graph."""
+ENCODER_SUBFOLDER = "encoder"
+"""Where a run keeps its encoder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderContents:
+    """A checked encoder folder.
+
+    Attributes:
+        spec: What the encoder is.
+        states: Weights by name.
+        fingerprint: Of the contents, equal to the manifest's.
+        has_onnx: The exported graph is there (its checksum is right too).
+    """
+
+    spec: EncoderSpec
+    states: Mapping[str, np.ndarray]
+    fingerprint: str
+    has_onnx: bool
+
+
+def compute_fingerprint(spec: EncoderSpec, states: Mapping[str, np.ndarray]) -> str:
+    """Compute what identifies an encoder: two encoders with the same fingerprint give the same embeddings.
+
+    Hashed are the architecture, the pooling, the preprocessing and each weight's name, type, shape and bytes
+    (those of the reduction are among them); not the engine, the precision, names or licences. A frozen encoder of a
+    weights name has it too; there the position embedding is resampled on the machine, and processors without AVX2 or
+    of another make can differ in its last bits: to share embeddings, share the encoder's folder.
+
+    Args:
+        spec: What the encoder is.
+        states: Weights by name, in any order.
+
+    Returns:
+        64 hexadecimal digits (SHA-256).
+    """
+    identity = {
+        "architecture": spec.architecture,
+        "pooling": spec.pooling,
+        "preprocessing": config_to_json(spec.preprocessing),
+    }
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode())
+    for name in sorted(states):
+        array = np.asarray(states[name], order="C")
+        digest.update(f"\n{name} {array.dtype.str} {array.shape}\n".encode())
+        digest.update(array.reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
+
+
+def write_contents(
+    folder: Path, spec: EncoderSpec, states: Mapping[str, np.ndarray], card: str, config: Mapping[str, Any]
+) -> str:
+    """Write an encoder's folder, the manifest last; what was exported before is removed.
+
+    Args:
+        folder: Made when it is missing; an encoder in it is replaced.
+        spec: What the encoder is.
+        states: Weights by name.
+        card: Text of the model card.
+        config: Resolved configuration that led to the encoder, as JSON values; empty for frozen weights.
+
+    Returns:
+        The fingerprint.
+    """
+    from safetensors.numpy import save
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("manifest.json", ONNX_NAME):
+        (folder / name).unlink(missing_ok=True)
+    weights = save({name: np.asarray(array, order="C") for name, array in states.items()})
+    _write_bytes_durably(folder / WEIGHTS_NAME, weights)
+    spec_text = json.dumps(config_to_json(spec), indent=2) + "\n"
+    _write_bytes_durably(folder / SPEC_NAME, spec_text.encode())
+    (folder / CARD_NAME).write_text(card, encoding="utf-8")
+    fingerprint = compute_fingerprint(spec, states)
+    _write_encoder_manifest(folder, spec, fingerprint, config)
+    return fingerprint
+
+
+def note_export(folder: Path) -> None:
+    """Write the manifest again after ``encoder.onnx`` was added or replaced."""
+    manifest = read_manifest(folder, "encoder")
+    _write_encoder_manifest(folder, read_spec(folder), str(manifest["fingerprint"]), manifest["config"])
+
+
+def _write_encoder_manifest(folder: Path, spec: EncoderSpec, fingerprint: str, config: Mapping[str, Any]) -> None:
+    contents = {
+        "fingerprint": fingerprint,
+        "embedding_dim": spec.embedding_dim,
+        "dtype": "float32",
+        "image_size": spec.preprocessing.image_size,
+        "sha256": {name: hash_file(folder / name) for name in CHECKED_NAMES if (folder / name).is_file()},
+        "config": dict(config),
+    }
+    write_manifest(folder, "encoder", contents)
+
+
+def read_spec(folder: Path) -> EncoderSpec:
+    """Read ``encoder.json`` strictly.
+
+    Raises:
+        ArtifactError: Missing or damaged.
+    """
+    path = folder / SPEC_NAME
+    try:
+        return config_from_json(EncoderSpec, json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, ConfigError, AttributeError) as error:
+        raise ArtifactError(f"{path} is missing or damaged ({error}); make the encoder again.") from None
+
+
+def read_contents(folder: Path) -> EncoderContents:
+    """Read an encoder's folder and check every part against the manifest.
+
+    Raises:
+        ArtifactError: Missing, unfinished or damaged.
+        FingerprintError: The weights or the settings are not those the manifest was written for.
+    """
+    manifest = read_manifest(folder, "encoder")
+    _check_files(folder, manifest.get("sha256", {}))
+    spec = read_spec(folder)
+    states = _read_arrays(folder / WEIGHTS_NAME)
+    fingerprint = compute_fingerprint(spec, states)
+    if fingerprint != manifest.get("fingerprint"):
+        raise FingerprintError(
+            f"{folder}: the contents have fingerprint {fingerprint[:12]}…, but the manifest says "
+            f"{str(manifest.get('fingerprint'))[:12]}…: a file was changed or damaged. Make or copy the encoder again."
+        )
+    return EncoderContents(
+        spec=spec, states=states, fingerprint=fingerprint, has_onnx=ONNX_NAME in manifest.get("sha256", {})
+    )
+
+
+def _check_files(folder: Path, checksums: Mapping[str, str]) -> None:
+    for name, expected in checksums.items():
+        path = folder / name
+        if name not in CHECKED_NAMES or not path.is_file():
+            raise ArtifactError(f"{path} is missing; copy the whole folder, or make the encoder again.")
+        if hash_file(path) != expected:
+            raise FingerprintError(
+                f"{path} is not the file the manifest was written for: it was changed or damaged. "
+                "Make or copy the encoder again."
+            )
+    if SPEC_NAME not in checksums:
+        raise ArtifactError(f"the manifest of {folder} has no checksum of {SPEC_NAME}; make the encoder again.")
+
+
+def _read_arrays(path: Path) -> dict[str, np.ndarray]:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        raise ArtifactError(f"{path} is missing or damaged ({error}); make or copy the encoder again.") from None
+
+
+def find_encoder_folder(folder: Path) -> Path | None:
+    """Return the encoder's folder of ``folder``: itself, or the encoder of a run; None when it is neither."""
+    for candidate in (folder, folder / ENCODER_SUBFOLDER):
+        if (candidate / SPEC_NAME).is_file():
+            return candidate
+    return None
+
+
+def _write_bytes_durably(path: Path, data: bytes) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    sync_folder(path.parent)

@@ -1,0 +1,260 @@
+"""The encoder: image to embedding, from backbone, pooling and reduction. Next file: ``export.py``."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vitrieve.config import ModelConfig, Pooling
+from vitrieve.data.preprocess import Preprocessing, build_preprocessing
+from vitrieve.errors import ConfigError
+from vitrieve.model.artefact import compute_fingerprint, read_contents, write_contents
+from vitrieve.model.backbone import (
+    TokenLayout,
+    build_backbone,
+    compute_tokens,
+    describe_tokens,
+    freeze_lower_blocks,
+    load_backbone_states,
+)
+from vitrieve.model.card import ModelCard, format_card
+from vitrieve.model.pooling import check_pooling, pool_tokens
+from vitrieve.model.pretrained import WeightsEntry, find_weights
+from vitrieve.model.reduction import Pca, Reduction, build_reduction
+from vitrieve.model.spec import EncoderSpec
+
+
+class ImageEncoder(nn.Module):
+    """Normalised pixels to embeddings of unit length.
+
+    Pooling, reduction and normalisation run in float32, also under bf16 autocast.
+
+    Args:
+        backbone: A timm model without classifier.
+        spec: What the encoder is; ``embedding_dim`` must fit.
+        reduction: A fitted PCA, or None.
+    """
+
+    def __init__(self, backbone: nn.Module, spec: EncoderSpec, reduction: Reduction | None = None) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.reduction = reduction
+        self.spec = spec
+        self.layout: TokenLayout = describe_tokens(backbone)
+        check_pooling(spec.pooling, self.layout, spec.backbone)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Embed prepared images.
+
+        Args:
+            pixels: ``(B, 3, S, S)``, prepared as ``spec.preprocessing`` says.
+
+        Returns:
+            ``(B, E)`` float32, rows of unit length (a row of zeros stays zero).
+        """
+        return self._embed(self._compute_tokens(pixels))
+
+    def patch_tokens(self, pixels: Tensor) -> Tensor:
+        """Compute the tokens of the patches, after the last norm, without prefix tokens.
+
+        Returns:
+            ``(B, N, D)`` float32, row by row of the picture, not normalised; of a convnet, its feature map.
+        """
+        return self._drop_prefix(self._compute_tokens(pixels))
+
+    def forward_both(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute the embeddings and the patch tokens in one pass."""
+        tokens = self._compute_tokens(pixels)
+        return self._embed(tokens), self._drop_prefix(tokens)
+
+    def pool(self, pixels: Tensor) -> Tensor:
+        """Compute what a reduction is fitted on: pooled features, ``(B, D)`` float32, not normalised."""
+        return pool_tokens(self._compute_tokens(pixels), self.spec.pooling, self.layout)
+
+    def _compute_tokens(self, pixels: Tensor) -> Tensor:
+        # Some timm models take any size without a word, with positions that nobody asked for.
+        size = self.spec.preprocessing.image_size
+        assert pixels.shape[1:] == (3, size, size), f"pixels of shape {tuple(pixels.shape)} for an encoder of {size} px"
+        return compute_tokens(self.backbone, pixels)
+
+    def _embed(self, tokens: Tensor) -> Tensor:
+        with torch.autocast(tokens.device.type, enabled=False):
+            features = pool_tokens(tokens, self.spec.pooling, self.layout)  # (B, D)
+            if self.reduction is not None:
+                features = self.reduction(features)  # (B, E)
+            return F.normalize(features, dim=1)
+
+    def _drop_prefix(self, tokens: Tensor) -> Tensor:
+        return tokens[:, self.layout.num_prefix_tokens :].float()
+
+
+@contextmanager
+def evaluation_mode(module: nn.Module) -> Iterator[None]:
+    """Switch a module to evaluation, and each of its parts back to what it was afterwards."""
+    training = [part for part in module.modules() if part.training]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part in training:
+            part.training = True
+
+
+def build_encoder(config: ModelConfig, *, is_pretrained: bool = True) -> ImageEncoder:
+    """Build the encoder to fine-tune.
+
+    Args:
+        config: Backbone, weights, image size, pooling, drop-path and frozen blocks.
+        is_pretrained: False leaves the weights random (from torch's global generator).
+
+    Returns:
+        The encoder in training mode.
+
+    Raises:
+        ConfigError: A setting does not fit the backbone.
+        WeightsError: The weights are unknown, unreachable or do not fit.
+    """
+    entry = find_weights(config.backbone)
+    backbone = build_backbone(
+        config.backbone,
+        image_size=config.image_size,
+        weights=config.weights,
+        drop_path_rate=config.drop_path_rate,
+        is_pretrained=is_pretrained,
+    )
+    freeze_lower_blocks(backbone, config.num_frozen_blocks)
+    spec = _build_spec(entry, backbone, config.image_size, config.pooling)
+    if config.weights is not None:
+        name = Path(config.weights).name
+        spec = dataclasses.replace(
+            spec, weights_source=f"the file {name}", weights_license="unknown (a local file)", weights_note=""
+        )
+    elif not is_pretrained:
+        spec = dataclasses.replace(spec, weights_source="none (random)", weights_license="none", weights_note="")
+    return ImageEncoder(backbone, spec)
+
+
+def build_frozen_encoder(name: str, *, image_size: int | None = None) -> ImageEncoder:
+    """Build the encoder of a weights name as it is, with the name's own pooling.
+
+    Args:
+        name: A name of ``pretrained.py`` or any timm model name.
+        image_size: Side in pixels; None: the name's own.
+
+    Returns:
+        The encoder in evaluation mode.
+    """
+    entry = find_weights(name)
+    image_size = entry.image_size if image_size is None else image_size
+    backbone = build_backbone(name, image_size=image_size)
+    has_class_token = describe_tokens(backbone).num_class_tokens > 0
+    pooling: Pooling = entry.pooling or ("cls" if has_class_token else "average")
+    return ImageEncoder(backbone, _build_spec(entry, backbone, image_size, pooling)).eval()
+
+
+def _build_spec(entry: WeightsEntry, backbone: nn.Module, image_size: int, pooling: Pooling) -> EncoderSpec:
+    return EncoderSpec(
+        backbone=entry.name,
+        architecture=entry.architecture,
+        pooling=pooling,
+        preprocessing=build_preprocessing(
+            image_size, interpolation=entry.interpolation, mean=entry.mean, std=entry.std
+        ),
+        embedding_dim=describe_tokens(backbone).width,
+        weights_source=entry.source,
+        weights_license=entry.license,
+        weights_note=entry.note,
+    )
+
+
+def add_reduction(encoder: ImageEncoder, pca: Pca) -> ImageEncoder:
+    """Make an encoder that reduces the pooled features before it normalises them; the backbone is shared.
+
+    Raises:
+        ConfigError: The PCA was fitted on features of another width.
+    """
+    num_components, width = pca.components.shape
+    if width != encoder.layout.width:
+        raise ConfigError(f"the PCA was fitted on {width} dimensions; this encoder pools {encoder.layout.width}.")
+    spec = dataclasses.replace(encoder.spec, embedding_dim=num_components, reduction=pca.fitted_on)
+    return ImageEncoder(encoder.backbone, spec, build_reduction(pca)).train(encoder.training)
+
+
+def fingerprint_encoder(encoder: ImageEncoder) -> str:
+    """Compute the fingerprint of an encoder in memory; equal to that of its folder."""
+    return compute_fingerprint(encoder.spec, _to_arrays(encoder))
+
+
+def save_encoder(
+    encoder: ImageEncoder, folder: Path, *, card: ModelCard | None = None, config: Mapping[str, Any] | None = None
+) -> str:
+    """Write an encoder's folder (``artefact.py``), the manifest last; an encoder in it is replaced.
+
+    Args:
+        encoder: What to write; float32.
+        folder: Where to; made when it is missing.
+        card: What the model card says about training and figures.
+        config: Resolved configuration that led to the encoder, as JSON values.
+
+    Returns:
+        The fingerprint.
+    """
+    card = card or ModelCard()
+    spec = dataclasses.replace(encoder.spec, trained_on=card.trained_on or encoder.spec.trained_on)
+    states = _to_arrays(encoder)
+    text = format_card(spec, card, compute_fingerprint(spec, states))
+    return write_contents(folder, spec, states, text, config or {})
+
+
+def _to_arrays(encoder: ImageEncoder) -> dict[str, np.ndarray]:
+    return {name: tensor.detach().cpu().numpy() for name, tensor in encoder.state_dict().items()}
+
+
+def read_encoder(folder: Path, *, image_size: int | None = None) -> ImageEncoder:
+    """Read an encoder's folder; never unpickles.
+
+    Args:
+        folder: An encoder's folder (of a run: the folder ``encoder`` in it).
+        image_size: Another side in pixels than the saved one: the position embedding is resampled, and as the
+            preprocessing changes, so does the fingerprint. None: the saved one.
+
+    Returns:
+        The encoder in evaluation mode.
+
+    Raises:
+        ArtifactError: Missing, unfinished or damaged.
+        FingerprintError: The contents are not those the manifest was written for.
+        ConfigError: The image size does not fit.
+    """
+    contents = read_contents(folder)
+    states = {name: torch.tensor(array) for name, array in contents.states.items()}
+    spec = contents.spec
+    if image_size is not None and image_size != spec.preprocessing.image_size:
+        spec = dataclasses.replace(spec, preprocessing=_resize_preprocessing(spec.preprocessing, image_size))
+    with torch.random.fork_rng(devices=[]):
+        backbone = build_backbone(spec.architecture, image_size=spec.preprocessing.image_size, is_pretrained=False)
+    load_backbone_states(backbone, states, str(folder))
+    return ImageEncoder(backbone, spec, _read_reduction(spec, states)).eval()
+
+
+def _resize_preprocessing(preprocessing: Preprocessing, image_size: int) -> Preprocessing:
+    return build_preprocessing(
+        image_size, interpolation=preprocessing.interpolation, mean=preprocessing.mean, std=preprocessing.std
+    )
+
+
+def _read_reduction(spec: EncoderSpec, states: Mapping[str, Tensor]) -> Reduction | None:
+    if spec.reduction is None:
+        return None
+    num_components, width = states["reduction.components"].shape
+    reduction = Reduction(width, num_components, spec.reduction)
+    reduction.load_state_dict({name: states[f"reduction.{name}"] for name in ("mean", "components")})
+    return reduction

@@ -1,0 +1,139 @@
+"""ONNX export: an encoder as a graph that runs without torch, checked against torch."""
+
+from __future__ import annotations
+
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from vitrieve.errors import ArtifactError
+from vitrieve.model.artefact import EMBEDDING_OUTPUT, ONNX_NAME, PATCH_TOKENS_OUTPUT, PIXELS_INPUT, note_export
+from vitrieve.model.encoder import ImageEncoder, evaluation_mode, read_encoder
+
+OPSET = 17
+"""The first with LayerNormalization as one operator."""
+MIN_COSINE = 0.9999
+CHECKED_BATCH_SIZES = (1, 2, 5)
+"""Not the traced batch size only: a graph with a fixed batch would pass that."""
+TRACED_BATCH_SIZE = 2
+SMALLEST_NORM = 1e-12
+
+
+class _BothOutputs(nn.Module):
+    """What is traced: embedding and patch tokens of one pass."""
+
+    def __init__(self, encoder: ImageEncoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute both outputs."""
+        return self.encoder.forward_both(pixels)
+
+
+def export_folder(folder: Path) -> float:
+    """Add ``encoder.onnx`` to an encoder's folder, or replace it, and note it in the manifest.
+
+    Returns:
+        The smallest cosine between torch's and the graph's results, at least 0.9999.
+
+    Raises:
+        ArtifactError: The folder is not a complete encoder, or the graph differs from torch.
+    """
+    encoder = read_encoder(folder)
+    temporary = folder / f"{ONNX_NAME}.tmp"
+    try:
+        cosine = export_onnx(encoder, temporary)
+        temporary.replace(folder / ONNX_NAME)
+    finally:
+        temporary.unlink(missing_ok=True)
+    note_export(folder)
+    return cosine
+
+
+def export_onnx(encoder: ImageEncoder, path: Path) -> float:
+    """Write an encoder as an ONNX graph and check it with ONNX Runtime against torch in fp32.
+
+    Input ``pixels`` ``(B, 3, S, S)``; outputs ``embedding`` ``(B, E)`` and ``patch_tokens`` ``(B, N, D)``; B is free.
+
+    Args:
+        encoder: Left in the mode it was in.
+        path: File to write.
+
+    Returns:
+        The smallest cosine between torch's and the graph's results, at least 0.9999.
+
+    Raises:
+        ArtifactError: The graph differs from torch; the file is removed.
+    """
+    size = encoder.spec.preprocessing.image_size
+    with evaluation_mode(encoder):
+        with torch.inference_mode(), _quiet():
+            torch.onnx.export(
+                _BothOutputs(encoder).eval(),
+                (torch.zeros(TRACED_BATCH_SIZE, 3, size, size),),
+                str(path),
+                input_names=[PIXELS_INPUT],
+                output_names=[EMBEDDING_OUTPUT, PATCH_TOKENS_OUTPUT],
+                dynamic_axes={name: {0: "B"} for name in (PIXELS_INPUT, EMBEDDING_OUTPUT, PATCH_TOKENS_OUTPUT)},
+                opset_version=OPSET,
+                dynamo=False,  # the newer exporter needs onnxscript; to change when torch removes this one
+            )
+        cosine = _compare(encoder, path)
+    if not cosine >= MIN_COSINE:  # also when it is NaN
+        path.unlink()
+        raise ArtifactError(
+            f"the exported graph of {encoder.spec.backbone} differs from torch (cosine {cosine:.6f}; expected at least "
+            f"{MIN_COSINE}); nothing was kept. Use the engine torch for this encoder."
+        )
+    return cosine
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence the exporter: it warns of its own age and of every Python value it makes a constant."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _compare(encoder: ImageEncoder, path: Path) -> float:
+    """Return the smallest cosine over several batch sizes, of both outputs, row by row."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    size = encoder.spec.preprocessing.image_size
+    generator = torch.Generator().manual_seed(0)
+    cosines = []
+    for batch_size in CHECKED_BATCH_SIZES:
+        pixels = torch.randn(batch_size, 3, size, size, generator=generator)
+        with torch.inference_mode():
+            expected = encoder.forward_both(pixels)
+        found = session.run([EMBEDDING_OUTPUT, PATCH_TOKENS_OUTPUT], {PIXELS_INPUT: pixels.numpy()})
+        cosines += [_min_cosine(ours.numpy(), theirs) for ours, theirs in zip(expected, found, strict=True)]
+    return min(cosines)
+
+
+def _min_cosine(a: np.ndarray, b: np.ndarray) -> float:
+    """Return the smallest cosine between rows of the last dimension; -1 for different shapes."""
+    if a.shape != b.shape:
+        return -1.0
+    norms = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
+    cosines = (a * b).sum(axis=-1) / np.maximum(norms, SMALLEST_NORM)
+    are_zero = (np.abs(a).max(axis=-1) < SMALLEST_NORM) & (np.abs(b).max(axis=-1) < SMALLEST_NORM)
+    return float(np.where(are_zero, 1.0, cosines).min())  # a ReLU can make a position of a feature map all zero

@@ -1,0 +1,37 @@
+"""What an encoder is, without torch: the content of ``encoder.json``. Next file: ``pretrained.py``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vitrieve.config import Pooling
+from vitrieve.data.preprocess import Preprocessing
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderSpec:
+    """Everything but the weights that decides an embedding, and where the encoder comes from.
+
+    Attributes:
+        backbone: The name it was asked for by: a name of ``pretrained.py`` or a timm model name.
+        architecture: timm's model name without the tag.
+        pooling: How tokens become one vector.
+        preprocessing: How a picture becomes the input.
+        embedding_dim: Length of the embedding (after the reduction, where there is one).
+        reduction: Name of the set the PCA was fitted on; None without reduction.
+        weights_source: Where the pre-trained weights come from, in a few words.
+        weights_license: Licence of the weights, as text for the model card.
+        weights_note: What a user must know about the pre-trained weights.
+        trained_on: One line about the data and recipe of the fine-tuning; empty for frozen weights.
+    """
+
+    backbone: str
+    architecture: str
+    pooling: Pooling
+    preprocessing: Preprocessing
+    embedding_dim: int
+    reduction: str | None = None
+    weights_source: str = "unknown"
+    weights_license: str = "unknown"
+    weights_note: str = ""
+    trained_on: str = ""

@@ -1,0 +1,62 @@
+"""The multi-similarity loss with its pair mining. Next: ``proxy_anchor.py``."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def multi_similarity_loss(
+    embeddings: Tensor,
+    labels: Tensor,
+    *,
+    alpha: float = 2.0,
+    beta: float = 50.0,
+    base: float = 0.5,
+    mining_margin: float = 0.1,
+) -> Tensor:
+    """Compute the multi-similarity loss over the pairs of the batch that are worth it.
+
+    An anchor's negative counts when it is more similar than the anchor's least similar positive less the
+    mining margin; a positive when it is less similar than the most similar negative plus the margin.
+
+    Args:
+        embeddings: ``(B, E)``, L2-normalised, float32 or float64.
+        labels: ``(B,)`` int64.
+        alpha: Sharpness of the soft sum over positives.
+        beta: Sharpness of the soft sum over negatives.
+        base: Similarity (λ in the paper) around which both sides are weighed.
+        mining_margin: ε of the mining.
+
+    Returns:
+        A scalar, the mean over all B anchors; anchors without positives or negatives add zero.
+
+    Source:
+        Wang et al., Multi-Similarity Loss with General Pair Weighting, CVPR 2019, arXiv:1904.06627, Eq. 11–14.
+    """
+    similarity = embeddings @ embeddings.T  # (B, B)
+    is_same = labels[:, None] == labels
+    is_positive = is_same & ~torch.eye(len(labels), dtype=torch.bool, device=labels.device)
+    fixed = similarity.detach()
+    hardest_negative = fixed.masked_fill(is_same, -torch.inf).amax(dim=1, keepdim=True)  # (B, 1)
+    hardest_positive = fixed.masked_fill(~is_positive, torch.inf).amin(dim=1, keepdim=True)  # (B, 1)
+    is_mined_positive = is_positive & (fixed - mining_margin < hardest_negative)
+    is_mined_negative = ~is_same & (fixed + mining_margin > hardest_positive)
+    positive = soft_sum(-alpha * (similarity - base), is_mined_positive) / alpha
+    negative = soft_sum(beta * (similarity - base), is_mined_negative) / beta
+    return (positive + negative).mean()
+
+
+def soft_sum(exponents: Tensor, is_counted: Tensor) -> Tensor:
+    """Compute ``log(1 + Σ exp)`` over the counted entries of each row, without overflow.
+
+    Args:
+        exponents: ``(R, C)``.
+        is_counted: ``(R, C)`` bool; a row with none counted gives zero.
+
+    Returns:
+        ``(R,)``, at least zero.
+    """
+    counted = exponents.masked_fill(~is_counted, -torch.inf)
+    one = counted.new_zeros(len(counted), 1)
+    return torch.cat([counted, one], dim=1).logsumexp(dim=1)

@@ -1,0 +1,283 @@
+"""``load_encoder``: from a run, a folder or a weights name to something that encodes pictures. Next: ``engine.py``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from PIL import Image
+
+from vitrieve.data.preprocess import Preprocessing, preprocess
+from vitrieve.errors import ArtifactError, ConfigError, DataError, WeightsError
+from vitrieve.model.artefact import ONNX_NAME, EncoderContents, find_encoder_folder, read_contents
+from vitrieve.model.pretrained import WEIGHTS, find_exported_sizes, find_weights, get_export_folder
+from vitrieve.runtime.engine import Engine, EngineName
+from vitrieve.runtime.onnx_engine import OnnxEngine
+
+if TYPE_CHECKING:
+    from vitrieve.config import Precision
+    from vitrieve.model.encoder import ImageEncoder
+
+EngineChoice = Literal["auto", "torch", "onnx"]
+MICROBATCH_SIZE = 16
+"""Pictures in one call of an engine: 8 to 16 stay in the cache of a CPU (ANCHORS: 52 images/s, 35 for 64)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoder:
+    """Turns pictures into embeddings of unit length, with whatever engine is there.
+
+    Attributes:
+        name: For people: the folder's name or the weights name.
+        source: Where it came from, as ``load_encoder`` takes it: a path or a weights name.
+        fingerprint: Identity of weights, pooling, reduction and preprocessing; engine and precision do not count.
+        embedding_dim: Length of an embedding.
+        preprocessing: What happens to a picture first.
+        runner: The engine.
+    """
+
+    name: str
+    source: str
+    fingerprint: str
+    embedding_dim: int
+    preprocessing: Preprocessing
+    runner: Engine
+
+    @property
+    def engine(self) -> EngineName:
+        """Return the name of the engine."""
+        return self.runner.name
+
+    @property
+    def precision(self) -> str:
+        """Return the precision of the engine's matrix products: ``fp32`` or ``bf16``."""
+        return self.runner.precision
+
+    def encode(self, images: Sequence[Image.Image]) -> np.ndarray:
+        """Embed RGB pictures of any sizes, one prepared picture after the other, a few in memory.
+
+        Args:
+            images: Pillow pictures in mode RGB; any number.
+
+        Returns:
+            ``(N, E)`` float32, rows of unit length, in order.
+
+        Raises:
+            DataError: A picture is not RGB.
+        """
+        for position, image in enumerate(images):
+            if image.mode != "RGB":
+                raise DataError(
+                    f"image {position} has mode {image.mode!r}; encode takes RGB (decode_image makes it by one rule)."
+                )
+        parts = [
+            self.encode_pixels(np.stack([preprocess(image, self.preprocessing) for image in images[start:stop]]))
+            for start, stop in _cut(len(images))
+        ]
+        return np.concatenate([np.empty((0, self.embedding_dim), np.float32), *parts])
+
+    def encode_pixels(self, pixels: np.ndarray) -> np.ndarray:
+        """Embed prepared pictures.
+
+        Args:
+            pixels: ``(B, 3, S, S)`` float32, from ``preprocess``; any B.
+
+        Returns:
+            ``(B, E)`` float32, rows of unit length, in order.
+
+        Raises:
+            ConfigError: Another shape.
+        """
+        parts = self._run(self.runner.encode, pixels)
+        return np.concatenate([np.empty((0, self.embedding_dim), np.float32), *parts])
+
+    def patch_tokens(self, pixels: np.ndarray) -> np.ndarray:
+        """Compute the tokens of the patches of prepared pictures, not normalised.
+
+        Args:
+            pixels: ``(B, 3, S, S)`` float32, from ``preprocess``; B is at least 1.
+
+        Returns:
+            ``(B, N, D)`` float32, row by row of the picture; D is the backbone's width.
+
+        Raises:
+            ConfigError: Another shape, or no picture.
+        """
+        if len(pixels) == 0:
+            raise ConfigError("patch_tokens needs at least one picture.")
+        return np.concatenate(self._run(self.runner.patch_tokens, pixels))
+
+    def _run(self, function: Callable[[np.ndarray], np.ndarray], pixels: np.ndarray) -> list[np.ndarray]:
+        size = self.preprocessing.image_size
+        if pixels.ndim != 4 or pixels.shape[1:] != (3, size, size):
+            raise ConfigError(f"pixels of shape {pixels.shape}; this encoder takes (B, 3, {size}, {size}).")
+        return [function(pixels[start:stop]) for start, stop in _cut(len(pixels))]
+
+
+def _cut(num_images: int) -> list[tuple[int, int]]:
+    return [(start, min(start + MICROBATCH_SIZE, num_images)) for start in range(0, num_images, MICROBATCH_SIZE)]
+
+
+def load_encoder(
+    source: str | Path,
+    *,
+    image_size: int | None = None,
+    engine: EngineChoice = "auto",
+    num_threads: int | None = None,
+) -> Encoder:
+    """Load an encoder.
+
+    Args:
+        source: A run's folder, an encoder's folder, or a weights name.
+        image_size: Another side in pixels than the folder's or the name's own (with torch only).
+        engine: ``auto``: torch where it is installed, else ONNX Runtime.
+        num_threads: CPU threads; None: all cores. With torch it holds for the whole process.
+
+    Raises:
+        ArtifactError: The path is missing, or not a finished run or encoder, or not exported for ONNX Runtime.
+        WeightsError: The weights name is unknown or its weights cannot be had.
+        ConfigError: The image size does not fit, or cannot be changed under ONNX Runtime.
+    """
+    chosen = _choose_engine(engine)
+    folder = find_source_folder(source)
+    if folder is None:
+        return _load_named(str(source), image_size, chosen, num_threads)
+    name = Path(source).resolve().name
+    if chosen == "torch":
+        from vitrieve.model.encoder import read_encoder
+
+        encoder = read_encoder(folder, image_size=image_size)
+        return wrap_encoder(encoder, name=name, source=str(source), num_threads=num_threads)
+    contents = read_contents(folder)
+    _check_export(contents, folder, image_size)
+    return _wrap_export(contents, folder, name=name, source=str(source), num_threads=num_threads)
+
+
+def wrap_encoder(
+    encoder: ImageEncoder,
+    *,
+    name: str,
+    source: str = "",
+    num_threads: int | None = None,
+    precision: Precision = "auto",
+) -> Encoder:
+    """Make an ``Encoder`` of a torch module in memory, for example during training.
+
+    The fingerprint is that of the weights now; each call computes with the weights of its moment.
+
+    Args:
+        encoder: Run in evaluation mode; left in the mode it was in.
+        name: For people.
+        source: Where it came from; empty: nowhere on disk.
+        num_threads: CPU threads of the whole process; None: as it is.
+        precision: Of the matrix products.
+    """
+    from vitrieve.model.encoder import fingerprint_encoder
+    from vitrieve.runtime.torch_engine import TorchEngine
+
+    return Encoder(
+        name=name,
+        source=source or name,
+        fingerprint=fingerprint_encoder(encoder),
+        embedding_dim=encoder.spec.embedding_dim,
+        preprocessing=encoder.spec.preprocessing,
+        runner=TorchEngine(encoder, num_threads=num_threads, precision=precision),
+    )
+
+
+def is_torch_installed() -> bool:
+    """Say whether torch and timm are there, without importing them."""
+    return find_spec("torch") is not None and find_spec("timm") is not None
+
+
+def _choose_engine(engine: EngineChoice) -> EngineName:
+    if engine == "auto":
+        return "torch" if is_torch_installed() else "onnx"
+    if engine == "torch" and not is_torch_installed():
+        raise ConfigError("the engine 'torch' needs the extra vitrieve[train]; use 'onnx' with an exported encoder.")
+    return engine
+
+
+def find_source_folder(source: str | Path) -> Path | None:
+    """Return the encoder's folder behind a run's or encoder's path; None when ``source`` can only be a weights name.
+
+    Raises:
+        ArtifactError: A path that is missing or something else.
+    """
+    path = Path(source)
+    folder = find_encoder_folder(path)
+    if folder is not None or str(source) in WEIGHTS:
+        return folder
+    if path.exists():
+        raise ArtifactError(f"{path} is neither a run with an encoder nor an encoder. {_describe_accepted()}")
+    if isinstance(source, Path) or len(path.parts) > 1 or str(source).startswith("."):
+        raise ArtifactError(f"{source} does not exist. {_describe_accepted()}")
+    return None
+
+
+def _describe_accepted() -> str:
+    return (
+        "Accepted: the folder of a finished run, the folder of an encoder, or a weights name "
+        f"({', '.join(list(WEIGHTS)[:3])}, …: see vitrieve weights list)."
+    )
+
+
+def _load_named(name: str, image_size: int | None, engine: EngineName, num_threads: int | None) -> Encoder:
+    try:
+        entry = find_weights(name)
+    except WeightsError as error:
+        raise WeightsError(f"{name!r} is not a folder, and {error} {_describe_accepted()}") from error
+    if engine == "torch":
+        from vitrieve.model.encoder import build_frozen_encoder
+
+        encoder = build_frozen_encoder(name, image_size=image_size)
+        return wrap_encoder(encoder, name=name, num_threads=num_threads)
+    size = entry.image_size if image_size is None else image_size
+    folder = get_export_folder(name, size)
+    if not folder.is_dir():
+        raise WeightsError(_describe_missing_export(name, size))
+    contents = read_contents(folder)
+    _check_export(contents, folder, size)
+    return _wrap_export(contents, folder, name=name, source=name, num_threads=num_threads)
+
+
+def _describe_missing_export(name: str, image_size: int) -> str:
+    sizes = find_exported_sizes(name)
+    exported = f" Exported here: at {', '.join(map(str, sizes))} px (--image-size)." if sizes else ""
+    return (
+        f"without torch, {name!r} at {image_size} px needs an export.{exported} On a machine with vitrieve[train] run: "
+        f"vitrieve export --encoder {name} --image-size {image_size} --out FOLDER, copy the folder here, and give it "
+        "instead of the name."
+    )
+
+
+def _check_export(contents: EncoderContents, folder: Path, image_size: int | None) -> None:
+    if not contents.has_onnx:
+        raise ArtifactError(
+            f"{folder} has no {ONNX_NAME}, which ONNX Runtime needs. On a machine with vitrieve[train] run: "
+            f"vitrieve export --encoder {folder}"
+        )
+    exported = contents.spec.preprocessing.image_size
+    if image_size not in (None, exported):
+        raise ConfigError(
+            f"{folder} was exported for {exported} px; the graph holds the positions of that size, so it cannot run at "
+            f"{image_size} px. With vitrieve[train] run: vitrieve export --encoder {folder} --image-size {image_size} "
+            "--out FOLDER"
+        )
+
+
+def _wrap_export(
+    contents: EncoderContents, folder: Path, *, name: str, source: str, num_threads: int | None
+) -> Encoder:
+    return Encoder(
+        name=name,
+        source=source,
+        fingerprint=contents.fingerprint,
+        embedding_dim=contents.spec.embedding_dim,
+        preprocessing=contents.spec.preprocessing,
+        runner=OnnxEngine(folder / ONNX_NAME, num_threads=num_threads),
+    )

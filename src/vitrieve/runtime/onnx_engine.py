@@ -1,0 +1,52 @@
+"""The ONNX Runtime engine: an exported encoder without torch. Next file: ``precision.py``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from vitrieve.errors import ArtifactError
+from vitrieve.model.artefact import EMBEDDING_OUTPUT, PATCH_TOKENS_OUTPUT, PIXELS_INPUT
+from vitrieve.runtime.engine import EngineName
+
+LOG_ERRORS_ONLY = 3
+
+
+class OnnxEngine:
+    """Runs an exported encoder with ONNX Runtime on the CPU, in fp32.
+
+    Args:
+        path: The graph; its checksum is already checked.
+        num_threads: CPU threads of this engine; None: one for each core.
+
+    Raises:
+        ArtifactError: The graph cannot be loaded.
+    """
+
+    name: EngineName = "onnx"
+    precision: str = "fp32"
+
+    def __init__(self, path: Path, *, num_threads: int | None = None) -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = LOG_ERRORS_ONLY
+        if num_threads is not None:
+            options.intra_op_num_threads = num_threads
+        try:
+            self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # its exceptions share no public base class
+            raise ArtifactError(f"ONNX Runtime cannot load {path} ({error}); export the encoder again.") from error
+
+    def encode(self, pixels: np.ndarray) -> np.ndarray:
+        """Turn ``(B, 3, S, S)`` float32 into ``(B, E)`` float32 rows of unit length."""
+        return self._run(EMBEDDING_OUTPUT, pixels)
+
+    def patch_tokens(self, pixels: np.ndarray) -> np.ndarray:
+        """Turn ``(B, 3, S, S)`` float32 into ``(B, N, D)`` float32 tokens of the patches."""
+        return self._run(PATCH_TOKENS_OUTPUT, pixels)
+
+    def _run(self, output: str, pixels: np.ndarray) -> np.ndarray:
+        feeds = {PIXELS_INPUT: np.ascontiguousarray(pixels, dtype=np.float32)}
+        return np.asarray(self._session.run([output], feeds)[0], dtype=np.float32)

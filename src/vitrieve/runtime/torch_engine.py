@@ -1,0 +1,50 @@
+"""The torch engine: bf16 where the processor has it, without gradients. Next file: ``onnx_engine.py``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vitrieve.config import Precision
+from vitrieve.model.encoder import ImageEncoder, evaluation_mode
+from vitrieve.runtime.engine import EngineName
+from vitrieve.runtime.precision import resolve_precision
+
+
+class TorchEngine:
+    """Runs an encoder with torch on the CPU.
+
+    Args:
+        encoder: Run in evaluation mode; left in the mode it was in.
+        num_threads: CPU threads, set for the whole process; None: torch's choice.
+        precision: ``auto``: bf16 where the processor has instructions for it.
+    """
+
+    name: EngineName = "torch"
+
+    def __init__(self, encoder: ImageEncoder, *, num_threads: int | None = None, precision: Precision = "auto") -> None:
+        self.encoder = encoder
+        self.precision: str = resolve_precision(precision)
+        if num_threads is not None:
+            torch.set_num_threads(num_threads)
+
+    def encode(self, pixels: np.ndarray) -> np.ndarray:
+        """Turn ``(B, 3, S, S)`` float32 into ``(B, E)`` float32 rows of unit length."""
+        return self._run(self.encoder, pixels)
+
+    def patch_tokens(self, pixels: np.ndarray) -> np.ndarray:
+        """Turn ``(B, 3, S, S)`` float32 into ``(B, N, D)`` float32 tokens of the patches."""
+        return self._run(self.encoder.patch_tokens, pixels)
+
+    def _run(self, function: Callable[[Tensor], Tensor], pixels: np.ndarray) -> np.ndarray:
+        is_bf16 = self.precision == "bf16"
+        with (
+            evaluation_mode(self.encoder),
+            torch.inference_mode(),
+            torch.autocast("cpu", dtype=torch.bfloat16, enabled=is_bf16),
+        ):
+            result = function(torch.from_numpy(np.require(pixels, np.float32, ["C", "W"])))
+        return result.numpy()

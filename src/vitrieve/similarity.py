@@ -1,0 +1,227 @@
+"""Nearness: the only definition of it, in NumPy.
+
+The similarity of two embeddings is their inner product (the cosine, for L2-normalised rows), computed in
+float64 and rounded to float32. It is a function of the two rows alone: not of their places in a matrix,
+the size of a block, the number of threads or the library underneath. Exact duplicates therefore tie
+exactly, and so does a whole collapsed collection, which the metrics rely on (ties count against the query).
+
+Plain float64 products come close to that promise but break it about once in 10^8 pairs, because the order
+of summation decides the last bits and now and then the rounding. Here the coordinates are first rounded to
+a grid of 2^-26 of the row's norm. A product is then a multiple of 2^-52, no partial sum exceeds 2, and
+53 bits hold every partial sum exactly: there is nothing left for the order to decide. The price is an
+error below 2^-27 a coordinate, about a tenth of a float32 step in the similarity.
+
+Next: ``artifacts.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+
+from vitrieve.errors import InputError
+
+FloatArray = npt.NDArray[np.float32]
+IntArray = npt.NDArray[np.int64]
+
+BLOCK_BYTES = 64 * 2**20
+"""Memory for one block of similarities; sorting needs about five times as much for a moment."""
+MAX_CHUNK_SIZE = 1024
+"""Queries in one block at most: larger products are no faster."""
+GALLERY_BLOCK_SIZE = 8192
+"""Gallery rows converted to float64 at a time."""
+GRID_BITS = 26
+MAX_NORM = 2.0**60
+"""Longer rows would overflow float32 in their inner products."""
+
+
+def normalize(vectors: npt.ArrayLike) -> FloatArray:
+    """Scale rows to Euclidean length one.
+
+    Args:
+        vectors: ``(N, E)`` real numbers; unchanged.
+
+    Returns:
+        ``(N, E)`` float32; norms are computed in float64. A row of zeros stays zero: equally similar to everything.
+
+    Raises:
+        InputError: Not a matrix of finite numbers.
+
+    >>> normalize([[3.0, 4.0], [0.0, 0.0]]).tolist()
+    [[0.6000000238418579, 0.800000011920929], [0.0, 0.0]]
+    """
+    rows = as_embeddings(vectors).astype(np.float64)
+    norms = np.sqrt((rows**2).sum(axis=1, keepdims=True))
+    return (rows / np.where(norms > 0, norms, 1.0)).astype(np.float32)
+
+
+def as_embeddings(vectors: npt.ArrayLike, name: str = "embeddings") -> FloatArray:
+    """Check that ``vectors`` is a matrix of finite numbers and convert it to float32.
+
+    Args:
+        vectors: ``(N, E)`` real numbers, E at least 1.
+        name: What the message calls them.
+
+    Raises:
+        InputError: Another shape or type, NaN, infinity, or numbers too large for float32.
+    """
+    given = np.asarray(vectors)
+    if given.ndim != 2 or given.shape[1] == 0 or given.dtype.kind not in "fiub":
+        raise InputError(
+            f"{name} have shape {given.shape} and type {given.dtype}; expected a matrix of numbers, a row an image."
+        )
+    with np.errstate(over="ignore"):  # reported below, as what it is: not finite
+        matrix = np.ascontiguousarray(given, dtype=np.float32)
+    is_finite = np.isfinite(matrix).all(axis=1)
+    if not is_finite.all():
+        row = int(np.argmin(is_finite))
+        raise InputError(
+            f"{name} hold NaN or infinity in {np.count_nonzero(~is_finite)} of {len(matrix)} rows, "
+            f"first in row {row}; look for the image or training step that made them."
+        )
+    return matrix
+
+
+def similarity(queries: npt.ArrayLike, gallery: npt.ArrayLike) -> FloatArray:
+    """Compute the similarity of every query to every gallery row; higher is nearer.
+
+    The whole matrix at once: for large sets go through ``similarity_chunks``.
+
+    Args:
+        queries: ``(Q, E)`` embeddings.
+        gallery: ``(G, E)`` embeddings.
+
+    Returns:
+        ``(Q, G)`` float32; each value depends on its two rows alone, and a pair gives the same value in either order.
+
+    Raises:
+        InputError: Embeddings that are not finite matrices of the same width.
+
+    >>> similarity([[1.0, 0.0]], [[0.0, 1.0], [0.5, 0.5], [-1.0, 0.0]]).tolist()
+    [[0.0, 0.5, -1.0]]
+    """
+    query_rows, gallery_rows = _check_pair(queries, gallery)
+    return _exact_product(_round_to_grid(query_rows), _round_to_grid(gallery_rows))
+
+
+def similarity_chunks(
+    queries: npt.ArrayLike, gallery: npt.ArrayLike, *, chunk_size: int | None = None
+) -> Iterator[tuple[slice, FloatArray]]:
+    """Compute similarities for some queries at a time, in order.
+
+    Args:
+        queries: ``(Q, E)`` embeddings.
+        gallery: ``(G, E)`` embeddings.
+        chunk_size: Queries at a time; by default as many as keep a block near ``BLOCK_BYTES``. Changes no value.
+
+    Yields:
+        Which queries, and their ``(q, G)`` similarities: a fresh array that the caller may change.
+
+    Raises:
+        InputError: As in ``similarity``.
+    """
+    query_rows, gallery_rows = _check_pair(queries, gallery)
+    gallery_rows = _round_to_grid(gallery_rows)
+    size = chunk_size or max(1, min(MAX_CHUNK_SIZE, BLOCK_BYTES // (4 * max(1, len(gallery_rows)))))
+    for start in range(0, len(query_rows), size):
+        rows = slice(start, min(start + size, len(query_rows)))
+        yield rows, _exact_product(_round_to_grid(query_rows[rows]), gallery_rows)
+
+
+def top_k(
+    queries: npt.ArrayLike, gallery: npt.ArrayLike, k: int, *, chunk_size: int | None = None
+) -> tuple[FloatArray, IntArray]:
+    """Find the nearest gallery rows of every query, exactly.
+
+    Args:
+        queries: ``(Q, E)`` embeddings.
+        gallery: ``(G, E)`` embeddings.
+        k: Neighbours to return, at least 1.
+        chunk_size: Queries at a time; see ``similarity_chunks``.
+
+    Returns:
+        Similarities ``(Q, K)`` float32, falling, and gallery rows ``(Q, K)`` int64, where K is ``k`` or the
+        size of a smaller gallery. Ties are ordered by row. Memory: some hundred megabytes beside the result.
+
+    Raises:
+        InputError: ``k`` below 1, or as in ``similarity``.
+
+    >>> top_k([[1.0, 0.0]], [[0.0, 1.0], [0.5, 0.5], [0.5, 0.5]], 2)[1].tolist()
+    [[1, 2]]
+    """
+    if k < 1:
+        raise InputError(f"k is {k}; expected at least 1.")
+    queries, gallery = _check_pair(queries, gallery)
+    shape = (len(queries), min(k, len(gallery)))
+    similarities, gallery_rows = np.empty(shape, dtype=np.float32), np.empty(shape, dtype=np.int64)
+    for rows, block in similarity_chunks(queries, gallery, chunk_size=chunk_size):
+        similarities[rows], gallery_rows[rows] = order_nearest(block, k)
+    return similarities, gallery_rows
+
+
+def order_nearest(similarities: FloatArray, k: int) -> tuple[FloatArray, IntArray]:
+    """Order the ``k`` highest similarities of each row; ties are ordered by column.
+
+    Args:
+        similarities: ``(Q, G)`` float32 without NaN; minus infinity marks what must come last.
+        k: Columns to keep, at least 1.
+
+    Returns:
+        Similarities ``(Q, K)``, falling, and their columns ``(Q, K)``, K = min(k, G).
+    """
+    num_columns = similarities.shape[1]
+    num_kept = min(k, num_columns)
+    # One integer holds both: its upper half orders as the similarity does, its lower half falls with the column.
+    # No two are equal, so that selecting the largest is exact where a selection by similarity would cut through a tie.
+    bits = (similarities + np.float32(0)).view(np.int32)  # + 0 makes -0.0 and 0.0 the same bits
+    keys = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).astype(np.int64) << 32
+    keys += np.arange(num_columns, dtype=np.int64)[::-1]
+    if num_kept < num_columns:
+        keys.partition(num_columns - num_kept, axis=1)
+    nearest = np.sort(keys[:, num_columns - num_kept :], axis=1)[:, ::-1]
+    columns = num_columns - 1 - (nearest & 0xFFFFFFFF)
+    return np.take_along_axis(similarities, columns, axis=1), columns
+
+
+def _check_pair(queries: npt.ArrayLike, gallery: npt.ArrayLike) -> tuple[FloatArray, FloatArray]:
+    query_rows = as_embeddings(queries, "query embeddings")
+    gallery_rows = query_rows if gallery is queries else as_embeddings(gallery, "gallery embeddings")
+    if query_rows.shape[1] != gallery_rows.shape[1]:
+        raise InputError(
+            f"query embeddings have {query_rows.shape[1]} dimensions and gallery embeddings {gallery_rows.shape[1]}; "
+            "they must come from the same encoder."
+        )
+    return query_rows, gallery_rows
+
+
+def _round_to_grid(embeddings: FloatArray) -> FloatArray:
+    """Round coordinates to multiples of 2^-26 of the power of two near the row's norm.
+
+    float32 holds these multiples exactly: a coordinate of a quarter of the norm or more is one already, and a
+    smaller one needs at most 24 bits.
+    """
+    rounded = np.empty_like(embeddings)
+    for start in range(0, len(embeddings), GALLERY_BLOCK_SIZE):
+        rows = slice(start, start + GALLERY_BLOCK_SIZE)
+        block = embeddings[rows].astype(np.float64)
+        norms = np.sqrt((block**2).sum(axis=1, keepdims=True))
+        if norms.max(initial=0.0) > MAX_NORM:
+            raise InputError(f"an embedding has the norm {norms.max():.3g}; normalise embeddings first.")
+        mantissas, exponents = np.frexp(norms)
+        # Norms up to 2^(e + 1/4) belong to exponent e, so that rows of norm 1, give or take a rounding, share one
+        # grid. The inner product of two such rows stays below 2^(1/2) times their grids' scales: room to spare.
+        exponents -= mantissas <= 2**-0.75
+        steps = np.ldexp(1.0, exponents - GRID_BITS)  # (n, 1), powers of two: dividing by them is exact
+        rounded[rows] = np.rint(block / steps) * steps
+    return rounded
+
+
+def _exact_product(queries: FloatArray, gallery: FloatArray) -> FloatArray:
+    product = np.empty((len(queries), len(gallery)), dtype=np.float32)
+    query_rows = queries.astype(np.float64)
+    for start in range(0, len(gallery), GALLERY_BLOCK_SIZE):
+        rows = slice(start, start + GALLERY_BLOCK_SIZE)
+        product[:, rows] = query_rows @ gallery[rows].astype(np.float64).T  # (Q, B)
+    return product

@@ -1,0 +1,243 @@
+"""The story of a training run, in order.
+
+Each line of ``train`` is a short function of this folder or of a stage before it; the command line
+(``cli/train.py``) adds the data, the measurement and the report.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from vitrieve.config import Config
+from vitrieve.data.loader import Batch, TrainingLoader
+from vitrieve.data.records import ImageRecord
+from vitrieve.errors import NonFiniteLossError
+from vitrieve.model.encoder import ImageEncoder, build_encoder
+from vitrieve.objective.objective import LossValue, Objective, similarity_statistics
+from vitrieve.runtime.precision import resolve_precision
+from vitrieve.train.average import WeightAverage
+from vitrieve.train.metrics_log import MetricsLog
+from vitrieve.train.optimizer import build_optimizer, set_learning_rate
+from vitrieve.train.selection import SELECTION_METRIC, Selection
+from vitrieve.train.state import TrainingState
+
+Evaluate = Callable[[ImageEncoder], Mapping[str, float]]
+
+
+class TrainingResult(NamedTuple):
+    """What a run ends with.
+
+    Attributes:
+        encoder: The encoder that is kept, in eval mode.
+        selection: The measurements on held-out classes; empty without hold-out.
+        num_steps: Steps that were done (fewer than asked for when training stopped early).
+    """
+
+    encoder: ImageEncoder
+    selection: Selection
+    num_steps: int
+
+    @property
+    def kept_step(self) -> int:
+        """Number of steps behind the kept encoder; 0 is the frozen start."""
+        return self.selection.best_step if self.selection.values else self.num_steps
+
+
+def train(
+    config: Config, records: Sequence[ImageRecord], run: Path, evaluate: Evaluate | None = None
+) -> TrainingResult:
+    """Fine-tune an encoder; resumes from the run's last state, where there is one.
+
+    Args:
+        config: The complete settings.
+        records: Training images, without held-out classes.
+        run: An existing folder; gets ``metrics.jsonl``, ``tensorboard/`` and ``state/``.
+        evaluate: Measures an encoder on held-out classes; its ``map_at_r`` decides which state is kept.
+            None: the last state is kept.
+
+    Raises:
+        NonFiniteLossError: A term of the loss became NaN or infinite.
+        KeyboardInterrupt: After Ctrl-C, once the state is saved.
+    """
+    # Data
+    if config.train.num_threads is not None:
+        torch.set_num_threads(config.train.num_threads)
+    torch.manual_seed(config.train.seed)
+    encoder = build_encoder(config.model)
+    loader = TrainingLoader(
+        records,
+        config.loader,
+        encoder.spec.preprocessing,
+        batch_size=config.train.batch_size,
+        seed=config.train.seed,
+    )
+
+    # State
+    state = build_state(config, encoder, num_classes=loader.num_classes, num_images=len(records))
+    state.load(run)
+    num_steps = config.train.num_steps
+
+    # Loop
+    with MetricsLog(run, start_step=state.step, num_steps=num_steps) as log, _interrupt_flag() as is_interrupted:
+        if evaluate is not None and not state.selection.values:
+            _measure(state, evaluate, log)
+        end_step = state.step if _is_hopeless(state, config) else num_steps
+        for batch in loader.batches(state.step, end_step):
+            start = time.monotonic()
+            values = train_step(state, batch, config)
+            seconds = time.monotonic() - start
+            values["images_per_second"] = len(batch.labels) / seconds
+            values["seconds_left"] = seconds * (num_steps - state.step)
+            log.write(state.step, values)
+            log.show(state.step, values)
+            if evaluate is not None and _is_due(state.step, config.train.evaluate_every, num_steps):
+                _measure(state, evaluate, log)
+            is_last = is_interrupted() or _is_hopeless(state, config)
+            if is_last or _is_due(state.step, config.train.checkpoint_every, num_steps):
+                state.save(run)
+            if is_interrupted():
+                raise KeyboardInterrupt
+            if is_last:
+                log.say(f"stopped at step {state.step}: the held-out classes are only getting worse")
+                break
+
+    # Result
+    return TrainingResult(_keep(state, config), state.selection, state.step)
+
+
+def build_state(config: Config, encoder: ImageEncoder, *, num_classes: int, num_images: int) -> TrainingState:
+    """Build the state of a run at step zero."""
+    objective = Objective(
+        config.objective,
+        num_classes=num_classes,
+        num_images=num_images,
+        embedding_dim=encoder.spec.embedding_dim,
+    )
+    decay = config.train.ema_decay
+    return TrainingState(
+        encoder=encoder,
+        objective=objective,
+        optimizer=build_optimizer(encoder, objective, config.optimizer),
+        average=None if decay is None else WeightAverage(encoder, decay),
+    )
+
+
+def train_step(state: TrainingState, batch: Batch, config: Config) -> dict[str, float]:
+    """Do one optimiser step; return what to log.
+
+    Raises:
+        NonFiniteLossError: Before the weights change.
+    """
+    # Seeded by the step, so that a resumed run drops the same paths.
+    torch.manual_seed(config.train.seed * 1_000_003 + state.step)
+    factor = set_learning_rate(state.optimizer, config.optimizer, state.step, config.train.num_steps)
+    embeddings = encode_in_microbatches(state.encoder, batch.pixels, config)
+    loss = state.objective(embeddings, batch.labels, batch.rows, step=state.step)
+    _require_finite(loss, state.step)
+    loss.total.backward()
+    gradient_norm = _clip_gradients(state.optimizer, config.optimizer.gradient_clip_norm)
+    state.optimizer.step()
+    state.optimizer.zero_grad()
+    state.objective.enqueue(embeddings, batch.labels, batch.rows)
+    state.step += 1
+    if state.average is not None:
+        state.average.update(state.encoder, state.step)
+    return {
+        "loss": loss.total.item(),
+        **{name: term.item() for name, term in loss.terms.items()},
+        **similarity_statistics(embeddings.detach(), batch.labels, config.objective.margin),
+        **({"memory_fill": state.objective.memory_fill} if state.objective.memory is not None else {}),
+        "learning_rate_factor": factor,
+        "gradient_norm": gradient_norm,
+    }
+
+
+def encode_in_microbatches(encoder: ImageEncoder, pixels: Tensor, config: Config) -> Tensor:
+    """Encode a batch in pieces that stay in the cache, with the graph of all of them.
+
+    Args:
+        encoder: In train mode afterwards.
+        pixels: ``(B, 3, S, S)``.
+        config: Micro-batch size and precision.
+
+    Returns:
+        ``(B, E)`` float32; one loss over all of it is the loss of the whole batch.
+    """
+    encoder.train()
+    is_bf16 = resolve_precision(config.train.precision) == "bf16"
+    with torch.autocast("cpu", torch.bfloat16, enabled=is_bf16):
+        return torch.cat([encoder(piece) for piece in torch.split(pixels, config.train.microbatch_size)])
+
+
+def _require_finite(loss: LossValue, step: int) -> None:
+    for name, term in [*loss.terms.items(), ("total", loss.total)]:
+        if not bool(torch.isfinite(term)):
+            raise NonFiniteLossError(
+                f"the loss term {name!r} is {term.item()} at step {step}; the weights of the step before are kept. "
+                "Lower --optimizer.learning-rate, or lengthen --optimizer.num-warmup-steps."
+            )
+
+
+def _clip_gradients(optimizer: torch.optim.Optimizer, norm: float | None) -> float:
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    return float(torch.nn.utils.clip_grad_norm_(parameters, float("inf") if norm is None else norm))
+
+
+def _is_due(step: int, every: int | None, num_steps: int) -> bool:
+    return step == num_steps or (every is not None and step % every == 0)
+
+
+def _is_hopeless(state: TrainingState, config: Config) -> bool:
+    """Tell whether the last measurements were all below the frozen start."""
+    return state.selection.num_worse >= config.train.num_patience
+
+
+def _measure(state: TrainingState, evaluate: Evaluate, log: MetricsLog) -> None:
+    values = evaluate(state.result)
+    is_best = state.selection.add(state.step, values[SELECTION_METRIC])
+    if is_best and state.step:
+        state.best_weights = {name: tensor.clone() for name, tensor in state.result.state_dict().items()}
+    log.write(state.step, {f"holdout_{name}": value for name, value in values.items()})
+    shown = "  ".join(f"{name} {100 * value:.1f}" for name, value in values.items())
+    log.say(f"held-out classes after step {state.step}: {shown}{'  (best so far)' if is_best else ''}")
+
+
+def _keep(state: TrainingState, config: Config) -> ImageEncoder:
+    """Return the encoder to keep: the best measured, or the last."""
+    if state.selection.values and state.selection.best_step == 0:
+        return build_encoder(config.model).eval()
+    if state.selection.values and state.best_weights is not None:
+        state.result.load_state_dict(state.best_weights)
+    return state.result.eval()
+
+
+@contextmanager
+def _interrupt_flag() -> Iterator[Callable[[], bool]]:
+    """Turn the first Ctrl-C into a flag, so that the step is finished and saved; a second one interrupts at once."""
+    is_interrupted = False
+
+    def note(signal_number: int, frame: FrameType | None) -> None:
+        nonlocal is_interrupted
+        if is_interrupted:
+            raise KeyboardInterrupt
+        is_interrupted = True
+
+    previous = signal.getsignal(signal.SIGINT)
+    try:
+        signal.signal(signal.SIGINT, note)
+    except ValueError:  # Not the main thread: Ctrl-C is somebody else's.
+        yield lambda: False
+        return
+    try:
+        yield lambda: is_interrupted
+    finally:
+        signal.signal(signal.SIGINT, previous)

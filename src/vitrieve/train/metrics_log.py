@@ -1,0 +1,119 @@
+"""What a run writes about itself: ``metrics.jsonl``, TensorBoard events, and lines or a bar on standard error."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from torch.utils.tensorboard import SummaryWriter
+
+METRICS_NAME = "metrics.jsonl"
+LINE_EVERY_SECONDS = 10.0
+
+
+class MetricsLog:
+    """Records scalars by step and shows how far the run is."""
+
+    def __init__(self, folder: Path, *, start_step: int, num_steps: int) -> None:
+        """Open the log; entries of steps after ``start_step``, left by a killed run, are dropped."""
+        path = folder / METRICS_NAME
+        kept = _entries_until(path, start_step)
+        path.write_text("".join(kept), encoding="utf-8")
+        self._file = path.open("a", encoding="utf-8")
+        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=start_step + 1)
+        self._display = _BarDisplay(start_step, num_steps) if sys.stderr.isatty() else _LineDisplay(num_steps)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._display.close()
+        self._file.close()
+        self._writer.close()
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Record values of a step, number of finished steps."""
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+
+    def show(self, step: int, values: Mapping[str, float]) -> None:
+        """Show the progress of training on standard error."""
+        self._display.show(step, values)
+
+    def say(self, text: str) -> None:
+        """Print a sentence on standard error."""
+        self._display.say(text)
+
+
+def _entries_until(path: Path, step: int) -> list[str]:
+    if not path.is_file():
+        return []
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+        # A line without its end was cut off by a kill; nothing after it counts.
+        if not line.endswith("\n") or json.loads(line)["step"] > step:
+            break
+        kept.append(line)
+    return kept
+
+
+def _format(values: Mapping[str, float]) -> str:
+    names = {
+        "mean_positive_similarity": "positive",
+        "mean_negative_similarity": "negative",
+        "active_negatives_fraction": "active",
+        "images_per_second": "images/s",
+        "memory_fill": "memory",
+    }
+    hidden = {"learning_rate_factor", "gradient_norm", "seconds_left"}
+    parts = [f"{names.get(name, name)} {value:.3g}" for name, value in values.items() if name not in hidden]
+    if "seconds_left" in values:
+        parts.append(f"{values['seconds_left']:.0f} s left")
+    return "  ".join(parts)
+
+
+class _LineDisplay:
+    def __init__(self, num_steps: int) -> None:
+        self._num_steps = num_steps
+        self._last = float("-inf")
+
+    def show(self, step: int, values: Mapping[str, float]) -> None:
+        now = time.monotonic()
+        if now - self._last >= LINE_EVERY_SECONDS or step == self._num_steps:
+            self._last = now
+            self.say(f"step {step}/{self._num_steps}  {_format(values)}")
+
+    def say(self, text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        pass
+
+
+class _BarDisplay:
+    def __init__(self, start_step: int, num_steps: int) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+        columns = (TextColumn("train"), BarColumn(bar_width=24), MofNCompleteColumn(), TextColumn("{task.description}"))
+        self._progress = Progress(*columns, console=Console(stderr=True))
+        self._task = self._progress.add_task("", total=num_steps, completed=start_step)
+        self._progress.start()
+
+    def show(self, step: int, values: Mapping[str, float]) -> None:
+        self._progress.update(self._task, completed=step, description=_format(values))
+
+    def say(self, text: str) -> None:
+        self._progress.console.print(text, highlight=False, markup=False)
+
+    def close(self) -> None:
+        self._progress.stop()

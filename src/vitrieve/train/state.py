@@ -1,0 +1,139 @@
+"""The state of a run on disk, from which it resumes bit for bit. Next file: ``metrics_log.py``.
+
+One safetensors file holds the weights, their average, the optimiser and the objective (memory, proxies); its
+header holds the step and the selection. Sampler positions and random states are functions of (seed, step) and need no
+place. A file is written beside its final name, flushed to the disk, then renamed: a kill at any moment leaves the
+previous state or the new one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from vitrieve.artifacts import sync_folder
+from vitrieve.errors import ArtifactError
+from vitrieve.model.encoder import ImageEncoder
+from vitrieve.objective.objective import Objective
+from vitrieve.train.average import WeightAverage
+from vitrieve.train.selection import Selection
+
+STATE_NAME = "state"
+
+
+@dataclass(kw_only=True)
+class TrainingState:
+    """Everything that changes while training.
+
+    Attributes:
+        encoder: What is trained.
+        objective: The loss terms with their memory and proxies.
+        optimizer: Over both.
+        average: Running average of the encoder's weights, or None.
+        best_weights: Weights of the best measured state; None while that is the frozen start.
+        selection: Measurements on held-out classes.
+        step: Number of finished steps.
+    """
+
+    encoder: ImageEncoder
+    objective: Objective
+    optimizer: torch.optim.Optimizer
+    average: WeightAverage[ImageEncoder] | None = None
+    best_weights: dict[str, Tensor] | None = None
+    selection: Selection = field(default_factory=Selection)
+    step: int = 0
+
+    @property
+    def result(self) -> ImageEncoder:
+        """What would be kept now: the average where there is one, else the trained encoder."""
+        return self.average.module if self.average is not None else self.encoder
+
+    def save(self, run: Path) -> None:
+        """Write the state into the run's folder and drop older ones."""
+        folder = run / STATE_NAME
+        folder.mkdir(exist_ok=True)
+        path = folder / f"step_{self.step:07d}.safetensors"
+        temporary = path.with_suffix(".tmp")
+        save_file(self._tensors(), temporary, metadata={"state": json.dumps(self._description())})
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        sync_folder(folder)
+        for other in folder.iterdir():
+            if other != path:
+                other.unlink()
+
+    def load(self, run: Path) -> bool:
+        """Continue from the newest state in the run's folder; return whether there was one.
+
+        Raises:
+            ArtifactError: The state does not fit this run's configuration, or is damaged.
+        """
+        paths = sorted((run / STATE_NAME).glob("step_*.safetensors"))
+        if not paths:
+            return False
+        try:
+            with safe_open(paths[-1], framework="pt") as file:
+                description = json.loads(file.metadata()["state"])
+                # Cloned: tensors of safetensors may share the mapped file, which the next save removes.
+                tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+            self._restore(tensors, description)
+        except (OSError, KeyError, ValueError, RuntimeError) as error:
+            raise ArtifactError(f"cannot resume from {paths[-1]} ({error}); start again with --overwrite.") from error
+        return True
+
+    def _tensors(self) -> dict[str, Tensor]:
+        parts: dict[str, Mapping[str, Tensor]] = {
+            "encoder": self.encoder.state_dict(),
+            "objective": self.objective.state_dict(),
+            "best": self.best_weights or {},
+        }
+        if self.average is not None:
+            parts["average"] = self.average.module.state_dict()
+        for index, values in self.optimizer.state_dict()["state"].items():
+            parts[f"optimizer.{index}"] = values
+        return {f"{part}/{name}": tensor for part, values in parts.items() for name, tensor in values.items()}
+
+    def _description(self) -> dict[str, object]:
+        return {"step": self.step, "selection": dataclasses.asdict(self.selection)}
+
+    def _restore(self, tensors: Mapping[str, Tensor], description: Mapping[str, object]) -> None:
+        parts: dict[str, dict[str, Tensor]] = {}
+        for key, tensor in tensors.items():
+            part, name = key.split("/", 1)
+            parts.setdefault(part, {})[name] = tensor
+        self.encoder.load_state_dict(parts["encoder"])
+        self.objective.load_state_dict(parts.get("objective", {}))
+        if self.average is not None:
+            self.average.module.load_state_dict(parts["average"])
+        self.best_weights = parts.get("best")
+        self.optimizer.load_state_dict(
+            {
+                "state": {
+                    int(part.split(".")[1]): values for part, values in parts.items() if part.startswith("optimizer.")
+                },
+                "param_groups": self.optimizer.state_dict()["param_groups"],
+            }
+        )
+        self.step, self.selection = _read_description(description)
+
+
+def _read_description(description: Mapping[str, object]) -> tuple[int, Selection]:
+    step, values = description["step"], description["selection"]
+    assert isinstance(step, int)
+    assert isinstance(values, dict)
+    selection = Selection(
+        values={int(key): float(value) for key, value in values["values"].items()},
+        best_step=values["best_step"],
+        num_worse=values["num_worse"],
+    )
+    return step, selection

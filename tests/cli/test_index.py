@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vitrieve.cli.main import main
+from vitrieve.data.sources import read_collection
+from vitrieve.embed.collection import embed_collection
+from vitrieve.runtime.encoder import load_encoder
+
+
+@pytest.fixture
+def embeddings_folder(tiny_encoder_folder: Path, picture_folder: Path, tmp_path: Path) -> Path:
+    encoder = load_encoder(tiny_encoder_folder, engine="onnx", num_threads=1)
+    embed_collection(encoder, read_collection(str(picture_folder)), tmp_path / "embeddings")
+    return tmp_path / "embeddings"
+
+
+def test_index_prints_one_object(embeddings_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["index", "--embeddings", str(embeddings_folder), "--out", str(tmp_path / "index"), "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert (result["num_vectors"], result["embedding_dim"], result["store"]) == (12, 64, "exact")
+    vectors = np.load(tmp_path / "index" / "vectors.npy")
+    assert np.array_equal(vectors, np.load(embeddings_folder / "vectors.npy"))
+
+
+def test_index_refuses_a_finished_out_unless_overwritten(
+    embeddings_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["index", "--embeddings", str(embeddings_folder), "--out", str(tmp_path / "index")]
+    assert [main(words), main(words), main([*words, "--overwrite"])] == [0, 2, 0]
+    assert "--overwrite" in capsys.readouterr().err
+
+
+def test_index_refuses_what_are_no_embeddings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for folder in (tmp_path / "missing", tmp_path):
+        assert main(["index", "--embeddings", str(folder), "--out", str(tmp_path / "index")]) == 2
+        assert "'embeddings'" in capsys.readouterr().err
+
+
+def test_index_never_writes_over_the_embeddings(embeddings_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["index", "--embeddings", str(embeddings_folder), "--out", str(embeddings_folder), "--overwrite"]
+    assert main(words) == 2
+    assert "another --out" in capsys.readouterr().err
+    assert (embeddings_folder / "vectors.npy").exists()

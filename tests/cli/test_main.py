@@ -1,0 +1,206 @@
+from __future__ import annotations
+
+import importlib
+import json
+import subprocess
+import sys
+import time
+import types
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import pytest
+
+from vitrieve import __version__
+from vitrieve.cli import main as cli
+from vitrieve.errors import DataError, NonFiniteLossError
+
+ENTRY = [sys.executable, "-m", "vitrieve"]
+IN_ORDER = [
+    "doctor",
+    "data check",
+    "weights list",
+    "weights pull",
+    "train",
+    "evaluate",
+    "export",
+    "embed",
+    "index",
+    "search",
+]
+
+
+def run_vitrieve(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*ENTRY, *words], capture_output=True, text=True, check=False)
+
+
+def install(monkeypatch: pytest.MonkeyPatch, run: Any) -> None:
+    """Put a command ``fake`` into the table, whose module's ``main`` is ``run``."""
+    module = types.ModuleType("vitrieve_fake_command")
+    vars(module)["main"] = run
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setitem(cli.COMMANDS, "fake", cli.Command(module.__name__, "for tests"))
+
+
+def raising(error: BaseException) -> Any:
+    def run(argv: list[str], prog: str) -> int:
+        raise error
+
+    return run
+
+
+def test_help_lists_the_commands_in_the_order_of_the_pipeline(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--help"]) == 0
+    printed = capsys.readouterr()
+    lines = [line.strip() for line in printed.out.splitlines() if line.startswith("  ")]
+    assert [line.split("  ")[0] for line in lines] == IN_ORDER
+    assert printed.err == ""
+
+
+def test_help_is_quick_and_needs_no_torch() -> None:
+    script = (
+        "import sys; from vitrieve.cli.main import main; main(['--help']); "
+        "sys.exit(any(name in sys.modules for name in ('torch', 'timm', 'numpy', 'tyro')))"
+    )
+    assert subprocess.run([sys.executable, "-c", script], capture_output=True, check=False).returncode == 0
+    seconds = []
+    for _ in range(5):
+        start = time.perf_counter()
+        assert run_vitrieve("--help").returncode == 0
+        seconds.append(time.perf_counter() - start)
+    assert median(seconds) < 1
+
+
+def test_version() -> None:
+    assert run_vitrieve("--version").stdout == f"vitrieve {__version__}\n"
+
+
+def test_no_command_is_wrong_use(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert "usage:" in printed.err
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (["serch"], "Did you mean 'search'"),
+        (["weights", "pul"], "Did you mean 'weights pull'"),
+        (["--no-such"], "unknown command '--no-such'"),
+    ],
+)
+def test_unknown_command_names_the_nearest(words: list[str], part: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(words) == 2
+    printed = capsys.readouterr()
+    assert part in printed.err
+    assert len(printed.err.splitlines()) == 1
+    assert printed.out == ""
+
+
+def test_a_group_lists_its_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["weights"]) == 2
+    assert "weights pull" in capsys.readouterr().err
+    assert cli.main(["weights", "--help"]) == 0
+    assert "weights pull" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", IN_ORDER)
+def test_every_command_explains_itself(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([*name.split(), "--help"]) == 0
+    assert f"usage: vitrieve {name}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", [name for name in IN_ORDER if name != "train"])
+def test_every_command_refuses_an_unknown_flag(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([*name.split(), "--no-such-field", "3"]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("error: unknown flag '--no-such-field'; the nearest valid ones: --")
+    assert len(printed.err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", IN_ORDER)
+def test_every_summary_fits_a_line(name: str) -> None:
+    assert len(cli.COMMANDS[name].summary) < 80
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "message"),
+    [
+        (DataError("the folder is empty."), 2, "error: the folder is empty.\n"),
+        (NonFiniteLossError("koleo is NaN at step 3."), 1, "error: koleo is NaN at step 3.\n"),
+        (
+            OSError(28, "No space left on device", "out/vectors.npy"),
+            2,
+            "error: out/vectors.npy: No space left on device.\n",
+        ),
+        (PermissionError(13, "Permission denied", "out"), 2, "error: out: Permission denied.\n"),
+        (SystemExit(2), 2, ""),
+        (SystemExit(0), 0, ""),
+    ],
+)
+def test_main_turns_errors_into_one_message(
+    error: BaseException,
+    status: int,
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    install(monkeypatch, raising(error))
+    assert cli.main(["fake"]) == status
+    printed = capsys.readouterr()
+    assert (printed.out, printed.err) == ("", message)
+
+
+def test_main_lets_bugs_trace_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, raising(ZeroDivisionError()))
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["fake"])
+
+
+@pytest.mark.parametrize(("is_resumable", "part"), [(True, "--resume"), (False, "interrupted.")])
+def test_main_says_how_to_go_on_after_an_interruption(
+    is_resumable: bool, part: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    install(monkeypatch, raising(KeyboardInterrupt()))
+    command = cli.Command(cli.COMMANDS["fake"].module, "for tests", is_resumable=is_resumable)
+    monkeypatch.setitem(cli.COMMANDS, "fake", command)
+    assert cli.main(["fake"]) == 130
+    message = capsys.readouterr().err
+    assert part in message
+    assert len(message.splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", IN_ORDER)
+def test_a_command_is_resumable_when_it_has_the_flag(name: str) -> None:
+    command = cli.COMMANDS[name]
+    arguments = getattr(importlib.import_module(command.module), command.arguments)
+    assert command.is_resumable == hasattr(arguments, "resume")
+
+
+def test_main_passes_words_and_status(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def run(argv: list[str], prog: str) -> int:
+        seen.append((argv, prog))
+        return 1
+
+    install(monkeypatch, run)
+    assert cli.main(["fake", "small", "--out", "x"]) == 1
+    assert seen == [(["small", "--out", "x"], "vitrieve fake")]
+
+
+def test_a_reader_that_leaves_is_no_error(tmp_path: Path) -> None:
+    script = f"{sys.executable} -m vitrieve doctor --json | head -n 1; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines() == ["{", "0"]
+    assert done.stderr == ""
+
+
+def test_results_go_to_standard_output_alone() -> None:
+    done = run_vitrieve("doctor", "--json")
+    assert done.returncode in (0, 1)
+    assert json.loads(done.stdout)["versions"]["vitrieve"] == __version__
+    assert done.stderr == ""

@@ -1,0 +1,91 @@
+"""Where tests find what is not in the repository (photographs, weights), and a tiny encoder and pictures."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _subprocesses_find_the_checkout() -> Iterator[None]:
+    """Let processes that tests start import this checkout, installed or not."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(CHECKOUT / "src"), prepend=os.pathsep)
+        yield
+
+
+@pytest.fixture(scope="session")
+def grocery_folder() -> Path:
+    """The Grocery Store data set: in the folder that VITRIEVE_DATA names, or beside the checkout."""
+    parents = [CHECKOUT.parent / "shared" / "datasets"]
+    if os.environ.get("VITRIEVE_DATA"):
+        parents.insert(0, Path(os.environ["VITRIEVE_DATA"]))
+    for parent in parents:
+        if (parent / "grocery-store" / "classes.csv").is_file():
+            return parent / "grocery-store"
+    pytest.skip("the grocery-store data set is missing; name the folder that holds it with VITRIEVE_DATA")
+
+
+@pytest.fixture(scope="session")
+def dinov2_weights() -> Path:
+    """The cached weights ``dinov2-vits14``; fetched only with VITRIEVE_TEST_DOWNLOAD=1."""
+    from vitrieve.model import pretrained
+
+    cached = pretrained.find_pulled("dinov2-vits14")
+    if cached is not None:
+        return cached
+    if os.environ.get("VITRIEVE_TEST_DOWNLOAD") == "1":
+        return pretrained.pull_weights("dinov2-vits14")
+    pytest.skip("weights dinov2-vits14 are not cached; fetch them: vitrieve weights pull dinov2-vits14")
+
+
+@pytest.fixture(scope="session")
+def tiny_encoder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A real encoder with random weights, 0.4 million of them, exported for ONNX Runtime too."""
+    torch = pytest.importorskip("torch", reason="needs vitrieve[train]")
+    from vitrieve.config import ModelConfig
+    from vitrieve.model.encoder import build_encoder, save_encoder
+    from vitrieve.model.export import export_folder
+
+    folder = tmp_path_factory.mktemp("encoders") / "tiny"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        encoder = build_encoder(ModelConfig(backbone="test_vit", image_size=32), is_pretrained=False)
+    save_encoder(encoder, folder)
+    export_folder(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def without_torch() -> str:
+    """The first lines of a Python script that then runs as on a machine without ``vitrieve[train]``.
+
+    Not by None in ``sys.modules``: tyro and others take a name there for a module that is loaded.
+    """
+    return (
+        "import importlib.machinery\n"
+        "_find = importlib.machinery.PathFinder.find_spec\n"
+        "def _find_without_torch(name, path=None, target=None):\n"
+        "    is_hidden = name.split('.')[0] in ('torch', 'torchvision', 'timm', 'tensorboard', 'huggingface_hub')\n"
+        "    return None if is_hidden else _find(name, path, target)\n"
+        "importlib.machinery.PathFinder.find_spec = _find_without_torch\n"
+    )
+
+
+@pytest.fixture
+def picture_folder(tmp_path: Path) -> Path:
+    """Twelve different PNG pictures of random blocks, ``pictures/00.png`` to ``pictures/11.png``."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    generator = np.random.default_rng(0)
+    for number in range(12):
+        blocks = Image.fromarray(generator.integers(0, 256, (4, 4, 3), dtype=np.uint8))
+        blocks.resize((48, 40), Image.Resampling.NEAREST).save(folder / f"{number:02}.png")
+    return folder

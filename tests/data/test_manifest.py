@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from vitrieve.data.manifest import read_manifest_file
+from vitrieve.data.records import Dataset
+from vitrieve.errors import DataError
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name in ("a.jpg", "b.jpg", "c.jpg"):
+        (tmp_path / name).write_bytes(b"")
+    return tmp_path
+
+
+def read_csv(folder: Path, text: str, encoding: str = "utf-8") -> Dataset:
+    (folder / "images.csv").write_text(text, encoding=encoding)
+    return read_manifest_file(folder / "images.csv")
+
+
+def read_parquet(folder: Path, columns: Mapping[str, Sequence[object]]) -> Dataset:
+    pyarrow.parquet.write_table(pyarrow.table(columns), folder / "images.parquet")
+    return read_manifest_file(folder / "images.parquet")
+
+
+def test_read_manifest_file_reads_every_column(folder: Path) -> None:
+    dataset = read_csv(
+        folder,
+        "path,label,split,is_query,is_gallery,x_1,y_1,x_2,y_2,photographer\n"
+        'a.jpg,dog,train,1,1,,,,,"Doe, Jo"\n'
+        "b.jpg,cat,test,true,FALSE,1,2,30.5,40,\n"
+        "c.jpg,dog,validation,0,1,,,,,x\n",
+    )
+    first, second, third = dataset.records
+    assert (dataset.name, dataset.label_names) == ("images", ("cat", "dog"))
+    assert (first.image_id, first.path, first.label, first.split) == ("a.jpg", folder / "a.jpg", 1, "train")
+    assert first.metadata == {"photographer": "Doe, Jo"}
+    assert (second.is_query, second.is_gallery, second.box) == (True, False, (1.0, 2.0, 30.5, 40.0))
+    assert (third.split, third.is_query, third.box) == ("validation", False, None)
+
+
+def test_read_manifest_file_reads_the_same_from_csv_and_parquet(folder: Path) -> None:
+    text = (
+        "path,label,split,is_query,x_1,y_1,x_2,y_2,year\na.jpg,7,train,true,,,,,2020\nb.jpg,8,test,false,1,2,3,4.5,\n"
+    )
+    columns = {
+        "path": ["a.jpg", "b.jpg"],
+        "label": [7, 8],
+        "split": ["train", "test"],
+        "is_query": [True, False],
+        "x_1": [None, 1],
+        "y_1": [float("nan"), 2.0],
+        "x_2": [None, 3.0],
+        "y_2": [None, 4.5],
+        "year": [2020, None],
+    }
+    assert read_csv(folder, text) == read_parquet(folder, columns)
+
+
+def test_read_manifest_file_without_split_tests_on_every_fifth_label(folder: Path) -> None:
+    rows = [f"a.jpg,{label},{label},0,{label + 1},1" for label in range(10, 20)]
+    dataset = read_csv(folder, "path,label,x_1,y_1,x_2,y_2\n" + "\n".join(rows))
+    assert {dataset.label_names[record.label] for record in dataset.split("test")} == {"14", "19"}
+    assert any("every fifth" in note for note in dataset.notes)
+
+
+def test_read_manifest_file_keeps_labels_as_text(folder: Path) -> None:
+    dataset = read_csv(folder, "path,label\na.jpg,01\nb.jpg,1\nc.jpg,10\n")
+    assert dataset.label_names == ("01", "1", "10")
+
+
+def test_read_manifest_file_notes_classes_on_both_sides(folder: Path) -> None:
+    dataset = read_csv(folder, "path,label,split\na.jpg,x,train\nb.jpg,x,test\nc.jpg,y,test\n")
+    assert any("1 of 2 test classes" in note for note in dataset.notes)
+    assert not read_csv(folder, "path,label,split\na.jpg,x,train\nb.jpg,y,test\n").notes
+
+
+def test_read_manifest_file_distinguishes_boxes_of_one_path(folder: Path) -> None:
+    dataset = read_csv(folder, "path,label,x_1,y_1,x_2,y_2\na.jpg,x,0,0,5,5\na.jpg,y,5.25,0,9,5\na.jpg,z,,,,\n")
+    assert [record.image_id for record in dataset.records] == ["a.jpg#0,0,5,5", "a.jpg#5.25,0,9,5", "a.jpg"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-8"])
+def test_read_manifest_file_accepts_spreadsheet_habits(folder: Path, encoding: str) -> None:
+    dataset = read_csv(folder, "path, label ,split,\r\na.jpg, é ,train,\r\n\r\nb.jpg,z, test ,\r\n", encoding)
+    assert (dataset.label_names, [record.split for record in dataset.records]) == (("z", "é"), ["train", "test"])
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "no column 'path'. Found: nothing"),
+        ("path;label\na.jpg;x\n", "Found: 'path;label'. Columns are separated by commas"),
+        ("path\na.jpg\n", "no column 'label'"),
+        ("path,label\n", "no rows"),
+        ("path,label,label\na.jpg,x,y\n", "'label' twice"),
+        ("path,label,Split\na.jpg,x,test\n", "write it 'split'"),
+        ("path,label,x1,y1,x2,y2\na.jpg,x,1,1,2,2\n", "write it 'x_1'"),
+        ("path,label,x_1,y_1\na.jpg,x,1,1\n", "not 'x_2'"),
+        ("path,label\na.jpg,x\nb.jpg\n", "line 3: 1 cells, but the header has 2"),
+        ("path,label\na.jpg,x\nb.jpg,x,y\n", "line 3: 3 cells"),
+        ("path,label\n\n,x\n", "line 3: path is empty"),
+        ("path,label\na.jpg, \n", "line 2: label is empty"),
+        ("path,label,split\na.jpg,x,train\nb.jpg,x,val\n", "line 3: split is 'val'; accepted: train, validation, test"),
+        ("path,label,split\na.jpg,x,\n", "line 2: split is ''"),
+        ("path,label,is_query\na.jpg,x,maybe\n", "line 2: is_query is 'maybe'; accepted: true, false, 1, 0"),
+        ("path,label,is_gallery\na.jpg,x,\n", "line 2: is_gallery is ''"),
+        ("path,label,x_1,y_1,x_2,y_2\na.jpg,x,1,2,3,\n", "line 2: the box"),
+        ("path,label,x_1,y_1,x_2,y_2\na.jpg,x,1,2,3,wide\n", "line 2: the box"),
+        ("path,label,x_1,y_1,x_2,y_2\na.jpg,x,1,2,inf,4\n", "must be finite"),
+        ("path,label,x_1,y_1,x_2,y_2\na.jpg,x,5,2,5,4\n", "x_1 < x_2"),
+        ("path,label\na.jpg,x\nb.jpg,x\na.jpg,y\n", "line 4: 'a.jpg' was listed before"),
+        ('path,label\n"a.jpg"x,y\n', "line 2: "),
+        ('path,label\na.jpg,"x\n', "line 2: "),
+        ("path,label\ngone/1.jpg,x\ngone/2.jpg,x\n", "line 2: 'gone/1.jpg'. Paths are relative"),
+    ],
+)
+def test_read_manifest_file_refuses_malformed_csv(folder: Path, text: str, said: str) -> None:
+    with pytest.raises(DataError) as caught:
+        read_csv(folder, text)
+    assert said in str(caught.value)
+    assert "images.csv" in str(caught.value)
+
+
+def test_read_manifest_file_refuses_other_encodings(folder: Path) -> None:
+    for encoding in ("latin-1", "utf-16"):
+        with pytest.raises(DataError, match="not UTF-8"):
+            read_csv(folder, "path,label\na.jpg,é\n", encoding)
+
+
+def test_read_manifest_file_refuses_other_files(folder: Path) -> None:
+    with pytest.raises(DataError, match="does not exist"):
+        read_manifest_file(folder / "absent.csv")
+    with pytest.raises(DataError, match="not a file"):
+        read_manifest_file(folder)
+    with pytest.raises(DataError, match=r"must end in \.csv"):
+        read_manifest_file(folder / "a.jpg")
+    (folder / "broken.parquet").write_bytes(b"PAR1 and then nothing")
+    with pytest.raises(DataError, match="not a readable Parquet file"):
+        read_manifest_file(folder / "broken.parquet")
+
+
+def test_read_manifest_file_names_the_row_of_a_parquet_file(folder: Path) -> None:
+    with pytest.raises(DataError, match=r"images.parquet, row 2: label is empty"):
+        read_parquet(folder, {"path": ["a.jpg", "b.jpg"], "label": ["x", None]})
+
+
+def test_read_manifest_file_tolerates_single_missing_images(folder: Path) -> None:
+    dataset = read_csv(folder, "path,label\ngone.jpg,x\na.jpg,x\n")
+    assert len(dataset.records) == 2

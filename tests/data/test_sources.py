@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from vitrieve.data.sources import list_protocols, read_collection, read_source
+from vitrieve.errors import DataError
+
+
+@pytest.fixture
+def classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of two classes in an otherwise empty working folder."""
+    for name in ("classes/a/1.png", "classes/b/2.png"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_bytes(b"")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "classes"
+
+
+def test_read_source_reads_a_folder_by_name_or_alone(classes: Path) -> None:
+    assert read_source("folder:classes") == read_source("classes") == read_source("./classes")
+    assert read_source(str(classes)).label_names == ("a", "b")
+
+
+def test_read_source_expands_the_home_folder(classes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(classes.parent))
+    assert len(read_source("folder:~/classes").records) == 2
+
+
+def test_read_source_reads_a_manifest(classes: Path) -> None:
+    (classes / "images.csv").write_text("path,label\na/1.png,x\n")
+    assert read_source("manifest:classes/images.csv").label_names == ("x",)
+
+
+def test_read_source_reads_a_folder_with_a_colon_in_its_name(classes: Path) -> None:
+    classes.rename(classes.parent / "my:classes")
+    assert read_source("my:classes").label_names == ("a", "b")
+
+
+def test_read_collection_takes_any_folder_without_classes(classes: Path) -> None:
+    dataset = read_collection("classes")
+    assert [record.image_id for record in dataset.records] == ["a/1.png", "b/2.png"]
+    assert {record.label for record in dataset.records} == {0}
+    assert [record.image_id for record in read_collection("classes/a").records] == ["1.png"]
+
+
+def test_read_collection_takes_a_source_with_its_labels(classes: Path) -> None:
+    assert read_collection("folder:classes").label_names == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("grocry:classes", "unknown source 'grocry'. Did you mean 'grocery'"),
+        ("emojy", "Did you mean 'emoji'"),
+        ("absent", "Write grocery:DIR, emoji, folder:DIR, manifest:FILE, or an existing folder"),
+        ("no/such/folder", "no/such/folder is not a folder that exists"),
+        ("classes/a/1.png", "is not a folder"),
+        ("", "unknown source ''"),
+        ("grocery", "write grocery:DIR"),
+        ("folder:", "write folder:DIR"),
+        ("manifest", "write manifest:FILE"),
+        ("emoji:here", "takes no path"),
+        ("folder:absent", "does not exist"),
+        ("https://example.org/a.zip", "unknown source 'https'"),
+    ],
+)
+def test_sources_that_cannot_be_read_say_what_to_write(classes: Path, source: str, said: str) -> None:
+    for read in (read_source, read_collection):
+        with pytest.raises(DataError) as caught:
+            read(source)
+        assert said in str(caught.value)
+
+
+def test_read_source_lists_the_protocols_of_an_unknown_one(classes: Path) -> None:
+    with pytest.raises(DataError, match=r"Did you mean 'zero_shot'.*phone_to_catalogue"):
+        read_source("grocery:classes", protocol="zero-shot")
+    with pytest.raises(DataError, match="across_houses"):
+        read_source("emoji", protocol="accross_house")
+    with pytest.raises(DataError, match="Valid: own_classes"):
+        read_source("classes", protocol="zero_shot")
+
+
+def test_list_protocols_names_the_default_first(classes: Path) -> None:
+    assert list_protocols("grocery:DIR") == ("zero_shot", "phone_to_catalogue")
+    assert list_protocols("emoji") == ("zero_shot", "across_houses")
+    assert list_protocols("classes") == list_protocols("manifest:x.csv") == ("own_classes",)

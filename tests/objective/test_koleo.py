@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch.nn import functional
+
+from tests.objective import reference
+from tests.objective.test_contrastive import at_degrees, unit_rows
+from vitrieve.objective.koleo import koleo_loss
+
+
+def test_koleo_hand_case():
+    # On the unit circle the distance over an angle a is 2 sin(a / 2): nearest are 60°, 60° and 90° away.
+    loss = koleo_loss(at_degrees(0, 60, 150))
+    expected = -(math.log(1) + math.log(1) + math.log(math.sqrt(2))) / 3
+    assert loss.item() == pytest.approx(expected)
+
+
+def test_koleo_equals_double_loop():
+    embeddings = unit_rows(9)
+    assert koleo_loss(embeddings).item() == pytest.approx(reference.koleo(embeddings))
+
+
+def test_koleo_equals_lightly():
+    lightly = pytest.importorskip("lightly.loss", reason="lightly is not installed")
+    embeddings = unit_rows(9, dtype=torch.float32)
+    assert koleo_loss(embeddings).item() == pytest.approx(lightly.KoLeoLoss()(embeddings).item(), abs=1e-4)
+
+
+def test_koleo_gradcheck():
+    assert torch.autograd.gradcheck(
+        lambda raw: koleo_loss(functional.normalize(raw, dim=1)), unit_rows(6, seed=2).requires_grad_()
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_trap_koleo_is_finite_for_duplicates_in_every_precision(dtype):
+    embeddings = unit_rows(4).to(dtype)
+    embeddings = torch.cat([embeddings, embeddings[:2]]).requires_grad_()
+    loss = koleo_loss(embeddings)
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert torch.isfinite(embeddings.grad).all()
+
+
+def test_trap_koleo_one_embedding_is_zero_with_zero_gradient():
+    embeddings = unit_rows(1).requires_grad_()
+    koleo_loss(embeddings).backward()
+    assert koleo_loss(embeddings).item() == 0
+    assert (embeddings.grad == 0).all()
+
+
+def test_trap_koleo_computes_in_float32_under_autocast():
+    embeddings = unit_rows(16, dtype=torch.float32)
+    expected = koleo_loss(embeddings)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = koleo_loss(embeddings)
+    assert loss.dtype == torch.float32
+    assert loss.item() == expected.item()
+
+
+def test_koleo_keeps_float64():
+    assert koleo_loss(unit_rows(4)).dtype == torch.float64
+
+
+def test_trap_koleo_nearest_is_never_the_embedding_itself():
+    assert koleo_loss(at_degrees(0, 180)).item() == pytest.approx(-math.log(2))

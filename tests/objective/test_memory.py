@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+from collections import deque
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vitrieve.errors import ConfigError
+from vitrieve.objective.memory import CrossBatchMemory
+
+
+def enqueue_numbers(memory, numbers):
+    tensor = torch.tensor(numbers, dtype=torch.int64)
+    memory.enqueue(tensor[:, None].float().expand(-1, 2), tensor % 3, tensor)
+
+
+@given(st.integers(1, 12), st.lists(st.integers(0, 20), max_size=12))
+def test_trap_memory_is_a_true_fifo_for_any_batch_sizes(memory_size, batch_sizes):
+    memory, fifo, count = CrossBatchMemory(memory_size, 2), deque(maxlen=memory_size), 0
+    for size in batch_sizes:
+        enqueue_numbers(memory, list(range(count, count + size)))
+        fifo.extend(range(count, count + size))
+        count += size
+        kept = memory.contents()
+        assert sorted(kept.rows.tolist()) == sorted(fifo)
+        assert torch.equal(kept.labels, kept.rows % 3)
+        assert torch.equal(kept.embeddings[:, 0], kept.rows.float())
+        assert len(memory) == len(fifo)
+
+
+def test_trap_memory_state_dict_carries_pointer_and_fill():
+    memory = CrossBatchMemory(5, 2)
+    enqueue_numbers(memory, list(range(7)))
+    restored = CrossBatchMemory(5, 2)
+    restored.load_state_dict(memory.state_dict())
+    for each in (memory, restored):
+        enqueue_numbers(each, [7, 8])
+    assert torch.equal(memory.contents().rows, restored.contents().rows)
+    assert sorted(restored.contents().rows.tolist()) == [4, 5, 6, 7, 8]
+
+
+def test_trap_label_zero_is_a_label_like_any_other():
+    memory = CrossBatchMemory(4, 2)
+    memory.enqueue(torch.ones(1, 2), torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64))
+    assert len(memory) == 1
+    assert memory.contents().labels.tolist() == [0]
+
+
+def test_memory_keeps_no_gradient():
+    memory = CrossBatchMemory(4, 2)
+    memory.enqueue(torch.ones(2, 2, requires_grad=True) * 2, torch.zeros(2, dtype=torch.int64), torch.arange(2))
+    assert not memory.contents().embeddings.requires_grad
+
+
+def test_memory_refuses_no_room():
+    with pytest.raises(ConfigError, match="at least 1"):
+        CrossBatchMemory(0, 2)

@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vitrieve.data.records import ImageRecord
+from vitrieve.embed.collection import Embeddings
+from vitrieve.index.exact import ExactStore, build_index
+from vitrieve.search.page import THUMBNAIL_PX, build_thumbnail, render_search_page, write_search_page
+from vitrieve.search.searcher import SearchResult
+
+EVIL = "<script>alert('x')</script>"
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ExactStore:
+    embeddings = Embeddings(
+        vectors=np.ones((1, 1), dtype=np.float32),
+        records=(ImageRecord(image_id="a", path=tmp_path / "a.png", label=0, split="test"),),
+        failures=(),
+        fingerprint="f" * 64,
+        encoder_source="/somewhere/private/demo-run",
+        image_size=112,
+        license=f"CC BY 4.0, somebody {EVIL}",
+    )
+    return build_index(embeddings, tmp_path / "index")
+
+
+def make_result(path: Path, **metadata: str) -> SearchResult:
+    return SearchResult(image_id=f"folder/{path.name}", score=0.875, path=path, metadata=metadata)
+
+
+def test_page_is_self_contained_and_complete(store: ExactStore, picture_folder: Path) -> None:
+    results = [make_result(picture_folder / f"0{n}.png", label=f"class {n}", artist="A") for n in range(3)]
+    page = render_search_page([(picture_folder / "00.png", results)], store=store)
+    sources = re.findall(r'src="([^"]{0,30})', page)
+    assert len(sources) == 4
+    assert all(source.startswith("data:image/jpeg;base64,") for source in sources)
+    assert "http" not in page
+    assert "url(" not in page
+    for text in ("class 2", "folder/02.png", "artist: A", "0.875", "demo-run", "112 px", "CC BY 4.0, somebody"):
+        assert text in page
+    assert "private" not in page
+
+
+def test_page_escapes_every_text(store: ExactStore, picture_folder: Path) -> None:
+    path = picture_folder / f"{EVIL.replace('/', '')}.png"
+    (picture_folder / "00.png").rename(path)
+    result = SearchResult(image_id=EVIL, score=1.0, path=path, metadata={"label": EVIL, EVIL: EVIL})
+    assert "<script" not in render_search_page([(path, [result])], store=store)
+
+
+def test_page_shows_a_place_for_a_picture_that_is_gone(store: ExactStore, picture_folder: Path) -> None:
+    page = render_search_page([(picture_folder / "00.png", [make_result(Path("/gone.png"))])], store=store)
+    assert "no longer readable" in page
+
+
+def test_page_names_pictures_without_metadata_after_their_files(store: ExactStore, picture_folder: Path) -> None:
+    page = render_search_page([(picture_folder / "00.png", [make_result(picture_folder / "01.png")])], store=store)
+    assert '<div class="title">01.png</div>' in page
+
+
+def test_page_takes_scores_outside_zero_to_one(store: ExactStore, picture_folder: Path) -> None:
+    path = picture_folder / "00.png"
+    results = [SearchResult(image_id="a", score=score, path=path, metadata={}) for score in (1.0000001, -0.25)]
+    page = render_search_page([(path, results)], store=store)
+    assert "width: 100.0%" in page
+    assert "width: 0.0%" in page
+    assert "-0.250" in page
+
+
+def test_write_search_page_makes_its_folder(store: ExactStore, tmp_path: Path, picture_folder: Path) -> None:
+    write_search_page(tmp_path / "new" / "page.html", [(picture_folder / "00.png", [])], store=store)
+    assert (tmp_path / "new" / "page.html").read_text(encoding="utf-8").startswith("<!doctype html>")
+
+
+def test_thumbnail_is_small_and_shows_the_box(tmp_path: Path) -> None:
+    import base64
+    import io
+
+    picture = Image.new("RGB", (2000, 1000), "white")
+    picture.paste("black", (0, 0, 1000, 1000))
+    picture.save(tmp_path / "a.png")
+    data = build_thumbnail(tmp_path / "a.png", (0, 0, 1000, 1000))
+    assert data is not None
+    with Image.open(io.BytesIO(base64.b64decode(data.partition(",")[2]))) as thumbnail:
+        assert thumbnail.size == (THUMBNAIL_PX, THUMBNAIL_PX)
+        assert thumbnail.convert("L").getextrema()[1] < 20

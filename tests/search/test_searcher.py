@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+import dataclasses
+import io
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vitrieve.data.sources import read_collection
+from vitrieve.embed.collection import embed_collection
+from vitrieve.errors import ArtifactError, ConfigError, DecodeError, FingerprintError
+from vitrieve.index.exact import build_index
+from vitrieve.runtime.encoder import Encoder, load_encoder
+from vitrieve.search.searcher import Searcher, read_query
+
+
+@pytest.fixture(scope="module")
+def encoder(tiny_encoder_folder: Path) -> Encoder:
+    return load_encoder(tiny_encoder_folder, engine="onnx", num_threads=1)
+
+
+@pytest.fixture
+def index_folder(encoder: Encoder, picture_folder: Path, tmp_path: Path) -> Path:
+    embed_collection(encoder, read_collection(str(picture_folder)), tmp_path / "embeddings")
+    build_index(tmp_path / "embeddings", tmp_path / "index")
+    return tmp_path / "index"
+
+
+@pytest.fixture
+def searcher(index_folder: Path, encoder: Encoder) -> Searcher:
+    return Searcher.open(index_folder, encoder)
+
+
+def test_search_finds_the_picture_itself_first(searcher: Searcher, picture_folder: Path) -> None:
+    results = searcher.search(picture_folder / "07.png", k=3)
+    assert [results[0].image_id, len(results)] == ["07.png", 3]
+    assert results[0].score == pytest.approx(1, abs=1e-5)
+    assert results[0].path == picture_folder / "07.png"
+    scores = [result.score for result in results]
+    assert scores == sorted(scores, reverse=True)
+
+
+def test_search_takes_paths_bytes_and_pictures_alike(searcher: Searcher, picture_folder: Path) -> None:
+    path = picture_folder / "02.png"
+    expected = searcher.search(path)
+    assert searcher.search(str(path)) == expected
+    assert searcher.search(path.read_bytes()) == expected
+    with Image.open(path) as picture:
+        assert searcher.search(picture) == expected
+
+
+def test_search_equals_a_product_with_every_vector(searcher: Searcher, picture_folder: Path) -> None:
+    query = searcher.encoder.encode([read_query(picture_folder / "05.png")])
+    similarities = (query.astype(np.float64) @ np.asarray(searcher.store.vectors, dtype=np.float64).T)[0]
+    results = searcher.search(picture_folder / "05.png", k=12)
+    np.testing.assert_allclose([result.score for result in results], np.sort(similarities)[::-1], atol=1e-6)
+
+
+def test_search_gives_all_of_a_small_collection(searcher: Searcher, picture_folder: Path) -> None:
+    assert len(searcher.search(picture_folder / "02.png", k=1000)) == 12
+
+
+def test_saved_and_loaded_gives_the_same_answer(
+    searcher: Searcher, index_folder: Path, encoder: Encoder, picture_folder: Path
+) -> None:
+    shutil.copytree(index_folder, index_folder.with_name("copy"))
+    copy = Searcher.open(index_folder.with_name("copy"), encoder)
+    assert copy.search(picture_folder / "03.png") == searcher.search(picture_folder / "03.png")
+
+
+@pytest.mark.parametrize("k", [0, -3])
+def test_search_refuses_k_below_one(searcher: Searcher, picture_folder: Path, k: int) -> None:
+    with pytest.raises(ConfigError, match=f"k is {k}"):
+        searcher.search(picture_folder / "02.png", k=k)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"no picture", b"\x89PNG\r\n\x1a\n"])
+def test_search_names_a_query_that_cannot_be_read(searcher: Searcher, tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "query.png"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(DecodeError, match=r"query\.png"):
+        searcher.search(path)
+
+
+def test_read_query_lays_transparency_on_white_like_a_file() -> None:
+    picture = Image.new("RGBA", (8, 8), (200, 0, 0, 0))
+    file = io.BytesIO()
+    picture.save(file, format="PNG")
+    assert read_query(picture).getpixel((0, 0)) == (255, 255, 255)
+    assert read_query(file.getvalue()).tobytes() == read_query(picture).tobytes()
+
+
+def test_read_query_refuses_a_truncated_picture(picture_folder: Path) -> None:
+    data = (picture_folder / "02.png").read_bytes()
+    with Image.open(io.BytesIO(data[: len(data) - 30])) as picture, pytest.raises(DecodeError, match="query picture"):
+        read_query(picture)
+
+
+def test_trap_another_encoder_is_refused(index_folder: Path, tiny_encoder_folder: Path, encoder: Encoder) -> None:
+    other = dataclasses.replace(encoder, fingerprint="0" * 64)
+    with pytest.raises(FingerprintError, match="not comparable"):
+        Searcher.open(index_folder, other)
+    resized = load_encoder(tiny_encoder_folder, image_size=48, engine="torch", num_threads=1)
+    with pytest.raises(FingerprintError, match=r"at 32 px .* at 48 px"):
+        Searcher.open(index_folder, resized)
+
+
+def test_open_loads_the_recorded_encoder_from_anywhere(
+    index_folder: Path, picture_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    searcher = Searcher.open("index", num_threads=1)
+    assert searcher.search(picture_folder / "02.png", k=1)[0].image_id == "02.png"
+
+
+def test_open_records_an_encoder_that_was_named_relatively(
+    tiny_encoder_folder: Path, picture_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tiny_encoder_folder.parent)
+    relative = load_encoder("tiny", engine="onnx", num_threads=1)
+    embed_collection(relative, read_collection(str(picture_folder)), tmp_path / "embeddings")
+    store = build_index(tmp_path / "embeddings", tmp_path / "index")
+    assert store.encoder_source == str(tiny_encoder_folder)
+
+
+def test_open_loads_the_encoder_at_the_size_of_the_index(
+    tiny_encoder_folder: Path, picture_folder: Path, tmp_path: Path
+) -> None:
+    larger = load_encoder(tiny_encoder_folder, image_size=48, engine="torch", num_threads=1)
+    embed_collection(larger, read_collection(str(picture_folder)), tmp_path / "embeddings")
+    build_index(tmp_path / "embeddings", tmp_path / "index")
+    searcher = Searcher.open(tmp_path / "index", num_threads=1)
+    assert searcher.encoder.preprocessing.image_size == 48
+
+
+def test_open_says_what_to_do_when_the_encoder_is_gone(
+    tiny_encoder_folder: Path, picture_folder: Path, tmp_path: Path
+) -> None:
+    moved = tmp_path / "moved"
+    shutil.copytree(tiny_encoder_folder, tmp_path / "first")
+    first = load_encoder(tmp_path / "first", engine="onnx", num_threads=1)
+    embed_collection(first, read_collection(str(picture_folder)), tmp_path / "embeddings")
+    build_index(tmp_path / "embeddings", tmp_path / "index")
+    (tmp_path / "first").rename(moved)
+    with pytest.raises(ArtifactError, match=r"no longer there.*--encoder"):
+        Searcher.open(tmp_path / "index")
+    assert Searcher.open(tmp_path / "index", moved, num_threads=1).encoder.fingerprint == first.fingerprint
+
+
+def test_engines_may_be_mixed_within_one_encoder(
+    searcher: Searcher, index_folder: Path, tiny_encoder_folder: Path, picture_folder: Path
+) -> None:
+    with_torch = Searcher.open(index_folder, load_encoder(tiny_encoder_folder, engine="torch", num_threads=1))
+    results = with_torch.search(picture_folder / "02.png", k=1)
+    assert results[0].image_id == "02.png"
+    assert results[0].score == pytest.approx(1, abs=1e-3)

@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from vitrieve import __version__
+from vitrieve.artifacts import (
+    FORMAT_VERSION,
+    MANIFEST_NAME,
+    prepare_folder,
+    read_manifest,
+    write_manifest,
+    write_text_durably,
+)
+from vitrieve.errors import ArtifactError
+
+
+def make_finished(folder: Path) -> None:
+    prepare_folder(folder)
+    (folder / "content").write_text("old")
+    write_manifest(folder, "index", {"num_vectors": 3})
+
+
+def make_partial(folder: Path) -> None:
+    prepare_folder(folder)
+    (folder / "content").write_text("old")
+
+
+def test_prepare_folder_makes_missing_parents(tmp_path: Path) -> None:
+    prepare_folder(tmp_path / "a" / "b")
+    assert (tmp_path / "a" / "b").is_dir()
+
+
+def test_prepare_folder_accepts_an_empty_folder(tmp_path: Path) -> None:
+    prepare_folder(tmp_path)
+
+
+def test_prepare_folder_refuses_a_finished_artefact(tmp_path: Path) -> None:
+    make_finished(tmp_path / "a")
+    for is_resume in (False, True):
+        with pytest.raises(ArtifactError, match="--overwrite"):
+            prepare_folder(tmp_path / "a", is_resume=is_resume)
+    assert (tmp_path / "a" / "content").read_text() == "old"
+
+
+def test_prepare_folder_overwrites_when_asked(tmp_path: Path) -> None:
+    for name, make in {"a": make_finished, "b": make_partial}.items():
+        make(tmp_path / name)
+        prepare_folder(tmp_path / name, is_overwrite=True)
+        assert not (tmp_path / name / "content").exists()
+        with pytest.raises(ArtifactError, match="unfinished"):
+            read_manifest(tmp_path / name, "index")
+
+
+def test_prepare_folder_keeps_a_partial_artefact_on_resume(tmp_path: Path) -> None:
+    make_partial(tmp_path / "a")
+    with pytest.raises(ArtifactError, match="--resume"):
+        prepare_folder(tmp_path / "a")
+    prepare_folder(tmp_path / "a", is_resume=True)
+    assert (tmp_path / "a" / "content").read_text() == "old"
+
+
+def test_prepare_folder_advises_no_resume_where_there_is_none(tmp_path: Path) -> None:
+    make_partial(tmp_path / "a")
+    with pytest.raises(ArtifactError, match="--overwrite") as caught:
+        prepare_folder(tmp_path / "a", is_resumable=False)
+    assert "--resume" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["thesis.txt", "manifest.json"])
+def test_prepare_folder_never_empties_a_folder_of_others(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text('{"name": "a web page", "icons": []}')
+    for is_overwrite in (False, True):
+        with pytest.raises(ArtifactError, match="other files"):
+            prepare_folder(tmp_path, is_overwrite=is_overwrite)
+    assert (tmp_path / name).exists()
+
+
+def test_prepare_folder_refuses_a_file(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("")
+    with pytest.raises(ArtifactError, match="is a file"):
+        prepare_folder(tmp_path / "a", is_overwrite=True)
+
+
+def test_read_manifest_returns_what_was_written(tmp_path: Path) -> None:
+    make_finished(tmp_path / "a")
+    manifest = read_manifest(tmp_path / "a", "index")
+    assert manifest["num_vectors"] == 3
+    assert manifest["vitrieve_version"] == __version__
+
+
+def test_read_manifest_refuses_what_does_not_fit(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="does not exist"):
+        read_manifest(tmp_path / "nothing", "index")
+    with pytest.raises(ArtifactError, match="is not one"):
+        read_manifest(tmp_path, "index")
+    make_finished(tmp_path / "a")
+    with pytest.raises(ArtifactError, match="of kind 'index'; expected 'run'"):
+        read_manifest(tmp_path / "a", "run")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "3", '{"kind": "index"}', '{"kind": "index", "format_version": "x"}'])
+def test_read_manifest_refuses_damage(tmp_path: Path, text: str) -> None:
+    (tmp_path / MANIFEST_NAME).write_text(text)
+    with pytest.raises(ArtifactError, match="damaged"):
+        read_manifest(tmp_path, "index")
+
+
+def test_read_manifest_refuses_a_newer_format(tmp_path: Path) -> None:
+    (tmp_path / MANIFEST_NAME).write_text(json.dumps({"kind": "index", "format_version": FORMAT_VERSION + 1}))
+    with pytest.raises(ArtifactError, match="newer vitrieve"):
+        read_manifest(tmp_path, "index")
+
+
+def test_write_text_durably_replaces_whole_files(tmp_path: Path) -> None:
+    write_text_durably(tmp_path / "a", "long old text")
+    write_text_durably(tmp_path / "a", "new")
+    assert (tmp_path / "a").read_text() == "new"
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]

@@ -1,0 +1,124 @@
+"""The order of reading is the allowed direction of import, and most of the package needs no torch."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import vitrieve
+
+SOURCE = Path(__file__).resolve().parents[1] / "src" / "vitrieve"
+
+ROWS = (
+    ("errors", "progress", "cache"),
+    ("config", "recipes"),
+    ("similarity",),
+    ("artifacts",),
+    ("data",),
+    ("model",),
+    ("runtime",),
+    ("objective",),
+    ("train",),
+    ("embed",),
+    ("evaluate",),
+    ("index",),
+    ("search",),
+    ("cli",),
+)
+"""Top to bottom; inside a row from the left."""
+RANKS = {name: rank for rank, name in enumerate(name for row in ROWS for name in row)}
+
+TRAINING_PACKAGES = {"torch", "torchvision", "timm", "tensorboard"}
+MAY_USE_TORCH = {
+    "data/augment.py",
+    "data/loader.py",
+    "runtime/torch_engine.py",
+    *(f"model/{name}.py" for name in ("backbone", "pooling", "encoder", "reduction", "export", "hub", "wheels")),
+}
+MAY_USE_TORCH_FOLDERS = {"objective", "train"}
+FILES = sorted(SOURCE.rglob("*.py"))
+
+
+def list_imports(path: Path) -> Iterator[tuple[str, str]]:
+    """Yield ``(module, name)`` of every import in a file, also inside functions; name is empty for ``import x``."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, "") for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield from ((node.module or "", alias.name) for alias in node.names)
+
+
+def stage(path: Path) -> str:
+    return path.relative_to(SOURCE).parts[0].removesuffix(".py")
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
+def test_imports_follow_the_reading_order(path: Path) -> None:
+    if stage(path) in ("__init__", "__main__"):
+        return
+    assert stage(path) in RANKS, f"{path} has no place in the order; add it to ROWS and docs/architecture.md"
+    for module, name in list_imports(path):
+        if module == "vitrieve":
+            assert name == "__version__", f"{path} imports {name} from the public names; import it from its own file"
+        elif module.startswith("vitrieve."):
+            imported = module.split(".")[1]
+            assert imported == stage(path) or RANKS[imported] < RANKS[stage(path)], f"{path} imports {module}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
+def test_torch_is_imported_only_where_training_needs_it(path: Path) -> None:
+    relative = path.relative_to(SOURCE)
+    if str(relative) in MAY_USE_TORCH or relative.parts[0] in MAY_USE_TORCH_FOLDERS:
+        return
+    used = {module.split(".")[0] for module, _ in list_imports(path)} & TRAINING_PACKAGES
+    assert not used, f"{relative} imports {', '.join(sorted(used))}"
+
+
+def test_no_cli_module_loads_torch_when_imported() -> None:
+    modules = [f"vitrieve.cli.{path.stem}" for path in sorted((SOURCE / "cli").glob("*.py")) if path.stem != "__init__"]
+    script = (
+        "import importlib, sys\n"
+        f"for name in {modules!r}: importlib.import_module(name)\n"
+        f"loaded = sorted({TRAINING_PACKAGES!r} & set(sys.modules))\n"
+        "sys.exit(f'loaded: {loaded}' if loaded else 0)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_torch_free_modules_import_without_torch(without_torch: str) -> None:
+    modules = [
+        ".".join(("vitrieve", *path.relative_to(SOURCE).with_suffix("").parts))
+        for path in FILES
+        if path.stem not in ("__init__", "__main__")
+        and str(path.relative_to(SOURCE)) not in MAY_USE_TORCH
+        and path.relative_to(SOURCE).parts[0] not in MAY_USE_TORCH_FOLDERS
+    ]
+    script = f"{without_torch}import importlib\nfor name in {modules!r}: importlib.import_module(name)\n"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_no_file_is_longer_than_400_lines() -> None:
+    long = {str(path.relative_to(SOURCE)): n for path in FILES if (n := len(path.read_text().splitlines())) > 400}
+    assert not long
+
+
+def test_public_names_exist_and_are_listed() -> None:
+    assert sorted(vitrieve.__all__) == sorted([*vitrieve._PUBLIC_NAMES, "__version__"])
+    assert dir(vitrieve) == sorted(vitrieve.__all__)
+    for name in vitrieve.__all__:
+        assert getattr(vitrieve, name)
+    with pytest.raises(AttributeError, match="no_such_name"):
+        _ = vitrieve.no_such_name
+
+
+def test_importing_the_package_costs_nothing() -> None:
+    script = "import sys, vitrieve; sys.exit(bool({'numpy', 'PIL', 'torch'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
