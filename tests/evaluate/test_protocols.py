@@ -36,6 +36,11 @@ def test_select_records_refuses_what_cannot_be_measured(
         select_records(dataclasses.replace(dataset, records=records))
 
 
+def test_select_records_refuses_classes_of_one_image(dataset: Dataset) -> None:
+    with pytest.raises(DataError, match="no query has another image"):
+        select_records(dataclasses.replace(dataset, records=dataset.records[:16:4]))
+
+
 def test_build_task_leaves_out_the_own_image_of_a_query_in_the_gallery(dataset: Dataset) -> None:
     # Row 0 only asks, row 1 is only found, all others do both.
     records = list(select_records(dataset))

@@ -103,6 +103,8 @@ def test_build_backbone_dinov2_at_112_px_is_exactly_timms(dinov2_weights: Path) 
     [
         ("test_vit", 100, r"100 is not a multiple of the patch of test_vit \(16 px\); the nearest valid: 96 or 112"),
         ("test_vit", 7, r"the nearest valid: 16\."),
+        ("test_vit", 0, "is not a number of pixels"),
+        ("test_resnet", -32, "is not a number of pixels"),
         ("vit_small_patch14_dinov2", 224 + 1, r"\(14 px\); the nearest valid: 224 or 238"),
         ("test_resnet", 16, r"too small for test_resnet; use 32 or more"),
     ],

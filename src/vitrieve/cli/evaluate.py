@@ -151,9 +151,9 @@ def _format_setting(group: Sequence[EvaluationResult]) -> str:
         f"{sizes} px; figures in %"
     )
     if result.num_skipped_queries:
-        text += f"\n{result.num_skipped_queries:,} queries are left out: nothing relevant is in the gallery"
+        text += f"\nqueries left out, as nothing relevant is in the gallery: {result.num_skipped_queries:,}"
     if result.num_unreadable:
-        text += f"\n{result.num_unreadable:,} images could not be read and are left out"
+        text += f"\nimages left out, as they cannot be read: {result.num_unreadable:,}"
     return text
 
 

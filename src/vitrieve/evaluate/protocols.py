@@ -5,6 +5,7 @@ Next file: ``run.py``.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -62,7 +63,7 @@ def select_records(dataset: Dataset) -> tuple[ImageRecord, ...]:
     """Select the images of the test split that ask or can be found, each once, in order.
 
     Raises:
-        DataError: No query, nothing to find, or a gallery of one class.
+        DataError: No query, nothing to find, a gallery of one class, or of no query's class.
     """
     records = tuple(record for record in dataset.split("test") if record.is_query or record.is_gallery)
     num_queries = sum(record.is_query for record in records)
@@ -73,12 +74,17 @@ def select_records(dataset: Dataset) -> tuple[ImageRecord, ...]:
             f"{where} has {num_queries} queries and a gallery of {num_gallery} images in its test split; at least one "
             "of each is needed. `vitrieve data check SOURCE` shows what is there."
         )
-    gallery_labels = {record.label for record in records if record.is_gallery}
-    if len(gallery_labels) == 1:
-        name = dataset.label_names[next(iter(gallery_labels))]
+    num_of_label = Counter(record.label for record in records if record.is_gallery)
+    if len(num_of_label) == 1:
+        name = dataset.label_names[next(iter(num_of_label))]
         raise DataError(
             f"{where} has one class only ({name!r}) in the gallery of its test split: whatever is found would be "
             "right. At least two classes are needed."
+        )
+    if not any(record.is_query and num_of_label[record.label] > record.is_gallery for record in records):
+        raise DataError(
+            f"{where}: no query has another image of its class in the gallery, so there is nothing to be found; "
+            "at least one class needs two images."
         )
     return records
 

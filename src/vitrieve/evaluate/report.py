@@ -203,7 +203,7 @@ def _list_facts(group: Sequence[Measurement]) -> tuple[str, ...]:
     if measurement.dataset.junk_key is not None:
         facts.append(f"images of the query's own {measurement.dataset.junk_key} are left out")
     if result.num_skipped_queries:
-        facts.append(f"{result.num_skipped_queries:,} queries left out: nothing relevant in the gallery")
+        facts.append(f"queries left out, as nothing relevant is in the gallery: {result.num_skipped_queries:,}")
     return tuple(facts)
 
 

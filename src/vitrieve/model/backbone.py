@@ -75,6 +75,8 @@ def build_backbone(
 def _create_model(architecture: str, image_size: int, drop_path_rate: float) -> nn.Module:
     import timm
 
+    if image_size < 1:
+        raise ConfigError(f"image size {image_size} is not a number of pixels; the usual ones are 112 and 224.")
     options: dict[str, Any] = {"num_classes": 0}
     described = timm.get_pretrained_cfg(architecture)
     if described is not None and described.fixed_input_size:

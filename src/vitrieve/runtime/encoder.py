@@ -142,6 +142,10 @@ def load_encoder(
         WeightsError: The weights name is unknown or its weights cannot be had.
         ConfigError: The image size does not fit, or cannot be changed under ONNX Runtime.
     """
+    if num_threads is not None and num_threads < 1:
+        raise ConfigError(
+            f"num_threads {num_threads} is not a number of threads; give 1 or more, or none for all cores."
+        )
     chosen = _choose_engine(engine)
     folder = find_source_folder(source)
     if folder is None:

@@ -68,9 +68,7 @@ class TrainingState:
             os.fsync(file.fileno())
         temporary.replace(path)
         sync_folder(folder)
-        for other in folder.iterdir():
-            if other != path:
-                other.unlink()
+        _remove_others(path)
 
     def load(self, run: Path) -> bool:
         """Continue from the newest state in the run's folder; return whether there was one.
@@ -89,6 +87,7 @@ class TrainingState:
             self._restore(tensors, description)
         except (OSError, KeyError, ValueError, RuntimeError) as error:
             raise ArtifactError(f"cannot resume from {paths[-1]} ({error}); start again with --overwrite.") from error
+        _remove_others(paths[-1])
         return True
 
     def _tensors(self) -> dict[str, Tensor]:
@@ -125,6 +124,13 @@ class TrainingState:
             }
         )
         self.step, self.selection = _read_description(description)
+
+
+def _remove_others(path: Path) -> None:
+    """Remove older states, and what a kill left half written."""
+    for other in path.parent.iterdir():
+        if other != path:
+            other.unlink()
 
 
 def _read_description(description: Mapping[str, object]) -> tuple[int, Selection]:

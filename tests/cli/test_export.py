@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from vitrieve.cli.main import main
+from vitrieve.runtime.encoder import load_encoder
+
+pytest.importorskip("torch", reason="exporting needs vitrieve[train]")
+
+
+@pytest.fixture
+def encoder_folder(tiny_encoder_folder: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny encoder without its graph."""
+    folder = tmp_path / "encoder"
+    shutil.copytree(tiny_encoder_folder, folder)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    del manifest["sha256"]["encoder.onnx"]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    (folder / "encoder.onnx").unlink()
+    return folder
+
+
+def test_export_adds_the_graph_to_the_encoder(encoder_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = load_encoder(encoder_folder).fingerprint
+    assert main(["export", "--encoder", str(encoder_folder), "--json"]) == 0
+    exported = json.loads(capsys.readouterr().out)
+    assert exported["folder"] == str(encoder_folder)
+    assert exported["fingerprint"] == before == load_encoder(encoder_folder, engine="onnx").fingerprint
+    assert exported["cosine"] >= 0.9999
+    assert exported["image_size"] == 32
+
+
+def test_export_finds_the_encoder_of_a_run(encoder_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    encoder_folder.rename(tmp_path / "run" / "encoder")
+    assert main(["export", "--encoder", str(tmp_path / "run")]) == 0
+    assert load_encoder(tmp_path / "run", engine="onnx").engine == "onnx"
+
+
+def test_export_copies_to_out(encoder_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["export", "--encoder", str(encoder_folder), "--out", str(tmp_path / "copy")]
+    assert main(command) == 0
+    copied = load_encoder(tmp_path / "copy", engine="onnx")
+    assert copied.fingerprint == load_encoder(encoder_folder).fingerprint
+    assert not (encoder_folder / "encoder.onnx").exists()
+    assert main(command) == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert main([*command, "--overwrite"]) == 0
+
+
+def test_export_at_another_image_size_is_another_encoder(
+    encoder_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["export", "--encoder", str(encoder_folder), "--image-size", "64"]
+    assert main(command) == 2
+    assert "give it a folder with --out" in capsys.readouterr().err
+    out = tmp_path / "larger"
+    assert main([*command, "--out", str(out)]) == 0
+    larger = load_encoder(out, engine="onnx")
+    assert larger.preprocessing.image_size == 64
+    assert larger.fingerprint == load_encoder(encoder_folder, image_size=64).fingerprint
+    assert "Made from an encoder for 32 px" in (out / "README.md").read_text()
+
+
+def test_export_keeps_what_out_holds_when_the_size_is_wrong(
+    encoder_folder: Path, tiny_encoder_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(tiny_encoder_folder, out)
+    command = ["export", "--encoder", str(encoder_folder), "--image-size", "65", "--out", str(out), "--overwrite"]
+    assert main(command) == 2
+    assert "nearest valid: 64 or 80" in capsys.readouterr().err
+    load_encoder(out, engine="onnx")
+
+
+def test_export_never_overwrites_its_own_source(
+    encoder_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    encoder_folder.rename(run / "encoder")
+    assert main(["export", "--encoder", str(run), "--out", str(run), "--overwrite"]) == 2
+    assert "leave --out away" in capsys.readouterr().err
+    load_encoder(run)
+
+
+@pytest.mark.parametrize("source", ["no/such/folder", "dinov2-vits15"])
+def test_export_unknown_source_is_one_message(source: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["export", "--encoder", source]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("error: ")
+
+
+def test_export_without_torch_says_so(tiny_encoder_folder: Path, without_torch: str) -> None:
+    body = f"""
+import sys
+from vitrieve.cli.main import main
+sys.exit(main(["export", "--encoder", {str(tiny_encoder_folder)!r}]))
+"""
+    result = subprocess.run([sys.executable, "-c", without_torch + body], capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert "exporting needs torch" in result.stderr
+
+
+@pytest.mark.data
+@pytest.mark.usefixtures("dinov2_weights")
+def test_export_weights_name_makes_an_encoder_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["export", "--encoder", "dinov2-vits14", "--image-size", "56", "--out", str(tmp_path / "d"), "--json"]
+    assert main(command) == 0
+    exported = json.loads(capsys.readouterr().out)
+    assert exported["fingerprint"] == load_encoder("dinov2-vits14", image_size=56).fingerprint
+    assert load_encoder(tmp_path / "d", engine="onnx").fingerprint == exported["fingerprint"]

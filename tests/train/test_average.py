@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from vitrieve.train.average import WeightAverage
+
+
+def build_module() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), nn.Dropout())
+
+
+def test_weight_average_follows_the_recursion() -> None:
+    module = build_module()
+    average = WeightAverage(module, decay=0.9)
+    expected = module[0].weight.detach().clone()
+    for step in range(1, 6):
+        with torch.no_grad():
+            module[0].weight += 1
+        average.update(module, step)
+        decay = min(0.9, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * module[0].weight.detach()
+    assert torch.allclose(average.module[0].weight, expected)
+
+
+def test_trap_weight_average_is_in_eval_mode_and_copies_buffers() -> None:
+    module = build_module().train()
+    average = WeightAverage(module, decay=0.5)
+    module(torch.randn(8, 2))
+    average.update(module, 1)
+    assert not any(part.training for part in average.module.modules())
+    assert torch.equal(average.module[1].running_mean, module[1].running_mean)
+    assert not any(parameter.requires_grad for parameter in average.module.parameters())
+
+
+def test_weight_average_is_apart_from_the_module() -> None:
+    module = build_module()
+    average = WeightAverage(module, decay=0.5)
+    before = average.module[0].weight.clone()
+    with torch.no_grad():
+        module[0].weight.zero_()
+    assert torch.equal(average.module[0].weight, before)
+    with pytest.raises(RuntimeError, match="does not require grad"):
+        average.module.eval()(torch.randn(4, 2)).sum().backward()

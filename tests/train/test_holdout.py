@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+from vitrieve.data.records import Dataset, ImageRecord, Split
+from vitrieve.train.holdout import has_pairs, split_for_training
+
+
+def build_dataset(num_train: int, num_validation: int = 0, num_test: int = 2) -> Dataset:
+    splits: list[Split] = ["train"] * num_train + ["validation"] * num_validation + ["test"] * num_test
+    records = tuple(
+        ImageRecord(image_id=f"{label}-{copy}", path=Path("unused"), label=label, split=split)
+        for label, split in enumerate(splits)
+        for copy in range(2)
+    )
+    names = tuple(f"class {label:02}" for label in range(len(splits)))
+    return Dataset(name="made", protocol="made", records=records, label_names=names)
+
+
+def labels_of(records: tuple[ImageRecord, ...]) -> set[int]:
+    return {record.label for record in records}
+
+
+def test_split_for_training_holds_out_every_fifth_class_from_the_fifth() -> None:
+    split = split_for_training(build_dataset(12), is_holdout=True)
+    assert labels_of(split.held_out) == {4, 9}
+    assert labels_of(split.fit) == {0, 1, 2, 3, 5, 6, 7, 8, 10, 11}
+
+
+def test_trap_nothing_is_chosen_on_test_classes() -> None:
+    for is_holdout in (False, True):
+        split = split_for_training(build_dataset(12, 3, 4), is_holdout=is_holdout)
+        assert {record.split for record in (*split.fit, *split.held_out)} <= {"train", "validation"}
+
+
+def test_split_for_training_prefers_the_sources_validation_split() -> None:
+    split = split_for_training(build_dataset(12, 3), is_holdout=True)
+    assert labels_of(split.held_out) == {12, 13, 14}
+    assert labels_of(split.fit) == set(range(12))
+
+
+def test_split_for_training_without_holdout_trains_on_everything_but_the_test() -> None:
+    split = split_for_training(build_dataset(12, 3), is_holdout=False)
+    assert labels_of(split.fit) == set(range(15))
+    assert split.held_out == ()
+
+
+def test_split_for_training_of_few_classes_says_that_nothing_is_held_out() -> None:
+    split = split_for_training(build_dataset(6), is_holdout=True)
+    assert split.held_out == ()
+    assert labels_of(split.fit) == set(range(6))
+    assert "too few" in split.note
+
+
+def test_has_pairs_needs_two_classes_and_two_images() -> None:
+    records = build_dataset(2).split("train")
+    assert has_pairs(records)
+    assert not has_pairs(records[:2])
+    assert not has_pairs(records[::2])
+    assert not has_pairs(())

@@ -1,0 +1,291 @@
+"""The loop as a system: resume, kill, selection, finite checks, micro-batches."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from vitrieve.config import Config, LoaderConfig, ModelConfig, ObjectiveConfig, OptimizerConfig, TrainConfig
+from vitrieve.data.records import ImageRecord
+from vitrieve.errors import ArtifactError, NonFiniteLossError
+from vitrieve.model.encoder import ImageEncoder, build_encoder
+from vitrieve.train.loop import build_state, encode_in_microbatches, train, train_step
+from vitrieve.train.state import STATE_NAME
+
+NUM_CLASSES, NUM_COPIES = 5, 4
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
+    torch.manual_seed(0)
+    encoder = build_encoder(ModelConfig(backbone="test_vit", image_size=32), is_pretrained=False)
+    save_file(encoder.backbone.state_dict(), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def class_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pictures of a colour a class, with noise."""
+    folder = tmp_path_factory.mktemp("classes")
+    generator = np.random.default_rng(0)
+    for label in range(NUM_CLASSES):
+        (folder / f"class{label}").mkdir()
+        color = generator.integers(0, 200, 3)
+        for copy in range(NUM_COPIES):
+            pixels = (color + generator.integers(0, 56, (40, 36, 3))).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / f"class{label}" / f"{copy}.png")
+    return folder
+
+
+@pytest.fixture
+def records(class_folder: Path) -> list[ImageRecord]:
+    paths = sorted(class_folder.rglob("*.png"))
+    return [
+        ImageRecord(image_id=path.name, path=path, label=number // NUM_COPIES, split="train")
+        for number, path in enumerate(paths)
+    ]
+
+
+@pytest.fixture
+def config(weights: Path) -> Config:
+    return Config(
+        loader=LoaderConfig(sampling="m_per_class", images_per_class=2),
+        model=ModelConfig(backbone="test_vit", weights=str(weights), image_size=32, drop_path_rate=0.2),
+        objective=ObjectiveConfig(
+            contrastive_weight=1.0, proxy_anchor_weight=0.1, koleo_weight=0.5, memory_fraction=0.8
+        ),
+        optimizer=OptimizerConfig(learning_rate=1e-3, num_warmup_steps=2, schedule="cosine", gradient_clip_norm=5.0),
+        train=TrainConfig(
+            num_steps=6, batch_size=6, microbatch_size=4, ema_decay=0.9, checkpoint_every=2, precision="fp32"
+        ),
+    )
+
+
+def final_state(run: Path) -> dict[str, torch.Tensor]:
+    (path,) = (run / STATE_NAME).glob("step_*.safetensors")
+    return load_file(path)
+
+
+def assert_same_bits(a: Mapping[str, torch.Tensor], b: Mapping[str, torch.Tensor]) -> None:
+    assert a.keys() == b.keys()
+    assert [name for name in a if not torch.equal(a[name], b[name])] == []
+
+
+def train_until(config: Config, records: list[ImageRecord], run: Path, num_finished: int) -> None:
+    """Stop a run as Ctrl-C does, after a number of steps."""
+    run.mkdir(exist_ok=True)
+    num_calls = 0
+
+    def evaluate(encoder: ImageEncoder) -> dict[str, float]:
+        nonlocal num_calls
+        if num_calls == num_finished:
+            os.kill(os.getpid(), signal.SIGINT)
+        num_calls += 1
+        return {"map_at_r": num_calls / 100}
+
+    each_step = dataclasses.replace(config, train=dataclasses.replace(config.train, evaluate_every=1))
+    with pytest.raises(KeyboardInterrupt):
+        train(each_step, records, run, evaluate)
+
+
+def grow(start: float = 0.5, by: float = 0.01) -> Callable[[ImageEncoder], dict[str, float]]:
+    values = iter(start + by * number for number in range(100))
+    return lambda encoder: {"map_at_r": next(values)}
+
+
+def test_trap_resume_equals_an_uninterrupted_run_bit_for_bit(
+    config: Config, records: list[ImageRecord], tmp_path: Path
+) -> None:
+    run = tmp_path / "whole"
+    run.mkdir()
+    whole = train(config, records, run)
+    stopped = tmp_path / "stopped"
+    stopped.mkdir()
+    partly = dataclasses.replace(config, train=dataclasses.replace(config.train, checkpoint_every=3))
+    interrupted = InterruptingLoader(3)
+    with pytest.raises(KeyboardInterrupt), interrupted:
+        train(partly, records, stopped)
+    resumed = train(partly, records, stopped)
+    assert_same_bits(final_state(run), final_state(stopped))
+    assert_same_bits(whole.encoder.state_dict(), resumed.encoder.state_dict())
+
+
+class InterruptingLoader:
+    """Sends Ctrl-C to this process from a thread once a run has written its metrics of a step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def __enter__(self) -> None:
+        from vitrieve.train import loop
+
+        self._original = loop.train_step
+
+        def step_then_interrupt(*arguments: Any) -> dict[str, float]:
+            values = self._original(*arguments)
+            if arguments[0].step == self.step:
+                os.kill(os.getpid(), signal.SIGINT)
+            return values
+
+        loop.train_step = step_then_interrupt
+
+    def __exit__(self, *error: object) -> None:
+        from vitrieve.train import loop
+
+        loop.train_step = self._original
+
+
+KILLED_TRAINING = """
+import os, signal, sys
+num_left = int(sys.argv[1])
+fsync = os.fsync
+def fsync_or_die(descriptor):
+    global num_left
+    if num_left == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    num_left -= 1
+    fsync(descriptor)
+os.fsync = fsync_or_die
+from vitrieve.cli.main import main
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+def train_in_process(num_syncs: int, weights: Path, folder: Path, out: Path, *words: str) -> int:
+    command = [sys.executable, "-c", KILLED_TRAINING, str(num_syncs), "train", "irt_r_small", "--data"]
+    command += [f"folder:{folder}", "--out", str(out), "--model.backbone", "test_vit", "--model.weights", str(weights)]
+    command += "--image-size 32 --num-steps 4 --batch-size 6 --num-threads 1 --train.checkpoint-every 2".split()
+    command += ["--train.evaluate-every", "2", "--no-holdout", "--no-report", *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert "Traceback" not in done.stderr, done.stderr
+    return done.returncode
+
+
+@pytest.mark.slow
+def test_trap_killed_at_any_moment_a_run_resumes_bit_for_bit(
+    weights: Path, class_folder: Path, tmp_path: Path
+) -> None:
+    """Killed before and inside the writing of both states, of the encoder and of the manifest."""
+    whole = tmp_path / "whole"
+    assert train_in_process(10_000, weights, class_folder, whole) == 0
+    for num_syncs in (1, 2, 3, 4, 5, 7):
+        out = tmp_path / f"killed{num_syncs}"
+        assert train_in_process(num_syncs, weights, class_folder, out) == -signal.SIGKILL
+        assert not (out / "manifest.json").exists()
+        assert train_in_process(10_000, weights, class_folder, out, "--resume") == 0
+        assert_same_bits(final_state(whole), final_state(out))
+        for name in ("encoder/model.safetensors", "encoder/encoder.json"):
+            assert (whole / name).read_bytes() == (out / name).read_bytes()
+
+
+def test_train_drops_the_half_written_state_of_a_killed_run(
+    config: Config, records: list[ImageRecord], tmp_path: Path
+) -> None:
+    (tmp_path / STATE_NAME).mkdir()
+    (tmp_path / STATE_NAME / "step_0000004.tmp").write_bytes(b"half")
+    train(config, records, tmp_path)
+    assert [path.name for path in (tmp_path / STATE_NAME).iterdir()] == ["step_0000006.safetensors"]
+
+
+def test_train_refuses_a_state_of_another_model(config: Config, records: list[ImageRecord], tmp_path: Path) -> None:
+    train(config, records, tmp_path)
+    other = dataclasses.replace(config, objective=dataclasses.replace(config.objective, memory_fraction=0.5))
+    with pytest.raises(ArtifactError, match="--overwrite"):
+        train(other, records, tmp_path)
+
+
+def test_train_keeps_the_best_measured_state(config: Config, records: list[ImageRecord], tmp_path: Path) -> None:
+    seen: list[dict[str, torch.Tensor]] = []
+    values = iter([0.5, 0.6, 0.9, 0.7])
+
+    def evaluate(encoder: ImageEncoder) -> dict[str, float]:
+        seen.append({name: tensor.clone() for name, tensor in encoder.state_dict().items()})
+        return {"map_at_r": next(values)}
+
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, evaluate_every=2))
+    result = train(config, records, tmp_path, evaluate)
+    assert result.kept_step == 4
+    assert_same_bits(result.encoder.state_dict(), seen[2])
+    assert not result.encoder.training
+
+
+def test_train_keeps_the_frozen_start_when_nothing_is_better_and_stops_early(
+    config: Config, records: list[ImageRecord], tmp_path: Path
+) -> None:
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, evaluate_every=1, num_patience=2))
+    result = train(config, records, tmp_path, grow(by=-0.01))
+    assert (result.kept_step, result.num_steps) == (0, 2)
+    assert_same_bits(result.encoder.state_dict(), build_encoder(config.model).state_dict())
+    again = train(config, records, tmp_path, grow(by=-0.01))
+    assert again.num_steps == 2
+
+
+def test_train_with_best_state_resumes_bit_for_bit(config: Config, records: list[ImageRecord], tmp_path: Path) -> None:
+    train_until(config, records, tmp_path, 3)
+    each_step = dataclasses.replace(config, train=dataclasses.replace(config.train, evaluate_every=1))
+    result = train(each_step, records, tmp_path, lambda encoder: {"map_at_r": 0.0})
+    assert result.kept_step == 3
+    assert (tmp_path / STATE_NAME).is_dir()
+
+
+def test_trap_evaluating_leaves_the_encoder_in_train_mode(config: Config, records: list[ImageRecord]) -> None:
+    state = build_state(config, build_encoder(config.model), num_classes=NUM_CLASSES, num_images=len(records))
+    state.encoder.eval()
+    encode_in_microbatches(state.encoder, torch.zeros(2, 3, 32, 32), config)
+    assert state.encoder.training
+
+
+def test_train_step_names_the_term_that_is_not_finite(config: Config, records: list[ImageRecord]) -> None:
+    from vitrieve.data.loader import TrainingLoader
+
+    encoder = build_encoder(config.model)
+    loader = TrainingLoader(records, config.loader, encoder.spec.preprocessing, batch_size=6, seed=0)
+    state = build_state(config, encoder, num_classes=NUM_CLASSES, num_images=len(records))
+    assert state.objective.proxy_anchor is not None
+    state.objective.proxy_anchor.proxies.data[0, 0] = float("nan")
+    before = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
+    with pytest.raises(NonFiniteLossError, match="'proxy_anchor' is nan at step 0"):
+        train_step(state, next(loader.batches(0, 1)), config)
+    assert_same_bits(before, encoder.state_dict())
+
+
+def test_microbatches_give_the_gradient_of_the_whole_batch(config: Config) -> None:
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, drop_path_rate=0.0))
+    pixels = torch.randn(6, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    gradients = []
+    for size in (2, 4, 6):
+        pieces = dataclasses.replace(config, train=dataclasses.replace(config.train, microbatch_size=size))
+        encoder = build_encoder(config.model)
+        embeddings = encode_in_microbatches(encoder, pixels, pieces)
+        (embeddings @ embeddings.T).triu(1).square().sum().backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in encoder.parameters() if p.grad is not None]))
+    for gradient in gradients[:-1]:
+        torch.testing.assert_close(gradient, gradients[-1], rtol=1e-3, atol=1e-5)
+
+
+def test_trap_bf16_ends_in_float32_embeddings_of_unit_length(config: Config) -> None:
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, precision="bf16"))
+    embeddings = encode_in_microbatches(build_encoder(config.model), torch.randn(4, 3, 32, 32), config)
+    assert embeddings.dtype == torch.float32
+    torch.testing.assert_close(embeddings.norm(dim=1), torch.ones(4))

@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from vitrieve.train.metrics_log import METRICS_NAME, MetricsLog
+
+
+def read_steps(folder: Path) -> list[int]:
+    return [json.loads(line)["step"] for line in (folder / METRICS_NAME).read_text().splitlines()]
+
+
+def test_metrics_log_writes_lines_and_events(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with MetricsLog(tmp_path, start_step=0, num_steps=2) as log:
+        for step in (1, 2):
+            log.write(step, {"loss": 1.5, "images_per_second": 40.0})
+            log.show(step, {"loss": 1.5, "images_per_second": 40.0, "seconds_left": 3.0})
+    assert read_steps(tmp_path) == [1, 2]
+    assert list((tmp_path / "tensorboard").glob("events*"))
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "step 2/2  loss 1.5  images/s 40  3 s left" in captured.err
+
+
+def test_metrics_log_drops_what_a_killed_run_wrote_after_its_state(tmp_path: Path) -> None:
+    lines = [json.dumps({"step": step, "loss": 0.0}) + "\n" for step in range(1, 6)]
+    (tmp_path / METRICS_NAME).write_text("".join(lines) + '{"step": 6, "lo')
+    with MetricsLog(tmp_path, start_step=3, num_steps=9) as log:
+        log.write(4, {"loss": 1.0})
+    assert read_steps(tmp_path) == [1, 2, 3, 4]
+
+
+def test_metrics_log_drops_a_line_that_was_cut_off(tmp_path: Path) -> None:
+    (tmp_path / METRICS_NAME).write_text('{"step": 1, "loss": 0.0}\n{"step": 2, "lo')
+    with MetricsLog(tmp_path, start_step=5, num_steps=9):
+        pass
+    assert read_steps(tmp_path) == [1]

@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from vitrieve.config import ModelConfig, ObjectiveConfig, OptimizerConfig
+from vitrieve.errors import ConfigError
+from vitrieve.model.encoder import ImageEncoder, build_encoder
+from vitrieve.objective.objective import Objective
+from vitrieve.train.optimizer import build_optimizer, schedule_factor, set_learning_rate
+
+
+def build_parts(num_frozen_blocks: int = 0) -> tuple[ImageEncoder, Objective]:
+    config = ModelConfig(backbone="test_vit", image_size=32, num_frozen_blocks=num_frozen_blocks)
+    encoder = build_encoder(config, is_pretrained=False)
+    objective = Objective(
+        ObjectiveConfig(proxy_anchor_weight=1.0), num_classes=3, num_images=9, embedding_dim=encoder.spec.embedding_dim
+    )
+    return encoder, objective
+
+
+def rates_by_parameter(encoder: ImageEncoder, optimizer: torch.optim.Optimizer) -> dict[str, float]:
+    rates = {id(p): group["base_learning_rate"] for group in optimizer.param_groups for p in group["params"]}
+    return {name: rates[id(p)] for name, p in encoder.named_parameters() if id(p) in rates}
+
+
+def test_build_optimizer_holds_every_trainable_parameter_once() -> None:
+    encoder, objective = build_parts(num_frozen_blocks=2)
+    optimizer = build_optimizer(encoder, objective, OptimizerConfig())
+    held = [id(p) for group in optimizer.param_groups for p in group["params"]]
+    expected = [id(p) for p in (*encoder.parameters(), *objective.parameters()) if p.requires_grad]
+    assert sorted(held) == sorted(expected)
+    assert len(expected) < len([*encoder.parameters(), *objective.parameters()])
+
+
+def test_build_optimizer_lowers_the_rate_block_by_block() -> None:
+    encoder, objective = build_parts()
+    rates = rates_by_parameter(encoder, build_optimizer(encoder, objective, OptimizerConfig(layer_decay=0.5)))
+    first, second = rates["backbone.blocks.0.mlp.fc1.weight"], rates["backbone.blocks.1.mlp.fc1.weight"]
+    assert first == pytest.approx(second / 2)
+    assert max(rates.values()) == pytest.approx(OptimizerConfig().learning_rate)
+
+
+def test_build_optimizer_gives_proxies_their_own_rate() -> None:
+    encoder, objective = build_parts()
+    optimizer = build_optimizer(encoder, objective, OptimizerConfig(proxy_learning_rate=0.25))
+    (group,) = [group for group in optimizer.param_groups if group["params"][0] is next(objective.parameters())]
+    assert group["base_learning_rate"] == 0.25
+    assert group["weight_decay"] == 0
+
+
+@pytest.mark.parametrize(
+    "config",
+    [OptimizerConfig(learning_rate=0), OptimizerConfig(layer_decay=0), OptimizerConfig(layer_decay=1.5)],
+)
+def test_build_optimizer_refuses_values_out_of_range(config: OptimizerConfig) -> None:
+    with pytest.raises(ConfigError, match="expected a positive rate"):
+        build_optimizer(*build_parts(), config)
+
+
+def test_schedule_factor_warms_up_then_falls_to_zero() -> None:
+    config = OptimizerConfig(num_warmup_steps=4, schedule="cosine")
+    factors = [schedule_factor(config, step, 24) for step in range(24)]
+    assert factors[:4] == [0.25, 0.5, 0.75, 1.0]
+    assert factors[4:] == sorted(factors[4:], reverse=True)
+    assert factors[14] == pytest.approx(0.5)
+    assert 0 < factors[-1] < 0.02
+
+
+def test_schedule_factor_constant_stays() -> None:
+    assert [schedule_factor(OptimizerConfig(), step, 3) for step in range(3)] == [1, 1, 1]
+
+
+def test_set_learning_rate_scales_every_group() -> None:
+    encoder, objective = build_parts()
+    config = OptimizerConfig(num_warmup_steps=2, layer_decay=0.5)
+    optimizer = build_optimizer(encoder, objective, config)
+    assert set_learning_rate(optimizer, config, 0, 10) == 0.5
+    for group in optimizer.param_groups:
+        assert group["lr"] == group["base_learning_rate"] / 2
