@@ -64,6 +64,37 @@ def tiny_encoder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A safetensors file with random weights of timm's ``test_vit``, for 32 px."""
+    torch = pytest.importorskip("torch", reason="needs vitrieve[train]")
+    from safetensors.torch import save_file
+
+    from vitrieve.config import ModelConfig
+    from vitrieve.model.encoder import build_encoder
+
+    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        encoder = build_encoder(ModelConfig(backbone="test_vit", image_size=32), is_pretrained=False)
+    save_file(encoder.backbone.state_dict(), path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def class_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Five classes of four noisy pictures, each class of one colour: ``class0/0.png`` to ``class4/3.png``."""
+    folder = tmp_path_factory.mktemp("classes")
+    generator = np.random.default_rng(0)
+    for label in range(5):
+        (folder / f"class{label}").mkdir()
+        color = generator.integers(0, 200, 3)
+        for copy in range(4):
+            pixels = (color + generator.integers(0, 56, (40, 36, 3))).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / f"class{label}" / f"{copy}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def without_torch() -> str:
     """The first lines of a Python script that then runs as on a machine without ``vitrieve[train]``.
 

@@ -23,32 +23,48 @@ def labels_of(records: tuple[ImageRecord, ...]) -> set[int]:
 
 def test_split_for_training_holds_out_every_fifth_class_from_the_fifth() -> None:
     split = split_for_training(build_dataset(12), is_holdout=True)
-    assert labels_of(split.held_out) == {4, 9}
+    assert labels_of(split.judge.records) == {4, 9}
     assert labels_of(split.fit) == {0, 1, 2, 3, 5, 6, 7, 8, 10, 11}
 
 
 def test_trap_nothing_is_chosen_on_test_classes() -> None:
+    dataset = build_dataset(12, 3, 4)
+    test_ids = {record.image_id for record in dataset.split("test")}
     for is_holdout in (False, True):
-        split = split_for_training(build_dataset(12, 3, 4), is_holdout=is_holdout)
-        assert {record.split for record in (*split.fit, *split.held_out)} <= {"train", "validation"}
+        split = split_for_training(dataset, is_holdout=is_holdout)
+        used = (*split.fit, *(split.judge.records if split.judge else ()))
+        assert test_ids.isdisjoint(record.image_id for record in used)
+
+
+def test_trap_what_judges_does_not_train() -> None:
+    for dataset in (build_dataset(12), build_dataset(12, 3)):
+        split = split_for_training(dataset, is_holdout=True)
+        assert labels_of(split.fit).isdisjoint(labels_of(split.judge.records))
+
+
+def test_split_for_training_searches_a_single_held_out_class_among_the_others() -> None:
+    split = split_for_training(build_dataset(6), is_holdout=True)
+    assert labels_of(split.fit) == {0, 1, 2, 3, 5}
+    assert labels_of(tuple(r for r in split.judge.records if r.is_query)) == {4}
+    assert labels_of(split.judge.records) == set(range(6))
 
 
 def test_split_for_training_prefers_the_sources_validation_split() -> None:
     split = split_for_training(build_dataset(12, 3), is_holdout=True)
-    assert labels_of(split.held_out) == {12, 13, 14}
+    assert labels_of(split.judge.records) == {12, 13, 14}
     assert labels_of(split.fit) == set(range(12))
 
 
 def test_split_for_training_without_holdout_trains_on_everything_but_the_test() -> None:
     split = split_for_training(build_dataset(12, 3), is_holdout=False)
     assert labels_of(split.fit) == set(range(15))
-    assert split.held_out == ()
+    assert split.judge is None
 
 
 def test_split_for_training_of_few_classes_says_that_nothing_is_held_out() -> None:
-    split = split_for_training(build_dataset(6), is_holdout=True)
-    assert split.held_out == ()
-    assert labels_of(split.fit) == set(range(6))
+    split = split_for_training(build_dataset(4), is_holdout=True)
+    assert split.judge is None
+    assert labels_of(split.fit) == set(range(4))
     assert "too few" in split.note
 
 

@@ -9,13 +9,10 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from vitrieve.config import Config, LoaderConfig, ModelConfig, ObjectiveConfig, OptimizerConfig, TrainConfig
 from vitrieve.data.records import ImageRecord
@@ -25,6 +22,7 @@ from vitrieve.train.loop import build_state, encode_in_microbatches, train, trai
 from vitrieve.train.state import STATE_NAME
 
 NUM_CLASSES, NUM_COPIES = 5, 4
+"""Of the fixture class_folder."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -33,29 +31,6 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
-    torch.manual_seed(0)
-    encoder = build_encoder(ModelConfig(backbone="test_vit", image_size=32), is_pretrained=False)
-    save_file(encoder.backbone.state_dict(), path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def class_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Pictures of a colour a class, with noise."""
-    folder = tmp_path_factory.mktemp("classes")
-    generator = np.random.default_rng(0)
-    for label in range(NUM_CLASSES):
-        (folder / f"class{label}").mkdir()
-        color = generator.integers(0, 200, 3)
-        for copy in range(NUM_COPIES):
-            pixels = (color + generator.integers(0, 56, (40, 36, 3))).astype(np.uint8)
-            Image.fromarray(pixels).save(folder / f"class{label}" / f"{copy}.png")
-    return folder
 
 
 @pytest.fixture
@@ -68,10 +43,10 @@ def records(class_folder: Path) -> list[ImageRecord]:
 
 
 @pytest.fixture
-def config(weights: Path) -> Config:
+def config(tiny_weights: Path) -> Config:
     return Config(
         loader=LoaderConfig(sampling="m_per_class", images_per_class=2),
-        model=ModelConfig(backbone="test_vit", weights=str(weights), image_size=32, drop_path_rate=0.2),
+        model=ModelConfig(backbone="test_vit", weights=str(tiny_weights), image_size=32, drop_path_rate=0.2),
         objective=ObjectiveConfig(
             contrastive_weight=1.0, proxy_anchor_weight=0.1, koleo_weight=0.5, memory_fraction=0.8
         ),
@@ -83,7 +58,7 @@ def config(weights: Path) -> Config:
 
 
 def final_state(run: Path) -> dict[str, torch.Tensor]:
-    (path,) = (run / STATE_NAME).glob("step_*.safetensors")
+    (path,) = (run / STATE_NAME).iterdir()
     return load_file(path)
 
 
@@ -92,21 +67,20 @@ def assert_same_bits(a: Mapping[str, torch.Tensor], b: Mapping[str, torch.Tensor
     assert [name for name in a if not torch.equal(a[name], b[name])] == []
 
 
-def train_until(config: Config, records: list[ImageRecord], run: Path, num_finished: int) -> None:
-    """Stop a run as Ctrl-C does, after a number of steps."""
+def train_until_ctrl_c(config: Config, records: list[ImageRecord], run: Path, step: int) -> None:
+    """Train, measuring after each step, and press Ctrl-C while the measurement after ``step`` runs."""
     run.mkdir(exist_ok=True)
     num_calls = 0
 
     def evaluate(encoder: ImageEncoder) -> dict[str, float]:
         nonlocal num_calls
-        if num_calls == num_finished:
+        if num_calls == step:
             os.kill(os.getpid(), signal.SIGINT)
         num_calls += 1
         return {"map_at_r": num_calls / 100}
 
-    each_step = dataclasses.replace(config, train=dataclasses.replace(config.train, evaluate_every=1))
     with pytest.raises(KeyboardInterrupt):
-        train(each_step, records, run, evaluate)
+        train(config, records, run, evaluate)
 
 
 def grow(start: float = 0.5, by: float = 0.01) -> Callable[[ImageEncoder], dict[str, float]]:
@@ -114,46 +88,23 @@ def grow(start: float = 0.5, by: float = 0.01) -> Callable[[ImageEncoder], dict[
     return lambda encoder: {"map_at_r": next(values)}
 
 
+def measured_each_step(config: Config) -> Config:
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, evaluate_every=1))
+
+
+@pytest.mark.parametrize("step", [1, 3, 6])
 def test_trap_resume_equals_an_uninterrupted_run_bit_for_bit(
-    config: Config, records: list[ImageRecord], tmp_path: Path
+    config: Config, records: list[ImageRecord], tmp_path: Path, step: int
 ) -> None:
-    run = tmp_path / "whole"
-    run.mkdir()
-    whole = train(config, records, run)
-    stopped = tmp_path / "stopped"
-    stopped.mkdir()
-    partly = dataclasses.replace(config, train=dataclasses.replace(config.train, checkpoint_every=3))
-    interrupted = InterruptingLoader(3)
-    with pytest.raises(KeyboardInterrupt), interrupted:
-        train(partly, records, stopped)
-    resumed = train(partly, records, stopped)
-    assert_same_bits(final_state(run), final_state(stopped))
-    assert_same_bits(whole.encoder.state_dict(), resumed.encoder.state_dict())
-
-
-class InterruptingLoader:
-    """Sends Ctrl-C to this process from a thread once a run has written its metrics of a step."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def __enter__(self) -> None:
-        from vitrieve.train import loop
-
-        self._original = loop.train_step
-
-        def step_then_interrupt(*arguments: Any) -> dict[str, float]:
-            values = self._original(*arguments)
-            if arguments[0].step == self.step:
-                os.kill(os.getpid(), signal.SIGINT)
-            return values
-
-        loop.train_step = step_then_interrupt
-
-    def __exit__(self, *error: object) -> None:
-        from vitrieve.train import loop
-
-        loop.train_step = self._original
+    config = measured_each_step(config)
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    whole.mkdir()
+    expected = train(config, records, whole, grow(0.01))
+    train_until_ctrl_c(config, records, stopped, step)
+    resumed = train(config, records, stopped, grow(0.01 * (step + 2)))
+    assert_same_bits(final_state(whole), final_state(stopped))
+    assert_same_bits(expected.encoder.state_dict(), resumed.encoder.state_dict())
+    assert (expected.kept_step, expected.num_steps) == (resumed.kept_step, resumed.num_steps)
 
 
 KILLED_TRAINING = """
@@ -184,19 +135,19 @@ def train_in_process(num_syncs: int, weights: Path, folder: Path, out: Path, *wo
 
 @pytest.mark.slow
 def test_trap_killed_at_any_moment_a_run_resumes_bit_for_bit(
-    weights: Path, class_folder: Path, tmp_path: Path
+    tiny_weights: Path, class_folder: Path, tmp_path: Path
 ) -> None:
     """Killed before and inside the writing of both states, of the encoder and of the manifest."""
     whole = tmp_path / "whole"
-    assert train_in_process(10_000, weights, class_folder, whole) == 0
+    assert train_in_process(10_000, tiny_weights, class_folder, whole) == 0
     for num_syncs in (1, 2, 3, 4, 5, 7):
         out = tmp_path / f"killed{num_syncs}"
-        assert train_in_process(num_syncs, weights, class_folder, out) == -signal.SIGKILL
+        assert train_in_process(num_syncs, tiny_weights, class_folder, out) == -signal.SIGKILL
         assert not (out / "manifest.json").exists()
-        assert train_in_process(10_000, weights, class_folder, out, "--resume") == 0
+        assert train_in_process(10_000, tiny_weights, class_folder, out, "--resume") == 0
         assert_same_bits(final_state(whole), final_state(out))
-        for name in ("encoder/model.safetensors", "encoder/encoder.json"):
-            assert (whole / name).read_bytes() == (out / name).read_bytes()
+        weights = "encoder/model.safetensors"
+        assert (whole / weights).read_bytes() == (out / weights).read_bytes()
 
 
 def test_train_drops_the_half_written_state_of_a_killed_run(
@@ -241,12 +192,12 @@ def test_train_keeps_the_frozen_start_when_nothing_is_better_and_stops_early(
     assert again.num_steps == 2
 
 
-def test_train_with_best_state_resumes_bit_for_bit(config: Config, records: list[ImageRecord], tmp_path: Path) -> None:
-    train_until(config, records, tmp_path, 3)
-    each_step = dataclasses.replace(config, train=dataclasses.replace(config.train, evaluate_every=1))
-    result = train(each_step, records, tmp_path, lambda encoder: {"map_at_r": 0.0})
+def test_train_keeps_the_best_state_across_a_resume(
+    config: Config, records: list[ImageRecord], tmp_path: Path
+) -> None:
+    train_until_ctrl_c(measured_each_step(config), records, tmp_path, 3)
+    result = train(measured_each_step(config), records, tmp_path, lambda encoder: {"map_at_r": 0.02})
     assert result.kept_step == 3
-    assert (tmp_path / STATE_NAME).is_dir()
 
 
 def test_trap_evaluating_leaves_the_encoder_in_train_mode(config: Config, records: list[ImageRecord]) -> None:

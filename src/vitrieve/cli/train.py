@@ -17,7 +17,7 @@ from vitrieve.artifacts import prepare_folder, write_manifest, write_text_durabl
 from vitrieve.cli.arguments import parse_arguments
 from vitrieve.cli.console import print_json, print_message
 from vitrieve.config import Config, config_to_json
-from vitrieve.data.records import Dataset, ImageRecord, require_trainable
+from vitrieve.data.records import Dataset, require_trainable
 from vitrieve.errors import ArtifactError, ConfigError, DataError
 from vitrieve.recipes import RECIPES, find_recipe
 
@@ -88,11 +88,11 @@ def run(recipe: str, arguments: Arguments) -> int:
     readable = find_readable(split.fit, max_bad_fraction=config.train.max_bad_fraction, show_progress=True)
     for image_id, reason in readable.failures:
         print_message(f"left out: {image_id}: {reason}")
-    evaluate = _build_evaluate(split.held_out, config) if split.held_out else None
+    evaluate = _build_evaluate(split.judge, config) if split.judge is not None else None
     result = train(config, readable.records, arguments.out, evaluate)
     seconds = time.monotonic() - start
     print_message(_describe_kept(result))
-    results = _report(arguments, dataset, result) if arguments.report else []
+    results = _report(arguments, recipe, dataset, result) if arguments.report else []
     fingerprint = _save_encoder(arguments, recipe, dataset, result, results)
     summary = {
         "recipe": recipe,
@@ -148,16 +148,18 @@ def _differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     return names
 
 
-def _build_evaluate(held_out: Sequence[ImageRecord], config: Config) -> Evaluate:
+def _build_evaluate(judge: Dataset, config: Config) -> Evaluate:
     """Build the measurement on held-out classes that the training loop calls."""
-    from vitrieve.embed.collection import embed_images
-    from vitrieve.evaluate.run import measure_embeddings
+    from vitrieve.embed.collection import EmbedSettings
+    from vitrieve.evaluate.run import evaluate_encoder
     from vitrieve.runtime.encoder import wrap_encoder
 
+    settings = EmbedSettings(max_bad_fraction=config.train.max_bad_fraction)
+
     def evaluate(encoder: ImageEncoder) -> dict[str, float]:
-        wrapped = wrap_encoder(encoder, name="held out", precision=config.train.precision)
-        embeddings = embed_images(wrapped, held_out, max_bad_fraction=config.train.max_bad_fraction)
-        return measure_embeddings(embeddings.vectors, [record.label for record in embeddings.records])
+        wrapped = wrap_encoder(encoder, name="training", precision=config.train.precision)
+        metrics = evaluate_encoder(wrapped, judge, settings=settings).metrics
+        return {name: metrics[name] for name in ("recall_at_1", "map_at_r")}
 
     return evaluate
 
@@ -168,7 +170,9 @@ def _describe_kept(result: TrainingResult) -> str:
     return result.selection.describe()
 
 
-def _report(arguments: Arguments, dataset: Dataset, result: TrainingResult) -> list[EvaluationResult]:
+def _report(
+    arguments: Arguments, recipe: str, dataset: Dataset, result: TrainingResult
+) -> list[EvaluationResult]:
     """Measure the frozen start and the result on the test classes; a source without tests only says so."""
     from vitrieve.data.records import require_testable
     from vitrieve.evaluate.run import run_comparison
@@ -183,9 +187,9 @@ def _report(arguments: Arguments, dataset: Dataset, result: TrainingResult) -> l
     config = arguments.config
     frozen = wrap_encoder(build_encoder(config.model), name="before", precision=config.train.precision)
     tuned = wrap_encoder(result.encoder, name="after", precision=config.train.precision)
-    return run_comparison(
-        [frozen, tuned], [dataset], arguments.out / REPORT_FOLDER, names=("before", "after"), show_progress=True
-    )
+    names = (f"{config.model.backbone}, frozen", f"{recipe}, step {result.kept_step}")
+    folder = arguments.out / REPORT_FOLDER
+    return run_comparison([frozen, tuned], [dataset], folder, names=names, show_progress=True)
 
 
 def _save_encoder(
@@ -221,7 +225,7 @@ def _print_result(arguments: Arguments, summary: Mapping[str, Any], results: Seq
         return
     for result in results:
         figures = "  ".join(f"{name} {100 * value:.1f}" for name, value in result.metrics.items())
-        print(f"{result.encoder:<7} {figures}")
+        print(f"{result.encoder}: {figures}")
     print(f"encoder: {arguments.out / ENCODER_NAME}")
     if results:
         print(f"report: {arguments.out / REPORT_FOLDER / 'report.html'}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from vitrieve.data.records import Dataset, ImageRecord, hold_out_labels
@@ -14,12 +15,13 @@ class TrainingSplit(NamedTuple):
 
     Attributes:
         fit: What the encoder learns from.
-        held_out: What every state is measured on; empty without hold-out. Never test images.
+        judge: A data set whose test split measures every state; None without hold-out. Holds no test image of
+            the source.
         note: How they were parted, for the user.
     """
 
     fit: tuple[ImageRecord, ...]
-    held_out: tuple[ImageRecord, ...]
+    judge: Dataset | None
     note: str
 
 
@@ -27,37 +29,47 @@ def split_for_training(dataset: Dataset, *, is_holdout: bool) -> TrainingSplit:
     """Part the training images.
 
     With hold-out, the validation split judges, where the source has one, otherwise every fifth training class
-    (labels sorted, from the fifth). Without, everything but the test split trains.
+    (labels sorted, from the fifth). A single held-out class is searched for among the images that train, too.
+    Without hold-out, everything but the test split trains.
 
     Args:
         dataset: From a source.
         is_holdout: Whether anything is held out.
     """
+    train, validation = dataset.split("train"), dataset.split("validation")
     if not is_holdout:
-        everything = dataset.split("train", "validation")
-        return TrainingSplit(everything, (), f"training on all {_count(everything)}; nothing is held out")
-    validation = dataset.split("validation")
+        everything = (*train, *validation)
+        return TrainingSplit(everything, None, f"training on all {_count(everything)}; nothing is held out")
     if has_pairs(validation):
-        fit = dataset.split("train")
-        note = f"training on {_count(fit)}; the source's validation split judges: {_count(validation)}"
-        return TrainingSplit(fit, validation, note)
-    labels = hold_out_labels(record.label for record in dataset.split("train"))
-    fit = tuple(record for record in dataset.split("train") if record.label not in labels)
-    held_out = tuple(record for record in dataset.split("train") if record.label in labels)
-    if not has_pairs(held_out) or not has_pairs(fit):
-        everything = dataset.split("train")
+        note = f"training on {_count(train)}; the source's validation split judges: {_count(validation)}"
+        return TrainingSplit(train, _build_judge(dataset, validation), note)
+    labels = hold_out_labels(record.label for record in train)
+    fit = tuple(record for record in train if record.label not in labels)
+    held_out = tuple(record for record in train if record.label in labels)
+    distractors = fit if len(labels) == 1 else ()
+    if not has_pairs(fit) or not has_pairs((*held_out, *distractors)):
         note = (
-            f"training on all {_count(everything)}; too few to hold classes out (ten or more are needed), so the last "
-            "state is kept unseen"
+            f"training on all {_count(train)}; too few to hold classes out (five or more, with two images each, are "
+            "needed), so the last state is kept unseen"
         )
-        return TrainingSplit(everything, (), note)
-    return TrainingSplit(fit, held_out, f"training on {_count(fit)}; held out to choose: {_count(held_out)}")
+        return TrainingSplit(train, None, note)
+    note = f"training on {_count(fit)}; held out to choose: {_count(held_out)}"
+    return TrainingSplit(fit, _build_judge(dataset, held_out, distractors), note)
 
 
 def has_pairs(records: Sequence[ImageRecord]) -> bool:
-    """Tell whether retrieval can be measured: at least two classes, and two images of one."""
+    """Tell whether retrieval can be learnt or measured: two classes at least, and two images of one."""
     num_images = Counter(record.label for record in records)
     return len(num_images) > 1 and max(num_images.values()) > 1
+
+
+def _build_judge(
+    dataset: Dataset, held_out: Sequence[ImageRecord], distractors: Sequence[ImageRecord] = ()
+) -> Dataset:
+    """Build the data set that judges: the held-out images ask and are found, the distractors are only found."""
+    records = [replace(record, split="test", is_query=True, is_gallery=True) for record in held_out]
+    records += [replace(record, split="test", is_query=False, is_gallery=True) for record in distractors]
+    return replace(dataset, name=f"{dataset.name}, held out", records=tuple(records))
 
 
 def _count(records: Sequence[ImageRecord]) -> str:

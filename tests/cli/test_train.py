@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from vitrieve.cli.main import main
+
+WORDS = (
+    "--model.backbone test_vit --image-size 32 --num-steps 4 --batch-size 6 --num-threads 1 --train.evaluate-every 2"
+).split()
+
+
+@pytest.fixture
+def run_words(tiny_weights: Path, many_class_folder: Path, tmp_path: Path) -> list[str]:
+    words = ["train", "small", "--data", f"folder:{many_class_folder}", "--out", str(tmp_path / "run")]
+    return [*words, *WORDS, "--model.weights", str(tiny_weights)]
+
+
+@pytest.fixture
+def many_class_folder(class_folder: Path, tmp_path: Path) -> Path:
+    """Fifteen classes: three for testing, two of the others held out."""
+    folder = tmp_path / "photographs"
+    for number in range(15):
+        (folder / f"product{number:02}").mkdir(parents=True)
+        for path in sorted((class_folder / f"class{number % 5}").iterdir()):
+            (folder / f"product{number:02}" / path.name).write_bytes(path.read_bytes())
+    return folder
+
+
+def test_train_ends_with_encoder_and_report(
+    run_words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*run_words, "--json"]) == 0
+    printed = capsys.readouterr()
+    result = json.loads(printed.out)
+    run = tmp_path / "run"
+    for name in ("manifest.json", "config.json", "metrics.jsonl", "encoder/encoder.onnx", "encoder/README.md"):
+        assert (run / name).is_file()
+    assert (run / "report" / "report.html").is_file()
+    assert len(result["results"]) == 2
+    assert set(result["holdout_map_at_r"]) == {"0", "2", "4"}
+    assert result["config"]["train"]["num_steps"] == 4
+    assert "every fifth" in printed.err
+    assert "kept " in printed.err
+    assert "held out to choose: 8 images of 2 classes" in printed.err
+    assert "recipe small" in (run / "encoder" / "README.md").read_text(encoding="utf-8")
+
+
+def test_train_refuses_a_finished_run_unless_overwritten(
+    run_words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*run_words, "--no-report"]) == 0
+    assert main([*run_words, "--no-report"]) == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert main([*run_words, "--no-report", "--overwrite", "--no-holdout"]) == 0
+
+
+def test_train_refuses_to_resume_with_other_settings(
+    run_words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*run_words, "--no-report"]) == 0
+    (tmp_path / "run" / "manifest.json").unlink()
+    (tmp_path / "run" / ".partial").touch()
+    assert main([*run_words, "--no-report", "--resume", "--objective.margin", "0.25"]) == 2
+    assert "objective.margin" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (["smal", "--data", "emoji", "--out", "x"], ["unknown recipe 'smal'", "Did you mean 'small'"]),
+        (["--data", "emoji"], ["the recipe comes first"]),
+        ([], ["no recipe was named", "irt_r_small"]),
+        (["small", "--data", "folder:/gone", "--out", "x"], ["/gone"]),
+        (
+            ["small", "--data", "emoji", "--out", "x", "--no-such-field", "3"],
+            ["unknown flag '--no-such-field'", "nearest"],
+        ),
+        (
+            ["small", "--data", "emoji", "--out", "x", "--koleo-weight", "3"],
+            ["unknown flag '--koleo-weight'", "--objective.koleo-weight"],
+        ),
+    ],
+)
+def test_train_refuses_wrong_use(words: list[str], parts: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", *words]) == 2
+    message = capsys.readouterr().err
+    assert "Traceback" not in message
+    for part in parts:
+        assert part in message
+
+
+def test_train_refuses_one_class_only(class_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "one"
+    (folder / "single").mkdir(parents=True)
+    for path in (class_folder / "class0").iterdir():
+        (folder / "single" / path.name).write_bytes(path.read_bytes())
+    assert main(["train", "small", "--data", f"folder:{folder}", "--out", str(tmp_path / "run")]) == 2
+    assert "one class only" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_train_help_lists_the_recipes_and_a_recipes_values(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--help"]) == 0
+    assert "irt_r_small" in capsys.readouterr().out
+    assert main(["train", "irt_r", "--help"]) == 0
+    printed = capsys.readouterr().out
+    for flag in ("--seed", "--num-steps", "--batch-size", "--image-size", "--num-threads", "--no-holdout"):
+        assert flag in printed
+    assert "--objective.koleo-weight" in printed
+    assert "35000" in printed
