@@ -60,6 +60,8 @@ class ModelConfig:
     """Side of the square input in pixels, a multiple of the patch size."""
     pooling: Pooling = "cls"
     """How tokens become one vector."""
+    embedding_dim: int | None = None
+    """Reduce the embedding to this many dimensions by a PCA of the training images, after training; None: keep all."""
     drop_path_rate: float = 0.1
     """Stochastic depth of the last block in training; earlier blocks linearly less."""
     num_frozen_blocks: int = 0

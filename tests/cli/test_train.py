@@ -8,8 +8,9 @@ import pytest
 from vitrieve.cli.main import main
 
 WORDS = (
-    "--model.backbone test_vit --image-size 32 --num-steps 4 --batch-size 6 --num-threads 1 --train.evaluate-every 2"
-).split()
+    *("--model.backbone", "test_vit", "--image-size", "32", "--num-steps", "4", "--batch-size", "6"),
+    *("--num-threads", "1", "--train.evaluate-every", "2"),
+)
 
 
 @pytest.fixture
@@ -46,6 +47,16 @@ def test_train_ends_with_encoder_and_report(
     assert "kept " in printed.err
     assert "held out to choose: 8 images of 2 classes" in printed.err
     assert "recipe small" in (run / "encoder" / "README.md").read_text(encoding="utf-8")
+
+
+def test_train_with_pca_gives_short_embeddings(
+    run_words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*run_words, "--model.embedding-dim", "8", "--json"]) == 0
+    frozen, tuned = json.loads(capsys.readouterr().out)["results"]
+    assert (frozen["embedding_dim"], tuned["embedding_dim"]) == (64, 8)
+    spec = json.loads((tmp_path / "run" / "encoder" / "encoder.json").read_text(encoding="utf-8"))
+    assert spec["reduction"] == "training images of photographs"
 
 
 def test_train_refuses_a_finished_run_unless_overwritten(

@@ -15,9 +15,7 @@ LABELS = [0] * 5 + [1] * 3 + [2] * 1 + [3] * 8 + [4] * 4
 
 
 def build_sampler(sampling: Sampling, batch_size: int = 8, images_per_class: int = 2, seed: int = 0) -> Sampler:
-    return Sampler(
-        LABELS, batch_size=batch_size, sampling=sampling, images_per_class=images_per_class, seed=seed
-    )
+    return Sampler(LABELS, batch_size=batch_size, sampling=sampling, images_per_class=images_per_class, seed=seed)
 
 
 def test_random_sampling_shows_every_image_once_an_epoch() -> None:
@@ -41,7 +39,9 @@ def test_m_per_class_gives_each_class_its_images_without_repetition() -> None:
         classes = Counter(LABELS[row] for row in rows)
         assert len(rows) == 8
         assert all(count % 2 == 0 for count in classes.values())
-        assert all(len(set(rows[[LABELS[row] == label for row in rows]])) >= min(2, LABELS.count(label)) for label in classes)
+        assert all(
+            len(set(rows[[LABELS[row] == label for row in rows]])) >= min(2, LABELS.count(label)) for label in classes
+        )
 
 
 def test_m_per_class_visits_all_classes_in_turn() -> None:

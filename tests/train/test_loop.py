@@ -18,7 +18,14 @@ from vitrieve.config import Config, LoaderConfig, ModelConfig, ObjectiveConfig, 
 from vitrieve.data.records import ImageRecord
 from vitrieve.errors import ArtifactError, NonFiniteLossError
 from vitrieve.model.encoder import ImageEncoder, build_encoder
-from vitrieve.train.loop import build_state, encode_in_microbatches, train, train_step
+from vitrieve.train.loop import (
+    Evaluate,
+    TrainingResult,
+    build_state,
+    encode_in_microbatches,
+    train,
+    train_step,
+)
 from vitrieve.train.state import STATE_NAME
 
 NUM_CLASSES, NUM_COPIES = 5, 4
@@ -57,6 +64,12 @@ def config(tiny_weights: Path) -> Config:
     )
 
 
+def run_training(
+    config: Config, records: list[ImageRecord], run: Path, evaluate: Evaluate | None = None
+) -> TrainingResult:
+    return train(config, build_encoder(config.model), records, run, evaluate)
+
+
 def final_state(run: Path) -> dict[str, torch.Tensor]:
     (path,) = (run / STATE_NAME).iterdir()
     return load_file(path)
@@ -80,7 +93,7 @@ def train_until_ctrl_c(config: Config, records: list[ImageRecord], run: Path, st
         return {"map_at_r": num_calls / 100}
 
     with pytest.raises(KeyboardInterrupt):
-        train(config, records, run, evaluate)
+        run_training(config, records, run, evaluate)
 
 
 def grow(start: float = 0.5, by: float = 0.01) -> Callable[[ImageEncoder], dict[str, float]]:
@@ -99,9 +112,9 @@ def test_trap_resume_equals_an_uninterrupted_run_bit_for_bit(
     config = measured_each_step(config)
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     whole.mkdir()
-    expected = train(config, records, whole, grow(0.01))
+    expected = run_training(config, records, whole, grow(0.01))
     train_until_ctrl_c(config, records, stopped, step)
-    resumed = train(config, records, stopped, grow(0.01 * (step + 2)))
+    resumed = run_training(config, records, stopped, grow(0.01 * (step + 2)))
     assert_same_bits(final_state(whole), final_state(stopped))
     assert_same_bits(expected.encoder.state_dict(), resumed.encoder.state_dict())
     assert (expected.kept_step, expected.num_steps) == (resumed.kept_step, resumed.num_steps)
@@ -126,7 +139,18 @@ sys.exit(main(sys.argv[2:]))
 def train_in_process(num_syncs: int, weights: Path, folder: Path, out: Path, *words: str) -> int:
     command = [sys.executable, "-c", KILLED_TRAINING, str(num_syncs), "train", "irt_r_small", "--data"]
     command += [f"folder:{folder}", "--out", str(out), "--model.backbone", "test_vit", "--model.weights", str(weights)]
-    command += "--image-size 32 --num-steps 4 --batch-size 6 --num-threads 1 --train.checkpoint-every 2".split()
+    command += [
+        "--image-size",
+        "32",
+        "--num-steps",
+        "4",
+        "--batch-size",
+        "6",
+        "--num-threads",
+        "1",
+        "--train.checkpoint-every",
+        "2",
+    ]
     command += ["--train.evaluate-every", "2", "--no-holdout", "--no-report", *words]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert "Traceback" not in done.stderr, done.stderr
@@ -155,15 +179,15 @@ def test_train_drops_the_half_written_state_of_a_killed_run(
 ) -> None:
     (tmp_path / STATE_NAME).mkdir()
     (tmp_path / STATE_NAME / "step_0000004.tmp").write_bytes(b"half")
-    train(config, records, tmp_path)
+    run_training(config, records, tmp_path)
     assert [path.name for path in (tmp_path / STATE_NAME).iterdir()] == ["step_0000006.safetensors"]
 
 
 def test_train_refuses_a_state_of_another_model(config: Config, records: list[ImageRecord], tmp_path: Path) -> None:
-    train(config, records, tmp_path)
+    run_training(config, records, tmp_path)
     other = dataclasses.replace(config, objective=dataclasses.replace(config.objective, memory_fraction=0.5))
     with pytest.raises(ArtifactError, match="--overwrite"):
-        train(other, records, tmp_path)
+        run_training(other, records, tmp_path)
 
 
 def test_train_keeps_the_best_measured_state(config: Config, records: list[ImageRecord], tmp_path: Path) -> None:
@@ -175,7 +199,7 @@ def test_train_keeps_the_best_measured_state(config: Config, records: list[Image
         return {"map_at_r": next(values)}
 
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, evaluate_every=2))
-    result = train(config, records, tmp_path, evaluate)
+    result = run_training(config, records, tmp_path, evaluate)
     assert result.kept_step == 4
     assert_same_bits(result.encoder.state_dict(), seen[2])
     assert not result.encoder.training
@@ -185,18 +209,16 @@ def test_train_keeps_the_frozen_start_when_nothing_is_better_and_stops_early(
     config: Config, records: list[ImageRecord], tmp_path: Path
 ) -> None:
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, evaluate_every=1, num_patience=2))
-    result = train(config, records, tmp_path, grow(by=-0.01))
+    result = run_training(config, records, tmp_path, grow(by=-0.01))
     assert (result.kept_step, result.num_steps) == (0, 2)
     assert_same_bits(result.encoder.state_dict(), build_encoder(config.model).state_dict())
-    again = train(config, records, tmp_path, grow(by=-0.01))
+    again = run_training(config, records, tmp_path, grow(by=-0.01))
     assert again.num_steps == 2
 
 
-def test_train_keeps_the_best_state_across_a_resume(
-    config: Config, records: list[ImageRecord], tmp_path: Path
-) -> None:
+def test_train_keeps_the_best_state_across_a_resume(config: Config, records: list[ImageRecord], tmp_path: Path) -> None:
     train_until_ctrl_c(measured_each_step(config), records, tmp_path, 3)
-    result = train(measured_each_step(config), records, tmp_path, lambda encoder: {"map_at_r": 0.02})
+    result = run_training(measured_each_step(config), records, tmp_path, lambda encoder: {"map_at_r": 0.02})
     assert result.kept_step == 3
 
 

@@ -26,7 +26,6 @@ CORE_PACKAGES = (
     "tyro",
     "rich",
     "jinja2",
-    "matplotlib",
 )
 TRAIN_PACKAGES = ("torch", "torchvision", "timm", "tensorboard")
 OTHER_PACKAGES = ("openvino", "resvg-py", "pillow-heif", "faiss-cpu")

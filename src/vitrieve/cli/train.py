@@ -17,7 +17,7 @@ from vitrieve.artifacts import prepare_folder, write_manifest, write_text_durabl
 from vitrieve.cli.arguments import parse_arguments
 from vitrieve.cli.console import print_json, print_message
 from vitrieve.config import Config, config_to_json
-from vitrieve.data.records import Dataset, require_trainable
+from vitrieve.data.records import Dataset, ImageRecord, require_trainable
 from vitrieve.errors import ArtifactError, ConfigError, DataError
 from vitrieve.recipes import RECIPES, find_recipe
 
@@ -73,6 +73,7 @@ def run(recipe: str, arguments: Arguments) -> int:
     """Train, keep the encoder, report."""
     from vitrieve.data.readable import find_readable
     from vitrieve.data.sources import read_source
+    from vitrieve.model.encoder import build_encoder
     from vitrieve.train.holdout import split_for_training
     from vitrieve.train.loop import train
 
@@ -83,15 +84,18 @@ def run(recipe: str, arguments: Arguments) -> int:
     split = split_for_training(dataset, is_holdout=config.train.holdout)
     for note in (*dataset.notes, split.note):
         print_message(note)
+    encoder = build_encoder(config.model)  # before the folder is made: weights may be unknown or out of reach
     prepare_folder(arguments.out, is_overwrite=arguments.overwrite, is_resume=arguments.resume)
     _write_settings(arguments.out, recipe, arguments, dataset)
     readable = find_readable(split.fit, max_bad_fraction=config.train.max_bad_fraction, show_progress=True)
     for image_id, reason in readable.failures:
         print_message(f"left out: {image_id}: {reason}")
     evaluate = _build_evaluate(split.judge, config) if split.judge is not None else None
-    result = train(config, readable.records, arguments.out, evaluate)
+    result = train(config, encoder, readable.records, arguments.out, evaluate)
     seconds = time.monotonic() - start
     print_message(_describe_kept(result))
+    if config.model.embedding_dim is not None:
+        result = _reduce(result, readable.records, dataset.name, config)
     results = _report(arguments, recipe, dataset, result) if arguments.report else []
     fingerprint = _save_encoder(arguments, recipe, dataset, result, results)
     summary = {
@@ -164,15 +168,29 @@ def _build_evaluate(judge: Dataset, config: Config) -> Evaluate:
     return evaluate
 
 
+def _reduce(
+    result: TrainingResult, records: Sequence[ImageRecord], dataset_name: str, config: Config
+) -> TrainingResult:
+    from vitrieve.train.reduce import reduce_encoder
+
+    assert config.model.embedding_dim is not None
+    encoder = reduce_encoder(
+        result.encoder,
+        records,
+        config.model.embedding_dim,
+        fitted_on=f"training images of {dataset_name}",
+        precision=config.train.precision,
+    )
+    return result._replace(encoder=encoder)
+
+
 def _describe_kept(result: TrainingResult) -> str:
     if not result.selection.values:
         return f"kept the last state, after step {result.num_steps} (nothing was held out to judge it)"
     return result.selection.describe()
 
 
-def _report(
-    arguments: Arguments, recipe: str, dataset: Dataset, result: TrainingResult
-) -> list[EvaluationResult]:
+def _report(arguments: Arguments, recipe: str, dataset: Dataset, result: TrainingResult) -> list[EvaluationResult]:
     """Measure the frozen start and the result on the test classes; a source without tests only says so."""
     from vitrieve.data.records import require_testable
     from vitrieve.evaluate.run import run_comparison

@@ -63,9 +63,7 @@ def has_pairs(records: Sequence[ImageRecord]) -> bool:
     return len(num_images) > 1 and max(num_images.values()) > 1
 
 
-def _build_judge(
-    dataset: Dataset, held_out: Sequence[ImageRecord], distractors: Sequence[ImageRecord] = ()
-) -> Dataset:
+def _build_judge(dataset: Dataset, held_out: Sequence[ImageRecord], distractors: Sequence[ImageRecord] = ()) -> Dataset:
     """Build the data set that judges: the held-out images ask and are found, the distractors are only found."""
     records = [replace(record, split="test", is_query=True, is_gallery=True) for record in held_out]
     records += [replace(record, split="test", is_query=False, is_gallery=True) for record in distractors]

@@ -53,12 +53,13 @@ class TrainingResult(NamedTuple):
 
 
 def train(
-    config: Config, records: Sequence[ImageRecord], run: Path, evaluate: Evaluate | None = None
+    config: Config, encoder: ImageEncoder, records: Sequence[ImageRecord], run: Path, evaluate: Evaluate | None = None
 ) -> TrainingResult:
     """Fine-tune an encoder; resumes from the run's last state, where there is one.
 
     Args:
         config: The complete settings.
+        encoder: Fresh from ``build_encoder(config.model)``; changed.
         records: Training images, without held-out classes.
         run: An existing folder; gets ``metrics.jsonl``, ``tensorboard/`` and ``state/``.
         evaluate: Measures an encoder on held-out classes; its ``map_at_r`` decides which state is kept.
@@ -72,7 +73,6 @@ def train(
     if config.train.num_threads is not None:
         torch.set_num_threads(config.train.num_threads)
     torch.manual_seed(config.train.seed)
-    encoder = build_encoder(config.model)
     loader = TrainingLoader(
         records,
         config.loader,
