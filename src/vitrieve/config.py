@@ -10,9 +10,10 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, TypeVar
+from operator import attrgetter
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 import tyro
 
@@ -84,6 +85,10 @@ class ObjectiveConfig:
     """First step at which the memory counts in the loss (it fills from the start)."""
     multi_similarity_weight: float = 0.0
     """Weight of the multi-similarity loss, over pairs of the batch."""
+    multi_similarity_beta: float = 50.0
+    """Sharpness of the multi-similarity loss towards the hardest negatives."""
+    multi_similarity_base: float = 0.5
+    """Similarity around which the multi-similarity loss weighs pairs."""
     proxy_anchor_weight: float = 0.0
     """Weight of the Proxy-Anchor loss."""
     koleo_weight: float = 0.0
@@ -145,6 +150,81 @@ class Config:
     objective: ObjectiveConfig = ObjectiveConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     train: TrainConfig = TrainConfig()
+
+
+class _Range(NamedTuple):
+    accepted: str
+    is_valid: Callable[[float], bool]
+
+
+_COUNT = _Range("1 or more", lambda value: value >= 1)
+_POSITIVE = _Range("a number above 0", lambda value: value > 0)
+_NOT_NEGATIVE = _Range("0 or more", lambda value: value >= 0)
+_SHARE = _Range("a share in [0, 1]", lambda value: 0 <= value <= 1)
+_POSITIVE_SHARE = _Range("a number in (0, 1]", lambda value: 0 < value <= 1)
+_BELOW_ONE = _Range("a number in [0, 1)", lambda value: 0 <= value < 1)
+_COSINE = _Range("a similarity in [-1, 1)", lambda value: -1 <= value < 1)
+_SEED = _Range("a whole number in [0, 2^32)", lambda value: 0 <= value < 2**32)
+
+_RANGES = {
+    "loader.crop_scale_min": _POSITIVE_SHARE,
+    "loader.images_per_class": _COUNT,
+    "loader.cache_bytes": _NOT_NEGATIVE,
+    "model.embedding_dim": _COUNT,
+    "model.drop_path_rate": _BELOW_ONE,
+    "model.num_frozen_blocks": _NOT_NEGATIVE,
+    "objective.contrastive_weight": _NOT_NEGATIVE,
+    "objective.margin": _COSINE,
+    "objective.memory_fraction": _NOT_NEGATIVE,
+    "objective.memory_start_step": _NOT_NEGATIVE,
+    "objective.multi_similarity_weight": _NOT_NEGATIVE,
+    "objective.multi_similarity_beta": _POSITIVE,
+    "objective.multi_similarity_base": _COSINE,
+    "objective.proxy_anchor_weight": _NOT_NEGATIVE,
+    "objective.koleo_weight": _NOT_NEGATIVE,
+    "optimizer.learning_rate": _POSITIVE,
+    "optimizer.layer_decay": _POSITIVE_SHARE,
+    "optimizer.proxy_learning_rate": _POSITIVE,
+    "optimizer.weight_decay": _NOT_NEGATIVE,
+    "optimizer.num_warmup_steps": _NOT_NEGATIVE,
+    "optimizer.gradient_clip_norm": _POSITIVE,
+    "train.num_steps": _COUNT,
+    "train.batch_size": _COUNT,
+    "train.microbatch_size": _COUNT,
+    "train.seed": _SEED,
+    "train.num_threads": _COUNT,
+    "train.ema_decay": _BELOW_ONE,
+    "train.evaluate_every": _COUNT,
+    "train.num_patience": _COUNT,
+    "train.max_bad_fraction": _SHARE,
+    "train.checkpoint_every": _COUNT,
+}
+"""What a field accepts beyond its type; None is accepted where the type has it."""
+
+
+def check_config(config: Config) -> None:
+    """Refuse values that no run can have; whatever depends on the backbone or the images is checked with them.
+
+    Raises:
+        ConfigError: A value is out of range, nothing is left to minimise, or a memory that no term reads.
+
+    >>> check_config(Config(objective=ObjectiveConfig(koleo_weight=0.7), train=TrainConfig(num_steps=0)))
+    Traceback (most recent call last):
+    vitrieve.errors.ConfigError: train.num_steps is 0; expected 1 or more.
+    """
+    for name, accepted_range in _RANGES.items():
+        value = attrgetter(name)(config)
+        if value is not None and not accepted_range.is_valid(value):
+            raise ConfigError(f"{name} is {value}; expected {accepted_range.accepted}.")
+    values = dataclasses.asdict(config.objective)
+    weights = {name: value for name, value in values.items() if name.endswith("_weight")}
+    if not any(weights.values()):
+        raise ConfigError(f"every weight of the objective is 0 ({', '.join(weights)}): there is nothing to minimise.")
+    if config.objective.memory_fraction > 0 and config.objective.contrastive_weight == 0:
+        raise ConfigError(
+            f"objective.memory_fraction is {config.objective.memory_fraction}, but only the contrastive loss reads the "
+            "memory; give it a weight (objective.contrastive_weight), or set the fraction to 0."
+        )
 
 
 def config_to_json(config: Any) -> dict[str, Any]:

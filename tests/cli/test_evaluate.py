@@ -176,3 +176,12 @@ def test_evaluate_of_the_frozen_encoder_on_grocery_gives_the_known_figures(
     assert status == 0
     assert result["recall_at_1"] == pytest.approx(0.825, abs=0.005)
     assert result["map_at_r"] == pytest.approx(0.152, abs=0.005)
+
+
+def test_evaluate_refuses_an_encoder_compared_with_itself_and_leaves_nothing(
+    run_evaluate: Any, tiny_encoder_folder: Path, tmp_path: Path
+) -> None:
+    status, out, err = run_evaluate("--compare", tiny_encoder_folder)
+    assert (status, out) == (2, "")
+    assert "a name of its own" in err
+    assert not (tmp_path / "out").exists()

@@ -154,6 +154,26 @@ def test_main_turns_errors_into_one_message(
     assert (printed.out, printed.err) == ("", message)
 
 
+def test_main_names_the_package_that_an_extra_would_bring(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    install(monkeypatch, raising(ModuleNotFoundError("No module named 'torch'", name="torch")))
+    assert cli.main(["fake"]) == 2
+    assert capsys.readouterr().err.startswith("error: this needs the package 'torch'")
+    install(monkeypatch, raising(ModuleNotFoundError("No module named 'vitrieve.oops'", name="vitrieve.oops")))
+    with pytest.raises(ModuleNotFoundError):
+        cli.main(["fake"])
+
+
+def test_results_spell_a_name_that_is_no_text() -> None:
+    script = (
+        "from vitrieve.cli.console import print_json, spell_every_name; spell_every_name(); "
+        "print_json({'path': 'caf\\udce9.jpg'})"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == {"path": "caf\udce9.jpg"}
+
+
 def test_main_lets_bugs_trace_back(monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, raising(ZeroDivisionError()))
     with pytest.raises(ZeroDivisionError):

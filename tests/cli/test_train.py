@@ -12,6 +12,9 @@ WORDS = (
     *("--num-threads", "1", "--train.evaluate-every", "2"),
 )
 
+SHARED = ("train", "train", "test", "test")
+"""Splits of the four images of every class, so that test classes train, too."""
+
 
 @pytest.fixture
 def run_words(tiny_weights: Path, many_class_folder: Path, tmp_path: Path) -> list[str]:
@@ -46,7 +49,9 @@ def test_train_ends_with_encoder_and_report(
     assert "every fifth" in printed.err
     assert "kept " in printed.err
     assert "held out to choose: 8 images of 2 classes" in printed.err
-    assert "recipe small" in (run / "encoder" / "README.md").read_text(encoding="utf-8")
+    card = (run / "encoder" / "README.md").read_text(encoding="utf-8")
+    assert "recipe small" in card
+    assert "classes not seen in training" in card
 
 
 def test_train_with_pca_gives_short_embeddings(
@@ -76,6 +81,28 @@ def test_train_refuses_to_resume_with_other_settings(
     (tmp_path / "run" / ".partial").touch()
     assert main([*run_words, "--no-report", "--resume", "--objective.margin", "0.25"]) == 2
     assert "objective.margin" in capsys.readouterr().err
+
+
+def test_train_refuses_values_no_run_can_have_and_leaves_nothing(
+    run_words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for words, part in ((["--seed", "-1"], "train.seed is -1"), (["--model.embedding-dim", "99"], "at most 39")):
+        assert main([*run_words, *words]) == 2
+        assert part in capsys.readouterr().err
+        assert not (tmp_path / "run").exists()
+
+
+def test_train_card_says_when_training_has_seen_the_tested_classes(
+    run_words: list[str], many_class_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [
+        f"product{number:02}/{copy}.png,{number},{split}" for number in range(3) for copy, split in enumerate(SHARED)
+    ]
+    (many_class_folder / "images.csv").write_text("\n".join(["path,label,split", *rows]) + "\n")
+    run_words[run_words.index("--data") + 1] = f"manifest:{many_class_folder / 'images.csv'}"
+    assert main(run_words) == 0
+    assert "too few to hold classes out" in capsys.readouterr().err
+    assert "3 of 3 classes also seen in training" in (tmp_path / "run" / "encoder" / "README.md").read_text()
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from vitrieve.data import emoji
-from vitrieve.data.emoji import CACHE_NAME, SETS, Drawing, read_emoji, select_drawings, stem
+from vitrieve.data.emoji import CACHE_NAME, SETS, Drawing, drop_duplicates, find_candidates, read_emoji, stem
 from vitrieve.errors import DataError
 
 SET_NAMES = ("noto", "noto-v1", "twemoji", "openmoji", "fxemoji")
@@ -82,36 +82,43 @@ def test_read_emoji_attributes_every_set(cached: Path) -> None:
         assert one.license in text
 
 
-def test_select_drawings_needs_enough_sets() -> None:
+def test_find_candidates_needs_enough_sets() -> None:
     packages = build_packages({"apple": "a", "brie": "b"})
     del packages["openmoji"]["icons"]["brie"]
-    drawings = select_drawings(packages)
+    drawings = find_candidates(packages)
     assert [(drawing.name, drawing.set_name) for drawing in drawings] == [("apple", one) for one in SET_NAMES[:4]]
 
 
-def test_select_drawings_leaves_out_hidden_ones_and_skin_tones() -> None:
+def test_find_candidates_leaves_out_hidden_ones_and_skin_tones() -> None:
     packages = build_packages({"apple": "a", "brie": "b", "hand-dark-skin-tone": "c", "hand-tone5": "d"})
     packages["noto"]["icons"]["brie"]["hidden"] = True
-    assert list_names(select_drawings(packages)) == ["apple"]
+    assert list_names(find_candidates(packages)) == ["apple"]
 
 
-def test_select_drawings_follows_aliases_and_draws_their_mirroring() -> None:
+def test_find_candidates_follows_aliases_and_draws_their_mirroring() -> None:
     packages = build_packages({"left": "l"})
     for package in packages.values():
         package["aliases"] = {"right": {"parent": "left", "hFlip": True}, "starboard": {"parent": "right"}}
-    drawings = {(drawing.name, drawing.set_name): drawing.svg for drawing in select_drawings(packages)}
-    assert ("right", "noto") in drawings
+    drawings = {(drawing.name, drawing.set_name): drawing.svg for drawing in find_candidates(packages)}
     assert "scale(-1 1)" in drawings["right", "noto"]
-    # An alias of the alias draws the same picture, so it is the same class and counted once.
-    assert ("starboard", "noto") not in drawings
+    # An alias of an alias draws the same picture: drop_duplicates leaves one of the two.
+    assert drawings["starboard", "noto"] == drawings["right", "noto"]
 
 
-def test_select_drawings_keeps_one_of_identical_drawings() -> None:
+def test_drop_duplicates_keeps_the_name_that_most_sets_draw() -> None:
     packages = build_packages({"apple": "same", "red-apple": "same"}, SET_NAMES)
     del packages["fxemoji"]["icons"]["apple"]  # red-apple is drawn by more sets
-    drawings = select_drawings(packages)
+    candidates = find_candidates(packages)
+    drawings = drop_duplicates(candidates, [drawing.svg for drawing in candidates])
     assert list_names(drawings) == ["red-apple"]
-    assert len({drawing.svg for drawing in drawings}) == len(drawings)
+    assert len({drawing.svg for drawing in drawings}) == len(drawings) == len(SET_NAMES)
+
+
+def test_drop_duplicates_leaves_out_a_name_with_too_few_drawings_left() -> None:
+    candidates = find_candidates(build_packages({"apple": "a", "brie": "b"}))
+    digests = [drawing.svg for drawing in candidates]
+    digests[-1] = digests[0]  # brie's last drawing is apple's first: brie has three of its own
+    assert list_names(drop_duplicates(candidates, digests)) == ["apple"]
 
 
 def test_read_emoji_without_npm_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -85,6 +85,17 @@ def test_batches_report_an_unreadable_image(records: list[ImageRecord]) -> None:
         list(build_loader(records).batches(0, 6))
 
 
+def test_large_pictures_are_reduced_whether_kept_or_not(tmp_path: Path) -> None:
+    path = tmp_path / "large.png"
+    pixels = np.random.default_rng(0).integers(0, 256, (300, 200, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    large = [ImageRecord(image_id=path.name, path=path, label=0, split="train")] * 2
+    loader = build_loader(large, cache_bytes=3 * 64 * 96)
+    kept, decoded = (next(build.batches(0, 1)) for build in (loader, build_loader(large, cache_bytes=0)))
+    assert torch.equal(kept.pixels, decoded.pixels)
+    assert loader._read(0).size == (64, 96)
+
+
 def test_find_readable_leaves_bad_images_out_up_to_a_share(records: list[ImageRecord]) -> None:
     records[3].path.write_bytes(b"")
     readable = find_readable(records, max_bad_fraction=0.2)

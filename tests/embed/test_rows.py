@@ -34,6 +34,11 @@ def test_build_table_makes_paths_absolute() -> None:
     assert build_table([record], [None], 0)["path"].to_pylist() == [os.path.join(os.getcwd(), "a.png")]
 
 
+def test_build_table_spells_a_path_that_is_no_text() -> None:
+    record = ImageRecord(image_id="a", path=Path(os.fsdecode(b"/photos/caf\xe9.png")), label=0, split="test")
+    assert build_table([record], [None], 0)["path"].to_pylist() == [r"/photos/caf\xe9.png"]
+
+
 def test_build_table_of_nothing() -> None:
     assert to_records(build_table([], [], 0)) == ()
 

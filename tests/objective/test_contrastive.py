@@ -102,15 +102,15 @@ def test_trap_own_earlier_embedding_is_no_positive(memory):
     assert loss.item() >= distinct.item()
 
 
-def test_contrastive_gradient_reaches_both_sides_of_the_batch_but_not_the_memory(memory):
-    embeddings = unit_rows(8).requires_grad_()
-    kept = memory._replace(embeddings=memory.embeddings.clone().requires_grad_())
-    contrastive_loss(
-        embeddings, LABELS, margin=0.1, rows=torch.arange(8), memory=kept._replace(embeddings=kept.embeddings.detach())
-    ).backward()
-    assert embeddings.grad is not None
-    assert (embeddings.grad.abs().sum(dim=1) > 0).all()
-    assert kept.embeddings.grad is None
+def test_trap_gradient_reaches_both_sides_of_a_pair_of_the_batch_and_one_side_of_a_pair_with_the_memory():
+    # Two of a class: ((1 - a·b) + (1 - b·a)) / 2, whose gradient in a is -b; from one side alone it would be -b / 2.
+    embeddings = at_degrees(0, 60).requires_grad_()
+    (alone,) = torch.autograd.grad(contrastive_loss(embeddings, torch.tensor([0, 0])), embeddings)
+    torch.testing.assert_close(alone, -embeddings.detach().flip(0))
+    memory = MemoryRows(at_degrees(90), torch.tensor([0]), torch.tensor([7]))
+    loss = contrastive_loss(embeddings, torch.tensor([0, 0]), rows=torch.arange(2), memory=memory)
+    (both,) = torch.autograd.grad(loss, embeddings)
+    torch.testing.assert_close(both - alone, -memory.embeddings.expand(2, -1) / 2)
 
 
 def test_contrastive_single_embedding_costs_nothing():

@@ -81,3 +81,17 @@ def test_koleo_keeps_float64():
 
 def test_trap_koleo_nearest_is_never_the_embedding_itself():
     assert koleo_loss(at_degrees(0, 180)).item() == pytest.approx(-math.log(2))
+
+
+def test_trap_koleo_gradient_is_the_same_every_time_on_several_threads():
+    # Many nearest neighbours are the same few rows; added up by threads as they come, their last bits would differ.
+    hubs = unit_rows(4, dim=384, dtype=torch.float32)
+    near = hubs.repeat(62, 1) + unit_rows(248, seed=1, dim=384, dtype=torch.float32) / 2
+    embeddings = torch.cat([hubs, functional.normalize(near, dim=1)]).requires_grad_()
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        gradients = [torch.autograd.grad(koleo_loss(embeddings), embeddings)[0] for _ in range(6)]
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(gradient, gradients[0]) for gradient in gradients)

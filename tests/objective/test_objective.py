@@ -76,3 +76,15 @@ def test_similarity_statistics_of_known_angles() -> None:
 
 def test_similarity_statistics_leaves_out_what_there_is_none_of() -> None:
     assert similarity_statistics(torch.ones(1, 2), torch.tensor([0]), margin=0.5) == {}
+
+
+def test_trap_objective_computes_in_float32_under_autocast() -> None:
+    embeddings = unit_rows(8, dtype=torch.float32)
+    values = {"memory_fraction": 1.0, "margin": 0.1, "multi_similarity_weight": 1.0, "proxy_anchor_weight": 1.0}
+    objective = build_objective(**values, koleo_weight=0.7)
+    objective.enqueue(unit_rows(8, seed=1, dtype=torch.float32), LABELS, ROWS + 8)
+    expected = objective(embeddings, LABELS, ROWS, step=1)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = objective(embeddings, LABELS, ROWS, step=1)
+    assert loss.terms == expected.terms
+    assert loss.total.dtype == torch.float32

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -90,3 +91,9 @@ def test_thumbnail_is_small_and_shows_the_box(tmp_path: Path) -> None:
     with Image.open(io.BytesIO(base64.b64decode(data.partition(",")[2]))) as thumbnail:
         assert thumbnail.size == (THUMBNAIL_PX, THUMBNAIL_PX)
         assert thumbnail.convert("L").getextrema()[1] < 20
+
+
+def test_page_spells_a_query_whose_name_is_no_text(tmp_path: Path, store: ExactStore) -> None:
+    query = tmp_path / os.fsdecode(b"caf\xe9.png")
+    write_search_page(tmp_path / "page.html", [(query, [])], store=store)
+    assert r"caf\udce9.png" in (tmp_path / "page.html").read_text(encoding="utf-8")

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+
+import pytest
 
 from vitrieve.data.records import Dataset, ImageRecord, Split
 from vitrieve.train.holdout import has_pairs, split_for_training
@@ -74,3 +77,15 @@ def test_has_pairs_needs_two_classes_and_two_images() -> None:
     assert not has_pairs(records[:2])
     assert not has_pairs(records[::2])
     assert not has_pairs(())
+
+
+@pytest.mark.parametrize("shared_with", ["train", "test"])
+def test_trap_a_validation_split_of_classes_that_train_or_test_does_not_judge(shared_with: Split) -> None:
+    dataset = build_dataset(12, 0, 3)
+    shared = tuple(
+        replace(record, image_id=f"validation {record.image_id}", split="validation")
+        for record in dataset.split(shared_with)
+    )
+    split = split_for_training(replace(dataset, records=(*dataset.records, *shared)), is_holdout=True)
+    assert labels_of(split.judge.records) == {4, 9}
+    assert "not used" in split.note

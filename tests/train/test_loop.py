@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from vitrieve.config import Config, LoaderConfig, ModelConfig, ObjectiveConfig, OptimizerConfig, TrainConfig
+from vitrieve.data.loader import TrainingLoader
 from vitrieve.data.records import ImageRecord
 from vitrieve.errors import ArtifactError, NonFiniteLossError
 from vitrieve.model.encoder import ImageEncoder, build_encoder
@@ -139,19 +140,9 @@ sys.exit(main(sys.argv[2:]))
 def train_in_process(num_syncs: int, weights: Path, folder: Path, out: Path, *words: str) -> int:
     command = [sys.executable, "-c", KILLED_TRAINING, str(num_syncs), "train", "irt_r_small", "--data"]
     command += [f"folder:{folder}", "--out", str(out), "--model.backbone", "test_vit", "--model.weights", str(weights)]
-    command += [
-        "--image-size",
-        "32",
-        "--num-steps",
-        "4",
-        "--batch-size",
-        "6",
-        "--num-threads",
-        "1",
-        "--train.checkpoint-every",
-        "2",
-    ]
-    command += ["--train.evaluate-every", "2", "--no-holdout", "--no-report", *words]
+    command += ["--image-size", "32", "--num-steps", "4", "--batch-size", "6", "--num-threads", "1", "--no-report"]
+    command += ["--objective.memory-start-step", "1", "--train.ema-decay", "0.9", "--train.evaluate-every", "1"]
+    command += ["--train.checkpoint-every", "2", *words]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert "Traceback" not in done.stderr, done.stderr
     return done.returncode
@@ -161,10 +152,10 @@ def train_in_process(num_syncs: int, weights: Path, folder: Path, out: Path, *wo
 def test_trap_killed_at_any_moment_a_run_resumes_bit_for_bit(
     tiny_weights: Path, class_folder: Path, tmp_path: Path
 ) -> None:
-    """Killed before and inside the writing of both states, of the encoder and of the manifest."""
+    """Killed before and inside the writing of the settings, of both states and of the encoder."""
     whole = tmp_path / "whole"
     assert train_in_process(10_000, tiny_weights, class_folder, whole) == 0
-    for num_syncs in (1, 2, 3, 4, 5, 7):
+    for num_syncs in (1, 2, 3, 4, 7):
         out = tmp_path / f"killed{num_syncs}"
         assert train_in_process(num_syncs, tiny_weights, class_folder, out) == -signal.SIGKILL
         assert not (out / "manifest.json").exists()
@@ -230,8 +221,6 @@ def test_trap_evaluating_leaves_the_encoder_in_train_mode(config: Config, record
 
 
 def test_train_step_names_the_term_that_is_not_finite(config: Config, records: list[ImageRecord]) -> None:
-    from vitrieve.data.loader import TrainingLoader
-
     encoder = build_encoder(config.model)
     loader = TrainingLoader(records, config.loader, encoder.spec.preprocessing, batch_size=6, seed=0)
     state = build_state(config, encoder, num_classes=NUM_CLASSES, num_images=len(records))
@@ -241,6 +230,33 @@ def test_train_step_names_the_term_that_is_not_finite(config: Config, records: l
     with pytest.raises(NonFiniteLossError, match="'proxy_anchor' is nan at step 0"):
         train_step(state, next(loader.batches(0, 1)), config)
     assert_same_bits(before, encoder.state_dict())
+
+
+def test_train_step_stops_before_a_gradient_that_is_not_finite_reaches_the_weights(
+    config: Config, records: list[ImageRecord]
+) -> None:
+    encoder = build_encoder(config.model)
+    loader = TrainingLoader(records, config.loader, encoder.spec.preprocessing, batch_size=6, seed=0)
+    state = build_state(config, encoder, num_classes=NUM_CLASSES, num_images=len(records))
+    next(encoder.parameters()).register_hook(lambda gradient: gradient * float("nan"))
+    before = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
+    with pytest.raises(NonFiniteLossError, match="the norm of the gradient is nan at step 0"):
+        train_step(state, next(loader.batches(0, 1)), config)
+    assert_same_bits(before, encoder.state_dict())
+
+
+def test_trap_the_loop_puts_a_batch_into_the_memory_after_its_loss(config: Config, records: list[ImageRecord]) -> None:
+    logged = []
+    for fraction in (0.0, 0.8):
+        objective = dataclasses.replace(config.objective, memory_fraction=fraction, margin=-0.5)
+        changed = dataclasses.replace(config, objective=objective)
+        encoder = build_encoder(config.model)
+        loader = TrainingLoader(records, config.loader, encoder.spec.preprocessing, batch_size=6, seed=0)
+        state = build_state(changed, encoder, num_classes=NUM_CLASSES, num_images=len(records))
+        logged.append([train_step(state, batch, changed)["contrastive"] for batch in loader.batches(0, 2)])
+    without, with_memory = logged
+    assert with_memory[0] == without[0]
+    assert with_memory[1] > without[1]
 
 
 def test_microbatches_give_the_gradient_of_the_whole_batch(config: Config) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -37,3 +38,33 @@ def test_metrics_log_drops_a_line_that_was_cut_off(tmp_path: Path) -> None:
     with MetricsLog(tmp_path, start_step=5, num_steps=9):
         pass
     assert read_steps(tmp_path) == [1]
+
+
+def test_metrics_log_from_the_start_forgets_the_measurement_that_is_done_again(tmp_path: Path) -> None:
+    (tmp_path / METRICS_NAME).write_text('{"step": 0, "holdout_map_at_r": 0.5}\n{"step": 1, "loss": 0.0}\n')
+    with MetricsLog(tmp_path, start_step=0, num_steps=9) as log:
+        log.write(0, {"holdout_map_at_r": 0.5})
+    assert read_steps(tmp_path) == [0]
+
+
+def test_metrics_log_flush_leaves_no_event_in_memory(tmp_path: Path) -> None:
+    with MetricsLog(tmp_path, start_step=0, num_steps=9) as log:
+        log.write(1, {"loss": 1.5})
+        log.flush()
+        (path,) = (tmp_path / "tensorboard").glob("events*")
+        assert b"loss" in path.read_bytes()
+
+
+def test_metrics_log_shows_bar_count_and_figures_on_a_narrow_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("COLUMNS", "80"), ("TERM", "xterm"), ("NO_COLOR", "1"), ("FORCE_COLOR", "1")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    values = {name: 0.25 for name in ("loss", "multi_similarity", "koleo", "mean_positive_similarity", "memory_fill")}
+    with MetricsLog(tmp_path, start_step=0, num_steps=400) as log:
+        log.show(40, {**values, "seconds_left": 96.0})
+    printed = capsys.readouterr().err
+    assert "40/400" in printed
+    assert "\N{BOX DRAWINGS HEAVY HORIZONTAL}" in printed
+    assert "96 s left" in printed

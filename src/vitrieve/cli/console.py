@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
@@ -25,6 +26,16 @@ def print_message(text: str) -> None:
 def print_error(text: str) -> None:
     """Print the one message with which a command fails."""
     print_message(f"error: {text}")
+
+
+def spell_every_name() -> None:
+    r"""Let standard output spell what it cannot encode as ``\uNNNN``, as standard error does.
+
+    A file's name on disk is bytes, not always text: printing the result must not fail where the work did not. In JSON
+    the spelling of such a byte is a valid escape, from which Python reads the same name again.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def discard_output() -> None:

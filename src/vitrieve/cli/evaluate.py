@@ -57,7 +57,7 @@ def run(arguments: Arguments) -> int:
     """Measure every encoder under every protocol; print the figures."""
     from vitrieve.artifacts import prepare_folder, write_manifest
     from vitrieve.embed.collection import EmbedSettings
-    from vitrieve.evaluate.run import REPORT_NAME, run_comparison
+    from vitrieve.evaluate.run import REPORT_NAME, choose_names, run_comparison
     from vitrieve.runtime.encoder import load_encoder
 
     settings = EmbedSettings(
@@ -71,9 +71,16 @@ def run(arguments: Arguments) -> int:
         load_encoder(source, image_size=arguments.image_size, num_threads=arguments.num_threads)
         for source in (arguments.encoder, *chain(*arguments.compare))
     ]
+    names = choose_names(encoders)
     prepare_folder(arguments.out, is_overwrite=arguments.overwrite, is_resume=arguments.resume)
     results = run_comparison(
-        encoders, datasets, arguments.out, settings=settings, is_report=arguments.report, show_progress=True
+        encoders,
+        datasets,
+        arguments.out,
+        names=names,
+        settings=settings,
+        is_report=arguments.report,
+        show_progress=True,
     )
     write_manifest(arguments.out, "evaluation", _describe(arguments.data, datasets, encoders))
     report = arguments.out / REPORT_NAME if arguments.report else None

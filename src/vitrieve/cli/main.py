@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from importlib import import_module
 
 from vitrieve import __version__
-from vitrieve.cli.console import discard_output, print_error, print_message
+from vitrieve.cli.console import discard_output, print_error, print_message, spell_every_name
 from vitrieve.errors import ConfigError, InputError, VitrieveError, unknown_name_message
 
 STATUS_DONE = 0
@@ -19,6 +19,9 @@ STATUS_NOT_FINE = 1
 STATUS_WRONG_USE = 2
 STATUS_INTERRUPTED = 130
 """128 + SIGINT, as shells have it."""
+
+EXTRA_PACKAGES = ("torch", "torchvision", "timm", "tensorboard")
+"""What the core does without: their absence is the user's to mend, not a fault of ours."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The words after ``vitrieve``; None: those of this process.
     """
     words = list(sys.argv[1:] if argv is None else argv)
+    spell_every_name()
     try:
         status = _dispatch(words)
         sys.stdout.flush()  # a reader that has gone shows itself here, not after main
@@ -83,6 +87,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return STATUS_DONE
     except OSError as error:
         print_error(_describe_os_error(error))
+        return STATUS_WRONG_USE
+    except ModuleNotFoundError as error:
+        if error.name not in EXTRA_PACKAGES:
+            raise
+        print_error(f"this needs the package {error.name!r}, which is not installed: pip install 'vitrieve[train]'.")
         return STATUS_WRONG_USE
     except SystemExit as stop:  # from tyro: --help, or a value it cannot read
         return stop.code if isinstance(stop.code, int) else STATUS_DONE

@@ -16,7 +16,7 @@ import tyro
 from vitrieve.artifacts import prepare_folder, write_manifest, write_text_durably
 from vitrieve.cli.arguments import parse_arguments
 from vitrieve.cli.console import print_json, print_message
-from vitrieve.config import Config, config_to_json
+from vitrieve.config import Config, check_config, config_to_json
 from vitrieve.data.records import Dataset, ImageRecord, require_trainable
 from vitrieve.errors import ArtifactError, ConfigError, DataError
 from vitrieve.recipes import RECIPES, find_recipe
@@ -74,41 +74,47 @@ def run(recipe: str, arguments: Arguments) -> int:
     from vitrieve.data.readable import find_readable
     from vitrieve.data.sources import read_source
     from vitrieve.model.encoder import build_encoder
+    from vitrieve.model.export import export_folder
     from vitrieve.train.holdout import split_for_training
     from vitrieve.train.loop import train
+    from vitrieve.train.reduce import require_reducible
 
     start = time.monotonic()
     config = arguments.config
+    check_config(config)
     dataset = read_source(arguments.data, protocol=arguments.protocol)
     require_trainable(dataset)
     split = split_for_training(dataset, is_holdout=config.train.holdout)
     for note in (*dataset.notes, split.note):
         print_message(note)
     encoder = build_encoder(config.model)  # before the folder is made: weights may be unknown or out of reach
+    if config.model.embedding_dim is not None:
+        require_reducible(config.model.embedding_dim, encoder.spec.embedding_dim, len(split.fit))
     prepare_folder(arguments.out, is_overwrite=arguments.overwrite, is_resume=arguments.resume)
-    _write_settings(arguments.out, recipe, arguments, dataset)
     readable = find_readable(split.fit, max_bad_fraction=config.train.max_bad_fraction, show_progress=True)
     for image_id, reason in readable.failures:
         print_message(f"left out: {image_id}: {reason}")
+    judging = split.judge.records if split.judge is not None else ()
+    _write_settings(arguments, recipe, dataset.protocol, (*readable.records, *judging))
     evaluate = _build_evaluate(split.judge, config) if split.judge is not None else None
     result = train(config, encoder, readable.records, arguments.out, evaluate)
     seconds = time.monotonic() - start
     print_message(_describe_kept(result))
     if config.model.embedding_dim is not None:
         result = _reduce(result, readable.records, dataset.name, config)
+    fingerprint = _save_encoder(arguments, recipe, dataset, result)
     results = _report(arguments, recipe, dataset, result) if arguments.report else []
-    fingerprint = _save_encoder(arguments, recipe, dataset, result, results)
+    if results:
+        _save_encoder(arguments, recipe, dataset, result, results)
+    print_message("exporting to ONNX")
+    export_folder(arguments.out / ENCODER_NAME)
     summary = {
         "recipe": recipe,
         "data": arguments.data,
         "protocol": dataset.protocol,
         "config": config_to_json(config),
-        "num_images": len(readable.records),
-        "num_classes": len({record.label for record in readable.records}),
-        "num_steps": result.num_steps,
+        **_summarize(readable.records, result),
         "seconds": round(seconds, 1),
-        "kept_step": result.kept_step,
-        "holdout_map_at_r": {str(step): value for step, value in result.selection.values.items()},
         "encoder_fingerprint": fingerprint,
     }
     write_manifest(arguments.out, "run", summary)
@@ -116,28 +122,51 @@ def run(recipe: str, arguments: Arguments) -> int:
     return 0
 
 
-def _write_settings(out: Path, recipe: str, arguments: Arguments, dataset: Dataset) -> None:
-    """Write what determines the run, or refuse to resume under other settings.
+def _summarize(records: Sequence[ImageRecord], result: TrainingResult) -> dict[str, Any]:
+    return {
+        "num_images": len(records),
+        "num_classes": len({record.label for record in records}),
+        "num_steps": result.num_steps,
+        "kept_step": result.kept_step,
+        "holdout_map_at_r": {str(step): value for step, value in result.selection.values.items()},
+    }
+
+
+def _write_settings(arguments: Arguments, recipe: str, protocol: str, records: Sequence[ImageRecord]) -> None:
+    """Write what determines the run, or compare it with what a resumed run was begun with.
+
+    Another machine's threads and precision may change the last bits of a result: that is said, not refused.
 
     Raises:
-        ArtifactError: The folder was begun with other settings or other data.
+        ArtifactError: The folder was begun with other settings or other images.
     """
+    import torch
+
+    from vitrieve.runtime.precision import resolve_precision
+
+    config = arguments.config
     identity = hashlib.sha256()
-    for record in dataset.records:
+    for record in records:
         identity.update(f"{record.image_id}\0{record.label}\0{record.split}\n".encode())
     settings = {
         "recipe": recipe,
-        "data": {"protocol": dataset.protocol, "records": identity.hexdigest()},
-        **config_to_json(arguments.config),
+        "data": {"protocol": protocol, "images": identity.hexdigest()},
+        "machine": {
+            "num_threads": config.train.num_threads or torch.get_num_threads(),
+            "precision": resolve_precision(config.train.precision),
+        },
+        **config_to_json(config),
     }
-    path = out / SETTINGS_NAME
+    path = arguments.out / SETTINGS_NAME
     if path.is_file():
         differing = _differing(json.loads(path.read_text(encoding="utf-8")), settings)
-        if differing:
+        if any(not name.startswith("machine.") for name in differing):
             raise ArtifactError(
-                f"{out} was begun with other settings ({', '.join(differing)}); resume with the same command, "
-                "or start again with --overwrite."
+                f"{arguments.out} was begun with other settings ({', '.join(differing)}); resume with the same "
+                "command, or start again with --overwrite."
             )
+        if differing:
+            print_message(f"begun with another {' and '.join(differing)}: the result may differ in the last bits")
     write_text_durably(path, json.dumps(settings, indent=2) + "\n")
 
 
@@ -193,6 +222,7 @@ def _describe_kept(result: TrainingResult) -> str:
 def _report(arguments: Arguments, recipe: str, dataset: Dataset, result: TrainingResult) -> list[EvaluationResult]:
     """Measure the frozen start and the result on the test classes; a source without tests only says so."""
     from vitrieve.data.records import require_testable
+    from vitrieve.embed.collection import EmbedSettings
     from vitrieve.evaluate.run import run_comparison
     from vitrieve.model.encoder import build_encoder
     from vitrieve.runtime.encoder import wrap_encoder
@@ -207,7 +237,8 @@ def _report(arguments: Arguments, recipe: str, dataset: Dataset, result: Trainin
     tuned = wrap_encoder(result.encoder, name="after", precision=config.train.precision)
     names = (f"{config.model.backbone}, frozen", f"{recipe}, step {result.kept_step}")
     folder = arguments.out / REPORT_FOLDER
-    return run_comparison([frozen, tuned], [dataset], folder, names=names, show_progress=True)
+    settings = EmbedSettings(max_bad_fraction=config.train.max_bad_fraction)
+    return run_comparison([frozen, tuned], [dataset], folder, names=names, settings=settings, show_progress=True)
 
 
 def _save_encoder(
@@ -215,26 +246,30 @@ def _save_encoder(
     recipe: str,
     dataset: Dataset,
     result: TrainingResult,
-    results: Sequence[EvaluationResult],
+    results: Sequence[EvaluationResult] = (),
 ) -> str:
+    """Write the encoder: before the report, so that no failing report can cost it, then again with its figures."""
     from vitrieve.model.card import ModelCard
     from vitrieve.model.encoder import save_encoder
-    from vitrieve.model.export import export_folder
 
     config = arguments.config
     card = ModelCard(
         trained_on=f"{dataset.name} ({dataset.protocol}), recipe {recipe}, step {result.kept_step}, "
         f"seed {config.train.seed}",
         figures={one.encoder: dict(one.metrics) for one in results},
-        measured_on=f"{dataset.name} ({dataset.protocol}), classes not seen in training" if results else "",
+        measured_on=_describe_test(dataset) if results else "",
         data_license=dataset.license,
         notes=(_describe_kept(result) + ".",),
     )
-    folder = arguments.out / ENCODER_NAME
-    fingerprint = save_encoder(result.encoder, folder, card=card, config=config_to_json(config))
-    print_message("exporting to ONNX")
-    export_folder(folder)
-    return fingerprint
+    return save_encoder(result.encoder, arguments.out / ENCODER_NAME, card=card, config=config_to_json(config))
+
+
+def _describe_test(dataset: Dataset) -> str:
+    """Say what the figures were measured on, and whether training has seen its classes: own splits may share them."""
+    seen = {record.label for record in dataset.split("train", "validation")}
+    asked = {record.label for record in dataset.split("test") if record.is_query}
+    share = f"{len(asked & seen)} of {len(asked)} classes also seen" if asked & seen else "classes not seen"
+    return f"{dataset.name} ({dataset.protocol}), {share} in training"
 
 
 def _print_result(arguments: Arguments, summary: Mapping[str, Any], results: Sequence[EvaluationResult]) -> None:

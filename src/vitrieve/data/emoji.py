@@ -61,6 +61,9 @@ SETS = (
     EmojiSet("streamline-emojis", "1.2.4", "streamline", "CC-BY-4.0, Streamline"),
 )
 
+NPM_PATIENCE = ("--prefer-offline", "--fetch-retries=1", "--fetch-retry-mintimeout=2000")
+"""Seconds instead of minutes until npm says that there is no network; versions are exact, so its cache may answer."""
+
 _SKIN_TONE = re.compile(r"skin-tone|-tone\d|(^|-)(medium-light|medium-dark)($|-)")
 _WHO = re.compile(r"^(?:(?:man|woman|person|men|women|people|boy|girl|male|female)-)+")
 
@@ -230,7 +233,7 @@ def _fetch_packages(scratch: Path, show_progress: bool) -> dict[str, Any]:
     for emoji_set in track(SETS, "emoji: fetch packages", total=len(SETS), is_shown=show_progress):
         package = f"@iconify-json/{emoji_set.name}@{emoji_set.version}"
         done = subprocess.run(
-            [npm, "pack", "--silent", package], cwd=scratch, capture_output=True, text=True, check=False
+            [npm, "pack", "--silent", *NPM_PATIENCE, package], cwd=scratch, capture_output=True, text=True, check=False
         )
         if done.returncode != 0:
             reason = (done.stderr.strip() or done.stdout.strip() or "no reason given").splitlines()[-1]

@@ -66,10 +66,10 @@ def read_folder(folder: Path, protocol: str = PROTOCOLS[0]) -> Dataset:
         raise DataError(_no_class_message(folder, num_outside))
     empty = sorted(name for name, paths in by_class.items() if not paths)
     return Dataset(
-        name=folder.resolve().name or "folder",
+        name=printable_name(folder.resolve().name) or "folder",
         protocol=protocol,
         records=_build_records(folder, label_names, by_class),
-        label_names=tuple(map(_printable, label_names)),
+        label_names=tuple(map(printable_name, label_names)),
         notes=(*note_class_split(len(label_names)), *_note_skipped(listing.skipped, num_outside, empty)),
     )
 
@@ -94,7 +94,7 @@ def read_flat_folder(folder: Path) -> Dataset:
         ImageRecord(image_id=_image_id(path, folder), path=path, label=0, split="test") for path in listing.paths
     ]
     return Dataset(
-        name=folder.resolve().name or "folder",
+        name=printable_name(folder.resolve().name) or "folder",
         protocol="collection",
         records=tuple(sorted(records, key=lambda record: record.image_id)),
         label_names=("image",),
@@ -195,10 +195,10 @@ def _identity(path: Path) -> _Identity:
 
 
 def _image_id(path: Path, folder: Path) -> str:
-    return _printable(path.relative_to(folder).as_posix())
+    return printable_name(path.relative_to(folder).as_posix())
 
 
-def _printable(name: str) -> str:
+def printable_name(name: str) -> str:
     r"""Spell bytes of a file name that are not UTF-8 as ``\xNN``, so that JSON and Parquet can hold the name."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
@@ -218,7 +218,7 @@ def _note_skipped(skipped: Counter[str], num_outside: int, empty: list[str]) -> 
 
 
 def _name_some(names: Iterable[str]) -> str:
-    first = [_printable(name) for name in names]
+    first = [printable_name(name) for name in names]
     return ", ".join(first[:_NUM_NAMED]) + (", …" if len(first) > _NUM_NAMED else "")
 
 

@@ -27,6 +27,11 @@ _VIEWS = 3
 """Keeps the generators of augmentation apart from the sampler's."""
 
 
+SOURCE_TO_VIEW_MAX = 4
+"""Larger pictures are reduced to this many times the side of a view, always, whether they are kept or not: a camera's
+full resolution would fill the memory after a few dozen pictures, and a view shows nothing of it."""
+
+
 class Batch(NamedTuple):
     """One training batch.
 
@@ -117,9 +122,18 @@ class TrainingLoader:
     def _read(self, row: int) -> Image.Image:
         image = self._decoded.get(row)
         if image is None:
-            image = read_image(self._records[row])
+            image = _shrink(read_image(self._records[row]), SOURCE_TO_VIEW_MAX * self._image_size)
             num_bytes = 3 * image.width * image.height
             if num_bytes <= self._free_bytes:
                 self._decoded[row] = image
                 self._free_bytes -= num_bytes
         return image
+
+
+def _shrink(image: Image.Image, side_max: int) -> Image.Image:
+    """Resize a picture so that its short side is at most ``side_max`` pixels."""
+    scale = side_max / min(image.size)
+    if scale >= 1:
+        return image
+    width, height = (max(1, round(side * scale)) for side in image.size)
+    return image.resize((width, height), Image.Resampling.BICUBIC)

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from vitrieve.data.folder import note_class_split
+from vitrieve.data.folder import note_class_split, printable_name
 from vitrieve.data.records import SPLITS, Dataset, ImageRecord, Split, hold_out_labels
 from vitrieve.errors import DataError, unknown_name_message
 
@@ -88,7 +88,7 @@ def read_manifest_file(file: Path, protocol: str = PROTOCOLS[0]) -> Dataset:
             f"Paths are relative to the folder of the table, {file.parent.resolve()}."
         )
     return Dataset(
-        name=file.stem,
+        name=printable_name(file.stem),
         protocol=protocol,
         records=records,
         label_names=label_names,

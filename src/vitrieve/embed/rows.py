@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from vitrieve.data.folder import printable_name
 from vitrieve.data.records import ImageRecord
 from vitrieve.errors import ArtifactError
 
@@ -42,14 +43,15 @@ def build_table(records: Sequence[ImageRecord], reasons: Sequence[str | None], f
         first_row: Row in ``vectors.npy`` of the first good record.
 
     Returns:
-        A table of ``SCHEMA``, one row for each record, in order; paths are absolute.
+        A table of ``SCHEMA``, one row for each record, in order; paths are absolute. One that is not UTF-8 is spelled
+        by ``printable_name``: its image is embedded and found, but a result page cannot show it.
     """
     columns: dict[str, list[Any]] = {name: [] for name in SCHEMA.names}
     row = first_row
     for record, reason in zip(records, reasons, strict=True):
         values = {
             "image_id": record.image_id,
-            "path": os.path.abspath(record.path),
+            "path": printable_name(os.path.abspath(record.path)),
             "status": STATUS_OK if reason is None else STATUS_BAD,
             "reason": reason,
             "row": row if reason is None else None,

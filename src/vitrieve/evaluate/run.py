@@ -177,7 +177,7 @@ def run_comparison(
         DataError: Nothing to measure on, or too many unreadable images.
         ConfigError: No encoder, no data set, or names that do not tell the encoders apart.
     """
-    names = _check_names(encoders, names)
+    names = choose_names(encoders, names)
     if not datasets:
         raise ConfigError("there is no data set to measure on; give at least one.")
     settings = dataclasses.replace(settings or EmbedSettings(), show_progress=show_progress)
@@ -266,7 +266,16 @@ def _embed_once(encoder: Encoder, dataset: Dataset, folder: Path, settings: Embe
     return embed_collection(encoder, dataset, folder, settings=settings, is_resume=True)
 
 
-def _check_names(encoders: Sequence[Encoder], names: Sequence[str] | None) -> tuple[str, ...]:
+def choose_names(encoders: Sequence[Encoder], names: Sequence[str] | None = None) -> tuple[str, ...]:
+    """Choose what to call the encoders.
+
+    Args:
+        encoders: At least one.
+        names: All different; None: their own names, or where those repeat, their sources.
+
+    Raises:
+        ConfigError: No encoder, or names that do not tell them apart.
+    """
     chosen = tuple(names) if names is not None else name_encoders(encoders)
     if not encoders or len(chosen) != len(encoders) or len(set(chosen)) != len(chosen):
         raise ConfigError(

@@ -29,7 +29,8 @@ def koleo_loss(embeddings: Tensor) -> Tensor:
         if len(precise) < 2:
             return precise.sum() * 0
         nearest = _nearest_rows(precise.detach())
-        squared = (precise - precise[nearest]).square().sum(dim=1)  # (B,)
+        # index_select, because the gradient of precise[nearest] adds up in the order in which threads come by.
+        squared = (precise - precise.index_select(0, nearest)).square().sum(dim=1)  # (B,)
         return -0.5 * squared.clamp_min(DISTANCE_MIN**2).log().mean()
 
 

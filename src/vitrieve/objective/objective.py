@@ -50,7 +50,7 @@ class Objective(nn.Module):
             self.proxy_anchor = ProxyAnchorLoss(num_classes, embedding_dim)
 
     def forward(self, embeddings: Tensor, labels: Tensor, rows: Tensor, *, step: int) -> LossValue:
-        """Compute the terms over one batch; the memory is read, not changed.
+        """Compute the terms over one batch, outside autocast; the memory is read, not changed.
 
         Args:
             embeddings: ``(B, E)``, L2-normalised, float32.
@@ -58,6 +58,15 @@ class Objective(nn.Module):
             rows: ``(B,)`` int64, the training image each embedding shows.
             step: Number of finished steps.
         """
+        with torch.autocast(embeddings.device.type, enabled=False):
+            weighted = self._weigh_terms(embeddings, labels, rows, step)
+        total = torch.stack([weight * value for weight, value in weighted.values()]).sum()
+        return LossValue(total, {name: value.detach() for name, (_, value) in weighted.items()})
+
+    def _weigh_terms(
+        self, embeddings: Tensor, labels: Tensor, rows: Tensor, step: int
+    ) -> dict[str, tuple[float, Tensor]]:
+        """Compute the terms that count: name -> weight and value."""
         config = self.config
         is_memory_used = self.memory is not None and step >= config.memory_start_step
         memory = self.memory.contents() if self.memory is not None and is_memory_used else None
@@ -73,13 +82,15 @@ class Objective(nn.Module):
             )
             weighted["contrastive"] = (config.contrastive_weight, loss)
         if config.multi_similarity_weight > 0:
-            weighted["multi_similarity"] = (config.multi_similarity_weight, multi_similarity_loss(embeddings, labels))
+            loss = multi_similarity_loss(
+                embeddings, labels, beta=config.multi_similarity_beta, base=config.multi_similarity_base
+            )
+            weighted["multi_similarity"] = (config.multi_similarity_weight, loss)
         if self.proxy_anchor is not None:
             weighted["proxy_anchor"] = (config.proxy_anchor_weight, self.proxy_anchor(embeddings, labels))
         if config.koleo_weight > 0:
             weighted["koleo"] = (config.koleo_weight, koleo_loss(embeddings))
-        total = torch.stack([weight * value for weight, value in weighted.values()]).sum()
-        return LossValue(total, {name: value.detach() for name, (_, value) in weighted.items()})
+        return weighted
 
     @property
     def memory_fill(self) -> float:

@@ -32,7 +32,8 @@ def write_search_page(path: Path, results: Iterable[tuple[Path, Sequence[SearchR
         store: The index that was searched: its size, encoder and licence are named at the foot.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(render_search_page(results, store=store), encoding="utf-8")
+    page = render_search_page(results, store=store)
+    path.write_text(page, encoding="utf-8", errors="backslashreplace")  # a query's name may be no text at all
 
 
 def render_search_page(results: Iterable[tuple[Path, Sequence[SearchResult]]], *, store: ExactStore) -> str:

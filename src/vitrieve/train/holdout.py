@@ -28,9 +28,10 @@ class TrainingSplit(NamedTuple):
 def split_for_training(dataset: Dataset, *, is_holdout: bool) -> TrainingSplit:
     """Part the training images.
 
-    With hold-out, the validation split judges, where the source has one, otherwise every fifth training class
-    (labels sorted, from the fifth). A single held-out class is searched for among the images that train, too.
-    Without hold-out, everything but the test split trains.
+    With hold-out, the validation split judges, where the source has one with classes of its own: on classes that also
+    train every state looks better than the frozen start, and classes that test must not choose. Otherwise every fifth
+    training class judges (labels sorted, from the fifth). A single held-out class is searched for among the images
+    that train, too. Without hold-out, everything but the test split trains.
 
     Args:
         dataset: From a source.
@@ -40,9 +41,10 @@ def split_for_training(dataset: Dataset, *, is_holdout: bool) -> TrainingSplit:
     if not is_holdout:
         everything = (*train, *validation)
         return TrainingSplit(everything, None, f"training on all {_count(everything)}; nothing is held out")
-    if has_pairs(validation):
+    if has_pairs(validation) and _labels(validation).isdisjoint(_labels(dataset.split("train", "test"))):
         note = f"training on {_count(train)}; the source's validation split judges: {_count(validation)}"
         return TrainingSplit(train, _build_judge(dataset, validation), note)
+    unused = "; the validation split has no pairs or no classes of its own, and is not used" if validation else ""
     labels = hold_out_labels(record.label for record in train)
     fit = tuple(record for record in train if record.label not in labels)
     held_out = tuple(record for record in train if record.label in labels)
@@ -50,10 +52,10 @@ def split_for_training(dataset: Dataset, *, is_holdout: bool) -> TrainingSplit:
     if not has_pairs(fit) or not has_pairs((*held_out, *distractors)):
         note = (
             f"training on all {_count(train)}; too few to hold classes out (five or more, with two images each, are "
-            "needed), so the last state is kept unseen"
+            f"needed), so the last state is kept unseen{unused}"
         )
         return TrainingSplit(train, None, note)
-    note = f"training on {_count(fit)}; held out to choose: {_count(held_out)}"
+    note = f"training on {_count(fit)}; held out to choose: {_count(held_out)}{unused}"
     return TrainingSplit(fit, _build_judge(dataset, held_out, distractors), note)
 
 
@@ -61,6 +63,10 @@ def has_pairs(records: Sequence[ImageRecord]) -> bool:
     """Tell whether retrieval can be learnt or measured: two classes at least, and two images of one."""
     num_images = Counter(record.label for record in records)
     return len(num_images) > 1 and max(num_images.values()) > 1
+
+
+def _labels(records: Sequence[ImageRecord]) -> set[int]:
+    return {record.label for record in records}
 
 
 def _build_judge(dataset: Dataset, held_out: Sequence[ImageRecord], distractors: Sequence[ImageRecord] = ()) -> Dataset:
@@ -71,4 +77,4 @@ def _build_judge(dataset: Dataset, held_out: Sequence[ImageRecord], distractors:
 
 
 def _count(records: Sequence[ImageRecord]) -> str:
-    return f"{len(records)} images of {len({record.label for record in records})} classes"
+    return f"{len(records)} images of {len(_labels(records))} classes"

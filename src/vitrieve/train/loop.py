@@ -6,10 +6,12 @@ Each line of ``train`` is a short function of this folder or of a stage before i
 
 from __future__ import annotations
 
+import math
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import NamedTuple
@@ -22,7 +24,7 @@ from vitrieve.data.loader import Batch, TrainingLoader
 from vitrieve.data.records import ImageRecord
 from vitrieve.errors import NonFiniteLossError
 from vitrieve.model.encoder import ImageEncoder, build_encoder
-from vitrieve.objective.objective import LossValue, Objective, similarity_statistics
+from vitrieve.objective.objective import Objective, similarity_statistics
 from vitrieve.runtime.precision import resolve_precision
 from vitrieve.train.average import WeightAverage
 from vitrieve.train.metrics_log import MetricsLog
@@ -73,13 +75,7 @@ def train(
     if config.train.num_threads is not None:
         torch.set_num_threads(config.train.num_threads)
     torch.manual_seed(config.train.seed)
-    loader = TrainingLoader(
-        records,
-        config.loader,
-        encoder.spec.preprocessing,
-        batch_size=config.train.batch_size,
-        seed=config.train.seed,
-    )
+    loader = _build_loader(config, encoder, records)
 
     # State
     state = build_state(config, encoder, num_classes=loader.num_classes, num_images=len(records))
@@ -89,29 +85,41 @@ def train(
     # Loop
     with MetricsLog(run, start_step=state.step, num_steps=num_steps) as log, _interrupt_flag() as is_interrupted:
         if evaluate is not None and not state.selection.values:
+            log.say("measuring the frozen start on the held-out classes")
             _measure(state, evaluate, log)
         end_step = state.step if _is_hopeless(state, config) else num_steps
+        start = time.monotonic()
         for batch in loader.batches(state.step, end_step):
-            start = time.monotonic()
             values = train_step(state, batch, config)
-            seconds = time.monotonic() - start
-            values["images_per_second"] = len(batch.labels) / seconds
-            values["seconds_left"] = seconds * (num_steps - state.step)
+            # The wait for the batch counts, measuring and saving do not.
+            values |= _describe_speed(time.monotonic() - start, len(batch.labels), num_steps - state.step)
             log.write(state.step, values)
             log.show(state.step, values)
             if evaluate is not None and _is_due(state.step, config.train.evaluate_every, num_steps):
                 _measure(state, evaluate, log)
-            is_last = is_interrupted() or _is_hopeless(state, config)
-            if is_last or _is_due(state.step, config.train.checkpoint_every, num_steps):
+            is_stopped, is_hopeless = is_interrupted(), _is_hopeless(state, config)
+            if is_stopped or is_hopeless or _is_due(state.step, config.train.checkpoint_every, num_steps):
+                log.flush()
                 state.save(run)
-            if is_interrupted():
+            if is_stopped:
                 raise KeyboardInterrupt
-            if is_last:
+            if is_hopeless and state.step < num_steps:
                 log.say(f"stopped at step {state.step}: the held-out classes are only getting worse")
                 break
+            start = time.monotonic()
 
     # Result
     return TrainingResult(_keep(state, config), state.selection, state.step)
+
+
+def _build_loader(config: Config, encoder: ImageEncoder, records: Sequence[ImageRecord]) -> TrainingLoader:
+    return TrainingLoader(
+        records,
+        config.loader,
+        encoder.spec.preprocessing,
+        batch_size=config.train.batch_size,
+        seed=config.train.seed,
+    )
 
 
 def build_state(config: Config, encoder: ImageEncoder, *, num_classes: int, num_images: int) -> TrainingState:
@@ -142,9 +150,11 @@ def train_step(state: TrainingState, batch: Batch, config: Config) -> dict[str, 
     factor = set_learning_rate(state.optimizer, config.optimizer, state.step, config.train.num_steps)
     embeddings = encode_in_microbatches(state.encoder, batch.pixels, config)
     loss = state.objective(embeddings, batch.labels, batch.rows, step=state.step)
-    _require_finite(loss, state.step)
+    terms = {name: term.item() for name, term in loss.terms.items()}
+    _require_finite({f"loss term {name!r}": value for name, value in terms.items()}, state.step)
     loss.total.backward()
     gradient_norm = _clip_gradients(state.optimizer, config.optimizer.gradient_clip_norm)
+    _require_finite({"norm of the gradient": gradient_norm}, state.step)
     state.optimizer.step()
     state.optimizer.zero_grad()
     state.objective.enqueue(embeddings, batch.labels, batch.rows)
@@ -153,7 +163,7 @@ def train_step(state: TrainingState, batch: Batch, config: Config) -> dict[str, 
         state.average.update(state.encoder, state.step)
     return {
         "loss": loss.total.item(),
-        **{name: term.item() for name, term in loss.terms.items()},
+        **terms,
         **similarity_statistics(embeddings.detach(), batch.labels, config.objective.margin),
         **({"memory_fill": state.objective.memory_fill} if state.objective.memory is not None else {}),
         "learning_rate_factor": factor,
@@ -178,11 +188,11 @@ def encode_in_microbatches(encoder: ImageEncoder, pixels: Tensor, config: Config
         return torch.cat([encoder(piece) for piece in torch.split(pixels, config.train.microbatch_size)])
 
 
-def _require_finite(loss: LossValue, step: int) -> None:
-    for name, term in [*loss.terms.items(), ("total", loss.total)]:
-        if not bool(torch.isfinite(term)):
+def _require_finite(values: Mapping[str, float], step: int) -> None:
+    for name, value in values.items():
+        if not math.isfinite(value):
             raise NonFiniteLossError(
-                f"the loss term {name!r} is {term.item()} at step {step}; the weights of the step before are kept. "
+                f"the {name} is {value} at step {step}; the weights of the step before are kept. "
                 "Lower --optimizer.learning-rate, or lengthen --optimizer.num-warmup-steps."
             )
 
@@ -190,6 +200,10 @@ def _require_finite(loss: LossValue, step: int) -> None:
 def _clip_gradients(optimizer: torch.optim.Optimizer, norm: float | None) -> float:
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     return float(torch.nn.utils.clip_grad_norm_(parameters, float("inf") if norm is None else norm))
+
+
+def _describe_speed(seconds: float, num_images: int, num_steps_left: int) -> dict[str, float]:
+    return {"images_per_second": num_images / seconds, "seconds_left": seconds * num_steps_left}
 
 
 def _is_due(step: int, every: int | None, num_steps: int) -> bool:
@@ -230,6 +244,8 @@ def _interrupt_flag() -> Iterator[Callable[[], bool]]:
         if is_interrupted:
             raise KeyboardInterrupt
         is_interrupted = True
+        with suppress(OSError):  # not print: a signal may arrive in the middle of another print
+            os.write(2, b"\nstopping after this step; Ctrl-C again stops at once\n")
 
     previous = signal.getsignal(signal.SIGINT)
     try:

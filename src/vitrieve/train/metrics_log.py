@@ -12,18 +12,27 @@ from typing import Self
 
 from torch.utils.tensorboard import SummaryWriter
 
+from vitrieve.artifacts import write_text_durably
+
 METRICS_NAME = "metrics.jsonl"
 LINE_EVERY_SECONDS = 10.0
+BAR_WIDTH = 16
 
 
 class MetricsLog:
     """Records scalars by step and shows how far the run is."""
 
     def __init__(self, folder: Path, *, start_step: int, num_steps: int) -> None:
-        """Open the log; entries of steps after ``start_step``, left by a killed run, are dropped."""
+        """Open the log; what a killed run left of steps that are done again is dropped.
+
+        Args:
+            folder: Of the run.
+            start_step: Step of the state that the run goes on from; 0: from the start, measurement included.
+            num_steps: Length of the run.
+        """
         path = folder / METRICS_NAME
-        kept = _entries_until(path, start_step)
-        path.write_text("".join(kept), encoding="utf-8")
+        if path.is_file():
+            write_text_durably(path, "".join(_entries_until(path, start_step)) if start_step else "")
         self._file = path.open("a", encoding="utf-8")
         self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=start_step + 1)
         self._display = _BarDisplay(start_step, num_steps) if sys.stderr.isatty() else _LineDisplay(num_steps)
@@ -45,6 +54,10 @@ class MetricsLog:
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
 
+    def flush(self) -> None:
+        """Hand the events to the system: a kill after the state of a step is saved must not cost its events."""
+        self._writer.flush()
+
     def show(self, step: int, values: Mapping[str, float]) -> None:
         """Show the progress of training on standard error."""
         self._display.show(step, values)
@@ -55,8 +68,6 @@ class MetricsLog:
 
 
 def _entries_until(path: Path, step: int) -> list[str]:
-    if not path.is_file():
-        return []
     kept = []
     for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
         # A line without its end was cut off by a kill; nothing after it counts.
@@ -103,9 +114,16 @@ class _BarDisplay:
     def __init__(self, start_step: int, num_steps: int) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+        from rich.table import Column
 
-        columns = (TextColumn("train"), BarColumn(bar_width=24), MofNCompleteColumn(), TextColumn("{task.description}"))
-        self._progress = Progress(*columns, console=Console(stderr=True))
+        # On a narrow terminal the figures take several lines; without widths of their own bar and count would vanish.
+        columns = (
+            TextColumn("train"),
+            BarColumn(bar_width=BAR_WIDTH, table_column=Column(min_width=BAR_WIDTH)),
+            MofNCompleteColumn(table_column=Column(min_width=2 * len(str(num_steps)) + 1)),
+            TextColumn("{task.description}", markup=False, table_column=Column(ratio=1)),
+        )
+        self._progress = Progress(*columns, console=Console(stderr=True), expand=True)
         self._task = self._progress.add_task("", total=num_steps, completed=start_step)
         self._progress.start()
 

@@ -11,6 +11,7 @@ from vitrieve.config import Precision
 from vitrieve.data.decode import read_image
 from vitrieve.data.preprocess import preprocess
 from vitrieve.data.records import ImageRecord
+from vitrieve.errors import ConfigError
 from vitrieve.model.encoder import ImageEncoder, add_reduction
 from vitrieve.model.reduction import fit_pca
 from vitrieve.progress import track
@@ -18,6 +19,25 @@ from vitrieve.runtime.precision import resolve_precision
 
 BATCH_SIZE = 16
 """Small batches stay in the processor's cache."""
+
+
+def require_reducible(embedding_dim: int, width: int, num_images: int) -> None:
+    """Refuse before a run what its PCA would refuse at the end.
+
+    Args:
+        embedding_dim: Dimensions to keep.
+        width: Dimensions that the encoder pools.
+        num_images: Training images.
+
+    Raises:
+        ConfigError: More dimensions than there are, or than so few images can vary in.
+    """
+    num_most = min(width, num_images - 1)
+    if embedding_dim > num_most:
+        raise ConfigError(
+            f"model.embedding_dim is {embedding_dim}; expected at most {num_most}, for an encoder of {width} "
+            f"dimensions and {num_images} training images."
+        )
 
 
 def reduce_encoder(
