@@ -45,7 +45,7 @@ VARIANTS = {
     "proxy_anchor": f"small {PLAIN}{NO_TERMS}{RANDOM}--objective.proxy-anchor-weight 1",
     "contrastive": f"small {PLAIN}{NO_TERMS}{RANDOM}{MEMORY}",
     "contrastive_koleo": f"small {PLAIN}{NO_TERMS}{RANDOM}{MEMORY}{KOLEO}",
-    "contrastive_mean": f"small {PLAIN}{NO_TERMS}{RANDOM}{MEMORY}{KOLEO}--objective.is-mean-nonzero",
+    "contrastive_mean": f"small {PLAIN}{NO_TERMS}{RANDOM}{MEMORY}{KOLEO}--objective.mean-nonzero",
 }
 """The frozen row is made by `vitrieve evaluate` alone."""
 FROZEN = "frozen"

@@ -48,7 +48,7 @@ def test_config_from_json_accepts_a_whole_number_for_a_float() -> None:
         ({"model": {"image_size": "112"}}, "'112' is not of type int"),
         ({"model": {"image_size": True}}, "True is not of type int"),
         ({"train": {"num_threads": 1.5}}, "1.5 is not of type int"),
-        ({"loader": {"is_flip": 1}}, "1 is not of type bool"),
+        ({"loader": {"flip": 1}}, "1 is not of type bool"),
         ({"model": {"backbone": None}}, "None is not of type str"),
         ({"model": 3}, "3 is not"),
     ],

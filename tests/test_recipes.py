@@ -28,7 +28,7 @@ def test_irt_r_has_the_papers_values() -> None:
     assert config.objective.margin == 0.5
     assert config.objective.koleo_weight == 0.7
     assert config.objective.memory_fraction == 1.0
-    assert not config.objective.is_mean_nonzero
+    assert not config.objective.mean_nonzero
     assert (config.optimizer.learning_rate, config.optimizer.weight_decay) == (3e-5, 5e-4)
     assert (config.train.num_steps, config.train.batch_size) == (35_000, 64)
     assert config.loader.augmentation == "random_crop"

@@ -39,7 +39,7 @@ class LoaderConfig:
     """random_crop: resize to a square, crop, flip (the paper's). random_resized_crop: a random part, flipped."""
     crop_scale_min: float = 0.3
     """Smallest share of the picture's area in a random resized crop, in (0, 1]."""
-    is_flip: bool = True
+    flip: bool = True
     """Mirror half of the pictures left to right."""
     sampling: Sampling = "random"
     """random: a permutation of all images each epoch. m_per_class: equally many images of each class in a batch."""
@@ -77,7 +77,7 @@ class ObjectiveConfig:
     """Weight of the contrastive loss (Eq. 1)."""
     margin: float = 0.5
     """beta of Eq. 1: negatives less similar than this cost nothing."""
-    is_mean_nonzero: bool = False
+    mean_nonzero: bool = False
     """Average the contrastive loss over the pairs that cost something, instead of Eq. 1's sum divided by the batch."""
     memory_fraction: float = 0.0
     """Rows of the cross-batch memory as a share of the training set; 0 is off."""
@@ -106,6 +106,7 @@ class OptimizerConfig:
     proxy_learning_rate: float = 1e-2
     """Of the proxies of Proxy-Anchor."""
     weight_decay: float = 5e-4
+    """Of matrices; biases, norms and other vectors are not decayed."""
     num_warmup_steps: int = 0
     """Steps of linear growth of the learning rate from zero."""
     schedule: Schedule = "constant"
@@ -119,10 +120,13 @@ class TrainConfig:
     """How long and how a run goes."""
 
     num_steps: Annotated[int, FLAT] = 100
+    """Optimiser steps."""
     batch_size: Annotated[int, FLAT] = 64
+    """Images in an optimiser step."""
     microbatch_size: int = 16
     """Images in one forward pass; the loss is always over the whole batch. Small ones stay in the cache."""
     seed: Annotated[int, FLAT] = 0
+    """Source of all randomness: two runs with one seed are equal."""
     num_threads: Annotated[int | None, FLAT] = None
     """CPU threads; None: all cores. Another number may change the last bits of a result."""
     ema_decay: float | None = None

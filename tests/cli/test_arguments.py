@@ -83,7 +83,7 @@ def test_list_flags_does_not_depend_on_the_terminal(columns: str, monkeypatch: p
     monkeypatch.setenv("COLUMNS", columns)
     default = Config()
     flags = list_flags(Config, "vitrieve train small", default)
-    assert "--objective.no-is-mean-nonzero" in flags
+    assert "--objective.no-mean-nonzero" in flags
     assert "--train.checkpoint-every" in flags
 
 

@@ -30,7 +30,7 @@ def test_augment_gives_a_square_of_any_picture(width: int, height: int, seed: in
 
 
 def test_random_crop_shows_a_fixed_share_of_the_squeezed_picture() -> None:
-    config = LoaderConfig(augmentation="random_crop", is_flip=False)
+    config = LoaderConfig(augmentation="random_crop", flip=False)
     for seed in range(20):
         view = augment(gradient_picture(), config, 28, np.random.default_rng(seed)).astype(int)
         # 28 of 32 pixels of the square: seven eighths of the range in both directions.
@@ -39,7 +39,7 @@ def test_random_crop_shows_a_fixed_share_of_the_squeezed_picture() -> None:
 
 
 def test_random_resized_crop_takes_parts_within_the_stated_area_and_shape() -> None:
-    config = LoaderConfig(augmentation="random_resized_crop", crop_scale_min=0.3, is_flip=False)
+    config = LoaderConfig(augmentation="random_resized_crop", crop_scale_min=0.3, flip=False)
     areas = []
     for seed in range(200):
         view = augment(gradient_picture(300, 300), config, 32, np.random.default_rng(seed)).astype(float)
@@ -64,7 +64,7 @@ def test_augment_draws_only_from_its_generator() -> None:
 
 
 def test_random_resized_crop_of_the_whole_equals_a_plain_resize() -> None:
-    config = LoaderConfig(crop_scale_min=1.0, is_flip=False)
+    config = LoaderConfig(crop_scale_min=1.0, flip=False)
     picture = gradient_picture(400, 20)  # no part of an allowed shape has the whole area: the centre is taken
     view = augment(picture, config, 16, np.random.default_rng(0))
     left = (400 - round(20 * 4 / 3)) // 2

@@ -9,7 +9,6 @@ from vitrieve.data.records import (
     ImageRecord,
     Split,
     hold_out_labels,
-    require_testable,
     require_trainable,
 )
 from vitrieve.errors import DataError
@@ -60,24 +59,3 @@ def test_require_trainable_refuses_what_nothing_can_be_learnt_from(
 ) -> None:
     with pytest.raises(DataError, match=said):
         require_trainable(build_dataset(*images))
-
-
-def test_require_testable_accepts_shared_and_separate_gallery() -> None:
-    both = [(0, "test", True, True), (0, "test", True, True), (1, "test", True, True)]
-    require_testable(build_dataset(*both))
-    require_testable(build_dataset((0, "test", True, False), (0, "test", False, True), (1, "test", False, True)))
-
-
-@pytest.mark.parametrize(
-    ("images", "said"),
-    [
-        ([(0, "train", True, True)] * 2, "0 queries and no classes"),
-        ([(0, "test", True, True)] * 2, "one class only"),
-        ([(0, "test", True, True), (1, "test", True, True)], "no query has another image"),
-        ([(0, "test", False, True), (1, "test", False, True)], "0 queries"),
-        ([(0, "test", True, False), (1, "test", False, True), (2, "test", False, True)], "no query has another"),
-    ],
-)
-def test_require_testable_refuses_what_measures_nothing(images: list[tuple[int, Split, bool, bool]], said: str) -> None:
-    with pytest.raises(DataError, match=said):
-        require_testable(build_dataset(*images))

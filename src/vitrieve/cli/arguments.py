@@ -8,13 +8,16 @@ import io
 import re
 import sys
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import tyro
 
 from vitrieve.errors import ConfigError
 
 T = TypeVar("T")
+
+Switch = Annotated[bool, tyro.conf.FlagCreatePairsOff]
+"""A flag that is only ever switched on: ``--json`` without ``--no-json``."""
 
 NUM_NEAREST = 3
 """Valid flags named in the message about an unknown one."""

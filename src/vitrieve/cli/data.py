@@ -7,6 +7,7 @@ from typing import Annotated
 
 import tyro
 
+from vitrieve.cli.arguments import Switch
 from vitrieve.cli.console import print_json
 
 
@@ -23,7 +24,7 @@ class Arguments:
     """Which of the source's protocols the roles follow; by default its first."""
     num_threads: int | None = None
     """Decoding threads; by default one for each core, up to four."""
-    json: bool = False
+    json: Switch = False
     """Print one JSON object, with every class, unreadable file and duplicate."""
 
 

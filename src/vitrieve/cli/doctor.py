@@ -14,6 +14,7 @@ from typing import Any
 
 from vitrieve import __version__
 from vitrieve.cache import cache_folder
+from vitrieve.cli.arguments import Switch
 from vitrieve.cli.console import print_json
 
 CORE_PACKAGES = (
@@ -45,7 +46,7 @@ MIN_FREE_BYTES = 2**30
 class Arguments:
     """Show versions, processor, memory, disk, weights and data sets; exit status 1 when something is not fine."""
 
-    json: bool = False
+    json: Switch = False
     """Print one JSON object."""
 
 

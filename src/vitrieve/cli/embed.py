@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vitrieve.cli.arguments import Switch
 from vitrieve.cli.console import print_json, print_message
 
 if TYPE_CHECKING:
@@ -32,11 +33,11 @@ class Arguments:
     """CPU threads; None: all cores."""
     max_bad_fraction: float = 0.05
     """Largest share of pictures that may be unreadable."""
-    overwrite: bool = False
+    overwrite: Switch = False
     """Replace what --out holds."""
-    resume: bool = False
+    resume: Switch = False
     """Go on with an unfinished --out."""
-    json: bool = False
+    json: Switch = False
     """Print one JSON object."""
 
 

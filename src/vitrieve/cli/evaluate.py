@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from vitrieve.cli.arguments import Switch
 from vitrieve.cli.console import print_json, print_message
 
 if TYPE_CHECKING:
@@ -45,11 +46,11 @@ class Arguments:
     """Largest share of pictures that may be unreadable."""
     report: bool = True
     """Write the report, which reads some pictures again."""
-    overwrite: bool = False
+    overwrite: Switch = False
     """Replace what --out holds."""
-    resume: bool = False
+    resume: Switch = False
     """Go on with an unfinished --out."""
-    json: bool = False
+    json: Switch = False
     """Print one JSON object."""
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vitrieve.artifacts import prepare_folder, read_manifest
+from vitrieve.cli.arguments import Switch
 from vitrieve.cli.console import print_json, print_message
 from vitrieve.errors import ConfigError
 
@@ -22,9 +23,9 @@ class Arguments:
     out: Path | None = None
     """Folder of a new encoder with the graph. By default the graph is added to the encoder's own folder, and for a
     weights name the encoder goes into the cache, where the name finds it."""
-    overwrite: bool = False
+    overwrite: Switch = False
     """Replace what is in --out."""
-    json: bool = False
+    json: Switch = False
     """Print one JSON object."""
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from vitrieve.cli.arguments import Switch
 from vitrieve.cli.console import print_json, print_message
 
 
@@ -16,9 +17,9 @@ class Arguments:
     """Folder written by vitrieve embed."""
     out: Path
     """Folder to write."""
-    overwrite: bool = False
+    overwrite: Switch = False
     """Replace what --out holds."""
-    json: bool = False
+    json: Switch = False
     """Print one JSON object."""
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from vitrieve.cli.arguments import Switch
 from vitrieve.cli.console import print_json, print_message
 from vitrieve.errors import ConfigError
 
@@ -31,7 +32,7 @@ class Arguments:
     """CPU threads; None: all cores."""
     html: Path | None = None
     """Write the result as a web page, one file that needs nothing else."""
-    json: bool = False
+    json: Switch = False
     """Print one JSON object."""
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from vitrieve.artifacts import prepare_folder, write_manifest, write_text_durably
-from vitrieve.cli.arguments import parse_arguments
+from vitrieve.cli.arguments import Switch, parse_arguments
 from vitrieve.cli.console import print_json, print_message
 from vitrieve.config import Config, check_config, config_to_json
 from vitrieve.data.records import Dataset, ImageRecord, require_trainable
@@ -43,11 +43,11 @@ class Arguments:
     """One of the source's protocols; by default its first."""
     report: bool = True
     """End with a report before and after on the test classes."""
-    overwrite: bool = False
+    overwrite: Switch = False
     """Replace what --out holds."""
-    resume: bool = False
+    resume: Switch = False
     """Go on with an unfinished --out."""
-    json: bool = False
+    json: Switch = False
     """Print one JSON object."""
     config: Annotated[Config, tyro.conf.arg(name="")] = Config()
 
@@ -140,9 +140,7 @@ def _write_settings(arguments: Arguments, recipe: str, protocol: str, records: S
     Raises:
         ArtifactError: The folder was begun with other settings or other images.
     """
-    import torch
-
-    from vitrieve.runtime.precision import resolve_precision
+    from vitrieve.train.loop import describe_machine
 
     config = arguments.config
     identity = hashlib.sha256()
@@ -151,10 +149,7 @@ def _write_settings(arguments: Arguments, recipe: str, protocol: str, records: S
     settings = {
         "recipe": recipe,
         "data": {"protocol": protocol, "images": identity.hexdigest()},
-        "machine": {
-            "num_threads": config.train.num_threads or torch.get_num_threads(),
-            "precision": resolve_precision(config.train.precision),
-        },
+        "machine": describe_machine(config),
         **config_to_json(config),
     }
     path = arguments.out / SETTINGS_NAME
@@ -221,14 +216,14 @@ def _describe_kept(result: TrainingResult) -> str:
 
 def _report(arguments: Arguments, recipe: str, dataset: Dataset, result: TrainingResult) -> list[EvaluationResult]:
     """Measure the frozen start and the result on the test classes; a source without tests only says so."""
-    from vitrieve.data.records import require_testable
     from vitrieve.embed.collection import EmbedSettings
+    from vitrieve.evaluate.protocols import select_records
     from vitrieve.evaluate.run import run_comparison
     from vitrieve.model.encoder import build_encoder
     from vitrieve.runtime.encoder import wrap_encoder
 
     try:
-        require_testable(dataset)
+        select_records(dataset)
     except DataError as error:
         print_message(f"no report: {error}")
         return []

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from vitrieve.cli.arguments import Switch
 from vitrieve.cli.console import print_json
 
 
@@ -14,7 +15,7 @@ from vitrieve.cli.console import print_json
 class ListArguments:
     """List the pre-trained weights that have a name here. Any other timm model name works too, through the hub."""
 
-    json: bool = False
+    json: Switch = False
     """Print one JSON object."""
 
 
@@ -24,7 +25,7 @@ class PullArguments:
 
     name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")]
     """A name of `vitrieve weights list`, or any timm model name."""
-    json: bool = False
+    json: Switch = False
     """Print one JSON object."""
 
 

@@ -30,7 +30,7 @@ def augment(image: Image.Image, config: LoaderConfig, image_size: int, generator
         view = _random_crop(image, image_size, generator)
     else:
         view = _random_resized_crop(image, image_size, config.crop_scale_min, generator)
-    if config.is_flip and generator.random() < 0.5:
+    if config.flip and generator.random() < 0.5:
         view = view.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     return np.asarray(view)
 

@@ -110,26 +110,6 @@ def require_trainable(dataset: Dataset) -> None:
         )
 
 
-def require_testable(dataset: Dataset) -> None:
-    """Refuse a data set on which every encoder would score the same.
-
-    Raises:
-        DataError: No query, fewer than two classes in the gallery, or no query with another image of its class
-            in the gallery.
-    """
-    queries = [record for record in dataset.split("test") if record.is_query]
-    gallery = [record for record in dataset.split("test") if record.is_gallery]
-    num_gallery = Counter(record.label for record in gallery)
-    if not queries or len(num_gallery) < 2:
-        raise DataError(
-            f"{dataset.name} has {len(queries)} queries and {_name_classes(dataset, num_gallery)} in the gallery for "
-            "testing; a test needs queries, and at least two classes. Without a split of its own every fifth class is "
-            "for testing, so give ten classes or more, or a manifest with a column 'split'."
-        )
-    if not any(num_gallery[query.label] > int(query.is_gallery) for query in queries):
-        raise DataError(f"{dataset.name}: no query has another image of its class in the gallery.")
-
-
 def _name_classes(dataset: Dataset, num_images: Mapping[int, int]) -> str:
     if len(num_images) == 1:
         return f"one class only ({dataset.label_names[next(iter(num_images))]!r})"

@@ -72,14 +72,16 @@ def select_records(dataset: Dataset) -> tuple[ImageRecord, ...]:
     if num_queries == 0 or num_gallery == 0:
         raise DataError(
             f"{where} has {num_queries} queries and a gallery of {num_gallery} images in its test split; at least one "
-            "of each is needed. `vitrieve data check SOURCE` shows what is there."
+            "of each is needed. Without a split of its own every fifth class is for testing: give ten classes or more, "
+            "or a manifest with a column 'split'. `vitrieve data check SOURCE` shows what is there."
         )
     num_of_label = Counter(record.label for record in records if record.is_gallery)
     if len(num_of_label) == 1:
         name = dataset.label_names[next(iter(num_of_label))]
         raise DataError(
             f"{where} has one class only ({name!r}) in the gallery of its test split: whatever is found would be "
-            "right. At least two classes are needed."
+            "right. At least two classes are needed; without a split of its own every fifth of a source's classes is "
+            "for testing, so give ten or more."
         )
     if not any(record.is_query and num_of_label[record.label] > record.is_gallery for record in records):
         raise DataError(

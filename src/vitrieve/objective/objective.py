@@ -78,7 +78,7 @@ class Objective(nn.Module):
                 margin=config.margin,
                 rows=rows,
                 memory=memory,
-                is_mean_nonzero=config.is_mean_nonzero,
+                is_mean_nonzero=config.mean_nonzero,
             )
             weighted["contrastive"] = (config.contrastive_weight, loss)
         if config.multi_similarity_weight > 0:

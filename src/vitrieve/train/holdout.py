@@ -52,7 +52,7 @@ def split_for_training(dataset: Dataset, *, is_holdout: bool) -> TrainingSplit:
     if not has_pairs(fit) or not has_pairs((*held_out, *distractors)):
         note = (
             f"training on all {_count(train)}; too few to hold classes out (five or more, with two images each, are "
-            f"needed), so the last state is kept unseen{unused}"
+            f"needed), so the last state is kept, unmeasured{unused}"
         )
         return TrainingSplit(train, None, note)
     note = f"training on {_count(fit)}; held out to choose: {_count(held_out)}{unused}"
