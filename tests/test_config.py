@@ -17,9 +17,10 @@ from vitrieve.config import (
     check_config,
     config_from_json,
     config_to_json,
+    find_ineffective,
 )
 from vitrieve.errors import ConfigError
-from vitrieve.recipes import RECIPES
+from vitrieve.recipes import RECIPES, find_recipe
 
 
 def test_config_round_trips_through_json() -> None:
@@ -99,3 +100,12 @@ def test_check_config_knows_every_number() -> None:
         if "int" in str(field.type) or "float" in str(field.type)
     }
     assert known == numbers
+
+
+def test_find_ineffective_is_silent_about_effective_and_unchanged_fields() -> None:
+    recipe = find_recipe("small")()
+    assert find_ineffective(recipe, recipe) == []
+    changed = dataclasses.replace(recipe, objective=dataclasses.replace(recipe.objective, margin=0.3))
+    assert find_ineffective(changed, recipe) == ["objective.margin has no effect without the contrastive loss"]
+    weighted = dataclasses.replace(changed, objective=dataclasses.replace(changed.objective, contrastive_weight=1.0))
+    assert find_ineffective(weighted, recipe) == []

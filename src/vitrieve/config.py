@@ -231,6 +231,43 @@ def check_config(config: Config) -> None:
         )
 
 
+_EFFECTIVE_IF: dict[str, tuple[str, Callable[[Config], bool]]] = {
+    "loader.images_per_class": ("m_per_class sampling", lambda config: config.loader.sampling == "m_per_class"),
+    "loader.crop_scale_min": (
+        "random_resized_crop",
+        lambda config: config.loader.augmentation == "random_resized_crop",
+    ),
+    "objective.margin": ("the contrastive loss", lambda config: config.objective.contrastive_weight > 0),
+    "objective.mean_nonzero": ("the contrastive loss", lambda config: config.objective.contrastive_weight > 0),
+    "objective.memory_start_step": ("a memory", lambda config: config.objective.memory_fraction > 0),
+    "objective.multi_similarity_beta": (
+        "the multi-similarity loss",
+        lambda config: config.objective.multi_similarity_weight > 0,
+    ),
+    "objective.multi_similarity_base": (
+        "the multi-similarity loss",
+        lambda config: config.objective.multi_similarity_weight > 0,
+    ),
+    "optimizer.proxy_learning_rate": ("Proxy-Anchor", lambda config: config.objective.proxy_anchor_weight > 0),
+    "train.evaluate_every": ("hold-out", lambda config: config.train.holdout),
+    "train.num_patience": ("hold-out", lambda config: config.train.holdout),
+}
+"""Fields that only mean something together with another, and how to tell."""
+
+
+def find_ineffective(config: Config, recipe: Config) -> list[str]:
+    """List the changes of a recipe that change nothing, as sentences for the user.
+
+    >>> find_ineffective(Config(loader=LoaderConfig(images_per_class=8)), Config())
+    ['loader.images_per_class has no effect without m_per_class sampling']
+    """
+    return [
+        f"{name} has no effect without {partner}"
+        for name, (partner, is_effective) in _EFFECTIVE_IF.items()
+        if attrgetter(name)(config) != attrgetter(name)(recipe) and not is_effective(config)
+    ]
+
+
 def config_to_json(config: Any) -> dict[str, Any]:
     """Convert a configuration dataclass to plain JSON values."""
     return dataclasses.asdict(config)

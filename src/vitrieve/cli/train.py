@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import inspect
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,20 +11,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from vitrieve.artifacts import prepare_folder, write_manifest, write_text_durably
+from vitrieve.artifacts import prepare_folder, write_manifest
 from vitrieve.cli.arguments import Switch, parse_arguments
 from vitrieve.cli.console import print_json, print_message
-from vitrieve.config import Config, check_config, config_to_json
+from vitrieve.config import Config, check_config, config_to_json, find_ineffective
+from vitrieve.data.readable import find_readable
 from vitrieve.data.records import Dataset, ImageRecord, require_trainable
-from vitrieve.errors import ArtifactError, ConfigError, DataError
+from vitrieve.data.sources import read_source
+from vitrieve.errors import ConfigError, DataError
 from vitrieve.recipes import RECIPES, find_recipe
+from vitrieve.train.holdout import TrainingSplit, split_for_training
 
 if TYPE_CHECKING:
     from vitrieve.evaluate.run import EvaluationResult
     from vitrieve.model.encoder import ImageEncoder
     from vitrieve.train.loop import Evaluate, TrainingResult
 
-SETTINGS_NAME = "config.json"
 ENCODER_NAME = "encoder"
 REPORT_FOLDER = "report"
 
@@ -71,13 +71,8 @@ def main(argv: Sequence[str], prog: str) -> int:
 
 def run(recipe: str, arguments: Arguments) -> int:
     """Train, keep the encoder, report."""
-    from vitrieve.data.readable import find_readable
-    from vitrieve.data.sources import read_source
-    from vitrieve.model.encoder import build_encoder
     from vitrieve.model.export import export_folder
-    from vitrieve.train.holdout import split_for_training
     from vitrieve.train.loop import train
-    from vitrieve.train.reduce import require_reducible
 
     start = time.monotonic()
     config = arguments.config
@@ -85,23 +80,17 @@ def run(recipe: str, arguments: Arguments) -> int:
     dataset = read_source(arguments.data, protocol=arguments.protocol)
     require_trainable(dataset)
     split = split_for_training(dataset, is_holdout=config.train.holdout)
-    for note in (*dataset.notes, split.note):
+    for note in (*dataset.notes, split.note, *find_ineffective(config, find_recipe(recipe)())):
         print_message(note)
-    encoder = build_encoder(config.model)  # before the folder is made: weights may be unknown or out of reach
-    if config.model.embedding_dim is not None:
-        require_reducible(config.model.embedding_dim, encoder.spec.embedding_dim, len(split.fit))
+    encoder = _build_encoder(config, len(split.fit))  # before the folder is made: weights may be out of reach
     prepare_folder(arguments.out, is_overwrite=arguments.overwrite, is_resume=arguments.resume)
-    readable = find_readable(split.fit, max_bad_fraction=config.train.max_bad_fraction, show_progress=True)
-    for image_id, reason in readable.failures:
-        print_message(f"left out: {image_id}: {reason}")
-    judging = split.judge.records if split.judge is not None else ()
-    _write_settings(arguments, recipe, dataset.protocol, (*readable.records, *judging))
+    records = _settle_images(arguments, recipe, dataset, split)
     evaluate = _build_evaluate(split.judge, config) if split.judge is not None else None
-    result = train(config, encoder, readable.records, arguments.out, evaluate)
+    result = train(config, encoder, records, arguments.out, evaluate)
     seconds = time.monotonic() - start
     print_message(_describe_kept(result))
     if config.model.embedding_dim is not None:
-        result = _reduce(result, readable.records, dataset.name, config)
+        result = _reduce(result, records, dataset.name, config)
     fingerprint = _save_encoder(arguments, recipe, dataset, result)
     results = _report(arguments, recipe, dataset, result) if arguments.report else []
     if results:
@@ -113,13 +102,41 @@ def run(recipe: str, arguments: Arguments) -> int:
         "data": arguments.data,
         "protocol": dataset.protocol,
         "config": config_to_json(config),
-        **_summarize(readable.records, result),
+        **_summarize(records, result),
         "seconds": round(seconds, 1),
         "encoder_fingerprint": fingerprint,
     }
     write_manifest(arguments.out, "run", summary)
     _print_result(arguments, summary, results)
     return 0
+
+
+def _build_encoder(config: Config, num_images: int) -> ImageEncoder:
+    from vitrieve.model.encoder import build_encoder
+    from vitrieve.train.reduce import require_reducible
+
+    encoder = build_encoder(config.model)
+    if config.model.embedding_dim is not None:
+        require_reducible(config.model.embedding_dim, encoder.spec.embedding_dim, num_images)
+    return encoder
+
+
+def _settle_images(
+    arguments: Arguments, recipe: str, dataset: Dataset, split: TrainingSplit
+) -> tuple[ImageRecord, ...]:
+    """Sort out unreadable training images; refuse to resume with other settings or images."""
+    from vitrieve.train.settings import describe_run, settle
+
+    config = arguments.config
+    readable = find_readable(split.fit, max_bad_fraction=config.train.max_bad_fraction, show_progress=True)
+    for image_id, reason in readable.failures:
+        print_message(f"left out: {image_id}: {reason}")
+    judging = split.judge.records if split.judge is not None else ()
+    settings = describe_run(recipe, config, dataset.protocol, (*readable.records, *judging))
+    warning = settle(arguments.out, settings)
+    if warning:
+        print_message(warning)
+    return readable.records
 
 
 def _summarize(records: Sequence[ImageRecord], result: TrainingResult) -> dict[str, Any]:
@@ -130,50 +147,6 @@ def _summarize(records: Sequence[ImageRecord], result: TrainingResult) -> dict[s
         "kept_step": result.kept_step,
         "holdout_map_at_r": {str(step): value for step, value in result.selection.values.items()},
     }
-
-
-def _write_settings(arguments: Arguments, recipe: str, protocol: str, records: Sequence[ImageRecord]) -> None:
-    """Write what determines the run, or compare it with what a resumed run was begun with.
-
-    Another machine's threads and precision may change the last bits of a result: that is said, not refused.
-
-    Raises:
-        ArtifactError: The folder was begun with other settings or other images.
-    """
-    from vitrieve.train.loop import describe_machine
-
-    config = arguments.config
-    identity = hashlib.sha256()
-    for record in records:
-        identity.update(f"{record.image_id}\0{record.label}\0{record.split}\n".encode())
-    settings = {
-        "recipe": recipe,
-        "data": {"protocol": protocol, "images": identity.hexdigest()},
-        "machine": describe_machine(config),
-        **config_to_json(config),
-    }
-    path = arguments.out / SETTINGS_NAME
-    if path.is_file():
-        differing = _differing(json.loads(path.read_text(encoding="utf-8")), settings)
-        if any(not name.startswith("machine.") for name in differing):
-            raise ArtifactError(
-                f"{arguments.out} was begun with other settings ({', '.join(differing)}); resume with the same "
-                "command, or start again with --overwrite."
-            )
-        if differing:
-            print_message(f"begun with another {' and '.join(differing)}: the result may differ in the last bits")
-    write_text_durably(path, json.dumps(settings, indent=2) + "\n")
-
-
-def _differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    names = []
-    for name in sorted({*before, *now}):
-        old, new = before.get(name), now.get(name)
-        if isinstance(old, dict) and isinstance(new, dict):
-            names += [f"{name}.{inner}" for inner in _differing(old, new)]
-        elif old != new:
-            names.append(name)
-    return names
 
 
 def _build_evaluate(judge: Dataset, config: Config) -> Evaluate:

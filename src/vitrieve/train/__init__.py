@@ -1,5 +1,5 @@
 """Fine-tuning.
 
-Read ``loop.py`` first: the whole story in one function. ``holdout.py``, ``optimizer.py``, ``average.py``,
-``selection.py``, ``state.py`` and ``metrics_log.py`` are its parts.
+Read ``loop.py`` first: the whole story in one function. ``holdout.py``, ``settings.py``, ``optimizer.py``,
+``average.py``, ``selection.py``, ``state.py``, ``metrics_log.py`` and ``reduce.py`` are its parts.
 """

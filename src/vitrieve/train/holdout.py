@@ -1,4 +1,4 @@
-"""Which training images train, and which judge. Next file: ``optimizer.py``."""
+"""Which training images train, and which judge. Next file: ``settings.py``."""
 
 from __future__ import annotations
 

@@ -122,14 +122,6 @@ def _build_loader(config: Config, encoder: ImageEncoder, records: Sequence[Image
     )
 
 
-def describe_machine(config: Config) -> dict[str, int | str]:
-    """Resolve what a run takes from the machine and what may change its last bits: threads and precision."""
-    return {
-        "num_threads": config.train.num_threads or torch.get_num_threads(),
-        "precision": resolve_precision(config.train.precision),
-    }
-
-
 def build_state(config: Config, encoder: ImageEncoder, *, num_classes: int, num_images: int) -> TrainingState:
     """Build the state of a run at step zero."""
     objective = Objective(
