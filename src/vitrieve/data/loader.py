@@ -19,7 +19,7 @@ from torch import Tensor
 from vitrieve.config import LoaderConfig
 from vitrieve.data.augment import augment
 from vitrieve.data.decode import read_image
-from vitrieve.data.preprocess import Preprocessing
+from vitrieve.data.preprocess import Preprocessing, to_pixels
 from vitrieve.data.records import ImageRecord
 from vitrieve.data.sampler import Sampler
 
@@ -69,9 +69,7 @@ class TrainingLoader:
         """
         self._records = tuple(records)
         self._config = config
-        self._image_size = preprocessing.image_size
-        self._mean = torch.tensor(preprocessing.mean).view(3, 1, 1)
-        self._std = torch.tensor(preprocessing.std).view(3, 1, 1)
+        self._preprocessing = preprocessing
         self._seed = seed
         _, positions = np.unique([record.label for record in records], return_inverse=True)
         self._labels = torch.from_numpy(positions.astype(np.int64))
@@ -110,19 +108,22 @@ class TrainingLoader:
     def _make_batch(self, step: int, pool: ThreadPoolExecutor) -> Batch:
         rows = self._sampler.batch_rows(step)
         views = list(pool.map(self._make_view, rows.tolist(), [step] * len(rows), range(len(rows))))
-        pixels = torch.from_numpy(np.stack(views)).permute(0, 3, 1, 2)  # (B, 3, S, S) uint8
-        pixels = (pixels.to(torch.float32) / 255 - self._mean) / self._std
         picked = torch.from_numpy(rows)
-        return Batch(pixels.contiguous(), self._labels[picked], picked)
+        return Batch(torch.from_numpy(np.stack(views)), self._labels[picked], picked)
 
     def _make_view(self, row: int, step: int, place: int) -> np.ndarray:
+        """Make a ``(3, S, S)`` float32 view.
+
+        In NumPy, because torch would start a second team of threads here, which spins against the training step's.
+        """
         generator = np.random.default_rng([self._seed, _VIEWS, step, place])
-        return augment(self._read(row), self._config, self._image_size, generator)
+        view = augment(self._read(row), self._config, self._preprocessing.image_size, generator)
+        return to_pixels(view, self._preprocessing)
 
     def _read(self, row: int) -> Image.Image:
         image = self._decoded.get(row)
         if image is None:
-            image = _shrink(read_image(self._records[row]), SOURCE_TO_VIEW_MAX * self._image_size)
+            image = _shrink(read_image(self._records[row]), SOURCE_TO_VIEW_MAX * self._preprocessing.image_size)
             num_bytes = 3 * image.width * image.height
             if num_bytes <= self._free_bytes:
                 self._decoded[row] = image

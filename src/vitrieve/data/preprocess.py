@@ -82,11 +82,14 @@ def preprocess(image: Image.Image, preprocessing: Preprocessing) -> np.ndarray:
     Returns:
         A ``(3, S, S)`` float32 array, normalised per channel.
     """
-    square = resize_and_crop(image, preprocessing)
-    pixels = np.asarray(square, dtype=np.float32) / np.float32(255)  # (S, S, 3)
+    return to_pixels(np.asarray(resize_and_crop(image, preprocessing)), preprocessing)
+
+
+def to_pixels(square: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
+    """Normalise a square picture: ``(S, S, 3)`` uint8 to ``(3, S, S)`` float32."""
+    pixels = square.astype(np.float32) / np.float32(255)
     mean, std = (np.asarray(values, dtype=np.float32) for values in (preprocessing.mean, preprocessing.std))
-    pixels = (pixels - mean) / std
-    return np.ascontiguousarray(pixels.transpose(2, 0, 1))  # (3, S, S)
+    return np.ascontiguousarray(((pixels - mean) / std).transpose(2, 0, 1))  # (3, S, S)
 
 
 def resize_and_crop(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
