@@ -60,7 +60,7 @@ $(DEMO)/index/manifest.json: $(DEMO)/embeddings/manifest.json
 
 $(DEMO)/search.html: $(DEMO)/index/manifest.json
 	$(VITRIEVE) search --index $(DEMO)/index --html $@ \
-	    "$$($(BIN)/python -c 'from vitrieve.data.emoji import ensure_emoji; print(ensure_emoji() / "noto/owl.png")')"
+	    "$$($(BIN)/python -c 'from vitrieve.data.emoji import ensure_emoji; print(ensure_emoji() / "noto/turtle.png")')"
 
 bench: $(STAMP) ## Run the benchmarks
 	$(BIN)/python benchmarks/run.py
