@@ -86,3 +86,14 @@ def test_list_protocols_names_the_default_first(classes: Path) -> None:
     assert list_protocols("grocery:DIR") == ("zero_shot", "phone_to_catalogue")
     assert list_protocols("emoji") == ("zero_shot", "across_houses")
     assert list_protocols("classes") == list_protocols("manifest:x.csv") == ("own_classes",)
+
+
+def test_read_collection_reads_the_named_protocol(grocery_folder: Path) -> None:
+    photographs = read_collection(f"grocery:{grocery_folder}")
+    with_catalogue = read_collection(f"grocery:{grocery_folder}", protocol="phone_to_catalogue")
+    assert len(with_catalogue.records) == len(photographs.records) + 81
+
+
+def test_read_collection_refuses_an_unknown_protocol(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="unknown protocol"):
+        read_collection(str(tmp_path), protocol="zero_shot")

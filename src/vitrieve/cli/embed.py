@@ -25,6 +25,8 @@ class Arguments:
     """A folder of pictures, or a source: grocery:DIR, emoji, folder:DIR, manifest:FILE."""
     out: Path
     """Folder to write."""
+    protocol: str | None = None
+    """One of the source's protocols, where they hold different pictures; None: its first."""
     batch_size: int = 32
     """Pictures in one forward pass."""
     image_size: int | None = None
@@ -53,7 +55,7 @@ def run(arguments: Arguments) -> int:
         max_bad_fraction=arguments.max_bad_fraction,
         show_progress=True,
     )
-    dataset = read_collection(arguments.images)
+    dataset = read_collection(arguments.images, protocol=arguments.protocol)
     for note in dataset.notes:
         print_message(note)
     encoder = load_encoder(arguments.encoder, image_size=arguments.image_size, num_threads=arguments.num_threads)

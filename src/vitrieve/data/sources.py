@@ -49,20 +49,21 @@ def read_source(source: str, *, protocol: str | None = None) -> Dataset:
     return chosen.read(path, protocol or chosen.protocols[0])
 
 
-def read_collection(source: str) -> Dataset:
+def read_collection(source: str, *, protocol: str | None = None) -> Dataset:
     """Read what is to be embedded: a source, or any folder of images.
 
     Args:
         source: As for ``read_source``; a folder alone is searched at any depth and needs no class folders. Its
             images all get label 0.
+        protocol: One of the source's protocols, where those hold different images; None for the first.
 
     Raises:
-        DataError: Unknown name, or nothing that can be read.
+        DataError: Unknown name or protocol, or nothing that can be read.
     """
     name, path = _split_source(source)
-    if name == "folder" and path == source:
+    if name == "folder" and path == source and protocol is None:
         return folder.read_flat_folder(_path(path))
-    return read_source(source)
+    return read_source(source, protocol=protocol)
 
 
 def list_protocols(source: str) -> tuple[str, ...]:
