@@ -110,6 +110,28 @@ def without_torch() -> str:
     )
 
 
+@pytest.fixture(scope="session")
+def killed_vitrieve() -> str:
+    """A Python script, ``NUM_SYNCS WORDS…``: runs ``vitrieve WORDS…`` and kills itself at that ``os.fsync``.
+
+    Every file that must survive a crash is synced, so that the kills fall before and inside the writing of each.
+    """
+    return (
+        "import os, signal, sys\n"
+        "num_left = int(sys.argv[1])\n"
+        "fsync = os.fsync\n"
+        "def fsync_or_die(descriptor):\n"
+        "    global num_left\n"
+        "    if num_left == 0:\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    num_left -= 1\n"
+        "    fsync(descriptor)\n"
+        "os.fsync = fsync_or_die\n"
+        "from vitrieve.cli.main import main\n"
+        "sys.exit(main(sys.argv[2:]))\n"
+    )
+
+
 @pytest.fixture
 def picture_folder(tmp_path: Path) -> Path:
     """Twelve different PNG pictures of random blocks, ``pictures/00.png`` to ``pictures/11.png``."""

@@ -184,39 +184,30 @@ def test_embed_collection_goes_on_after_an_interruption(
     assert engine.num_seen == 12 - num_until_interrupt // 5 * 5
 
 
-KILLED_EMBEDDING = """
-import os, signal, sys
-from vitrieve.cli.main import main
-from vitrieve.embed import parts
-parts.PART_SIZE = 2
-num_left = int(sys.argv[1])
-fsync = os.fsync
-def fsync_or_die(descriptor):
-    global num_left
-    if num_left == 0:
-        os.kill(os.getpid(), signal.SIGKILL)
-    num_left -= 1
-    fsync(descriptor)
-os.fsync = fsync_or_die
-sys.exit(main(sys.argv[2:]))
-"""
+SMALL_PARTS = "from vitrieve.embed import parts\nparts.PART_SIZE = 2\n"
 
 
-def embed_until_killed(prelude: str, num_syncs: int, *words: Any) -> int:
-    command = [sys.executable, "-c", prelude + KILLED_EMBEDDING, str(num_syncs), "embed", *map(str, words)]
+def embed_until_killed(script: str, num_syncs: int, *words: Any) -> int:
+    command = [sys.executable, "-c", script, str(num_syncs), "embed", *map(str, words)]
     return subprocess.run(command, capture_output=True, check=False).returncode
 
 
 @pytest.mark.parametrize("num_syncs", [0, 1, 2, 3, 8, 14, 15, 16])
 def test_a_killed_process_resumes_to_the_same_embeddings(
-    without_torch: str, tiny_encoder_folder: Path, picture_folder: Path, tmp_path: Path, num_syncs: int
+    without_torch: str,
+    killed_vitrieve: str,
+    tiny_encoder_folder: Path,
+    picture_folder: Path,
+    tmp_path: Path,
+    num_syncs: int,
 ) -> None:
+    script = without_torch + SMALL_PARTS + killed_vitrieve
     words = ("--encoder", tiny_encoder_folder, "--images", picture_folder, "--out")
-    assert embed_until_killed(without_torch, num_syncs, *words, tmp_path / "out") == -signal.SIGKILL
+    assert embed_until_killed(script, num_syncs, *words, tmp_path / "out") == -signal.SIGKILL
     with pytest.raises(ArtifactError, match="unfinished"):
         load_embeddings(tmp_path / "out")
-    assert embed_until_killed(without_torch, 1000, *words, tmp_path / "out", "--resume") == 0
-    assert embed_until_killed(without_torch, 1000, *words, tmp_path / "whole") == 0
+    assert embed_until_killed(script, 1000, *words, tmp_path / "out", "--resume") == 0
+    assert embed_until_killed(script, 1000, *words, tmp_path / "whole") == 0
     assert_equal(load_embeddings(tmp_path / "out"), load_embeddings(tmp_path / "whole"))
 
 

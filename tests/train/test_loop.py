@@ -121,28 +121,11 @@ def test_trap_resume_equals_an_uninterrupted_run_bit_for_bit(
     assert (expected.kept_step, expected.num_steps) == (resumed.kept_step, resumed.num_steps)
 
 
-KILLED_TRAINING = """
-import os, signal, sys
-num_left = int(sys.argv[1])
-fsync = os.fsync
-def fsync_or_die(descriptor):
-    global num_left
-    if num_left == 0:
-        os.kill(os.getpid(), signal.SIGKILL)
-    num_left -= 1
-    fsync(descriptor)
-os.fsync = fsync_or_die
-from vitrieve.cli.main import main
-sys.exit(main(sys.argv[2:]))
-"""
-
-
-def train_in_process(num_syncs: int, weights: Path, folder: Path, out: Path, *words: str) -> int:
-    command = [sys.executable, "-c", KILLED_TRAINING, str(num_syncs), "train", "irt_r_small", "--data"]
-    command += [f"folder:{folder}", "--out", str(out), "--model.backbone", "test_vit", "--model.weights", str(weights)]
+def train_in_process(script: str, num_syncs: int, *words: object) -> int:
+    command = [sys.executable, "-c", script, str(num_syncs), "train", "irt_r_small", "--model.backbone", "test_vit"]
     command += ["--image-size", "32", "--num-steps", "4", "--batch-size", "6", "--num-threads", "1", "--no-report"]
     command += ["--objective.memory-start-step", "1", "--train.ema-decay", "0.9", "--train.evaluate-every", "1"]
-    command += ["--train.checkpoint-every", "2", *words]
+    command += ["--train.checkpoint-every", "2", *map(str, words)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert "Traceback" not in done.stderr, done.stderr
     return done.returncode
@@ -150,16 +133,17 @@ def train_in_process(num_syncs: int, weights: Path, folder: Path, out: Path, *wo
 
 @pytest.mark.slow
 def test_trap_killed_at_any_moment_a_run_resumes_bit_for_bit(
-    tiny_weights: Path, class_folder: Path, tmp_path: Path
+    killed_vitrieve: str, tiny_weights: Path, class_folder: Path, tmp_path: Path
 ) -> None:
     """Killed before and inside the writing of the settings, of both states and of the encoder."""
+    words = ("--data", f"folder:{class_folder}", "--model.weights", tiny_weights, "--out")
     whole = tmp_path / "whole"
-    assert train_in_process(10_000, tiny_weights, class_folder, whole) == 0
+    assert train_in_process(killed_vitrieve, 10_000, *words, whole) == 0
     for num_syncs in (1, 2, 3, 4, 7):
         out = tmp_path / f"killed{num_syncs}"
-        assert train_in_process(num_syncs, tiny_weights, class_folder, out) == -signal.SIGKILL
+        assert train_in_process(killed_vitrieve, num_syncs, *words, out) == -signal.SIGKILL
         assert not (out / "manifest.json").exists()
-        assert train_in_process(10_000, tiny_weights, class_folder, out, "--resume") == 0
+        assert train_in_process(killed_vitrieve, 10_000, *words, out, "--resume") == 0
         assert_same_bits(final_state(whole), final_state(out))
         weights = "encoder/model.safetensors"
         assert (whole / weights).read_bytes() == (out / weights).read_bytes()
