@@ -27,7 +27,8 @@ from typing import Any
 PLAIN = (
     "--num-steps 100 --optimizer.learning-rate 3e-5 --optimizer.layer-decay 1 --optimizer.num-warmup-steps 0 "
     "--optimizer.schedule constant --optimizer.gradient-clip-norm None --train.ema-decay None "
-    "--model.num-frozen-blocks 0 --loader.crop-scale-min 0.3 "
+    "--model.num-frozen-blocks 0 --loader.crop-scale-min 0.3 --train.frozen-share 0 "
+    "--objective.multi-similarity-beta 50 --objective.multi-similarity-base 0.5 "
 )
 NO_TERMS = (
     "--objective.contrastive-weight 0 --objective.multi-similarity-weight 0 --objective.proxy-anchor-weight 0 "

@@ -131,6 +131,8 @@ class TrainConfig:
     """CPU threads; None: all cores. Another number may change the last bits of a result."""
     ema_decay: float | None = None
     """Average the weights over steps with this decay and keep the average; None keeps the last weights."""
+    frozen_share: float = 0.0
+    """Share of the frozen weights in what is kept (and measured), in [0, 1); 0 keeps the trained weights alone."""
     precision: Precision = "auto"
     """auto: bf16 where the processor has instructions for it."""
     holdout: Annotated[bool, FLAT] = False
@@ -198,6 +200,7 @@ _RANGES = {
     "train.seed": _SEED,
     "train.num_threads": _COUNT,
     "train.ema_decay": _BELOW_ONE,
+    "train.frozen_share": _BELOW_ONE,
     "train.evaluate_every": _COUNT,
     "train.num_patience": _COUNT,
     "train.max_bad_fraction": _SHARE,

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from vitrieve.train.average import WeightAverage
+from vitrieve.train.average import WeightAverage, blend
 
 
 def build_module() -> nn.Module:
@@ -44,3 +44,24 @@ def test_weight_average_is_apart_from_the_module() -> None:
     assert torch.equal(average.module[0].weight, before)
     with pytest.raises(RuntimeError, match="does not require grad"):
         average.module.eval()(torch.randn(4, 2)).sum().backward()
+
+
+def test_blend_lies_on_the_line_between_frozen_and_trained() -> None:
+    module = build_module()
+    frozen = {name: torch.full_like(parameter, 4.0) for name, parameter in module.named_parameters()}
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.zero_()
+    module(torch.randn(8, 2))
+    blended = blend(module.train(), frozen, 0.25)
+    assert all(bool((parameter == 1).all()) for parameter in blended.parameters())
+    assert torch.equal(blended[1].running_mean, module[1].running_mean)
+    assert not blended.training
+    assert all(bool((parameter == 0).all()) for parameter in module.parameters())
+
+
+def test_blend_of_an_untrained_module_is_the_frozen_one_to_the_bit() -> None:
+    module = build_module()
+    frozen = {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
+    blended = blend(module, frozen, 0.3)
+    assert all(torch.equal(parameter, frozen[name]) for name, parameter in blended.named_parameters())

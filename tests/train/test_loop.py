@@ -197,6 +197,23 @@ def test_train_keeps_the_best_state_across_a_resume(config: Config, records: lis
     assert result.kept_step == 3
 
 
+def test_train_blends_the_frozen_weights_into_what_it_measures_and_keeps(
+    config: Config, records: list[ImageRecord], tmp_path: Path
+) -> None:
+    train_config = dataclasses.replace(config.train, ema_decay=None)
+    plain, blended = tmp_path / "plain", tmp_path / "blended"
+    plain.mkdir()
+    blended.mkdir()
+    whole = run_training(dataclasses.replace(config, train=train_config), records, plain)
+    train_config = dataclasses.replace(train_config, frozen_share=0.25)
+    part = run_training(dataclasses.replace(config, train=train_config), records, blended)
+    frozen = build_encoder(config.model).state_dict()
+    for name, parameter in part.encoder.named_parameters():
+        expected = whole.encoder.state_dict()[name].lerp(frozen[name], 0.25)
+        assert torch.equal(parameter, expected)
+    assert_same_bits(final_state(plain), final_state(blended))
+
+
 def test_trap_evaluating_leaves_the_encoder_in_train_mode(config: Config, records: list[ImageRecord]) -> None:
     state = build_state(config, build_encoder(config.model), num_classes=NUM_CLASSES, num_images=len(records))
     state.encoder.eval()

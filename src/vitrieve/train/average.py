@@ -1,12 +1,13 @@
-"""The running average of the encoder's weights. Next file: ``selection.py``."""
+"""Averages of weights: over the steps of a run, and with the frozen start. Next file: ``selection.py``."""
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import Generic, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
@@ -38,3 +39,27 @@ class WeightAverage(Generic[ModuleT]):
             average.lerp_(current, 1 - decay)
         for average_buffer, buffer in zip(self.module.buffers(), module.buffers(), strict=True):
             average_buffer.copy_(buffer)
+
+
+@torch.no_grad()
+def blend(module: ModuleT, frozen: Mapping[str, Tensor], frozen_share: float) -> ModuleT:
+    """Build the average of a trained module and its frozen start; buffers are the trained module's.
+
+    On the straight line between both, a fine-tuned network keeps more of what the frozen one knew about classes that
+    fine-tuning never showed it.
+
+    Args:
+        module: Left as it is.
+        frozen: Parameters of the start, by name.
+        frozen_share: Weight of the start, in [0, 1).
+
+    Returns:
+        A new module in eval mode.
+
+    Source:
+        Wortsman et al., Robust fine-tuning of zero-shot models, CVPR 2022, arXiv:2109.01903.
+    """
+    blended = copy.deepcopy(module).eval()
+    for name, parameter in blended.named_parameters():
+        parameter.lerp_(frozen[name], frozen_share)
+    return blended

@@ -136,6 +136,8 @@ def build_state(config: Config, encoder: ImageEncoder, *, num_classes: int, num_
         objective=objective,
         optimizer=build_optimizer(encoder, objective, config.optimizer),
         average=None if decay is None else WeightAverage(encoder, decay),
+        frozen={name: parameter.detach().clone() for name, parameter in encoder.named_parameters()},
+        frozen_share=config.train.frozen_share,
     )
 
 
@@ -216,10 +218,11 @@ def _is_hopeless(state: TrainingState, config: Config) -> bool:
 
 
 def _measure(state: TrainingState, evaluate: Evaluate, log: MetricsLog) -> None:
-    values = evaluate(state.result)
+    result = state.build_result()
+    values = evaluate(result)
     is_best = state.selection.add(state.step, values[SELECTION_METRIC])
     if is_best and state.step:
-        state.best_weights = {name: tensor.clone() for name, tensor in state.result.state_dict().items()}
+        state.best_weights = {name: tensor.clone() for name, tensor in result.state_dict().items()}
     log.write(state.step, {f"holdout_{name}": value for name, value in values.items()})
     shown = "  ".join(f"{name} {100 * value:.1f}" for name, value in values.items())
     log.say(f"held-out classes after step {state.step}: {shown}{'  (best so far)' if is_best else ''}")
@@ -229,9 +232,10 @@ def _keep(state: TrainingState, config: Config) -> ImageEncoder:
     """Return the encoder to keep: the best measured, or the last."""
     if state.selection.values and state.selection.best_step == 0:
         return build_encoder(config.model).eval()
+    result = state.build_result()
     if state.selection.values and state.best_weights is not None:
-        state.result.load_state_dict(state.best_weights)
-    return state.result.eval()
+        result.load_state_dict(state.best_weights)
+    return result.eval()
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from vitrieve.artifacts import sync_folder
 from vitrieve.errors import ArtifactError
 from vitrieve.model.encoder import ImageEncoder
 from vitrieve.objective.objective import Objective
-from vitrieve.train.average import WeightAverage
+from vitrieve.train.average import WeightAverage, blend
 from vitrieve.train.selection import Selection
 
 STATE_NAME = "state"
@@ -41,6 +41,8 @@ class TrainingState:
         average: Running average of the encoder's weights, or None.
         best_weights: Weights of the best measured state; None while that is the frozen start.
         selection: Measurements on held-out classes.
+        frozen: Parameters of the start, by name, for ``frozen_share``; not saved, they are the pre-trained ones.
+        frozen_share: Their weight in what is kept, in [0, 1).
         step: Number of finished steps.
     """
 
@@ -50,12 +52,14 @@ class TrainingState:
     average: WeightAverage[ImageEncoder] | None = None
     best_weights: dict[str, Tensor] | None = None
     selection: Selection = field(default_factory=Selection)
+    frozen: Mapping[str, Tensor] = field(default_factory=dict)
+    frozen_share: float = 0.0
     step: int = 0
 
-    @property
-    def result(self) -> ImageEncoder:
-        """What would be kept now: the average where there is one, else the trained encoder."""
-        return self.average.module if self.average is not None else self.encoder
+    def build_result(self) -> ImageEncoder:
+        """Build what would be kept now: the trained encoder or its average, blended with the frozen start."""
+        trained = self.average.module if self.average is not None else self.encoder
+        return blend(trained, self.frozen, self.frozen_share) if self.frozen_share > 0 else trained
 
     def save(self, run: Path) -> None:
         """Write the state into the run's folder and drop older ones."""
