@@ -55,10 +55,8 @@ def irt_r() -> Config:
 def irt_l_small() -> Config:
     """IRT_L's objective with careful settings for small collections on a CPU.
 
-    Source: the objective of ``irt_l``; the settings are ours, chosen on held-out training classes
-    (docs/experiments.md). Four images a class and layer-wise learning rates keep the frozen space from collapsing in
-    the first steps; the memory fills from the start and counts from step 40, when few of its negatives still lie
-    above the margin.
+    Source: the objective of ``irt_l``; the settings are those of ``small``. The memory fills from the start and counts
+    from step 40, on the assumption (not measured) that few of its negatives then still lie above the margin.
     Command: ``vitrieve train irt_l_small --data grocery:DIR --out runs/irt_l_small``.
     Time: about four minutes on two CPU cores with bf16 instructions.
     Result: docs/experiments.md.
@@ -84,7 +82,7 @@ def small() -> Config:
 
     Source: Wang et al., arXiv:1904.06627 (loss); Clark et al., arXiv:2003.10555 (layer-wise decay of the learning
     rate); Wortsman et al., arXiv:2109.01903 (a quarter of the frozen weights in the result). The settings are ours,
-    chosen on held-out training classes of easy and hard collections (docs/experiments.md).
+    compared on held-out training classes of Grocery and emoji, one seed each (docs/experiments.md).
     Command: ``vitrieve train small --data folder:DIR --out runs/mine``.
     Time: about four minutes on two CPU cores with bf16 instructions.
     Result: docs/experiments.md.
