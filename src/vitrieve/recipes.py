@@ -92,7 +92,9 @@ def small() -> Config:
         model=ModelConfig(backbone="dinov2-vits14", image_size=112, drop_path_rate=0.1),
         objective=ObjectiveConfig(multi_similarity_weight=1.0, multi_similarity_beta=10.0, multi_similarity_base=0.3),
         optimizer=OptimizerConfig(learning_rate=2e-4, layer_decay=0.8, num_warmup_steps=10, schedule="cosine"),
-        train=TrainConfig(num_steps=120, frozen_share=0.25, holdout=True, evaluate_every=40, checkpoint_every=40),
+        train=TrainConfig(
+            num_steps=120, microbatch_size=64, frozen_share=0.25, holdout=True, evaluate_every=40, checkpoint_every=40
+        ),
     )
 
 

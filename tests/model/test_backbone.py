@@ -15,6 +15,7 @@ from vitrieve.model.backbone import (
     describe_tokens,
     freeze_lower_blocks,
     load_backbone_states,
+    use_explicit_attention,
 )
 
 
@@ -197,3 +198,21 @@ def test_freeze_lower_blocks_zero_freezes_nothing() -> None:
 def test_freeze_lower_blocks_refuses_what_is_not_there(name: str, num_blocks: int) -> None:
     with pytest.raises(ConfigError, match="num_frozen_blocks"):
         freeze_lower_blocks(build(name, 32), num_blocks)
+
+
+def test_use_explicit_attention_changes_rounding_only() -> None:
+    torch.manual_seed(0)
+    backbone = build_backbone("vit_tiny_patch16_224", image_size=32, is_pretrained=False).eval()
+    pixels = torch.randn(2, 3, 32, 32)
+    fused = backbone(pixels)
+    fused.sum().backward()
+    fused_gradients = [parameter.grad.clone() for parameter in backbone.parameters() if parameter.grad is not None]
+    backbone.zero_grad()
+    use_explicit_attention(backbone)
+    explicit = backbone(pixels)
+    explicit.sum().backward()
+    gradients = [parameter.grad for parameter in backbone.parameters() if parameter.grad is not None]
+    assert not any(getattr(module, "fused_attn", False) for module in backbone.modules())
+    torch.testing.assert_close(explicit, fused, rtol=1e-4, atol=1e-5)
+    for gradient, fused_gradient in zip(gradients, fused_gradients, strict=True):
+        torch.testing.assert_close(gradient, fused_gradient, rtol=1e-3, atol=1e-4)

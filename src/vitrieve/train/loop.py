@@ -23,6 +23,7 @@ from vitrieve.config import Config
 from vitrieve.data.loader import Batch, TrainingLoader
 from vitrieve.data.records import ImageRecord
 from vitrieve.errors import NonFiniteLossError
+from vitrieve.model.backbone import use_explicit_attention
 from vitrieve.model.encoder import ImageEncoder, build_encoder
 from vitrieve.objective.objective import Objective, similarity_statistics
 from vitrieve.runtime.precision import resolve_precision
@@ -78,6 +79,7 @@ def train(
     loader = _build_loader(config, encoder, records)
 
     # State
+    use_explicit_attention(encoder.backbone)
     state = build_state(config, encoder, num_classes=loader.num_classes, num_images=len(records))
     state.load(run)
     num_steps = config.train.num_steps
