@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from tests.data import benchmark_trees as trees
 from vitrieve.cli.main import main
+from vitrieve.data.descriptions import DESCRIPTIONS
 
 
 @pytest.fixture
@@ -80,3 +82,57 @@ def test_data_check_accepts_one_class(tmp_path: Path, capsys: pytest.CaptureFixt
     Image.new("RGB", (8, 8)).save(tmp_path / "only" / "1.png")
     assert main(["data", "check", str(tmp_path)]) == 0
     assert "classes with one image: 1" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "num_images"),
+    [("cub200", 32), ("sop", 30), ("inshop", 32), ("sfm120k", 36), ("roxford5k", 43), ("revisitop1m", 5)],
+)
+def test_data_check_works_on_every_benchmark(
+    name: str, num_images: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if name == "roxford5k":
+        trees.write_revisited(tmp_path, name)
+    else:
+        getattr(trees, f"write_{name}")(tmp_path)
+    assert main(["data", "check", f"{name}:{tmp_path}"]) == 0
+    printed = capsys.readouterr().out
+    assert f": {num_images} images" in printed
+    assert "counts differ from the published ones" in printed
+
+
+def test_data_check_reports_a_missing_image_of_a_benchmark(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trees.write_sop(tmp_path)
+    (tmp_path / "chair_final" / "11102_0.JPG").unlink()
+    assert main(["data", "check", f"sop:{tmp_path}", "--json"]) == 1
+    report = json.loads(capsys.readouterr().out)
+    assert [one["image_id"] for one in report["unreadable"]] == ["chair_final/11102_0.JPG"]
+    assert any("1 of 30 listed images are missing" in note for note in report["notes"])
+
+
+def test_data_check_refuses_a_malicious_pickle(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trees.write_revisited(tmp_path, "rparis6k")
+    (tmp_path / "gnd_rparis6k.pkl").write_bytes(b"cos\nsystem\n(Vtouch created\ntR.")
+    assert main(["data", "check", f"rparis6k:{tmp_path}"]) == 2
+    assert "gnd_rparis6k.pkl is refused: it asks for os.system" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", DESCRIPTIONS)
+def test_data_describe_tells_origin_layout_licence_and_counts(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", "describe", name]) == 0
+    text = capsys.readouterr().out
+    assert main(["data", "describe", name, "--json"]) == 0
+    values = json.loads(capsys.readouterr().out)
+    assert values["name"] == name
+    for key in ("title", "origin", "license", "size", "spelling"):
+        assert values[key]
+        assert values[key] in text
+    assert all(line in text for line in values["layout"])
+    assert all(f"{number:,} {what}" in text for what, number in values["counts"].items())
+
+
+def test_data_describe_lists_the_valid_names(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", "describe", "oxford5k"]) == 2
+    said = capsys.readouterr().err
+    assert "Did you mean 'roxford5k'" in said
+    assert all(name in said for name in DESCRIPTIONS)

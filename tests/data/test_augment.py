@@ -19,7 +19,10 @@ def gradient_picture(width: int = 60, height: int = 40) -> Image.Image:
 
 
 @given(
-    st.integers(1, 90), st.integers(1, 90), st.integers(0, 10), st.sampled_from(["random_crop", "random_resized_crop"])
+    st.integers(1, 90),
+    st.integers(1, 90),
+    st.integers(0, 10),
+    st.sampled_from(["random_crop", "random_resized_crop", "square"]),
 )
 def test_augment_gives_a_square_of_any_picture(width: int, height: int, seed: int, name: str) -> None:
     config = LoaderConfig(augmentation=name)  # type: ignore[arg-type]
@@ -27,6 +30,13 @@ def test_augment_gives_a_square_of_any_picture(width: int, height: int, seed: in
     assert view.shape == (16, 16, 3)
     assert view.dtype == np.uint8
     assert (view == (9, 8, 7)).all()
+
+
+def test_square_is_the_whole_picture_squeezed_never_flipped() -> None:
+    image = gradient_picture()
+    views = [augment(image, LoaderConfig(augmentation="square"), 28, np.random.default_rng(seed)) for seed in range(8)]
+    expected = np.asarray(image.resize((28, 28), Image.Resampling.BICUBIC))
+    assert all(np.array_equal(view, expected) for view in views)
 
 
 def test_random_crop_shows_a_fixed_share_of_the_squeezed_picture() -> None:

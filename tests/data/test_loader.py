@@ -10,9 +10,10 @@ from PIL import Image
 from vitrieve.config import LoaderConfig
 from vitrieve.data.augment import augment
 from vitrieve.data.loader import TrainingLoader
-from vitrieve.data.preprocess import build_preprocessing
+from vitrieve.data.preprocess import build_preprocessing, preprocess
 from vitrieve.data.readable import find_readable
 from vitrieve.data.records import ImageRecord
+from vitrieve.data.sampler import EpochTuples
 from vitrieve.errors import DataError, DecodeError
 
 LABELS = (40, 7, 7, 19, 40, 19)
@@ -103,3 +104,23 @@ def test_find_readable_leaves_bad_images_out_up_to_a_share(records: list[ImageRe
     assert [image_id for image_id, _ in readable.failures] == ["3.png"]
     with pytest.raises(DataError, match=r"1 of 6 training images are unreadable.*3\.png"):
         find_readable(records, max_bad_fraction=0.1)
+
+
+def test_batches_of_tuples_hold_their_images_and_the_places_of_their_anchors(records: list[ImageRecord]) -> None:
+    tuples = EpochTuples(epoch=0, rows=np.array([[1, 2, 0, 3], [5, 3, 4, -1]]), tuples_per_batch=2)
+    (batch,) = build_loader(records).batches(0, 1, tuples)
+    assert batch.rows.tolist() == [1, 2, 0, 3, 5, 3, 4]
+    assert batch.anchors is not None
+    assert batch.anchors.tolist() == [0, 0, 0, 0, 4, 4, 4]
+    assert batch.labels.tolist() == [0, 0, 2, 1, 1, 1, 2]
+    assert next(build_loader(records).batches(0, 1)).anchors is None
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 4, 9])
+def test_plain_batches_show_what_a_measurement_sees(records: list[ImageRecord], batch_size: int) -> None:
+    loader = build_loader(records)
+    found = torch.cat(list(loader.plain_batches([4, 0, 4, 1, 2], batch_size)))
+    for row, pixels in zip([4, 0, 4, 1, 2], found, strict=True):
+        with Image.open(records[row].path) as image:
+            assert np.array_equal(pixels.numpy(), preprocess(image.convert("RGB"), build_preprocessing(16)))
+    assert list(loader.plain_batches([], batch_size)) == []

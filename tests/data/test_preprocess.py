@@ -53,6 +53,14 @@ def test_resized_size_equals_torchvision_for_every_shape() -> None:
             assert list(preprocess_module._resized_size((width, height), resize_size)) == expected[::-1]
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+def test_square_framing_squeezes_the_whole_picture(shape: tuple[int, int]) -> None:
+    image, preprocessing = draw_noise(*shape), build_preprocessing(56, framing="square")
+    assert preprocessing.resize_size == 56
+    expected = np.asarray(image.resize((56, 56), Image.Resampling.BICUBIC))
+    assert np.array_equal(np.asarray(resize_and_crop(image, preprocessing)), expected)
+
+
 def test_preprocess_equals_torchvision_bit_for_bit() -> None:
     transforms = pytest.importorskip("torchvision.transforms")
     preprocessing = build_preprocessing(112)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vitrieve.config import Sampling
-from vitrieve.data.sampler import Sampler
+from vitrieve.data.sampler import EpochTuples, Sampler
 from vitrieve.errors import ConfigError
 
 LABELS = [0] * 5 + [1] * 3 + [2] * 1 + [3] * 8 + [4] * 4
@@ -77,3 +77,23 @@ def test_sampler_refuses_sizes_that_cannot_be() -> None:
         build_sampler("random", batch_size=0)
     with pytest.raises(ConfigError, match="more than the batch_size"):
         build_sampler("m_per_class", batch_size=2, images_per_class=3)
+
+
+def test_epoch_tuples_lay_tuples_of_different_sizes_one_after_the_other() -> None:
+    rows = np.array([[4, 5, 1], [7, 8, -1], [9, 3, 2], [6, 5, 0], [1, 2, 3]])
+    tuples = EpochTuples(epoch=3, rows=rows, tuples_per_batch=2)
+    assert (tuples.start_step, tuples.end_step) == (6, 8)
+    batch, anchors = tuples.batch_rows(6)
+    assert batch.tolist() == [4, 5, 1, 7, 8]
+    assert anchors.tolist() == [0, 0, 0, 3, 3]
+    batch, anchors = tuples.batch_rows(7)  # the fifth tuple would make a batch of one and is left out
+    assert batch.tolist() == [9, 3, 2, 6, 5, 0]
+    assert anchors.tolist() == [0, 0, 0, 3, 3, 3]
+    with pytest.raises(AssertionError, match="step 8 lies outside epoch 3"):
+        tuples.batch_rows(8)
+
+
+def test_epoch_tuples_fewer_than_a_batch_make_one_step() -> None:
+    tuples = EpochTuples(epoch=2, rows=np.array([[0, 1, 2]]), tuples_per_batch=5)
+    assert (tuples.start_step, tuples.end_step) == (2, 3)
+    assert tuples.batch_rows(2)[0].tolist() == [0, 1, 2]

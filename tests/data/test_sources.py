@@ -4,8 +4,20 @@ from pathlib import Path
 
 import pytest
 
-from vitrieve.data.sources import list_protocols, read_collection, read_source
+from tests.data import benchmark_trees as trees
+from vitrieve.data.descriptions import DESCRIPTIONS
+from vitrieve.data.sources import _SOURCES, find_source_folder, list_protocols, read_collection, read_source
 from vitrieve.errors import DataError
+
+WRITERS = {
+    "cub200": trees.write_cub200,
+    "sop": trees.write_sop,
+    "inshop": trees.write_inshop,
+    "sfm120k": trees.write_sfm120k,
+    "roxford5k": lambda folder: trees.write_revisited(folder, "roxford5k"),
+    "rparis6k": lambda folder: trees.write_revisited(folder, "rparis6k"),
+    "revisitop1m": trees.write_revisitop1m,
+}
 
 
 @pytest.fixture
@@ -15,6 +27,7 @@ def classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (tmp_path / name).parent.mkdir(parents=True)
         (tmp_path / name).write_bytes(b"")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("VITRIEVE_DATA", raising=False)
     return tmp_path / "classes"
 
 
@@ -54,11 +67,14 @@ def test_read_collection_takes_a_source_with_its_labels(classes: Path) -> None:
     [
         ("grocry:classes", "unknown source 'grocry'. Did you mean 'grocery'"),
         ("emojy", "Did you mean 'emoji'"),
-        ("absent", "Write grocery:DIR, emoji, folder:DIR, manifest:FILE, or an existing folder"),
+        ("absent", "Write grocery:DIR, emoji, cub200:DIR, sop:DIR,"),
+        ("absent", "folder:DIR, manifest:FILE, or an existing folder"),
         ("no/such/folder", "no/such/folder is not a folder that exists"),
         ("classes/a/1.png", "is not a folder"),
         ("", "unknown source ''"),
         ("grocery", "write grocery:DIR"),
+        ("sop", "none of the folders sop, Stanford_Online_Products is in ../shared/datasets; write sop:DIR"),
+        ("rparis6k:", "`vitrieve data describe rparis6k`"),
         ("folder:", "write folder:DIR"),
         ("manifest", "write manifest:FILE"),
         ("emoji:here", "takes no path"),
@@ -97,3 +113,34 @@ def test_read_collection_reads_the_named_protocol(grocery_folder: Path) -> None:
 def test_read_collection_refuses_an_unknown_protocol(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="unknown protocol"):
         read_collection(str(tmp_path), protocol="zero_shot")
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_read_source_reads_every_benchmark(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    WRITERS[name](tmp_path / "data" / name)
+    given = read_source(f"{name}:data/{name}")
+    assert given.name == name
+    assert given.protocol == list_protocols(name)[0]
+    monkeypatch.setenv("VITRIEVE_DATA", str(tmp_path / "data"))
+    assert [record.image_id for record in read_source(name).records] == [record.image_id for record in given.records]
+    assert find_source_folder(name) == tmp_path / "data" / name
+
+
+def test_read_source_finds_a_benchmark_by_its_own_folder_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trees.write_sop(tmp_path / "Stanford_Online_Products")
+    monkeypatch.setenv("VITRIEVE_DATA", str(tmp_path))
+    assert read_source("sop").name == "sop"
+
+
+def test_read_source_finds_a_benchmark_beside_the_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trees.write_sop(tmp_path / "shared" / "datasets" / "sop")
+    (tmp_path / "checkout").mkdir()
+    monkeypatch.chdir(tmp_path / "checkout")
+    monkeypatch.setenv("VITRIEVE_DATA", str(tmp_path / "absent"))
+    assert read_source("sop").name == "sop"
+
+
+def test_every_source_is_described_with_its_protocols() -> None:
+    assert set(DESCRIPTIONS) == set(_SOURCES)
+    assert all(DESCRIPTIONS[name].protocols == source.protocols for name, source in _SOURCES.items())

@@ -1,8 +1,11 @@
-"""``vitrieve data check``: what is in a data set, and what is wrong with it. Next file: ``weights.py``."""
+"""``vitrieve data check`` and ``data describe``: what is in a data set and wrong with it, and where to get one.
+
+Next file: ``weights.py``.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Annotated
 
 import tyro
@@ -19,13 +22,23 @@ class Arguments:
     """
 
     source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
-    """grocery:DIR, emoji, folder:DIR (a folder per class), manifest:FILE (CSV or Parquet), or a folder."""
+    """NAME:DIR or NAME of `vitrieve data describe`, folder:DIR (a folder per class), manifest:FILE, or a folder."""
     protocol: str | None = None
     """Which of the source's protocols the roles follow; by default its first."""
     num_threads: int | None = None
     """Decoding threads; by default one for each core, up to four."""
     json: Switch = False
     """Print one JSON object, with every class, unreadable file and duplicate."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DescribeArguments:
+    """Tell where to get a data set, its layout, licence, expected counts and size."""
+
+    name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")]
+    """grocery, emoji, cub200, sop, inshop, sfm120k, roxford5k, rparis6k, revisitop1m, folder or manifest."""
+    json: Switch = False
+    """Print one JSON object."""
 
 
 def run(arguments: Arguments) -> int:
@@ -40,3 +53,19 @@ def run(arguments: Arguments) -> int:
     else:
         print(format_report(report))
     return 0 if report.is_fine else 1
+
+
+def run_describe(arguments: DescribeArguments) -> int:
+    """Print the description of a data set."""
+    from vitrieve.data.descriptions import find_description, format_description
+    from vitrieve.data.sources import find_source_folder, spell_source
+
+    name = arguments.name
+    description = find_description(name)
+    folder = find_source_folder(name)
+    found = None if folder is None else str(folder)
+    if arguments.json:
+        print_json({"name": name, **asdict(description), "spelling": spell_source(name), "found": found})
+    else:
+        print(format_description(name, description, spelling=spell_source(name), found=found))
+    return 0

@@ -1,4 +1,4 @@
-"""Training views of a picture: the paper's random crop, and the random resized crop. Next file: ``sampler.py``."""
+"""Training views of a picture: the paper's two, and the random resized crop. Next file: ``sampler.py``."""
 
 from __future__ import annotations
 
@@ -26,6 +26,8 @@ def augment(image: Image.Image, config: LoaderConfig, image_size: int, generator
     Returns:
         ``(S, S, 3)`` uint8.
     """
+    if config.augmentation == "square":
+        return np.asarray(image.resize((image_size, image_size), Image.Resampling.BICUBIC))
     if config.augmentation == "random_crop":
         view = _random_crop(image, image_size, generator)
     else:

@@ -18,6 +18,7 @@ from vitrieve.data.records import Dataset, ImageRecord, Split
 from vitrieve.errors import DataError, unknown_name_message
 
 PROTOCOLS = ("zero_shot", "phone_to_catalogue")
+FOLDER_NAMES = ("grocery-store", "grocery")
 LICENSE = "MIT (Klasson, Zhang and Kjellström, Grocery Store Dataset)"
 NUM_PHOTOGRAPHS = 5_421
 NUM_CLASSES = 81

@@ -7,6 +7,7 @@ changes nothing. Next folder: ``model``.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
@@ -19,9 +20,9 @@ from torch import Tensor
 from vitrieve.config import LoaderConfig
 from vitrieve.data.augment import augment
 from vitrieve.data.decode import read_image
-from vitrieve.data.preprocess import Preprocessing, to_pixels
+from vitrieve.data.preprocess import Preprocessing, preprocess, to_pixels
 from vitrieve.data.records import ImageRecord
-from vitrieve.data.sampler import Sampler
+from vitrieve.data.sampler import EpochTuples, Sampler
 
 _VIEWS = 3
 """Keeps the generators of augmentation apart from the sampler's."""
@@ -39,11 +40,13 @@ class Batch(NamedTuple):
         pixels: ``(B, 3, S, S)`` float32, normalised per channel.
         labels: ``(B,)`` int64 in ``[0, num_classes)``: positions among the sorted training labels.
         rows: ``(B,)`` int64, positions among the training records.
+        anchors: ``(B,)`` int64, the place in the batch of each image's anchor; None without tuples.
     """
 
     pixels: Tensor
     labels: Tensor
     rows: Tensor
+    anchors: Tensor | None = None
 
 
 class TrainingLoader:
@@ -88,8 +91,13 @@ class TrainingLoader:
         """Number of different labels."""
         return int(self._labels.max()) + 1
 
-    def batches(self, start_step: int, end_step: int) -> Iterator[Batch]:
+    def batches(self, start_step: int, end_step: int, tuples: EpochTuples | None = None) -> Iterator[Batch]:
         """Yield the batches of the steps from ``start_step`` up to ``end_step``, one prepared ahead.
+
+        Args:
+            start_step: Number of finished steps.
+            end_step: Number of finished steps after the last batch.
+            tuples: Of an epoch that holds all these steps; None: the sampler chooses.
 
         Raises:
             DecodeError: An image cannot be read.
@@ -98,18 +106,37 @@ class TrainingLoader:
             pending: Future[Batch] | None = None
             try:
                 for step in range(start_step, end_step):
-                    batch = (pending or ahead.submit(self._make_batch, step, pool)).result()
-                    pending = ahead.submit(self._make_batch, step + 1, pool) if step + 1 < end_step else None
+                    batch = (pending or ahead.submit(self._make_batch, step, pool, tuples)).result()
+                    pending = ahead.submit(self._make_batch, step + 1, pool, tuples) if step + 1 < end_step else None
                     yield batch
             finally:
                 if pending is not None:
                     pending.cancel()
 
-    def _make_batch(self, step: int, pool: ThreadPoolExecutor) -> Batch:
-        rows = self._sampler.batch_rows(step)
+    def plain_batches(self, rows: Sequence[int], batch_size: int) -> Iterator[Tensor]:
+        """Yield images as a measurement sees them, ``(B, 3, S, S)`` in the order of ``rows``, one batch ahead.
+
+        Raises:
+            DecodeError: An image cannot be read.
+        """
+        with ThreadPoolExecutor(max_workers=2) as pool:
+            waiting: deque[list[Future[np.ndarray]]] = deque()
+            for start in range(0, len(rows), batch_size):
+                waiting.append([pool.submit(self._make_plain, row) for row in rows[start : start + batch_size]])
+                if len(waiting) > 1:
+                    yield _stack(waiting.popleft())
+            while waiting:
+                yield _stack(waiting.popleft())
+
+    def _make_batch(self, step: int, pool: ThreadPoolExecutor, tuples: EpochTuples | None) -> Batch:
+        rows, anchors = (self._sampler.batch_rows(step), None) if tuples is None else tuples.batch_rows(step)
         views = list(pool.map(self._make_view, rows.tolist(), [step] * len(rows), range(len(rows))))
         picked = torch.from_numpy(rows)
-        return Batch(torch.from_numpy(np.stack(views)), self._labels[picked], picked)
+        places = None if anchors is None else torch.from_numpy(anchors)
+        return Batch(torch.from_numpy(np.stack(views)), self._labels[picked], picked, places)
+
+    def _make_plain(self, row: int) -> np.ndarray:
+        return preprocess(self._read(row), self._preprocessing)
 
     def _make_view(self, row: int, step: int, place: int) -> np.ndarray:
         """Make a ``(3, S, S)`` float32 view.
@@ -129,6 +156,10 @@ class TrainingLoader:
                 self._decoded[row] = image
                 self._free_bytes -= num_bytes
         return image
+
+
+def _stack(views: Sequence[Future[np.ndarray]]) -> Tensor:
+    return torch.from_numpy(np.stack([view.result() for view in views]))
 
 
 def _shrink(image: Image.Image, side_max: int) -> Image.Image:

@@ -1,7 +1,8 @@
 """Test-time preprocessing, with Pillow and NumPy only: one definition for torch and torch-free use.
 
-An RGB picture becomes a ``(3, S, S)`` float32 array: the short side resized with Pillow's filter, a centre
-crop, the mean and standard deviation of the backbone. Next file: ``augment.py`` (training views).
+An RGB picture becomes a ``(3, S, S)`` float32 array: the short side resized with Pillow's filter and a centre
+crop, or the whole picture squeezed into the square; then the mean and standard deviation of the backbone.
+Next file: ``augment.py`` (training views).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
+from vitrieve.config import Framing
 from vitrieve.errors import ConfigError
 
 RESIZE_RATIO = 256 / 224
@@ -35,6 +37,8 @@ class Preprocessing:
         interpolation: Pillow's filter, which looks at all pixels under an output pixel (antialiased).
         mean: Subtracted from each channel, after scaling to [0, 1].
         std: What each channel is then divided by.
+        framing: ``crop``: the short side is resized, the centre square cut out. ``square``: the whole picture is
+            squeezed into the square, its proportions are lost; ``resize_size`` is then ``image_size``.
 
     Raises:
         ConfigError: A size below 1, or ``resize_size`` below ``image_size``.
@@ -45,6 +49,7 @@ class Preprocessing:
     interpolation: Interpolation = "bicubic"
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
+    framing: Framing = "crop"
 
     def __post_init__(self) -> None:
         if not 1 <= self.image_size <= self.resize_size:
@@ -60,15 +65,21 @@ def build_preprocessing(
     interpolation: Interpolation = "bicubic",
     mean: tuple[float, ...] = IMAGENET_MEAN,
     std: tuple[float, ...] = IMAGENET_STD,
+    framing: Framing = "crop",
 ) -> Preprocessing:
-    """Build the field's usual test transform for a square input of ``image_size`` pixels.
+    """Build the field's usual test transform for a square input of ``image_size`` pixels, or the squeezing one.
 
     >>> build_preprocessing(112).resize_size
     128
     """
-    resize_size = int(image_size * RESIZE_RATIO)
+    resize_size = int(image_size * RESIZE_RATIO) if framing == "crop" else image_size
     return Preprocessing(
-        image_size=image_size, resize_size=resize_size, interpolation=interpolation, mean=mean, std=std
+        image_size=image_size,
+        resize_size=resize_size,
+        interpolation=interpolation,
+        mean=mean,
+        std=std,
+        framing=framing,
     )
 
 
@@ -93,7 +104,7 @@ def to_pixels(square: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
 
 
 def resize_and_crop(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
-    """Resize the short side, then cut the centre square; the picture that the encoder sees.
+    """Resize the short side, then cut the centre square (or squeeze); the picture that the encoder sees.
 
     Equal, pixel for pixel, to torchvision's ``Resize(resize_size)`` and ``CenterCrop(image_size)`` on a Pillow
     picture, roundings included. Only a picture so long that its resized form would exceed ``MAX_RESIZED_PIXELS``
@@ -107,8 +118,10 @@ def resize_and_crop(image: Image.Image, preprocessing: Preprocessing) -> Image.I
     Returns:
         An RGB picture of ``image_size`` squared.
     """
-    width, height = _resized_size(image.size, preprocessing.resize_size)
     side = preprocessing.image_size
+    if preprocessing.framing == "square":
+        return image.resize((side, side), _FILTERS[preprocessing.interpolation])
+    width, height = _resized_size(image.size, preprocessing.resize_size)
     left, top = round((width - side) / 2), round((height - side) / 2)
     resampling = _FILTERS[preprocessing.interpolation]
     if width * height > MAX_RESIZED_PIXELS:

@@ -46,6 +46,21 @@ class ImageRecord:
     metadata: Mapping[str, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GroundTruth:
+    """What one query of the revisited benchmarks should find; images in none of the three lists are wrong.
+
+    Attributes:
+        easy: ``image_id`` of the gallery images that show the query's object clearly.
+        hard: ... that show it under difficult conditions.
+        junk: ... that show too little of it to count either way.
+    """
+
+    easy: tuple[str, ...] = ()
+    hard: tuple[str, ...] = ()
+    junk: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
     """Records of a source under one protocol.
@@ -60,6 +75,12 @@ class Dataset:
             wrong for it (left out of its ranking). None: no junk.
         notes: What a user must be told about the data, for example how it was split.
         license: Licence and attribution of the images, empty when unknown.
+        positive_pairs: ``(image_id of the query, image_id of its positive)``, where a benchmark lists which
+            images match, in its order; training and validation pairs together, told apart by the records'
+            splits. Empty where the labels alone say it.
+        ground_truth: For each query's ``image_id`` its easy, hard and junk images, where a benchmark lists them
+            query by query (revisited Oxford and Paris); the labels then say nothing about relevance. None
+            where the labels decide.
     """
 
     name: str
@@ -70,6 +91,8 @@ class Dataset:
     junk_key: str | None = None
     notes: tuple[str, ...] = ()
     license: str = ""
+    positive_pairs: tuple[tuple[str, str], ...] = ()
+    ground_truth: Mapping[str, GroundTruth] | None = None
 
     def split(self, *splits: Split) -> tuple[ImageRecord, ...]:
         """Select the records of the given splits, in order."""

@@ -7,11 +7,56 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from vitrieve.config import Sampling
 from vitrieve.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochTuples:
+    """The tuples of an epoch, as ``train/tuples.py`` mines them, and their order in its steps.
+
+    Attributes:
+        epoch: Number of finished epochs.
+        rows: ``(T, 2 + num_negatives)`` int64 rows of the training set: anchor, positive, negatives; −1 in the last
+            places of an anchor for which there are fewer negatives. T is the same in every epoch.
+        tuples_per_batch: Tuples in a step. A last batch that would hold fewer is left out, unless it is the only one.
+    """
+
+    epoch: int
+    rows: np.ndarray
+    tuples_per_batch: int
+
+    @property
+    def start_step(self) -> int:
+        """Number of steps before the epoch."""
+        return self.epoch * count_tuple_steps(len(self.rows), self.tuples_per_batch)
+
+    @property
+    def end_step(self) -> int:
+        """Number of steps at its end."""
+        return (self.epoch + 1) * count_tuple_steps(len(self.rows), self.tuples_per_batch)
+
+    def batch_rows(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the ``(B,)`` int64 rows of a step and, for each, the place of its anchor in the batch."""
+        assert self.start_step <= step < self.end_step, f"step {step} lies outside epoch {self.epoch}"
+        start = (step - self.start_step) * self.tuples_per_batch
+        tuples = self.rows[start : start + self.tuples_per_batch]
+        is_there = tuples >= 0
+        sizes = is_there.sum(axis=1)
+        return tuples[is_there], np.repeat(np.cumsum(sizes) - sizes, sizes)
+
+
+def count_tuple_steps(num_tuples: int, tuples_per_batch: int) -> int:
+    """Count the steps of an epoch, at least one.
+
+    >>> count_tuple_steps(2_000, 5), count_tuple_steps(14, 5), count_tuple_steps(3, 5)
+    (400, 2, 1)
+    """
+    return max(1, num_tuples // tuples_per_batch)
 
 
 class Sampler:

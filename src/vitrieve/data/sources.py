@@ -1,6 +1,8 @@
 """The one spelling of every image source, ``NAME:PATH``, and the reader behind each name.
 
-``grocery:DIR``, ``emoji``, ``folder:DIR``, ``manifest:FILE``; an existing folder alone means ``folder:DIR``.
+``grocery:DIR``, ``emoji``, ``cub200:DIR``, …, ``folder:DIR``, ``manifest:FILE``; an existing folder alone means
+``folder:DIR``. A published data set may be named without its folder: it is then looked for in ``VITRIEVE_DATA`` and
+beside the checkout.
 Next file: ``grocery.py``.
 """
 
@@ -9,9 +11,11 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from vitrieve.data import emoji, folder, grocery, manifest
+from vitrieve.data import cub200, emoji, folder, grocery, inshop, manifest, revisited, sfm120k, sop
+from vitrieve.data.layout import DATA_VARIABLE, data_parents, find_data_folder
 from vitrieve.data.records import Dataset
 from vitrieve.errors import DataError, unknown_name_message
 
@@ -24,18 +28,21 @@ class _Source:
         path_kind: What stands after the colon (``DIR`` or ``FILE``); None when nothing does.
         protocols: Names of its protocols, the default first.
         read: Reads the path (empty when there is none) under a protocol.
+        folder_names: Names that the data set's folder may have, where it is looked for without being given.
     """
 
     path_kind: str | None
     protocols: tuple[str, ...]
     read: Callable[[str, str], Dataset]
+    folder_names: tuple[str, ...] = ()
 
 
 def read_source(source: str, *, protocol: str | None = None) -> Dataset:
     """Read a data set with labels, splits and roles.
 
     Args:
-        source: ``NAME:PATH``, or an existing folder with one subfolder for each class. A name wins over a folder
+        source: ``NAME:PATH``; ``NAME`` for a published data set whose folder is in ``VITRIEVE_DATA`` or
+            ``../shared/datasets``; or an existing folder with one subfolder for each class. A name wins over a folder
             of that name; write ``./emoji`` for the folder.
         protocol: One of ``list_protocols(source)``; None for the first.
 
@@ -46,7 +53,7 @@ def read_source(source: str, *, protocol: str | None = None) -> Dataset:
     chosen = _SOURCES[name]
     if protocol is not None and protocol not in chosen.protocols:
         raise DataError(unknown_name_message(f"protocol of {name}", protocol, chosen.protocols))
-    return chosen.read(path, protocol or chosen.protocols[0])
+    return chosen.read(path or _find_path(name), protocol or chosen.protocols[0])
 
 
 def read_collection(source: str, *, protocol: str | None = None) -> Dataset:
@@ -78,12 +85,31 @@ def list_protocols(source: str) -> tuple[str, ...]:
     return _SOURCES[_split_source(source)[0]].protocols
 
 
+def spell_source(name: str) -> str:
+    """Spell how a source is named, for example ``sop:DIR``.
+
+    Args:
+        name: One of the sources' names.
+    """
+    kind = _SOURCES[name].path_kind
+    return f"{name}:{kind}" if kind else name
+
+
+def find_source_folder(name: str) -> Path | None:
+    """Find the folder of a published data set where none is given; None when it is not here, or no such source.
+
+    Args:
+        name: One of the sources' names.
+    """
+    return find_data_folder(_SOURCES[name].folder_names)
+
+
 def _split_source(source: str) -> tuple[str, str]:
     """Split ``NAME:PATH``; a bare folder is ``folder`` with the whole source as its path."""
     name, colon, path = source.partition(":")
     if name in _SOURCES:
         kind = _SOURCES[name].path_kind
-        if kind and not path:
+        if kind and not path and not _SOURCES[name].folder_names:
             raise DataError(f"{source!r} lacks a path; write {name}:{kind}.")
         if colon and not kind:
             raise DataError(f"{source!r}: {name} takes no path; write {name}.")
@@ -96,8 +122,24 @@ def _split_source(source: str) -> tuple[str, str]:
     raise DataError(f"{unknown_name_message('source', name, _SOURCES)} Write {_spellings()}, or an existing folder.")
 
 
+def _find_path(name: str) -> str:
+    """Find the path of a source that was named alone; empty for one that takes none."""
+    names = _SOURCES[name].folder_names
+    if not names:
+        return ""
+    found = find_data_folder(names)
+    if found is None:
+        looked = " and ".join(str(parent) for parent in data_parents())
+        raise DataError(
+            f"{name} is named without a folder, and none of the folders {', '.join(names)} is in {looked}; write "
+            f"{spell_source(name)}, or name the folder that holds it with {DATA_VARIABLE}. "
+            f"`vitrieve data describe {name}` tells where to get it."
+        )
+    return str(found)
+
+
 def _spellings() -> str:
-    return ", ".join(f"{name}:{chosen.path_kind}" if chosen.path_kind else name for name, chosen in _SOURCES.items())
+    return ", ".join(map(spell_source, _SOURCES))
 
 
 def _path(text: str) -> Path:
@@ -105,13 +147,30 @@ def _path(text: str) -> Path:
     return Path(os.path.expanduser(text))
 
 
+def _read_folder_with(read: Callable[[Path, str], Dataset], path: str, protocol: str) -> Dataset:
+    return read(_path(path), protocol)
+
+
+def _published(
+    read: Callable[[Path, str], Dataset], protocols: tuple[str, ...], folder_names: tuple[str, ...]
+) -> _Source:
+    return _Source(
+        path_kind="DIR", protocols=protocols, read=partial(_read_folder_with, read), folder_names=folder_names
+    )
+
+
 _SOURCES = {
-    "grocery": _Source(
-        path_kind="DIR",
-        protocols=grocery.PROTOCOLS,
-        read=lambda path, protocol: grocery.read_grocery(_path(path), protocol),
-    ),
+    "grocery": _published(grocery.read_grocery, grocery.PROTOCOLS, grocery.FOLDER_NAMES),
     "emoji": _Source(path_kind=None, protocols=emoji.PROTOCOLS, read=lambda _, protocol: emoji.read_emoji(protocol)),
+    "cub200": _published(cub200.read_cub200, cub200.PROTOCOLS, cub200.FOLDER_NAMES),
+    "sop": _published(sop.read_sop, sop.PROTOCOLS, sop.FOLDER_NAMES),
+    "inshop": _published(inshop.read_inshop, inshop.PROTOCOLS, inshop.FOLDER_NAMES),
+    "sfm120k": _published(sfm120k.read_sfm120k, sfm120k.PROTOCOLS, sfm120k.FOLDER_NAMES),
+    **{
+        name: _published(partial(revisited.read_revisited, name), revisited.PROTOCOLS, (name,))
+        for name in ("roxford5k", "rparis6k")
+    },
+    "revisitop1m": _published(revisited.read_distractors, revisited.DISTRACTOR_PROTOCOLS, (revisited.DISTRACTORS,)),
     "folder": _Source(
         path_kind="DIR",
         protocols=folder.PROTOCOLS,
