@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from vitrieve.data.sources import read_collection, read_source
     from vitrieve.embed.collection import Embeddings, embed_images, load_embeddings
     from vitrieve.evaluate.metrics import map_at_r, r_precision, recall_at_k
+    from vitrieve.evaluate.revisited import revisited_metrics
     from vitrieve.index.exact import build_index
     from vitrieve.runtime.encoder import Encoder, load_encoder
     from vitrieve.search.searcher import Searcher, SearchResult
@@ -36,6 +37,7 @@ _PUBLIC_NAMES = {
     "read_collection": "vitrieve.data.sources",
     "read_source": "vitrieve.data.sources",
     "recall_at_k": "vitrieve.evaluate.metrics",
+    "revisited_metrics": "vitrieve.evaluate.revisited",
 }
 
 __all__ = [
@@ -53,6 +55,7 @@ __all__ = [
     "read_collection",
     "read_source",
     "recall_at_k",
+    "revisited_metrics",
 ]
 
 

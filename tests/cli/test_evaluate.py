@@ -2,11 +2,14 @@ from __future__ import annotations
 
 import csv
 import json
+import pickle
 import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from vitrieve.artifacts import read_manifest
 from vitrieve.cli.main import main
@@ -89,6 +92,24 @@ def test_evaluate_compares_encoders_given_together_or_one_by_one(
         assert {result["map_at_r"] for result in results} == {results[0]["map_at_r"]}
 
 
+def test_evaluate_at_several_scales_notes_them_and_refuses_transformers(run_evaluate: Any, tmp_path: Path) -> None:
+    import torch
+
+    from vitrieve.config import ModelConfig
+    from vitrieve.model.encoder import build_encoder, save_encoder
+
+    with torch.random.fork_rng(devices=[]):
+        config = ModelConfig(backbone="test_resnet", pooling="gem", image_size=64, drop_path_rate=0.0)
+        save_encoder(build_encoder(config, is_pretrained=False), tmp_path / "convnet")
+    assert run_evaluate("--scales", "1", "0.5", "--no-report", encoder=tmp_path / "convnet")[0] == 0
+    (encoder,) = read_manifest(tmp_path / "out", "evaluation")["encoders"]
+    assert encoder["scales"] == [1.0, 0.5]
+    status, _, err = run_evaluate("--scales", "1", "0.5", out=tmp_path / "other")
+    assert status == 2
+    assert "is a transformer" in err
+    assert not (tmp_path / "other").exists()
+
+
 def test_evaluate_refuses_a_finished_folder(run_evaluate: Any, tmp_path: Path) -> None:
     assert run_evaluate("--no-report")[0] == 0
     status, out, err = run_evaluate("--no-report")
@@ -162,6 +183,131 @@ def test_evaluate_refuses_data_that_cannot_be_measured(
     status, _, err = run_evaluate()
     assert status == 2
     assert part in err
+
+
+@pytest.fixture
+def revisited_folder(tmp_path: Path) -> Path:
+    """Revisited Oxford in the official layout, tiny: eight gallery images and three queries with their boxes.
+
+    The box of a query holds what it asks for; the rest of the file shows what another query asks for.
+    """
+    generator = np.random.default_rng(0)
+    folder = tmp_path / "roxford5k"
+    (folder / "jpg").mkdir(parents=True)
+    scenes = [generator.integers(0, 256, (4, 4, 3), dtype=np.uint8).repeat(10, 0).repeat(10, 1) for _ in range(3)]
+    for number in range(8):
+        noisy = np.clip(scenes[number % 3] + generator.normal(0, 4 + 8 * number, (40, 40, 3)), 0, 255)
+        Image.fromarray(noisy.astype(np.uint8)).save(folder / "jpg" / f"scene_{number}.jpg")
+    for number, scene in enumerate(scenes):
+        other = scenes[(number + 1) % 3]
+        Image.fromarray(np.concatenate([scene, other, other], axis=1)).save(folder / "jpg" / f"query_{number}.jpg")
+    box = [0.0, 0.0, 40.0, 40.0]
+    answers = [
+        {"bbx": box, "easy": [0], "hard": [3], "junk": [6]},
+        {"bbx": box, "easy": [1, 4], "hard": np.array([], dtype=np.int64), "junk": np.array([7])},
+        {"bbx": box, "easy": [], "hard": [], "junk": []},
+    ]
+    content = {
+        "gnd": answers,
+        "imlist": [f"scene_{number}" for number in range(8)],
+        "qimlist": [f"query_{number}" for number in range(3)],
+    }
+    (folder / "gnd_roxford5k.pkl").write_bytes(pickle.dumps(content))
+    return folder
+
+
+@pytest.fixture
+def distractor_folder(picture_folder: Path) -> Path:
+    """Twelve distractors in the official layout."""
+    folder = picture_folder.parent / "revisitop1m"
+    (folder / "jpg" / "ab").mkdir(parents=True)
+    for picture in sorted(picture_folder.glob("*.png")):
+        Image.open(picture).save(folder / "jpg" / "ab" / f"{picture.stem}.jpg")
+    return folder
+
+
+def test_evaluate_measures_all_protocols_of_a_revisited_benchmark(
+    run_evaluate: Any, revisited_folder: Path, tmp_path: Path
+) -> None:
+    status, out, err = run_evaluate("--json", data=f"roxford5k:{revisited_folder}")
+    printed = json.loads(out)
+    assert status == 0
+    assert [result["protocol"] for result in printed["results"]] == ["easy", "medium", "hard"]
+    assert [result["num_skipped_queries"] for result in printed["results"]] == [1, 1, 2]
+    for result in printed["results"]:
+        assert (result["dataset"], result["num_gallery"]) == ("roxford5k", 8)
+        for name in ("mean_average_precision", "mp_at_1", "mp_at_5", "mp_at_10"):
+            low, high = result["intervals"][name]
+            assert 0 <= low <= result[name] <= high <= 1
+        assert "recall_at_1" not in result
+    assert json.loads((tmp_path / "out" / "results.json").read_text()) == {"results": printed["results"]}
+    report = Path(printed["report"]).read_text(encoding="utf-8")
+    assert report.count("Queries, the worst first") == 3
+    assert "embed: 11/11" in err
+    described = read_manifest(tmp_path / "out", "evaluation")
+    assert described["protocols"] == ["easy", "medium", "hard"]
+    assert (described["distractors"], described["whole_queries"]) == (None, False)
+
+
+def test_evaluate_of_a_revisited_benchmark_prints_tables(run_evaluate: Any, revisited_folder: Path) -> None:
+    status, out, _ = run_evaluate("--no-report", "--protocol", "hard", data=f"roxford5k:{revisited_folder}")
+    lines = out.splitlines()
+    assert status == 0
+    assert "roxford5k, hard: 1 queries, 8 gallery images" in lines[0]
+    assert lines[2].split() == ["mAP", "mP@1", "mP@5", "mP@10"]
+
+
+@pytest.mark.parametrize("kind", ["revisitop1m", "folder"])
+def test_evaluate_adds_distractors_to_the_gallery(
+    run_evaluate: Any, revisited_folder: Path, distractor_folder: Path, tmp_path: Path, kind: str
+) -> None:
+    words = (
+        ("--distractors", f"{kind}:{distractor_folder}")
+        if kind == "revisitop1m"
+        else (
+            "--distractors",
+            distractor_folder,
+        )
+    )
+    status, out, err = run_evaluate("--json", *words, data=f"roxford5k:{revisited_folder}")
+    results = json.loads(out)["results"]
+    assert status == 0
+    assert {result["num_gallery"] for result in results} == {20}
+    assert {result["dataset"] for result in results} == {"roxford5k + revisitop1m"}
+    assert "embed: 23/23" in err
+    assert "12 distractors from revisitop1m are in the gallery" in err
+    _, without, _ = run_evaluate("--json", data=f"roxford5k:{revisited_folder}", out=tmp_path / "without")
+    for result, before in zip(results, json.loads(without)["results"], strict=True):
+        assert result["mean_average_precision"] <= before["mean_average_precision"]
+    assert read_manifest(tmp_path / "out", "evaluation")["distractors"] == str(words[1])
+
+
+def test_trap_revisited_query_is_cropped_unless_told_otherwise(
+    run_evaluate: Any, revisited_folder: Path, tmp_path: Path
+) -> None:
+    figures = []
+    for number, words in enumerate(((), ("--whole-queries",))):
+        data, out = f"roxford5k:{revisited_folder}", tmp_path / f"out-{number}"
+        status, printed, err = run_evaluate("--json", "--protocol", "easy", *words, data=data, out=out)
+        assert status == 0
+        assert ("queries are whole images" in err) == bool(words)
+        figures.append(json.loads(printed)["results"][0]["mean_average_precision"])
+    assert figures[0] == 1.0 > figures[1]
+
+
+def test_evaluate_refuses_whole_queries_and_distractors_that_make_no_sense(
+    run_evaluate: Any, revisited_folder: Path, tmp_path: Path
+) -> None:
+    status, _, err = run_evaluate("--whole-queries")
+    assert status == 2
+    assert "--whole-queries is for roxford5k and rparis6k" in err
+    status, _, err = run_evaluate("--distractors", revisited_folder / "jpg", data=f"roxford5k:{revisited_folder}")
+    assert status == 2
+    assert "is an image of roxford5k too" in err
+    status, _, err = run_evaluate("--protocol", "harder", data=f"roxford5k:{revisited_folder}")
+    assert status == 2
+    assert "medium" in err
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from PIL import Image
 
 from vitrieve.data.preprocess import build_preprocessing
-from vitrieve.data.records import Dataset, ImageRecord
+from vitrieve.data.records import Dataset, GroundTruth, ImageRecord
 from vitrieve.runtime.encoder import Encoder
 from vitrieve.runtime.engine import EngineName
 from vitrieve.similarity import normalize
@@ -87,4 +88,28 @@ def dataset(tmp_path: Path) -> Dataset:
         ks=(1, 2),
         notes=("Made <i>here</i>.",),
         license="CC0 <script>alert(2)</script>",
+    )
+
+
+@pytest.fixture
+def judged(dataset: Dataset) -> Dataset:
+    """Three queries that only ask, with lists of what they should find: easy and hard, easy only, nothing."""
+    records = tuple(
+        dataclasses.replace(record, is_query=number in (0, 4, 8), is_gallery=number not in (0, 4, 8), label=0)
+        for number, record in enumerate(dataset.records)
+    )
+    ids = [record.image_id for record in records]
+    truths = {
+        ids[0]: GroundTruth(easy=(ids[1],), hard=(ids[2],), junk=(ids[3], ids[13])),
+        ids[4]: GroundTruth(easy=(ids[5], ids[6]), junk=(ids[7],)),
+        ids[8]: GroundTruth(junk=(ids[9],)),
+    }
+    return dataclasses.replace(
+        dataset,
+        name="judged",
+        protocol="medium",
+        records=records,
+        label_names=("image",),
+        ks=(1, 5, 10),
+        ground_truth=truths,
     )

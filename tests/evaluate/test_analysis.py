@@ -12,7 +12,7 @@ from vitrieve.evaluate.analysis import (
     cumulative_energy,
     difference_interval,
     find_neighbours,
-    list_class_figures,
+    list_group_figures,
     pick_changed,
     pick_random,
     pick_worst,
@@ -41,9 +41,9 @@ def make_scores(labels: list[int], averages: list[float], first_ranks: list[int]
     )
 
 
-def test_list_class_figures_averages_the_scored_queries_of_each_class() -> None:
+def test_list_group_figures_averages_the_scored_queries_of_each_class() -> None:
     scores = make_scores([9, 3, 9, 9, 4], [0.5, 0.2, 1.0, 0.0, 0.0], [2, 5, 1, 0, 0])
-    figures = [dataclasses.astuple(one) for one in list_class_figures(scores)]
+    figures = [dataclasses.astuple(one) for one in list_group_figures(scores)]
     assert figures == [(3, 1, 0.0, 0.2), (9, 2, 0.5, 0.75)]
 
 
@@ -93,7 +93,7 @@ def test_find_neighbours_leaves_out_self_and_junk_and_orders_by_similarity(measu
     assert len(neighbours) == 12  # of 16 images, four are by the query's artist
     assert all(records[one.row].metadata["artist"] != records[5].metadata["artist"] for one in neighbours)
     assert [one.similarity for one in neighbours] == sorted((one.similarity for one in neighbours), reverse=True)
-    assert [one.is_relevant for one in neighbours] == [records[one.row].label == 1 for one in neighbours]
+    assert [one.verdict == "right" for one in neighbours] == [records[one.row].label == 1 for one in neighbours]
     assert find_neighbours(measurement, [5], 3) == [neighbours[:3]]
 
 

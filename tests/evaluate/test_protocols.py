@@ -1,14 +1,15 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from vitrieve.data.records import Dataset
+from vitrieve.data.records import Dataset, GroundTruth, ImageRecord
 from vitrieve.errors import DataError
 from vitrieve.evaluate.metrics import score_queries
-from vitrieve.evaluate.protocols import build_task, select_records
+from vitrieve.evaluate.protocols import add_distractors, build_task, select_records
 
 
 def test_select_records_takes_each_test_image_with_a_role_once(dataset: Dataset) -> None:
@@ -62,3 +63,69 @@ def test_build_task_numbers_junk_groups_and_spares_images_without_one(dataset: D
     vectors = np.eye(16)
     scores = score_queries(vectors, task.query_labels, vectors, task.gallery_labels, exclusions=task.exclusions)
     assert scores.num_relevant.tolist() == [3] * 16  # no two images of a class share an artist
+
+
+@pytest.mark.parametrize(
+    ("protocol", "positive", "ignored", "num_positives"),
+    [
+        ("easy", [[0], [3, 4], []], [[2, 10, 1], [5], [6]], [1, 2, 0]),
+        ("medium", [[0, 1], [3, 4], []], [[2, 10], [5], [6]], [2, 2, 0]),
+        ("hard", [[1], [], []], [[2, 10, 0], [5, 3, 4], [6]], [1, 0, 0]),
+    ],
+)
+def test_build_task_turns_a_ground_truth_into_gallery_rows(
+    judged: Dataset, protocol: str, positive: list[list[int]], ignored: list[list[int]], num_positives: list[int]
+) -> None:
+    dataset = dataclasses.replace(judged, protocol=protocol)
+    task = build_task(dataset, select_records(dataset))
+    assert task.judgements is not None
+    assert task.relevance is task.judgements
+    assert [rows.tolist() for rows in task.judgements.positive_rows] == positive
+    assert [rows.tolist() for rows in task.judgements.ignored_rows] == ignored
+    assert task.judgements.num_positives.tolist() == num_positives
+
+
+def test_build_task_counts_positives_that_cannot_be_read_as_not_found(judged: Dataset) -> None:
+    readable = [record for number, record in enumerate(select_records(judged)) if number != 1]
+    task = build_task(judged, readable)
+    assert task.judgements is not None
+    assert [rows.tolist() for rows in task.judgements.positive_rows] == [[0], [2, 3], []]
+    assert task.judgements.num_positives.tolist() == [2, 2, 0]
+
+
+def test_select_records_refuses_a_ground_truth_that_does_not_fit(judged: Dataset) -> None:
+    assert judged.ground_truth is not None
+    first = next(iter(judged.ground_truth))
+    with pytest.raises(DataError, match="2 queries have no ground truth"):
+        select_records(dataclasses.replace(judged, ground_truth={first: judged.ground_truth[first]}))
+    elsewhere = dict.fromkeys(judged.ground_truth, GroundTruth(easy=("elsewhere",)))
+    with pytest.raises(DataError, match="no query has an image to be found"):
+        select_records(dataclasses.replace(judged, ground_truth=elsewhere))
+    with pytest.raises(DataError, match="medium"):
+        select_records(dataclasses.replace(judged, protocol="all"))
+
+
+def test_add_distractors_puts_gallery_images_of_a_class_of_their_own_behind(
+    dataset: Dataset, judged: Dataset, tmp_path: Path
+) -> None:
+    images = tuple(
+        ImageRecord(image_id=name, path=tmp_path / name, label=3, split="train", is_gallery=False)
+        for name in ("a.png", "noise/b.png")
+    )
+    noise = Dataset(name="noise", protocol="all", records=images, label_names=("x",) * 4, notes=("Noise.",))
+    for before in (dataset, judged):
+        after = add_distractors(before, noise)
+        assert (after.name, after.notes[-2]) == (f"{before.name} + noise", "Noise.")
+        assert after.records[: len(before.records)] == before.records
+        added = after.records[len(before.records) :]
+        assert [record.image_id for record in added] == ["noise/a.png", "noise/b.png"]
+        assert all(one.is_gallery and not one.is_query and one.split == "test" for one in added)
+        assert {after.label_names[record.label] for record in added} == {"distractor"}
+        assert len(build_task(after, select_records(after)).gallery_rows) == 2 + len(
+            build_task(before, select_records(before)).gallery_rows
+        )
+
+
+def test_add_distractors_refuses_the_data_set_itself(dataset: Dataset) -> None:
+    with pytest.raises(DataError, match="is an image of colours too"):
+        add_distractors(dataset, dataclasses.replace(dataset, name="again"))

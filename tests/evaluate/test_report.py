@@ -114,6 +114,33 @@ def test_write_report_has_a_section_for_each_protocol(make_page: MakePage) -> No
     assert [value for name, value in page.attributes if name == "href"] == [f"#{one}" for one in ids]
 
 
+@pytest.mark.parametrize("sides", [(2,), (1, 4)])
+def test_write_report_of_a_ground_truth_lists_queries_and_marks_junk(
+    judged: Dataset, make_encoder: MakeEncoder, tmp_path: Path, sides: tuple[int, ...]
+) -> None:
+    encoders = [make_encoder(f"grid-{side}", side=side) for side in sides]
+    run_comparison(encoders, [judged], tmp_path / "out", settings=EmbedSettings(num_threads=1))
+    text = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    page = Page(text)
+    for part in (
+        "Queries, the worst first",
+        "mAP",
+        "mP@10",
+        "P@1",
+        "intervals over queries",
+        "by trapezoids",
+        "2 queries",
+    ):
+        assert part in page.text
+    for part in ("Classes, the worst first", "MAP@R", "Recall@", "A query never finds itself", "nan"):
+        assert part not in page.text
+    assert text.count('<li class="junk"') == text.count('aria-label="junk">\N{EN DASH}') > 0
+    assert text.count('<li class="right"') > 0
+    table = text[text.index('<table class="classes') :]
+    names = re.findall(r"<tr><td>(.*?)</td>", table[: table.index("</table>")])
+    assert sorted(names) == ["0/&lt;b&gt;0&lt;/b&gt;.png", "1/&lt;b&gt;0&lt;/b&gt;.png"]
+
+
 def test_write_report_draws_well_formed_charts(make_page: MakePage) -> None:
     charts = re.findall(r"<svg.*?</svg>", make_page(1, 4), flags=re.DOTALL)
     assert len(charts) == 4

@@ -12,8 +12,10 @@ from vitrieve.data.records import Dataset
 from vitrieve.embed.collection import EmbedSettings, embed_images
 from vitrieve.errors import ConfigError, DataError, InputError
 from vitrieve.evaluate.metrics import score_queries
+from vitrieve.evaluate.revisited import REVISITED_ROLES, revisited_metrics
 from vitrieve.evaluate.run import evaluate_encoder, measure_embeddings, name_encoders, run_comparison
 from vitrieve.runtime.encoder import Encoder
+from vitrieve.similarity import top_k
 
 from .conftest import GridEngine, MakeEncoder
 
@@ -158,3 +160,75 @@ def test_evaluate_encoder_reproduces_the_published_counts_of_grocery(
     assert list(catalogue.metrics) == ["recall_at_1", "recall_at_5", "r_precision", "map_at_r"]
     assert engine_of(encoder).num_seen == 2640 + 81
     shutil.rmtree(tmp_path)
+
+
+def test_run_comparison_measures_a_ground_truth_under_all_protocols(
+    judged: Dataset, make_encoder: MakeEncoder, tmp_path: Path
+) -> None:
+    encoder = make_encoder("grid")
+    datasets = [dataclasses.replace(judged, protocol=protocol) for protocol in REVISITED_ROLES]
+    results = run_comparison([encoder], datasets, tmp_path / "out", settings=ONE_THREAD)
+    assert engine_of(encoder).num_seen == 16
+    assert [(one.protocol, one.num_queries, one.num_skipped_queries) for one in results] == [
+        ("easy", 2, 1),
+        ("medium", 2, 1),
+        ("hard", 1, 2),
+    ]
+    assert judged.ground_truth is not None
+    embeddings = embed_images(encoder, judged.split("test"), num_threads=1)
+    ids = [record.image_id for record in embeddings.records if record.is_gallery]
+    is_gallery = np.array([record.is_gallery for record in embeddings.records])
+    ranks = top_k(embeddings.vectors[~is_gallery], embeddings.vectors[is_gallery], 13)[1].T
+    truths = [
+        {part: [ids.index(one) for one in getattr(truth, part)] for part in ("easy", "hard", "junk")}
+        for truth in judged.ground_truth.values()
+    ]
+    for result, expected in zip(results, revisited_metrics(ranks, truths).values(), strict=True):
+        assert result.num_gallery == 13
+        assert list(result.metrics) == ["mean_average_precision", "mp_at_1", "mp_at_5", "mp_at_10"]
+        assert result.metrics["mean_average_precision"] == pytest.approx(expected.mean_average_precision, abs=1e-9)
+        assert [result.metrics[f"mp_at_{k}"] for k in (1, 5, 10)] == pytest.approx(
+            list(expected.mean_precision_at.values()), abs=1e-9
+        )
+        for name, (low, high) in result.intervals.items():
+            assert 0 <= low <= result.metrics[name] <= high <= 1
+
+
+def test_run_comparison_counts_an_unreadable_positive_as_not_found(
+    judged: Dataset, make_encoder: MakeEncoder, tmp_path: Path
+) -> None:
+    for number in (5, 6):  # all that the second query could find
+        judged.records[number].path.write_bytes(b"no picture")
+    settings = dataclasses.replace(ONE_THREAD, max_bad_fraction=0.5)
+    (result,) = run_comparison([make_encoder("grid")], [judged], tmp_path / "out", settings=settings)
+    assert (result.num_queries, result.num_unreadable, result.num_gallery) == (2, 2, 11)
+    assert result.metrics["mean_average_precision"] <= 0.5
+    assert "nothing right is found" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_trap_revisited_queries_cropped_otherwise_are_embedded_apart(
+    judged: Dataset, make_encoder: MakeEncoder, tmp_path: Path
+) -> None:
+    cropped = tuple(
+        dataclasses.replace(one, box=(0.0, 0.0, 9.0, 9.0)) if one.is_query else one for one in judged.records
+    )
+    datasets = [judged, dataclasses.replace(judged, records=cropped)]
+    encoder = make_encoder("grid")
+    together = run_comparison([encoder], datasets, tmp_path / "out", settings=ONE_THREAD)
+    assert engine_of(encoder).num_seen == 32
+    apart = [evaluate_encoder(make_encoder("grid"), dataset, settings=ONE_THREAD) for dataset in datasets]
+    assert together == apart
+
+
+def test_run_comparison_embeds_queries_again_when_they_are_cropped_otherwise(
+    judged: Dataset, make_encoder: MakeEncoder, tmp_path: Path
+) -> None:
+    encoders = [make_encoder("a", side=1), make_encoder("b", stop_after=0)]
+    with pytest.raises(KeyboardInterrupt):
+        run_comparison(encoders, [judged], tmp_path, settings=ONE_THREAD)
+    records = tuple(
+        dataclasses.replace(one, box=(0.0, 0.0, 9.0, 9.0)) if one.is_query else one for one in judged.records
+    )
+    encoder = make_encoder("a", side=1)
+    run_comparison([encoder], [dataclasses.replace(judged, records=records)], tmp_path, settings=ONE_THREAD)
+    assert engine_of(encoder).num_seen == 16

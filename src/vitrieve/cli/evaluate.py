@@ -24,20 +24,29 @@ Names = Annotated[tuple[tuple[str, ...], ...], tyro.conf.UseAppendAction]
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments:
-    """Measure encoders on the test split of a data set: Recall@K, R-precision, MAP@R, each with its interval."""
+    """Measure encoders on the test split of a data set, each figure with its interval.
+
+    Recall@K, R-precision and MAP@R; on revisited Oxford and Paris mAP and mP@k.
+    """
 
     encoder: str
     """A run, an encoder folder or a weights name (vitrieve weights list): the reference, "before"."""
     compare: Names = ()
     """Further encoders, compared with the reference: "after"."""
     data: str
-    """What to measure on: grocery:DIR, emoji, folder:DIR, manifest:FILE."""
+    """What to measure on: grocery:DIR, emoji, roxford5k:DIR, folder:DIR, manifest:FILE, …"""
     out: Path
     """Folder to write: results.json and report.html."""
     protocol: Names = ()
-    """Protocols of the data set; none given: its first."""
+    """Protocols of the data set; none given: its first, and of roxford5k and rparis6k all three."""
+    distractors: str | None = None
+    """Images to add to the gallery, wrong for every query: revisitop1m:DIR, or any source of images."""
+    whole_queries: Switch = False
+    """Do not crop the queries of roxford5k and rparis6k to their boxes; such figures are not comparable."""
     image_size: int | None = None
     """Side of the square input in pixels; None: each encoder's own."""
+    scales: tuple[float, ...] = ()
+    """Shares of that side whose embeddings are combined, for convnets: 1 0.7071 0.5. None given: each encoder's own."""
     batch_size: int = 32
     """Pictures in one forward pass."""
     num_threads: int | None = None
@@ -66,10 +75,15 @@ def run(arguments: Arguments) -> int:
         num_threads=arguments.num_threads,
         max_bad_fraction=arguments.max_bad_fraction,
     )
-    datasets = _read_protocols(arguments.data, tuple(chain(*arguments.protocol)))
+    datasets = _read_datasets(arguments)
     # Whatever may be refused comes before the folder is begun: a wrong flag must not leave an unfinished one.
     encoders = [
-        load_encoder(source, image_size=arguments.image_size, num_threads=arguments.num_threads)
+        load_encoder(
+            source,
+            image_size=arguments.image_size,
+            scales=arguments.scales or None,
+            num_threads=arguments.num_threads,
+        )
         for source in (arguments.encoder, *chain(*arguments.compare))
     ]
     names = choose_names(encoders)
@@ -83,7 +97,9 @@ def run(arguments: Arguments) -> int:
         is_report=arguments.report,
         show_progress=True,
     )
-    write_manifest(arguments.out, "evaluation", _describe(arguments.data, datasets, encoders))
+    description = _describe(arguments.data, datasets, encoders)
+    gallery = {"distractors": arguments.distractors, "whole_queries": arguments.whole_queries}
+    write_manifest(arguments.out, "evaluation", {**description, **gallery})
     report = arguments.out / REPORT_NAME if arguments.report else None
     if arguments.json:
         print_json({"results": [result.to_json() for result in results], "report": report and str(report)})
@@ -93,17 +109,41 @@ def run(arguments: Arguments) -> int:
     return 0
 
 
-def _read_protocols(source: str, protocols: Sequence[str]) -> list[Dataset]:
-    """Read the data set under each protocol, and tell what a user must know about it."""
-    from vitrieve.data.sources import read_source
-    from vitrieve.evaluate.protocols import select_records
+def _read_datasets(arguments: Arguments) -> list[Dataset]:
+    """Read the data set under each protocol, add distractors, and tell what a user must know about it."""
+    from vitrieve.data.revisited import use_whole_queries
+    from vitrieve.data.sources import read_collection
+    from vitrieve.errors import ConfigError
+    from vitrieve.evaluate.protocols import add_distractors, select_records
 
-    chosen = dict.fromkeys(protocols) or (None,)  # a protocol given twice is one
-    datasets = [read_source(source, protocol=protocol) for protocol in chosen]
+    datasets = _read_protocols(arguments.data, tuple(chain(*arguments.protocol)))
+    if arguments.whole_queries:
+        if datasets[0].ground_truth is None:
+            raise ConfigError(
+                f"--whole-queries is for roxford5k and rparis6k, not for {datasets[0].name}; leave it out."
+            )
+        datasets = [use_whole_queries(dataset) for dataset in datasets]
+    if arguments.distractors is not None:
+        added = read_collection(arguments.distractors)
+        datasets = [add_distractors(dataset, added) for dataset in datasets]
     for note in dict.fromkeys(note for dataset in datasets for note in dataset.notes):
         print_message(note)
     for dataset in datasets:
         select_records(dataset)
+    return datasets
+
+
+def _read_protocols(source: str, protocols: Sequence[str]) -> list[Dataset]:
+    """Read the data set under each protocol that is asked for, or that is measured without asking."""
+    from vitrieve.data.sources import list_protocols, read_source
+    from vitrieve.evaluate.revisited import REVISITED_ROLES
+
+    chosen = tuple(dict.fromkeys(protocols))  # a protocol given twice is one
+    datasets = [read_source(source, protocol=protocol) for protocol in chosen or (None,)]
+    if not chosen and datasets[0].ground_truth is not None:
+        # Easy, medium and hard differ in what counts, not in images, and are published together.
+        offered = list_protocols(source)
+        datasets = [read_source(source, protocol=protocol) for protocol in REVISITED_ROLES if protocol in offered]
     return datasets
 
 
@@ -118,6 +158,7 @@ def _describe(source: str, datasets: Sequence[Dataset], encoders: Sequence[Encod
                 "source": str(encoder.source),
                 "fingerprint": encoder.fingerprint,
                 "image_size": encoder.preprocessing.image_size,
+                "scales": list(encoder.scales),
                 "engine": encoder.engine,
                 "precision": encoder.precision,
             }
@@ -166,5 +207,5 @@ def _format_setting(group: Sequence[EvaluationResult]) -> str:
 
 
 def _spell(metric: str) -> str:
-    names = {"r_precision": "R-prec", "map_at_r": "MAP@R"}
-    return names.get(metric) or metric.replace("recall_at_", "R@")
+    names = {"r_precision": "R-prec", "map_at_r": "MAP@R", "mean_average_precision": "mAP"}
+    return names.get(metric) or metric.replace("recall_at_", "R@").replace("mp_at_", "mP@")

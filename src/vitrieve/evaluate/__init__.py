@@ -3,11 +3,14 @@
 In reading order:
     relevance.py    who is right, wrong or left out in a ranking
     metrics.py      pure functions: Recall@K, R-precision, MAP@R from embeddings and labels
-    bootstrap.py    95 % intervals over classes
-    protocols.py    records of a data set -> queries, gallery, junk
+    revisited.py    easy, medium, hard: trapezoidal average precision and mP@k
+    bootstrap.py    95 % intervals over classes, or over queries
+    protocols.py    records of a data set -> queries, gallery, junk; distractors
+    similarities.py blocks of similarities to a gallery of any size
     run.py          embed, measure, write results.json and the report
     analysis.py     what the report shows: classes, histograms, spectra, neighbours
     charts.py       inline SVG
+    names.py        how metrics are spelt
     galleries.py    queries and what they find, as small pictures
     report.py       one self-contained HTML page
 """

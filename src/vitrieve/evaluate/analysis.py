@@ -7,15 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from vitrieve.evaluate.bootstrap import bootstrap_means, percentile_interval
-from vitrieve.evaluate.metrics import QueryScores
-from vitrieve.evaluate.relevance import Relevance
+from vitrieve.evaluate.metrics import Scores
+from vitrieve.evaluate.relevance import RelevanceRule
 from vitrieve.evaluate.run import Measurement
-from vitrieve.similarity import FloatArray, IntArray, order_nearest, similarity, similarity_chunks
+from vitrieve.evaluate.similarities import similarity_blocks
+from vitrieve.similarity import FloatArray, IntArray, order_nearest
+
+Verdict = Literal["right", "wrong", "junk"]
 
 NUM_BINS = 80
 NUM_HISTOGRAM_QUERIES = 2000
@@ -24,13 +28,20 @@ ENERGY_BLOCK_SIZE = 8192
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClassFigures:
-    """One class under one encoder: its number of scored queries, and their mean Recall@1 and MAP@R in [0, 1]."""
+class GroupFigures:
+    """One group of queries under one encoder.
 
-    label: int
+    Attributes:
+        group: As in ``Scores.groups``: the label of a class, or the number of a query.
+        num_queries: Scored queries of the group.
+        first: Their mean of the first headline metric (Recall@1, mP@1), in [0, 1].
+        average: Their mean of the second one (MAP@R, mAP), in [0, 1].
+    """
+
+    group: int
     num_queries: int
-    recall_at_1: float
-    map_at_r: float
+    first: float
+    average: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,37 +69,30 @@ class Neighbour:
 
     row: int
     similarity: float
-    is_relevant: bool
+    verdict: Verdict
 
 
-def list_class_figures(scores: QueryScores) -> list[ClassFigures]:
-    """Average Recall@1 and MAP@R over the scored queries of each class, by rising label."""
-    values = scores.values((1,))
-    labels, class_rows, counts = np.unique(scores.labels[scores.is_scored], return_inverse=True, return_counts=True)
-    recalls = np.bincount(class_rows, values["recall_at_1"], len(labels)) / counts
-    averages = np.bincount(class_rows, values["map_at_r"], len(labels)) / counts
+def list_group_figures(scores: Scores) -> list[GroupFigures]:
+    """Average the two headline metrics over the scored queries of each group, by rising group."""
+    values = [scores.values((1,))[name] for name in scores.headlines]
+    groups, group_rows, counts = np.unique(scores.groups[scores.is_scored], return_inverse=True, return_counts=True)
+    firsts, averages = (np.bincount(group_rows, column, len(groups)) / counts for column in values)
     return [
-        ClassFigures(label=int(label), num_queries=int(count), recall_at_1=float(recall), map_at_r=float(average))
-        for label, count, recall, average in zip(labels, counts, recalls, averages, strict=True)
+        GroupFigures(group=int(group), num_queries=int(count), first=float(first), average=float(average))
+        for group, count, first, average in zip(groups, counts, firsts, averages, strict=True)
     ]
 
 
-def difference_interval(before: QueryScores, after: QueryScores, ks: Sequence[int]) -> dict[str, tuple[float, float]]:
-    """Compute the 95 % interval of each metric's difference, paired: both encoders on the same draws of classes.
+def difference_interval(before: Scores, after: Scores, ks: Sequence[int]) -> dict[str, tuple[float, float]]:
+    """Compute the 95 % interval of each metric's difference, paired: both encoders on the same draws.
 
     Args:
         before: Scores of the reference.
         after: Scores of another encoder on the same queries.
-        ks: Cut-offs of Recall@K.
+        ks: Cut-offs.
     """
     first, second = bootstrap_means(before, ks), bootstrap_means(after, ks)
     return {name: percentile_interval(second[name] - first[name]) for name in first}
-
-
-def build_relevance(measurement: Measurement) -> Relevance:
-    """Say who is right, wrong and left out, as the measurement did."""
-    task = measurement.task
-    return Relevance(task.query_labels, task.gallery_labels, task.exclusions)
 
 
 def count_similarities(measurement: Measurement, *, seed: int = 0) -> SimilarityHistogram:
@@ -98,13 +102,12 @@ def count_similarities(measurement: Measurement, *, seed: int = 0) -> Similarity
         measurement: Of one encoder. Beyond ``NUM_HISTOGRAM_QUERIES`` queries a random choice is counted.
         seed: Of the generator of that choice.
     """
-    task, relevance = measurement.task, build_relevance(measurement)
+    task, relevance = measurement.task, measurement.task.relevance
     chosen = np.arange(len(task.query_rows))
     if len(chosen) > NUM_HISTOGRAM_QUERIES:
         chosen = np.sort(np.random.default_rng(seed).choice(chosen, NUM_HISTOGRAM_QUERIES, replace=False))
     counts, sums = np.zeros((2, NUM_BINS), dtype=np.int64), np.zeros(2)
-    gallery = measurement.vectors[task.gallery_rows]
-    for rows, block in similarity_chunks(measurement.vectors[task.query_rows[chosen]], gallery):
+    for rows, block in similarity_blocks(measurement.vectors, task.query_rows[chosen], task.gallery_rows):
         for query, similarities in zip(chosen[rows], block, strict=True):
             pairs = _split_pairs(similarities, relevance, int(query))
             counts += [_count_bins(values) for values in pairs]
@@ -119,7 +122,7 @@ def count_similarities(measurement: Measurement, *, seed: int = 0) -> Similarity
     )
 
 
-def _split_pairs(similarities: FloatArray, relevance: Relevance, query: int) -> tuple[FloatArray, FloatArray]:
+def _split_pairs(similarities: FloatArray, relevance: RelevanceRule, query: int) -> tuple[FloatArray, FloatArray]:
     """Split a query's similarities into those of relevant and of irrelevant images."""
     kind = np.zeros(len(similarities), dtype=np.int8)
     kind[relevance.relevant_rows(query)] = 1
@@ -161,46 +164,55 @@ def cumulative_energy(vectors: FloatArray) -> npt.NDArray[np.float64]:
 
 
 def find_neighbours(measurement: Measurement, queries: Sequence[int], k: int) -> list[list[Neighbour]]:
-    """List what some queries find first, without their own images and junk; ties are ordered by row.
+    """List what some queries find first; ties are ordered by row.
+
+    Their own images and junk by metadata are left out; junk of a ground truth is shown and named.
 
     Args:
         measurement: Of one encoder.
         queries: Positions in ``task.query_rows``.
         k: Neighbours a query, or fewer where the gallery has fewer.
     """
-    task, relevance = measurement.task, build_relevance(measurement)
-    gallery = measurement.vectors[task.gallery_rows]
+    task, relevance = measurement.task, measurement.task.relevance
     found = []
-    for query in queries:
-        similarities = similarity(measurement.vectors[task.query_rows[[query]]], gallery)  # (1, G)
-        similarities[0, relevance.excluded_rows(query)] = -np.inf
-        values, places = order_nearest(similarities, k)
-        is_relevant = task.gallery_labels[places[0]] == task.query_labels[query]
-        nearest = zip(task.gallery_rows[places[0]], values[0], is_relevant, strict=True)
-        found.append(
-            [
-                Neighbour(row=int(row), similarity=float(value), is_relevant=bool(right))
-                for row, value, right in nearest
-                if value > -np.inf
-            ]
-        )
+    chosen = np.asarray(queries, dtype=np.int64)
+    for rows, block in similarity_blocks(measurement.vectors, task.query_rows[chosen], task.gallery_rows):
+        for query, similarities in zip(chosen[rows], block, strict=True):
+            junk = relevance.shown_junk_rows(query)
+            similarities[np.setdiff1d(relevance.excluded_rows(query), junk)] = -np.inf
+            values, places = order_nearest(similarities[None], k)
+            right = np.isin(places[0], relevance.relevant_rows(query))
+            verdicts = np.where(np.isin(places[0], junk), "junk", np.where(right, "right", "wrong")).tolist()
+            nearest = zip(task.gallery_rows[places[0]], values[0], verdicts, strict=True)
+            found.append(
+                [
+                    Neighbour(row=int(row), similarity=float(value), verdict=verdict)
+                    for row, value, verdict in nearest
+                    if value > -np.inf
+                ]
+            )
     return found
 
 
-def pick_worst(scores: QueryScores, num_picked: int) -> list[int]:
-    """Pick the scored queries with the lowest MAP@R, among equals the latest first hit; one a class where possible."""
-    order = np.lexsort((np.arange(len(scores.labels)), -scores.first_rank, scores.map_at_r))
-    return _pick_spread(order[scores.is_scored[order]], scores.labels, num_picked)
+def pick_worst(scores: Scores, num_picked: int) -> list[int]:
+    """Pick the scored queries with the lowest average precision, among equals the latest first hit; one a group.
+
+    Where there are too few groups (classes), the rest come from any.
+    """
+    # A query that finds nothing (rank 0: its images cannot be read) is worse than one that finds something late.
+    lateness = np.where(scores.first_rank > 0, scores.first_rank, np.iinfo(np.int64).max)
+    order = np.lexsort((np.arange(len(lateness)), -lateness, scores.average_precision))
+    return _pick_spread(order[scores.is_scored[order]], scores.groups, num_picked)
 
 
-def pick_random(scores: QueryScores, num_picked: int, *, seed: int = 0) -> list[int]:
+def pick_random(scores: Scores, num_picked: int, *, seed: int = 0) -> list[int]:
     """Pick scored queries at random, without repetition, by a generator of its own."""
     order = np.random.default_rng(seed).permutation(np.flatnonzero(scores.is_scored))
     return [int(query) for query in order[:num_picked]]
 
 
-def pick_changed(before: QueryScores, after: QueryScores, num_picked: int, *, is_gain: bool) -> list[int]:
-    """Pick the queries whose MAP@R rose (or fell) most; fewer where fewer did, one a class where possible.
+def pick_changed(before: Scores, after: Scores, num_picked: int, *, is_gain: bool) -> list[int]:
+    """Pick the queries whose average precision rose (or fell) most; fewer where fewer did, one a group where possible.
 
     Args:
         before: Scores of the reference.
@@ -208,14 +220,14 @@ def pick_changed(before: QueryScores, after: QueryScores, num_picked: int, *, is
         num_picked: Queries at most.
         is_gain: Those that rose; else those that fell.
     """
-    change = (after.map_at_r - before.map_at_r) * (1 if is_gain else -1)
+    change = (after.average_precision - before.average_precision) * (1 if is_gain else -1)
     order = np.argsort(-change, kind="stable")
-    return _pick_spread(order[change[order] > 0], after.labels, num_picked)
+    return _pick_spread(order[change[order] > 0], after.groups, num_picked)
 
 
-def _pick_spread(order: IntArray, labels: IntArray, num_picked: int) -> list[int]:
-    """Take the first of each class in ``order``, then, when there are too few classes, the others."""
-    _, firsts = np.unique(labels[order], return_index=True)
+def _pick_spread(order: IntArray, groups: IntArray, num_picked: int) -> list[int]:
+    """Take the first of each group in ``order``, then, when there are too few groups, the others."""
+    _, firsts = np.unique(groups[order], return_index=True)
     is_first = np.zeros(len(order), dtype=bool)
     is_first[firsts] = True
     picked = np.concatenate([order[is_first], order[~is_first]])[:num_picked]

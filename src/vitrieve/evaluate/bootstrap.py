@@ -1,4 +1,4 @@
-"""95 % intervals by resampling classes.
+"""95 % intervals by resampling classes, or queries where every query is a group of its own.
 
 Images of a class are not independent trials: an encoder knows a class or does not. Resampling images would
 make intervals too narrow, so whole classes are drawn, with replacement. The intervals answer: how far might
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from vitrieve.evaluate.metrics import DEFAULT_KS, QueryScores
+from vitrieve.evaluate.metrics import DEFAULT_KS, Scores
 
 NUM_RESAMPLES = 2000
 """For a normal distribution the ends of an interval then scatter by 1.5 % of its width."""
@@ -21,25 +21,25 @@ INTERVAL_QUANTILES = (0.025, 0.975)
 
 
 def bootstrap_means(
-    scores: QueryScores,
+    scores: Scores,
     ks: Sequence[int] = DEFAULT_KS,
     *,
     num_resamples: int = NUM_RESAMPLES,
     seed: int = 0,
 ) -> dict[str, npt.NDArray[np.float64]]:
-    """Recompute every metric on random draws of the classes.
+    """Recompute every metric on random draws of the groups (``Scores.groups``): classes, or single queries.
 
     Two encoders scored on the same queries see the same draws under the same seed, so the difference of
     their results is a paired bootstrap of the difference.
 
     Args:
         scores: Of at least one query with something relevant.
-        ks: Cut-offs of Recall@K.
-        num_resamples: Draws; each takes as many classes as there are, with replacement.
+        ks: Cut-offs.
+        num_resamples: Draws; each takes as many groups as there are, with replacement.
         seed: Of the generator of the draws.
 
     Returns:
-        Metric name -> ``(num_resamples,)`` means over the queries of the drawn classes.
+        Metric name -> ``(num_resamples,)`` means over the queries of the drawn groups.
 
     Raises:
         InputError: A cut-off below 1.
@@ -48,26 +48,26 @@ def bootstrap_means(
         clustered data" (2007), the cluster bootstrap.
     """
     values = scores.values(ks)
-    _, class_rows = np.unique(scores.labels[scores.is_scored], return_inverse=True)
-    num_classes = int(class_rows.max()) + 1
+    _, group_rows = np.unique(scores.groups[scores.is_scored], return_inverse=True)
+    num_groups = int(group_rows.max()) + 1
     columns = [np.ones(scores.num_scored), *values.values()]
-    class_sums = np.stack([np.bincount(class_rows, column, num_classes) for column in columns], axis=1)
+    group_sums = np.stack([np.bincount(group_rows, column, num_groups) for column in columns], axis=1)
     generator = np.random.default_rng(seed)
     totals = np.stack(
-        [class_sums[generator.integers(num_classes, size=num_classes)].sum(axis=0) for _ in range(num_resamples)]
+        [group_sums[generator.integers(num_groups, size=num_groups)].sum(axis=0) for _ in range(num_resamples)]
     )
     return dict(zip(values, (totals[:, 1:] / totals[:, :1]).T, strict=True))
 
 
 def bootstrap_intervals(
-    scores: QueryScores, ks: Sequence[int] = DEFAULT_KS, *, num_resamples: int = NUM_RESAMPLES, seed: int = 0
+    scores: Scores, ks: Sequence[int] = DEFAULT_KS, *, num_resamples: int = NUM_RESAMPLES, seed: int = 0
 ) -> dict[str, tuple[float, float]]:
-    """Compute the 95 % percentile interval of every metric over classes.
+    """Compute the 95 % percentile interval of every metric over the groups of its queries.
 
     Args:
-        scores: Of at least one query with something relevant. One class alone gives an interval of no width.
-        ks: Cut-offs of Recall@K.
-        num_resamples: Draws of the classes.
+        scores: Of at least one query with something relevant. One group alone gives an interval of no width.
+        ks: Cut-offs.
+        num_resamples: Draws of the groups.
         seed: Of the generator of the draws.
 
     Returns:

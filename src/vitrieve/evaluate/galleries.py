@@ -15,7 +15,8 @@ from PIL import ImageOps
 from vitrieve.data.decode import read_image
 from vitrieve.data.records import ImageRecord
 from vitrieve.errors import DecodeError
-from vitrieve.evaluate.analysis import Neighbour, find_neighbours, pick_changed, pick_random, pick_worst
+from vitrieve.evaluate.analysis import Neighbour, Verdict, find_neighbours, pick_changed, pick_random, pick_worst
+from vitrieve.evaluate.names import name_average
 from vitrieve.evaluate.run import Measurement
 
 NUM_NEIGHBOURS = 8
@@ -52,17 +53,20 @@ class Place:
 
     picture: Picture
     similarity: float
-    is_relevant: bool
+    verdict: Verdict
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ranking:
-    """What one encoder finds for a query: its number among the encoders, its figures, its first neighbours."""
+    """What one encoder finds for a query: its number among the encoders, its figures, its first neighbours.
+
+    ``first_rank`` is 0 where nothing is found: what there is to be found could not be read.
+    """
 
     encoder: str
     number: int
     first_rank: int
-    map_at_r: float
+    average_precision: float
     places: tuple[Place, ...]
 
 
@@ -77,10 +81,11 @@ class GalleryItem:
 
 @dataclass(frozen=True, kw_only=True)
 class Gallery:
-    """Some queries, and why they were chosen."""
+    """Some queries, why they were chosen, and the name of the figure beside each ranking."""
 
     title: str
     explanation: str
+    average_name: str
     items: tuple[GalleryItem, ...]
 
 
@@ -145,23 +150,29 @@ def build_galleries(measurements: Sequence[Measurement], num_protocols: int) -> 
     num_galleries = 4 if is_compared else 2
     num_pictures = 1 + NUM_NEIGHBOURS * len(shown)
     num_picked = max(1, min(MAX_QUERIES, MAX_THUMBNAILS // (num_protocols * num_galleries * num_pictures)))
-    last = after.result.encoder
+    last, average_name = after.result.encoder, name_average(after.scores)
+    spread = ", at most one a class where there are enough classes" if after.scores.group_name == "class" else ""
     choices = [
         (
             "Worst queries",
-            f"The lowest MAP@R under {last}, at most one a class where there are enough classes.",
+            f"The lowest {average_name} under {last}{spread}.",
             pick_worst(after.scores, num_picked),
         ),
         ("Random queries", "Chosen by chance, not by result.", pick_random(after.scores, num_picked)),
     ]
     if is_compared:
-        change = f"MAP@R from {before.result.encoder} to {last}."
+        change = f"{average_name} from {before.result.encoder} to {last}."
         gains = pick_changed(before.scores, after.scores, num_picked, is_gain=True)
         losses = pick_changed(before.scores, after.scores, num_picked, is_gain=False)
         choices += [("Largest gains", change, gains), ("Largest losses", change, losses)]
     thumbnails = Thumbnails(after.dataset.label_names)
     return [
-        Gallery(title=title, explanation=explanation, items=_build_items(shown, queries, thumbnails))
+        Gallery(
+            title=title,
+            explanation=explanation,
+            average_name=average_name,
+            items=_build_items(shown, queries, thumbnails),
+        )
         for title, explanation, queries in choices
         if queries
     ]
@@ -181,7 +192,7 @@ def _build_items(
                     encoder=measurement.result.encoder,
                     number=number,
                     first_rank=int(measurement.scores.first_rank[query]),
-                    map_at_r=float(measurement.scores.map_at_r[query]),
+                    average_precision=float(measurement.scores.average_precision[query]),
                     places=_build_places(neighbours[position], task.records, thumbnails),
                 )
                 for (number, measurement), neighbours in zip(shown, found, strict=True)
@@ -198,7 +209,7 @@ def _build_places(
         Place(
             picture=thumbnails.picture(records[neighbour.row]),
             similarity=neighbour.similarity,
-            is_relevant=neighbour.is_relevant,
+            verdict=neighbour.verdict,
         )
         for neighbour in neighbours
     )

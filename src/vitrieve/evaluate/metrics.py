@@ -10,13 +10,14 @@ a time and never the whole matrix. What the pass promises:
 - Queries for which nothing relevant is in the gallery are left out of the means, and counted.
 - Junk (see ``Exclusions``) is neither right nor wrong: the ranking closes up over it.
 
-Nearness is defined in ``similarity.py``. Next file: ``bootstrap.py``.
+Nearness is defined in ``similarity.py``. Next file: ``revisited.py``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +27,52 @@ from vitrieve.evaluate.relevance import Exclusions, Relevance
 from vitrieve.similarity import FloatArray, IntArray, as_embeddings, similarity_chunks
 
 DEFAULT_KS = (1, 2, 4, 8)
+
+
+class Scores(Protocol):
+    """What intervals and the report need of the scores of all queries, whatever the metrics are.
+
+    Attributes:
+        headlines: Names of the two metrics that tell most, in ``values((1,))``: of the first place, and of the ranking.
+        group_name: What a group is: ``class`` or ``query``.
+    """
+
+    headlines: ClassVar[tuple[str, str]]
+    group_name: ClassVar[str]
+
+    @property
+    def num_relevant(self) -> IntArray:
+        """``(Q,)`` images to be found; zero: not scored."""
+
+    @property
+    def first_rank(self) -> IntArray:
+        """``(Q,)`` rank of the nearest relevant image, from 1; zero where there is none."""
+
+    @property
+    def average_precision(self) -> npt.NDArray[np.float64]:
+        """``(Q,)`` quality of each ranking, in [0, 1]: what the second headline is the mean of."""
+
+    @property
+    def groups(self) -> IntArray:
+        """``(Q,)`` queries of one group are not independent, and are drawn together for intervals."""
+
+    @property
+    def is_scored(self) -> npt.NDArray[np.bool_]:
+        """``(Q,)`` whether the query counts in the means."""
+
+    @property
+    def num_scored(self) -> int:
+        """Queries that count in the means."""
+
+    @property
+    def num_skipped(self) -> int:
+        """Queries that do not."""
+
+    def values(self, ks: Sequence[int]) -> dict[str, npt.NDArray[np.float64]]:
+        """Return each metric's value for every scored query, in [0, 1]: name -> ``(num_scored,)``."""
+
+    def means(self, ks: Sequence[int]) -> dict[str, float]:
+        """Return each metric's mean over the scored queries, in [0, 1]."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +86,9 @@ class QueryScores:
         r_precision: ``(Q,)`` float64, share of relevant images among the first R.
         map_at_r: ``(Q,)`` float64, 1/R times the sum over ranks k <= R of precision at k where rank k is relevant.
     """
+
+    headlines: ClassVar[tuple[str, str]] = ("recall_at_1", "map_at_r")
+    group_name: ClassVar[str] = "class"
 
     labels: IntArray
     num_relevant: IntArray
@@ -54,6 +104,16 @@ class QueryScores:
             raise ValueError("exactly the queries with relevant images have a first rank")
         if not all(((column >= 0) & (column <= 1)).all() for column in (self.r_precision, self.map_at_r)):
             raise ValueError("r_precision and map_at_r must lie in [0, 1]")
+
+    @property
+    def groups(self) -> IntArray:
+        """``(Q,)``: the classes, as an encoder knows a class or does not."""
+        return self.labels
+
+    @property
+    def average_precision(self) -> npt.NDArray[np.float64]:
+        """``(Q,)``: at R, which is what MAP@R is the mean of."""
+        return self.map_at_r
 
     @property
     def is_scored(self) -> npt.NDArray[np.bool_]:
@@ -73,7 +133,7 @@ class QueryScores:
     def values(self, ks: Sequence[int] = DEFAULT_KS) -> dict[str, npt.NDArray[np.float64]]:
         """Return each metric's value for every scored query, in [0, 1]: name -> ``(num_scored,)``."""
         ranks = self.first_rank[self.is_scored]
-        recalls = {f"recall_at_{k}": (ranks <= k).astype(np.float64) for k in _check_ks(ks)}
+        recalls = {f"recall_at_{k}": (ranks <= k).astype(np.float64) for k in check_cut_offs(ks)}
         return {**recalls, "r_precision": self.r_precision[self.is_scored], "map_at_r": self.map_at_r[self.is_scored]}
 
     def means(self, ks: Sequence[int] = DEFAULT_KS) -> dict[str, float]:
@@ -293,7 +353,12 @@ def _read_inputs(
     return queries, gallery, relevance
 
 
-def _check_ks(ks: Sequence[int]) -> Sequence[int]:
+def check_cut_offs(ks: Sequence[int]) -> Sequence[int]:
+    """Return the cut-offs when each is at least 1.
+
+    Raises:
+        InputError: One is not.
+    """
     wrong = [k for k in ks if k < 1]
     if wrong:
         raise InputError(f"a cut-off K is {wrong[0]}; expected integers of at least 1.")

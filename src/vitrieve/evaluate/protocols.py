@@ -1,19 +1,20 @@
-"""From the records of a data set to the arrays that the metrics take: queries, gallery, junk.
+"""From the records of a data set to the arrays that the metrics take: queries, gallery, junk; and distractors.
 
-Next file: ``run.py``.
+Next file: ``similarities.py``.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from vitrieve.data.records import Dataset, ImageRecord
-from vitrieve.errors import DataError
-from vitrieve.evaluate.relevance import NO_GROUP, NO_ROW, Exclusions
+from vitrieve.data.records import Dataset, GroundTruth, ImageRecord
+from vitrieve.errors import DataError, unknown_name_message
+from vitrieve.evaluate.relevance import NO_GROUP, NO_ROW, Exclusions, Judgements, Relevance, RelevanceRule
+from vitrieve.evaluate.revisited import REVISITED_ROLES, Roles
 from vitrieve.similarity import IntArray
 
 
@@ -28,6 +29,7 @@ class RetrievalTask:
         labels: ``(N,)`` int64.
         junk_groups: ``(N,)`` int64, images of one group are junk for each other (``NO_GROUP``: for nobody);
             None without junk.
+        judgements: Right and ignored images listed query by query; None: labels and ``junk_groups`` decide.
     """
 
     records: tuple[ImageRecord, ...]
@@ -35,6 +37,7 @@ class RetrievalTask:
     gallery_rows: IntArray
     labels: IntArray
     junk_groups: IntArray | None = None
+    judgements: Judgements | None = None
 
     @property
     def query_labels(self) -> IntArray:
@@ -58,12 +61,62 @@ class RetrievalTask:
             gallery_junk=None if junk is None else junk[self.gallery_rows],
         )
 
+    @property
+    def relevance(self) -> RelevanceRule:
+        """Who is right and who is left out, query by query."""
+        return self.judgements or Relevance(self.query_labels, self.gallery_labels, self.exclusions)
+
+
+def add_distractors(dataset: Dataset, distractors: Dataset) -> Dataset:
+    """Add images that are wrong for every query to the gallery of the test split.
+
+    Args:
+        dataset: Under any protocol.
+        distractors: All its images are taken, whatever their splits, roles and labels.
+
+    Returns:
+        ``dataset`` with the distractors behind its records: gallery only, ``NAME/`` before their ``image_id``, of one
+        further class without queries. Both names stand in its name.
+
+    Raises:
+        DataError: A distractor is a file of the data set, or has an ``image_id`` of it.
+    """
+    own_paths, own_ids = {record.path for record in dataset.records}, {record.image_id for record in dataset.records}
+    prefix = f"{distractors.name}/"
+    added = tuple(
+        ImageRecord(
+            image_id=prefix + record.image_id.removeprefix(prefix),
+            path=record.path,
+            label=len(dataset.label_names),
+            split="test",
+            is_query=False,
+            box=record.box,
+        )
+        for record in distractors.records
+    )
+    for record in added:
+        if record.path in own_paths or record.image_id in own_ids:
+            raise DataError(
+                f"the distractor {record.image_id} ({record.path}) is an image of {dataset.name} too; distractors must "
+                "be images that no query looks for. Give another source of distractors."
+            )
+    note = f"{len(added):,} distractors from {distractors.name} are in the gallery."
+    return replace(
+        dataset,
+        name=f"{dataset.name} + {distractors.name}",
+        records=(*dataset.records, *added),
+        label_names=(*dataset.label_names, "distractor"),
+        notes=(*dataset.notes, *distractors.notes, note),
+        license=" ".join(filter(None, (dataset.license, distractors.license))),
+    )
+
 
 def select_records(dataset: Dataset) -> tuple[ImageRecord, ...]:
     """Select the images of the test split that ask or can be found, each once, in order.
 
     Raises:
-        DataError: No query, nothing to find, a gallery of one class, or of no query's class.
+        DataError: No query, nothing to find, a gallery of one class, or of no query's class; with a ground truth a
+            query that it lacks, or none with an image to be found.
     """
     records = tuple(record for record in dataset.split("test") if record.is_query or record.is_gallery)
     num_queries = sum(record.is_query for record in records)
@@ -75,6 +128,14 @@ def select_records(dataset: Dataset) -> tuple[ImageRecord, ...]:
             "of each is needed. Without a split of its own every fifth class is for testing: give ten classes or more, "
             "or a manifest with a column 'split'. `vitrieve data check SOURCE` shows what is there."
         )
+    if dataset.ground_truth is None:
+        _check_labels(dataset, records, where)
+    else:
+        _check_ground_truth(dataset.ground_truth, _find_roles(dataset), records, where)
+    return records
+
+
+def _check_labels(dataset: Dataset, records: Sequence[ImageRecord], where: str) -> None:
     num_of_label = Counter(record.label for record in records if record.is_gallery)
     if len(num_of_label) == 1:
         name = dataset.label_names[next(iter(num_of_label))]
@@ -88,14 +149,39 @@ def select_records(dataset: Dataset) -> tuple[ImageRecord, ...]:
             f"{where}: no query has another image of its class in the gallery, so there is nothing to be found; "
             "at least one class needs two images."
         )
-    return records
+
+
+def _check_ground_truth(
+    ground_truth: Mapping[str, GroundTruth], roles: Roles, records: Sequence[ImageRecord], where: str
+) -> None:
+    queries = [record.image_id for record in records if record.is_query]
+    unknown = [image_id for image_id in queries if image_id not in ground_truth]
+    if unknown:
+        raise DataError(f"{where}: {len(unknown)} queries have no ground truth, the first of them {unknown[0]!r}.")
+    gallery = {record.image_id for record in records if record.is_gallery}
+    if not any(gallery.intersection(_list_images(ground_truth[image_id], roles.positive)) for image_id in queries):
+        raise DataError(
+            f"{where}: no query has an image to be found in the gallery; compare the names in the ground truth with "
+            "the files, or choose another protocol."
+        )
+
+
+def _find_roles(dataset: Dataset) -> Roles:
+    if dataset.protocol not in REVISITED_ROLES:
+        raise DataError(unknown_name_message(f"protocol of {dataset.name}", dataset.protocol, tuple(REVISITED_ROLES)))
+    return REVISITED_ROLES[dataset.protocol]
+
+
+def _list_images(truth: GroundTruth, parts: Sequence[str]) -> list[str]:
+    return [image_id for part in parts for image_id in getattr(truth, part)]
 
 
 def build_task(dataset: Dataset, records: Sequence[ImageRecord]) -> RetrievalTask:
     """Build the arrays of an evaluation.
 
     Args:
-        dataset: Names the metadata that makes images junk for each other (``junk_key``).
+        dataset: Names the metadata that makes images junk for each other (``junk_key``), or lists for each query what
+            is right and what is ignored (``ground_truth``).
         records: Of ``select_records``, without those that could not be read.
     """
     labels = np.array([record.label for record in records], dtype=np.int64)
@@ -105,7 +191,27 @@ def build_task(dataset: Dataset, records: Sequence[ImageRecord]) -> RetrievalTas
         gallery_rows=np.flatnonzero([record.is_gallery for record in records]),
         labels=labels,
         junk_groups=None if dataset.junk_key is None else _number_groups(records, dataset.junk_key),
+        judgements=None if dataset.ground_truth is None else _judge(dataset, dataset.ground_truth, records),
     )
+
+
+def _judge(dataset: Dataset, ground_truth: Mapping[str, GroundTruth], records: Sequence[ImageRecord]) -> Judgements:
+    """Turn the names of a ground truth into gallery rows; an image that is not among ``records`` has none."""
+    roles = _find_roles(dataset)
+    gallery = (record.image_id for record in records if record.is_gallery)
+    places = {image_id: place for place, image_id in enumerate(gallery)}
+    truths = [ground_truth[record.image_id] for record in records if record.is_query]
+    positives = [_list_images(truth, roles.positive) for truth in truths]
+    ignored = [_list_images(truth, roles.ignored) for truth in truths]
+    return Judgements(
+        positive_rows=tuple(_find_rows(places, image_ids) for image_ids in positives),
+        ignored_rows=tuple(_find_rows(places, image_ids) for image_ids in ignored),
+        num_positives=np.array([len(image_ids) for image_ids in positives], dtype=np.int64),
+    )
+
+
+def _find_rows(places: Mapping[str, int], image_ids: Sequence[str]) -> IntArray:
+    return np.array([places[image_id] for image_id in image_ids if image_id in places], dtype=np.int64)
 
 
 def _number_groups(records: Sequence[ImageRecord], key: str) -> IntArray:

@@ -1,4 +1,4 @@
-"""Who is right, wrong or left out in a query's ranking: labels, the query's own image, junk.
+"""Who is right, wrong or left out in a query's ranking: by labels (``Relevance``) or by lists (``Judgements``).
 
 Used by the metrics, the histograms and the galleries of the report, so that all three mean the same.
 Next file: ``metrics.py``.
@@ -7,6 +7,7 @@ Next file: ``metrics.py``.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +35,46 @@ class Exclusions:
     query_rows: npt.ArrayLike | None = None
     query_junk: npt.ArrayLike | None = None
     gallery_junk: npt.ArrayLike | None = None
+
+
+class RelevanceRule(Protocol):
+    """Who is right and who is left out, query by query; all other gallery images are wrong."""
+
+    def relevant_rows(self, query: int) -> IntArray:
+        """Return the gallery rows to be found; those that are excluded too do not count."""
+
+    def excluded_rows(self, query: int) -> IntArray:
+        """Return the gallery rows that are neither right nor wrong."""
+
+    def shown_junk_rows(self, query: int) -> IntArray:
+        """Return the excluded rows that a picture of the ranking shows nevertheless, as junk."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judgements:
+    """Right and ignored gallery images listed query by query, as the revisited benchmarks do.
+
+    Attributes:
+        positive_rows: For each query its gallery rows to be found.
+        ignored_rows: For each query the gallery rows that its ranking leaves out; none of them is positive.
+        num_positives: ``(Q,)`` images to be found, among them those without a gallery row (not readable).
+    """
+
+    positive_rows: tuple[IntArray, ...]
+    ignored_rows: tuple[IntArray, ...]
+    num_positives: IntArray
+
+    def relevant_rows(self, query: int) -> IntArray:
+        """Return the gallery rows to be found."""
+        return self.positive_rows[query]
+
+    def excluded_rows(self, query: int) -> IntArray:
+        """Return the gallery rows that are ignored."""
+        return self.ignored_rows[query]
+
+    def shown_junk_rows(self, query: int) -> IntArray:
+        """Return the ignored rows: a look at a ranking asks whether they are ignored rightly."""
+        return self.ignored_rows[query]
 
 
 class Relevance:
@@ -80,6 +121,10 @@ class Relevance:
         if self._junk is None or self._junk.query_values[query] == NO_GROUP:
             return own
         return np.concatenate([own, self._junk.rows(query)])
+
+    def shown_junk_rows(self, query: int) -> IntArray:
+        """Return nothing: junk by metadata may be a large share of the gallery, and would hide what is found."""
+        return self._own_rows[:0]
 
     def _read_own_rows(self, query_rows: npt.ArrayLike | None) -> IntArray:
         num_queries, num_gallery = len(self.query_labels), len(self.gallery_labels)

@@ -17,10 +17,11 @@ from markupsafe import Markup
 from vitrieve import __version__
 from vitrieve.artifacts import write_text_durably
 from vitrieve.evaluate.analysis import (
+    GroupFigures,
     count_similarities,
     cumulative_energy,
     difference_interval,
-    list_class_figures,
+    list_group_figures,
 )
 from vitrieve.evaluate.charts import (
     NUM_COLOURS,
@@ -31,12 +32,13 @@ from vitrieve.evaluate.charts import (
     shown_bins,
 )
 from vitrieve.evaluate.galleries import Gallery, build_galleries
+from vitrieve.evaluate.names import display_name, name_average, name_first
 from vitrieve.evaluate.run import Measurement
 
-MAX_CLASS_ROWS = 400
-"""Classes in the table: beyond these (the worst), a page becomes heavy and nobody reads on."""
+MAX_GROUP_ROWS = 400
+"""Classes, or queries, in the table: beyond these (the worst), a page becomes heavy and nobody reads on."""
 MAX_FAILURES_SHOWN = 20
-HEADLINES = ("recall_at_1", "r_precision", "map_at_r")
+HEADLINES = ("recall_at_1", "r_precision", "map_at_r", "mean_average_precision", "mp_at_1", "mp_at_10")
 ENERGY_SHARE = 0.9
 
 
@@ -67,14 +69,31 @@ class MetricRow:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClassRow:
-    """A class: for each encoder Recall@1 and MAP@R, and the change of MAP@R from the first to the last."""
+class GroupRow:
+    """A class or a query: for each encoder its two headline figures, and the change of the second, first to last.
+
+    ``count`` is the number of queries of a class, or of images to be found for a query.
+    """
 
     name: str
-    num_queries: int
-    recalls: tuple[float, ...]
+    count: int
+    firsts: tuple[float, ...]
     averages: tuple[float, ...]
     change: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupTable:
+    """The classes or queries, the worst under the last encoder first; ``num_rows`` counts those not shown too."""
+
+    title: str
+    group_name: str
+    plural: str
+    count_name: str
+    first_name: str
+    average_name: str
+    rows: tuple[GroupRow, ...]
+    num_rows: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,8 +131,7 @@ class Section:
     histograms: tuple[HistogramView, ...]
     energy_chart: Markup
     spectra: tuple[Spectrum, ...]
-    classes: tuple[ClassRow, ...]
-    num_classes: int
+    groups: GroupTable
     galleries: tuple[Gallery, ...]
 
 
@@ -143,6 +161,7 @@ def write_report(measurements: Sequence[Measurement], path: Path) -> None:
         sections=sections,
         encoders=sections[0].encoders,
         num_colours=NUM_COLOURS,
+        kinds={section.groups.group_name for section in sections},
         energy_percent=round(ENERGY_SHARE * 100),
         version=__version__,
     )
@@ -156,7 +175,6 @@ def _build_section(group: Sequence[Measurement], num_protocols: int) -> Section:
     energies = [cumulative_energy(measurement.vectors) for measurement in group]
     encoders = tuple(measurement.result.encoder for measurement in group)
     metrics = _build_metrics(group)
-    classes = _build_classes(group)
     return Section(
         title=f"{last.result.dataset} · {last.result.protocol}",
         facts=_list_facts(group),
@@ -181,8 +199,7 @@ def _build_section(group: Sequence[Measurement], num_protocols: int) -> Section:
             Spectrum(encoder=name, num_dims=int(np.searchsorted(energy, ENERGY_SHARE)) + 1, embedding_dim=len(energy))
             for name, energy in zip(encoders, energies, strict=True)
         ),
-        classes=tuple(classes[:MAX_CLASS_ROWS]),
-        num_classes=len(classes),
+        groups=_build_groups(group),
         galleries=tuple(build_galleries(group, num_protocols)),
     )
 
@@ -195,9 +212,10 @@ def _list_facts(group: Sequence[Measurement]) -> tuple[str, ...]:
     facts = [
         f"{result.num_queries:,} queries",
         f"{result.num_gallery:,} gallery images",
-        f"{len(np.unique(task.gallery_labels)):,} classes in the gallery",
         f"input of {sizes} px",
     ]
+    if task.judgements is None:
+        facts.insert(2, f"{len(np.unique(task.gallery_labels)):,} classes in the gallery")
     if np.array_equal(task.query_rows, task.gallery_rows):
         facts.append("every image searches among all others")
     if measurement.dataset.junk_key is not None:
@@ -212,7 +230,7 @@ def _build_metrics(group: Sequence[Measurement]) -> tuple[MetricRow, ...]:
     intervals = [difference_interval(first.scores, other.scores, first.dataset.ks) for other in group[1:]]
     return tuple(
         MetricRow(
-            name=_display_name(name),
+            name=display_name(name),
             is_headline=name in HEADLINES,
             figures=tuple(
                 Figure(
@@ -243,30 +261,44 @@ def _draw_metrics(encoders: Sequence[str], metrics: Sequence[MetricRow]) -> Mark
     return draw_intervals([row.name for row in metrics], series)
 
 
-def _build_classes(group: Sequence[Measurement]) -> list[ClassRow]:
-    """List the classes, the worst under the last encoder first."""
-    names = group[0].dataset.label_names
+def _build_groups(group: Sequence[Measurement]) -> GroupTable:
+    """List the classes or queries, the worst under the last encoder first."""
+    first = group[0]
     rows = [
-        ClassRow(
-            name=names[figures[0].label],
-            num_queries=figures[0].num_queries,
-            recalls=tuple(one.recall_at_1 for one in figures),
-            averages=tuple(one.map_at_r for one in figures),
-            change=figures[-1].map_at_r - figures[0].map_at_r,
+        GroupRow(
+            name=_name_group(first, figures[0].group),
+            count=_count_group(first, figures[0]),
+            firsts=tuple(one.first for one in figures),
+            averages=tuple(one.average for one in figures),
+            change=figures[-1].average - figures[0].average,
         )
-        for figures in zip(*(list_class_figures(one.scores) for one in group), strict=True)
+        for figures in zip(*(list_group_figures(one.scores) for one in group), strict=True)
     ]
-    return sorted(rows, key=lambda row: (row.averages[-1], row.recalls[-1], row.name))
+    rows.sort(key=lambda row: (row.averages[-1], row.firsts[-1], row.name))
+    is_query = first.scores.group_name == "query"
+    return GroupTable(
+        title="Queries, the worst first" if is_query else "Classes, the worst first",
+        group_name=first.scores.group_name,
+        plural="queries" if is_query else "classes",
+        count_name="to be found" if is_query else "queries",
+        first_name=name_first(first.scores),
+        average_name=name_average(first.scores),
+        rows=tuple(rows[:MAX_GROUP_ROWS]),
+        num_rows=len(rows),
+    )
 
 
-def _display_name(metric: str) -> str:
-    """Spell a metric as the field does.
+def _name_group(measurement: Measurement, group: int) -> str:
+    task = measurement.task
+    if measurement.scores.group_name == "query":
+        return task.records[int(task.query_rows[group])].image_id
+    return measurement.dataset.label_names[group]
 
-    >>> _display_name("recall_at_10"), _display_name("map_at_r")
-    ('Recall@10', 'MAP@R')
-    """
-    names = {"r_precision": "R-precision", "map_at_r": "MAP@R"}
-    return names.get(metric) or metric.replace("recall_at_", "Recall@")
+
+def _count_group(measurement: Measurement, figures: GroupFigures) -> int:
+    if measurement.scores.group_name == "query":
+        return int(measurement.scores.num_relevant[figures.group])
+    return figures.num_queries
 
 
 def _format_percent(fraction: float) -> str:

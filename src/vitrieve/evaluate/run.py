@@ -19,13 +19,15 @@ import numpy as np
 import numpy.typing as npt
 
 from vitrieve.artifacts import MANIFEST_NAME, write_text_durably
-from vitrieve.data.records import Dataset
+from vitrieve.data.records import Dataset, ImageRecord
 from vitrieve.embed.collection import Embeddings, EmbedSettings, embed_collection, embed_images, load_embeddings
 from vitrieve.errors import ConfigError
 from vitrieve.evaluate.bootstrap import bootstrap_intervals
-from vitrieve.evaluate.metrics import QueryScores, score_queries
+from vitrieve.evaluate.metrics import Scores, score_queries
 from vitrieve.evaluate.protocols import RetrievalTask, build_task, select_records
 from vitrieve.evaluate.relevance import Exclusions
+from vitrieve.evaluate.revisited import score_judged
+from vitrieve.evaluate.similarities import similarity_blocks
 from vitrieve.runtime.encoder import Encoder
 from vitrieve.similarity import FloatArray
 
@@ -49,8 +51,9 @@ class EvaluationResult:
         num_unreadable: Images of the protocol that could not be read, and so are in none of these counts.
         embedding_dim: Length of an embedding.
         image_size: Side of the encoder's input in pixels.
-        metrics: ``recall_at_K`` for the data set's cut-offs, ``r_precision`` and ``map_at_r``, in [0, 1].
-        intervals: For each metric its 95 % bootstrap interval over classes.
+        metrics: ``recall_at_K`` for the data set's cut-offs, ``r_precision`` and ``map_at_r``, in [0, 1]; with a
+            ground truth ``mean_average_precision`` and ``mp_at_K``.
+        intervals: For each metric its 95 % bootstrap interval over classes, with a ground truth over queries.
     """
 
     encoder: str
@@ -80,7 +83,7 @@ class Measurement:
         result: The figures.
         dataset: What was measured on.
         task: Queries, gallery and junk among the readable images.
-        vectors: ``(N, E)`` embeddings of ``task.records``.
+        vectors: ``(N, E)`` embeddings of ``task.records``; may be a memory map.
         scores: Of every query.
         failures: ``(image_id, reason)`` of the protocol's unreadable images.
     """
@@ -89,7 +92,7 @@ class Measurement:
     dataset: Dataset
     task: RetrievalTask
     vectors: FloatArray
-    scores: QueryScores
+    scores: Scores
     failures: tuple[tuple[str, str], ...]
 
 
@@ -163,7 +166,7 @@ def run_comparison(
     Args:
         encoders: The first is the reference ("before") that the report compares the others with.
         datasets: Protocols; those with the same data set name are protocols of one source, in which an image_id
-            always means the same image.
+            means the same file, and the same embedding too unless the protocols crop it differently.
         out: Folder for the files; made when missing.
         names: What to call the encoders, all different; None: their own names, or where those repeat, their sources.
         settings: How the images are embedded; None: the defaults.
@@ -184,7 +187,7 @@ def run_comparison(
     measurements: list[Measurement] = []
     for encoder, name in zip(encoders, names, strict=True):
         embedded = _embed_sources(encoder, datasets, out / EMBEDDINGS_FOLDER, settings)
-        measurements += [measure(dataset, embedded[dataset.name], name) for dataset in datasets]
+        measurements += [measure(dataset, found, name) for dataset, found in zip(datasets, embedded, strict=True)]
     results = [measurement.result for measurement in measurements]
     out.mkdir(parents=True, exist_ok=True)
     content = {"results": [result.to_json() for result in results]}
@@ -212,16 +215,11 @@ def measure(dataset: Dataset, embeddings: Embeddings, encoder_name: str) -> Meas
     rows = {record.image_id: row for row, record in enumerate(embeddings.records)}
     wanted = select_records(dataset)
     readable = [record for record in wanted if record.image_id in rows]
-    failures = [failure for failure in embeddings.failures if failure[0] in {record.image_id for record in wanted}]
+    wanted_ids = {record.image_id for record in wanted}
+    failures = [failure for failure in embeddings.failures if failure[0] in wanted_ids]
     task = build_task(dataset, readable)
-    vectors = np.asarray(embeddings.vectors[[rows[record.image_id] for record in readable]])
-    scores = score_queries(
-        vectors[task.query_rows],
-        task.query_labels,
-        vectors[task.gallery_rows],
-        task.gallery_labels,
-        exclusions=task.exclusions,
-    )
+    vectors = _take_rows(embeddings.vectors, [rows[record.image_id] for record in readable])
+    scores = _score(task, vectors)
     result = EvaluationResult(
         encoder=encoder_name,
         dataset=dataset.name,
@@ -240,19 +238,56 @@ def measure(dataset: Dataset, embeddings: Embeddings, encoder_name: str) -> Meas
     )
 
 
+def _take_rows(vectors: FloatArray, rows: Sequence[int]) -> FloatArray:
+    """Take rows in order; all of them are taken without a copy, as a million distractors are too many for one."""
+    chosen = np.asarray(rows, dtype=np.int64)
+    if np.array_equal(chosen, np.arange(len(vectors))):
+        return vectors
+    return np.asarray(vectors[chosen])
+
+
+def _score(task: RetrievalTask, vectors: FloatArray) -> Scores:
+    """Score every query: by the ground truth where there is one, else by labels."""
+    if task.judgements is not None:
+        blocks = similarity_blocks(vectors, task.query_rows, task.gallery_rows)
+        return score_judged(blocks, task.judgements)
+    return score_queries(
+        vectors[task.query_rows],
+        task.query_labels,
+        vectors[task.gallery_rows],
+        task.gallery_labels,
+        exclusions=task.exclusions,
+    )
+
+
 def _embed_sources(
     encoder: Encoder, datasets: Sequence[Dataset], folder: Path, settings: EmbedSettings
-) -> dict[str, Embeddings]:
-    """Embed the images of each source once: data set name -> embeddings."""
-    sources: dict[str, list[Dataset]] = {}
+) -> list[Embeddings]:
+    """Embed the images of each source once, and return for each data set the embeddings that hold its images."""
+    sources: list[tuple[Dataset, dict[str, ImageRecord]]] = []
+    numbers = []
     for dataset in datasets:
-        sources.setdefault(dataset.name, []).append(dataset)
-    embedded = {}
-    for number, (name, protocols) in enumerate(sources.items()):
-        records = {record.image_id: record for dataset in protocols for record in select_records(dataset)}
-        source = dataclasses.replace(protocols[0], records=tuple(records.values()))
-        embedded[name] = _embed_once(encoder, source, folder / f"{encoder.fingerprint[:16]}-{number}", settings)
-    return embedded
+        records = {record.image_id: record for record in select_records(dataset)}
+        numbers.append(_find_source(sources, dataset, records))
+        if numbers[-1] == len(sources):
+            sources.append((dataset, {}))
+        sources[numbers[-1]][1].update(records)
+    embedded = []
+    for number, (dataset, records) in enumerate(sources):
+        source = dataclasses.replace(dataset, records=tuple(records.values()))
+        embedded.append(_embed_once(encoder, source, folder / f"{encoder.fingerprint[:16]}-{number}", settings))
+    return [embedded[number] for number in numbers]
+
+
+def _find_source(
+    sources: Sequence[tuple[Dataset, Mapping[str, ImageRecord]]], dataset: Dataset, records: Mapping[str, ImageRecord]
+) -> int:
+    """Find the source with the data set's name that crops every shared image alike; else the number of a new one."""
+    for number, (source, others) in enumerate(sources):
+        shared = others.keys() & records.keys()
+        if source.name == dataset.name and all(others[one].box == records[one].box for one in shared):
+            return number
+    return len(sources)
 
 
 def _embed_once(encoder: Encoder, dataset: Dataset, folder: Path, settings: EmbedSettings) -> Embeddings:
@@ -260,7 +295,9 @@ def _embed_once(encoder: Encoder, dataset: Dataset, folder: Path, settings: Embe
     if (folder / MANIFEST_NAME).is_file():
         found = load_embeddings(folder)
         ids = {*(record.image_id for record in found.records), *(image_id for image_id, _ in found.failures)}
-        if ids == {record.image_id for record in dataset.records} and found.fingerprint == encoder.fingerprint:
+        boxes = {record.image_id: record.box for record in dataset.records}
+        is_same = ids == boxes.keys() and all(boxes[record.image_id] == record.box for record in found.records)
+        if is_same and found.fingerprint == encoder.fingerprint:
             return found
         shutil.rmtree(folder)
     return embed_collection(encoder, dataset, folder, settings=settings, is_resume=True)
