@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from vitrieve.cli.main import main
+from vitrieve.errors import ConfigError
 from vitrieve.runtime.encoder import load_encoder
 
 pytest.importorskip("torch", reason="exporting needs vitrieve[train]")
@@ -102,6 +103,7 @@ def test_export_without_torch_says_so(tiny_encoder_folder: Path, without_torch: 
     body = f"""
 import sys
 from vitrieve.cli.main import main
+from vitrieve.errors import ConfigError
 sys.exit(main(["export", "--encoder", {str(tiny_encoder_folder)!r}]))
 """
     result = subprocess.run([sys.executable, "-c", without_torch + body], capture_output=True, text=True, check=False)
@@ -117,3 +119,28 @@ def test_export_weights_name_makes_an_encoder_folder(tmp_path: Path, capsys: pyt
     exported = json.loads(capsys.readouterr().out)
     assert exported["fingerprint"] == load_encoder("dinov2-vits14", image_size=56).fingerprint
     assert load_encoder(tmp_path / "d", engine="onnx").fingerprint == exported["fingerprint"]
+
+
+def test_export_at_several_scales_is_another_encoder(
+    encoder_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import torch
+
+    from vitrieve.config import ModelConfig
+    from vitrieve.model.encoder import build_encoder, save_encoder
+
+    with torch.random.fork_rng(devices=[]):
+        config = ModelConfig(backbone="test_resnet", pooling="gem", image_size=64, drop_path_rate=0.0)
+        fingerprint = save_encoder(build_encoder(config, is_pretrained=False), tmp_path / "convnet")
+    command = ["export", "--encoder", str(tmp_path / "convnet"), "--scales", "1", "0.5"]
+    assert main(command) == 2
+    assert "give it a folder with --out" in capsys.readouterr().err
+    assert main([*command, "--out", str(tmp_path / "scaled")]) == 0
+    scaled = load_encoder(tmp_path / "scaled", engine="onnx")
+    assert scaled.scales == (1.0, 0.5)
+    assert scaled.fingerprint == load_encoder(tmp_path / "convnet", scales=(1.0, 0.5)).fingerprint != fingerprint
+    with pytest.raises(ConfigError, match=r"was exported for the scales 1 0\.5, .* cannot run at 1\."):
+        load_encoder(tmp_path / "scaled", engine="onnx", scales=(1.0,))
+    assert main(["export", "--encoder", str(encoder_folder), "--scales", "1", "0.5", "--out", str(tmp_path / "v")]) == 2
+    assert "is a transformer" in capsys.readouterr().err
+    assert not (tmp_path / "v").exists()

@@ -45,3 +45,22 @@ def test_weights_pull_json_of_weights_that_are_here(capsys: pytest.CaptureFixtur
     assert pulled["was_present"] is True
     assert Path(pulled["path"]).is_file()
     assert len(pulled["sha256"]) == 64
+
+
+def test_weights_describe_prints_both_counts(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("torch", reason="counting needs vitrieve[train]")
+    assert main(["weights", "describe", "deit_small_patch16_224.fb_in1k", "--image-size", "384", "--json"]) == 0
+    described = json.loads(capsys.readouterr().out)
+    assert described["image_size"] == 384
+    assert described["num_tokens"] == 1 + 24 * 24
+    assert 24.7e9 < described["linear_flops"] < 25e9 < described["flops"]
+    assert main(["weights", "describe", "deit_small_patch16_224.fb_in1k"]) == 0
+    printed = capsys.readouterr().out
+    assert "21.7 M parameters; 8.5 GFLOPs an image at 224 px in linear layers, 9.2 with attention" in printed
+    assert "Apache-2.0" in printed
+
+
+def test_weights_describe_refuses_what_does_not_fit(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("torch", reason="counting needs vitrieve[train]")
+    assert main(["weights", "describe", "test_vit", "--image-size", "50"]) == 2
+    assert "nearest valid: 48 or 64" in capsys.readouterr().err

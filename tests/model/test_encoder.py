@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from vitrieve.config import ModelConfig
+from vitrieve.config import ModelConfig, Pooling
 from vitrieve.errors import ArtifactError, ConfigError, FingerprintError
 from vitrieve.model.card import ModelCard
 from vitrieve.model.encoder import (
@@ -22,6 +22,8 @@ from vitrieve.model.encoder import (
     read_encoder,
     save_encoder,
 )
+from vitrieve.model.export import MIN_COSINE, export_onnx
+from vitrieve.model.pretrained import hash_file
 from vitrieve.model.reduction import fit_pca
 
 BuildTiny = Callable[..., ImageEncoder]
@@ -265,3 +267,88 @@ def test_build_frozen_encoder_dinov2_says_where_it_comes_from(tmp_path: Path) ->
     text = (tmp_path / "README.md").read_text()
     assert "may have been fine-tuned" in text
     assert "Apache-2.0 (DINOv2)" in text
+
+
+def test_square_framing_is_in_the_fingerprint_and_survives_saving(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    plain = build_encoder(ModelConfig(backbone="test_vit", image_size=32), is_pretrained=False)
+    torch.manual_seed(0)
+    square = build_encoder(ModelConfig(backbone="test_vit", image_size=32, framing="square"), is_pretrained=False)
+    assert fingerprint_encoder(square) != fingerprint_encoder(plain)
+    save_encoder(square, tmp_path)
+    assert read_encoder(tmp_path).spec.preprocessing == square.spec.preprocessing
+    larger = read_encoder(tmp_path, image_size=64).spec.preprocessing
+    assert (larger.framing, larger.resize_size) == ("square", 64)
+    assert "the whole picture squeezed to 32 px square" in (tmp_path / "README.md").read_text(encoding="utf-8")
+
+
+def test_learnable_gem_is_a_weight_that_is_saved_read_and_fingerprinted(
+    build_tiny: BuildTiny, pixels: torch.Tensor, tmp_path: Path
+) -> None:
+    fixed, encoder = build_tiny(pooling="gem"), build_tiny(pooling="gem", gem_learnable=True)
+    assert fixed.gem_p is None
+    assert encoder.gem_p is not None
+    torch.testing.assert_close(encoder(pixels), fixed(pixels))
+    encoder(pixels)[0, 0].backward()
+    assert encoder.gem_p.grad is not None
+    assert encoder.gem_p.grad.item() != 0
+    before = fingerprint_encoder(encoder)
+    with torch.no_grad():
+        encoder.gem_p.fill_(1.7)
+    assert save_encoder(encoder, tmp_path) != before
+    again = read_encoder(tmp_path)
+    assert torch.equal(again(pixels), encoder(pixels))
+    assert not torch.allclose(again(pixels), fixed(pixels))
+    assert export_onnx(again, tmp_path / "encoder.onnx") >= MIN_COSINE
+    reduced = reduce_to(again, 4)
+    assert reduced.gem_p is not None
+    assert reduced.gem_p.item() == pytest.approx(1.7)
+    assert build_tiny(pooling="cls", gem_learnable=True).gem_p is None
+
+
+def test_trap_add_reduction_refuses_a_second_one(build_tiny: BuildTiny) -> None:
+    with pytest.raises(ConfigError, match="has a reduction already, fitted on grocery train"):
+        reduce_to(reduce_to(build_tiny(), 8), 4)
+
+
+def test_read_encoder_reads_what_was_written_before_scales_and_kinds(
+    build_tiny: BuildTiny, pixels: torch.Tensor, tmp_path: Path
+) -> None:
+    encoder = reduce_to(build_tiny(), 8)
+    fingerprint = save_encoder(encoder, tmp_path)
+    spec = json.loads((tmp_path / "encoder.json").read_text())
+    del spec["scales"], spec["reduction_kind"]
+    (tmp_path / "encoder.json").write_text(json.dumps(spec))
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    manifest["sha256"]["encoder.json"] = hash_file(tmp_path / "encoder.json")
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    again = read_encoder(tmp_path)
+    assert again.spec == encoder.spec
+    assert fingerprint_encoder(again) == fingerprint
+    assert torch.equal(again(pixels), encoder(pixels))
+
+
+@pytest.mark.parametrize(
+    ("backbone", "pooling", "image_size", "width"),
+    [
+        ("deit_small_patch16_224.fb_in1k", "cls", 224, 384),
+        ("deit_small_distilled_patch16_224.fb_in1k", "cls", 384, 384),
+        ("deit_base_patch16_224.fb_in1k", "gem", 224, 768),
+        ("deit_base_distilled_patch16_224.fb_in1k", "cls", 384, 768),
+        ("resnet50", "gem", 224, 2048),
+        ("resnet101", "rmac", 384, 2048),
+    ],
+)
+def test_backbones_of_the_paper_embed(backbone: str, pooling: Pooling, image_size: int, width: int) -> None:
+    with torch.device("meta"):  # shapes without numbers: a second instead of a minute
+        config = ModelConfig(backbone=backbone, image_size=image_size, pooling=pooling, drop_path_rate=0.0)
+        encoder = build_encoder(config, is_pretrained=False).eval()
+        pixels = torch.zeros(2, 3, image_size, image_size)
+        features, patch_tokens = encoder.pool(pixels), encoder.patch_tokens(pixels)  # autocast knows no meta device
+    assert features.shape == (2, width) == (2, encoder.spec.embedding_dim)
+    stride = 32 if backbone.startswith("resnet") else 16
+    assert patch_tokens.shape == (2, (image_size // stride) ** 2, width)
+    is_distilled = "distilled" in backbone
+    assert encoder.layout.num_class_tokens == (0 if stride == 32 else 1 + is_distilled)
+    if stride == 16:
+        assert encoder.backbone.pos_embed.shape[1] == (image_size // 16) ** 2 + 1 + is_distilled

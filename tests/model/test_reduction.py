@@ -6,7 +6,7 @@ import torch
 from sklearn.decomposition import PCA
 
 from vitrieve.errors import ConfigError
-from vitrieve.model.reduction import build_reduction, fit_pca
+from vitrieve.model.reduction import build_reduction, fit_pca, fit_supervised_whitening
 
 
 @pytest.fixture
@@ -69,3 +69,82 @@ def test_build_reduction_projects_like_the_fit(features: np.ndarray) -> None:
     np.testing.assert_allclose(projected, (features - pca.mean) @ pca.components.T, atol=1e-4)
     np.testing.assert_allclose(projected.var(axis=0, ddof=1), pca.variances, rtol=1e-4)
     assert not list(reduction.parameters())
+
+
+def test_fit_pca_whitened_features_vary_equally(features: np.ndarray) -> None:
+    pca = fit_pca(features, 5, fitted_on="train", is_whitened=True)
+    projected = (features.astype(np.float64) - pca.mean) @ pca.components.T.astype(np.float64)
+    np.testing.assert_allclose(np.cov(projected.T), np.eye(5), atol=1e-4)
+    plain = fit_pca(features, 5, fitted_on="train")
+    np.testing.assert_allclose(pca.components * np.sqrt(pca.variances)[:, None], plain.components, atol=1e-5)
+    assert (plain.kind, pca.kind) == ("pca", "pca_whitening")
+
+
+def test_trap_whitening_divides_by_no_variance_below_the_floor() -> None:
+    generator = np.random.default_rng(0)
+    features = (generator.standard_normal((500, 3)) * [1.0, 0.1, 0.003]).astype(np.float32)  # variances 1, 1e-2, 9e-6
+    lengths = np.linalg.norm(fit_pca(features, 3, fitted_on="train", is_whitened=True).components, axis=1)
+    np.testing.assert_allclose(lengths / lengths[0], [1.0, 10.0, 100.0], rtol=0.1)  # not 333
+
+
+def make_pairs(num_classes: int = 150, width: int = 6) -> tuple[np.ndarray, np.ndarray]:
+    """Two images a class, which differ a lot along some directions and little along others; mixed by a matrix."""
+    generator = np.random.default_rng(3)
+    centres = generator.standard_normal((num_classes, width))
+    noise = generator.standard_normal((2, num_classes, width)) * np.linspace(0.05, 2.0, width)
+    mixing = generator.standard_normal((width, width))
+    features = np.concatenate([centres + noise[0], centres + noise[1]]) @ mixing + 5
+    return features, np.stack([np.arange(num_classes), np.arange(num_classes) + num_classes], axis=1)
+
+
+def reference_whitenlearn(features: np.ndarray, pairs: np.ndarray) -> np.ndarray:
+    """Radenović's ``whitenlearn`` by Cholesky, with the mean of all features: the projected features, ``(N, D)``."""
+    differences = (features[pairs[:, 0]] - features[pairs[:, 1]]).T
+    root = np.linalg.inv(np.linalg.cholesky(differences @ differences.T / len(pairs)))
+    whitened = root @ (features - features.mean(axis=0)).T
+    _, _, rows = np.linalg.svd(whitened.T, full_matrices=False)
+    return (rows @ whitened).T
+
+
+def test_fit_supervised_whitening_agrees_with_the_cholesky_way() -> None:
+    features, pairs = make_pairs()
+    fitted = fit_supervised_whitening(features, pairs, 6, fitted_on="train")
+    found = (features - fitted.mean) @ fitted.components.T
+    expected = reference_whitenlearn(features, pairs)
+    signs = np.sign((found * expected).sum(axis=0))
+    np.testing.assert_allclose(found, expected * signs, atol=1e-3)
+    np.testing.assert_allclose(found.var(axis=0, ddof=1), fitted.variances, rtol=1e-3)
+    assert fitted.kind == "supervised_whitening"
+    assert (np.diff(fitted.variances) <= 0).all()
+
+
+def test_fit_supervised_whitening_brings_pairs_together() -> None:
+    features, pairs = make_pairs()
+    held_out = 100
+    fitted = fit_supervised_whitening(features, pairs[:held_out], 4, fitted_on="train")
+    plain = fit_pca(features, 4, fitted_on="train")
+
+    def recall(components: np.ndarray, mean: np.ndarray) -> float:
+        embeddings = (features - mean) @ components.T
+        embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
+        similarity = embeddings[pairs[held_out:, 0]] @ embeddings[pairs[held_out:, 1]].T
+        return float((similarity.argmax(axis=1) == np.arange(len(similarity))).mean())
+
+    assert recall(fitted.components, fitted.mean) > recall(plain.components, plain.mean) + 0.1
+
+
+def test_trap_supervised_whitening_of_few_pairs_is_finite() -> None:
+    features, pairs = make_pairs()
+    fitted = fit_supervised_whitening(features, pairs[:2], 5, fitted_on="train")  # rank 2 of 6: the floor decides
+    assert np.isrealobj(fitted.components)
+    assert np.isfinite(fitted.components).all()
+
+
+def test_fit_supervised_whitening_refuses_what_says_nothing() -> None:
+    features, pairs = make_pairs()
+    with pytest.raises(ConfigError, match="has no two images of the same thing"):
+        fit_supervised_whitening(features, pairs[:0], 2, fitted_on="train")
+    with pytest.raises(ConfigError, match="the 2 pairs of 'train' are of equal images"):
+        fit_supervised_whitening(features, np.array([[0, 0], [1, 1]]), 2, fitted_on="train")
+    with pytest.raises(ConfigError, match="choose 1 to 6"):
+        fit_supervised_whitening(features, pairs, 7, fitted_on="train")

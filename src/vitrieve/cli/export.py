@@ -20,6 +20,8 @@ class Arguments:
     """A run, an encoder's folder, or a weights name."""
     image_size: int | None = None
     """Side of the square input in pixels; by default the encoder's own."""
+    scales: tuple[float, ...] = ()
+    """Shares of that side whose embeddings are combined, for convnets: 1 0.7071 0.5. By default the encoder's own."""
     out: Path | None = None
     """Folder of a new encoder with the graph. By default the graph is added to the encoder's own folder, and for a
     weights name the encoder goes into the cache, where the name finds it."""
@@ -60,7 +62,9 @@ def _make_from_name(arguments: Arguments) -> Path:
     from vitrieve.model.encoder import build_frozen_encoder, save_encoder
     from vitrieve.model.pretrained import get_export_folder
 
-    encoder = build_frozen_encoder(arguments.encoder, image_size=arguments.image_size)
+    if arguments.scales and arguments.out is None:
+        raise ConfigError("with other scales it is another encoder: give it a folder with --out.")
+    encoder = build_frozen_encoder(arguments.encoder, image_size=arguments.image_size, scales=arguments.scales or None)
     image_size = encoder.spec.preprocessing.image_size
     folder = arguments.out or get_export_folder(arguments.encoder, image_size)
     prepare_folder(folder, is_overwrite=arguments.overwrite or arguments.out is None)
@@ -69,10 +73,15 @@ def _make_from_name(arguments: Arguments) -> Path:
 
 
 def _make_from_folder(arguments: Arguments, source: Path) -> Path:
-    """Copy an encoder to --out, at another image size if asked; without --out it stays where it is."""
+    """Copy an encoder to --out, at another image size or scales if asked; without --out it stays where it is."""
+    from vitrieve.model.artefact import read_spec
+
     image_size = read_manifest(source, "encoder")["image_size"]
     is_resized = arguments.image_size not in (None, image_size)
+    is_rescaled = arguments.scales not in ((), read_spec(source).scales)
     if arguments.out is None:
+        if is_rescaled:
+            raise ConfigError(f"with other scales than {source} it is another encoder: give it a folder with --out.")
         if is_resized:
             raise ConfigError(
                 f"{source} is an encoder for {image_size} px; at {arguments.image_size} px it is another encoder: "
@@ -81,7 +90,7 @@ def _make_from_folder(arguments: Arguments, source: Path) -> Path:
         return source
     if source.resolve().is_relative_to(arguments.out.resolve()):
         raise ConfigError(f"--out {arguments.out} holds the encoder itself; leave --out away to add the graph to it.")
-    if is_resized:
+    if is_resized or is_rescaled:
         _write_resized(source, arguments.out, arguments)
     else:
         prepare_folder(arguments.out, is_overwrite=arguments.overwrite)
@@ -93,7 +102,8 @@ def _write_resized(source: Path, out: Path, arguments: Arguments) -> None:
     from vitrieve.model.card import ModelCard
     from vitrieve.model.encoder import read_encoder, save_encoder
 
-    encoder = read_encoder(source, image_size=arguments.image_size)  # a wrong size must not cost what --out holds
+    # A wrong size must not cost what --out holds.
+    encoder = read_encoder(source, image_size=arguments.image_size, scales=arguments.scales or None)
     manifest = read_manifest(source, "encoder")
     note = f"Made from an encoder for {manifest['image_size']} px (fingerprint `{manifest['fingerprint']}`)."
     prepare_folder(out, is_overwrite=arguments.overwrite)

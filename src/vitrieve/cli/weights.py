@@ -1,7 +1,8 @@
-"""``vitrieve weights list`` and ``vitrieve weights pull``: pre-trained weights by name."""
+"""``vitrieve weights list``, ``pull`` and ``describe``: pre-trained weights by name."""
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -25,6 +26,18 @@ class PullArguments:
 
     name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")]
     """A name of `vitrieve weights list`, or any timm model name."""
+    json: Switch = False
+    """Print one JSON object."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DescribeArguments:
+    """Tell what a backbone costs: parameters, and FLOPs for an image. Needs no weights."""
+
+    name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")]
+    """A name of `vitrieve weights list`, or any timm model name."""
+    image_size: int | None = None
+    """Side of the square input in pixels; None: the name's own."""
     json: Switch = False
     """Print one JSON object."""
 
@@ -79,6 +92,26 @@ def run_pull(arguments: PullArguments) -> int:
         return 0
     state = "already here" if was_present else "fetched"
     print(f"{entry.name}: {state}, {num_bytes / 1e6:.1f} MB, checksum right\n{path}\nlicence: {entry.license}")
+    if entry.note:
+        print(entry.note)
+    return 0
+
+
+def run_describe(arguments: DescribeArguments) -> int:
+    """Count parameters and operations, and print them."""
+    from vitrieve.model.cost import count_cost, format_cost
+    from vitrieve.model.pretrained import find_weights
+
+    entry = find_weights(arguments.name)
+    cost = count_cost(entry.name, entry.image_size if arguments.image_size is None else arguments.image_size)
+    if arguments.json:
+        described = {"name": entry.name, "backbone": entry.architecture, "source": entry.source}
+        print_json({**described, "license": entry.license, "note": entry.note, **dataclasses.asdict(cost)})
+        return 0
+    print(
+        f"{entry.name}: {format_cost(cost)}\n{cost.num_tokens} tokens of {cost.width} dimensions, without classifier\n"
+        f"{entry.source}; licence: {entry.license}"
+    )
     if entry.note:
         print(entry.note)
     return 0

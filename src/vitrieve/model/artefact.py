@@ -22,10 +22,10 @@ from typing import Any
 import numpy as np
 
 from vitrieve.artifacts import read_manifest, sync_folder, write_manifest
-from vitrieve.config import config_from_json, config_to_json
+from vitrieve.config_json import config_from_json, config_to_json
 from vitrieve.errors import ArtifactError, ConfigError, FingerprintError
 from vitrieve.model.pretrained import hash_file
-from vitrieve.model.spec import EncoderSpec
+from vitrieve.model.spec import ONE_SCALE, EncoderSpec
 
 WEIGHTS_NAME = "model.safetensors"
 SPEC_NAME = "encoder.json"
@@ -61,10 +61,10 @@ class EncoderContents:
 def compute_fingerprint(spec: EncoderSpec, states: Mapping[str, np.ndarray]) -> str:
     """Compute what identifies an encoder: two encoders with the same fingerprint give the same embeddings.
 
-    Hashed are the architecture, the pooling, the preprocessing and each weight's name, type, shape and bytes
-    (those of the reduction are among them); not the engine, the precision, names or licences. A frozen encoder of a
-    weights name has it too; there the position embedding is resampled on the machine, and processors without AVX2 or
-    of another make can differ in its last bits: to share embeddings, share the encoder's folder.
+    Hashed are the architecture, the pooling, the preprocessing, several scales, and each weight's name, type, shape
+    and bytes (those of the reduction are among them); not the engine, the precision, names or licences. A frozen
+    encoder of a weights name has it too; there the position embedding is resampled on the machine, and processors
+    without AVX2 or of another make can differ in its last bits: to share embeddings, share the encoder's folder.
 
     Args:
         spec: What the encoder is.
@@ -73,11 +73,16 @@ def compute_fingerprint(spec: EncoderSpec, states: Mapping[str, np.ndarray]) -> 
     Returns:
         64 hexadecimal digits (SHA-256).
     """
-    identity = {
+    preprocessing = config_to_json(spec.preprocessing)
+    if spec.preprocessing.framing == "crop":  # named only otherwise: such encoders keep the fingerprint they always had
+        del preprocessing["framing"]
+    identity: dict[str, Any] = {
         "architecture": spec.architecture,
         "pooling": spec.pooling,
-        "preprocessing": config_to_json(spec.preprocessing),
+        "preprocessing": preprocessing,
     }
+    if spec.scales != ONE_SCALE:  # not otherwise: encoders of one scale keep the fingerprint they always had
+        identity["scales"] = list(spec.scales)
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode())
     for name in sorted(states):
         array = np.asarray(states[name], order="C")

@@ -123,7 +123,7 @@ def use_explicit_attention(backbone: nn.Module) -> None:
     """
     for module in backbone.modules():
         if hasattr(module, "fused_attn"):
-            module.fused_attn = False
+            cast(Any, module).fused_attn = False
 
 
 def describe_tokens(backbone: nn.Module) -> TokenLayout:

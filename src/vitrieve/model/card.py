@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from vitrieve.model.spec import EncoderSpec
+from vitrieve.data.preprocess import Preprocessing
+from vitrieve.model.spec import ONE_SCALE, EncoderSpec, ReductionKind
+
+_REDUCTIONS: dict[ReductionKind, str] = {
+    "pca": "PCA",
+    "pca_whitening": "PCA with whitening",
+    "supervised_whitening": "supervised whitening",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,18 +54,25 @@ def format_card(spec: EncoderSpec, card: ModelCard, fingerprint: str) -> str:
 
 
 def _format_title(spec: EncoderSpec, fingerprint: str) -> str:
-    size = spec.preprocessing
-    reduction = f", PCA fitted on {spec.reduction}" if spec.reduction else ""
+    reduction = f", {_REDUCTIONS[spec.reduction_kind]} fitted on {spec.reduction}" if spec.reduction else ""
+    is_one_scale = spec.scales == ONE_SCALE
+    scales = "" if is_one_scale else f"| scales of the input | {', '.join(f'{scale:g}' for scale in spec.scales)} |\n"
     return (
         f"# Image encoder: {spec.backbone}\n\n"
         f"Turns an image into {spec.embedding_dim} numbers of unit length; a larger dot product means more alike.\n\n"
         "| | |\n|---|---|\n"
         f"| backbone | {spec.backbone} (timm `{spec.architecture}`) |\n"
         f"| pooling | {spec.pooling}{reduction} |\n"
-        f"| input | RGB, short side to {size.resize_size} px ({size.interpolation}), "
-        f"centre square of {size.image_size} px |\n"
+        f"| input | {_format_input(spec.preprocessing)} |\n"
+        f"{scales}"
         f"| fingerprint | `{fingerprint}` |"
     )
+
+
+def _format_input(size: Preprocessing) -> str:
+    if size.framing == "square":
+        return f"RGB, the whole picture squeezed to {size.image_size} px square ({size.interpolation})"
+    return f"RGB, short side to {size.resize_size} px ({size.interpolation}), centre square of {size.image_size} px"
 
 
 def _format_training(spec: EncoderSpec, card: ModelCard) -> str:

@@ -1,4 +1,4 @@
-"""The encoder: image to embedding, from backbone, pooling and reduction. Next file: ``export.py``."""
+"""The encoder: image to embedding, from backbone, pooling and reduction. Next file: ``cost.py``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vitrieve.config import ModelConfig, Pooling
+from vitrieve.config import Framing, ModelConfig, Pooling
 from vitrieve.data.preprocess import Preprocessing, build_preprocessing
 from vitrieve.errors import ConfigError
 from vitrieve.model.artefact import compute_fingerprint, read_contents, write_contents
@@ -26,10 +26,11 @@ from vitrieve.model.backbone import (
     load_backbone_states,
 )
 from vitrieve.model.card import ModelCard, format_card
-from vitrieve.model.pooling import check_pooling, pool_tokens
+from vitrieve.model.pooling import GEM_P, check_pooling, pool_tokens
 from vitrieve.model.pretrained import WeightsEntry, find_weights
 from vitrieve.model.reduction import Pca, Reduction, build_reduction
-from vitrieve.model.spec import EncoderSpec
+from vitrieve.model.scales import check_scales, combine_scales, resize_pixels
+from vitrieve.model.spec import ONE_SCALE, EncoderSpec
 
 
 class ImageEncoder(nn.Module):
@@ -41,15 +42,24 @@ class ImageEncoder(nn.Module):
         backbone: A timm model without classifier.
         spec: What the encoder is; ``embedding_dim`` must fit.
         reduction: A fitted PCA, or None.
+        gem_p: Where the learnable exponent of GeM starts (it is then a parameter, ``gem_p``); None: fixed at 3.
     """
 
-    def __init__(self, backbone: nn.Module, spec: EncoderSpec, reduction: Reduction | None = None) -> None:
+    def __init__(
+        self,
+        backbone: nn.Module,
+        spec: EncoderSpec,
+        reduction: Reduction | None = None,
+        gem_p: float | None = None,
+    ) -> None:
         super().__init__()
         self.backbone = backbone
         self.reduction = reduction
+        self.gem_p = None if gem_p is None else nn.Parameter(torch.tensor([gem_p]))
         self.spec = spec
         self.layout: TokenLayout = describe_tokens(backbone)
         check_pooling(spec.pooling, self.layout, spec.backbone)
+        check_scales(spec, self.layout)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Embed prepared images.
@@ -60,7 +70,7 @@ class ImageEncoder(nn.Module):
         Returns:
             ``(B, E)`` float32, rows of unit length (a row of zeros stays zero).
         """
-        return self._embed(self._compute_tokens(pixels))
+        return self._embed_scales(pixels, self._compute_tokens(pixels))
 
     def patch_tokens(self, pixels: Tensor) -> Tensor:
         """Compute the tokens of the patches, after the last norm, without prefix tokens.
@@ -73,11 +83,11 @@ class ImageEncoder(nn.Module):
     def forward_both(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Compute the embeddings and the patch tokens in one pass."""
         tokens = self._compute_tokens(pixels)
-        return self._embed(tokens), self._drop_prefix(tokens)
+        return self._embed_scales(pixels, tokens), self._drop_prefix(tokens)
 
     def pool(self, pixels: Tensor) -> Tensor:
-        """Compute what a reduction is fitted on: pooled features, ``(B, D)`` float32, not normalised."""
-        return pool_tokens(self._compute_tokens(pixels), self.spec.pooling, self.layout)
+        """Compute what a reduction is fitted on: pooled features, ``(B, D)`` float32, not normalised; of one scale."""
+        return self._pool(self._compute_tokens(pixels))
 
     def _compute_tokens(self, pixels: Tensor) -> Tensor:
         # Some timm models take any size without a word, with positions that nobody asked for.
@@ -85,9 +95,27 @@ class ImageEncoder(nn.Module):
         assert pixels.shape[1:] == (3, size, size), f"pixels of shape {tuple(pixels.shape)} for an encoder of {size} px"
         return compute_tokens(self.backbone, pixels)
 
+    def _pool(self, tokens: Tensor) -> Tensor:
+        return pool_tokens(tokens, self.spec.pooling, self.layout, self._get_gem_p())
+
+    def _get_gem_p(self) -> float | Tensor:
+        return GEM_P if self.gem_p is None else self.gem_p
+
+    def _embed_scales(self, pixels: Tensor, tokens: Tensor) -> Tensor:
+        """Embed at every scale and combine; ``tokens`` are those of the full size."""
+        if self.spec.scales == ONE_SCALE:
+            return self._embed(tokens)
+        embeddings = [
+            self._embed(tokens if scale == 1 else compute_tokens(self.backbone, resize_pixels(pixels, scale)))
+            for scale in self.spec.scales
+        ]
+        p = self._get_gem_p() if self.spec.pooling == "gem" and self.reduction is None else 1.0
+        with torch.autocast(pixels.device.type, enabled=False):
+            return F.normalize(combine_scales(torch.stack(embeddings, dim=1), p), dim=1)  # (B, E)
+
     def _embed(self, tokens: Tensor) -> Tensor:
         with torch.autocast(tokens.device.type, enabled=False):
-            features = pool_tokens(tokens, self.spec.pooling, self.layout)  # (B, D)
+            features = self._pool(tokens)  # (B, D)
             if self.reduction is not None:
                 features = self.reduction(features)  # (B, E)
             return F.normalize(features, dim=1)
@@ -132,6 +160,8 @@ def build_encoder(config: ModelConfig, *, is_pretrained: bool = True) -> ImageEn
     )
     freeze_lower_blocks(backbone, config.num_frozen_blocks)
     spec = _build_spec(entry, backbone, config.image_size, config.pooling)
+    if config.framing != spec.preprocessing.framing:
+        spec = dataclasses.replace(spec, preprocessing=_reframe(spec.preprocessing, config.image_size, config.framing))
     if config.weights is not None:
         name = Path(config.weights).name
         spec = dataclasses.replace(
@@ -139,25 +169,34 @@ def build_encoder(config: ModelConfig, *, is_pretrained: bool = True) -> ImageEn
         )
     elif not is_pretrained:
         spec = dataclasses.replace(spec, weights_source="none (random)", weights_license="none", weights_note="")
-    return ImageEncoder(backbone, spec)
+    is_learnable = config.gem_learnable and config.pooling == "gem"
+    return ImageEncoder(backbone, spec, gem_p=GEM_P if is_learnable else None)
 
 
-def build_frozen_encoder(name: str, *, image_size: int | None = None) -> ImageEncoder:
+def build_frozen_encoder(
+    name: str, *, image_size: int | None = None, scales: tuple[float, ...] | None = None
+) -> ImageEncoder:
     """Build the encoder of a weights name as it is, with the name's own pooling.
 
     Args:
         name: A name of ``pretrained.py`` or any timm model name.
         image_size: Side in pixels; None: the name's own.
+        scales: Shares of that side whose embeddings are combined; None: the full size alone.
 
     Returns:
         The encoder in evaluation mode.
+
+    Raises:
+        ConfigError: The image size or the scales do not fit.
+        WeightsError: The weights are unknown or unreachable.
     """
     entry = find_weights(name)
     image_size = entry.image_size if image_size is None else image_size
     backbone = build_backbone(name, image_size=image_size)
     has_class_token = describe_tokens(backbone).num_class_tokens > 0
     pooling: Pooling = entry.pooling or ("cls" if has_class_token else "average")
-    return ImageEncoder(backbone, _build_spec(entry, backbone, image_size, pooling)).eval()
+    spec = _build_spec(entry, backbone, image_size, pooling)
+    return ImageEncoder(backbone, dataclasses.replace(spec, scales=scales or ONE_SCALE)).eval()
 
 
 def _build_spec(entry: WeightsEntry, backbone: nn.Module, image_size: int, pooling: Pooling) -> EncoderSpec:
@@ -179,13 +218,21 @@ def add_reduction(encoder: ImageEncoder, pca: Pca) -> ImageEncoder:
     """Make an encoder that reduces the pooled features before it normalises them; the backbone is shared.
 
     Raises:
-        ConfigError: The PCA was fitted on features of another width.
+        ConfigError: The PCA was fitted on features of another width, or the encoder has a reduction already.
     """
+    if encoder.spec.reduction is not None:
+        raise ConfigError(
+            f"this encoder has a reduction already, fitted on {encoder.spec.reduction}; give the encoder it was made "
+            "from."
+        )
     num_components, width = pca.components.shape
     if width != encoder.layout.width:
         raise ConfigError(f"the PCA was fitted on {width} dimensions; this encoder pools {encoder.layout.width}.")
-    spec = dataclasses.replace(encoder.spec, embedding_dim=num_components, reduction=pca.fitted_on)
-    return ImageEncoder(encoder.backbone, spec, build_reduction(pca)).train(encoder.training)
+    spec = dataclasses.replace(
+        encoder.spec, embedding_dim=num_components, reduction=pca.fitted_on, reduction_kind=pca.kind
+    )
+    gem_p = None if encoder.gem_p is None else encoder.gem_p.item()
+    return ImageEncoder(encoder.backbone, spec, build_reduction(pca), gem_p).train(encoder.training)
 
 
 def fingerprint_encoder(encoder: ImageEncoder) -> str:
@@ -218,13 +265,16 @@ def _to_arrays(encoder: ImageEncoder) -> dict[str, np.ndarray]:
     return {name: tensor.detach().cpu().numpy() for name, tensor in encoder.state_dict().items()}
 
 
-def read_encoder(folder: Path, *, image_size: int | None = None) -> ImageEncoder:
+def read_encoder(
+    folder: Path, *, image_size: int | None = None, scales: tuple[float, ...] | None = None
+) -> ImageEncoder:
     """Read an encoder's folder; never unpickles.
 
     Args:
         folder: An encoder's folder (of a run: the folder ``encoder`` in it).
         image_size: Another side in pixels than the saved one: the position embedding is resampled, and as the
             preprocessing changes, so does the fingerprint. None: the saved one.
+        scales: Other scales than the saved ones; they change the fingerprint too. None: the saved ones.
 
     Returns:
         The encoder in evaluation mode.
@@ -232,22 +282,29 @@ def read_encoder(folder: Path, *, image_size: int | None = None) -> ImageEncoder
     Raises:
         ArtifactError: Missing, unfinished or damaged.
         FingerprintError: The contents are not those the manifest was written for.
-        ConfigError: The image size does not fit.
+        ConfigError: The image size or the scales do not fit.
     """
     contents = read_contents(folder)
     states = {name: torch.tensor(array) for name, array in contents.states.items()}
     spec = contents.spec
     if image_size is not None and image_size != spec.preprocessing.image_size:
-        spec = dataclasses.replace(spec, preprocessing=_resize_preprocessing(spec.preprocessing, image_size))
+        spec = dataclasses.replace(spec, preprocessing=_reframe(spec.preprocessing, image_size))
+    spec = dataclasses.replace(spec, scales=scales or spec.scales)
     with torch.random.fork_rng(devices=[]):
         backbone = build_backbone(spec.architecture, image_size=spec.preprocessing.image_size, is_pretrained=False)
     load_backbone_states(backbone, states, str(folder))
-    return ImageEncoder(backbone, spec, _read_reduction(spec, states)).eval()
+    gem_p = states["gem_p"].item() if "gem_p" in states else None
+    return ImageEncoder(backbone, spec, _read_reduction(spec, states), gem_p).eval()
 
 
-def _resize_preprocessing(preprocessing: Preprocessing, image_size: int) -> Preprocessing:
+def _reframe(preprocessing: Preprocessing, image_size: int, framing: Framing | None = None) -> Preprocessing:
+    """Build the preprocessing of another size, and perhaps of another framing."""
     return build_preprocessing(
-        image_size, interpolation=preprocessing.interpolation, mean=preprocessing.mean, std=preprocessing.std
+        image_size,
+        interpolation=preprocessing.interpolation,
+        mean=preprocessing.mean,
+        std=preprocessing.std,
+        framing=framing or preprocessing.framing,
     )
 
 

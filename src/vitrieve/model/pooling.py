@@ -1,15 +1,17 @@
 """Pooling: from the tokens of a backbone to one vector. Next file: ``reduction.py``.
 
 All of it in float32 at least, also under autocast. ``average``, ``max`` and ``gem`` see patch tokens only, never a
-prefix token (CLS, distillation, registers).
+prefix token (CLS, distillation, registers). ``rmac`` sees the feature map of a convnet.
 """
 
 from __future__ import annotations
 
+import math
 from typing import get_args
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from vitrieve.config import Pooling
 from vitrieve.errors import ConfigError
@@ -17,22 +19,34 @@ from vitrieve.model.backbone import TokenLayout
 
 GEM_P = 3.0
 """The paper's exponent."""
-GEM_MEAN_MIN = 1e-6
-"""Below this mean of powers (a pooled value below 0.01) GeM is linear, so that its gradient stays finite."""
+GEM_P_MAX = 15.0
+"""A learnt exponent is kept within [1, 15]: beyond, powers of small values leave the range of float32."""
+GEM_VALUE_MIN = 0.01
+"""Below this pooled value GeM is linear, so that its gradient stays finite."""
+NUM_RMAC_SCALES = 3
+"""L of R-MAC."""
+RMAC_NORM_MIN = 1e-6
+"""A region that no channel responds to has no direction: it adds next to nothing."""
 
 
 def check_pooling(pooling: Pooling, layout: TokenLayout, backbone_name: str) -> None:
-    """Refuse CLS pooling for a backbone without a class token.
+    """Refuse CLS pooling for a backbone without a class token, and R-MAC for one without a feature map.
 
     Raises:
         ConfigError: The message names the poolings that are valid.
     """
-    if pooling == "cls" and layout.num_class_tokens == 0:
-        valid = ", ".join(name for name in get_args(Pooling) if name != "cls")
-        raise ConfigError(f"{backbone_name} has no CLS token; choose --model.pooling from: {valid}.")
+    unfit = set()
+    if layout.num_class_tokens == 0:
+        unfit.add("cls")
+    if layout.is_transformer:
+        unfit.add("rmac")
+    if pooling in unfit:
+        lack = "CLS token" if pooling == "cls" else "feature map, which rmac pools (a convnet has one)"
+        valid = ", ".join(name for name in get_args(Pooling) if name not in unfit)
+        raise ConfigError(f"{backbone_name} has no {lack}; choose --model.pooling from: {valid}.")
 
 
-def pool_tokens(tokens: Tensor, pooling: Pooling, layout: TokenLayout) -> Tensor:
+def pool_tokens(tokens: Tensor, pooling: Pooling, layout: TokenLayout, p: float | Tensor = GEM_P) -> Tensor:
     """Turn the tokens of each image into one vector.
 
     ``cls`` of a DeiT † model is the mean of its CLS and its distillation token, in training, evaluation and export
@@ -43,6 +57,7 @@ def pool_tokens(tokens: Tensor, pooling: Pooling, layout: TokenLayout) -> Tensor
         tokens: ``(B, N, D)``, prefix tokens first.
         pooling: Which of the poolings.
         layout: What the backbone puts out.
+        p: Exponent of ``gem``; the other poolings do not read it.
 
     Returns:
         ``(B, D)``, float32 (float64 stays), not normalised.
@@ -55,10 +70,12 @@ def pool_tokens(tokens: Tensor, pooling: Pooling, layout: TokenLayout) -> Tensor
         return patches.mean(dim=1)
     if pooling == "max":
         return patches.amax(dim=1)
-    return pool_gem(patches)
+    if pooling == "rmac":
+        return pool_rmac(patches)
+    return pool_gem(patches, p)
 
 
-def pool_gem(patches: Tensor, p: float = GEM_P) -> Tensor:
+def pool_gem(patches: Tensor, p: float | Tensor = GEM_P) -> Tensor:
     """Pool by the generalised mean, for signed tokens.
 
     ``m = mean(sign(x) |x|^p)``, then ``sign(m) |m|^(1/p)``. For values >= 0 (a feature map after a ReLU) this is GeM.
@@ -67,14 +84,68 @@ def pool_gem(patches: Tensor, p: float = GEM_P) -> Tensor:
 
     Args:
         patches: ``(B, N, D)``, of any sign.
-        p: Exponent, at least 1; 1 is the average, infinity the value of largest magnitude.
+        p: Exponent, at least 1; 1 is the average, infinity the value of largest magnitude. A tensor of one value is
+            learnable, and kept within [1, ``GEM_P_MAX``].
 
     Returns:
         ``(B, D)``, finite with a finite gradient, also where the mean of powers is zero.
 
     Source:
         Radenović, Tolias and Chum, "Fine-tuning CNN image retrieval with no human annotation", 2018, Eq. 3. Differs
-        in the sign, in a fixed p, and in being linear for ``|m|`` below ``GEM_MEAN_MIN``.
+        in the sign, and in being linear for pooled values below ``GEM_VALUE_MIN``.
     """
+    if isinstance(p, Tensor):
+        p = p.clamp(1.0, GEM_P_MAX)
     mean = (patches.sign() * patches.abs().pow(p)).mean(dim=1)  # (B, D)
-    return mean * mean.abs().clamp(min=GEM_MEAN_MIN).pow(1 / p - 1)
+    return mean * mean.abs().clamp(min=GEM_VALUE_MIN**p).pow(1 / p - 1)
+
+
+def pool_rmac(patches: Tensor) -> Tensor:
+    """Pool by the regional maximum activation of convolutions (R-MAC), over square regions at three scales.
+
+    Each region is max-pooled and L2-normalised; the regions are added. The encoder L2-normalises the sum, after its
+    reduction, where there is one.
+
+    Args:
+        patches: ``(B, N, D)``, the positions of a square feature map row by row.
+
+    Returns:
+        ``(B, D)``, finite also where a region is zero.
+
+    Source:
+        Tolias, Sicre and Jégou, arXiv:1511.05879, section 3.2. Differs from the paper in that regions are not
+        whitened one by one, and from Radenović's code, which adds the whole square map a second time.
+    """
+    batch_size, num_positions, width = patches.shape
+    side = math.isqrt(num_positions)
+    assert side * side == num_positions, f"R-MAC needs a square feature map, not {num_positions} positions"
+    feature_map = patches.reshape(batch_size, side, side, width)
+    pooled = torch.zeros_like(patches[:, 0])  # (B, D)
+    for top, left, extent in list_rmac_regions(side):
+        region = feature_map[:, top : top + extent, left : left + extent].amax(dim=(1, 2))  # (B, D)
+        pooled = pooled + F.normalize(region, dim=1, eps=RMAC_NORM_MIN)
+    return pooled
+
+
+def list_rmac_regions(side: int, num_scales: int = NUM_RMAC_SCALES) -> list[tuple[int, int, int]]:
+    """List the regions of a square feature map: at scale l, l x l squares of side 2 side / (l + 1), evenly placed.
+
+    The overlap of 40 % in the paper sets how many more regions the longer side of a picture has. The encoder's input
+    is square: there are none, and at scale 1 the only region is the whole map.
+
+    Args:
+        side: Positions along a side, 1 or more.
+        num_scales: L.
+
+    Returns:
+        ``(top, left, extent)`` of each region, in positions; extent is at least 1, so that small maps repeat regions.
+
+    >>> list_rmac_regions(6, 2)
+    [(0, 0, 6), (0, 0, 4), (0, 2, 4), (2, 0, 4), (2, 2, 4)]
+    """
+    regions = []
+    for scale in range(1, num_scales + 1):
+        extent = max(1, 2 * side // (scale + 1))
+        starts = [place * (side - extent) // max(1, scale - 1) for place in range(scale)]
+        regions += [(top, left, extent) for top in starts for left in starts]
+    return regions

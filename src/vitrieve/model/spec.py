@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from vitrieve.config import Pooling
 from vitrieve.data.preprocess import Preprocessing
+
+ReductionKind = Literal["pca", "pca_whitening", "supervised_whitening"]
+ONE_SCALE = (1.0,)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +23,9 @@ class EncoderSpec:
         preprocessing: How a picture becomes the input.
         embedding_dim: Length of the embedding (after the reduction, where there is one).
         reduction: Name of the set the PCA was fitted on; None without reduction.
+        reduction_kind: What the reduction does beside dropping dimensions; read with a reduction only.
+        scales: Sides of the input, as shares of the image size, whose embeddings are combined into one
+            (``encoder.py``); several are for convnets.
         weights_source: Where the pre-trained weights come from, in a few words.
         weights_license: Licence of the weights, as text for the model card.
         weights_note: What a user must know about the pre-trained weights.
@@ -31,6 +38,8 @@ class EncoderSpec:
     preprocessing: Preprocessing
     embedding_dim: int
     reduction: str | None = None
+    reduction_kind: ReductionKind = "pca"
+    scales: tuple[float, ...] = ONE_SCALE
     weights_source: str = "unknown"
     weights_license: str = "unknown"
     weights_note: str = ""

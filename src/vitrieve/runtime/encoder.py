@@ -15,6 +15,7 @@ from vitrieve.data.preprocess import Preprocessing, preprocess
 from vitrieve.errors import ArtifactError, ConfigError, DataError, WeightsError
 from vitrieve.model.artefact import ONNX_NAME, EncoderContents, find_encoder_folder, read_contents
 from vitrieve.model.pretrained import WEIGHTS, find_exported_sizes, find_weights, get_export_folder
+from vitrieve.model.spec import ONE_SCALE
 from vitrieve.runtime.engine import Engine, EngineName
 from vitrieve.runtime.onnx_engine import OnnxEngine
 
@@ -38,6 +39,7 @@ class Encoder:
         embedding_dim: Length of an embedding.
         preprocessing: What happens to a picture first.
         runner: The engine.
+        scales: Shares of the input's side whose embeddings are combined into one.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Encoder:
     embedding_dim: int
     preprocessing: Preprocessing
     runner: Engine
+    scales: tuple[float, ...] = ONE_SCALE
 
     @property
     def engine(self) -> EngineName:
@@ -126,6 +129,7 @@ def load_encoder(
     source: str | Path,
     *,
     image_size: int | None = None,
+    scales: tuple[float, ...] | None = None,
     engine: EngineChoice = "auto",
     num_threads: int | None = None,
 ) -> Encoder:
@@ -134,13 +138,14 @@ def load_encoder(
     Args:
         source: A run's folder, an encoder's folder, or a weights name.
         image_size: Another side in pixels than the folder's or the name's own (with torch only).
+        scales: Other shares of that side whose embeddings are combined (with torch only; several for convnets).
         engine: ``auto``: torch where it is installed, else ONNX Runtime.
         num_threads: CPU threads; None: all cores. With torch it holds for the whole process.
 
     Raises:
         ArtifactError: The path is missing, or not a finished run or encoder, or not exported for ONNX Runtime.
         WeightsError: The weights name is unknown or its weights cannot be had.
-        ConfigError: The image size does not fit, or cannot be changed under ONNX Runtime.
+        ConfigError: The image size or the scales do not fit, or cannot be changed under ONNX Runtime.
     """
     if num_threads is not None and num_threads < 1:
         raise ConfigError(
@@ -149,15 +154,15 @@ def load_encoder(
     chosen = _choose_engine(engine)
     folder = find_source_folder(source)
     if folder is None:
-        return _load_named(str(source), image_size, chosen, num_threads)
+        return _load_named(str(source), image_size, scales, chosen, num_threads)
     name = Path(source).resolve().name
     if chosen == "torch":
         from vitrieve.model.encoder import read_encoder
 
-        encoder = read_encoder(folder, image_size=image_size)
+        encoder = read_encoder(folder, image_size=image_size, scales=scales)
         return wrap_encoder(encoder, name=name, source=str(source), num_threads=num_threads)
     contents = read_contents(folder)
-    _check_export(contents, folder, image_size)
+    _check_export(contents, folder, image_size, scales)
     return _wrap_export(contents, folder, name=name, source=str(source), num_threads=num_threads)
 
 
@@ -190,6 +195,7 @@ def wrap_encoder(
         embedding_dim=encoder.spec.embedding_dim,
         preprocessing=encoder.spec.preprocessing,
         runner=TorchEngine(encoder, num_threads=num_threads, precision=precision),
+        scales=encoder.spec.scales,
     )
 
 
@@ -230,7 +236,13 @@ def _describe_accepted() -> str:
     )
 
 
-def _load_named(name: str, image_size: int | None, engine: EngineName, num_threads: int | None) -> Encoder:
+def _load_named(
+    name: str,
+    image_size: int | None,
+    scales: tuple[float, ...] | None,
+    engine: EngineName,
+    num_threads: int | None,
+) -> Encoder:
     try:
         entry = find_weights(name)
     except WeightsError as error:
@@ -238,14 +250,14 @@ def _load_named(name: str, image_size: int | None, engine: EngineName, num_threa
     if engine == "torch":
         from vitrieve.model.encoder import build_frozen_encoder
 
-        encoder = build_frozen_encoder(name, image_size=image_size)
+        encoder = build_frozen_encoder(name, image_size=image_size, scales=scales)
         return wrap_encoder(encoder, name=name, num_threads=num_threads)
     size = entry.image_size if image_size is None else image_size
     folder = get_export_folder(name, size)
     if not folder.is_dir():
         raise WeightsError(_describe_missing_export(name, size))
     contents = read_contents(folder)
-    _check_export(contents, folder, size)
+    _check_export(contents, folder, size, scales)
     return _wrap_export(contents, folder, name=name, source=name, num_threads=num_threads)
 
 
@@ -259,7 +271,9 @@ def _describe_missing_export(name: str, image_size: int) -> str:
     )
 
 
-def _check_export(contents: EncoderContents, folder: Path, image_size: int | None) -> None:
+def _check_export(
+    contents: EncoderContents, folder: Path, image_size: int | None, scales: tuple[float, ...] | None
+) -> None:
     if not contents.has_onnx:
         raise ArtifactError(
             f"{folder} has no {ONNX_NAME}, which ONNX Runtime needs. On a machine with vitrieve[train] run: "
@@ -271,6 +285,12 @@ def _check_export(contents: EncoderContents, folder: Path, image_size: int | Non
             f"{folder} was exported for {exported} px; the graph holds the positions of that size, so it cannot run at "
             f"{image_size} px. With vitrieve[train] run: vitrieve export --encoder {folder} --image-size {image_size} "
             "--out FOLDER"
+        )
+    if scales not in (None, contents.spec.scales):
+        wanted, found = (" ".join(f"{scale:g}" for scale in some) for some in (scales, contents.spec.scales))
+        raise ConfigError(
+            f"{folder} was exported for the scales {found}, which are part of the graph, so it cannot run at {wanted}. "
+            f"With vitrieve[train] run: vitrieve export --encoder {folder} --scales {wanted} --out FOLDER"
         )
 
 
@@ -284,4 +304,5 @@ def _wrap_export(
         embedding_dim=contents.spec.embedding_dim,
         preprocessing=contents.spec.preprocessing,
         runner=OnnxEngine(folder / ONNX_NAME, num_threads=num_threads),
+        scales=contents.spec.scales,
     )
