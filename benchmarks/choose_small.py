@@ -3,10 +3,10 @@
     python benchmarks/choose_small.py OUT --data grocery:../shared/datasets/grocery-store emoji \
         --settings "four=" "eight=loader.images_per_class=8" --seeds 0 1 2
 
-A setting is NAME=FIELD=VALUE,FIELD=VALUE,... on top of --recipe. Training classes are sorted and every second one is
-held out; a run trains on the others and is measured on the held-out ones, blended with several shares of the frozen
-weights. No test image is read. Results go to OUT/results.jsonl, a line a run as soon as it is done; a run that is
-there is not repeated.
+A setting is NAME=FIELD=VALUE,FIELD=VALUE,... on top of --recipe. Training classes are sorted and every fourth one is
+held out, from another one for each seed; a run trains on the others and is measured on the held-out ones, blended with
+several shares of the frozen weights. No test image is read. Results go to OUT/results.jsonl, a line a run as soon as it
+is done; a run that is there is not repeated.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from vitrieve.cli.train import _build_evaluate
-from vitrieve.config import Config, check_config, config_from_json, config_to_json
+from vitrieve.config import Config, check_config
+from vitrieve.config_json import config_from_json, config_to_json
 from vitrieve.data.records import Dataset
 from vitrieve.data.sources import read_source
 from vitrieve.model.encoder import build_encoder
@@ -47,10 +48,10 @@ def build_config(recipe: str, changes: str, seed: int) -> Config:
     return config
 
 
-def halve(dataset: Dataset) -> tuple[Dataset, Dataset]:
-    """Part the training classes: every second one (sorted, from the second) is held out."""
+def hold_out(dataset: Dataset, every: int, first: int) -> tuple[Dataset, Dataset]:
+    """Part the training classes: of the sorted ones, every so many-th from ``first`` is held out."""
     records = dataset.split("train", "validation")
-    held_labels = set(sorted({record.label for record in records})[1::2])
+    held_labels = set(sorted({record.label for record in records})[first % every :: every])
     fit = [record for record in records if record.label not in held_labels]
     held = [
         dataclasses.replace(record, split="test", is_query=True, is_gallery=True)
@@ -60,9 +61,9 @@ def halve(dataset: Dataset) -> tuple[Dataset, Dataset]:
     return dataclasses.replace(dataset, records=tuple(fit)), dataclasses.replace(dataset, records=tuple(held))
 
 
-def run_cell(source: str, config: Config, out: Path) -> dict[str, Any]:
-    """Train on one half of the training classes and measure on the other."""
-    fit, held = halve(read_source(source))
+def run_cell(source: str, config: Config, every: int, out: Path) -> dict[str, Any]:
+    """Train on a part of the training classes and measure on the others."""
+    fit, held = hold_out(read_source(source), every, config.train.seed)
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
     evaluate = _build_evaluate(held, config)
@@ -81,20 +82,22 @@ def main() -> None:
     parser.add_argument("--recipe", default="small")
     parser.add_argument("--settings", nargs="+", default=["as_is="], metavar="NAME=CHANGES")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--held-every", type=int, default=4, help="hold every so many-th class out, from the seed-th")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     path = arguments.out / "results.jsonl"
     lines = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
-    done = {(line["data"], line["setting"], line["seed"]) for line in lines}
+    done = {(line["data"], line["setting"], line["seed"], line["held_every"]) for line in lines}
     for seed in arguments.seeds:
         for setting in arguments.settings:
             for source in arguments.data:
                 name, changes = setting.split("=", 1)
-                if (source, name, seed) in done:
+                if (source, name, seed, arguments.held_every) in done:
                     continue
                 config = build_config(arguments.recipe, changes, seed)
-                cell = run_cell(source, config, arguments.out / "run")
-                line = {"data": source, "setting": name, "changes": changes, "seed": seed, **cell}
+                cell = run_cell(source, config, arguments.held_every, arguments.out / "run")
+                settings = {"setting": name, "changes": changes, "seed": seed, "held_every": arguments.held_every}
+                line = {"data": source, **settings, **cell}
                 with path.open("a") as file:
                     file.write(json.dumps(line) + "\n")
                 figures = "  ".join(

@@ -14,11 +14,11 @@ from vitrieve.config import (
     ObjectiveConfig,
     OptimizerConfig,
     TrainConfig,
+    TupleConfig,
     check_config,
-    config_from_json,
-    config_to_json,
     find_ineffective,
 )
+from vitrieve.config_json import config_from_json, config_to_json
 from vitrieve.errors import ConfigError
 from vitrieve.recipes import RECIPES, find_recipe
 
@@ -109,3 +109,82 @@ def test_find_ineffective_is_silent_about_effective_and_unchanged_fields() -> No
     assert find_ineffective(changed, recipe) == ["objective.margin has no effect without the contrastive loss"]
     weighted = dataclasses.replace(changed, objective=dataclasses.replace(changed.objective, contrastive_weight=1.0))
     assert find_ineffective(weighted, recipe) == []
+
+
+@pytest.mark.parametrize(
+    ("objective", "part"),
+    [
+        ({"memory_momentum": 1.0}, r"objective.memory_momentum is 1.0; expected a number in \[0, 1\)"),
+        (
+            {"normalized_softmax_temperature": 0},
+            "objective.normalized_softmax_temperature is 0; expected a number above",
+        ),
+        ({"proxy_nca_temperature": -1}, "objective.proxy_nca_temperature is -1"),
+        ({"scalable_nca_temperature": 0}, "objective.scalable_nca_temperature is 0"),
+        ({"scalable_nca_momentum": 1}, "objective.scalable_nca_momentum is 1"),
+        ({"scalable_nca_weight": -1}, "objective.scalable_nca_weight is -1; expected 0 or more"),
+    ],
+)
+def test_check_config_refuses_settings_of_the_baselines_out_of_range(objective: dict[str, Any], part: str) -> None:
+    with pytest.raises(ConfigError, match=part):
+        check_config(Config(objective=ObjectiveConfig(contrastive_weight=1.0, **objective)))
+
+
+@pytest.mark.parametrize("name", ["normalized_softmax", "proxy_nca", "scalable_nca"])
+def test_check_config_accepts_each_baseline_alone(name: str) -> None:
+    check_config(Config(objective=ObjectiveConfig(**{f"{name}_weight": 1.0})))
+
+
+@pytest.mark.parametrize(
+    ("changes", "partner"),
+    [
+        ({"memory_momentum": 0.9}, {"memory_fraction": 0.5}),
+        ({"normalized_softmax_temperature": 0.1}, {"normalized_softmax_weight": 1.0}),
+        ({"proxy_nca_temperature": 0.2}, {"proxy_nca_weight": 1.0}),
+        ({"scalable_nca_temperature": 0.1}, {"scalable_nca_weight": 1.0}),
+        ({"scalable_nca_momentum": 0.9}, {"scalable_nca_weight": 1.0}),
+    ],
+)
+def test_find_ineffective_knows_what_a_setting_of_the_objective_needs(
+    changes: dict[str, float], partner: dict[str, float]
+) -> None:
+    recipe = Config(objective=ObjectiveConfig(contrastive_weight=1.0))
+    alone = Config(objective=dataclasses.replace(recipe.objective, **changes))
+    (sentence,) = find_ineffective(alone, recipe)
+    assert f"objective.{next(iter(changes))} has no effect without" in sentence
+    assert find_ineffective(Config(objective=dataclasses.replace(alone.objective, **partner)), recipe) == []
+
+
+@pytest.mark.parametrize("name", ["proxy_anchor", "proxy_nca", "normalized_softmax"])
+def test_find_ineffective_counts_every_kind_of_proxies(name: str) -> None:
+    recipe = Config(objective=ObjectiveConfig(contrastive_weight=1.0))
+    changed = dataclasses.replace(recipe, optimizer=OptimizerConfig(proxy_learning_rate=0.5))
+    assert "proxy_learning_rate has no effect" in find_ineffective(changed, recipe)[0]
+    objective = dataclasses.replace(recipe.objective, **{f"{name}_weight": 1.0})
+    assert find_ineffective(dataclasses.replace(changed, objective=objective), recipe) == []
+
+
+@pytest.mark.parametrize("field", dataclasses.fields(TupleConfig), ids=lambda field: field.name)
+def test_check_config_refuses_tuples_of_nothing(field: dataclasses.Field[int]) -> None:
+    tuples = TupleConfig(**{field.name: 0})
+    with pytest.raises(ConfigError, match=f"tuples.{field.name} is 0; expected 1 or more"):
+        check_config(Config(tuples=tuples, objective=ObjectiveConfig(contrastive_weight=1.0)))
+
+
+def test_check_config_refuses_the_loss_of_tuples_without_tuples() -> None:
+    config = Config(objective=ObjectiveConfig(tuple_contrastive_weight=1.0))
+    with pytest.raises(ConfigError, match=r"loader.sampling random makes no tuples; choose loader.sampling tuples"):
+        check_config(config)
+    check_config(dataclasses.replace(config, loader=LoaderConfig(sampling="tuples")))
+
+
+def test_find_ineffective_knows_what_belongs_to_tuples() -> None:
+    recipe = Config(objective=ObjectiveConfig(contrastive_weight=1.0))
+    changed = dataclasses.replace(recipe, tuples=TupleConfig(num_negatives=3))
+    assert find_ineffective(changed, recipe) == ["tuples.num_negatives has no effect without tuples sampling"]
+    tupled = dataclasses.replace(changed, loader=LoaderConfig(sampling="tuples"))
+    assert find_ineffective(tupled, recipe) == []
+    larger = dataclasses.replace(tupled, train=TrainConfig(batch_size=35))
+    assert find_ineffective(larger, recipe) == ["train.batch_size has no effect without random or m_per_class sampling"]
+    squared = dataclasses.replace(recipe, loader=LoaderConfig(augmentation="square", flip=False))
+    assert find_ineffective(squared, recipe) == ["loader.flip has no effect without a cropping augmentation"]

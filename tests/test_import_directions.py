@@ -16,7 +16,7 @@ SOURCE = Path(__file__).resolve().parents[1] / "src" / "vitrieve"
 
 ROWS = (
     ("errors", "progress", "cache"),
-    ("config", "recipes"),
+    ("config", "config_json", "recipes"),
     ("similarity",),
     ("artifacts",),
     ("data",),
@@ -28,6 +28,7 @@ ROWS = (
     ("evaluate",),
     ("index",),
     ("search",),
+    ("reproduce",),
     ("cli",),
 )
 """Top to bottom; inside a row from the left."""
@@ -38,7 +39,11 @@ MAY_USE_TORCH = {
     "data/augment.py",
     "data/loader.py",
     "runtime/torch_engine.py",
-    *(f"model/{name}.py" for name in ("backbone", "pooling", "encoder", "reduction", "export", "hub", "wheels")),
+    "reproduce/gradients.py",
+    *(
+        f"model/{name}.py"
+        for name in ("backbone", "pooling", "encoder", "reduction", "scales", "cost", "export", "hub", "wheels")
+    ),
 }
 MAY_USE_TORCH_FOLDERS = {"objective", "train"}
 FILES = sorted(SOURCE.rglob("*.py"))

@@ -2,32 +2,30 @@
 
 A recipe (``recipes.py``) returns a complete ``Config``; the command line changes single fields of it
 (``--objective.koleo-weight 0.3``); the resolved configuration is saved as JSON in every artefact and
-read back strictly. Next file: ``recipes.py``.
+read back strictly. Next file: ``config_json.py``.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import types
-import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from operator import attrgetter
-from typing import Annotated, Any, Literal, NamedTuple, TypeVar
+from typing import Annotated, Literal, NamedTuple
 
 import tyro
 
-from vitrieve.errors import ConfigError, unknown_name_message
-
-T = TypeVar("T")
+from vitrieve.errors import ConfigError
 
 FLAT = tyro.conf.arg(prefix_name=False)
 """Marks the fields whose flag is short, ``--seed``; all others are dotted, ``--objective.koleo-weight``."""
 
-Augmentation = Literal["random_crop", "random_resized_crop"]
-Sampling = Literal["random", "m_per_class"]
-Pooling = Literal["cls", "average", "max", "gem"]
-Schedule = Literal["constant", "cosine"]
+Augmentation = Literal["random_crop", "random_resized_crop", "square"]
+Sampling = Literal["random", "m_per_class", "tuples"]
+Framing = Literal["crop", "square"]
+Pooling = Literal["cls", "average", "max", "gem", "rmac"]
+Schedule = Literal["constant", "cosine", "exponential"]
+Algorithm = Literal["adamw", "adam"]
 Precision = Literal["auto", "bf16", "fp32"]
 
 
@@ -36,17 +34,33 @@ class LoaderConfig:
     """What the encoder sees in training."""
 
     augmentation: Augmentation = "random_resized_crop"
-    """random_crop: resize to a square, crop, flip (the paper's). random_resized_crop: a random part, flipped."""
+    """random_crop: resize to a square, crop, flip (the paper's). random_resized_crop: a random part, flipped.
+    square: the whole picture resized to a square, never flipped (the paper's for SfM-120k)."""
     crop_scale_min: float = 0.3
     """Smallest share of the picture's area in a random resized crop, in (0, 1]."""
     flip: bool = True
     """Mirror half of the pictures left to right."""
     sampling: Sampling = "random"
-    """random: a permutation of all images each epoch. m_per_class: equally many images of each class in a batch."""
+    """random: a permutation of all images each epoch. m_per_class: equally many images of each class in a batch.
+    tuples: an anchor, a positive and its hardest negatives, mined again each epoch (settings: tuples)."""
     images_per_class: int = 4
     """Images of one class in a batch, with m_per_class."""
     cache_bytes: int = 2 * 2**30
     """Decoded training pictures are kept in memory up to this size; what does not fit is decoded each time."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TupleConfig:
+    """What a batch and an epoch hold, with loader.sampling tuples."""
+
+    num_pairs: int = 2_000
+    """Pairs of an anchor and a positive in an epoch, one a tuple; fewer where there are fewer."""
+    num_candidates: int = 22_000
+    """Images of an epoch among which negatives are sought, drawn anew; all where there are fewer."""
+    num_negatives: int = 5
+    """Negatives of a tuple: the images most similar to its anchor, from as many different classes."""
+    tuples_per_batch: int = 5
+    """Tuples in an optimiser step."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,10 +73,16 @@ class ModelConfig:
     """A local .safetensors file with the backbone's weights; by default the backbone's own."""
     image_size: Annotated[int, FLAT] = 112
     """Side of the square input in pixels, a multiple of the patch size."""
+    framing: Framing = "crop"
+    """What is measured of a picture. crop: its centre, after resizing the short side. square: all of it, squeezed."""
     pooling: Pooling = "cls"
-    """How tokens become one vector."""
+    """How tokens become one vector; rmac is for convnets, cls for transformers."""
+    gem_learnable: bool = False
+    """Train the exponent of gem (from 3, at ten times the learning rate, without decay) instead of keeping it at 3."""
     embedding_dim: int | None = None
     """Reduce the embedding to this many dimensions by a PCA of the training images, after training; None: keep all."""
+    whiten: bool = False
+    """Divide each direction of that PCA by its standard deviation."""
     drop_path_rate: float = 0.1
     """Stochastic depth of the last block in training; earlier blocks linearly less."""
     num_frozen_blocks: int = 0
@@ -83,6 +103,8 @@ class ObjectiveConfig:
     """Rows of the cross-batch memory as a share of the training set; 0 is off."""
     memory_start_step: int = 0
     """First step at which the memory counts in the loss (it fills from the start)."""
+    memory_momentum: float | None = None
+    """Fill the memory by a momentum encoder, the moving average of the encoder with this decay; None is off."""
     multi_similarity_weight: float = 0.0
     """Weight of the multi-similarity loss, over pairs of the batch."""
     multi_similarity_beta: float = 50.0
@@ -91,26 +113,52 @@ class ObjectiveConfig:
     """Similarity around which the multi-similarity loss weighs pairs."""
     proxy_anchor_weight: float = 0.0
     """Weight of the Proxy-Anchor loss."""
+    normalized_softmax_weight: float = 0.0
+    """Weight of the normalised softmax loss."""
+    normalized_softmax_temperature: float = 0.05
+    """Divides the cosines of the normalised softmax loss."""
+    proxy_nca_weight: float = 0.0
+    """Weight of the ProxyNCA++ loss."""
+    proxy_nca_temperature: float = 1 / 9
+    """Divides the squared distances of the ProxyNCA++ loss."""
+    scalable_nca_weight: float = 0.0
+    """Weight of the scalable NCA loss, over a memory of its own with a slot for each training image."""
+    scalable_nca_temperature: float = 0.05
+    """Divides the cosines of the scalable NCA loss."""
+    scalable_nca_momentum: float = 0.5
+    """Share of itself that a slot of the scalable NCA loss keeps when its image comes again."""
+    tuple_contrastive_weight: float = 0.0
+    """Weight of the contrastive loss on distances, summed over the tuples of a batch."""
+    tuple_margin: float = 0.85
+    """Negatives of a tuple farther than this Euclidean distance cost nothing."""
     koleo_weight: float = 0.0
     """lambda: weight of the KoLeo entropy regulariser, over the batch."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """AdamW and its schedule."""
+    """The optimiser and its schedule."""
 
+    algorithm: Algorithm = "adamw"
+    """adamw: the decay shrinks the weights. adam: it is added to the gradient."""
     learning_rate: float = 3e-5
     """Of the last layers; lower ones less by layer_decay."""
     layer_decay: float = 1.0
     """Factor from one block to the one below it, in (0, 1]."""
     proxy_learning_rate: float = 1e-2
-    """Of the proxies of Proxy-Anchor."""
+    """Of proxies and class weights."""
     weight_decay: float = 5e-4
     """Of matrices; biases, norms and other vectors are not decayed."""
+    epsilon: float = 1e-8
+    """Added to the root of the mean squared gradient that divides each step; near 1, Adam is nearly momentum SGD."""
     num_warmup_steps: int = 0
     """Steps of linear growth of the learning rate from zero."""
     schedule: Schedule = "constant"
-    """After the warm-up: constant, or a cosine to zero at the last step."""
+    """After the warm-up: constant; cosine: to zero at the last step; exponential: times decay_factor now and then."""
+    decay_factor: float = 0.99
+    """Of the learning rate, with the exponential schedule, in (0, 1]."""
+    decay_every: int = 400
+    """Steps from one such multiplication to the next."""
     gradient_clip_norm: float | None = None
     """Largest Euclidean norm of all gradients together; None is off."""
 
@@ -123,8 +171,8 @@ class TrainConfig:
     """Optimiser steps."""
     batch_size: Annotated[int, FLAT] = 64
     """Images in an optimiser step."""
-    microbatch_size: int = 16
-    """Images in one forward pass; the loss is always over the whole batch. Small ones stay in the cache."""
+    microbatch_size: int = 32
+    """Images in one forward pass; the loss is always over the whole batch. Small ones need less memory."""
     seed: Annotated[int, FLAT] = 0
     """Source of all randomness: two runs with one seed are equal."""
     num_threads: Annotated[int | None, FLAT] = None
@@ -152,6 +200,7 @@ class Config:
     """Everything that determines a training run, apart from the images."""
 
     loader: LoaderConfig = LoaderConfig()
+    tuples: TupleConfig = TupleConfig()
     model: ModelConfig = ModelConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -176,6 +225,10 @@ _RANGES = {
     "loader.crop_scale_min": _POSITIVE_SHARE,
     "loader.images_per_class": _COUNT,
     "loader.cache_bytes": _NOT_NEGATIVE,
+    "tuples.num_pairs": _COUNT,
+    "tuples.num_candidates": _COUNT,
+    "tuples.num_negatives": _COUNT,
+    "tuples.tuples_per_batch": _COUNT,
     "model.embedding_dim": _COUNT,
     "model.drop_path_rate": _BELOW_ONE,
     "model.num_frozen_blocks": _NOT_NEGATIVE,
@@ -183,16 +236,29 @@ _RANGES = {
     "objective.margin": _COSINE,
     "objective.memory_fraction": _NOT_NEGATIVE,
     "objective.memory_start_step": _NOT_NEGATIVE,
+    "objective.memory_momentum": _BELOW_ONE,
     "objective.multi_similarity_weight": _NOT_NEGATIVE,
     "objective.multi_similarity_beta": _POSITIVE,
     "objective.multi_similarity_base": _COSINE,
     "objective.proxy_anchor_weight": _NOT_NEGATIVE,
+    "objective.normalized_softmax_weight": _NOT_NEGATIVE,
+    "objective.normalized_softmax_temperature": _POSITIVE,
+    "objective.proxy_nca_weight": _NOT_NEGATIVE,
+    "objective.proxy_nca_temperature": _POSITIVE,
+    "objective.scalable_nca_weight": _NOT_NEGATIVE,
+    "objective.scalable_nca_temperature": _POSITIVE,
+    "objective.scalable_nca_momentum": _BELOW_ONE,
+    "objective.tuple_contrastive_weight": _NOT_NEGATIVE,
+    "objective.tuple_margin": _POSITIVE,
     "objective.koleo_weight": _NOT_NEGATIVE,
     "optimizer.learning_rate": _POSITIVE,
     "optimizer.layer_decay": _POSITIVE_SHARE,
     "optimizer.proxy_learning_rate": _POSITIVE,
     "optimizer.weight_decay": _NOT_NEGATIVE,
+    "optimizer.epsilon": _POSITIVE,
     "optimizer.num_warmup_steps": _NOT_NEGATIVE,
+    "optimizer.decay_factor": _POSITIVE_SHARE,
+    "optimizer.decay_every": _COUNT,
     "optimizer.gradient_clip_norm": _POSITIVE,
     "train.num_steps": _COUNT,
     "train.batch_size": _COUNT,
@@ -232,6 +298,23 @@ def check_config(config: Config) -> None:
             f"objective.memory_fraction is {config.objective.memory_fraction}, but only the contrastive loss reads the "
             "memory; give it a weight (objective.contrastive_weight), or set the fraction to 0."
         )
+    if config.objective.tuple_contrastive_weight > 0 and not _has_tuples(config):
+        raise ConfigError(
+            f"objective.tuple_contrastive_weight is {config.objective.tuple_contrastive_weight}, but loader.sampling "
+            f"{config.loader.sampling} makes no tuples; choose loader.sampling tuples, or set the weight to 0."
+        )
+
+
+def _has_tuples(config: Config) -> bool:
+    return config.loader.sampling == "tuples"
+
+
+def _is_exponential(config: Config) -> bool:
+    return config.optimizer.schedule == "exponential"
+
+
+def _has_proxies(objective: ObjectiveConfig) -> bool:
+    return (objective.proxy_anchor_weight, objective.proxy_nca_weight, objective.normalized_softmax_weight) != (0, 0, 0)
 
 
 _EFFECTIVE_IF: dict[str, tuple[str, Callable[[Config], bool]]] = {
@@ -240,9 +323,12 @@ _EFFECTIVE_IF: dict[str, tuple[str, Callable[[Config], bool]]] = {
         "random_resized_crop",
         lambda config: config.loader.augmentation == "random_resized_crop",
     ),
+    "model.gem_learnable": ("gem pooling", lambda config: config.model.pooling == "gem"),
+    "model.whiten": ("an embedding_dim", lambda config: config.model.embedding_dim is not None),
     "objective.margin": ("the contrastive loss", lambda config: config.objective.contrastive_weight > 0),
     "objective.mean_nonzero": ("the contrastive loss", lambda config: config.objective.contrastive_weight > 0),
     "objective.memory_start_step": ("a memory", lambda config: config.objective.memory_fraction > 0),
+    "objective.memory_momentum": ("a memory", lambda config: config.objective.memory_fraction > 0),
     "objective.multi_similarity_beta": (
         "the multi-similarity loss",
         lambda config: config.objective.multi_similarity_weight > 0,
@@ -251,7 +337,26 @@ _EFFECTIVE_IF: dict[str, tuple[str, Callable[[Config], bool]]] = {
         "the multi-similarity loss",
         lambda config: config.objective.multi_similarity_weight > 0,
     ),
-    "optimizer.proxy_learning_rate": ("Proxy-Anchor", lambda config: config.objective.proxy_anchor_weight > 0),
+    "objective.normalized_softmax_temperature": (
+        "the normalised softmax loss",
+        lambda config: config.objective.normalized_softmax_weight > 0,
+    ),
+    "objective.proxy_nca_temperature": ("ProxyNCA++", lambda config: config.objective.proxy_nca_weight > 0),
+    "objective.scalable_nca_temperature": ("scalable NCA", lambda config: config.objective.scalable_nca_weight > 0),
+    "objective.scalable_nca_momentum": ("scalable NCA", lambda config: config.objective.scalable_nca_weight > 0),
+    "optimizer.proxy_learning_rate": (
+        "proxies (Proxy-Anchor, ProxyNCA++) or class weights (the normalised softmax loss)",
+        lambda config: _has_proxies(config.objective),
+    ),
+    "loader.flip": ("a cropping augmentation", lambda config: config.loader.augmentation != "square"),
+    **{f"tuples.{field.name}": ("tuples sampling", _has_tuples) for field in dataclasses.fields(TupleConfig)},
+    "objective.tuple_margin": (
+        "the contrastive loss of tuples",
+        lambda config: config.objective.tuple_contrastive_weight > 0,
+    ),
+    "optimizer.decay_factor": ("the exponential schedule", _is_exponential),
+    "optimizer.decay_every": ("the exponential schedule", _is_exponential),
+    "train.batch_size": ("random or m_per_class sampling", lambda config: not _has_tuples(config)),
     "train.evaluate_every": ("hold-out", lambda config: config.train.holdout),
     "train.num_patience": ("hold-out", lambda config: config.train.holdout),
 }
@@ -269,49 +374,3 @@ def find_ineffective(config: Config, recipe: Config) -> list[str]:
         for name, (partner, is_effective) in _EFFECTIVE_IF.items()
         if attrgetter(name)(config) != attrgetter(name)(recipe) and not is_effective(config)
     ]
-
-
-def config_to_json(config: Any) -> dict[str, Any]:
-    """Convert a configuration dataclass to plain JSON values."""
-    return dataclasses.asdict(config)
-
-
-def config_from_json(cls: type[T], values: Mapping[str, Any]) -> T:
-    """Build ``cls`` from JSON values, strictly.
-
-    Raises:
-        ConfigError: A key is unknown or missing, or a value has the wrong type.
-    """
-    if not isinstance(values, Mapping):
-        raise ConfigError(f"{values!r} is not a table of the fields of {cls.__name__}.")
-    hints = typing.get_type_hints(cls)
-    unknown = sorted(set(values) - set(hints))
-    if unknown:
-        raise ConfigError(unknown_name_message(f"field of {cls.__name__}", unknown[0], hints))
-    try:
-        return cls(**{name: _read_value(hints[name], value) for name, value in values.items()})
-    except TypeError as error:
-        raise ConfigError(f"{cls.__name__}: {error}") from None
-
-
-def _read_value(hint: Any, value: Any) -> Any:
-    if dataclasses.is_dataclass(hint):
-        return config_from_json(typing.cast(type, hint), value)
-    if isinstance(hint, types.UnionType):
-        arms = typing.get_args(hint)
-        if value is None and types.NoneType in arms:
-            return None
-        hint = next(arm for arm in arms if arm is not types.NoneType)
-    if typing.get_origin(hint) is tuple:
-        if not isinstance(value, list | tuple):
-            raise ConfigError(f"{value!r} is not a list.")
-        item = typing.get_args(hint)[0]
-        return tuple(_read_value(item, entry) for entry in value)
-    if typing.get_origin(hint) is Literal:
-        if value not in typing.get_args(hint):
-            raise ConfigError(f"{value!r} is not one of {', '.join(map(str, typing.get_args(hint)))}.")
-        return value
-    accepted = (int, float) if hint is float else hint
-    if not isinstance(value, accepted) or (isinstance(value, bool) and hint is not bool):
-        raise ConfigError(f"{value!r} is not of type {hint.__name__}.")
-    return value

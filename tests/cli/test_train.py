@@ -57,11 +57,14 @@ def test_train_ends_with_encoder_and_report(
 def test_train_with_pca_gives_short_embeddings(
     run_words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main([*run_words, "--model.embedding-dim", "8", "--json"]) == 0
-    frozen, tuned = json.loads(capsys.readouterr().out)["results"]
+    assert main([*run_words, "--model.embedding-dim", "8", "--model.whiten", "--json"]) == 0
+    printed = capsys.readouterr()
+    assert "test_vit: 0.3 M parameters; 0.0 GFLOPs an image at 32 px in linear layers" in printed.err
+    frozen, tuned = json.loads(printed.out)["results"]
     assert (frozen["embedding_dim"], tuned["embedding_dim"]) == (64, 8)
     spec = json.loads((tmp_path / "run" / "encoder" / "encoder.json").read_text(encoding="utf-8"))
     assert spec["reduction"] == "training images of photographs"
+    assert spec["reduction_kind"] == "pca_whitening"
 
 
 def test_train_refuses_a_finished_run_unless_overwritten(
@@ -111,6 +114,10 @@ def test_train_card_says_when_training_has_seen_the_tested_classes(
         (["smal", "--data", "emoji", "--out", "x"], ["unknown recipe 'smal'", "Did you mean 'small'"]),
         (["--data", "emoji"], ["the recipe comes first"]),
         ([], ["no recipe was named", "irt_r_small"]),
+        (
+            ["irt_o", "--data", "emoji", "--out", "x"],
+            ["IRT_O is not trained", "vitrieve evaluate --encoder deit_small"],
+        ),
         (["small", "--data", "folder:/gone", "--out", "x"], ["/gone"]),
         (
             ["small", "--data", "emoji", "--out", "x", "--no-such-field", "3"],
@@ -142,10 +149,41 @@ def test_train_refuses_one_class_only(class_folder: Path, tmp_path: Path, capsys
 
 def test_train_help_lists_the_recipes_and_a_recipes_values(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "--help"]) == 0
-    assert "irt_r_small" in capsys.readouterr().out
+    listing = capsys.readouterr().out.splitlines()
+    titles = [line for line in listing if line.startswith("recipes, ")]
+    assert titles == [
+        "recipes, for your own images:",
+        "recipes, the paper's methods:",
+        "recipes, what it compares with:",
+    ]
+    assert any(line.startswith("  irt_r_small") for line in listing)
+    assert max(map(len, listing)) <= 130
     assert main(["train", "irt_r", "--help"]) == 0
     printed = capsys.readouterr().out
     for flag in ("--seed", "--num-steps", "--batch-size", "--image-size", "--num-threads", "--no-holdout"):
         assert flag in printed
     assert "--objective.koleo-weight" in printed
     assert "35000" in printed
+
+
+TUPLES = (
+    *("--loader.sampling", "tuples", "--loader.augmentation", "square", "--model.framing", "square"),
+    *("--objective.multi-similarity-weight", "0", "--objective.tuple-contrastive-weight", "1"),
+    *("--objective.koleo-weight", "4", "--optimizer.algorithm", "adam", "--optimizer.schedule", "exponential"),
+    *("--tuples.num-pairs", "8", "--tuples.num-candidates", "30", "--tuples.tuples-per-batch", "3"),
+)
+
+
+def test_train_on_tuples_of_own_classes(
+    run_words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*run_words, *TUPLES, "--json"]) == 0
+    printed = capsys.readouterr()
+    result = json.loads(printed.out)
+    assert set(result["holdout_map_at_r"]) == {"0", "2", "4"}
+    assert "tuples: an epoch is 8 pairs in 2 steps, 2 epochs in all" in printed.err
+    assert printed.err.count("mine negatives: ") == 2
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    losses = [line["tuple_contrastive"] for line in lines if "loss" in line]
+    assert len(losses) == 4
+    assert all(0 < loss < float("inf") for loss in losses)

@@ -91,3 +91,41 @@ def proxy_anchor(embeddings, labels, proxies, margin, alpha):
             pull += math.log(1 + inner_pull)
             num_present += 1
     return pull / num_present + push / len(proxies)
+
+
+def normalized_softmax(embeddings, labels, class_weights, temperature):
+    """Cross-entropy of cosines; ``class_weights`` are normalised here."""
+    total = 0.0
+    for embedding, label in zip(embeddings, labels, strict=True):
+        cosines = [dot(embedding, weight) / math.sqrt(dot(weight, weight)) for weight in class_weights]
+        exponentials = [math.exp(cosine / temperature) for cosine in cosines]
+        total -= math.log(exponentials[int(label)] / sum(exponentials))
+    return total / len(embeddings)
+
+
+def proxy_nca(embeddings, labels, proxies, temperature):
+    """ProxyNCA++, from squared distances; ``proxies`` are normalised here."""
+    total = 0.0
+    for embedding, label in zip(embeddings, labels, strict=True):
+        exponentials = []
+        for proxy in proxies:
+            norm = math.sqrt(dot(proxy, proxy))
+            squared = sum((float(a) - float(b) / norm) ** 2 for a, b in zip(embedding, proxy, strict=True))
+            exponentials.append(math.exp(-squared / temperature))
+        total -= math.log(exponentials[int(label)] / sum(exponentials))
+    return total / len(embeddings)
+
+
+def scalable_nca(embeddings, labels, rows, slots, temperature):
+    """Scalable NCA; ``slots`` is row -> (embedding, label) of the filled ones."""
+    total = 0.0
+    for embedding, label, row in zip(embeddings, labels, rows, strict=True):
+        own_class, everyone = 0.0, 0.0
+        for other, (slot, slot_label) in slots.items():
+            if other != int(row):
+                exponential = math.exp(dot(embedding, slot) / temperature)
+                everyone += exponential
+                own_class += exponential if slot_label == int(label) else 0.0
+        if own_class > 0:
+            total -= math.log(own_class / everyone)
+    return total / len(embeddings)

@@ -8,6 +8,7 @@ from vitrieve.config import ObjectiveConfig
 from vitrieve.objective.contrastive import contrastive_loss
 from vitrieve.objective.koleo import koleo_loss
 from vitrieve.objective.objective import Objective, similarity_statistics
+from vitrieve.objective.tuple_contrastive import tuple_contrastive_loss
 
 ROWS = torch.arange(8)
 
@@ -88,3 +89,67 @@ def test_trap_objective_computes_in_float32_under_autocast() -> None:
         loss = objective(embeddings, LABELS, ROWS, step=1)
     assert loss.terms == expected.terms
     assert loss.total.dtype == torch.float32
+
+
+def test_objective_adds_the_baselines_of_the_paper() -> None:
+    names = ("normalized_softmax", "proxy_nca", "scalable_nca")
+    objective, embeddings = build_objective(**{f"{name}_weight": 0.5 for name in names}), unit_rows(8).float()
+    objective.enqueue(unit_rows(8, seed=1).float(), LABELS, ROWS + 8)
+    loss = objective(embeddings, LABELS, ROWS, step=0)
+    assert list(loss.terms) == ["contrastive", *names]
+    expected = [
+        contrastive_loss(embeddings, LABELS),
+        *(0.5 * getattr(objective, name)(embeddings, LABELS) for name in names[:2]),
+        0.5 * objective.scalable_nca(embeddings, LABELS, ROWS),  # type: ignore[misc]
+    ]
+    assert loss.total.item() == pytest.approx(sum(value.item() for value in expected))
+    assert all(value.item() > 0 for value in expected)
+
+
+def test_objective_hands_settings_to_the_baselines() -> None:
+    objective = build_objective(
+        normalized_softmax_weight=1.0,
+        normalized_softmax_temperature=0.1,
+        proxy_nca_weight=1.0,
+        proxy_nca_temperature=0.2,
+        scalable_nca_weight=1.0,
+        scalable_nca_temperature=0.3,
+        scalable_nca_momentum=0.4,
+    )
+    assert objective.normalized_softmax is not None
+    assert objective.proxy_nca is not None
+    assert objective.scalable_nca is not None
+    assert objective.normalized_softmax.temperature == 0.1
+    assert objective.proxy_nca.temperature == 0.2
+    assert (objective.scalable_nca.temperature, objective.scalable_nca.momentum) == (0.3, 0.4)
+    assert (len(objective.scalable_nca.slots), len(objective.proxy_nca.proxies)) == (20, 4)
+
+
+def test_objective_fills_the_slots_of_scalable_nca_after_the_loss() -> None:
+    objective, embeddings = build_objective(scalable_nca_weight=1.0), unit_rows(8).float()
+    assert objective(embeddings, LABELS, ROWS, step=0).terms["scalable_nca"].item() == 0
+    objective.enqueue(embeddings, LABELS, ROWS)
+    assert objective(embeddings, LABELS, ROWS, step=1).terms["scalable_nca"].item() > 0
+
+
+def test_objective_total_is_the_stacked_sum_in_the_order_of_the_terms() -> None:
+    """The bits of a run depend on the order of the additions."""
+    weights = {"multi_similarity_weight": 0.3, "proxy_anchor_weight": 0.1, "koleo_weight": 0.7}
+    loss = build_objective(**weights, margin=0.1)(unit_rows(8).float(), LABELS, ROWS, step=0)
+    assert list(loss.terms) == ["contrastive", "multi_similarity", "proxy_anchor", "koleo"]
+    weighted = [weight * value for weight, value in zip((1.0, 0.3, 0.1, 0.7), loss.terms.values(), strict=True)]
+    assert torch.equal(loss.total.detach(), torch.stack(weighted).sum())
+
+
+def test_objective_of_tuples_is_their_loss_and_koleo_over_different_images() -> None:
+    embeddings = unit_rows(8, dtype=torch.float32)
+    embeddings[6] = embeddings[3]
+    rows, anchors = torch.tensor([0, 1, 2, 3, 4, 5, 3, 7]), torch.tensor([0, 0, 0, 0, 4, 4, 4, 4])
+    labels = torch.tensor([0, 0, 1, 2, 1, 1, 2, 3])
+    config = ObjectiveConfig(tuple_contrastive_weight=1.0, tuple_margin=1.2, koleo_weight=4.0)
+    objective = Objective(config, num_classes=4, num_images=8, embedding_dim=6)
+    loss = objective(embeddings, labels, rows, step=0, anchors=anchors)
+    different = embeddings[[0, 1, 2, 3, 4, 5, 7]]
+    expected = tuple_contrastive_loss(embeddings, labels, anchors, margin=1.2) + 4 * koleo_loss(different)
+    assert loss.total.item() == pytest.approx(expected.item())
+    assert list(loss.terms) == ["tuple_contrastive", "koleo"]

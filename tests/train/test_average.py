@@ -25,6 +25,20 @@ def test_weight_average_follows_the_recursion() -> None:
     assert torch.allclose(average.module[0].weight, expected)
 
 
+@pytest.mark.parametrize("decay", [0.9, 0.0])
+def test_weight_average_without_ramp_keeps_its_decay_from_the_first_update(decay: float) -> None:
+    module = build_module()
+    average = WeightAverage(module, decay, has_ramp=False)
+    expected = module[0].weight.detach().clone()
+    for step in range(1, 4):
+        with torch.no_grad():
+            module[0].weight += 1
+        average.update(module, step)
+        expected = decay * expected + (1 - decay) * module[0].weight.detach()
+    assert torch.allclose(average.module[0].weight, expected)
+    assert decay > 0 or torch.equal(average.module[0].weight, module[0].weight)
+
+
 def test_trap_weight_average_is_in_eval_mode_and_copies_buffers() -> None:
     module = build_module().train()
     average = WeightAverage(module, decay=0.5)

@@ -27,7 +27,7 @@ from vitrieve.train.loop import (
     train,
     train_step,
 )
-from vitrieve.train.state import STATE_NAME
+from vitrieve.train.state import STATE_NAME, TrainingState
 
 NUM_CLASSES, NUM_COPIES = 5, 4
 """Of the fixture class_folder."""
@@ -119,6 +119,107 @@ def test_trap_resume_equals_an_uninterrupted_run_bit_for_bit(
     assert_same_bits(final_state(whole), final_state(stopped))
     assert_same_bits(expected.encoder.state_dict(), resumed.encoder.state_dict())
     assert (expected.kept_step, expected.num_steps) == (resumed.kept_step, resumed.num_steps)
+
+
+def with_momentum(config: Config, momentum: float | None = 0.5, **changes: float) -> Config:
+    return dataclasses.replace(
+        config, objective=dataclasses.replace(config.objective, memory_momentum=momentum, **changes)
+    )
+
+
+def test_trap_resume_of_a_momentum_encoder_and_a_slot_memory_equals_an_uninterrupted_run_bit_for_bit(
+    config: Config, records: list[ImageRecord], tmp_path: Path
+) -> None:
+    config = measured_each_step(
+        with_momentum(config, scalable_nca_weight=0.1, normalized_softmax_weight=0.1, proxy_nca_weight=0.1)
+    )
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    whole.mkdir()
+    run_training(config, records, whole, grow(0.01))
+    train_until_ctrl_c(config, records, stopped, 3)
+    assert {name.split("/")[0] for name in final_state(stopped)} >= {"momentum", "encoder", "objective"}
+    run_training(config, records, stopped, grow(0.01 * 5))
+    assert_same_bits(final_state(whole), final_state(stopped))
+
+
+def test_train_without_momentum_saves_no_momentum_encoder(
+    config: Config, records: list[ImageRecord], tmp_path: Path
+) -> None:
+    run_training(config, records, tmp_path)
+    assert not any(name.startswith("momentum/") for name in final_state(tmp_path))
+
+
+def train_some_steps(config: Config, records: list[ImageRecord], num_steps: int) -> TrainingState:
+    encoder = build_encoder(config.model)
+    loader = TrainingLoader(records, config.loader, encoder.spec.preprocessing, batch_size=6, seed=0)
+    torch.manual_seed(0)
+    state = build_state(config, encoder, num_classes=NUM_CLASSES, num_images=len(records))
+    for batch in loader.batches(0, num_steps):
+        train_step(state, batch, config)
+    return state
+
+
+def test_momentum_encoder_follows_the_recursion(config: Config, records: list[ImageRecord]) -> None:
+    """One step: start, then half the way to the trained weights; it starts at the frozen ones."""
+    config = with_momentum(config, 0.5)
+    state = train_some_steps(config, records, 1)
+    assert state.momentum is not None
+    frozen = dict(build_encoder(config.model).named_parameters())
+    trained = dict(state.encoder.named_parameters())
+    for name, parameter in state.momentum.module.named_parameters():
+        torch.testing.assert_close(parameter, 0.5 * frozen[name] + 0.5 * trained[name])
+        assert not parameter.requires_grad
+
+
+def test_momentum_encoder_of_momentum_zero_is_the_encoder_to_the_bit(
+    config: Config, records: list[ImageRecord]
+) -> None:
+    """Without drop-path, an encoder that does not lag embeds a batch as the trained one did before its step."""
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, drop_path_rate=0.0))
+    plain, momentum = (train_some_steps(with_momentum(config, value), records, 4) for value in (None, 0.0))
+    assert_same_bits(plain.objective.state_dict(), momentum.objective.state_dict())
+    assert_same_bits(plain.encoder.state_dict(), momentum.encoder.state_dict())
+
+
+def test_momentum_encoder_fills_the_memory_with_embeddings_of_its_own(
+    config: Config, records: list[ImageRecord]
+) -> None:
+    config = with_momentum(config, 0.999)
+    state = train_some_steps(config, records, 2)
+    encoder = build_encoder(config.model)
+    loader = TrainingLoader(records, config.loader, encoder.spec.preprocessing, batch_size=6, seed=0)
+    *_, last = loader.batches(0, 2)
+    assert state.objective.memory is not None
+    kept = state.objective.memory.contents()
+    with torch.no_grad():
+        start = encoder.eval()(last.pixels)
+        trained = state.encoder.eval()(last.pixels)
+    assert kept.rows[6:].tolist() == last.rows.tolist()
+    # After one step at a momentum of 0.999 it is still where it started, while the trained encoder has moved.
+    torch.testing.assert_close(kept.embeddings[6:], start, atol=1e-3, rtol=0)
+    assert (trained - start).abs().max() > 0.01
+
+
+def test_trap_momentum_encoder_left_in_train_mode_or_buffers_not_copied(
+    config: Config, records: list[ImageRecord]
+) -> None:
+    config = with_momentum(config, 0.9)
+    encoder = build_encoder(config.model)
+    encoder.backbone.register_buffer("counter", torch.zeros(()))
+    loader = TrainingLoader(records, config.loader, encoder.spec.preprocessing, batch_size=6, seed=0)
+    state = build_state(config, encoder, num_classes=NUM_CLASSES, num_images=len(records))
+    assert state.momentum is not None
+    for batch in loader.batches(0, 3):
+        encoder.backbone.get_buffer("counter").add_(1)
+        train_step(state, batch, config)
+        assert state.encoder.training
+        assert not any(part.training for part in state.momentum.module.modules())
+    assert state.momentum.module.backbone.get_buffer("counter").item() == 3
+
+
+def test_momentum_without_a_memory_builds_nothing(config: Config, records: list[ImageRecord]) -> None:
+    config = with_momentum(config, 0.9, memory_fraction=0.0)
+    assert build_state(config, build_encoder(config.model), num_classes=5, num_images=20).momentum is None
 
 
 def train_in_process(script: str, num_syncs: int, *words: object) -> int:

@@ -68,3 +68,17 @@ def test_metrics_log_shows_bar_count_and_figures_on_a_narrow_terminal(
     assert "40/400" in printed
     assert "\N{BOX DRAWINGS HEAVY HORIZONTAL}" in printed
     assert "96 s left" in printed
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_metrics_log_tracks_work_between_steps(
+    tmp_path: Path, is_terminal: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: is_terminal)
+    with MetricsLog(tmp_path, start_step=0, num_steps=2) as log:
+        assert list(log.track(iter("abc"), "mine negatives", 3)) == ["a", "b", "c"]
+        log.show(1, {"loss": 0.5})
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    if not is_terminal:
+        assert "mine negatives: 3/3" in printed.err

@@ -40,3 +40,12 @@ def test_settle_warns_about_another_machine(tmp_path: Path) -> None:
     settings = describe_run("small", Config(), "zero_shot", RECORDS)
     settle(tmp_path, {**settings, "machine": {**settings["machine"], "num_threads": 77}})
     assert "machine.num_threads" in settle(tmp_path, settings)
+
+
+def test_describe_run_tells_other_pairs_of_the_same_images_apart() -> None:
+    described = [
+        describe_run("small", Config(), "standard", [], pairs)["data"]["images"]
+        for pairs in ((), [("a", "b")], [("b", "a")], [("a", "b")])
+    ]
+    assert described[1] == described[3]
+    assert len(set(described)) == 3

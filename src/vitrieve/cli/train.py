@@ -14,12 +14,13 @@ import tyro
 from vitrieve.artifacts import prepare_folder, write_manifest
 from vitrieve.cli.arguments import Switch, parse_arguments
 from vitrieve.cli.console import print_json, print_message
-from vitrieve.config import Config, check_config, config_to_json, find_ineffective
+from vitrieve.config import Config, check_config, find_ineffective
+from vitrieve.config_json import config_to_json
 from vitrieve.data.readable import find_readable
 from vitrieve.data.records import Dataset, ImageRecord, require_trainable
 from vitrieve.data.sources import read_source
 from vitrieve.errors import ConfigError, DataError
-from vitrieve.recipes import RECIPES, find_recipe
+from vitrieve.recipes import RECIPE_GROUPS, RECIPES, Recipe, find_recipe
 from vitrieve.train.holdout import TrainingSplit, split_for_training
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ def run(recipe: str, arguments: Arguments) -> int:
     prepare_folder(arguments.out, is_overwrite=arguments.overwrite, is_resume=arguments.resume)
     records = _settle_images(arguments, recipe, dataset, split)
     evaluate = _build_evaluate(split.judge, config) if split.judge is not None else None
-    result = train(config, encoder, records, arguments.out, evaluate)
+    result = train(config, encoder, records, arguments.out, evaluate, dataset.positive_pairs)
     seconds = time.monotonic() - start
     print_message(_describe_kept(result))
     if config.model.embedding_dim is not None:
@@ -112,10 +113,12 @@ def run(recipe: str, arguments: Arguments) -> int:
 
 
 def _build_encoder(config: Config, num_images: int) -> ImageEncoder:
+    from vitrieve.model.cost import count_cost, format_cost
     from vitrieve.model.encoder import build_encoder
     from vitrieve.train.reduce import require_reducible
 
     encoder = build_encoder(config.model)
+    print_message(f"{config.model.backbone}: {format_cost(count_cost(config.model.backbone, config.model.image_size))}")
     if config.model.embedding_dim is not None:
         require_reducible(config.model.embedding_dim, encoder.spec.embedding_dim, num_images)
     return encoder
@@ -132,7 +135,8 @@ def _settle_images(
     for image_id, reason in readable.failures:
         print_message(f"left out: {image_id}: {reason}")
     judging = split.judge.records if split.judge is not None else ()
-    settings = describe_run(recipe, config, dataset.protocol, (*readable.records, *judging))
+    used = (*readable.records, *judging)
+    settings = describe_run(recipe, config, dataset.protocol, used, dataset.positive_pairs)
     warning = settle(arguments.out, settings)
     if warning:
         print_message(warning)
@@ -177,6 +181,7 @@ def _reduce(
         config.model.embedding_dim,
         fitted_on=f"training images of {dataset_name}",
         precision=config.train.precision,
+        kind="pca_whitening" if config.model.whiten else "pca",
     )
     return result._replace(encoder=encoder)
 
@@ -252,8 +257,14 @@ def _print_result(arguments: Arguments, summary: Mapping[str, Any], results: Seq
         print(f"report: {arguments.out / REPORT_FOLDER / 'report.html'}")
 
 
+def _first_line(recipe: Recipe) -> str:
+    return (inspect.getdoc(recipe) or "").splitlines()[0]
+
+
 def _describe_recipes(prog: str) -> str:
-    lines = [f"usage: {prog} RECIPE --data SOURCE --out RUN [FLAGS]", "", "recipes:"]
-    for name, recipe in RECIPES.items():
-        lines.append(f"  {name:<12} {(inspect.getdoc(recipe) or '').splitlines()[0]}")
+    lines = [f"usage: {prog} RECIPE --data SOURCE --out RUN [FLAGS]"]
+    width = max(map(len, RECIPES))
+    for title, recipes in RECIPE_GROUPS.items():
+        lines += ["", f"recipes, {title}:"]
+        lines += [f"  {name:<{width}}  {_first_line(recipe)}" for name, recipe in recipes.items()]
     return "\n".join([*lines, "", f"{prog} RECIPE --help tells the flags, with the recipe's values."])

@@ -1,4 +1,4 @@
-"""The cross-batch memory: a first-in, first-out ring of past embeddings. Next: ``koleo.py``."""
+"""The cross-batch memory: a first-in, first-out ring of past embeddings. Next: ``tuple_contrastive.py``."""
 
 from __future__ import annotations
 

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from vitrieve.config import ObjectiveConfig
-from vitrieve.objective.contrastive import contrastive_loss
+from vitrieve.objective.contrastive import MemoryRows, contrastive_loss
 from vitrieve.objective.koleo import koleo_loss
 from vitrieve.objective.memory import CrossBatchMemory
 from vitrieve.objective.multi_similarity import multi_similarity_loss
+from vitrieve.objective.normalized_softmax import NormalizedSoftmaxLoss
 from vitrieve.objective.proxy_anchor import ProxyAnchorLoss
+from vitrieve.objective.proxy_nca import ProxyNcaLoss
+from vitrieve.objective.scalable_nca import ScalableNcaLoss
+from vitrieve.objective.tuple_contrastive import find_first_showings, tuple_contrastive_loss
 
 
 class LossValue(NamedTuple):
@@ -28,8 +32,22 @@ class LossValue(NamedTuple):
     terms: Mapping[str, Tensor]
 
 
+class Term(NamedTuple):
+    """A loss of the sum.
+
+    Attributes:
+        name: As in the log.
+        weight: Its factor; 0 leaves it out.
+        compute: Returns the scalar; called only when the weight is above 0.
+    """
+
+    name: str
+    weight: float
+    compute: Callable[[], Tensor]
+
+
 class Objective(nn.Module):
-    """The terms of ``ObjectiveConfig`` with their state: the memory and the proxies."""
+    """The terms of ``ObjectiveConfig`` with their state: the memories and the proxies."""
 
     def __init__(self, config: ObjectiveConfig, *, num_classes: int, num_images: int, embedding_dim: int) -> None:
         """Build the terms; proxies are drawn from torch's global generator.
@@ -37,7 +55,7 @@ class Objective(nn.Module):
         Args:
             config: Which terms, with which weights.
             num_classes: Labels of a batch lie in ``[0, num_classes)``.
-            num_images: Size of the training set, for the size of the memory.
+            num_images: Size of the training set, for the size of the memories.
             embedding_dim: Length of an embedding.
         """
         super().__init__()
@@ -48,31 +66,49 @@ class Objective(nn.Module):
         self.proxy_anchor = None
         if config.proxy_anchor_weight > 0:
             self.proxy_anchor = ProxyAnchorLoss(num_classes, embedding_dim)
+        self.normalized_softmax = None
+        if config.normalized_softmax_weight > 0:
+            temperature = config.normalized_softmax_temperature
+            self.normalized_softmax = NormalizedSoftmaxLoss(num_classes, embedding_dim, temperature=temperature)
+        self.proxy_nca = None
+        if config.proxy_nca_weight > 0:
+            self.proxy_nca = ProxyNcaLoss(num_classes, embedding_dim, temperature=config.proxy_nca_temperature)
+        self.scalable_nca = None
+        if config.scalable_nca_weight > 0:
+            self.scalable_nca = ScalableNcaLoss(
+                num_images,
+                embedding_dim,
+                temperature=config.scalable_nca_temperature,
+                momentum=config.scalable_nca_momentum,
+            )
 
-    def forward(self, embeddings: Tensor, labels: Tensor, rows: Tensor, *, step: int) -> LossValue:
-        """Compute the terms over one batch, outside autocast; the memory is read, not changed.
+    def forward(
+        self, embeddings: Tensor, labels: Tensor, rows: Tensor, *, step: int, anchors: Tensor | None = None
+    ) -> LossValue:
+        """Compute the terms over one batch, outside autocast; the memories are read, not changed.
 
         Args:
             embeddings: ``(B, E)``, L2-normalised, float32.
             labels: ``(B,)`` int64.
             rows: ``(B,)`` int64, the training image each embedding shows.
             step: Number of finished steps.
+            anchors: ``(B,)`` int64, the place in the batch of each image's anchor; None without tuples.
         """
+        terms = [term for term in self._list_terms(embeddings, labels, rows, step, anchors) if term.weight > 0]
         with torch.autocast(embeddings.device.type, enabled=False):
-            weighted = self._weigh_terms(embeddings, labels, rows, step)
-        total = torch.stack([weight * value for weight, value in weighted.values()]).sum()
-        return LossValue(total, {name: value.detach() for name, (_, value) in weighted.items()})
+            values = [term.compute() for term in terms]
+        total = torch.stack([term.weight * value for term, value in zip(terms, values, strict=True)]).sum()
+        return LossValue(total, {term.name: value.detach() for term, value in zip(terms, values, strict=True)})
 
-    def _weigh_terms(
-        self, embeddings: Tensor, labels: Tensor, rows: Tensor, step: int
-    ) -> dict[str, tuple[float, Tensor]]:
-        """Compute the terms that count: name -> weight and value."""
+    def _list_terms(
+        self, embeddings: Tensor, labels: Tensor, rows: Tensor, step: int, anchors: Tensor | None
+    ) -> list[Term]:
+        """List all terms, in the order of the sum."""
         config = self.config
-        is_memory_used = self.memory is not None and step >= config.memory_start_step
-        memory = self.memory.contents() if self.memory is not None and is_memory_used else None
-        weighted: dict[str, tuple[float, Tensor]] = {}
-        if config.contrastive_weight > 0:
-            loss = contrastive_loss(
+
+        def contrast() -> Tensor:
+            memory = self._read_memory(step)
+            return contrastive_loss(
                 embeddings,
                 labels,
                 margin=config.margin,
@@ -80,17 +116,38 @@ class Objective(nn.Module):
                 memory=memory,
                 is_mean_nonzero=config.mean_nonzero,
             )
-            weighted["contrastive"] = (config.contrastive_weight, loss)
-        if config.multi_similarity_weight > 0:
-            loss = multi_similarity_loss(
-                embeddings, labels, beta=config.multi_similarity_beta, base=config.multi_similarity_base
-            )
-            weighted["multi_similarity"] = (config.multi_similarity_weight, loss)
-        if self.proxy_anchor is not None:
-            weighted["proxy_anchor"] = (config.proxy_anchor_weight, self.proxy_anchor(embeddings, labels))
-        if config.koleo_weight > 0:
-            weighted["koleo"] = (config.koleo_weight, koleo_loss(embeddings))
-        return weighted
+
+        def compare() -> Tensor:
+            beta, base = config.multi_similarity_beta, config.multi_similarity_base
+            return multi_similarity_loss(embeddings, labels, beta=beta, base=base)
+
+        def contrast_tuples() -> Tensor:
+            assert anchors is not None, "the contrastive loss of tuples needs batches of tuples"
+            return tuple_contrastive_loss(embeddings, labels, anchors, margin=config.tuple_margin)
+
+        def spread() -> Tensor:
+            # Over all images of the tuples, as Eq. 5 says; the anchors alone (five) tell little about the density. An
+            # image that is a negative of two tuples counts once: it cannot be spread from itself.
+            is_plain = anchors is None
+            return koleo_loss(embeddings if is_plain else embeddings.index_select(0, find_first_showings(rows)))
+
+        def call(module: nn.Module | None, *inputs: Tensor) -> Callable[[], Tensor]:
+            return lambda: module(embeddings, labels, *inputs)  # type: ignore[misc]  # built where its weight is above 0
+
+        return [
+            Term("contrastive", config.contrastive_weight, contrast),
+            Term("multi_similarity", config.multi_similarity_weight, compare),
+            Term("proxy_anchor", config.proxy_anchor_weight, call(self.proxy_anchor)),
+            Term("normalized_softmax", config.normalized_softmax_weight, call(self.normalized_softmax)),
+            Term("proxy_nca", config.proxy_nca_weight, call(self.proxy_nca)),
+            Term("scalable_nca", config.scalable_nca_weight, call(self.scalable_nca, rows)),
+            Term("tuple_contrastive", config.tuple_contrastive_weight, contrast_tuples),
+            Term("koleo", config.koleo_weight, spread),
+        ]
+
+    def _read_memory(self, step: int) -> MemoryRows | None:
+        is_counted = self.memory is not None and step >= self.config.memory_start_step
+        return self.memory.contents() if self.memory is not None and is_counted else None
 
     @property
     def memory_fill(self) -> float:
@@ -98,9 +155,17 @@ class Objective(nn.Module):
         return len(self.memory) / self.memory.memory_size if self.memory is not None else 0.0
 
     def enqueue(self, embeddings: Tensor, labels: Tensor, rows: Tensor) -> None:
-        """Put a batch into the memory, where there is one; after the loss of the same step."""
+        """Put a batch into the memories, where there are any; after the loss of the same step.
+
+        Args:
+            embeddings: ``(B, E)``, of the encoder or of its momentum encoder.
+            labels: ``(B,)`` int64.
+            rows: ``(B,)`` int64, the training image each embedding shows.
+        """
         if self.memory is not None:
             self.memory.enqueue(embeddings, labels, rows)
+        if self.scalable_nca is not None:
+            self.scalable_nca.update(embeddings, labels, rows)
 
 
 def similarity_statistics(embeddings: Tensor, labels: Tensor, margin: float) -> dict[str, float]:

@@ -15,16 +15,25 @@ ModuleT = TypeVar("ModuleT", bound=nn.Module)
 class WeightAverage(Generic[ModuleT]):
     """An exponential moving average of a module's weights; its buffers are copied as they are.
 
-    Early on the decay is smaller, ``(1 + t) / (10 + t)`` after t updates, so that the start does not linger.
+    With the ramp, the decay is smaller early on, ``(1 + t) / (10 + t)`` after t updates, so that the start does not
+    linger; an average that is to lag behind, as a momentum encoder is, has none.
 
     Source:
-        Polyak and Juditsky 1992; the ramp as in TensorFlow's ``ExponentialMovingAverage``.
+        Polyak and Juditsky 1992; the ramp as in TensorFlow's ``ExponentialMovingAverage``; the momentum encoder of
+        He et al., Momentum Contrast, CVPR 2020, arXiv:1911.05722, Eq. 2.
     """
 
-    def __init__(self, module: ModuleT, decay: float) -> None:
-        """Start from a copy of ``module``, in eval mode and without gradients."""
+    def __init__(self, module: ModuleT, decay: float, *, has_ramp: bool = True) -> None:
+        """Start from a copy of ``module``, in eval mode and without gradients.
+
+        Args:
+            module: The module that is trained.
+            decay: Share that the average keeps of itself in an update, in [0, 1); 0 makes it a copy.
+            has_ramp: Whether the decay is smaller early on.
+        """
         self.module: ModuleT = copy.deepcopy(module).eval().requires_grad_(False)
         self._decay = decay
+        self._has_ramp = has_ramp
 
     @torch.no_grad()
     def update(self, module: nn.Module, step: int) -> None:
@@ -34,7 +43,7 @@ class WeightAverage(Generic[ModuleT]):
             module: The module that is trained.
             step: Number of finished steps, this one included.
         """
-        decay = min(self._decay, (1 + step) / (10 + step))
+        decay = min(self._decay, (1 + step) / (10 + step)) if self._has_ramp else self._decay
         for average, current in zip(self.module.parameters(), module.parameters(), strict=True):
             average.lerp_(current, 1 - decay)
         for average_buffer, buffer in zip(self.module.buffers(), module.buffers(), strict=True):

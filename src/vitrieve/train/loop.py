@@ -19,19 +19,21 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vitrieve.config import Config
+from vitrieve.config import Config, ObjectiveConfig
 from vitrieve.data.loader import Batch, TrainingLoader
 from vitrieve.data.records import ImageRecord
 from vitrieve.errors import NonFiniteLossError
 from vitrieve.model.backbone import use_explicit_attention
 from vitrieve.model.encoder import ImageEncoder, build_encoder
 from vitrieve.objective.objective import Objective, similarity_statistics
+from vitrieve.objective.tuple_contrastive import tuple_statistics
 from vitrieve.runtime.precision import resolve_precision
 from vitrieve.train.average import WeightAverage
 from vitrieve.train.metrics_log import MetricsLog
 from vitrieve.train.optimizer import build_optimizer, set_learning_rate
 from vitrieve.train.selection import SELECTION_METRIC, Selection
 from vitrieve.train.state import TrainingState
+from vitrieve.train.tuples import TupleMiner, build_miner
 
 Evaluate = Callable[[ImageEncoder], Mapping[str, float]]
 
@@ -56,7 +58,12 @@ class TrainingResult(NamedTuple):
 
 
 def train(
-    config: Config, encoder: ImageEncoder, records: Sequence[ImageRecord], run: Path, evaluate: Evaluate | None = None
+    config: Config,
+    encoder: ImageEncoder,
+    records: Sequence[ImageRecord],
+    run: Path,
+    evaluate: Evaluate | None = None,
+    positive_pairs: Sequence[tuple[str, str]] = (),
 ) -> TrainingResult:
     """Fine-tune an encoder; resumes from the run's last state, where there is one.
 
@@ -67,8 +74,10 @@ def train(
         run: An existing folder; gets ``metrics.jsonl``, ``tensorboard/`` and ``state/``.
         evaluate: Measures an encoder on held-out classes; its ``map_at_r`` decides which state is kept.
             None: the last state is kept.
+        positive_pairs: ``image_id`` of anchors and positives, for training on tuples; empty: the labels say it.
 
     Raises:
+        DataError: Tuples are asked for, and there are no pairs.
         NonFiniteLossError: A term of the loss became NaN or infinite.
         KeyboardInterrupt: After Ctrl-C, once the state is saved.
     """
@@ -77,6 +86,7 @@ def train(
         torch.set_num_threads(config.train.num_threads)
     torch.manual_seed(config.train.seed)
     loader = _build_loader(config, encoder, records)
+    miner = build_miner(config, records, positive_pairs, loader)
 
     # State
     use_explicit_attention(encoder.backbone)
@@ -90,10 +100,11 @@ def train(
             log.say("measuring the frozen start on the held-out classes")
             _measure(state, evaluate, log)
         end_step = state.step if _is_hopeless(state, config) else num_steps
+        _mine_when_due(state, miner, end_step, log)
         start = time.monotonic()
-        for batch in loader.batches(state.step, end_step):
+        for batch in _draw_batches(state, loader, end_step):
             values = train_step(state, batch, config)
-            # The wait for the batch counts, measuring and saving do not.
+            # The wait for the batch counts; measuring, saving and mining do not.
             values |= _describe_speed(time.monotonic() - start, len(batch.labels), num_steps - state.step)
             log.write(state.step, values)
             log.show(state.step, values)
@@ -108,6 +119,7 @@ def train(
             if is_hopeless and state.step < num_steps:
                 log.say(f"stopped at step {state.step}: the held-out classes are only getting worse")
                 break
+            _mine_when_due(state, miner, end_step, log)
             start = time.monotonic()
 
     # Result
@@ -124,6 +136,22 @@ def _build_loader(config: Config, encoder: ImageEncoder, records: Sequence[Image
     )
 
 
+def _mine_when_due(state: TrainingState, miner: TupleMiner | None, end_step: int, log: MetricsLog) -> None:
+    """Make the tuples of the next step's epoch, unless the state holds them (after a resume) or none are asked for."""
+    if miner is None or state.step >= end_step or miner.is_current(state.tuples, state.step):
+        return
+    if state.tuples is None:
+        log.say(miner.describe())
+    state.tuples = miner.mine(state.encoder, state.step, log.track)
+
+
+def _draw_batches(state: TrainingState, loader: TrainingLoader, end_step: int) -> Iterator[Batch]:
+    """Yield the batches up to ``end_step``; of tuples, epoch by epoch, so that none is prepared before it is mined."""
+    while state.step < end_step:
+        epoch_end = end_step if state.tuples is None else min(state.tuples.end_step, end_step)
+        yield from loader.batches(state.step, epoch_end, state.tuples)
+
+
 def build_state(config: Config, encoder: ImageEncoder, *, num_classes: int, num_images: int) -> TrainingState:
     """Build the state of a run at step zero."""
     objective = Objective(
@@ -132,12 +160,15 @@ def build_state(config: Config, encoder: ImageEncoder, *, num_classes: int, num_
         num_images=num_images,
         embedding_dim=encoder.spec.embedding_dim,
     )
-    decay = config.train.ema_decay
+    decay, momentum = config.train.ema_decay, config.objective.memory_momentum
+    if config.objective.memory_fraction == 0:
+        momentum = None
     return TrainingState(
         encoder=encoder,
         objective=objective,
         optimizer=build_optimizer(encoder, objective, config.optimizer),
         average=None if decay is None else WeightAverage(encoder, decay),
+        momentum=None if momentum is None else WeightAverage(encoder, momentum, has_ramp=False),
         frozen={name: parameter.detach().clone() for name, parameter in encoder.named_parameters()},
         frozen_share=config.train.frozen_share,
     )
@@ -153,7 +184,7 @@ def train_step(state: TrainingState, batch: Batch, config: Config) -> dict[str, 
     torch.manual_seed(config.train.seed * 1_000_003 + state.step)
     factor = set_learning_rate(state.optimizer, config.optimizer, state.step, config.train.num_steps)
     embeddings = encode_in_microbatches(state.encoder, batch.pixels, config)
-    loss = state.objective(embeddings, batch.labels, batch.rows, step=state.step)
+    loss = state.objective(embeddings, batch.labels, batch.rows, step=state.step, anchors=batch.anchors)
     terms = {name: term.item() for name, term in loss.terms.items()}
     _require_finite({f"loss term {name!r}": value for name, value in terms.items()}, state.step)
     loss.total.backward()
@@ -161,18 +192,34 @@ def train_step(state: TrainingState, batch: Batch, config: Config) -> dict[str, 
     _require_finite({"norm of the gradient": gradient_norm}, state.step)
     state.optimizer.step()
     state.optimizer.zero_grad()
-    state.objective.enqueue(embeddings, batch.labels, batch.rows)
+    _remember(state, embeddings, batch, config)
     state.step += 1
-    if state.average is not None:
-        state.average.update(state.encoder, state.step)
+    for average in (state.average, state.momentum):
+        if average is not None:
+            average.update(state.encoder, state.step)
     return {
         "loss": loss.total.item(),
         **terms,
-        **similarity_statistics(embeddings.detach(), batch.labels, config.objective.margin),
+        **_describe_pairs(embeddings.detach(), batch, config.objective),
         **({"memory_fill": state.objective.memory_fill} if state.objective.memory is not None else {}),
         "learning_rate_factor": factor,
         "gradient_norm": gradient_norm,
     }
+
+
+def _describe_pairs(embeddings: Tensor, batch: Batch, config: ObjectiveConfig) -> dict[str, float]:
+    if batch.anchors is None:
+        return similarity_statistics(embeddings, batch.labels, config.margin)
+    return tuple_statistics(embeddings, batch.labels, batch.anchors, config.tuple_margin)
+
+
+def _remember(state: TrainingState, embeddings: Tensor, batch: Batch, config: Config) -> None:
+    """Put the batch into the memories: as the encoder embedded it, or as the momentum encoder does."""
+    if state.momentum is not None:
+        # Its weights are still those of before the step, like the encoder's when it embedded the batch.
+        with torch.no_grad():
+            embeddings = _encode(state.momentum.module, batch.pixels, config)
+    state.objective.enqueue(embeddings, batch.labels, batch.rows)
 
 
 def encode_in_microbatches(encoder: ImageEncoder, pixels: Tensor, config: Config) -> Tensor:
@@ -186,7 +233,10 @@ def encode_in_microbatches(encoder: ImageEncoder, pixels: Tensor, config: Config
     Returns:
         ``(B, E)`` float32; one loss over all of it is the loss of the whole batch.
     """
-    encoder.train()
+    return _encode(encoder.train(), pixels, config)
+
+
+def _encode(encoder: ImageEncoder, pixels: Tensor, config: Config) -> Tensor:
     is_bf16 = resolve_precision(config.train.precision) == "bf16"
     with torch.autocast("cpu", torch.bfloat16, enabled=is_bf16):
         return torch.cat([encoder(piece) for piece in torch.split(pixels, config.train.microbatch_size)])

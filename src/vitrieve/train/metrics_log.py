@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 from torch.utils.tensorboard import SummaryWriter
 
 from vitrieve.artifacts import write_text_durably
+from vitrieve.progress import track
+
+T = TypeVar("T")
 
 METRICS_NAME = "metrics.jsonl"
 LINE_EVERY_SECONDS = 10.0
@@ -66,6 +69,10 @@ class MetricsLog:
         """Print a sentence on standard error."""
         self._display.say(text)
 
+    def track(self, items: Iterator[T], description: str, total: int) -> Iterator[T]:
+        """Yield items while showing how far the work between two steps is."""
+        return self._display.track(items, description, total)
+
 
 def _entries_until(path: Path, step: int) -> list[str]:
     kept = []
@@ -81,6 +88,9 @@ def _format(values: Mapping[str, float]) -> str:
     names = {
         "mean_positive_similarity": "positive",
         "mean_negative_similarity": "negative",
+        "mean_positive_distance": "positive",
+        "mean_negative_distance": "negative",
+        "hardest_negative_similarity": "hardest",
         "active_negatives_fraction": "active",
         "images_per_second": "images/s",
         "memory_fill": "memory",
@@ -106,6 +116,9 @@ class _LineDisplay:
     def say(self, text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
+    def track(self, items: Iterator[T], description: str, total: int) -> Iterator[T]:
+        return track(items, description, total=total)
+
     def close(self) -> None:
         pass
 
@@ -118,13 +131,13 @@ class _BarDisplay:
 
         # On a narrow terminal the figures take several lines; without widths of their own bar and count would vanish.
         columns = (
-            TextColumn("train"),
+            TextColumn("{task.fields[work]}"),
             BarColumn(bar_width=BAR_WIDTH, table_column=Column(min_width=BAR_WIDTH)),
             MofNCompleteColumn(table_column=Column(min_width=2 * len(str(num_steps)) + 1)),
             TextColumn("{task.description}", markup=False, table_column=Column(ratio=1)),
         )
         self._progress = Progress(*columns, console=Console(stderr=True), expand=True)
-        self._task = self._progress.add_task("", total=num_steps, completed=start_step)
+        self._task = self._progress.add_task("", total=num_steps, completed=start_step, work="train")
         self._progress.start()
 
     def show(self, step: int, values: Mapping[str, float]) -> None:
@@ -132,6 +145,16 @@ class _BarDisplay:
 
     def say(self, text: str) -> None:
         self._progress.console.print(text, highlight=False, markup=False)
+
+    def track(self, items: Iterator[T], description: str, total: int) -> Iterator[T]:
+        # A second bar of the same display: two displays would draw over each other.
+        task = self._progress.add_task("", total=total, work=description)
+        try:
+            for item in items:
+                yield item
+                self._progress.advance(task)
+        finally:
+            self._progress.remove_task(task)
 
     def close(self) -> None:
         self._progress.stop()

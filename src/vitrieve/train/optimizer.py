@@ -1,4 +1,4 @@
-"""AdamW with layer-wise learning rates, and its schedule. Next file: ``average.py``."""
+"""AdamW or Adam with layer-wise learning rates, and the schedule. Next file: ``average.py``."""
 
 from __future__ import annotations
 
@@ -12,9 +12,12 @@ from vitrieve.config import OptimizerConfig
 from vitrieve.errors import ConfigError
 from vitrieve.model.encoder import ImageEncoder
 
+GEM_LEARNING_RATE_FACTOR = 10.0
+"""The exponent of GeM learns at ten times the rate, without decay: the protocol the paper follows (PAPER.md, 2)."""
+
 
 def build_optimizer(encoder: ImageEncoder, objective: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
-    """Build AdamW over the encoder's trainable parameters and the objective's.
+    """Build AdamW or Adam over the encoder's trainable parameters and the objective's.
 
     Biases, norms and other vectors are not decayed (timm's rule). Each group carries ``base_learning_rate``, which
     ``set_learning_rate`` scales.
@@ -39,7 +42,8 @@ def build_optimizer(encoder: ImageEncoder, objective: nn.Module, config: Optimiz
     ]
     of_backbone = {id(parameter) for parameter in encoder.backbone.parameters()}
     others = [parameter for parameter in encoder.parameters() if id(parameter) not in of_backbone]
-    groups.append({"params": others, "weight_decay": 0.0, "base_learning_rate": config.learning_rate})
+    rate = config.learning_rate * GEM_LEARNING_RATE_FACTOR  # outside the backbone there is nothing but gem_p
+    groups.append({"params": others, "weight_decay": 0.0, "base_learning_rate": rate})
     groups.append(
         {
             "params": list(objective.parameters()),
@@ -50,7 +54,8 @@ def build_optimizer(encoder: ImageEncoder, objective: nn.Module, config: Optimiz
     groups = [group for group in groups if group["params"]]
     if not any(parameter.requires_grad for parameter in encoder.parameters()):
         raise ConfigError("model.num_frozen_blocks leaves nothing to train; choose a smaller number.")
-    return torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
+    algorithm = torch.optim.AdamW if config.algorithm == "adamw" else torch.optim.Adam
+    return algorithm(groups, lr=config.learning_rate, eps=config.epsilon, fused=True)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, config: OptimizerConfig, step: int, num_steps: int) -> float:
@@ -69,7 +74,9 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, config: OptimizerConfig,
 
 
 def schedule_factor(config: OptimizerConfig, step: int, num_steps: int) -> float:
-    """Compute the factor on the base learning rate: linear warm-up, then constant or a half cosine.
+    """Compute the factor on the base learning rate: linear warm-up, then the schedule.
+
+    The exponential one counts from step 0, so that it falls at the ends of epochs of ``decay_every`` steps.
 
     >>> schedule_factor(OptimizerConfig(num_warmup_steps=10, schedule="cosine"), 4, 100)
     0.5
@@ -78,5 +85,7 @@ def schedule_factor(config: OptimizerConfig, step: int, num_steps: int) -> float
         return (step + 1) / config.num_warmup_steps
     if config.schedule == "constant":
         return 1.0
+    if config.schedule == "exponential":
+        return float(config.decay_factor ** (step // config.decay_every))
     share = (step - config.num_warmup_steps) / max(1, num_steps - config.num_warmup_steps)
     return 0.5 * (1 + math.cos(math.pi * share))

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from vitrieve.artifacts import write_text_durably
-from vitrieve.config import Config, config_to_json
+from vitrieve.config import Config
+from vitrieve.config_json import config_to_json
 from vitrieve.data.records import ImageRecord
 from vitrieve.errors import ArtifactError
 from vitrieve.runtime.precision import resolve_precision
@@ -20,7 +21,13 @@ SETTINGS_NAME = "config.json"
 _MACHINE = "machine"
 
 
-def describe_run(recipe: str, config: Config, protocol: str, records: Iterable[ImageRecord]) -> dict[str, Any]:
+def describe_run(
+    recipe: str,
+    config: Config,
+    protocol: str,
+    records: Iterable[ImageRecord],
+    positive_pairs: Iterable[tuple[str, str]] = (),
+) -> dict[str, Any]:
     """Describe what determines a run, as plain JSON values.
 
     Args:
@@ -28,10 +35,13 @@ def describe_run(recipe: str, config: Config, protocol: str, records: Iterable[I
         config: Resolved configuration.
         protocol: The source's protocol.
         records: Images that train and judge, in order.
+        positive_pairs: Pairs that the source lists, in order.
     """
     identity = hashlib.sha256()
     for record in records:
         identity.update(f"{record.image_id!r} {record.label} {record.split}\n".encode())
+    for anchor_id, positive_id in positive_pairs:
+        identity.update(f"{anchor_id!r} {positive_id!r}\n".encode())
     return {
         "recipe": recipe,
         "data": {"protocol": protocol, "images": identity.hexdigest()},

@@ -1,7 +1,8 @@
 """The state of a run on disk, from which it resumes bit for bit. Next file: ``metrics_log.py``.
 
-One safetensors file holds the weights, their average, the optimiser and the objective (memory, proxies); its
-header holds the step and the selection. Sampler positions and random states are functions of (seed, step) and need no
+One safetensors file holds the weights, their averages, the optimiser and the objective (memories, proxies); its
+header holds the step and the selection. Tuples are kept, because they were mined with weights that have changed
+since. Sampler positions and random states are functions of (seed, step) and need no
 place. A file is written beside its final name, flushed to the disk, then renamed: a kill at any moment leaves the
 previous state or the new one.
 """
@@ -21,6 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from vitrieve.artifacts import sync_folder
+from vitrieve.data.sampler import EpochTuples
 from vitrieve.errors import ArtifactError
 from vitrieve.model.encoder import ImageEncoder
 from vitrieve.objective.objective import Objective
@@ -36,9 +38,11 @@ class TrainingState:
 
     Attributes:
         encoder: What is trained.
-        objective: The loss terms with their memory and proxies.
+        objective: The loss terms with their memories and proxies.
         optimizer: Over both.
         average: Running average of the encoder's weights, or None.
+        momentum: The momentum encoder that fills the memory, always in eval mode, or None: the encoder fills it.
+        tuples: Tuples of the current epoch, or None: the run trains on none, or has not mined any yet.
         best_weights: Weights of the best measured state; None while that is the frozen start.
         selection: Measurements on held-out classes.
         frozen: Parameters of the start, by name, for ``frozen_share``; not saved, they are the pre-trained ones.
@@ -50,6 +54,8 @@ class TrainingState:
     objective: Objective
     optimizer: torch.optim.Optimizer
     average: WeightAverage[ImageEncoder] | None = None
+    momentum: WeightAverage[ImageEncoder] | None = None
+    tuples: EpochTuples | None = None
     best_weights: dict[str, Tensor] | None = None
     selection: Selection = field(default_factory=Selection)
     frozen: Mapping[str, Tensor] = field(default_factory=dict)
@@ -102,6 +108,14 @@ class TrainingState:
         }
         if self.average is not None:
             parts["average"] = self.average.module.state_dict()
+        if self.momentum is not None:
+            parts["momentum"] = self.momentum.module.state_dict()
+        if self.tuples is not None:
+            parts["tuples"] = {
+                "epoch": torch.tensor(self.tuples.epoch),
+                "rows": torch.from_numpy(self.tuples.rows),
+                "tuples_per_batch": torch.tensor(self.tuples.tuples_per_batch),
+            }
         for index, values in self.optimizer.state_dict()["state"].items():
             parts[f"optimizer.{index}"] = values
         return {f"{part}/{name}": tensor for part, values in parts.items() for name, tensor in values.items()}
@@ -118,6 +132,11 @@ class TrainingState:
         self.objective.load_state_dict(parts.get("objective", {}))
         if self.average is not None:
             self.average.module.load_state_dict(parts["average"])
+        if self.momentum is not None:
+            self.momentum.module.load_state_dict(parts["momentum"])
+        if "tuples" in parts:
+            epoch, rows, tuples_per_batch = (parts["tuples"][name] for name in ("epoch", "rows", "tuples_per_batch"))
+            self.tuples = EpochTuples(epoch=int(epoch), rows=rows.numpy(), tuples_per_batch=int(tuples_per_batch))
         self.best_weights = parts.get("best")
         self.optimizer.load_state_dict(
             {
