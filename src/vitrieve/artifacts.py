@@ -16,7 +16,7 @@ from typing import Any, Literal, get_args
 
 from vitrieve.errors import ArtifactError
 
-Kind = Literal["run", "encoder", "embeddings", "index", "evaluation"]
+Kind = Literal["run", "encoder", "embeddings", "index", "evaluation", "reproduction"]
 MANIFEST_NAME = "manifest.json"
 FORMAT_VERSION = 1
 _PARTIAL_NAME = ".partial"

@@ -46,12 +46,23 @@ class Command:
 COMMANDS = {
     "doctor": Command("vitrieve.cli.doctor", "versions, processor, memory, weights and data: is everything here?"),
     "data check": Command("vitrieve.cli.data", "count a data set, and find unreadable and duplicate pictures"),
+    "data describe": Command(
+        "vitrieve.cli.data",
+        "where to get a data set, its layout, licence and size",
+        "DescribeArguments",
+        "run_describe",
+    ),
     "weights list": Command("vitrieve.cli.weights", "list the pre-trained weights", "ListArguments", "run_list"),
     "weights pull": Command("vitrieve.cli.weights", "fetch pre-trained weights", "PullArguments", "run_pull"),
+    "weights describe": Command(
+        "vitrieve.cli.weights", "parameters and FLOPs of a backbone", "DescribeArguments", "run_describe"
+    ),
     "train": Command(
         "vitrieve.cli.train", "fine-tune an encoder by a recipe, with a report before and after", is_resumable=True
     ),
     "evaluate": Command("vitrieve.cli.evaluate", "measure encoders on a data set, with a report", is_resumable=True),
+    "reduce": Command("vitrieve.cli.reduce", "add a PCA or whitening, fitted on training images, to an encoder"),
+    "reproduce": Command("vitrieve.cli.reproduce", "the paper's tables and figures: published figures beside ours"),
     "export": Command("vitrieve.cli.export", "write an encoder as ONNX, for use without torch"),
     "embed": Command("vitrieve.cli.embed", "turn a collection of pictures into embeddings", is_resumable=True),
     "index": Command("vitrieve.cli.index", "make embeddings searchable"),

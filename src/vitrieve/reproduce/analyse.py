@@ -1,0 +1,78 @@
+"""``python -m vitrieve.reproduce.analyse``: what the figures show of one encoder, as a small JSON file.
+
+The energy of its principal components (figures 2 and 3) and the histograms of its similarities (figure 5), on the test
+images of a data set; so no embeddings need to be kept. Next file: ``gradients.py``.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tyro
+
+from vitrieve.artifacts import write_text_durably
+from vitrieve.evaluate.analysis import SimilarityHistogram, count_similarities, cumulative_energy
+from vitrieve.evaluate.run import Measurement
+
+DECIMALS = 6
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """Measure the energy of an encoder's principal components and its similarities, for the paper's figures."""
+
+    encoder: str
+    """A run, an encoder folder or a weights name."""
+    data: str
+    """A source; its test split is embedded."""
+    out: Path
+    """JSON file to write."""
+    image_size: int | None = None
+    """Side of the square input in pixels; None: the encoder's own."""
+
+
+def run(arguments: Arguments) -> None:
+    """Embed the test images and write the file."""
+    from vitrieve.data.sources import read_source
+    from vitrieve.embed.collection import embed_images
+    from vitrieve.evaluate.protocols import select_records
+    from vitrieve.evaluate.run import measure
+    from vitrieve.runtime.encoder import load_encoder
+
+    dataset = read_source(arguments.data)
+    encoder = load_encoder(arguments.encoder, image_size=arguments.image_size)
+    embeddings = embed_images(encoder, select_records(dataset), show_progress=True)
+    content = describe_measurement(measure(dataset, embeddings, encoder.name))
+    write_text_durably(arguments.out, json.dumps(content) + "\n")
+
+
+def describe_measurement(measurement: Measurement) -> dict[str, Any]:
+    """Compute the energy and the histograms, as plain JSON values."""
+    energy = cumulative_energy(np.asarray(measurement.vectors))
+    histogram = count_similarities(measurement)
+    return {
+        "energy": np.round(energy, DECIMALS).tolist(),
+        "positive": np.round(histogram.positive, DECIMALS).tolist(),
+        "negative": np.round(histogram.negative, DECIMALS).tolist(),
+        "positive_mean": histogram.positive_mean,
+        "negative_mean": histogram.negative_mean,
+    }
+
+
+def read_histogram(analysis: dict[str, Any]) -> SimilarityHistogram:
+    """Read the histograms back from ``describe_measurement``."""
+    return SimilarityHistogram(
+        edges=np.linspace(-1, 1, len(analysis["positive"]) + 1),
+        positive=np.array(analysis["positive"]),
+        negative=np.array(analysis["negative"]),
+        positive_mean=analysis["positive_mean"],
+        negative_mean=analysis["negative_mean"],
+    )
+
+
+if __name__ == "__main__":
+    run(tyro.cli(Arguments, prog="python -m vitrieve.reproduce.analyse"))
