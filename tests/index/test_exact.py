@@ -74,7 +74,7 @@ def test_search_does_not_depend_on_the_block(store: ExactStore, monkeypatch: pyt
     assert all(np.array_equal(one, other) for one, other in zip(store.search(queries, 5), expected, strict=True))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(seed=st.integers(0, 2**32 - 1), num_distinct=st.integers(1, 6), k=st.integers(1, 30), spread=st.floats(0, 1e-6))
 def test_search_orders_near_ties_like_top_k(
     tmp_path_factory: pytest.TempPathFactory, seed: int, num_distinct: int, k: int, spread: float
