@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from vitrieve.cli.train import _build_evaluate
+from vitrieve.cli.train import build_evaluate
 from vitrieve.config import Config, check_config
 from vitrieve.config_json import config_from_json, config_to_json
 from vitrieve.data.records import Dataset
@@ -66,7 +66,7 @@ def run_cell(source: str, config: Config, every: int, out: Path) -> dict[str, An
     fit, held = hold_out(read_source(source), every, config.train.seed)
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
-    evaluate = _build_evaluate(held, config)
+    evaluate = build_evaluate(held, config)
     start = time.monotonic()
     encoder = train(config, build_encoder(config.model), fit.records, out).encoder
     seconds = time.monotonic() - start

@@ -86,7 +86,7 @@ def run(recipe: str, arguments: Arguments) -> int:
     encoder = _build_encoder(config, len(split.fit))  # before the folder is made: weights may be out of reach
     prepare_folder(arguments.out, is_overwrite=arguments.overwrite, is_resume=arguments.resume)
     records = _settle_images(arguments, recipe, dataset, split)
-    evaluate = _build_evaluate(split.judge, config) if split.judge is not None else None
+    evaluate = build_evaluate(split.judge, config) if split.judge is not None else None
     result = train(config, encoder, records, arguments.out, evaluate, dataset.positive_pairs)
     seconds = time.monotonic() - start
     print_message(_describe_kept(result))
@@ -153,7 +153,7 @@ def _summarize(records: Sequence[ImageRecord], result: TrainingResult) -> dict[s
     }
 
 
-def _build_evaluate(judge: Dataset, config: Config) -> Evaluate:
+def build_evaluate(judge: Dataset, config: Config) -> Evaluate:
     """Build the measurement on held-out classes that the training loop calls."""
     from vitrieve.embed.collection import EmbedSettings
     from vitrieve.evaluate.run import evaluate_encoder

@@ -6,6 +6,7 @@ Source: Oh Song, Xiang, Jegelka and Savarese, "Deep Metric Learning via Lifted S
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from vitrieve.data.layout import (
@@ -59,13 +60,7 @@ def read_sop(folder: Path, protocol: str = PROTOCOLS[0]) -> Dataset:
     all_ids = [*class_ids["train"], *class_ids["test"]]
     labels = {class_id: label for label, class_id in enumerate(sorted(set(all_ids)))}
     records = tuple(
-        ImageRecord(
-            image_id=record.image_id,
-            path=record.path,
-            label=labels[class_id],
-            split=record.split,
-            metadata=record.metadata,
-        )
+        replace(record, label=labels[class_id])
         for record, class_id in zip([*parts["train"], *parts["test"]], all_ids, strict=True)
     )
     _check_lists(root, parts)
