@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import io
+import sys
 from dataclasses import dataclass
 
 import pytest
@@ -57,16 +59,23 @@ def test_parse_arguments_finds_a_dotted_flag_by_its_last_part() -> None:
         parse_arguments(Config, ["--koleo-weight", "1"], "vitrieve train small", Config())
 
 
-@pytest.mark.parametrize("words", [["--out", "x", "--num-steps", "many"], [], ["--out", "x", "stray"]])
-def test_parse_arguments_explains_other_mistakes_on_standard_error(
-    words: list[str], capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--out", "x", "--num-steps", "many"], "parsing --num-steps: invalid literal for int() with base 10: 'many'."),
+        ([], "Missing from vitrieve fake: --out STR Where to. (required)."),
+        (["--out", "x", "stray"], "Unrecognized options: stray."),
+    ],
+)
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
+def test_parse_arguments_explains_other_mistakes_in_one_line(
+    words: list[str], expected: str, encoding: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(SystemExit) as caught:
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding=encoding))
+    with pytest.raises(ConfigError) as caught:
         parse(*words)
-    assert caught.value.code == 2
-    printed = capsys.readouterr()
-    assert printed.out == ""
-    assert printed.err
+    assert str(caught.value).endswith(f"{expected} See: vitrieve fake --help")
+    assert "\n" not in str(caught.value)
 
 
 def test_parse_arguments_help_goes_to_standard_output(capsys: pytest.CaptureFixture[str]) -> None:

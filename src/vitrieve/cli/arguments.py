@@ -6,7 +6,6 @@ import contextlib
 import difflib
 import io
 import re
-import sys
 from collections.abc import Sequence
 from typing import Annotated, TypeVar
 
@@ -33,8 +32,9 @@ def parse_arguments(arguments_class: type[T], argv: Sequence[str], prog: str, de
         default: Where the values of flags that are not given come from; None: the fields' defaults.
 
     Raises:
-        ConfigError: An unknown flag; the message names the nearest valid ones.
-        SystemExit: After ``--help`` (status 0), or with status 2 after a message about another mistake.
+        ConfigError: An unknown flag (the message names the nearest valid ones), one that is missing, or a value that
+            does not fit.
+        SystemExit: After ``--help`` (status 0).
     """
     complaint = io.StringIO()
     try:
@@ -44,8 +44,7 @@ def parse_arguments(arguments_class: type[T], argv: Sequence[str], prog: str, de
         if stop.code in (0, None):
             raise
         _raise_unknown_flag(argv, list_flags(arguments_class, prog, default), prog)
-        sys.stderr.write(complaint.getvalue())
-        raise SystemExit(2) from None
+        raise ConfigError(f"{_unbox(complaint.getvalue())} See: {prog} --help") from None
 
 
 def list_flags(arguments_class: type[T], prog: str, default: T | None = None) -> tuple[str, ...]:
@@ -68,6 +67,19 @@ def _raise_unknown_flag(argv: Sequence[str], flags: Sequence[str], prog: str) ->
         if name.startswith("--") and name not in flags:
             nearest = ", ".join(find_nearest(name, flags))
             raise ConfigError(f"unknown flag {name!r}; the nearest valid ones: {nearest}. See: {prog} --help")
+
+
+def _unbox(text: str) -> str:
+    r"""Take what is wrong out of tyro's frame, which is drawn in ASCII where the terminal knows nothing else.
+
+    >>> _unbox("╭─ Value error ─╮\n│ Error parsing │\n│ --k: 'x'  │\n│ ───── │\n│ For full helptext, … │\n╰───╯")
+    "Error parsing --k: 'x'."
+    """
+    _title, *lines = (line.strip("│ ") for line in text.splitlines())
+    sections = re.split(r"^[─-]{3,}$", "\n".join(lines), flags=re.MULTILINE)  # between rules
+    first = next(section for section in sections if section.strip())
+    message = " ".join(first.split())
+    return message if message.endswith(".") else f"{message}."
 
 
 def find_nearest(flag: str, flags: Sequence[str]) -> list[str]:
