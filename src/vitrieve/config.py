@@ -85,6 +85,8 @@ class ModelConfig:
     """Divide each direction of that PCA by its standard deviation."""
     drop_path_rate: float = 0.1
     """Stochastic depth of the last block in training; earlier blocks linearly less."""
+    patch_drop_rate: float = 0.0
+    """Share of the patches that a transformer does not see in a training step, drawn anew for each image: faster."""
     num_frozen_blocks: int = 0
     """Lower transformer blocks (with patch and position embedding) that are not trained."""
 
@@ -231,6 +233,7 @@ _RANGES = {
     "tuples.tuples_per_batch": _COUNT,
     "model.embedding_dim": _COUNT,
     "model.drop_path_rate": _BELOW_ONE,
+    "model.patch_drop_rate": _BELOW_ONE,
     "model.num_frozen_blocks": _NOT_NEGATIVE,
     "objective.contrastive_weight": _NOT_NEGATIVE,
     "objective.margin": _COSINE,

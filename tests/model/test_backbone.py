@@ -128,6 +128,24 @@ def test_build_backbone_without_stochastic_depth_says_so() -> None:
         build("vgg11", 32, drop_path_rate=0.1)
 
 
+@pytest.mark.parametrize("name", ["test_vit", "deit_tiny_distilled_patch16_224"])
+def test_build_backbone_drops_patches_in_training_only_and_never_a_prefix_token(name: str) -> None:
+    backbone = build(name, 64, patch_drop_rate=0.5)
+    num_prefix_tokens = describe_tokens(backbone).num_prefix_tokens
+    tokens = torch.arange(num_prefix_tokens + 16).repeat(3, 1)[..., None].float()  # (B, N, 1): each its place
+    kept = backbone.patch_drop(tokens)[..., 0]
+    assert kept.shape == (3, num_prefix_tokens + 8)
+    assert torch.equal(kept[:, :num_prefix_tokens], tokens[:, :num_prefix_tokens, 0])
+    assert (kept[:, num_prefix_tokens:] >= num_prefix_tokens).all()
+    assert all(len(set(row)) == len(row) for row in kept.tolist())
+    assert torch.equal(backbone.eval().patch_drop(tokens), tokens)
+
+
+def test_build_backbone_without_patches_says_so() -> None:
+    with pytest.raises(ConfigError, match=r"--model\.patch-drop-rate 0"):
+        build("test_resnet", 32, patch_drop_rate=0.5)
+
+
 def test_build_backbone_with_weights_leaves_the_random_state_alone(tmp_path: Path) -> None:
     save_timm_states(tmp_path / "weights.safetensors")
     state = torch.get_rng_state()

@@ -43,6 +43,7 @@ def build_backbone(
     image_size: int,
     weights: str | Path | None = None,
     drop_path_rate: float = 0.0,
+    patch_drop_rate: float = 0.0,
     is_pretrained: bool = True,
 ) -> nn.Module:
     """Build a timm model without its classifier.
@@ -53,26 +54,29 @@ def build_backbone(
             embedding of the weights is resampled to it by timm's own filter.
         weights: A local ``.safetensors`` file with the backbone's weights, or None for the name's own.
         drop_path_rate: Stochastic depth of the last block, in [0, 1); earlier blocks linearly less.
+        patch_drop_rate: Share of the patches left out in training, in [0, 1), drawn for each image from torch's
+            global generator; prefix tokens stay (Liu et al., arXiv:2208.07220). For transformers.
         is_pretrained: False leaves the weights random (drawn from torch's global generator).
 
     Returns:
         The model in training mode, float32.
 
     Raises:
-        ConfigError: The image size does not fit, or the model has no stochastic depth.
+        ConfigError: The image size does not fit, or the model has no stochastic depth or no patches to drop.
         WeightsError: The weights are unknown, unreachable or do not fit.
     """
     architecture = find_weights(name).architecture
+    drop_rates = {"drop_path_rate": drop_path_rate, "patch_drop_rate": patch_drop_rate}
     if weights is None and not is_pretrained:
-        return _create_model(architecture, image_size, drop_path_rate)
+        return _create_model(architecture, image_size, drop_rates)
     with torch.random.fork_rng(devices=[]):  # a random start that is thrown away must not change what follows
-        backbone = _create_model(architecture, image_size, drop_path_rate)
+        backbone = _create_model(architecture, image_size, drop_rates)
     path = Path(weights) if weights is not None else pull_weights(name)
     load_backbone_states(backbone, read_states(path), str(path))
     return backbone
 
 
-def _create_model(architecture: str, image_size: int, drop_path_rate: float) -> nn.Module:
+def _create_model(architecture: str, image_size: int, drop_rates: Mapping[str, float]) -> nn.Module:
     import timm
 
     if image_size < 1:
@@ -83,16 +87,18 @@ def _create_model(architecture: str, image_size: int, drop_path_rate: float) -> 
         options["img_size"] = image_size
     elif image_size < MIN_CONVNET_PX:
         raise ConfigError(f"image size {image_size} is too small for {architecture}; use {MIN_CONVNET_PX} or more.")
-    if drop_path_rate > 0:
-        options["drop_path_rate"] = drop_path_rate
+    options |= {name: rate for name, rate in drop_rates.items() if rate > 0}
     try:
         backbone = timm.create_model(architecture, pretrained=False, **options)
     except TypeError as error:
         raise ConfigError(
             f"{architecture} cannot be built with {options} ({error}). A model without stochastic depth needs "
-            "--model.drop-path-rate 0."
+            "--model.drop-path-rate 0, one without patches --model.patch-drop-rate 0."
         ) from error
     _check_image_size(backbone, architecture, image_size)
+    if drop_rates["patch_drop_rate"] > 0:
+        # timm builds the distilled models' dropout before it counts their second token, which would be dropped.
+        cast(Any, backbone).patch_drop.num_prefix_tokens = cast(Any, backbone).num_prefix_tokens
     return backbone
 
 

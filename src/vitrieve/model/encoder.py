@@ -156,6 +156,7 @@ def build_encoder(config: ModelConfig, *, is_pretrained: bool = True) -> ImageEn
         image_size=config.image_size,
         weights=config.weights,
         drop_path_rate=config.drop_path_rate,
+        patch_drop_rate=config.patch_drop_rate,
         is_pretrained=is_pretrained,
     )
     freeze_lower_blocks(backbone, config.num_frozen_blocks)
