@@ -29,7 +29,7 @@ from vitrieve.data.sources import list_protocols
 PLAIN = (
     "--num-steps 100 --optimizer.learning-rate 3e-5 --optimizer.layer-decay 1 --optimizer.num-warmup-steps 0 "
     "--optimizer.schedule constant --optimizer.gradient-clip-norm None --train.ema-decay None "
-    "--model.num-frozen-blocks 0 --loader.crop-scale-min 0.3 --train.frozen-share 0 "
+    "--image-size 112 --model.num-frozen-blocks 0 --loader.crop-scale-min 0.3 --train.frozen-share 0 "
     "--objective.multi-similarity-beta 50 --objective.multi-similarity-base 0.5 "
 )
 NO_TERMS = (
@@ -81,8 +81,7 @@ def run_cell(variant: str, source: str, seed: int, is_holdout: bool, out: Path) 
         source,
         "--out",
         str(out / "evaluation"),
-        "--image-size",
-        "112",
+        *(("--image-size", "112") if variant == FROZEN else ()),
         "--protocol",
         *list_protocols(source),
     ]
