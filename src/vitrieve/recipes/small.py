@@ -11,9 +11,9 @@ from vitrieve.recipes.irt import with_koleo
 def irt_l_small() -> Config:
     """IRT_L's objective with careful settings for small collections on a CPU.
 
-    Source: the objective of ``irt_l``; the settings are those of ``small``, but 112 px, 200 steps and half of the frozen
-    weights. The memory fills from the start and counts from step 40, on the assumption (not measured) that few of its
-    negatives then still lie above the margin.
+    Source: the objective of ``irt_l``; the settings are those of ``small``, but 112 px, 200 steps and half of the
+    frozen weights. The memory fills from the start and counts from step 40, on the assumption (not measured) that few
+    of its negatives then still lie above the margin.
     Command: ``vitrieve train irt_l_small --data grocery:DIR --out runs/irt_l_small``.
     Time: about four minutes on two CPU cores with bf16 instructions.
     Result: docs/experiments.md.
