@@ -45,13 +45,13 @@ def test_irt_l_is_irt_r_without_the_regulariser(size: str) -> None:
     assert without == with_koleo
 
 
-@pytest.mark.parametrize("name", ["small", "irt_l_small", "irt_r_small"])
-def test_small_recipes_hold_classes_out_and_measure_as_they_go(name: str) -> None:
+@pytest.mark.parametrize(("name", "image_size"), [("small", 126), ("irt_l_small", 112), ("irt_r_small", 112)])
+def test_small_recipes_hold_classes_out_and_measure_as_they_go(name: str, image_size: int) -> None:
     config = find_recipe(name)()
     assert config.train.holdout
     assert config.train.evaluate_every is not None
     assert config.train.evaluate_every < config.train.num_steps
-    assert (config.model.backbone, config.model.image_size) == ("dinov2-vits14", 112)
+    assert (config.model.backbone, config.model.image_size) == ("dinov2-vits14", image_size)
 
 
 DATASETS = ("cub200", "sop", "inshop", "sfm120k")
