@@ -8,7 +8,8 @@ import pytest
 
 from vitrieve.cli.main import main
 from vitrieve.data.sources import read_collection
-from vitrieve.embed.collection import embed_collection
+from vitrieve.embed.collection import embed_collection, load_embeddings
+from vitrieve.index.open import open_index
 from vitrieve.runtime.encoder import load_encoder
 
 
@@ -22,9 +23,17 @@ def embeddings_folder(tiny_encoder_folder: Path, picture_folder: Path, tmp_path:
 def test_index_prints_one_object(embeddings_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["index", "--embeddings", str(embeddings_folder), "--out", str(tmp_path / "index"), "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
-    assert (result["num_vectors"], result["embedding_dim"], result["store"]) == (12, 64, "exact")
-    vectors = np.load(tmp_path / "index" / "vectors.npy")
-    assert np.array_equal(vectors, np.load(embeddings_folder / "vectors.npy"))
+    assert (result["num_vectors"], result["embedding_dim"], result["store"]) == (12, 64, "lance")
+    embeddings = load_embeddings(embeddings_folder)
+    vectors, records = open_index(tmp_path / "index").get([record.image_id for record in embeddings.records])
+    assert np.array_equal(vectors, embeddings.vectors)
+    assert tuple(records) == embeddings.records
+
+
+def test_index_takes_the_exact_store(embeddings_folder: Path, tmp_path: Path) -> None:
+    words = ["index", "--embeddings", str(embeddings_folder), "--out", str(tmp_path / "index"), "--store", "exact"]
+    assert main(words) == 0
+    assert open_index(tmp_path / "index").info.kind == "exact"
 
 
 def test_index_refuses_a_finished_out_unless_overwritten(

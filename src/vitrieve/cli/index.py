@@ -1,4 +1,4 @@
-"""``vitrieve index``: make embeddings searchable. Next: ``search.py``."""
+"""``vitrieve index``: make embeddings searchable. Next: ``calibrate.py``."""
 
 from __future__ import annotations
 
@@ -7,16 +7,23 @@ from pathlib import Path
 
 from vitrieve.cli.arguments import Switch
 from vitrieve.cli.console import print_json, print_message
+from vitrieve.index.store import IndexKind, StoreKind
 
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments:
-    """Make embeddings searchable, exactly."""
+    """Make embeddings searchable."""
 
     embeddings: Path
     """Folder written by vitrieve embed."""
     out: Path
     """Folder to write."""
+    store: StoreKind = "lance"
+    """lance: LanceDB, for large collections. exact: every vector is compared, for up to a few 100,000 images."""
+    index_kind: IndexKind = "ivf_hnsw_sq"
+    """What LanceDB searches in, from 5,000 images on; the full vectors of what it finds are compared always."""
+    code_bytes: int | None = None
+    """Bytes of a code of ivf_pq, a divisor of the dimensions; None: an eighth of them."""
     overwrite: Switch = False
     """Replace what --out holds."""
     json: Switch = False
@@ -25,22 +32,29 @@ class Arguments:
 
 def run(arguments: Arguments) -> int:
     """Build the index and say how large it is."""
-    from vitrieve.index.exact import build_index
+    from vitrieve.index.open import build_index
 
-    store = build_index(arguments.embeddings, arguments.out, is_overwrite=arguments.overwrite)
-    num_vectors, embedding_dim = store.vectors.shape
+    store = build_index(
+        arguments.embeddings,
+        arguments.out,
+        store=arguments.store,
+        index_kind=arguments.index_kind,
+        code_bytes=arguments.code_bytes,
+        is_overwrite=arguments.overwrite,
+    )
+    info, num_vectors = store.info, store.count()
     if arguments.json:
         print_json(
             {
                 "out": str(arguments.out),
-                "store": "exact",
+                "store": info.kind,
                 "num_vectors": num_vectors,
-                "embedding_dim": embedding_dim,
-                "fingerprint": store.fingerprint,
-                "encoder": store.encoder_source,
+                "embedding_dim": info.embedding_dim,
+                "fingerprint": info.fingerprint,
+                "encoder": info.encoder_source,
             }
         )
     else:
-        print(f"{arguments.out}: {num_vectors} vectors of {embedding_dim} dimensions")
+        print(f"{arguments.out}: {num_vectors} vectors of {info.embedding_dim} dimensions ({info.kind})")
         print_message(f"next: vitrieve search --index {arguments.out} PICTURE")
     return 0

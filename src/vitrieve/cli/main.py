@@ -66,7 +66,9 @@ COMMANDS = {
     "export": Command("vitrieve.cli.export", "write an encoder as ONNX, for use without torch"),
     "embed": Command("vitrieve.cli.embed", "turn a collection of pictures into embeddings", is_resumable=True),
     "index": Command("vitrieve.cli.index", "make embeddings searchable"),
+    "calibrate": Command("vitrieve.cli.calibrate", "choose the score below which nothing in an index is a match"),
     "search": Command("vitrieve.cli.search", "find the pictures most like a given one"),
+    "explain": Command("vitrieve.cli.explain", "show which patches of a query and a result match"),
 }
 
 
