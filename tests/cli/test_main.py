@@ -31,7 +31,9 @@ IN_ORDER = [
     "export",
     "embed",
     "index",
+    "calibrate",
     "search",
+    "explain",
 ]
 
 
