@@ -23,7 +23,7 @@ $(STAMP): pyproject.toml
 	    echo "'$(PYTHON) -m venv' does not work here; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
 	@echo "installing into $(VENV) (torch is large: this takes a few minutes the first time)" >&2
 	$(BIN)/python -m pip install --disable-pip-version-check torch==2.14.1 torchvision==0.29.1
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[train,emoji,test,check]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[train,emoji,serve,test,check]'
 	@touch $@
 
 format: $(STAMP) ## Format the code and fix what the linter can fix

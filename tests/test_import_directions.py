@@ -27,7 +27,9 @@ ROWS = (
     ("embed",),
     ("evaluate",),
     ("index",),
+    ("sync",),
     ("search",),
+    ("serve",),
     ("reproduce",),
     ("cli",),
 )

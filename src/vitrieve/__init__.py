@@ -17,22 +17,27 @@ if TYPE_CHECKING:
     from vitrieve.embed.collection import Embeddings, embed_images, load_embeddings
     from vitrieve.evaluate.metrics import map_at_r, r_precision, recall_at_k
     from vitrieve.evaluate.revisited import revisited_metrics
-    from vitrieve.index.exact import build_index
+    from vitrieve.index.open import build_index, open_index
     from vitrieve.runtime.encoder import Encoder, load_encoder
-    from vitrieve.search.searcher import Searcher, SearchResult
+    from vitrieve.search.request import Example, SearchAnswer, SearchRequest, SearchResult
+    from vitrieve.search.searcher import Searcher
 
 __version__ = "0.1.0"
 
 _PUBLIC_NAMES = {
     "Embeddings": "vitrieve.embed.collection",
     "Encoder": "vitrieve.runtime.encoder",
-    "SearchResult": "vitrieve.search.searcher",
+    "Example": "vitrieve.search.request",
+    "SearchAnswer": "vitrieve.search.request",
+    "SearchRequest": "vitrieve.search.request",
+    "SearchResult": "vitrieve.search.request",
     "Searcher": "vitrieve.search.searcher",
-    "build_index": "vitrieve.index.exact",
+    "build_index": "vitrieve.index.open",
     "embed_images": "vitrieve.embed.collection",
     "load_embeddings": "vitrieve.embed.collection",
     "load_encoder": "vitrieve.runtime.encoder",
     "map_at_r": "vitrieve.evaluate.metrics",
+    "open_index": "vitrieve.index.open",
     "r_precision": "vitrieve.evaluate.metrics",
     "read_collection": "vitrieve.data.sources",
     "read_source": "vitrieve.data.sources",
@@ -43,6 +48,9 @@ _PUBLIC_NAMES = {
 __all__ = [
     "Embeddings",
     "Encoder",
+    "Example",
+    "SearchAnswer",
+    "SearchRequest",
     "SearchResult",
     "Searcher",
     "__version__",
@@ -51,6 +59,7 @@ __all__ = [
     "load_embeddings",
     "load_encoder",
     "map_at_r",
+    "open_index",
     "r_precision",
     "read_collection",
     "read_source",

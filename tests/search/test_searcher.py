@@ -12,9 +12,10 @@ from PIL import Image
 from vitrieve.data.sources import read_collection
 from vitrieve.embed.collection import embed_collection
 from vitrieve.errors import ArtifactError, ConfigError, DecodeError, FingerprintError
-from vitrieve.index.exact import build_index
+from vitrieve.index.open import build_index
 from vitrieve.runtime.encoder import Encoder, load_encoder
-from vitrieve.search.searcher import Searcher, read_query
+from vitrieve.search.query import read_query
+from vitrieve.search.searcher import Searcher
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +26,7 @@ def encoder(tiny_encoder_folder: Path) -> Encoder:
 @pytest.fixture
 def index_folder(encoder: Encoder, picture_folder: Path, tmp_path: Path) -> Path:
     embed_collection(encoder, read_collection(str(picture_folder)), tmp_path / "embeddings")
-    build_index(tmp_path / "embeddings", tmp_path / "index")
+    build_index(tmp_path / "embeddings", tmp_path / "index", store="exact")
     return tmp_path / "index"
 
 
@@ -54,7 +55,9 @@ def test_search_takes_paths_bytes_and_pictures_alike(searcher: Searcher, picture
 
 def test_search_equals_a_product_with_every_vector(searcher: Searcher, picture_folder: Path) -> None:
     query = searcher.encoder.encode([read_query(picture_folder / "05.png")])
-    similarities = (query.astype(np.float64) @ np.asarray(searcher.store.vectors, dtype=np.float64).T)[0]
+    similarities = (
+        query.astype(np.float64) @ searcher.store.get(list(searcher.store.image_ids()))[0].astype(np.float64).T
+    )[0]
     results = searcher.search(picture_folder / "05.png", k=12)
     np.testing.assert_allclose([result.score for result in results], np.sort(similarities)[::-1], atol=1e-6)
 
@@ -124,7 +127,7 @@ def test_open_records_an_encoder_that_was_named_relatively(
     relative = load_encoder("tiny", engine="onnx", num_threads=1)
     embed_collection(relative, read_collection(str(picture_folder)), tmp_path / "embeddings")
     store = build_index(tmp_path / "embeddings", tmp_path / "index")
-    assert store.encoder_source == str(tiny_encoder_folder)
+    assert store.info.encoder_source == str(tiny_encoder_folder)
 
 
 def test_open_loads_the_encoder_at_the_size_of_the_index(

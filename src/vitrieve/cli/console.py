@@ -23,6 +23,15 @@ def print_message(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def quote_name(name: str) -> str:
+    r"""Spell a name so that it stays on its line: as a JSON string where it cannot be printed as it is.
+
+    >>> print(quote_name("a b.png"), quote_name("line\nbreak.png"))
+    a b.png "line\nbreak.png"
+    """
+    return name if name.isprintable() and not name.startswith('"') else json.dumps(name)
+
+
 def print_error(text: str) -> None:
     """Print the one message with which a command fails."""
     print_message(f"error: {text}")

@@ -1,31 +1,56 @@
-"""``vitrieve search``: find the pictures most like a given one."""
+"""``vitrieve search``: find the pictures most like given ones. Next: ``explain.py``."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from vitrieve.cli.arguments import Switch
-from vitrieve.cli.console import print_json, print_message
-from vitrieve.errors import ConfigError
+from vitrieve.cli.console import print_json, print_message, quote_name
+from vitrieve.cli.examples import ID_PREFIX, read_example_word
+from vitrieve.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from vitrieve.search.searcher import SearchResult
+    from vitrieve.search.request import SearchAnswer, SearchRequest, SearchResult
+
+Repeatable = tyro.conf.UseAppendAction[tuple[str, ...]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments:
-    """Find the pictures most like one or several given ones; each is searched by itself."""
+    """Find the pictures most like one or several given ones; each is searched by itself.
 
-    images: tyro.conf.Positional[tuple[Path, ...]]
+    A picture is a file, or id: and the name of an image of the index.
+    """
+
+    images: tyro.conf.Positional[tuple[str, ...]] = ()
     """Pictures to search for."""
     index: Path
     """Folder written by vitrieve index."""
+    id: Repeatable = ()
+    """Name of an image of the index to search for (as id:NAME); it is not among its own results."""
+    plus: Repeatable = ()
+    """One more example of what is wanted, added to every picture searched for; alone, it is what is searched for."""
+    minus: Repeatable = ()
+    """An example of what is not wanted, added to every picture searched for."""
+    box: tuple[float, float, float, float] | None = None
+    """Region of the one picture to look at: x_1 y_1 x_2 y_2 in pixels."""
+    filter: Repeatable = ()
+    """Condition on the metadata: column=value, column=one|another, column!=value, column<5, column>=2026-01-01."""
     k: Annotated[int, tyro.conf.arg(aliases=["-k"])] = 10
-    """Pictures to find for each query."""
+    """Pictures (or groups) to find for each query."""
+    offset: int = 0
+    """Results to leave out at the front: the page after -k 10 is --offset 10."""
+    group_by: str | None = None
+    """Metadata column; of the pictures that share its value only the nearest is a result."""
+    near_duplicates: Switch = False
+    """Put pictures nearly equal to a nearer result behind it."""
+    rerank: Literal["none", "average_query_expansion", "alpha_query_expansion", "k_reciprocal"] = "none"
+    """Order the results again by what their neighbours say."""
     encoder: str | None = None
     """Where the index's encoder is now; None: where it was when the index was made."""
     num_threads: int | None = None
@@ -34,43 +59,107 @@ class Arguments:
     """Write the result as a web page, one file that needs nothing else."""
     json: Switch = False
     """Print one JSON object."""
+    ids: Switch = False
+    """Print only the names of the images found, one a line, for pipes."""
+    null: Annotated[bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(aliases=["-0"])] = False
+    """With --ids: end each name with a NUL character, for xargs -0."""
 
 
 def run(arguments: Arguments) -> int:
     """Search for every query, print the results, and write the page."""
-    if not arguments.images:
-        raise ConfigError("no query: name one or more pictures, as in vitrieve search --index INDEX PICTURE.")
+    requests = build_requests(arguments)
     from vitrieve.search.searcher import Searcher
 
     searcher = Searcher.open(arguments.index, arguments.encoder, num_threads=arguments.num_threads)
-    results = [(image, searcher.search(image, arguments.k)) for image in arguments.images]
+    found = [(name, request, searcher.answer(request)) for name, request in requests]
     if arguments.html is not None:
         from vitrieve.search.page import write_search_page
 
-        write_search_page(arguments.html, results, store=searcher.store)
+        write_search_page(arguments.html, [(request, answer) for _, request, answer in found], store=searcher.store)
         print_message(f"result page: {arguments.html}")
     if arguments.json:
-        print_json({"queries": [_to_json(image, found) for image, found in results]})
+        print_json({"queries": [{"query": name, **answer_to_json(answer)} for name, _, answer in found]})
+    elif arguments.ids:
+        _print_ids([result for _, _, answer in found for result in answer.results], is_null=arguments.null)
     else:
-        print("\n\n".join(_to_text(image, found) for image, found in results))
+        print("\n\n".join(_to_text(name, answer, arguments.offset) for name, _, answer in found))
+    searcher.store.close()
     return 0
 
 
-def _to_json(image: Path, found: list[SearchResult]) -> dict[str, Any]:
+def build_requests(arguments: Arguments) -> list[tuple[str, SearchRequest]]:
+    """Make the requests, each with what to call it.
+
+    Raises:
+        ConfigError: No query, or flags that do not belong together.
+    """
+    from vitrieve.index.filter import parse_filter
+    from vitrieve.search.request import SearchRequest
+
+    if arguments.json and arguments.ids:
+        raise ConfigError("--json and --ids are two ways of printing; give one.")
+    if arguments.null and not arguments.ids:
+        raise ConfigError("--null (-0) separates the names that --ids prints; give both.")
+    words = [*arguments.images, *(ID_PREFIX + image_id for image_id in arguments.id)]
+    if not words and not arguments.plus:
+        raise ConfigError("no query: name one or more pictures, as in vitrieve search --index INDEX PICTURE.")
+    if arguments.box is not None and len(words) != 1:
+        raise ConfigError(f"--box is a region of one picture; {len(words)} are searched for.")
+    plus, minus = (tuple(map(read_example_word, some)) for some in (arguments.plus, arguments.minus))
+    queries = [(word, (read_example_word(word, arguments.box), *plus)) for word in words]
+    return [
+        (
+            name,
+            SearchRequest(
+                plus=examples,
+                minus=minus,
+                k=arguments.k,
+                offset=arguments.offset,
+                filter=parse_filter(arguments.filter),
+                group_by=arguments.group_by,
+                is_near_duplicate_grouped=arguments.near_duplicates,
+                reranking=arguments.rerank,
+            ),
+        )
+        for name, examples in queries or [(" + ".join(arguments.plus), plus)]
+    ]
+
+
+def answer_to_json(answer: SearchAnswer) -> dict[str, Any]:
+    """Turn an answer into plain JSON values."""
     return {
-        "query": str(image),
-        "results": [
-            {
-                "image_id": result.image_id,
-                "score": result.score,
-                "path": str(result.path),
-                "metadata": dict(result.metadata),
-            }
-            for result in found
-        ],
+        "results": [_result_to_json(result) for result in answer.results],
+        "is_match": answer.is_match,
+        "threshold": answer.threshold,
+        "has_more": answer.has_more,
+        "timings_seconds": {name: round(seconds, 6) for name, seconds in answer.timings_seconds.items()},
     }
 
 
-def _to_text(image: Path, found: list[SearchResult]) -> str:
-    lines = [f"{rank:>4}  {result.score:.4f}  {result.image_id}" for rank, result in enumerate(found, start=1)]
-    return "\n".join([str(image), *lines])
+def _result_to_json(result: SearchResult) -> dict[str, Any]:
+    return {
+        "image_id": result.image_id,
+        "score": result.score,
+        "path": str(result.path),
+        "metadata": dict(result.metadata),
+        "box": None if result.box is None else list(result.box),
+        "others": [_result_to_json(other) for other in result.others],
+    }
+
+
+def _to_text(name: str, answer: SearchAnswer, offset: int) -> str:
+    lines = [quote_name(name)]
+    if answer.is_match is False:
+        lines.append(f"      probably not in this collection: nothing reaches the threshold {answer.threshold:.4f}")
+    for rank, result in enumerate(answer.results, start=offset + 1):
+        others = f"  (+{len(result.others)})" if result.others else ""
+        lines.append(f"{rank:>4}  {result.score:.4f}  {quote_name(result.image_id)}{others}")
+    return "\n".join(lines)
+
+
+def _print_ids(results: Sequence[SearchResult], *, is_null: bool) -> None:
+    broken = [result.image_id for result in results if not is_null and len(result.image_id.splitlines()) > 1]
+    if broken:
+        raise DataError(f"the name {broken[0]!r} holds a line break; print the names with -0, for xargs -0.")
+    for result in results:
+        print(result.image_id, end="\0" if is_null else "\n")

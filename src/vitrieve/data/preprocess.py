@@ -131,6 +131,25 @@ def resize_and_crop(image: Image.Image, preprocessing: Preprocessing) -> Image.I
     return image.resize((width, height), resampling).crop((left, top, left + side, top + side))
 
 
+def visible_box(size: tuple[int, int], preprocessing: Preprocessing) -> tuple[float, float, float, float]:
+    """Return which part ``(x_1, y_1, x_2, y_2)`` of a picture the encoder sees, in pixels of the picture.
+
+    Args:
+        size: Width and height of the picture.
+        preprocessing: Sizes and framing.
+
+    >>> visible_box((200, 100), build_preprocessing(112))
+    (56.25, 6.25, 143.75, 93.75)
+    """
+    if preprocessing.framing == "square":
+        return 0.0, 0.0, float(size[0]), float(size[1])
+    side = preprocessing.image_size
+    width, height = _resized_size(size, preprocessing.resize_size)
+    left, top = round((width - side) / 2), round((height - side) / 2)
+    scale_x, scale_y = size[0] / width, size[1] / height
+    return left * scale_x, top * scale_y, (left + side) * scale_x, (top + side) * scale_y
+
+
 def _resized_size(size: tuple[int, int], resize_size: int) -> tuple[int, int]:
     """Scale so that the short side is ``resize_size``, with torchvision's rounding (down) of the long side."""
     width, height = size

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
 
 import numpy as np
 
@@ -20,6 +22,9 @@ NUM_BATCHES_AHEAD = 2
 """Batches prepared ahead: enough to hide slow files, little enough to bound the memory."""
 NUM_DECODE_THREADS_MAX = 4
 """Decoding one picture takes a fraction of encoding it, so that a few threads keep the encoder busy."""
+
+
+Prepared = TypeVar("Prepared")
 
 
 @dataclass(frozen=True)
@@ -51,15 +56,36 @@ def encode_batches(
     Yields:
         For each batch, its vectors and the reasons of the pictures that cannot be decoded.
     """
+    prepare = partial(_prepare, preprocessing=encoder.preprocessing)
+    for prepared in prepare_ahead(prepare, batches, num_threads=num_threads):
+        yield _encode(encoder, prepared)
+
+
+def prepare_ahead(
+    prepare: Callable[[ImageRecord], Prepared],
+    batches: Iterable[Sequence[ImageRecord]],
+    *,
+    num_threads: int | None = None,
+) -> Iterator[list[Prepared]]:
+    """Prepare batches of records in threads, in order, a few batches ahead of who takes them.
+
+    Args:
+        prepare: Called once for each record, in one of the threads.
+        batches: Records; an empty batch is allowed.
+        num_threads: Threads that prepare; None: one for each core, up to four.
+
+    Yields:
+        For each batch what ``prepare`` made of its records.
+    """
     pool = ThreadPoolExecutor(num_threads or min(NUM_DECODE_THREADS_MAX, os.cpu_count() or 1))
-    waiting: deque[list[Future[np.ndarray | str]]] = deque()
+    waiting: deque[list[Future[Prepared]]] = deque()
     try:
         for batch in batches:
-            waiting.append([pool.submit(_prepare, record, encoder.preprocessing) for record in batch])
+            waiting.append([pool.submit(prepare, record) for record in batch])
             if len(waiting) > NUM_BATCHES_AHEAD:
-                yield _encode(encoder, waiting.popleft())
+                yield [future.result() for future in waiting.popleft()]
         while waiting:
-            yield _encode(encoder, waiting.popleft())
+            yield [future.result() for future in waiting.popleft()]
     finally:  # also when the consumer stops early: nothing may go on decoding behind its back
         pool.shutdown(cancel_futures=True)
 
@@ -72,8 +98,7 @@ def _prepare(record: ImageRecord, preprocessing: Preprocessing) -> np.ndarray | 
         return str(error)
 
 
-def _encode(encoder: Encoder, futures: Sequence[Future[np.ndarray | str]]) -> EncodedBatch:
-    prepared = [future.result() for future in futures]
+def _encode(encoder: Encoder, prepared: Sequence[np.ndarray | str]) -> EncodedBatch:
     pixels = [one for one in prepared if not isinstance(one, str)]
     reasons = tuple(one if isinstance(one, str) else None for one in prepared)
     if not pixels:

@@ -1,54 +1,72 @@
-"""The exact store: a memory-mapped matrix, compared whole. Next: ``search/searcher.py``.
+"""The exact store: memory-mapped vectors, every one of them compared. Next: ``lance_schema.py``.
 
-The folder holds ``vectors.npy`` (``(N, E)`` float32), ``rows.parquet`` (one row a vector) and the manifest with
-the encoder's fingerprint. Exact search finds what ``similarity.top_k`` finds, at the speed of a float32 product:
-the product only chooses candidates, with a bound on its error, and the candidates are compared exactly.
+For evaluation, and for up to a few 100,000 images. Exact search finds what ``similarity.top_k`` finds, at the speed
+of a float32 product: the product only chooses candidates, with a bound on its error, and the candidates are
+compared exactly. The files are those of ``segments.py``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from vitrieve.artifacts import prepare_folder, read_manifest, sync_file, write_manifest
+from vitrieve.artifacts import prepare_folder, sync_folder, write_manifest
 from vitrieve.data.records import ImageRecord
-from vitrieve.embed.collection import ROWS_NAME, VECTORS_NAME, Embeddings, load_embeddings, read_vectors_file
-from vitrieve.embed.rows import build_table, read_rows, to_records
+from vitrieve.embed.rows import build_table, to_records
 from vitrieve.errors import ArtifactError, DataError
-from vitrieve.similarity import FloatArray, IntArray, as_embeddings, top_k
+from vitrieve.index.batch import (
+    check_batch,
+    check_filter,
+    check_queries,
+    check_size,
+    find_wrong_norms,
+    missing_message,
+)
+from vitrieve.index.filter import Filter, holds
+from vitrieve.index.lock import writing
+from vitrieve.index.segments import (
+    FOLDER_NAME,
+    STATE_NAME,
+    Part,
+    State,
+    compute_checksum,
+    list_files,
+    read_state,
+    rows_path,
+    vectors_path,
+    write_dead,
+    write_segment,
+    write_state,
+)
+from vitrieve.index.store import Hit, StoreInfo, describe, read_info, require_fingerprint
+from vitrieve.similarity import FloatArray, top_k
 
-BLOCK_ROWS = 65_536
-"""Vectors checked and copied at a time."""
 BLOCK_BYTES = 128 * 2**20
 """Memory for the similarities of the queries that are compared at one time."""
-NORM_TOLERANCE = 1e-3
-"""How far from one the length of an L2-normalised float32 row may be."""
+NUM_READ_ATTEMPTS = 10
+"""How often a reader meets a writer that has just replaced what it was about to open, before it gives up."""
 
 
-@dataclass(frozen=True)
 class ExactStore:
-    """An index on disk, open for searching.
+    """An index on disk that is never wrong; satisfies ``VectorStore``.
 
-    Attributes:
-        vectors: ``(N, E)`` float32, L2-normalised, a read-only memory map.
-        rows: The table of ``embed/rows.py``, one row a vector.
-        fingerprint: Of the encoder that made the vectors, and must make the queries.
-        encoder_source: Where that encoder came from: a folder or a weights name.
-        image_size: Side of that encoder's input in pixels.
-        license: Licence and attribution of the images; empty when unknown.
+    A change writes new files and then replaces ``state.json``. Small segments are merged into the new one as they
+    come, so that their number grows with the logarithm of the images.
     """
 
-    vectors: np.ndarray
-    rows: pa.Table
-    fingerprint: str
-    encoder_source: str
-    image_size: int
-    license: str
+    def __init__(self, folder: Path, info: StoreInfo) -> None:
+        """Join a folder with what its manifest says; use ``open`` or ``create``."""
+        self._folder = folder
+        self._info = info
+        # The state and the stamp of its file, replaced together: threads search while another one refreshes.
+        self._current: tuple[tuple[int, ...] | None, State] | None = (None, State(info.fingerprint))
+        self._read()
 
     @classmethod
     def open(cls, folder: Path | str) -> ExactStore:
@@ -56,132 +74,300 @@ class ExactStore:
 
         Raises:
             ArtifactError: The folder is missing, unfinished, damaged or of another kind.
+            FingerprintError: Its manifest and its vectors are of different encoders.
         """
-        folder = Path(folder)
-        manifest = read_manifest(folder, "index")
-        rows = read_rows(folder / ROWS_NAME)
-        return cls(
-            vectors=read_vectors_file(folder / VECTORS_NAME, (rows.num_rows, manifest["embedding_dim"])),
-            rows=rows,
-            fingerprint=manifest["fingerprint"],
-            encoder_source=manifest["encoder_source"],
-            image_size=manifest["image_size"],
-            license=manifest["license"],
-        )
+        info, _ = read_info(Path(folder))
+        if info.kind != "exact":
+            raise ArtifactError(f"{folder} is an index of the store {info.kind!r}; expected 'exact'.")
+        return cls(Path(folder), info)
 
-    def __len__(self) -> int:
-        """Count the vectors."""
-        return len(self.vectors)
-
-    def search(self, queries: np.ndarray, k: int) -> tuple[FloatArray, IntArray]:
-        """Find the nearest rows of every query, exactly.
+    @classmethod
+    def create(cls, folder: Path, info: StoreInfo, vectors: np.ndarray, records: Sequence[ImageRecord]) -> ExactStore:
+        """Write a new index into a folder that ``artifacts.prepare_folder`` has made; its arguments are checked.
 
         Args:
-            queries: ``(Q, E)`` embeddings of the same encoder.
-            k: Neighbours to return, at least 1.
-
-        Returns:
-            Similarities ``(Q, K)`` float32, falling, and rows ``(Q, K)`` int64, K = min(k, N); ties ordered by row.
-
-        Raises:
-            InputError: ``k`` below 1, another width, or a number that is not finite.
+            folder: Where to write.
+            info: What the index says about itself.
+            vectors: ``(N, E)`` float32, any number; may be a memory map.
+            records: The ``N`` images.
         """
-        queries = as_embeddings(queries, "query embeddings")
-        if not 1 <= k < len(self) or queries.shape[1] != self.vectors.shape[1]:
-            return top_k(queries, self.vectors, k)  # everything is wanted, or nothing fits
-        size = max(1, BLOCK_BYTES // (4 * len(self)))
-        found = [self._search_block(queries[start : start + size], k) for start in range(0, len(queries), size)]
-        if not found:
-            return np.empty((0, k), dtype=np.float32), np.empty((0, k), dtype=np.int64)
-        return np.concatenate([one[0] for one in found]), np.concatenate([one[1] for one in found])
+        (folder / FOLDER_NAME).mkdir(exist_ok=True)
+        state = State(info.fingerprint)
+        if len(records):
+            parts = (write_segment(folder, 1, [vectors], _to_table(records)),)
+            state = State(info.fingerprint, 2, _list_columns(records), parts)
+        sync_folder(folder / FOLDER_NAME)
+        write_state(folder, state, info.embedding_dim)
+        write_manifest(folder, "index", describe(info))
+        return cls(folder, info)
 
-    def _search_block(self, queries: FloatArray, k: int) -> tuple[FloatArray, IntArray]:
-        approximate = queries @ np.asarray(self.vectors).T  # (Q, N)
-        similarities = np.empty((len(queries), k), dtype=np.float32)
-        rows = np.empty((len(queries), k), dtype=np.int64)
-        for i, query in enumerate(queries):
-            kth = np.partition(approximate[i], -k)[-k]
-            candidates = np.flatnonzero(approximate[i] >= kth - 2 * _error_bound(query))  # rising: ties stay in order
-            nearest, places = top_k(query[None], self.vectors[candidates], k)
-            similarities[i], rows[i] = nearest[0], candidates[places[0]]
-        return similarities, rows
+    @property
+    def info(self) -> StoreInfo:
+        """Return what the index says about itself."""
+        return self._info
 
-    def records(self, rows: Sequence[int] | IntArray) -> tuple[ImageRecord, ...]:
-        """Return the images of some rows, in that order."""
-        return to_records(self.rows.take(pa.array(rows, type=pa.int64())))
+    def upsert(self, vectors: np.ndarray, records: Sequence[ImageRecord]) -> None:
+        """Add images, and replace those whose ``image_id`` is there; as ``VectorStore.upsert``."""
+        checked = check_batch(vectors, records, self._info.embedding_dim)
+        if not records:
+            return
+
+        def change(state: State) -> State:
+            state, _ = self._kill(state, [record.image_id for record in records])
+            columns = tuple(sorted({*state.columns, *_list_columns(records)}))
+            return self._append(replace(state, columns=columns), checked, _to_table(records))
+
+        self._change(change)
+
+    def delete(self, image_ids: Sequence[str]) -> int:
+        """Remove images; return how many were there."""
+        check_size(len(image_ids))
+        num_deleted = 0
+
+        def change(state: State) -> State:
+            nonlocal num_deleted
+            state, num_deleted = self._kill(state, image_ids)
+            return state
+
+        self._change(change)
+        return num_deleted
+
+    def search(self, queries: np.ndarray, k: int, filter: Filter = ()) -> list[list[Hit]]:
+        """Find the nearest images of every query, exactly; as ``VectorStore.search``."""
+        checked = check_queries(queries, k, self._info.embedding_dim)
+        state = self._read()
+        allowed = _find_allowed(state, filter)  # (N,)
+        num_allowed = int(np.count_nonzero(allowed))
+        if num_allowed == 0:
+            return [[] for _ in checked]
+        size = max(1, BLOCK_BYTES // (4 * len(allowed)))
+        hits: list[list[Hit]] = []
+        for start in range(0, len(checked), size):
+            block = checked[start : start + size]
+            if k >= num_allowed:
+                hits += [_rank(state, query, np.flatnonzero(allowed), k) for query in block]
+                continue
+            for query, similarities in zip(block, _approximate(state, block), strict=True):
+                similarities[~allowed] = -np.inf
+                kth = np.partition(similarities, -k)[-k]
+                candidates = np.flatnonzero(similarities >= kth - 2 * error_bound(query))
+                hits.append(_rank(state, query, candidates, k))
+        return hits
+
+    def get(self, image_ids: Sequence[str]) -> tuple[FloatArray, list[ImageRecord]]:
+        """Return vectors and images by name; as ``VectorStore.get``."""
+        state = self._read()
+        if not image_ids:
+            return np.empty((0, self._info.embedding_dim), dtype=np.float32), []
+        positions = [state.find(image_id) for image_id in image_ids]
+        missing = [image_id for image_id, position in zip(image_ids, positions, strict=True) if position is None]
+        if missing:
+            raise DataError(missing_message(missing))
+        vectors, rows = state.take(np.array(positions, dtype=np.int64))
+        return vectors, list(to_records(rows))
+
+    def image_ids(self) -> Iterator[str]:
+        """Yield the name of every image, rising."""
+        parts = self._read().parts
+        names = [part.segment.rows["image_id"].filter(pa.array(part.is_alive)).to_pylist() for part in parts]
+        yield from sorted(image_id for some in names for image_id in some)
+
+    def columns(self) -> tuple[str, ...]:
+        """Return the names of the metadata columns, sorted."""
+        return self._read().columns
+
+    def count(self, filter: Filter = ()) -> int:
+        """Count the images that pass the filter."""
+        return int(np.count_nonzero(_find_allowed(self._read(), filter)))
+
+    def optimise(self) -> None:
+        """Merge all segments into one, without the images that are gone."""
+
+        def merge(state: State) -> State:
+            if len(state.parts) < 2 and all(part.dead_name is None for part in state.parts):
+                return state
+            return self._merge(replace(state, parts=()), state.parts, [], [])
+
+        self._change(merge)
+
+    def verify(self) -> list[str]:
+        """Check every file against its checksum, every vector, and that no image occurs twice."""
+        try:
+            state = self._read()
+        except ArtifactError as error:
+            return [str(error)]
+        faults = []
+        for part in state.parts:
+            name = part.segment.name
+            paths = (vectors_path(self._folder, name), rows_path(self._folder, name))
+            for path, checksum in zip(paths, part.segment.checksums, strict=True):
+                if compute_checksum(path) != checksum:
+                    faults.append(f"{path} is not what was written.")
+            _, wrong = find_wrong_norms(part.segment.vectors)
+            if wrong.size:
+                faults.append(f"{paths[0]} holds {wrong.size} vectors that are not L2-normalised.")
+        names = list(self.image_ids())
+        if len(set(names)) != len(names):
+            faults.append(f"{len(names) - len(set(names))} images occur twice.")
+        return faults
+
+    def snapshot(self, out: Path) -> None:
+        """Write a copy of the index as it is now to a new folder; files are linked where the disk allows it."""
+        prepare_folder(out, is_resumable=False)
+        with writing(self._folder):
+            state = self._read()
+            (out / FOLDER_NAME).mkdir()
+            for name in list_files(state):
+                link_or_copy(self._folder / FOLDER_NAME / name, out / FOLDER_NAME / name)
+        sync_folder(out / FOLDER_NAME)
+        write_state(out, state, self._info.embedding_dim)
+        write_manifest(out, "index", describe(self._info))
+
+    def close(self) -> None:
+        """Let go of the memory maps."""
+        self._current = None
+
+    def _read(self) -> State:
+        """Return the newest state; a writer may have changed it since."""
+        if self._current is None:
+            raise ArtifactError(f"the index {self._folder} is closed; open it again.")
+        last_stamp, last_state = self._current
+        for attempt in range(1, NUM_READ_ATTEMPTS + 1):
+            stamp = _stamp(self._folder / STATE_NAME)
+            if stamp is not None and stamp == last_stamp:
+                return last_state
+            try:
+                state = read_state(self._folder, last_state.parts)
+                break
+            except ArtifactError:
+                # Damage, or a writer that has replaced the state meanwhile and removed what the old one named.
+                if attempt == NUM_READ_ATTEMPTS or _stamp(self._folder / STATE_NAME) == stamp:
+                    raise
+        require_fingerprint(self._folder, self._info, state.fingerprint)
+        self._current = (stamp, state)
+        return state
+
+    def _change(self, change: Callable[[State], State]) -> None:
+        """Replace the state by ``change`` of it, under the lock, and remove what is no longer needed."""
+        with writing(self._folder):
+            old = self._read()
+            new = change(old)
+            if new is old:
+                return
+            sync_folder(self._folder / FOLDER_NAME)
+            write_state(self._folder, new, self._info.embedding_dim)
+            needed = list_files(new)
+            for path in (self._folder / FOLDER_NAME).iterdir():  # also what a killed writer left
+                if path.name not in needed:
+                    path.unlink()
+
+    def _kill(self, state: State, image_ids: Sequence[str]) -> tuple[State, int]:
+        """Return the state without some images, and how many of them were there."""
+        parts, number, num_killed = [], state.next_number, 0
+        for part in state.parts:
+            rows = {row for image_id in image_ids if (row := part.find(image_id)) is not None}
+            num_killed += len(rows)
+            if rows:
+                part = write_dead(self._folder, number, part, sorted(rows))
+                number += 1
+            if part.num_alive:
+                parts.append(part)
+        if not num_killed:
+            return state, 0
+        return State(state.fingerprint, number, state.columns, tuple(parts)), num_killed
+
+    def _append(self, state: State, vectors: FloatArray, rows: pa.Table) -> State:
+        """Return the state with more images: the last segments are merged with them while they are no larger."""
+        num_kept, num_merged = len(state.parts), len(vectors)
+        while num_kept and state.parts[num_kept - 1].num_alive <= 2 * num_merged:
+            num_kept -= 1
+            num_merged += state.parts[num_kept].num_alive
+        kept = replace(state, parts=state.parts[:num_kept])
+        return self._merge(kept, state.parts[num_kept:], [vectors], [rows])
+
+    def _merge(self, state: State, parts: Sequence[Part], blocks: list[np.ndarray], tables: list[pa.Table]) -> State:
+        """Return the state with one segment more: what counts of ``parts``, then the blocks."""
+        vectors = [part.segment.vectors[part.is_alive] for part in parts] + blocks
+        rows = [part.segment.rows.filter(pa.array(part.is_alive)) for part in parts] + tables
+        merged = write_segment(self._folder, state.next_number, vectors, pa.concat_tables(rows))
+        return replace(state, next_number=state.next_number + 1, parts=(*state.parts, merged))
 
 
-def _error_bound(query: FloatArray) -> np.float32:
+def error_bound(query: FloatArray) -> np.float32:
     """Bound the distance of a float32 product with a normalised row from the exact similarity.
 
     Summing E rounded products in any order errs by less than about ``E * 2^-24`` of the product of the norms; the
-    grid and the rounding of ``similarity.py`` add less than that again. Doubled for the norms' tolerance.
+    grid and the rounding of ``similarity`` add less than that again. Doubled for the norms' tolerance.
     """
     return np.float32(query.size * 2.0**-22 * max(1.0, float(np.linalg.norm(query))))
 
 
-def build_index(embeddings: Embeddings | Path | str, out: Path | str, *, is_overwrite: bool = False) -> ExactStore:
-    """Make embeddings searchable.
+def rank_candidates(
+    query: FloatArray, vectors: np.ndarray, image_ids: Sequence[str], k: int
+) -> list[tuple[int, float]]:
+    """Compare candidates exactly.
 
     Args:
-        embeddings: Embeddings in memory, or their folder.
-        out: Folder to write.
-        is_overwrite: Replace what is there.
+        query: ``(E,)``.
+        vectors: ``(N, E)`` full vectors of the candidates.
+        image_ids: Their names.
+        k: How many to keep.
 
     Returns:
-        The index, open for searching.
-
-    Raises:
-        ArtifactError: ``embeddings`` cannot be read, or ``out`` is not free.
-        DataError: No vector, vectors that are not normalised or not finite, or an ``image_id`` that occurs twice.
+        Place among the candidates and similarity, nearest first; equal similarities ordered by ``image_id``.
     """
-    source = embeddings if isinstance(embeddings, Embeddings) else load_embeddings(embeddings)
-    _check(source)
-    out = Path(out)
-    if not isinstance(embeddings, Embeddings) and out.resolve() == Path(embeddings).resolve():
-        raise ArtifactError(f"{out} is the folder of the embeddings; give another --out.")
-    prepare_folder(out, is_overwrite=is_overwrite, is_resumable=False)
-    _copy_vectors(source.vectors, out / VECTORS_NAME)
-    pq.write_table(build_table(source.records, [None] * len(source.records), 0), out / ROWS_NAME)
-    sync_file(out / ROWS_NAME)
-    manifest = {
-        "fingerprint": source.fingerprint,
-        "encoder_source": source.encoder_source,
-        "image_size": source.image_size,
-        "store": "exact",
-        "embedding_dim": source.vectors.shape[1],
-        "dtype": "float32",
-        "num_vectors": len(source.vectors),
-        "license": source.license,
-    }
-    write_manifest(out, "index", manifest)
-    return ExactStore.open(out)
+    order = sorted(range(len(image_ids)), key=lambda place: image_ids[place])
+    similarities, places = top_k(query[None], np.asarray(vectors)[order], k)
+    return [(order[place], float(score)) for score, place in zip(similarities[0], places[0], strict=True)]
 
 
-def _check(embeddings: Embeddings) -> None:
-    if not len(embeddings.vectors):
-        raise DataError("there is no embedding to index.")
-    for start in range(0, len(embeddings.vectors), BLOCK_ROWS):
-        norms = np.linalg.norm(embeddings.vectors[start : start + BLOCK_ROWS], axis=1)
-        # Written so that NaN counts as wrong. A length of zero is what normalising zeros gives.
-        wrong = np.flatnonzero(~((np.abs(norms - 1) <= NORM_TOLERANCE) | (norms == 0)))
-        if wrong.size:
-            image_id = embeddings.records[start + int(wrong[0])].image_id
-            raise DataError(
-                f"the vector of {image_id} has the length {norms[wrong[0]]:.4g}; "
-                "vectors must be finite and L2-normalised."
-            )
-    seen: set[str] = set()
-    for record in embeddings.records:
-        if record.image_id in seen:
-            raise DataError(f"the image_id {record.image_id!r} occurs twice; every image needs its own.")
-        seen.add(record.image_id)
+def link_or_copy(source: Path | str, target: Path | str) -> None:
+    """Link a file that never changes; copy it where the disk has no links."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
 
 
-def _copy_vectors(vectors: np.ndarray, path: Path) -> None:
-    """Write ``vectors`` as float32 in blocks, so that a collection larger than the memory can be indexed."""
-    copy = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=vectors.shape)
-    for start in range(0, len(vectors), BLOCK_ROWS):
-        copy[start : start + BLOCK_ROWS] = vectors[start : start + BLOCK_ROWS]
-    copy.flush()
-    sync_file(path)
+def _rank(state: State, query: FloatArray, candidates: np.ndarray, k: int) -> list[Hit]:
+    vectors, rows = state.take(candidates)
+    ranked = rank_candidates(query, vectors, rows["image_id"].to_pylist(), k)
+    records = to_records(rows.take(pa.array([place for place, _ in ranked])))
+    return [Hit(record=record, score=score) for record, (_, score) in zip(records, ranked, strict=True)]
+
+
+def _approximate(state: State, queries: FloatArray) -> FloatArray:
+    similarities = np.empty((len(queries), int(state.starts[-1])), dtype=np.float32)
+    for start, part in zip(state.starts, state.parts, strict=False):
+        similarities[:, start : start + len(part.is_alive)] = queries @ np.asarray(part.segment.vectors).T
+    return similarities
+
+
+def _find_allowed(state: State, filter: Filter) -> np.ndarray:
+    """Say for every position whether its image counts and passes the filter: ``(N,)`` bool."""
+    check_filter(filter, state.columns)
+    allowed = [part.is_alive.copy() for part in state.parts]
+    for condition in filter:
+        for one, part in zip(allowed, state.parts, strict=True):
+            column = part.segment.column(condition.column)
+            # Each distinct value is judged once; the last place is for images without the column.
+            verdicts = np.array([holds(text, condition) for text in (*column.dictionary.to_pylist(), None)])
+            one &= verdicts[column.indices.fill_null(len(column.dictionary)).to_numpy(zero_copy_only=False)]
+    return np.concatenate(allowed) if allowed else np.empty(0, dtype=np.bool_)
+
+
+def _to_table(records: Sequence[ImageRecord]) -> pa.Table:
+    return build_table(records, [None] * len(records), 0)
+
+
+def _list_columns(records: Sequence[ImageRecord]) -> tuple[str, ...]:
+    return tuple(sorted({name for record in records for name in record.metadata}))
+
+
+def _stamp(path: Path) -> tuple[int, ...] | None:
+    """Tell one state from the next without reading it; each is a file of its own."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return (status.st_ino, status.st_mtime_ns, status.st_size)

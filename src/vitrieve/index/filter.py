@@ -6,6 +6,7 @@ condition with text compares text, so that dates written as 2026-11-23 compare a
 
 from __future__ import annotations
 
+import math
 import operator
 import re
 from collections.abc import Iterable, Mapping
@@ -17,6 +18,7 @@ from vitrieve.errors import ConfigError
 Operator = Literal["=", "!=", "<", "<=", ">", ">="]
 _COMPARISONS = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
 _SPELLING = re.compile(r"\s*([^<>=!]+?)\s*(<=|>=|!=|=|<|>)\s*(.*?)\s*", re.DOTALL)
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,3})?", re.ASCII)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +39,8 @@ class Condition:
         """Refuse what cannot be compared."""
         if self.operator not in get_args(Operator):
             raise ConfigError(f"{self.operator!r} is no comparison; use one of {' '.join(get_args(Operator))}.")
+        if any(isinstance(value, float) and not math.isfinite(value) for value in self.values):
+            raise ConfigError(f"{self.column} {self.operator} {self.values} compares with a number that is not finite.")
         if not self.values or (self.operator not in ("=", "!=") and len(self.values) != 1):
             raise ConfigError(f"{self.column} {self.operator} takes one value, not {len(self.values)}.")
 
@@ -82,15 +86,17 @@ def read_number(text: str) -> float | None:
     >>> read_number("2.50"), read_number("1e3"), read_number("0x1"), read_number("nan")
     (2.5, 1000.0, None, None)
     """
-    return float(text) if re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,3})?", text) else None
+    number = float(text) if _NUMBER.fullmatch(text) else math.inf
+    return number if math.isfinite(number) else None
 
 
 def passes(metadata: Mapping[str, str], filter: Filter) -> bool:
     """Say whether an image's metadata passes a filter: the definition that every store follows."""
-    return all(_holds(metadata.get(condition.column), condition) for condition in filter)
+    return all(holds(metadata.get(condition.column), condition) for condition in filter)
 
 
-def _holds(text: str | None, condition: Condition) -> bool:
+def holds(text: str | None, condition: Condition) -> bool:
+    """Say whether one value of the condition's column meets it; None is an image without the column."""
     if condition.operator == "!=":
         return text is None or not any(_equals(text, value) for value in condition.values)
     if text is None:

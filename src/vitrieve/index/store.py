@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
+from vitrieve.artifacts import read_manifest
 from vitrieve.data.records import ImageRecord
+from vitrieve.errors import ArtifactError, FingerprintError
 from vitrieve.index.filter import Filter
 
 StoreKind = Literal["exact", "lance", "milvus"]
+IndexKind = Literal["flat", "ivf_hnsw_sq", "ivf_pq", "ivf_rq"]
+"""What an approximate store searches in: the full vectors; a graph over codes of a byte a dimension; product-quantised
+codes; codes of a bit a dimension (RaBitQ). The last three choose candidates, whose full vectors are compared."""
+MAX_BATCH_ROWS = 4096
+"""Images in one change: a change is atomic, and Milvus takes at most 64 MB in one message."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,16 +74,22 @@ class VectorStore(Protocol):
         """Add images, and replace those whose ``image_id`` is there.
 
         Args:
-            vectors: ``(N, E)`` float32, finite, L2-normalised.
+            vectors: ``(N, E)`` float32, finite, L2-normalised; N at most ``MAX_BATCH_ROWS``, nothing happens for none.
             records: Their ``N`` images, each ``image_id`` once.
 
         Raises:
-            DataError: Another shape, vectors that are not normalised, or an ``image_id`` that occurs twice.
+            DataError: Too many, another shape, vectors that are not normalised, an ``image_id`` that occurs twice, or
+                text that is not UTF-8.
+            ArtifactError: Another process is writing, and does not finish.
         """
         ...
 
     def delete(self, image_ids: Sequence[str]) -> int:
-        """Remove images; return how many were there."""
+        """Remove images, at most ``MAX_BATCH_ROWS``; return how many were there.
+
+        Raises:
+            DataError: Too many.
+        """
         ...
 
     def search(self, queries: np.ndarray, k: int, filter: Filter = ()) -> list[list[Hit]]:
@@ -95,7 +109,7 @@ class VectorStore(Protocol):
         ...
 
     def get(self, image_ids: Sequence[str]) -> tuple[np.ndarray, list[ImageRecord]]:
-        """Return vectors ``(N, E)`` and images by name, in the order asked for.
+        """Return vectors ``(N, E)`` and images by name, in the order asked for (twice, where asked for twice).
 
         Raises:
             DataError: An ``image_id`` is not there.
@@ -107,11 +121,18 @@ class VectorStore(Protocol):
         ...
 
     def columns(self) -> tuple[str, ...]:
-        """Return the names of the metadata columns, sorted: what a filter may use."""
+        """Return the names of the metadata columns, sorted: what a filter may use.
+
+        A column stays known when the last image with it is gone.
+        """
         ...
 
     def count(self, filter: Filter = ()) -> int:
-        """Count the images that pass the filter."""
+        """Count the images that pass the filter.
+
+        Raises:
+            InputError: An unknown column.
+        """
         ...
 
     def optimise(self) -> None:
@@ -122,6 +143,63 @@ class VectorStore(Protocol):
         """Check the whole index; return its faults in words, none when it is sound."""
         ...
 
+    def snapshot(self, out: Path) -> None:
+        """Write a copy of the index as it is now to a new folder, which opens as an index of its own.
+
+        Raises:
+            ArtifactError: ``out`` is not free.
+            ConfigError: The engine has no snapshots.
+        """
+        ...
+
     def close(self) -> None:
         """Release files and connections; the store cannot be used afterwards. Closing twice is allowed."""
         ...
+
+
+def read_info(folder: Path) -> tuple[StoreInfo, dict[str, Any]]:
+    """Read the manifest of an index.
+
+    Returns:
+        What the index says about itself, and the whole manifest with the fields of its kind of store.
+
+    Raises:
+        ArtifactError: The folder is missing, unfinished, damaged or of another kind.
+    """
+    manifest = read_manifest(folder, "index")
+    try:
+        info = StoreInfo(
+            kind=manifest["store"],
+            fingerprint=manifest["fingerprint"],
+            encoder_source=manifest["encoder_source"],
+            image_size=manifest["image_size"],
+            embedding_dim=manifest["embedding_dim"],
+            license=manifest["license"],
+        )
+    except KeyError as error:
+        raise ArtifactError(f"{folder} is damaged: its manifest has no {error}; make the index again.") from None
+    return info, manifest
+
+
+def describe(info: StoreInfo) -> dict[str, Any]:
+    """Turn ``info`` into the fields of a manifest that ``read_info`` reads."""
+    fields = asdict(info)
+    return {"store": fields.pop("kind"), **fields, "dtype": "float32"}
+
+
+def require_fingerprint(where: Path | str, info: StoreInfo, fingerprint: str) -> None:
+    """Refuse vectors that are not of the encoder that the manifest names.
+
+    Args:
+        where: The index, for the message.
+        info: What its manifest says.
+        fingerprint: What stands beside the vectors.
+
+    Raises:
+        FingerprintError: They differ.
+    """
+    if fingerprint != info.fingerprint:
+        raise FingerprintError(
+            f"the vectors of {where} were made by another encoder ({fingerprint[:12]}…) than its manifest says "
+            f"({info.fingerprint[:12]}…): somebody exchanged one of the two; make the index again."
+        )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,30 +13,36 @@ from PIL import Image
 from vitrieve import __version__
 from vitrieve.data.decode import crop_to_box, decode_image, read_image_bytes
 from vitrieve.errors import DecodeError
-from vitrieve.index.exact import ExactStore
-from vitrieve.search.searcher import SearchResult
+from vitrieve.index.filter import Condition
+from vitrieve.index.store import VectorStore
+from vitrieve.search.query import read_example
+from vitrieve.search.request import Example, SearchAnswer, SearchRequest, SearchResult
 
 THUMBNAIL_PX = 320
 """Longest side: sharp at the 150 to 200 CSS pixels of a card on a dense screen."""
 JPEG_QUALITY = 85
+MAX_OTHERS = 4
+"""Pictures shown of those behind a result; the others are counted."""
 TITLE_KEYS = ("label", "name")
 """Metadata that says what a picture shows, the first present wins."""
 
 
-def write_search_page(path: Path, results: Iterable[tuple[Path, Sequence[SearchResult]]], *, store: ExactStore) -> None:
+def write_search_page(
+    path: Path, searches: Iterable[tuple[SearchRequest, SearchAnswer]], *, store: VectorStore
+) -> None:
     """Write the page of some searches; its folder is made where needed.
 
     Args:
         path: HTML file to write.
-        results: Each query's file, and what was found for it.
+        searches: What was asked, and what was found.
         store: The index that was searched: its size, encoder and licence are named at the foot.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    page = render_search_page(results, store=store)
+    page = render_search_page(searches, store=store)
     path.write_text(page, encoding="utf-8", errors="backslashreplace")  # a query's name may be no text at all
 
 
-def render_search_page(results: Iterable[tuple[Path, Sequence[SearchResult]]], *, store: ExactStore) -> str:
+def render_search_page(searches: Iterable[tuple[SearchRequest, SearchAnswer]], *, store: VectorStore) -> str:
     """Render the page of some searches, as ``write_search_page``; every text in it is escaped."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -44,22 +50,51 @@ def render_search_page(results: Iterable[tuple[Path, Sequence[SearchResult]]], *
         loader=PackageLoader("vitrieve.search"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     return environment.get_template("search.html").render(
-        queries=[_describe_query(query, found) for query, found in results],
-        num_vectors=len(store),
+        searches=[_describe_search(request, answer, store) for request, answer in searches],
+        num_vectors=store.count(),
         # A folder's name is enough: the page may be shown to others, this machine's paths are not theirs.
-        encoder=Path(store.encoder_source).name,
-        image_size=store.image_size,
-        license=store.license,
+        encoder=Path(store.info.encoder_source).name,
+        image_size=store.info.image_size,
+        license=store.info.license,
         version=__version__,
     )
 
 
-def _describe_query(query: Path, found: Sequence[SearchResult]) -> dict[str, Any]:
+def _describe_search(request: SearchRequest, answer: SearchAnswer, store: VectorStore) -> dict[str, Any]:
+    plus = [_describe_example(example, "wanted", store) for example in request.plus]
+    minus = [_describe_example(example, "not wanted", store) for example in request.minus]
     return {
-        "name": query.name,
-        "picture": build_thumbnail(query),
-        "results": [_describe_result(rank, result) for rank, result in enumerate(found, start=1)],
+        "name": plus[0]["name"],
+        "examples": plus + minus,
+        "conditions": [_spell(condition) for condition in request.filter],
+        "group_by": request.group_by,
+        "is_match": answer.is_match,
+        "threshold": answer.threshold,
+        "first_rank": request.offset + 1,
+        "has_more": answer.has_more,
+        "results": [
+            _describe_result(rank, result) for rank, result in enumerate(answer.results, start=request.offset + 1)
+        ],
     }
+
+
+def _describe_example(example: Example, role: str, store: VectorStore) -> dict[str, Any]:
+    """Name and show an example; only files and images of the index have both."""
+    shown: dict[str, Any] = {"role": role, "name": "a vector", "picture": None, "box": example.box is not None}
+    if example.image_id is not None:
+        _, (record,) = store.get([example.image_id])
+        return {**shown, "name": example.image_id, "picture": build_thumbnail(record.path, record.box)}
+    if isinstance(example.picture, (str, Path)):
+        path = Path(example.picture)
+        return {**shown, "name": path.name, "picture": build_thumbnail(path, example.box)}
+    if example.picture is not None:
+        image = read_example(example)
+        return {**shown, "name": "a picture", "picture": encode_thumbnail(image)}
+    return shown
+
+
+def _spell(condition: Condition) -> str:
+    return f"{condition.column} {condition.operator} {' or '.join(map(str, condition.values))}"
 
 
 def _describe_result(rank: int, result: SearchResult) -> dict[str, Any]:
@@ -73,6 +108,8 @@ def _describe_result(rank: int, result: SearchResult) -> dict[str, Any]:
         "title": title,
         "metadata": [(key, value) for key, value in result.metadata.items() if value not in ("", title)],
         "picture": build_thumbnail(result.path, result.box),
+        "others": [build_thumbnail(other.path, other.box) for other in result.others[:MAX_OTHERS]],
+        "num_others": len(result.others),
     }
 
 
@@ -87,6 +124,11 @@ def build_thumbnail(path: Path, box: tuple[float, float, float, float] | None = 
         image = crop_to_box(decode_image(read_image_bytes(path)), box)
     except DecodeError:
         return None
+    return encode_thumbnail(image)
+
+
+def encode_thumbnail(image: Image.Image) -> str:
+    """Turn a picture, which is made smaller, into a data URI."""
     image.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX), Image.Resampling.LANCZOS)
     jpeg = io.BytesIO()
     image.save(jpeg, format="JPEG", quality=JPEG_QUALITY)

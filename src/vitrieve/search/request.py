@@ -1,7 +1,8 @@
-"""What can be asked of a collection, and the answer. Next file: ``searcher.py``."""
+"""What can be asked of a collection, and the answer. Next file: ``query.py``."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,6 +43,10 @@ class Example:
             raise ConfigError("an example is one picture, one image_id or one vector.")
         if self.box is not None and self.picture is None:
             raise ConfigError("a box belongs to a picture; an image_id and a vector have none.")
+        if self.box is not None and not _is_box(self.box):
+            raise ConfigError(
+                f"the box {self.box} is none; give x_1, y_1, x_2, y_2 in pixels, x_1 < x_2 and y_1 < y_2."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,3 +122,7 @@ class SearchAnswer:
     threshold: float | None = None
     has_more: bool = False
     timings_seconds: Mapping[str, float] = field(default_factory=dict)
+
+
+def _is_box(box: Box) -> bool:
+    return len(box) == 4 and all(map(math.isfinite, box)) and box[0] < box[2] and box[1] < box[3]

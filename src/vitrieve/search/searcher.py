@@ -1,62 +1,47 @@
-"""Search an index by picture. Next file: ``page.py``."""
+"""Search an index: by picture, image, vector, region or several examples. Next file: ``page.py``."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import time
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
-
-from vitrieve.data.decode import convert_to_rgb, decode_image, read_image_bytes
-from vitrieve.errors import ArtifactError, ConfigError, DecodeError, FingerprintError
-from vitrieve.index.exact import ExactStore
+from vitrieve.errors import ArtifactError, ConfigError, FingerprintError, unknown_name_message
+from vitrieve.index.open import open_index
+from vitrieve.index.store import Hit, StoreInfo, VectorStore
 from vitrieve.runtime.encoder import Encoder, load_encoder
-
-Query = str | Path | bytes | Image.Image
-
-
-@dataclass(frozen=True, kw_only=True)
-class SearchResult:
-    """One picture found.
-
-    Attributes:
-        image_id: Its name in the collection.
-        score: Cosine similarity to the query, in [-1, 1]; higher is nearer.
-        path: Where the picture was when it was embedded.
-        metadata: Further columns of its source, as text.
-        box: The region of the picture that was embedded, ``(x_1, y_1, x_2, y_2)`` in pixels; None for all of it.
-    """
-
-    image_id: str
-    score: float
-    path: Path
-    metadata: Mapping[str, str]
-    box: tuple[float, float, float, float] | None = None
+from vitrieve.search.grouping import group_hits
+from vitrieve.search.query import build_query
+from vitrieve.search.ranking import MAX_DEPTH, rank_images
+from vitrieve.search.request import Example, Picture, SearchAnswer, SearchRequest, SearchResult
+from vitrieve.search.threshold import Threshold, load_threshold
 
 
 class Searcher:
     """An index and the encoder that made it.
 
-    ``Searcher.open("index").search("query.jpg", k=5)`` returns the five nearest pictures, nearest first.
+    ``Searcher.open("index").search("query.jpg", k=5)`` returns the five nearest pictures, nearest first. A searcher
+    holds no state of a search: threads may share it.
     """
 
-    def __init__(self, store: ExactStore, encoder: Encoder) -> None:
+    def __init__(self, store: VectorStore, encoder: Encoder, *, threshold: Threshold | None = None) -> None:
         """Join an index with an encoder.
 
+        Args:
+            store: What is searched.
+            encoder: What makes the queries' vectors.
+            threshold: From which score on a result is a match; None: answers do not say.
+
         Raises:
-            FingerprintError: The index was made by another encoder.
+            FingerprintError: The index, or the threshold, was made by another encoder.
         """
-        if encoder.fingerprint != store.fingerprint:
+        _check_fingerprint(store.info, encoder)
+        if threshold is not None and threshold.fingerprint != encoder.fingerprint:
             raise FingerprintError(
-                f"the index was made by {store.encoder_source} at {store.image_size} px (fingerprint "
-                f"{store.fingerprint[:12]}…), not by {encoder.source} at {encoder.preprocessing.image_size} px "
-                f"({encoder.fingerprint[:12]}…): their vectors are not comparable. Search with the index's own "
-                "encoder, or embed and index the collection again with this one."
+                "the threshold was calibrated with another encoder than the index's; run vitrieve calibrate again."
             )
         self.store = store
         self.encoder = encoder
+        self.threshold = threshold
 
     @classmethod
     def open(
@@ -65,7 +50,7 @@ class Searcher:
         """Open an index, and load the encoder that made it.
 
         Args:
-            index_folder: Made by ``build_index``.
+            index_folder: Made by ``build_index``, of any kind of store.
             encoder: An encoder, its folder or its weights name; None: where the index says that its encoder is.
             num_threads: CPU threads of an encoder that is loaded here; None: all cores.
 
@@ -73,12 +58,12 @@ class Searcher:
             ArtifactError: The index cannot be read, or its encoder is no longer where it was.
             FingerprintError: ``encoder`` is not the one that made the index.
         """
-        store = ExactStore.open(index_folder)
+        store = open_index(index_folder)
         if not isinstance(encoder, Encoder):
-            encoder = _load_encoder(store, encoder, num_threads)
-        return cls(store, encoder)
+            encoder = load_index_encoder(store.info, encoder, num_threads=num_threads)
+        return cls(store, encoder, threshold=load_threshold(index_folder))
 
-    def search(self, image: Query, k: int = 10) -> list[SearchResult]:
+    def search(self, image: Picture, k: int = 10) -> list[SearchResult]:
         """Find the pictures most like ``image``.
 
         Args:
@@ -86,60 +71,101 @@ class Searcher:
             k: Pictures to find, at least 1; a smaller collection gives all it has.
 
         Returns:
-            Results, nearest first; equal scores in the order of the collection.
+            Results, nearest first; equal scores in the order of their ``image_id``.
 
         Raises:
             DecodeError: The query cannot be decoded; the message names it where it has a name.
-            ConfigError: ``k`` is below 1.
+            ConfigError: ``k`` is out of range.
         """
-        if k < 1:
-            raise ConfigError(f"k is {k}; it must be 1 or more.")
-        return self.search_vector(self.encoder.encode([read_query(image)])[0], k)
+        return list(self.answer(SearchRequest(plus=(Example(picture=image),), k=k)).results)
 
-    def search_vector(self, vector: np.ndarray, k: int = 10) -> list[SearchResult]:
-        """Find the pictures whose embeddings are nearest to ``vector``, ``(E,)`` float32.
+    def answer(self, request: SearchRequest) -> SearchAnswer:
+        """Answer a request.
+
+        Several examples become one vector (``query.combine_examples``). Images of the index that are examples are
+        not results, other images with the same content are. Pages (the same request with another offset) show every
+        image, or group, once and in one order, as long as the index does not change. ``is_match`` looks at the
+        nearest image of the whole answer, on every page; it is None also for several examples, whose scores are
+        not those of single pictures, which a threshold is calibrated on.
 
         Raises:
-            InputError: ``k`` is below 1, or the vector does not fit the index.
+            DecodeError: A picture cannot be decoded, or its box holds none of it.
+            DataError: An ``image_id`` is not in the index.
+            InputError: A vector that does not fit, an unknown column, or a page too far back.
         """
-        similarities, rows = self.store.search(vector[None], k)
-        return [
-            SearchResult(
-                image_id=record.image_id,
-                score=float(score),
-                path=record.path,
-                metadata=record.metadata,
-                box=record.box,
+        self._check(request)
+        query = build_query(request, self.store, self.encoder)
+        started = time.perf_counter()
+        ranking = rank_images(self.store, query, request)
+        groups = group_hits(self.store, ranking.levels, request)
+        page = groups[request.offset : request.offset + request.k]
+        is_judged = self.threshold is not None and len(request.plus) == 1 and not request.minus
+        threshold = self.threshold.score if self.threshold is not None and is_judged else None
+        return SearchAnswer(
+            results=tuple(_to_result(hits) for hits in page),
+            is_match=None if threshold is None else is_match(ranking.nearest_score, threshold),
+            threshold=threshold,
+            has_more=len(groups) > request.offset + request.k,
+            timings_seconds={**query.timings_seconds, "search": time.perf_counter() - started},
+        )
+
+    def _check(self, request: SearchRequest) -> None:
+        if request.offset + request.k > MAX_DEPTH:
+            raise ConfigError(
+                f"offset {request.offset} and k {request.k} ask for more than the {MAX_DEPTH:,} nearest images; "
+                "narrow the search with a filter."
             )
-            for score, record in zip(similarities[0], self.store.records(rows[0]), strict=True)
-        ]
+        if request.group_by is not None and request.group_by not in (columns := self.store.columns()):
+            raise ConfigError(
+                unknown_name_message("metadata column", request.group_by, columns)
+                if columns
+                else f"the images of this index have no metadata, so they cannot be grouped by {request.group_by!r}."
+            )
 
 
-def read_query(image: Query) -> Image.Image:
-    """Turn a query into an RGB picture, by the same rule as the pictures of a collection.
+def is_match(nearest_score: float | None, threshold: float) -> bool:
+    """Say whether the nearest image is near enough; nothing found is no match."""
+    return nearest_score is not None and nearest_score >= threshold
+
+
+def _to_result(hits: list[Hit]) -> SearchResult:
+    """Make the first image of a group a result, with the others behind it."""
+    record = hits[0].record
+    return SearchResult(
+        image_id=record.image_id,
+        score=hits[0].score,
+        path=record.path,
+        metadata=record.metadata,
+        box=record.box,
+        others=tuple(_to_result([hit]) for hit in hits[1:]),
+    )
+
+
+def _check_fingerprint(info: StoreInfo, encoder: Encoder) -> None:
+    if encoder.fingerprint != info.fingerprint:
+        raise FingerprintError(
+            f"the index was made by {info.encoder_source} at {info.image_size} px (fingerprint "
+            f"{info.fingerprint[:12]}…), not by {encoder.source} at {encoder.preprocessing.image_size} px "
+            f"({encoder.fingerprint[:12]}…): their vectors are not comparable. Search with the index's own "
+            "encoder, or embed and index the collection again with this one."
+        )
+
+
+def load_index_encoder(info: StoreInfo, source: str | Path | None = None, *, num_threads: int | None = None) -> Encoder:
+    """Load the encoder of an index at the input size that the index was made with.
+
+    Args:
+        info: Of the index.
+        source: The encoder's folder or weights name; None: where the index says that it is.
+        num_threads: CPU threads; None: all cores.
 
     Raises:
-        DecodeError: The picture cannot be read or decoded; the message names a file.
+        ArtifactError: The encoder is no longer where it was.
     """
-    if isinstance(image, Image.Image):
-        try:
-            return convert_to_rgb(image)
-        except OSError as error:  # Pillow reads the pixels of an opened file only now
-            raise DecodeError(f"the query picture: {error}.") from None
-    if isinstance(image, bytes):
-        return decode_image(image)
-    try:
-        return decode_image(read_image_bytes(Path(image)))
-    except DecodeError as error:
-        raise DecodeError(f"the query {image}: {error}.") from None
-
-
-def _load_encoder(store: ExactStore, source: str | Path | None, num_threads: int | None) -> Encoder:
-    """Load the encoder of an index at the input size that the index was made with."""
-    given = store.encoder_source if source is None else source
+    given = info.encoder_source if source is None else source
     if source is None and Path(given).is_absolute() and not Path(given).exists():
         raise ArtifactError(
             f"the index was made with the encoder in {given}, which is no longer there; "
             "name where it is now with --encoder (in Python: Searcher.open(index, encoder))."
         )
-    return load_encoder(given, image_size=store.image_size, num_threads=num_threads)
+    return load_encoder(given, image_size=info.image_size, num_threads=num_threads)

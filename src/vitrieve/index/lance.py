@@ -1,0 +1,353 @@
+"""The LanceDB store: embedded, on disk, the default. Next: ``milvus.py``.
+
+A few thousand images are compared whole. Beyond, ``optimise`` builds an index of short codes that chooses candidates;
+their scores always come from the full vectors. LanceDB's files never change: a change adds some, and a version that
+names them.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, cast
+
+import lancedb
+import numpy as np
+import pyarrow as pa
+from lancedb.index import BTree, HnswSq, IvfPq, IvfRq
+from lancedb.table import Table
+
+from vitrieve.artifacts import prepare_folder, sync_file, sync_folder, write_manifest
+from vitrieve.data.records import ImageRecord
+from vitrieve.errors import ArtifactError, DataError
+from vitrieve.index.batch import (
+    check_batch,
+    check_filter,
+    check_queries,
+    check_size,
+    find_wrong_norms,
+    missing_message,
+)
+from vitrieve.index.exact import error_bound, link_or_copy, rank_candidates
+from vitrieve.index.filter import Filter
+from vitrieve.index.lance_schema import (
+    TABLE_NAME,
+    build_rows,
+    build_schema,
+    metadata_columns,
+    metadata_fields,
+    names_sql,
+    read_records,
+    read_vectors,
+    record_names,
+    table_path,
+    to_sql,
+)
+from vitrieve.index.lock import writing
+from vitrieve.index.store import Hit, IndexKind, StoreInfo, describe, read_info, require_fingerprint
+from vitrieve.similarity import FloatArray
+
+MIN_INDEXED_ROWS = 5_000
+"""Fewer images are compared whole: that takes a few milliseconds, and clusters of them are too small to learn from."""
+BLOCK_ROWS = 8_192
+"""Images written or checked at a time."""
+MAX_VERSIONS = 64
+"""Versions on disk at which the next change also compacts the table and drops old ones."""
+KEPT_VERSION_AGE = timedelta(minutes=1)
+"""A search in another process must not lose the version that it reads."""
+MIN_CANDIDATES = 32
+CANDIDATES_PER_HIT: dict[IndexKind, int] = {"flat": 2, "ivf_hnsw_sq": 4, "ivf_pq": 40, "ivf_rq": 10}
+"""Candidates from the short codes for each image to find: shorter codes need more."""
+PQ_SUB_VECTOR_WIDTH = 8
+"""Dimensions that one byte of a product-quantised code stands for, unless ``code_bytes`` says otherwise."""
+_VECTOR_INDEX, _NAME_INDEX = "vector_index", "image_id_index"
+
+
+class LanceStore:
+    """An index in a LanceDB table; satisfies ``VectorStore``.
+
+    May be sent to another process (it opens the folder again there), but not across a fork: LanceDB's threads do not
+    survive one.
+    """
+
+    def __init__(self, folder: Path, info: StoreInfo, kind: IndexKind, code_bytes: int | None) -> None:
+        """Join a folder with what its manifest says; use ``open`` or ``create``."""
+        self._folder = folder
+        self._info = info
+        self._kind = kind
+        self._code_bytes = code_bytes
+        self._process_id = os.getpid()
+        self._num_changes = len(os.listdir(table_path(folder) / "_versions"))
+        self._synced: set[Path] = set()
+        self._open_table: Table | None = _connect(folder).open_table(TABLE_NAME)
+        found = (self._table.schema.metadata or {}).get(b"fingerprint", b"").decode()
+        require_fingerprint(folder, info, found)
+
+    @classmethod
+    def open(cls, folder: Path | str) -> LanceStore:
+        """Open an index.
+
+        Raises:
+            ArtifactError: The folder is missing, unfinished, damaged or of another kind.
+            FingerprintError: Its manifest and its vectors are of different encoders.
+        """
+        info, manifest = read_info(Path(folder))
+        if info.kind != "lance":
+            raise ArtifactError(f"{folder} is an index of the store {info.kind!r}; expected 'lance'.")
+        try:
+            return cls(Path(folder), info, manifest["index_kind"], manifest["code_bytes"])
+        except ArtifactError:
+            raise
+        except (OSError, RuntimeError, ValueError, KeyError) as error:
+            reason = str(error).splitlines()[0]
+            raise ArtifactError(f"{folder} cannot be read ({reason}); make the index again.") from None
+
+    @classmethod
+    def create(
+        cls,
+        folder: Path,
+        info: StoreInfo,
+        vectors: np.ndarray,
+        records: Sequence[ImageRecord],
+        *,
+        kind: IndexKind = "ivf_hnsw_sq",
+        code_bytes: int | None = None,
+    ) -> LanceStore:
+        """Write a new index into a folder that ``artifacts.prepare_folder`` has made; its arguments are checked.
+
+        Args:
+            folder: Where to write.
+            info: What the index says about itself.
+            vectors: ``(N, E)`` float32, any number; may be a memory map.
+            records: The ``N`` images.
+            kind: Which codes to search in.
+            code_bytes: Bytes of one product-quantised code (``ivf_pq``); None: an eighth of the dimensions.
+        """
+        schema = build_schema(
+            info.embedding_dim, sorted({name for record in records for name in record.metadata}), info.fingerprint
+        )
+        blocks = (
+            batch
+            for start in range(0, len(records), BLOCK_ROWS)
+            for batch in build_rows(
+                vectors[start : start + BLOCK_ROWS], records[start : start + BLOCK_ROWS], schema
+            ).to_batches()
+        )
+        _connect(folder).create_table(TABLE_NAME, data=pa.RecordBatchReader.from_batches(schema, blocks), schema=schema)
+        store = cls(folder, info, kind, code_bytes)
+        store.optimise()
+        write_manifest(folder, "index", {**describe(info), "index_kind": kind, "code_bytes": code_bytes})
+        return store
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (LanceStore.open, (self._folder,))
+
+    @property
+    def info(self) -> StoreInfo:
+        """Return what the index says about itself."""
+        return self._info
+
+    @property
+    def kind(self) -> IndexKind:
+        """Return which codes are searched once there are enough images."""
+        return self._kind
+
+    @property
+    def _table(self) -> Table:
+        if self._open_table is None:
+            raise ArtifactError(f"the index {self._folder} is closed; open it again.")
+        if os.getpid() != self._process_id:
+            raise ArtifactError(
+                "a LanceDB index cannot be used across a fork; open it in the new process, or start that with 'spawn'."
+            )
+        return self._open_table
+
+    def upsert(self, vectors: np.ndarray, records: Sequence[ImageRecord]) -> None:
+        """Add images, and replace those whose ``image_id`` is there; as ``VectorStore.upsert``."""
+        checked = check_batch(vectors, records, self._info.embedding_dim)
+        if not records:
+            return
+        with writing(self._folder):
+            new = {name for record in records for name in record.metadata} - set(self.columns())
+            if new:
+                self._table.add_columns(metadata_fields(sorted(new)))
+            rows = build_rows(checked, records, self._table.schema)
+            self._table.merge_insert("image_id").when_matched_update_all().when_not_matched_insert_all().execute(rows)
+            self._finish_change()
+
+    def delete(self, image_ids: Sequence[str]) -> int:
+        """Remove images; return how many were there."""
+        check_size(len(image_ids))
+        if not image_ids:
+            return 0
+        with writing(self._folder):
+            num_deleted = int(cast(Any, self._table.delete(names_sql(image_ids))).num_deleted_rows)
+            self._finish_change()
+        return num_deleted
+
+    def search(self, queries: np.ndarray, k: int, filter: Filter = ()) -> list[list[Hit]]:
+        """Find the nearest images of every query; as ``VectorStore.search``.
+
+        Exact while the images are too few for an index, and where it finds fewer images than there are.
+        """
+        checked = check_queries(queries, k, self._info.embedding_dim)
+        check_filter(filter, self.columns())
+        condition = to_sql(filter)
+        is_indexed = self._has_index(_VECTOR_INDEX)
+        return [self._search_one(query, k, condition, is_indexed=is_indexed) for query in checked]
+
+    def get(self, image_ids: Sequence[str]) -> tuple[FloatArray, list[ImageRecord]]:
+        """Return vectors and images by name; as ``VectorStore.get``."""
+        table = self._table
+        names = [*record_names(table.schema), "vector"]
+        wanted = sorted(set(image_ids))
+        found: dict[str, tuple[np.ndarray, ImageRecord]] = {}
+        for start in range(0, len(wanted), BLOCK_ROWS):
+            rows = table.search().where(names_sql(wanted[start : start + BLOCK_ROWS])).select(names).to_arrow()
+            for vector, record in zip(read_vectors(rows, self._info.embedding_dim), read_records(rows), strict=True):
+                found[record.image_id] = (vector, record)
+        missing = [image_id for image_id in image_ids if image_id not in found]
+        if missing:
+            raise DataError(missing_message(missing))
+        vectors = np.empty((len(image_ids), self._info.embedding_dim), dtype=np.float32)
+        for row, image_id in enumerate(image_ids):
+            vectors[row] = found[image_id][0]
+        return vectors, [found[image_id][1] for image_id in image_ids]
+
+    def image_ids(self) -> Iterator[str]:
+        """Yield the name of every image, rising."""
+        yield from sorted(self._table.search().select(["image_id"]).to_arrow()["image_id"].to_pylist())
+
+    def columns(self) -> tuple[str, ...]:
+        """Return the names of the metadata columns, sorted."""
+        return metadata_columns(self._table.schema)
+
+    def count(self, filter: Filter = ()) -> int:
+        """Count the images that pass the filter."""
+        check_filter(filter, self.columns())
+        return int(self._table.count_rows(to_sql(filter)))
+
+    def optimise(self) -> None:
+        """Compact the files, drop old versions, and build the index or take in what is new."""
+        with writing(self._folder):
+            self._compact()
+            if self._kind == "flat" or self._table.count_rows() < MIN_INDEXED_ROWS:
+                return
+            if not self._has_index(_NAME_INDEX):
+                self._table.create_index("image_id", config=BTree(), name=_NAME_INDEX)
+            if not self._has_index(_VECTOR_INDEX):
+                self._table.create_index("vector", config=self._build_config(), name=_VECTOR_INDEX)
+            self._sync()
+
+    def verify(self) -> list[str]:
+        """Read everything: vectors, and that no image occurs twice; the engine checks its own files."""
+        seen: set[str] = set()
+        faults, num_rows, num_wrong = [], 0, 0
+        try:
+            for batch in self._table.search().select(["image_id", "vector"]).to_batches(BLOCK_ROWS):
+                rows = pa.Table.from_batches([batch])
+                num_rows += rows.num_rows
+                seen.update(rows["image_id"].to_pylist())
+                num_wrong += len(find_wrong_norms(read_vectors(rows, self._info.embedding_dim))[1])
+        except (OSError, RuntimeError, ValueError) as error:
+            return [f"{table_path(self._folder)} cannot be read: {str(error).splitlines()[0]}"]
+        if num_wrong:
+            faults.append(f"{num_wrong} vectors are not L2-normalised.")
+        if len(seen) != num_rows:
+            faults.append(f"{num_rows - len(seen)} images occur twice.")
+        return faults
+
+    def snapshot(self, out: Path) -> None:
+        """Write a copy of the index as it is now to a new folder; files are linked where the disk allows it."""
+        prepare_folder(out, is_resumable=False)
+        with writing(self._folder):
+            self._table  # noqa: B018  a closed store is refused before anything is copied
+            shutil.copytree(table_path(self._folder), table_path(out), copy_function=link_or_copy)
+        for folder in [path for path in out.rglob("*") if path.is_dir()]:
+            sync_folder(folder)
+        fields = {"index_kind": self._kind, "code_bytes": self._code_bytes}
+        write_manifest(out, "index", {**describe(self._info), **fields})
+
+    def close(self) -> None:
+        """Let go of the table."""
+        self._open_table = None
+
+    def _search_one(self, query: FloatArray, k: int, condition: str | None, *, is_indexed: bool) -> list[Hit]:
+        # A power of two, so that neighbouring k look at the same candidates: pages of one answer fit together.
+        num_candidates = max(MIN_CANDIDATES, CANDIDATES_PER_HIT[self._kind] * (1 << (k - 1).bit_length()))
+        if is_indexed:
+            rows = self._find_candidates(query, num_candidates, condition, is_indexed=True)
+            if rows.num_rows >= k:
+                return self._rank(query, rows, k)[0]
+        while True:  # images that tie with the last candidate would be left out by chance
+            rows = self._find_candidates(query, num_candidates, condition, is_indexed=False)
+            hits, is_certain = self._rank(query, rows, k)
+            if is_certain or rows.num_rows < num_candidates:
+                return hits
+            num_candidates *= 4
+
+    def _find_candidates(
+        self, query: FloatArray, num_candidates: int, condition: str | None, *, is_indexed: bool
+    ) -> pa.Table:
+        table = self._table
+        search = cast(Any, table.search(query, vector_column_name="vector")).distance_type("dot").limit(num_candidates)
+        if not is_indexed:
+            search = search.bypass_vector_index()
+        elif self._kind == "ivf_hnsw_sq":
+            search = search.ef(max(2 * num_candidates, 100))
+        if condition is not None:
+            search = search.where(condition, prefilter=True)
+        return search.select([*record_names(table.schema), "vector", "_distance"]).to_arrow()
+
+    def _rank(self, query: FloatArray, rows: pa.Table, k: int) -> tuple[list[Hit], bool]:
+        """Rank candidates by full vectors; say too whether no image beyond them can belong to the first ``k``."""
+        if not rows.num_rows:
+            return [], True
+        vectors = read_vectors(rows, self._info.embedding_dim)
+        ranked = rank_candidates(query, vectors, rows["image_id"].to_pylist(), k)
+        records = read_records(rows.take(pa.array([place for place, _ in ranked])))
+        farthest = 1 - max(rows["_distance"].to_pylist())  # the engine's distance is 1 - inner product
+        is_certain = len(ranked) == k and ranked[-1][1] > farthest + 2 * float(error_bound(query))
+        hits = [Hit(record=record, score=score) for record, (_, score) in zip(records, ranked, strict=True)]
+        return hits, is_certain
+
+    def _has_index(self, name: str) -> bool:
+        return any(index.name == name for index in self._table.list_indices())
+
+    def _build_config(self) -> HnswSq | IvfPq | IvfRq:
+        if self._kind == "ivf_pq":
+            code_bytes = self._code_bytes or max(1, self._info.embedding_dim // PQ_SUB_VECTOR_WIDTH)
+            return IvfPq(distance_type="dot", num_sub_vectors=code_bytes)
+        return IvfRq(distance_type="dot") if self._kind == "ivf_rq" else HnswSq(distance_type="dot")
+
+    def _finish_change(self) -> None:
+        """Make a change durable; compact after every ``MAX_VERSIONS`` of them."""
+        self._sync()
+        self._num_changes += 1
+        if self._num_changes >= MAX_VERSIONS:
+            self._compact()
+
+    def _compact(self) -> None:
+        # Under the writer's lock no other transaction can be in progress: unverified files are a killed writer's.
+        self._table.optimize(cleanup_older_than=KEPT_VERSION_AGE, delete_unverified=True)
+        self._sync()
+        self._num_changes = 0
+
+    def _sync(self) -> None:
+        """Make new files durable: LanceDB leaves them to the system's cache, which outlives a kill but no power cut."""
+        folders = set()
+        present = {path for path in table_path(self._folder).rglob("*") if path.is_file()}
+        for path in present - self._synced:
+            sync_file(path)
+            folders.add(path.parent)
+        for folder in folders:
+            sync_folder(folder)
+        self._synced = present
+
+
+def _connect(folder: Path) -> lancedb.DBConnection:
+    """Connect so that every read sees the newest version: another process may be writing."""
+    return lancedb.connect(folder, read_consistency_interval=timedelta(0))

@@ -1,0 +1,142 @@
+"""How images and filters look in a LanceDB table. Next: ``lance.py``.
+
+Every metadata column of the collection is two columns of the table: its text, and the number that the text reads as
+(null where it is none), so that a filter in SQL means what ``filter.passes`` says.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from vitrieve.data.records import ImageRecord
+from vitrieve.embed.rows import SCHEMA as ROWS_SCHEMA
+from vitrieve.embed.rows import build_table, to_records
+from vitrieve.index.filter import Condition, Filter, read_number
+
+RECORD_COLUMNS = ("image_id", "path", "label", "split", "is_query", "is_gallery", "box")
+TABLE_NAME = "images"
+_TEXT, _NUMBER = "text_", "number_"
+
+
+def build_schema(embedding_dim: int, columns: Iterable[str], fingerprint: str) -> pa.Schema:
+    """Build the table's schema; the fingerprint of the encoder stands in its metadata."""
+    fields = [ROWS_SCHEMA.field(name) for name in RECORD_COLUMNS]
+    fields.append(pa.field("vector", pa.list_(pa.float32(), embedding_dim)))
+    return pa.schema([*fields, *metadata_fields(columns)], metadata={"fingerprint": fingerprint})
+
+
+def metadata_fields(columns: Iterable[str]) -> list[pa.Field]:
+    """Return the fields of some metadata columns."""
+    return [
+        pa.field(prefix + _encode(column), kind)
+        for column in columns
+        for prefix, kind in ((_TEXT, pa.string()), (_NUMBER, pa.float64()))
+    ]
+
+
+def metadata_columns(schema: pa.Schema) -> tuple[str, ...]:
+    """Return the names of the metadata columns of a table, sorted."""
+    return tuple(sorted(_decode(name.removeprefix(_TEXT)) for name in schema.names if name.startswith(_TEXT)))
+
+
+def build_rows(vectors: np.ndarray, records: Sequence[ImageRecord], schema: pa.Schema) -> pa.Table:
+    """Build rows of the table.
+
+    Args:
+        vectors: ``(N, E)`` float32.
+        records: Their images; all their metadata columns are in ``schema``.
+        schema: Of the table.
+    """
+    table = build_table(records, [None] * len(records), 0)
+    arrays = {name: table[name] for name in RECORD_COLUMNS}
+    flat = pa.array(np.ascontiguousarray(vectors, dtype=np.float32).reshape(-1))
+    arrays["vector"] = pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
+    for column in metadata_columns(schema):
+        texts = [record.metadata.get(column) for record in records]
+        # Adding zero makes -0.0 and 0.0 one number: the engine tells them apart.
+        numbers = [None if text is None or (n := read_number(text)) is None else n + 0.0 for text in texts]
+        arrays[_TEXT + _encode(column)] = pa.array(texts, pa.string())
+        arrays[_NUMBER + _encode(column)] = pa.array(numbers, pa.float64())
+    return pa.table([arrays[name] for name in schema.names], schema=schema)
+
+
+def record_names(schema: pa.Schema) -> list[str]:
+    """Return the table's columns that make up a record."""
+    return [*RECORD_COLUMNS, *(name for name in schema.names if name.startswith(_TEXT))]
+
+
+def read_records(rows: pa.Table) -> tuple[ImageRecord, ...]:
+    """Turn rows of the table back into records."""
+    texts = [
+        (_decode(name.removeprefix(_TEXT)), rows[name].to_pylist())
+        for name in rows.schema.names
+        if name.startswith(_TEXT)
+    ]
+    texts.sort()
+    metadata = [
+        [(column, values[row]) for column, values in texts if values[row] is not None] for row in range(rows.num_rows)
+    ]
+    table = rows.select(RECORD_COLUMNS).append_column("metadata", pa.array(metadata, pa.map_(pa.string(), pa.string())))
+    return to_records(table)
+
+
+def read_vectors(rows: pa.Table, embedding_dim: int) -> np.ndarray:
+    """Return the vectors of some rows: ``(N, E)`` float32."""
+    if not rows.num_rows:
+        return np.empty((0, embedding_dim), dtype=np.float32)
+    return np.asarray(rows["vector"].combine_chunks().flatten()).reshape(-1, embedding_dim)
+
+
+def to_sql(filter: Filter) -> str | None:
+    """Write a filter as a condition in SQL; None for one that lets everything pass."""
+    return " AND ".join(f"({_condition_sql(condition)})" for condition in filter) or None
+
+
+def names_sql(image_ids: Iterable[str]) -> str:
+    """Write "one of these images" as a condition in SQL."""
+    return f"image_id IN ({', '.join(map(_quote, image_ids))})"
+
+
+def _condition_sql(condition: Condition) -> str:
+    column = _encode(condition.column)
+    parts = [
+        (_TEXT + column, [_quote(value) for value in condition.values if isinstance(value, str)]),
+        (_NUMBER + column, [_number_sql(value) for value in condition.values if not isinstance(value, str)]),
+    ]
+    parts = [(name, literals) for name, literals in parts if literals]
+    if condition.operator == "=":
+        return " OR ".join(f"{name} IN ({', '.join(literals)})" for name, literals in parts)
+    if condition.operator == "!=":  # null: the image has no such column, or its text is no number
+        return " AND ".join(f"({name} IS NULL OR {name} NOT IN ({', '.join(literals)}))" for name, literals in parts)
+    ((name, (literal,)),) = parts
+    return f"{name} {condition.operator} {literal}"
+
+
+def _quote(text: str) -> str:
+    """Write text as an SQL literal: a quote inside is doubled, and nothing else is special."""
+    return "'" + text.replace("'", "''") + "'"
+
+
+def _number_sql(value: float) -> str:
+    return f"CAST('{float(value) + 0.0!r}' AS DOUBLE)"
+
+
+def _encode(column: str) -> str:
+    """Spell any text as lower-case letters, digits and underscores: SQL folds case and splits at dots."""
+    return re.sub(rb"[^a-z0-9]", lambda byte: b"_" + byte[0].hex().encode(), column.encode("utf-8")).decode("ascii")
+
+
+def _decode(name: str) -> str:
+    return re.sub(rb"_([0-9a-f]{2})", lambda code: bytes.fromhex(code[1].decode()), name.encode("ascii")).decode(
+        "utf-8"
+    )
+
+
+def table_path(folder: Path) -> Path:
+    """Return where LanceDB keeps the table's files."""
+    return folder / f"{TABLE_NAME}.lance"

@@ -1,0 +1,151 @@
+"""Make embeddings searchable, and open what was made. Next: ``search/searcher.py``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from vitrieve.artifacts import prepare_folder
+from vitrieve.data.records import ImageRecord
+from vitrieve.embed.collection import Embeddings, load_embeddings
+from vitrieve.errors import ArtifactError, ConfigError, DataError
+from vitrieve.index.batch import check_vectors
+from vitrieve.index.store import IndexKind, StoreInfo, StoreKind, VectorStore, read_info
+
+
+@dataclass(frozen=True, kw_only=True)
+class IndexSettings:
+    """How an approximate store searches, and where a Milvus server is; the exact store has nothing to set."""
+
+    index_kind: IndexKind = "ivf_hnsw_sq"
+    """What is searched for candidates: full vectors, a graph over bytes, product-quantised codes, or bits."""
+    code_bytes: int | None = None
+    """Bytes of one code of ivf_pq, a divisor of the dimensions; None: an eighth of them."""
+    uri: str | None = None
+    """Address of the Milvus server, as http://localhost:19530; its token is read from VITRIEVE_MILVUS_TOKEN."""
+
+    def check(self, info: StoreInfo) -> None:
+        """Refuse settings that do not belong together.
+
+        Raises:
+            ConfigError: As it says.
+        """
+        if (info.kind == "milvus") != (self.uri is not None):
+            raise ConfigError("uri is the address of a Milvus server: give it with the store milvus, and only there.")
+        if info.kind == "exact" and self.index_kind not in ("flat", "ivf_hnsw_sq"):
+            raise ConfigError(f"index_kind {self.index_kind!r} is for the stores lance and milvus; exact has no codes.")
+        if self.code_bytes is None:
+            return
+        if self.index_kind != "ivf_pq":
+            raise ConfigError(f"code_bytes belongs to the index_kind ivf_pq, not to {self.index_kind}.")
+        if self.code_bytes < 1 or info.embedding_dim % self.code_bytes:
+            raise ConfigError(f"code_bytes is {self.code_bytes}; it must divide the {info.embedding_dim} dimensions.")
+
+
+def open_index(folder: Path | str) -> VectorStore:
+    """Open an index of any kind of store.
+
+    Raises:
+        ArtifactError: The folder is missing, unfinished or damaged; or its Milvus server cannot be reached.
+        FingerprintError: Its manifest and its vectors are of different encoders.
+        ConfigError: The client of its store is not installed.
+    """
+    info, _ = read_info(Path(folder))
+    if info.kind == "exact":
+        from vitrieve.index.exact import ExactStore
+
+        return ExactStore.open(folder)
+    if info.kind == "lance":
+        from vitrieve.index.lance import LanceStore
+
+        return LanceStore.open(folder)
+    if info.kind == "milvus":
+        from vitrieve.index.milvus import MilvusStore
+
+        return MilvusStore.open(folder)
+    raise ArtifactError(f"{folder} is an index of the unknown store {info.kind!r}; known: exact, lance, milvus.")
+
+
+def build_index(
+    embeddings: Embeddings | Path | str,
+    out: Path | str,
+    *,
+    store: StoreKind = "lance",
+    settings: IndexSettings | None = None,
+    is_overwrite: bool = False,
+) -> VectorStore:
+    """Make embeddings searchable.
+
+    Args:
+        embeddings: Embeddings in memory, or their folder.
+        out: Folder to write; for Milvus it names the server and the collection.
+        store: Which store holds them.
+        settings: How it searches; None: the defaults.
+        is_overwrite: Replace what is there.
+
+    Returns:
+        The index, open for searching.
+
+    Raises:
+        ArtifactError: ``embeddings`` cannot be read, or ``out`` is not free.
+        ConfigError: Settings that do not belong together.
+        DataError: No vector, vectors that are not normalised or not finite, or an ``image_id`` that occurs twice.
+    """
+    source = embeddings if isinstance(embeddings, Embeddings) else load_embeddings(embeddings)
+    if not len(source.vectors):
+        raise DataError("there is no embedding to index.")
+    check_vectors(source.vectors, source.records)
+    if not isinstance(embeddings, Embeddings) and Path(out).resolve() == Path(embeddings).resolve():
+        raise ArtifactError(f"{out} is the folder of the embeddings; give another --out.")
+    info = StoreInfo(
+        kind=store,
+        fingerprint=source.fingerprint,
+        encoder_source=source.encoder_source,
+        image_size=source.image_size,
+        embedding_dim=source.vectors.shape[1],
+        license=source.license,
+    )
+    return _create(Path(out), info, (source.vectors, source.records), settings, is_overwrite)
+
+
+def create_index(
+    info: StoreInfo, out: Path | str, *, settings: IndexSettings | None = None, is_overwrite: bool = False
+) -> VectorStore:
+    """Make an index without images, to be filled by ``upsert``; errors as ``build_index``.
+
+    Args:
+        info: What the index says about itself; ``info.kind`` is the store.
+        out: Folder to write.
+        settings: How it searches; None: the defaults.
+        is_overwrite: Replace what is there.
+    """
+    nothing = np.empty((0, info.embedding_dim), dtype=np.float32)
+    return _create(Path(out), info, (nothing, ()), settings, is_overwrite)
+
+
+def _create(
+    out: Path,
+    info: StoreInfo,
+    images: tuple[np.ndarray, Sequence[ImageRecord]],
+    settings: IndexSettings | None,
+    is_overwrite: bool,
+) -> VectorStore:
+    settings = settings or IndexSettings()
+    settings.check(info)
+    prepare_folder(out, is_overwrite=is_overwrite, is_resumable=False)
+    if info.kind == "exact":
+        from vitrieve.index.exact import ExactStore
+
+        return ExactStore.create(out, info, *images)
+    if info.kind == "lance":
+        from vitrieve.index.lance import LanceStore
+
+        return LanceStore.create(out, info, *images, kind=settings.index_kind, code_bytes=settings.code_bytes)
+    from vitrieve.index.milvus import MilvusStore
+
+    return MilvusStore.create(
+        out, info, *images, uri=str(settings.uri), kind=settings.index_kind, code_bytes=settings.code_bytes
+    )

@@ -1,0 +1,287 @@
+"""The files of the exact store: segments that never change, and the state that says which count. Next: ``exact.py``.
+
+A segment is ``NNNNNN.npy`` (vectors), ``NNNNNN.parquet`` (rows of ``embed/rows.py``) and, once images of it are
+gone, ``NNNNNN.dead.npy`` of a later number. ``state.json`` names the segments that count and is replaced in one
+step: a reader sees a change whole or not at all, and so does whoever comes after a crash.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from vitrieve.artifacts import sync_file, write_text_durably
+from vitrieve.embed.collection import read_vectors_file
+from vitrieve.embed.rows import read_rows
+from vitrieve.errors import ArtifactError
+from vitrieve.index.batch import BLOCK_ROWS
+
+STATE_NAME = "state.json"
+FOLDER_NAME = "segments"
+_READ_BYTES = 2**24
+
+
+@dataclass(frozen=True)
+class Segment:
+    """The content of one segment, which never changes.
+
+    Attributes:
+        name: Stem of its files.
+        vectors: ``(N, E)`` float32, a read-only memory map.
+        rows: The images, one row a vector.
+        checksums: CRC-32 of the two files.
+    """
+
+    name: str
+    vectors: np.ndarray
+    rows: pa.Table
+    checksums: tuple[int, int]
+
+    @cached_property
+    def row_of(self) -> dict[str, int]:
+        """Row of every ``image_id``."""
+        return {image_id: row for row, image_id in enumerate(self.rows["image_id"].to_pylist())}
+
+    @cached_property
+    def _columns(self) -> dict[str, pa.DictionaryArray]:
+        return {}
+
+    def column(self, name: str) -> pa.DictionaryArray:
+        """Return one metadata column: each distinct value once, and which one each row has (null: none)."""
+        if name not in self._columns:
+            values = pc.map_lookup(self.rows["metadata"].combine_chunks(), name, "first")
+            self._columns[name] = values.dictionary_encode()
+        return self._columns[name]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A segment, and which of its rows still count.
+
+    Attributes:
+        segment: The content.
+        is_alive: ``(N,)`` bool.
+        dead_name: File that holds the rows that do not count; None while all do.
+    """
+
+    segment: Segment
+    is_alive: np.ndarray
+    dead_name: str | None = None
+
+    @cached_property
+    def num_alive(self) -> int:
+        """Count the rows that count."""
+        return int(np.count_nonzero(self.is_alive))
+
+    def find(self, image_id: str) -> int | None:
+        """Return the row of an image; None when it is not here, or no longer counts."""
+        row = self.segment.row_of.get(image_id)
+        return row if row is not None and self.is_alive[row] else None
+
+
+@dataclass(frozen=True)
+class State:
+    """The whole store at one moment.
+
+    Attributes:
+        fingerprint: Of the encoder; the manifest must say the same.
+        next_number: No file has this number or a higher one.
+        columns: Metadata columns, sorted.
+        parts: Oldest first.
+    """
+
+    fingerprint: str
+    next_number: int = 1
+    columns: tuple[str, ...] = ()
+    parts: tuple[Part, ...] = ()
+
+    @cached_property
+    def num_alive(self) -> int:
+        """Count the images."""
+        return sum(part.num_alive for part in self.parts)
+
+    @cached_property
+    def starts(self) -> np.ndarray:
+        """First row of every part, and the number of all rows: positions in the store count dead rows too."""
+        return np.cumsum([0, *(len(part.is_alive) for part in self.parts)])
+
+    def find(self, image_id: str) -> int | None:
+        """Return the position of an image; None when it is not there."""
+        for number, part in enumerate(self.parts):
+            row = part.find(image_id)
+            if row is not None:
+                return int(self.starts[number]) + row
+        return None
+
+    def take(self, positions: np.ndarray) -> tuple[np.ndarray, pa.Table]:
+        """Return vectors and rows of some positions, in that order."""
+        numbers = np.searchsorted(self.starts, positions, side="right") - 1
+        order = np.argsort(numbers, kind="stable")
+        vectors, tables = [], []
+        for number in np.unique(numbers):
+            rows = positions[order][numbers[order] == number] - self.starts[number]
+            segment = self.parts[number].segment
+            vectors.append(segment.vectors[rows])
+            tables.append(segment.rows.take(pa.array(rows)))
+        back = np.argsort(order, kind="stable")
+        return np.concatenate(vectors)[back], pa.concat_tables(tables).take(pa.array(back))
+
+
+def read_state(folder: Path, known: Iterable[Part] = ()) -> State:
+    """Read the state of a store.
+
+    Args:
+        folder: The index.
+        known: Parts of an earlier state; what has not changed is not read again.
+
+    Raises:
+        ArtifactError: A file is missing or damaged; or a writer has just replaced the state that was read.
+    """
+    path = folder / STATE_NAME
+    try:
+        state = json.loads(path.read_text(encoding="utf-8"))
+        parts = {(part.segment.name, part.dead_name): part for part in known}
+        segments = {part.segment.name: part.segment for part in known}
+        return State(
+            fingerprint=state["fingerprint"],
+            next_number=state["next_number"],
+            columns=tuple(state["columns"]),
+            parts=tuple(
+                parts.get((one["name"], one["dead"])) or _read_part(folder, one, segments, state["embedding_dim"])
+                for one in state["segments"]
+            ),
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        if isinstance(error, ArtifactError):
+            raise
+        raise ArtifactError(f"{path} cannot be read ({error}); make the index again.") from None
+
+
+def _read_part(folder: Path, entry: dict[str, Any], known: dict[str, Segment], embedding_dim: int) -> Part:
+    name, shape = entry["name"], (entry["num_rows"], embedding_dim)
+    segment = known.get(name) or Segment(
+        name=name,
+        vectors=read_vectors_file(vectors_path(folder, name), shape),
+        rows=read_rows(rows_path(folder, name)),
+        checksums=(entry["vectors_crc32"], entry["rows_crc32"]),
+    )
+    if segment.rows.num_rows != shape[0]:
+        raise ArtifactError(f"{rows_path(folder, name)} holds {segment.rows.num_rows} rows, not {shape[0]}.")
+    is_alive = np.ones(shape[0], dtype=np.bool_)
+    if entry["dead"] is not None:
+        is_alive[_read_dead(dead_path(folder, entry["dead"]), shape[0])] = False
+    return Part(segment, is_alive, entry["dead"])
+
+
+def _read_dead(path: Path, num_rows: int) -> np.ndarray:
+    try:
+        dead: np.ndarray = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise ArtifactError(f"{path} cannot be read ({error}); make the index again.") from None
+    if dead.dtype != np.int64 or dead.ndim != 1 or (dead.size and not 0 <= dead.min() <= dead.max() < num_rows):
+        raise ArtifactError(f"{path} does not hold rows of a segment of {num_rows}; make the index again.")
+    return dead
+
+
+def write_state(folder: Path, state: State, embedding_dim: int) -> None:
+    """Replace the state of a store; its files are written already. From here on the change is there."""
+    contents = {
+        "fingerprint": state.fingerprint,
+        "embedding_dim": embedding_dim,
+        "next_number": state.next_number,
+        "columns": list(state.columns),
+        "segments": [
+            {
+                "name": part.segment.name,
+                "num_rows": len(part.is_alive),
+                "dead": part.dead_name,
+                "vectors_crc32": part.segment.checksums[0],
+                "rows_crc32": part.segment.checksums[1],
+            }
+            for part in state.parts
+        ],
+    }
+    write_text_durably(folder / STATE_NAME, json.dumps(contents, indent=1) + "\n")
+
+
+def write_segment(folder: Path, number: int, blocks: Sequence[np.ndarray], rows: pa.Table) -> Part:
+    """Write a segment: durable, but not part of the store before ``write_state`` names it.
+
+    Args:
+        folder: The index.
+        number: Its number, not used before.
+        blocks: ``(n, E)`` float32 vectors, one block after another.
+        rows: One row for each vector.
+    """
+    name = f"{number:06}"
+    path = vectors_path(folder, name)
+    shape = (sum(len(block) for block in blocks), blocks[0].shape[1])
+    vectors = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
+    at = 0
+    for block in blocks:
+        for start in range(0, len(block), BLOCK_ROWS):  # a collection larger than the memory can be indexed
+            copied = block[start : start + BLOCK_ROWS]
+            vectors[at : at + len(copied)] = copied
+            at += len(copied)
+    vectors.flush()
+    sync_file(path)
+    pq.write_table(rows, rows_path(folder, name))
+    sync_file(rows_path(folder, name))
+    segment = Segment(
+        name=name,
+        vectors=read_vectors_file(path, shape),
+        rows=rows,
+        checksums=(compute_checksum(path), compute_checksum(rows_path(folder, name))),
+    )
+    return Part(segment, np.ones(shape[0], dtype=np.bool_))
+
+
+def write_dead(folder: Path, number: int, part: Part, rows: Sequence[int]) -> Part:
+    """Return ``part`` without some more of its rows; the file with the dead ones gets ``number``."""
+    is_alive = part.is_alive.copy()
+    is_alive[list(rows)] = False
+    name = f"{number:06}"
+    path = dead_path(folder, name)
+    np.save(path, np.flatnonzero(~is_alive).astype(np.int64))
+    sync_file(path)
+    return replace(part, is_alive=is_alive, dead_name=name)
+
+
+def list_files(state: State) -> set[str]:
+    """Return the names of the files that a state needs."""
+    names = {f"{part.segment.name}{ending}" for part in state.parts for ending in (".npy", ".parquet")}
+    return names | {f"{part.dead_name}.dead.npy" for part in state.parts if part.dead_name is not None}
+
+
+def compute_checksum(path: Path) -> int:
+    """Compute the CRC-32 of a file."""
+    checksum = 0
+    with path.open("rb") as file:
+        while block := file.read(_READ_BYTES):
+            checksum = zlib.crc32(block, checksum)
+    return checksum
+
+
+def vectors_path(folder: Path, name: str) -> Path:
+    """Return where a segment's vectors are."""
+    return folder / FOLDER_NAME / f"{name}.npy"
+
+
+def rows_path(folder: Path, name: str) -> Path:
+    """Return where a segment's images are."""
+    return folder / FOLDER_NAME / f"{name}.parquet"
+
+
+def dead_path(folder: Path, name: str) -> Path:
+    """Return where the rows of a segment are listed that no longer count."""
+    return folder / FOLDER_NAME / f"{name}.dead.npy"

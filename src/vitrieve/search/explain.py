@@ -1,0 +1,191 @@
+"""Why did this match? Which patches of two pictures answer each other, as data and as a picture. Next: ``page.py``.
+
+Patches are compared by the cosine of their tokens, and two match when each is the other's nearest. The mean token of
+both pictures is not subtracted first: with that, shelf answered shelf before fruit answered fruit (looked at on
+Grocery). The embedding is not made of these patches alone, so that this is evidence for a reader, not a proof.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from vitrieve.data.decode import read_image
+from vitrieve.data.preprocess import preprocess, visible_box
+from vitrieve.data.records import ImageRecord
+from vitrieve.errors import ConfigError, DecodeError
+from vitrieve.runtime.encoder import Encoder
+from vitrieve.search.overlay import draw_overlay
+from vitrieve.search.query import read_example
+from vitrieve.search.request import Box, Example
+from vitrieve.search.searcher import Searcher
+from vitrieve.similarity import FloatArray, normalize, similarity
+
+NUM_MATCHES = 12
+"""Matches at most: more lines than that cannot be followed by eye."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PatchMatch:
+    """Two patches, each the other's nearest.
+
+    Attributes:
+        query_point: Centre ``(x, y)`` of the query's patch, in pixels of the query's whole picture.
+        result_point: Centre of the result's patch, in pixels of its whole picture.
+        similarity: Cosine of the two tokens, in (0, 1].
+    """
+
+    query_point: tuple[float, float]
+    result_point: tuple[float, float]
+    similarity: float
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Explanation:
+    """What of two pictures answers each other.
+
+    Attributes:
+        matches: Best first, at most ``NUM_MATCHES``; empty where the pictures share nothing.
+        query_heat: ``(P, P)`` float32 in [0, 1], for each patch how well the best patch of the result answers it.
+        result_heat: The same for the result's patches.
+        query_box: The part of the query's picture that was compared, in its pixels.
+        result_box: The part of the result's picture that was compared.
+        overlay: Both pictures side by side, patches without an answer darkened, matches joined by lines.
+    """
+
+    matches: tuple[PatchMatch, ...]
+    query_heat: FloatArray
+    result_heat: FloatArray
+    query_box: Box
+    result_box: Box
+    overlay: Image.Image
+
+
+def explain_result(searcher: Searcher, example: Example, image_id: str) -> Explanation:
+    """Explain why an image of the index matches an example.
+
+    Args:
+        searcher: The index and its encoder.
+        example: A picture (and box), or an image of the index. Of a vector nothing can be shown.
+        image_id: The image found; the file is read where it was when it was embedded.
+
+    Raises:
+        ConfigError: The example is a vector.
+        DecodeError: A picture cannot be read (any more).
+        DataError: An ``image_id`` is not in the index.
+    """
+    if example.vector is not None:
+        raise ConfigError("a vector has no patches to show; explain a picture or an image of the index.")
+    query_box = example.box
+    if example.image_id is not None:
+        _, (record,) = searcher.store.get([example.image_id])
+        query, query_box = _read_record(record), record.box
+    else:
+        query = read_example(example)
+    _, (found,) = searcher.store.get([image_id])
+    return explain_match(
+        searcher.encoder, query, _read_record(found), query_origin=_origin(query_box), result_origin=_origin(found.box)
+    )
+
+
+def explain_match(
+    encoder: Encoder,
+    query: Image.Image,
+    result: Image.Image,
+    *,
+    query_origin: tuple[float, float] = (0.0, 0.0),
+    result_origin: tuple[float, float] = (0.0, 0.0),
+) -> Explanation:
+    """Match the patches of two pictures.
+
+    Args:
+        encoder: One whose patches form a square grid.
+        query: An RGB picture of any size.
+        result: Another.
+        query_origin: Where ``query``, if it was cut out, lies in its whole picture; added to all coordinates.
+        result_origin: The same for ``result``.
+
+    Raises:
+        ConfigError: The encoder's patches form no grid.
+    """
+    pixels = np.stack([preprocess(image, encoder.preprocessing) for image in (query, result)])
+    query_tokens, result_tokens = encoder.patch_tokens(pixels)
+    similarities = compare_patches(query_tokens, result_tokens)  # (N, N)
+    side = math.isqrt(len(query_tokens))
+    if side * side != len(query_tokens):
+        raise ConfigError(f"{encoder.name} has {len(query_tokens)} patches, which form no square; it cannot explain.")
+    boxes = [visible_box(image.size, encoder.preprocessing) for image in (query, result)]
+    pairs = match_patches(similarities)[:NUM_MATCHES]
+    points = [
+        [_find_center(row, side, boxes[0]) for row, _ in pairs],
+        [_find_center(column, side, boxes[1]) for _, column in pairs],
+    ]
+    heats = [_scale(similarities.max(axis=1), side), _scale(similarities.max(axis=0), side)]
+    values = [float(similarities[pair]) for pair in pairs]
+    return Explanation(
+        matches=tuple(
+            PatchMatch(
+                query_point=_shift(query_point, query_origin),
+                result_point=_shift(result_point, result_origin),
+                similarity=value,
+            )
+            for query_point, result_point, value in zip(*points, values, strict=True)
+        ),
+        query_heat=heats[0],
+        result_heat=heats[1],
+        query_box=_shift_box(boxes[0], query_origin),
+        result_box=_shift_box(boxes[1], result_origin),
+        overlay=draw_overlay([query, result], boxes, heats, points),
+    )
+
+
+def compare_patches(query_tokens: np.ndarray, result_tokens: np.ndarray) -> FloatArray:
+    """Compute the cosines of all patches of two pictures: ``(N, D)`` and ``(M, D)`` to ``(N, M)`` in [-1, 1].
+
+    A token of zeros is like none (0).
+    """
+    return similarity(normalize(query_tokens), normalize(result_tokens))
+
+
+def match_patches(similarities: FloatArray) -> list[tuple[int, int]]:
+    """List the pairs that are each other's nearest and similar at all (above 0), best first; ties by row.
+
+    >>> match_patches(np.float32([[0.9, 0.8], [0.7, 0.1]]))
+    [(0, 0)]
+    """
+    columns, rows = similarities.argmax(axis=1), similarities.argmax(axis=0)
+    pairs = [(row, int(column)) for row, column in enumerate(columns) if rows[column] == row]
+    return sorted((pair for pair in pairs if similarities[pair] > 0), key=lambda pair: -float(similarities[pair]))
+
+
+def _read_record(record: ImageRecord) -> Image.Image:
+    try:
+        return read_image(record)
+    except DecodeError as error:
+        raise DecodeError(f"{record.image_id}: {error}.") from None
+
+
+def _scale(best: FloatArray, side: int) -> FloatArray:
+    return np.asarray(np.clip(best, 0, 1).reshape(side, side), dtype=np.float32)
+
+
+def _find_center(patch: int, side: int, box: Box) -> tuple[float, float]:
+    row, column = divmod(patch, side)
+    x_1, y_1, x_2, y_2 = box
+    return x_1 + (column + 0.5) * (x_2 - x_1) / side, y_1 + (row + 0.5) * (y_2 - y_1) / side
+
+
+def _origin(box: Box | None) -> tuple[float, float]:
+    """Return where a cut-out begins: as ``crop_to_box`` rounds and limits it."""
+    return (0.0, 0.0) if box is None else (float(max(round(box[0]), 0)), float(max(round(box[1]), 0)))
+
+
+def _shift(point: tuple[float, float], origin: tuple[float, float]) -> tuple[float, float]:
+    return point[0] + origin[0], point[1] + origin[1]
+
+
+def _shift_box(box: Box, origin: tuple[float, float]) -> Box:
+    return (*_shift(box[:2], origin), *_shift(box[2:], origin))

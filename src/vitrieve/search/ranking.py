@@ -1,0 +1,110 @@
+"""A store's images in the order of an answer, fetched as far as needed. Next file: ``grouping.py``."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from itertools import chain
+
+import numpy as np
+
+from vitrieve.index.filter import Filter
+from vitrieve.index.store import Hit, VectorStore
+from vitrieve.search.query import Query
+from vitrieve.search.request import Reranking, SearchRequest
+from vitrieve.search.rerank import DEFAULT_ALPHA, NUM_EXPANSION_NEIGHBORS, expand_queries, k_reciprocal_distances
+from vitrieve.similarity import FloatArray, similarity
+
+MAX_DEPTH = 16_384
+"""Nearest images that a search can reach: as many as Milvus returns at most. Behind them nobody pages."""
+GROWTH = 4
+"""Every further fetch is this many times as deep, so that all of them cost a third more than the last."""
+GROUP_DEPTH = 4
+"""Images fetched at first for each group asked for."""
+RERANK_DEPTH = 100
+"""Nearest images that k-reciprocal re-ranking orders again; those behind keep their order."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Ranking:
+    """The images that answer a query, in order.
+
+    Attributes:
+        nearest_score: Highest cosine similarity of all images that may be found; None when there is none.
+        levels: The images, nearest first or in the order of a re-ranking, in the lists in which they are fetched.
+    """
+
+    nearest_score: float | None
+    levels: Iterator[list[Hit]]
+
+
+def rank_images(store: VectorStore, query: Query, request: SearchRequest) -> Ranking:
+    """Order the images of a store for a query.
+
+    The order is the same for every page of a request, also where a store is approximate and finds other images when
+    more are asked for: what a deeper fetch finds in addition stands behind all that was found before.
+
+    Returns:
+        At most ``MAX_DEPTH`` images, each once, without the query's own; every score is the cosine similarity to
+        the query as it was asked.
+    """
+    num_first = choose_depth(request)
+    levels = fetch_levels(store, query, query.vector, num_first, request.filter)
+    first = next(levels, [])
+    nearest_score = first[0].score if first else None
+    if request.reranking == "none" or not first:
+        return Ranking(nearest_score=nearest_score, levels=chain([first], levels))
+    if request.reranking == "k_reciprocal":
+        reordered = _reorder(store, query.vector, first[:RERANK_DEPTH]) + first[RERANK_DEPTH:]
+        return Ranking(nearest_score=nearest_score, levels=chain([reordered], levels))
+    expanded = _expand(store, query.vector, first, request.reranking)
+    found = fetch_levels(store, query, expanded, num_first, request.filter)
+    return Ranking(nearest_score=nearest_score, levels=(_score(store, query.vector, hits) for hits in found))
+
+
+def choose_depth(request: SearchRequest) -> int:
+    """Choose how many images are fetched first: a function of all but the offset, so that pages agree."""
+    is_grouped = request.group_by is not None or request.is_near_duplicate_grouped
+    depth = (request.k + 1) * (GROUP_DEPTH if is_grouped else 1)
+    return min(max(depth, RERANK_DEPTH) if request.reranking != "none" else depth, MAX_DEPTH)
+
+
+def fetch_levels(
+    store: VectorStore, query: Query, vector: FloatArray, num_first: int, filter: Filter
+) -> Iterator[list[Hit]]:
+    """Fetch the nearest images, then deeper ones; yield what each fetch finds in addition, nearest first."""
+    seen = set(query.own_ids)
+    depth = min(num_first + len(seen), MAX_DEPTH)
+    while True:
+        (hits,) = store.search(vector[None], depth, filter)
+        new = [hit for hit in hits if hit.record.image_id not in seen]
+        seen.update(hit.record.image_id for hit in new)
+        yield new
+        if len(hits) < depth or depth == MAX_DEPTH:
+            return
+        depth = min(GROWTH * depth, MAX_DEPTH)
+
+
+def read_vectors(store: VectorStore, hits: Sequence[Hit]) -> np.ndarray:
+    """Read the full vectors ``(H, E)`` of some images found."""
+    return store.get([hit.record.image_id for hit in hits])[0]
+
+
+def _expand(store: VectorStore, vector: FloatArray, first: Sequence[Hit], reranking: Reranking) -> FloatArray:
+    neighbors = read_vectors(store, first[:NUM_EXPANSION_NEIGHBORS])
+    alpha = DEFAULT_ALPHA if reranking == "alpha_query_expansion" else 0.0
+    return expand_queries(vector[None], neighbors[None], alpha=alpha).reshape(-1)
+
+
+def _score(store: VectorStore, vector: FloatArray, hits: Sequence[Hit]) -> list[Hit]:
+    """Give every image its similarity to the query itself, in the order that the expanded query found."""
+    if not hits:
+        return []
+    scores = similarity(vector[None], read_vectors(store, hits))[0]
+    return [dataclasses.replace(hit, score=float(score)) for hit, score in zip(hits, scores, strict=True)]
+
+
+def _reorder(store: VectorStore, vector: FloatArray, hits: Sequence[Hit]) -> list[Hit]:
+    vectors = np.concatenate([vector[None], read_vectors(store, hits)])  # (1 + H, E), the query first
+    distances = k_reciprocal_distances(similarity(vectors, vectors), 1)[0]  # (H,)
+    return [hits[place] for place in np.argsort(distances, kind="stable")]

@@ -1,0 +1,304 @@
+"""From which score on a result is the wanted thing at all. Next file: ``searcher.py``.
+
+What is wanted may not be in the collection, and yet some image is always the nearest. The threshold comes from images
+whose answer is known: each is searched for as a query, itself left out.
+
+- The best similarity to any other image is what a query gets whose thing is in the collection ("known").
+- With classes, the best similarity to an image of another class is what it would get, had its class been left out of
+  the collection ("unknown"). Rejecting a known query is a false reject, accepting an unknown one a false accept.
+- Without classes only false rejects can be counted: such a threshold turns away what is less like the collection than
+  its own images are like each other, not a further thing of the same kind.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from vitrieve.artifacts import write_text_durably
+from vitrieve.embed.collection import Embeddings
+from vitrieve.errors import ArtifactError, ConfigError, DataError
+from vitrieve.index.filter import Condition
+from vitrieve.index.store import Hit, VectorStore
+from vitrieve.similarity import FloatArray, similarity_chunks
+
+THRESHOLD_NAME = "threshold.json"
+MAX_QUERIES = 2_000
+"""Images searched for, drawn at random from a larger collection: rates are then right to a percentage point."""
+MIN_QUERIES = 20
+"""Fewer say nothing about a rate of 5 %."""
+DEFAULT_FALSE_REJECT_RATE = 0.05
+"""Where no classes are known, and so no balance can be struck."""
+NUM_NEAREST = 32
+"""Images found for each query; where all are of its class, the nearest of another class is searched for by a filter."""
+BLOCK_QUERIES = 64
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Threshold:
+    """The score from which the nearest image counts as a match, and how it was found.
+
+    Attributes:
+        score: Cosine similarity; a nearest image at or above it is a match.
+        fingerprint: Of the encoder whose similarities were looked at.
+        method: How, in a sentence.
+        false_reject_rate: Share of the known queries that it rejects; None: not counted.
+        false_accept_rate: Share of the unknown queries that it accepts; None: not counted, for want of classes.
+        num_known: Known queries looked at.
+        num_unknown: Unknown queries looked at.
+    """
+
+    score: float
+    fingerprint: str
+    method: str
+    false_reject_rate: float | None = None
+    false_accept_rate: float | None = None
+    num_known: int = 0
+    num_unknown: int = 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NearestScores:
+    """Best similarities of queries with a known answer.
+
+    Attributes:
+        known: ``(n,)`` to any other image, of queries whose class has another image (or of all, without classes).
+        unknown: ``(m,)`` to an image of another class; empty without classes.
+    """
+
+    known: FloatArray
+    unknown: FloatArray
+
+
+def calibrate_index(
+    store: VectorStore,
+    *,
+    column: str | None,
+    false_accept_rate: float | None = None,
+    false_reject_rate: float | None = None,
+    seed: int = 0,
+) -> Threshold:
+    """Calibrate a threshold on an index's own images.
+
+    Args:
+        store: The index.
+        column: Metadata column that says what an image shows; None: nothing does.
+        false_accept_rate: Share of unknown queries that may be accepted, in (0, 1).
+        false_reject_rate: Share of known queries that may be rejected, in (0, 1). With neither rate the two errors are
+            balanced, or without classes ``DEFAULT_FALSE_REJECT_RATE`` holds.
+        seed: Which images are drawn from more than ``MAX_QUERIES``.
+
+    Raises:
+        ConfigError: Both rates, a rate out of range, or a rate of false accepts without classes.
+        DataError: Too few images.
+    """
+    image_ids = sorted(store.image_ids())
+    if len(image_ids) > MAX_QUERIES:
+        drawn = np.random.default_rng(seed).choice(len(image_ids), MAX_QUERIES, replace=False)
+        image_ids = [image_ids[row] for row in sorted(drawn)]
+    known: list[float] = []
+    unknown: list[float] = []
+    for start in range(0, len(image_ids), BLOCK_QUERIES):
+        for best, best_other in _search_without_self(store, image_ids[start : start + BLOCK_QUERIES], column):
+            known += [] if best is None else [best]
+            unknown += [] if best_other is None else [best_other]
+    scores = NearestScores(known=np.array(known, np.float32), unknown=np.array(unknown, np.float32))
+    return choose_threshold(
+        scores,
+        fingerprint=store.info.fingerprint,
+        where=f"the index's own images{'' if column is None else f', class: {column}'}",
+        false_accept_rate=false_accept_rate,
+        false_reject_rate=false_reject_rate,
+    )
+
+
+def calibrate_embeddings(
+    embeddings: Embeddings,
+    *,
+    name: str,
+    false_accept_rate: float | None = None,
+    false_reject_rate: float | None = None,
+) -> Threshold:
+    """Calibrate a threshold on a labelled collection beside the index, by the labels of its records.
+
+    Its images search among themselves. It should be about as large as the index: in a larger collection the nearest
+    image is nearer.
+
+    Args:
+        embeddings: By the encoder of the index.
+        name: What the collection is called.
+        false_accept_rate: As in ``calibrate_index``.
+        false_reject_rate: As in ``calibrate_index``.
+
+    Raises:
+        ConfigError: As in ``calibrate_index``.
+        DataError: Too few images.
+    """
+    labels = np.array([record.label for record in embeddings.records], dtype=np.int64)
+    scores = measure_nearest(embeddings.vectors, labels)
+    return choose_threshold(
+        scores,
+        fingerprint=embeddings.fingerprint,
+        where=f"{name}, classes: its labels",
+        false_accept_rate=false_accept_rate,
+        false_reject_rate=false_reject_rate,
+    )
+
+
+def measure_nearest(vectors: npt.ArrayLike, labels: npt.NDArray[np.int64]) -> NearestScores:
+    """Search for every image among the others, by row; with one label in all, nothing is unknown.
+
+    >>> measure_nearest([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]], np.array([7, 7, 8])).unknown.round(3).tolist()
+    [0.0, 0.800000011920929, 0.800000011920929]
+    """
+    rows = np.asarray(vectors, dtype=np.float32)
+    known, unknown = [], []
+    for chunk, similarities in similarity_chunks(rows, rows):
+        places = np.arange(chunk.start, chunk.stop)
+        similarities[np.arange(len(places)), places] = -np.inf  # itself, by row: duplicates stay
+        is_same = labels[places][:, None] == labels[None]
+        has_others = is_same.sum(axis=1) > 1
+        known.append(similarities.max(axis=1)[has_others])
+        others = np.where(is_same, -np.inf, similarities).max(axis=1)
+        unknown.append(others[np.isfinite(others)])
+    empty = np.empty(0, np.float32)
+    return NearestScores(known=np.concatenate([empty, *known]), unknown=np.concatenate([empty, *unknown]))
+
+
+def choose_threshold(
+    scores: NearestScores,
+    *,
+    fingerprint: str,
+    where: str,
+    false_accept_rate: float | None = None,
+    false_reject_rate: float | None = None,
+) -> Threshold:
+    """Choose the score that keeps a stated rate, or balances the two errors.
+
+    Args:
+        scores: Of queries with a known answer.
+        fingerprint: Of their encoder.
+        where: On what they were measured.
+        false_accept_rate: The lowest score that accepts at most this share of the unknown.
+        false_reject_rate: The highest score that rejects at most this share of the known.
+
+    Raises:
+        ConfigError: Both rates, a rate out of range, or no unknown queries for a rate of false accepts.
+        DataError: Fewer than ``MIN_QUERIES`` known queries, which only a rate of false accepts does without.
+    """
+    rates = [rate for rate in (false_accept_rate, false_reject_rate) if rate is not None]
+    if len(rates) > 1 or not all(0 < rate < 1 for rate in rates):
+        raise ConfigError("give one rate between 0 and 1: of false accepts, or of false rejects.")
+    has_classes = len(scores.unknown) >= MIN_QUERIES
+    if false_accept_rate is not None and not has_classes:
+        raise ConfigError(
+            "a rate of false accepts needs classes, at least two, with images to search for; name the metadata column "
+            "that says what an image shows, or a labelled collection."
+        )
+    if false_accept_rate is None and len(scores.known) < MIN_QUERIES:
+        raise DataError(
+            f"{len(scores.known)} images can be searched for among others of their class; a threshold needs "
+            f"{MIN_QUERIES}, unless a rate of false accepts is given."
+        )
+    if not rates and not has_classes:
+        false_reject_rate = DEFAULT_FALSE_REJECT_RATE
+    if false_accept_rate is not None:
+        score, rule = _accept_at_most(scores.unknown, false_accept_rate), f"false accepts at most {false_accept_rate:g}"
+    elif false_reject_rate is not None:
+        score, rule = _reject_at_most(scores.known, false_reject_rate), f"false rejects at most {false_reject_rate:g}"
+    else:
+        score, rule = _balance(scores), "false accepts and false rejects balanced"
+    return Threshold(
+        score=score,
+        fingerprint=fingerprint,
+        method=f"{'leave-class-out' if has_classes else 'leave-image-out'} on {where}; {rule}",
+        false_reject_rate=float(np.mean(scores.known < score)) if len(scores.known) else None,
+        false_accept_rate=float(np.mean(scores.unknown >= score)) if has_classes else None,
+        num_known=len(scores.known),
+        num_unknown=len(scores.unknown),
+    )
+
+
+def save_threshold(threshold: Threshold, index_folder: Path | str) -> Path:
+    """Write a threshold beside an index, and return its file; a crash leaves the old one or the new one."""
+    path = Path(index_folder) / THRESHOLD_NAME
+    write_text_durably(path, json.dumps(dataclasses.asdict(threshold), indent=2, allow_nan=False) + "\n")
+    return path
+
+
+def load_threshold(index_folder: Path | str) -> Threshold | None:
+    """Read the threshold of an index; None when it has none.
+
+    Raises:
+        ArtifactError: The file is damaged.
+    """
+    path = Path(index_folder) / THRESHOLD_NAME
+    if not path.is_file():
+        return None
+    try:
+        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        threshold = Threshold(**values)
+        if not math.isfinite(threshold.score):
+            raise ValueError(f"the score is {threshold.score}")
+    except (OSError, ValueError, TypeError) as error:
+        raise ArtifactError(f"{path} is damaged ({error}); run vitrieve calibrate again.") from None
+    return threshold
+
+
+def _accept_at_most(unknown: FloatArray, rate: float) -> float:
+    highest_rejected = np.sort(unknown)[::-1][math.floor(rate * len(unknown))]
+    return float(np.nextafter(highest_rejected, np.float32(2)))
+
+
+def _reject_at_most(known: FloatArray, rate: float) -> float:
+    return float(np.sort(known)[math.floor(rate * len(known))])
+
+
+def _balance(scores: NearestScores) -> float:
+    """Find the score at which the larger of the two rates is smallest; the lowest of several."""
+    candidates = np.unique(np.concatenate([scores.known, scores.unknown]))
+    rejected = np.searchsorted(np.sort(scores.known), candidates) / len(scores.known)
+    accepted = 1 - np.searchsorted(np.sort(scores.unknown), candidates) / len(scores.unknown)
+    return float(candidates[np.argmin(np.maximum(rejected, accepted))])
+
+
+def _search_without_self(
+    store: VectorStore, image_ids: Sequence[str], column: str | None
+) -> Iterator[tuple[float | None, float | None]]:
+    """Yield for each image its best score as a known and as an unknown query; None where it cannot be one.
+
+    An image without a class is neither, where there are classes. One that is alone in its class is only unknown.
+    """
+    vectors, records = store.get(image_ids)
+    for vector, record, hits in zip(vectors, records, store.search(vectors, NUM_NEAREST), strict=True):
+        others = [hit for hit in hits if hit.record.image_id != record.image_id]
+        if column is None:
+            yield (others[0].score if others else None), None
+        elif column in record.metadata:
+            value = record.metadata[column]
+            is_known = _is_class_of_several(store, others, column, value)
+            yield (others[0].score if is_known else None), _find_unknown(store, vector, others, column, value)
+
+
+def _is_class_of_several(store: VectorStore, others: Sequence[Hit], column: str, value: str) -> bool:
+    if any(hit.record.metadata.get(column) == value for hit in others):
+        return True
+    return store.count((Condition(column=column, operator="=", values=(value,)),)) > 1
+
+
+def _find_unknown(
+    store: VectorStore, vector: FloatArray, others: Sequence[Hit], column: str, value: str
+) -> float | None:
+    for hit in others:
+        if hit.record.metadata.get(column) != value:
+            return hit.score
+    is_another_class = Condition(column=column, operator="!=", values=(value,))
+    (found,) = store.search(vector[None], 1, (is_another_class,))
+    return found[0].score if found else None

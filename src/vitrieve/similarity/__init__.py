@@ -1,0 +1,38 @@
+"""Nearness: what it is, and the ways to compute it fast that find the same, bit for bit.
+
+In reading order:
+    definition.py   the only definition of similarity, in NumPy; blocks of similarities, and how ties are ordered
+    product.py      products of lower precision with a proven bound on their error: float32 (NumPy), bfloat16 (torch)
+    nearest.py      the k nearest rows: a bounded product chooses candidates, the definition decides
+    counting.py     how many other images stand before each relevant one: counting instead of sorting
+
+Next: ``artifacts.py``.
+"""
+
+from vitrieve.similarity.definition import (
+    BLOCK_BYTES,
+    GALLERY_BLOCK_SIZE,
+    MAX_CHUNK_SIZE,
+    FloatArray,
+    IntArray,
+    as_embeddings,
+    normalize,
+    order_nearest,
+    similarity,
+    similarity_chunks,
+)
+from vitrieve.similarity.nearest import top_k
+
+__all__ = [
+    "BLOCK_BYTES",
+    "GALLERY_BLOCK_SIZE",
+    "MAX_CHUNK_SIZE",
+    "FloatArray",
+    "IntArray",
+    "as_embeddings",
+    "normalize",
+    "order_nearest",
+    "similarity",
+    "similarity_chunks",
+    "top_k",
+]
