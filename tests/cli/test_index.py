@@ -8,7 +8,8 @@ import pytest
 
 from vitrieve.cli.main import main
 from vitrieve.data.sources import read_collection
-from vitrieve.embed.collection import embed_collection
+from vitrieve.embed.collection import embed_collection, load_embeddings
+from vitrieve.index.open import open_index
 from vitrieve.runtime.encoder import load_encoder
 
 
@@ -22,9 +23,52 @@ def embeddings_folder(tiny_encoder_folder: Path, picture_folder: Path, tmp_path:
 def test_index_prints_one_object(embeddings_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["index", "--embeddings", str(embeddings_folder), "--out", str(tmp_path / "index"), "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
-    assert (result["num_vectors"], result["embedding_dim"], result["store"]) == (12, 64, "exact")
-    vectors = np.load(tmp_path / "index" / "vectors.npy")
-    assert np.array_equal(vectors, np.load(embeddings_folder / "vectors.npy"))
+    assert (result["num_vectors"], result["embedding_dim"], result["store"]) == (12, 64, "lance")
+    with_names = load_embeddings(embeddings_folder)
+    store = open_index(tmp_path / "index")
+    vectors, records = store.get([record.image_id for record in with_names.records])
+    assert np.array_equal(vectors, with_names.vectors)
+    assert tuple(records) == with_names.records
+
+
+@pytest.mark.parametrize("store", ["exact", "lance"])
+def test_index_verify_tells_a_sound_index_from_a_damaged_one(
+    embeddings_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], store: str
+) -> None:
+    out = tmp_path / "index"
+    assert main(["index", "--embeddings", str(embeddings_folder), "--out", str(out), "--store", store]) == 0
+    capsys.readouterr()
+    assert main(["index", "--verify", "--out", str(out)]) == 0
+    assert "no fault" in capsys.readouterr().out
+    pattern = "segments/*.npy" if store == "exact" else "images.lance/data/*"
+    path = next(out.glob(pattern))
+    path.write_bytes(path.read_bytes()[:-40] + bytes(40))
+    assert main(["index", "--verify", "--out", str(out), "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["faults"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--store", "milvus"], "address"),
+        (["--uri", "http://localhost:1"], "address"),
+        (["--code-bytes", "8"], "ivf_pq"),
+        (["--code-bytes", "7", "--index-kind", "ivf_pq"], "divide"),
+        (["--store", "exact", "--index-kind", "ivf_pq"], "exact has no codes"),
+        (["--store", "milvus", "--uri", "localhost"], "no address"),
+        (["--verify"], "--verify changes nothing"),
+    ],
+)
+def test_index_refuses_settings_that_do_not_belong_together(
+    embeddings_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str
+) -> None:
+    assert main(["index", "--embeddings", str(embeddings_folder), "--out", str(tmp_path / "index"), *words]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_index_names_the_missing_embeddings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["index", "--out", str(tmp_path / "index")]) == 2
+    assert "--embeddings" in capsys.readouterr().err
 
 
 def test_index_refuses_a_finished_out_unless_overwritten(

@@ -31,7 +31,11 @@ IN_ORDER = [
     "export",
     "embed",
     "index",
+    "sync",
+    "calibrate",
     "search",
+    "explain",
+    "serve",
 ]
 
 

@@ -230,11 +230,11 @@ def check_refusals(store: VectorStore) -> None:
     assert list(store.image_ids()) == before
 
 
-def make_many(num_images: int, seed: int = 0) -> tuple[np.ndarray, list[ImageRecord]]:
-    """Random images in clusters, with a label of ten values."""
+def make_many(num_images: int, seed: int = 0, width: int = WIDTH) -> tuple[np.ndarray, list[ImageRecord]]:
+    """Random images in the same fifty clusters for every seed, with a label of ten values."""
+    centers = np.random.default_rng(0).standard_normal((50, width))
     generator = np.random.default_rng(seed)
-    centers = generator.standard_normal((50, WIDTH))
-    rows = centers[generator.integers(0, 50, num_images)] + 0.3 * generator.standard_normal((num_images, WIDTH))
+    rows = centers[generator.integers(0, 50, num_images)] + 0.3 * generator.standard_normal((num_images, width))
     vectors = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
     return vectors, [
         make_record(f"{n:06}.png", {"label": str(n % 10), "price": str(n / 4)}, n) for n in range(num_images)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import httpx
 import pytest
+import uvicorn
+from fastapi import FastAPI
 from PIL import Image
 from starlette.testclient import TestClient
 
@@ -19,6 +24,7 @@ from vitrieve.runtime.encoder import load_encoder
 from vitrieve.search.searcher import Searcher
 from vitrieve.serve.app import create_app
 from vitrieve.serve.limits import Limits
+from vitrieve.serve.run import listen, spell_address
 
 SECRET = "this must never be served"
 Connect = Callable[..., TestClient]
@@ -62,7 +68,9 @@ def connect(searcher: Searcher) -> Iterator[Connect]:
     """Start a service and connect to it: ``connect(limits=..., token=..., hosts=...)``."""
     clients: list[TestClient] = []
 
-    def start(limits: Limits | None = None, token: str | None = None, hosts: tuple[str, ...] | None = None) -> TestClient:
+    def start(
+        limits: Limits | None = None, token: str | None = None, hosts: tuple[str, ...] | None = None
+    ) -> TestClient:
         app = create_app(searcher, limits=limits, token=token, hosts=hosts)
         client = TestClient(app, raise_server_exceptions=False, follow_redirects=False)
         clients.append(client.__enter__())
@@ -84,6 +92,37 @@ def client(connect: Connect) -> TestClient:
 def picture(class_folder: Path) -> bytes:
     """The file of ``class2/1.png``."""
     return (class_folder / "class2" / "1.png").read_bytes()
+
+
+class Server:
+    """The service on a port of its own, in a thread; a real server for real clients."""
+
+    def __init__(self, app: FastAPI, port: int = 0) -> None:
+        self._listener = listen("127.0.0.1", port)
+        self.address = spell_address(self._listener).rstrip("/")
+        self.port = self._listener.getsockname()[1]
+        config = uvicorn.Config(app, log_config=None, access_log=False, ws="none", timeout_graceful_shutdown=1)
+        self._server = uvicorn.Server(config)
+        self._thread = threading.Thread(target=asyncio.run, args=(self._run(),))
+        self._thread.start()
+        while httpx.get(f"{self.address}/readyz").status_code == 503:
+            time.sleep(0.01)
+
+    async def _run(self) -> None:
+        await self._server.serve(sockets=[self._listener])
+        await asyncio.sleep(0.2)  # or connections that browsers kept open are never closed, which pytest reports
+
+    def stop(self) -> None:
+        self._server.should_exit = True
+        self._thread.join()
+        self._listener.close()
+
+
+@pytest.fixture(scope="session")
+def server(searcher: Searcher) -> Iterator[Server]:
+    server = Server(create_app(searcher))
+    yield server
+    server.stop()
 
 
 def make_picture(size: tuple[int, int] = (40, 36), image_format: str = "PNG", **options: object) -> bytes:

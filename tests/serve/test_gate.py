@@ -10,7 +10,15 @@ TOKEN = "a-token-of-some-length"
 
 def test_without_the_token_nothing_is_answered_but_the_probes(connect: Connect, picture: bytes) -> None:
     client = connect(token=TOKEN)
-    for path in ("/", "/images/class0/0.png", "/thumbnails/class0/0.png", "/metrics", "/openapi.json", "/uploads/x", "/no"):
+    for path in (
+        "/",
+        "/images/class0/0.png",
+        "/thumbnails/class0/0.png",
+        "/metrics",
+        "/openapi.json",
+        "/uploads/x",
+        "/no",
+    ):
         answer = client.get(path)
         assert answer.status_code == 401, path
         assert answer.headers["www-authenticate"] == "Bearer"
@@ -19,7 +27,9 @@ def test_without_the_token_nothing_is_answered_but_the_probes(connect: Connect, 
     assert [client.get(path).status_code for path in ("/healthz", "/readyz", "/login", "/static/page.css")] == [200] * 4
 
 
-@pytest.mark.parametrize("value", ["", "Bearer", "Bearer ", "Bearer wrong", f"Basic {TOKEN}", f"Bearer {TOKEN}x", TOKEN])
+@pytest.mark.parametrize(
+    "value", ["", "Bearer", "Bearer ", "Bearer wrong", f"Basic {TOKEN}", f"Bearer {TOKEN}x", TOKEN]
+)
 def test_a_wrong_token_is_refused(connect: Connect, value: str) -> None:
     assert connect(token=TOKEN).get("/metrics", headers={"Authorization": value}).status_code == 401
 
@@ -47,11 +57,13 @@ def test_a_browser_signs_in_and_comes_back_to_where_it_was(connect: Connect) -> 
     assert "samesite=lax" in cookie
     assert TOKEN not in cookie
     assert client.get(after).status_code == 200
-    client.cookies.set(COOKIE, "0" * 64)
-    assert client.get(after).status_code in (400, 401)
+    client.cookies.clear()
+    assert client.get(after, headers={"Cookie": f"{COOKIE}={'0' * 64}"}).status_code == 401
 
 
-@pytest.mark.parametrize("after", ["https://evil.example/", "//evil.example", "/\\evil.example", "javascript:alert(1)", "/a\nb"])
+@pytest.mark.parametrize(
+    "after", ["https://evil.example/", "//evil.example", "/\\evil.example", "javascript:alert(1)", "/a\nb"]
+)
 def test_signing_in_leads_nowhere_else(connect: Connect, after: str) -> None:
     answer = connect(token=TOKEN).post("/login", files={"token": (None, TOKEN), "after": (None, after)})
     assert answer.headers["location"] == "/"

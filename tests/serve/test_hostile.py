@@ -55,8 +55,14 @@ def list_hostile_pictures() -> Iterator[tuple[str, bytes]]:
     yield "PNG without pixels", png_of(0, 10, b"")
     yield "PNG with far too much data", png_of(4, 4, b"\x00" * 50_000_000)
     yield "PNG with too little data", png_of(400, 400, b"\x00" * 9)
-    yield "PNG with a text bomb", png_of(4, 4, b"\x00" * 64, extra=png_chunk(b"zTXt", b"a\0\0" + zlib.compress(b"x" * 2**26)))
-    yield "PNG with a profile bomb", png_of(4, 4, b"\x00" * 64, extra=png_chunk(b"iCCP", b"a\0\0" + zlib.compress(b"x" * 2**26)))
+    yield (
+        "PNG with a text bomb",
+        png_of(4, 4, b"\x00" * 64, extra=png_chunk(b"zTXt", b"a\0\0" + zlib.compress(b"x" * 2**26))),
+    )
+    yield (
+        "PNG with a profile bomb",
+        png_of(4, 4, b"\x00" * 64, extra=png_chunk(b"iCCP", b"a\0\0" + zlib.compress(b"x" * 2**26))),
+    )
     yield "PNG with an empty palette", png_of(4, 4, b"\x00" * 20, color=3, extra=png_chunk(b"PLTE", b""))
     yield "PNG with an impossible depth", png_of(4, 4, b"\x00" * 64, depth=7)
     yield "PNG with a chunk of 4 GB", b"\x89PNG\r\n\x1a\n\xff\xff\xff\xffIHDR" + b"\x00" * 64
@@ -65,11 +71,20 @@ def list_hostile_pictures() -> Iterator[tuple[str, bytes]]:
     yield "JPEG of 65,500 squared", good["JPEG"].replace(struct.pack(">HH", 48, 64), struct.pack(">HH", 65_500, 65_500))
     yield "JPEG without a body", b"\xff\xd8\xff\xd9"
     yield "JPEG of endless markers", b"\xff\xd8" + b"\xff" * 100_000
-    yield "JPEG of ten thousand scans", good["JPEG"][:-2] + b"\xff\xda\x00\x0c\x03\x01\x00\x02\x11\x03\x11\x00\x3f\x00" * 10_000
-    yield "JPEG with damaged EXIF", b"\xff\xd8\xff\xe1\x00\x20Exif\0\0II*\0\xff\xff\xff\xff" + b"\xff" * 18 + good["JPEG"][2:]
+    yield (
+        "JPEG of ten thousand scans",
+        good["JPEG"][:-2] + b"\xff\xda\x00\x0c\x03\x01\x00\x02\x11\x03\x11\x00\x3f\x00" * 10_000,
+    )
+    yield (
+        "JPEG with damaged EXIF",
+        b"\xff\xd8\xff\xe1\x00\x20Exif\0\0II*\0\xff\xff\xff\xff" + b"\xff" * 18 + good["JPEG"][2:],
+    )
     yield "JPEG with EXIF that turns to nowhere", make_picture((64, 48), "JPEG", exif=_exif_with_orientation(4711))
     yield "GIF of 65,535 squared", b"GIF89a" + struct.pack("<HH", 65_535, 65_535) + b"\x80\0\0" + b"\x00" * 64
-    yield "GIF with a frame outside", good["GIF"][:13] + b"\x00" * 768 + b"\x2c\xff\xff\xff\xff\xff\xff\xff\xff\x00\x02\x00"
+    yield (
+        "GIF with a frame outside",
+        good["GIF"][:13] + b"\x00" * 768 + b"\x2c\xff\xff\xff\xff\xff\xff\xff\xff\x00\x02\x00",
+    )
     yield "GIF without frames", good["GIF"][:13] + b"\x3b"
     yield "BMP of two billion rows", good["BMP"][:22] + struct.pack("<i", 2**31 - 1) + good["BMP"][26:]
     yield "BMP of negative width", good["BMP"][:18] + struct.pack("<i", -5) + good["BMP"][22:]
@@ -77,7 +92,10 @@ def list_hostile_pictures() -> Iterator[tuple[str, bytes]]:
     yield "TIFF that points to itself", b"II*\x00\x08\x00\x00\x00\x00\x00\x08\x00\x00\x00"
     yield "TIFF with a count of 4 billion", tiff_of((256, 4, 2**32 - 1, 8), (257, 4, 2**32 - 1, 8))
     yield "TIFF of 60,000 squared", tiff_of((256, 4, 1, 60_000), (257, 4, 1, 60_000), (258, 3, 1, 8), (262, 3, 1, 1))
-    yield "TIFF beyond its end", tiff_of((256, 4, 1, 4), (257, 4, 1, 4), (258, 3, 1, 8), (262, 3, 1, 1), (273, 4, 1, 2**31))
+    yield (
+        "TIFF beyond its end",
+        tiff_of((256, 4, 1, 4), (257, 4, 1, 4), (258, 3, 1, 8), (262, 3, 1, 1), (273, 4, 1, 2**31)),
+    )
     yield "TIFF of unknown compression", tiff_of((256, 4, 1, 4), (257, 4, 1, 4), (259, 3, 1, 65_000), order=b"MM")
     yield "WebP of the largest size", b"RIFF\xff\xff\xff\x7fWEBPVP8X\x0a\0\0\0\0\0\0\0" + b"\xff" * 6
     yield "WebP longer than it is", good["WEBP"][:4] + b"\xff\xff\xff\xff" + good["WEBP"][8:]
@@ -133,7 +151,9 @@ def test_hostile_bytes_are_answered_in_time(client: TestClient, name: str) -> No
     assert client.get("/healthz").status_code == 200
 
 
-@pytest.mark.parametrize("name", ["PNG bomb of 60,000 squared", "PNG one pixel above the limit", "JPEG of 65,500 squared"])
+@pytest.mark.parametrize(
+    "name", ["PNG bomb of 60,000 squared", "PNG one pixel above the limit", "JPEG of 65,500 squared"]
+)
 def test_trap_too_many_pixels_are_refused_before_decoding(client: TestClient, name: str) -> None:
     answer = client.post("/search", content=HOSTILE[name])
     assert answer.status_code in (413, 422)
@@ -162,8 +182,30 @@ def list_traversals() -> Iterator[str]:
         yield "class0/0.png/" + name
         yield "./" + name
         yield name + "?class0/0.png"
-    yield from ("file:///etc/passwd", "%00", "..", "../", ".", "~", "~root/.bashrc", "$HOME", "*", "class0/*", "class0", "")
-    yield from ("C:\\Windows\\win.ini", "\\\\host\\share\\a.png", "CON", "a" * 4000, "%ff%fe", "%", "%zz", "' OR '1'='1")
+    yield from (
+        "file:///etc/passwd",
+        "%00",
+        "..",
+        "../",
+        ".",
+        "~",
+        "~root/.bashrc",
+        "$HOME",
+        "*",
+        "class0/*",
+        "class0",
+        "",
+    )
+    yield from (
+        "C:\\Windows\\win.ini",
+        "\\\\host\\share\\a.png",
+        "CON",
+        "a" * 4000,
+        "%ff%fe",
+        "%",
+        "%zz",
+        "' OR '1'='1",
+    )
     yield from ("class0/0.png' --", "class0/0.png; DROP TABLE images", "class0/0.PNG", "class0/0.png ", "class0//0.png")
 
 

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
-
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, given, settings
-from starlette.testclient import TestClient
 
+from tests.serve.conftest import Server
 from vitrieve.search.searcher import Searcher
 from vitrieve.serve.app import create_app
 
@@ -24,6 +21,7 @@ CHECKS = [
         "response_schema_conformance",
     )
 ]
+ANYTHING_GOES = ("/images/{image_id}", "/healthz", "/readyz", "/metrics")
 OPERATIONS = [
     ("/search", "POST"),
     ("/explain", "GET"),
@@ -37,12 +35,8 @@ OPERATIONS = [
 
 
 @pytest.fixture(scope="module")
-def api(searcher: Searcher) -> Iterator[schemathesis.BaseSchema]:
-    app = create_app(searcher)
-    with TestClient(app) as client:
-        while client.get("/readyz").status_code == 503:
-            time.sleep(0.01)
-        yield schemathesis.openapi.from_asgi("/openapi.json", app)
+def api(server: Server) -> schemathesis.BaseSchema:
+    return schemathesis.openapi.from_url(f"{server.address}/openapi.json")
 
 
 @pytest.mark.parametrize("mode", list(schemathesis.GenerationMode), ids=lambda mode: mode.value)
@@ -58,8 +52,8 @@ def test_no_answer_is_undocumented(
     def check(case: schemathesis.Case) -> None:
         case.call_and_validate(checks=CHECKS)
 
-    if mode == schemathesis.GenerationMode.NEGATIVE and path in ("/healthz", "/readyz", "/metrics"):
-        return  # they take nothing that could be wrong
+    if mode == schemathesis.GenerationMode.NEGATIVE and path in ANYTHING_GOES:
+        pytest.skip("no value could break the document: it takes any text, or nothing")
     check()
 
 

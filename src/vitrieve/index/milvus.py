@@ -7,12 +7,9 @@ with strong consistency: it sees every change that was acknowledged before it.
 
 from __future__ import annotations
 
-import logging
-import os
 import time
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +37,16 @@ from vitrieve.index.milvus_rows import (
     to_expression,
     to_key,
 )
+from vitrieve.index.milvus_server import (
+    about_row,
+    connect,
+    create_about,
+    create_collection,
+    grpc_error,
+    reason_of,
+    reported,
+    search_parameters,
+)
 from vitrieve.index.store import (
     MAX_BATCH_ROWS,
     Hit,
@@ -54,8 +61,6 @@ from vitrieve.similarity import FloatArray
 if TYPE_CHECKING:
     from pymilvus import MilvusClient
 
-TOKEN_VARIABLE = "VITRIEVE_MILVUS_TOKEN"
-TIMEOUT_SECONDS = 60.0
 MAX_CANDIDATES = 16_384
 """What Milvus returns for one query at most."""
 MIN_CANDIDATES = 32
@@ -64,7 +69,6 @@ CANDIDATES_PER_HIT: dict[IndexKind, int] = {"flat": 2, "ivf_hnsw_sq": 4, "ivf_pq
 PAGE_ROWS = 1_000
 GET_ROWS = 500
 """Images fetched with their vectors at a time: an answer stays far below Milvus's 64 MB."""
-PQ_SUB_VECTOR_WIDTH = 8
 SNAPSHOT_POLL_SECONDS = 1.0
 
 
@@ -94,10 +98,11 @@ class MilvusStore:
         if info.kind != "milvus":
             raise ArtifactError(f"{folder} is an index of the store {info.kind!r}; expected 'milvus'.")
         store = cls(folder, info, manifest)
-        with _reported(store._uri):
+        with reported(store._uri):
             if not store._client.has_collection(store._about):
                 raise ArtifactError(f"{store._uri} has no collection {store._name!r}; make the index again.")
-            store._client.load_collection(store._name)
+            for name in (store._name, store._about):  # a server that was started again has loaded nothing
+                store._client.load_collection(name)
             found = store._client.get(store._about, ids=["fingerprint"], output_fields=["value"])
         require_fingerprint(folder, info, found[0]["value"] if found else "")
         return store
@@ -127,9 +132,9 @@ class MilvusStore:
         """
         manifest = {"uri": uri, "collection": f"vitrieve_{uuid.uuid4().hex}", "index_kind": kind}
         store = cls(folder, info, manifest)
-        with _reported(uri):
-            _create_collection(store._client, store._name, info.embedding_dim, kind, code_bytes)
-            _create_about(store._client, store._about, info.fingerprint)
+        with reported(uri):
+            create_collection(store._client, store._name, info.embedding_dim, kind, code_bytes)
+            create_about(store._client, store._about, info.fingerprint)
         for start in range(0, len(records), MAX_BATCH_ROWS):
             store.upsert(vectors[start : start + MAX_BATCH_ROWS], records[start : start + MAX_BATCH_ROWS])
         write_manifest(folder, "index", {**describe(info), **manifest})
@@ -159,9 +164,9 @@ class MilvusStore:
         if not records:
             return
         new = {name for record in records for name in record.metadata} - set(self.columns())
-        with _reported(self._uri):
+        with reported(self._uri):
             if new:  # before the images: a column without images harms nobody
-                rows = [_about_row(to_key(name), name) for name in sorted(new)]
+                rows = [about_row(to_key(name), name) for name in sorted(new)]
                 self._client.upsert(self._about, rows)
             self._client.upsert(self._name, build_rows(checked, records))
 
@@ -171,7 +176,7 @@ class MilvusStore:
         if not image_ids:
             return 0
         keys = [to_key(image_id) for image_id in dict.fromkeys(image_ids)]
-        with _reported(self._uri):
+        with reported(self._uri):
             present = [row["key"] for row in self._client.get(self._name, ids=keys, output_fields=["key"])]
             if present:
                 self._client.delete(self._name, ids=present)
@@ -184,14 +189,14 @@ class MilvusStore:
             raise ConfigError(f"k is {k}; Milvus finds at most {MAX_CANDIDATES} images.")
         check_filter(filter, self.columns())
         expression = to_expression(filter)
-        with _reported(self._uri):
+        with reported(self._uri):
             return [self._search_one(query, k, expression) for query in checked]
 
     def get(self, image_ids: Sequence[str]) -> tuple[FloatArray, list[ImageRecord]]:
         """Return vectors and images by name; as ``VectorStore.get``."""
         wanted = [to_key(image_id) for image_id in dict.fromkeys(image_ids)]
         found: dict[str, dict[str, Any]] = {}
-        with _reported(self._uri):
+        with reported(self._uri):
             for start in range(0, len(wanted), GET_ROWS):
                 keys = wanted[start : start + GET_ROWS]
                 rows = self._client.get(self._name, ids=keys, output_fields=list(ROW_FIELDS))
@@ -214,13 +219,13 @@ class MilvusStore:
     def count(self, filter: Filter = ()) -> int:
         """Count the images that pass the filter."""
         check_filter(filter, self.columns())
-        with _reported(self._uri):
+        with reported(self._uri):
             rows = self._client.query(self._name, filter=to_expression(filter), output_fields=["count(*)"])
         return int(rows[0]["count(*)"])
 
     def optimise(self) -> None:
         """Ask the server to write out what it holds in memory and to merge its segments; it indexes them itself."""
-        with _reported(self._uri):
+        with reported(self._uri):
             self._client.flush(self._name)
             self._client.compact(self._name)
 
@@ -260,8 +265,8 @@ class MilvusStore:
                 job = self._client.restore_snapshot(f"{snapshot}_{target}", name, target)
                 self._wait_for_restore(job)
                 self._client.drop_snapshot(f"{snapshot}_{target}", name)
-        except (MilvusException, _grpc_error()) as error:
-            raise ConfigError(f"{self._uri} cannot make snapshots ({_reason(error)}); use milvus-backup.") from None
+        except (MilvusException, grpc_error()) as error:
+            raise ConfigError(f"{self._uri} cannot make snapshots ({reason_of(error)}); use milvus-backup.") from None
         manifest = {"uri": self._uri, "collection": copy, "index_kind": self._kind}
         write_manifest(out, "index", {**describe(self._info), **manifest})
 
@@ -273,7 +278,7 @@ class MilvusStore:
 
     def drop(self) -> None:
         """Remove the collection from the server, for good, and close."""
-        with _reported(self._uri):
+        with reported(self._uri):
             for name in (self._name, self._about):
                 self._client.drop_collection(name)
         self.close()
@@ -285,7 +290,7 @@ class MilvusStore:
             time.sleep(SNAPSHOT_POLL_SECONDS)
 
     def _iterate(self, name: str, fields: list[str]) -> Iterator[dict[str, Any]]:
-        with _reported(self._uri):
+        with reported(self._uri):
             iterator = self._client.query_iterator(name, batch_size=PAGE_ROWS, output_fields=fields)
             while page := iterator.next():
                 yield from page
@@ -303,7 +308,7 @@ class MilvusStore:
                 limit=num_candidates,
                 filter=expression,
                 output_fields=list(ROW_FIELDS),
-                search_params={"metric_type": "IP", "params": _search_parameters(self._kind, num_candidates)},
+                search_params={"metric_type": "IP", "params": search_parameters(self._kind, num_candidates)},
             )
             rows = [{"key": hit["key"], **hit["entity"]} for hit in found]
             ranked = self._rank(query, rows, k)
@@ -320,94 +325,3 @@ class MilvusStore:
         ranked = rank_candidates(query, read_vectors(rows, self._info.embedding_dim), names, k)
         records = read_records([rows[place] for place, _ in ranked])
         return [Hit(record=record, score=score) for record, (_, score) in zip(records, ranked, strict=True)]
-
-
-def connect(uri: str) -> MilvusClient:
-    """Connect to a server.
-
-    Raises:
-        ConfigError: pymilvus is not installed, or ``uri`` is no address.
-        ArtifactError: The server does not answer.
-    """
-    if not uri.startswith(("http://", "https://", "tcp://")):
-        raise ConfigError(f"{uri!r} is no address of a Milvus server; give one like http://localhost:19530.")
-    try:
-        from pymilvus import MilvusClient
-    except ImportError:
-        raise ConfigError("the store milvus needs pymilvus: pip install 'vitrieve[milvus]'.") from None
-    # It logs every failed call with a traceback before it raises; the errors below say what is wrong.
-    logging.getLogger("pymilvus").setLevel(logging.CRITICAL)
-    with _reported(uri):
-        return MilvusClient(uri, token=os.environ.get(TOKEN_VARIABLE, ""), timeout=TIMEOUT_SECONDS)
-
-
-def _create_collection(
-    client: MilvusClient, name: str, embedding_dim: int, kind: IndexKind, code_bytes: int | None
-) -> None:
-    from pymilvus import DataType
-
-    schema = client.create_schema(auto_id=False, enable_dynamic_field=False)
-    schema.add_field("key", DataType.VARCHAR, is_primary=True, max_length=65_535)
-    schema.add_field("vector", DataType.FLOAT_VECTOR, dim=embedding_dim)
-    schema.add_field("record", DataType.JSON)
-    schema.add_field("terms", DataType.JSON)
-    index = client.prepare_index_params()
-    engine_kind, parameters = _index_parameters(kind, code_bytes or max(1, embedding_dim // PQ_SUB_VECTOR_WIDTH))
-    index.add_index("vector", index_type=engine_kind, metric_type="IP", params=parameters)
-    client.create_collection(name, schema=schema, index_params=index, consistency_level="Strong")
-
-
-def _create_about(client: MilvusClient, name: str, fingerprint: str) -> None:
-    from pymilvus import DataType
-
-    schema = client.create_schema(auto_id=False, enable_dynamic_field=False)
-    schema.add_field("key", DataType.VARCHAR, is_primary=True, max_length=65_535)
-    schema.add_field("value", DataType.VARCHAR, max_length=65_535)
-    schema.add_field("nothing", DataType.FLOAT_VECTOR, dim=2)  # Milvus wants a vector in every collection
-    index = client.prepare_index_params()
-    index.add_index("nothing", index_type="FLAT", metric_type="IP")
-    client.create_collection(name, schema=schema, index_params=index, consistency_level="Strong")
-    client.upsert(name, [_about_row("fingerprint", fingerprint)])
-
-
-def _about_row(key: str, value: str) -> dict[str, Any]:
-    return {"key": key, "value": value, "nothing": [0.0, 0.0]}
-
-
-def _index_parameters(kind: IndexKind, code_bytes: int) -> tuple[str, dict[str, Any]]:
-    """Return Milvus's name and settings of an index kind; 1,024 lists suit its segments of about a million images."""
-    parameters: dict[IndexKind, tuple[str, dict[str, Any]]] = {
-        "flat": ("FLAT", {}),
-        "ivf_hnsw_sq": ("HNSW_SQ", {"M": 20, "efConstruction": 200, "sq_type": "SQ8"}),
-        "ivf_pq": ("IVF_PQ", {"nlist": 1024, "m": code_bytes, "nbits": 8}),
-        "ivf_rq": ("IVF_RABITQ", {"nlist": 1024}),
-    }
-    return parameters[kind]
-
-
-def _search_parameters(kind: IndexKind, num_candidates: int) -> dict[str, Any]:
-    if kind == "flat":
-        return {}
-    return {"ef": max(2 * num_candidates, 100)} if kind == "ivf_hnsw_sq" else {"nprobe": 64}
-
-
-@contextmanager
-def _reported(uri: str) -> Iterator[None]:
-    """Turn what the client raises into our error."""
-    from pymilvus.exceptions import MilvusException
-
-    try:
-        yield
-    except (MilvusException, _grpc_error()) as error:
-        raise ArtifactError(f"the Milvus server {uri} refused or did not answer: {_reason(error)}") from None
-
-
-def _grpc_error() -> type[Exception]:
-    from grpc import RpcError
-
-    return RpcError  # type: ignore[no-any-return]
-
-
-def _reason(error: Exception) -> str:
-    lines = str(getattr(error, "message", None) or error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

@@ -53,6 +53,7 @@ def serve(
         access_log=False,
         server_header=False,
         proxy_headers=False,
+        ws="none",
         limit_concurrency=MAX_CONNECTIONS,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=STOP_SECONDS,
