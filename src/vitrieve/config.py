@@ -79,6 +79,10 @@ class ModelConfig:
     """How tokens become one vector; rmac is for convnets, cls for transformers."""
     gem_learnable: bool = False
     """Train the exponent of gem (from 3, at ten times the learning rate, without decay) instead of keeping it at 3."""
+    head_norm: bool = False
+    """Standardise the pooled features of each image (a layer norm without weights)."""
+    head_dim: int | None = None
+    """Dimensions of a trained linear layer behind them, which starts at random; None: no such layer."""
     embedding_dim: int | None = None
     """Reduce the embedding to this many dimensions by a PCA of the training images, after training; None: keep all."""
     whiten: bool = False
@@ -177,6 +181,8 @@ class TrainConfig:
     """Images in one forward pass; the loss is always over the whole batch. Small ones need less memory."""
     seed: Annotated[int, FLAT] = 0
     """Source of all randomness: two runs with one seed are equal."""
+    freeze_batch_norm: bool = False
+    """Keep the means and variances of batch norm as they came with the weights (convnets only)."""
     num_threads: Annotated[int | None, FLAT] = None
     """CPU threads; None: all cores. Another number may change the last bits of a result."""
     ema_decay: float | None = None
@@ -231,6 +237,7 @@ _RANGES = {
     "tuples.num_candidates": _COUNT,
     "tuples.num_negatives": _COUNT,
     "tuples.tuples_per_batch": _COUNT,
+    "model.head_dim": _COUNT,
     "model.embedding_dim": _COUNT,
     "model.drop_path_rate": _BELOW_ONE,
     "model.patch_drop_rate": _BELOW_ONE,

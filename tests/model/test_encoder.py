@@ -88,7 +88,7 @@ def test_add_reduction_projects_before_normalising(build_tiny: BuildTiny, pixels
     assert reduced.reduction is not None
     projected = (encoder.pool(pixels) - reduced.reduction.mean) @ reduced.reduction.components.T
     torch.testing.assert_close(reduced(pixels), torch.nn.functional.normalize(projected, dim=1))
-    with pytest.raises(ConfigError, match="fitted on 64 dimensions; this encoder pools 96"):
+    with pytest.raises(ConfigError, match="fitted on 64 dimensions; this encoder has 96"):
         add_reduction(
             build_tiny(backbone="test_resnet", pooling="gem"), fit_pca(np.eye(64), 2, fitted_on="something else")
         )
@@ -352,3 +352,39 @@ def test_backbones_of_the_paper_embed(backbone: str, pooling: Pooling, image_siz
     assert encoder.layout.num_class_tokens == (0 if stride == 32 else 1 + is_distilled)
     if stride == 16:
         assert encoder.backbone.pos_embed.shape[1] == (image_size // 16) ** 2 + 1 + is_distilled
+
+
+def test_trap_a_head_standardises_and_projects_before_the_normalisation(
+    build_tiny: BuildTiny, pixels: torch.Tensor
+) -> None:
+    encoder = build_tiny(pooling="max", head_norm=True, head_dim=5)
+    features = encoder.patch_tokens(pixels).amax(dim=1).double()
+    features = features - features.mean(dim=1, keepdim=True)
+    features = features / (features.square().mean(dim=1, keepdim=True) + 1e-5).sqrt()
+    linear = encoder.head.linear
+    expected = features @ linear.weight.double().T + linear.bias.double()
+    expected = expected / expected.norm(dim=1, keepdim=True)
+    assert encoder.spec.embedding_dim == 5
+    torch.testing.assert_close(encoder(pixels).double(), expected, rtol=0, atol=1e-6)
+
+
+def test_a_head_is_saved_exported_and_part_of_the_fingerprint(
+    build_tiny: BuildTiny, pixels: torch.Tensor, tmp_path: Path
+) -> None:
+    encoder = build_tiny(pooling="average", head_norm=True, head_dim=5).eval()
+    fingerprint = save_encoder(encoder, tmp_path)
+    read = read_encoder(tmp_path)
+    assert fingerprint_encoder(read) == fingerprint
+    torch.testing.assert_close(read(pixels), encoder(pixels), rtol=0, atol=0)
+    assert export_onnx(read, tmp_path / "encoder.onnx") >= MIN_COSINE
+    without_norm = build_tiny(pooling="average", head_dim=5)
+    without_norm.load_state_dict(encoder.state_dict())
+    assert fingerprint_encoder(without_norm) != fingerprint
+
+
+def test_a_reduction_is_fitted_behind_the_head(build_tiny: BuildTiny, pixels: torch.Tensor, tmp_path: Path) -> None:
+    encoder = reduce_to(build_tiny(head_dim=6).eval(), 3)
+    save_encoder(encoder, tmp_path)
+    embedding = read_encoder(tmp_path)(pixels)
+    assert embedding.shape == (3, 3)
+    torch.testing.assert_close(embedding, encoder(pixels), rtol=0, atol=0)

@@ -292,6 +292,35 @@ def test_train_keeps_the_frozen_start_when_nothing_is_better_and_stops_early(
     assert again.num_steps == 2
 
 
+def test_train_keeps_the_head_it_started_with_when_the_start_was_best(
+    config: Config, records: list[ImageRecord], tmp_path: Path
+) -> None:
+    train_config = dataclasses.replace(config.train, evaluate_every=1, num_patience=2)
+    model_config = dataclasses.replace(config.model, head_norm=True, head_dim=4)
+    config = dataclasses.replace(config, model=model_config, train=train_config)
+    encoder = build_encoder(config.model)
+    start = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
+    result = train(config, encoder, records, tmp_path, grow(by=-0.01))
+    assert result.kept_step == 0
+    assert not torch.equal(encoder.state_dict()["head.linear.weight"], start["head.linear.weight"])
+    assert_same_bits(result.encoder.state_dict(), start)
+
+
+def test_frozen_batch_norm_keeps_its_statistics_and_trains_its_weights(config: Config) -> None:
+    model = dataclasses.replace(config.model, backbone="test_resnet", weights=None, image_size=64, pooling="average")
+    encoder = build_encoder(dataclasses.replace(model, drop_path_rate=0.0), is_pretrained=False)
+    names = [name for name, _ in encoder.named_buffers() if name.endswith("running_mean")]
+    start = {name: tensor.clone() for name, tensor in encoder.named_buffers()}
+    pixels = torch.randn(6, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    frozen_config = dataclasses.replace(config, train=dataclasses.replace(config.train, freeze_batch_norm=True))
+    encode_in_microbatches(encoder, pixels, frozen_config).sum().backward()
+    assert names
+    assert all(torch.equal(start[name], tensor) for name, tensor in encoder.named_buffers())
+    assert all(parameter.grad is not None for name, parameter in encoder.named_parameters() if "bn" in name)
+    encode_in_microbatches(encoder, pixels, config)
+    assert any(not torch.equal(start[name], encoder.get_buffer(name)) for name in names)
+
+
 def test_train_keeps_the_best_state_across_a_resume(config: Config, records: list[ImageRecord], tmp_path: Path) -> None:
     train_until_ctrl_c(measured_each_step(config), records, tmp_path, 3)
     result = run_training(measured_each_step(config), records, tmp_path, lambda encoder: {"map_at_r": 0.02})

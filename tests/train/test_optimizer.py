@@ -139,3 +139,17 @@ def test_build_optimizer_trains_the_exponent_of_gem_at_ten_times_the_rate_withou
     (group,) = [group for group in optimizer.param_groups if any(p is encoder.gem_p for p in group["params"])]
     assert group["base_learning_rate"] == pytest.approx(1e-3)
     assert group["weight_decay"] == 0
+
+
+def test_build_optimizer_trains_a_head_as_the_last_layer_and_decays_its_matrix_only() -> None:
+    encoder = build_encoder(ModelConfig(backbone="test_vit", image_size=32, head_dim=4), is_pretrained=False)
+    objective = Objective(ObjectiveConfig(contrastive_weight=1.0), num_classes=3, num_images=9, embedding_dim=4)
+    optimizer = build_optimizer(
+        encoder, objective, OptimizerConfig(learning_rate=1e-4, layer_decay=0.5, weight_decay=0.3)
+    )
+    decays = {}
+    for name, parameter in encoder.head.named_parameters():
+        (group,) = [group for group in optimizer.param_groups if any(p is parameter for p in group["params"])]
+        assert group["base_learning_rate"] == 1e-4
+        decays[name] = group["weight_decay"]
+    assert decays == {"linear.weight": 0.3, "linear.bias": 0.0}

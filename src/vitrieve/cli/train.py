@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -113,10 +113,13 @@ def run(recipe: str, arguments: Arguments) -> int:
 
 
 def _build_encoder(config: Config, num_images: int) -> ImageEncoder:
+    import torch
+
     from vitrieve.model.cost import count_cost, format_cost
     from vitrieve.model.encoder import build_encoder
     from vitrieve.train.reduce import require_reducible
 
+    torch.manual_seed(config.train.seed)  # of a head, which starts at random
     encoder = build_encoder(config.model)
     print_message(f"{config.model.backbone}: {format_cost(count_cost(config.model.backbone, config.model.image_size))}")
     if config.model.embedding_dim is not None:
@@ -206,7 +209,8 @@ def _report(arguments: Arguments, recipe: str, dataset: Dataset, result: Trainin
         print_message(f"no report: {error}")
         return []
     config = arguments.config
-    frozen = wrap_encoder(build_encoder(config.model), name="before", precision=config.train.precision)
+    headless = replace(config.model, head_norm=False, head_dim=None)  # an untrained head says nothing of the backbone
+    frozen = wrap_encoder(build_encoder(headless), name="before", precision=config.train.precision)
     tuned = wrap_encoder(result.encoder, name="after", precision=config.train.precision)
     names = (f"{config.model.backbone}, frozen", f"{recipe}, step {result.kept_step}")
     folder = arguments.out / REPORT_FOLDER

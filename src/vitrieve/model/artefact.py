@@ -1,6 +1,6 @@
 """The encoder's folder, without torch: its files, the fingerprint, and the check that they belong together.
 
-    model.safetensors   weights of backbone and reduction
+    model.safetensors   weights of backbone, head and reduction
     encoder.json        ``EncoderSpec``
     encoder.onnx        the graph, when exported
     README.md           model card
@@ -61,8 +61,8 @@ class EncoderContents:
 def compute_fingerprint(spec: EncoderSpec, states: Mapping[str, np.ndarray]) -> str:
     """Compute what identifies an encoder: two encoders with the same fingerprint give the same embeddings.
 
-    Hashed are the architecture, the pooling, the preprocessing, several scales, and each weight's name, type, shape
-    and bytes (those of the reduction are among them); not the engine, the precision, names or licences. A frozen
+    Hashed are the architecture, the pooling, the preprocessing, several scales, a head's norm, and each weight's name,
+    type, shape and bytes (the reduction's among them); not the engine, the precision, names or licences. A frozen
     encoder of a weights name has it too; there the position embedding is resampled on the machine, and processors
     without AVX2 or of another make can differ in its last bits: to share embeddings, share the encoder's folder.
 
@@ -83,6 +83,8 @@ def compute_fingerprint(spec: EncoderSpec, states: Mapping[str, np.ndarray]) -> 
     }
     if spec.scales != ONE_SCALE:  # not otherwise: encoders of one scale keep the fingerprint they always had
         identity["scales"] = list(spec.scales)
+    if spec.head_norm:
+        identity["head_norm"] = True
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode())
     for name in sorted(states):
         array = np.asarray(states[name], order="C")

@@ -54,6 +54,8 @@ def format_card(spec: EncoderSpec, card: ModelCard, fingerprint: str) -> str:
 
 
 def _format_title(spec: EncoderSpec, fingerprint: str) -> str:
+    norm = ", standardised" if spec.head_norm else ""
+    head = "" if spec.head_dim is None else f", linear layer to {spec.head_dim} dimensions"
     reduction = f", {_REDUCTIONS[spec.reduction_kind]} fitted on {spec.reduction}" if spec.reduction else ""
     is_one_scale = spec.scales == ONE_SCALE
     scales = "" if is_one_scale else f"| scales of the input | {', '.join(f'{scale:g}' for scale in spec.scales)} |\n"
@@ -62,7 +64,7 @@ def _format_title(spec: EncoderSpec, fingerprint: str) -> str:
         f"Turns an image into {spec.embedding_dim} numbers of unit length; a larger dot product means more alike.\n\n"
         "| | |\n|---|---|\n"
         f"| backbone | {spec.backbone} (timm `{spec.architecture}`) |\n"
-        f"| pooling | {spec.pooling}{reduction} |\n"
+        f"| pooling | {spec.pooling}{norm}{head}{reduction} |\n"
         f"| input | {_format_input(spec.preprocessing)} |\n"
         f"{scales}"
         f"| fingerprint | `{fingerprint}` |"

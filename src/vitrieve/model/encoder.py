@@ -1,4 +1,4 @@
-"""The encoder: image to embedding, from backbone, pooling and reduction. Next file: ``cost.py``."""
+"""The encoder: image to embedding, from backbone, pooling, head and reduction. Next file: ``cost.py``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from vitrieve.model.backbone import (
     load_backbone_states,
 )
 from vitrieve.model.card import ModelCard, format_card
+from vitrieve.model.head import build_head
 from vitrieve.model.pooling import GEM_P, check_pooling, pool_tokens
 from vitrieve.model.pretrained import WeightsEntry, find_weights
 from vitrieve.model.reduction import Pca, Reduction, build_reduction
@@ -36,7 +37,7 @@ from vitrieve.model.spec import ONE_SCALE, EncoderSpec
 class ImageEncoder(nn.Module):
     """Normalised pixels to embeddings of unit length.
 
-    Pooling, reduction and normalisation run in float32, also under bf16 autocast.
+    What follows the backbone runs in float32, also under bf16 autocast.
 
     Args:
         backbone: A timm model without classifier.
@@ -54,6 +55,7 @@ class ImageEncoder(nn.Module):
     ) -> None:
         super().__init__()
         self.backbone = backbone
+        self.head = build_head(describe_tokens(backbone).width, spec)
         self.reduction = reduction
         self.gem_p = None if gem_p is None else nn.Parameter(torch.tensor([gem_p]))
         self.spec = spec
@@ -86,7 +88,7 @@ class ImageEncoder(nn.Module):
         return self._embed_scales(pixels, tokens), self._drop_prefix(tokens)
 
     def pool(self, pixels: Tensor) -> Tensor:
-        """Compute what a reduction is fitted on: pooled features, ``(B, D)`` float32, not normalised; of one scale."""
+        """Compute what a reduction is fitted on: the head's output, ``(B, D)`` float32, not normalised, one scale."""
         return self._pool(self._compute_tokens(pixels))
 
     def _compute_tokens(self, pixels: Tensor) -> Tensor:
@@ -96,7 +98,11 @@ class ImageEncoder(nn.Module):
         return compute_tokens(self.backbone, pixels)
 
     def _pool(self, tokens: Tensor) -> Tensor:
-        return pool_tokens(tokens, self.spec.pooling, self.layout, self._get_gem_p())
+        pooled = pool_tokens(tokens, self.spec.pooling, self.layout, self._get_gem_p())
+        if not len(self.head):
+            return pooled
+        with torch.autocast(tokens.device.type, enabled=False):
+            return cast(Tensor, self.head(pooled))
 
     def _get_gem_p(self) -> float | Tensor:
         return GEM_P if self.gem_p is None else self.gem_p
@@ -109,7 +115,8 @@ class ImageEncoder(nn.Module):
             self._embed(tokens if scale == 1 else compute_tokens(self.backbone, resize_pixels(pixels, scale)))
             for scale in self.spec.scales
         ]
-        p = self._get_gem_p() if self.spec.pooling == "gem" and self.reduction is None else 1.0
+        is_gem = self.spec.pooling == "gem" and self.spec.head_dim is None and not self.spec.head_norm
+        p = self._get_gem_p() if is_gem and self.reduction is None else 1.0
         with torch.autocast(pixels.device.type, enabled=False):
             return F.normalize(combine_scales(torch.stack(embeddings, dim=1), p), dim=1)  # (B, E)
 
@@ -161,6 +168,12 @@ def build_encoder(config: ModelConfig, *, is_pretrained: bool = True) -> ImageEn
     )
     freeze_lower_blocks(backbone, config.num_frozen_blocks)
     spec = _build_spec(entry, backbone, config.image_size, config.pooling)
+    spec = dataclasses.replace(
+        spec,
+        head_norm=config.head_norm,
+        head_dim=config.head_dim,
+        embedding_dim=config.head_dim or spec.embedding_dim,
+    )
     if config.framing != spec.preprocessing.framing:
         spec = dataclasses.replace(spec, preprocessing=_reframe(spec.preprocessing, config.image_size, config.framing))
     if config.weights is not None:
@@ -227,13 +240,15 @@ def add_reduction(encoder: ImageEncoder, pca: Pca) -> ImageEncoder:
             "from."
         )
     num_components, width = pca.components.shape
-    if width != encoder.layout.width:
-        raise ConfigError(f"the PCA was fitted on {width} dimensions; this encoder pools {encoder.layout.width}.")
+    if width != encoder.spec.embedding_dim:
+        raise ConfigError(f"the PCA was fitted on {width} dimensions; this encoder has {encoder.spec.embedding_dim}.")
     spec = dataclasses.replace(
         encoder.spec, embedding_dim=num_components, reduction=pca.fitted_on, reduction_kind=pca.kind
     )
     gem_p = None if encoder.gem_p is None else encoder.gem_p.item()
-    return ImageEncoder(encoder.backbone, spec, build_reduction(pca), gem_p).train(encoder.training)
+    reduced = ImageEncoder(encoder.backbone, spec, build_reduction(pca), gem_p)
+    reduced.head = encoder.head
+    return reduced.train(encoder.training)
 
 
 def fingerprint_encoder(encoder: ImageEncoder) -> str:
@@ -295,7 +310,12 @@ def read_encoder(
         backbone = build_backbone(spec.architecture, image_size=spec.preprocessing.image_size, is_pretrained=False)
     load_backbone_states(backbone, states, str(folder))
     gem_p = states["gem_p"].item() if "gem_p" in states else None
-    return ImageEncoder(backbone, spec, _read_reduction(spec, states), gem_p).eval()
+    with torch.random.fork_rng(devices=[]):
+        encoder = ImageEncoder(backbone, spec, _read_reduction(spec, states), gem_p)
+    encoder.head.load_state_dict(
+        {name.removeprefix("head."): states[name] for name in states if name.startswith("head.")}
+    )
+    return encoder.eval()
 
 
 def _reframe(preprocessing: Preprocessing, image_size: int, framing: Framing | None = None) -> Preprocessing:

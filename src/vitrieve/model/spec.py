@@ -21,7 +21,9 @@ class EncoderSpec:
         architecture: timm's model name without the tag.
         pooling: How tokens become one vector.
         preprocessing: How a picture becomes the input.
-        embedding_dim: Length of the embedding (after the reduction, where there is one).
+        embedding_dim: Length of the embedding (after head and reduction, where there are any).
+        head_norm: The head standardises the pooled features of each image.
+        head_dim: Outputs of the head's linear layer; None: it has none.
         reduction: Name of the set the PCA was fitted on; None without reduction.
         reduction_kind: What the reduction does beside dropping dimensions; read with a reduction only.
         scales: Sides of the input, as shares of the image size, whose embeddings are combined into one
@@ -37,6 +39,8 @@ class EncoderSpec:
     pooling: Pooling
     preprocessing: Preprocessing
     embedding_dim: int
+    head_norm: bool = False
+    head_dim: int | None = None
     reduction: str | None = None
     reduction_kind: ReductionKind = "pca"
     scales: tuple[float, ...] = ONE_SCALE

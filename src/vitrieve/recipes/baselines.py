@@ -60,9 +60,10 @@ def proxynca_pp_cub200() -> Config:
     """ProxyNCA++ for CUB-200-2011: ResNet-50, max pooling, fast proxies.
 
     Source: Teh, DeVries and Taylor, arXiv:2004.01113; values of their code (euwern/proxynca_pp, config/cub.json: 40
-    epochs of 183 steps, 8 classes of 4 images, Adam with an epsilon of 1). What differs: no layer norm before the
-    embedding and no linear layer; classes are drawn by permutation; the rate stays, where theirs falls at the epochs
-    that a first run on half of the classes found; the test side is 292 px before the crop of 256, theirs 288.
+    epochs of 183 steps, 8 classes of 4 images, Adam with an epsilon of 1). What differs: classes are drawn by
+    permutation; the rate stays, where theirs falls at the epochs that a first run on half of the classes found; a
+    linear layer (``--model.head-dim 512``) learns at the rate of the last block; the test side is 292 px before the
+    crop of 256, theirs 288.
     Command: ``vitrieve train proxynca_pp_cub200 --data cub200:DIR --out runs/proxynca_pp_cub200``.
     Published: Recall@1, 2, 4, 8: 69.0 79.8 87.3 92.7 (512 dimensions), 72.2 82.0 89.2 93.5 (2048).
     """
@@ -100,8 +101,7 @@ def xbm_sop() -> Config:
     has the same gradient: a sum over pairs divided by the batch, no mean. What differs: a batch enters the memory
     after its loss and not before, and images of the memory that the anchor shows are left out by name, not by a
     similarity of nearly 1; the memory fills from the start; the decay is AdamW's; the rate stays, where theirs
-    falls when Recall@1 of the test set stops growing; 128 dimensions come from a PCA of the training images after
-    training, theirs from a trained linear layer.
+    falls when Recall@1 of the test set stops growing.
     Command: ``vitrieve train xbm_sop --data sop:DIR --out runs/xbm_sop``.
     Published: Recall@1, 10, 100, 1000: 80.6 91.6 96.2 98.7 (ResNet-50, 128 dimensions).
     """
@@ -109,9 +109,7 @@ def xbm_sop() -> Config:
         loader=LoaderConfig(
             augmentation="random_resized_crop", crop_scale_min=0.2, sampling="m_per_class", images_per_class=4
         ),
-        model=ModelConfig(
-            backbone="resnet50.tv_in1k", image_size=224, pooling="max", embedding_dim=128, drop_path_rate=0.0
-        ),
+        model=ModelConfig(backbone="resnet50.tv_in1k", image_size=224, pooling="max", head_dim=128, drop_path_rate=0.0),
         objective=ObjectiveConfig(
             contrastive_weight=1.0, margin=0.5, memory_fraction=55_000 / 59_551, memory_start_step=1_000
         ),
@@ -141,7 +139,9 @@ def _proxynca_pp(*, num_steps: int, batch_size: int, images_per_class: int, rate
             sampling="m_per_class",
             images_per_class=images_per_class,
         ),
-        model=ModelConfig(backbone="resnet50.tv_in1k", image_size=256, pooling="max", drop_path_rate=0.0),
+        model=ModelConfig(
+            backbone="resnet50.tv_in1k", image_size=256, pooling="max", head_norm=True, drop_path_rate=0.0
+        ),
         objective=ObjectiveConfig(proxy_nca_weight=1.0, proxy_nca_temperature=1 / 9),
         optimizer=OptimizerConfig(learning_rate=rate, proxy_learning_rate=proxy_rate, weight_decay=0.0, epsilon=1.0),
         # One micro-batch, so that batch norm sees the whole batch.

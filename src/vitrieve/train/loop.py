@@ -17,7 +17,7 @@ from types import FrameType
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vitrieve.config import Config, ObjectiveConfig
 from vitrieve.data.loader import Batch, TrainingLoader
@@ -233,7 +233,12 @@ def encode_in_microbatches(encoder: ImageEncoder, pixels: Tensor, config: Config
     Returns:
         ``(B, E)`` float32; one loss over all of it is the loss of the whole batch.
     """
-    return _encode(encoder.train(), pixels, config)
+    encoder.train()
+    if config.train.freeze_batch_norm:
+        for part in encoder.modules():
+            if isinstance(part, nn.modules.batchnorm._BatchNorm):
+                part.eval()
+    return _encode(encoder, pixels, config)
 
 
 def _encode(encoder: ImageEncoder, pixels: Tensor, config: Config) -> Tensor:
@@ -283,7 +288,9 @@ def _measure(state: TrainingState, evaluate: Evaluate, log: MetricsLog) -> None:
 def _keep(state: TrainingState, config: Config) -> ImageEncoder:
     """Return the encoder to keep: the best measured, or the last."""
     if state.selection.values and state.selection.best_step == 0:
-        return build_encoder(config.model).eval()
+        start = build_encoder(config.model)
+        start.load_state_dict(state.frozen, strict=False)  # a head starts at random
+        return start.eval()
     result = state.build_result()
     if state.selection.values and state.best_weights is not None:
         result.load_state_dict(state.best_weights)

@@ -40,17 +40,15 @@ def build_optimizer(encoder: ImageEncoder, objective: nn.Module, config: Optimiz
             encoder.backbone, weight_decay=config.weight_decay, layer_decay=config.layer_decay
         )
     ]
-    of_backbone = {id(parameter) for parameter in encoder.backbone.parameters()}
-    others = [parameter for parameter in encoder.parameters() if id(parameter) not in of_backbone]
-    rate = config.learning_rate * GEM_LEARNING_RATE_FACTOR  # outside the backbone there is nothing but gem_p
-    groups.append({"params": others, "weight_decay": 0.0, "base_learning_rate": rate})
-    groups.append(
-        {
-            "params": list(objective.parameters()),
-            "weight_decay": 0.0,
-            "base_learning_rate": config.proxy_learning_rate,
-        }
-    )
+    head = dict(encoder.head.named_parameters())
+    gem_rate = config.learning_rate * GEM_LEARNING_RATE_FACTOR
+    for parameters, weight_decay, rate in (
+        ([weight for weight in head.values() if weight.ndim > 1], config.weight_decay, config.learning_rate),
+        ([bias for bias in head.values() if bias.ndim == 1], 0.0, config.learning_rate),
+        ([] if encoder.gem_p is None else [encoder.gem_p], 0.0, gem_rate),
+        (list(objective.parameters()), 0.0, config.proxy_learning_rate),
+    ):
+        groups.append({"params": parameters, "weight_decay": weight_decay, "base_learning_rate": rate})
     groups = [group for group in groups if group["params"]]
     if not any(parameter.requires_grad for parameter in encoder.parameters()):
         raise ConfigError("model.num_frozen_blocks leaves nothing to train; choose a smaller number.")
