@@ -85,3 +85,20 @@ def test_embed_refuses_wrong_input_with_one_message(
     assert err.count("error: ") == 1
     assert "Traceback" not in err
     assert not (tmp_path / "out").exists()
+
+
+def test_embed_at_several_scales_is_another_encoder(
+    picture_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import torch
+
+    from vitrieve.config import ModelConfig
+    from vitrieve.model.encoder import build_encoder, save_encoder
+
+    with torch.random.fork_rng(devices=[]):
+        config = ModelConfig(backbone="test_resnet", pooling="gem", image_size=64, drop_path_rate=0.0)
+        fingerprint = save_encoder(build_encoder(config, is_pretrained=False), tmp_path / "convnet")
+    words = ("--encoder", tmp_path / "convnet", "--images", picture_folder, "--out", tmp_path / "out", "--json")
+    status, out, _ = run_embed(capsys, *words, "--scales", "1", "0.5", "--num-threads", "1")
+    assert status == 0
+    assert json.loads(out)["fingerprint"] != fingerprint

@@ -25,7 +25,7 @@ class Arguments:
     index: Path
     """Folder written by vitrieve index; threshold.json is written into it."""
     data: str | None = None
-    """A labelled source to calibrate on, not the index's own images: grocery:DIR, emoji, folder:DIR, manifest:FILE."""
+    """A labelled source to calibrate on, not the index's own images: grocery:DIR, folder:DIR, manifest:FILE, …."""
     column: str | None = None
     """Metadata column of the index that says what an image shows; None: label, where the index has it."""
     false_accept_rate: float | None = None

@@ -22,7 +22,7 @@ class Arguments:
     encoder: str
     """A run, an encoder folder or a weights name (vitrieve weights list)."""
     images: str
-    """A folder of pictures, or a source: grocery:DIR, emoji, folder:DIR, manifest:FILE."""
+    """A folder of pictures, or a source: grocery:DIR, emoji, sop:DIR, folder:DIR, manifest:FILE, …"""
     out: Path
     """Folder to write."""
     protocol: str | None = None
@@ -31,6 +31,8 @@ class Arguments:
     """Pictures in one forward pass."""
     image_size: int | None = None
     """Side of the square input in pixels; None: the encoder's own."""
+    scales: tuple[float, ...] = ()
+    """Shares of that side whose embeddings are combined, for convnets: 1 0.7071 0.5. None given: the encoder's own."""
     num_threads: int | None = None
     """CPU threads; None: all cores."""
     max_bad_fraction: float = 0.05
@@ -58,7 +60,12 @@ def run(arguments: Arguments) -> int:
     dataset = read_collection(arguments.images, protocol=arguments.protocol)
     for note in dataset.notes:
         print_message(note)
-    encoder = load_encoder(arguments.encoder, image_size=arguments.image_size, num_threads=arguments.num_threads)
+    encoder = load_encoder(
+        arguments.encoder,
+        image_size=arguments.image_size,
+        scales=arguments.scales or None,
+        num_threads=arguments.num_threads,
+    )
     embeddings = embed_collection(
         encoder,
         dataset,

@@ -25,7 +25,7 @@ class Arguments:
     encoder: str
     """A run, an encoder's folder, or a weights name; without a reduction."""
     data: str
-    """The set it is fitted on: grocery:DIR, emoji, folder:DIR, manifest:FILE. Its training split is used."""
+    """The set it is fitted on: grocery:DIR, emoji, sop:DIR, manifest:FILE, … Its training split is used."""
     embedding_dim: int
     """Dimensions to keep."""
     out: Path

@@ -37,7 +37,7 @@ class Arguments:
     """Fine-tune an encoder; a stopped run goes on with --resume."""
 
     data: str
-    """A source: grocery:DIR, emoji, folder:DIR, manifest:FILE."""
+    """A source: grocery:DIR, emoji, sop:DIR, folder:DIR, manifest:FILE, … (vitrieve data describe)."""
     out: Path
     """Folder of the run."""
     protocol: str | None = None
