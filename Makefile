@@ -7,7 +7,7 @@ VITRIEVE := $(BIN)/vitrieve
 DEMO := demo
 
 .DEFAULT_GOAL := help
-.PHONY: help setup format check test demo bench
+.PHONY: help setup format check test test-all demo bench
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -23,7 +23,7 @@ $(STAMP): pyproject.toml
 	    echo "'$(PYTHON) -m venv' does not work here; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
 	@echo "installing into $(VENV) (torch is large: this takes a few minutes the first time)" >&2
 	$(BIN)/python -m pip install --disable-pip-version-check torch==2.14.1 torchvision==0.29.1
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[train,emoji,test,check]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[train,emoji,serve,test,check]'
 	@touch $@
 
 format: $(STAMP) ## Format the code and fix what the linter can fix
@@ -38,6 +38,9 @@ check: $(STAMP) ## Check format, lint, types and the direction of imports
 
 test: $(STAMP) ## Run the tests; says which it skipped, and why
 	$(BIN)/pytest --quiet
+
+test-all: $(STAMP) ## Run the tests with the long versions of those that draw samples (about an hour)
+	VITRIEVE_LONG_TESTS=1 $(BIN)/pytest --quiet
 
 # The demo is four artefacts, each made by one command from the one before. A manifest is written last, so it
 # says "finished": a demo that was stopped goes on where it was when `make demo` runs again.

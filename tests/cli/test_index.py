@@ -24,16 +24,51 @@ def test_index_prints_one_object(embeddings_folder: Path, tmp_path: Path, capsys
     assert main(["index", "--embeddings", str(embeddings_folder), "--out", str(tmp_path / "index"), "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert (result["num_vectors"], result["embedding_dim"], result["store"]) == (12, 64, "lance")
-    embeddings = load_embeddings(embeddings_folder)
-    vectors, records = open_index(tmp_path / "index").get([record.image_id for record in embeddings.records])
-    assert np.array_equal(vectors, embeddings.vectors)
-    assert tuple(records) == embeddings.records
+    with_names = load_embeddings(embeddings_folder)
+    store = open_index(tmp_path / "index")
+    vectors, records = store.get([record.image_id for record in with_names.records])
+    assert np.array_equal(vectors, with_names.vectors)
+    assert tuple(records) == with_names.records
 
 
-def test_index_takes_the_exact_store(embeddings_folder: Path, tmp_path: Path) -> None:
-    words = ["index", "--embeddings", str(embeddings_folder), "--out", str(tmp_path / "index"), "--store", "exact"]
-    assert main(words) == 0
-    assert open_index(tmp_path / "index").info.kind == "exact"
+@pytest.mark.parametrize("store", ["exact", "lance"])
+def test_index_verify_tells_a_sound_index_from_a_damaged_one(
+    embeddings_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], store: str
+) -> None:
+    out = tmp_path / "index"
+    assert main(["index", "--embeddings", str(embeddings_folder), "--out", str(out), "--store", store]) == 0
+    capsys.readouterr()
+    assert main(["index", "--verify", "--out", str(out)]) == 0
+    assert "no fault" in capsys.readouterr().out
+    pattern = "segments/*.npy" if store == "exact" else "images.lance/data/*"
+    path = next(out.glob(pattern))
+    path.write_bytes(path.read_bytes()[:-40] + bytes(40))
+    assert main(["index", "--verify", "--out", str(out), "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["faults"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--store", "milvus"], "address"),
+        (["--uri", "http://localhost:1"], "address"),
+        (["--code-bytes", "8"], "ivf_pq"),
+        (["--code-bytes", "7", "--index-kind", "ivf_pq"], "divide"),
+        (["--store", "exact", "--index-kind", "ivf_pq"], "exact has no codes"),
+        (["--store", "milvus", "--uri", "localhost"], "no address"),
+        (["--verify"], "--verify changes nothing"),
+    ],
+)
+def test_index_refuses_settings_that_do_not_belong_together(
+    embeddings_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str
+) -> None:
+    assert main(["index", "--embeddings", str(embeddings_folder), "--out", str(tmp_path / "index"), *words]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_index_names_the_missing_embeddings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["index", "--out", str(tmp_path / "index")]) == 2
+    assert "--embeddings" in capsys.readouterr().err
 
 
 def test_index_refuses_a_finished_out_unless_overwritten(

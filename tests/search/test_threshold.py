@@ -190,6 +190,12 @@ def test_choose_threshold_needs_classes_for_false_accepts_and_enough_queries() -
         choose_threshold(few, fingerprint="f", where="w")
 
 
+def test_choose_threshold_of_a_catalogue_with_one_image_a_class() -> None:
+    scores = NearestScores(known=np.empty(0, np.float32), unknown=np.float32(np.arange(100) / 100))
+    threshold = choose_threshold(scores, fingerprint="f", where="w", false_accept_rate=0.05)
+    assert (threshold.false_accept_rate, threshold.false_reject_rate) == (0.05, None)
+
+
 def test_measure_nearest_of_nothing_and_of_one_class() -> None:
     nothing = measure_nearest(np.empty((0, 3), np.float32), np.empty(0, np.int64))
     assert (len(nothing.known), len(nothing.unknown)) == (0, 0)

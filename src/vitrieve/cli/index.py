@@ -1,29 +1,37 @@
-"""``vitrieve index``: make embeddings searchable. Next: ``calibrate.py``."""
+"""``vitrieve index``: make embeddings searchable. Next: ``search.py``."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 from vitrieve.cli.arguments import Switch
 from vitrieve.cli.console import print_json, print_message
-from vitrieve.index.store import IndexKind, StoreKind
+from vitrieve.errors import ConfigError
+
+if TYPE_CHECKING:
+    from vitrieve.index.store import VectorStore
 
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments:
-    """Make embeddings searchable."""
+    """Make embeddings searchable, or check an index that is there."""
 
-    embeddings: Path
+    embeddings: Path | None = None
     """Folder written by vitrieve embed."""
     out: Path
-    """Folder to write."""
-    store: StoreKind = "lance"
-    """lance: LanceDB, for large collections. exact: every vector is compared, for up to a few 100,000 images."""
-    index_kind: IndexKind = "ivf_hnsw_sq"
-    """What LanceDB searches in, from 5,000 images on; the full vectors of what it finds are compared always."""
+    """Folder to write; with --verify the index to check."""
+    store: Literal["lance", "exact", "milvus"] = "lance"
+    """What holds the vectors: LanceDB in the folder, files that are always compared whole, or a Milvus server."""
+    index_kind: Literal["flat", "ivf_hnsw_sq", "ivf_pq", "ivf_rq"] = "ivf_hnsw_sq"
+    """What finds the candidates among 5,000 images and more: full vectors, a graph over bytes, short codes, or bits."""
     code_bytes: int | None = None
-    """Bytes of a code of ivf_pq, a divisor of the dimensions; None: an eighth of them."""
+    """Bytes of one code of ivf_pq, a divisor of the dimensions; None: an eighth of them."""
+    uri: str | None = None
+    """Address of the Milvus server, as http://localhost:19530; a token is read from VITRIEVE_MILVUS_TOKEN."""
+    verify: Switch = False
+    """Read the whole index at --out and check it; changes nothing. Exit status 1 when it has faults."""
     overwrite: Switch = False
     """Replace what --out holds."""
     json: Switch = False
@@ -31,30 +39,56 @@ class Arguments:
 
 
 def run(arguments: Arguments) -> int:
-    """Build the index and say how large it is."""
-    from vitrieve.index.open import build_index
+    """Build the index and say how large it is; or check one."""
+    if arguments.verify:
+        return _verify(arguments)
+    if arguments.embeddings is None:
+        raise ConfigError("no embeddings: name the folder that vitrieve embed wrote with --embeddings.")
+    from vitrieve.index.open import IndexSettings, build_index
 
+    settings = IndexSettings(index_kind=arguments.index_kind, code_bytes=arguments.code_bytes, uri=arguments.uri)
     store = build_index(
         arguments.embeddings,
         arguments.out,
         store=arguments.store,
-        index_kind=arguments.index_kind,
-        code_bytes=arguments.code_bytes,
+        settings=settings,
         is_overwrite=arguments.overwrite,
     )
-    info, num_vectors = store.info, store.count()
+    description = _describe(arguments.out, store)
+    store.close()
     if arguments.json:
-        print_json(
-            {
-                "out": str(arguments.out),
-                "store": info.kind,
-                "num_vectors": num_vectors,
-                "embedding_dim": info.embedding_dim,
-                "fingerprint": info.fingerprint,
-                "encoder": info.encoder_source,
-            }
-        )
+        print_json(description)
     else:
-        print(f"{arguments.out}: {num_vectors} vectors of {info.embedding_dim} dimensions ({info.kind})")
+        print(
+            f"{arguments.out}: {description['num_vectors']} vectors of {description['embedding_dim']} dimensions "
+            f"({description['store']})"
+        )
         print_message(f"next: vitrieve search --index {arguments.out} PICTURE")
     return 0
+
+
+def _verify(arguments: Arguments) -> int:
+    if arguments.embeddings is not None or arguments.overwrite:
+        raise ConfigError("--verify changes nothing: leave out --embeddings and --overwrite.")
+    from vitrieve.index.open import open_index
+
+    store = open_index(arguments.out)
+    faults = store.verify()
+    description = _describe(arguments.out, store)
+    store.close()
+    if arguments.json:
+        print_json({**description, "faults": faults})
+    else:
+        print("\n".join(faults) or f"{arguments.out}: {description['num_vectors']} vectors, no fault found")
+    return 1 if faults else 0
+
+
+def _describe(out: Path, store: VectorStore) -> dict[str, object]:
+    return {
+        "out": str(out),
+        "store": store.info.kind,
+        "num_vectors": store.count(),
+        "embedding_dim": store.info.embedding_dim,
+        "fingerprint": store.info.fingerprint,
+        "encoder": store.info.encoder_source,
+    }

@@ -1,1 +1,10 @@
-"""Embeddings made searchable: ``exact.py`` compares with every vector, and is never wrong."""
+"""Embeddings made searchable: three stores behind one protocol.
+
+In reading order:
+    store.py, filter.py     what a vector store is; conditions on metadata
+    lock.py, batch.py       one writer at a time; what every store checks
+    segments.py, exact.py   memory-mapped vectors, every one compared: never wrong
+    lance_schema.py, lance.py                       LanceDB in the folder: the default
+    milvus_rows.py, milvus_server.py, milvus.py     the same index on a Milvus cluster
+    open.py                 make an index, open an index
+"""

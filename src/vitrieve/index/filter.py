@@ -1,4 +1,4 @@
-"""Conditions on metadata: which images of an index may be found. Next: ``store.py``.
+"""Conditions on metadata: which images of an index may be found. Next: ``lock.py``.
 
 Metadata is text. A condition with a number compares the values that read as numbers, and no other value passes it; a
 condition with text compares text, so that dates written as 2026-11-23 compare as dates.

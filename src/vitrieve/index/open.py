@@ -2,21 +2,56 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from vitrieve.artifacts import prepare_folder
+from vitrieve.data.records import ImageRecord
 from vitrieve.embed.collection import Embeddings, load_embeddings
 from vitrieve.errors import ArtifactError, ConfigError, DataError
 from vitrieve.index.batch import check_vectors
 from vitrieve.index.store import IndexKind, StoreInfo, StoreKind, VectorStore, read_info
 
 
+@dataclass(frozen=True, kw_only=True)
+class IndexSettings:
+    """How an approximate store searches, and where a Milvus server is; the exact store has nothing to set."""
+
+    index_kind: IndexKind = "ivf_hnsw_sq"
+    """What is searched for candidates: full vectors, a graph over bytes, product-quantised codes, or bits."""
+    code_bytes: int | None = None
+    """Bytes of one code of ivf_pq, a divisor of the dimensions; None: an eighth of them."""
+    uri: str | None = None
+    """Address of the Milvus server, as http://localhost:19530; its token is read from VITRIEVE_MILVUS_TOKEN."""
+
+    def check(self, info: StoreInfo) -> None:
+        """Refuse settings that do not belong together.
+
+        Raises:
+            ConfigError: As it says.
+        """
+        if (info.kind == "milvus") != (self.uri is not None):
+            raise ConfigError("uri is the address of a Milvus server: give it with the store milvus, and only there.")
+        if info.kind == "exact" and self.index_kind not in ("flat", "ivf_hnsw_sq"):
+            raise ConfigError(f"index_kind {self.index_kind!r} is for the stores lance and milvus; exact has no codes.")
+        if self.code_bytes is None:
+            return
+        if self.index_kind != "ivf_pq":
+            raise ConfigError(f"code_bytes belongs to the index_kind ivf_pq, not to {self.index_kind}.")
+        if self.code_bytes < 1 or info.embedding_dim % self.code_bytes:
+            raise ConfigError(f"code_bytes is {self.code_bytes}; it must divide the {info.embedding_dim} dimensions.")
+
+
 def open_index(folder: Path | str) -> VectorStore:
     """Open an index of any kind of store.
 
     Raises:
-        ArtifactError: The folder is missing, unfinished or damaged.
+        ArtifactError: The folder is missing, unfinished or damaged; or its Milvus server cannot be reached.
         FingerprintError: Its manifest and its vectors are of different encoders.
+        ConfigError: The client of its store is not installed.
     """
     info, _ = read_info(Path(folder))
     if info.kind == "exact":
@@ -27,7 +62,11 @@ def open_index(folder: Path | str) -> VectorStore:
         from vitrieve.index.lance import LanceStore
 
         return LanceStore.open(folder)
-    raise ArtifactError(f"{folder} is an index of the unknown store {info.kind!r}; known: exact, lance.")
+    if info.kind == "milvus":
+        from vitrieve.index.milvus import MilvusStore
+
+        return MilvusStore.open(folder)
+    raise ArtifactError(f"{folder} is an index of the unknown store {info.kind!r}; known: exact, lance, milvus.")
 
 
 def build_index(
@@ -35,18 +74,16 @@ def build_index(
     out: Path | str,
     *,
     store: StoreKind = "lance",
-    index_kind: IndexKind = "ivf_hnsw_sq",
-    code_bytes: int | None = None,
+    settings: IndexSettings | None = None,
     is_overwrite: bool = False,
 ) -> VectorStore:
     """Make embeddings searchable.
 
     Args:
         embeddings: Embeddings in memory, or their folder.
-        out: Folder to write.
+        out: Folder to write; for Milvus it names the server and the collection.
         store: Which store holds them.
-        index_kind: What an approximate store searches in; the exact store has none.
-        code_bytes: Bytes of one code of ``ivf_pq``, a divisor of the dimensions; None: an eighth of them.
+        settings: How it searches; None: the defaults.
         is_overwrite: Replace what is there.
 
     Returns:
@@ -60,10 +97,8 @@ def build_index(
     source = embeddings if isinstance(embeddings, Embeddings) else load_embeddings(embeddings)
     if not len(source.vectors):
         raise DataError("there is no embedding to index.")
-    _check_code_bytes(code_bytes, index_kind, source.vectors.shape[1])
     check_vectors(source.vectors, source.records)
-    out = Path(out)
-    if not isinstance(embeddings, Embeddings) and out.resolve() == Path(embeddings).resolve():
+    if not isinstance(embeddings, Embeddings) and Path(out).resolve() == Path(embeddings).resolve():
         raise ArtifactError(f"{out} is the folder of the embeddings; give another --out.")
     info = StoreInfo(
         kind=store,
@@ -73,20 +108,44 @@ def build_index(
         embedding_dim=source.vectors.shape[1],
         license=source.license,
     )
+    return _create(Path(out), info, (source.vectors, source.records), settings, is_overwrite)
+
+
+def create_index(
+    info: StoreInfo, out: Path | str, *, settings: IndexSettings | None = None, is_overwrite: bool = False
+) -> VectorStore:
+    """Make an index without images, to be filled by ``upsert``; errors as ``build_index``.
+
+    Args:
+        info: What the index says about itself; ``info.kind`` is the store.
+        out: Folder to write.
+        settings: How it searches; None: the defaults.
+        is_overwrite: Replace what is there.
+    """
+    nothing = np.empty((0, info.embedding_dim), dtype=np.float32)
+    return _create(Path(out), info, (nothing, ()), settings, is_overwrite)
+
+
+def _create(
+    out: Path,
+    info: StoreInfo,
+    images: tuple[np.ndarray, Sequence[ImageRecord]],
+    settings: IndexSettings | None,
+    is_overwrite: bool,
+) -> VectorStore:
+    settings = settings or IndexSettings()
+    settings.check(info)
     prepare_folder(out, is_overwrite=is_overwrite, is_resumable=False)
-    if store == "exact":
+    if info.kind == "exact":
         from vitrieve.index.exact import ExactStore
 
-        return ExactStore.create(out, info, source.vectors, source.records)
-    from vitrieve.index.lance import LanceStore
+        return ExactStore.create(out, info, *images)
+    if info.kind == "lance":
+        from vitrieve.index.lance import LanceStore
 
-    return LanceStore.create(out, info, source.vectors, source.records, kind=index_kind, code_bytes=code_bytes)
+        return LanceStore.create(out, info, *images, kind=settings.index_kind, code_bytes=settings.code_bytes)
+    from vitrieve.index.milvus import MilvusStore
 
-
-def _check_code_bytes(code_bytes: int | None, index_kind: IndexKind, embedding_dim: int) -> None:
-    if code_bytes is None:
-        return
-    if index_kind != "ivf_pq":
-        raise ConfigError(f"code_bytes belongs to index_kind 'ivf_pq', not to {index_kind!r}.")
-    if code_bytes < 1 or embedding_dim % code_bytes:
-        raise ConfigError(f"code_bytes is {code_bytes}; it must divide the {embedding_dim} dimensions.")
+    return MilvusStore.create(
+        out, info, *images, uri=str(settings.uri), kind=settings.index_kind, code_bytes=settings.code_bytes
+    )

@@ -1,4 +1,4 @@
-"""What a vector store is: the one protocol behind the exact and the LanceDB index. Next: ``exact.py``."""
+"""What a vector store is: the one protocol behind the exact, the LanceDB and the Milvus index. Next: ``filter.py``."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from vitrieve.data.records import ImageRecord
 from vitrieve.errors import ArtifactError, FingerprintError
 from vitrieve.index.filter import Filter
 
-StoreKind = Literal["exact", "lance"]
+StoreKind = Literal["exact", "lance", "milvus"]
 IndexKind = Literal["flat", "ivf_hnsw_sq", "ivf_pq", "ivf_rq"]
 """What an approximate store searches in: the full vectors; a graph over codes of a byte a dimension; product-quantised
 codes; codes of a bit a dimension (RaBitQ). The last three choose candidates, whose full vectors are compared."""
 MAX_BATCH_ROWS = 4096
-"""Images in one change, which is atomic; a cluster's messages are bounded, too."""
+"""Images in one change: a change is atomic, and Milvus takes at most 64 MB in one message."""
 
 
 @dataclass(frozen=True, kw_only=True)

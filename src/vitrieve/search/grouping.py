@@ -12,9 +12,9 @@ from vitrieve.search.request import SearchRequest
 
 NEAR_DUPLICATE_SIMILARITY = 0.99
 """Images at least as similar as this are nearly equal. Measured with dinov2-vits14 at 112 px on 60 photographs
-(Grocery): a picture saved again as JPEG of quality 20 or 50, at half the size, or 15 % brighter is above it in 99 of
-100 cases; one cut by 2 % at every edge in half of them; of different photographs, one in 200 has another that near.
-An encoder fine-tuned to draw a class together calls more images equal."""
+(Grocery, benchmarks/search_settings.py): a picture saved again as JPEG of quality 20 or 50, at half the size, or 15 %
+brighter is above it in 99 of 100 cases; one cut by 2 % at every edge in half of them; of different photographs, one in
+200 has another that near. An encoder fine-tuned to draw a class together calls more images equal."""
 
 
 def group_hits(store: VectorStore, levels: Iterable[list[Hit]], request: SearchRequest) -> list[list[Hit]]:

@@ -1,4 +1,4 @@
-"""What can be asked of a collection, and the answer. Next file: ``searcher.py``."""
+"""What can be asked of a collection, and the answer. Next file: ``query.py``."""
 
 from __future__ import annotations
 

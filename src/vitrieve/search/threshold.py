@@ -191,7 +191,7 @@ def choose_threshold(
 
     Raises:
         ConfigError: Both rates, a rate out of range, or no unknown queries for a rate of false accepts.
-        DataError: Fewer than ``MIN_QUERIES`` queries.
+        DataError: Fewer than ``MIN_QUERIES`` known queries, which only a rate of false accepts does without.
     """
     rates = [rate for rate in (false_accept_rate, false_reject_rate) if rate is not None]
     if len(rates) > 1 or not all(0 < rate < 1 for rate in rates):
@@ -202,10 +202,10 @@ def choose_threshold(
             "a rate of false accepts needs classes, at least two, with images to search for; name the metadata column "
             "that says what an image shows, or a labelled collection."
         )
-    if len(scores.known) < MIN_QUERIES:
+    if false_accept_rate is None and len(scores.known) < MIN_QUERIES:
         raise DataError(
             f"{len(scores.known)} images can be searched for among others of their class; a threshold needs "
-            f"{MIN_QUERIES}."
+            f"{MIN_QUERIES}, unless a rate of false accepts is given."
         )
     if not rates and not has_classes:
         false_reject_rate = DEFAULT_FALSE_REJECT_RATE
@@ -219,7 +219,7 @@ def choose_threshold(
         score=score,
         fingerprint=fingerprint,
         method=f"{'leave-class-out' if has_classes else 'leave-image-out'} on {where}; {rule}",
-        false_reject_rate=float(np.mean(scores.known < score)),
+        false_reject_rate=float(np.mean(scores.known < score)) if len(scores.known) else None,
         false_accept_rate=float(np.mean(scores.unknown >= score)) if has_classes else None,
         num_known=len(scores.known),
         num_unknown=len(scores.unknown),

@@ -1,0 +1,453 @@
+"""How well, how fast and in how many bytes does each vector store find the ten nearest images?
+
+    python benchmarks/vector_stores.py --work WORK --source grocery=FOLDER --source emoji
+    python benchmarks/vector_stores.py --work WORK --source grocery=FOLDER --source emoji --perturbed 1000000
+
+Real embeddings (DINOv2 ViT-S/14, 112 px) of photographs and drawings, enlarged by crops to --num-vectors; --perturbed
+enlarges them further by noise. The queries are crops that are not in the collection. Ours, FAISS, LanceDB alone and
+milvus-lite run one after the other on the same vectors; every figure counts against the exact result. Writes
+results/vector_stores_N_DATE.json, .md and .svg. About 20 minutes of embedding for 100,000 crops on two cores (kept in
+WORK), then about as much for the stores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import faiss
+import lancedb
+import numpy as np
+import pyarrow as pa
+from lancedb.index import HnswSq, IvfPq
+from PIL import Image, ImageOps
+
+from vitrieve.data.records import ImageRecord
+from vitrieve.data.sources import read_source
+from vitrieve.embed.collection import Embeddings, embed_collection
+from vitrieve.index.open import IndexSettings, build_index
+from vitrieve.index.store import StoreKind
+from vitrieve.runtime.encoder import load_encoder
+from vitrieve.similarity import normalize, top_k
+
+K = 10
+NUM_QUERIES = 1_000
+NUM_TIMED = 300
+IMAGE_SIZE = 112
+CROP_AREA = (0.3, 1.0)
+"""Share of a picture that a crop shows: as much as training views show."""
+NOISE_NORM = 0.35
+"""Length of the noise that makes a new vector of a real one: a cosine near 0.94, as between two crops of a picture."""
+COLORS = {"codes alone": "#b4533c", "with full vectors for 100 candidates": "#2b6a99"}
+
+
+class Collection(NamedTuple):
+    """What is searched, and with what: ``(N, E)`` and ``(Q, E)`` float32, and the rows that are right, ``(Q, K)``."""
+
+    embeddings: Embeddings
+    queries: np.ndarray
+    nearest: np.ndarray
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """One line of the table; bytes are per image, ``index_bytes`` of what is scanned, ``all_bytes`` with the rest."""
+
+    engine: str
+    kind: str
+    recall_at_10: float
+    p50_ms: float
+    p95_ms: float
+    index_bytes: float
+    all_bytes: float
+    build_seconds: float
+
+
+Search = Callable[[np.ndarray], list[int]]
+"""From one query ``(E,)`` to the rows of the ten nearest."""
+Built = tuple[Search, float, float]
+"""How to search, and bytes of index and of everything."""
+
+
+# --- the vectors ---
+
+
+def read_crops(sources: list[str], num_vectors: int, num_queries: int) -> list[ImageRecord]:
+    """Return crops of the pictures of some sources, whole pictures first; the last ones are queries."""
+    records = [record for source in sources for record in read_records(source)]
+    generator = np.random.default_rng(0)
+    total = num_vectors + num_queries
+    chosen = generator.permutation(len(records))
+    sizes: dict[Path, tuple[int, int]] = {}
+    crops = []
+    for number in range(total):
+        record = records[chosen[number % len(records)]]
+        is_whole = number < len(records) and number < num_vectors
+        box = None if is_whole else draw_box(record.path, sizes, generator)
+        crops.append(replace(record, image_id=f"{number // len(records)}/{record.image_id}", label=0, box=box))
+    return crops
+
+
+def read_records(source: str) -> list[ImageRecord]:
+    name, _, folder = source.partition("=")
+    dataset = read_source(name, folder or None)
+    return [
+        replace(record, image_id=f"{name}/{record.image_id}", metadata={"source": name}) for record in dataset.records
+    ]
+
+
+def draw_box(
+    path: Path, sizes: dict[Path, tuple[int, int]], generator: np.random.Generator
+) -> tuple[float, float, float, float]:
+    if path not in sizes:
+        with Image.open(path) as image:
+            sizes[path] = ImageOps.exif_transpose(image).size
+    width, height = sizes[path]
+    scale = np.sqrt(generator.uniform(*CROP_AREA))
+    crop_width, crop_height = scale * width, scale * height
+    left, top = generator.uniform(0, width - crop_width), generator.uniform(0, height - crop_height)
+    return float(left), float(top), float(left + crop_width), float(top + crop_height)
+
+
+def embed_crops(work: Path, sources: list[str], num_vectors: int) -> tuple[Embeddings, np.ndarray]:
+    """Embed the crops, or read what an earlier run embedded; return the collection and the queries."""
+    from vitrieve.data.records import Dataset
+    from vitrieve.embed.collection import EmbedSettings, load_embeddings
+
+    folder = work / f"embeddings-{num_vectors}"
+    if not (folder / "manifest.json").exists():
+        crops = read_crops(sources, num_vectors, NUM_QUERIES)
+        dataset = Dataset(name="crops", protocol="", records=tuple(crops), label_names=("any",))
+        encoder = load_encoder("dinov2-vits14", image_size=IMAGE_SIZE)
+        embed_collection(encoder, dataset, folder, settings=EmbedSettings(show_progress=True), is_resume=True)
+    loaded = load_embeddings(folder)
+    num_kept = len(loaded.vectors) - NUM_QUERIES
+    vectors = np.array(loaded.vectors)
+    return replace(loaded, vectors=vectors[:num_kept], records=loaded.records[:num_kept]), vectors[num_kept:]
+
+
+def perturb(embeddings: Embeddings, num_vectors: int) -> Embeddings:
+    """Enlarge a collection by copies with noise."""
+    generator = np.random.default_rng(1)
+    vectors = np.empty((num_vectors, embeddings.vectors.shape[1]), dtype=np.float32)
+    num_real = len(embeddings.vectors)
+    vectors[:num_real] = embeddings.vectors
+    for start in range(num_real, num_vectors, 65_536):
+        stop = min(start + 65_536, num_vectors)
+        noise = generator.standard_normal((stop - start, vectors.shape[1]))
+        noise *= NOISE_NORM / np.linalg.norm(noise, axis=1, keepdims=True)
+        vectors[start:stop] = normalize(embeddings.vectors[generator.integers(0, num_real, stop - start)] + noise)
+    records = [
+        *embeddings.records,
+        *(
+            replace(embeddings.records[row % num_real], image_id=f"noise/{row}", box=None)
+            for row in range(num_real, num_vectors)
+        ),
+    ]
+    return replace(embeddings, vectors=vectors, records=tuple(records))
+
+
+# --- the contestants ---
+
+
+def build_ours(
+    collection: Collection, work: Path, store: StoreKind, settings: IndexSettings, data_folder: Path | None = None
+) -> Built:
+    rows = {record.image_id: row for row, record in enumerate(collection.embeddings.records)}
+    opened = build_index(collection.embeddings, work, store=store, settings=settings, is_overwrite=True)
+    opened.optimise()
+
+    def search(query: np.ndarray) -> list[int]:
+        return [rows[hit.record.image_id] for hit in opened.search(query[None], K)[0]]
+
+    if store == "exact":
+        return search, count_bytes(work, "segments/*.npy"), count_bytes(work)
+    if store == "lance":
+        return search, count_bytes(work, "images.lance/_indices/**/*"), count_bytes(work)
+    return search, float("nan"), count_bytes(data_folder or work)
+
+
+def build_faiss(collection: Collection, work: Path, factory: str) -> Built:
+    vectors = np.ascontiguousarray(collection.embeddings.vectors)
+    num_lists = max(1, int(np.sqrt(len(vectors))))
+    index = faiss.index_factory(vectors.shape[1], factory.format(lists=num_lists), faiss.METRIC_INNER_PRODUCT)
+    index.train(vectors[:: max(1, len(vectors) // 100_000)])
+    index.add(vectors)
+    is_refined = isinstance(index, faiss.IndexRefine)
+    inner = faiss.downcast_index(index.base_index) if is_refined else index
+    if is_refined:
+        index.k_factor = 40
+    if hasattr(inner, "nprobe"):
+        inner.nprobe = max(1, num_lists // 10)
+    if hasattr(inner, "hnsw"):
+        inner.hnsw.efSearch = 100
+    work.mkdir(parents=True)
+    faiss.write_index(inner, str(work / "index"))
+    index_bytes = count_bytes(work)
+
+    def search(query: np.ndarray) -> list[int]:
+        return index.search(query[None], K)[1][0].tolist()
+
+    return search, index_bytes, index_bytes + (vectors.nbytes if is_refined else 0)
+
+
+def build_lancedb(collection: Collection, work: Path, config: HnswSq | IvfPq | None, refine: int | None) -> Built:
+    """LanceDB as its documentation uses it: its own distances, without our re-ranking and records."""
+    vectors = collection.embeddings.vectors
+    flat = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), vectors.shape[1])
+    table = lancedb.connect(work).create_table("t", pa.table({"row": np.arange(len(vectors)), "vector": flat}))
+    if config is not None:
+        table.create_index("vector", config=config)
+
+    def search(query: np.ndarray) -> list[int]:
+        found = table.search(query).distance_type("cosine").limit(K).select(["row", "_distance"])
+        found = found.refine_factor(refine) if refine else found
+        return found.to_arrow()["row"].to_pylist()
+
+    return search, count_bytes(work, "t.lance/_indices/**/*"), count_bytes(work)
+
+
+def build_milvus_lite(collection: Collection, work: Path, uri: str, data_folder: Path) -> Built:
+    from pymilvus import MilvusClient
+
+    client = MilvusClient(uri)
+    vectors = collection.embeddings.vectors
+    schema = client.create_schema(auto_id=False)
+    schema.add_field("row", 5, is_primary=True)  # INT64
+    schema.add_field("vector", 101, dim=vectors.shape[1])  # FLOAT_VECTOR
+    index = client.prepare_index_params()
+    graph = {"M": 20, "efConstruction": 200, "sq_type": "SQ8"}
+    index.add_index("vector", index_type="HNSW_SQ", metric_type="IP", params=graph)
+    client.create_collection("alone", schema=schema, index_params=index)
+    for start in range(0, len(vectors), 4096):
+        block = vectors[start : start + 4096]
+        client.upsert("alone", [{"row": start + n, "vector": vector} for n, vector in enumerate(block)])
+    client.flush("alone")
+
+    def search(query: np.ndarray) -> list[int]:
+        parameters = {"metric_type": "IP", "params": {"ef": 100}}
+        return [hit["row"] for hit in client.search("alone", [query.tolist()], limit=K, search_params=parameters)[0]]
+
+    return search, float("nan"), count_bytes(data_folder)
+
+
+def list_contestants(collection: Collection, work: Path) -> Iterator[tuple[str, str, Callable[[Path], Built]]]:
+    """Yield engine, kind and how to build it into a folder."""
+    small = ("ivf_pq", 16)
+    yield "vitrieve", "exact", lambda folder: build_ours(collection, folder, "exact", IndexSettings())
+    for kind, code_bytes in (("flat", None), ("ivf_hnsw_sq", None), ("ivf_pq", None), small, ("ivf_rq", None)):
+        settings = IndexSettings(index_kind=kind, code_bytes=code_bytes)  # type: ignore[arg-type]
+        name = f"lance {kind}" + (f", {code_bytes} bytes" if code_bytes else "")
+        yield "vitrieve", name, lambda folder, s=settings: build_ours(collection, folder, "lance", s)
+    factories = ["Flat", "HNSW20_SQ8", "IVF{lists},PQ48x8,RFlat", "IVF{lists},PQ16x8,RFlat", "IVF{lists},RaBitQ,RFlat"]
+    for factory in factories:
+        yield "FAISS", factory, lambda folder, f=factory: build_faiss(collection, folder, f)
+    hnsw, codes = HnswSq(distance_type="cosine"), IvfPq(distance_type="cosine", num_sub_vectors=48)
+    yield "LanceDB alone", "no index", lambda folder: build_lancedb(collection, folder, None, None)
+    yield "LanceDB alone", "IVF_HNSW_SQ", lambda folder: build_lancedb(collection, folder, hnsw, None)
+    yield "LanceDB alone", "IVF_PQ, refine 10", lambda folder: build_lancedb(collection, folder, codes, 10)
+    for engine in ("vitrieve", "milvus-lite alone"):
+        yield engine, "milvus-lite HNSW_SQ", lambda folder, e=engine: build_on_server(collection, folder, e)
+
+
+_SERVERS: list[subprocess.Popen[bytes]] = []
+
+
+def build_on_server(collection: Collection, folder: Path, engine: str) -> Built:
+    data_folder = folder.with_name("milvus-data")
+    uri = start_milvus_lite(data_folder)
+    if engine == "vitrieve":
+        return build_ours(collection, folder, "milvus", IndexSettings(uri=uri), data_folder)
+    return build_milvus_lite(collection, folder, uri, data_folder)
+
+
+def start_milvus_lite(data_folder: Path) -> str:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    words = ["-m", "milvus_lite.cmdline", "server", "--host", "127.0.0.1", "--port", str(port)]
+    command = [sys.executable, *words, "--data-dir", str(data_folder)]
+    _SERVERS.append(subprocess.Popen(command, stdout=subprocess.DEVNULL))
+    for _ in range(600):
+        try:
+            socket.create_connection(("127.0.0.1", port), 1).close()
+            return f"http://127.0.0.1:{port}"
+        except OSError:
+            time.sleep(0.1)
+    raise RuntimeError("milvus-lite does not start")
+
+
+@contextmanager
+def scratch(work: Path) -> Iterator[Path]:
+    """Give an empty folder, and remove it and the servers afterwards."""
+    folder = work / "scratch"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    try:
+        yield folder / "index"
+    finally:
+        while _SERVERS:
+            process = _SERVERS.pop()
+            process.kill()
+            process.wait()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+# --- measuring ---
+
+
+def measure(engine: str, kind: str, build: Callable[[Path], Built], collection: Collection, work: Path) -> Result:
+    num_images = len(collection.embeddings.vectors)
+    with scratch(work) as folder:
+        begun = time.perf_counter()
+        search, index_bytes, all_bytes = build(folder)
+        build_seconds = time.perf_counter() - begun
+        for query in collection.queries[-5:]:
+            search(query)
+        seconds, num_right = [], 0
+        for query, nearest in zip(collection.queries[:NUM_TIMED], collection.nearest, strict=False):
+            begun = time.perf_counter()
+            found = search(query)
+            seconds.append(time.perf_counter() - begun)
+            num_right += len(set(found) & set(nearest.tolist()))
+    return Result(
+        engine=engine,
+        kind=kind,
+        recall_at_10=num_right / (K * len(seconds)),
+        p50_ms=1e3 * float(np.percentile(seconds, 50)),
+        p95_ms=1e3 * float(np.percentile(seconds, 95)),
+        index_bytes=index_bytes / num_images,
+        all_bytes=all_bytes / num_images,
+        build_seconds=build_seconds,
+    )
+
+
+def measure_short_vectors(collection: Collection) -> list[dict[str, object]]:
+    """Recall@10 of codes of some sizes, found by comparing all codes; alone, and as candidates for full vectors."""
+    vectors, queries = np.ascontiguousarray(collection.embeddings.vectors), collection.queries
+    factories = ["SQfp16", "SQ8", "PCA192,SQ8", "PCA128,SQ8", "PCA64,SQ8", "PCA32,SQ8", "PCA16,SQ8"]
+    factories += [f"PCA128,OPQ{m}_{max(64, m)},PQ{m}x8" for m in (16, 32, 64)] + ["PCA128,RaBitQ", "RaBitQ"]
+    lines: list[dict[str, object]] = [
+        {"codes": "float32", "bytes": 4 * vectors.shape[1], "recall": 1.0, "refined": 1.0}
+    ]
+    for factory in factories:
+        index = faiss.index_factory(vectors.shape[1], factory, faiss.METRIC_INNER_PRODUCT)
+        index.train(vectors[:: max(1, len(vectors) // 50_000)])
+        index.add(vectors)
+        candidates = index.search(queries, 100)[1]
+        right = refined = 0
+        for query, rows, nearest in zip(queries, candidates, collection.nearest, strict=True):
+            best = rows[top_k(query[None], vectors[rows], K)[1][0]]
+            right += len(set(rows[:K].tolist()) & set(nearest.tolist()))
+            refined += len(set(best.tolist()) & set(nearest.tolist()))
+        total = K * len(queries)
+        size = index.sa_code_size()
+        lines.append({"codes": factory, "bytes": size, "recall": right / total, "refined": refined / total})
+        print(lines[-1], file=sys.stderr)
+    return lines
+
+
+def count_bytes(folder: Path, pattern: str = "**/*") -> float:
+    return float(sum(path.stat().st_size for path in folder.glob(pattern) if path.is_file()))
+
+
+# --- the result ---
+
+
+def to_markdown(results: list[Result], short: list[dict[str, object]], description: dict[str, object]) -> str:
+    lines = [f"# Vector stores: {description['num_vectors']:,} vectors", "", json.dumps(description), ""]
+    lines += ["Recall@10 against the exact result. *Index* bytes are scanned and want memory; *all* bytes are on disk,"]
+    lines += ["with full vectors and metadata (FAISS and LanceDB alone keep no metadata).", ""]
+    lines += ["| engine | kind | recall@10 | p50 ms | p95 ms | index B/image | all B/image | build s |"]
+    lines += ["|---|---|---:|---:|---:|---:|---:|---:|"]
+    for one in results:
+        size = "in all" if np.isnan(one.index_bytes) else f"{one.index_bytes:,.0f}"
+        lines.append(
+            f"| {one.engine} | {one.kind} | {one.recall_at_10:.4f} | {one.p50_ms:.1f} | {one.p95_ms:.1f} "
+            f"| {size} | {one.all_bytes:,.0f} | {one.build_seconds:,.1f} |"
+        )
+    lines += ["", "## Short vectors", "", "| codes (FAISS) | bytes | recall@10 | with full vectors for 100 |"]
+    lines += ["|---|---:|---:|---:|"]
+    lines += [f"| {one['codes']} | {one['bytes']} | {one['recall']:.4f} | {one['refined']:.4f} |" for one in short]
+    return "\n".join(lines) + "\n"
+
+
+def to_svg(short: list[dict[str, object]]) -> str:
+    """Draw recall against bytes per image, on a logarithmic axis from 8 to 2,048 bytes."""
+    left, top, width, height = 60, 20, 560, 320
+
+    def place(size: object, recall: object) -> tuple[float, float]:
+        return left + width * np.log2(float(size) / 8) / 8, top + height * (1 - float(recall))  # type: ignore[arg-type]
+
+    marks = [f'<rect x="{left}" y="{top}" width="{width}" height="{height}" fill="none" stroke="#999"/>']
+    for exponent in range(3, 12):
+        x, _ = place(2**exponent, 0)
+        marks.append(f'<text x="{x:.0f}" y="{top + height + 18}" text-anchor="middle">{2**exponent}</text>')
+    for tenth in range(0, 11, 2):
+        _, y = place(8, tenth / 10)
+        marks.append(f'<text x="{left - 8}" y="{y + 4:.0f}" text-anchor="end">{10 * tenth} %</text>')
+        marks.append(f'<line x1="{left}" x2="{left + width}" y1="{y:.0f}" y2="{y:.0f}" stroke="#ddd"/>')
+    for number, (name, color) in enumerate(COLORS.items()):
+        for one in short:
+            x, y = place(one["bytes"], one["refined" if number else "recall"])
+            title = f"<title>{one['codes']}: {one['bytes']} bytes</title>"
+            marks.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{color}">{title}</circle>')
+        y = top + height - 30 + 18 * number
+        marks.append(f'<text x="{left + width - 8}" y="{y}" text-anchor="end" fill="{color}">{name}</text>')
+    foot = f'<text x="{left + width / 2}" y="{top + height + 40}" text-anchor="middle">bytes per image</text>'
+    style = 'xmlns="http://www.w3.org/2000/svg" font-family="sans-serif" font-size="13" viewBox="0 0 640 390"'
+    return f"<svg {style}><title>Recall@10 against bytes per image</title>{''.join(marks)}{foot}</svg>\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, required=True, help="folder for embeddings and scratch files")
+    parser.add_argument("--source", action="append", default=[], help="a source, as grocery=FOLDER or emoji")
+    parser.add_argument("--num-vectors", type=int, default=100_000, help="crops to embed")
+    parser.add_argument("--perturbed", type=int, help="enlarge by noise to this many vectors")
+    parser.add_argument("--only", default="", help="only contestants whose engine or kind contains this text")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    arguments = parser.parse_args()
+    embeddings, queries = embed_crops(arguments.work, arguments.source or ["emoji"], arguments.num_vectors)
+    if arguments.perturbed:
+        embeddings = perturb(embeddings, arguments.perturbed)
+    collection = Collection(embeddings, queries, top_k(queries, embeddings.vectors, K)[1])
+    results = []
+    for engine, kind, build in list_contestants(collection, arguments.work):
+        if arguments.only not in f"{engine} {kind}":
+            continue
+        results.append(measure(engine, kind, build, collection, arguments.work))
+        print(results[-1], file=sys.stderr)
+    short = measure_short_vectors(collection) if not arguments.only else []
+    description: dict[str, object] = {
+        "num_vectors": len(embeddings.vectors),
+        "embedding_dim": embeddings.vectors.shape[1],
+        "num_real": arguments.num_vectors,
+        "cores": os.cpu_count(),
+        "machine": platform.machine(),
+        "load_before": round(os.getloadavg()[0], 1),
+        "versions": {"faiss": faiss.__version__, "lancedb": lancedb.__version__},
+    }
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    stem = arguments.out / f"vector_stores_{len(embeddings.vectors)}_{time.strftime('%Y-%m-%d')}"
+    contents = {**description, "results": [asdict(one) for one in results], "short_vectors": short}
+    stem.with_suffix(".json").write_text(json.dumps(contents, indent=1) + "\n")
+    stem.with_suffix(".md").write_text(to_markdown(results, short, description))
+    stem.with_suffix(".svg").write_text(to_svg(short))
+    print(to_markdown(results, short, description))
+
+
+if __name__ == "__main__":
+    main()

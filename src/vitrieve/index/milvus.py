@@ -1,0 +1,327 @@
+"""The Milvus store: the same index on a cluster, through pymilvus (the extra ``milvus``). Next: ``open.py``.
+
+The folder on disk holds only the manifest with the server's address and the collection's name. Beside the collection
+of images stands a small one that says which encoder made them and which metadata columns there are. Every call reads
+with strong consistency: it sees every change that was acknowledged before it.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vitrieve.artifacts import prepare_folder, write_manifest
+from vitrieve.data.records import ImageRecord
+from vitrieve.errors import ArtifactError, ConfigError, DataError
+from vitrieve.index.batch import (
+    check_batch,
+    check_filter,
+    check_queries,
+    check_size,
+    find_wrong_norms,
+    missing_message,
+)
+from vitrieve.index.exact import error_bound, rank_candidates
+from vitrieve.index.filter import Filter
+from vitrieve.index.milvus_rows import (
+    ROW_FIELDS,
+    build_rows,
+    from_key,
+    read_records,
+    read_vectors,
+    to_expression,
+    to_key,
+)
+from vitrieve.index.milvus_server import (
+    about_row,
+    connect,
+    create_about,
+    create_collection,
+    grpc_error,
+    reason_of,
+    reported,
+    search_parameters,
+)
+from vitrieve.index.store import (
+    MAX_BATCH_ROWS,
+    Hit,
+    IndexKind,
+    StoreInfo,
+    describe,
+    read_info,
+    require_fingerprint,
+)
+from vitrieve.similarity import FloatArray
+
+if TYPE_CHECKING:
+    from pymilvus import MilvusClient
+
+MAX_CANDIDATES = 16_384
+"""What Milvus returns for one query at most."""
+MIN_CANDIDATES = 32
+CANDIDATES_PER_HIT: dict[IndexKind, int] = {"flat": 2, "ivf_hnsw_sq": 4, "ivf_pq": 40, "ivf_rq": 10}
+"""Candidates from the short codes for each image to find: shorter codes need more."""
+PAGE_ROWS = 1_000
+GET_ROWS = 500
+"""Images fetched with their vectors at a time: an answer stays far below Milvus's 64 MB."""
+SNAPSHOT_POLL_SECONDS = 1.0
+
+
+class MilvusStore:
+    """An index in a Milvus collection; satisfies ``VectorStore``. May be sent to another process."""
+
+    def __init__(self, folder: Path, info: StoreInfo, manifest: dict[str, Any]) -> None:
+        """Join a folder with its collection; use ``open`` or ``create``."""
+        self._folder = folder
+        self._info = info
+        self._uri = str(manifest["uri"])
+        self._name = str(manifest["collection"])
+        self._kind: IndexKind = manifest["index_kind"]
+        self._open_client: MilvusClient | None = connect(self._uri)
+
+    @classmethod
+    def open(cls, folder: Path | str) -> MilvusStore:
+        """Open an index.
+
+        Raises:
+            ArtifactError: The folder is missing or of another kind; the server or the collection cannot be reached.
+            FingerprintError: The manifest and the collection are of different encoders.
+            ConfigError: pymilvus is not installed.
+        """
+        folder = Path(folder)
+        info, manifest = read_info(folder)
+        if info.kind != "milvus":
+            raise ArtifactError(f"{folder} is an index of the store {info.kind!r}; expected 'milvus'.")
+        store = cls(folder, info, manifest)
+        with reported(store._uri):
+            if not store._client.has_collection(store._about):
+                raise ArtifactError(f"{store._uri} has no collection {store._name!r}; make the index again.")
+            for name in (store._name, store._about):  # a server that was started again has loaded nothing
+                store._client.load_collection(name)
+            found = store._client.get(store._about, ids=["fingerprint"], output_fields=["value"])
+        require_fingerprint(folder, info, found[0]["value"] if found else "")
+        return store
+
+    @classmethod
+    def create(
+        cls,
+        folder: Path,
+        info: StoreInfo,
+        vectors: np.ndarray,
+        records: Sequence[ImageRecord],
+        *,
+        uri: str,
+        kind: IndexKind = "ivf_hnsw_sq",
+        code_bytes: int | None = None,
+    ) -> MilvusStore:
+        """Make a new collection, and a folder that names it; the arguments are checked.
+
+        Args:
+            folder: Made by ``artifacts.prepare_folder``.
+            info: What the index says about itself.
+            vectors: ``(N, E)`` float32, any number; may be a memory map.
+            records: The ``N`` images.
+            uri: Address of the server.
+            kind: Which codes to search in.
+            code_bytes: Bytes of one product-quantised code (``ivf_pq``); None: an eighth of the dimensions.
+        """
+        manifest = {"uri": uri, "collection": f"vitrieve_{uuid.uuid4().hex}", "index_kind": kind}
+        store = cls(folder, info, manifest)
+        with reported(uri):
+            create_collection(store._client, store._name, info.embedding_dim, kind, code_bytes)
+            create_about(store._client, store._about, info.fingerprint)
+        for start in range(0, len(records), MAX_BATCH_ROWS):
+            store.upsert(vectors[start : start + MAX_BATCH_ROWS], records[start : start + MAX_BATCH_ROWS])
+        write_manifest(folder, "index", {**describe(info), **manifest})
+        return store
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (MilvusStore.open, (self._folder,))
+
+    @property
+    def info(self) -> StoreInfo:
+        """Return what the index says about itself."""
+        return self._info
+
+    @property
+    def _about(self) -> str:
+        return f"{self._name}_about"
+
+    @property
+    def _client(self) -> MilvusClient:
+        if self._open_client is None:
+            raise ArtifactError(f"the index {self._folder} is closed; open it again.")
+        return self._open_client
+
+    def upsert(self, vectors: np.ndarray, records: Sequence[ImageRecord]) -> None:
+        """Add images, and replace those whose ``image_id`` is there; one message, so all of it or nothing."""
+        checked = check_batch(vectors, records, self._info.embedding_dim)
+        if not records:
+            return
+        new = {name for record in records for name in record.metadata} - set(self.columns())
+        with reported(self._uri):
+            if new:  # before the images: a column without images harms nobody
+                rows = [about_row(to_key(name), name) for name in sorted(new)]
+                self._client.upsert(self._about, rows)
+            self._client.upsert(self._name, build_rows(checked, records))
+
+    def delete(self, image_ids: Sequence[str]) -> int:
+        """Remove images; return how many were there."""
+        check_size(len(image_ids))
+        if not image_ids:
+            return 0
+        keys = [to_key(image_id) for image_id in dict.fromkeys(image_ids)]
+        with reported(self._uri):
+            present = [row["key"] for row in self._client.get(self._name, ids=keys, output_fields=["key"])]
+            if present:
+                self._client.delete(self._name, ids=present)
+        return len(present)
+
+    def search(self, queries: np.ndarray, k: int, filter: Filter = ()) -> list[list[Hit]]:
+        """Find the nearest images of every query, at most ``MAX_CANDIDATES``; as ``VectorStore.search``."""
+        checked = check_queries(queries, k, self._info.embedding_dim)
+        if k > MAX_CANDIDATES:
+            raise ConfigError(f"k is {k}; Milvus finds at most {MAX_CANDIDATES} images.")
+        check_filter(filter, self.columns())
+        expression = to_expression(filter)
+        with reported(self._uri):
+            return [self._search_one(query, k, expression) for query in checked]
+
+    def get(self, image_ids: Sequence[str]) -> tuple[FloatArray, list[ImageRecord]]:
+        """Return vectors and images by name; as ``VectorStore.get``."""
+        wanted = [to_key(image_id) for image_id in dict.fromkeys(image_ids)]
+        found: dict[str, dict[str, Any]] = {}
+        with reported(self._uri):
+            for start in range(0, len(wanted), GET_ROWS):
+                keys = wanted[start : start + GET_ROWS]
+                rows = self._client.get(self._name, ids=keys, output_fields=list(ROW_FIELDS))
+                found |= {from_key(row["key"]): row for row in rows}
+        missing = [image_id for image_id in image_ids if image_id not in found]
+        if missing:
+            raise DataError(missing_message(missing))
+        rows = [found[image_id] for image_id in image_ids]
+        return read_vectors(rows, self._info.embedding_dim), list(read_records(rows))
+
+    def image_ids(self) -> Iterator[str]:
+        """Yield the name of every image, rising."""
+        yield from sorted(from_key(row["key"]) for row in self._iterate(self._name, ["key"]))
+
+    def columns(self) -> tuple[str, ...]:
+        """Return the names of the metadata columns, sorted."""
+        rows = self._iterate(self._about, ["key", "value"])
+        return tuple(sorted(row["value"] for row in rows if row["key"] != "fingerprint"))
+
+    def count(self, filter: Filter = ()) -> int:
+        """Count the images that pass the filter."""
+        check_filter(filter, self.columns())
+        with reported(self._uri):
+            rows = self._client.query(self._name, filter=to_expression(filter), output_fields=["count(*)"])
+        return int(rows[0]["count(*)"])
+
+    def optimise(self) -> None:
+        """Ask the server to write out what it holds in memory and to merge its segments; it indexes them itself."""
+        with reported(self._uri):
+            self._client.flush(self._name)
+            self._client.compact(self._name)
+
+    def verify(self) -> list[str]:
+        """Read every vector; say which are not normalised, and whether the server counts what it holds."""
+        num_rows, num_wrong, keys = 0, 0, set()
+        rows: list[dict[str, Any]] = []
+        for row in self._iterate(self._name, ["key", "vector"]):
+            num_rows += 1
+            keys.add(row["key"])
+            rows.append(row)
+            if len(rows) == PAGE_ROWS:
+                num_wrong += len(find_wrong_norms(read_vectors(rows, self._info.embedding_dim))[1])
+                rows = []
+        num_wrong += len(find_wrong_norms(read_vectors(rows, self._info.embedding_dim))[1])
+        faults = [f"{num_wrong} vectors are not L2-normalised."] if num_wrong else []
+        if len(keys) != num_rows:
+            faults.append(f"{num_rows - len(keys)} images occur twice.")
+        if self.count() != num_rows:
+            faults.append(f"the server counts {self.count()} images, but returns {num_rows}.")
+        return faults
+
+    def snapshot(self, out: Path) -> None:
+        """Copy the collection on the server, and write a folder that names the copy.
+
+        Raises:
+            ConfigError: The server has no snapshots: milvus-lite, and Milvus before them.
+        """
+        from pymilvus.exceptions import MilvusException
+
+        prepare_folder(out, is_resumable=False)
+        copy, snapshot = f"vitrieve_{uuid.uuid4().hex}", f"snapshot_{uuid.uuid4().hex}"
+        try:
+            for name, target in ((self._name, copy), (self._about, f"{copy}_about")):
+                self._client.flush(name)
+                self._client.create_snapshot(f"{snapshot}_{target}", name)
+                job = self._client.restore_snapshot(f"{snapshot}_{target}", name, target)
+                self._wait_for_restore(job)
+                self._client.drop_snapshot(f"{snapshot}_{target}", name)
+        except (MilvusException, grpc_error()) as error:
+            raise ConfigError(f"{self._uri} cannot make snapshots ({reason_of(error)}); use milvus-backup.") from None
+        manifest = {"uri": self._uri, "collection": copy, "index_kind": self._kind}
+        write_manifest(out, "index", {**describe(self._info), **manifest})
+
+    def close(self) -> None:
+        """Close the connection."""
+        if self._open_client is not None:
+            self._open_client.close()
+            self._open_client = None
+
+    def drop(self) -> None:
+        """Remove the collection from the server, for good, and close."""
+        with reported(self._uri):
+            for name in (self._name, self._about):
+                self._client.drop_collection(name)
+        self.close()
+
+    def _wait_for_restore(self, job: int) -> None:
+        while (state := self._client.get_restore_snapshot_state(job)).progress < 100:
+            if "fail" in str(state.state).lower():
+                raise ConfigError(f"{self._uri} failed to restore a snapshot ({state.reason}).")
+            time.sleep(SNAPSHOT_POLL_SECONDS)
+
+    def _iterate(self, name: str, fields: list[str]) -> Iterator[dict[str, Any]]:
+        with reported(self._uri):
+            iterator = self._client.query_iterator(name, batch_size=PAGE_ROWS, output_fields=fields)
+            while page := iterator.next():
+                yield from page
+            iterator.close()
+
+    def _search_one(self, query: FloatArray, k: int, expression: str) -> list[Hit]:
+        # A power of two, so that neighbouring k look at the same candidates: pages of one answer fit together.
+        num_candidates = max(MIN_CANDIDATES, CANDIDATES_PER_HIT[self._kind] * (1 << (k - 1).bit_length()))
+        while True:  # images that tie with the last candidate would be left out by chance
+            num_candidates = min(num_candidates, MAX_CANDIDATES)
+            (found,) = self._client.search(
+                self._name,
+                data=[query.tolist()],
+                anns_field="vector",
+                limit=num_candidates,
+                filter=expression,
+                output_fields=list(ROW_FIELDS),
+                search_params={"metric_type": "IP", "params": search_parameters(self._kind, num_candidates)},
+            )
+            rows = [{"key": hit["key"], **hit["entity"]} for hit in found]
+            ranked = self._rank(query, rows, k)
+            is_all = len(rows) < num_candidates or num_candidates == MAX_CANDIDATES or self._kind != "flat"
+            farthest = min((hit["distance"] for hit in found), default=0.0)  # a similarity, whatever its name
+            if is_all or ranked[-1].score > farthest + 2 * float(error_bound(query)):
+                return ranked
+            num_candidates *= 4
+
+    def _rank(self, query: FloatArray, rows: list[dict[str, Any]], k: int) -> list[Hit]:
+        if not rows:
+            return []
+        names = [from_key(row["key"]) for row in rows]
+        ranked = rank_candidates(query, read_vectors(rows, self._info.embedding_dim), names, k)
+        records = read_records([rows[place] for place, _ in ranked])
+        return [Hit(record=record, score=score) for record, (_, score) in zip(records, ranked, strict=True)]

@@ -1,0 +1,94 @@
+"""What is particular to Milvus: addresses, servers that are away, and what milvus-lite lacks."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.index.conformance import make_info, make_many
+from tests.index.milvus_lite import Server
+from vitrieve.errors import ArtifactError, ConfigError
+from vitrieve.index.milvus import MAX_CANDIDATES, MilvusStore
+from vitrieve.index.open import IndexSettings, create_index, open_index
+from vitrieve.index.store import IndexKind
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    pytest.importorskip("milvus_lite", reason="needs milvus-lite")
+    server = Server(tmp_path_factory.mktemp("milvus") / "data")
+    yield server
+    server.kill()
+
+
+def make_store(server: Server, folder: Path, index_kind: IndexKind = "flat") -> MilvusStore:
+    settings = IndexSettings(index_kind=index_kind, uri=server.uri)
+    store = create_index(make_info("milvus"), folder, settings=settings)
+    assert isinstance(store, MilvusStore)
+    return store
+
+
+def test_graph_index_finds_what_was_written(server: Server, tmp_path: Path) -> None:
+    store = make_store(server, tmp_path / "index", "ivf_hnsw_sq")
+    vectors, records = make_many(3_000)
+    store.upsert(vectors, records)
+    store.optimise()
+    hits = store.search(vectors[:20], 1)
+    assert sum(found[0].record == record for found, record in zip(hits, records, strict=False)) >= 19
+    store.close()
+
+
+@pytest.mark.parametrize("index_kind", ["ivf_pq", "ivf_rq"])
+def test_short_codes(index_kind: IndexKind) -> None:
+    pytest.skip(f"milvus-lite has no {index_kind}: it takes the name, and compares the full vectors")
+
+
+def wait_for(call: Callable[[], int]) -> int:
+    """Repeat a call while the client waits before it connects again."""
+    until = time.monotonic() + 60
+    while True:
+        try:
+            return call()
+        except ArtifactError:
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.2)
+
+
+def test_a_server_that_is_away_is_named_and_found_again(server: Server, tmp_path: Path) -> None:
+    store = make_store(server, tmp_path / "index")
+    server.kill()
+    try:
+        with pytest.raises(ArtifactError, match=server.uri):
+            store.count()
+        with pytest.raises(ArtifactError, match=server.uri):
+            open_index(tmp_path / "index")
+    finally:
+        server.start()
+    assert wait_for(lambda: open_index(tmp_path / "index").count()) == 0
+    assert wait_for(store.count) == 0
+
+
+def test_a_collection_that_is_gone_is_named(server: Server, tmp_path: Path) -> None:
+    make_store(server, tmp_path / "index").drop()
+    with pytest.raises(ArtifactError, match="has no collection"):
+        open_index(tmp_path / "index")
+
+
+def test_two_indexes_share_a_server(server: Server, tmp_path: Path) -> None:
+    one, other = (make_store(server, tmp_path / name) for name in ("one", "other"))
+    one.upsert(*make_many(3))
+    assert (one.count(), other.count()) == (3, 0)
+
+
+def test_search_refuses_more_than_milvus_returns(server: Server, tmp_path: Path) -> None:
+    store = make_store(server, tmp_path / "index")
+    with pytest.raises(ConfigError, match=str(MAX_CANDIDATES)):
+        store.search(make_many(1)[0], MAX_CANDIDATES + 1)
+
+
+def test_authentication(server: Server) -> None:
+    pytest.skip("milvus-lite has no authentication: it takes any token")
