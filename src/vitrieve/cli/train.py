@@ -113,14 +113,11 @@ def run(recipe: str, arguments: Arguments) -> int:
 
 
 def _build_encoder(config: Config, num_images: int) -> ImageEncoder:
-    import torch
-
     from vitrieve.model.cost import count_cost, format_cost
     from vitrieve.model.encoder import build_encoder
     from vitrieve.train.reduce import require_reducible
 
-    torch.manual_seed(config.train.seed)  # of a head, which starts at random
-    encoder = build_encoder(config.model)
+    encoder = build_encoder(config.model, seed=config.train.seed)
     print_message(f"{config.model.backbone}: {format_cost(count_cost(config.model.backbone, config.model.image_size))}")
     if config.model.embedding_dim is not None:
         require_reducible(config.model.embedding_dim, encoder.spec.embedding_dim, num_images)

@@ -62,9 +62,8 @@ def compute_fingerprint(spec: EncoderSpec, states: Mapping[str, np.ndarray]) -> 
     """Compute what identifies an encoder: two encoders with the same fingerprint give the same embeddings.
 
     Hashed are the architecture, the pooling, the preprocessing, several scales, a head's norm, and each weight's name,
-    type, shape and bytes (the reduction's among them); not the engine, the precision, names or licences. A frozen
-    encoder of a weights name has it too; there the position embedding is resampled on the machine, and processors
-    without AVX2 or of another make can differ in its last bits: to share embeddings, share the encoder's folder.
+    type, shape and bytes (the reduction's among them); not the engine, the precision, names or licences. The
+    encoder of a weights name has it too, with torch and without, the same on every machine.
 
     Args:
         spec: What the encoder is.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from vitrieve.errors import ConfigError, WeightsError
+from vitrieve.model.positions import resample_positions
 from vitrieve.model.pretrained import find_weights, pull_weights
 
 MIN_CONVNET_PX = 32
@@ -51,7 +53,7 @@ def build_backbone(
     Args:
         name: A weights name of ``pretrained.py`` or any timm model name.
         image_size: Side of the square input in pixels; for a transformer a multiple of its patch. The position
-            embedding of the weights is resampled to it by timm's own filter.
+            embedding of the weights is resampled to it (``positions.py``).
         weights: A local ``.safetensors`` file with the backbone's weights, or None for the name's own.
         drop_path_rate: Stochastic depth of the last block, in [0, 1); earlier blocks linearly less.
         patch_drop_rate: Share of the patches left out in training, in [0, 1), drawn for each image from torch's
@@ -214,9 +216,9 @@ def read_states(path: Path) -> dict[str, Tensor]:
 def load_backbone_states(backbone: nn.Module, states: Mapping[str, Tensor], source: str) -> None:
     """Load weights into a backbone, strictly, after timm's own filter.
 
-    The filter of the model's family renames keys of other publishers and resamples the position embedding. The
-    classifier of the weights is left out: the backbone has none. Weights of a vitrieve encoder
-    (``backbone.…``) are accepted too.
+    The filter of the model's family renames keys of other publishers. A position embedding of another size is resampled
+    by ``positions.py``, or by the filter where it is laid out in another way. The classifier of the weights is left
+    out: the backbone has none. Weights of a vitrieve encoder (``backbone.…``) are accepted too.
 
     Args:
         backbone: The model; changed in place.
@@ -229,7 +231,8 @@ def load_backbone_states(backbone: nn.Module, states: Mapping[str, Tensor], sour
     prefix = "backbone."
     if any(name.startswith(prefix) for name in states):
         states = {name.removeprefix(prefix): tensor for name, tensor in states.items() if name.startswith(prefix)}
-    states = _drop_classifier(backbone, _filter_states(backbone, states, source))
+    states = _filter_states(backbone, _resample_positions(backbone, states), source)
+    states = _drop_classifier(backbone, states)
     expected = {name: tuple(tensor.shape) for name, tensor in backbone.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in states.items()}
     # Old weights lack the counters of batch norm, which nothing reads in evaluation; torch fills them in.
@@ -237,6 +240,18 @@ def load_backbone_states(backbone: nn.Module, states: Mapping[str, Tensor], sour
     if {name: shape for name, shape in expected.items() if name not in counters} != found:
         raise WeightsError(_describe_mismatch(source, expected, found))
     backbone.load_state_dict(states, strict=True)
+
+
+def _resample_positions(backbone: nn.Module, states: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    table, wanted = states.get("pos_embed"), getattr(backbone, "pos_embed", None)
+    if table is None or not isinstance(wanted, Tensor) or table.ndim != 3 or table.shape[::2] != wanted.shape[::2]:
+        return states
+    num_prefix = 0 if getattr(backbone, "no_embed_class", False) else describe_tokens(backbone).num_prefix_tokens
+    old_side, side = (math.isqrt(one.shape[1] - num_prefix) for one in (table, wanted))
+    if [old_side**2 + num_prefix, side**2 + num_prefix] != [table.shape[1], wanted.shape[1]] or old_side == side:
+        return states
+    resampled = resample_positions(table.float().numpy(), num_prefix, side)
+    return {**states, "pos_embed": torch.from_numpy(resampled)}
 
 
 def _filter_states(backbone: nn.Module, states: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:

@@ -143,12 +143,13 @@ def evaluation_mode(module: nn.Module) -> Iterator[None]:
             part.training = True
 
 
-def build_encoder(config: ModelConfig, *, is_pretrained: bool = True) -> ImageEncoder:
+def build_encoder(config: ModelConfig, *, is_pretrained: bool = True, seed: int | None = None) -> ImageEncoder:
     """Build the encoder to fine-tune.
 
     Args:
         config: Backbone, weights, image size, pooling, drop-path and frozen blocks.
         is_pretrained: False leaves the weights random (from torch's global generator).
+        seed: Of that generator, from which a head is drawn, too; None: as it is.
 
     Returns:
         The encoder in training mode.
@@ -157,6 +158,8 @@ def build_encoder(config: ModelConfig, *, is_pretrained: bool = True) -> ImageEn
         ConfigError: A setting does not fit the backbone.
         WeightsError: The weights are unknown, unreachable or do not fit.
     """
+    if seed is not None:
+        torch.manual_seed(seed)
     entry = find_weights(config.backbone)
     backbone = build_backbone(
         config.backbone,
