@@ -43,6 +43,28 @@ def test_embed_plain_result_is_one_line(
     assert "--overwrite" in err
 
 
+@pytest.mark.parametrize("engine", ["openvino", "onnx", "torch"])
+def test_embed_prints_and_records_the_engine(
+    engine: str, tiny_encoder_folder: Path, picture_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("--encoder", tiny_encoder_folder, "--images", picture_folder, "--out", tmp_path / "out")
+    status, _, err = run_embed(capsys, *words, "--engine", engine, "--precision", "fp32", "--num-threads", "1")
+    assert status == 0
+    assert f"engine: {engine} fp32" in err
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert (manifest["engine"], manifest["precision"]) == (engine, "fp32")
+
+
+def test_embed_refuses_a_precision_that_the_engine_has_not(
+    tiny_encoder_folder: Path, picture_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("--encoder", tiny_encoder_folder, "--images", picture_folder, "--out", tmp_path / "out")
+    status, out, err = run_embed(capsys, *words, "--engine", "onnx", "--precision", "bf16")
+    assert (status, out) == (2, "")
+    assert "'onnx' does not compute in 'bf16', only in fp32" in err
+    assert not (tmp_path / "out").exists()
+
+
 def test_embed_accepts_a_source_of_classes(
     tiny_encoder_folder: Path, picture_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -12,9 +12,21 @@ from vitrieve.embed.batches import NUM_BATCHES_AHEAD, encode_batches
 from vitrieve.runtime.encoder import Encoder, load_encoder
 
 
-@pytest.fixture(scope="module")
-def encoder(tiny_encoder_folder: Path) -> Encoder:
-    return load_encoder(tiny_encoder_folder, engine="onnx", num_threads=1)
+@pytest.fixture(scope="module", params=["onnx", "openvino"])
+def encoder(request: pytest.FixtureRequest, tiny_encoder_folder: Path) -> Encoder:
+    """One that computes one batch after the other, and one that computes two at once (with two threads)."""
+    return load_encoder(tiny_encoder_folder, engine=request.param, precision="fp32", num_threads=2)
+
+
+def test_encode_batches_keeps_the_order_of_many_batches(encoder: Encoder, picture_folder: Path) -> None:
+    records = make_records(picture_folder) * 3
+    expected = encoder.encode([read_image(record) for record in records])
+    for sizes in ([1] * 36, [7, 1, 20, 8], [36]):
+        starts = np.cumsum([0, *sizes])
+        batches = [records[start : start + size] for start, size in zip(starts, sizes, strict=False)]
+        found = list(encode_batches(encoder, batches, num_threads=2))
+        assert [len(batch.vectors) for batch in found] == sizes
+        np.testing.assert_allclose(np.concatenate([batch.vectors for batch in found]), expected, atol=1e-5)
 
 
 def make_records(folder: Path) -> list[ImageRecord]:
@@ -63,6 +75,7 @@ def test_encode_batches_reads_only_a_little_ahead(encoder: Encoder, picture_fold
 
     encoded = encode_batches(encoder, batches(), num_threads=1)
     next(encoded)
-    assert taken == NUM_BATCHES_AHEAD + 1
+    num_taken = NUM_BATCHES_AHEAD + 1 + (encoder.num_parallel if encoder.num_parallel > 1 else 0)
+    assert taken == num_taken
     encoded.close()
-    assert taken == NUM_BATCHES_AHEAD + 1
+    assert taken == num_taken

@@ -46,14 +46,18 @@ class CountingEngine:
         self.engine = engine
         self.name = engine.name
         self.precision = engine.precision
+        self.num_parallel = 1
         self.num_seen = 0
         self.num_until_interrupt = num_until_interrupt
 
     def encode(self, pixels: np.ndarray) -> np.ndarray:
+        raise NotImplementedError
+
+    def encode_squares(self, squares: np.ndarray) -> np.ndarray:
         if self.num_until_interrupt is not None and self.num_seen >= self.num_until_interrupt:
             raise KeyboardInterrupt
-        self.num_seen += len(pixels)
-        return self.engine.encode(pixels)
+        self.num_seen += len(squares)
+        return self.engine.encode_squares(squares)
 
     def patch_tokens(self, pixels: np.ndarray) -> np.ndarray:
         return self.engine.patch_tokens(pixels)

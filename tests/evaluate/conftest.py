@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vitrieve.data.preprocess import build_preprocessing
+from vitrieve.data.preprocess import build_preprocessing, to_pixels
 from vitrieve.data.records import Dataset, GroundTruth, ImageRecord
 from vitrieve.runtime.encoder import Encoder
 from vitrieve.runtime.engine import EngineName
@@ -31,6 +31,7 @@ class GridEngine:
     stop_after: int | None = None
     name: EngineName = "onnx"
     precision: str = "fp32"
+    num_parallel: int = 1
 
     def encode(self, pixels: np.ndarray) -> np.ndarray:
         self.num_seen += len(pixels)
@@ -39,6 +40,9 @@ class GridEngine:
         cell = pixels.shape[2] // self.side
         grid = pixels.reshape(len(pixels), 3, self.side, cell, self.side, cell).mean(axis=(3, 5))
         return normalize(grid.reshape(len(pixels), -1))
+
+    def encode_squares(self, squares: np.ndarray) -> np.ndarray:
+        return self.encode(to_pixels(squares, build_preprocessing(16)))
 
     def patch_tokens(self, pixels: np.ndarray) -> np.ndarray:
         raise NotImplementedError

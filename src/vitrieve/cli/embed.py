@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from vitrieve.cli.arguments import Switch
 from vitrieve.cli.console import print_json, print_message
+from vitrieve.runtime.choice import EngineChoice, PrecisionChoice
 
 if TYPE_CHECKING:
     from vitrieve.embed.collection import Embeddings
@@ -33,6 +34,10 @@ class Arguments:
     """Side of the square input in pixels; None: the encoder's own."""
     scales: tuple[float, ...] = ()
     """Shares of that side whose embeddings are combined, for convnets: 1 0.7071 0.5. None given: the encoder's own."""
+    engine: EngineChoice = "auto"
+    """What computes; auto: the fastest that is installed (vitrieve[fast])."""
+    precision: PrecisionChoice = "auto"
+    """Of the matrix products; auto: bf16 where engine and processor have it, else fp32."""
     num_threads: int | None = None
     """CPU threads; None: all cores."""
     max_bad_fraction: float = 0.05
@@ -64,8 +69,11 @@ def run(arguments: Arguments) -> int:
         arguments.encoder,
         image_size=arguments.image_size,
         scales=arguments.scales or None,
+        engine=arguments.engine,
+        precision=arguments.precision,
         num_threads=arguments.num_threads,
     )
+    print_message(f"engine: {encoder.engine} {encoder.precision}")
     embeddings = embed_collection(
         encoder,
         dataset,

@@ -34,7 +34,8 @@ class Arguments:
 def run(arguments: Arguments) -> int:
     """Export an encoder, and print where it is."""
     from vitrieve.model.artefact import ONNX_NAME
-    from vitrieve.runtime.encoder import find_source_folder, is_torch_installed
+    from vitrieve.runtime.choice import is_torch_installed
+    from vitrieve.runtime.encoder import find_source_folder
 
     if not is_torch_installed():
         raise ConfigError("exporting needs torch: install vitrieve[train], or export on another machine.")

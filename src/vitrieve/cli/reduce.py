@@ -94,7 +94,8 @@ def _select_training(dataset: Dataset) -> Sequence[ImageRecord]:
 def _load_encoder(arguments: Arguments) -> tuple[ImageEncoder, dict[str, Any], str]:
     """Load the encoder with the configuration behind it and a sentence about where it comes from."""
     from vitrieve.model.encoder import build_frozen_encoder, read_encoder
-    from vitrieve.runtime.encoder import find_source_folder, is_torch_installed
+    from vitrieve.runtime.choice import is_torch_installed
+    from vitrieve.runtime.encoder import find_source_folder
 
     if not is_torch_installed():
         raise ConfigError("reducing needs torch: install vitrieve[train], or reduce on another machine.")

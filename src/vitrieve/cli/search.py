@@ -13,6 +13,7 @@ from vitrieve.cli.arguments import Switch
 from vitrieve.cli.console import print_json, print_message, quote_name
 from vitrieve.cli.examples import ID_PREFIX, read_example_word
 from vitrieve.errors import ConfigError, DataError
+from vitrieve.runtime.choice import EngineChoice, PrecisionChoice
 
 if TYPE_CHECKING:
     from vitrieve.search.request import SearchAnswer, SearchRequest, SearchResult
@@ -53,6 +54,10 @@ class Arguments:
     """Order the results again by what their neighbours say."""
     encoder: str | None = None
     """Where the index's encoder is now; None: where it was when the index was made."""
+    engine: EngineChoice = "auto"
+    """What computes; auto: the fastest that is installed (vitrieve[fast])."""
+    precision: PrecisionChoice = "auto"
+    """Of the matrix products; auto: bf16 where engine and processor have it, else fp32."""
     num_threads: int | None = None
     """CPU threads; None: all cores."""
     html: Path | None = None
@@ -70,7 +75,14 @@ def run(arguments: Arguments) -> int:
     requests = build_requests(arguments)
     from vitrieve.search.searcher import Searcher
 
-    searcher = Searcher.open(arguments.index, arguments.encoder, num_threads=arguments.num_threads)
+    searcher = Searcher.open(
+        arguments.index,
+        arguments.encoder,
+        engine=arguments.engine,
+        precision=arguments.precision,
+        num_threads=arguments.num_threads,
+    )
+    print_message(f"engine: {searcher.encoder.engine} {searcher.encoder.precision}")
     found = [(name, request, searcher.answer(request)) for name, request in requests]
     if arguments.html is not None:
         from vitrieve.search.page import write_search_page

@@ -7,6 +7,7 @@ Next file: ``augment.py`` (training views).
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Literal
 
@@ -93,14 +94,36 @@ def preprocess(image: Image.Image, preprocessing: Preprocessing) -> np.ndarray:
     Returns:
         A ``(3, S, S)`` float32 array, normalised per channel.
     """
-    return to_pixels(np.asarray(resize_and_crop(image, preprocessing)), preprocessing)
+    return to_pixels(to_square(image, preprocessing), preprocessing)
 
 
-def to_pixels(square: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
-    """Normalise a square picture: ``(S, S, 3)`` uint8 to ``(3, S, S)`` float32."""
-    pixels = square.astype(np.float32) / np.float32(255)
-    mean, std = (np.asarray(values, dtype=np.float32) for values in (preprocessing.mean, preprocessing.std))
-    return np.ascontiguousarray(((pixels - mean) / std).transpose(2, 0, 1))  # (3, S, S)
+def to_pixels(squares: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
+    """Normalise square pictures, one or many: ``(..., S, S, 3)`` uint8 to ``(..., 3, S, S)`` float32.
+
+    Each channel looks its 256 results up in a table, which gives the same bits as the arithmetic, in a fifth of the
+    time.
+    """
+    tables = _normalized_levels(preprocessing.mean, preprocessing.std)
+    height, width, num_channels = squares.shape[-3:]
+    pixels = np.empty((*squares.shape[:-3], num_channels, height, width), dtype=np.float32)
+    flat = zip(squares.reshape(-1, height, width, num_channels), pixels.reshape(-1, *pixels.shape[-3:]), strict=True)
+    for square, planes in flat:
+        for channel, table in enumerate(tables):
+            # No level lies outside the table: "clip" only spares the check.
+            np.take(table, square[..., channel], out=planes[channel], mode="clip")
+    return pixels
+
+
+@functools.lru_cache(maxsize=16)
+def _normalized_levels(mean: tuple[float, ...], std: tuple[float, ...]) -> np.ndarray:
+    """Return ``(3, 256)`` float32: what each level of each channel becomes."""
+    levels = np.arange(256, dtype=np.float32) / np.float32(255)
+    return (levels - np.asarray(mean, np.float32)[:, None]) / np.asarray(std, np.float32)[:, None]
+
+
+def to_square(image: Image.Image, preprocessing: Preprocessing) -> np.ndarray:
+    """Resize and crop an RGB picture to the ``(S, S, 3)`` uint8 array that an engine normalises itself."""
+    return np.asarray(resize_and_crop(image, preprocessing))
 
 
 def resize_and_crop(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
 
 import numpy as np
 
 from vitrieve.data.decode import read_image
-from vitrieve.data.preprocess import Preprocessing, preprocess
+from vitrieve.data.preprocess import Preprocessing, to_square
 from vitrieve.data.records import ImageRecord
 from vitrieve.errors import DecodeError
 from vitrieve.runtime.encoder import Encoder
@@ -20,6 +22,9 @@ NUM_BATCHES_AHEAD = 2
 """Batches prepared ahead: enough to hide slow files, little enough to bound the memory."""
 NUM_DECODE_THREADS_MAX = 4
 """Decoding one picture takes a fraction of encoding it, so that a few threads keep the encoder busy."""
+
+
+Prepared = TypeVar("Prepared")
 
 
 @dataclass(frozen=True)
@@ -40,8 +45,8 @@ def encode_batches(
 ) -> Iterator[EncodedBatch]:
     """Encode batches of records, in order, decoding ahead in threads.
 
-    Only prepared pictures (``(3, S, S)``) wait for the encoder, never decoded ones, so that the memory does not
-    depend on the size of the files.
+    Only squares (``(S, S, 3)`` uint8) wait for the encoder, never whole pictures, so that the memory does not depend
+    on the size of the files.
 
     Args:
         encoder: Turns prepared pictures into embeddings.
@@ -51,15 +56,46 @@ def encode_batches(
     Yields:
         For each batch, its vectors and the reasons of the pictures that cannot be decoded.
     """
+    prepare = partial(_prepare, preprocessing=encoder.preprocessing)
+    prepared = prepare_ahead(prepare, batches, num_threads=num_threads)
+    if encoder.num_parallel == 1:  # in the caller's thread: torch would start another team of threads in a new one
+        yield from (_encode(encoder, batch) for batch in prepared)
+        return
+    with ThreadPoolExecutor(encoder.num_parallel) as pool:
+        waiting: deque[Future[EncodedBatch]] = deque()
+        for batch in prepared:
+            waiting.append(pool.submit(_encode, encoder, batch))
+            if len(waiting) > encoder.num_parallel:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def prepare_ahead(
+    prepare: Callable[[ImageRecord], Prepared],
+    batches: Iterable[Sequence[ImageRecord]],
+    *,
+    num_threads: int | None = None,
+) -> Iterator[list[Prepared]]:
+    """Prepare batches of records in threads, in order, a few batches ahead of who takes them.
+
+    Args:
+        prepare: Called once for each record, in one of the threads.
+        batches: Records; an empty batch is allowed.
+        num_threads: Threads that prepare; None: one for each core, up to four.
+
+    Yields:
+        For each batch what ``prepare`` made of its records.
+    """
     pool = ThreadPoolExecutor(num_threads or min(NUM_DECODE_THREADS_MAX, os.cpu_count() or 1))
-    waiting: deque[list[Future[np.ndarray | str]]] = deque()
+    waiting: deque[list[Future[Prepared]]] = deque()
     try:
         for batch in batches:
-            waiting.append([pool.submit(_prepare, record, encoder.preprocessing) for record in batch])
+            waiting.append([pool.submit(prepare, record) for record in batch])
             if len(waiting) > NUM_BATCHES_AHEAD:
-                yield _encode(encoder, waiting.popleft())
+                yield [future.result() for future in waiting.popleft()]
         while waiting:
-            yield _encode(encoder, waiting.popleft())
+            yield [future.result() for future in waiting.popleft()]
     finally:  # also when the consumer stops early: nothing may go on decoding behind its back
         pool.shutdown(cancel_futures=True)
 
@@ -67,15 +103,14 @@ def encode_batches(
 def _prepare(record: ImageRecord, preprocessing: Preprocessing) -> np.ndarray | str:
     """Decode and prepare one picture, or say why that is impossible."""
     try:
-        return preprocess(read_image(record), preprocessing)
+        return to_square(read_image(record), preprocessing)
     except DecodeError as error:
         return str(error)
 
 
-def _encode(encoder: Encoder, futures: Sequence[Future[np.ndarray | str]]) -> EncodedBatch:
-    prepared = [future.result() for future in futures]
-    pixels = [one for one in prepared if not isinstance(one, str)]
+def _encode(encoder: Encoder, prepared: Sequence[np.ndarray | str]) -> EncodedBatch:
+    squares = [one for one in prepared if not isinstance(one, str)]
     reasons = tuple(one if isinstance(one, str) else None for one in prepared)
-    if not pixels:
+    if not squares:
         return EncodedBatch(np.empty((0, encoder.embedding_dim), dtype=np.float32), reasons)
-    return EncodedBatch(encoder.encode_pixels(np.stack(pixels)), reasons)
+    return EncodedBatch(encoder.encode_squares(np.stack(squares)), reasons)

@@ -131,7 +131,7 @@ def embed_images(
         records=tuple(record for record, reason in zip(records, reasons, strict=True) if reason is None),
         failures=tuple(failures),
         fingerprint=encoder.fingerprint,
-        encoder_source=_describe_source(encoder),
+        encoder_source=describe_source(encoder),
         image_size=encoder.preprocessing.image_size,
     )
 
@@ -167,7 +167,7 @@ def embed_collection(
         FingerprintError: The folder was begun with another encoder.
     """
     settings = settings or EmbedSettings()
-    records = _name_labels(dataset)
+    records = name_labels(dataset)
     _check_any(records)
     prepare_folder(out, is_overwrite=is_overwrite, is_resume=is_resume)
     parts = open_parts(out, encoder.fingerprint, records)
@@ -175,7 +175,7 @@ def embed_collection(
     num_good = _merge_parts(records, parts, out, encoder.embedding_dim)
     manifest = {
         "fingerprint": encoder.fingerprint,
-        "encoder_source": _describe_source(encoder),
+        "encoder_source": describe_source(encoder),
         "engine": encoder.engine,
         "precision": encoder.precision,
         "image_size": encoder.preprocessing.image_size,
@@ -313,7 +313,7 @@ def _check_any(records: Sequence[ImageRecord]) -> None:
         raise DataError("there is no image to embed.")
 
 
-def _name_labels(dataset: Dataset) -> tuple[ImageRecord, ...]:
+def name_labels(dataset: Dataset) -> tuple[ImageRecord, ...]:
     """Add the name of each record's class to its metadata, where there are classes."""
     if len(dataset.label_names) < 2:
         return dataset.records
@@ -323,7 +323,7 @@ def _name_labels(dataset: Dataset) -> tuple[ImageRecord, ...]:
     )
 
 
-def _describe_source(encoder: Encoder) -> str:
+def describe_source(encoder: Encoder) -> str:
     """Return the weights name, or the absolute path of the encoder's folder: it must be found from anywhere."""
     is_folder = find_encoder_folder(Path(encoder.source)) is not None
     return os.path.abspath(encoder.source) if is_folder else encoder.source

@@ -4,28 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from vitrieve.data.preprocess import Preprocessing, preprocess
+from vitrieve.artifacts import read_manifest
+from vitrieve.data.preprocess import Preprocessing, to_square
 from vitrieve.errors import ArtifactError, ConfigError, DataError, WeightsError
-from vitrieve.model.artefact import ONNX_NAME, EncoderContents, find_encoder_folder, read_contents
+from vitrieve.model.artefact import ONNX_NAME, EncoderContents, find_encoder_folder, read_contents, read_spec
+from vitrieve.model.named_graph import has_named_graph, make_named_folder
 from vitrieve.model.pretrained import WEIGHTS, find_exported_sizes, find_weights, get_export_folder
 from vitrieve.model.spec import ONE_SCALE
+from vitrieve.runtime.choice import EngineChoice, PrecisionChoice, choose_engine
 from vitrieve.runtime.engine import Engine, EngineName
 from vitrieve.runtime.onnx_engine import OnnxEngine
+from vitrieve.runtime.openvino_engine import OpenVinoEngine
+from vitrieve.runtime.precision import resolve_precision
 
 if TYPE_CHECKING:
     from vitrieve.config import Precision
     from vitrieve.model.encoder import ImageEncoder
 
-EngineChoice = Literal["auto", "torch", "onnx"]
 MICROBATCH_SIZE = 16
-"""Pictures in one call of an engine: 8 to 16 stay in the cache of a CPU (ANCHORS: 52 images/s, 35 for 64)."""
+"""Pictures in one call of an engine: 8 to 16 stay in the cache of a CPU (torch in bf16: 50 images/s, 35 for 64)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +63,11 @@ class Encoder:
         """Return the precision of the engine's matrix products: ``fp32`` or ``bf16``."""
         return self.runner.precision
 
+    @property
+    def num_parallel(self) -> int:
+        """Return how many calls the engine computes side by side, from as many threads."""
+        return self.runner.num_parallel
+
     def encode(self, images: Sequence[Image.Image]) -> np.ndarray:
         """Embed RGB pictures of any sizes, one prepared picture after the other, a few in memory.
 
@@ -78,7 +86,7 @@ class Encoder:
                     f"image {position} has mode {image.mode!r}; encode takes RGB (decode_image makes it by one rule)."
                 )
         parts = [
-            self.encode_pixels(np.stack([preprocess(image, self.preprocessing) for image in images[start:stop]]))
+            self.encode_squares(np.stack([to_square(image, self.preprocessing) for image in images[start:stop]]))
             for start, stop in _cut(len(images))
         ]
         return np.concatenate([np.empty((0, self.embedding_dim), np.float32), *parts])
@@ -96,6 +104,26 @@ class Encoder:
             ConfigError: Another shape.
         """
         parts = self._run(self.runner.encode, pixels)
+        return np.concatenate([np.empty((0, self.embedding_dim), np.float32), *parts])
+
+    def encode_squares(self, squares: np.ndarray) -> np.ndarray:
+        """Embed pictures that are resized and cropped, but not yet normalised: the engine does that fastest.
+
+        Args:
+            squares: ``(B, S, S, 3)`` uint8, from ``to_square``; any B.
+
+        Returns:
+            ``(B, E)`` float32, rows of unit length, in order.
+
+        Raises:
+            ConfigError: Another shape or type.
+        """
+        size = self.preprocessing.image_size
+        if squares.ndim != 4 or squares.shape[1:] != (size, size, 3) or squares.dtype != np.uint8:
+            raise ConfigError(
+                f"squares of shape {squares.shape}, {squares.dtype}; this encoder takes (B, {size}, {size}, 3), uint8."
+            )
+        parts = [self.runner.encode_squares(squares[start:stop]) for start, stop in _cut(len(squares))]
         return np.concatenate([np.empty((0, self.embedding_dim), np.float32), *parts])
 
     def patch_tokens(self, pixels: np.ndarray) -> np.ndarray:
@@ -125,12 +153,23 @@ def _cut(num_images: int) -> list[tuple[int, int]]:
     return [(start, min(start + MICROBATCH_SIZE, num_images)) for start in range(0, num_images, MICROBATCH_SIZE)]
 
 
+class _Wanted(NamedTuple):
+    """What ``load_encoder`` was asked for beside the encoder; None: the encoder's own."""
+
+    image_size: int | None
+    scales: tuple[float, ...] | None
+    engine: EngineChoice
+    precision: PrecisionChoice
+    num_threads: int | None
+
+
 def load_encoder(
     source: str | Path,
     *,
     image_size: int | None = None,
     scales: tuple[float, ...] | None = None,
     engine: EngineChoice = "auto",
+    precision: PrecisionChoice = "auto",
     num_threads: int | None = None,
 ) -> Encoder:
     """Load an encoder.
@@ -139,31 +178,32 @@ def load_encoder(
         source: A run's folder, an encoder's folder, or a weights name.
         image_size: Another side in pixels than the folder's or the name's own (with torch only).
         scales: Other shares of that side whose embeddings are combined (with torch only; several for convnets).
-        engine: ``auto``: torch where it is installed, else ONNX Runtime.
+        engine: ``auto``: the fastest that is installed and can compute it (``choice.py``).
+        precision: Of the matrix products. ``auto``: bf16 where engine and processor have it, else fp32.
         num_threads: CPU threads; None: all cores. With torch it holds for the whole process.
 
     Raises:
-        ArtifactError: The path is missing, or not a finished run or encoder, or not exported for ONNX Runtime.
+        ArtifactError: The path is missing, or not a finished run or encoder, or not exported as the engine needs it.
         WeightsError: The weights name is unknown or its weights cannot be had.
-        ConfigError: The image size or the scales do not fit, or cannot be changed under ONNX Runtime.
+        ConfigError: The image size or the scales do not fit, or cannot be changed without torch; or the engine is not
+            installed or does not compute in the precision.
     """
     if num_threads is not None and num_threads < 1:
         raise ConfigError(
             f"num_threads {num_threads} is not a number of threads; give 1 or more, or none for all cores."
         )
-    chosen = _choose_engine(engine)
+    wanted = _Wanted(image_size, scales, engine, precision, num_threads)
     folder = find_source_folder(source)
     if folder is None:
-        return _load_named(str(source), image_size, scales, chosen, num_threads)
+        return _load_named(str(source), wanted)
     name = Path(source).resolve().name
+    chosen = choose_engine(engine, precision, has_graph=_has_graph(folder, wanted))
     if chosen == "torch":
         from vitrieve.model.encoder import read_encoder
 
         encoder = read_encoder(folder, image_size=image_size, scales=scales)
-        return wrap_encoder(encoder, name=name, source=str(source), num_threads=num_threads)
-    contents = read_contents(folder)
-    _check_export(contents, folder, image_size, scales)
-    return _wrap_export(contents, folder, name=name, source=str(source), num_threads=num_threads)
+        return wrap_encoder(encoder, name=name, source=str(source), num_threads=num_threads, precision=precision)
+    return _load_graph(folder, chosen, wanted, name=name, source=str(source))
 
 
 def wrap_encoder(
@@ -199,19 +239,6 @@ def wrap_encoder(
     )
 
 
-def is_torch_installed() -> bool:
-    """Say whether torch and timm are there, without importing them."""
-    return find_spec("torch") is not None and find_spec("timm") is not None
-
-
-def _choose_engine(engine: EngineChoice) -> EngineName:
-    if engine == "auto":
-        return "torch" if is_torch_installed() else "onnx"
-    if engine == "torch" and not is_torch_installed():
-        raise ConfigError("the engine 'torch' needs the extra vitrieve[train]; use 'onnx' with an exported encoder.")
-    return engine
-
-
 def find_source_folder(source: str | Path) -> Path | None:
     """Return the encoder's folder behind a run's or encoder's path; None when ``source`` can only be a weights name.
 
@@ -236,29 +263,35 @@ def _describe_accepted() -> str:
     )
 
 
-def _load_named(
-    name: str,
-    image_size: int | None,
-    scales: tuple[float, ...] | None,
-    engine: EngineName,
-    num_threads: int | None,
-) -> Encoder:
+def _load_named(name: str, wanted: _Wanted) -> Encoder:
     try:
         entry = find_weights(name)
     except WeightsError as error:
         raise WeightsError(f"{name!r} is not a folder, and {error} {_describe_accepted()}") from error
-    if engine == "torch":
+    size = entry.image_size if wanted.image_size is None else wanted.image_size
+    folder = get_export_folder(name, size)
+    if has_named_graph(entry) and wanted.engine != "torch" and wanted.scales is None:
+        make_named_folder(entry, size)
+    has_graph = size in find_exported_sizes(name) and _has_graph(folder, wanted)
+    chosen = choose_engine(wanted.engine, wanted.precision, has_graph=has_graph)
+    if chosen == "torch":
         from vitrieve.model.encoder import build_frozen_encoder
 
-        encoder = build_frozen_encoder(name, image_size=image_size, scales=scales)
-        return wrap_encoder(encoder, name=name, num_threads=num_threads)
-    size = entry.image_size if image_size is None else image_size
-    folder = get_export_folder(name, size)
+        encoder = build_frozen_encoder(name, image_size=wanted.image_size, scales=wanted.scales)
+        return wrap_encoder(encoder, name=name, num_threads=wanted.num_threads, precision=wanted.precision)
     if not folder.is_dir():
         raise WeightsError(_describe_missing_export(name, size))
-    contents = read_contents(folder)
-    _check_export(contents, folder, size, scales)
-    return _wrap_export(contents, folder, name=name, source=name, num_threads=num_threads)
+    return _load_graph(folder, chosen, wanted, name=name, source=name)
+
+
+def _has_graph(folder: Path, wanted: _Wanted) -> bool:
+    """Say whether an encoder's folder is exported for the wanted size and scales."""
+    manifest = read_manifest(folder, "encoder")
+    return (
+        ONNX_NAME in manifest.get("sha256", {})
+        and wanted.image_size in (None, manifest["image_size"])
+        and (wanted.scales is None or wanted.scales == read_spec(folder).scales)
+    )
 
 
 def _describe_missing_export(name: str, image_size: int) -> str:
@@ -271,38 +304,46 @@ def _describe_missing_export(name: str, image_size: int) -> str:
     )
 
 
-def _check_export(
-    contents: EncoderContents, folder: Path, image_size: int | None, scales: tuple[float, ...] | None
-) -> None:
-    if not contents.has_onnx:
-        raise ArtifactError(
-            f"{folder} has no {ONNX_NAME}, which ONNX Runtime needs. On a machine with vitrieve[train] run: "
-            f"vitrieve export --encoder {folder}"
-        )
-    exported = contents.spec.preprocessing.image_size
-    if image_size not in (None, exported):
-        raise ConfigError(
-            f"{folder} was exported for {exported} px; the graph holds the positions of that size, so it cannot run at "
-            f"{image_size} px. With vitrieve[train] run: vitrieve export --encoder {folder} --image-size {image_size} "
-            "--out FOLDER"
-        )
-    if scales not in (None, contents.spec.scales):
-        wanted, found = (" ".join(f"{scale:g}" for scale in some) for some in (scales, contents.spec.scales))
-        raise ConfigError(
-            f"{folder} was exported for the scales {found}, which are part of the graph, so it cannot run at {wanted}. "
-            f"With vitrieve[train] run: vitrieve export --encoder {folder} --scales {wanted} --out FOLDER"
-        )
-
-
-def _wrap_export(
-    contents: EncoderContents, folder: Path, *, name: str, source: str, num_threads: int | None
-) -> Encoder:
+def _load_graph(folder: Path, engine: EngineName, wanted: _Wanted, *, name: str, source: str) -> Encoder:
+    """Load an exported encoder into an engine other than torch."""
+    contents = read_contents(folder)
+    _check_export(contents, folder, wanted)
+    preprocessing = contents.spec.preprocessing
+    runner: Engine
+    if engine == "onnx":
+        runner = OnnxEngine(folder / ONNX_NAME, preprocessing, num_threads=wanted.num_threads)
+    else:
+        precision = resolve_precision(wanted.precision)
+        runner = OpenVinoEngine(folder / ONNX_NAME, preprocessing, precision=precision, num_threads=wanted.num_threads)
     return Encoder(
         name=name,
         source=source,
         fingerprint=contents.fingerprint,
         embedding_dim=contents.spec.embedding_dim,
-        preprocessing=contents.spec.preprocessing,
-        runner=OnnxEngine(folder / ONNX_NAME, num_threads=num_threads),
+        preprocessing=preprocessing,
+        runner=runner,
         scales=contents.spec.scales,
     )
+
+
+def _check_export(contents: EncoderContents, folder: Path, wanted: _Wanted) -> None:
+    if not contents.has_onnx:
+        raise ArtifactError(
+            f"{folder} has no {ONNX_NAME}, which every engine but torch needs. On a machine with vitrieve[train] run: "
+            f"vitrieve export --encoder {folder}"
+        )
+    exported = contents.spec.preprocessing.image_size
+    if wanted.image_size not in (None, exported):
+        raise ConfigError(
+            f"{folder} was exported for {exported} px; the graph holds the positions of that size, so it cannot run at "
+            f"{wanted.image_size} px. With vitrieve[train] run: vitrieve export --encoder {folder} "
+            f"--image-size {wanted.image_size} --out FOLDER"
+        )
+    if wanted.scales not in (None, contents.spec.scales):
+        asked, found = (
+            " ".join(f"{scale:g}" for scale in some or ()) for some in (wanted.scales, contents.spec.scales)
+        )
+        raise ConfigError(
+            f"{folder} was exported for the scales {found}, which are part of the graph, so it cannot run at {asked}. "
+            f"With vitrieve[train] run: vitrieve export --encoder {folder} --scales {asked} --out FOLDER"
+        )

@@ -1,12 +1,13 @@
-"""What an engine is: the part of an encoder that computes. Next file: ``torch_engine.py``."""
+"""What an engine is: the part of an encoder that computes. Next file: ``choice.py``."""
 
 from __future__ import annotations
 
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np  # not otherwise: commands import this for the names of their flags
 
-EngineName = Literal["torch", "onnx"]
+EngineName = Literal["openvino", "onnx", "torch"]
 
 
 class Engine(Protocol):
@@ -15,13 +16,19 @@ class Engine(Protocol):
     Attributes:
         name: Which engine it is.
         precision: Of its matrix products: ``fp32`` or ``bf16``; what it returns is always float32.
+        num_parallel: Calls that it computes side by side, from as many threads; others wait for their turn.
     """
 
     name: EngineName
     precision: str
+    num_parallel: int
 
     def encode(self, pixels: np.ndarray) -> np.ndarray:
         """Turn ``(B, 3, S, S)`` float32 into ``(B, E)`` float32 rows of unit length; B is at least 1."""
+        ...
+
+    def encode_squares(self, squares: np.ndarray) -> np.ndarray:
+        """Turn ``(B, S, S, 3)`` uint8, not yet normalised, into what ``encode`` gives; B is at least 1."""
         ...
 
     def patch_tokens(self, pixels: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The ONNX Runtime engine: an exported encoder without torch. Next file: ``precision.py``."""
+"""The ONNX Runtime engine: an exported encoder without torch. Next file: ``openvino_engine.py``."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from vitrieve.data.preprocess import Preprocessing, to_pixels
 from vitrieve.errors import ArtifactError
 from vitrieve.model.artefact import EMBEDDING_OUTPUT, PATCH_TOKENS_OUTPUT, PIXELS_INPUT
 from vitrieve.runtime.engine import EngineName
@@ -18,6 +19,7 @@ class OnnxEngine:
 
     Args:
         path: The graph; its checksum is already checked.
+        preprocessing: Mean and standard deviation, for ``encode_squares``.
         num_threads: CPU threads of this engine; None: one for each core.
 
     Raises:
@@ -26,10 +28,12 @@ class OnnxEngine:
 
     name: EngineName = "onnx"
     precision: str = "fp32"
+    num_parallel: int = 1
 
-    def __init__(self, path: Path, *, num_threads: int | None = None) -> None:
+    def __init__(self, path: Path, preprocessing: Preprocessing, *, num_threads: int | None = None) -> None:
         import onnxruntime
 
+        self._preprocessing = preprocessing
         options = onnxruntime.SessionOptions()
         options.log_severity_level = LOG_ERRORS_ONLY
         if num_threads is not None:
@@ -42,6 +46,10 @@ class OnnxEngine:
     def encode(self, pixels: np.ndarray) -> np.ndarray:
         """Turn ``(B, 3, S, S)`` float32 into ``(B, E)`` float32 rows of unit length."""
         return self._run(EMBEDDING_OUTPUT, pixels)
+
+    def encode_squares(self, squares: np.ndarray) -> np.ndarray:
+        """Turn ``(B, S, S, 3)`` uint8, not yet normalised, into ``(B, E)`` float32 rows of unit length."""
+        return self.encode(to_pixels(squares, self._preprocessing))
 
     def patch_tokens(self, pixels: np.ndarray) -> np.ndarray:
         """Turn ``(B, 3, S, S)`` float32 into ``(B, N, D)`` float32 tokens of the patches."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from vitrieve.config import Precision
+from vitrieve.data.preprocess import to_pixels
 from vitrieve.model.encoder import ImageEncoder, evaluation_mode
 from vitrieve.runtime.engine import EngineName
 from vitrieve.runtime.precision import resolve_precision
@@ -24,6 +25,7 @@ class TorchEngine:
     """
 
     name: EngineName = "torch"
+    num_parallel: int = 1
 
     def __init__(self, encoder: ImageEncoder, *, num_threads: int | None = None, precision: Precision = "auto") -> None:
         self.encoder = encoder
@@ -34,6 +36,10 @@ class TorchEngine:
     def encode(self, pixels: np.ndarray) -> np.ndarray:
         """Turn ``(B, 3, S, S)`` float32 into ``(B, E)`` float32 rows of unit length."""
         return self._run(self.encoder, pixels)
+
+    def encode_squares(self, squares: np.ndarray) -> np.ndarray:
+        """Turn ``(B, S, S, 3)`` uint8, not yet normalised, into ``(B, E)`` float32 rows of unit length."""
+        return self.encode(to_pixels(squares, self.encoder.spec.preprocessing))
 
     def patch_tokens(self, pixels: np.ndarray) -> np.ndarray:
         """Turn ``(B, 3, S, S)`` float32 into ``(B, N, D)`` float32 tokens of the patches."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from vitrieve.errors import ArtifactError, ConfigError, FingerprintError, unknown_name_message
 from vitrieve.index.open import open_index
 from vitrieve.index.store import Hit, StoreInfo, VectorStore
+from vitrieve.runtime.choice import EngineChoice, PrecisionChoice
 from vitrieve.runtime.encoder import Encoder, load_encoder
 from vitrieve.search.grouping import group_hits
 from vitrieve.search.query import build_query
@@ -45,13 +46,21 @@ class Searcher:
 
     @classmethod
     def open(
-        cls, index_folder: Path | str, encoder: Encoder | str | Path | None = None, *, num_threads: int | None = None
+        cls,
+        index_folder: Path | str,
+        encoder: Encoder | str | Path | None = None,
+        *,
+        engine: EngineChoice = "auto",
+        precision: PrecisionChoice = "auto",
+        num_threads: int | None = None,
     ) -> Searcher:
         """Open an index, and load the encoder that made it.
 
         Args:
             index_folder: Made by ``build_index``, of any kind of store.
             encoder: An encoder, its folder or its weights name; None: where the index says that its encoder is.
+            engine: Of an encoder that is loaded here.
+            precision: Of its matrix products.
             num_threads: CPU threads of an encoder that is loaded here; None: all cores.
 
         Raises:
@@ -60,7 +69,9 @@ class Searcher:
         """
         store = open_index(index_folder)
         if not isinstance(encoder, Encoder):
-            encoder = load_index_encoder(store.info, encoder, num_threads=num_threads)
+            encoder = load_index_encoder(
+                store.info, encoder, engine=engine, precision=precision, num_threads=num_threads
+            )
         return cls(store, encoder, threshold=load_threshold(index_folder))
 
     def search(self, image: Picture, k: int = 10) -> list[SearchResult]:
@@ -151,12 +162,21 @@ def _check_fingerprint(info: StoreInfo, encoder: Encoder) -> None:
         )
 
 
-def load_index_encoder(info: StoreInfo, source: str | Path | None = None, *, num_threads: int | None = None) -> Encoder:
+def load_index_encoder(
+    info: StoreInfo,
+    source: str | Path | None = None,
+    *,
+    engine: EngineChoice = "auto",
+    precision: PrecisionChoice = "auto",
+    num_threads: int | None = None,
+) -> Encoder:
     """Load the encoder of an index at the input size that the index was made with.
 
     Args:
         info: Of the index.
         source: The encoder's folder or weights name; None: where the index says that it is.
+        engine: As ``load_encoder``.
+        precision: As ``load_encoder``.
         num_threads: CPU threads; None: all cores.
 
     Raises:
@@ -168,4 +188,4 @@ def load_index_encoder(info: StoreInfo, source: str | Path | None = None, *, num
             f"the index was made with the encoder in {given}, which is no longer there; "
             "name where it is now with --encoder (in Python: Searcher.open(index, encoder))."
         )
-    return load_encoder(given, image_size=info.image_size, num_threads=num_threads)
+    return load_encoder(given, image_size=info.image_size, engine=engine, precision=precision, num_threads=num_threads)

@@ -1,0 +1,80 @@
+"""Which engine, in which precision: the fastest that is installed and exact enough. Next file: ``torch_engine.py``.
+
+With an exported graph ``auto`` takes OpenVINO, then ONNX Runtime, then torch; without one only torch can compute.
+(torch in bf16 is faster than ONNX Runtime, but takes seconds to import; OpenVINO is faster than both, and
+``vitrieve[train]`` brings it.) ``auto`` computes in bf16 where engine and processor have it, else in fp32;
+docs/experiments.md has what each costs in quality.
+"""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import Literal
+
+from vitrieve.errors import ConfigError
+from vitrieve.runtime.engine import EngineName
+from vitrieve.runtime.precision import has_bf16_instructions
+
+EngineChoice = Literal["auto", "openvino", "onnx", "torch"]
+PrecisionChoice = Literal["auto", "fp32", "bf16"]
+
+PRECISIONS: dict[EngineName, tuple[str, ...]] = {
+    "openvino": ("fp32", "bf16"),
+    "onnx": ("fp32",),
+    "torch": ("fp32", "bf16"),
+}
+EXTRAS: dict[EngineName, str] = {"openvino": "vitrieve[fast]", "onnx": "vitrieve", "torch": "vitrieve[train]"}
+_PACKAGES: dict[EngineName, tuple[str, ...]] = {
+    "openvino": ("openvino",),
+    "onnx": ("onnxruntime",),
+    "torch": ("torch", "timm"),
+}
+
+
+def is_installed(engine: EngineName) -> bool:
+    """Say whether an engine's packages are there, without importing them."""
+    return all(find_spec(package) is not None for package in _PACKAGES[engine])
+
+
+def is_torch_installed() -> bool:
+    """Say whether torch and timm are there, without importing them."""
+    return is_installed("torch")
+
+
+def choose_engine(engine: EngineChoice, precision: PrecisionChoice, *, has_graph: bool) -> EngineName:
+    """Choose the engine that computes.
+
+    Args:
+        engine: ``auto``, or the name of one.
+        precision: ``auto``, or one that the engine must have.
+        has_graph: The encoder is exported, for the wanted size and scales.
+
+    Returns:
+        An installed engine; without a graph torch, or, for want of it, ONNX Runtime, which then says what is missing.
+
+    Raises:
+        ConfigError: The engine is not installed or does not compute in the precision.
+    """
+    if engine != "auto":
+        if not is_installed(engine):
+            raise ConfigError(
+                f"the engine {engine!r} needs the extra {EXTRAS[engine]}, which is not installed; "
+                "use 'auto' for the fastest engine that is here."
+            )
+        _check_precision(engine, precision)
+        return engine
+    order: tuple[EngineName, ...] = ("openvino", "onnx", "torch") if has_graph else ("torch", "onnx")
+    for name in order:
+        if is_installed(name) and precision in ("auto", *PRECISIONS[name]):
+            _check_precision(name, precision)
+            return name
+    raise ConfigError(f"the precision {precision!r} needs the extra {EXTRAS['openvino']}, which is not installed.")
+
+
+def _check_precision(engine: EngineName, precision: PrecisionChoice) -> None:
+    if precision not in ("auto", *PRECISIONS[engine]):
+        raise ConfigError(
+            f"the engine {engine!r} does not compute in {precision!r}, only in {', '.join(PRECISIONS[engine])}."
+        )
+    if (engine, precision) == ("openvino", "bf16") and not has_bf16_instructions():
+        raise ConfigError("this processor has no bf16 instructions; use the precision 'fp32' or 'auto'.")
