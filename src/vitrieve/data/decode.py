@@ -25,6 +25,7 @@ import io
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +161,26 @@ def read_header(data: bytes) -> ImageHeader:
     with _open_image(data, MAX_PIXELS) as image:
         width_px, height_px = image.size
         return ImageHeader(format=image.format or "unknown", mode=image.mode, width_px=width_px, height_px=height_px)
+
+
+def read_date_taken(data: bytes) -> str | None:
+    """Read from its EXIF block when a picture was taken, by the camera's clock, as text that sorts by time.
+
+    Args:
+        data: The whole file.
+
+    Returns:
+        For example ``2026-11-23T10:00:00``; None where the file does not say it, or says nonsense.
+    """
+    try:
+        with _open_image(data, MAX_PIXELS) as image:
+            exif = image.getexif()
+            details = exif.get_ifd(ExifTags.IFD.Exif)
+            texts = (details.get(ExifTags.Base.DateTimeOriginal), details.get(ExifTags.Base.DateTimeDigitized))
+            text = next((one for one in (*texts, exif.get(ExifTags.Base.DateTime)) if one), "")
+            return datetime.strptime(str(text).strip("\0 "), "%Y:%m:%d %H:%M:%S").isoformat()
+    except ValueError:  # no such date, or the DecodeError of a damaged file, whose pixels may be good nevertheless
+        return None
 
 
 def crop_to_box(image: Image.Image, box: tuple[float, float, float, float] | None) -> Image.Image:

@@ -74,11 +74,12 @@ def read_folder(folder: Path, protocol: str = PROTOCOLS[0]) -> Dataset:
     )
 
 
-def read_flat_folder(folder: Path) -> Dataset:
+def read_flat_folder(folder: Path, *, is_empty_allowed: bool = False) -> Dataset:
     """List every image below a folder, as a collection without classes.
 
     Args:
         folder: Searched at any depth; symbolic links are followed, but never in a circle.
+        is_empty_allowed: A folder without an image is a collection of none.
 
     Returns:
         Records sorted by ``image_id``, the path below ``folder`` with ``/``; all have label 0 and are
@@ -88,7 +89,7 @@ def read_flat_folder(folder: Path) -> Dataset:
         DataError: The folder is missing, unreadable or holds no image.
     """
     listing = _list_images(folder)
-    if not listing.paths:
+    if not listing.paths and not is_empty_allowed:
         raise DataError(f"{folder} holds no image at any depth; image files end in {_suffixes()}.")
     records = [
         ImageRecord(image_id=_image_id(path, folder), path=path, label=0, split="test") for path in listing.paths

@@ -104,6 +104,18 @@ def find_source_folder(name: str) -> Path | None:
     return find_data_folder(_SOURCES[name].folder_names)
 
 
+def find_source_path(source: str) -> Path | None:
+    """Tell the folder or file that a source names, there or not; None for one that names none.
+
+    Args:
+        source: As for ``read_collection``.
+    """
+    name, _, path = source.partition(":")
+    if name not in _SOURCES:
+        return _path(source)
+    return _path(path) if path else find_source_folder(name)
+
+
 def _split_source(source: str) -> tuple[str, str]:
     """Split ``NAME:PATH``; a bare folder is ``folder`` with the whole source as its path."""
     name, colon, path = source.partition(":")

@@ -1,0 +1,157 @@
+"""``vitrieve sync``: keep an index true to a collection. Next: ``up.py``."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import tyro
+
+from vitrieve.cli.arguments import Switch
+from vitrieve.cli.console import print_error, print_json, print_message
+from vitrieve.errors import ConfigError, InputError
+
+if TYPE_CHECKING:
+    from vitrieve.sync.run import SyncReport, SyncSettings
+    from vitrieve.sync.session import SyncSession
+
+NUM_FAILURES_SHOWN = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """Make an index hold a collection as it is now; a stopped run goes on when it is started again."""
+
+    collection: tyro.conf.Positional[str]
+    """A folder of pictures, or a source: manifest:FILE, folder:DIR, grocery:DIR, …"""
+    index: Path
+    """Folder of the index; made when it is not there."""
+    encoder: str | None = None
+    """A run, an encoder folder or a weights name; None: the index's own, for a new one dinov2-vits14."""
+    store: Literal["lance", "exact"] = "lance"
+    """What a new index is."""
+    image_size: int | None = None
+    """Side of the square input in pixels; None: the index's or the encoder's own."""
+    batch_size: int = 32
+    """Pictures in one forward pass."""
+    num_threads: int | None = None
+    """CPU threads; None: all cores."""
+    max_bad_fraction: float = 0.05
+    """Largest share of pictures that may be unreadable; above it nothing is removed, and the exit status is 1."""
+    checksum: Switch = False
+    """Compare the content of every file, whatever its size and times say."""
+    allow_empty: Switch = False
+    """Empty the index when the folder is missing or holds no picture."""
+    adopt: Switch = False
+    """Take over an index of another collection, or of this one under another path."""
+    watch: Switch = False
+    """Go on, and sync again whenever the collection changes, until Ctrl-C."""
+    json: Switch = False
+    """Print one JSON object."""
+
+
+def run(arguments: Arguments) -> int:
+    """Sync once, and again on every change with ``--watch``."""
+    from vitrieve.sync.run import SyncSettings
+    from vitrieve.sync.scan import scan_collection
+    from vitrieve.sync.session import load_index_encoder, open_session
+
+    if arguments.json and arguments.watch:
+        raise ConfigError("--json prints one object at the end, and --watch has no end; leave one of them out.")
+    settings = SyncSettings(
+        batch_size=arguments.batch_size,
+        num_threads=arguments.num_threads,
+        max_bad_fraction=arguments.max_bad_fraction,
+        is_checksum=arguments.checksum,
+        show_progress=True,
+    )
+    collection = scan_collection(arguments.collection, arguments.index, is_empty_allowed=arguments.allow_empty)
+    for note in collection.notes:
+        print_message(note)
+    encoder = load_index_encoder(
+        arguments.index, arguments.encoder, image_size=arguments.image_size, num_threads=arguments.num_threads
+    )
+    with open_session(
+        arguments.collection,
+        arguments.index,
+        encoder,
+        kind=arguments.store,
+        license=collection.license,
+        is_adopted=arguments.adopt,
+    ) as session:
+        report = session.sync(collection, settings)
+        if arguments.json:
+            print_json(_to_json(report, session, arguments.index))
+        else:
+            print(f"{arguments.index}: {describe_report(report, session.store.count())}", flush=True)
+        print_failures(report)
+        if arguments.watch:
+            _watch(session, arguments, replace(settings, is_bad_retried=False), report)
+            return 0
+    return 1 if report.is_too_bad else 0
+
+
+def _watch(session: SyncSession, arguments: Arguments, settings: SyncSettings, report: SyncReport) -> None:
+    """Sync again and again until Ctrl-C, which is the ordinary end: every sync leaves a consistent index."""
+    from vitrieve.data.sources import find_source_path
+    from vitrieve.sync.scan import scan_collection
+    from vitrieve.sync.watch import watch_changes
+
+    path = find_source_path(arguments.collection)
+    if path is None:
+        raise ConfigError(f"{arguments.collection} names no folder or file that could be watched.")
+    try:
+        print_message(f"watching {path}; Ctrl-C ends it.")
+        for _ in watch_changes(path, arguments.index):
+            try:
+                collection = scan_collection(
+                    arguments.collection, arguments.index, is_empty_allowed=arguments.allow_empty
+                )
+            except InputError as error:  # a drive that has gone may come back, a manifest may be half written
+                print_message(f"not synced: {error}")
+                continue
+            previous, report = report, session.sync(collection, settings)
+            if report.is_changed:
+                print(f"{arguments.index}: {describe_report(report, session.store.count())}", flush=True)
+            if report.failures != previous.failures:
+                print_failures(report)
+    except KeyboardInterrupt:
+        print_message(f"stopped; {arguments.index} is as the last sync left it, and the next one goes on from there.")
+
+
+def describe_report(report: SyncReport, num_indexed: int) -> str:
+    """Say in a line what a sync did."""
+    done = (
+        (report.num_embedded, "embedded"),
+        (report.num_reused, "moved or copied"),
+        (report.num_described, "with new metadata"),
+        (report.num_removed, "removed"),
+        (len(report.failures), "unreadable"),
+    )
+    parts = ", ".join(f"{count} {what}" for count, what in done if count)
+    return f"{num_indexed} images indexed; {parts or 'nothing to do'}"
+
+
+def print_failures(report: SyncReport) -> None:
+    """Report the bad images, and what they hinder."""
+    for image_id, reason in report.failures[:NUM_FAILURES_SHOWN]:
+        print_message(f"not indexed: {image_id}: {reason}")
+    if len(report.failures) > NUM_FAILURES_SHOWN:
+        print_message(f"and {len(report.failures) - NUM_FAILURES_SHOWN} more; --json lists them all")
+    if report.is_too_bad:
+        print_error(
+            f"{len(report.failures)} of {report.num_images} images cannot be read, more than --max-bad-fraction "
+            f"allows. The others are indexed; {report.num_kept} images that would have been removed are kept. Repair "
+            "the files, or allow a larger share, and sync again."
+        )
+
+
+def _to_json(report: SyncReport, session: SyncSession, index: Path) -> dict[str, object]:
+    failures = [{"image_id": image_id, "reason": reason} for image_id, reason in report.failures]
+    return {
+        "index": str(index),
+        "num_indexed": session.store.count(),
+        **{**asdict(report), "failures": failures},
+        "fingerprint": session.encoder.fingerprint,
+    }

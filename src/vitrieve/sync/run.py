@@ -1,0 +1,163 @@
+"""One sync: from what differs to an index that is true again. Next file: ``watch.py``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from vitrieve.data.records import ImageRecord
+from vitrieve.errors import ConfigError, FingerprintError
+from vitrieve.index.store import StoreInfo
+from vitrieve.runtime.encoder import Encoder
+from vitrieve.sync.describe import complete_record, hash_record
+from vitrieve.sync.intake import COMMIT_SIZE, Intake
+from vitrieve.sync.ledger import Change, Ledger
+from vitrieve.sync.scan import Collection, find_differences
+
+
+@dataclass(frozen=True, kw_only=True)
+class SyncSettings:
+    """How a collection is compared with its index and embedded."""
+
+    batch_size: int = 32
+    """Images in one forward pass."""
+    num_threads: int | None = None
+    """Threads that read and decode images; None: one for each core, up to four."""
+    max_bad_fraction: float = 0.05
+    """Largest share of the collection's images that may be unreadable; above it nothing is removed."""
+    is_checksum: bool = False
+    """Read every file and compare its content, whatever its size and times say."""
+    is_bad_retried: bool = True
+    """Read also the bad files that have not changed."""
+    show_progress: bool = False
+    """Report progress on standard error."""
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        if self.batch_size < 1:
+            raise ConfigError(f"batch_size is {self.batch_size}; it must be 1 or more.")
+        if self.num_threads is not None and self.num_threads < 1:
+            raise ConfigError(f"num_threads is {self.num_threads}; it must be 1 or more.")
+        if not 0 <= self.max_bad_fraction <= 1:
+            raise ConfigError(f"max_bad_fraction is {self.max_bad_fraction}; it must be between 0 and 1.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SyncReport:
+    """What a sync did.
+
+    Attributes:
+        num_images: In the collection, bad ones included.
+        num_embedded: Embedded: new and changed contents, each once.
+        num_reused: Took the vector of an image with the same content: moved, copied, or listed twice.
+        num_described: Kept their vector under other metadata.
+        num_removed: Taken out of the index.
+        num_kept: Would have been taken out, were not too many images bad.
+        failures: ``(image_id, reason)`` of every bad image, sorted.
+        is_too_bad: More images are bad than ``max_bad_fraction`` allows.
+    """
+
+    num_images: int
+    num_embedded: int
+    num_reused: int
+    num_described: int
+    num_removed: int
+    num_kept: int
+    failures: tuple[tuple[str, str], ...]
+    is_too_bad: bool
+
+    @property
+    def is_changed(self) -> bool:
+        """Whether the index is another than before."""
+        return bool(self.num_embedded or self.num_reused or self.num_described or self.num_removed)
+
+
+def check_encoder(info: StoreInfo, encoder: Encoder) -> None:
+    """Refuse an encoder that did not make the vectors of an index.
+
+    Raises:
+        FingerprintError: The message says what to do.
+    """
+    if encoder.fingerprint == info.fingerprint:
+        return
+    raise FingerprintError(
+        f"the index was made by {info.encoder_source} at {info.image_size} px (fingerprint {info.fingerprint[:12]}…), "
+        f"not by {encoder.source} at {encoder.preprocessing.image_size} px ({encoder.fingerprint[:12]}…): their "
+        "vectors are not comparable. Leave --encoder out to go on with the index's own, or give a new --index, which "
+        "then embeds the whole collection."
+    )
+
+
+def sync_collection(
+    ledger: Ledger, encoder: Encoder, collection: Collection, settings: SyncSettings | None = None
+) -> SyncReport:
+    """Make an index hold the images of a collection, and no others.
+
+    New and changed contents are embedded, a content that the index has keeps its vector under any name, and what
+    has vanished or become unreadable is removed, last of all. A kill at any moment costs the ``COMMIT_SIZE`` images
+    at hand; run again, it goes on. A bad image is reported and the work goes on; when more than
+    ``max_bad_fraction`` of the collection is bad, nothing is removed, because a disk or a decoder is the likelier
+    fault than that many pictures.
+
+    Args:
+        ledger: Of an index of the same encoder.
+        encoder: Makes the vectors.
+        collection: What the index is to hold.
+        settings: None: the defaults.
+    """
+    settings = settings or SyncSettings()
+    records = collection.records
+    differences = find_differences(
+        records.values(),
+        ledger.stamps,
+        is_checksum=settings.is_checksum,
+        is_bad_retried=settings.is_bad_retried,
+    )
+    for start in range(0, len(differences.undescribed), COMMIT_SIZE):
+        _describe_again(ledger, differences.undescribed[start : start + COMMIT_SIZE])
+    intake = Intake(ledger, encoder)
+    intake.take_all(
+        differences.unread,
+        batch_size=settings.batch_size,
+        num_threads=settings.num_threads,
+        show_progress=settings.show_progress,
+    )
+    failures = sorted({**dict(_list_bad(ledger, records)), **intake.changing, **dict(collection.failures)}.items())
+    num_images = len(records) + len(collection.failures)
+    is_too_bad = len(failures) > settings.max_bad_fraction * num_images
+    surplus = ledger.list_surplus(records)
+    if not is_too_bad:
+        for start in range(0, len(surplus), COMMIT_SIZE):
+            ledger.remove(surplus[start : start + COMMIT_SIZE])
+        ledger.forget_others(records)
+    return SyncReport(
+        num_images=num_images,
+        num_embedded=intake.num_embedded,
+        num_reused=intake.num_reused,
+        num_described=len(differences.undescribed),
+        num_removed=0 if is_too_bad else len(surplus),
+        num_kept=len(surplus) if is_too_bad else 0,
+        failures=tuple(failures),
+        is_too_bad=is_too_bad,
+    )
+
+
+def _list_bad(ledger: Ledger, image_ids: Iterable[str]) -> list[tuple[str, str]]:
+    stamps = (ledger.stamps.get(image_id) for image_id in image_ids)
+    return [(stamp.image_id, stamp.reason) for stamp in stamps if stamp is not None and stamp.reason is not None]
+
+
+def _describe_again(ledger: Ledger, records: Sequence[ImageRecord]) -> None:
+    """Put images with the vectors they have under what their source says now."""
+    vectors = ledger.get_vectors([record.image_id for record in records])
+    changes = []
+    for record, vector in zip(records, vectors, strict=True):
+        stamp = ledger.stamps[record.image_id]
+        changes.append(
+            Change(
+                record=complete_record(record, stamp.metadata),
+                stamp=replace(stamp, record_hash=hash_record(record)),
+                vector=vector,
+            )
+        )
+    ledger.put(changes)

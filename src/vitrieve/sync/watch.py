@@ -1,0 +1,67 @@
+"""Syncing again whenever the collection changes. Next file: ``place.py``.
+
+The operating system's notices (through ``watchfiles``) only say when to look; what has changed is found by scanning
+the whole collection. So a notice that is lost, or never comes (network drives, links to other places), delays a
+change until the next regular look and loses nothing. Notices rather than looking every few seconds, because a look
+at 100,000 files costs about a second of work.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from threading import Event
+
+from watchfiles import Change, watch
+
+from vitrieve.data.decode import IMAGE_SUFFIXES
+
+DEBOUNCE_MS = 1_600
+"""Longest time for which notices are gathered while they keep coming: many files are copied at once."""
+QUIET_MS = 200
+"""Without a notice for so long, what has come is acted upon."""
+TICK_MS = 1_000
+"""How often the clock is looked at without notices."""
+RESCAN_SECONDS = 300.0
+"""Time between looks without a notice."""
+
+
+def watch_changes(
+    path: Path, index: Path, *, stop: Event | None = None, rescan_seconds: float = RESCAN_SECONDS
+) -> Iterator[None]:
+    """Yield whenever the collection may have changed; once right after the watching has begun, for what came before.
+
+    Args:
+        path: Folder of the collection, or its manifest: then the folder around it.
+        index: Folder of the index, whose own changes do not count.
+        stop: Ends the watching when it is set.
+        rescan_seconds: Time after which it is yielded without a notice.
+    """
+    root = path if path.is_dir() else path.parent
+    looked = float("-inf")
+    notices = watch(
+        root,
+        watch_filter=lambda change, name: _may_matter(change, Path(name), root, path, index),
+        debounce=DEBOUNCE_MS,
+        step=QUIET_MS,
+        rust_timeout=TICK_MS,
+        yield_on_timeout=True,
+        stop_event=stop,
+        ignore_permission_denied=True,
+    )
+    for changes in notices:
+        if changes or time.monotonic() - looked >= rescan_seconds:
+            yield
+            looked = time.monotonic()
+
+
+def _may_matter(change: Change, name: Path, root: Path, path: Path, index: Path) -> bool:
+    """Say whether a notice can be about an image: no hidden file, nothing of the index."""
+    if name.is_relative_to(index.absolute()):
+        return False
+    below = name.relative_to(root.absolute()).parts if name.is_relative_to(root.absolute()) else name.parts
+    if any(part.startswith(".") for part in below):
+        return False
+    is_file_of_another_kind = change != Change.deleted and name.is_file() and name.suffix.lower() not in IMAGE_SUFFIXES
+    return name == path.absolute() or not is_file_of_another_kind
