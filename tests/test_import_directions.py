@@ -27,7 +27,9 @@ ROWS = (
     ("embed",),
     ("evaluate",),
     ("index",),
+    ("sync",),
     ("search",),
+    ("serve",),
     ("reproduce",),
     ("cli",),
 )
@@ -42,7 +44,7 @@ MAY_USE_TORCH = {
     "reproduce/gradients.py",
     *(
         f"model/{name}.py"
-        for name in ("backbone", "pooling", "encoder", "reduction", "scales", "cost", "export", "hub", "wheels")
+        for name in ("backbone", "pooling", "encoder", "head", "reduction", "scales", "cost", "export", "hub", "wheels")
     ),
 }
 MAY_USE_TORCH_FOLDERS = {"objective", "train"}

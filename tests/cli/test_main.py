@@ -31,9 +31,12 @@ IN_ORDER = [
     "export",
     "embed",
     "index",
+    "sync",
+    "up",
     "calibrate",
     "search",
     "explain",
+    "serve",
 ]
 
 

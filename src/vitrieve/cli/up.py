@@ -1,0 +1,91 @@
+"""``vitrieve up``: a folder of photographs becomes a search page, in one command. Next: ``calibrate.py``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import tyro
+
+from vitrieve.cli.arguments import Switch
+from vitrieve.cli.console import print_message
+from vitrieve.cli.serve import announce, check_extra, read_token
+from vitrieve.cli.sync import describe_report, print_failures
+from vitrieve.errors import DataError
+
+if TYPE_CHECKING:
+    from vitrieve.runtime.encoder import Encoder
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """Sync an index with a folder, then serve it until Ctrl+C; what is embedded once is kept for the next time."""
+
+    folder: tyro.conf.Positional[Path]
+    """Folder of pictures, at any depth; an image's id is its path below it."""
+    port: int = 8000
+    """Port; 0: any that is free."""
+    host: str = "127.0.0.1"
+    """Address to listen on; one that other machines reach needs a token."""
+    token: str | None = None
+    """What requests must bring as Authorization: Bearer; better in the variable VITRIEVE_TOKEN."""
+    encoder: str | None = None
+    """A run, an encoder folder or a weights name; None: dinov2-vits14."""
+    index: Path | None = None
+    """Folder of the index; None: one of this folder and encoder in the cache (vitrieve doctor says where that is)."""
+    image_size: int | None = None
+    """Side of the square input in pixels; None: the index's or the encoder's own."""
+    num_threads: int | None = None
+    """CPU threads; None: all cores."""
+    max_bad_fraction: float = 0.05
+    """Largest share of pictures that may be unreadable; above it nothing is removed from the index."""
+    adopt: Switch = False
+    """Take over an index of another collection, or of this one under another path."""
+
+
+def run(arguments: Arguments) -> int:
+    """Sync and serve; whatever may be refused comes before the first picture is embedded."""
+    token = read_token(arguments.host, arguments.token)
+    check_extra()
+    from vitrieve.search.searcher import Searcher
+    from vitrieve.serve.run import listen, serve
+
+    listen(arguments.host, arguments.port).close()
+    index, encoder = _sync(arguments)
+    searcher = Searcher.open(index, encoder)
+    try:
+        serve(searcher, host=arguments.host, port=arguments.port, token=token, announce=announce)
+    finally:
+        searcher.store.close()
+    return 0
+
+
+def _sync(arguments: Arguments) -> tuple[Path, Encoder]:
+    """Bring the folder's index up to date."""
+    from vitrieve.cache import cache_folder
+    from vitrieve.sync.place import default_index_folder
+    from vitrieve.sync.run import SyncSettings
+    from vitrieve.sync.scan import scan_collection
+    from vitrieve.sync.session import load_index_encoder, open_session
+
+    if not arguments.folder.is_dir():
+        raise DataError(f"{arguments.folder} is no folder; give one with pictures, at any depth.")
+    # Before the encoder is loaded, because the folder may be wrong. What the cache holds is nobody's photograph.
+    collection = scan_collection(str(arguments.folder), arguments.index or cache_folder())
+    encoder = load_index_encoder(
+        arguments.index, arguments.encoder, image_size=arguments.image_size, num_threads=arguments.num_threads
+    )
+    index = arguments.index or default_index_folder(arguments.folder, encoder.fingerprint)
+    settings = SyncSettings(
+        num_threads=arguments.num_threads, max_bad_fraction=arguments.max_bad_fraction, show_progress=True
+    )
+    print_message(f"the index is {index}")
+    with open_session(str(arguments.folder), index, encoder, is_adopted=arguments.adopt) as session:
+        report = session.sync(collection, settings)
+        num_indexed = session.store.count()
+    print_message(describe_report(report, num_indexed))
+    print_failures(report)
+    if not num_indexed:
+        raise DataError(f"no picture of {arguments.folder} could be indexed; the reasons are above.")
+    return index, encoder

@@ -1,0 +1,1 @@
+"""Searching over HTTP: ``app.py`` (the whole), then ``api.py`` (for programs) and ``pages.py`` (for people)."""

@@ -1,0 +1,268 @@
+"""The endpoints for programs. Next file: ``pages.py``."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, HTTPException, Query, Request, Response
+from fastapi.responses import FileResponse
+
+from vitrieve.search.explain import explain_result
+from vitrieve.serve.body import is_form, parse_form
+from vitrieve.serve.content import recognise
+from vitrieve.serve.metrics import CONTENT_TYPE
+from vitrieve.serve.pictures import SIDES_PX, encode_jpeg
+from vitrieve.serve.questions import Question, build_request, parse_json, read_form
+from vitrieve.serve.schemas import (
+    AnswerBody,
+    ErrorBody,
+    ExplanationBody,
+    HealthBody,
+    MatchBody,
+    ReadyBody,
+    SearchBody,
+    SearchParameters,
+    to_answer_body,
+)
+from vitrieve.serve.service import CurrentService, Service
+
+router = APIRouter()
+
+THUMBNAIL_SECONDS = 300
+"""How long a browser keeps a picture without asking again; a changed file shows after that."""
+# Whoever opens a picture by itself gets it without any rights, even if it were no picture after all.
+PICTURE_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; sandbox",
+    "Cache-Control": f"private, max-age={THUMBNAIL_SECONDS}",
+}
+
+_REASONS = {
+    400: "The service is called by a name that is not its own.",
+    401: "The token is missing or wrong.",
+    403: "A page of another site sent the request.",
+    404: "The index has no image of this name.",
+    408: "The body arrived too slowly.",
+    410: "The picture's file is gone or can no longer be read.",
+    413: "Too many bytes or pixels.",
+    422: "It cannot be searched for: no picture, or values that do not fit.",
+    503: "Busy or not ready; try again after the seconds in Retry-After.",
+    504: "Not finished in time.",
+}
+
+
+def document(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """List the answers of an endpoint that are refusals; every one can be turned away at the gate."""
+    return {status: {"model": ErrorBody, "description": _REASONS[status]} for status in sorted({400, 401, *statuses})}
+
+
+_BINARY = {"schema": {"type": "string", "format": "binary"}}
+_FORM = {
+    "type": "object",
+    "properties": {
+        "image": {"type": "array", "items": {"type": "string", "format": "binary"}},
+        "minus_image": {"type": "array", "items": {"type": "string", "format": "binary"}},
+        "id": {"type": "array", "items": {"type": "string"}},
+        "minus_id": {"type": "array", "items": {"type": "string"}},
+        "k": {"type": "integer", "minimum": 1},
+        "offset": {"type": "integer", "minimum": 0},
+        "box": {"type": "string"},
+        "filter": {"type": "array", "items": {"type": "string"}},
+        "group_by": {"type": "string"},
+        "is_near_duplicate_grouped": {"type": "boolean"},
+        "reranking": {"type": "string"},
+    },
+    "additionalProperties": False,
+}
+SEARCH_BODY = {
+    "required": True,
+    "description": "An image's bytes (its content tells the format, not the header), a form, or JSON.",
+    "content": {
+        "image/*": _BINARY,
+        "application/octet-stream": _BINARY,
+        "multipart/form-data": {"schema": _FORM},
+        "application/json": {"schema": {"$ref": "#/components/schemas/SearchBody"}},
+    },
+}
+JPEG: dict[int | str, dict[str, Any]] = {200: {"content": {"image/jpeg": _BINARY}, "description": "A JPEG picture."}}
+
+
+@router.post(
+    "/search",
+    responses=document(403, 404, 408, 410, 413, 422, 503, 504),
+    openapi_extra={"requestBody": SEARCH_BODY},
+    summary="Find the images most like a picture, an image of the index, a vector or several examples",
+)
+async def search(
+    request: Request, parameters: Annotated[SearchParameters, Query()], service: CurrentService
+) -> AnswerBody:
+    """Send an image's bytes as the body, a browser's form, or JSON; the content decides which it is."""
+    async with service.bodies.receive(request) as body:
+        question = await read_question(request, body, parameters, service)
+        answer = await service.search(request, lambda: build_request(question, service.pictures, service.limits))
+    return to_answer_body(answer)
+
+
+async def read_question(request: Request, body: bytes, parameters: SearchParameters, service: Service) -> Question:
+    """Recognise what a body is, and read it.
+
+    Raises:
+        HTTPException: 422 when it is nothing that can be searched for.
+    """
+    if not body:
+        raise HTTPException(422, "the body is empty; send the bytes of an image, a form, or JSON.")
+    content = recognise(body)
+    if content == "image" or (content == "unknown" and not is_form(request)):
+        return Question(parameters=parameters, plus=(body,))  # decoding says what is wrong with what is unknown
+    if content == "json":
+        return Question(parameters=parameters, body=parse_json(body))
+    form = await parse_form(request, body, max_files=service.limits.examples)
+    return read_form(form, parameters)
+
+
+@router.get(
+    "/images/{image_id:path}",
+    response_class=FileResponse,
+    responses={200: {"content": {"image/*": _BINARY}, "description": "The file."}, **document(404, 410, 422, 503, 504)},
+    summary="The file of an image, as it is",
+)
+async def get_image(image_id: str, service: CurrentService) -> Response:
+    """Look the image up by its exact name in the index."""
+    file = await service.look_up(lambda: service.pictures.find_file(image_id))
+    return FileResponse(file.path, media_type=file.media_type, headers=PICTURE_HEADERS)
+
+
+@router.get(
+    "/thumbnails/{image_id:path}",
+    response_class=Response,
+    responses={**JPEG, **document(404, 410, 422, 503, 504)},
+    summary="A small JPEG copy of an image",
+)
+async def get_thumbnail(
+    image_id: str,
+    service: CurrentService,
+    side_px: Annotated[int, Query(description=f"Longest side: one of {', '.join(map(str, SIDES_PX))}.")] = 320,
+) -> Response:
+    """Look the image up by its exact name in the index; the region that was embedded is shown."""
+    check_side(side_px)
+    jpeg = await service.draw(lambda: service.pictures.build_thumbnail(image_id, side_px))
+    return answer_jpeg(jpeg)
+
+
+EXPLAIN_ANSWERS: dict[int | str, dict[str, Any]] = {
+    200: {
+        "content": {"image/jpeg": _BINARY},
+        "description": "Both pictures side by side with lines between what matches, or the matches as JSON.",
+        "model": ExplanationBody,
+    },
+    **document(403, 404, 408, 410, 413, 422, 503, 504),
+}
+ResultId = Annotated[str, Query(description="The result, an image of the index.")]
+Format = Annotated[Literal["picture", "json"], Query(description="A picture, or the matches as JSON.")]
+
+
+@router.get(
+    "/explain", response_class=Response, responses=EXPLAIN_ANSWERS, summary="Why an image matches one of the index"
+)
+async def explain(
+    service: CurrentService,
+    image_id: ResultId,
+    id: Annotated[str, Query(description="The query, an image of the index.")],
+    box: Annotated[str | None, Query(description="Region of the query: x_1,y_1,x_2,y_2 in pixels.")] = None,
+    format: Format = "picture",
+) -> Response:
+    """Show which patches of the query and of the result match."""
+    question = Question(parameters=SearchParameters(box=box), body=SearchBody(id=id))
+    return await answer_explanation(service, question, image_id, format)
+
+
+@router.post(
+    "/explain",
+    response_class=Response,
+    responses=EXPLAIN_ANSWERS,
+    openapi_extra={"requestBody": SEARCH_BODY},
+    summary="Why a picture matches an image of the index",
+)
+async def explain_picture(
+    request: Request,
+    service: CurrentService,
+    image_id: ResultId,
+    box: Annotated[str | None, Query(description="Region of the query: x_1,y_1,x_2,y_2 in pixels.")] = None,
+    format: Format = "picture",
+) -> Response:
+    """Send the query as for ``/search``; it must be one picture."""
+    async with service.bodies.receive(request) as body:
+        question = await read_question(request, body, SearchParameters(box=box), service)
+        return await answer_explanation(service, question, image_id, format)
+
+
+async def answer_explanation(service: Service, question: Question, image_id: str, format: str) -> Response:
+    """Explain in a worker, and answer in the form that was asked for.
+
+    Raises:
+        HTTPException: 422 when the query is not one picture, or as ``build_request``.
+    """
+
+    def work() -> Response:
+        request = build_request(question, service.pictures, service.limits)
+        if len(request.plus) != 1 or request.minus:
+            raise HTTPException(422, "only a search by one picture can be explained.")
+        explanation = explain_result(service.searcher, request.plus[0], image_id)
+        if format == "picture":
+            return answer_jpeg(encode_jpeg(explanation.overlay))
+        body = ExplanationBody(
+            matches=[MatchBody.model_validate(match, from_attributes=True) for match in explanation.matches],
+            query_box=explanation.query_box,
+            result_box=explanation.result_box,
+        )
+        return Response(body.model_dump_json(), media_type="application/json")
+
+    return await service.compute(work)
+
+
+def check_side(side_px: int) -> None:
+    """Refuse sizes that are not made.
+
+    Raises:
+        HTTPException: 422.
+    """
+    if side_px not in SIDES_PX:
+        raise HTTPException(422, f"side_px is {side_px}; accepted: {', '.join(map(str, SIDES_PX))}.")
+
+
+def answer_jpeg(jpeg: bytes) -> Response:
+    """Answer with a picture that a browser may keep for a while."""
+    return Response(jpeg, media_type="image/jpeg", headers=PICTURE_HEADERS)
+
+
+@router.get("/healthz", responses=document(), summary="Does the process answer?")
+async def get_health() -> HealthBody:
+    """Touch nothing: whatever is computed, this answers at once."""
+    return HealthBody(status="ok")
+
+
+@router.get("/readyz", responses=document(503, 504), summary="Can it search?")
+async def get_readiness(service: CurrentService) -> ReadyBody:
+    """Ask the index how many images it has."""
+    if not service.is_ready:
+        seconds = str(service.limits.retry_after_seconds)
+        raise HTTPException(503, "the encoder and the index are being loaded.", {"Retry-After": seconds})
+    store = service.searcher.store
+    num_images, columns = await service.look_up(lambda: (store.count(), store.columns()))
+    return ReadyBody(
+        status="ready",
+        num_images=num_images,
+        encoder_fingerprint=store.info.fingerprint,
+        embedding_dim=store.info.embedding_dim,
+        columns=list(columns),
+    )
+
+
+@router.get(
+    "/metrics",
+    response_class=Response,
+    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}, **document()},
+    summary="Counters for Prometheus",
+)
+async def get_metrics(service: CurrentService) -> Response:
+    """Requests by route and status, times by stage, work in progress, memory."""
+    return Response(service.metrics.render(), media_type=CONTENT_TYPE)

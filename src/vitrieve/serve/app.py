@@ -1,0 +1,81 @@
+"""``create_app``: the service from its arguments, without globals. Next file: ``service.py``.
+
+From outside in: ``observe.py`` (headers, log, metrics), ``gate.py`` (who may come in), the endpoints of ``api.py``
+and ``pages.py``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Collection
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from fastapi.staticfiles import StaticFiles
+
+from vitrieve import __version__
+from vitrieve.search.searcher import Searcher
+from vitrieve.serve import api, pages
+from vitrieve.serve.gate import Gate
+from vitrieve.serve.limits import Limits
+from vitrieve.serve.observe import Observe
+from vitrieve.serve.refusals import ERRORS, answer_error, answer_unauthorized
+from vitrieve.serve.schemas import SearchBody
+from vitrieve.serve.service import Service
+
+STATIC_FOLDER = Path(__file__).parent / "static"
+
+
+def create_app(
+    searcher: Searcher,
+    *,
+    limits: Limits | None = None,
+    token: str | None = None,
+    hosts: Collection[str] | None = None,
+) -> FastAPI:
+    """Make the service: an ASGI application for uvicorn or any other server.
+
+    Args:
+        searcher: What is searched; not closed here.
+        limits: What a request may take; None: as ``Limits`` says.
+        token: What every request must bring as ``Authorization: Bearer``; None: nobody is asked.
+        hosts: Names by which it may be called; None: any.
+    """
+    service = Service(searcher, limits or Limits(), token)
+
+    @asynccontextmanager
+    async def run(_: FastAPI) -> AsyncIterator[None]:
+        warming_up = asyncio.create_task(service.warm_up())
+        yield
+        warming_up.cancel()
+        service.close()
+
+    # Its own pages about the API load scripts from elsewhere, which the content policy forbids.
+    app = FastAPI(title="vitrieve", version=__version__, lifespan=run, docs_url=None, redoc_url=None)
+    app.state.service = service
+    app.include_router(api.router)
+    app.include_router(pages.router)
+    app.mount("/static", StaticFiles(directory=STATIC_FOLDER), name="static")
+    for error in ERRORS:
+        app.add_exception_handler(error, answer_error)
+    # The one added last is the outermost.
+    app.add_middleware(Gate, token=token, hosts=hosts, answer_unauthorized=answer_unauthorized)
+    app.add_middleware(Observe, metrics=service.metrics)
+    app.openapi = lambda: build_openapi(app)  # type: ignore[method-assign]
+    return app
+
+
+def build_openapi(app: FastAPI) -> dict[str, Any]:
+    """Describe the endpoints for programs, with the JSON body that ``/search`` reads by itself."""
+    if app.openapi_schema is None:
+        document = get_openapi(title=app.title, version=app.version, routes=app.routes)
+        search = SearchBody.model_json_schema(ref_template="#/components/schemas/{model}")
+        schemas = document["components"]["schemas"]
+        schemas.update(search.pop("$defs"))
+        schemas["SearchBody"] = search
+        document["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
+        app.openapi_schema = document
+    return app.openapi_schema

@@ -1,0 +1,60 @@
+"""What one request, and all of them together, may take. Next file: ``workers.py``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from vitrieve.errors import ConfigError
+
+MEBIBYTE = 2**20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """The bounds of the service; every one can be met by a stranger's request, and none is exceeded.
+
+    Attributes:
+        body_bytes: Of one request. A photograph of 50 megapixels has about 20 million.
+        held_bytes: Of all bodies that are being received or worked on.
+        pixels: Of one picture, read from its header before any is decoded.
+        k: Results on one page of an answer.
+        offset: Results before that page.
+        examples: Pictures, ids and vectors in one search.
+        filters: Conditions in one search.
+        body_seconds: To receive a body; a client that trickles is let go.
+        request_seconds: To wait for a worker and its work.
+        num_workers: Searches computed at the same time; more than the cores would only slow each other.
+        num_waiting: Searches that wait for a worker; the next one is turned away.
+        num_waiting_thumbnails: The same for thumbnails, of which one page asks dozens.
+        retry_after_seconds: What a client that is turned away is told.
+        upload_bytes: Of the pictures that the page holds, so that a result's address can be opened again.
+        num_uploads: The same, counted.
+        thumbnail_bytes: Of the thumbnails kept in memory.
+    """
+
+    body_bytes: int = 25 * MEBIBYTE
+    held_bytes: int = 256 * MEBIBYTE
+    pixels: int = 60_000_000
+    k: int = 200
+    offset: int = 10_000
+    examples: int = 16
+    filters: int = 16
+    body_seconds: float = 30.0
+    request_seconds: float = 20.0
+    num_workers: int = 2
+    num_waiting: int = 32
+    num_waiting_thumbnails: int = 512
+    retry_after_seconds: int = 2
+    upload_bytes: int = 128 * MEBIBYTE
+    num_uploads: int = 1000
+    thumbnail_bytes: int = 64 * MEBIBYTE
+
+    def __post_init__(self) -> None:
+        """Refuse bounds that nothing could pass."""
+        for field in fields(self):
+            least = 0 if field.name == "num_waiting" else 1
+            value = getattr(self, field.name)
+            if field.type != "float" and value < least:
+                raise ConfigError(f"the limit {field.name} is {value}; give {least} or more.")
+            if field.type == "float" and not value > 0:
+                raise ConfigError(f"the limit {field.name} is {value}; give a positive number of seconds.")

@@ -1,0 +1,332 @@
+"""The pages for people; what they show is in the address alone. Next file: ``app.py``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import islice
+from typing import Annotated, Any
+
+from fastapi import APIRouter, HTTPException, Query, Request, Response
+from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse
+
+from vitrieve.data.records import ImageRecord
+from vitrieve.errors import InputError
+from vitrieve.search.explain import explain_result
+from vitrieve.search.request import SearchAnswer, SearchRequest
+from vitrieve.serve.address import Address, parse_address
+from vitrieve.serve.api import answer_jpeg, check_side
+from vitrieve.serve.body import is_form, parse_form
+from vitrieve.serve.gate import COOKIE, build_cookie, is_token
+from vitrieve.serve.pictures import encode_jpeg
+from vitrieve.serve.questions import Question, build_request, check_pixels
+from vitrieve.serve.refusals import get_refusal
+from vitrieve.serve.schemas import ExampleBody, SearchBody, SearchParameters
+from vitrieve.serve.service import CurrentService, Service
+from vitrieve.serve.uploads import Upload
+from vitrieve.serve.view import (
+    YOUR_PICTURE,
+    View,
+    describe_conditions,
+    describe_examples,
+    describe_results,
+    describe_samples,
+    find_title,
+    thumbnail_url,
+    upload_url,
+)
+
+router = APIRouter(include_in_schema=False)
+
+NUM_SAMPLES = 12
+NUM_SAMPLED_FROM = 2000
+"""Names looked through for the samples: going through all of a large collection would take seconds."""
+MAX_VALUES = 200
+MAX_VALUE_LENGTH = 60
+_HELPER_FIELDS = ("column", "operator", "value", "x_1", "y_1", "x_2", "y_2")
+EXPIRED = "This picture is no longer here"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """The one picture of a query, on which a box can be drawn.
+
+    Attributes:
+        picture: Address of a copy of it.
+        title: What it shows.
+        width_px: Width after EXIF orientation.
+        height_px: Height after EXIF orientation.
+        has_box_tool: Whether a box can be drawn: not where only a region of the picture was indexed.
+    """
+
+    picture: str
+    title: str
+    width_px: int
+    height_px: int
+    has_box_tool: bool
+
+
+@router.get("/")
+async def show_search(request: Request, service: CurrentService) -> Response:
+    """Show the start page, or the results of the search that the address spells."""
+    address = parse_address(request.query_params)
+    if any(name in _HELPER_FIELDS or not value for name, value in request.query_params.multi_items()):
+        return RedirectResponse(address.spell(), 303)  # a form's long address gives way to the short one
+    if not address.has_query:
+        return await _show_start(service)
+    answer, problem = await _search(request, service, address)
+    status = problem["status"] if problem else 200
+    columns = await service.look_up(service.searcher.store.columns)
+    page = service.renderer.render(
+        "results.html",
+        address=address,
+        results=describe_results(answer, address) if answer else [],
+        answer=answer,
+        problem=problem,
+        columns=columns,
+        values=_list_values(answer),
+        conditions=describe_conditions(address),
+        **await _describe_query(service, address),
+    )
+    return HTMLResponse(page, status, headers=_retry(status, service))
+
+
+def _list_values(answer: SearchAnswer | None) -> list[str]:
+    """List values of the metadata in sight, to choose a condition from."""
+    values = {value for result in answer.results for value in result.metadata.values()} if answer else set()
+    return sorted(value for value in values if 0 < len(value) <= MAX_VALUE_LENGTH)[:MAX_VALUES]
+
+
+async def _show_start(service: Service) -> Response:
+    store = service.searcher.store
+    num_images, records = await service.look_up(lambda: (store.count(), _choose_samples(service)))
+    page = service.renderer.render("start.html", num_images=num_images, samples=describe_samples(records))
+    return HTMLResponse(page)
+
+
+def _choose_samples(service: Service) -> list[ImageRecord]:
+    """Choose images from all over the beginning of the collection, always the same."""
+    image_ids = list(islice(service.searcher.store.image_ids(), NUM_SAMPLED_FROM))
+    chosen = image_ids[:: max(1, len(image_ids) // NUM_SAMPLES)][:NUM_SAMPLES]
+    return service.searcher.store.get(chosen)[1] if chosen else []
+
+
+async def _search(request: Request, service: Service, address: Address) -> tuple[SearchAnswer | None, View | None]:
+    """Search, or say in the page's own words what is wrong."""
+    try:
+        return await service.search(request, lambda: build_page_request(address, service)), None
+    except (HTTPException, InputError) as error:
+        status, detail = get_refusal(error)
+        title = EXPIRED if status == 410 and address.uploads else _PROBLEMS.get(status, "This cannot be searched for")
+        return None, {"status": status, "title": title, "detail": detail}
+
+
+_PROBLEMS = {
+    404: "There is no such picture",
+    410: "This picture is gone",
+    413: "This picture is too large",
+    503: "Many people are searching",
+    504: "This took too long",
+}
+
+
+def build_page_request(address: Address, service: Service) -> SearchRequest:
+    """Turn an address into a request; in a worker.
+
+    Raises:
+        HTTPException: 410 when an upload is no longer held, or as ``build_request``.
+    """
+    examples = [ExampleBody(id=image_id) for image_id in address.plus]
+    examples += [ExampleBody(id=image_id, sign="minus") for image_id in address.minus]
+    parameters = SearchParameters(
+        k=address.k,
+        offset=(address.page - 1) * address.k,
+        box=None if address.box is None else ",".join(f"{side:g}" for side in address.box),
+        filter=list(address.filter),
+        group_by=address.group_by or None,
+        is_near_duplicate_grouped=address.is_near_duplicate_grouped,
+    )
+    uploads = tuple(find_upload(service, upload_id).data for upload_id in address.uploads)
+    question = Question(parameters=parameters, plus=uploads, body=SearchBody(examples=examples))
+    return build_request(question, service.pictures, service.limits)
+
+
+def find_upload(service: Service, upload_id: str) -> Upload:
+    """Find a picture that was sent in.
+
+    Raises:
+        HTTPException: 410 when it is no longer held.
+    """
+    upload = service.uploads.find(upload_id)
+    if upload is None:
+        raise HTTPException(
+            410,
+            "Pictures that are sent in are kept for a while only. Send the same picture again: the address works then.",
+        )
+    return upload
+
+
+async def _describe_query(service: Service, address: Address) -> View:
+    """Describe what is asked for: the examples, and the stage when there is a single one."""
+    records = await service.look_up(lambda: _find_records(service, (*address.plus, *address.minus)))
+    titles = {image_id: find_title(image_id, record.metadata) for image_id, record in records.items()}
+    titles |= {upload: YOUR_PICTURE for upload in address.uploads if service.uploads.find(upload)}
+    stage = None
+    if address.num_examples == 1:
+        stage = await service.draw(lambda: build_stage(service, address, records))
+    return {"examples": describe_examples(address, titles), "stage": stage}
+
+
+def _find_records(service: Service, image_ids: tuple[str, ...]) -> dict[str, ImageRecord]:
+    """Find those of some images that the index has."""
+    found = {}
+    for image_id in image_ids[: service.limits.examples]:
+        try:
+            found[image_id] = service.pictures.find(image_id)
+        except HTTPException:
+            continue
+    return found
+
+
+def build_stage(service: Service, address: Address, records: dict[str, ImageRecord]) -> Stage | None:
+    """Describe the only picture of a query; None when it is not there."""
+    if address.uploads:
+        upload = service.uploads.find(address.uploads[0])
+        if upload is None:
+            return None
+        picture = upload_url(upload.upload_id, 640)
+        return Stage(
+            picture=picture,
+            title=YOUR_PICTURE,
+            width_px=upload.width_px,
+            height_px=upload.height_px,
+            has_box_tool=True,
+        )
+    record = records.get(address.plus[0])
+    size = None if record is None else service.pictures.measure(record)
+    if record is None or size is None:
+        return None
+    return Stage(
+        picture=thumbnail_url(record.image_id, 640),
+        title=find_title(record.image_id, record.metadata),
+        width_px=size[0],
+        height_px=size[1],
+        has_box_tool=record.box is None,
+    )
+
+
+@router.get("/compare")
+async def show_comparison(request: Request, image_id: str, service: CurrentService) -> Response:
+    """Show the query and one result side by side."""
+    address = parse_address(request.query_params)
+    answer, problem = await _search(request, service, address)
+    results = describe_results(answer, address) if answer else []
+    found = [result for one in results for result in (one, *one["others"])]
+    place = next((row for row, result in enumerate(found) if result["image_id"] == image_id), None)
+    if problem is None and place is None:
+        problem = {
+            "status": 404,
+            "title": "There is no such result",
+            "detail": "It is not on this page of the results.",
+        }
+    if problem is not None or place is None:
+        return _show_problem(service, problem or {}, address)
+    page = service.renderer.render(
+        "compare.html",
+        address=address,
+        result=found[place],
+        large=thumbnail_url(image_id, 640),
+        overlay=address.spell("/compare/overlay", image_id=image_id) if address.num_examples == 1 else None,
+        previous=found[place - 1]["compare"] if place > 0 else None,
+        following=found[place + 1]["compare"] if place + 1 < len(found) else None,
+        **await _describe_query(service, address),
+    )
+    return HTMLResponse(page)
+
+
+@router.get("/compare/overlay")
+async def get_overlay(request: Request, image_id: str, service: CurrentService) -> Response:
+    """Draw which parts of the query and one result match."""
+    address = parse_address(request.query_params)
+
+    def draw() -> bytes:
+        examples = build_page_request(address, service).plus
+        if len(examples) != 1:
+            raise HTTPException(422, "only a search by one picture can be explained.")
+        return encode_jpeg(explain_result(service.searcher, examples[0], image_id).overlay)
+
+    return answer_jpeg(await service.compute(draw))
+
+
+@router.post("/uploads")
+async def receive_upload(request: Request, service: CurrentService) -> Response:
+    """Keep a picture, and lead on to the address of its search."""
+    async with service.bodies.receive(request) as body:
+        if not is_form(request):
+            raise HTTPException(422, "send a form with the field image.")
+        form = await parse_form(request, body, max_files=service.limits.examples)
+        files = form.files.get("image", [])
+        if not files:
+            raise HTTPException(422, "No picture was chosen. Choose one, and search again.")
+
+        def keep() -> Upload:
+            check_pixels(files[0], service.limits)
+            return service.uploads.add(files[0])
+
+        upload = await service.compute(keep)
+    address = Address(uploads=(upload.upload_id,)).spell()
+    if "application/json" in request.headers.get("accept", ""):
+        return JSONResponse({"address": address})
+    return RedirectResponse(address, 303)
+
+
+@router.get("/uploads/{upload_id}")
+async def get_upload(upload_id: str, service: CurrentService, side_px: Annotated[int, Query()] = 320) -> Response:
+    """Send a small copy of a picture that was sent in."""
+    check_side(side_px)
+    upload = find_upload(service, upload_id)
+    jpeg = await service.draw(lambda: service.pictures.shrink_upload(upload_id, upload.data, side_px))
+    return answer_jpeg(jpeg)
+
+
+@router.get("/login")
+async def show_login(service: CurrentService) -> Response:
+    """Ask for the token."""
+    return HTMLResponse(service.renderer.render("login.html", is_wrong=False, after="/"))
+
+
+@router.post("/login")
+async def log_in(request: Request, service: CurrentService) -> Response:
+    """Give a browser that knows the token a cookie."""
+    async with service.bodies.receive(request) as body:
+        form = await parse_form(request, body, max_files=1)
+    token, after = (form.texts.get(name, [""])[-1] for name in ("token", "after"))
+    if not is_local_path(after):
+        after = "/"
+    if service.token is None:
+        return RedirectResponse(after, 303)
+    if not is_token(token.strip(), service.token):
+        return HTMLResponse(service.renderer.render("login.html", is_wrong=True, after=after), 401)
+    answer = RedirectResponse(after, 303)
+    # Lax: an address that a colleague shares opens; what changes anything is a POST, which the gate looks at.
+    answer.set_cookie(
+        COOKIE, build_cookie(service.token), httponly=True, samesite="lax", secure=request.url.scheme == "https"
+    )
+    return answer
+
+
+def is_local_path(text: str) -> bool:
+    r"""Say whether a redirect stays on this service.
+
+    >>> is_local_path("/?plus=a"), is_local_path("//evil.example"), is_local_path("/\\evil.example")
+    (True, False, False)
+    """
+    return text.startswith("/") and not text.startswith(("//", "/\\")) and text.isprintable()
+
+
+def _show_problem(service: Service, problem: dict[str, Any], address: Address | None = None) -> Response:
+    page = service.renderer.render("problem.html", problem=problem, back=address.spell() if address else "/")
+    return HTMLResponse(page, problem["status"], headers=_retry(problem["status"], service))
+
+
+def _retry(status: int, service: Service) -> dict[str, str]:
+    return {"Retry-After": str(service.limits.retry_after_seconds)} if status in (503, 504) else {}

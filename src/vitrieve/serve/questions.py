@@ -1,0 +1,211 @@
+"""From what a client sends to a ``SearchRequest``, checked against the limits. Next file: ``pictures.py``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from fastapi import HTTPException
+from pydantic import ValidationError
+
+from vitrieve.data.decode import read_header
+from vitrieve.errors import ConfigError
+from vitrieve.index.filter import parse_filter
+from vitrieve.search.request import Box, Example, SearchRequest
+from vitrieve.serve.body import Form
+from vitrieve.serve.limits import Limits
+from vitrieve.serve.pictures import Pictures
+from vitrieve.serve.schemas import ExampleBody, SearchBody, SearchParameters
+
+_LISTS = ("filter",)
+"""Form fields that may occur several times; of the others the last counts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """A search as it came in, however it was sent.
+
+    Attributes:
+        plus: Bytes of the pictures that are wanted.
+        minus: Bytes of the pictures that are not.
+        body: The JSON, or what a form said in its fields; None for a bare picture.
+        parameters: What stood in the address.
+    """
+
+    parameters: SearchParameters
+    plus: tuple[bytes, ...] = ()
+    minus: tuple[bytes, ...] = ()
+    body: SearchBody | None = None
+
+
+def parse_json(data: bytes) -> SearchBody:
+    """Read a JSON body.
+
+    Raises:
+        HTTPException: 422, naming every field that does not fit.
+    """
+    try:
+        return SearchBody.model_validate_json(data)
+    except ValidationError as error:
+        raise HTTPException(422, describe_validation(error)) from None
+
+
+def read_form(form: Form, parameters: SearchParameters) -> Question:
+    """Read a search from a form: files ``image`` and ``minus_image``, ids ``id`` and ``minus_id``, and parameters.
+
+    Raises:
+        HTTPException: 422 when a field is unknown or does not fit.
+    """
+    accepted_texts = {"id", "minus_id", *SearchParameters.model_fields}
+    unknown = [*(set(form.files) - {"image", "minus_image"}), *(set(form.texts) - accepted_texts - {"image"})]
+    if unknown:
+        files, fields = "image, minus_image", ", ".join(sorted(accepted_texts))
+        raise HTTPException(422, f"unknown form fields {sorted(unknown)}; accepted files: {files}; fields: {fields}.")
+    given = {
+        name: values if name in _LISTS else values[-1]
+        for name, values in form.texts.items()
+        if name in SearchParameters.model_fields and any(values)  # a form sends what was left empty too
+    }
+    try:
+        merged = SearchParameters.model_validate({**parameters.model_dump(exclude_unset=True), **given})
+        body = SearchBody(
+            examples=[
+                *(ExampleBody(id=image_id) for image_id in form.texts.get("id", []) if image_id),
+                *(ExampleBody(id=image_id, sign="minus") for image_id in form.texts.get("minus_id", []) if image_id),
+            ]
+        )
+    except ValidationError as error:
+        raise HTTPException(422, describe_validation(error)) from None
+    plus, minus = form.files.get("image", []), form.files.get("minus_image", [])
+    return Question(parameters=merged, plus=tuple(plus), minus=tuple(minus), body=body)
+
+
+def build_request(question: Question, pictures: Pictures, limits: Limits) -> SearchRequest:
+    """Turn a question into a request; reads headers and stored pictures, so it belongs into a worker.
+
+    Raises:
+        HTTPException: 404 unknown ``id``, 413 too many pixels, 422 anything else that cannot be searched.
+        InputError: As ``SearchRequest`` and ``parse_filter`` say.
+    """
+    body = question.body or SearchBody()
+    parameters = _merge(question.parameters, body)
+    examples = list(_list_examples(question, body))
+    _check_counts(parameters, len(examples), limits)
+    box = body.box if body.box is not None else parse_box(parameters.box)
+    if box is not None:
+        if len(examples) != 1:
+            raise HTTPException(422, "a box belongs to one picture; with several examples give each its own box.")
+        examples = [examples[0].model_copy(update={"box": list(box)})]
+    made = [(example.sign, build_example(example, pictures, limits)) for example in examples]
+    return SearchRequest(
+        plus=tuple(example for sign, example in made if sign == "plus"),
+        minus=tuple(example for sign, example in made if sign == "minus"),
+        k=parameters.k,
+        offset=parameters.offset,
+        filter=parse_filter(parameters.filter),
+        group_by=parameters.group_by or None,
+        is_near_duplicate_grouped=parameters.is_near_duplicate_grouped,
+        reranking=parameters.reranking,
+    )
+
+
+def build_example(example: ExampleBody, pictures: Pictures, limits: Limits) -> Example:
+    """Turn one example into what the searcher takes; a box on an image of the index reads that image's file.
+
+    Raises:
+        HTTPException: As ``build_request``.
+    """
+    if sum(part is not None for part in (example.id, example.vector, example.image)) != 1:
+        raise HTTPException(422, "an example is exactly one of id, vector and image.")
+    box = None if example.box is None else _to_box(example.box)
+    if example.vector is not None:
+        if box is not None:
+            raise HTTPException(422, "a box belongs to a picture, not to a vector.")
+        return Example(vector=np.asarray(example.vector, dtype=np.float64))
+    if example.image is not None:
+        check_pixels(example.image, limits)
+        return Example(picture=example.image, box=box)
+    assert example.id is not None
+    if box is None:
+        return Example(image_id=example.id)
+    return Example(picture=pictures.read(pictures.find(example.id)), box=box)
+
+
+def check_pixels(data: bytes, limits: Limits) -> None:
+    """Refuse a picture by its header, before any pixel of it is decoded.
+
+    Raises:
+        HTTPException: 413 too many pixels.
+        DecodeError: No picture at all.
+    """
+    header = read_header(data)
+    if header.width_px * header.height_px > limits.pixels:
+        raise HTTPException(
+            413,
+            f"the picture has {header.width_px} x {header.height_px} pixels; at most {limits.pixels:,} are decoded.",
+        )
+
+
+def parse_box(text: str | None) -> Box | None:
+    """Read ``x_1,y_1,x_2,y_2``.
+
+    Raises:
+        ConfigError: Anything else.
+
+    >>> parse_box("0,0,10.5,20")
+    (0.0, 0.0, 10.5, 20.0)
+    """
+    if not text:
+        return None
+    try:
+        return _to_box([float(part) for part in text.split(",")])
+    except ValueError:
+        raise ConfigError(
+            f"{text!r} is no box; write x_1,y_1,x_2,y_2 in pixels, with x_1 < x_2 and y_1 < y_2."
+        ) from None
+
+
+def _to_box(numbers: Sequence[float]) -> Box:
+    x_1, y_1, x_2, y_2 = numbers  # another count is a ValueError too
+    # Beyond what a picture can have, rounding to whole pixels would make numbers of many digits.
+    if not all(math.isfinite(number) and abs(number) < 1e9 for number in numbers) or x_1 >= x_2 or y_1 >= y_2:
+        raise ConfigError(f"{list(numbers)} is no box; give x_1, y_1, x_2, y_2 with x_1 < x_2 and y_1 < y_2.")
+    return (x_1, y_1, x_2, y_2)
+
+
+def _list_examples(question: Question, body: SearchBody) -> Iterator[ExampleBody]:
+    # Bytes that came as they are must not be read as base64: model_construct checks nothing.
+    for data in question.plus:
+        yield ExampleBody.model_construct(image=data, sign="plus")
+    for data in question.minus:
+        yield ExampleBody.model_construct(image=data, sign="minus")
+    if body.id is not None:
+        yield ExampleBody(id=body.id)
+    if body.vector is not None:
+        yield ExampleBody(vector=body.vector)
+    yield from body.examples
+
+
+def _merge(parameters: SearchParameters, body: SearchBody) -> SearchParameters:
+    """Let what the JSON says win over the address; the box has another form in each."""
+    given = body.model_dump(include=set(SearchParameters.model_fields) - {"box"}, exclude_none=True)
+    return parameters.model_copy(update=given)
+
+
+def _check_counts(parameters: SearchParameters, num_examples: int, limits: Limits) -> None:
+    for name, count, most in (
+        ("k", parameters.k, limits.k),
+        ("offset", parameters.offset, limits.offset),
+        ("the number of examples", num_examples, limits.examples),
+        ("the number of filters", len(parameters.filter), limits.filters),
+    ):
+        if count > most:
+            raise HTTPException(422, f"{name} is {count}; this server allows at most {most:,}.")
+
+
+def describe_validation(error: ValidationError) -> str:
+    """Say in one line what does not fit, without repeating what was sent."""
+    parts = (f"{'.'.join(map(str, one['loc'])) or 'the body'}: {one['msg']}" for one in error.errors())
+    return "; ".join(list(parts)[:5])

@@ -1,0 +1,93 @@
+"""Running the service with uvicorn until it is stopped. First file: ``app.py``."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from contextlib import ExitStack
+
+import uvicorn
+
+from vitrieve.errors import ConfigError
+from vitrieve.search.searcher import Searcher
+from vitrieve.serve.app import create_app
+from vitrieve.serve.gate import LOCAL_NAMES, is_local
+from vitrieve.serve.limits import Limits
+from vitrieve.serve.logs import write_logs_to_standard_error
+
+KEEP_ALIVE_SECONDS = 20
+STOP_SECONDS = 10
+"""What requests in progress get to end when the service is stopped."""
+MAX_CONNECTIONS = 500
+"""More than all that may wait; beyond it a connection is answered 503 at once."""
+
+
+def serve(
+    searcher: Searcher,
+    *,
+    host: str,
+    port: int,
+    token: str | None = None,
+    limits: Limits | None = None,
+    announce: Callable[[str], None] | None = None,
+) -> None:
+    """Serve until the process is told to stop (SIGINT, SIGTERM); requests in progress are finished.
+
+    Args:
+        searcher: What is searched.
+        host: Address to listen on.
+        port: Port; 0: any that is free.
+        token: What requests must bring; None: nothing. The caller checks that the address allows that.
+        limits: What requests may take; None: as ``Limits`` says.
+        announce: Called with the address once connections are accepted.
+
+    Raises:
+        ConfigError: The address cannot be listened on.
+    """
+    hosts = LOCAL_NAMES if is_local(host) and token is None else None
+    listener = listen(host, port)
+    app = create_app(searcher, limits=limits, token=token, hosts=hosts)
+    write_logs_to_standard_error()
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        ws="none",
+        limit_concurrency=MAX_CONNECTIONS,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=STOP_SECONDS,
+    )
+    with listener:
+        if announce is not None:
+            announce(spell_address(listener))
+        uvicorn.Server(config).run(sockets=[listener])
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Open the listening socket, so that a wrong address is known before anything is loaded, and clients can queue.
+
+    Raises:
+        ConfigError: No such address, or the port is taken.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with ExitStack() as stack:
+            listener = stack.enter_context(socket.socket(family, kind, protocol))
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+            listener.listen(2048)
+            stack.pop_all()
+            return listener
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"cannot listen on {host}, port {port}: {reason}. Give another --port or --host.") from None
+
+
+def spell_address(listener: socket.socket) -> str:
+    """Spell where a browser finds the service."""
+    host, port = listener.getsockname()[:2]
+    if host in ("0.0.0.0", "::"):
+        host = socket.gethostname()
+    return f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"

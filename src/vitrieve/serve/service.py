@@ -1,0 +1,114 @@
+"""The parts of one running service, made from arguments. Next file: ``api.py``."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Annotated, cast
+
+from fastapi import Depends, Request
+from PIL import Image
+
+from vitrieve.search.request import SearchAnswer, SearchRequest
+from vitrieve.search.searcher import Searcher
+from vitrieve.serve.body import BodyReader
+from vitrieve.serve.limits import Limits
+from vitrieve.serve.logs import log_event, log_failure
+from vitrieve.serve.metrics import Metrics
+from vitrieve.serve.observe import TIMINGS
+from vitrieve.serve.pictures import Pictures
+from vitrieve.serve.uploads import Uploads
+from vitrieve.serve.view import Renderer
+from vitrieve.serve.workers import T, WorkerPool
+
+NUM_LOOKUP_WORKERS = 2
+NUM_THUMBNAIL_WORKERS = 2
+
+
+class Service:
+    """What every endpoint needs.
+
+    Three pools, so that no kind of work waits behind another: searches, thumbnails, and look-ups in the index.
+    """
+
+    def __init__(self, searcher: Searcher, limits: Limits, token: str | None) -> None:
+        self.searcher = searcher
+        self.limits = limits
+        self.token = token
+        self.is_ready = False
+        self.metrics = Metrics()
+        self.bodies = BodyReader(limits)
+        self.pictures = Pictures(searcher.store, limits)
+        self.uploads = Uploads(limits)
+        self.renderer = Renderer(searcher.store.info, limits, has_token=token is not None)
+        self._searches = self._build_pool("search", limits.num_workers, limits.num_waiting)
+        self._thumbnails = self._build_pool("thumbnail", NUM_THUMBNAIL_WORKERS, limits.num_waiting_thumbnails)
+        self._lookups = self._build_pool("look-up", NUM_LOOKUP_WORKERS, limits.num_waiting_thumbnails)
+        self.metrics.held_bytes.set_function(lambda: self.bodies.held_bytes)
+
+    async def warm_up(self) -> None:
+        """Answer a first search, which loads what the first one loads, and be ready; else say why not in the log."""
+        try:
+            await self._searches.run(self._search_once, seconds=None)
+            self.is_ready = True
+            log_event("ready")
+        except Exception:
+            log_failure("not ready")
+
+    async def search(self, request: Request, build: Callable[[], SearchRequest]) -> SearchAnswer:
+        """Build a request and answer it, both in a worker; leave the times for the log.
+
+        Raises:
+            HTTPException: From ``build``, or 503 and 504 as ``WorkerPool.run``.
+            VitrieveError: As ``Searcher.answer``.
+        """
+        asked = time.perf_counter()
+
+        def work() -> tuple[float, SearchAnswer]:
+            begun = time.perf_counter()
+            return begun - asked, self.searcher.answer(build())
+
+        waited, answer = await self._searches.run(work, seconds=self.limits.request_seconds)
+        request.scope[TIMINGS] = {"wait": waited, **answer.timings_seconds}
+        return answer
+
+    async def compute(self, work: Callable[[], T]) -> T:
+        """Run something as heavy as a search, in the searches' workers."""
+        return await self._searches.run(work, seconds=self.limits.request_seconds)
+
+    async def draw(self, work: Callable[[], T]) -> T:
+        """Decode or shrink a picture."""
+        return await self._thumbnails.run(work, seconds=self.limits.request_seconds)
+
+    async def look_up(self, work: Callable[[], T]) -> T:
+        """Ask the index something small."""
+        return await self._lookups.run(work, seconds=self.limits.request_seconds)
+
+    def close(self) -> None:
+        """Begin no more work."""
+        self.is_ready = False
+        for pool in (self._searches, self._thumbnails, self._lookups):
+            pool.close()
+
+    def _search_once(self) -> None:
+        side = self.searcher.encoder.preprocessing.image_size
+        vector = self.searcher.encoder.encode([Image.new("RGB", (side, side))])
+        self.searcher.store.search(vector, 1)
+
+    def _build_pool(self, name: str, num_workers: int, num_waiting: int) -> WorkerPool:
+        pool = WorkerPool(
+            name,
+            num_workers=num_workers,
+            num_waiting=num_waiting,
+            retry_after_seconds=self.limits.retry_after_seconds,
+        )
+        self.metrics.in_work.labels(name).set_function(lambda: pool.num_unfinished)
+        return pool
+
+
+def get_service(request: Request) -> Service:
+    """Give an endpoint the service of its application."""
+    return cast(Service, request.app.state.service)
+
+
+CurrentService = Annotated[Service, Depends(get_service)]

@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from vitrieve.cli.main import main
+
+
+@contextmanager
+def up(*words: object, log: Path) -> Iterator[str]:
+    """Run ``vitrieve up`` on a free port in a process of its own; yield its address."""
+    command = [sys.executable, "-m", "vitrieve", "up", *map(str, words), "--port", "0", "--num-threads", "1"]
+    environment = {**os.environ, "VITRIEVE_CACHE": str(log.parent / "cache")}
+    with log.open("w") as errors:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment)
+    assert process.stdout is not None
+    try:
+        address = process.stdout.readline().strip()
+        assert address, log.read_text()
+        yield address
+    finally:
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) in (0, -signal.SIGTERM)
+        process.stdout.close()
+
+
+def test_up_serves_a_folder_and_embeds_only_what_is_new_the_next_time(
+    tiny_encoder_folder: Path, picture_folder: Path, tmp_path: Path
+) -> None:
+    words = (picture_folder, "--encoder", tiny_encoder_folder)
+    (picture_folder / "deep").mkdir()
+    (picture_folder / "03.png").rename(picture_folder / "deep" / "03.png")
+    with up(*words, log=tmp_path / "log") as address:
+        answer = httpx.post(f"{address}search?k=1", content=(picture_folder / "deep" / "03.png").read_bytes())
+        assert answer.json()["results"][0]["image_id"] == "deep/03.png"
+        assert "<form" in httpx.get(address).text
+    assert "12 images indexed; 12 embedded" in (tmp_path / "log").read_text()
+    assert str(tmp_path / "cache" / "indexes") in (tmp_path / "log").read_text()
+    (picture_folder / "04.png").unlink()
+    with up(*words, log=tmp_path / "again") as address:
+        assert httpx.get(f"{address}images/05.png").status_code == 200
+        assert httpx.get(f"{address}images/04.png").status_code == 404
+    assert "11 images indexed; 1 removed" in (tmp_path / "again").read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (["missing"], "missing is no folder"),
+        (["empty"], "holds no image"),
+        (["pictures", "--host", "0.0.0.0"], "needs a token"),
+        (["pictures", "--encoder", "nothing-such"], "unknown weights"),
+        ([], "FOLDER"),
+    ],
+)
+def test_up_refuses_wrong_use_with_one_message(
+    words: list[str],
+    part: str,
+    picture_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.delenv("VITRIEVE_TOKEN", raising=False)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    assert picture_folder == tmp_path / "pictures"
+    assert main(["up", *words, "--port", "0"]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert part in printed.err

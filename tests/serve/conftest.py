@@ -1,0 +1,145 @@
+"""A service over a tiny real index: five classes of four pictures, random weights, the exact store."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+import uvicorn
+from fastapi import FastAPI
+from PIL import Image
+from starlette.testclient import TestClient
+
+from vitrieve.data.decode import read_image
+from vitrieve.data.records import ImageRecord
+from vitrieve.embed.collection import Embeddings
+from vitrieve.index.open import build_index
+from vitrieve.runtime.encoder import load_encoder
+from vitrieve.search.searcher import Searcher
+from vitrieve.serve.app import create_app
+from vitrieve.serve.limits import Limits
+from vitrieve.serve.run import listen, spell_address
+
+SECRET = "this must never be served"
+Connect = Callable[..., TestClient]
+
+
+@pytest.fixture(scope="session")
+def index_folder(tiny_encoder_folder: Path, class_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    encoder = load_encoder(tiny_encoder_folder, engine="onnx", num_threads=1)
+    (class_folder.parent / "secret.png").write_text(SECRET)
+    records = [
+        ImageRecord(
+            image_id=str(path.relative_to(class_folder)),
+            path=path,
+            label=int(path.parent.name[-1]),
+            split="test",
+            metadata={"label": path.parent.name.capitalize(), "copy": path.stem},
+        )
+        for path in sorted(class_folder.rglob("*.png"))
+    ]
+    embeddings = Embeddings(
+        vectors=encoder.encode([read_image(record) for record in records]),
+        records=tuple(records),
+        failures=(),
+        fingerprint=encoder.fingerprint,
+        encoder_source=str(tiny_encoder_folder),
+        image_size=32,
+        license="Made by <b>nobody</b>",
+    )
+    folder = tmp_path_factory.mktemp("serve") / "index"
+    build_index(embeddings, folder, store="exact").close()
+    return folder
+
+
+@pytest.fixture(scope="session")
+def searcher(index_folder: Path, tiny_encoder_folder: Path) -> Searcher:
+    return Searcher.open(index_folder, load_encoder(tiny_encoder_folder, engine="onnx", num_threads=1))
+
+
+@pytest.fixture(scope="session")
+def empty_searcher(
+    index_folder: Path, tiny_encoder_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Searcher]:
+    """The same index after all its images went away."""
+    folder = tmp_path_factory.mktemp("empty") / "index"
+    shutil.copytree(index_folder, folder)
+    searcher = Searcher.open(folder, load_encoder(tiny_encoder_folder, engine="onnx", num_threads=1))
+    searcher.store.delete(list(searcher.store.image_ids()))
+    yield searcher
+    searcher.store.close()
+
+
+@pytest.fixture
+def connect(searcher: Searcher) -> Iterator[Connect]:
+    """Start a service and connect to it: ``connect(limits=..., token=..., hosts=...)``."""
+    clients: list[TestClient] = []
+
+    def start(
+        limits: Limits | None = None, token: str | None = None, hosts: tuple[str, ...] | None = None
+    ) -> TestClient:
+        app = create_app(searcher, limits=limits, token=token, hosts=hosts)
+        client = TestClient(app, raise_server_exceptions=False, follow_redirects=False)
+        clients.append(client.__enter__())
+        while client.get("/readyz").status_code == 503:
+            time.sleep(0.01)
+        return client
+
+    yield start
+    for client in clients:
+        client.__exit__()
+
+
+@pytest.fixture
+def client(connect: Connect) -> TestClient:
+    return connect()
+
+
+@pytest.fixture(scope="session")
+def picture(class_folder: Path) -> bytes:
+    """The file of ``class2/1.png``."""
+    return (class_folder / "class2" / "1.png").read_bytes()
+
+
+class Server:
+    """The service on a port of its own, in a thread; a real server for real clients."""
+
+    def __init__(self, app: FastAPI, port: int = 0) -> None:
+        self._listener = listen("127.0.0.1", port)
+        self.address = spell_address(self._listener).rstrip("/")
+        self.port = self._listener.getsockname()[1]
+        config = uvicorn.Config(app, log_config=None, access_log=False, ws="none", timeout_graceful_shutdown=1)
+        self._server = uvicorn.Server(config)
+        self._thread = threading.Thread(target=asyncio.run, args=(self._run(),))
+        self._thread.start()
+        while httpx.get(f"{self.address}/readyz").status_code == 503:
+            time.sleep(0.01)
+
+    async def _run(self) -> None:
+        await self._server.serve(sockets=[self._listener])
+        await asyncio.sleep(0.2)  # or connections that browsers kept open are never closed, which pytest reports
+
+    def stop(self) -> None:
+        self._server.should_exit = True
+        self._thread.join()
+        self._listener.close()
+
+
+@pytest.fixture(scope="session")
+def server(searcher: Searcher) -> Iterator[Server]:
+    server = Server(create_app(searcher))
+    yield server
+    server.stop()
+
+
+def make_picture(size: tuple[int, int] = (40, 36), image_format: str = "PNG", **options: object) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", size, (120, 40, 200)).save(file, format=image_format, **options)
+    return file.getvalue()

@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from starlette.datastructures import QueryParams
+
+from vitrieve.errors import ConfigError
+from vitrieve.serve.address import Address, parse_address
+
+texts = st.lists(st.text(min_size=1, max_size=8), max_size=3, unique=True).map(tuple)
+sides = st.integers(0, 100).map(float)
+boxes = st.none() | st.tuples(sides, sides, sides, sides).map(
+    lambda box: (box[0], box[1], box[0] + 1 + box[2], box[1] + 1)
+)
+addresses = st.builds(
+    Address,
+    uploads=texts,
+    plus=texts,
+    minus=texts,
+    box=boxes,
+    filter=texts,
+    group_by=st.text(max_size=5),
+    is_near_duplicate_grouped=st.booleans(),
+    k=st.integers(1, 999),
+    page=st.integers(1, 999),
+)
+
+
+@given(addresses)
+def test_spell_and_parse_are_each_others_inverse(address: Address) -> None:
+    assert parse_address(QueryParams(address.spell().partition("?")[2])) == address
+
+
+def test_like_keeps_how_results_are_chosen_and_drops_the_rest() -> None:
+    address = Address(uploads=("u",), minus=("m",), box=(0, 0, 1, 1), filter=("a=b",), group_by="g", k=12, page=3)
+    assert address.like("x") == Address(plus=("x",), filter=("a=b",), group_by="g", k=12)
+
+
+def test_adding_moves_an_image_to_the_other_side() -> None:
+    address = Address(plus=("a", "b"), minus=("c",), page=4)
+    assert address.adding(minus="a") == Address(plus=("b",), minus=("c", "a"))
+    assert address.adding(plus="c") == Address(plus=("a", "b", "c"))
+    assert address.adding(plus="a") == Address(plus=("a", "b"), minus=("c",))
+
+
+def test_removing_keeps_the_box_only_with_its_picture() -> None:
+    address = Address(plus=("a",), box=(0, 0, 5, 5), filter=("x=1", "y=2"))
+    assert address.removing(condition="x=1") == Address(plus=("a",), box=(0, 0, 5, 5), filter=("y=2",))
+    assert address.removing(plus="a").box is None
+
+
+@pytest.mark.parametrize("query", ["page=0", "page=-1", "page=1e9", "k=", "k=x", "k=9999999", "box=a", "page=²"])
+def test_parse_refuses_numbers_that_are_none(query: str) -> None:
+    if query == "k=":
+        assert parse_address(QueryParams(query)) == Address()
+        return
+    with pytest.raises(ConfigError):
+        parse_address(QueryParams(query))

@@ -1,0 +1,412 @@
+"""The page in a real Chromium: what people do, what goes wrong, and whether everybody can use it."""
+
+from __future__ import annotations
+
+import base64
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.serve.conftest import Server, make_picture
+from vitrieve.search.searcher import Searcher
+from vitrieve.search.threshold import Threshold
+from vitrieve.serve.app import STATIC_FOLDER, create_app
+from vitrieve.serve.limits import Limits
+
+playwright_api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
+axe_api = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs axe-playwright-python")
+Browser, BrowserContext, Page = playwright_api.Browser, playwright_api.BrowserContext, playwright_api.Page
+expect = playwright_api.expect
+
+pytestmark = pytest.mark.browser
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+FLAGS = [
+    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"),
+    *("--disable-component-update", "--disable-sync", "--disable-dev-shm-usage"),
+    *("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"),
+]
+MAX_SCRIPT_BYTES = 60_000
+PATIENCE_MS = 30_000
+"""A busy machine is no fault of the page."""
+
+RESULTS = "/?plus=class0%2F0.png"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    path = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if path is None:
+        pytest.skip(f"no browser: none of {', '.join(BROWSERS)} is installed (Debian: apt-get install chromium)")
+    with playwright_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def context(browser: Browser, server: Server) -> Iterator[BrowserContext]:
+    with browser.new_context(base_url=server.address, permissions=["clipboard-read", "clipboard-write"]) as context:
+        context.set_default_timeout(PATIENCE_MS)
+        yield context
+
+
+@pytest.fixture
+def page(context: BrowserContext) -> Iterator[Page]:
+    """A page on which no script may fail, and nothing may break the content policy."""
+    page, faults = context.new_page(), []
+    page.on("pageerror", lambda error: faults.append(str(error)))
+    page.on("console", lambda message: faults.append(message.text) if "Content Security" in message.text else None)
+    yield page
+    assert not faults
+
+
+@pytest.fixture(scope="module")
+def photograph(class_folder: Path) -> Path:
+    return class_folder / "class3" / "2.png"
+
+
+@pytest.fixture(scope="module")
+def strict_server(searcher: Searcher) -> Iterator[Server]:
+    """A service that finds a match only in the same picture, and takes 100 kB."""
+    threshold = Threshold(score=0.9999, fingerprint=searcher.encoder.fingerprint, method="for this test")
+    strict = Searcher(searcher.store, searcher.encoder, threshold=threshold)
+    server = Server(create_app(strict, limits=Limits(body_bytes=100_000)))
+    yield server
+    server.stop()
+
+
+def choose(page: Page, path: Path | dict[str, object]) -> None:
+    page.set_input_files("[data-file] >> nth=0", path)  # type: ignore[arg-type]
+
+
+def wait_until(page: Page, condition: str) -> None:
+    """Playwright's own way evaluates the text inside the page, which the content policy forbids."""
+    for _ in range(PATIENCE_MS // 50):
+        if page.evaluate(condition):
+            return
+        page.wait_for_timeout(50)
+    raise AssertionError(condition)
+
+
+def first_title(page: Page) -> str:
+    return str(page.locator(".found .card a.title").first.text_content())
+
+
+# ---- Flows --------------------------------------------------------------------------------------------------------
+
+
+def test_choose_a_picture_and_go_on(page: Page, photograph: Path) -> None:
+    page.goto("/")
+    choose(page, photograph)
+    page.wait_for_url(re.compile(r"\?upload="))
+    expect(page.locator(".found .card").first).to_be_visible()
+    assert first_title(page) == "Class3"
+    address = page.url
+    page.get_by_role("link", name=re.compile("^More like this")).first.click()
+    page.wait_for_url(re.compile(r"\?plus=class3%2F2\.png"))
+    page.go_back()
+    page.wait_for_url(address)
+    expect(page.locator(".query-title")).to_have_text("Your picture")
+    page.go_back()
+    expect(page.get_by_role("heading", name="Find the same thing again")).to_be_visible()
+    page.go_forward()
+    expect(page.locator(".found .card").first).to_be_visible()
+
+
+def test_an_address_can_be_shared(browser: Browser, page: Page, photograph: Path, server: Server) -> None:
+    page.goto("/")
+    choose(page, photograph)
+    expect(page.locator(".found .card").first).to_be_visible()
+    titles = page.locator(".found a.title").all_text_contents()
+    with browser.new_context() as colleague:
+        other = colleague.new_page()
+        other.goto(page.url)
+        assert other.locator(".found a.title").all_text_contents() == titles
+
+
+def test_drop_and_paste_a_picture(page: Page, photograph: Path) -> None:
+    page.goto("/")
+    give = """([kind, text]) => {
+        const bytes = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
+        const data = new DataTransfer();
+        data.items.add(new File([bytes], "a.png", { type: "image/png" }));
+        const event = kind === "paste"
+            ? new ClipboardEvent("paste", { clipboardData: data, bubbles: true, cancelable: true })
+            : new DragEvent(kind, { dataTransfer: data, bubbles: true, cancelable: true });
+        document.body.dispatchEvent(event);
+    }"""
+    encoded = base64.b64encode(photograph.read_bytes()).decode()
+    page.evaluate(give, ["dragover", encoded])
+    expect(page.locator("#drop-veil")).to_be_visible()
+    page.evaluate(give, ["drop", encoded])
+    expect(page.locator("#drop-veil")).to_be_hidden()
+    page.wait_for_url(re.compile(r"\?upload="))
+    assert first_title(page) == "Class3"
+    page.goto("/")
+    page.evaluate(give, ["paste", encoded])
+    page.wait_for_url(re.compile(r"\?upload="))
+
+
+def test_photograph_with_the_camera(page: Page) -> None:
+    page.goto("/")
+    page.get_by_role("button", name="Use the camera").click()
+    expect(page.get_by_role("dialog")).to_be_visible()
+    wait_until(page, "document.getElementById('camera-view').videoWidth > 0")
+    page.get_by_role("button", name="Take it").click()
+    page.wait_for_url(re.compile(r"\?upload="))
+    expect(page.locator(".found .card").first).to_be_visible()
+    assert page.evaluate("document.getElementById('camera-view').srcObject") is None
+
+
+def test_draw_a_box_and_take_it_away(page: Page, photograph: Path) -> None:
+    page.goto("/")
+    choose(page, photograph)
+    stage = page.locator("[data-stage]")
+    expect(stage).to_be_visible()
+    place = stage.bounding_box()
+    assert place is not None
+    page.mouse.move(place["x"] + place["width"] * 0.25, place["y"] + place["height"] * 0.25)
+    page.mouse.down()
+    page.mouse.move(place["x"] + place["width"] * 0.75, place["y"] + place["height"] * 0.75, steps=4)
+    page.mouse.up()
+    page.wait_for_url(re.compile(r"box=9%2C10%2C27%2C30"))  # of 36 x 40 pixels
+    assert page.locator("[data-stage] rect").first.get_attribute("width") == "18.0"
+    page.get_by_role("link", name="Search the whole picture").click()
+    page.wait_for_url(lambda url: "box" not in url)
+
+
+def test_plus_and_minus_examples(page: Page) -> None:
+    page.goto(RESULTS)
+    page.locator(".card .sign.wanted").first.click()
+    expect(page.locator(".examples .wanted")).to_have_count(2)
+    page.locator(".card .sign:not(.wanted)").last.click()
+    expect(page.locator(".examples .unwanted")).to_have_count(1)
+    page.get_by_role("link", name=re.compile("^Take away")).last.click()
+    expect(page.locator(".examples .unwanted")).to_have_count(0)
+
+
+def test_filter_group_and_page(page: Page) -> None:
+    page.goto(RESULTS + "&k=12")
+    expect(page.locator(".found .card")).to_have_count(12)
+    page.get_by_role("link", name="Next").click()
+    page.wait_for_url(re.compile("page=2"))
+    expect(page.locator(".found .card")).to_have_count(7)
+    page.keyboard.press("ArrowLeft")
+    page.wait_for_url(lambda url: "page=" not in url)
+    page.get_by_label("Where").select_option("label")
+    page.get_by_label("Value").fill("Class4")
+    page.get_by_role("button", name="Apply").click()
+    page.wait_for_url(re.compile("filter=label%3DClass4"))
+    assert set(page.locator(".found a.title").all_text_contents()) == {"Class4"}
+    page.get_by_role("link", name=re.compile("label=Class4")).click()
+    page.wait_for_url(lambda url: "filter=" not in url)
+    page.get_by_label("One result for each").select_option("label")
+    page.get_by_role("button", name="Apply").click()
+    page.wait_for_url(re.compile("group_by=label"))
+    expect(page.locator(".found .card")).to_have_count(5)
+    page.locator(".others summary").first.click()
+    expect(page.locator(".others img").first).to_be_visible()
+    page.get_by_role("link", name=re.compile("^All of them")).first.click()
+    page.wait_for_url(re.compile("filter=label%3D"))
+    expect(page.locator(".found .card")).to_have_count(3)  # of four, without the query itself
+
+
+def test_compare_side_by_side_with_the_overlay(page: Page) -> None:
+    page.goto(RESULTS)
+    page.locator(".found a.title").first.click()
+    expect(page.locator(".pair img")).to_have_count(2)
+    page.get_by_text("Show what matches").click()
+    overlay = page.locator(".overlay img")
+    expect(overlay).to_be_visible()
+    wait_until(page, "document.querySelector('.overlay img').naturalWidth > 100")
+    page.keyboard.press("Escape")
+    page.locator("h1").click()
+    page.keyboard.press("ArrowRight")
+    expect(page.locator("figcaption").nth(1)).to_contain_text("Result 2")
+    expect(overlay).to_be_visible()  # it stays while one goes from result to result
+
+
+def test_keyboard_alone_is_enough(page: Page) -> None:
+    page.goto("/")
+    page.keyboard.press("Tab")
+    skip = page.get_by_role("link", name="Skip to the content")
+    expect(skip).to_be_focused()
+    expect(skip).to_be_in_viewport()
+    page.keyboard.press("Enter")
+    expect(page.locator("#page")).to_be_focused()
+    page.keyboard.press("Tab")
+    expect(page.locator("[data-file]").first).to_be_focused()
+    outline = "getComputedStyle(document.activeElement.closest('.file') ?? document.activeElement).outlineStyle"
+    assert page.evaluate(outline) == "solid"  # where one is can be seen
+    sample = page.locator(".sample").first
+    sample.focus()
+    page.keyboard.press("Enter")
+    expect(page.locator("#page")).to_be_focused()
+    expect(page.locator("#status")).to_have_text("Most like it: 19 results")
+    page.get_by_text("Type the region").focus()
+    page.keyboard.press("Enter")
+    page.get_by_label("Right").fill("20")
+    page.keyboard.press("Enter")
+    page.wait_for_url(re.compile(r"box=0%2C0%2C20%2C40"))
+
+
+def test_the_theme_is_kept(page: Page) -> None:
+    page.goto("/")
+    button = page.get_by_role("button", name="Dark colours")
+    expect(button).to_have_attribute("aria-pressed", "false")
+    light = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    button.click()
+    page.reload()
+    expect(button).to_have_attribute("aria-pressed", "true")
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") != light
+
+
+def test_everything_plain_works_without_scripts(browser: Browser, server: Server, photograph: Path) -> None:
+    with browser.new_context(base_url=server.address, java_script_enabled=False) as context:
+        page = context.new_page()
+        page.goto("/")
+        expect(page.get_by_role("button", name="Use the camera")).to_be_hidden()
+        page.set_input_files("input[type=file] >> nth=0", photograph)
+        page.get_by_role("button", name="Search").click()
+        page.wait_for_url(re.compile(r"\?upload="))
+        assert first_title(page) == "Class3"
+        page.locator(".found a.chip").first.click()
+        page.wait_for_url(re.compile(r"\?plus="))
+        page.get_by_label("On a page").select_option("12")
+        page.get_by_role("button", name="Apply").click()
+        page.get_by_role("link", name="Next").click()
+        assert "page=2" in page.url
+        page.locator(".found a.title").first.click()
+        expect(page.locator(".pair img")).to_have_count(2)
+
+
+def test_the_end_of_the_side_panel_can_be_reached_in_a_low_window(page: Page) -> None:
+    page.set_viewport_size({"width": 1100, "height": 420})
+    page.goto(RESULTS)
+    apply = page.get_by_role("button", name="Apply")
+    apply.scroll_into_view_if_needed()
+    expect(apply).to_be_in_viewport(ratio=1)
+    expect(page.locator(".found .card").first).to_be_in_viewport()  # without leaving the top of the results
+
+
+# ---- What goes wrong ------------------------------------------------------------------------------------------------
+
+
+def test_a_wrong_file_is_refused_and_nothing_is_lost(page: Page) -> None:
+    page.goto(RESULTS)
+    titles = page.locator(".found a.title").all_text_contents()
+    choose(page, {"name": "a.png", "mimeType": "image/png", "buffer": b"no picture"})
+    expect(page.get_by_role("alert")).to_contain_text("the content decides")
+    assert page.locator(".found a.title").all_text_contents() == titles
+    assert page.url.endswith(RESULTS)
+
+
+def test_a_huge_file_is_refused(page: Page, strict_server: Server, tmp_path: Path) -> None:
+    page.goto(strict_server.address)
+    (tmp_path / "huge.bmp").write_bytes(make_picture((400, 400), "BMP"))
+    choose(page, tmp_path / "huge.bmp")
+    expect(page.get_by_role("alert")).to_contain_text("at most 0 MiB")
+    answer = page.request.post(
+        f"{strict_server.address}/uploads",
+        multipart={"image": {"name": "a", "mimeType": "image/bmp", "buffer": make_picture((400, 400), "BMP")}},
+        headers={"Accept": "text/html"},
+    )
+    assert answer.status == 413
+    assert "send a smaller picture" in answer.text()
+
+
+def test_a_server_that_stops_is_noticed_and_nothing_is_lost(page: Page, searcher: Searcher, photograph: Path) -> None:
+    server = Server(create_app(searcher))
+    try:
+        page.goto(server.address + RESULTS)
+        titles = page.locator(".found a.title").all_text_contents()
+    finally:
+        server.stop()
+    page.get_by_role("link", name=re.compile("^More like this")).first.click()
+    expect(page.get_by_role("alert")).to_contain_text("does not answer")
+    choose(page, photograph)
+    expect(page.locator("#progress")).to_be_hidden()
+    expect(page.get_by_role("alert")).to_contain_text("does not answer")
+    assert page.locator(".found a.title").all_text_contents() == titles
+    server = Server(create_app(searcher), port=server.port)
+    try:
+        choose(page, photograph)
+        page.wait_for_url(re.compile(r"\?upload="))
+        expect(page.get_by_role("alert")).to_be_hidden()
+    finally:
+        server.stop()
+
+
+def test_an_upload_that_is_gone_says_what_to_do(page: Page, photograph: Path) -> None:
+    page.goto("/?upload=" + "0" * 32)
+    expect(page.get_by_role("heading", name="This picture is no longer here")).to_be_visible()
+    choose(page, photograph)
+    page.wait_for_url(lambda url: "0" * 32 not in url)
+
+
+def test_no_match_is_said(page: Page, strict_server: Server, photograph: Path) -> None:
+    page.goto(strict_server.address)
+    choose(page, {"name": "a.png", "mimeType": "image/png", "buffer": make_picture((30, 50))})
+    expect(page.get_by_role("heading", name="Probably not in this collection")).to_be_visible()
+    expect(page.locator(".found .card").first).to_be_visible()
+    choose(page, photograph)
+    expect(page.get_by_text("Found in this collection")).to_be_visible()
+
+
+# ---- Everybody ------------------------------------------------------------------------------------------------------
+
+STATES = {
+    "start": "/",
+    "results": RESULTS,
+    "grouped results": RESULTS + "&group_by=label",
+    "examples": "/?plus=class0%2F0.png&plus=class1%2F0.png&minus=class2%2F0.png",
+    "box": RESULTS + "&box=2,2,20,20",
+    "nothing found": RESULTS + "&filter=label%3DNobody",
+    "wrong condition": RESULTS + "&filter=no_such%3D1",
+    "upload gone": "/?upload=abc",
+    "unknown image": "/?plus=nobody.png",
+    "compare": "/compare?plus=class0%2F0.png&image_id=class0%2F1.png",
+    "page not found": "/nowhere",
+    "sign in": "/login",
+}
+
+
+@pytest.fixture(scope="module")
+def empty_server(empty_searcher: Searcher) -> Iterator[Server]:
+    server = Server(create_app(empty_searcher))
+    yield server
+    server.stop()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_serious(browser: Browser, server: Server, empty_server: Server, scheme: str) -> None:
+    axe, found = axe_api.Axe(), {}
+    states = STATES | {"empty index": empty_server.address}
+    widths = (1280, 390) if scheme == "light" else (1280,)  # colours do not depend on the width
+    for width in widths:
+        with browser.new_context(
+            base_url=server.address, color_scheme=scheme, viewport={"width": width, "height": 800}, bypass_csp=True
+        ) as context:
+            page = context.new_page()
+            for state, address in states.items():
+                page.goto(address)
+                violations = axe.run(page).response["violations"]
+                serious = [one["id"] for one in violations if one["impact"] in ("serious", "critical")]
+                if serious:
+                    nodes = [node["html"][:160] for one in violations for node in one["nodes"][:2]]
+                    found[f"{state}, {width} px"] = (serious, nodes)
+                overflow = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+                if overflow > 0:
+                    found[f"{state}, {width} px wide"] = f"{overflow} px too wide"
+    assert not found
+
+
+def test_scripts_are_small_and_load_nothing_from_elsewhere() -> None:
+    scripts = list(STATIC_FOLDER.glob("*.js"))
+    assert sum(path.stat().st_size for path in scripts) < MAX_SCRIPT_BYTES
+    for path in STATIC_FOLDER.iterdir():
+        assert "http" not in path.read_text().replace("http://www.w3.org/2000/svg", "")

@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import pytest
+
+from tests.serve.conftest import Connect
+from vitrieve.serve.gate import COOKIE, LOCAL_NAMES, is_local, split_host
+
+TOKEN = "a-token-of-some-length"
+
+
+def test_without_the_token_nothing_is_answered_but_the_probes(connect: Connect, picture: bytes) -> None:
+    client = connect(token=TOKEN)
+    for path in (
+        "/",
+        "/images/class0/0.png",
+        "/thumbnails/class0/0.png",
+        "/metrics",
+        "/openapi.json",
+        "/uploads/x",
+        "/no",
+    ):
+        answer = client.get(path)
+        assert answer.status_code == 401, path
+        assert answer.headers["www-authenticate"] == "Bearer"
+    assert client.post("/search", content=picture).status_code == 401
+    assert client.post("/uploads", files={"image": picture}).status_code == 401
+    assert [client.get(path).status_code for path in ("/healthz", "/readyz", "/login", "/static/page.css")] == [200] * 4
+
+
+@pytest.mark.parametrize(
+    "value", ["", "Bearer", "Bearer ", "Bearer wrong", f"Basic {TOKEN}", f"Bearer {TOKEN}x", TOKEN]
+)
+def test_a_wrong_token_is_refused(connect: Connect, value: str) -> None:
+    assert connect(token=TOKEN).get("/metrics", headers={"Authorization": value}).status_code == 401
+
+
+def test_the_token_opens(connect: Connect, picture: bytes) -> None:
+    client = connect(token=TOKEN)
+    headers = {"Authorization": f"Bearer {TOKEN}"}
+    assert client.post("/search", content=picture, headers=headers).status_code == 200
+    assert client.get("/", headers={"Authorization": f"bearer {TOKEN}"}).status_code == 200
+
+
+def test_a_browser_signs_in_and_comes_back_to_where_it_was(connect: Connect) -> None:
+    client = connect(token=TOKEN)
+    asked = client.get("/?plus=class0%2F0.png", headers={"Accept": "text/html"})
+    assert asked.status_code == 401
+    assert "needs a token" in asked.text
+    after = "/?plus=class0%2F0.png"
+    assert f'value="{after}"' in asked.text
+    wrong = client.post("/login", files={"token": (None, "wrong"), "after": (None, after)})
+    assert (wrong.status_code, "not the token" in wrong.text) == (401, True)
+    right = client.post("/login", files={"token": (None, TOKEN), "after": (None, after)})
+    assert (right.status_code, right.headers["location"]) == (303, after)
+    cookie = right.headers["set-cookie"].lower()
+    assert "httponly" in cookie
+    assert "samesite=lax" in cookie
+    assert TOKEN not in cookie
+    assert client.get(after).status_code == 200
+    client.cookies.clear()
+    assert client.get(after, headers={"Cookie": f"{COOKIE}={'0' * 64}"}).status_code == 401
+
+
+@pytest.mark.parametrize(
+    "after", ["https://evil.example/", "//evil.example", "/\\evil.example", "javascript:alert(1)", "/a\nb"]
+)
+def test_signing_in_leads_nowhere_else(connect: Connect, after: str) -> None:
+    answer = connect(token=TOKEN).post("/login", files={"token": (None, TOKEN), "after": (None, after)})
+    assert answer.headers["location"] == "/"
+
+
+def test_another_name_is_refused_on_a_local_address(connect: Connect) -> None:
+    client = connect(hosts=LOCAL_NAMES)
+    for host in ("evil.example", "evil.example:8000", "127.0.0.1.evil.example", "", "["):
+        assert client.get("/", headers={"Host": host}).status_code == 400, host
+    for host in ("localhost", "127.0.0.1:8000", "[::1]:8000", "LOCALHOST"):
+        assert client.get("/healthz", headers={"Host": host}).status_code == 200, host
+
+
+def test_a_page_of_another_site_cannot_post(connect: Connect, picture: bytes) -> None:
+    client = connect()
+    for origin in ("https://evil.example", "null", "http://testserver.evil.example"):
+        assert client.post("/search", content=picture, headers={"Origin": origin}).status_code == 403
+    assert client.post("/search", content=picture, headers={"Origin": "http://testserver"}).status_code == 200
+    preflight = client.options("/search", headers={"Origin": "https://evil.example"})
+    assert "access-control-allow-origin" not in preflight.headers
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [
+        *(("127.0.0.1", True), ("127.9.9.9", True), ("::1", True), ("localhost", True), ("0.0.0.0", False)),
+        *(("::", False), ("192.168.1.2", False), ("example.org", False), ("", False), ("localhost.example.org", False)),
+    ],
+)
+def test_is_local_knows_what_other_machines_reach(host: str, expected: bool) -> None:
+    assert is_local(host) == expected
+
+
+def test_split_host_takes_the_name() -> None:
+    assert [split_host(text) for text in ("a.b:80", "[::1]:80", "[", "", "A.B")] == ["a.b", "::1", "", "", "a.b"]

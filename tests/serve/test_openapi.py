@@ -1,0 +1,79 @@
+"""What the OpenAPI document says is what happens: no 5xx, no status, content type or header it does not name."""
+
+from __future__ import annotations
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, given, settings
+
+from tests.serve.conftest import Server
+from vitrieve.search.searcher import Searcher
+from vitrieve.serve.app import create_app
+
+schemathesis.checks.load_all_checks()
+CHECKS = [
+    schemathesis.checks.CHECKS.get_one(name)
+    for name in (
+        "not_a_server_error",
+        "status_code_conformance",
+        "content_type_conformance",
+        "response_headers_conformance",
+        "response_schema_conformance",
+    )
+]
+ANYTHING_GOES = ("/images/{image_id}", "/healthz", "/readyz", "/metrics")
+OPERATIONS = [
+    ("/search", "POST"),
+    ("/explain", "GET"),
+    ("/explain", "POST"),
+    ("/images/{image_id}", "GET"),
+    ("/thumbnails/{image_id}", "GET"),
+    ("/healthz", "GET"),
+    ("/readyz", "GET"),
+    ("/metrics", "GET"),
+]
+
+
+@pytest.fixture(scope="module")
+def api(server: Server) -> schemathesis.BaseSchema:
+    return schemathesis.openapi.from_url(f"{server.address}/openapi.json")
+
+
+@pytest.mark.parametrize("mode", list(schemathesis.GenerationMode), ids=lambda mode: mode.value)
+@pytest.mark.parametrize(("path", "method"), OPERATIONS)
+def test_no_answer_is_undocumented(
+    api: schemathesis.BaseSchema, path: str, method: str, mode: schemathesis.GenerationMode
+) -> None:
+    """Requests that follow the document, and requests that break it in one place."""
+    operation = api[path][method]
+
+    @given(case=operation.as_strategy(generation_mode=mode))
+    @settings(max_examples=20, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
+    def check(case: schemathesis.Case) -> None:
+        case.call_and_validate(checks=CHECKS)
+
+    if mode == schemathesis.GenerationMode.NEGATIVE and path in ANYTHING_GOES:
+        pytest.skip("no value could break the document: it takes any text, or nothing")
+    check()
+
+
+def test_document_describes_the_bodies_of_a_search(searcher: Searcher) -> None:
+    document = create_app(searcher).openapi()
+    search = document["paths"]["/search"]["post"]
+    assert set(search["requestBody"]["content"]) == {
+        "image/*",
+        "application/octet-stream",
+        "multipart/form-data",
+        "application/json",
+    }
+    assert {"SearchBody", "ExampleBody", "AnswerBody", "ErrorBody"} <= set(document["components"]["schemas"])
+    assert {"200", "401", "413", "422", "503"} <= set(search["responses"])
+    assert set(document["paths"]) == {
+        "/search",
+        "/explain",
+        "/images/{image_id}",
+        "/thumbnails/{image_id}",
+        "/healthz",
+        "/readyz",
+        "/metrics",
+    }

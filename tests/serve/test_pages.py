@@ -1,0 +1,183 @@
+"""The pages as a browser without scripts gets them."""
+
+from __future__ import annotations
+
+import re
+from html import unescape
+
+import pytest
+from starlette.testclient import TestClient
+
+from tests.serve.conftest import Connect, make_picture
+from vitrieve.search.searcher import Searcher
+from vitrieve.serve.app import create_app
+from vitrieve.serve.limits import Limits
+
+HTML = {"Accept": "text/html"}
+
+
+def find_titles(page: str) -> list[str]:
+    return re.findall(r'<a class="title" href="[^"]*">([^<]*)</a>', page)
+
+
+def upload(client: TestClient, data: bytes) -> str:
+    answer = client.post("/uploads", files={"image": ("a.png", data)}, headers=HTML)
+    assert answer.status_code == 303, answer.text
+    return str(answer.headers["location"])
+
+
+def test_start_page_shows_samples_and_escapes_every_text(client: TestClient) -> None:
+    page = client.get("/").text
+    assert page.count('class="sample"') == 12
+    assert "Made by &lt;b&gt;nobody&lt;/b&gt;" in page
+    assert "Search 20 pictures" in page
+    assert "style=" not in page  # the content policy would drop it
+    assert "onclick" not in page
+
+
+def test_upload_then_results_then_more_like_this_then_the_next_page(client: TestClient, picture: bytes) -> None:
+    address = upload(client, picture)
+    page = client.get(address).text
+    assert find_titles(page)[0] == "Class2"
+    like = unescape(re.findall(r'href="([^"]+)">More like this', page)[0])
+    assert like == "/?plus=class2%2F1.png"
+    first = client.get(like + "&k=12").text
+    following = unescape(re.findall(r'rel="next" href="([^"]+)"', first)[0])
+    second = client.get(following).text
+    assert len(find_titles(first) + find_titles(second)) == 19
+    assert 'rel="prev"' in second
+    assert "page=1" not in second
+
+
+def test_start_page_takes_a_photograph_on_a_phone(client: TestClient) -> None:
+    assert '<input type="file" name="image" accept="image/*" capture="environment" data-file>' in client.get("/").text
+
+
+def test_start_page_of_an_empty_index_says_how_to_fill_it(empty_searcher: Searcher) -> None:
+    with TestClient(create_app(empty_searcher)) as client:
+        page = client.get("/").text
+    assert "There is nothing to search yet" in page
+    assert "vitrieve sync FOLDER" in page
+    assert 'type="file"' not in page
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["/", "/?plus=class0%2F0.png", "/?upload=gone", "/compare?plus=class0%2F0.png&image_id=class0%2F1.png", "/login"],
+)
+def test_pages_hold_no_script_or_style_of_their_own(client: TestClient, address: str) -> None:
+    answer = client.get(address, headers=HTML)
+    policy = answer.headers["content-security-policy"]
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+    assert re.findall(r"<script(?![^>]* src=)|<style| style=| on[a-z]+=", answer.text) == []
+    assert re.findall(r"<img(?![^>]* alt=)[^>]*>", answer.text) == []
+
+
+def test_what_is_missing_is_shown_without_a_broken_picture(client: TestClient) -> None:
+    page = client.get("/?plus=nobody.png&plus=class0%2F0.png", headers=HTML).text
+    assert "/thumbnails/nobody.png" not in page
+    assert 'class="missing"' in page
+    assert "/uploads/gone" not in client.get("/?upload=gone", headers=HTML).text
+
+
+def test_groups_lead_to_all_of_their_pictures(client: TestClient) -> None:
+    page = client.get("/?plus=class0%2F0.png&group_by=label&k=12").text
+    assert "/?plus=class0%2F0.png&filter=label%3DClass1&k=12" in unescape(page)
+
+
+def test_the_same_picture_has_the_same_address(client: TestClient, picture: bytes) -> None:
+    assert upload(client, picture) == upload(client, picture)
+
+
+def test_uploads_are_bounded_and_an_old_address_works_again(connect: Connect, picture: bytes) -> None:
+    client = connect(Limits(num_uploads=2))
+    address = upload(client, picture)
+    for side in (30, 31):
+        upload(client, make_picture((side, 20)))
+    gone = client.get(address)
+    assert gone.status_code == 410
+    assert "no longer here" in gone.text
+    assert "Send the same picture again" in gone.text
+    assert client.get(address.replace("/?upload=", "/uploads/")).status_code == 410
+    assert upload(client, picture) == address
+    assert client.get(address).status_code == 200
+
+
+def test_uploads_are_bounded_in_bytes(connect: Connect) -> None:
+    first, second = make_picture((60, 60), "BMP"), make_picture((61, 60), "BMP")
+    client = connect(Limits(upload_bytes=len(first) + 100))
+    address = upload(client, first)
+    upload(client, second)
+    assert client.get(address).status_code == 410
+
+
+def test_upload_answers_a_script_with_an_address(client: TestClient, picture: bytes) -> None:
+    answer = client.post("/uploads", files={"image": picture}, headers={"Accept": "application/json"})
+    assert answer.json() == {"address": upload(client, picture)}
+
+
+@pytest.mark.parametrize("data", [b"", b"no picture", b"\x89PNG\r\n\x1a\n"])
+def test_a_wrong_upload_is_a_page_that_offers_another_try(client: TestClient, data: bytes) -> None:
+    answer = client.post("/uploads", files={"image": ("a.png", data)}, headers=HTML)
+    assert answer.status_code == 422
+    assert 'type="file"' in answer.text
+    assert answer.headers["content-type"].startswith("text/html")
+
+
+@pytest.mark.parametrize(
+    ("address", "status", "part"),
+    [
+        ("/?plus=nobody.png", 404, "There is no such picture"),
+        ("/?plus=class0%2F0.png&filter=no_such%3D1", 422, "no_such"),
+        ("/?plus=class0%2F0.png&filter=label%3DNobody", 200, "Nothing found"),
+        ("/?plus=class0%2F0.png&page=9", 200, "No more results"),
+        ("/?plus=class0%2F0.png&page=99999", 422, "offset"),
+        ("/?plus=class0%2F0.png&page=x", 422, "page"),
+        ("/?plus=class0%2F0.png&k=100000", 422, "k is"),
+        ("/?plus=class0%2F0.png&box=1,2", 422, "no box"),
+        ("/?plus=class0%2F0.png&plus=class0%2F1.png&box=1,2,3,4", 422, "box belongs to one picture"),
+        ("/?upload=../../etc/passwd", 410, "no longer here"),
+        ("/compare?plus=class0%2F0.png&image_id=nobody", 404, "no such result"),
+        ("/compare?plus=class0%2F0.png", 422, "image_id"),
+        ("/nowhere", 404, "Page not found"),
+    ],
+)
+def test_what_cannot_be_shown_is_a_page_with_the_reason(
+    client: TestClient, address: str, status: int, part: str
+) -> None:
+    answer = client.get(address, headers=HTML)
+    assert answer.status_code == status, answer.text
+    assert part in unescape(answer.text)
+    assert answer.text.startswith("<!doctype html>")
+
+
+def test_texts_from_an_address_are_escaped(client: TestClient) -> None:
+    evil = "%22%3E%3Cscript%3Ealert(1)%3C/script%3E"
+    for address in (
+        f"/?plus={evil}",
+        f"/?plus=class0%2F0.png&filter={evil}",
+        f"/?upload={evil}",
+        f"/?plus=a&group_by={evil}",
+    ):
+        assert "<script>alert" not in client.get(address, headers=HTML).text
+
+
+def test_a_forms_long_address_gives_way_to_the_short_one(client: TestClient) -> None:
+    answer = client.get("/?plus=a.png&column=label&operator=!%3D&value=x&group_by=&k=24&near_duplicates=together")
+    assert answer.status_code == 303
+    assert answer.headers["location"] == "/?plus=a.png&filter=label%21%3Dx&near_duplicates=together"
+    box = client.get("/?plus=a.png&x_1=1&y_1=2&x_2=3&y_2=4")
+    assert box.headers["location"] == "/?plus=a.png&box=1%2C2%2C3%2C4"
+
+
+def test_overlay_is_a_picture(client: TestClient) -> None:
+    answer = client.get("/compare/overlay?plus=class0%2F0.png&image_id=class1%2F0.png")
+    assert answer.headers["content-type"] == "image/jpeg"
+    several = "/compare/overlay?plus=class0%2F0.png&plus=class1%2F0.png&image_id=class1%2F0.png"
+    assert client.get(several).status_code == 422
+
+
+def test_programs_get_json_even_if_they_accept_pages(client: TestClient) -> None:
+    assert client.post("/search", content=b"", headers=HTML).json()["detail"]
+    assert client.get("/images/nobody", headers=HTML).json()["detail"]
