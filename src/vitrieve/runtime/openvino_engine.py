@@ -53,6 +53,9 @@ class OpenVinoEngine:
         try:
             self._graph = self._core.read_model(path)
             program = self._program(EMBEDDING_OUTPUT, is_square=True)
+            # Two first calls at once can wait for each other for ever: one holds the lock of a table that the bindings
+            # are filling and waits for the interpreter's lock, the other the reverse. So the first call is made here.
+            program.run(np.zeros((1, preprocessing.image_size, preprocessing.image_size, 3), dtype=np.uint8))
         except Exception as error:  # its exceptions share no public base class
             raise ArtifactError(f"OpenVINO cannot load {path} ({error}); export the encoder again.") from error
         self.num_parallel = program.num_parallel
