@@ -142,7 +142,6 @@ def test_openvino_in_fp32_equals_onnx_runtime(tiny_encoder_folder: Path, images:
     np.testing.assert_allclose(ours, theirs, atol=1e-4 * np.abs(theirs).max())
 
 
-@pytest.mark.skipif(not has_bf16_instructions(), reason="this processor has no bf16 instructions")
 FIRST_CALLS_AT_ONCE = """
 import os, sys, threading
 import numpy as np
@@ -167,6 +166,7 @@ def test_first_calls_of_many_threads_do_not_wait_for_each_other(tiny_encoder_fol
         subprocess.run(command, check=True, timeout=60)
 
 
+@pytest.mark.skipif(not has_bf16_instructions(), reason="this processor has no bf16 instructions")
 def test_openvino_in_bf16_is_near_fp32(tiny_encoder_folder: Path, images: list[Image.Image]) -> None:
     in_fp32 = load_encoder(tiny_encoder_folder, engine="openvino", precision="fp32").encode(images)
     encoder = load_encoder(tiny_encoder_folder, engine="openvino", precision="bf16")
