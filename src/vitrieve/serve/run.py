@@ -15,6 +15,7 @@ from vitrieve.serve.gate import LOCAL_NAMES, is_local
 from vitrieve.serve.limits import Limits
 from vitrieve.serve.logs import write_logs_to_standard_error
 
+MAX_PORT = 65_535
 KEEP_ALIVE_SECONDS = 20
 STOP_SECONDS = 10
 """What requests in progress get to end when the service is stopped."""
@@ -71,6 +72,8 @@ def listen(host: str, port: int) -> socket.socket:
     Raises:
         ConfigError: No such address, or the port is taken.
     """
+    if not 0 <= port <= MAX_PORT:  # the system's resolver would take it modulo 65,536
+        raise ConfigError(f"cannot listen on port {port}; give one from 1 to {MAX_PORT}, or 0 for any that is free.")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with ExitStack() as stack:
@@ -80,9 +83,10 @@ def listen(host: str, port: int) -> socket.socket:
             listener.listen(2048)
             stack.pop_all()
             return listener
-    except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ConfigError(f"cannot listen on {host}, port {port}: {reason}. Give another --port or --host.") from None
+    except OSError as error:
+        raise ConfigError(
+            f"cannot listen on {host}, port {port}: {error.strerror}. Give another --port or --host."
+        ) from None
 
 
 def spell_address(listener: socket.socket) -> str:
