@@ -40,6 +40,9 @@ FOUR_A_CLASS = "--loader.sampling m_per_class --loader.images-per-class 4 "
 RANDOM = "--loader.sampling random "
 MEMORY = "--objective.contrastive-weight 1 --objective.memory-fraction 1 "
 KOLEO = "--objective.koleo-weight 0.7 "
+SHORT = f"small --num-steps 60 --image-size 112 --train.frozen-share 0 {NO_TERMS}"
+"""For the protocols and baselines of the paper: the careful settings of `small`, half of its steps, nothing frozen."""
+LATE_MEMORY = f"{MEMORY}--objective.memory-start-step 20 "
 VARIANTS = {
     "small": "small",
     "irt_r_small": "irt_r_small",
@@ -49,6 +52,12 @@ VARIANTS = {
     "contrastive": f"small {PLAIN}{NO_TERMS}{RANDOM}{MEMORY}",
     "contrastive_koleo": f"small {PLAIN}{NO_TERMS}{RANDOM}{MEMORY}{KOLEO}",
     "contrastive_mean": f"small {PLAIN}{NO_TERMS}{RANDOM}{MEMORY}{KOLEO}--objective.mean-nonzero",
+    "momentum_memory": f"{SHORT}{LATE_MEMORY}--objective.memory-momentum 0.99",
+    "xbm": f"{SHORT}{LATE_MEMORY}",
+    "tuples": f"{SHORT}--loader.sampling tuples --objective.tuple-contrastive-weight 1 --optimizer.learning-rate 2e-5",
+    "normalized_softmax": f"{SHORT}--objective.normalized-softmax-weight 1 --optimizer.proxy-learning-rate 1e-3",
+    "scalable_nca": f"{SHORT}--objective.scalable-nca-weight 1",
+    "proxy_nca_pp": f"{SHORT}--model.pooling max --objective.proxy-nca-weight 1 --optimizer.proxy-learning-rate 1e-2",
 }
 """The frozen row is made by `vitrieve evaluate` alone."""
 FROZEN = "frozen"
