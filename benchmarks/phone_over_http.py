@@ -44,14 +44,18 @@ def measure_over_http(
     assert process.stdout is not None
     try:
         address = process.stdout.readline().strip()
-        while httpx.get(f"{address}readyz").status_code != 200:
+        while httpx.get(f"{address}readyz", timeout=60).status_code != 200:
             time.sleep(0.05)
-        httpx.get(address).raise_for_status()
+        httpx.get(address, timeout=60).raise_for_status()
         ready_seconds = time.monotonic() - begun
         num_right, seconds = 0, []
         for query in queries:
             begun = time.monotonic()
-            answer = httpx.post(f"{address}search?k=1", content=query.path.read_bytes()).raise_for_status().json()
+            answer = (
+                httpx.post(f"{address}search?k=1", content=query.path.read_bytes(), timeout=60)
+                .raise_for_status()
+                .json()
+            )
             seconds.append(time.monotonic() - begun)
             num_right += products[answer["results"][0]["image_id"]] == query.label
     finally:
@@ -88,7 +92,7 @@ def main() -> None:
     out.mkdir(parents=True)
     catalogue = out / "iconic"
     shutil.copytree(folder / "iconic", catalogue)
-    records = read_source("grocery", folder, protocol=PROTOCOL).records
+    records = read_source(f"grocery:{folder}", protocol=PROTOCOL).records
     gallery = [record for record in records if record.is_gallery and not record.is_query and record.split == "test"]
     phones = [record for record in records if record.is_query and record.split == "test"]
     chosen = np.random.default_rng(0).choice(len(phones), arguments.num_queries, replace=False)

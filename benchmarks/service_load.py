@@ -47,7 +47,7 @@ def ensure_index(work: Path, folder: Path, num_vectors: int) -> Path:
     index = work / f"index-{num_vectors}"
     if not (index / "manifest.json").exists():
         encoder = load_encoder(ENCODER, image_size=IMAGE_SIZE)
-        dataset = read_source("grocery", folder)
+        dataset = read_source(f"grocery:{folder}")
         settings = EmbedSettings(show_progress=True)
         shutil.rmtree(work / "embeddings", ignore_errors=True)
         embeddings = embed_collection(encoder, dataset, work / "embeddings", settings=settings)
@@ -64,7 +64,7 @@ def serving(index: Path, log: Path) -> Iterator[str]:
     assert process.stdout is not None
     try:
         address = process.stdout.readline().strip()
-        while httpx.get(f"{address}readyz").status_code != 200:
+        while httpx.get(f"{address}readyz", timeout=60).status_code != 200:
             time.sleep(0.1)
         yield address
     finally:
@@ -75,7 +75,7 @@ def serving(index: Path, log: Path) -> Iterator[str]:
 def build_sender(kind: str, address: str, folder: Path, seed: int) -> Callable[[httpx.Client], httpx.Response]:
     """Return what sends one request of a kind; each client draws its own."""
     generator = np.random.default_rng(seed)
-    records = read_source("grocery", folder).records
+    records = read_source(f"grocery:{folder}").records
     url = f"{address}search?k=10"
 
     def send(client: httpx.Client) -> httpx.Response:

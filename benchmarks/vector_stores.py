@@ -102,7 +102,7 @@ def read_crops(sources: list[str], num_vectors: int, num_queries: int) -> list[I
 
 def read_records(source: str) -> list[ImageRecord]:
     name, _, folder = source.partition("=")
-    dataset = read_source(name, folder or None)
+    dataset = read_source(f"{name}:{folder}" if folder else name)
     return [
         replace(record, image_id=f"{name}/{record.image_id}", metadata={"source": name}) for record in dataset.records
     ]
