@@ -41,6 +41,7 @@ MAY_USE_TORCH = {
     "data/augment.py",
     "data/loader.py",
     "runtime/torch_engine.py",
+    "similarity/bfloat16.py",
     "reproduce/gradients.py",
     *(
         f"model/{name}.py"

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from vitrieve.errors import InputError
 from vitrieve.evaluate.metrics import QueryScores, map_at_r, r_precision, recall_at_k, score_queries
 from vitrieve.evaluate.relevance import Exclusions
-from vitrieve.similarity import normalize
+from vitrieve.similarity import normalize, similarity
 
 KS = (1, 2, 4, 8)
 
@@ -285,3 +285,31 @@ def test_trap_the_whole_matrix_is_never_in_memory() -> None:
     tracemalloc.stop()
     assert num_queries * 60_502 * 4 > 360e6
     assert peak < 200e6
+
+
+@pytest.mark.parametrize("num_queries", [30, 600])  # by a float32 product, and by a bfloat16 one where there is one
+def test_score_queries_of_a_large_gallery_equals_the_full_sort(num_queries: int) -> None:
+    pytest.importorskip("torch")
+    rng = np.random.default_rng(0)
+    gallery = normalize(rng.integers(-1, 2, (2500, 6)))  # 729 points: plenty of exact ties
+    labels = rng.integers(0, 300, 2500)
+    scores = score_queries(
+        gallery[:num_queries],
+        labels[:num_queries],
+        gallery,
+        labels,
+        exclusions=Exclusions(query_rows=np.arange(num_queries)),
+    )
+    values = similarity(gallery[:num_queries], gallery)
+    for query in range(num_queries):
+        others = np.delete(np.arange(2500), query)
+        is_relevant = labels[others] == labels[query]
+        ranking = is_relevant[np.lexsort((is_relevant, -values[query, others]))]  # ties: the irrelevant ones first
+        num_relevant = np.count_nonzero(is_relevant)
+        first = ranking[:num_relevant]
+        precisions = np.cumsum(first) / np.arange(1, num_relevant + 1)
+        assert scores.num_relevant[query] == num_relevant
+        assert scores.first_rank[query] == (1 + np.argmax(ranking) if num_relevant else 0)
+        if num_relevant:
+            assert scores.r_precision[query] == pytest.approx(first.mean())
+            assert scores.map_at_r[query] == pytest.approx((precisions * first).sum() / num_relevant)

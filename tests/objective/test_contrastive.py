@@ -10,7 +10,7 @@ from pytorch_metric_learning.reducers import AvgNonZeroReducer
 from torch.nn import functional
 
 from tests.objective import reference
-from vitrieve.objective.contrastive import MemoryRows, contrastive_loss
+from vitrieve.objective.contrastive import MEMORY_BLOCK_SIZE, MemoryRows, contrastive_loss
 
 
 def unit_rows(num_rows, seed=0, dim=6, dtype=torch.float64):
@@ -125,3 +125,41 @@ def test_contrastive_is_invariant_to_order():
     embeddings, order = unit_rows(8), torch.randperm(8, generator=torch.Generator().manual_seed(3))
     before = contrastive_loss(embeddings, LABELS, margin=0.1)
     assert contrastive_loss(embeddings[order], LABELS[order], margin=0.1).item() == pytest.approx(before.item())
+
+
+def dense_contrastive(embeddings, labels, rows, memory, margin):
+    """The whole (B, B) and (B, M) matrices, differentiated by autograd."""
+    others = torch.cat([embeddings, memory.embeddings])
+    is_same = labels[:, None] == torch.cat([labels, memory.labels])
+    is_counted = torch.cat([~torch.eye(len(labels), dtype=torch.bool), rows[:, None] != memory.rows], dim=1)
+    similarity = embeddings @ others.T
+    positive = torch.where(is_same & is_counted, 1 - similarity, 0)
+    negative = torch.where(~is_same, (similarity - margin).clamp_min(0), 0)
+    return (positive + negative).sum() / len(embeddings)
+
+
+@pytest.mark.parametrize("num_classes", [1, 3, 500])
+@pytest.mark.parametrize("num_kept", [1, MEMORY_BLOCK_SIZE - 1, MEMORY_BLOCK_SIZE, 2 * MEMORY_BLOCK_SIZE + 77])
+def test_contrastive_with_a_large_memory_equals_the_dense_matrix(num_kept, num_classes):
+    memory_rows = torch.randperm(num_kept, generator=torch.Generator().manual_seed(1))
+    memory = MemoryRows(
+        unit_rows(num_kept, seed=2, dim=16, dtype=torch.float32), memory_rows % num_classes, memory_rows
+    )
+    rows = torch.arange(24)  # of which many are in the memory
+    found = []
+    for loss in (contrastive_loss, dense_contrastive):
+        embeddings = unit_rows(24, dim=16, dtype=torch.float32).requires_grad_()
+        value = loss(embeddings, rows % num_classes, rows=rows, memory=memory, margin=0.2)
+        value.backward()
+        found.append((value.detach(), embeddings.grad))
+    (value, gradient), (expected, expected_gradient) = found
+    torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(gradient, expected_gradient, rtol=1e-5, atol=1e-5 * float(expected_gradient.abs().max()))
+
+
+def test_contrastive_with_memory_without_gradient_has_the_same_value(memory):
+    embeddings, rows = unit_rows(8), torch.arange(8)
+    plain = contrastive_loss(embeddings, LABELS, margin=0.1, rows=rows, memory=memory)
+    tracked = contrastive_loss(embeddings.clone().requires_grad_(), LABELS, margin=0.1, rows=rows, memory=memory)
+    assert plain.item() == tracked.item()
+    assert not plain.requires_grad

@@ -1,7 +1,7 @@
 """The retrieval metrics as pure functions of embeddings and labels.
 
-Every metric comes from one pass over the queries, ``score_queries``, which holds a block of similarities at
-a time and never the whole matrix. What the pass promises:
+Every metric comes from one pass over the queries, ``score_queries``, which counts the irrelevant images before each
+relevant one and neither sorts nor holds the whole matrix. What the pass promises:
 
 - A query never finds itself: its own gallery row is left out by row, not by rank or by similarity, so exact
   duplicates of the query count like any other image.
@@ -24,7 +24,7 @@ import numpy.typing as npt
 
 from vitrieve.errors import InputError
 from vitrieve.evaluate.relevance import Exclusions, Relevance
-from vitrieve.similarity import FloatArray, IntArray, as_embeddings, similarity_chunks
+from vitrieve.similarity import FloatArray, IntArray, RankedQuery, as_embeddings, count_before
 
 DEFAULT_KS = (1, 2, 4, 8)
 
@@ -280,16 +280,10 @@ def score_queries(
     queries, gallery, relevance = _read_inputs(
         query_embeddings, query_labels, gallery_embeddings, gallery_labels, exclusions
     )
-    num_queries = len(queries)
-    num_relevant, first_rank = np.zeros(num_queries, dtype=np.int64), np.zeros(num_queries, dtype=np.int64)
-    precision, average = np.zeros(num_queries), np.zeros(num_queries)
-    for rows, block in similarity_chunks(queries, gallery, chunk_size=chunk_size):
-        for query, similarities in zip(range(rows.start, rows.stop), block, strict=True):
-            positive = _split_positive(similarities, relevance.relevant_rows(query), relevance.excluded_rows(query))
-            if len(positive):
-                num_relevant[query] = len(positive)
-                first_rank[query] = 1 + np.count_nonzero(similarities >= positive[0])
-                precision[query], average[query] = _score_first_r(positive, similarities)
+    ranked = [_know_ranking(relevance, query) for query in range(len(queries))]
+    counts = count_before(queries, gallery, ranked, chunk_size=chunk_size)
+    num_relevant = np.array([len(one.relevant) for one in ranked], dtype=np.int64)
+    first_rank, precision, average = _score_counts(counts.num_before, num_relevant)
     return QueryScores(
         labels=relevance.query_labels,
         num_relevant=num_relevant,
@@ -299,37 +293,39 @@ def score_queries(
     )
 
 
-def _split_positive(similarities: FloatArray, relevant_rows: IntArray, excluded_rows: IntArray) -> FloatArray:
-    """Take the relevant images out of a query's similarities, in place: what stays above minus infinity is irrelevant.
-
-    Returns:
-        The similarities of relevant images that are not excluded, falling.
-    """
-    similarities[excluded_rows] = -np.inf
-    positive = similarities[relevant_rows]
-    similarities[relevant_rows] = -np.inf
-    return np.sort(positive[positive > -np.inf])[::-1]
+def _know_ranking(relevance: Relevance, query: int) -> RankedQuery:
+    """Return what a query's ranking is to find and to leave out; what is both is left out."""
+    relevant, hidden = relevance.relevant_rows(query), relevance.excluded_rows(query)
+    if len(hidden) == 1:  # its own row: no need to search a list
+        return RankedQuery(relevant[relevant != hidden[0]], hidden)
+    return RankedQuery(relevant[~np.isin(relevant, hidden)], hidden)
 
 
-def _score_first_r(positive: FloatArray, negative: FloatArray) -> tuple[float, float]:
-    """Score the first R places of a ranking in which ties count against the query.
+def _score_counts(
+    num_before: IntArray, num_relevant: IntArray
+) -> tuple[IntArray, npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Score the first R places of all rankings.
 
     Args:
-        positive: ``(R,)`` similarities of the relevant images, falling; R at least 1.
-        negative: ``(G,)`` similarities of the irrelevant ones, any order, minus infinity in other places; G at least R.
+        num_before: ``(P,)`` irrelevant images before each relevant one, query by query, from near to far.
+        num_relevant: ``(Q,)`` relevant images of each query, R; P in all.
 
     Returns:
-        R-precision and average precision at R.
+        First rank (zero where nothing is relevant), R-precision and average precision at R of each query.
     """
-    num_relevant = len(positive)
-    # A relevant image with R irrelevant ones before it is out of reach, so the R nearest of those decide.
-    nearest = np.sort(np.partition(negative, len(negative) - num_relevant)[len(negative) - num_relevant :])
-    num_before = num_relevant - np.searchsorted(nearest, positive, side="left")
-    num_found = np.arange(1, num_relevant + 1)
+    num_queries = len(num_relevant)
+    places = np.repeat(np.arange(num_queries), num_relevant)
+    starts = np.cumsum(num_relevant) - num_relevant
+    num_found = np.arange(1, len(places) + 1) - starts[places]
     ranks = num_found + num_before
-    is_reached = ranks <= num_relevant
-    precisions = (num_found / ranks)[is_reached]
-    return len(precisions) / num_relevant, float(precisions.sum()) / num_relevant
+    is_reached = ranks <= num_relevant[places]
+    divisors = np.maximum(num_relevant, 1)
+    precision = np.bincount(places[is_reached], minlength=num_queries) / divisors
+    # The sum of precisions of a perfect ranking is exact, so that its average is not above 1.
+    average = np.bincount(places[is_reached], (num_found / ranks)[is_reached], num_queries) / divisors
+    first_rank = np.zeros(num_queries, dtype=np.int64)
+    first_rank[num_relevant > 0] = ranks[starts[num_relevant > 0]]
+    return first_rank, precision, average
 
 
 def _read_inputs(

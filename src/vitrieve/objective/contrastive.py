@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+MEMORY_BLOCK_SIZE = 4096
+"""Memory rows compared at a time: few enough that their similarities stay in the cache until they are used up."""
 
 
 class MemoryRows(NamedTuple):
@@ -54,17 +58,76 @@ def contrastive_loss(
     """
     is_same, is_pair = _match_batch(labels)
     costs = [_pair_costs(embeddings @ embeddings.T, is_same & is_pair, ~is_same, margin)]
-    if memory is not None and len(memory.labels):
+    has_memory = memory is not None and len(memory.labels) > 0
+    if has_memory:
         assert rows is not None, "a memory needs the rows of the batch"
-        is_same = labels[:, None] == memory.labels  # (B, M)
-        is_other_image = rows[:, None] != memory.rows  # (B, M)
-        similarity = embeddings @ memory.embeddings.T  # (B, M)
-        costs.append(_pair_costs(similarity, is_same & is_other_image, ~is_same, margin))
     if not is_mean_nonzero:
-        total = sum((positive.sum() + negative.sum() for positive, negative in costs), embeddings.new_zeros(()))
+        total = sum((side.sum() for side in costs[0]), embeddings.new_zeros(()))
+        if has_memory:
+            total = total + _MemoryCost.apply(embeddings, labels, rows, memory, margin)
         return total / len(embeddings)
+    if has_memory:
+        costs.append(_list_memory_costs(embeddings, labels, rows, memory, margin))
     positives, negatives = (torch.cat([side.flatten() for side in sides]) for sides in zip(*costs, strict=True))
     return _mean_nonzero(positives) + _mean_nonzero(negatives)
+
+
+class _MemoryCost(torch.autograd.Function):
+    """The sum over pairs of an anchor with a memory row, and its gradient in the same pass.
+
+    A pair's cost is linear in its similarity wherever it is not zero, so the gradient is a product of weights, each
+    -1, 0 or 1, with the memory. Both are made a block of the memory at a time; nothing of the size of anchors times
+    memory is kept.
+    """
+
+    @staticmethod
+    def forward(  # type: ignore[override]  # torch declares it for any arguments
+        ctx: Any, anchors: Tensor, labels: Tensor, rows: Tensor, memory: MemoryRows, margin: float
+    ) -> Tensor:
+        """Return the sum, a scalar."""
+        total, gradient = anchors.new_zeros(()), torch.zeros_like(anchors)
+        for start in range(0, len(memory.labels), MEMORY_BLOCK_SIZE):
+            block = MemoryRows(*(column[start : start + MEMORY_BLOCK_SIZE] for column in memory))
+            cost, weights = _weigh_block(anchors, labels, rows, block, margin)
+            total += cost
+            if ctx.needs_input_grad[0]:
+                gradient.addmm_(weights, block.embeddings)
+        ctx.save_for_backward(gradient)
+        return total
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None, None, None]:  # type: ignore[override]
+        """Scale the gradient of the sum."""
+        (gradient,) = ctx.saved_tensors
+        return grad_output * gradient, None, None, None, None
+
+
+def _weigh_block(
+    anchors: Tensor, labels: Tensor, rows: Tensor, block: MemoryRows, margin: float
+) -> tuple[Tensor, Tensor]:
+    """Return the cost of all pairs with a block of the memory, and its derivatives in their similarities, ``(B, m)``."""
+    similarity = anchors @ block.embeddings.T
+    is_same = labels[:, None] == block.labels
+    # Positives are few: they are listed, and everything else is treated as negative.
+    places, columns = is_same.nonzero(as_tuple=True)
+    is_other_image = rows[places] != block.rows[columns]
+    places, columns = places[is_other_image], columns[is_other_image]
+    positive = (1 - similarity[places, columns]).sum()
+    excess = similarity.sub_(margin).clamp_min_(0).masked_fill_(is_same, 0)
+    negative = excess.sum()
+    weights = excess.sign_()
+    weights[places, columns] = -1
+    return positive + negative, weights
+
+
+def _list_memory_costs(
+    embeddings: Tensor, labels: Tensor, rows: Tensor, memory: MemoryRows, margin: float
+) -> tuple[Tensor, Tensor]:
+    """Return the costs of all pairs with the memory, ``(B, M)``, as positives and as negatives."""
+    is_same = labels[:, None] == memory.labels
+    is_other_image = rows[:, None] != memory.rows
+    return _pair_costs(embeddings @ memory.embeddings.T, is_same & is_other_image, ~is_same, margin)
 
 
 def _match_batch(labels: Tensor) -> tuple[Tensor, Tensor]:

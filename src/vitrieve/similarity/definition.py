@@ -1,4 +1,4 @@
-"""Nearness: the only definition of it, in NumPy.
+"""The only definition of nearness, in NumPy.
 
 The similarity of two embeddings is their inner product (the cosine, for L2-normalised rows), computed in
 float64 and rounded to float32. It is a function of the two rows alone: not of their places in a matrix,
@@ -11,7 +11,7 @@ a grid of 2^-26 of the row's norm. A product is then a multiple of 2^-52, no par
 53 bits hold every partial sum exactly: there is nothing left for the order to decide. The price is an
 error below 2^-27 a coordinate, about a tenth of a float32 step in the similarity.
 
-Next: ``artifacts.py``.
+Next: ``product.py``.
 """
 
 from __future__ import annotations
@@ -32,6 +32,12 @@ MAX_CHUNK_SIZE = 1024
 """Queries in one block at most: larger products are no faster."""
 GALLERY_BLOCK_SIZE = 8192
 """Gallery rows converted to float64 at a time."""
+STEP_BLOCK_SIZE = 1024
+"""Rows whose norms are computed at a time: few enough to stay in the cache."""
+PAIR_BLOCK_SIZE = 128
+"""Listed pairs compared at a time: as above, and with few queries among them."""
+GRID_COPY_BYTES = 256 * 2**20
+"""Embeddings up to this size are copied on their grid once; the others are rounded again for every pair."""
 GRID_BITS = 26
 MAX_NORM = 2.0**60
 """Longer rows would overflow float32 in their inner products."""
@@ -74,12 +80,14 @@ def as_embeddings(vectors: npt.ArrayLike, name: str = "embeddings") -> FloatArra
         )
     with np.errstate(over="ignore"):  # reported below, as what it is: not finite
         matrix = np.ascontiguousarray(given, dtype=np.float32)
-    is_finite = np.isfinite(matrix).all(axis=1)
-    if not is_finite.all():
-        row = int(np.argmin(is_finite))
+    with np.errstate(all="ignore"):
+        sums = matrix @ np.ones(matrix.shape[1], dtype=np.float32)
+    suspects = np.flatnonzero(~np.isfinite(sums))  # a finite sum has finite terms; of finite terms it may overflow
+    wrong = suspects[~np.isfinite(matrix[suspects]).all(axis=1)]
+    if len(wrong):
         raise InputError(
-            f"{name} hold NaN or infinity in {np.count_nonzero(~is_finite)} of {len(matrix)} rows, "
-            f"first in row {row}; look for the image or training step that made them."
+            f"{name} hold NaN or infinity in {len(wrong)} of {len(matrix)} rows, "
+            f"first in row {wrong[0]}; look for the image or training step that made them."
         )
     return matrix
 
@@ -102,8 +110,8 @@ def similarity(queries: npt.ArrayLike, gallery: npt.ArrayLike) -> FloatArray:
     >>> similarity([[1.0, 0.0]], [[0.0, 1.0], [0.5, 0.5], [-1.0, 0.0]]).tolist()
     [[0.0, 0.5, -1.0]]
     """
-    query_rows, gallery_rows = _check_pair(queries, gallery)
-    return _exact_product(_round_to_grid(query_rows), _round_to_grid(gallery_rows))
+    query_rows, gallery_rows = check_pair(queries, gallery)
+    return _grid_product(round_to_grid(query_rows), round_to_grid(gallery_rows))
 
 
 def similarity_chunks(
@@ -122,43 +130,12 @@ def similarity_chunks(
     Raises:
         InputError: As in ``similarity``.
     """
-    query_rows, gallery_rows = _check_pair(queries, gallery)
-    gallery_rows = _round_to_grid(gallery_rows)
+    query_rows, gallery_rows = check_pair(queries, gallery)
+    gallery_rows = round_to_grid(gallery_rows)
     size = chunk_size or max(1, min(MAX_CHUNK_SIZE, BLOCK_BYTES // (4 * max(1, len(gallery_rows)))))
     for start in range(0, len(query_rows), size):
         rows = slice(start, min(start + size, len(query_rows)))
-        yield rows, _exact_product(_round_to_grid(query_rows[rows]), gallery_rows)
-
-
-def top_k(
-    queries: npt.ArrayLike, gallery: npt.ArrayLike, k: int, *, chunk_size: int | None = None
-) -> tuple[FloatArray, IntArray]:
-    """Find the nearest gallery rows of every query, exactly.
-
-    Args:
-        queries: ``(Q, E)`` embeddings.
-        gallery: ``(G, E)`` embeddings.
-        k: Neighbours to return, at least 1.
-        chunk_size: Queries at a time; see ``similarity_chunks``.
-
-    Returns:
-        Similarities ``(Q, K)`` float32, falling, and gallery rows ``(Q, K)`` int64, where K is ``k`` or the
-        size of a smaller gallery. Ties are ordered by row. Memory: some hundred megabytes beside the result.
-
-    Raises:
-        InputError: ``k`` below 1, or as in ``similarity``.
-
-    >>> top_k([[1.0, 0.0]], [[0.0, 1.0], [0.5, 0.5], [0.5, 0.5]], 2)[1].tolist()
-    [[1, 2]]
-    """
-    if k < 1:
-        raise InputError(f"k is {k}; expected at least 1.")
-    queries, gallery = _check_pair(queries, gallery)
-    shape = (len(queries), min(k, len(gallery)))
-    similarities, gallery_rows = np.empty(shape, dtype=np.float32), np.empty(shape, dtype=np.int64)
-    for rows, block in similarity_chunks(queries, gallery, chunk_size=chunk_size):
-        similarities[rows], gallery_rows[rows] = order_nearest(block, k)
-    return similarities, gallery_rows
+        yield rows, _grid_product(round_to_grid(query_rows[rows]), gallery_rows)
 
 
 def order_nearest(similarities: FloatArray, k: int) -> tuple[FloatArray, IntArray]:
@@ -175,8 +152,7 @@ def order_nearest(similarities: FloatArray, k: int) -> tuple[FloatArray, IntArra
     num_kept = min(k, num_columns)
     # One integer holds both: its upper half orders as the similarity does, its lower half falls with the column.
     # No two are equal, so that selecting the largest is exact where a selection by similarity would cut through a tie.
-    bits = (similarities + np.float32(0)).view(np.int32)  # + 0 makes -0.0 and 0.0 the same bits
-    keys = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).astype(np.int64) << 32
+    keys = _order_as_integers(similarities) << 32
     keys += np.arange(num_columns, dtype=np.int64)[::-1]
     if num_kept < num_columns:
         keys.partition(num_columns - num_kept, axis=1)
@@ -185,7 +161,28 @@ def order_nearest(similarities: FloatArray, k: int) -> tuple[FloatArray, IntArra
     return np.take_along_axis(similarities, columns, axis=1), columns
 
 
-def _check_pair(queries: npt.ArrayLike, gallery: npt.ArrayLike) -> tuple[FloatArray, FloatArray]:
+def nearest_first_keys(places: IntArray, similarities: FloatArray) -> IntArray:
+    """Return integers that order listed pairs by query, and under one query from near to far; equal where both are.
+
+    Args:
+        places: ``(P,)`` queries, below 2^30.
+        similarities: ``(P,)`` float32 without NaN.
+    """
+    return (places << 32) - _order_as_integers(similarities)
+
+
+def _order_as_integers(similarities: FloatArray) -> IntArray:
+    """Return int64 numbers in the range of int32, in the order of the similarities."""
+    bits = (similarities + np.float32(0)).view(np.int32)  # + 0 makes -0.0 and 0.0 the same bits
+    return (bits ^ ((bits >> 31) & 0x7FFFFFFF)).astype(np.int64)
+
+
+def check_pair(queries: npt.ArrayLike, gallery: npt.ArrayLike) -> tuple[FloatArray, FloatArray]:
+    """Check two sets of embeddings that are to be compared, and convert them to float32.
+
+    Raises:
+        InputError: Not finite matrices of the same width.
+    """
     query_rows = as_embeddings(queries, "query embeddings")
     gallery_rows = query_rows if gallery is queries else as_embeddings(gallery, "gallery embeddings")
     if query_rows.shape[1] != gallery_rows.shape[1]:
@@ -196,29 +193,104 @@ def _check_pair(queries: npt.ArrayLike, gallery: npt.ArrayLike) -> tuple[FloatAr
     return query_rows, gallery_rows
 
 
-def _round_to_grid(embeddings: FloatArray) -> FloatArray:
-    """Round coordinates to multiples of 2^-26 of the power of two near the row's norm.
+def grid_steps(rows: FloatArray) -> npt.NDArray[np.float64]:
+    """Return the step of each row's grid, 2^-26 of the power of two near its norm.
 
-    float32 holds these multiples exactly: a coordinate of a quarter of the norm or more is one already, and a
-    smaller one needs at most 24 bits.
+    Args:
+        rows: ``(N, E)`` float32.
+
+    Returns:
+        ``(N,)`` float64, powers of two: multiplying and dividing by them is exact.
+
+    Raises:
+        InputError: A norm above ``MAX_NORM``.
     """
-    rounded = np.empty_like(embeddings)
-    for start in range(0, len(embeddings), GALLERY_BLOCK_SIZE):
-        rows = slice(start, start + GALLERY_BLOCK_SIZE)
-        block = embeddings[rows].astype(np.float64)
-        norms = np.sqrt((block**2).sum(axis=1, keepdims=True))
+    steps = np.empty(len(rows))
+    for start in range(0, len(rows), STEP_BLOCK_SIZE):
+        block = slice(start, start + STEP_BLOCK_SIZE)
+        norms = np.sqrt((rows[block].astype(np.float64) ** 2).sum(axis=1))
         if norms.max(initial=0.0) > MAX_NORM:
             raise InputError(f"an embedding has the norm {norms.max():.3g}; normalise embeddings first.")
         mantissas, exponents = np.frexp(norms)
         # Norms up to 2^(e + 1/4) belong to exponent e, so that rows of norm 1, give or take a rounding, share one
         # grid. The inner product of two such rows stays below 2^(1/2) times their grids' scales: room to spare.
         exponents -= mantissas <= 2**-0.75
-        steps = np.ldexp(1.0, exponents - GRID_BITS)  # (n, 1), powers of two: dividing by them is exact
-        rounded[rows] = np.rint(block / steps) * steps
+        steps[block] = np.ldexp(1.0, exponents - GRID_BITS)
+    return steps
+
+
+class GridRows:
+    """Rows of embeddings on their grids, for comparing listed pairs."""
+
+    def __init__(self, rows: FloatArray, *, is_copied: bool) -> None:
+        """Remember the rows, or a rounded copy of them.
+
+        Args:
+            rows: ``(N, E)`` float32.
+            is_copied: Whether so many pairs follow that rounding every row once costs less than rounding each pair's;
+                larger embeddings than ``GRID_COPY_BYTES`` are not copied nevertheless.
+
+        Raises:
+            InputError: A norm above ``MAX_NORM``, among rows that are copied.
+        """
+        self._is_rounded = is_copied and rows.nbytes <= GRID_COPY_BYTES
+        self._rows = round_to_grid(rows) if self._is_rounded else rows
+
+    def take(self, rows: IntArray) -> npt.NDArray[np.float64]:
+        """Return some rows, ``(P, E)``."""
+        taken = self._rows[rows]
+        return taken.astype(np.float64) if self._is_rounded else _to_grid(taken, grid_steps(taken))
+
+
+def pair_similarities(queries: GridRows, gallery: GridRows, places: IntArray, rows: IntArray) -> FloatArray:
+    """Compute the similarities of listed pairs, bit for bit those of ``similarity``.
+
+    Args:
+        queries: ``(Q, E)``.
+        gallery: ``(G, E)``.
+        places: ``(P,)`` rising places in ``queries``.
+        rows: ``(P,)`` rows of ``gallery``.
+
+    Returns:
+        ``(P,)`` float32.
+    """
+    found = np.empty(len(places), dtype=np.float32)
+    is_first = np.ones(len(places), dtype=bool)
+    np.not_equal(places[1:], places[:-1], out=is_first[1:])
+    for start in range(0, len(found), PAIR_BLOCK_SIZE):
+        pairs = slice(start, start + PAIR_BLOCK_SIZE)
+        is_first[start] = True
+        # All products of the block's queries and rows, of which one a pair is wanted: a matrix product with a few
+        # queries costs less than a query gathered once a pair.
+        products = gallery.take(rows[pairs]) @ queries.take(places[pairs][is_first[pairs]]).T  # (P, q)
+        found[pairs] = products[np.arange(len(products)), np.cumsum(is_first[pairs]) - 1]
+    return found
+
+
+def round_to_grid(embeddings: FloatArray) -> FloatArray:
+    """Round coordinates to multiples of 2^-26 of the power of two near the row's norm.
+
+    float32 holds these multiples exactly: a coordinate of a quarter of the norm or more is one already, and a
+    smaller one needs at most 24 bits.
+
+    Raises:
+        InputError: A norm above ``MAX_NORM``.
+    """
+    rounded = np.empty_like(embeddings)
+    for start in range(0, len(embeddings), GALLERY_BLOCK_SIZE):
+        rows = slice(start, start + GALLERY_BLOCK_SIZE)
+        rounded[rows] = _to_grid(embeddings[rows], grid_steps(embeddings[rows]))
     return rounded
 
 
-def _exact_product(queries: FloatArray, gallery: FloatArray) -> FloatArray:
+def _to_grid(rows: FloatArray, steps: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    rounded = rows * (1.0 / steps)[:, None]  # float64; exact, as multiplying by a power of two is
+    np.rint(rounded, out=rounded)
+    rounded *= steps[:, None]
+    return rounded
+
+
+def _grid_product(queries: FloatArray, gallery: FloatArray) -> FloatArray:
     product = np.empty((len(queries), len(gallery)), dtype=np.float32)
     query_rows = queries.astype(np.float64)
     for start in range(0, len(gallery), GALLERY_BLOCK_SIZE):

@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from tests.similarity.hard_collections import HARD_COLLECTIONS, clusters, random
+from vitrieve.similarity import FloatArray, order_nearest, similarity, top_k
+from vitrieve.similarity.bfloat16 import has_fast_bfloat16  # loads torch: many queries go by bfloat16
+from vitrieve.similarity.product import MIN_BFLOAT16_QUERIES, choose_products
+
+Collection = Callable[[np.random.Generator], FloatArray]
+NUM_QUERIES = (40, MIN_BFLOAT16_QUERIES + 30)
+"""By float32 alone, and by bfloat16 first where the processor has it."""
+
+
+def test_both_products_are_tried_here() -> None:
+    gallery = random(np.random.default_rng(0))
+    names = [[type(one).__name__ for one in choose_products(number, gallery)] for number in NUM_QUERIES]
+    assert names[0] == ["Float32Product"]
+    assert names[1] == ["BFloat16Product"] * has_fast_bfloat16(24) + ["Float32Product"]
+
+
+@pytest.mark.parametrize("num_queries", NUM_QUERIES)
+@pytest.mark.parametrize("collection", HARD_COLLECTIONS, ids=lambda one: one.__name__)
+def test_top_k_equals_the_full_sort(collection: Collection, num_queries: int) -> None:
+    gallery = collection(np.random.default_rng(0))
+    queries = gallery[-num_queries:]
+    whole = similarity(queries, gallery)
+    for k in (1, 10, 100):
+        similarities, rows = top_k(queries, gallery, k)
+        expected_similarities, expected_rows = order_nearest(whole, k)
+        np.testing.assert_array_equal(rows, expected_rows)
+        np.testing.assert_array_equal(similarities, expected_similarities)
+
+
+@pytest.mark.parametrize("num_queries", NUM_QUERIES)
+def test_top_k_of_queries_that_are_not_in_the_gallery(num_queries: int) -> None:
+    rng = np.random.default_rng(1)
+    gallery, queries = clusters(rng), random(rng)[:num_queries]
+    _, rows = top_k(queries, gallery, 7)
+    np.testing.assert_array_equal(rows, order_nearest(similarity(queries, gallery), 7)[1])
+
+
+@pytest.mark.parametrize("chunk_size", [1, 100, 10_000])
+def test_top_k_of_a_large_gallery_does_not_depend_on_the_chunks(chunk_size: int) -> None:
+    gallery = clusters(np.random.default_rng(2))
+    for number in (11, MIN_BFLOAT16_QUERIES):
+        for found, expected in zip(
+            top_k(gallery[:number], gallery, 5, chunk_size=chunk_size), top_k(gallery[:number], gallery, 5), strict=True
+        ):
+            np.testing.assert_array_equal(found, expected)
+
+
+def test_top_k_of_no_queries_in_a_large_gallery() -> None:
+    similarities, rows = top_k(np.empty((0, 24)), random(np.random.default_rng(3)), 5)
+    assert similarities.shape == rows.shape == (0, 5)
+
+
+def test_top_k_loads_no_torch_and_finds_the_same_without_it(without_torch: str) -> None:
+    script = (
+        "import sys, numpy as np\n"
+        "from vitrieve.similarity import top_k\n"
+        "gallery = np.random.default_rng(4).standard_normal((2500, 24))\n"
+        "print(top_k(gallery, gallery, 3)[1].tobytes().hex())\n"
+        "assert 'torch' not in sys.modules\n"
+    )
+    outputs = {
+        subprocess.run([sys.executable, "-c", start + script], capture_output=True, text=True, check=True).stdout
+        for start in ("", without_torch)
+    }
+    gallery = np.random.default_rng(4).standard_normal((2500, 24))
+    assert outputs == {top_k(gallery, gallery, 3)[1].tobytes().hex() + "\n"}
