@@ -58,15 +58,14 @@ def contrastive_loss(
     """
     is_same, is_pair = _match_batch(labels)
     costs = [_pair_costs(embeddings @ embeddings.T, is_same & is_pair, ~is_same, margin)]
-    has_memory = memory is not None and len(memory.labels) > 0
-    if has_memory:
-        assert rows is not None, "a memory needs the rows of the batch"
     if not is_mean_nonzero:
         total = sum((side.sum() for side in costs[0]), embeddings.new_zeros(()))
-        if has_memory:
+        if memory is not None and len(memory.labels):
+            assert rows is not None, "a memory needs the rows of the batch"
             total = total + _MemoryCost.apply(embeddings, labels, rows, memory, margin)
         return total / len(embeddings)
-    if has_memory:
+    if memory is not None and len(memory.labels):
+        assert rows is not None, "a memory needs the rows of the batch"
         costs.append(_list_memory_costs(embeddings, labels, rows, memory, margin))
     positives, negatives = (torch.cat([side.flatten() for side in sides]) for sides in zip(*costs, strict=True))
     return _mean_nonzero(positives) + _mean_nonzero(negatives)
@@ -81,9 +80,7 @@ class _MemoryCost(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(  # type: ignore[override]  # torch declares it for any arguments
-        ctx: Any, anchors: Tensor, labels: Tensor, rows: Tensor, memory: MemoryRows, margin: float
-    ) -> Tensor:
+    def forward(ctx: Any, anchors: Tensor, labels: Tensor, rows: Tensor, memory: MemoryRows, margin: float) -> Tensor:
         """Return the sum, a scalar."""
         total, gradient = anchors.new_zeros(()), torch.zeros_like(anchors)
         for start in range(0, len(memory.labels), MEMORY_BLOCK_SIZE):
@@ -96,8 +93,8 @@ class _MemoryCost(torch.autograd.Function):
         return total
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None, None, None]:  # type: ignore[override]
+    @once_differentiable
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None, None, None]:
         """Scale the gradient of the sum."""
         (gradient,) = ctx.saved_tensors
         return grad_output * gradient, None, None, None, None
@@ -106,7 +103,7 @@ class _MemoryCost(torch.autograd.Function):
 def _weigh_block(
     anchors: Tensor, labels: Tensor, rows: Tensor, block: MemoryRows, margin: float
 ) -> tuple[Tensor, Tensor]:
-    """Return the cost of all pairs with a block of the memory, and its derivatives in their similarities, ``(B, m)``."""
+    """Return the cost of all pairs with a block of the memory, and its derivatives in the similarities, ``(B, m)``."""
     similarity = anchors @ block.embeddings.T
     is_same = labels[:, None] == block.labels
     # Positives are few: they are listed, and everything else is treated as negative.
