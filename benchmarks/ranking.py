@@ -47,7 +47,7 @@ def ensure_vectors(work: Path, folder: Path) -> Path:
 
         encoder = load_encoder("dinov2-vits14", image_size=112)
         records = [
-            record for name, at in (("grocery", folder), ("emoji", None)) for record in read_source(name, at).records
+            record for source in (f"grocery:{folder}", "emoji") for record in read_source(source).records
         ]
         batches = [records[start : start + 32] for start in range(0, len(records), 32)]
         work.mkdir(parents=True, exist_ok=True)
