@@ -46,9 +46,7 @@ def ensure_vectors(work: Path, folder: Path) -> Path:
         from vitrieve.runtime.encoder import load_encoder
 
         encoder = load_encoder("dinov2-vits14", image_size=112)
-        records = [
-            record for source in (f"grocery:{folder}", "emoji") for record in read_source(source).records
-        ]
+        records = [record for source in (f"grocery:{folder}", "emoji") for record in read_source(source).records]
         batches = [records[start : start + 32] for start in range(0, len(records), 32)]
         work.mkdir(parents=True, exist_ok=True)
         np.save(path, np.concatenate([batch.vectors for batch in encode_batches(encoder, batches)]))
