@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -70,6 +71,31 @@ def test_a_server_that_is_away_is_named_and_found_again(server: Server, tmp_path
         server.start()
     assert wait_for(lambda: open_index(tmp_path / "index").count()) == 0
     assert wait_for(store.count) == 0
+
+
+def test_trap_a_server_killed_at_the_end_of_a_flush_leaves_no_image_twice(server: Server, tmp_path: Path) -> None:
+    """milvus-lite reads its log again when it was killed before it could remove the log of a flush."""
+    store = make_store(server, tmp_path / "index")
+    vectors, records = make_many(40)
+    store.upsert(vectors, records)
+    logs = dict(enumerate(server.folder.rglob("wal/*")))
+    for number, path in logs.items():
+        shutil.copy(path, tmp_path / str(number))
+    store.optimise()
+    store.close()
+    server.kill()
+    for number, path in logs.items():  # as they stood when the flush had ended
+        shutil.copy(tmp_path / str(number), path)
+    server.start()
+    store = MilvusStore.open(tmp_path / "index")
+    assert any("occur twice" in fault for fault in store.verify())
+    assert len(list(store.image_ids())) == 40
+    assert [hit.record for hit in store.search(vectors[:1], 40)[0]][0] == records[0]
+    assert len({hit.record.image_id for hit in store.search(vectors[:1], 40)[0]}) == 40
+    store.optimise()
+    assert store.verify() == []
+    assert store.count() == 40
+    assert store.get([record.image_id for record in records])[1] == records
 
 
 def test_a_collection_that_is_gone_is_named(server: Server, tmp_path: Path) -> None:

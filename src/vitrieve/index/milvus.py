@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 import uuid
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -209,7 +210,7 @@ class MilvusStore:
 
     def image_ids(self) -> Iterator[str]:
         """Yield the name of every image, rising."""
-        yield from sorted(from_key(row["key"]) for row in self._iterate(self._name, ["key"]))
+        yield from sorted({from_key(row["key"]) for row in self._iterate(self._name, ["key"])})
 
     def columns(self) -> tuple[str, ...]:
         """Return the names of the metadata columns, sorted."""
@@ -224,7 +225,12 @@ class MilvusStore:
         return int(rows[0]["count(*)"])
 
     def optimise(self) -> None:
-        """Ask the server to write out what it holds in memory and to merge its segments; it indexes them itself."""
+        """Ask the server to write out what it holds in memory and to merge its segments; it indexes them itself.
+
+        Images that occur twice are written once more, which leaves one of each: milvus-lite (3.2), killed between
+        the end of a flush and the removal of its log, reads the log again and keeps every row of it a second time.
+        """
+        self._mend_repeated()
         with reported(self._uri):
             self._client.flush(self._name)
             self._client.compact(self._name)
@@ -243,7 +249,7 @@ class MilvusStore:
         num_wrong += len(find_wrong_norms(read_vectors(rows, self._info.embedding_dim))[1])
         faults = [f"{num_wrong} vectors are not L2-normalised."] if num_wrong else []
         if len(keys) != num_rows:
-            faults.append(f"{num_rows - len(keys)} images occur twice.")
+            faults.append(f"{num_rows - len(keys)} images occur twice; optimise mends that.")
         if self.count() != num_rows:
             faults.append(f"the server counts {self.count()} images, but returns {num_rows}.")
         return faults
@@ -283,6 +289,13 @@ class MilvusStore:
                 self._client.drop_collection(name)
         self.close()
 
+    def _mend_repeated(self) -> None:
+        counts = Counter(row["key"] for row in self._iterate(self._name, ["key"]))
+        repeated = [key for key, count in counts.items() if count > 1]
+        for start in range(0, len(repeated), GET_ROWS):
+            vectors, records = self.get([from_key(key) for key in repeated[start : start + GET_ROWS]])
+            self.upsert(vectors, records)
+
     def _wait_for_restore(self, job: int) -> None:
         while (state := self._client.get_restore_snapshot_state(job)).progress < 100:
             if "fail" in str(state.state).lower():
@@ -321,6 +334,7 @@ class MilvusStore:
     def _rank(self, query: FloatArray, rows: list[dict[str, Any]], k: int) -> list[Hit]:
         if not rows:
             return []
+        rows = list({row["key"]: row for row in rows}.values())  # see optimise: a row may occur twice
         names = [from_key(row["key"]) for row in rows]
         ranked = rank_candidates(query, read_vectors(rows, self._info.embedding_dim), names, k)
         records = read_records([rows[place] for place, _ in ranked])
