@@ -1,199 +1,119 @@
 """Exact ranking at SOP's size, and how it grows: ours against FAISS flat and pytorch-metric-learning's calculator.
 
-    python benchmarks/ranking.py WORK GROCERY_FOLDER [--rounds 3] [--quick]
+    python benchmarks/ranking.py [--quick] [--json FILE]
 
 The vectors are 60,502 of 384 dimensions in 11,316 classes, as many as the test set of SOP: embeddings of Grocery and
-emoji (dinov2-vits14, 112 px) and copies with noise, a real vector a class. Each side runs in a process of its own, the
-sides alternating; the seconds leave out imports and making the vectors, the memory is the largest that the process
-held beyond what it held before. Growth: galleries to 1,000,000 against 70 queries (the shape of R1M) and 10,000, and
-widths from 128 to 1,024. Writes results/ranking_DATE.json and prints a table.
+emoji (dinov2-vits14, 112 px) and copies with noise, a real vector a class. The sides alternate, each in a process of
+its own; memory is the largest that the process held beyond vectors and imports. All sides of a task must agree: the
+mean similarity of the neighbours, or MAP@R. Growth: galleries to 1,000,000 against 70 queries (the shape of R1M) and
+10,000, and widths from 128 to 768.
 """
 
 from __future__ import annotations
 
-import argparse
 import importlib
-import json
 import os
-import platform
-import resource
-import statistics
-import subprocess
-import sys
-import time
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from collections_here import make_vectors
+from contest import Line, alternate_processes, main, time_lines
 
-NUM_IMAGES, NUM_CLASSES, NUM_DIMS = 60_502, 11_316, 384
-NOISE_NORM = 0.35
-"""Length of the noise of a copy: a cosine near 0.94."""
-K = 10
-RESULTS = Path(__file__).parent / "results"
-TOP_K_SIDES = ("vitrieve", "vitrieve, torch loaded", "faiss flat")
-METRIC_SIDES = ("vitrieve", "pytorch-metric-learning")
-Work = Callable[[], object]
-
-
-def ensure_vectors(work: Path, folder: Path) -> Path:
-    """Embed Grocery and emoji, unless an earlier run did."""
-    path = work / "real.npy"
-    if not path.exists():
-        from vitrieve.data.sources import read_source
-        from vitrieve.embed.batches import encode_batches
-        from vitrieve.runtime.encoder import load_encoder
-
-        encoder = load_encoder("dinov2-vits14", image_size=112)
-        records = [record for source in (f"grocery:{folder}", "emoji") for record in read_source(source).records]
-        batches = [records[start : start + 32] for start in range(0, len(records), 32)]
-        work.mkdir(parents=True, exist_ok=True)
-        np.save(path, np.concatenate([batch.vectors for batch in encode_batches(encoder, batches)]))
-    return path
+SECTION = "exact ranking"
+NUM_IMAGES, NUM_CLASSES, NUM_DIMS, K = 60_502, 11_316, 384, 10
+OURS, FAISS, METRICS = "vitrieve", "FAISS flat", "pytorch-metric-learning"
+WITHOUT_TORCH = "vitrieve, torch not loaded"
+TOP_K, SCORES = "top 10", "Recall@1 and MAP@R"
+TOP_K_SIDES, SCORES_SIDES = (OURS, WITHOUT_TORCH, FAISS), (OURS, METRICS)
+IMAGES_PER_CLASS = 5
+MAX_DIFFERENCE = 1e-5
 
 
-def make_vectors(
-    path: Path, num_rows: int, num_dims: int, num_classes: int, seed: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return ``(N, E)`` unit vectors, real ones with noise, and their labels."""
-    generator = np.random.default_rng(seed)
-    real = np.load(path)
-    real = np.pad(real, ((0, 0), (0, max(0, num_dims - real.shape[1]))))[:, :num_dims]
-    labels = np.arange(num_rows) % num_classes
-    vectors = np.empty((num_rows, num_dims), dtype=np.float32)
-    for start in range(0, num_rows, 65_536):
-        stop = min(start + 65_536, num_rows)
-        noise = generator.standard_normal((stop - start, num_dims), dtype=np.float32)
-        noise *= NOISE_NORM / np.linalg.norm(noise, axis=1, keepdims=True)
-        vectors[start:stop] = real[labels[start:stop] % len(real)] + noise
-    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True), labels
-
-
-def choose_work(task: str, side: str, queries: np.ndarray, gallery: np.ndarray, labels: np.ndarray) -> Work:
-    """Import what a side needs, and return what is timed."""
-    if side == "faiss flat":
+def build_side(side: str, task: str, num_rows: int, num_queries: int, num_dims: int) -> Callable[[], float]:
+    """Return what is timed; it returns a number that all sides of the task share."""
+    num_classes = min(NUM_CLASSES, num_rows // IMAGES_PER_CLASS)
+    gallery, labels = make_vectors(num_rows, num_dims, num_classes, seed=0)
+    queries = make_vectors(num_queries, num_dims, num_classes, seed=1)[0] if num_queries else gallery
+    if side == METRICS:
+        return build_calculator(gallery, labels)
+    if side == FAISS:
         import faiss
 
         faiss.omp_set_num_threads(os.cpu_count() or 1)
-
-        def search() -> object:
-            index = faiss.IndexFlatIP(gallery.shape[1])
-            index.add(gallery)
-            return index.search(queries, K + 1)
-
-        return search
-    if side == "pytorch-metric-learning":
-        import torch
-        from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
-
-        names = ("precision_at_1", "r_precision", "mean_average_precision_at_r")
-        calculator = AccuracyCalculator(include=names, k="max_bin_count", device=torch.device("cpu"))
-        rows, classes = torch.from_numpy(gallery), torch.from_numpy(labels)
-        return lambda: calculator.get_accuracy(rows, classes)
-    if task == "top_k":
-        if "torch" in side:
-            importlib.import_module("torch")
+        index = faiss.IndexFlatIP(num_dims)
+        index.add(gallery)
+        return lambda: mean(index.search(queries, K + 1)[0])
+    if side == OURS:
+        importlib.import_module("torch")
+    if task == TOP_K:
         from vitrieve.similarity import top_k
 
-        return lambda: top_k(queries, gallery, K + 1)
-    importlib.import_module("torch")
+        return lambda: mean(top_k(queries, gallery, K + 1)[0])
     from vitrieve.evaluate.metrics import score_queries
 
-    return lambda: score_queries(gallery, labels)
+    return lambda: mean(score_queries(gallery, labels).map_at_r)
 
 
-def run_one(words: dict[str, Any]) -> dict[str, float]:
-    """Measure one side once, in this process."""
-    gallery, labels = make_vectors(
-        Path(words["path"]), words["num_rows"], words["num_dims"], words["num_classes"], seed=0
-    )
-    queries = gallery
-    if words["num_queries"]:
-        queries = make_vectors(
-            Path(words["path"]), words["num_queries"], words["num_dims"], words["num_classes"], seed=1
-        )[0]
-    work = choose_work(words["task"], words["side"], queries, gallery, labels)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    begun = time.perf_counter()
-    result = work()
-    seconds = time.perf_counter() - begun
-    extra_mib = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
-    return {"seconds": seconds, "extra_mib": extra_mib, "check": checksum(result)}
+def build_calculator(gallery: np.ndarray, labels: np.ndarray) -> Callable[[], float]:
+    import torch
+    from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
+
+    names = ("precision_at_1", "r_precision", "mean_average_precision_at_r")
+    calculator = AccuracyCalculator(include=names, k="max_bin_count", device=torch.device("cpu"))
+    rows, classes = torch.from_numpy(gallery), torch.from_numpy(labels)
+    return lambda: float(calculator.get_accuracy(rows, classes)["mean_average_precision_at_r"])
 
 
-def checksum(result: Any) -> float:
-    """Reduce a result to one number that all sides of a task share: neighbours' sum, or MAP@R."""
-    if isinstance(result, tuple):
-        return float(np.asarray(result[0], dtype=np.float64).mean())
-    if isinstance(result, dict):
-        return float(result["mean_average_precision_at_r"])
-    return float(result.map_at_r.mean())
+def mean(values: Any) -> float:
+    return float(np.asarray(values, dtype=np.float64).mean())
 
 
-def measure(task: str, sides: tuple[str, ...], rounds: int, **words: Any) -> list[dict[str, Any]]:
-    """Measure some sides alternating; return a line a side."""
-    found: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
-    for _ in range(rounds):
-        for side in sides:
-            given = json.dumps({"task": task, "side": side, **words})
-            done = subprocess.run([sys.executable, __file__, "--one", given], stdout=subprocess.PIPE, check=True)
-            found[side].append(json.loads(done.stdout))
-            print(task, side, words["num_rows"], words["num_dims"], found[side][-1], file=sys.stderr)
-    return [
-        {
-            "task": task,
-            "side": side,
-            **{name: value for name, value in words.items() if name != "path"},
-            "seconds": statistics.median(one["seconds"] for one in ones),
-            "seconds_min": min(one["seconds"] for one in ones),
-            "seconds_max": max(one["seconds"] for one in ones),
-            "extra_mib": max(one["extra_mib"] for one in ones),
-            "check": ones[0]["check"],
-        }
-        for side, ones in found.items()
-    ]
+def compare(task: str, name: str, sides: Sequence[str], num_rounds: int, **shape: int) -> list[Line]:
+    """Measure the sides of one task; ``shape`` as ``build_side`` takes it.
 
-
-def main() -> None:
-    if sys.argv[1:2] == ["--one"]:
-        print(json.dumps(run_one(json.loads(sys.argv[2]))))
-        return
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("work", type=Path)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--quick", action="store_true", help="a sixth of the images, and no growth")
-    arguments = parser.parse_args()
-    path = str(ensure_vectors(arguments.work, arguments.folder))
-    rows = NUM_IMAGES // 6 if arguments.quick else NUM_IMAGES
-    shape = {"path": path, "num_rows": rows, "num_dims": NUM_DIMS, "num_classes": NUM_CLASSES, "num_queries": 0}
-    lines = measure("top_k", TOP_K_SIDES, arguments.rounds, **shape)
-    lines += measure("metrics", METRIC_SIDES, arguments.rounds, **shape)
-    if not arguments.quick:
-        for num_queries, sizes in ((70, (10_000, 100_000, 1_000_000)), (10_000, (10_000, 100_000, 1_000_000))):
-            for size in sizes:
-                lines += measure("top_k", TOP_K_SIDES, 1, **{**shape, "num_rows": size, "num_queries": num_queries})
-        for num_dims in (128, 768):
-            lines += measure("top_k", TOP_K_SIDES, 1, **{**shape, "num_rows": 30_000, "num_dims": num_dims})
-    result = {
-        "date": time.strftime("%Y-%m-%d"),
-        "machine": platform.processor() or platform.machine(),
-        "num_cores": os.cpu_count(),
-        "lines": lines,
-    }
-    (RESULTS / f"ranking_{result['date']}{'_quick' if arguments.quick else ''}.json").write_text(
-        json.dumps(result, indent=2) + "\n"
-    )
-    print("| task | rows | queries | dims | side | seconds (least, most) | extra MiB | check |")
-    print("|---|---:|---:|---:|---|---:|---:|---:|")
-    for one in lines:
-        print(
-            f"| {one['task']} | {one['num_rows']:,} | {one['num_queries'] or one['num_rows']:,} | {one['num_dims']} "
-            f"| {one['side']} | {one['seconds']:.2f} ({one['seconds_min']:.2f}, {one['seconds_max']:.2f}) "
-            f"| {one['extra_mib']:,.0f} | {one['check']:.7f} |"
+    Raises:
+        RuntimeError: The sides do not find the same.
+    """
+    found = alternate_processes(__file__, sides, num_rounds, task=task, **shape)
+    checks = {side: rounds.check for side, rounds in found.items()}
+    values = [value for value in checks.values() if value is not None]
+    if max(values) - min(values) > MAX_DIFFERENCE:
+        raise RuntimeError(f"the sides of {name} do not find the same: {checks}.")
+    lines = []
+    for side, rounds in found.items():
+        lines += time_lines(
+            SECTION,
+            name,
+            {side: rounds.seconds},
+            size=shape["num_rows"],
+            gflop=2 * (shape["num_queries"] or shape["num_rows"]) * shape["num_rows"] * shape["num_dims"] / 1e9,
+            ceiling="product, fp32",
+            peak_mib=rounds.extra_mib,
+            note=f"check {rounds.check:.7f}",
         )
+    return lines
+
+
+def measure(is_quick: bool) -> list[Line]:
+    rows = NUM_IMAGES // 6 if is_quick else NUM_IMAGES
+    shape = {"num_rows": rows, "num_queries": 0, "num_dims": NUM_DIMS}
+    itself = f"{rows:,} x {NUM_DIMS} against itself"
+    num_rounds = 2 if is_quick else 3
+    lines = compare(TOP_K, f"{TOP_K}, {itself}", TOP_K_SIDES, num_rounds, **shape)
+    lines += compare(SCORES, f"{SCORES}, {itself}", SCORES_SIDES, 1 if is_quick else 2, **shape)
+    if is_quick:
+        return lines
+    for num_queries in (70, 10_000):
+        for size in (10_000, 100_000, 1_000_000):
+            name = f"growth with the gallery, top 10 for {num_queries:,} queries"
+            grown = {"num_rows": size, "num_queries": num_queries, "num_dims": NUM_DIMS}
+            lines += compare(TOP_K, name, TOP_K_SIDES, 1 if size * num_queries > 1e9 else 3, **grown)
+    for num_dims in (128, 384, 768):
+        name = f"growth with the width, top 10, 30,000 against itself, {num_dims} dimensions"
+        lines += compare(TOP_K, name, TOP_K_SIDES, 1, num_rows=30_000, num_queries=0, num_dims=num_dims)
+    return lines
 
 
 if __name__ == "__main__":
-    main()
+    main(measure, __doc__, build_side)

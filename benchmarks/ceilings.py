@@ -1,0 +1,80 @@
+"""What the machine can do at most: matrix products, memory, decoding.
+
+    python benchmarks/ceilings.py [--quick] [--json FILE]
+
+Products of 4,096³ by torch (oneDNN) and, in float32, by NumPy (OpenBLAS); a copy of 1 GiB, counted read and written;
+photographs decoded from memory by Pillow, a thread a core. Every other part of the suite is stated as a share of these.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+from collections_here import read_photographs
+from contest import Line, alternate, main, rate_lines
+from PIL import Image
+
+SECTION = "ceilings"
+SIZE = 4_096
+FP32, BF16, INT8 = "product, fp32", "product, bf16", "product, int8"
+MEMORY, DECODING = "memory, read and written", "decoding alone"
+COPY_BYTES = 2**30
+NUM_PHOTOGRAPHS = 200
+
+
+def build_products() -> dict[str, Callable[[], object]]:
+    generator = torch.Generator().manual_seed(0)
+    floats = torch.randn(SIZE, SIZE, generator=generator)
+    halves = floats.bfloat16()
+    integers = torch.randint(-128, 128, (SIZE, SIZE), generator=generator, dtype=torch.int8)
+    array = floats.numpy()
+    return {
+        f"{FP32}, torch": lambda: floats @ floats,
+        f"{FP32}, NumPy": lambda: array @ array,
+        f"{BF16}, torch": lambda: halves @ halves,
+        f"{INT8}, torch": lambda: torch._int_mm(integers, integers),
+    }
+
+
+def measure_products(num_rounds: int) -> list[Line]:
+    seconds = alternate(build_products(), num_rounds)
+    lines = []
+    for name, rounds in seconds.items():
+        task, _, side = name.rpartition(", ")
+        lines += rate_lines(SECTION, task, {side: rounds}, 2 * SIZE**3 / 1e9, "GFLOP/s")
+    return lines
+
+
+def measure_memory(num_rounds: int) -> list[Line]:
+    source = torch.zeros(COPY_BYTES // 4)
+    target = torch.ones_like(source)
+    seconds = alternate({"torch": lambda: target.copy_(source)}, num_rounds)
+    return rate_lines(SECTION, MEMORY, seconds, 2 * COPY_BYTES / 1e9, "GB/s")
+
+
+def measure_decoding(num_rounds: int) -> list[Line]:
+    name, records = read_photographs()
+    chosen = np.random.default_rng(0).permutation(len(records))[:NUM_PHOTOGRAPHS]
+    contents = [records[number].path.read_bytes() for number in chosen]
+
+    def decode(data: bytes) -> None:
+        with Image.open(io.BytesIO(data)) as image:
+            image.load()
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        seconds = alternate({"Pillow": lambda: list(pool.map(decode, contents))}, num_rounds)
+    return rate_lines(SECTION, DECODING, seconds, len(contents), "images/s", note=f"{name}, files in memory")
+
+
+def measure(is_quick: bool) -> list[Line]:
+    num_rounds = 3 if is_quick else 9
+    return measure_products(num_rounds) + measure_memory(num_rounds) + measure_decoding(num_rounds)
+
+
+if __name__ == "__main__":
+    main(measure, __doc__)

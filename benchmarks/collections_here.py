@@ -1,0 +1,63 @@
+"""Photographs and real embeddings for the benchmarks: Grocery where it is, emoji otherwise."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+from vitrieve.cache import cache_folder
+from vitrieve.data.records import ImageRecord
+from vitrieve.data.sources import read_source
+
+ENCODER, IMAGE_SIZE = "dinov2-vits14", 112
+NOISE_NORM = 0.35
+"""Length of the noise of a copy: a cosine near 0.94, as between two crops of a picture."""
+
+
+def find_grocery() -> Path | None:
+    """Return the folder of Grocery, below ``VITRIEVE_DATA`` or beside the checkout; None where it is not."""
+    roots = [Path(os.environ["VITRIEVE_DATA"])] if "VITRIEVE_DATA" in os.environ else []
+    roots.append(Path(__file__).parents[2] / "shared" / "datasets")
+    return next((root / "grocery-store" for root in roots if (root / "grocery-store").is_dir()), None)
+
+
+def read_photographs() -> tuple[str, list[ImageRecord]]:
+    """Return the source's name and its pictures."""
+    folder = find_grocery()
+    source = "emoji" if folder is None else f"grocery:{folder}"
+    return source.partition(":")[0], list(read_source(source).records)
+
+
+def ensure_real_vectors() -> np.ndarray:
+    """Embed Grocery (where it is) and emoji, unless an earlier run did; ``(N, 384)`` float32 in the cache's folder."""
+    folder = find_grocery()
+    path = cache_folder() / "benchmarks" / f"vectors-{'emoji' if folder is None else 'grocery-emoji'}.npy"
+    if not path.exists():
+        from vitrieve.embed.batches import encode_batches
+        from vitrieve.runtime.encoder import load_encoder
+
+        encoder = load_encoder(ENCODER, image_size=IMAGE_SIZE)
+        sources = ["emoji"] if folder is None else [f"grocery:{folder}", "emoji"]
+        records = [record for source in sources for record in read_source(source).records]
+        batches = [records[start : start + 32] for start in range(0, len(records), 32)]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.save(path, np.concatenate([batch.vectors for batch in encode_batches(encoder, batches)]))
+    return np.load(path)
+
+
+def make_vectors(num_rows: int, num_dims: int, num_classes: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return ``(N, E)`` unit vectors, real ones with noise (a real one a class), and their labels ``(N,)``."""
+    generator = np.random.default_rng(seed)
+    real = ensure_real_vectors()
+    real = np.pad(real, ((0, 0), (0, max(0, num_dims - real.shape[1]))))[:, :num_dims]
+    labels = np.arange(num_rows) % num_classes
+    vectors = np.empty((num_rows, num_dims), dtype=np.float32)
+    for start in range(0, num_rows, 65_536):
+        stop = min(start + 65_536, num_rows)
+        noise = generator.standard_normal((stop - start, num_dims), dtype=np.float32)
+        noise *= NOISE_NORM / np.linalg.norm(noise, axis=1, keepdims=True)
+        vectors[start:stop] = real[labels[start:stop] % len(real)] + noise
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors, labels

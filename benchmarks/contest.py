@@ -1,0 +1,303 @@
+"""What every benchmark of the suite shares: sides that alternate, the lines they end as, and the machine.
+
+A part of the suite is a script with ``measure(is_quick) -> list[Line]`` and ``main(measure)`` at its end; ``run.py``
+starts each in a process of its own and makes one page of all lines.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+RESULTS = Path(__file__).parent / "results"
+PACKAGES = (
+    "numpy",
+    "torch",
+    "timm",
+    "openvino",
+    "onnxruntime",
+    "faiss-cpu",
+    "pytorch-metric-learning",
+    "torchmetrics",
+    "sentence-transformers",
+    "lancedb",
+    "pillow",
+)
+PINNED = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+SIDE_FLAG = "--side"
+BuildSide = Callable[..., Callable[[], object]]
+RECORDED = (*PINNED, "ONEDNN_MAX_CPU_ISA", "ONEDNN_DEFAULT_FPMATH_MODE", "OPENBLAS_CORETYPE")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """One side of one task.
+
+    Attributes:
+        section: Part of the suite.
+        task: What was done; lines of one task are comparable.
+        side: Who did it; those that start with ``vitrieve`` are ours.
+        value: Median of the rounds, in ``unit``.
+        low: Least of the rounds.
+        high: Most of the rounds.
+        unit: ``s`` and ``ms`` are better when less, everything else when more.
+        size: Of the input, where the task is one point of a curve.
+        gflop: Billions of operations (multiplications and additions of the matrix products) a unit, or a call.
+        ceiling: The task of the section ``ceilings`` that bounds it; with ``gflop`` None, in the same unit.
+        peak_mib: Largest memory, where it was measured; of the process, or above what it held before, as the part says.
+        note: For a reader of the page.
+    """
+
+    section: str
+    task: str
+    side: str
+    value: float
+    low: float
+    high: float
+    unit: str
+    size: float | None = None
+    gflop: float | None = None
+    ceiling: str | None = None
+    peak_mib: float | None = None
+    note: str = ""
+
+    @property
+    def is_ours(self) -> bool:
+        """Return whether this is our side."""
+        return self.side.startswith("vitrieve")
+
+    @property
+    def is_less_better(self) -> bool:
+        """Return whether a smaller value is better."""
+        return self.unit in ("s", "ms")
+
+    def times_better_than(self, other: Line) -> float:
+        """Return how many times better this side is than another of its task."""
+        ratio = self.value / other.value
+        return 1 / ratio if self.is_less_better else ratio
+
+    def share_of(self, ceiling: Line) -> float:
+        """Return the part of a ceiling that was reached: of its operations a second, or of its own unit."""
+        if self.gflop is None:
+            return self.value / ceiling.value
+        seconds = self.value / (1000 if self.unit == "ms" else 1)
+        return (self.gflop / seconds if self.is_less_better else self.gflop * self.value) / ceiling.value
+
+
+def alternate(sides: Mapping[str, Callable[[], object]], num_rounds: int) -> dict[str, list[float]]:
+    """Time sides in turn; the round before the first one warms up and does not count.
+
+    Returns:
+        Seconds of each round of each side.
+    """
+    seconds: dict[str, list[float]] = {side: [] for side in sides}
+    for number in range(num_rounds + 1):
+        for side, run in sides.items():
+            start = time.perf_counter()
+            run()
+            elapsed = time.perf_counter() - start
+            if number:
+                seconds[side].append(elapsed)
+            print(f"  {side}: {elapsed:.3f} s{'' if number else ' (warm-up)'}", file=sys.stderr, flush=True)
+    return seconds
+
+
+class Rounds(NamedTuple):
+    """What one side needed.
+
+    Attributes:
+        seconds: Of each round.
+        extra_mib: The most memory above what its process held before the first round.
+        process_mib: The most memory of its process.
+        check: What the last round returned, where that is a number.
+    """
+
+    seconds: list[float]
+    extra_mib: float
+    process_mib: float
+    check: float | None
+
+
+def alternate_processes(script: str, sides: Sequence[str], num_rounds: int, **given: Any) -> dict[str, Rounds]:
+    """Time sides in turn, each in a process of its own that stays; the round before the first one warms up.
+
+    Args:
+        script: ``__file__`` of the caller, whose ``main`` gets ``build_side``.
+        sides: Their names.
+        num_rounds: Rounds that count.
+        given: Passed on to ``build_side``; anything that JSON can say.
+    """
+    command = [sys.executable, script, SIDE_FLAG]
+    processes = {
+        side: subprocess.Popen(
+            [*command, json.dumps({"side": side, **given})], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        for side in sides
+    }
+    try:
+        answers: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
+        for _ in range(num_rounds + 1):
+            for side, process in processes.items():
+                assert process.stdin is not None
+                assert process.stdout is not None
+                process.stdin.write("\n")
+                process.stdin.flush()
+                answer = process.stdout.readline()
+                if not answer:
+                    raise RuntimeError(f"{side} stopped; its reason stands above.")
+                answers[side].append(json.loads(answer))
+                print(f"  {side}: {answers[side][-1]}", file=sys.stderr, flush=True)
+    finally:
+        for process in processes.values():
+            process.kill()
+            process.communicate()
+    return {
+        side: Rounds(
+            seconds=[one["seconds"] for one in ones[1:]],
+            extra_mib=ones[-1]["process_mib"] - ones[-1]["before_mib"],
+            process_mib=ones[-1]["process_mib"],
+            check=ones[-1]["check"],
+        )
+        for side, ones in answers.items()
+    }
+
+
+def _answer_rounds(build_side: BuildSide, words: str) -> None:
+    """Be one side: build it, and run a round for each line of standard input."""
+    given = json.loads(words)
+    run = build_side(given.pop("side"), **given)
+    before_mib = _peak_mib()
+    for _ in sys.stdin:
+        start = time.perf_counter()
+        result = run()
+        answer = {
+            "seconds": time.perf_counter() - start,
+            "before_mib": before_mib,
+            "process_mib": _peak_mib(),
+            "check": result if isinstance(result, float) else None,
+        }
+        print(json.dumps(answer), flush=True)
+
+
+def _peak_mib() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def rate_lines(
+    section: str, task: str, seconds: Mapping[str, list[float]], num_units: float, unit: str, **more: Any
+) -> list[Line]:
+    """Make lines of units a second out of seconds a call."""
+    return [
+        Line(
+            section=section,
+            task=task,
+            side=side,
+            value=num_units / statistics.median(rounds),
+            low=num_units / max(rounds),
+            high=num_units / min(rounds),
+            unit=unit,
+            **more,
+        )
+        for side, rounds in seconds.items()
+    ]
+
+
+def time_lines(section: str, task: str, seconds: Mapping[str, list[float]], unit: str = "s", **more: Any) -> list[Line]:
+    """Make lines of seconds (or milliseconds) a call."""
+    factor = 1000 if unit == "ms" else 1
+    return [
+        Line(
+            section=section,
+            task=task,
+            side=side,
+            value=factor * statistics.median(rounds),
+            low=factor * min(rounds),
+            high=factor * max(rounds),
+            unit=unit,
+            **more,
+        )
+        for side, rounds in seconds.items()
+    ]
+
+
+def pin_threads() -> int:
+    """Give every library of this process, and of those it starts, as many threads as there are cores."""
+    num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    for name in PINNED:
+        os.environ.setdefault(name, str(num_cores))
+    return num_cores
+
+
+def describe_machine() -> dict[str, Any]:
+    """Return what a reader needs to judge the figures."""
+    return {
+        "date": time.strftime("%Y-%m-%d"),
+        "processor": _processor_name(),
+        "instructions": _instructions(),
+        "num_cores": os.cpu_count(),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "load_before": round(os.getloadavg()[0], 1),
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.release()}",
+        "packages": {name: _version(name) for name in PACKAGES},
+        "settings": {name: os.environ.get(name, "not set") for name in RECORDED},
+    }
+
+
+def _processor_name() -> str:
+    path = Path("/proc/cpuinfo")
+    names = [line for line in path.read_text().splitlines() if line.startswith("model name")] if path.exists() else []
+    return names[0].split(":", 1)[1].strip() if names else platform.processor() or platform.machine()
+
+
+def _instructions() -> list[str]:
+    path = Path("/proc/cpuinfo")
+    flags = path.read_text().split() if path.exists() else []
+    wanted = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
+    return [name for name in wanted if name in flags]
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def main(measure: Callable[[bool], list[Line]], description: str | None, build_side: BuildSide | None = None) -> None:
+    """Run one part of the suite; prints a table, and writes its lines where ``--json`` says.
+
+    Args:
+        measure: The part; takes whether to be quick.
+        description: For ``--help``.
+        build_side: From a side's name and what else was given to what a round does, for ``alternate_processes``.
+    """
+    if sys.argv[1:2] == [SIDE_FLAG]:
+        assert build_side is not None
+        _answer_rounds(build_side, sys.argv[2])
+        return
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="smaller inputs and fewer rounds")
+    parser.add_argument("--json", type=Path, help="file for the lines")
+    arguments = parser.parse_args()
+    pin_threads()
+    lines = measure(arguments.quick)
+    if arguments.json:
+        arguments.json.write_text(json.dumps([asdict(line) for line in lines], indent=1) + "\n")
+    print("| task | side | median | least to most | peak MiB |\n|---|---|---:|---:|---:|")
+    for line in lines:
+        peak = "" if line.peak_mib is None else f"{line.peak_mib:,.0f}"
+        spread = f"{line.low:.4g} to {line.high:.4g}"
+        print(f"| {line.task} | {line.side} | {line.value:.4g} {line.unit} | {spread} | {peak} |")

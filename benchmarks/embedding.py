@@ -1,0 +1,236 @@
+"""Embedding: our engines beside the ways others do it, and the whole command beside the bare engine.
+
+    python benchmarks/embedding.py [--quick] [--json FILE]
+
+DeiT-S at 224 px with random weights (ViT-S of the same cost where a library builds its own). Bare engines take pixels
+that are ready: float32, as the libraries want them, and uint8 squares for ours. The sides alternate, each in a process
+of its own. sentence-transformers takes Pillow pictures, so its preparation counts; it is left out where it is not
+installed. Whole command: `vitrieve embed`, files in and vectors out, with start-up, over the photographs of Grocery
+(emoji where Grocery is not), and the plain loop, torch's DataLoader and timm in float32, over fewer of them.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from collections_here import read_photographs
+from contest import Line, alternate_processes, main, rate_lines
+
+SECTION = "embedding"
+ARCHITECTURE, IMAGE_SIZE, NUM_IMAGES = "deit_small_patch16_224", 224, 128
+TASK, COMMAND_TASK = "bare engine", "whole command"
+GFLOP_PER_IMAGE = 9.2
+"""4.6 billion multiplications and additions of the linear layers and of attention."""
+PEERS = {
+    "timm, torch fp32, batch 64": "product, fp32",
+    "timm, torch bf16 autocast, batch 64": "product, bf16",
+    "sentence-transformers, torch fp32, batch 32": "product, fp32",
+    "ONNX Runtime fp32, batch 32": "product, fp32",
+    "OpenVINO fp32, batch 32": "product, fp32",
+    "OpenVINO as it comes, batch 32": "product, bf16",
+}
+OURS = {
+    "vitrieve, OpenVINO bf16 (auto)": "product, bf16",
+    "vitrieve, OpenVINO fp32": "product, fp32",
+    "vitrieve, ONNX Runtime fp32": "product, fp32",
+    "vitrieve, torch bf16": "product, bf16",
+}
+PLAIN_LOOP, EMBED = "DataLoader and timm, torch fp32", "vitrieve embed"
+NUM_PLAIN = 300
+Work = Callable[[], object]
+
+
+def ensure_encoder(folder: Path) -> Path:
+    """Write DeiT-S with random weights as an exported encoder, unless it is there."""
+    if not (folder / "manifest.json").exists():
+        import torch
+
+        from vitrieve.config import ModelConfig
+        from vitrieve.model.encoder import build_encoder, save_encoder
+        from vitrieve.model.export import export_folder
+
+        torch.manual_seed(0)
+        model = ModelConfig(backbone=ARCHITECTURE, image_size=IMAGE_SIZE)
+        save_encoder(build_encoder(model, is_pretrained=False), folder)
+        export_folder(folder)
+    return folder
+
+
+def build_side(side: str, encoder: str, num_images: int) -> Work:
+    pixels = np.random.default_rng(0).standard_normal((num_images, 3, IMAGE_SIZE, IMAGE_SIZE), dtype=np.float32)
+    if side in OURS:
+        return build_ours(side, Path(encoder), num_images)
+    if side.startswith("timm"):
+        return build_timm(pixels, is_bf16="bf16" in side)
+    if side.startswith("sentence"):
+        return build_sentence_transformers(num_images)
+    if side.startswith("ONNX"):
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(Path(encoder) / "encoder.onnx", providers=["CPUExecutionProvider"])
+        return lambda: [session.run(["embedding"], {"pixels": part}) for part in np.split(pixels, num_images // 32)]
+    import openvino
+
+    settings = {"INFERENCE_PRECISION_HINT": "f32"} if "fp32" in side else {}
+    compiled = openvino.Core().compile_model(Path(encoder) / "encoder.onnx", "CPU", settings)
+    return lambda: [compiled([part]) for part in np.split(pixels, num_images // 32)]
+
+
+def build_ours(side: str, encoder: Path, num_images: int) -> Work:
+    from vitrieve.runtime.encoder import load_encoder
+
+    engine = next(word for word in ("openvino", "onnx", "torch") if word in side.lower())
+    precision = "bf16" if "bf16" in side else "fp32"
+    loaded = load_encoder(encoder, engine=engine, precision=precision)  # type: ignore[arg-type]
+    shape = (num_images, IMAGE_SIZE, IMAGE_SIZE, 3)
+    squares = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    if loaded.num_parallel == 1:
+        return lambda: loaded.encode_squares(squares)
+    pool = ThreadPoolExecutor(loaded.num_parallel)
+    parts = np.split(squares, num_images // 16)
+    return lambda: list(pool.map(loaded.encode_squares, parts))
+
+
+def build_timm(pixels: np.ndarray, *, is_bf16: bool) -> Work:
+    import timm
+    import torch
+
+    model = timm.create_model(ARCHITECTURE, num_classes=0).eval()
+    batches = torch.from_numpy(pixels).split(64)
+
+    def run() -> None:
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=is_bf16):
+            for batch in batches:
+                torch.nn.functional.normalize(model(batch).float(), dim=1)
+
+    return run
+
+
+def build_sentence_transformers(num_images: int) -> Work:
+    """Build a CLIP whose picture side is ViT-S/16, with random weights, as sentence-transformers loads one."""
+    import json
+
+    from PIL import Image
+    from sentence_transformers import SentenceTransformer
+    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer
+
+    folder = Path(tempfile.mkdtemp())
+    (folder / "vocab.json").write_text(json.dumps({"<|startoftext|>": 0, "<|endoftext|>": 1, "a</w>": 2}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    tokenizer = CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"))
+    vision = {"hidden_size": 384, "intermediate_size": 1536, "num_attention_heads": 6, "patch_size": 16}
+    config = CLIPConfig(vision_config=vision, text_config={"vocab_size": 3, "num_hidden_layers": 1})
+    model_folder = str(folder / "model")
+    CLIPModel(config).save_pretrained(model_folder)
+    CLIPProcessor(CLIPImageProcessor(), tokenizer).save_pretrained(model_folder)
+    model = SentenceTransformer(model_folder, device="cpu")
+    noise = np.random.default_rng(0).integers(0, 256, (num_images, IMAGE_SIZE, IMAGE_SIZE, 3), dtype=np.uint8)
+    pictures: list[Any] = [Image.fromarray(one) for one in noise]
+    return lambda: model.encode(pictures, batch_size=32, normalize_embeddings=True)
+
+
+def measure_engines(encoder: Path, is_quick: bool) -> list[Line]:
+    sides = {**PEERS, **OURS}
+    if importlib.util.find_spec("sentence_transformers") is None:
+        print("sentence-transformers is not installed: left out", file=sys.stderr)
+        sides = {name: ceiling for name, ceiling in sides.items() if not name.startswith("sentence")}
+    num_images = NUM_IMAGES // 2 if is_quick else NUM_IMAGES
+    given = {"encoder": str(encoder), "num_images": num_images}
+    found = alternate_processes(__file__, list(sides), 2 if is_quick else 5, **given)
+    lines = []
+    for side, rounds in found.items():
+        lines += rate_lines(
+            SECTION,
+            f"{TASK}, DeiT-S, {IMAGE_SIZE} px",
+            {side: rounds.seconds},
+            num_images,
+            "images/s",
+            gflop=GFLOP_PER_IMAGE,
+            ceiling=sides[side],
+            peak_mib=rounds.process_mib,
+        )
+    return lines
+
+
+# --- the whole command ---
+
+
+def run_embed(encoder: Path, pictures: Path) -> None:
+    out = pictures.parent / "embeddings"
+    shutil.rmtree(out, ignore_errors=True)
+    words = ["embed", "--encoder", str(encoder), "--images", str(pictures), "--out", str(out)]
+    subprocess.run([sys.executable, "-m", "vitrieve", *words], check=True, stdout=subprocess.DEVNULL)
+
+
+def run_plain_loop(paths: list[Path]) -> float:
+    """Embed files as a plain script does; return seconds without imports and start-up."""
+    import timm
+    import torch
+    from PIL import Image
+    from torch.utils.data import DataLoader, Dataset
+
+    model = timm.create_model(ARCHITECTURE, num_classes=0).eval()
+    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+
+    class Files(Dataset[Any]):
+        def __len__(self) -> int:
+            return len(paths)
+
+        def __getitem__(self, place: int) -> Any:
+            return transform(Image.open(paths[place]).convert("RGB"))
+
+    start = time.perf_counter()
+    with torch.inference_mode():
+        for batch in DataLoader(Files(), batch_size=64, num_workers=os.cpu_count() or 1):
+            torch.nn.functional.normalize(model(batch), dim=1)
+    return time.perf_counter() - start
+
+
+def measure_command(encoder: Path, is_quick: bool, work: Path) -> list[Line]:
+    """Time the command, the bare engine just before and after it, and the plain loop."""
+    name, records = read_photographs()
+    paths = [record.path for record in records][: 600 if is_quick else None]
+    pictures = work / "pictures"
+    pictures.mkdir()
+    for number, path in enumerate(paths):
+        (pictures / f"{number:06d}{path.suffix}").symlink_to(path.resolve())
+    run_engine = build_ours("vitrieve, OpenVINO bf16 (auto)", encoder, 512)
+    run_engine()
+    engine, command = [], []
+    for _ in range(1 if is_quick else 2):
+        engine += [time_call(run_engine) * len(paths) / 512 for _ in range(3)]
+        command.append(time_call(lambda: run_embed(encoder, pictures)))
+        engine += [time_call(run_engine) * len(paths) / 512 for _ in range(3)]
+    plain = [run_plain_loop(paths[:NUM_PLAIN]) * len(paths) / NUM_PLAIN]
+    task = f"{COMMAND_TASK}, {len(paths):,} files of {name}"
+    lines = rate_lines(SECTION, task, {EMBED: command, PLAIN_LOOP: plain}, len(paths), "images/s")
+    bare = rate_lines(SECTION, task, {"vitrieve, bare engine, beside it": engine}, len(paths), "images/s")
+    share = f"{100 * lines[0].value / bare[0].value:.0f} % of the bare engine, start-up included"
+    return [Line(**{**vars(lines[0]), "note": share}), lines[1], *bare]
+
+
+def time_call(call: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def measure(is_quick: bool) -> list[Line]:
+    with tempfile.TemporaryDirectory() as folder:
+        encoder = ensure_encoder(Path(folder) / "encoder")
+        return measure_engines(encoder, is_quick) + measure_command(encoder, is_quick, Path(folder))
+
+
+if __name__ == "__main__":
+    main(measure, __doc__, build_side)

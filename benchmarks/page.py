@@ -1,0 +1,145 @@
+"""The page of the suite: bars for each task, curves for what grows, shares of the ceilings.
+
+python benchmarks/page.py results/bench_DATE.json     draws the page again
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from contest import Line
+from jinja2 import ChoiceLoader, Environment, FileSystemLoader, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from vitrieve.reproduce.charts import Line as Curve
+from vitrieve.reproduce.charts import draw_lines
+
+CEILINGS = "ceilings"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SideView:
+    """A row of a task: its line, its bar from 0 to 1, how many times ours is better, and its share of the ceiling."""
+
+    line: Line
+    bar: float
+    ratio: float | None
+    share: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskView:
+    """A task with its sides."""
+
+    name: str
+    sides: tuple[SideView, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CurveView:
+    """How something grows."""
+
+    name: str
+    names: tuple[str, ...]
+    chart: Markup
+
+
+@dataclass(frozen=True, kw_only=True)
+class SectionView:
+    """A part of the suite."""
+
+    name: str
+    tasks: tuple[TaskView, ...]
+    curves: tuple[CurveView, ...]
+
+
+def write_page(machine: dict[str, Any], lines: Sequence[Line], path: Path, *, is_quick: bool) -> None:
+    """Write one self-contained page."""
+    loaders = [FileSystemLoader(Path(__file__).parent), PackageLoader("vitrieve.evaluate")]
+    environment = Environment(
+        loader=ChoiceLoader([*loaders, PackageLoader("vitrieve.reproduce")]),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["figure"] = format_figure
+    template = environment.get_template("page.html.j2")
+    path.write_text(template.render(machine=machine, sections=view_sections(lines), is_quick=is_quick))
+
+
+def format_figure(value: float) -> str:
+    """Spell a figure with three digits that count.
+
+    >>> [format_figure(value) for value in (0.01234, 5.678, 123.4, 12345.6)]
+    ['0.0123', '5.68', '123', '12,346']
+    """
+    if value == 0:
+        return "0"
+    digits = max(0, 2 - math.floor(math.log10(abs(value))))
+    return f"{value:,.{digits}f}"
+
+
+def view_sections(lines: Sequence[Line]) -> list[SectionView]:
+    """Arrange lines by section and task, in their order."""
+    ceilings: dict[str, Line] = {}
+    for line in lines:
+        if line.section == CEILINGS and (line.task not in ceilings or line.value > ceilings[line.task].value):
+            ceilings[line.task] = line
+    views = []
+    for section, of_section in groupby(lines, key=lambda line: line.section):
+        tasks = [(name, list(sides)) for name, sides in groupby(of_section, key=lambda line: line.task)]
+        curves = [view_curve(name, sides) for name, sides in tasks if is_curve(sides)]
+        bars = [view_task(name, sides, ceilings) for name, sides in tasks if not is_curve(sides)]
+        views.append(SectionView(name=section, tasks=tuple(bars), curves=tuple(curves)))
+    return views
+
+
+def is_curve(sides: Sequence[Line]) -> bool:
+    """Return whether a task was done at several sizes."""
+    return len({line.size for line in sides}) > 1
+
+
+def view_task(name: str, sides: Sequence[Line], ceilings: dict[str, Line]) -> TaskView:
+    """Compare the sides of a task with ours, the first of them that is."""
+    ours = next((line for line in sides if line.is_ours), None)
+    most = max(line.value for line in sides)
+    views = []
+    for line in sides:
+        ceiling = ceilings.get(line.ceiling or "")
+        views.append(
+            SideView(
+                line=line,
+                bar=line.value / most,
+                ratio=None if ours is None or line.is_ours else ours.times_better_than(line),
+                share=None if ceiling is None else line.share_of(ceiling),
+            )
+        )
+    return TaskView(name=name, sides=tuple(views))
+
+
+def view_curve(name: str, sides: Sequence[Line]) -> CurveView:
+    """Draw a task against its size, both as powers of ten."""
+    names = tuple(dict.fromkeys(line.side for line in sides))
+    curves = []
+    for side in names:
+        points = sorted((line.size or 0.0, line.value) for line in sides if line.side == side)
+        xs, ys = zip(*((math.log10(size), math.log10(value)) for size, value in points), strict=True)
+        curves.append(Curve(name=side, xs=xs, ys=ys))
+    unit = sides[0].unit
+    chart = draw_lines(curves, "size, powers of ten", f"{unit}, powers of ten")
+    return CurveView(name=name, names=names, chart=chart)
+
+
+if __name__ == "__main__":
+    source = Path(sys.argv[1])
+    contents = json.loads(source.read_text())
+    found = [Line(**one) for one in contents["lines"]]
+    write_page(contents["machine"], found, source.with_suffix(".html"), is_quick=contents["is_quick"])
