@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 from vitrieve.config import (
-    _RANGES,
     Config,
     LoaderConfig,
     ModelConfig,
@@ -15,9 +14,8 @@ from vitrieve.config import (
     OptimizerConfig,
     TrainConfig,
     TupleConfig,
-    check_config,
-    find_ineffective,
 )
+from vitrieve.config_check import _RANGES, check_config, find_ineffective
 from vitrieve.config_json import config_from_json, config_to_json
 from vitrieve.errors import ConfigError
 from vitrieve.recipes import RECIPES, find_recipe

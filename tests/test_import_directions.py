@@ -16,7 +16,7 @@ SOURCE = Path(__file__).resolve().parents[1] / "src" / "vitrieve"
 
 ROWS = (
     ("errors", "progress", "cache"),
-    ("config", "config_json", "recipes"),
+    ("config", "config_check", "config_json", "recipes"),
     ("similarity",),
     ("artifacts",),
     ("data",),

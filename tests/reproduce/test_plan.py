@@ -7,7 +7,8 @@ import pytest
 
 from vitrieve.cli.arguments import parse_arguments
 from vitrieve.cli.train import Arguments as TrainArguments
-from vitrieve.config import Config, check_config
+from vitrieve.config import Config
+from vitrieve.config_check import check_config
 from vitrieve.errors import ConfigError
 from vitrieve.recipes import RECIPES, find_recipe
 from vitrieve.reproduce.commands import build_cell

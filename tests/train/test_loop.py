@@ -23,7 +23,6 @@ from vitrieve.train.loop import (
     Evaluate,
     TrainingResult,
     build_state,
-    encode_in_microbatches,
     train,
     train_step,
 )
@@ -306,21 +305,6 @@ def test_train_keeps_the_head_it_started_with_when_the_start_was_best(
     assert_same_bits(result.encoder.state_dict(), start)
 
 
-def test_frozen_batch_norm_keeps_its_statistics_and_trains_its_weights(config: Config) -> None:
-    model = dataclasses.replace(config.model, backbone="test_resnet", weights=None, image_size=64, pooling="average")
-    encoder = build_encoder(dataclasses.replace(model, drop_path_rate=0.0), is_pretrained=False)
-    names = [name for name, _ in encoder.named_buffers() if name.endswith("running_mean")]
-    start = {name: tensor.clone() for name, tensor in encoder.named_buffers()}
-    pixels = torch.randn(6, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    frozen_config = dataclasses.replace(config, train=dataclasses.replace(config.train, freeze_batch_norm=True))
-    encode_in_microbatches(encoder, pixels, frozen_config).sum().backward()
-    assert names
-    assert all(torch.equal(start[name], tensor) for name, tensor in encoder.named_buffers())
-    assert all(parameter.grad is not None for name, parameter in encoder.named_parameters() if "bn" in name)
-    encode_in_microbatches(encoder, pixels, config)
-    assert any(not torch.equal(start[name], encoder.get_buffer(name)) for name in names)
-
-
 def test_train_keeps_the_best_state_across_a_resume(config: Config, records: list[ImageRecord], tmp_path: Path) -> None:
     train_until_ctrl_c(measured_each_step(config), records, tmp_path, 3)
     result = run_training(measured_each_step(config), records, tmp_path, lambda encoder: {"map_at_r": 0.02})
@@ -342,13 +326,6 @@ def test_train_blends_the_frozen_weights_into_what_it_measures_and_keeps(
         expected = whole.encoder.state_dict()[name].lerp(frozen[name], 0.25)
         assert torch.equal(parameter, expected)
     assert_same_bits(final_state(plain), final_state(blended))
-
-
-def test_trap_evaluating_leaves_the_encoder_in_train_mode(config: Config, records: list[ImageRecord]) -> None:
-    state = build_state(config, build_encoder(config.model), num_classes=NUM_CLASSES, num_images=len(records))
-    state.encoder.eval()
-    encode_in_microbatches(state.encoder, torch.zeros(2, 3, 32, 32), config)
-    assert state.encoder.training
 
 
 def test_train_step_names_the_term_that_is_not_finite(config: Config, records: list[ImageRecord]) -> None:
@@ -388,24 +365,3 @@ def test_trap_the_loop_puts_a_batch_into_the_memory_after_its_loss(config: Confi
     without, with_memory = logged
     assert with_memory[0] == without[0]
     assert with_memory[1] > without[1]
-
-
-def test_microbatches_give_the_gradient_of_the_whole_batch(config: Config) -> None:
-    config = dataclasses.replace(config, model=dataclasses.replace(config.model, drop_path_rate=0.0))
-    pixels = torch.randn(6, 3, 32, 32, generator=torch.Generator().manual_seed(1))
-    gradients = []
-    for size in (2, 4, 6):
-        pieces = dataclasses.replace(config, train=dataclasses.replace(config.train, microbatch_size=size))
-        encoder = build_encoder(config.model)
-        embeddings = encode_in_microbatches(encoder, pixels, pieces)
-        (embeddings @ embeddings.T).triu(1).square().sum().backward()
-        gradients.append(torch.cat([p.grad.flatten() for p in encoder.parameters() if p.grad is not None]))
-    for gradient in gradients[:-1]:
-        torch.testing.assert_close(gradient, gradients[-1], rtol=1e-3, atol=1e-5)
-
-
-def test_trap_bf16_ends_in_float32_embeddings_of_unit_length(config: Config) -> None:
-    config = dataclasses.replace(config, train=dataclasses.replace(config.train, precision="bf16"))
-    embeddings = encode_in_microbatches(build_encoder(config.model), torch.randn(4, 3, 32, 32), config)
-    assert embeddings.dtype == torch.float32
-    torch.testing.assert_close(embeddings.norm(dim=1), torch.ones(4))

@@ -14,7 +14,8 @@ import tyro
 from vitrieve.artifacts import prepare_folder, write_manifest
 from vitrieve.cli.arguments import Switch, parse_arguments
 from vitrieve.cli.console import print_json, print_message
-from vitrieve.config import Config, check_config, find_ineffective
+from vitrieve.config import Config
+from vitrieve.config_check import check_config, find_ineffective
 from vitrieve.config_json import config_to_json
 from vitrieve.data.readable import find_readable
 from vitrieve.data.records import Dataset, ImageRecord, require_trainable

@@ -8,7 +8,7 @@ changes nothing. Next folder: ``model``.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -60,6 +60,7 @@ class TrainingLoader:
         *,
         batch_size: int,
         seed: int,
+        image_size_at: Callable[[int], int] | None = None,
     ) -> None:
         """Prepare, without reading an image.
 
@@ -69,11 +70,13 @@ class TrainingLoader:
             preprocessing: Gives the side of a view, mean and standard deviation.
             batch_size: Images in a batch.
             seed: Source of all randomness.
+            image_size_at: From a number of finished steps to the side of the next one's views; None: preprocessing's.
         """
         self._records = tuple(records)
         self._config = config
         self._preprocessing = preprocessing
         self._seed = seed
+        self._image_size_at = image_size_at or (lambda step: preprocessing.image_size)
         _, positions = np.unique([record.label for record in records], return_inverse=True)
         self._labels = torch.from_numpy(positions.astype(np.int64))
         self._sampler = Sampler(
@@ -144,7 +147,7 @@ class TrainingLoader:
         In NumPy, because torch would start a second team of threads here, which spins against the training step's.
         """
         generator = np.random.default_rng([self._seed, _VIEWS, step, place])
-        view = augment(self._read(row), self._config, self._preprocessing.image_size, generator)
+        view = augment(self._read(row), self._config, self._image_size_at(step), generator)
         return to_pixels(view, self._preprocessing)
 
     def _read(self, row: int) -> Image.Image:

@@ -59,6 +59,8 @@ class ImageEncoder(nn.Module):
         self.reduction = reduction
         self.gem_p = None if gem_p is None else nn.Parameter(torch.tensor([gem_p]))
         self.spec = spec
+        self.extra_image_sizes: tuple[int, ...] = ()
+        """Sides that are accepted beside the spec's, in training (``train/resolution.py``)."""
         self.layout: TokenLayout = describe_tokens(backbone)
         check_pooling(spec.pooling, self.layout, spec.backbone)
         check_scales(spec, self.layout)
@@ -94,7 +96,8 @@ class ImageEncoder(nn.Module):
     def _compute_tokens(self, pixels: Tensor) -> Tensor:
         # Some timm models take any size without a word, with positions that nobody asked for.
         size = self.spec.preprocessing.image_size
-        assert pixels.shape[1:] == (3, size, size), f"pixels of shape {tuple(pixels.shape)} for an encoder of {size} px"
+        is_accepted = pixels.shape[2] in (size, *self.extra_image_sizes) and pixels.shape[2] == pixels.shape[3]
+        assert is_accepted, f"pixels of shape {tuple(pixels.shape)} for an encoder of {size} px"
         return compute_tokens(self.backbone, pixels)
 
     def _pool(self, tokens: Tensor) -> Tensor:

@@ -23,8 +23,12 @@ def has_bf16_instructions(path: Path = CPU_DESCRIPTION) -> bool:
     return not BF16_FLAGS.isdisjoint(flags)
 
 
-def resolve_precision(precision: Precision) -> Precision:
-    """Turn ``auto`` into what this processor is quickest with: bf16 or fp32; the others stay."""
+def resolve_precision(precision: Precision, device_type: str = "cpu") -> Precision:
+    """Turn ``auto`` into what this processor, or a GPU, is quickest with: bf16 or fp32; the others stay.
+
+    >>> resolve_precision("auto", "cuda"), resolve_precision("fp32", "cuda")
+    ('bf16', 'fp32')
+    """
     if precision != "auto":
         return precision
-    return "bf16" if has_bf16_instructions() else "fp32"
+    return "bf16" if device_type != "cpu" or has_bf16_instructions() else "fp32"

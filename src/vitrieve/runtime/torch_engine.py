@@ -16,7 +16,7 @@ from vitrieve.runtime.precision import resolve_precision
 
 
 class TorchEngine:
-    """Runs an encoder with torch on the CPU.
+    """Runs an encoder with torch, on the device it is on.
 
     Args:
         encoder: Run in evaluation mode; left in the mode it was in.
@@ -29,7 +29,7 @@ class TorchEngine:
 
     def __init__(self, encoder: ImageEncoder, *, num_threads: int | None = None, precision: Precision = "auto") -> None:
         self.encoder = encoder
-        self.precision: str = resolve_precision(precision)
+        self.precision: str = resolve_precision(precision, next(encoder.parameters()).device.type)
         if num_threads is not None:
             torch.set_num_threads(num_threads)
 
@@ -47,10 +47,11 @@ class TorchEngine:
 
     def _run(self, function: Callable[[Tensor], Tensor], pixels: np.ndarray) -> np.ndarray:
         is_bf16 = self.precision == "bf16"
+        device = next(self.encoder.parameters()).device
         with (
             evaluation_mode(self.encoder),
             torch.inference_mode(),
-            torch.autocast("cpu", dtype=torch.bfloat16, enabled=is_bf16),
+            torch.autocast(device.type, dtype=torch.bfloat16, enabled=is_bf16),
         ):
-            result = function(torch.from_numpy(np.require(pixels, np.float32, ["C", "W"])))
-        return result.numpy()
+            result = function(torch.from_numpy(np.require(pixels, np.float32, ["C", "W"])).to(device))
+        return result.cpu().numpy()

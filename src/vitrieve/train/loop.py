@@ -12,25 +12,27 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vitrieve.config import Config, ObjectiveConfig
 from vitrieve.data.loader import Batch, TrainingLoader
 from vitrieve.data.records import ImageRecord
 from vitrieve.errors import NonFiniteLossError
-from vitrieve.model.backbone import use_explicit_attention
 from vitrieve.model.encoder import ImageEncoder, build_encoder
 from vitrieve.objective.objective import Objective, similarity_statistics
 from vitrieve.objective.tuple_contrastive import tuple_statistics
-from vitrieve.runtime.precision import resolve_precision
 from vitrieve.train.average import WeightAverage
+from vitrieve.train.device import move_batch, prepare_encoder
 from vitrieve.train.metrics_log import MetricsLog
+from vitrieve.train.microbatch import encode_batch, encode_pieces, plan_memory
 from vitrieve.train.optimizer import build_optimizer, set_learning_rate
+from vitrieve.train.resolution import allow_low_resolution, image_size_at
 from vitrieve.train.selection import SELECTION_METRIC, Selection
 from vitrieve.train.state import TrainingState
 from vitrieve.train.tuples import TupleMiner, build_miner
@@ -85,11 +87,12 @@ def train(
     if config.train.num_threads is not None:
         torch.set_num_threads(config.train.num_threads)
     torch.manual_seed(config.train.seed)
+    device = prepare_encoder(encoder, config)
+    allow_low_resolution(encoder, config)
     loader = _build_loader(config, encoder, records)
     miner = build_miner(config, records, positive_pairs, loader)
 
     # State
-    use_explicit_attention(encoder.backbone)
     state = build_state(config, encoder, num_classes=loader.num_classes, num_images=len(records))
     state.load(run)
     num_steps = config.train.num_steps
@@ -101,9 +104,11 @@ def train(
             _measure(state, evaluate, log)
         end_step = state.step if _is_hopeless(state, config) else num_steps
         _mine_when_due(state, miner, end_step, log)
+        if config.train.memory_limit_gib is not None:
+            log.say(state.plan.describe())
         start = time.monotonic()
         for batch in _draw_batches(state, loader, end_step):
-            values = train_step(state, batch, config)
+            values = train_step(state, move_batch(batch, device), config)
             # The wait for the batch counts; measuring, saving and mining do not.
             values |= _describe_speed(time.monotonic() - start, len(batch.labels), num_steps - state.step)
             log.write(state.step, values)
@@ -133,6 +138,7 @@ def _build_loader(config: Config, encoder: ImageEncoder, records: Sequence[Image
         encoder.spec.preprocessing,
         batch_size=config.train.batch_size,
         seed=config.train.seed,
+        image_size_at=partial(image_size_at, config),
     )
 
 
@@ -153,18 +159,23 @@ def _draw_batches(state: TrainingState, loader: TrainingLoader, end_step: int) -
 
 
 def build_state(config: Config, encoder: ImageEncoder, *, num_classes: int, num_images: int) -> TrainingState:
-    """Build the state of a run at step zero."""
+    """Build the state of a run at step zero, on the encoder's device.
+
+    Raises:
+        ConfigError: ``train.memory_limit_gib`` is too little.
+    """
     objective = Objective(
         config.objective,
         num_classes=num_classes,
         num_images=num_images,
         embedding_dim=encoder.spec.embedding_dim,
-    )
+    ).to(next(encoder.parameters()).device)
     decay, momentum = config.train.ema_decay, config.objective.memory_momentum
     if config.objective.memory_fraction == 0:
         momentum = None
     return TrainingState(
         encoder=encoder,
+        plan=plan_memory(encoder, config),
         objective=objective,
         optimizer=build_optimizer(encoder, objective, config.optimizer),
         average=None if decay is None else WeightAverage(encoder, decay),
@@ -183,11 +194,11 @@ def train_step(state: TrainingState, batch: Batch, config: Config) -> dict[str, 
     # Seeded by the step, so that a resumed run drops the same paths.
     torch.manual_seed(config.train.seed * 1_000_003 + state.step)
     factor = set_learning_rate(state.optimizer, config.optimizer, state.step, config.train.num_steps)
-    embeddings = encode_in_microbatches(state.encoder, batch.pixels, config)
+    embeddings, backward = encode_batch(state.encoder, batch.pixels, config, state.plan)
     loss = state.objective(embeddings, batch.labels, batch.rows, step=state.step, anchors=batch.anchors)
     terms = {name: term.item() for name, term in loss.terms.items()}
     _require_finite({f"loss term {name!r}": value for name, value in terms.items()}, state.step)
-    loss.total.backward()
+    backward(loss.total)
     gradient_norm = _clip_gradients(state.optimizer, config.optimizer.gradient_clip_norm)
     _require_finite({"norm of the gradient": gradient_norm}, state.step)
     state.optimizer.step()
@@ -218,33 +229,9 @@ def _remember(state: TrainingState, embeddings: Tensor, batch: Batch, config: Co
     if state.momentum is not None:
         # Its weights are still those of before the step, like the encoder's when it embedded the batch.
         with torch.no_grad():
-            embeddings = _encode(state.momentum.module, batch.pixels, config)
+            size = state.plan.microbatch_size
+            embeddings = encode_pieces(state.momentum.module, batch.pixels, config, size)
     state.objective.enqueue(embeddings, batch.labels, batch.rows)
-
-
-def encode_in_microbatches(encoder: ImageEncoder, pixels: Tensor, config: Config) -> Tensor:
-    """Encode a batch in pieces that stay in the cache, with the graph of all of them.
-
-    Args:
-        encoder: In train mode afterwards.
-        pixels: ``(B, 3, S, S)``.
-        config: Micro-batch size and precision.
-
-    Returns:
-        ``(B, E)`` float32; one loss over all of it is the loss of the whole batch.
-    """
-    encoder.train()
-    if config.train.freeze_batch_norm:
-        for part in encoder.modules():
-            if isinstance(part, nn.modules.batchnorm._BatchNorm):
-                part.eval()
-    return _encode(encoder, pixels, config)
-
-
-def _encode(encoder: ImageEncoder, pixels: Tensor, config: Config) -> Tensor:
-    is_bf16 = resolve_precision(config.train.precision) == "bf16"
-    with torch.autocast("cpu", torch.bfloat16, enabled=is_bf16):
-        return torch.cat([encoder(piece) for piece in torch.split(pixels, config.train.microbatch_size)])
 
 
 def _require_finite(values: Mapping[str, float], step: int) -> None:

@@ -27,6 +27,7 @@ from vitrieve.errors import ArtifactError
 from vitrieve.model.encoder import ImageEncoder
 from vitrieve.objective.objective import Objective
 from vitrieve.train.average import WeightAverage, blend
+from vitrieve.train.microbatch import MemoryPlan
 from vitrieve.train.selection import Selection
 
 STATE_NAME = "state"
@@ -38,6 +39,7 @@ class TrainingState:
 
     Attributes:
         encoder: What is trained.
+        plan: How its batches are encoded.
         objective: The loss terms with their memories and proxies.
         optimizer: Over both.
         average: Running average of the encoder's weights, or None.
@@ -51,6 +53,7 @@ class TrainingState:
     """
 
     encoder: ImageEncoder
+    plan: MemoryPlan
     objective: Objective
     optimizer: torch.optim.Optimizer
     average: WeightAverage[ImageEncoder] | None = None

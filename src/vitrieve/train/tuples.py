@@ -106,14 +106,15 @@ class TupleMiner:
     def _embed(self, encoder: ImageEncoder, rows: np.ndarray, track: Track) -> np.ndarray:
         """Embed training images without augmentation, ``(R, E)`` float32."""
         batches = self.loader.plain_batches(rows.tolist(), BATCH_SIZE)
-        is_bf16 = resolve_precision(self.config.train.precision) == "bf16"
+        device = next(encoder.parameters()).device
+        is_bf16 = resolve_precision(self.config.train.precision, device.type) == "bf16"
         with (
             evaluation_mode(encoder),
             torch.inference_mode(),
-            torch.autocast("cpu", torch.bfloat16, enabled=is_bf16),
+            torch.autocast(device.type, torch.bfloat16, enabled=is_bf16),
         ):
             shown = track(batches, "mine negatives", -(-len(rows) // BATCH_SIZE))
-            return np.concatenate([encoder(pixels).float().numpy() for pixels in shown])
+            return np.concatenate([encoder(pixels.to(device)).float().cpu().numpy() for pixels in shown])
 
 
 def build_miner(

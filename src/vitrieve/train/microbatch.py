@@ -1,0 +1,229 @@
+"""The forward and backward pass of a batch, in pieces: small ones stay in the cache, and need less memory.
+
+The graph of all pieces is kept, so that one loss looks at the whole batch. Where a limit leaves no room for that, the
+batch is embedded twice: without a graph for the loss and its gradient in the embeddings, then piece by piece with
+one. The result is the same, up to rounding, for a third more work (Gao et al., Scaling Deep Contrastive Learning Batch
+Size under Memory Limited Setup, arXiv:2101.06983).
+
+Next file: ``device.py``.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from vitrieve.config import Config
+from vitrieve.errors import ConfigError
+from vitrieve.model.encoder import ImageEncoder
+from vitrieve.runtime.precision import resolve_precision
+
+GIB = 2**30
+SCRATCH_SHARE = 0.5
+"""What a backward pass needs beside the graph of its piece: gradients of the largest activations."""
+BYTES_PER_WEIGHT = 12
+"""Gradient and the two moments of Adam, in float32."""
+STATUS_OF_PROCESS = Path("/proc/self/statm")
+
+
+class MemoryPlan(NamedTuple):
+    """How a batch is encoded.
+
+    Attributes:
+        microbatch_size: Images in one forward pass.
+        is_encoded_twice: Whether only one piece's graph is kept at a time.
+        bytes_needed: Estimate for the whole process; 0 where no limit asked for one.
+    """
+
+    microbatch_size: int
+    is_encoded_twice: bool = False
+    bytes_needed: int = 0
+
+    def describe(self) -> str:
+        """Say it in a sentence, for the log of a run with a limit."""
+        way = "each batch embedded twice, " if self.is_encoded_twice else ""
+        return f"memory: {way}micro-batches of {self.microbatch_size}, about {self.bytes_needed / GIB:.1f} GiB in all"
+
+
+class EncodedBatch(NamedTuple):
+    """The embeddings of a batch, and how a loss over them reaches the weights.
+
+    Attributes:
+        embeddings: ``(B, E)`` float32, with gradient.
+        backward: Takes the loss, a scalar, and adds to the gradients of all weights.
+    """
+
+    embeddings: Tensor
+    backward: Callable[[Tensor], None]
+
+
+def encode_batch(encoder: ImageEncoder, pixels: Tensor, config: Config, plan: MemoryPlan) -> EncodedBatch:
+    """Encode a batch for a loss over all of it.
+
+    Args:
+        encoder: In train mode afterwards.
+        pixels: ``(B, 3, S, S)``.
+        config: Precision, and whether batch norm is frozen.
+        plan: From ``plan_memory``.
+    """
+    set_train_mode(encoder, config)
+    if not plan.is_encoded_twice:
+        return EncodedBatch(encode_pieces(encoder, pixels, config, plan.microbatch_size), torch.autograd.backward)
+    pieces = torch.split(pixels, plan.microbatch_size)
+    random_states = []
+    with torch.no_grad():
+        parts = []
+        for piece in pieces:
+            random_states.append(_get_random_state(pixels.device))
+            parts.append(_encode_piece(encoder, piece, config))
+    embeddings = torch.cat(parts).requires_grad_()
+
+    def backward(loss: Tensor) -> None:
+        torch.autograd.backward(loss)
+        assert embeddings.grad is not None
+        # Batch norm has seen every piece once; the second look must not count.
+        buffers = [buffer.clone() for buffer in encoder.buffers()]
+        after = _get_random_state(pixels.device)
+        gradients = torch.split(embeddings.grad, plan.microbatch_size)
+        for piece, gradient, state in zip(pieces, gradients, random_states, strict=True):
+            _set_random_state(pixels.device, state)  # the same paths and patches are dropped
+            torch.autograd.backward(_encode_piece(encoder, piece, config), gradient)
+        _set_random_state(pixels.device, after)
+        for buffer, before in zip(encoder.buffers(), buffers, strict=True):
+            buffer.copy_(before)
+
+    return EncodedBatch(embeddings, backward)
+
+
+def encode_pieces(encoder: ImageEncoder, pixels: Tensor, config: Config, microbatch_size: int) -> Tensor:
+    """Encode a batch in the encoder's present mode; ``(B, E)`` float32 with the graph of all pieces."""
+    return torch.cat([_encode_piece(encoder, piece, config) for piece in torch.split(pixels, microbatch_size)])
+
+
+def set_train_mode(encoder: ImageEncoder, config: Config) -> None:
+    """Put an encoder into train mode, but its batch norms where they are frozen."""
+    encoder.train()
+    if config.train.freeze_batch_norm:
+        for part in encoder.modules():
+            if isinstance(part, nn.modules.batchnorm._BatchNorm):
+                part.eval()
+
+
+def plan_memory(encoder: ImageEncoder, config: Config) -> MemoryPlan:
+    """Choose the micro-batch, and whether a batch is embedded twice, so that a run stays within its limit.
+
+    Counts what the process holds now, the loader's cache in full, gradients and moments, and the graph, whose size is
+    measured on one and on two images.
+
+    Args:
+        encoder: On its device; left as it was.
+        config: ``train.memory_limit_gib``, None for no limit, and the rest of the run's settings.
+
+    Raises:
+        ConfigError: The limit is below what micro-batches of one image need.
+    """
+    train = config.train
+    if train.memory_limit_gib is None:
+        return MemoryPlan(train.microbatch_size)
+    fixed = _count_fixed_bytes(encoder, config)
+    constant, per_image = measure_graph_bytes(encoder, config)
+
+    def need(num_images: int, microbatch_size: int) -> int:
+        return int(fixed + constant + per_image * (num_images + SCRATCH_SHARE * microbatch_size))
+
+    limit = int(train.memory_limit_gib * GIB)
+    size = min(train.microbatch_size, train.batch_size)
+    if need(train.batch_size, size) <= limit:
+        return MemoryPlan(size, bytes_needed=need(train.batch_size, size))
+    while size > 1 and need(size, size) > limit:
+        size -= 1
+    if need(size, size) > limit:
+        raise ConfigError(
+            f"train.memory_limit_gib is {train.memory_limit_gib:g}, but this run needs about "
+            f"{need(1, 1) / GIB:.1f} GiB with micro-batches of one image; raise the limit, or lower loader.cache_bytes "
+            f"({config.loader.cache_bytes / GIB:.1f} GiB) or model.image_size."
+        )
+    return MemoryPlan(size, is_encoded_twice=True, bytes_needed=need(size, size))
+
+
+def measure_graph_bytes(encoder: ImageEncoder, config: Config) -> tuple[int, int]:
+    """Measure what the graph of a forward pass keeps, on blank images.
+
+    Args:
+        encoder: Left as it was, and so is torch's random state.
+        config: Precision, image size.
+
+    Returns:
+        Bytes whatever the number of images (weights in half precision), and bytes for each image.
+    """
+    mode, buffers = encoder.training, [buffer.clone() for buffer in encoder.buffers()]
+    device = next(encoder.parameters()).device
+    before = _get_random_state(device)
+    set_train_mode(encoder, config)
+    size = config.model.image_size
+    one, two = (_count_saved(encoder, torch.zeros(n, 3, size, size, device=device), config) for n in (1, 2))
+    _set_random_state(device, before)
+    encoder.train(mode)
+    with torch.no_grad():
+        for buffer, kept in zip(encoder.buffers(), buffers, strict=True):
+            buffer.copy_(kept)
+    return max(0, 2 * one - two), two - one
+
+
+def _count_saved(encoder: ImageEncoder, pixels: Tensor, config: Config) -> int:
+    weights = {parameter.untyped_storage().data_ptr() for parameter in encoder.parameters()}
+    saved: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            saved[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        embeddings = _encode_piece(encoder, pixels, config)
+    del embeddings  # the graph lived until here, so that no storage was counted under another's address
+    return sum(saved.values())
+
+
+def _count_fixed_bytes(encoder: ImageEncoder, config: Config) -> int:
+    """Count what a run holds whatever its micro-batch."""
+    trained = sum(parameter.numel() for parameter in encoder.parameters() if parameter.requires_grad)
+    size = config.model.image_size
+    batches = 3 * config.train.batch_size * 3 * size * size * 4  # one in the step, one ahead, one being made
+    on_device = BYTES_PER_WEIGHT * trained + batches
+    if next(encoder.parameters()).device.type != "cpu":
+        return on_device + torch.cuda.memory_allocated()
+    return on_device + config.loader.cache_bytes + _count_process_bytes()
+
+
+def _count_process_bytes() -> int:
+    if STATUS_OF_PROCESS.exists():
+        return int(STATUS_OF_PROCESS.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS, which has no such file
+
+
+def _encode_piece(encoder: ImageEncoder, piece: Tensor, config: Config) -> Tensor:
+    device_type = piece.device.type
+    is_bf16 = resolve_precision(config.train.precision, device_type) == "bf16"
+    with torch.autocast(device_type, torch.bfloat16, enabled=is_bf16):
+        embeddings: Tensor = encoder(piece)
+    return embeddings
+
+
+def _get_random_state(device: torch.device) -> Tensor:
+    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
+
+
+def _set_random_state(device: torch.device, state: Tensor) -> None:
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state, device)
+    else:
+        torch.set_rng_state(state)
