@@ -43,6 +43,7 @@ KOLEO = "--objective.koleo-weight 0.7 "
 SHORT = f"small --num-steps 60 --image-size 112 --train.frozen-share 0 {NO_TERMS}"
 """For the protocols and baselines of the paper: the careful settings of `small`, half of its steps, nothing frozen."""
 LATE_MEMORY = f"{MEMORY}--objective.memory-start-step 20 "
+"""What the options of training are compared with: `xbm`."""
 VARIANTS = {
     "small": "small",
     "irt_r_small": "irt_r_small",
@@ -58,6 +59,10 @@ VARIANTS = {
     "normalized_softmax": f"{SHORT}--objective.normalized-softmax-weight 1 --optimizer.proxy-learning-rate 1e-3",
     "scalable_nca": f"{SHORT}--objective.scalable-nca-weight 1",
     "proxy_nca_pp": f"{SHORT}--model.pooling max --objective.proxy-nca-weight 1 --optimizer.proxy-learning-rate 1e-2",
+    "patch_dropout": f"{SHORT}{LATE_MEMORY}--model.patch-drop-rate 0.5",
+    "half_frozen": f"{SHORT}{LATE_MEMORY}--model.num-frozen-blocks 6",
+    "low_resolution_first": f"{SHORT}{LATE_MEMORY}--train.low-resolution-size 70",
+    "embedded_twice": f"{SHORT}{LATE_MEMORY}--train.memory-limit-gib 2.5 --loader.cache-bytes 500000000",
 }
 """The frozen row is made by `vitrieve evaluate` alone."""
 FROZEN = "frozen"

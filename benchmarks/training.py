@@ -30,7 +30,8 @@ OPTIONS: dict[str, dict[str, object]] = {
     "vitrieve, micro-batch 64": {"microbatch_size": 64},
     "vitrieve, patch dropout 0.5": {"patch_drop_rate": 0.5},
     "vitrieve, 6 of 12 blocks frozen": {"num_frozen_blocks": 6},
-    "vitrieve, 160 px": {"image_size": 160},
+    "vitrieve, 160 px (of low resolution first)": {"image_size": 160},
+    "vitrieve, embedded twice for a memory limit": {"is_limited": True},
 }
 NUM_LOADER_STEPS = 12
 Step = Callable[[], object]
@@ -76,15 +77,17 @@ def build_ours(
     image_size: int = IMAGE_SIZE,
     patch_drop_rate: float = 0.0,
     num_frozen_blocks: int = 0,
+    is_limited: bool = False,
 ) -> Step:
     """Build our step: what `vitrieve train` runs, with its checks and its log values."""
     import torch
 
     from vitrieve.config import Config, ModelConfig, ObjectiveConfig, TrainConfig
     from vitrieve.data.loader import Batch
-    from vitrieve.model.backbone import use_explicit_attention
     from vitrieve.model.encoder import build_encoder
+    from vitrieve.train.device import prepare_encoder
     from vitrieve.train.loop import build_state, train_step
+    from vitrieve.train.microbatch import MemoryPlan
 
     generator = torch.Generator().manual_seed(0)
     model = ModelConfig(
@@ -101,8 +104,10 @@ def build_ours(
         train=train if microbatch_size is None else replace(train, microbatch_size=microbatch_size),
     )
     encoder = build_encoder(model, is_pretrained=False)
-    use_explicit_attention(encoder.backbone)
+    prepare_encoder(encoder, config)
     state = build_state(config, encoder, num_classes=NUM_CLASSES, num_images=MEMORY_SIZE)
+    if is_limited:
+        state.plan = MemoryPlan(microbatch_size=8, is_encoded_twice=True)
     rows = torch.nn.functional.normalize(torch.randn(MEMORY_SIZE, EMBEDDING_DIM, generator=generator), dim=1)
     labels = torch.randint(NUM_CLASSES, (MEMORY_SIZE,), generator=generator)
     state.objective.enqueue(rows, labels, torch.arange(MEMORY_SIZE))
