@@ -23,7 +23,7 @@ from pathlib import Path
 from contest import RESULTS, Line, describe_machine, pin_threads
 from page import write_page
 
-PARTS = ("ceilings", "training", "embedding", "ranking", "loss", "latency")
+PARTS = ("ceilings", "training", "embedding", "int8", "ranking", "loss", "latency")
 
 
 def run_part(part: str, is_quick: bool) -> list[Line]:

@@ -29,6 +29,7 @@ IN_ORDER = [
     "reduce",
     "reproduce",
     "export",
+    "quantise",
     "embed",
     "index",
     "sync",

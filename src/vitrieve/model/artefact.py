@@ -3,6 +3,7 @@
     model.safetensors   weights of backbone, head and reduction
     encoder.json        ``EncoderSpec``
     encoder.onnx        the graph, when exported
+    int8.xml, int8.bin  the graph in int8, when quantised
     README.md           model card
     manifest.json       fingerprint and checksums, written last
 
@@ -30,8 +31,9 @@ from vitrieve.model.spec import ONE_SCALE, EncoderSpec
 WEIGHTS_NAME = "model.safetensors"
 SPEC_NAME = "encoder.json"
 ONNX_NAME = "encoder.onnx"
+INT8_NAMES = ("int8.xml", "int8.bin")
 CARD_NAME = "README.md"
-CHECKED_NAMES = (SPEC_NAME, ONNX_NAME)
+CHECKED_NAMES = (SPEC_NAME, ONNX_NAME, *INT8_NAMES)
 """Files whose checksum the manifest holds; the weights are checked by the fingerprint, the card is for people."""
 PIXELS_INPUT = "pixels"
 EMBEDDING_OUTPUT = "embedding"
@@ -59,10 +61,11 @@ class EncoderContents:
 
 
 def compute_fingerprint(spec: EncoderSpec, states: Mapping[str, np.ndarray]) -> str:
-    """Compute what identifies an encoder: two encoders with the same fingerprint give the same embeddings.
+    """Compute what identifies an encoder: two encoders with the same fingerprint give embeddings that are comparable.
 
     Hashed are the architecture, the pooling, the preprocessing, several scales, a head's norm, and each weight's name,
-    type, shape and bytes (the reduction's among them); not the engine, the precision, names or licences. The
+    type, shape and bytes (the reduction's among them); not the engine, the precision, names or licences: queries in
+    int8 find in an index made in bf16 what queries in bf16 find, but for some thousandths (docs/experiments.md). The
     encoder of a weights name has it too, with torch and without, the same on every machine.
 
     Args:
@@ -110,7 +113,7 @@ def write_contents(
     from safetensors.numpy import save
 
     folder.mkdir(parents=True, exist_ok=True)
-    for name in ("manifest.json", ONNX_NAME):
+    for name in ("manifest.json", ONNX_NAME, *INT8_NAMES):
         (folder / name).unlink(missing_ok=True)
     weights = save({name: np.asarray(array, order="C") for name, array in states.items()})
     _write_bytes_durably(folder / WEIGHTS_NAME, weights)
@@ -123,7 +126,7 @@ def write_contents(
 
 
 def note_export(folder: Path) -> None:
-    """Write the manifest again after ``encoder.onnx`` was added or replaced."""
+    """Write the manifest again after a graph was added or replaced."""
     manifest = read_manifest(folder, "encoder")
     _write_encoder_manifest(folder, read_spec(folder), str(manifest["fingerprint"]), manifest["config"])
 

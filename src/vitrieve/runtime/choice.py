@@ -2,8 +2,9 @@
 
 With an exported graph ``auto`` takes OpenVINO, then ONNX Runtime, then torch; without one only torch can compute.
 (torch in bf16 is faster than ONNX Runtime, but takes seconds to import; OpenVINO is faster than both, and
-``vitrieve[train]`` brings it.) ``auto`` computes in bf16 where engine and processor have it, else in fp32;
-docs/experiments.md has what each costs in quality.
+``vitrieve[train]`` brings it.) ``auto`` computes in bf16 where engine and processor have it, else in fp32. int8 must be
+asked for, and made first (``vitrieve quantise``). docs/experiments.md has what each gains in speed and costs in
+quality.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ from vitrieve.runtime.engine import EngineName
 from vitrieve.runtime.precision import has_bf16_instructions
 
 EngineChoice = Literal["auto", "openvino", "onnx", "torch"]
-PrecisionChoice = Literal["auto", "fp32", "bf16"]
+PrecisionChoice = Literal["auto", "fp32", "bf16", "int8"]
 
 PRECISIONS: dict[EngineName, tuple[str, ...]] = {
-    "openvino": ("fp32", "bf16"),
+    "openvino": ("fp32", "bf16", "int8"),
     "onnx": ("fp32",),
     "torch": ("fp32", "bf16"),
 }
@@ -68,7 +69,10 @@ def choose_engine(engine: EngineChoice, precision: PrecisionChoice, *, has_graph
         if is_installed(name) and precision in ("auto", *PRECISIONS[name]):
             _check_precision(name, precision)
             return name
-    raise ConfigError(f"the precision {precision!r} needs the extra {EXTRAS['openvino']}, which is not installed.")
+    raise ConfigError(
+        f"the precision {precision!r} needs the extra {EXTRAS['openvino']}, and an encoder that is exported for this "
+        "image size (vitrieve export)."
+    )
 
 
 def _check_precision(engine: EngineName, precision: PrecisionChoice) -> None:

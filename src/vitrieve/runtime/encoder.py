@@ -13,7 +13,14 @@ from PIL import Image
 from vitrieve.artifacts import read_manifest
 from vitrieve.data.preprocess import Preprocessing, to_square
 from vitrieve.errors import ArtifactError, ConfigError, DataError, WeightsError
-from vitrieve.model.artefact import ONNX_NAME, EncoderContents, find_encoder_folder, read_contents, read_spec
+from vitrieve.model.artefact import (
+    INT8_NAMES,
+    ONNX_NAME,
+    EncoderContents,
+    find_encoder_folder,
+    read_contents,
+    read_spec,
+)
 from vitrieve.model.named_graph import has_named_graph, make_named_folder
 from vitrieve.model.pretrained import WEIGHTS, find_exported_sizes, find_weights, get_export_folder
 from vitrieve.model.spec import ONE_SCALE
@@ -60,7 +67,7 @@ class Encoder:
 
     @property
     def precision(self) -> str:
-        """Return the precision of the engine's matrix products: ``fp32`` or ``bf16``."""
+        """Return the precision of the engine's matrix products: ``fp32``, ``bf16`` or ``int8``."""
         return self.runner.precision
 
     @property
@@ -179,7 +186,8 @@ def load_encoder(
         image_size: Another side in pixels than the folder's or the name's own (with torch only).
         scales: Other shares of that side whose embeddings are combined (with torch only; several for convnets).
         engine: ``auto``: the fastest that is installed and can compute it (``choice.py``).
-        precision: Of the matrix products. ``auto``: bf16 where engine and processor have it, else fp32.
+        precision: Of the matrix products. ``auto``: bf16 where engine and processor have it, else fp32; ``int8`` for an
+            encoder that was quantised.
         num_threads: CPU threads; None: all cores. With torch it holds for the whole process.
 
     Raises:
@@ -199,6 +207,7 @@ def load_encoder(
     name = Path(source).resolve().name
     chosen = choose_engine(engine, precision, has_graph=_has_graph(folder, wanted))
     if chosen == "torch":
+        assert precision != "int8", "torch does not compute in it: choose_engine has refused"
         from vitrieve.model.encoder import read_encoder
 
         encoder = read_encoder(folder, image_size=image_size, scales=scales)
@@ -275,6 +284,7 @@ def _load_named(name: str, wanted: _Wanted) -> Encoder:
     has_graph = size in find_exported_sizes(name) and _has_graph(folder, wanted)
     chosen = choose_engine(wanted.engine, wanted.precision, has_graph=has_graph)
     if chosen == "torch":
+        assert wanted.precision != "int8", "torch does not compute in it: choose_engine has refused"
         from vitrieve.model.encoder import build_frozen_encoder
 
         encoder = build_frozen_encoder(name, image_size=wanted.image_size, scales=wanted.scales)
@@ -313,8 +323,13 @@ def _load_graph(folder: Path, engine: EngineName, wanted: _Wanted, *, name: str,
     if engine == "onnx":
         runner = OnnxEngine(folder / ONNX_NAME, preprocessing, num_threads=wanted.num_threads)
     else:
-        precision = resolve_precision(wanted.precision)
-        runner = OpenVinoEngine(folder / ONNX_NAME, preprocessing, precision=precision, num_threads=wanted.num_threads)
+        runner = OpenVinoEngine(
+            folder / ONNX_NAME,
+            preprocessing,
+            precision=_resolve(wanted.precision, folder, source),
+            quantised_path=folder / INT8_NAMES[0],
+            num_threads=wanted.num_threads,
+        )
     return Encoder(
         name=name,
         source=source,
@@ -324,6 +339,18 @@ def _load_graph(folder: Path, engine: EngineName, wanted: _Wanted, *, name: str,
         runner=runner,
         scales=contents.spec.scales,
     )
+
+
+def _resolve(precision: PrecisionChoice, folder: Path, source: str) -> str:
+    """Turn ``auto`` into a precision; int8 needs its graph."""
+    if precision != "int8":
+        return resolve_precision(precision)
+    if INT8_NAMES[0] not in read_manifest(folder, "encoder").get("sha256", {}):
+        raise ArtifactError(
+            f"{source} has no graph in int8; make it with some of your pictures: "
+            f"vitrieve quantise --encoder {source} --images FOLDER"
+        )
+    return precision
 
 
 def _check_export(contents: EncoderContents, folder: Path, wanted: _Wanted) -> None:

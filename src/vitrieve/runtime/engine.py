@@ -15,7 +15,7 @@ class Engine(Protocol):
 
     Attributes:
         name: Which engine it is.
-        precision: Of its matrix products: ``fp32`` or ``bf16``; what it returns is always float32.
+        precision: Of its matrix products: ``fp32``, ``bf16`` or ``int8``; what it returns is always float32.
         num_parallel: Calls that it computes side by side, from as many threads; others wait for their turn.
     """
 

@@ -1,4 +1,4 @@
-"""The OpenVINO engine: an exported encoder, fastest on CPUs, in bf16 or fp32. Next file: ``precision.py``."""
+"""The OpenVINO engine: an exported encoder, fastest on CPUs, in bf16, fp32 or int8. Next file: ``precision.py``."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from vitrieve.data.preprocess import Preprocessing
 from vitrieve.errors import ArtifactError
 from vitrieve.model.artefact import EMBEDDING_OUTPUT, PATCH_TOKENS_OUTPUT, PIXELS_INPUT
 from vitrieve.runtime.engine import EngineName
+from vitrieve.runtime.precision import resolve_precision
 
 if TYPE_CHECKING:
     import openvino
@@ -25,8 +26,10 @@ class OpenVinoEngine:
 
     Args:
         path: The graph; its checksum is already checked.
+        quantised_path: The graph of the embedding in int8, for the precision ``int8``.
         preprocessing: Mean and standard deviation, which become part of the graph for ``encode_squares``.
-        precision: ``fp32`` or ``bf16``.
+        precision: ``fp32``, ``bf16`` or ``int8``, in which what is not quantised runs in bf16, where the processor
+            has it; so do patch tokens.
         num_threads: CPU threads of this engine; None: one for each core.
 
     Raises:
@@ -36,15 +39,22 @@ class OpenVinoEngine:
     name: EngineName = "openvino"
 
     def __init__(
-        self, path: Path, preprocessing: Preprocessing, *, precision: str, num_threads: int | None = None
+        self,
+        path: Path,
+        preprocessing: Preprocessing,
+        *,
+        precision: str,
+        quantised_path: Path | None = None,
+        num_threads: int | None = None,
     ) -> None:
         import openvino
 
         self.precision = precision
         self._preprocessing = preprocessing
         self._core = openvino.Core()
+        around = resolve_precision("auto") if precision == "int8" else precision
         self._settings: dict[str, Any] = {
-            "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
+            "INFERENCE_PRECISION_HINT": "bf16" if around == "bf16" else "f32",
             "PERFORMANCE_HINT": "THROUGHPUT",
             **({} if num_threads is None else {"INFERENCE_NUM_THREADS": num_threads}),
         }
@@ -52,6 +62,7 @@ class OpenVinoEngine:
         self._programs: dict[tuple[str, bool], _Program] = {}
         try:
             self._graph = self._core.read_model(path)
+            self._quantised = self._core.read_model(quantised_path) if precision == "int8" else None
             program = self._program(EMBEDDING_OUTPUT, is_square=True)
             # Two first calls at once can wait for each other for ever: one holds the lock of a table that the bindings
             # are filling and waits for the interpreter's lock, the other the reverse. So the first call is made here.
@@ -77,7 +88,8 @@ class OpenVinoEngine:
         with self._lock:
             if (output, is_square) not in self._programs:
                 # One output alone: computing the tokens too would take a tenth more time.
-                graph = cut_graph(self._graph, output)
+                is_quantised = self._quantised is not None and output == EMBEDDING_OUTPUT
+                graph = cut_graph(self._quantised if is_quantised else self._graph, output)
                 if is_square:
                     graph = add_normalization(graph, self._preprocessing)
                 self._programs[output, is_square] = _Program(self._core.compile_model(graph, "CPU", self._settings))

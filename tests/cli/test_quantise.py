@@ -1,0 +1,64 @@
+"""The command end to end; what it makes is tested in tests/model/test_quantisation.py."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from vitrieve.cli.main import main
+
+
+@pytest.mark.slow
+def test_quantise_then_embed_in_int8(tiny_encoder_folder: Path, class_folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("openvino", reason="needs vitrieve[fast]")
+    pytest.importorskip("nncf", reason="needs vitrieve[int8]")
+    folder = tmp_path / "encoder"
+    shutil.copytree(tiny_encoder_folder, folder)
+    (class_folder_copy := tmp_path / "pictures").mkdir()
+    for number, path in enumerate(sorted(class_folder.rglob("*.png"))):
+        shutil.copy(path, class_folder_copy / f"{number}.png")
+    (class_folder_copy / "broken.png").write_bytes(b"no picture")
+    words = ["quantise", "--encoder", str(folder), "--images", str(class_folder_copy), "--num-images", "12", "--json"]
+    done = subprocess.run([sys.executable, "-m", "vitrieve", *words], capture_output=True, text=True, check=True)
+    answer = json.loads(done.stdout)
+    assert answer["cosine"] > 0.98
+    assert answer["num_images"] in (11, 12)
+    words = ["embed", "--encoder", str(folder), "--images", str(class_folder), "--precision", "int8", "--json"]
+    done = subprocess.run(
+        [sys.executable, "-m", "vitrieve", *words, "--out", str(tmp_path / "embeddings")],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "engine: openvino int8" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["--encoder", "ENCODER", "--images", "PICTURES", "--num-images", "0"], "num_images is 0"),
+        (["--encoder", "ENCODER", "--images", "PICTURES", "--image-size", "64"], "is for weights names"),
+        (["--encoder", "nothing-of-this-name", "--images", "PICTURES"], "unknown"),
+        (["--encoder", "deit_small_patch16_224", "--images", "PICTURES"], "is not exported"),
+    ],
+)
+def test_wrong_use_is_refused_in_one_line(
+    words: list[str],
+    reason: str,
+    tiny_encoder_folder: Path,
+    class_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("VITRIEVE_CACHE", str(tmp_path))
+    places = {"ENCODER": str(tiny_encoder_folder), "PICTURES": str(class_folder)}
+    assert main(["quantise", *(places.get(word, word) for word in words)]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert reason in captured.err
