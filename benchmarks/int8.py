@@ -4,7 +4,7 @@
 
 `dinov2-vits14` at 224 px through OpenVINO, quantised on 300 training photographs of Grocery with both presets. Speed:
 uint8 squares in, embeddings out, the sides alternating, each in a process of its own. Quality: Recall@1 and MAP@R on
-Grocery's `zero_shot` (--quick: on every sixth query class), and the cosine to fp32. Without Grocery nothing is measured.
+Grocery's `zero_shot` (--quick: on every sixth class), and the cosine to fp32. Without Grocery nothing is measured.
 """
 
 from __future__ import annotations
