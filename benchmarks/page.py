@@ -53,10 +53,11 @@ class CurveView:
 
 @dataclass(frozen=True, kw_only=True)
 class SectionView:
-    """A part of the suite."""
+    """A part of the suite: tasks with several sides, and those with one, which share a table."""
 
     name: str
-    tasks: tuple[TaskView, ...]
+    contests: tuple[TaskView, ...]
+    figures: tuple[TaskView, ...]
     curves: tuple[CurveView, ...]
 
 
@@ -98,7 +99,9 @@ def view_sections(lines: Sequence[Line]) -> list[SectionView]:
         tasks = [(name, list(sides)) for name, sides in groupby(of_section, key=lambda line: line.task)]
         curves = [view_curve(name, sides) for name, sides in tasks if is_curve(sides)]
         bars = [view_task(name, sides, ceilings) for name, sides in tasks if not is_curve(sides)]
-        views.append(SectionView(name=section, tasks=tuple(bars), curves=tuple(curves)))
+        contests = tuple(task for task in bars if len(task.sides) > 1)
+        figures = tuple(task for task in bars if len(task.sides) == 1)
+        views.append(SectionView(name=section, contests=contests, figures=figures, curves=tuple(curves)))
     return views
 
 
