@@ -1,4 +1,4 @@
-"""int8: an exported encoder, quantised after training on some of the user's pictures. Next file: ``card.py``."""
+"""int8: an exported encoder, quantised after training on some of the user's pictures. Next file: ``vit_graph.py``."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ batch is embedded twice: without a graph for the loss and its gradient in the em
 one. The result is the same, up to rounding, for a third more work (Gao et al., Scaling Deep Contrastive Learning Batch
 Size under Memory Limited Setup, arXiv:2101.06983).
 
-Next file: ``device.py``.
+Next file: ``optimizer.py``.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What determines a run, written at its beginning and compared when it resumes. Next file: ``optimizer.py``."""
+"""What determines a run, written at its beginning and compared when it resumes. Next file: ``device.py``."""
 
 from __future__ import annotations
 
