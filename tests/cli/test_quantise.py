@@ -1,4 +1,4 @@
-"""The command end to end; what it makes is tested in tests/model/test_quantisation.py."""
+"""The command end to end; what it makes is tested in tests/runtime/test_quantisation.py."""
 
 from __future__ import annotations
 

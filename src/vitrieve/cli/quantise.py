@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from vitrieve.cli.arguments import Switch
 from vitrieve.cli.console import print_json, print_message
 from vitrieve.errors import ConfigError, DecodeError
-from vitrieve.model.quantisation import Preset
+from vitrieve.runtime.quantisation import Preset
 
 if TYPE_CHECKING:
     import numpy as np
@@ -44,7 +44,7 @@ def run(arguments: Arguments) -> int:
     """Calibrate, and print where the graph is and how near it comes."""
     from vitrieve.data.sources import read_collection
     from vitrieve.model.artefact import INT8_NAMES, read_spec
-    from vitrieve.model.quantisation import quantise_folder
+    from vitrieve.runtime.quantisation import quantise_folder
 
     if arguments.num_images < 1:
         raise ConfigError(f"num_images is {arguments.num_images}; expected 1 or more.")

@@ -1,4 +1,4 @@
-"""The ONNX Runtime engine: an exported encoder without torch. Next file: ``openvino_engine.py``."""
+"""The ONNX Runtime engine: an exported encoder without torch. Next file: ``telemetry.py``."""
 
 from __future__ import annotations
 

@@ -13,6 +13,7 @@ from vitrieve.errors import ArtifactError
 from vitrieve.model.artefact import EMBEDDING_OUTPUT, PATCH_TOKENS_OUTPUT, PIXELS_INPUT
 from vitrieve.runtime.engine import EngineName
 from vitrieve.runtime.precision import resolve_precision
+from vitrieve.runtime.telemetry import import_openvino
 
 if TYPE_CHECKING:
     import openvino
@@ -47,6 +48,7 @@ class OpenVinoEngine:
         quantised_path: Path | None = None,
         num_threads: int | None = None,
     ) -> None:
+        import_openvino()
         import openvino
 
         self.precision = precision

@@ -1,4 +1,4 @@
-"""Does this processor compute in bf16?"""
+"""Does this processor compute in bf16? Next file: ``quantisation.py``."""
 
 from __future__ import annotations
 

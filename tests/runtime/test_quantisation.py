@@ -13,8 +13,8 @@ from vitrieve.data.decode import read_image_bytes
 from vitrieve.data.preprocess import Preprocessing, to_square
 from vitrieve.errors import ArtifactError, ConfigError, FingerprintError
 from vitrieve.model.artefact import INT8_NAMES, ONNX_NAME, read_spec
-from vitrieve.model.quantisation import MIN_COSINE, quantise_folder
 from vitrieve.runtime.encoder import load_encoder
+from vitrieve.runtime.quantisation import MIN_COSINE, quantise_folder
 
 pytestmark = [
     pytest.mark.slow,

@@ -1,4 +1,4 @@
-"""int8: an exported encoder, quantised after training on some of the user's pictures. Next file: ``vit_graph.py``."""
+"""int8: an exported encoder, quantised after training on some of the user's pictures. Next folder: ``objective``."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import numpy as np
 from vitrieve.data.preprocess import to_pixels
 from vitrieve.errors import ArtifactError, ConfigError
 from vitrieve.model.artefact import EMBEDDING_OUTPUT, INT8_NAMES, ONNX_NAME, PIXELS_INPUT, note_export, read_contents
+from vitrieve.runtime.telemetry import import_openvino, no_telemetry
 
 Preset = Literal["mixed", "performance"]
 MIN_COSINE = 0.9
@@ -53,6 +54,7 @@ def quantise_folder(folder: Path, squares: Sequence[np.ndarray], preset: Preset 
     contents = read_contents(folder)
     if not contents.has_onnx:
         raise ArtifactError(f"{folder} is not exported; run first: vitrieve export --encoder {folder}")
+    import_openvino()
     import openvino
 
     pixels = [to_pixels(square, contents.spec.preprocessing)[None] for square in squares]
@@ -71,9 +73,9 @@ def quantise_folder(folder: Path, squares: Sequence[np.ndarray], preset: Preset 
 
 
 def _quantise(graph: object, pixels: Sequence[np.ndarray], preset: Preset) -> object:
-    with redirect_stdout(sys.stderr):  # its progress bars
+    with no_telemetry():
         import nncf
-
+    with redirect_stdout(sys.stderr):  # its progress bars
         return nncf.quantize(
             graph,
             nncf.Dataset(pixels, lambda one: {PIXELS_INPUT: one}),
