@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,9 +61,28 @@ def render_search_page(searches: Iterable[tuple[SearchRequest, SearchAnswer]], *
     )
 
 
+def find_bar_start(scores: Sequence[float]) -> float:
+    """Choose the score at which the bars of a page begin: those of one encoder may all lie between 0.9 and 1.
+
+    >>> [find_bar_start(scores) for scores in ([1.0], [0.97, 0.83], [0.6, 0.05], [-0.2], [])]
+    [0.9, 0.8, 0.0, 0.0, 0.0]
+    """
+    return min(0.9, max(0.0, math.floor(10 * min(scores, default=0.0)) / 10))
+
+
+def fill_bar(score: float, start: float) -> float:
+    """Return how much of a bar from ``start`` to 1 a score fills, in percent.
+
+    >>> [fill_bar(score, 0.8) for score in (0.7, 0.8, 0.85, 1.0, 1.0001)]
+    [0.0, 0.0, 25.0, 100.0, 100.0]
+    """
+    return round(100 * min(max((score - start) / (1 - start), 0.0), 1.0), 1)
+
+
 def _describe_search(request: SearchRequest, answer: SearchAnswer, store: VectorStore) -> dict[str, Any]:
     plus = [_describe_example(example, "wanted", store) for example in request.plus]
     minus = [_describe_example(example, "not wanted", store) for example in request.minus]
+    bar_start = find_bar_start([result.score for result in answer.results])
     return {
         "name": plus[0]["name"],
         "examples": plus + minus,
@@ -73,7 +93,8 @@ def _describe_search(request: SearchRequest, answer: SearchAnswer, store: Vector
         "first_rank": request.offset + 1,
         "has_more": answer.has_more,
         "results": [
-            _describe_result(rank, result) for rank, result in enumerate(answer.results, start=request.offset + 1)
+            _describe_result(rank, result, bar_start)
+            for rank, result in enumerate(answer.results, start=request.offset + 1)
         ],
     }
 
@@ -97,13 +118,14 @@ def _spell(condition: Condition) -> str:
     return f"{condition.column} {condition.operator} {' or '.join(map(str, condition.values))}"
 
 
-def _describe_result(rank: int, result: SearchResult) -> dict[str, Any]:
+def _describe_result(rank: int, result: SearchResult, bar_start: float) -> dict[str, Any]:
     titles = [result.metadata[key] for key in TITLE_KEYS if result.metadata.get(key)]
     title = titles[0] if titles else result.path.name
     return {
         "rank": rank,
         "score": result.score,
-        "percent": round(100 * min(max(result.score, 0.0), 1.0), 1),
+        "percent": fill_bar(result.score, bar_start),
+        "bar_start": f"{bar_start:g}",
         "image_id": result.image_id,
         "title": title,
         "metadata": [(key, value) for key, value in result.metadata.items() if value not in ("", title)],

@@ -13,7 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from vitrieve import __version__
 from vitrieve.data.records import ImageRecord
 from vitrieve.index.store import StoreInfo
-from vitrieve.search.page import TITLE_KEYS
+from vitrieve.search.page import TITLE_KEYS, fill_bar, find_bar_start
 from vitrieve.search.request import SearchAnswer, SearchResult
 from vitrieve.serve.address import NUM_RESULTS, Address
 from vitrieve.serve.limits import Limits
@@ -73,18 +73,20 @@ def find_title(image_id: str, metadata: Mapping[str, str]) -> str:
 def describe_results(answer: SearchAnswer, address: Address) -> list[View]:
     """Describe the results of one page, with the links that go on from each."""
     first = (address.page - 1) * address.k + 1
-    return [describe_result(result, rank, address) for rank, result in enumerate(answer.results, start=first)]
+    start = find_bar_start([result.score for result in answer.results])
+    return [describe_result(result, rank, address, start) for rank, result in enumerate(answer.results, start=first)]
 
 
-def describe_result(result: SearchResult, rank: int, address: Address) -> View:
-    """Describe one result."""
+def describe_result(result: SearchResult, rank: int, address: Address, bar_start: float = 0.0) -> View:
+    """Describe one result; its bar goes from ``bar_start`` to 1."""
     title = find_title(result.image_id, result.metadata)
     return {
         "rank": rank,
         "image_id": result.image_id,
         "title": title,
         "score": f"{result.score:.3f}",
-        "percent": round(100 * min(max(result.score, 0.0), 1.0), 1),
+        "percent": fill_bar(result.score, bar_start),
+        "bar_start": f"{bar_start:g}",
         "metadata": [(key, value) for key, value in result.metadata.items() if value not in ("", title)],
         "thumbnail": thumbnail_url(result.image_id),
         "image": f"/images/{quote(result.image_id)}",
@@ -93,7 +95,7 @@ def describe_result(result: SearchResult, rank: int, address: Address) -> View:
         "minus": address.adding(minus=result.image_id).spell(),
         "compare": address.spell("/compare", image_id=result.image_id),
         "group": spell_group(result, address),
-        "others": [describe_result(other, rank, address) for other in result.others],
+        "others": [describe_result(other, rank, address, bar_start) for other in result.others],
     }
 
 
