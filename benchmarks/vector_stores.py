@@ -418,7 +418,7 @@ def main() -> None:
     parser.add_argument("--source", action="append", default=[], help="a source, as grocery=FOLDER or emoji")
     parser.add_argument("--num-vectors", type=int, default=100_000, help="crops to embed")
     parser.add_argument("--perturbed", type=int, help="enlarge by noise to this many vectors")
-    parser.add_argument("--only", default="", help="only contestants whose engine or kind contains this text")
+    parser.add_argument("--only", nargs="+", default=[""], help="only contestants whose engine and kind contain a text")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     arguments = parser.parse_args()
     embeddings, queries = embed_crops(arguments.work, arguments.source or ["emoji"], arguments.num_vectors)
@@ -427,11 +427,11 @@ def main() -> None:
     collection = Collection(embeddings, queries, top_k(queries, embeddings.vectors, K)[1])
     results = []
     for engine, kind, build in list_contestants(collection, arguments.work):
-        if arguments.only not in f"{engine} {kind}":
+        if not any(text in f"{engine} {kind}" for text in arguments.only):
             continue
         results.append(measure(engine, kind, build, collection, arguments.work))
         print(results[-1], file=sys.stderr)
-    short = measure_short_vectors(collection) if not arguments.only else []
+    short = measure_short_vectors(collection) if arguments.only == [""] else []
     description: dict[str, object] = {
         "num_vectors": len(embeddings.vectors),
         "embedding_dim": embeddings.vectors.shape[1],
