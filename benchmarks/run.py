@@ -38,16 +38,17 @@ def run_part(part: str, is_quick: bool) -> list[Line]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="smaller inputs and fewer rounds")
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--parts", nargs="+", choices=PARTS, help="all; with --quick all but int8")
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
+    parts = arguments.parts or [part for part in PARTS if not (arguments.quick and part == "int8")]
     pin_threads()
     machine = describe_machine()
     start = time.monotonic()
     lines: list[Line] = []
-    for number, part in enumerate(arguments.parts, 1):
+    for number, part in enumerate(parts, 1):
         minutes = (time.monotonic() - start) / 60
-        print(f"[{number}/{len(arguments.parts)}] {part}, after {minutes:.1f} min", file=sys.stderr, flush=True)
+        print(f"[{number}/{len(parts)}] {part}, after {minutes:.1f} min", file=sys.stderr, flush=True)
         lines += run_part(part, arguments.quick)
     machine["minutes"] = round((time.monotonic() - start) / 60, 1)
     arguments.out.mkdir(parents=True, exist_ok=True)
