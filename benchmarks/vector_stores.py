@@ -338,7 +338,7 @@ def measure_short_vectors(collection: Collection) -> list[dict[str, object]]:
     """Recall@10 of codes of some sizes, found by comparing all codes; alone, and as candidates for full vectors."""
     vectors, queries = np.ascontiguousarray(collection.embeddings.vectors), collection.queries
     factories = ["SQfp16", "SQ8", "PCA192,SQ8", "PCA128,SQ8", "PCA64,SQ8", "PCA32,SQ8", "PCA16,SQ8"]
-    factories += [f"PCA128,OPQ{m}_{max(64, m)},PQ{m}x8" for m in (16, 32, 64)] + ["PCA128,RaBitQ", "RaBitQ"]
+    factories += [f"PCA128,OPQ{m}_{max(64, m)},PQ{m}x8" for m in (16, 32)] + ["PCA128,RaBitQ", "RaBitQ"]
     lines: list[dict[str, object]] = [
         {"codes": "float32", "bytes": 4 * vectors.shape[1], "recall": 1.0, "refined": 1.0}
     ]
