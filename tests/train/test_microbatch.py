@@ -159,6 +159,12 @@ def test_plan_refuses_too_small_a_limit_and_names_what_is_needed(config: Config)
         plan_memory(build_encoder(config.model), limited(config, 0.01))
 
 
+def test_plan_counts_memories_that_are_not_filled_yet(config: Config) -> None:
+    encoder = build_encoder(config.model)
+    bare, filled = (plan_memory(encoder, limited(config, 100), num_bytes).bytes_needed for num_bytes in (0, GIB))
+    assert filled - bare == pytest.approx(GIB, rel=0.1)
+
+
 def test_measuring_the_graph_leaves_no_trace(config: Config) -> None:
     model = ModelConfig(backbone="test_resnet", image_size=64, pooling="average", drop_path_rate=0.0)
     config = dataclasses.replace(config, model=model)

@@ -30,7 +30,7 @@ from vitrieve.objective.tuple_contrastive import tuple_statistics
 from vitrieve.train.average import WeightAverage
 from vitrieve.train.device import move_batch, prepare_encoder
 from vitrieve.train.metrics_log import MetricsLog
-from vitrieve.train.microbatch import encode_batch, encode_pieces, plan_memory
+from vitrieve.train.microbatch import MemoryPlan, encode_batch, encode_pieces, plan_memory
 from vitrieve.train.optimizer import build_optimizer, set_learning_rate
 from vitrieve.train.resolution import allow_low_resolution, image_size_at
 from vitrieve.train.selection import SELECTION_METRIC, Selection
@@ -173,9 +173,9 @@ def build_state(config: Config, encoder: ImageEncoder, *, num_classes: int, num_
     decay, momentum = config.train.ema_decay, config.objective.memory_momentum
     if config.objective.memory_fraction == 0:
         momentum = None
-    return TrainingState(
+    state = TrainingState(
         encoder=encoder,
-        plan=plan_memory(encoder, config),
+        plan=MemoryPlan(config.train.microbatch_size),
         objective=objective,
         optimizer=build_optimizer(encoder, objective, config.optimizer),
         average=None if decay is None else WeightAverage(encoder, decay),
@@ -183,6 +183,8 @@ def build_state(config: Config, encoder: ImageEncoder, *, num_classes: int, num_
         frozen={name: parameter.detach().clone() for name, parameter in encoder.named_parameters()},
         frozen_share=config.train.frozen_share,
     )
+    state.plan = plan_memory(encoder, config, sum(buffer.nbytes for buffer in objective.buffers()))
+    return state
 
 
 def train_step(state: TrainingState, batch: Batch, config: Config) -> dict[str, float]:
