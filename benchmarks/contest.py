@@ -152,11 +152,14 @@ def alternate_processes(script: str, sides: Sequence[str], num_rounds: int, **gi
             for side, process in processes.items():
                 assert process.stdin is not None
                 assert process.stdout is not None
-                process.stdin.write("\n")
-                process.stdin.flush()
-                answer = process.stdout.readline()
+                try:
+                    process.stdin.write("\n")
+                    process.stdin.flush()
+                    answer = process.stdout.readline()
+                except BrokenPipeError:
+                    answer = ""
                 if not answer:
-                    raise RuntimeError(f"{side} stopped; its reason stands above.")
+                    raise RuntimeError(f"{side} stopped; its reason stands above, or the machine ran out of memory.")
                 answers[side].append(json.loads(answer))
                 print(f"  {side}: {answers[side][-1]}", file=sys.stderr, flush=True)
     finally:

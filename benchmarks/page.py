@@ -121,7 +121,7 @@ def view_task(name: str, sides: Sequence[Line], ceilings: dict[str, Line]) -> Ta
             SideView(
                 line=line,
                 bar=line.value / most,
-                ratio=None if ours is None or line.is_ours else ours.times_better_than(line),
+                ratio=None if ours is None or line is ours else ours.times_better_than(line),
                 share=None if ceiling is None else line.share_of(ceiling),
             )
         )
