@@ -6,14 +6,13 @@
 Real embeddings (DINOv2 ViT-S/14, 112 px) of photographs and drawings, enlarged by crops to --num-vectors; --perturbed
 enlarges them further by noise. The queries are crops that are not in the collection. Ours, FAISS, LanceDB alone and
 milvus-lite run one after the other on the same vectors; every figure counts against the exact result. Writes
-results/vector_stores_N_DATE.json, .md and .svg. About 20 minutes of embedding for 100,000 crops on two cores (kept in
-WORK), then about as much for the stores.
+results/vector_stores_N_DATE.json, .md and two plots after each of them (``vector_stores_report.py``). On two cores
+about 5 minutes of embedding for 100,000 crops (kept in WORK), then 15 for the stores; over an hour for 1,000,000.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import shutil
@@ -23,7 +22,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,6 +32,7 @@ import numpy as np
 import pyarrow as pa
 from lancedb.index import HnswSq, IvfPq
 from PIL import Image, ImageOps
+from vector_stores_report import Result, ShortVectors, to_markdown, write_report
 
 from vitrieve.data.records import ImageRecord
 from vitrieve.data.sources import read_source
@@ -50,7 +50,6 @@ CROP_AREA = (0.3, 1.0)
 """Share of a picture that a crop shows: as much as training views show."""
 NOISE_NORM = 0.35
 """Length of the noise that makes a new vector of a real one: a cosine near 0.94, as between two crops of a picture."""
-COLORS = {"codes alone": "#b4533c", "with full vectors for 100 candidates": "#2b6a99"}
 
 
 class Collection(NamedTuple):
@@ -59,20 +58,6 @@ class Collection(NamedTuple):
     embeddings: Embeddings
     queries: np.ndarray
     nearest: np.ndarray
-
-
-@dataclass(frozen=True, kw_only=True)
-class Result:
-    """One line of the table; bytes are per image, ``index_bytes`` of what is scanned, ``all_bytes`` with the rest."""
-
-    engine: str
-    kind: str
-    recall_at_10: float
-    p50_ms: float
-    p95_ms: float
-    index_bytes: float
-    all_bytes: float
-    build_seconds: float
 
 
 Search = Callable[[np.ndarray], list[int]]
@@ -334,14 +319,12 @@ def measure(engine: str, kind: str, build: Callable[[Path], Built], collection: 
     )
 
 
-def measure_short_vectors(collection: Collection) -> list[dict[str, object]]:
+def measure_short_vectors(collection: Collection) -> list[ShortVectors]:
     """Recall@10 of codes of some sizes, found by comparing all codes; alone, and as candidates for full vectors."""
     vectors, queries = np.ascontiguousarray(collection.embeddings.vectors), collection.queries
     factories = ["SQfp16", "SQ8", "PCA192,SQ8", "PCA128,SQ8", "PCA64,SQ8", "PCA32,SQ8", "PCA16,SQ8"]
     factories += [f"PCA128,OPQ{m}_{max(64, m)},PQ{m}x8" for m in (16, 32)] + ["PCA128,RaBitQ", "RaBitQ"]
-    lines: list[dict[str, object]] = [
-        {"codes": "float32", "bytes": 4 * vectors.shape[1], "recall": 1.0, "refined": 1.0}
-    ]
+    lines: list[ShortVectors] = [{"codes": "float32", "bytes": 4 * vectors.shape[1], "recall": 1.0, "refined": 1.0}]
     for factory in factories:
         # Distances, because PCA centres: of centred vectors the inner product orders otherwise than the cosine did.
         index = faiss.index_factory(vectors.shape[1], factory, faiss.METRIC_L2)
@@ -364,54 +347,6 @@ def count_bytes(folder: Path, pattern: str = "**/*") -> float:
     return float(sum(path.stat().st_size for path in folder.glob(pattern) if path.is_file()))
 
 
-# --- the result ---
-
-
-def to_markdown(results: list[Result], short: list[dict[str, object]], description: dict[str, object]) -> str:
-    lines = [f"# Vector stores: {description['num_vectors']:,} vectors", "", json.dumps(description), ""]
-    lines += ["Recall@10 against the exact result. *Index* bytes are scanned and want memory; *all* bytes are on disk,"]
-    lines += ["with full vectors and metadata (FAISS and LanceDB alone keep no metadata).", ""]
-    lines += ["| engine | kind | recall@10 | p50 ms | p95 ms | index B/image | all B/image | build s |"]
-    lines += ["|---|---|---:|---:|---:|---:|---:|---:|"]
-    for one in results:
-        size = "in all" if np.isnan(one.index_bytes) else f"{one.index_bytes:,.0f}"
-        lines.append(
-            f"| {one.engine} | {one.kind} | {one.recall_at_10:.4f} | {one.p50_ms:.1f} | {one.p95_ms:.1f} "
-            f"| {size} | {one.all_bytes:,.0f} | {one.build_seconds:,.1f} |"
-        )
-    lines += ["", "## Short vectors", "", "| codes (FAISS) | bytes | recall@10 | with full vectors for 100 |"]
-    lines += ["|---|---:|---:|---:|"]
-    lines += [f"| {one['codes']} | {one['bytes']} | {one['recall']:.4f} | {one['refined']:.4f} |" for one in short]
-    return "\n".join(lines) + "\n"
-
-
-def to_svg(short: list[dict[str, object]]) -> str:
-    """Draw recall against bytes per image, on a logarithmic axis from 8 to 2,048 bytes."""
-    left, top, width, height = 60, 20, 560, 320
-
-    def place(size: object, recall: object) -> tuple[float, float]:
-        return left + width * np.log2(float(size) / 8) / 8, top + height * (1 - float(recall))  # type: ignore[arg-type]
-
-    marks = [f'<rect x="{left}" y="{top}" width="{width}" height="{height}" fill="none" stroke="#999"/>']
-    for exponent in range(3, 12):
-        x, _ = place(2**exponent, 0)
-        marks.append(f'<text x="{x:.0f}" y="{top + height + 18}" text-anchor="middle">{2**exponent}</text>')
-    for tenth in range(0, 11, 2):
-        _, y = place(8, tenth / 10)
-        marks.append(f'<text x="{left - 8}" y="{y + 4:.0f}" text-anchor="end">{10 * tenth} %</text>')
-        marks.append(f'<line x1="{left}" x2="{left + width}" y1="{y:.0f}" y2="{y:.0f}" stroke="#ddd"/>')
-    for number, (name, color) in enumerate(COLORS.items()):
-        for one in short:
-            x, y = place(one["bytes"], one["refined" if number else "recall"])
-            title = f"<title>{one['codes']}: {one['bytes']} bytes</title>"
-            marks.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{color}">{title}</circle>')
-        y = top + height - 30 + 18 * number
-        marks.append(f'<text x="{left + width - 8}" y="{y}" text-anchor="end" fill="{color}">{name}</text>')
-    foot = f'<text x="{left + width / 2}" y="{top + height + 40}" text-anchor="middle">bytes per image</text>'
-    style = 'xmlns="http://www.w3.org/2000/svg" font-family="sans-serif" font-size="13" viewBox="0 0 640 390"'
-    return f"<svg {style}><title>Recall@10 against bytes per image</title>{''.join(marks)}{foot}</svg>\n"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="folder for embeddings and scratch files")
@@ -425,13 +360,6 @@ def main() -> None:
     if arguments.perturbed:
         embeddings = perturb(embeddings, arguments.perturbed)
     collection = Collection(embeddings, queries, top_k(queries, embeddings.vectors, K)[1])
-    results = []
-    for engine, kind, build in list_contestants(collection, arguments.work):
-        if not any(text in f"{engine} {kind}" for text in arguments.only):
-            continue
-        results.append(measure(engine, kind, build, collection, arguments.work))
-        print(results[-1], file=sys.stderr)
-    short = measure_short_vectors(collection) if arguments.only == [""] else []
     description: dict[str, object] = {
         "num_vectors": len(embeddings.vectors),
         "embedding_dim": embeddings.vectors.shape[1],
@@ -441,13 +369,15 @@ def main() -> None:
         "load_before": round(os.getloadavg()[0], 1),
         "versions": {"faiss": faiss.__version__, "lancedb": lancedb.__version__},
     }
-    arguments.out.mkdir(parents=True, exist_ok=True)
     stem = arguments.out / f"vector_stores_{len(embeddings.vectors)}_{time.strftime('%Y-%m-%d')}"
-    contents = {**description, "results": [asdict(one) for one in results], "short_vectors": short}
-    stem.with_suffix(".json").write_text(json.dumps(contents, indent=1) + "\n")
-    stem.with_suffix(".md").write_text(to_markdown(results, short, description))
-    stem.with_suffix(".svg").write_text(to_svg(short))
-    print(to_markdown(results, short, description))
+    results: list[Result] = []
+    short = measure_short_vectors(collection) if arguments.only == [""] else []
+    for engine, kind, build in list_contestants(collection, arguments.work):
+        if any(text in f"{engine} {kind}" for text in arguments.only):
+            results.append(measure(engine, kind, build, collection, arguments.work))
+            print(results[-1], file=sys.stderr, flush=True)
+            write_report(stem, description, results, short)  # after each: a table of many hours may be stopped
+    print(to_markdown(description, results, short))
 
 
 if __name__ == "__main__":
