@@ -71,6 +71,23 @@ def encode_batches(
             yield waiting.popleft().result()
 
 
+def encode_in_parallel(encoder: Encoder, squares: np.ndarray) -> np.ndarray:
+    """Encode squares in as many threads as the engine has streams, for a caller that has nothing else to do meanwhile.
+
+    Args:
+        encoder: Turns squares into embeddings.
+        squares: ``(B, S, S, 3)`` uint8; any B.
+
+    Returns:
+        ``(B, E)`` float32, in order.
+    """
+    if encoder.num_parallel == 1:
+        return encoder.encode_squares(squares)
+    with ThreadPoolExecutor(encoder.num_parallel) as pool:
+        parts = np.array_split(squares, encoder.num_parallel)
+        return np.concatenate(list(pool.map(encoder.encode_squares, parts)))
+
+
 def prepare_ahead(
     prepare: Callable[[ImageRecord], Prepared],
     batches: Iterable[Sequence[ImageRecord]],

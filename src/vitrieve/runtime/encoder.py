@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -76,7 +77,7 @@ class Encoder:
         return self.runner.num_parallel
 
     def encode(self, images: Sequence[Image.Image]) -> np.ndarray:
-        """Embed RGB pictures of any sizes, one prepared picture after the other, a few in memory.
+        """Embed RGB pictures of any sizes, prepared a few at a time, in as many threads as the engine has streams.
 
         Args:
             images: Pillow pictures in mode RGB; any number.
@@ -92,10 +93,17 @@ class Encoder:
                 raise DataError(
                     f"image {position} has mode {image.mode!r}; encode takes RGB (decode_image makes it by one rule)."
                 )
-        parts = [
-            self.encode_squares(np.stack([to_square(image, self.preprocessing) for image in images[start:stop]]))
-            for start, stop in _cut(len(images))
-        ]
+
+        def encode_some(bounds: tuple[int, int]) -> np.ndarray:
+            squares = [to_square(image, self.preprocessing) for image in images[slice(*bounds)]]
+            return self.encode_squares(np.stack(squares))
+
+        cuts = _cut(len(images))
+        if self.num_parallel == 1 or len(cuts) == 1:
+            parts = [encode_some(bounds) for bounds in cuts]
+        else:
+            with ThreadPoolExecutor(self.num_parallel) as pool:
+                parts = list(pool.map(encode_some, cuts))
         return np.concatenate([np.empty((0, self.embedding_dim), np.float32), *parts])
 
     def encode_pixels(self, pixels: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""A file read once: its hash, its metadata and its prepared pixels, all of the same bytes. Next file: ``scan.py``."""
+"""A file read once: its hash, its metadata and its prepared picture, all of the same bytes. Next file: ``scan.py``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from vitrieve.data.decode import crop_to_box, decode_image, read_image_bytes
-from vitrieve.data.preprocess import Preprocessing, preprocess
+from vitrieve.data.preprocess import Preprocessing, to_square
 from vitrieve.data.records import ImageRecord
 from vitrieve.errors import DecodeError
 from vitrieve.sync.describe import describe_content, hash_record, spell_box
@@ -29,13 +29,13 @@ class Content:
     Attributes:
         record: The image, as its source describes it.
         stamp: What the file was; its reason says why the image can have no vector.
-        pixels: ``(3, S, S)`` float32; None where there is no picture, or the store has the vector of this content.
+        square: ``(S, S, 3)`` uint8; None where there is no picture, or the store has the vector of this content.
         is_changing: The file changed while it was read, so that nothing can be said of it now.
     """
 
     record: ImageRecord
     stamp: Stamp
-    pixels: np.ndarray | None = None
+    square: np.ndarray | None = None
     is_changing: bool = False
 
 
@@ -67,10 +67,10 @@ def read_content(record: ImageRecord, preprocessing: Preprocessing, find_holder:
     try:
         picture = decode_image(data)
         metadata = describe_content(data, *picture.size)
-        pixels = preprocess(crop_to_box(picture, record.box), preprocessing)
+        square = to_square(crop_to_box(picture, record.box), preprocessing)
     except DecodeError as error:
         return Content(record=record, stamp=replace(stamp, reason=str(error)))
-    return Content(record=record, stamp=replace(stamp, metadata=metadata), pixels=pixels)
+    return Content(record=record, stamp=replace(stamp, metadata=metadata), square=square)
 
 
 def _build_stamp(

@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 
 from vitrieve.data.records import ImageRecord
-from vitrieve.embed.batches import prepare_ahead
+from vitrieve.embed.batches import encode_in_parallel, prepare_ahead
 from vitrieve.progress import track
 from vitrieve.runtime.encoder import Encoder
 from vitrieve.sync.content import Content, read_content
@@ -73,21 +73,22 @@ class Intake:
             else:
                 wanted.append(content)
         self._embed(wanted)
-        self._waiting += [replace(content, pixels=None) for content in wanted]
+        self._waiting += [replace(content, square=None) for content in wanted]
 
     def _is_stored_as_it_is(self, stamp: Stamp) -> bool:
         own = self._ledger.stamps.get(stamp.image_id)
         return own is not None and replace(own, signature=stamp.signature) == stamp
 
     def _embed(self, contents: Sequence[Content]) -> None:
-        pixels = {
-            content.stamp.content_key: content.pixels
+        squares = {
+            content.stamp.content_key: content.square
             for content in contents
-            if content.pixels is not None and not self._has_vector(content)
+            if content.square is not None and not self._has_vector(content)
         }
-        if pixels:
-            self._vectors.update(zip(pixels, self._encoder.encode_pixels(np.stack(list(pixels.values()))), strict=True))
-            self.num_embedded += len(pixels)
+        if squares:
+            vectors = encode_in_parallel(self._encoder, np.stack(list(squares.values())))
+            self._vectors.update(zip(squares, vectors, strict=True))
+            self.num_embedded += len(squares)
 
     def _has_vector(self, content: Content) -> bool:
         key = content.stamp.content_key
