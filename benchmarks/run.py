@@ -1,12 +1,13 @@
 """`make bench`: how fast is what vitrieve does, beside the way others do it, and how far from what the machine can do?
 
-    python benchmarks/run.py [--quick] [--parts NAME ...] [--out FOLDER]
+    python benchmarks/run.py [--quick] [--parts NAME ...] [--out FOLDER] [--into BENCH.json]
 
 Runs the parts of the suite one after the other, each in a process of its own, with as many threads as there are
 cores. In a part the sides alternate after a warm-up; figures are medians with the least and the most, and what counts
 is the ratio, because machines are shared and drift. Writes bench_DATE.json and bench_DATE.html (quick ones:
 bench_quick_DATE) into benchmarks/results. About 35 minutes on two cores, under 5 with --quick. Weights are random and
-vectors are real: this measures speed only.
+vectors are real: this measures speed only. With --into the parts named by --parts are measured again and replace what
+a finished run says about them; its page tells which.
 """
 
 from __future__ import annotations
@@ -17,8 +18,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from contest import RESULTS, Line, describe_machine, pin_threads
 from page import write_page
@@ -40,6 +43,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="smaller inputs and fewer rounds")
     parser.add_argument("--parts", nargs="+", choices=PARTS, help="all; with --quick all but int8")
     parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--into", type=Path, help="JSON of a finished run")
     arguments = parser.parse_args()
     parts = arguments.parts or [part for part in PARTS if not (arguments.quick and part == "int8")]
     pin_threads()
@@ -53,10 +57,27 @@ def main() -> None:
     machine["minutes"] = round((time.monotonic() - start) / 60, 1)
     arguments.out.mkdir(parents=True, exist_ok=True)
     stem = arguments.out / f"bench_{'quick_' if arguments.quick else ''}{machine['date']}"
+    if arguments.into:
+        stem = arguments.into.with_suffix("")
+        machine, lines = replace_parts(json.loads(arguments.into.read_text()), lines, machine)
     contents = {"machine": machine, "is_quick": arguments.quick, "lines": [asdict(line) for line in lines]}
     stem.with_suffix(".json").write_text(json.dumps(contents, indent=1) + "\n")
     write_page(machine, lines, stem.with_suffix(".html"), is_quick=arguments.quick)
     print(f"{stem.with_suffix('.json')}\n{stem.with_suffix('.html')}")
+
+
+def replace_parts(
+    contents: dict[str, Any], lines: Sequence[Line], machine: dict[str, Any]
+) -> tuple[dict[str, Any], list[Line]]:
+    """Return a finished run's machine and lines with those of some sections measured again in place of the old ones."""
+    earlier = [Line(**one) for one in contents["lines"]]
+    again = list(dict.fromkeys(line.section for line in lines))
+    merged: list[Line] = []
+    for section in dict.fromkeys(line.section for line in [*earlier, *lines]):
+        merged += [line for line in (lines if section in again else earlier) if line.section == section]
+    note = {section: f"{machine['date']} {time.strftime('%H:%M')}" for section in again}
+    machine = contents["machine"] | {"measured_again": contents["machine"].get("measured_again", {}) | note}
+    return machine, merged
 
 
 if __name__ == "__main__":
