@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
-from contest import Line
+from contest import RESULTS, Line
 from jinja2 import ChoiceLoader, Environment, FileSystemLoader, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
@@ -22,6 +23,15 @@ from vitrieve.reproduce.charts import Line as Curve
 from vitrieve.reproduce.charts import draw_lines
 
 CEILINGS = "ceilings"
+WITHOUT_OPTIONS = "xbm"
+"""The variant of small_recipes.py that its variants with an option are compared with."""
+OPTIONS = {
+    WITHOUT_OPTIONS: "without any",
+    "patch_dropout": "patch dropout 0.5",
+    "half_frozen": "6 of 12 blocks frozen",
+    "low_resolution_first": "lower resolution first",
+    "embedded_twice": "embedded twice for a memory limit (same result, other roundings)",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +71,19 @@ class SectionView:
     curves: tuple[CurveView, ...]
 
 
+@dataclass(frozen=True, kw_only=True)
+class EffectView:
+    """What an option of training does to quality: percent, and points more or less than without it."""
+
+    name: str
+    recall_at_1: float
+    map_at_r: float
+    recall_gain: float
+    map_gain: float
+    seconds: float
+    num_seeds: int
+
+
 def write_page(machine: dict[str, Any], lines: Sequence[Line], path: Path, *, is_quick: bool) -> None:
     """Write one self-contained page."""
     loaders = [FileSystemLoader(Path(__file__).parent), PackageLoader("vitrieve.evaluate")]
@@ -73,7 +96,38 @@ def write_page(machine: dict[str, Any], lines: Sequence[Line], path: Path, *, is
     )
     environment.filters["figure"] = format_figure
     template = environment.get_template("page.html.j2")
-    path.write_text(template.render(machine=machine, sections=view_sections(lines), is_quick=is_quick))
+    path.write_text(
+        template.render(
+            machine=machine, sections=view_sections(lines), effects=read_effects(path.parent), is_quick=is_quick
+        )
+    )
+
+
+def read_effects(folder: Path) -> list[EffectView]:
+    """Read what the options of training cost in quality, from the newest file of ``small_recipes.py`` about them."""
+    files = sorted(folder.glob("options_*.jsonl")) or sorted(RESULTS.glob("options_*.jsonl"))
+    if not files:
+        return []
+    lines = [json.loads(line) for line in files[-1].read_text().splitlines()]
+    means = {}
+    for variant in OPTIONS:
+        of_variant = [line for line in lines if line["variant"] == variant]
+        if of_variant:
+            names = ("recall_at_1", "map_at_r", "seconds")
+            means[variant] = (len(of_variant), *(mean(line[name] for line in of_variant) for name in names))
+    _, plain_recall, plain_map, _ = means[WITHOUT_OPTIONS]
+    return [
+        EffectView(
+            name=OPTIONS[variant],
+            recall_at_1=100 * recall,
+            map_at_r=100 * map_at_r,
+            recall_gain=100 * (recall - plain_recall),
+            map_gain=100 * (map_at_r - plain_map),
+            seconds=seconds,
+            num_seeds=num_seeds,
+        )
+        for variant, (num_seeds, recall, map_at_r, seconds) in means.items()
+    ]
 
 
 def format_figure(value: float) -> str:
