@@ -130,24 +130,35 @@ class Rounds(NamedTuple):
     check: float | None
 
 
-def alternate_processes(script: str, sides: Sequence[str], num_rounds: int, **given: Any) -> dict[str, Rounds]:
+def alternate_processes(
+    script: str,
+    sides: Sequence[str],
+    num_rounds: int,
+    *,
+    others: Mapping[str, tuple[list[str], dict[str, Any]]] | None = None,
+    **given: Any,
+) -> dict[str, Rounds]:
     """Time sides in turn, each in a process of its own that stays; the round before the first one warms up.
 
     Args:
         script: ``__file__`` of the caller, whose ``main`` gets ``build_side``.
         sides: Their names.
         num_rounds: Rounds that count.
+        others: More sides, in scripts and environments of their own: how each is started, and what is passed on to it.
         given: Passed on to ``build_side``; anything that JSON can say.
     """
-    command = [sys.executable, script, SIDE_FLAG]
+    started = {side: ([sys.executable, script], given) for side in sides} | dict(others or {})
     processes = {
         side: subprocess.Popen(
-            [*command, json.dumps({"side": side, **given})], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [*command, SIDE_FLAG, json.dumps({"side": side, **passed})],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
         )
-        for side in sides
+        for side, (command, passed) in started.items()
     }
     try:
-        answers: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
+        answers: dict[str, list[dict[str, Any]]] = {side: [] for side in processes}
         for _ in range(num_rounds + 1):
             for side, process in processes.items():
                 assert process.stdin is not None

@@ -6,25 +6,34 @@ The vectors are 60,502 of 384 dimensions in 11,316 classes, as many as the test 
 emoji (dinov2-vits14, 112 px) and copies with noise, a real vector a class. The sides alternate, each in a process of
 its own; memory is the largest that the process held beyond vectors and imports. All sides of a task must agree: the
 mean similarity of the neighbours, or MAP@R. Growth: galleries to 1,000,000 against 70 queries (the shape of R1M) and
-10,000, and widths from 128 to 768.
+10,000, and widths from 128 to 768. torchmetrics wants every pair at once, so it is compared at a small size.
 """
 
 from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import open_metric_learning
 from collections_here import make_vectors
 from contest import Line, alternate_processes, main, time_lines
 
+from vitrieve.cache import cache_folder
+
+Others = Mapping[str, tuple[list[str], dict[str, Any]]]
 SECTION = "exact ranking"
 NUM_IMAGES, NUM_CLASSES, NUM_DIMS, K = 60_502, 11_316, 384, 10
 OURS, FAISS, METRICS = "vitrieve", "FAISS flat", "pytorch-metric-learning"
+TORCHMETRICS = "torchmetrics"
 WITHOUT_TORCH = "vitrieve, torch not loaded"
-TOP_K, SCORES = "top 10", "Recall@1 and MAP@R"
+TOP_K, SCORES, R_PRECISION = "top 10", "Recall@1 and MAP@R", "R-precision"
+NUM_PAIRED = 3_000
+"""Images of which torchmetrics gets all pairs: 9 million."""
 TOP_K_SIDES, SCORES_SIDES = (OURS, WITHOUT_TORCH, FAISS), (OURS, METRICS)
 IMAGES_PER_CLASS = 5
 MAX_DIFFERENCE = 1e-5
@@ -37,6 +46,8 @@ def build_side(side: str, task: str, num_rows: int, num_queries: int, num_dims: 
     queries = make_vectors(num_queries, num_dims, num_classes, seed=1)[0] if num_queries else gallery
     if side == METRICS:
         return build_calculator(gallery, labels)
+    if side == TORCHMETRICS:
+        return build_torchmetrics(gallery, labels)
     if side == FAISS:
         import faiss
 
@@ -52,7 +63,26 @@ def build_side(side: str, task: str, num_rows: int, num_queries: int, num_dims: 
         return lambda: mean(top_k(queries, gallery, K + 1)[0])
     from vitrieve.evaluate.metrics import score_queries
 
+    if task == R_PRECISION:
+        return lambda: mean(score_queries(gallery, labels).r_precision)
     return lambda: mean(score_queries(gallery, labels).map_at_r)
+
+
+def build_torchmetrics(gallery: np.ndarray, labels: np.ndarray) -> Callable[[], float]:
+    import torch
+    from torchmetrics.retrieval import RetrievalRPrecision
+
+    rows, classes = torch.from_numpy(gallery), torch.from_numpy(labels)
+    others = ~torch.eye(len(rows), dtype=torch.bool)  # nothing finds itself
+    queries = torch.arange(len(rows))[:, None].expand(-1, len(rows))[others]
+
+    def run() -> float:
+        metric = RetrievalRPrecision()
+        is_relevant = classes[:, None] == classes
+        metric.update((rows @ rows.T)[others], is_relevant[others], indexes=queries)
+        return float(metric.compute())
+
+    return run
 
 
 def build_calculator(gallery: np.ndarray, labels: np.ndarray) -> Callable[[], float]:
@@ -69,13 +99,15 @@ def mean(values: Any) -> float:
     return float(np.asarray(values, dtype=np.float64).mean())
 
 
-def compare(task: str, name: str, sides: Sequence[str], num_rounds: int, **shape: int) -> list[Line]:
-    """Measure the sides of one task; ``shape`` as ``build_side`` takes it.
+def compare(
+    task: str, name: str, sides: Sequence[str], num_rounds: int, others: Others | None = None, **shape: int
+) -> list[Line]:
+    """Measure the sides of one task, and others with scripts of their own; ``shape`` as ``build_side`` takes it.
 
     Raises:
         RuntimeError: The sides do not find the same.
     """
-    found = alternate_processes(__file__, sides, num_rounds, task=task, **shape)
+    found = alternate_processes(__file__, sides, num_rounds, others=others, task=task, **shape)
     checks = {side: rounds.check for side, rounds in found.items()}
     values = [value for value in checks.values() if value is not None]
     if max(values) - min(values) > MAX_DIFFERENCE:
@@ -95,12 +127,27 @@ def compare(task: str, name: str, sides: Sequence[str], num_rounds: int, **shape
     return lines
 
 
+def find_others(folder: Path, num_rows: int) -> Others:
+    """Prepare the peer that needs an environment of its own, and the vectors for it; none where it is not available."""
+    command = open_metric_learning.ensure_environment(cache_folder() / "benchmarks" / "open-metric-learning")
+    if command is None:
+        return {}
+    path = folder / "vectors.npy"
+    np.save(path, make_vectors(num_rows, NUM_DIMS, min(NUM_CLASSES, num_rows // IMAGES_PER_CLASS), seed=0)[0])
+    return {open_metric_learning.SIDE: (command, {"vectors": str(path), "k": K + 1})}
+
+
 def measure(is_quick: bool) -> list[Line]:
     rows = NUM_IMAGES // 6 if is_quick else NUM_IMAGES
     shape = {"num_rows": rows, "num_queries": 0, "num_dims": NUM_DIMS}
     itself = f"{rows:,} x {NUM_DIMS} against itself"
     num_rounds = 2 if is_quick else 3
-    lines = compare(TOP_K, f"{TOP_K}, {itself}", TOP_K_SIDES, num_rounds, **shape)
+    with tempfile.TemporaryDirectory() as folder:
+        others = None if is_quick else find_others(Path(folder), rows)
+        lines = compare(TOP_K, f"{TOP_K}, {itself}", TOP_K_SIDES, num_rounds, others, **shape)
+    paired = {"num_rows": NUM_PAIRED, "num_queries": 0, "num_dims": NUM_DIMS}
+    name = f"{R_PRECISION}, {NUM_PAIRED:,} x {NUM_DIMS} against itself"
+    lines += compare(R_PRECISION, name, (OURS, TORCHMETRICS), num_rounds, **paired)
     lines += compare(SCORES, f"{SCORES}, {itself}", SCORES_SIDES, 1 if is_quick else 2, **shape)
     if is_quick:
         return lines
