@@ -15,7 +15,8 @@ import numpy as np
 from contest import main
 
 SIDE = "open-metric-learning, own environment"
-PACKAGES = ("torch==2.14.1", "torchvision==0.29.1", "numpy<2", "open-metric-learning")
+PACKAGES = ("torch==2.14.1", "torchvision==0.29.1", "numpy<2", "open-metric-learning", "omegaconf")
+"""The last is missing from its requirements."""
 
 
 def ensure_environment(folder: Path) -> list[str] | None:

@@ -7,7 +7,7 @@ cores. In a part the sides alternate after a warm-up; figures are medians with t
 is the ratio, because machines are shared and drift. Writes bench_DATE.json and bench_DATE.html (quick ones:
 bench_quick_DATE) into benchmarks/results. About 35 minutes on two cores, under 5 with --quick. Weights are random and
 vectors are real: this measures speed only. With --into the parts named by --parts are measured again and replace what
-a finished run says about them; its page tells which.
+a finished run says about the same tasks; its page tells which.
 """
 
 from __future__ import annotations
@@ -69,13 +69,15 @@ def main() -> None:
 def replace_parts(
     contents: dict[str, Any], lines: Sequence[Line], machine: dict[str, Any]
 ) -> tuple[dict[str, Any], list[Line]]:
-    """Return a finished run's machine and lines with those of some sections measured again in place of the old ones."""
+    """Return a finished run's machine and lines, with the tasks that were measured again in place of the old ones."""
     earlier = [Line(**one) for one in contents["lines"]]
-    again = list(dict.fromkeys(line.section for line in lines))
+    again = {(line.section, line.task) for line in lines}
     merged: list[Line] = []
     for section in dict.fromkeys(line.section for line in [*earlier, *lines]):
-        merged += [line for line in (lines if section in again else earlier) if line.section == section]
-    note = {section: f"{machine['date']} {time.strftime('%H:%M')}" for section in again}
+        for task in dict.fromkeys(line.task for line in [*earlier, *lines] if line.section == section):
+            source = lines if (section, task) in again else earlier
+            merged += [line for line in source if (line.section, line.task) == (section, task)]
+    note = {f"{section}: {task}": f"{machine['date']} {time.strftime('%H:%M')}" for section, task in sorted(again)}
     machine = contents["machine"] | {"measured_again": contents["machine"].get("measured_again", {}) | note}
     return machine, merged
 
