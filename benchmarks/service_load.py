@@ -1,6 +1,7 @@
 """Load on the service over the loopback: by vector, by id and by uploaded photograph, with several clients.
 
     python benchmarks/service_load.py WORK GROCERY_FOLDER [--num-vectors 100000] [--num-clients 4] [--seconds 200]
+        [--resident-mib 1024]
 
 `vitrieve serve` answers from an index of --num-vectors images in WORK: the photographs of Grocery, embedded by
 dinov2-vits14 at 112 px, and copies of their vectors with noise, which point at the same files. Each client is a
@@ -14,8 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
-import os
-import platform
 import re
 import shutil
 import signal
@@ -29,6 +28,7 @@ from typing import Any
 
 import httpx
 import numpy as np
+from contest import describe_machine
 from vector_stores import perturb
 
 from vitrieve.data.sources import read_source
@@ -56,9 +56,10 @@ def ensure_index(work: Path, folder: Path, num_vectors: int) -> Path:
 
 
 @contextmanager
-def serving(index: Path, log: Path) -> Iterator[str]:
+def serving(index: Path, log: Path, resident_mib: int) -> Iterator[str]:
     """Serve the index; yield the address."""
     command = [sys.executable, "-m", "vitrieve", "serve", "--index", str(index), "--port", "0"]
+    command += ["--resident-mib", str(resident_mib)]
     with log.open("w") as errors:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
     assert process.stdout is not None
@@ -148,22 +149,25 @@ def main() -> None:
     parser.add_argument("--num-vectors", type=int, default=100_000)
     parser.add_argument("--num-clients", type=int, default=4)
     parser.add_argument("--seconds", type=float, default=200.0)
+    parser.add_argument("--resident-mib", type=int, default=1024, help="of the server; 0: it searches on disk")
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
     folder = arguments.folder.resolve()
     index = ensure_index(arguments.work, folder, arguments.num_vectors)
-    with serving(index, arguments.work / "serve.log") as address:
+    with serving(index, arguments.work / "serve.log", arguments.resident_mib) as address:
         rounds = [measure_kind(kind, address, folder, arguments.num_clients, arguments.seconds) for kind in KINDS]
+    machine = describe_machine()
     result = {
         "date": time.strftime("%Y-%m-%d"),
-        "machine": platform.processor() or platform.machine(),
-        "num_cores": os.cpu_count(),
+        "machine": {name: machine[name] for name in ("processor", "instructions", "num_cores", "packages")},
         "num_vectors": arguments.num_vectors,
         "num_clients": arguments.num_clients,
         "seconds_each": arguments.seconds,
+        "resident_mib": arguments.resident_mib,
         "rounds": rounds,
     }
-    (RESULTS / f"service_load_{result['date']}.json").write_text(json.dumps(result, indent=2) + "\n")
+    kind = "" if arguments.resident_mib else "_on_disk"
+    (RESULTS / f"service_load_{result['date']}{kind}.json").write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps(result, indent=2))
 
 

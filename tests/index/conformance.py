@@ -168,6 +168,10 @@ class StoreMachine(RuleBasedStateMachine):
     def optimise(self) -> None:
         self.store.optimise()
 
+    @rule(max_bytes=st.sampled_from([0, 2**30]))
+    def hold(self, max_bytes: int) -> None:
+        assert not (self.store.hold(max_bytes) and max_bytes == 0 and self.model.images)
+
     @rule()
     def close_and_open(self) -> None:
         info = self.store.info

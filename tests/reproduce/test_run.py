@@ -183,10 +183,11 @@ def test_run_cells_goes_on_after_the_last_finished_command(tmp_path: Path) -> No
     assert not cell.run.exists()
 
 
-def test_run_is_kept_while_an_unfinished_cell_needs_it(tmp_path: Path) -> None:
-    training = Training(recipe="no_such_recipe", source="emoji")
-    rows = [make_row("full", training, "", "emoji"), replace(make_row("short", training, "", "emoji"), embedding_dim=8)]
-    cells = build_cells(rows, find_sources(["emoji"], None), tmp_path, 1)
+def test_run_is_kept_while_an_unfinished_cell_needs_it(pictures: Path, tmp_path: Path) -> None:
+    source = f"folder:{pictures}"
+    training = Training(recipe="no_such_recipe", source=source)
+    rows = [make_row("full", training, "", source), replace(make_row("short", training, "", source), embedding_dim=8)]
+    cells = build_cells(rows, find_sources([source], None), tmp_path, 1)
     assert cells[0].run == cells[1].run
     finish_steps(cells[0], ("train", "evaluate", "analyse"))
     failures = run_cells(cells, lambda text: None)

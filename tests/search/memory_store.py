@@ -67,6 +67,9 @@ class MemoryStore:
 
     def snapshot(self, out: Path) -> None: ...
 
+    def hold(self, max_bytes: int) -> bool:
+        return False
+
     def close(self) -> None: ...
 
 

@@ -42,6 +42,9 @@ class Arguments:
     """Searches computed at the same time."""
     max_body_mib: int = 25
     """Largest picture that is received."""
+    resident_mib: int = 1024
+    """Memory for a copy of the index that answers several times as fast (2.4 KB an image of 384 dimensions); a larger
+    index is searched on disk, with 0 every one."""
 
 
 def run(arguments: Arguments) -> int:
@@ -51,7 +54,11 @@ def run(arguments: Arguments) -> int:
     from vitrieve.search.searcher import Searcher
     from vitrieve.serve.limits import MEBIBYTE, Limits
 
-    limits = Limits(num_workers=arguments.num_workers, body_bytes=arguments.max_body_mib * MEBIBYTE)
+    limits = Limits(
+        num_workers=arguments.num_workers,
+        body_bytes=arguments.max_body_mib * MEBIBYTE,
+        resident_bytes=arguments.resident_mib * MEBIBYTE,
+    )
     searcher = Searcher.open(
         arguments.index,
         arguments.encoder,

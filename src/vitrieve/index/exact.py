@@ -223,6 +223,10 @@ class ExactStore:
         write_state(out, state, self._info.embedding_dim)
         write_manifest(out, "index", describe(self._info))
 
+    def hold(self, max_bytes: int) -> bool:
+        """Hold nothing: the vectors are mapped from disk, and every one is compared anyway."""
+        return False
+
     def close(self) -> None:
         """Let go of the memory maps."""
         self._current = None

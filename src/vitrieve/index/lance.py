@@ -1,4 +1,4 @@
-"""The LanceDB store: embedded, on disk, the default. Next: ``open.py``.
+"""The LanceDB store: embedded, on disk, the default. Next: ``milvus.py``.
 
 A few thousand images are compared whole. Beyond, ``optimise`` builds an index of short codes that chooses candidates;
 their scores always come from the full vectors. LanceDB's files never change: a change adds some, and a version that
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -47,6 +47,7 @@ from vitrieve.index.lance_schema import (
     to_sql,
 )
 from vitrieve.index.lock import writing
+from vitrieve.index.resident import ResidentCopy, ResidentRows, count_bytes, has_faiss
 from vitrieve.index.store import Hit, IndexKind, StoreInfo, describe, read_info, require_fingerprint
 from vitrieve.similarity import FloatArray
 
@@ -83,8 +84,9 @@ class LanceStore:
         self._kind = kind
         self._code_bytes = code_bytes
         self._process_id = os.getpid()
-        self._num_changes = len(os.listdir(table_path(folder) / "_versions"))
+        self._num_changes = len(os.listdir(_versions_path(folder)))
         self._synced: set[Path] = set()
+        self._copy: ResidentCopy | None = None
         self._open_table: Table | None = _connect(folder).open_table(TABLE_NAME)
         found = (self._table.schema.metadata or {}).get(b"fingerprint", b"").decode()
         require_fingerprint(folder, info, found)
@@ -198,13 +200,20 @@ class LanceStore:
         Exact while the images are too few for an index, and where it finds fewer images than there are.
         """
         checked = check_queries(queries, k, self._info.embedding_dim)
-        check_filter(filter, self.columns())
+        if filter:
+            check_filter(filter, self.columns())
+        elif (rows := self._find_resident()) is not None:
+            answers = [rows.search(query, k) for query in checked]
+            if None not in answers:
+                return cast(list[list[Hit]], answers)
         condition = to_sql(filter)
         is_indexed = self._has_index(_VECTOR_INDEX)
         return [self._search_one(query, k, condition, is_indexed=is_indexed) for query in checked]
 
     def get(self, image_ids: Sequence[str]) -> tuple[FloatArray, list[ImageRecord]]:
         """Return vectors and images by name; as ``VectorStore.get``."""
+        if (copy := self._find_resident()) is not None and (held := copy.get(image_ids)) is not None:
+            return held
         table = self._table
         names = [*record_names(table.schema), "vector"]
         wanted = sorted(set(image_ids))
@@ -275,9 +284,39 @@ class LanceStore:
         fields = {"index_kind": self._kind, "code_bytes": self._code_bytes}
         write_manifest(out, "index", {**describe(self._info), **fields})
 
+    def hold(self, max_bytes: int) -> bool:
+        """Answer from a copy in memory as long as it fits and is the newest state; as ``VectorStore.hold``."""
+        if not has_faiss():
+            return False
+
+        def load() -> ResidentRows | None:
+            table = self._table
+            num_images = table.count_rows()
+            if count_bytes(num_images, self._info.embedding_dim) > max_bytes:
+                return None
+            rows = table.search().select([*record_names(table.schema), "vector"]).to_arrow()
+            is_exact = self._kind == "flat" or num_images < MIN_INDEXED_ROWS
+            return ResidentRows(rows, self._info.embedding_dim, is_exact=is_exact)
+
+        self._copy = ResidentCopy(self._read_stamp, load)
+        return self._copy.load()
+
     def close(self) -> None:
-        """Let go of the table."""
-        self._open_table = None
+        """Let go of the table and of the copy in memory."""
+        self._open_table = self._copy = None
+
+    def _find_resident(self) -> ResidentRows | None:
+        self._table  # noqa: B018  a closed store is refused, and so is one that came through a fork
+        return None if self._copy is None else self._copy.find_current()
+
+    def _read_stamp(self) -> Hashable:
+        """Return what tells the newest version from every other, also from one of an index that was made anew."""
+        folder = _versions_path(self._folder)
+        try:
+            status = folder.stat()
+            return (status.st_ino, status.st_mtime_ns, frozenset(os.listdir(folder)))
+        except FileNotFoundError:
+            return None
 
     def _search_one(self, query: FloatArray, k: int, condition: str | None, *, is_indexed: bool) -> list[Hit]:
         # A power of two, so that neighbouring k look at the same candidates: pages of one answer fit together.
@@ -352,6 +391,11 @@ class LanceStore:
         for folder in folders:
             sync_folder(folder)
         self._synced = present
+
+
+def _versions_path(folder: Path) -> Path:
+    """Return where LanceDB keeps a file for each version of the table."""
+    return table_path(folder) / "_versions"
 
 
 def _connect(folder: Path) -> lancedb.DBConnection:

@@ -276,6 +276,10 @@ class MilvusStore:
         manifest = {"uri": self._uri, "collection": copy, "index_kind": self._kind}
         write_manifest(out, "index", {**describe(self._info), **manifest})
 
+    def hold(self, max_bytes: int) -> bool:
+        """Hold nothing: the server has its own."""
+        return False
+
     def close(self) -> None:
         """Close the connection."""
         if self._open_client is not None:

@@ -31,12 +31,19 @@ def connect(uri: str) -> MilvusClient:
         raise ConfigError(f"{uri!r} is no address of a Milvus server; give one like http://localhost:19530.")
     try:
         from pymilvus import MilvusClient
+        from pymilvus.exceptions import MilvusException
     except ImportError:
         raise ConfigError("the store milvus needs pymilvus: pip install 'vitrieve[milvus]'.") from None
     # It logs every failed call with a traceback before it raises; the errors below say what is wrong.
     logging.getLogger("pymilvus").setLevel(logging.CRITICAL)
-    with reported(uri):
-        return MilvusClient(uri, token=os.environ.get(TOKEN_VARIABLE, ""), timeout=TIMEOUT_SECONDS)
+    token = os.environ.get(TOKEN_VARIABLE, "")
+    try:
+        return MilvusClient(uri, token=token, timeout=TIMEOUT_SECONDS)
+    except (MilvusException, grpc_error()):
+        # Clients of one address share a channel, and a server may just have closed it (milvus-lite calls the client's
+        # pings too many). The client tries other calls again by itself, but not its first.
+        with reported(uri):
+            return MilvusClient(uri, token=token, timeout=TIMEOUT_SECONDS)
 
 
 def create_collection(

@@ -152,6 +152,20 @@ class VectorStore(Protocol):
         """
         ...
 
+    def hold(self, max_bytes: int) -> bool:
+        """Keep in memory what makes searching fast, for a process that will answer many.
+
+        What is found stays what the index on disk holds, changes by other processes included; right after a change
+        searches take as long as without a copy.
+
+        Args:
+            max_bytes: Memory for it; an index that needs more is not held.
+
+        Returns:
+            Whether something is held now; False too where the engine gains nothing by it.
+        """
+        ...
+
     def close(self) -> None:
         """Release files and connections; the store cannot be used afterwards. Closing twice is allowed."""
         ...

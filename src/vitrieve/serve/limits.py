@@ -30,6 +30,7 @@ class Limits:
         upload_bytes: Of the pictures that the page holds, so that a result's address can be opened again.
         num_uploads: The same, counted.
         thumbnail_bytes: Of the thumbnails kept in memory.
+        resident_bytes: Of the copy of the index that searches are answered from; a larger index is searched on disk.
     """
 
     body_bytes: int = 25 * MEBIBYTE
@@ -48,11 +49,12 @@ class Limits:
     upload_bytes: int = 128 * MEBIBYTE
     num_uploads: int = 1000
     thumbnail_bytes: int = 64 * MEBIBYTE
+    resident_bytes: int = 1024 * MEBIBYTE
 
     def __post_init__(self) -> None:
         """Refuse bounds that nothing could pass."""
         for field in fields(self):
-            least = 0 if field.name == "num_waiting" else 1
+            least = 0 if field.name in ("num_waiting", "resident_bytes") else 1
             value = getattr(self, field.name)
             if field.type != "float" and value < least:
                 raise ConfigError(f"the limit {field.name} is {value}; give {least} or more.")

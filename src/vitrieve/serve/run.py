@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 
@@ -19,6 +20,9 @@ MAX_PORT = 65_535
 KEEP_ALIVE_SECONDS = 20
 STOP_SECONDS = 10
 """What requests in progress get to end when the service is stopped."""
+SWITCH_SECONDS = 0.0005
+"""After which a thread that holds Python's lock lets others have it. A search is a dozen calls that release the lock,
+and each would wait for up to Python's 5 ms to get it back."""
 MAX_CONNECTIONS = 500
 """More than all that may wait; beyond it a connection is answered 503 at once."""
 
@@ -48,6 +52,7 @@ def serve(
     hosts = LOCAL_NAMES if is_local(host) and token is None else None
     listener = listen(host, port)
     app = create_app(searcher, limits=limits, token=token, hosts=hosts)
+    sys.setswitchinterval(SWITCH_SECONDS)
     write_logs_to_standard_error()
     config = uvicorn.Config(
         app,

@@ -47,11 +47,14 @@ class Service:
         self.metrics.held_bytes.set_function(lambda: self.bodies.held_bytes)
 
     async def warm_up(self) -> None:
-        """Answer a first search, which loads what the first one loads, and be ready; else say why not in the log."""
+        """Load the index into memory, where it fits, answer a first search, and be ready; else say why not in the log.
+
+        A first search loads what the first one loads.
+        """
         try:
-            await self._searches.run(self._search_once, seconds=None)
+            is_resident = await self._searches.run(self._prepare, seconds=None)
             self.is_ready = True
-            log_event("ready")
+            log_event("ready", is_index_resident=is_resident)
         except Exception:
             log_failure("not ready")
 
@@ -90,10 +93,12 @@ class Service:
         for pool in (self._searches, self._thumbnails, self._lookups):
             pool.close()
 
-    def _search_once(self) -> None:
+    def _prepare(self) -> bool:
+        is_resident = self.limits.resident_bytes > 0 and self.searcher.store.hold(self.limits.resident_bytes)
         side = self.searcher.encoder.preprocessing.image_size
         vector = self.searcher.encoder.encode([Image.new("RGB", (side, side))])
         self.searcher.store.search(vector, 1)
+        return is_resident
 
     def _build_pool(self, name: str, num_workers: int, num_waiting: int) -> WorkerPool:
         pool = WorkerPool(
@@ -107,8 +112,13 @@ class Service:
 
 
 def get_service(request: Request) -> Service:
-    """Give an endpoint the service of its application."""
+    """Return the service of the application that a request came to."""
     return cast(Service, request.app.state.service)
 
 
-CurrentService = Annotated[Service, Depends(get_service)]
+async def _provide_service(request: Request) -> Service:
+    return get_service(request)  # async, because FastAPI runs anything else in a thread
+
+
+CurrentService = Annotated[Service, Depends(_provide_service)]
+"""The service, for an endpoint."""

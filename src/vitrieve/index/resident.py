@@ -1,0 +1,164 @@
+"""An index in memory, for a process that answers many searches; the one on disk stays the truth. Next: ``lance.py``.
+
+An embedded engine plans every query anew and reads its candidates from files, which costs many times the comparing.
+A copy of vectors and records in memory answers what has no conditions; whatever it cannot answer, and everything
+while the index on disk is newer than the copy, is the store's. So answers are always those of the newest state, and
+only their speed depends on the copy.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Hashable, Sequence
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from vitrieve.data.records import ImageRecord
+from vitrieve.index.lance_schema import read_records, read_vectors
+from vitrieve.index.store import Hit
+from vitrieve.similarity import FloatArray, top_k
+
+RECORD_BYTES = 512
+"""About what a record takes, with its name in a dictionary."""
+CANDIDATES_PER_HIT = 4
+MIN_CANDIDATES = 64
+MAX_CANDIDATES = 4_096
+"""Deeper answers are the store's: here they would cost as much."""
+LISTS_PER_ROOT = 2
+"""Lists that FAISS divides N codes into, for each of the root of N; rounded to a power of two."""
+NUM_PROBES = 48
+"""Lists looked through for a query. Of 512 lists, for 100,000 images: recall@10 of 0.999 (docs/experiments.md)."""
+TRAINING_ROWS_PER_LIST = 48
+"""What FAISS learns the lists from; with fewer than 39 it warns."""
+PAUSE_PER_LOADING_SECOND = 10
+"""After a change, loading again waits this many times as long as it takes: an index that changes all the time is
+better searched on disk."""
+
+
+def has_faiss() -> bool:
+    """Say whether FAISS is installed, without importing it."""
+    return find_spec("faiss") is not None
+
+
+def count_bytes(num_images: int, embedding_dim: int) -> int:
+    """Return about what a copy of an index takes: vectors, a byte a dimension for FAISS, records."""
+    return num_images * (5 * embedding_dim + RECORD_BYTES)
+
+
+class ResidentRows:
+    """One state of an index; never changes, so any number of threads may search it.
+
+    Args:
+        rows: All rows of a LanceDB table: the columns of ``lance_schema.record_names`` and ``vector``.
+        embedding_dim: Length of a vector.
+        is_exact: Compare every vector with a query; else FAISS chooses candidates by codes of a byte a dimension.
+    """
+
+    def __init__(self, rows: pa.Table, embedding_dim: int, *, is_exact: bool) -> None:
+        rows = rows.take(pc.sort_indices(rows["image_id"])).combine_chunks()  # ties are ordered by row, so by name
+        self._vectors = read_vectors(rows, embedding_dim)
+        self._records = rows.drop_columns(["vector"])
+        self._places = {name: place for place, name in enumerate(rows["image_id"].to_pylist())}
+        self._index = None if is_exact else _build_lists(self._vectors)
+        pa.default_memory_pool().release_unused()
+
+    def search(self, query: FloatArray, k: int) -> list[Hit] | None:
+        """Find the nearest images of one query ``(E,)``; None where the candidates are too few, or would be many."""
+        if self._index is None:
+            similarities, places = top_k(query[None], self._vectors, k)
+            return self._to_hits(places[0], similarities[0])
+        # A power of two, so that neighbouring k look at the same candidates: pages of one answer fit together.
+        num_candidates = max(MIN_CANDIDATES, CANDIDATES_PER_HIT * (1 << (k - 1).bit_length()))
+        if num_candidates > MAX_CANDIDATES:
+            return None
+        found = self._index.search(query[None], num_candidates)[1][0]
+        candidates = np.sort(found[found >= 0])  # -1 fills up where the lists held too few
+        if len(candidates) < k:
+            return None
+        similarities, nearest = top_k(query[None], self._vectors[candidates], k)
+        return self._to_hits(candidates[nearest[0]], similarities[0])
+
+    def get(self, image_ids: Sequence[str]) -> tuple[FloatArray, list[ImageRecord]] | None:
+        """Return vectors and images by name, in the order asked for; None when one is not there."""
+        places = [self._places.get(image_id, -1) for image_id in image_ids]
+        if not places or min(places) < 0:
+            return None
+        return self._vectors[places], list(read_records(self._records.take(pa.array(places))))
+
+    def _to_hits(self, places: np.ndarray, similarities: FloatArray) -> list[Hit]:
+        records = read_records(self._records.take(pa.array(places)))
+        return [Hit(record=record, score=float(score)) for record, score in zip(records, similarities, strict=True)]
+
+
+class ResidentCopy:
+    """Keeps ``ResidentRows`` of the newest state, as far as one is loaded.
+
+    Args:
+        read_stamp: Returns what changes with every change of the index, by any process; called for every search. None
+            while the index is being replaced.
+        load: Reads the rows; None when they are too many to hold.
+    """
+
+    def __init__(self, read_stamp: Callable[[], Hashable], load: Callable[[], ResidentRows | None]) -> None:
+        self._read_stamp = read_stamp
+        self._load = load
+        self._loaded: tuple[Hashable, ResidentRows] | None = None
+        self._lock = threading.Lock()
+        self._may_load_at = 0.0
+
+    def find_current(self) -> ResidentRows | None:
+        """Return the rows of the newest state, or None and begin to load them in a thread."""
+        loaded = self._loaded
+        if loaded is not None and loaded[0] == self._read_stamp():
+            return loaded[1]
+        if time.monotonic() >= self._may_load_at and self._lock.acquire(blocking=False):
+            threading.Thread(target=self._load_and_release, name="resident copy", daemon=True).start()
+        return None
+
+    def load(self) -> bool:
+        """Load the rows now; say whether there is a copy.
+
+        Raises:
+            OSError, RuntimeError, ValueError: The index cannot be read.
+        """
+        with self._lock:
+            self._load_once()
+            return self._loaded is not None
+
+    def _load_and_release(self) -> None:
+        try:
+            self._load_once()
+        except (OSError, RuntimeError, ValueError):
+            pass  # the search that asked for it reads the same files, and tells its reason
+        finally:
+            self._lock.release()
+
+    def _load_once(self) -> None:
+        begun = time.monotonic()
+        try:
+            stamp = self._read_stamp()
+            rows = self._load()
+            is_same = stamp is not None and self._read_stamp() == stamp  # else it changed while it was read
+            self._loaded = (stamp, rows) if is_same and rows is not None else None
+        finally:
+            ended = time.monotonic()
+            self._may_load_at = ended + PAUSE_PER_LOADING_SECOND * (ended - begun)
+
+
+def _build_lists(vectors: FloatArray) -> Any:
+    """Build an inverted file of codes of a byte a dimension (FAISS)."""
+    import faiss
+
+    num_lists = 2 ** round(np.log2(LISTS_PER_ROOT * len(vectors) ** 0.5))
+    index: Any = faiss.index_factory(vectors.shape[1], f"IVF{num_lists},SQ8", faiss.METRIC_INNER_PRODUCT)
+    generator = np.random.default_rng(0)
+    num_training = min(len(vectors), TRAINING_ROWS_PER_LIST * num_lists)
+    index.train(vectors[np.sort(generator.choice(len(vectors), num_training, replace=False))])
+    index.add(vectors)
+    index.nprobe = NUM_PROBES
+    return index
