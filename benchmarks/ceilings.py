@@ -4,6 +4,7 @@
 
 Products of 4,096³ by torch (oneDNN) and, in float32, by NumPy (OpenBLAS); a copy of 1 GiB, counted read and written;
 photographs decoded from memory by Pillow, a thread a core. Every other part of the suite is stated as a share of these.
+Products in bf16 and int8 are left out where the processor has no instructions for them.
 """
 
 from __future__ import annotations
@@ -16,12 +17,11 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import torch
 from collections_here import read_photographs
-from contest import Line, alternate, main, rate_lines
+from contest import BF16, FP32, INT8, Line, alternate, has_bf16, has_int8, main, rate_lines
 from PIL import Image
 
 SECTION = "ceilings"
 SIZE = 4_096
-FP32, BF16, INT8 = "product, fp32", "product, bf16", "product, int8"
 MEMORY, DECODING = "memory, read and written", "decoding alone"
 COPY_BYTES = 2**30
 NUM_PHOTOGRAPHS = 200
@@ -33,12 +33,15 @@ def build_products() -> dict[str, Callable[[], object]]:
     halves = floats.bfloat16()
     integers = torch.randint(-128, 128, (SIZE, SIZE), generator=generator, dtype=torch.int8)
     array = floats.numpy()
-    return {
+    products: dict[str, Callable[[], object]] = {
         f"{FP32}, torch": lambda: floats @ floats,
         f"{FP32}, NumPy": lambda: array @ array,
-        f"{BF16}, torch": lambda: halves @ halves,
-        f"{INT8}, torch": lambda: torch._int_mm(integers, integers),
     }
+    if has_bf16():
+        products[f"{BF16}, torch"] = lambda: halves @ halves
+    if has_int8():
+        products[f"{INT8}, torch"] = lambda: torch._int_mm(integers, integers)
+    return products
 
 
 def measure_products(num_rounds: int) -> list[Line]:

@@ -38,6 +38,8 @@ PACKAGES = (
 PINNED = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 SIDE_FLAG = "--side"
 BuildSide = Callable[..., Callable[[], object]]
+FP32, BF16, INT8 = "product, fp32", "product, bf16", "product, int8"
+"""The ceilings of products, by the names of their tasks."""
 RECORDED = (*PINNED, "ONEDNN_MAX_CPU_ISA", "ONEDNN_DEFAULT_FPMATH_MODE", "OPENBLAS_CORETYPE")
 
 
@@ -270,6 +272,21 @@ def describe_machine() -> dict[str, Any]:
     }
 
 
+def has_bf16() -> bool:
+    """Return whether the processor multiplies bf16; emulated, a product takes 400 times as long, so it is left out."""
+    return not {"avx512_bf16", "amx_bf16"}.isdisjoint(_instructions())
+
+
+def has_int8() -> bool:
+    """Return whether the processor multiplies int8."""
+    return not {"avx_vnni", "avx512_vnni", "amx_int8"}.isdisjoint(_instructions())
+
+
+def best_product() -> str:
+    """Return the ceiling of what computes in bf16 where the processor has it, else in fp32."""
+    return BF16 if has_bf16() else FP32
+
+
 def _processor_name() -> str:
     path = Path("/proc/cpuinfo")
     names = [line for line in path.read_text().splitlines() if line.startswith("model name")] if path.exists() else []
@@ -279,7 +296,7 @@ def _processor_name() -> str:
 def _instructions() -> list[str]:
     path = Path("/proc/cpuinfo")
     flags = path.read_text().split() if path.exists() else []
-    wanted = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
+    wanted = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
     return [name for name in wanted if name in flags]
 
 

@@ -25,26 +25,27 @@ from typing import Any
 
 import numpy as np
 from collections_here import read_photographs
-from contest import Line, alternate_processes, main, rate_lines
+from contest import BF16, FP32, Line, alternate_processes, best_product, has_bf16, main, rate_lines
 
 SECTION = "embedding"
 ARCHITECTURE, IMAGE_SIZE, NUM_IMAGES = "deit_small_patch16_224", 224, 128
 TASK, COMMAND_TASK = "bare engine", "whole command"
 GFLOP_PER_IMAGE = 9.2
 """4.6 billion multiplications and additions of the linear layers and of attention."""
+AUTO = f"vitrieve, OpenVINO {'bf16' if has_bf16() else 'fp32'} (auto)"
 PEERS = {
-    "timm, torch fp32, batch 64": "product, fp32",
-    "timm, torch bf16 autocast, batch 64": "product, bf16",
-    "sentence-transformers, torch fp32, batch 32": "product, fp32",
-    "ONNX Runtime fp32, batch 32": "product, fp32",
-    "OpenVINO fp32, batch 32": "product, fp32",
-    "OpenVINO as it comes, batch 32": "product, bf16",
+    "timm, torch fp32, batch 64": FP32,
+    "timm, torch bf16 autocast, batch 64": BF16,
+    "sentence-transformers, torch fp32, batch 32": FP32,
+    "ONNX Runtime fp32, batch 32": FP32,
+    "OpenVINO fp32, batch 32": FP32,
+    "OpenVINO as it comes, batch 32": best_product(),
 }
 OURS = {
-    "vitrieve, OpenVINO bf16 (auto)": "product, bf16",
-    "vitrieve, OpenVINO fp32": "product, fp32",
-    "vitrieve, ONNX Runtime fp32": "product, fp32",
-    "vitrieve, torch bf16": "product, bf16",
+    AUTO: best_product(),
+    "vitrieve, OpenVINO fp32": FP32,
+    "vitrieve, ONNX Runtime fp32": FP32,
+    "vitrieve, torch bf16": BF16,
 }
 PLAIN_LOOP, EMBED = "DataLoader and timm, torch fp32", "vitrieve embed"
 NUM_PLAIN = 300
@@ -141,7 +142,7 @@ def build_sentence_transformers(num_images: int) -> Work:
 
 
 def measure_engines(encoder: Path, is_quick: bool) -> list[Line]:
-    sides = {**PEERS, **OURS}
+    sides = {name: ceiling for name, ceiling in {**PEERS, **OURS}.items() if has_bf16() or ceiling != BF16}
     if importlib.util.find_spec("sentence_transformers") is None:
         print("sentence-transformers is not installed: left out", file=sys.stderr)
         sides = {name: ceiling for name, ceiling in sides.items() if not name.startswith("sentence")}
@@ -205,7 +206,7 @@ def measure_command(encoder: Path, is_quick: bool, work: Path) -> list[Line]:
     pictures.mkdir()
     for number, path in enumerate(paths):
         (pictures / f"{number:06d}{path.suffix}").symlink_to(path.resolve())
-    run_engine = build_ours("vitrieve, OpenVINO bf16 (auto)", encoder, 512)
+    run_engine = build_ours(AUTO, encoder, 512)
     run_engine()
     engine, command = [], []
     for _ in range(1 if is_quick else 2):

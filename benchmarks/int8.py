@@ -19,13 +19,14 @@ from pathlib import Path
 
 import numpy as np
 from collections_here import find_grocery
-from contest import Line, alternate_processes, main, rate_lines
+from contest import Line, alternate_processes, has_bf16, has_int8, main, rate_lines
 
 SECTION = "int8"
 NAME, IMAGE_SIZE, NUM_IMAGES = "dinov2-vits14", 224, 128
 GFLOP_PER_IMAGE = 11.9
 """Of ViT-S/14 at 224 px: 257 tokens."""
-SIDES = ("vitrieve, bf16", "vitrieve, int8 mixed", "vitrieve, int8 performance", "vitrieve, fp32")
+INT8_SIDES = ("vitrieve, int8 mixed", "vitrieve, int8 performance")
+SIDES = (*(("vitrieve, bf16",) if has_bf16() else ()), *INT8_SIDES, "vitrieve, fp32")
 PRESETS = ("mixed", "performance")
 
 
@@ -108,7 +109,7 @@ def measure(is_quick: bool) -> list[Line]:
             NUM_IMAGES,
             "images/s",
             gflop=GFLOP_PER_IMAGE,
-            ceiling=f"product, {precision}",
+            ceiling=f"product, {precision}" if precision != "int8" or has_int8() else None,
             peak_mib=found.process_mib,
             note=sentences[side],
         )

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import open_metric_learning
 from collections_here import make_vectors
-from contest import Line, alternate_processes, main, time_lines
+from contest import FP32, Line, alternate_processes, main, time_lines
 
 from vitrieve.cache import cache_folder
 
@@ -120,7 +120,7 @@ def compare(
             {side: rounds.seconds},
             size=shape["num_rows"],
             gflop=2 * (shape["num_queries"] or shape["num_rows"]) * shape["num_rows"] * shape["num_dims"] / 1e9,
-            ceiling="product, fp32",
+            ceiling=FP32,
             peak_mib=rounds.extra_mib,
             note=f"check {rounds.check:.7f}",
         )

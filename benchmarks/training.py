@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from collections_here import read_photographs
-from contest import Line, alternate_processes, main, rate_lines
+from contest import FP32, Line, alternate_processes, best_product, has_bf16, main, rate_lines
 
 SECTION = "training"
 ARCHITECTURE, IMAGE_SIZE = "deit_small_patch16_224", 224
@@ -125,7 +125,7 @@ def measure_steps(is_quick: bool) -> list[Line]:
     contests = {step: [PEER, OURS]}
     if not is_quick:
         contests = {
-            step: [PEER, PEER_BF16, OURS],
+            step: [PEER, *([PEER_BF16] if has_bf16() else []), OURS],
             f"{step}: other plans, same result": [OURS, *PLANS],
             f"{step}: options that change the result": [OURS, *OPTIONS],
         }
@@ -140,7 +140,7 @@ def measure_steps(is_quick: bool) -> list[Line]:
                 BATCH_SIZE,
                 "images/s",
                 gflop=GFLOP_PER_IMAGE if is_same_work else None,
-                ceiling=("product, fp32" if side == PEER else "product, bf16") if is_same_work else None,
+                ceiling=(FP32 if side == PEER else best_product()) if is_same_work else None,
                 peak_mib=rounds.process_mib,
             )
     return lines

@@ -236,8 +236,7 @@ def test_readers_in_threads_see_whole_changes(
 
     def read() -> None:
         reader = open_index(tmp_path / "index")
-        if is_held:
-            reader.hold(2**30)
+        reader.hold(2**30 if is_held else 0)
         last = 0
         while not is_done.is_set():
             hits = reader.search(vectors[:1], 20)[0]

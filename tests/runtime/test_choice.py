@@ -62,14 +62,15 @@ def test_choose_engine_refuses_what_cannot_be(
         choose_engine(engine, precision, has_graph=True)
 
 
+@pytest.mark.parametrize("engine", ["openvino", "torch"])
 def test_choose_engine_refuses_bf16_that_would_be_emulated(
-    installed: set[str], monkeypatch: pytest.MonkeyPatch
+    installed: set[str], monkeypatch: pytest.MonkeyPatch, engine: EngineChoice
 ) -> None:
     installed |= ALL
     monkeypatch.setattr(choice, "has_bf16_instructions", lambda: False)
     assert choose_engine("auto", "auto", has_graph=True) == "openvino"
     with pytest.raises(ConfigError, match="no bf16 instructions"):
-        choose_engine("openvino", "bf16", has_graph=True)
+        choose_engine(engine, "bf16", has_graph=True)
 
 
 def test_choosing_imports_no_engine() -> None:

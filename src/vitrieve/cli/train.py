@@ -22,6 +22,7 @@ from vitrieve.data.records import Dataset, ImageRecord, require_trainable
 from vitrieve.data.sources import read_source
 from vitrieve.errors import ConfigError, DataError
 from vitrieve.recipes import RECIPE_GROUPS, RECIPES, Recipe, find_recipe
+from vitrieve.runtime.precision import describe_emulation
 from vitrieve.train.holdout import TrainingSplit, split_for_training
 
 if TYPE_CHECKING:
@@ -74,6 +75,7 @@ def main(argv: Sequence[str], prog: str) -> int:
 def run(recipe: str, arguments: Arguments) -> int:
     """Train, keep the encoder, report."""
     from vitrieve.model.export import export_folder
+    from vitrieve.train.device import resolve_device
     from vitrieve.train.loop import train
 
     start = time.monotonic()
@@ -82,8 +84,10 @@ def run(recipe: str, arguments: Arguments) -> int:
     dataset = read_source(arguments.data, protocol=arguments.protocol)
     require_trainable(dataset)
     split = split_for_training(dataset, is_holdout=config.train.holdout)
-    for note in (*dataset.notes, split.note, *find_ineffective(config, find_recipe(recipe)())):
-        print_message(note)
+    emulation = describe_emulation(config.train.precision, resolve_device(config.train.device).type)
+    for note in (*dataset.notes, split.note, emulation, *find_ineffective(config, find_recipe(recipe)())):
+        if note:
+            print_message(note)
     encoder = _build_encoder(config, len(split.fit))  # before the folder is made: weights may be out of reach
     prepare_folder(arguments.out, is_overwrite=arguments.overwrite, is_resume=arguments.resume)
     records = _settle_images(arguments, recipe, dataset, split)

@@ -80,5 +80,5 @@ def _check_precision(engine: EngineName, precision: PrecisionChoice) -> None:
         raise ConfigError(
             f"the engine {engine!r} does not compute in {precision!r}, only in {', '.join(PRECISIONS[engine])}."
         )
-    if (engine, precision) == ("openvino", "bf16") and not has_bf16_instructions():
+    if precision == "bf16" and not has_bf16_instructions():
         raise ConfigError("this processor has no bf16 instructions; use the precision 'fp32' or 'auto'.")

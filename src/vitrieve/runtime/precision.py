@@ -32,3 +32,10 @@ def resolve_precision(precision: Precision, device_type: str = "cpu") -> Precisi
     if precision != "auto":
         return precision
     return "bf16" if device_type != "cpu" or has_bf16_instructions() else "fp32"
+
+
+def describe_emulation(precision: Precision, device_type: str = "cpu") -> str:
+    """Return a warning where bf16 was asked for and must be emulated: hundreds of times as slow; else nothing."""
+    if precision != "bf16" or device_type != "cpu" or has_bf16_instructions():
+        return ""
+    return "this processor has no bf16 instructions; emulating them takes hundreds of times as long as fp32"
