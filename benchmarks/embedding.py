@@ -201,18 +201,19 @@ def run_plain_loop(paths: list[Path]) -> float:
 def measure_command(encoder: Path, is_quick: bool, work: Path) -> list[Line]:
     """Time the command, the bare engine just before and after it, and the plain loop."""
     name, records = read_photographs()
-    paths = [record.path for record in records][: 600 if is_quick else None]
+    paths = [record.path for record in records][: 300 if is_quick else None]
     pictures = work / "pictures"
     pictures.mkdir()
     for number, path in enumerate(paths):
         (pictures / f"{number:06d}{path.suffix}").symlink_to(path.resolve())
-    run_engine = build_ours(AUTO, encoder, 512)
+    num_bare = 128 if is_quick else 512
+    run_engine = build_ours(AUTO, encoder, num_bare)
     run_engine()
     engine, command = [], []
     for _ in range(1 if is_quick else 2):
-        engine += [time_call(run_engine) * len(paths) / 512 for _ in range(3)]
+        engine += [time_call(run_engine) * len(paths) / num_bare for _ in range(3)]
         command.append(time_call(lambda: run_embed(encoder, pictures)))
-        engine += [time_call(run_engine) * len(paths) / 512 for _ in range(3)]
+        engine += [time_call(run_engine) * len(paths) / num_bare for _ in range(3)]
     plain = [run_plain_loop(paths[:NUM_PLAIN]) * len(paths) / NUM_PLAIN]
     task = f"{COMMAND_TASK}, {len(paths):,} files of {name}"
     lines = rate_lines(SECTION, task, {EMBED: command, PLAIN_LOOP: plain}, len(paths), "images/s")
