@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -42,8 +43,12 @@ def ensure_real_vectors() -> np.ndarray:
         sources = ["emoji"] if folder is None else [f"grocery:{folder}", "emoji"]
         records = [record for source in sources for record in read_source(source).records]
         batches = [records[start : start + 32] for start in range(0, len(records), 32)]
+        print(f"embedding {len(records):,} pictures, once (a few minutes)", file=sys.stderr, flush=True)
+        vectors = np.concatenate([batch.vectors for batch in encode_batches(encoder, batches)])
         path.parent.mkdir(parents=True, exist_ok=True)
-        np.save(path, np.concatenate([batch.vectors for batch in encode_batches(encoder, batches)]))
+        partial = path.with_name(f"partial-{os.getpid()}.npy")
+        np.save(partial, vectors)
+        partial.replace(path)
     return np.load(path)
 
 
