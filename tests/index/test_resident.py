@@ -197,3 +197,16 @@ def test_threads_share_a_copy(tmp_path: Path) -> None:
 def test_searching_one_picture_loads_no_faiss() -> None:
     code = "import sys, vitrieve.index.lance; assert 'faiss' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_learning_the_lists_says_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    """FAISS complains on standard error, among the lines of a service's log, where a list has too few rows."""
+    for num_rows in (lance.MIN_INDEXED_ROWS, 8_200):
+        resident._build_lists(make_many(num_rows)[0])
+    assert capfd.readouterr() == ("", "")
+
+
+def test_an_index_that_cannot_be_read_is_not_held(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "index", 10)
+    shutil.rmtree(tmp_path / "index")
+    assert not store.hold(MANY_BYTES)

@@ -43,7 +43,7 @@ class Arguments:
     max_body_mib: int = 25
     """Largest picture that is received."""
     resident_mib: int = 1024
-    """Memory for a copy of the index that answers several times as fast (2.4 KB an image of 384 dimensions); a larger
+    """Memory for a copy of the index that answers several times as fast (3.9 KB an image of 384 dimensions); a larger
     index is searched on disk, with 0 every one."""
 
 

@@ -294,9 +294,8 @@ class LanceStore:
             num_images = table.count_rows()
             if count_bytes(num_images, self._info.embedding_dim) > max_bytes:
                 return None
-            rows = table.search().select([*record_names(table.schema), "vector"]).to_arrow()
             is_exact = self._kind == "flat" or num_images < MIN_INDEXED_ROWS
-            return ResidentRows(rows, self._info.embedding_dim, is_exact=is_exact)
+            return ResidentRows(table, self._info.embedding_dim, is_exact=is_exact)
 
         self._copy = ResidentCopy(self._read_stamp, load)
         return self._copy.load()

@@ -17,20 +17,25 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from lancedb.table import Table
 
 from vitrieve.data.records import ImageRecord
-from vitrieve.index.lance_schema import read_records, read_vectors
+from vitrieve.index.lance_schema import read_records, read_vectors, record_names
 from vitrieve.index.store import Hit
 from vitrieve.similarity import FloatArray, top_k
 
-RECORD_BYTES = 512
-"""About what a record takes, with its name in a dictionary."""
+RECORD_BYTES = 2_000
+"""About what an image takes beside its vector and code: its record, its name in a dictionary, and what reading leaves
+behind. With 384 dimensions a process grows by 390 MB for 100,000 images."""
 CANDIDATES_PER_HIT = 4
 MIN_CANDIDATES = 64
 MAX_CANDIDATES = 4_096
 """Deeper answers are the store's: here they would cost as much."""
+BLOCK_ROWS = 8_192
+"""Images read at a time."""
 LISTS_PER_ROOT = 2
-"""Lists that FAISS divides N codes into, for each of the root of N; rounded to a power of two."""
+"""Lists that FAISS divides N codes into, for each of the root of N; rounded down to a power of two, so that from
+``lance.MIN_INDEXED_ROWS`` on there are enough rows to learn them from."""
 NUM_PROBES = 48
 """Lists looked through for a query. Of 512 lists, for 100,000 images: recall@10 of 0.999 (docs/experiments.md)."""
 TRAINING_ROWS_PER_LIST = 48
@@ -46,7 +51,10 @@ def has_faiss() -> bool:
 
 
 def count_bytes(num_images: int, embedding_dim: int) -> int:
-    """Return about what a copy of an index takes: vectors, a byte a dimension for FAISS, records."""
+    """Return about what a copy of an index takes: vectors, a byte a dimension for FAISS, records.
+
+    While a changed index is read anew, there are two copies.
+    """
     return num_images * (5 * embedding_dim + RECORD_BYTES)
 
 
@@ -54,18 +62,18 @@ class ResidentRows:
     """One state of an index; never changes, so any number of threads may search it.
 
     Args:
-        rows: All rows of a LanceDB table: the columns of ``lance_schema.record_names`` and ``vector``.
+        table: What is read.
         embedding_dim: Length of a vector.
         is_exact: Compare every vector with a query; else FAISS chooses candidates by codes of a byte a dimension.
+
+    Raises:
+        OSError, RuntimeError, ValueError: The table cannot be read, or changes while it is.
     """
 
-    def __init__(self, rows: pa.Table, embedding_dim: int, *, is_exact: bool) -> None:
-        rows = rows.take(pc.sort_indices(rows["image_id"])).combine_chunks()  # ties are ordered by row, so by name
-        self._vectors = read_vectors(rows, embedding_dim)
-        self._records = rows.drop_columns(["vector"])
-        self._places = {name: place for place, name in enumerate(rows["image_id"].to_pylist())}
+    def __init__(self, table: Table, embedding_dim: int, *, is_exact: bool) -> None:
+        self._vectors, self._records = _read_sorted(table, embedding_dim)
+        self._places = {name: place for place, name in enumerate(self._records["image_id"].to_pylist())}
         self._index = None if is_exact else _build_lists(self._vectors)
-        pa.default_memory_pool().release_unused()
 
     def search(self, query: FloatArray, k: int) -> list[Hit] | None:
         """Find the nearest images of one query ``(E,)``; None where the candidates are too few, or would be many."""
@@ -117,44 +125,53 @@ class ResidentCopy:
         if loaded is not None and loaded[0] == self._read_stamp():
             return loaded[1]
         if time.monotonic() >= self._may_load_at and self._lock.acquire(blocking=False):
-            threading.Thread(target=self._load_and_release, name="resident copy", daemon=True).start()
+            threading.Thread(target=self._load_and_release, name="resident copy").start()
         return None
 
     def load(self) -> bool:
-        """Load the rows now; say whether there is a copy.
-
-        Raises:
-            OSError, RuntimeError, ValueError: The index cannot be read.
-        """
-        with self._lock:
-            self._load_once()
-            return self._loaded is not None
+        """Load the rows now; say whether there is a copy."""
+        self._lock.acquire()
+        self._load_and_release()
+        return self._loaded is not None
 
     def _load_and_release(self) -> None:
-        try:
-            self._load_once()
-        except (OSError, RuntimeError, ValueError):
-            pass  # the search that asked for it reads the same files, and tells its reason
-        finally:
-            self._lock.release()
-
-    def _load_once(self) -> None:
         begun = time.monotonic()
         try:
             stamp = self._read_stamp()
             rows = self._load()
             is_same = stamp is not None and self._read_stamp() == stamp  # else it changed while it was read
             self._loaded = (stamp, rows) if is_same and rows is not None else None
+        except (OSError, RuntimeError, ValueError):
+            self._loaded = None  # searches read the same files themselves, and tell the reason
         finally:
             ended = time.monotonic()
             self._may_load_at = ended + PAUSE_PER_LOADING_SECOND * (ended - begun)
+            self._lock.release()
+
+
+def _read_sorted(table: Table, embedding_dim: int) -> tuple[FloatArray, pa.Table]:
+    """Read vectors and records in the order of their names: then ties, which are ordered by row, are by name."""
+    names = record_names(table.schema)
+    # Into one array from the start: what Arrow gathers and frees again stays with the process.
+    vectors = np.empty((table.count_rows(), embedding_dim), dtype=np.float32)
+    parts, num_read = [], 0
+    for batch in table.search().select([*names, "vector"]).to_batches(BLOCK_ROWS):
+        rows = pa.Table.from_batches([batch])
+        vectors[num_read : num_read + len(rows)] = read_vectors(rows, embedding_dim)  # ValueError: more than there were
+        num_read += len(rows)
+        parts.append(rows.select(names))
+    if num_read != len(vectors):
+        raise ValueError("the index changed while it was read")
+    records = pa.concat_tables([pa.schema([table.schema.field(name) for name in names]).empty_table(), *parts])
+    order = pc.sort_indices(records["image_id"])
+    return vectors[order.to_numpy()], records.take(order).combine_chunks()
 
 
 def _build_lists(vectors: FloatArray) -> Any:
     """Build an inverted file of codes of a byte a dimension (FAISS)."""
     import faiss
 
-    num_lists = 2 ** round(np.log2(LISTS_PER_ROOT * len(vectors) ** 0.5))
+    num_lists = 2 ** int(np.log2(LISTS_PER_ROOT * len(vectors) ** 0.5))
     index: Any = faiss.index_factory(vectors.shape[1], f"IVF{num_lists},SQ8", faiss.METRIC_INNER_PRODUCT)
     generator = np.random.default_rng(0)
     num_training = min(len(vectors), TRAINING_ROWS_PER_LIST * num_lists)
