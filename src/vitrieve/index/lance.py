@@ -45,6 +45,7 @@ from vitrieve.index.lance_schema import (
     record_names,
     table_path,
     to_sql,
+    versions_path,
 )
 from vitrieve.index.lock import writing
 from vitrieve.index.resident import ResidentCopy, ResidentRows, count_bytes, has_faiss
@@ -84,7 +85,7 @@ class LanceStore:
         self._kind = kind
         self._code_bytes = code_bytes
         self._process_id = os.getpid()
-        self._num_changes = len(os.listdir(_versions_path(folder)))
+        self._num_changes = len(os.listdir(versions_path(folder)))
         self._synced: set[Path] = set()
         self._copy: ResidentCopy | None = None
         self._open_table: Table | None = _connect(folder).open_table(TABLE_NAME)
@@ -310,7 +311,7 @@ class LanceStore:
 
     def _read_stamp(self) -> Hashable:
         """Return what tells the newest version from every other, also from one of an index that was made anew."""
-        folder = _versions_path(self._folder)
+        folder = versions_path(self._folder)
         try:
             status = folder.stat()
             return (status.st_ino, status.st_mtime_ns, frozenset(os.listdir(folder)))
@@ -390,11 +391,6 @@ class LanceStore:
         for folder in folders:
             sync_folder(folder)
         self._synced = present
-
-
-def _versions_path(folder: Path) -> Path:
-    """Return where LanceDB keeps a file for each version of the table."""
-    return table_path(folder) / "_versions"
 
 
 def _connect(folder: Path) -> lancedb.DBConnection:

@@ -140,3 +140,8 @@ def _decode(name: str) -> str:
 def table_path(folder: Path) -> Path:
     """Return where LanceDB keeps the table's files."""
     return folder / f"{TABLE_NAME}.lance"
+
+
+def versions_path(folder: Path) -> Path:
+    """Return where LanceDB keeps a file for each version of the table."""
+    return table_path(folder) / "_versions"
