@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.similarity.hard_collections import HARD_COLLECTIONS, NUM_ROWS, clusters, random
-from vitrieve.similarity import Counts, FloatArray, IntArray, RankedQuery, count_before, similarity
+from vitrieve.similarity import Counts, FloatArray, IntArray, RankedQuery, count_before, counting, similarity
 from vitrieve.similarity.bfloat16 import has_fast_bfloat16  # loads torch: many queries go by bfloat16
 from vitrieve.similarity.product import MIN_BFLOAT16_QUERIES
 
@@ -47,7 +47,7 @@ def check_counts(found: Counts, expected: Counts) -> None:
 
 
 @pytest.mark.parametrize("num_queries", NUM_QUERIES)
-@pytest.mark.parametrize("num_classes", [400, 40])
+@pytest.mark.parametrize("num_classes", [400, 60, 40])
 @pytest.mark.parametrize("collection", HARD_COLLECTIONS, ids=lambda one: one.__name__)
 def test_count_before_equals_the_comparison_of_everything(
     collection: Collection, num_classes: int, num_queries: int
@@ -65,12 +65,26 @@ def test_count_before_of_classes_that_are_clusters(num_queries: int) -> None:
     """Most relevant images are near, as with trained embeddings; a few stand in a wrong cluster."""
     rng = np.random.default_rng(2)
     gallery = clusters(rng)
-    labels = np.argmax(similarity(gallery, gallery[:20]), axis=1)
-    labels[rng.integers(0, NUM_ROWS, 100)] = rng.integers(0, 20, 100)
+    labels = np.argmax(similarity(gallery, gallery[:60]), axis=1)
+    labels[rng.integers(0, NUM_ROWS, 100)] = rng.integers(0, 60, 100)
     ranked = rank_by_label(labels, np.arange(num_queries), hide_junk=False)
     check_counts(
         count_before(gallery[:num_queries], gallery, ranked), count_slowly(gallery[:num_queries], gallery, ranked)
     )
+
+
+@pytest.mark.parametrize("num_classes", [400, 60])
+def test_count_before_compares_everything_only_where_many_are_relevant(
+    num_classes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared: list[IntArray] = []
+    monkeypatch.setattr(counting, "_count_all", lambda places, *_: compared.append(places) or [])
+    gallery = random(np.random.default_rng(7))
+    labels = np.random.default_rng(8).integers(0, num_classes, NUM_ROWS)
+    ranked = rank_by_label(labels, np.arange(NUM_QUERIES[1]))
+    ranked[3] = RankedQuery(np.arange(NUM_ROWS // 2), np.arange(0))
+    count_before(gallery[: NUM_QUERIES[1]], gallery, ranked)
+    assert np.concatenate(compared).tolist() == [3]
 
 
 def test_count_before_of_odd_rankings() -> None:

@@ -18,6 +18,7 @@ from vitrieve.similarity.definition import FloatArray
 from vitrieve.similarity.product import (
     PREPARED_ROWS,
     Bounds,
+    Groups,
     Results,
     Spread,
     bound,
@@ -77,11 +78,11 @@ class BFloat16Product:
         offsets = queries.astype(np.float64) @ self._centre.astype(np.float64)
         return bits.numpy(), Bounds(errors, offsets)
 
-    def maxima(self, results: Results, group_size: int) -> Results:
-        """Return the largest result of each group; see ``Product``."""
-        groups = torch.from_numpy(results).view(len(results), -1, group_size)
-        found: Results = groups.amax(dim=2).numpy()
-        return found
+    def group(self, results: Results, group_size: int) -> Groups:
+        """Take neighbouring columns, which share a cache line."""
+        members = results.reshape(len(results), -1, group_size)
+        rows = np.arange(results.shape[1]).reshape(-1, group_size)
+        return Groups(torch.from_numpy(members).amax(dim=2).numpy(), members, rows)
 
     def floor(self, values: npt.NDArray[np.float64]) -> Results:
         """Return the bfloat16 number at or below; 0, which is below ``lowest``, for what is not positive."""

@@ -12,16 +12,18 @@ import numpy as np
 import numpy.typing as npt
 
 from vitrieve.similarity.definition import IntArray
-from vitrieve.similarity.product import MAX_GROUP_SIZE, Product, Results
+from vitrieve.similarity.product import MAX_GROUP_SIZE, Groups, Product, Results
 
 RESULT_BYTES = 320 * 2**20
 """Memory for the results of the queries that are multiplied at a time."""
 MAX_QUERIES = 1024
 """Queries multiplied at a time at most: larger products are no faster."""
 GROUP_SIZES = (MAX_GROUP_SIZE, 32, 16, 8, 4)
-"""Neighbouring columns of which only the largest result is looked at, unless it is large enough to open the group."""
+"""Columns of which only the largest result is looked at, unless it is large enough to open the group."""
 GROUPS_PER_NEIGHBOUR = 8
 """So many groups at least for each neighbour that is wanted: then few groups hold two, and the estimate is close."""
+PLACE_BITS = 32
+"""A pair is one integer, to be sorted: the query's place above so many bits for the gallery row."""
 OPEN_GROUPS = 2**16
 """Open groups looked through at a time."""
 
@@ -38,15 +40,14 @@ class OpenPairs(NamedTuple):
     rows: IntArray
 
 
-def choose_group_size(num_wanted: int, num_gallery: int) -> int | None:
-    """Return the columns of a group for ``num_wanted`` neighbours of a query; None: too many to gain by groups.
+def max_wanted(num_gallery: int) -> int:
+    """Return the most neighbours of a query that groups help to find: for more, comparing everything costs no more."""
+    return num_gallery // (GROUPS_PER_NEIGHBOUR * GROUP_SIZES[-1])
 
-    Args:
-        num_wanted: Neighbours.
-        num_gallery: Gallery rows.
-    """
-    fitting = [size for size in GROUP_SIZES if num_gallery >= GROUPS_PER_NEIGHBOUR * num_wanted * size]
-    return fitting[0] if fitting else None
+
+def choose_group_size(num_wanted: int, num_gallery: int) -> int:
+    """Return the columns of a group for ``num_wanted`` neighbours of a query, at most ``max_wanted``."""
+    return next(size for size in GROUP_SIZES if num_gallery >= GROUPS_PER_NEIGHBOUR * num_wanted * size)
 
 
 def split_queries(places: IntArray, product: Product, num_gallery: int, chunk_size: int | None) -> Iterator[IntArray]:
@@ -64,13 +65,12 @@ def kth_largest(values: Results, k: int) -> Results:
 
 
 def find_open_pairs(
-    results: Results, maxima: Results, floors: Results, ceilings: Results, max_pairs: int
+    groups: Groups, floors: Results, ceilings: Results, max_pairs: int
 ) -> tuple[OpenPairs, IntArray, npt.NDArray[np.bool_]]:
     """List the pairs from the floor of their query to below its ceiling, and count those from the ceiling on.
 
     Args:
-        results: ``(Q, C)``.
-        maxima: ``(Q, C / group size)`` of the same.
+        groups: Of a block of results, of Q queries.
         floors: ``(Q,)``.
         ceilings: ``(Q,)``.
         max_pairs: Of a query with more open pairs than this, nothing is listed.
@@ -78,29 +78,26 @@ def find_open_pairs(
     Returns:
         The pairs, ``(Q,)`` how many results reach the ceiling, and ``(Q,)`` whether there are too many open pairs.
     """
-    num_queries, num_groups = maxima.shape
-    group_size = results.shape[1] // num_groups
-    groups = np.flatnonzero(maxima >= floors[:, None])  # of all queries
+    num_queries, num_groups = groups.maxima.shape
+    open_groups = np.flatnonzero(groups.maxima >= floors[:, None])  # of all queries
     num_above = np.zeros(num_queries, dtype=np.int64)
     num_open = np.zeros(num_queries, dtype=np.int64)
-    parts = []
-    for start in range(0, len(groups), OPEN_GROUPS):
-        places, columns = np.divmod(groups[start : start + OPEN_GROUPS], num_groups)
-        members = results.reshape(-1, group_size)[groups[start : start + OPEN_GROUPS]]
+    parts = [np.empty(0, dtype=np.int64)]
+    for start in range(0, len(open_groups), OPEN_GROUPS):
+        places, columns = np.divmod(open_groups[start : start + OPEN_GROUPS], num_groups)
+        members = groups.members[places, columns]
         is_above = members >= ceilings[places, None]
         is_open = (members >= floors[places, None]) & ~is_above
         num_above += _sum_by_place(places, is_above, num_queries)
         num_open += _sum_by_place(places, is_open, num_queries)
         is_open[num_open[places] > max_pairs] = False
-        found = np.flatnonzero(is_open)
-        group, member = np.divmod(found, group_size)
-        parts.append(OpenPairs(places[group], columns[group] * group_size + member))
+        group, member = np.divmod(np.flatnonzero(is_open), is_open.shape[1])
+        parts.append((places[group] << PLACE_BITS) | groups.rows[columns[group], member])
     is_too_many = num_open > max_pairs
-    pairs = (
-        OpenPairs(*(np.concatenate(one) for one in zip(*parts, strict=True))) if parts else OpenPairs(groups, groups)
-    )
-    is_kept = ~is_too_many[pairs.places]  # a query may be too many only after its first pairs were listed
-    return OpenPairs(pairs.places[is_kept], pairs.rows[is_kept]), num_above, is_too_many
+    pairs = np.sort(np.concatenate(parts))  # the rows of a group need not be neighbours
+    found = OpenPairs(pairs >> PLACE_BITS, pairs & (2**PLACE_BITS - 1))
+    is_kept = ~is_too_many[found.places]  # a query may be too many only after its first pairs were listed
+    return OpenPairs(found.places[is_kept], found.rows[is_kept]), num_above, is_too_many
 
 
 def _sum_by_place(places: IntArray, chosen: npt.NDArray[np.bool_], num_queries: int) -> IntArray:

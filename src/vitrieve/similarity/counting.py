@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from vitrieve.similarity.candidates import choose_group_size, find_open_pairs, kth_largest, split_queries
+from vitrieve.similarity.candidates import choose_group_size, find_open_pairs, kth_largest, max_wanted, split_queries
 from vitrieve.similarity.definition import (
     FloatArray,
     GridRows,
@@ -96,6 +96,8 @@ def count_before(
     left = np.flatnonzero(num_relevant)
     left = left[np.argsort(num_relevant[left], kind="stable")]  # similar numbers together: one group size serves them
     parts = [Counts(left[:0], left[:0])]
+    num_few = np.count_nonzero(num_relevant[left] <= max_wanted(len(gallery)))
+    left, with_many = left[:num_few], left[num_few:]
     if len(gallery) >= MIN_GALLERY and len(left):
         grids = round_both(queries, gallery)
         for product in choose_products(len(left), gallery, may_load_torch=True):
@@ -105,7 +107,9 @@ def count_before(
                 parts.append(counts)
                 still_left.append(places[is_open])
             left = np.concatenate(still_left)
-    parts.extend(_count_all(left, queries, gallery, ranked, chunk_size))
+            if not len(left):
+                break
+    parts.extend(_count_all(np.concatenate([left, with_many]), queries, gallery, ranked, chunk_size))
     places, num_before = (np.concatenate(columns) for columns in zip(*parts, strict=True))
     order = np.argsort(places, kind="stable")
     return Counts(places[order], num_before[order])
@@ -150,21 +154,18 @@ def _count_fast(
     relevant = _compare_relevant(places, [one.relevant for one in known], grids)
     num_wanted = int(relevant.counts.max())
     results, bounds = product.multiply(queries[places])
-    group_size = choose_group_size(num_wanted, results.shape[1])
-    if group_size is None:  # so many are relevant that comparing everything costs no more
-        return Counts(places[:0], places[:0]), np.ones(len(places), dtype=bool)
     for rows in zip(*known, strict=True):  # what is relevant, then what is hidden
         results[_list_pairs(rows)] = product.hidden
-    maxima = product.maxima(results, group_size)
+    groups = product.group(results, choose_group_size(num_wanted, results.shape[1]))
     # At least R irrelevant images reach this similarity: relevant ones below it are out of reach.
-    reached = product.lower(kth_largest(maxima, num_wanted)) - bounds.errors
+    reached = product.lower(kth_largest(groups.maxima, num_wanted)) - bounds.errors
     best = relevant.similarities[relevant.starts] - bounds.offsets
     worst = relevant.similarities[relevant.starts + relevant.counts - 1] - bounds.offsets
     floors = product.floor(np.minimum(best, np.maximum(worst, reached)) - bounds.errors)
     is_unordered = floors < product.lowest
     floors[is_unordered] = product.top
     ceilings = product.ceiling(best + bounds.errors)
-    pairs, num_above, is_too_many = find_open_pairs(results, maxima, floors, ceilings, MAX_OPEN + 10 * num_wanted)
+    pairs, num_above, is_too_many = find_open_pairs(groups, floors, ceilings, MAX_OPEN + 10 * num_wanted)
     similarities = pair_similarities(*grids, places[pairs.places], pairs.rows)
     num_before = num_above[relevant.places] + _count_pairs(pairs.places, similarities, relevant)
     is_open = is_too_many | is_unordered

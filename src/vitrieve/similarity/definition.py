@@ -16,7 +16,9 @@ Next: ``product.py``.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import numpy.typing as npt
@@ -34,8 +36,10 @@ GALLERY_BLOCK_SIZE = 8192
 """Gallery rows converted to float64 at a time."""
 STEP_BLOCK_SIZE = 1024
 """Rows whose norms are computed at a time: few enough to stay in the cache."""
-PAIR_BLOCK_SIZE = 128
-"""Listed pairs compared at a time: as above, and with few queries among them."""
+PAIR_BLOCK_SIZE = 512
+"""Listed pairs compared at a time: as above, and enough for threads to get out of each other's way."""
+MIN_PAIRS_A_THREAD = 4096
+"""Fewer pairs are not worth a thread."""
 GRID_COPY_BYTES = 256 * 2**20
 """Embeddings up to this size are copied on their grid once; the others are rounded again for every pair."""
 GRID_BITS = 26
@@ -255,15 +259,21 @@ def pair_similarities(queries: GridRows, gallery: GridRows, places: IntArray, ro
         ``(P,)`` float32.
     """
     found = np.empty(len(places), dtype=np.float32)
-    is_first = np.ones(len(places), dtype=bool)
-    np.not_equal(places[1:], places[:-1], out=is_first[1:])
-    for start in range(0, len(found), PAIR_BLOCK_SIZE):
-        pairs = slice(start, start + PAIR_BLOCK_SIZE)
-        is_first[start] = True
-        # All products of the block's queries and rows, of which one a pair is wanted: a matrix product with a few
-        # queries costs less than a query gathered once a pair.
-        products = gallery.take(rows[pairs]) @ queries.take(places[pairs][is_first[pairs]]).T  # (P, q)
-        found[pairs] = products[np.arange(len(products)), np.cumsum(is_first[pairs]) - 1]
+
+    def compare(first: int, stop: int) -> None:
+        for start in range(first, stop, PAIR_BLOCK_SIZE):
+            pairs = slice(start, min(start + PAIR_BLOCK_SIZE, stop))
+            # A dot product a pair, not a matrix product of which few entries are wanted: OpenBLAS would compute that
+            # in threads that go on spinning for a while, on the cores that the next bfloat16 product needs.
+            found[pairs] = np.vecdot(gallery.take(rows[pairs]), queries.take(places[pairs]))
+
+    num_threads = max(1, min(os.cpu_count() or 1, len(found) // MIN_PAIRS_A_THREAD))
+    borders = np.linspace(0, len(found), num_threads + 1, dtype=int).tolist()
+    if num_threads == 1:
+        compare(*borders)
+    else:
+        with ThreadPoolExecutor(num_threads) as pool:
+            list(pool.map(compare, borders[:-1], borders[1:]))
     return found
 
 

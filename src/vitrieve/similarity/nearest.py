@@ -18,6 +18,7 @@ from vitrieve.similarity.candidates import (
     choose_group_size,
     find_open_pairs,
     kth_largest,
+    max_wanted,
     split_queries,
 )
 from vitrieve.similarity.definition import (
@@ -67,8 +68,8 @@ def top_k(
     shape = (len(queries), min(k, len(gallery)))
     similarities, gallery_rows = np.empty(shape, dtype=np.float32), np.empty(shape, dtype=np.int64)
     left = np.arange(len(queries))
-    group_size = choose_group_size(k, len(gallery))
-    if group_size is not None and len(gallery) >= MIN_GALLERY and len(queries):
+    if k <= max_wanted(len(gallery)) and len(gallery) >= MIN_GALLERY and len(queries):
+        group_size = choose_group_size(k, len(gallery))
         grids = round_both(queries, gallery)
         for product in choose_products(len(queries), gallery):
             still_left = [left[:0]]
@@ -78,6 +79,8 @@ def top_k(
                 similarities[done], gallery_rows[done] = _order(grids, places, candidates, k)
                 still_left.append(places[is_open])
             left = np.concatenate(still_left)
+            if not len(left):
+                break
     for chunk, block in similarity_chunks(queries[left], gallery, chunk_size=chunk_size) if len(left) else ():
         similarities[left[chunk]], gallery_rows[left[chunk]] = order_nearest(block, k)
     return similarities, gallery_rows
@@ -103,12 +106,12 @@ def _find_candidates(
         The pairs of all other queries, and ``(Q,)`` whether the query is left open.
     """
     results, bounds = product.multiply(queries)
-    maxima = product.maxima(results, group_size)
-    floors = product.floor(product.lower(kth_largest(maxima, k)) - 2 * bounds.errors)
+    groups = product.group(results, group_size)
+    floors = product.floor(product.lower(kth_largest(groups.maxima, k)) - 2 * bounds.errors)
     is_unordered = floors < product.lowest
     floors[is_unordered] = product.top
     ceilings = np.full_like(floors, product.top)
-    pairs, _, is_too_many = find_open_pairs(results, maxima, floors, ceilings, MAX_CANDIDATES + 10 * k)
+    pairs, _, is_too_many = find_open_pairs(groups, floors, ceilings, MAX_CANDIDATES + 10 * k)
     return pairs, is_too_many | is_unordered
 
 
