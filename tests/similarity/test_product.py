@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from tests.similarity.hard_collections import HARD_COLLECTIONS, aligned_residuals, random
 from vitrieve.errors import InputError
@@ -37,6 +38,24 @@ def test_products_keep_their_bound(collection: Collection, make_product: Callabl
     assert (results >= product.floor(least))[is_ordered].all()
     assert (results[results >= product.lowest] < product.ceiling(most)[results >= product.lowest]).all()
     assert (product.lower(results) <= most).all()
+
+
+@pytest.mark.skipif(not has_fast_bfloat16(24), reason="this processor does not multiply bfloat16")
+@pytest.mark.parametrize("num_dims", [24, 384, 768])
+@pytest.mark.parametrize("num_blocks", [2, 3, 6, 24])
+def test_sums_that_are_rounded_between_blocks_are_noticed(
+    num_blocks: int, num_dims: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert has_fast_bfloat16.__wrapped__(num_dims)
+
+    def multiply_in_blocks(left: torch.Tensor, right: torch.Tensor, *, out: torch.Tensor) -> None:
+        size = num_dims // num_blocks
+        out.zero_()
+        for start in range(0, num_dims, size):
+            out += left[:, start : start + size].float() @ right[start : start + size].float()  # rounded to bfloat16
+
+    monkeypatch.setattr(torch, "mm", multiply_in_blocks)
+    assert not has_fast_bfloat16.__wrapped__(num_dims)
 
 
 @pytest.mark.parametrize("make_product", PRODUCTS)

@@ -28,6 +28,9 @@ from vitrieve.similarity.product import (
     pieces,
 )
 
+TRIAL_QUERIES = 256
+"""With which the sums are tried."""
+
 
 class BFloat16Product:
     """Results are int16: the bits of the bfloat16 numbers.
@@ -104,7 +107,8 @@ class BFloat16Product:
 def has_fast_bfloat16(num_dims: int) -> bool:
     """Say whether torch multiplies bfloat16 in hardware, with sums in float32.
 
-    The sums are tried, not trusted: 256 and then ones stays 256 where partial sums are kept in bfloat16.
+    The sums are tried, not trusted: coordinates of one sign come before those of the other, so that wherever a
+    partial sum is rounded to bfloat16, it is far larger than the whole and loses more than the bound allows.
 
     Args:
         num_dims: Dimensions of the embeddings.
@@ -112,16 +116,25 @@ def has_fast_bfloat16(num_dims: int) -> bool:
     capabilities = torch.cpu.get_capabilities()
     if not (capabilities.get("amx_bf16") or capabilities.get("avx512_bf16")):
         return False
-    queries = np.ones((PREPARED_ROWS // 4, num_dims), dtype=np.float32)
-    gallery = queries.copy()
-    gallery[:, 0] = 256
-    gallery[1::2] *= -1  # so that the mean of the gallery is zero
+    queries, gallery = _draw_trial(num_dims)
     product = BFloat16Product(gallery)
-    results, _ = product.multiply(queries)
-    results = results[:, : len(gallery) : 2]
-    exact = gallery[0].sum(dtype=np.float64)
-    is_reached = results >= product.floor(np.array([exact]))
-    return bool((is_reached & (product.lower(results) <= exact)).all())
+    results, bounds = product.multiply(queries)
+    results = results[:, : len(gallery)]
+    exact = queries.astype(np.float64) @ gallery.T.astype(np.float64) - bounds.offsets[:, None]
+    errors = bounds.errors[:, None]
+    is_reached = results >= product.floor(exact - errors)
+    is_positive = exact - errors > 0
+    return bool((is_reached & (product.lower(results) <= exact + errors))[is_positive].all())
+
+
+def _draw_trial(num_dims: int) -> tuple[FloatArray, FloatArray]:
+    """Return bfloat16 numbers as queries and gallery whose mean is zero: nothing is lost but by summing."""
+    rng = np.random.default_rng(0)
+    queries = rng.random((TRIAL_QUERIES, num_dims), dtype=np.float32) + 1
+    rows = rng.random((PREPARED_ROWS // 4, num_dims), dtype=np.float32) + 1
+    rows[:, num_dims // 2 :] *= -0.9
+    queries, rows = (_round(numbers)[0].float().numpy() for numbers in (queries, rows))
+    return queries, np.stack([rows, -rows], axis=1).reshape(-1, num_dims)
 
 
 def _centre(gallery: FloatArray) -> FloatArray:
