@@ -17,46 +17,57 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import torch
 from collections_here import read_photographs
-from contest import BF16, FP32, INT8, Line, alternate, has_bf16, has_int8, main, rate_lines
+from contest import (
+    BF16,
+    DECODING,
+    FP32,
+    INT8,
+    Line,
+    alternate,
+    alternate_processes,
+    has_bf16,
+    has_int8,
+    main,
+    rate_lines,
+)
 from PIL import Image
 
 SECTION = "ceilings"
 SIZE = 4_096
-MEMORY, DECODING = "memory, read and written", "decoding alone"
+MEMORY = "memory, read and written"
+TORCH, NUMPY = "torch", "NumPy"
 COPY_BYTES = 2**30
 NUM_PHOTOGRAPHS = 200
 
 
-def build_products() -> dict[str, Callable[[], object]]:
+def build_side(side: str) -> Callable[[], object]:
+    """Return one product, of rows with rows as in a linear layer; each is measured in a process of its own."""
     generator = torch.Generator().manual_seed(0)
-    floats = torch.randn(SIZE, SIZE, generator=generator)
-    halves = floats.bfloat16()
-    integers = torch.randint(-128, 128, (SIZE, SIZE), generator=generator, dtype=torch.int8)
-    array = floats.numpy()
-    products: dict[str, Callable[[], object]] = {
-        f"{FP32}, torch": lambda: floats @ floats,
-        f"{FP32}, NumPy": lambda: array @ array,
-    }
-    if has_bf16():
-        products[f"{BF16}, torch"] = lambda: halves @ halves
-    if has_int8():
-        products[f"{INT8}, torch"] = lambda: torch._int_mm(integers, integers)
-    return products
+    if side.startswith(INT8):
+        integers = torch.randint(-128, 128, (SIZE, SIZE), generator=generator, dtype=torch.int8)
+        return lambda: torch._int_mm(integers, integers)
+    numbers = torch.randn(SIZE, SIZE, generator=generator).to(torch.bfloat16 if side.startswith(BF16) else None)
+    others, product = numbers.flip(0), torch.empty_like(numbers)  # NumPy computes half of A A^T, and copies the rest
+    if side.endswith(NUMPY):
+        arrays = (numbers.numpy(), others.numpy().T)
+        return lambda: np.matmul(*arrays, out=product.numpy())
+    return lambda: torch.mm(numbers, others.T, out=product)
 
 
 def measure_products(num_rounds: int) -> list[Line]:
-    seconds = alternate(build_products(), num_rounds)
+    sides = [f"{FP32}, {TORCH}", f"{FP32}, {NUMPY}"]
+    sides += [f"{BF16}, {TORCH}"] * has_bf16() + [f"{INT8}, {TORCH}"] * has_int8()
     lines = []
-    for name, rounds in seconds.items():
+    for name, rounds in alternate_processes(__file__, sides, num_rounds).items():
         task, _, side = name.rpartition(", ")
-        lines += rate_lines(SECTION, task, {side: rounds}, 2 * SIZE**3 / 1e9, "GFLOP/s")
+        lines += rate_lines(SECTION, task, {side: rounds.seconds}, 2 * SIZE**3 / 1e9, "GFLOP/s")
     return lines
 
 
 def measure_memory(num_rounds: int) -> list[Line]:
     source = torch.zeros(COPY_BYTES // 4)
     target = torch.ones_like(source)
-    seconds = alternate({"torch": lambda: target.copy_(source)}, num_rounds)
+    seconds = alternate({TORCH: lambda: target.copy_(source)}, num_rounds)
     return rate_lines(SECTION, MEMORY, seconds, 2 * COPY_BYTES / 1e9, "GB/s")
 
 
@@ -80,4 +91,4 @@ def measure(is_quick: bool) -> list[Line]:
 
 
 if __name__ == "__main__":
-    main(measure, __doc__)
+    main(measure, __doc__, build_side)

@@ -13,6 +13,8 @@ from vitrieve.data.records import ImageRecord
 from vitrieve.data.sources import read_source
 
 ENCODER, IMAGE_SIZE = "dinov2-vits14", 112
+FEW = 3_000
+"""Pictures that are enough for the classes of a quick run."""
 NOISE_NORM = 0.35
 """Length of the noise of a copy: a cosine near 0.94, as between two crops of a picture."""
 
@@ -31,31 +33,44 @@ def read_photographs() -> tuple[str, list[ImageRecord]]:
     return source.partition(":")[0], list(read_source(source).records)
 
 
-def ensure_real_vectors() -> np.ndarray:
-    """Embed Grocery (where it is) and emoji, unless an earlier run did; ``(N, 384)`` float32 in the cache's folder."""
-    folder = find_grocery()
-    path = cache_folder() / "benchmarks" / f"vectors-{'emoji' if folder is None else 'grocery-emoji'}.npy"
-    if not path.exists():
-        from vitrieve.embed.batches import encode_batches
-        from vitrieve.runtime.encoder import load_encoder
+def ensure_real_vectors(num_wanted: int | None = None) -> np.ndarray:
+    """Embed Grocery (where it is) and emoji, unless an earlier run did; ``(N, 384)`` float32 in the cache's folder.
 
-        encoder = load_encoder(ENCODER, image_size=IMAGE_SIZE)
-        sources = ["emoji"] if folder is None else [f"grocery:{folder}", "emoji"]
-        records = [record for source in sources for record in read_source(source).records]
-        batches = [records[start : start + 32] for start in range(0, len(records), 32)]
-        print(f"embedding {len(records):,} pictures, once (a few minutes)", file=sys.stderr, flush=True)
-        vectors = np.concatenate([batch.vectors for batch in encode_batches(encoder, batches)])
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f"partial-{os.getpid()}.npy")
-        np.save(partial, vectors)
-        partial.replace(path)
+    Args:
+        num_wanted: Up to ``FEW`` are the first pictures alone, so that a quick run need not wait; None: all.
+    """
+    name = "emoji" if find_grocery() is None else "grocery-emoji"
+    path = cache_folder() / "benchmarks" / f"vectors-{name}.npy"
+    num_records = None
+    if num_wanted is not None and num_wanted <= FEW and not path.exists():
+        path, num_records = path.with_name(f"vectors-{name}-{FEW}.npy"), FEW
+    if not path.exists():
+        _embed_pictures(path, num_records)
     return np.load(path)
+
+
+def _embed_pictures(path: Path, num_records: int | None) -> None:
+    from vitrieve.embed.batches import encode_batches
+    from vitrieve.runtime.encoder import load_encoder
+
+    encoder = load_encoder(ENCODER, image_size=IMAGE_SIZE)
+    records = read_photographs()[1]
+    if find_grocery() is not None and (num_records is None or num_records > len(records)):
+        records += read_source("emoji").records
+    records = records[:num_records]
+    batches = [records[start : start + 32] for start in range(0, len(records), 32)]
+    print(f"embedding {len(records):,} pictures, once", file=sys.stderr, flush=True)
+    vectors = np.concatenate([batch.vectors for batch in encode_batches(encoder, batches)])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"partial-{os.getpid()}.npy")
+    np.save(partial, vectors)
+    partial.replace(path)
 
 
 def make_vectors(num_rows: int, num_dims: int, num_classes: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Return ``(N, E)`` unit vectors, real ones with noise (a real one a class), and their labels ``(N,)``."""
     generator = np.random.default_rng(seed)
-    real = ensure_real_vectors()
+    real = ensure_real_vectors(num_classes)
     real = np.pad(real, ((0, 0), (0, max(0, num_dims - real.shape[1]))))[:, :num_dims]
     labels = np.arange(num_rows) % num_classes
     vectors = np.empty((num_rows, num_dims), dtype=np.float32)

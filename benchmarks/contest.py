@@ -7,6 +7,7 @@ starts each in a process of its own and makes one page of all lines.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.metadata
 import json
 import os
@@ -34,13 +35,26 @@ PACKAGES = (
     "sentence-transformers",
     "lancedb",
     "pillow",
+    "nncf",
+    "transformers",
 )
 PINNED = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 SIDE_FLAG = "--side"
+PAUSE_SECONDS = 0.2
+"""Before a side's turn: threads of OpenBLAS go on spinning for a while after the turn of another."""
 BuildSide = Callable[..., Callable[[], object]]
 FP32, BF16, INT8 = "product, fp32", "product, bf16", "product, int8"
 """The ceilings of products, by the names of their tasks."""
-RECORDED = (*PINNED, "ONEDNN_MAX_CPU_ISA", "ONEDNN_DEFAULT_FPMATH_MODE", "OPENBLAS_CORETYPE")
+DECODING = "decoding alone"
+LIBRARIES = """
+import re, numpy, threadpoolctl, torch
+for one in threadpoolctl.threadpool_info():
+    if one["user_api"] == "blas":
+        print("NumPy: OpenBLAS", one["version"], "for", one["architecture"] + ",", one["num_threads"], "threads")
+onednn = re.search(r"MKL-DNN v(\\S+)|oneDNN v(\\S+)", torch.__config__.show())
+print("torch: oneDNN", onednn[1] or onednn[2] if onednn else "unknown", "for", torch.backends.cpu.get_cpu_capability())
+"""
+RECORDED = (*PINNED, "ONEDNN_MAX_CPU_ISA", "ONEDNN_DEFAULT_FPMATH_MODE", "OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +121,7 @@ def alternate(sides: Mapping[str, Callable[[], object]], num_rounds: int) -> dic
     seconds: dict[str, list[float]] = {side: [] for side in sides}
     for number in range(num_rounds + 1):
         for side, run in sides.items():
+            time.sleep(PAUSE_SECONDS)
             start = time.perf_counter()
             run()
             elapsed = time.perf_counter() - start
@@ -121,7 +136,7 @@ class Rounds(NamedTuple):
 
     Attributes:
         seconds: Of each round.
-        extra_mib: The most memory above what its process held before the first round.
+        extra_mib: The most memory above what its process held when the rounds began.
         process_mib: The most memory of its process.
         check: What the last round returned, where that is a number.
     """
@@ -165,6 +180,7 @@ def alternate_processes(
             for side, process in processes.items():
                 assert process.stdin is not None
                 assert process.stdout is not None
+                time.sleep(PAUSE_SECONDS)
                 try:
                     process.stdin.write("\n")
                     process.stdin.flush()
@@ -194,7 +210,7 @@ def _answer_rounds(build_side: BuildSide, words: str) -> None:
     """Be one side: build it, and run a round for each line of standard input."""
     given = json.loads(words)
     run = build_side(given.pop("side"), **given)
-    before_mib = _peak_mib()
+    before_mib = _restart_peak()
     for _ in sys.stdin:
         start = time.perf_counter()
         result = run()
@@ -207,8 +223,18 @@ def _answer_rounds(build_side: BuildSide, words: str) -> None:
         print(json.dumps(answer), flush=True)
 
 
+def _restart_peak() -> float:
+    """Forget the most memory so far, which building a side may have needed for a moment; return what is held now."""
+    with contextlib.suppress(OSError):  # not on Linux: the peak stays what it is
+        Path("/proc/self/clear_refs").write_text("5")
+    return _peak_mib()
+
+
 def _peak_mib() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    path = Path("/proc/self/status")
+    lines = path.read_text().splitlines() if path.exists() else []
+    kib = [int(line.split()[1]) for line in lines if line.startswith("VmHWM")]
+    return (kib[0] if kib else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) / 1024
 
 
 def rate_lines(
@@ -267,6 +293,7 @@ def describe_machine() -> dict[str, Any]:
         "load_before": round(os.getloadavg()[0], 1),
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.release()}",
+        "libraries": _libraries(),
         "packages": {name: _version(name) for name in PACKAGES},
         "settings": {name: os.environ.get(name, "not set") for name in RECORDED},
     }
@@ -280,6 +307,11 @@ def has_bf16() -> bool:
 def has_int8() -> bool:
     """Return whether the processor multiplies int8."""
     return not {"avx_vnni", "avx512_vnni", "amx_int8"}.isdisjoint(_instructions())
+
+
+def has_avx512() -> bool:
+    """Return whether the processor computes with 16 float32 numbers at a time."""
+    return "avx512f" in _instructions()
 
 
 def best_product() -> str:
@@ -298,6 +330,12 @@ def _instructions() -> list[str]:
     flags = path.read_text().split() if path.exists() else []
     wanted = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
     return [name for name in wanted if name in flags]
+
+
+def _libraries() -> list[str]:
+    """Return what multiplies here, and by which instructions; asked for in another process, as it loads them."""
+    done = subprocess.run([sys.executable, "-c", LIBRARIES], check=True, capture_output=True, text=True)
+    return done.stdout.splitlines()
 
 
 def _version(package: str) -> str:

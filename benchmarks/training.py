@@ -14,9 +14,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from collections_here import read_photographs
-from contest import FP32, Line, alternate_processes, best_product, has_bf16, main, rate_lines
+from contest import DECODING, FP32, Line, alternate_processes, best_product, has_bf16, main, rate_lines
+
+if TYPE_CHECKING:
+    from vitrieve.data.loader import TrainingLoader
 
 SECTION = "training"
 ARCHITECTURE, IMAGE_SIZE = "deit_small_patch16_224", 224
@@ -25,6 +29,7 @@ GFLOP_PER_IMAGE = 3 * 9.2
 """Forward, and twice as much backward."""
 PEER, PEER_BF16 = "timm fp32, pytorch-metric-learning", "timm bf16 autocast, pytorch-metric-learning"
 OURS = "vitrieve"
+WITH_LOADER = "vitrieve, photographs by the loader"
 PLANS: dict[str, dict[str, object]] = {
     "vitrieve, micro-batch 16": {"microbatch_size": 16},
     "vitrieve, micro-batch 64": {"microbatch_size": 64},
@@ -35,13 +40,15 @@ OPTIONS: dict[str, dict[str, object]] = {
     "vitrieve, 6 of 12 blocks frozen": {"num_frozen_blocks": 6},
     "vitrieve, 160 px (of low resolution first)": {"image_size": 160},
 }
-NUM_LOADER_STEPS = 12
+NUM_LOADER_STEPS, MAX_STEPS = 12, 1000
 Step = Callable[[], object]
 
 
 def build_side(side: str) -> Step:
     if side.startswith("timm"):
         return build_peer(is_bf16=side == PEER_BF16)
+    if side == WITH_LOADER:
+        return build_ours(has_loader=True)
     return build_ours(**{**PLANS, **OPTIONS}.get(side, {}))  # type: ignore[arg-type]
 
 
@@ -80,8 +87,9 @@ def build_ours(
     patch_drop_rate: float = 0.0,
     num_frozen_blocks: int = 0,
     is_limited: bool = False,
+    has_loader: bool = False,
 ) -> Step:
-    """Build our step: what `vitrieve train` runs, with its checks and its log values."""
+    """Build our step: what `vitrieve train` runs, with its checks and its log values; with or without its loader."""
     import torch
 
     from vitrieve.config import Config, ModelConfig, ObjectiveConfig, TrainConfig
@@ -99,7 +107,7 @@ def build_ours(
         patch_drop_rate=patch_drop_rate,
         num_frozen_blocks=num_frozen_blocks,
     )
-    train = TrainConfig(batch_size=BATCH_SIZE, num_steps=1000)
+    train = TrainConfig(batch_size=BATCH_SIZE, num_steps=MAX_STEPS)
     config = Config(
         model=model,
         objective=ObjectiveConfig(contrastive_weight=1.0, margin=0.5, memory_fraction=1.0),
@@ -116,7 +124,10 @@ def build_ours(
     pixels = torch.randn(BATCH_SIZE, 3, image_size, image_size, generator=generator)
     picked = torch.randint(MEMORY_SIZE, (BATCH_SIZE,), generator=generator)
     batch = Batch(pixels, labels[picked], picked)
-    return lambda: train_step(state, batch, config)
+    if not has_loader:
+        return lambda: train_step(state, batch, config)
+    batches = build_loader().batches(0, MAX_STEPS)
+    return lambda: train_step(state, next(batches), config)
 
 
 def measure_steps(is_quick: bool) -> list[Line]:
@@ -125,13 +136,13 @@ def measure_steps(is_quick: bool) -> list[Line]:
     contests = {step: [PEER, OURS]}
     if not is_quick:
         contests = {
-            step: [PEER, *([PEER_BF16] if has_bf16() else []), OURS],
+            step: [PEER, *([PEER_BF16] if has_bf16() else []), OURS, WITH_LOADER],
             f"{step}: other plans, same result": [OURS, *PLANS],
             f"{step}: options that change the result": [OURS, *OPTIONS],
         }
     lines = []
     for task, sides in contests.items():
-        for side, rounds in alternate_processes(__file__, sides, 2 if is_quick else 5).items():
+        for side, rounds in alternate_processes(__file__, sides, 1 if is_quick else 5).items():
             is_same_work = side not in OPTIONS
             lines += rate_lines(
                 SECTION,
@@ -146,22 +157,28 @@ def measure_steps(is_quick: bool) -> list[Line]:
     return lines
 
 
-def measure_loader() -> list[Line]:
-    """Time the loader alone: the first pass decodes files, the second reads the cache of decoded pictures."""
+def build_loader() -> TrainingLoader:
     from vitrieve.config import LoaderConfig
     from vitrieve.data.loader import TrainingLoader
     from vitrieve.data.preprocess import Preprocessing
 
-    name, records = read_photographs()
+    records = read_photographs()[1]
     training = [record for record in records if record.split == "train"][: NUM_LOADER_STEPS * BATCH_SIZE]
     preprocessing = Preprocessing(image_size=IMAGE_SIZE, resize_size=IMAGE_SIZE)
-    loader = TrainingLoader(training, LoaderConfig(), preprocessing, batch_size=BATCH_SIZE, seed=0)
+    return TrainingLoader(training, LoaderConfig(), preprocessing, batch_size=BATCH_SIZE, seed=0)
+
+
+def measure_loader() -> list[Line]:
+    """Time the loader alone: the first pass decodes files, the second reads the cache of decoded pictures."""
+    name, loader = read_photographs()[0], build_loader()
     seconds: dict[str, list[float]] = {}
     for side in ("vitrieve's loader, files", "vitrieve's loader, cached"):
         start = time.perf_counter()
         num_pictures = sum(len(batch.labels) for batch in loader.batches(0, NUM_LOADER_STEPS))
         seconds[side] = [time.perf_counter() - start]
-    return rate_lines(SECTION, f"loader alone, {IMAGE_SIZE} px, {name}", seconds, num_pictures, "images/s")
+    task = f"loader alone, {IMAGE_SIZE} px, {name}"
+    files, cached = rate_lines(SECTION, task, seconds, num_pictures, "images/s")
+    return [replace(files, ceiling=DECODING), cached]
 
 
 def measure(is_quick: bool) -> list[Line]:
