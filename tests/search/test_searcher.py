@@ -12,8 +12,10 @@ from PIL import Image
 from vitrieve.data.sources import read_collection
 from vitrieve.embed.collection import embed_collection
 from vitrieve.errors import ArtifactError, ConfigError, DecodeError, FingerprintError
-from vitrieve.index.open import build_index
+from vitrieve.index.open import build_index, open_index
+from vitrieve.index.store import VectorStore
 from vitrieve.runtime.encoder import Encoder, load_encoder
+from vitrieve.search import searcher as searcher_module
 from vitrieve.search.query import read_query
 from vitrieve.search.searcher import Searcher
 
@@ -152,6 +154,25 @@ def test_open_says_what_to_do_when_the_encoder_is_gone(
     with pytest.raises(ArtifactError, match=r"no longer there.*--encoder"):
         Searcher.open(tmp_path / "index")
     assert Searcher.open(tmp_path / "index", moved, num_threads=1).encoder.fingerprint == first.fingerprint
+
+
+def test_open_closes_the_index_when_the_encoder_is_wrong_and_speaks_of_the_index_first(
+    index_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed: list[VectorStore] = []
+
+    def open_and_watch(folder: Path) -> VectorStore:
+        store = open_index(folder)
+        monkeypatch.setattr(store, "close", lambda: closed.append(store))
+        return store
+
+    monkeypatch.setattr(searcher_module, "open_index", open_and_watch)
+    with pytest.raises(ArtifactError):
+        Searcher.open(index_folder, index_folder / "nothing")
+    assert len(closed) == 1
+    (index_folder / "manifest.json").write_text("{")
+    with pytest.raises(ArtifactError, match=r"manifest\.json"):
+        Searcher.open(index_folder, index_folder / "nothing")
 
 
 def test_engines_may_be_mixed_within_one_encoder(

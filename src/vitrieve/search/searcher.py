@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from vitrieve.errors import ArtifactError, ConfigError, FingerprintError, unknown_name_message
 from vitrieve.index.open import open_index
-from vitrieve.index.store import Hit, StoreInfo, VectorStore
+from vitrieve.index.store import Hit, StoreInfo, VectorStore, read_info
 from vitrieve.runtime.choice import EngineChoice, PrecisionChoice
 from vitrieve.runtime.encoder import Encoder, load_encoder
 from vitrieve.search.grouping import group_hits
@@ -67,12 +68,19 @@ class Searcher:
             ArtifactError: The index cannot be read, or its encoder is no longer where it was.
             FingerprintError: ``encoder`` is not the one that made the index.
         """
-        store = open_index(index_folder)
-        if not isinstance(encoder, Encoder):
-            encoder = load_index_encoder(
-                store.info, encoder, engine=engine, precision=precision, num_threads=num_threads
-            )
-        return cls(store, encoder, threshold=load_threshold(index_folder))
+        threshold = load_threshold(index_folder)
+        if isinstance(encoder, Encoder):
+            return cls(open_index(index_folder), encoder, threshold=threshold)
+        # Importing the client of a store keeps the interpreter busy, compiling an encoder does not.
+        with ThreadPoolExecutor(max_workers=1) as thread:
+            opening = thread.submit(open_index, index_folder)
+            try:
+                info, _ = read_info(Path(index_folder))
+                loaded = load_index_encoder(info, encoder, engine=engine, precision=precision, num_threads=num_threads)
+            except BaseException:
+                opening.result().close()  # what is wrong with the index is said first
+                raise
+            return cls(opening.result(), loaded, threshold=threshold)
 
     def search(self, image: Picture, k: int = 10) -> list[SearchResult]:
         """Find the pictures most like ``image``.
