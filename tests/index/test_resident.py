@@ -210,3 +210,31 @@ def test_an_index_that_cannot_be_read_is_not_held(tmp_path: Path) -> None:
     store = make_store(tmp_path / "index", 10)
     shutil.rmtree(tmp_path / "index")
     assert not store.hold(MANY_BYTES)
+
+
+def test_without_memory_for_a_copy_the_disk_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run_out(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(ResidentRows, "__init__", run_out)
+    store = make_store(tmp_path / "index", 10)
+    assert not store.hold(MANY_BYTES)
+    assert answers_from_disk(store, monkeypatch)
+
+
+def test_without_a_thread_a_later_search_loads_the_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resident, "PAUSE_PER_LOADING_SECOND", 0)
+    store = make_store(tmp_path / "index", 10)
+    assert store.hold(MANY_BYTES)
+    store.upsert(*make_many(1, seed=9, width=WIDTH))
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", fail_to_start)
+        assert store.search(make_many(1, seed=9, width=WIDTH)[0], 1)[0]
+    until = time.monotonic() + 60
+    while answers_from_disk(store, monkeypatch) and time.monotonic() < until:
+        time.sleep(0.01)
+    assert not answers_from_disk(store, monkeypatch)
+
+
+def fail_to_start(thread: threading.Thread) -> None:
+    raise RuntimeError("can't start new thread")

@@ -51,10 +51,7 @@ def has_faiss() -> bool:
 
 
 def count_bytes(num_images: int, embedding_dim: int) -> int:
-    """Return about what a copy of an index takes: vectors, a byte a dimension for FAISS, records.
-
-    While a changed index is read anew, there are two copies.
-    """
+    """Return about what a copy of an index takes: vectors, a byte a dimension for FAISS, records."""
     return num_images * (5 * embedding_dim + RECORD_BYTES)
 
 
@@ -125,7 +122,10 @@ class ResidentCopy:
         if loaded is not None and loaded[0] == self._read_stamp():
             return loaded[1]
         if time.monotonic() >= self._may_load_at and self._lock.acquire(blocking=False):
-            threading.Thread(target=self._load_and_release, name="resident copy").start()
+            try:
+                threading.Thread(target=self._load_and_release, name="resident copy").start()
+            except RuntimeError:  # no thread to be had: the index on disk answers, and a later search tries again
+                self._lock.release()
         return None
 
     def load(self) -> bool:
@@ -138,11 +138,13 @@ class ResidentCopy:
         begun = time.monotonic()
         try:
             stamp = self._read_stamp()
+            self._loaded = None  # an old copy answers nothing any more, and two need twice the memory
             rows = self._load()
             is_same = stamp is not None and self._read_stamp() == stamp  # else it changed while it was read
-            self._loaded = (stamp, rows) if is_same and rows is not None else None
-        except (OSError, RuntimeError, ValueError):
-            self._loaded = None  # searches read the same files themselves, and tell the reason
+            if is_same and rows is not None:
+                self._loaded = (stamp, rows)
+        except (OSError, RuntimeError, ValueError, MemoryError):
+            pass  # searches read the same files themselves, and tell the reason
         finally:
             ended = time.monotonic()
             self._may_load_at = ended + PAUSE_PER_LOADING_SECOND * (ended - begun)

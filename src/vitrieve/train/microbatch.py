@@ -126,7 +126,7 @@ def plan_memory(encoder: ImageEncoder, config: Config, num_unfilled_bytes: int =
     Args:
         encoder: On its device; left as it was.
         config: ``train.memory_limit_gib``, None for no limit, and the rest of the run's settings.
-        num_unfilled_bytes: Of memories that exist but are not filled: systems give such pages when they are written.
+        num_unfilled_bytes: Of memories that exist but are not filled: the CPU's are counted when they are written.
 
     Raises:
         ConfigError: The limit is below what micro-batches of one image need.
@@ -134,11 +134,12 @@ def plan_memory(encoder: ImageEncoder, config: Config, num_unfilled_bytes: int =
     train = config.train
     if train.memory_limit_gib is None:
         return MemoryPlan(train.microbatch_size)
-    fixed = _count_fixed_bytes(encoder, config) + num_unfilled_bytes
+    fixed = _count_fixed_bytes(encoder, config, num_unfilled_bytes)
     constant, per_image = measure_graph_bytes(encoder, config)
 
     def need(num_images: int, microbatch_size: int) -> int:
-        return int(fixed + constant + per_image * (num_images + SCRATCH_SHARE * microbatch_size))
+        num_pieces = -(-num_images // microbatch_size)  # each graph holds weights in half precision of its own
+        return int(fixed + constant * num_pieces + per_image * (num_images + SCRATCH_SHARE * microbatch_size))
 
     limit = int(train.memory_limit_gib * GIB)
     size = min(train.microbatch_size, train.batch_size)
@@ -195,7 +196,7 @@ def _count_saved(encoder: ImageEncoder, pixels: Tensor, config: Config) -> int:
     return sum(saved.values())
 
 
-def _count_fixed_bytes(encoder: ImageEncoder, config: Config) -> int:
+def _count_fixed_bytes(encoder: ImageEncoder, config: Config, num_unfilled_bytes: int) -> int:
     """Count what a run holds whatever its micro-batch."""
     trained = sum(parameter.numel() for parameter in encoder.parameters() if parameter.requires_grad)
     size = config.model.image_size
@@ -203,7 +204,7 @@ def _count_fixed_bytes(encoder: ImageEncoder, config: Config) -> int:
     on_device = BYTES_PER_WEIGHT * trained + batches
     if next(encoder.parameters()).device.type != "cpu":
         return on_device + torch.cuda.memory_allocated()
-    return on_device + config.loader.cache_bytes + _count_process_bytes() + RESERVE_BYTES
+    return on_device + config.loader.cache_bytes + _count_process_bytes() + num_unfilled_bytes + RESERVE_BYTES
 
 
 def _count_process_bytes() -> int:
