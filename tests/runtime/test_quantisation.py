@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,8 @@ from vitrieve.artifacts import read_manifest
 from vitrieve.data.decode import read_image_bytes
 from vitrieve.data.preprocess import Preprocessing, to_square
 from vitrieve.errors import ArtifactError, ConfigError, FingerprintError
-from vitrieve.model.artefact import INT8_NAMES, ONNX_NAME, read_spec
+from vitrieve.model.artefact import INT8_NAMES, ONNX_NAME, note_export, read_spec
+from vitrieve.runtime import quantisation
 from vitrieve.runtime.encoder import load_encoder
 from vitrieve.runtime.quantisation import MIN_COSINE, quantise_folder
 
@@ -94,6 +96,36 @@ def test_quantising_again_replaces_the_graph(quantised: Path, squares: list[np.n
     assert before["sha256"][ONNX_NAME] == after["sha256"][ONNX_NAME]
     assert before["sha256"]["int8.xml"] != after["sha256"]["int8.xml"]
     assert sorted(path.name for path in folder.iterdir()) == sorted(path.name for path in quantised.iterdir())
+
+
+@pytest.mark.parametrize("num_moved", [0, 1, 2])
+def test_quantising_again_stopped_at_any_file_leaves_an_encoder(
+    quantised: Path, squares: list[np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_moved: int
+) -> None:
+    folder = tmp_path / "encoder"
+    shutil.copytree(quantised, folder)
+    move, moved = shutil.move, list[Path]()
+
+    def move_until_stopped(source: Path, target: Path) -> None:
+        if len(moved) == num_moved:
+            raise KeyboardInterrupt
+        moved.append(move(source, target))
+
+    def note_until_stopped(folder: Path, **given: Any) -> None:
+        if not given:
+            raise KeyboardInterrupt
+        note_export(folder, **given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "move", move_until_stopped)
+        patch.setattr(quantisation, "note_export", note_until_stopped)
+        with pytest.raises(KeyboardInterrupt):
+            quantise_folder(folder, squares[:3], "performance")
+    load_encoder(folder)
+    with pytest.raises(ArtifactError, match="vitrieve quantise"):
+        load_encoder(folder, precision="int8")
+    quantise_folder(folder, squares[:3], "performance")
+    load_encoder(folder, precision="int8")
 
 
 def test_int8_without_its_graph_says_how_to_make_it(tiny_encoder_folder: Path) -> None:

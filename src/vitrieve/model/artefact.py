@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -125,19 +125,25 @@ def write_contents(
     return fingerprint
 
 
-def note_export(folder: Path) -> None:
-    """Write the manifest again after a graph was added or replaced."""
+def note_export(folder: Path, *, without: Sequence[str] = ()) -> None:
+    """Write the manifest again after a graph was added; or before one is replaced, ``without`` its files.
+
+    A file that the manifest does not name is not part of the encoder, whole or not.
+    """
     manifest = read_manifest(folder, "encoder")
-    _write_encoder_manifest(folder, read_spec(folder), str(manifest["fingerprint"]), manifest["config"])
+    _write_encoder_manifest(folder, read_spec(folder), str(manifest["fingerprint"]), manifest["config"], without)
 
 
-def _write_encoder_manifest(folder: Path, spec: EncoderSpec, fingerprint: str, config: Mapping[str, Any]) -> None:
+def _write_encoder_manifest(
+    folder: Path, spec: EncoderSpec, fingerprint: str, config: Mapping[str, Any], without: Sequence[str] = ()
+) -> None:
+    names = [name for name in CHECKED_NAMES if name not in without and (folder / name).is_file()]
     contents = {
         "fingerprint": fingerprint,
         "embedding_dim": spec.embedding_dim,
         "dtype": "float32",
         "image_size": spec.preprocessing.image_size,
-        "sha256": {name: hash_file(folder / name) for name in CHECKED_NAMES if (folder / name).is_file()},
+        "sha256": {name: hash_file(folder / name) for name in names},
         "config": dict(config),
     }
     write_manifest(folder, "encoder", contents)

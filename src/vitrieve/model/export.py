@@ -51,6 +51,7 @@ def export_folder(folder: Path) -> float:
     temporary = folder / f"{ONNX_NAME}.tmp"
     try:
         cosine = export_onnx(encoder, temporary)
+        note_export(folder, without=(ONNX_NAME,))  # stopped from here on, the encoder is one that was not exported
         temporary.replace(folder / ONNX_NAME)
     finally:
         temporary.unlink(missing_ok=True)

@@ -66,6 +66,7 @@ def quantise_folder(folder: Path, squares: Sequence[np.ndarray], preset: Preset 
         raise ArtifactError(f"in int8 an embedding has a cosine of {cosine:.3f} to that in fp32; nothing was kept.")
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         openvino.save_model(quantised, Path(scratch) / INT8_NAMES[0], compress_to_fp16=False)
+        note_export(folder, without=INT8_NAMES)  # stopped from here on, the encoder is one that was not quantised
         for name in INT8_NAMES:
             shutil.move(Path(scratch) / name, folder / name)
     note_export(folder)
