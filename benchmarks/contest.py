@@ -334,7 +334,7 @@ def _instructions() -> list[str]:
 
 def _libraries() -> list[str]:
     """Return what multiplies here, and by which instructions; asked for in another process, as it loads them."""
-    done = subprocess.run([sys.executable, "-c", LIBRARIES], check=True, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", LIBRARIES], check=True, stdout=subprocess.PIPE, text=True)
     return done.stdout.splitlines()
 
 

@@ -48,22 +48,38 @@ def main() -> None:
     parts = arguments.parts or [part for part in PARTS if not (arguments.quick and part == "int8")]
     pin_threads()
     machine = describe_machine()
+    is_quick = arguments.quick
+    if arguments.into:
+        earlier = json.loads(arguments.into.read_text())
+        require_same_machine(earlier["machine"], machine)
+        is_quick = earlier["is_quick"]
     start = time.monotonic()
     lines: list[Line] = []
     for number, part in enumerate(parts, 1):
         minutes = (time.monotonic() - start) / 60
         print(f"[{number}/{len(parts)}] {part}, after {minutes:.1f} min", file=sys.stderr, flush=True)
-        lines += run_part(part, arguments.quick)
+        lines += run_part(part, is_quick)
     machine["minutes"] = round((time.monotonic() - start) / 60, 1)
     arguments.out.mkdir(parents=True, exist_ok=True)
     stem = arguments.out / f"bench_{'quick_' if arguments.quick else ''}{machine['date']}"
     if arguments.into:
         stem = arguments.into.with_suffix("")
-        machine, lines = replace_parts(json.loads(arguments.into.read_text()), lines, machine)
-    contents = {"machine": machine, "is_quick": arguments.quick, "lines": [asdict(line) for line in lines]}
+        machine, lines = replace_parts(earlier, lines, machine)
+    contents = {"machine": machine, "is_quick": is_quick, "lines": [asdict(line) for line in lines]}
     stem.with_suffix(".json").write_text(json.dumps(contents, indent=1) + "\n")
-    write_page(machine, lines, stem.with_suffix(".html"), is_quick=arguments.quick)
+    write_page(machine, lines, stem.with_suffix(".html"), is_quick=is_quick)
     print(f"{stem.with_suffix('.json')}\n{stem.with_suffix('.html')}")
+
+
+def require_same_machine(earlier: dict[str, Any], machine: dict[str, Any]) -> None:
+    """Refuse to mix figures of two machines: the ceilings of one are not the other's.
+
+    Raises:
+        SystemExit: Another processor, other instructions or other settings.
+    """
+    for name in ("processor", "instructions", "settings"):
+        if earlier[name] != machine[name]:
+            raise SystemExit(f"that run was made with other {name}: {earlier[name]}, not {machine[name]}.")
 
 
 def replace_parts(

@@ -28,6 +28,8 @@ def test_quantise_then_embed_in_int8(tiny_encoder_folder: Path, class_folder: Pa
     answer = json.loads(done.stdout)
     assert answer["cosine"] > 0.98
     assert answer["num_images"] in (11, 12)
+    assert set(answer["images_per_second"]) in ({"bf16", "int8"}, {"fp32", "int8"})
+    assert min(answer["images_per_second"].values()) > 0
     words = ["embed", "--encoder", str(folder), "--images", str(class_folder), "--precision", "int8", "--json"]
     done = subprocess.run(
         [sys.executable, "-m", "vitrieve", *words, "--out", str(tmp_path / "embeddings")],

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -30,9 +31,11 @@ def records(tmp_path: Path) -> list[ImageRecord]:
     return made
 
 
-def build_loader(records: list[ImageRecord], cache_bytes: int = 2**20, seed: int = 0) -> TrainingLoader:
+def build_loader(
+    records: list[ImageRecord], cache_bytes: int = 2**20, seed: int = 0, is_pinned: bool = False
+) -> TrainingLoader:
     config = LoaderConfig(cache_bytes=cache_bytes)
-    return TrainingLoader(records, config, build_preprocessing(16), batch_size=4, seed=seed)
+    return TrainingLoader(records, config, build_preprocessing(16), batch_size=4, seed=seed, is_pinned=is_pinned)
 
 
 def test_batches_have_pixels_labels_and_rows_that_belong_together(records: list[ImageRecord]) -> None:
@@ -61,6 +64,25 @@ def test_trap_batches_from_the_middle_equal_those_of_a_whole_run(records: list[I
     for a, b in zip(whole[4:], resumed, strict=True):
         assert torch.equal(a.pixels, b.pixels)
         assert torch.equal(a.rows, b.rows)
+
+
+def test_batches_for_a_gpu_are_the_same_pinned_before_the_step_asks(
+    records: list[ImageRecord], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = list(build_loader(records).batches(0, 2))
+    pinned_in: list[str] = []
+
+    def pin(tensor: torch.Tensor) -> torch.Tensor:  # no GPU is needed to see that it is called
+        pinned_in.append(threading.current_thread().name)
+        return tensor.clone()
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
+    for one, expected in zip(build_loader(records, is_pinned=True).batches(0, 2), plain, strict=True):
+        assert torch.equal(one.pixels, expected.pixels)
+        assert torch.equal(one.labels, expected.labels)
+        assert one.anchors is None
+    assert len(pinned_in) == 6
+    assert threading.current_thread().name not in pinned_in
 
 
 def test_the_cache_changes_no_batch(records: list[ImageRecord]) -> None:

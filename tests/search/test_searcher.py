@@ -157,7 +157,7 @@ def test_open_says_what_to_do_when_the_encoder_is_gone(
 
 
 def test_open_closes_the_index_when_the_encoder_is_wrong_and_speaks_of_the_index_first(
-    index_folder: Path, monkeypatch: pytest.MonkeyPatch
+    index_folder: Path, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     closed: list[VectorStore] = []
 
@@ -170,9 +170,13 @@ def test_open_closes_the_index_when_the_encoder_is_wrong_and_speaks_of_the_index
     with pytest.raises(ArtifactError):
         Searcher.open(index_folder, index_folder / "nothing")
     assert len(closed) == 1
-    (index_folder / "manifest.json").write_text("{")
-    with pytest.raises(ArtifactError, match=r"manifest\.json"):
+    with pytest.raises(FingerprintError):
+        Searcher.open(index_folder, dataclasses.replace(encoder, fingerprint="0" * 64))
+    assert len(closed) == 2
+    shutil.rmtree(index_folder / "segments")  # the manifest still tells which encoder to load
+    with pytest.raises(ArtifactError, match="index"):
         Searcher.open(index_folder, index_folder / "nothing")
+    assert len(closed) == 2
 
 
 def test_engines_may_be_mixed_within_one_encoder(

@@ -10,7 +10,7 @@ import torch
 from tests.similarity.hard_collections import HARD_COLLECTIONS, aligned_residuals, random
 from vitrieve.errors import InputError
 from vitrieve.similarity import FloatArray, similarity
-from vitrieve.similarity.bfloat16 import BFloat16Product, has_fast_bfloat16
+from vitrieve.similarity.bfloat16 import MAX_TRIED_DIMS, BFloat16Product, has_fast_bfloat16
 from vitrieve.similarity.product import MAX_DIMS, Float32Product, Product, choose_products
 
 PRODUCTS: list[Any] = [
@@ -40,13 +40,19 @@ def test_products_keep_their_bound(collection: Collection, make_product: Callabl
     assert (product.lower(results) <= most).all()
 
 
-@pytest.mark.skipif(not has_fast_bfloat16(24), reason="this processor does not multiply bfloat16")
-@pytest.mark.parametrize("num_dims", [24, 384, 768])
+@pytest.mark.parametrize("num_dims", [24, 384, 768, MAX_TRIED_DIMS])
 @pytest.mark.parametrize("num_blocks", [2, 3, 6, 24])
 def test_sums_that_are_rounded_between_blocks_are_noticed(
     num_blocks: int, num_dims: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+
+    def multiply_at_once(left: torch.Tensor, right: torch.Tensor, *, out: torch.Tensor) -> None:
+        out.copy_(left.float() @ right.float())
+
+    monkeypatch.setattr(torch, "mm", multiply_at_once)
     assert has_fast_bfloat16.__wrapped__(num_dims)
+    assert not has_fast_bfloat16.__wrapped__(MAX_TRIED_DIMS + 1)
 
     def multiply_in_blocks(left: torch.Tensor, right: torch.Tensor, *, out: torch.Tensor) -> None:
         size = num_dims // num_blocks

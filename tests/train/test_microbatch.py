@@ -15,8 +15,10 @@ from vitrieve.config import Config, LoaderConfig, ModelConfig, ObjectiveConfig, 
 from vitrieve.errors import ConfigError
 from vitrieve.model.encoder import ImageEncoder, build_encoder
 from vitrieve.runtime.precision import has_bf16_instructions
+from vitrieve.train import microbatch
 from vitrieve.train.microbatch import (
     GIB,
+    SCRATCH_SHARE,
     MemoryPlan,
     encode_batch,
     measure_graph_bytes,
@@ -164,6 +166,21 @@ def test_plan_counts_memories_that_are_not_filled_yet(config: Config) -> None:
     encoder = build_encoder(config.model)
     bare, filled = (plan_memory(encoder, limited(config, 100), num_bytes).bytes_needed for num_bytes in (0, GIB))
     assert filled - bare == pytest.approx(GIB, rel=0.1)
+
+
+def test_plan_counts_half_precision_weights_for_every_graph_of_a_batch(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(microbatch, "_count_process_bytes", lambda: 0)
+    encoder = build_encoder(config.model)
+    needed = []
+    for size in (8, 16):
+        train = dataclasses.replace(config.train, precision="bf16", batch_size=64, microbatch_size=size)
+        needed.append(plan_memory(encoder, limited(dataclasses.replace(config, train=train), 100)).bytes_needed)
+    constant, per_image = measure_graph_bytes(encoder, dataclasses.replace(config, train=train))
+    assert constant > 0
+    fewer_graphs, larger_pieces = 4 * constant, SCRATCH_SHARE * 8 * per_image
+    assert needed[0] - needed[1] == pytest.approx(fewer_graphs - larger_pieces, abs=2)
 
 
 def test_measuring_the_graph_leaves_no_trace(config: Config) -> None:

@@ -51,7 +51,10 @@ def has_faiss() -> bool:
 
 
 def count_bytes(num_images: int, embedding_dim: int) -> int:
-    """Return about what a copy of an index takes: vectors, a byte a dimension for FAISS, records."""
+    """Return about what a copy of an index takes: vectors, a byte a dimension for FAISS, records.
+
+    While it is read, the vectors are there twice for a moment.
+    """
     return num_images * (5 * embedding_dim + RECORD_BYTES)
 
 
@@ -138,6 +141,8 @@ class ResidentCopy:
         begun = time.monotonic()
         try:
             stamp = self._read_stamp()
+            if self._loaded is not None and self._loaded[0] == stamp:
+                return  # another thread was quicker
             self._loaded = None  # an old copy answers nothing any more, and two need twice the memory
             rows = self._load()
             is_same = stamp is not None and self._read_stamp() == stamp  # else it changed while it was read

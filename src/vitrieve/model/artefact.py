@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -121,30 +121,33 @@ def write_contents(
     _write_bytes_durably(folder / SPEC_NAME, spec_text.encode())
     (folder / CARD_NAME).write_text(card, encoding="utf-8")
     fingerprint = compute_fingerprint(spec, states)
-    _write_encoder_manifest(folder, spec, fingerprint, config)
+    _write_encoder_manifest(folder, {"fingerprint": fingerprint, "config": config}, spec, (SPEC_NAME,))
     return fingerprint
 
 
-def note_export(folder: Path, *, without: Sequence[str] = ()) -> None:
-    """Write the manifest again after a graph was added; or before one is replaced, ``without`` its files.
+def note_export(folder: Path, names: Sequence[str]) -> None:
+    """Write the manifest again after the files of a graph, ``names``, were added."""
+    manifest = read_manifest(folder, "encoder")
+    _write_encoder_manifest(folder, manifest, read_spec(folder), {*manifest["sha256"], *names})
 
-    A file that the manifest does not name is not part of the encoder, whole or not.
+
+def forget_export(folder: Path, names: Sequence[str]) -> None:
+    """Write the manifest again before the files of a graph, ``names``, are replaced.
+
+    What the manifest does not name is not part of the encoder: stopped half-way, it is one without that graph.
     """
     manifest = read_manifest(folder, "encoder")
-    _write_encoder_manifest(folder, read_spec(folder), str(manifest["fingerprint"]), manifest["config"], without)
+    _write_encoder_manifest(folder, manifest, read_spec(folder), set(manifest["sha256"]).difference(names))
 
 
-def _write_encoder_manifest(
-    folder: Path, spec: EncoderSpec, fingerprint: str, config: Mapping[str, Any], without: Sequence[str] = ()
-) -> None:
-    names = [name for name in CHECKED_NAMES if name not in without and (folder / name).is_file()]
+def _write_encoder_manifest(folder: Path, given: Mapping[str, Any], spec: EncoderSpec, names: Collection[str]) -> None:
     contents = {
-        "fingerprint": fingerprint,
+        "fingerprint": given["fingerprint"],
         "embedding_dim": spec.embedding_dim,
         "dtype": "float32",
         "image_size": spec.preprocessing.image_size,
-        "sha256": {name: hash_file(folder / name) for name in names},
-        "config": dict(config),
+        "sha256": {name: hash_file(folder / name) for name in CHECKED_NAMES if name in names},
+        "config": dict(given["config"]),
     }
     write_manifest(folder, "encoder", contents)
 

@@ -14,7 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from vitrieve.errors import ArtifactError
-from vitrieve.model.artefact import EMBEDDING_OUTPUT, ONNX_NAME, PATCH_TOKENS_OUTPUT, PIXELS_INPUT, note_export
+from vitrieve.model.artefact import (
+    EMBEDDING_OUTPUT,
+    ONNX_NAME,
+    PATCH_TOKENS_OUTPUT,
+    PIXELS_INPUT,
+    forget_export,
+    note_export,
+)
 from vitrieve.model.encoder import ImageEncoder, evaluation_mode, read_encoder
 
 OPSET = 17
@@ -51,11 +58,11 @@ def export_folder(folder: Path) -> float:
     temporary = folder / f"{ONNX_NAME}.tmp"
     try:
         cosine = export_onnx(encoder, temporary)
-        note_export(folder, without=(ONNX_NAME,))  # stopped from here on, the encoder is one that was not exported
+        forget_export(folder, (ONNX_NAME,))
         temporary.replace(folder / ONNX_NAME)
     finally:
         temporary.unlink(missing_ok=True)
-    note_export(folder)
+    note_export(folder, (ONNX_NAME,))
     return cosine
 
 

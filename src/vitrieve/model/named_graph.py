@@ -94,7 +94,7 @@ def _write(folder: Path, spec: EncoderSpec, states: dict[str, np.ndarray]) -> No
     named = {STATE_PREFIX + name: array for name, array in states.items()}
     write_contents(folder, spec, named, format_card(spec, ModelCard(), compute_fingerprint(spec, named)), {})
     onnx.save_model(build_vit_graph(states, spec.preprocessing.image_size), str(folder / ONNX_NAME))
-    note_export(folder)
+    note_export(folder, (ONNX_NAME,))
 
 
 def _move(complete: Path, folder: Path) -> None:

@@ -15,7 +15,15 @@ import numpy as np
 
 from vitrieve.data.preprocess import to_pixels
 from vitrieve.errors import ArtifactError, ConfigError
-from vitrieve.model.artefact import EMBEDDING_OUTPUT, INT8_NAMES, ONNX_NAME, PIXELS_INPUT, note_export, read_contents
+from vitrieve.model.artefact import (
+    EMBEDDING_OUTPUT,
+    INT8_NAMES,
+    ONNX_NAME,
+    PIXELS_INPUT,
+    forget_export,
+    note_export,
+    read_contents,
+)
 from vitrieve.runtime.telemetry import import_openvino, no_telemetry
 
 Preset = Literal["mixed", "performance"]
@@ -66,10 +74,10 @@ def quantise_folder(folder: Path, squares: Sequence[np.ndarray], preset: Preset 
         raise ArtifactError(f"in int8 an embedding has a cosine of {cosine:.3f} to that in fp32; nothing was kept.")
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         openvino.save_model(quantised, Path(scratch) / INT8_NAMES[0], compress_to_fp16=False)
-        note_export(folder, without=INT8_NAMES)  # stopped from here on, the encoder is one that was not quantised
+        forget_export(folder, INT8_NAMES)
         for name in INT8_NAMES:
             shutil.move(Path(scratch) / name, folder / name)
-    note_export(folder)
+    note_export(folder, INT8_NAMES)
     return cosine
 
 

@@ -68,19 +68,27 @@ class Searcher:
             ArtifactError: The index cannot be read, or its encoder is no longer where it was.
             FingerprintError: ``encoder`` is not the one that made the index.
         """
-        threshold = load_threshold(index_folder)
         if isinstance(encoder, Encoder):
-            return cls(open_index(index_folder), encoder, threshold=threshold)
+            return cls._join(open_index(index_folder), encoder, index_folder)
         # Importing the client of a store keeps the interpreter busy, compiling an encoder does not.
         with ThreadPoolExecutor(max_workers=1) as thread:
             opening = thread.submit(open_index, index_folder)
             try:
                 info, _ = read_info(Path(index_folder))
                 loaded = load_index_encoder(info, encoder, engine=engine, precision=precision, num_threads=num_threads)
-            except BaseException:
-                opening.result().close()  # what is wrong with the index is said first
+            except Exception:
+                opening.result().close()  # or it raises: a fault of the index is told before one of the encoder
                 raise
-            return cls(opening.result(), loaded, threshold=threshold)
+            return cls._join(opening.result(), loaded, index_folder)
+
+    @classmethod
+    def _join(cls, store: VectorStore, encoder: Encoder, index_folder: Path | str) -> Searcher:
+        """Join what belongs together; what does not is closed."""
+        try:
+            return cls(store, encoder, threshold=load_threshold(index_folder))
+        except Exception:
+            store.close()
+            raise
 
     def search(self, image: Picture, k: int = 10) -> list[SearchResult]:
         """Find the pictures most like ``image``.

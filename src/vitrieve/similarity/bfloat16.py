@@ -30,6 +30,8 @@ from vitrieve.similarity.product import (
 
 TRIAL_QUERIES = 256
 """With which the sums are tried."""
+MAX_TRIED_DIMS = 2**11
+"""With twice as many the bound, which grows with them, would hide such a rounding."""
 
 
 class BFloat16Product:
@@ -78,7 +80,7 @@ class BFloat16Product:
         bits = self._buffer[: shape[0] * shape[1]].view(shape)
         torch.mm(rounded, self._gallery.T, out=bits.view(torch.bfloat16))
         bits[:, self._num_gallery :] = self.hidden
-        offsets = queries.astype(np.float64) @ self._centre.astype(np.float64)
+        offsets = np.vecdot(queries.astype(np.float64), self._centre.astype(np.float64))  # no threads that spin on
         return bits.numpy(), Bounds(errors, offsets)
 
     def group(self, results: Results, group_size: int) -> Groups:
@@ -114,7 +116,7 @@ def has_fast_bfloat16(num_dims: int) -> bool:
         num_dims: Dimensions of the embeddings.
     """
     capabilities = torch.cpu.get_capabilities()
-    if not (capabilities.get("amx_bf16") or capabilities.get("avx512_bf16")):
+    if num_dims > MAX_TRIED_DIMS or not (capabilities.get("amx_bf16") or capabilities.get("avx512_bf16")):
         return False
     queries, gallery = _draw_trial(num_dims)
     product = BFloat16Product(gallery)

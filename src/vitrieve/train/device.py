@@ -76,8 +76,8 @@ def keep_freed_memory() -> bool:
 
 
 def move_batch(batch: Batch, device: torch.device) -> Batch:
-    """Copy a batch to the device, from pinned memory and without waiting; on a CPU it is the batch itself."""
+    """Copy a batch to the device, without waiting where it is pinned (the loader's are); on a CPU it is itself."""
     if device.type == "cpu":
         return batch
-    moved = [None if one is None else one.pin_memory().to(device, non_blocking=True) for one in batch]
+    moved = [None if one is None else one.to(device, non_blocking=True) for one in batch]
     return Batch(*moved)  # type: ignore[arg-type]

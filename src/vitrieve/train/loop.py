@@ -139,6 +139,7 @@ def _build_loader(config: Config, encoder: ImageEncoder, records: Sequence[Image
         batch_size=config.train.batch_size,
         seed=config.train.seed,
         image_size_at=partial(image_size_at, config),
+        is_pinned=next(encoder.parameters()).device.type == "cuda",
     )
 
 

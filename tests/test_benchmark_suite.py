@@ -1,0 +1,134 @@
+"""What `make bench` computes from its measurements, and how it takes them."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+SIDES = """
+import sys
+sys.path.insert(0, {benchmarks!r})
+from contest import main
+
+def build_side(side, num_mib):
+    bytearray(3 * num_mib * 2**20)  # building may need more for a moment
+    kept = bytearray(num_mib * 2**20)
+    return lambda: float(len(bytearray(num_mib * 2**20) if side == "large" else kept))
+
+main(lambda is_quick: [], "", build_side)
+"""
+
+
+@pytest.fixture(autouse=True)
+def importable(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Make the scripts of the suite importable as they import each other, and forget them again."""
+    known = set(sys.modules)
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    yield
+    for name in set(sys.modules) - known:
+        if str(getattr(sys.modules[name], "__file__", None)).startswith(str(BENCHMARKS)):
+            del sys.modules[name]
+
+
+@pytest.fixture
+def contest() -> ModuleType:
+    return import_module("contest")
+
+
+def test_ratio_and_share_of_the_ceiling(contest: ModuleType) -> None:
+    given = {"section": "s", "task": "t", "low": 0.0, "high": 0.0}
+    ceiling = contest.Line(side="torch", value=200.0, unit="GFLOP/s", **given)
+    ours = contest.Line(side="vitrieve", value=2.0, unit="s", gflop=100.0, **given)
+    other = contest.Line(side="another", value=5_000.0, unit="ms", gflop=100.0, **given)
+    assert ours.share_of(ceiling) == pytest.approx(0.25)
+    assert other.share_of(ceiling) == pytest.approx(0.1)
+    assert ours.times_better_than(replace(other, value=5.0, unit="s")) == pytest.approx(2.5)
+    rate = contest.Line(side="vitrieve", value=50.0, unit="images/s", gflop=2.0, **given)
+    assert rate.share_of(ceiling) == pytest.approx(0.5)
+    assert rate.times_better_than(replace(rate, value=20.0)) == pytest.approx(2.5)
+    assert replace(rate, gflop=None).share_of(replace(ceiling, unit="images/s")) == pytest.approx(0.25)
+
+
+def test_lines_hold_the_median_and_the_spread(contest: ModuleType) -> None:
+    (rate,) = contest.rate_lines("s", "t", {"vitrieve": [4.0, 1.0, 2.0]}, 8, "images/s")
+    assert (rate.value, rate.low, rate.high) == (4.0, 2.0, 8.0)
+    (time,) = contest.time_lines("s", "t", {"vitrieve": [4.0, 1.0, 2.0]}, "ms")
+    assert (time.value, time.low, time.high) == (2000.0, 1000.0, 4000.0)
+
+
+def test_sides_alternate_and_the_warm_up_does_not_count(contest: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(contest, "PAUSE_SECONDS", 0)
+    turns: list[str] = []
+    seconds = contest.alternate({"a": lambda: turns.append("a"), "b": lambda: turns.append("b")}, 3)
+    assert turns == ["a", "b"] * 4
+    assert {side: len(rounds) for side, rounds in seconds.items()} == {"a": 3, "b": 3}
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak is restarted through Linux's /proc")
+def test_memory_of_a_side_is_that_of_its_rounds(
+    contest: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(contest, "PAUSE_SECONDS", 0)
+    script = tmp_path / "sides.py"
+    script.write_text(SIDES.format(benchmarks=str(BENCHMARKS)))
+    found = contest.alternate_processes(str(script), ("small", "large"), 2, num_mib=100)
+    assert found["small"].extra_mib < 20
+    assert found["large"].extra_mib == pytest.approx(100, abs=20)
+    assert found["large"].check == 100 * 2**20
+    assert len(found["large"].seconds) == 2
+
+
+def test_parts_measured_again_replace_their_tasks_only(contest: ModuleType) -> None:
+    run = import_module("run")
+    given = {"section": "s", "low": 0.0, "high": 0.0, "unit": "s"}
+    old = [contest.Line(task=task, side="vitrieve", value=1.0, **given) for task in ("kept", "again")]
+    new = [contest.Line(task="again", side=side, value=2.0, **given) for side in ("vitrieve", "another")]
+    machine = {"date": "2026-01-01"}
+    contents = {"machine": machine, "lines": [vars(line) for line in old]}
+    merged, lines = run.replace_parts(contents, new, {**machine, "date": "2026-01-02"})
+    assert [(line.task, line.side, line.value) for line in lines] == [
+        ("kept", "vitrieve", 1.0),
+        ("again", "vitrieve", 2.0),
+        ("again", "another", 2.0),
+    ]
+    assert [*merged["measured_again"]] == ["s: again"]
+
+
+@pytest.mark.parametrize("name", ["processor", "instructions", "settings"])
+def test_figures_of_two_machines_are_not_mixed(name: str, contest: ModuleType) -> None:
+    run = import_module("run")
+    machine = {"processor": "one", "instructions": ["avx2"], "settings": {"OMP_NUM_THREADS": "2"}}
+    run.require_same_machine(machine, dict(machine))
+    with pytest.raises(SystemExit, match="other"):
+        run.require_same_machine(machine, {**machine, name: "other"})
+
+
+@pytest.mark.parametrize("path", sorted((BENCHMARKS / "results").glob("bench_*.json")), ids=lambda path: path.stem)
+def test_every_page_kept_can_be_drawn_again_and_loads_nothing(path: Path, contest: ModuleType, tmp_path: Path) -> None:
+    page = import_module("page")
+    contents = json.loads(path.read_text())
+    lines = [contest.Line(**one) for one in contents["lines"]]
+    page.write_page(contents["machine"], lines, tmp_path / "page.html", is_quick=contents["is_quick"])
+    text = (tmp_path / "page.html").read_text()
+    assert all(line.side.split(",")[0].replace("'", "&#39;") in text for line in lines)
+    assert "src=" not in text
+    assert "href=" not in text
+
+
+def test_figures_have_three_digits_that_count(contest: ModuleType) -> None:
+    format_figure = import_module("page").format_figure
+    assert [format_figure(value) for value in (0, 0.01234, 5.678, 123.4, 12345.6)] == [
+        "0",
+        "0.0123",
+        "5.68",
+        "123",
+        "12,346",
+    ]
