@@ -9,7 +9,7 @@ import json
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from statistics import mean
@@ -144,10 +144,10 @@ def format_figure(value: float) -> str:
 
 def view_sections(lines: Sequence[Line]) -> list[SectionView]:
     """Arrange lines by section and task, in their order."""
-    ceilings: dict[str, Line] = {}
+    ceilings: dict[str, Line] = {}  # the fastest round of the fastest side: what the machine can do at most
     for line in lines:
-        if line.section == CEILINGS and (line.task not in ceilings or line.value > ceilings[line.task].value):
-            ceilings[line.task] = line
+        if line.section == CEILINGS and (line.task not in ceilings or line.high > ceilings[line.task].value):
+            ceilings[line.task] = replace(line, value=line.high)
     views = []
     for section, of_section in groupby(lines, key=lambda line: line.section):
         tasks = [(name, list(sides)) for name, sides in groupby(of_section, key=lambda line: line.task)]

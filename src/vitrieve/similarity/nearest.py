@@ -54,7 +54,8 @@ def top_k(
 
     Returns:
         Similarities ``(Q, K)`` float32, falling, and gallery rows ``(Q, K)`` int64, where K is ``k`` or the
-        size of a smaller gallery. Ties are ordered by row. Memory: some hundred megabytes beside the result.
+        size of a smaller gallery. Ties are ordered by row. Memory beside the result: some hundred megabytes, a copy of
+        embeddings of up to 256 MiB and, for many queries where torch is loaded, one of the gallery in bfloat16.
 
     Raises:
         InputError: ``k`` below 1, or as in ``similarity``.
