@@ -188,7 +188,7 @@ def view_curve(name: str, sides: Sequence[Line]) -> CurveView:
     curves = []
     for side in names:
         points = sorted((line.size or 0.0, line.value) for line in sides if line.side == side)
-        xs, ys = zip(*((math.log10(size), math.log10(value)) for size, value in points), strict=True)
+        xs, ys = zip(*((round(math.log10(size), 2), math.log10(value)) for size, value in points), strict=True)
         curves.append(Curve(name=side, xs=xs, ys=ys))
     unit = sides[0].unit
     chart = draw_lines(curves, "size, powers of ten", f"{unit}, powers of ten")
