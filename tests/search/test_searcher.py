@@ -3,7 +3,9 @@ from __future__ import annotations
 import dataclasses
 import io
 import shutil
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -35,6 +37,23 @@ def index_folder(encoder: Encoder, picture_folder: Path, tmp_path: Path) -> Path
 @pytest.fixture
 def searcher(index_folder: Path, encoder: Encoder) -> Searcher:
     return Searcher.open(index_folder, encoder)
+
+
+def test_opening_leaves_the_turns_of_threads_as_they_were(
+    index_folder: Path, tiny_encoder_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual, found = sys.getswitchinterval(), []
+    load = searcher_module.load_encoder
+
+    def load_and_look(*given: Any, **options: Any) -> Encoder:
+        found.append(sys.getswitchinterval())
+        return load(*given, **options)
+
+    monkeypatch.setattr(searcher_module, "load_encoder", load_and_look)
+    Searcher.open(index_folder, tiny_encoder_folder, engine="onnx").store.close()
+    with pytest.raises(ArtifactError):
+        Searcher.open(index_folder, index_folder, engine="onnx")
+    assert max(found) < usual == sys.getswitchinterval()
 
 
 def test_search_finds_the_picture_itself_first(searcher: Searcher, picture_folder: Path) -> None:

@@ -14,11 +14,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal, cast
 
-import lancedb
 import numpy as np
 import pyarrow as pa
-from lancedb.index import BTree, HnswSq, IvfPq, IvfRq
-from lancedb.table import Table
 
 from vitrieve.artifacts import prepare_folder, sync_file, sync_folder, write_manifest
 from vitrieve.data.records import ImageRecord
@@ -33,6 +30,7 @@ from vitrieve.index.batch import (
 )
 from vitrieve.index.exact import error_bound, link_or_copy, rank_candidates
 from vitrieve.index.filter import Filter
+from vitrieve.index.lance_library import BTree, HnswSq, IvfPq, IvfRq, Table, lancedb
 from vitrieve.index.lance_schema import (
     TABLE_NAME,
     build_rows,

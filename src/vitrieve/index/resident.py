@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from lancedb.table import Table
 
 from vitrieve.data.records import ImageRecord
+from vitrieve.index.lance_library import Table
 from vitrieve.index.lance_schema import read_records, read_vectors, record_names
 from vitrieve.index.store import Hit
 from vitrieve.similarity import FloatArray, top_k

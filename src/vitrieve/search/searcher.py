@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 from vitrieve.errors import ArtifactError, ConfigError, FingerprintError, unknown_name_message
@@ -16,6 +19,8 @@ from vitrieve.search.query import build_query
 from vitrieve.search.ranking import MAX_DEPTH, rank_images
 from vitrieve.search.request import Example, Picture, SearchAnswer, SearchRequest, SearchResult
 from vitrieve.search.threshold import Threshold, load_threshold
+
+TURN_SECONDS = 0.0005
 
 
 class Searcher:
@@ -71,7 +76,7 @@ class Searcher:
         if isinstance(encoder, Encoder):
             return cls._join(open_index(index_folder), encoder, index_folder)
         # Importing the client of a store keeps the interpreter busy, compiling an encoder does not.
-        with ThreadPoolExecutor(max_workers=1) as thread:
+        with ThreadPoolExecutor(max_workers=1) as thread, _quick_turns():
             opening = thread.submit(open_index, index_folder)
             try:
                 info, _ = read_info(Path(index_folder))
@@ -166,6 +171,21 @@ def _to_result(hits: list[Hit]) -> SearchResult:
         box=record.box,
         others=tuple(_to_result([hit]) for hit in hits[1:]),
     )
+
+
+@contextmanager
+def _quick_turns() -> Iterator[None]:
+    """Let threads take turns after half a millisecond for a while.
+
+    Checking an encoder's files is hundreds of calls that release Python's lock, and beside a thread that imports each
+    would wait for up to Python's 5 ms to get it back.
+    """
+    usual = sys.getswitchinterval()
+    sys.setswitchinterval(TURN_SECONDS)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(usual)
 
 
 def _check_fingerprint(info: StoreInfo, encoder: Encoder) -> None:
