@@ -1,18 +1,18 @@
 """Which pairs of a block of results deserve a look: those in groups of columns whose largest result is large enough.
 
-Next: ``nearest.py``.
+Next: ``symmetric.py``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from vitrieve.similarity.definition import IntArray
-from vitrieve.similarity.product import MAX_GROUP_SIZE, Groups, Product, Results
+from vitrieve.similarity.product import MAX_GROUP_SIZE, Bounds, Groups, Product, Results
 
 RESULT_BYTES = 320 * 2**20
 """Memory for the results of the queries that are multiplied at a time."""
@@ -28,6 +28,41 @@ OPEN_GROUPS = 2**16
 """Open groups looked through at a time."""
 
 
+class PairLists(NamedTuple):
+    """Lists of rows, one a query.
+
+    Attributes:
+        starts: ``(Q + 1,)`` int64: the list of query q goes from ``starts[q]`` to before ``starts[q + 1]``.
+        rows: int64 gallery rows, list after list.
+    """
+
+    starts: IntArray
+    rows: IntArray
+
+    @classmethod
+    def of_lists(cls, lists: Sequence[IntArray]) -> PairLists:
+        """Store lists one after the other."""
+        starts = np.cumsum([0, *(len(one) for one in lists)], dtype=np.int64)
+        return cls(starts, np.concatenate([np.empty(0, dtype=np.int64), *lists]))
+
+    @classmethod
+    def of_pairs(cls, places: IntArray, rows: IntArray, num_queries: int) -> PairLists:
+        """Sort pairs into lists."""
+        starts = np.concatenate([[0], np.cumsum(np.bincount(places, minlength=num_queries))]).astype(np.int64)
+        return cls(starts, rows[np.argsort(places, kind="stable")])
+
+    def take(self, places: IntArray) -> tuple[IntArray, IntArray]:
+        """Return the pairs of some queries: where each query stands in ``places``, and the row."""
+        lengths = self.starts[places + 1] - self.starts[places]
+        owners = np.repeat(np.arange(len(places)), lengths)
+        firsts = self.starts[places] - np.cumsum(lengths) + lengths
+        return owners, self.rows[np.arange(len(owners)) + firsts[owners]]
+
+    def lists(self) -> list[IntArray]:
+        """Return the list of each query."""
+        return np.split(self.rows, self.starts[1:-1])
+
+
 class OpenPairs(NamedTuple):
     """Pairs that the product leaves open.
 
@@ -38,6 +73,24 @@ class OpenPairs(NamedTuple):
 
     places: IntArray
     rows: IntArray
+
+
+class Look(NamedTuple):
+    """What a product tells of some queries.
+
+    Attributes:
+        places: ``(Q,)`` int64: which queries.
+        product: What the results are of.
+        bounds: Of the Q queries.
+        kth_largest: Returns ``(Q,)`` the k-th largest of the maxima of groups of gallery rows.
+        find_open_pairs: Given floors, ceilings and the most pairs of a query, returns what ``find_open_pairs`` does.
+    """
+
+    places: IntArray
+    product: Product
+    bounds: Bounds
+    kth_largest: Callable[[int], Results]
+    find_open_pairs: Callable[[Results, Results, int], tuple[OpenPairs, IntArray, npt.NDArray[np.bool_]]]
 
 
 def max_wanted(num_gallery: int) -> int:
@@ -76,29 +129,46 @@ def find_open_pairs(
         max_pairs: Of a query with more open pairs than this, nothing is listed.
 
     Returns:
-        The pairs, ``(Q,)`` how many results reach the ceiling, and ``(Q,)`` whether there are too many open pairs.
+        As ``Tally.finish``.
     """
-    num_queries, num_groups = groups.maxima.shape
+    tally = Tally(floors, ceilings, max_pairs)
     open_groups = np.flatnonzero(groups.maxima >= floors[:, None])  # of all queries
-    num_above = np.zeros(num_queries, dtype=np.int64)
-    num_open = np.zeros(num_queries, dtype=np.int64)
-    parts = [np.empty(0, dtype=np.int64)]
     for start in range(0, len(open_groups), OPEN_GROUPS):
-        places, columns = np.divmod(open_groups[start : start + OPEN_GROUPS], num_groups)
-        members = groups.members[places, columns]
-        is_above = members >= ceilings[places, None]
-        is_open = (members >= floors[places, None]) & ~is_above
-        num_above += _sum_by_place(places, is_above, num_queries)
-        num_open += _sum_by_place(places, is_open, num_queries)
-        is_open[num_open[places] > max_pairs] = False
+        places, columns = np.divmod(open_groups[start : start + OPEN_GROUPS], groups.maxima.shape[1])
+        tally.add(places, groups.members[places, columns], groups.rows[columns])
+    return tally.finish()
+
+
+class Tally:
+    """Collects open pairs from the results of open groups."""
+
+    def __init__(self, floors: Results, ceilings: Results, max_pairs: int) -> None:
+        """Begin; the arguments are those of ``find_open_pairs``."""
+        self._floors, self._ceilings, self._max_pairs = floors, ceilings, max_pairs
+        self._num_above = np.zeros(len(floors), dtype=np.int64)
+        self._num_open = np.zeros(len(floors), dtype=np.int64)
+        self._parts = [np.empty(0, dtype=np.int64)]
+
+    def add(self, places: IntArray, results: Results, rows: IntArray) -> None:
+        """Look through open groups.
+
+        Args:
+            places: ``(B,)`` the query of each.
+            results: ``(B, S)`` the results of its S members.
+            rows: ``(B, S)`` or ``(1, S)`` gallery rows of the members.
+        """
+        is_above = results >= self._ceilings[places, None]
+        is_open = (results >= self._floors[places, None]) & ~is_above
+        np.add.at(self._num_above, places, np.count_nonzero(is_above, axis=1))
+        np.add.at(self._num_open, places, np.count_nonzero(is_open, axis=1))
+        is_open[self._num_open[places] > self._max_pairs] = False
         group, member = np.divmod(np.flatnonzero(is_open), is_open.shape[1])
-        parts.append((places[group] << PLACE_BITS) | groups.rows[columns[group], member])
-    is_too_many = num_open > max_pairs
-    pairs = np.sort(np.concatenate(parts))  # the rows of a group need not be neighbours
-    found = OpenPairs(pairs >> PLACE_BITS, pairs & (2**PLACE_BITS - 1))
-    is_kept = ~is_too_many[found.places]  # a query may be too many only after its first pairs were listed
-    return OpenPairs(found.places[is_kept], found.rows[is_kept]), num_above, is_too_many
+        self._parts.append((places[group] << PLACE_BITS) | np.broadcast_to(rows, results.shape)[group, member])
 
-
-def _sum_by_place(places: IntArray, chosen: npt.NDArray[np.bool_], num_queries: int) -> IntArray:
-    return np.bincount(places, np.count_nonzero(chosen, axis=1), num_queries).astype(np.int64)
+    def finish(self) -> tuple[OpenPairs, IntArray, npt.NDArray[np.bool_]]:
+        """Return the pairs, ``(Q,)`` how many results reach the ceiling, and ``(Q,)`` whether too many are open."""
+        is_too_many = self._num_open > self._max_pairs
+        pairs = np.sort(np.concatenate(self._parts))  # the rows of a group need not be neighbours
+        found = OpenPairs(pairs >> PLACE_BITS, pairs & (2**PLACE_BITS - 1))
+        is_kept = ~is_too_many[found.places]  # a query may be too many only after its first pairs were listed
+        return OpenPairs(found.places[is_kept], found.rows[is_kept]), self._num_above, is_too_many

@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from vitrieve.similarity.candidates import choose_group_size, find_open_pairs, kth_largest, max_wanted, split_queries
+from vitrieve.similarity.candidates import Look, PairLists, max_wanted
 from vitrieve.similarity.definition import (
     FloatArray,
     GridRows,
@@ -30,8 +30,8 @@ from vitrieve.similarity.definition import (
     pair_similarities,
     similarity_chunks,
 )
-from vitrieve.similarity.nearest import MIN_GALLERY, round_both
-from vitrieve.similarity.product import Product, choose_products
+from vitrieve.similarity.nearest import round_both
+from vitrieve.similarity.ways import MIN_GALLERY, Task, choose_ways
 
 MAX_OPEN = 1024
 """A query with more open pairs than this, beside ten for each relevant image, is left to a more precise product."""
@@ -93,23 +93,24 @@ def count_before(
         InputError: Rows that are too long.
     """
     num_relevant = np.array([len(one.relevant) for one in ranked], dtype=np.int64)
-    left = np.flatnonzero(num_relevant)
-    left = left[np.argsort(num_relevant[left], kind="stable")]  # similar numbers together: one group size serves them
-    parts = [Counts(left[:0], left[:0])]
-    num_few = np.count_nonzero(num_relevant[left] <= max_wanted(len(gallery)))
-    left, with_many = left[:num_few], left[num_few:]
-    if len(gallery) >= MIN_GALLERY and len(left):
+    with_any = np.flatnonzero(num_relevant)
+    with_any = with_any[np.argsort(num_relevant[with_any], kind="stable")]  # one group size serves similar numbers
+    num_few = np.count_nonzero(num_relevant[with_any] <= max_wanted(len(gallery)))
+    few = with_any[:num_few]
+    parts = [Counts(few[:0], few[:0])]
+    is_left = np.ones(len(queries), dtype=bool)
+    if len(gallery) >= MIN_GALLERY and len(few):
         grids = round_both(queries, gallery)
-        for product in choose_products(len(left), gallery, may_load_torch=True):
-            still_left = [left[:0]]
-            for places in split_queries(left, product, len(gallery), chunk_size):
-                counts, is_open = _count_fast(places, queries, ranked, product, grids)
+        known = PairLists.of_lists([np.concatenate(one) for one in ranked])
+        task = Task(queries, gallery, num_relevant, known)
+        for way in choose_ways(task, few, chunk_size=chunk_size, may_load_torch=True):
+            for look in way(few[is_left[few]]):
+                counts, is_open = _count_fast(look, ranked, grids)
                 parts.append(counts)
-                still_left.append(places[is_open])
-            left = np.concatenate(still_left)
-            if not len(left):
+                is_left[look.places[~is_open]] = False
+            if not is_left[few].any():
                 break
-    parts.extend(_count_all(np.concatenate([left, with_many]), queries, gallery, ranked, chunk_size))
+    parts.extend(_count_all(with_any[is_left[with_any]], queries, gallery, ranked, chunk_size))
     places, num_before = (np.concatenate(columns) for columns in zip(*parts, strict=True))
     order = np.argsort(places, kind="stable")
     return Counts(places[order], num_before[order])
@@ -139,33 +140,25 @@ def _count_all(
 
 
 def _count_fast(
-    places: IntArray,
-    queries: FloatArray,
-    ranked: Sequence[RankedQuery],
-    product: Product,
-    grids: tuple[GridRows, GridRows],
+    look: Look, ranked: Sequence[RankedQuery], grids: tuple[GridRows, GridRows]
 ) -> tuple[Counts, npt.NDArray[np.bool_]]:
-    """Count for a chunk of queries by a bounded product.
+    """Count for some queries, of which relevant and hidden rows are hidden, by a bounded product.
 
     Returns:
         The counts of those that are settled, and ``(q,)`` whether a query is left open.
     """
-    known = [ranked[place] for place in places]
-    relevant = _compare_relevant(places, [one.relevant for one in known], grids)
+    places, product, bounds = look.places, look.product, look.bounds
+    relevant = _compare_relevant(places, [ranked[place].relevant for place in places], grids)
     num_wanted = int(relevant.counts.max())
-    results, bounds = product.multiply(queries[places])
-    for rows in zip(*known, strict=True):  # what is relevant, then what is hidden
-        results[_list_pairs(rows)] = product.hidden
-    groups = product.group(results, choose_group_size(num_wanted, results.shape[1]))
     # At least R irrelevant images reach this similarity: relevant ones below it are out of reach.
-    reached = product.lower(kth_largest(groups.maxima, num_wanted)) - bounds.errors
+    reached = product.lower(look.kth_largest(num_wanted)) - bounds.errors
     best = relevant.similarities[relevant.starts] - bounds.offsets
     worst = relevant.similarities[relevant.starts + relevant.counts - 1] - bounds.offsets
     floors = product.floor(np.minimum(best, np.maximum(worst, reached)) - bounds.errors)
     is_unordered = floors < product.lowest
     floors[is_unordered] = product.top
     ceilings = product.ceiling(best + bounds.errors)
-    pairs, num_above, is_too_many = find_open_pairs(groups, floors, ceilings, MAX_OPEN + 10 * num_wanted)
+    pairs, num_above, is_too_many = look.find_open_pairs(floors, ceilings, MAX_OPEN + 10 * num_wanted)
     similarities = pair_similarities(*grids, places[pairs.places], pairs.rows)
     num_before = num_above[relevant.places] + _count_pairs(pairs.places, similarities, relevant)
     is_open = is_too_many | is_unordered
@@ -173,13 +166,8 @@ def _count_fast(
     return Counts(places[relevant.places[is_settled]], num_before[is_settled]), is_open
 
 
-def _list_pairs(rows: Sequence[IntArray]) -> tuple[IntArray, IntArray]:
-    """Turn lists of rows, one a query, into places and rows of pairs."""
-    return np.repeat(np.arange(len(rows)), [len(one) for one in rows]), np.concatenate(rows)
-
-
 def _compare_relevant(places: IntArray, rows: Sequence[IntArray], grids: tuple[GridRows, GridRows]) -> _Relevant:
-    own_places, pair_rows = _list_pairs(rows)
+    own_places, pair_rows = PairLists.of_lists(rows).take(np.arange(len(rows)))
     similarities = pair_similarities(*grids, places[own_places], pair_rows)
     similarities = similarities[np.argsort(nearest_first_keys(own_places, similarities))]
     counts = np.bincount(own_places, minlength=len(places))

@@ -13,14 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vitrieve.errors import InputError
-from vitrieve.similarity.candidates import (
-    OpenPairs,
-    choose_group_size,
-    find_open_pairs,
-    kth_largest,
-    max_wanted,
-    split_queries,
-)
+from vitrieve.similarity.candidates import Look, OpenPairs, PairLists, max_wanted
 from vitrieve.similarity.definition import (
     FloatArray,
     GridRows,
@@ -31,12 +24,10 @@ from vitrieve.similarity.definition import (
     pair_similarities,
     similarity_chunks,
 )
-from vitrieve.similarity.product import Product, choose_products
+from vitrieve.similarity.ways import MIN_GALLERY, Task, choose_ways
 
 MAX_CANDIDATES = 512
 """A query with more candidates than this, beside ten for each neighbour, is left to a more precise product."""
-MIN_GALLERY = 2048
-"""A smaller gallery is compared whole."""
 MIN_COPIED_QUERIES = 256
 """From so many queries on, so many pairs are compared that the embeddings are copied on their grid."""
 
@@ -68,20 +59,21 @@ def top_k(
     queries, gallery = check_pair(queries, gallery)
     shape = (len(queries), min(k, len(gallery)))
     similarities, gallery_rows = np.empty(shape, dtype=np.float32), np.empty(shape, dtype=np.int64)
-    left = np.arange(len(queries))
+    is_left = np.ones(len(queries), dtype=bool)
     if k <= max_wanted(len(gallery)) and len(gallery) >= MIN_GALLERY and len(queries):
-        group_size = choose_group_size(k, len(gallery))
         grids = round_both(queries, gallery)
-        for product in choose_products(len(queries), gallery):
-            still_left = [left[:0]]
-            for places in split_queries(left, product, len(gallery), chunk_size):
-                candidates, is_open = _find_candidates(queries[places], k, product, group_size)
-                done = places[~is_open]
-                similarities[done], gallery_rows[done] = _order(grids, places, candidates, k)
-                still_left.append(places[is_open])
-            left = np.concatenate(still_left)
-            if not len(left):
+        nothing = np.empty(0, dtype=np.int64)
+        hidden = PairLists.of_pairs(nothing, nothing, len(queries))
+        task = Task(queries, gallery, np.full(len(queries), k), hidden)
+        for way in choose_ways(task, np.arange(len(queries)), chunk_size=chunk_size):
+            for look in way(np.flatnonzero(is_left)):
+                candidates, is_open = _find_candidates(look, k)
+                done = look.places[~is_open]
+                similarities[done], gallery_rows[done] = _order(grids, look.places, candidates, k)
+                is_left[done] = False
+            if not is_left.any():
                 break
+    left = np.flatnonzero(is_left)
     for chunk, block in similarity_chunks(queries[left], gallery, chunk_size=chunk_size) if len(left) else ():
         similarities[left[chunk]], gallery_rows[left[chunk]] = order_nearest(block, k)
     return similarities, gallery_rows
@@ -98,21 +90,18 @@ def round_both(queries: FloatArray, gallery: FloatArray) -> tuple[GridRows, Grid
     return query_grid, query_grid if gallery is queries else GridRows(gallery, is_copied=is_copied)
 
 
-def _find_candidates(
-    queries: FloatArray, k: int, product: Product, group_size: int
-) -> tuple[OpenPairs, npt.NDArray[np.bool_]]:
+def _find_candidates(look: Look, k: int) -> tuple[OpenPairs, npt.NDArray[np.bool_]]:
     """Find all pairs that may be among the k nearest, at least k a query, and say for which queries they are too many.
 
     Returns:
         The pairs of all other queries, and ``(Q,)`` whether the query is left open.
     """
-    results, bounds = product.multiply(queries)
-    groups = product.group(results, group_size)
-    floors = product.floor(product.lower(kth_largest(groups.maxima, k)) - 2 * bounds.errors)
+    product = look.product
+    floors = product.floor(product.lower(look.kth_largest(k)) - 2 * look.bounds.errors)
     is_unordered = floors < product.lowest
     floors[is_unordered] = product.top
     ceilings = np.full_like(floors, product.top)
-    pairs, _, is_too_many = find_open_pairs(groups, floors, ceilings, MAX_CANDIDATES + 10 * k)
+    pairs, _, is_too_many = look.find_open_pairs(floors, ceilings, MAX_CANDIDATES + 10 * k)
     return pairs, is_too_many | is_unordered
 
 

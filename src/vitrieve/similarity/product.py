@@ -152,15 +152,23 @@ class Float32Product:
     def multiply(self, queries: FloatArray) -> tuple[Results, Bounds]:
         """Return the results; see ``Product``."""
         num_gallery = len(self._gallery)
-        no_residuals = np.zeros(len(queries))
-        errors = bound(queries, no_residuals, Spread(self._max_norm, self._max_norm, 0.0))
+        bounds = self.measure(queries)
         shape = (len(queries), pad(num_gallery))
         if self._buffer.size < shape[0] * shape[1]:
             self._buffer = np.empty(shape[0] * shape[1], dtype=np.float32)
         results = self._buffer[: shape[0] * shape[1]].reshape(shape)
         np.matmul(queries, self._gallery.T, out=results[:, :num_gallery])
         results[:, num_gallery:] = self.hidden
-        return results, Bounds(errors, no_residuals)
+        return results, bounds
+
+    def measure(self, queries: FloatArray) -> Bounds:
+        """Return the bounds of products with ``(Q, E)`` queries, whatever multiplies them in float32.
+
+        Raises:
+            InputError: A query that is too long.
+        """
+        nothing = np.zeros(len(queries))
+        return Bounds(bound(queries, nothing, Spread(self._max_norm, self._max_norm, 0.0)), nothing)
 
     def group(self, results: Results, group_size: int) -> Groups:
         """Take every n-th column: NumPy compares long rows nine times as fast as neighbours in many short ones."""
