@@ -42,6 +42,8 @@ PINNED = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 SIDE_FLAG = "--side"
 PAUSE_SECONDS = 0.2
 """Before a side's turn: threads of OpenBLAS go on spinning for a while after the turn of another."""
+QUICK_SECONDS, FULL_SECONDS = 20, 120
+"""After so long a contest begins no further round: on a slow machine there are fewer of them, not more minutes."""
 BuildSide = Callable[..., Callable[[], object]]
 FP32, BF16, INT8 = "product, fp32", "product, bf16", "product, int8"
 """The ceilings of products, by the names of their tasks."""
@@ -74,6 +76,7 @@ class Line:
         ceiling: The task of the section ``ceilings`` that bounds it; with ``gflop`` None, in the same unit.
         peak_mib: Largest memory, where it was measured; of the process, or above what it held before, as the part says.
         note: For a reader of the page.
+        num_rounds: Of which ``value`` is the median; 0: not told.
     """
 
     section: str
@@ -88,6 +91,7 @@ class Line:
     ceiling: str | None = None
     peak_mib: float | None = None
     note: str = ""
+    num_rounds: int = 0
 
     @property
     def is_ours(self) -> bool:
@@ -131,6 +135,11 @@ def alternate(sides: Mapping[str, Callable[[], object]], num_rounds: int) -> dic
     return seconds
 
 
+def max_seconds(is_quick: bool) -> float:
+    """Return how long rounds of a contest may begin."""
+    return QUICK_SECONDS if is_quick else FULL_SECONDS
+
+
 class Rounds(NamedTuple):
     """What one side needed.
 
@@ -139,18 +148,21 @@ class Rounds(NamedTuple):
         extra_mib: The most memory above what its process held when the rounds began.
         process_mib: The most memory of its process.
         check: What the last round returned, where that is a number.
+        note: What a reader must know of the rounds.
     """
 
     seconds: list[float]
     extra_mib: float
     process_mib: float
     check: float | None
+    note: str
 
 
 def alternate_processes(
     script: str,
     sides: Sequence[str],
     num_rounds: int,
+    most_seconds: float = FULL_SECONDS,
     *,
     others: Mapping[str, tuple[list[str], dict[str, Any]]] | None = None,
     **given: Any,
@@ -161,6 +173,7 @@ def alternate_processes(
         script: ``__file__`` of the caller, whose ``main`` gets ``build_side``.
         sides: Their names.
         num_rounds: Rounds that count.
+        most_seconds: After so long no further round begins; a warm-up that takes as long is the only round, and counts.
         others: More sides, in scripts and environments of their own: how each is started, and what is passed on to it.
         given: Passed on to ``build_side``; anything that JSON can say.
     """
@@ -176,7 +189,10 @@ def alternate_processes(
     }
     try:
         answers: dict[str, list[dict[str, Any]]] = {side: [] for side in processes}
-        for _ in range(num_rounds + 1):
+        start = time.monotonic()
+        for number in range(num_rounds + 1):
+            if number and time.monotonic() - start > most_seconds:
+                break
             for side, process in processes.items():
                 assert process.stdin is not None
                 assert process.stdout is not None
@@ -197,10 +213,11 @@ def alternate_processes(
             process.communicate()
     return {
         side: Rounds(
-            seconds=[one["seconds"] for one in ones[1:]],
+            seconds=[one["seconds"] for one in ones[1:] or ones],
             extra_mib=ones[-1]["process_mib"] - ones[-1]["before_mib"],
             process_mib=ones[-1]["process_mib"],
             check=ones[-1]["check"],
+            note="" if ones[1:] else "the first round: too long for a warm-up",
         )
         for side, ones in answers.items()
     }
@@ -250,6 +267,7 @@ def rate_lines(
             low=num_units / max(rounds),
             high=num_units / min(rounds),
             unit=unit,
+            num_rounds=len(rounds),
             **more,
         )
         for side, rounds in seconds.items()
@@ -268,6 +286,7 @@ def time_lines(section: str, task: str, seconds: Mapping[str, list[float]], unit
             low=factor * min(rounds),
             high=factor * max(rounds),
             unit=unit,
+            num_rounds=len(rounds),
             **more,
         )
         for side, rounds in seconds.items()

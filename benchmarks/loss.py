@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from contest import FP32, Line, alternate_processes, main, time_lines
+from contest import FP32, Line, alternate_processes, main, max_seconds, time_lines
 
 SECTION = "loss and memory"
 NUM_ANCHORS, NUM_DIMS, NUM_CLASSES = 64, 384, 11_318
@@ -51,7 +51,9 @@ def measure(is_quick: bool) -> list[Line]:
     lines: list[Line] = []
     cases = [(59_551, 0.5), (59_551, 0.1)] + ([] if is_quick else [(1_000_000, 0.5)])
     for num_rows, margin in cases:
-        found = alternate_processes(__file__, SIDES, 5 if is_quick else 15, num_rows=num_rows, margin=margin)
+        found = alternate_processes(
+            __file__, SIDES, 5 if is_quick else 15, max_seconds(is_quick), num_rows=num_rows, margin=margin
+        )
         for side, rounds in found.items():
             lines += time_lines(
                 SECTION,
@@ -61,6 +63,7 @@ def measure(is_quick: bool) -> list[Line]:
                 gflop=4 * NUM_ANCHORS * num_rows * NUM_DIMS / 1e9,
                 ceiling=FP32,
                 peak_mib=rounds.extra_mib,
+                note=rounds.note,
             )
     return lines
 

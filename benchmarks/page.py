@@ -94,7 +94,7 @@ def write_page(machine: dict[str, Any], lines: Sequence[Line], path: Path, *, is
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["figure"] = format_figure
+    environment.filters.update(figure=format_figure, rounds=format_rounds)
     template = environment.get_template("page.html.j2")
     path.write_text(
         template.render(
@@ -140,6 +140,11 @@ def format_figure(value: float) -> str:
         return "0"
     digits = max(0, 2 - math.floor(math.log10(abs(value))))
     return f"{value:,.{digits}f}"
+
+
+def format_rounds(num_rounds: int) -> str:
+    """Say how many rounds a figure is the median of, where that was noted."""
+    return "" if not num_rounds else f" ({num_rounds})"
 
 
 def view_sections(lines: Sequence[Line]) -> list[SectionView]:

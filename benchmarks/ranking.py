@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import open_metric_learning
 from collections_here import ensure_real_vectors, make_vectors
-from contest import FP32, Line, alternate_processes, best_product, has_avx512, main, time_lines
+from contest import FP32, Line, alternate_processes, best_product, has_avx512, main, max_seconds, time_lines
 
 from vitrieve.cache import cache_folder
 
@@ -106,14 +106,21 @@ def mean(values: Any) -> float:
 
 
 def compare(
-    task: str, name: str, sides: Sequence[str], num_rounds: int, others: Others | None = None, **shape: int
+    task: str,
+    name: str,
+    sides: Sequence[str],
+    num_rounds: int,
+    others: Others | None = None,
+    *,
+    is_quick: bool = False,
+    **shape: int,
 ) -> list[Line]:
     """Measure the sides of one task, and others with scripts of their own; ``shape`` as ``build_side`` takes it.
 
     Raises:
         RuntimeError: The sides do not find the same.
     """
-    found = alternate_processes(__file__, sides, num_rounds, others=others, task=task, **shape)
+    found = alternate_processes(__file__, sides, num_rounds, max_seconds(is_quick), others=others, task=task, **shape)
     checks = {side: rounds.check for side, rounds in found.items()}
     values = [value for value in checks.values() if value is not None]
     if max(values) - min(values) > MAX_DIFFERENCE:
@@ -128,7 +135,7 @@ def compare(
             gflop=2 * (shape["num_queries"] or shape["num_rows"]) * shape["num_rows"] * shape["num_dims"] / 1e9,
             ceiling=best_product() if side == OURS else FP32,
             peak_mib=rounds.extra_mib,
-            note=f"check {rounds.check:.7f}",
+            note=f"check {rounds.check:.7f}" + (f"; {rounds.note}" if rounds.note else ""),
         )
     return lines
 
@@ -160,12 +167,14 @@ def measure(is_quick: bool) -> list[Line]:
     with tempfile.TemporaryDirectory() as folder:
         tuned = {} if is_quick else find_tuned(FAISS, {"task": TOP_K, **shape})
         others = None if is_quick else {**tuned, **find_open_metric_learning(Path(folder), rows)}
-        lines = compare(TOP_K, f"{TOP_K}, {itself}", TOP_K_SIDES, num_rounds, others, **shape)
+        lines = compare(TOP_K, f"{TOP_K}, {itself}", TOP_K_SIDES, num_rounds, others, is_quick=is_quick, **shape)
     paired = {"num_rows": NUM_PAIRED, "num_queries": 0, "num_dims": NUM_DIMS}
     name = f"{R_PRECISION}, {NUM_PAIRED:,} x {NUM_DIMS} against itself"
-    lines += compare(R_PRECISION, name, (OURS, TORCHMETRICS), num_rounds, **paired)
+    lines += compare(R_PRECISION, name, (OURS, TORCHMETRICS), num_rounds, is_quick=is_quick, **paired)
     others = None if is_quick else find_tuned(METRICS, {"task": SCORES, **shape})
-    lines += compare(SCORES, f"{SCORES}, {itself}", SCORES_SIDES, 1 if is_quick else 2, others, **shape)
+    lines += compare(
+        SCORES, f"{SCORES}, {itself}", SCORES_SIDES, 1 if is_quick else 2, others, is_quick=is_quick, **shape
+    )
     if is_quick:
         return lines
     for num_queries in (70, 10_000):

@@ -17,7 +17,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from collections_here import read_photographs
-from contest import DECODING, FP32, Line, alternate_processes, best_product, has_bf16, main, rate_lines
+from contest import DECODING, FP32, Line, alternate_processes, best_product, has_bf16, main, max_seconds, rate_lines
 
 if TYPE_CHECKING:
     from vitrieve.data.loader import TrainingLoader
@@ -142,7 +142,7 @@ def measure_steps(is_quick: bool) -> list[Line]:
         }
     lines = []
     for task, sides in contests.items():
-        for side, rounds in alternate_processes(__file__, sides, 1 if is_quick else 5).items():
+        for side, rounds in alternate_processes(__file__, sides, 1 if is_quick else 5, max_seconds(is_quick)).items():
             is_same_work = side not in OPTIONS
             lines += rate_lines(
                 SECTION,
@@ -153,6 +153,7 @@ def measure_steps(is_quick: bool) -> list[Line]:
                 gflop=GFLOP_PER_IMAGE if is_same_work else None,
                 ceiling=(FP32 if side == PEER else best_product()) if is_same_work else None,
                 peak_mib=rounds.process_mib,
+                note=rounds.note,
             )
     return lines
 

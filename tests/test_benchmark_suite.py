@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
@@ -84,6 +85,20 @@ def test_memory_of_a_side_is_that_of_its_rounds(
     assert found["large"].extra_mib == pytest.approx(100, abs=20)
     assert found["large"].check == 100 * 2**20
     assert len(found["large"].seconds) == 2
+
+
+@pytest.mark.parametrize(("most_seconds", "num_rounds"), [(5, 1), (15, 1), (25, 2), (1000, 4)])
+def test_a_contest_ends_when_its_time_is_over(
+    most_seconds: float, num_rounds: int, contest: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A round takes ten seconds by this clock; a warm-up that takes all of the time is the round, and says so."""
+    clock = SimpleNamespace(sleep=lambda _: None, monotonic=itertools.count(0, 10).__next__)
+    monkeypatch.setattr(contest, "time", clock)
+    script = tmp_path / "sides.py"
+    script.write_text(SIDES.format(benchmarks=str(BENCHMARKS)))
+    found = contest.alternate_processes(str(script), ("small",), 4, most_seconds, num_mib=1)["small"]
+    assert len(found.seconds) == num_rounds
+    assert bool(found.note) == (most_seconds == 5)
 
 
 def test_parts_measured_again_replace_their_tasks_only(contest: ModuleType) -> None:

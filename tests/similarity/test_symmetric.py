@@ -85,6 +85,19 @@ def test_counts_of_a_collection_with_itself_equal_the_comparison_of_everything(
     assert [len(places) for places in looked_at] == [num_looked_at] * len(TILES)
 
 
+def test_counts_when_every_image_is_a_query(looked_at: list[IntArray]) -> None:
+    """The queries come in another order than the images: few relevant ones first."""
+    gallery = clusters(np.random.default_rng(8))
+    class_sizes = np.tile(np.arange(2, 10), 50)  # 2,200 in all
+    labels = np.random.default_rng(9).permutation(np.repeat(np.arange(400), class_sizes))
+    ranked = rank_by_label(labels, np.arange(NUM_ROWS), hide_junk=False)
+    assert min(len(one.relevant) for one in ranked) > 0
+    check_counts(count_before(gallery, gallery, ranked), count_slowly(gallery, gallery, ranked))
+    (places,) = looked_at
+    assert len(places) == NUM_ROWS
+    assert not np.array_equal(places, np.arange(NUM_ROWS))
+
+
 @pytest.mark.parametrize("tiles", TILES, ids=str)
 @pytest.mark.parametrize("group_size", [4, 16, 128])
 @pytest.mark.parametrize("num_rows", [64, 700, 1024, NUM_ROWS])

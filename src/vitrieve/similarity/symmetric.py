@@ -143,9 +143,8 @@ class SymmetricProduct:
         tally = Tally(floors, ceilings, max_pairs)
         owners, hidden = self._hidden.take(places)
         hidden_by_group = PairLists.of_pairs(self._group_of(hidden), np.arange(len(hidden)), len(self._maxima)).lists()
-        is_all = len(places) == len(self._rows)
         for group, maxima in enumerate(self._maxima):
-            openers = np.flatnonzero((maxima if is_all else maxima[places]) >= floors)
+            openers = np.flatnonzero(maxima[places] >= floors)
             if not len(openers):
                 continue
             members = self._members(group)
