@@ -42,7 +42,7 @@ PINNED = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 SIDE_FLAG = "--side"
 PAUSE_SECONDS = 0.2
 """Before a side's turn: threads of OpenBLAS go on spinning for a while after the turn of another."""
-QUICK_SECONDS, FULL_SECONDS = 20, 120
+QUICK_SECONDS, FULL_SECONDS = 30, 120
 """After so long a contest begins no further round: on a slow machine there are fewer of them, not more minutes."""
 BuildSide = Callable[..., Callable[[], object]]
 FP32, BF16, INT8 = "product, fp32", "product, bf16", "product, int8"

@@ -1,4 +1,4 @@
-"""How long the commands take to answer: medians of five new processes each, page cache warm.
+"""How long the commands take to answer: medians of five new processes each (--quick: three), page cache warm.
 
     python benchmarks/latency.py [--quick] [--json FILE]
 
@@ -66,7 +66,7 @@ def build_large_index(encoder: Path, folder: Path, num_vectors: int) -> np.ndarr
     return vectors[:: max(1, num_vectors // NUM_QUERIES)]
 
 
-def time_processes(command: list[str], num_rounds: int = NUM_ROUNDS) -> list[float]:
+def time_processes(command: list[str], num_rounds: int) -> list[float]:
     """Run a command often; the first run warms the page cache and does not count."""
     seconds = []
     for _ in range(num_rounds + 1):
@@ -76,10 +76,10 @@ def time_processes(command: list[str], num_rounds: int = NUM_ROUNDS) -> list[flo
     return seconds[1:]
 
 
-def time_first_embedding(encoder: Path, photograph: Path) -> list[float]:
+def time_first_embedding(encoder: Path, photograph: Path, num_rounds: int) -> list[float]:
     command = [sys.executable, "-c", FIRST_EMBEDDING, str(encoder), str(photograph)]
     return [
-        float(subprocess.run(command, check=True, capture_output=True, text=True).stdout) for _ in range(NUM_ROUNDS + 1)
+        float(subprocess.run(command, check=True, capture_output=True, text=True).stdout) for _ in range(num_rounds + 1)
     ][1:]
 
 
@@ -100,7 +100,7 @@ def time_queries(index: Path, queries: np.ndarray) -> list[float]:
 
 
 def measure(is_quick: bool) -> list[Line]:
-    num_vectors = 10_000 if is_quick else 100_000
+    num_vectors, num_rounds = (10_000, 3) if is_quick else (100_000, NUM_ROUNDS)
     photograph = read_photographs()[1][0].path
     python = [sys.executable, "-m", "vitrieve"]
     with tempfile.TemporaryDirectory() as folder:
@@ -110,13 +110,13 @@ def measure(is_quick: bool) -> list[Line]:
         search = ["search", "--index", str(index), str(photograph), "--encoder", str(encoder)]
         torch_note = "torch is imported" if is_torch_imported(search) else "torch is not imported"
         tasks = {
-            "vitrieve --help": (time_processes([*python, "--help"]), "goal: under 1 s"),
+            "vitrieve --help": (time_processes([*python, "--help"], num_rounds), "goal: under 1 s"),
             f"vitrieve search, one photograph, {num_vectors:,} images": (
-                time_processes([*python, *search]),
+                time_processes([*python, *search], num_rounds),
                 f"goal: under 3 s; {torch_note}",
             ),
             "load_encoder and first embedding, DeiT-S": (
-                time_first_embedding(encoder, photograph),
+                time_first_embedding(encoder, photograph, num_rounds),
                 "goal: under 2 s; new process, imports included",
             ),
         }

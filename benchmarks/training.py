@@ -44,15 +44,15 @@ NUM_LOADER_STEPS, MAX_STEPS = 12, 1000
 Step = Callable[[], object]
 
 
-def build_side(side: str) -> Step:
+def build_side(side: str, image_size: int) -> Step:
     if side.startswith("timm"):
-        return build_peer(is_bf16=side == PEER_BF16)
+        return build_peer(image_size, is_bf16=side == PEER_BF16)
     if side == WITH_LOADER:
         return build_ours(has_loader=True)
-    return build_ours(**{**PLANS, **OPTIONS}.get(side, {}))  # type: ignore[arg-type]
+    return build_ours(**{"image_size": image_size, **PLANS.get(side, {}), **OPTIONS.get(side, {})})  # type: ignore[arg-type]
 
 
-def build_peer(*, is_bf16: bool) -> Step:
+def build_peer(image_size: int, *, is_bf16: bool) -> Step:
     """Build the step of the public implementations: one batch, one graph."""
     import timm
     import torch
@@ -61,9 +61,9 @@ def build_peer(*, is_bf16: bool) -> Step:
     from torch.nn.functional import normalize
 
     generator = torch.Generator().manual_seed(0)
-    pixels = torch.randn(BATCH_SIZE, 3, IMAGE_SIZE, IMAGE_SIZE, generator=generator)
+    pixels = torch.randn(BATCH_SIZE, 3, image_size, image_size, generator=generator)
     labels = torch.randint(NUM_CLASSES, (BATCH_SIZE,), generator=generator)
-    backbone = timm.create_model(ARCHITECTURE, num_classes=0).train()
+    backbone = timm.create_model(ARCHITECTURE, num_classes=0, img_size=image_size).train()
     optimizer = torch.optim.AdamW(backbone.parameters(), lr=3e-5, weight_decay=5e-4)
     loss = ContrastiveLoss(pos_margin=1.0, neg_margin=0.5, distance=CosineSimilarity())
     memory = CrossBatchMemory(loss, EMBEDDING_DIM, memory_size=MEMORY_SIZE)
@@ -132,7 +132,9 @@ def build_ours(
 
 def measure_steps(is_quick: bool) -> list[Line]:
     """Time contests of few sides: the processes of one stay, and nine of them fill the memory of many machines."""
-    step = f"step of {BATCH_SIZE}, DeiT-S, {IMAGE_SIZE} px, memory of {MEMORY_SIZE:,}"
+    # In fp32 alone a step takes half a minute, which is too long for a quick look.
+    image_size = IMAGE_SIZE // 2 if is_quick and not has_bf16() else IMAGE_SIZE
+    step = f"step of {BATCH_SIZE}, DeiT-S, {image_size} px, memory of {MEMORY_SIZE:,}"
     contests = {step: [PEER, OURS]}
     if not is_quick:
         contests = {
@@ -142,8 +144,10 @@ def measure_steps(is_quick: bool) -> list[Line]:
         }
     lines = []
     for task, sides in contests.items():
-        for side, rounds in alternate_processes(__file__, sides, 1 if is_quick else 5, max_seconds(is_quick)).items():
-            is_same_work = side not in OPTIONS
+        for side, rounds in alternate_processes(
+            __file__, sides, 1 if is_quick else 5, max_seconds(is_quick), image_size=image_size
+        ).items():
+            is_same_work = side not in OPTIONS and image_size == IMAGE_SIZE
             lines += rate_lines(
                 SECTION,
                 task,
