@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from vitrieve.config import Config, ModelConfig, TrainConfig
+from vitrieve.config import Config, ModelConfig, Precision, TrainConfig
 from vitrieve.data.loader import Batch
 from vitrieve.errors import ConfigError
 from vitrieve.model.encoder import build_encoder
@@ -27,13 +27,15 @@ def test_resolve_device_without_cuda() -> None:
 
 
 @needs_no_cuda
-def test_prepare_encoder_writes_attention_out_on_a_cpu(tiny_weights: Path) -> None:
-    config = Config(model=ModelConfig(backbone="test_vit", weights=str(tiny_weights), image_size=32))
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_prepare_encoder_writes_attention_out_in_bf16_on_a_cpu(precision: Precision, tiny_weights: Path) -> None:
+    model = ModelConfig(backbone="test_vit", weights=str(tiny_weights), image_size=32)
+    config = Config(model=model, train=TrainConfig(precision=precision))
     encoder = build_encoder(config.model)
     assert prepare_encoder(encoder, config).type == "cpu"
     fused = [module.fused_attn for module in encoder.modules() if hasattr(module, "fused_attn")]
     assert fused
-    assert not any(fused)
+    assert set(fused) == {precision == "fp32"}
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the memory of another C library is left alone")

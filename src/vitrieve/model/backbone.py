@@ -125,9 +125,9 @@ def _get_patch_px(backbone: nn.Module) -> int | None:
 def use_explicit_attention(backbone: nn.Module) -> None:
     """Let attention be two matrix products and a softmax, instead of torch's fused kernel.
 
-    The gradient of torch's fused kernel for CPUs takes 40 % of a training step of ViT-S at 112 px; written out, the
-    step is 1.7 times as fast (measured with torch 2.14 by ``benchmarks/training_step.py``). The values differ by
-    rounding only.
+    In bf16 the gradient of torch's fused kernel for CPUs takes 40 % of a training step of ViT-S at 112 px; written out,
+    the step is 1.7 times as fast (measured with torch 2.14 by ``benchmarks/training_step.py``). In float32 the fused
+    kernel is as fast and needs a sixth less memory. The values differ by rounding only.
     """
     for module in backbone.modules():
         if hasattr(module, "fused_attn"):

@@ -15,6 +15,7 @@ from vitrieve.data.loader import Batch
 from vitrieve.errors import ConfigError
 from vitrieve.model.backbone import use_explicit_attention
 from vitrieve.model.encoder import ImageEncoder
+from vitrieve.runtime.precision import resolve_precision
 
 # Of glibc's malloc.h: which freed memory goes back to the system, and which blocks are asked of it one by one.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
@@ -37,8 +38,8 @@ def resolve_device(device: Device) -> torch.device:
 def prepare_encoder(encoder: ImageEncoder, config: Config) -> torch.device:
     """Move an encoder to the device of its run and choose the fast kernels there; return the device.
 
-    On a CPU attention is written out (``use_explicit_attention``) and freed memory is kept. On CUDA float32 products
-    may use TF32, convnets keep their channels last, and the encoder is compiled, unless ``train.compile`` says
+    On a CPU freed memory is kept, and attention in bf16 is written out (``use_explicit_attention``). On CUDA float32
+    products may use TF32, convnets keep their channels last, and the encoder is compiled, unless ``train.compile`` says
     otherwise.
 
     Raises:
@@ -52,7 +53,8 @@ def prepare_encoder(encoder: ImageEncoder, config: Config) -> torch.device:
         if not encoder.layout.is_transformer:
             encoder.to(memory_format=torch.channels_last)
     else:
-        use_explicit_attention(encoder.backbone)
+        if resolve_precision(config.train.precision) == "bf16":
+            use_explicit_attention(encoder.backbone)
         keep_freed_memory()
     if config.train.compile if config.train.compile is not None else device.type == "cuda":
         encoder.compile()
