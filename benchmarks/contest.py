@@ -43,7 +43,7 @@ SIDE_FLAG = "--side"
 PAUSE_SECONDS = 0.2
 """Before a side's turn: threads of OpenBLAS go on spinning for a while after the turn of another."""
 QUICK_SECONDS, FULL_SECONDS = 30, 120
-"""After so long a contest begins no further round: on a slow machine there are fewer of them, not more minutes."""
+"""After rounds of so many seconds a contest begins no further one: a slow machine has fewer, not more minutes."""
 BuildSide = Callable[..., Callable[[], object]]
 FP32, BF16, INT8 = "product, fp32", "product, bf16", "product, int8"
 """The ceilings of products, by the names of their tasks."""
@@ -136,7 +136,7 @@ def alternate(sides: Mapping[str, Callable[[], object]], num_rounds: int) -> dic
 
 
 def max_seconds(is_quick: bool) -> float:
-    """Return how long rounds of a contest may begin."""
+    """Return the seconds after which a contest begins no further round."""
     return QUICK_SECONDS if is_quick else FULL_SECONDS
 
 
@@ -173,7 +173,8 @@ def alternate_processes(
         script: ``__file__`` of the caller, whose ``main`` gets ``build_side``.
         sides: Their names.
         num_rounds: Rounds that count.
-        most_seconds: After so long no further round begins; a warm-up that takes as long is the only round, and counts.
+        most_seconds: After rounds of so many seconds, all sides together, no further one begins; a warm-up that takes
+            as long is the only round, and counts.
         others: More sides, in scripts and environments of their own: how each is started, and what is passed on to it.
         given: Passed on to ``build_side``; anything that JSON can say.
     """
@@ -189,9 +190,8 @@ def alternate_processes(
     }
     try:
         answers: dict[str, list[dict[str, Any]]] = {side: [] for side in processes}
-        start = time.monotonic()
-        for number in range(num_rounds + 1):
-            if number and time.monotonic() - start > most_seconds:
+        for _ in range(num_rounds + 1):
+            if sum(one["seconds"] for ones in answers.values() for one in ones) > most_seconds:
                 break
             for side, process in processes.items():
                 assert process.stdin is not None

@@ -145,7 +145,7 @@ def measure_steps(is_quick: bool) -> list[Line]:
     lines = []
     for task, sides in contests.items():
         for side, rounds in alternate_processes(
-            __file__, sides, 1 if is_quick else 5, max_seconds(is_quick), image_size=image_size
+            __file__, sides, 3 if is_quick else 5, max_seconds(is_quick), image_size=image_size
         ).items():
             is_same_work = side not in OPTIONS and image_size == IMAGE_SIZE
             lines += rate_lines(
