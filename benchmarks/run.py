@@ -2,12 +2,12 @@
 
     python benchmarks/run.py [--quick] [--parts NAME ...] [--out FOLDER] [--into BENCH.json]
 
-Runs the parts of the suite one after the other, each in a process of its own, with as many threads as there are
-cores. In a part the sides alternate after a warm-up; figures are medians with the least and the most, and what counts
-is the ratio, because machines are shared and drift. Writes bench_DATE.json and bench_DATE.html (quick ones:
-bench_quick_DATE) into benchmarks/results. About 40 minutes on two cores, three to five with --quick. Weights are random and
-vectors are real: this measures speed only. With --into the parts named by --parts are measured again and replace what
-a finished run says about the same tasks; its page tells which.
+Runs the parts of the suite one after the other, each in a process of its own, with as many threads as there are cores.
+In a part the sides alternate after a warm-up; figures are medians with the least and the most, and what counts is the
+ratio, because machines are shared and drift. Writes bench_DATE.json and bench_DATE.html (quick ones: bench_quick_DATE)
+into benchmarks/results. About 40 minutes on two cores, three to five with --quick. Weights are random and vectors are
+real: this measures speed only. With --into the parts named by --parts are measured again and replace what a finished
+run says about the same tasks; its page tells which.
 """
 
 from __future__ import annotations
