@@ -15,7 +15,7 @@ import vitrieve
 SOURCE = Path(__file__).resolve().parents[1] / "src" / "vitrieve"
 
 ROWS = (
-    ("errors", "progress", "cache"),
+    ("quoting", "errors", "progress", "cache"),
     ("config", "config_check", "config_json", "recipes"),
     ("similarity",),
     ("artifacts",),

@@ -7,19 +7,25 @@ Next: ``data/records.py``.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from vitrieve.errors import ArtifactError
+from vitrieve.errors import ArtifactError, DiskFullError
 
 Kind = Literal["run", "encoder", "embeddings", "index", "evaluation", "reproduction"]
 MANIFEST_NAME = "manifest.json"
 FORMAT_VERSION = 1
 _PARTIAL_NAME = ".partial"
+_FULL_DISK_NUMBERS = (errno.ENOSPC, errno.EDQUOT)
+_FULL_DISK_TEXTS = ("no space left on device", "disk is full", "disk quota exceeded", "os error 28", "os error 122")
+_SHORT_WRITE = re.compile(r"\d+ requested and \d+ written")
 
 
 def prepare_folder(
@@ -117,14 +123,75 @@ def read_manifest(folder: Path, kind: Kind) -> dict[str, Any]:
 
 
 def write_text_durably(path: Path, text: str) -> None:
-    """Write a file so that a crash leaves either the old or the new content, never a part."""
+    """Write a file so that a crash leaves either the old or the new content, never a part.
+
+    Raises:
+        DiskFullError: There is no room; the old content stays.
+    """
+    data = text.encode("utf-8")
     temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    sync_folder(path.parent)
+    with explaining_full_disk(path, num_bytes=len(data)), removing_unfinished(temporary):
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        sync_folder(path.parent)
+
+
+@contextmanager
+def explaining_full_disk(path: Path, *, num_bytes: int | None = None, advice: str = "") -> Iterator[None]:
+    """Turn a full disk, whichever library ran into it, into one message about the file.
+
+    Args:
+        path: The file or folder that is written in the block.
+        num_bytes: What it needs in all; None where that is not known.
+        advice: A sentence on what to do once there is room.
+
+    Raises:
+        DiskFullError: The disk, or what this user may have of it, is full.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, DiskFullError) or not is_full_disk(error):
+            raise
+        raise DiskFullError(describe_full_disk(path, num_bytes=num_bytes, advice=advice)) from error
+
+
+def describe_full_disk(path: Path, *, num_bytes: int | None = None, advice: str = "") -> str:
+    """Say which file has no room, how many bytes it needs, and how many are free."""
+    needed = "" if num_bytes is None else f" {num_bytes:,} bytes are needed,"
+    found = next((folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists()), Path("/"))
+    free = f" {shutil.disk_usage(found).free:,} bytes are free."
+    return f"{path} cannot be written: the disk is full;{needed}{free}" + (f" {advice}" if advice else "")
+
+
+def is_full_disk(error: BaseException | None) -> bool:
+    """Say whether a full disk is behind an error.
+
+    Engines written in other languages raise errors of their own, of which only the text tells.
+    """
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        text = str(error).lower()
+        if getattr(error, "errno", None) in _FULL_DISK_NUMBERS or any(part in text for part in _FULL_DISK_TEXTS):
+            return True
+        if isinstance(error, OSError) and error.errno is None and _SHORT_WRITE.fullmatch(text):
+            return True  # numpy's spelling of it, without a number
+        error = error.__cause__ or error.__context__
+    return False
+
+
+@contextmanager
+def removing_unfinished(path: Path) -> Iterator[None]:
+    """Remove a file that the block failed to finish, so that it takes no room from the next attempt."""
+    try:
+        yield
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
 
 
 def sync_file(path: Path) -> None:

@@ -6,17 +6,30 @@
     │   ├── DataError              a collection or data set that cannot be used
     │   │   └── DecodeError        one image that cannot be turned into RGB
     │   ├── WeightsError           weights that are unknown, unreachable or do not fit
-    │   └── ArtifactError          a folder of ours that exists, is incomplete or does not fit
-    │       └── FingerprintError   made by another encoder
+    │   ├── ArtifactError          a folder of ours that exists, is incomplete or does not fit
+    │   │   └── FingerprintError   made by another encoder
+    │   └── DiskFullError          the disk that was named has no room
     └── NonFiniteLossError         training produced NaN or infinity: exit status 1
 
-A message says what was wrong (with the value), what is accepted, and what to do next.
+A message says what was wrong (with the value), what is accepted, and what to do next. What is no VitrieveError and
+no refusal of the operating system is a fault of ours: exit status 3.
 """
 
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterable
+
+from vitrieve.quoting import quote_name
+
+DEBUG_VARIABLE = "VITRIEVE_DEBUG"
+"""With any value but 0, errors are shown with their traceback; the flag --debug sets it."""
+
+
+def is_debugging() -> bool:
+    """Say whether whoever runs this wants tracebacks."""
+    return os.environ.get(DEBUG_VARIABLE, "0") not in ("", "0")
 
 
 class VitrieveError(Exception):
@@ -51,6 +64,10 @@ class FingerprintError(ArtifactError):
     """Vectors of one encoder met another encoder."""
 
 
+class DiskFullError(InputError):
+    """A file cannot be written because its disk is full; the message names it and the bytes."""
+
+
 class NonFiniteLossError(VitrieveError):
     """A loss term became NaN or infinite; the message names the term and the step."""
 
@@ -64,4 +81,4 @@ def unknown_name_message(kind: str, name: str, valid: Iterable[str]) -> str:
     names = sorted(valid)
     nearest = difflib.get_close_matches(name, names, n=2, cutoff=0.6)
     hint = f" Did you mean {' or '.join(map(repr, nearest))}?" if nearest else ""
-    return f"unknown {kind} {name!r}.{hint} Valid: {', '.join(names)}."
+    return f"unknown {kind} {name!r}.{hint} Valid: {', '.join(map(quote_name, names))}."

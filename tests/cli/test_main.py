@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 
 from vitrieve import __version__
+from vitrieve.cli import console
 from vitrieve.cli import main as cli
 from vitrieve.errors import DataError, NonFiniteLossError
 
@@ -144,7 +146,7 @@ def test_every_summary_fits_a_line(name: str) -> None:
         (
             OSError(28, "No space left on device", "out/vectors.npy"),
             2,
-            "error: out/vectors.npy: No space left on device.\n",
+            "error: out/vectors.npy cannot be written: the disk is full; ",
         ),
         (PermissionError(13, "Permission denied", "out"), 2, "error: out: Permission denied.\n"),
         (SystemExit(2), 2, ""),
@@ -161,7 +163,9 @@ def test_main_turns_errors_into_one_message(
     install(monkeypatch, raising(error))
     assert cli.main(["fake"]) == status
     printed = capsys.readouterr()
-    assert (printed.out, printed.err) == ("", message)
+    assert printed.out == ""
+    assert printed.err.startswith(message)
+    assert printed.err.splitlines()[1:] == []
 
 
 def test_main_names_the_package_that_an_extra_would_bring(
@@ -171,8 +175,7 @@ def test_main_names_the_package_that_an_extra_would_bring(
     assert cli.main(["fake"]) == 2
     assert capsys.readouterr().err.startswith("error: this needs the package 'torch'")
     install(monkeypatch, raising(ModuleNotFoundError("No module named 'vitrieve.oops'", name="vitrieve.oops")))
-    with pytest.raises(ModuleNotFoundError):
-        cli.main(["fake"])
+    assert cli.main(["fake"]) == 3
 
 
 def test_results_spell_a_name_that_is_no_text() -> None:
@@ -184,10 +187,82 @@ def test_results_spell_a_name_that_is_no_text() -> None:
     assert json.loads(done.stdout) == {"path": "caf\udce9.jpg"}
 
 
-def test_main_lets_bugs_trace_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    install(monkeypatch, raising(ZeroDivisionError()))
-    with pytest.raises(ZeroDivisionError):
-        cli.main(["fake"])
+def test_main_says_of_a_fault_of_ours_that_it_is_one(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    install(monkeypatch, raising(ZeroDivisionError("by\nnothing")))
+    assert cli.main(["fake"]) == 3
+    printed = capsys.readouterr().err
+    assert printed.startswith("error: a fault of vitrieve, not of yours: ZeroDivisionError: by\\nnothing (test_main.py")
+    assert len(printed.splitlines()) == 1
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError("x"), DataError("the folder is empty."), OSError(28, "full")])
+@pytest.mark.parametrize("way", ["flag first", "flag last", "variable"])
+def test_main_shows_the_traceback_to_those_who_ask(
+    error: Exception, way: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    install(monkeypatch, raising(error))
+    status = cli.main(["fake"])
+    assert "Traceback" not in capsys.readouterr().err
+    if way == "variable":
+        monkeypatch.setenv("VITRIEVE_DEBUG", "1")
+    words = {"flag first": ["--debug", "fake"], "flag last": ["fake", "--debug"], "variable": ["fake"]}[way]
+    assert cli.main(words) == status
+    printed = capsys.readouterr().err
+    assert "Traceback (most recent call last):\n" in printed
+    assert printed.splitlines()[-1].startswith("error: ")
+
+
+def test_main_leaves_a_word_after_the_dashes_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[list[str]] = []
+    install(monkeypatch, lambda argv, prog: seen.append(argv) or 0)
+    assert cli.main(["fake", "--debug", "--", "--debug"]) == 0
+    assert seen == [["--", "--debug"]]
+
+
+def test_a_full_disk_behind_a_foreign_error_is_none_of_our_faults(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    install(monkeypatch, raising(RuntimeError("LanceError(IO): No space left on device (os error 28), /build/io.rs:1")))
+    assert cli.main(["fake"]) == 2
+    assert capsys.readouterr().err == "error: the disk is full; free some space.\n"
+
+
+def test_results_that_cannot_be_written_are_one_message() -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run([*ENTRY, "--help"], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr == "error: the disk is full; free some space.\n"
+
+
+def test_nothing_that_is_printed_breaks_out_of_its_line(capsys: pytest.CaptureFixture[str]) -> None:
+    name = "a\nerror: forged\x1b[2J\x9b\x7f\u202egpj.exe\udcff\u2028.png"
+    spelled = "a\\nerror: forged\\u001b[2J\\u009b\\u007f\\u202egpj.exe\\udcff\\u2028.png"
+    console.print_error(name)
+    console.print_message(name)
+    console.print_result(name)
+    console.print_json({"name": name})
+    printed = capsys.readouterr()
+    assert printed.err == f"error: {spelled}\n{spelled}\n"
+    first, *rest = printed.out.split("\n")
+    assert first == spelled
+    assert json.loads("\n".join(rest)) == {"name": name}
+    assert (printed.out + printed.err).replace("\n", "").isprintable()
+
+
+def test_sigterm_ends_a_command_as_ctrl_c_does(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(argv: list[str], prog: str) -> int:
+        signal.raise_signal(signal.SIGTERM)
+        return 0
+
+    before = signal.getsignal(signal.SIGTERM)
+    install(monkeypatch, run)
+    assert cli.main(["fake"]) == 143
+    assert capsys.readouterr().err == "interrupted.\n"
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 @pytest.mark.parametrize(("is_resumable", "part"), [(True, "--resume"), (False, "interrupted.")])

@@ -8,6 +8,8 @@ import os
 import sys
 from typing import Any
 
+from vitrieve.quoting import escape_lines, escape_text
+
 
 def print_json(value: Any) -> None:
     """Print one JSON object as the result of a command.
@@ -15,21 +17,20 @@ def print_json(value: Any) -> None:
     Raises:
         ValueError: A number is not finite: JSON has no spelling for it.
     """
-    print(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
+    # What JSON lets stand inside a string and a terminal obeys is escaped too; the same value is read again.
+    print(escape_lines(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)))
 
 
-def print_message(text: str) -> None:
-    """Tell the user something that is not the result."""
-    print(text, file=sys.stderr, flush=True)
+def print_result(*lines: str) -> None:
+    """Print lines of a result; what others wrote cannot break out of its line."""
+    for line in lines:
+        print(escape_text(line), flush=True)
 
 
-def quote_name(name: str) -> str:
-    r"""Spell a name so that it stays on its line: as a JSON string where it cannot be printed as it is.
-
-    >>> print(quote_name("a b.png"), quote_name("line\nbreak.png"))
-    a b.png "line\nbreak.png"
-    """
-    return name if name.isprintable() and not name.startswith('"') else json.dumps(name)
+def print_message(*lines: str) -> None:
+    """Tell the user something that is not the result, a line or several."""
+    for line in lines:
+        print(escape_text(line), file=sys.stderr, flush=True)
 
 
 def print_error(text: str) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 from vitrieve import __version__
 from vitrieve.cache import cache_folder
 from vitrieve.cli.arguments import Switch
-from vitrieve.cli.console import print_json
+from vitrieve.cli.console import print_json, print_result
 
 CORE_PACKAGES = (
     "numpy",
@@ -70,7 +70,7 @@ def run(arguments: Arguments) -> int:
     if arguments.json:
         print_json({"is_fine": not diagnosis.problems, **dataclasses.asdict(diagnosis)})
     else:
-        print("\n".join(_format_diagnosis(diagnosis)))
+        print_result(*_format_diagnosis(diagnosis))
     return 1 if diagnosis.problems else 0
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vitrieve.cli.arguments import Switch
-from vitrieve.cli.console import print_json, print_message
+from vitrieve.cli.console import print_json, print_message, print_result
 from vitrieve.runtime.choice import EngineChoice, PrecisionChoice
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def _report(embeddings: Embeddings, arguments: Arguments) -> None:
             }
         )
     else:
-        print(
+        print_result(
             f"{arguments.out}: {num_embedded} embeddings of {embedding_dim} dimensions, "
             f"{len(embeddings.failures)} pictures unreadable"
         )

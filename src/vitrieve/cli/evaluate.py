@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from vitrieve.cli.arguments import Switch
-from vitrieve.cli.console import print_json, print_message
+from vitrieve.cli.console import print_json, print_message, print_result
+from vitrieve.quoting import quote_name
 
 if TYPE_CHECKING:
     from vitrieve.data.records import Dataset
@@ -104,7 +105,7 @@ def run(arguments: Arguments) -> int:
     if arguments.json:
         print_json({"results": [result.to_json() for result in results], "report": report and str(report)})
     else:
-        print(format_results(results))
+        print_result(*format_results(results).split("\n"))
         print_message(f"report: {report}" if report else f"figures: {arguments.out}/results.json")
     return 0
 
@@ -179,7 +180,7 @@ def _format_group(group: Sequence[EvaluationResult]) -> str:
     first = group[0]
     rows = [["", *(_spell(name) for name in first.metrics)]]
     for result in group:
-        rows.append([result.encoder, *(f"{value * 100:.1f}" for value in result.metrics.values())])
+        rows.append([quote_name(result.encoder), *(f"{value * 100:.1f}" for value in result.metrics.values())])
         ends = (result.intervals[name] for name in result.metrics)
         rows.append(["  95 % interval", *(f"{low * 100:.1f}-{high * 100:.1f}" for low, high in ends)])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -196,8 +197,8 @@ def _format_setting(group: Sequence[EvaluationResult]) -> str:
     result = group[0]
     sizes = " and ".join(str(size) for size in sorted({one.image_size for one in group}))
     text = (
-        f"{result.dataset}, {result.protocol}: {result.num_queries:,} queries, {result.num_gallery:,} gallery images, "
-        f"{sizes} px; figures in %"
+        f"{quote_name(result.dataset)}, {result.protocol}: {result.num_queries:,} queries, "
+        f"{result.num_gallery:,} gallery images, {sizes} px; figures in %"
     )
     if result.num_skipped_queries:
         text += f"\nqueries left out, as nothing relevant is in the gallery: {result.num_skipped_queries:,}"

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 import tyro
 
 from vitrieve.cli.arguments import Switch
-from vitrieve.cli.console import print_json, quote_name
+from vitrieve.cli.console import print_json, print_result
 from vitrieve.cli.examples import read_example_word
 from vitrieve.errors import ConfigError, DataError
+from vitrieve.quoting import quote_name
 
 if TYPE_CHECKING:
     from vitrieve.search.explain import Explanation
@@ -69,7 +70,7 @@ def run(arguments: Arguments) -> int:
         ]
         print_json({"query": arguments.image, "image_id": result, "out": str(arguments.out), "matches": matches})
     else:
-        print(_to_text(arguments, result, explanation))
+        print_result(*_to_lines(arguments, result, explanation))
     return 0
 
 
@@ -82,9 +83,9 @@ def _find_nearest(searcher: Searcher, example: Example) -> str:
     return results[0].image_id
 
 
-def _to_text(arguments: Arguments, result: str, explanation: Explanation) -> str:
+def _to_lines(arguments: Arguments, result: str, explanation: Explanation) -> list[str]:
     lines = [f"{arguments.out}: {quote_name(arguments.image)} and {quote_name(result)}"]
     for match in explanation.matches:
         (x_1, y_1), (x_2, y_2) = match.query_point, match.result_point
         lines.append(f"  {match.similarity:.3f}  ({x_1:.0f}, {y_1:.0f}) - ({x_2:.0f}, {y_2:.0f})")
-    return "\n".join(lines)
+    return lines

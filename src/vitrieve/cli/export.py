@@ -8,7 +8,7 @@ from pathlib import Path
 
 from vitrieve.artifacts import prepare_folder, read_manifest
 from vitrieve.cli.arguments import Switch
-from vitrieve.cli.console import print_json, print_message
+from vitrieve.cli.console import print_json, print_message, print_result
 from vitrieve.errors import ConfigError
 
 
@@ -51,7 +51,7 @@ def run(arguments: Arguments) -> int:
         described = {name: manifest[name] for name in ("fingerprint", "embedding_dim", "image_size")}
         print_json({"folder": str(folder), "onnx": ONNX_NAME, "num_bytes": num_bytes, "cosine": cosine, **described})
         return 0
-    print(
+    print_result(
         f"{folder / ONNX_NAME}: {num_bytes / 1e6:.1f} MB, {manifest['image_size']} px, "
         f"{manifest['embedding_dim']} dimensions, cosine to torch {cosine:.6f}"
     )

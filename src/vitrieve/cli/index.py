@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from vitrieve.cli.arguments import Switch
-from vitrieve.cli.console import print_json, print_message
+from vitrieve.cli.console import print_json, print_message, print_result
 from vitrieve.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def run(arguments: Arguments) -> int:
     if arguments.json:
         print_json(description)
     else:
-        print(
+        print_result(
             f"{arguments.out}: {description['num_vectors']} vectors of {description['embedding_dim']} dimensions "
             f"({description['store']})"
         )
@@ -79,7 +79,7 @@ def _verify(arguments: Arguments) -> int:
     if arguments.json:
         print_json({**description, "faults": faults})
     else:
-        print("\n".join(faults) or f"{arguments.out}: {description['num_vectors']} vectors, no fault found")
+        print_result(*(faults or [f"{arguments.out}: {description['num_vectors']} vectors, no fault found"]))
     return 1 if faults else 0
 
 

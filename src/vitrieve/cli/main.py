@@ -6,22 +6,16 @@ No command's module is imported before it is called, so that ``vitrieve --help``
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 
 from vitrieve import __version__
-from vitrieve.cli.console import discard_output, print_error, print_message, spell_every_name
-from vitrieve.errors import ConfigError, InputError, VitrieveError, unknown_name_message
+from vitrieve.cli.console import print_message, print_result, spell_every_name
+from vitrieve.cli.failures import STATUS_DONE, STATUS_WRONG_USE, debugging, explain_failure, interrupted_by_sigterm
+from vitrieve.errors import ConfigError, unknown_name_message
 
-STATUS_DONE = 0
-STATUS_NOT_FINE = 1
-STATUS_WRONG_USE = 2
-STATUS_INTERRUPTED = 130
-"""128 + SIGINT, as shells have it."""
-
-EXTRA_PACKAGES = ("torch", "torchvision", "timm", "tensorboard")
-"""What the core does without: their absence is the user's to mend, not a fault of ours."""
+DEBUG_FLAG = "--debug"
 
 
 @dataclass(frozen=True)
@@ -85,34 +79,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: The words after ``vitrieve``; None: those of this process.
     """
-    words = list(sys.argv[1:] if argv is None else argv)
+    words, is_debug = _take_debug_flag(sys.argv[1:] if argv is None else argv)
     spell_every_name()
-    try:
-        status = _dispatch(words)
-        sys.stdout.flush()  # a reader that has gone shows itself here, not after main
-    except InputError as error:
-        print_error(str(error))
-        return STATUS_WRONG_USE
-    except VitrieveError as error:
-        print_error(str(error))
-        return STATUS_NOT_FINE
-    except KeyboardInterrupt:
-        print_message(_describe_interrupt(words))
-        return STATUS_INTERRUPTED
-    except BrokenPipeError:
-        discard_output()
-        return STATUS_DONE
-    except OSError as error:
-        print_error(_describe_os_error(error))
-        return STATUS_WRONG_USE
-    except ModuleNotFoundError as error:
-        if error.name not in EXTRA_PACKAGES:
-            raise
-        print_error(f"this needs the package {error.name!r}, which is not installed: pip install 'vitrieve[train]'.")
-        return STATUS_WRONG_USE
-    except SystemExit as stop:  # from tyro: --help, or a value it cannot read
-        return stop.code if isinstance(stop.code, int) else STATUS_DONE
-    return status
+    with debugging(is_debug):
+        try:
+            with interrupted_by_sigterm():
+                status = _dispatch(words)
+                sys.stdout.flush()  # a reader that has gone shows itself here, not after main
+                return status
+        except SystemExit as stop:  # from tyro: --help, or a value it cannot read
+            return stop.code if isinstance(stop.code, int) else STATUS_DONE
+        except BaseException as error:
+            return explain_failure(error, advice=_advise_after_interrupt(words))
+
+
+def _take_debug_flag(argv: Sequence[str]) -> tuple[list[str], bool]:
+    """Take ``--debug`` out of the words, wherever it stands before ``--``."""
+    words = list(argv)
+    end = words.index("--") if "--" in words else len(words)
+    kept = [word for word in words[:end] if word != DEBUG_FLAG]
+    return kept + words[end:], len(kept) < end
 
 
 def _dispatch(words: list[str]) -> int:
@@ -123,7 +109,7 @@ def _dispatch(words: list[str]) -> int:
         print(f"vitrieve {__version__}")
         return STATUS_DONE
     if not words:
-        print_message(build_help())
+        print_message(*build_help().split("\n"))
         return STATUS_WRONG_USE
     name = _find_command(words)
     if name is None:
@@ -147,7 +133,7 @@ def _answer_without_command(words: Sequence[str]) -> int:
     is_help = len(words) > 1 and words[1] in ("--help", "-h")
     if len(words) > 1 and not is_help:
         raise ConfigError(unknown_name_message("command", " ".join(words[:2]), group))
-    (print if is_help else print_message)("usage: vitrieve COMMAND [FLAGS]\n\n" + _list_commands(group))
+    (print_result if is_help else print_message)("usage: vitrieve COMMAND [FLAGS]", "", *_list_commands(group))
     return STATUS_DONE if is_help else STATUS_WRONG_USE
 
 
@@ -168,24 +154,19 @@ def build_help() -> str:
     return (
         "usage: vitrieve COMMAND [FLAGS]\n\n"
         "Train a vision transformer to find the same thing again, measure it, and search images with it.\n\n"
-        f"{_list_commands(COMMANDS)}\n\n"
-        "vitrieve COMMAND --help tells a command's flags; vitrieve --version the version."
+        f"{chr(10).join(_list_commands(COMMANDS))}\n\n"
+        "vitrieve COMMAND --help tells a command's flags; vitrieve --version the version. With --debug (or "
+        "VITRIEVE_DEBUG=1) an error\nis shown with its traceback."
     )
 
 
-def _list_commands(names: Sequence[str] | dict[str, Command]) -> str:
+def _list_commands(names: Iterable[str]) -> list[str]:
     width = max(map(len, COMMANDS))
-    return "\n".join(f"  {name:<{width}}  {COMMANDS[name].summary}" for name in names)
+    return [f"  {name:<{width}}  {COMMANDS[name].summary}" for name in names]
 
 
-def _describe_interrupt(words: Sequence[str]) -> str:
+def _advise_after_interrupt(words: Sequence[str]) -> str:
     name = _find_command(words)
     if name is None or not COMMANDS[name].is_resumable:
-        return "interrupted."
-    return "interrupted; what is done is kept: run the same command with --resume to go on."
-
-
-def _describe_os_error(error: OSError) -> str:
-    """Say what the operating system refused: a full disk, missing permission, and the like."""
-    where = f"{error.filename}: " if error.filename else ""
-    return f"{where}{error.strerror or error}."
+        return ""
+    return "what is done is kept: run the same command with --resume to go on."

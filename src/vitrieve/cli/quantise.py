@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vitrieve.cli.arguments import Switch
-from vitrieve.cli.console import print_json, print_message
+from vitrieve.cli.console import print_json, print_message, print_result
 from vitrieve.errors import ConfigError, DecodeError
 from vitrieve.runtime.quantisation import Preset
 
@@ -69,9 +69,11 @@ def run(arguments: Arguments) -> int:
         made = {"folder": str(folder), "num_bytes": num_bytes, "num_images": len(squares), "cosine": cosine}
         print_json({**made, "images_per_second": speeds})
     else:
-        print(f"{folder / INT8_NAMES[0]}: {num_bytes / 1e6:.1f} MB, smallest cosine to fp32 {cosine:.4f}")
+        print_result(f"{folder / INT8_NAMES[0]}: {num_bytes / 1e6:.1f} MB, smallest cosine to fp32 {cosine:.4f}")
         (usual, usual_speed), (_, speed) = speeds.items()
-        print(f"here: {speed:.0f} images/s, {speed / usual_speed:.2f} times as many as in {usual} ({usual_speed:.0f})")
+        print_result(
+            f"here: {speed:.0f} images/s, {speed / usual_speed:.2f} times as many as in {usual} ({usual_speed:.0f})"
+        )
         print_message("use it with --precision int8" if speed > usual_speed else f"stay with --precision {usual}")
     return 0
 

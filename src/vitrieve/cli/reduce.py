@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from vitrieve.artifacts import prepare_folder, read_manifest
 from vitrieve.cli.arguments import Switch
-from vitrieve.cli.console import print_json, print_message
+from vitrieve.cli.console import print_json, print_message, print_result
 from vitrieve.errors import ArtifactError, ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ def _print_result(
             }
         )
         return
-    print(
+    print_result(
         f"{arguments.out}: {spec.embedding_dim} dimensions, {spec.reduction_kind} fitted on {num_images:,} "
         f"{spec.reduction}"
     )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from vitrieve.cli.arguments import Switch
-from vitrieve.cli.console import print_json, print_message
+from vitrieve.cli.console import print_json, print_message, print_result
 from vitrieve.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -93,7 +93,8 @@ def _run_plan(arguments: Arguments, plan: Plan, rows: Sequence[Row], sources: Ma
     missing = list_missing(rows, sources)
     runnable = [row for row in rows if is_runnable(row, sources)]
     if not runnable:
-        raise DataError("\n".join([f"no row of {plan.stem} can run, as data is missing.", *missing]))
+        print_message(*missing)
+        raise DataError(f"no row of {plan.stem} can run, as data is missing; the lines above say which.")
     for text in missing:
         print_message(text)
     failures = run_cells(build_cells(runnable, sources, arguments.out, arguments.num_seeds), print_message)
@@ -104,10 +105,9 @@ def _run_plan(arguments: Arguments, plan: Plan, rows: Sequence[Row], sources: Ma
 
         print_json({"page": str(html), **outcomes_to_json(plan, outcomes)})
     else:
-        print(format_outcomes(outcomes))
-        print(f"page: {html}, {markdown}")
+        print_result(*format_outcomes(outcomes).split("\n"), f"page: {html}, {markdown}")
     for failure in failures:
-        print_message(f"failed: {failure.key}, seed {failure.seed}: {failure.reason}\n  {failure.command}")
+        print_message(f"failed: {failure.key}, seed {failure.seed}: {failure.reason}", f"  {failure.command}")
     return 1 if failures else 0
 
 
@@ -167,7 +167,7 @@ def _show_plan(arguments: Arguments, plan: Plan, sources: Mapping[str, Source]) 
         lines += [f"  missing: {text}" for text in list_missing([cell.row], sources)]
         lines += [f"  {step.text}" for step in cell.steps]
     lines += ["", f"{len(plan.rows)} rows, {len(cells)} with seeds, {num_finished} of them finished"]
-    print("\n".join([*lines, *missing]))
+    print_result(*lines, *missing)
     return 0
 
 

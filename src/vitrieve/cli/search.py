@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from vitrieve.cli.arguments import Switch
-from vitrieve.cli.console import print_json, print_message, quote_name
+from vitrieve.cli.console import print_json, print_message
 from vitrieve.cli.examples import ID_PREFIX, read_example_word
 from vitrieve.errors import ConfigError, DataError
+from vitrieve.quoting import quote_name
 from vitrieve.runtime.choice import EngineChoice, PrecisionChoice
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 import tyro
 
 from vitrieve.cli.arguments import Switch
-from vitrieve.cli.console import print_error, print_json, print_message
+from vitrieve.cli.console import print_error, print_json, print_message, print_result
 from vitrieve.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def run(arguments: Arguments) -> int:
         if arguments.json:
             print_json(_to_json(report, session, arguments.index))
         else:
-            print(f"{arguments.index}: {describe_report(report, session.store.count())}", flush=True)
+            print_result(f"{arguments.index}: {describe_report(report, session.store.count())}")
         print_failures(report)
         if arguments.watch:
             _watch(session, arguments, replace(settings, is_bad_retried=False), report)
@@ -113,7 +113,7 @@ def _watch(session: SyncSession, arguments: Arguments, settings: SyncSettings, r
                 continue
             previous, report = report, session.sync(collection, settings)
             if report.is_changed:
-                print(f"{arguments.index}: {describe_report(report, session.store.count())}", flush=True)
+                print_result(f"{arguments.index}: {describe_report(report, session.store.count())}")
             if report.failures != previous.failures:
                 print_failures(report)
     except KeyboardInterrupt:

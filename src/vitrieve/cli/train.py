@@ -13,7 +13,7 @@ import tyro
 
 from vitrieve.artifacts import prepare_folder, write_manifest
 from vitrieve.cli.arguments import Switch, parse_arguments
-from vitrieve.cli.console import print_json, print_message
+from vitrieve.cli.console import print_json, print_message, print_result
 from vitrieve.config import Config
 from vitrieve.config_check import check_config, find_ineffective
 from vitrieve.config_json import config_to_json
@@ -62,7 +62,8 @@ def main(argv: Sequence[str], prog: str) -> int:
         if argv:
             print(text)
             return 0
-        raise ConfigError(f"no recipe was named.\n{text}")
+        print_message(*text.splitlines())
+        raise ConfigError("no recipe was named; the list above has them.")
     if argv[0].startswith("-"):
         raise ConfigError(
             f"the recipe comes first: {prog} RECIPE --data SOURCE --out RUN. Valid: {', '.join(RECIPES)}."
@@ -257,10 +258,10 @@ def _print_result(arguments: Arguments, summary: Mapping[str, Any], results: Seq
         return
     for result in results:
         figures = "  ".join(f"{name} {100 * value:.1f}" for name, value in result.metrics.items())
-        print(f"{result.encoder}: {figures}")
-    print(f"encoder: {arguments.out / ENCODER_NAME}")
+        print_result(f"{result.encoder}: {figures}")
+    print_result(f"encoder: {arguments.out / ENCODER_NAME}")
     if results:
-        print(f"report: {arguments.out / REPORT_FOLDER / 'report.html'}")
+        print_result(f"report: {arguments.out / REPORT_FOLDER / 'report.html'}")
 
 
 def _first_line(recipe: Recipe) -> str:

@@ -19,6 +19,7 @@ from vitrieve.data.decode import crop_to_box, decode_image, read_header, read_im
 from vitrieve.data.records import SPLITS, Dataset, ImageRecord
 from vitrieve.errors import ConfigError, DecodeError
 from vitrieve.progress import track
+from vitrieve.quoting import escape_text
 
 NUM_THREADS_MAX = 4
 """Pillow decodes without the interpreter lock, but hashing and small files do not gain from many threads."""
@@ -206,7 +207,7 @@ def format_report(report: DataReport) -> str:
         "",
         _format_verdict(report),
     ]
-    return "\n".join(lines)
+    return "\n".join(map(escape_text, lines))
 
 
 def _look_at_all(records: Sequence[ImageRecord], num_threads: int) -> Iterator[_Seen | str]:

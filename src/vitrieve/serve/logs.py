@@ -5,14 +5,22 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import traceback
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
+
+from vitrieve.errors import is_debugging
+from vitrieve.quoting import escape_text
 
 LOGGER = logging.getLogger("vitrieve.serve")
 
 
 class JsonFormatter(logging.Formatter):
-    """Spells a record as one line of JSON: time, level, event, the fields of ``log_event``, and a traceback."""
+    """Spells a record as one line of JSON: time, level, event, the fields of ``log_event``, and an error.
+
+    JSON in ASCII, so that no name in it can forge a line or move a terminal.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         """Spell one record; what JSON cannot hold is spelled as text."""
@@ -23,8 +31,19 @@ class JsonFormatter(logging.Formatter):
             **getattr(record, "fields", {}),
         }
         if record.exc_info:
-            line["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(line, default=str)
+            line |= _describe(record.exc_info[1])
+            if is_debugging():
+                line["traceback"] = self.formatException(record.exc_info)
+        return escape_text(json.dumps(line, default=str))
+
+
+def _describe(error: BaseException | None) -> dict[str, str]:
+    """Say what was raised, and where: enough to recognise a fault, in a line."""
+    if error is None:
+        return {}
+    frames = traceback.extract_tb(error.__traceback__)
+    places = [f"{Path(frame.filename).name}:{frame.lineno} {frame.name}" for frame in frames[-3:]]
+    return {"error": f"{type(error).__name__}: {error}", "where": " > ".join(places)}
 
 
 def write_logs_to_standard_error() -> None:
@@ -44,5 +63,5 @@ def log_event(event: str, **fields: object) -> None:
 
 
 def log_failure(event: str, **fields: object) -> None:
-    """Log the exception that is being handled, with its traceback."""
+    """Log the exception that is being handled, with its traceback where that is asked for (VITRIEVE_DEBUG=1)."""
     LOGGER.error(event, extra={"fields": fields}, exc_info=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import sys
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 import uvicorn
 
@@ -38,6 +38,9 @@ def serve(
 ) -> None:
     """Serve until the process is told to stop (SIGINT, SIGTERM); requests in progress are finished.
 
+    Being stopped is the ordinary end, so nothing is raised then: uvicorn, which has handled the signal, sends it again
+    when all is done.
+
     Args:
         searcher: What is searched.
         host: Address to listen on.
@@ -65,7 +68,7 @@ def serve(
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=STOP_SECONDS,
     )
-    with listener:
+    with listener, suppress(KeyboardInterrupt):
         if announce is not None:
             announce(spell_address(listener))
         uvicorn.Server(config).run(sockets=[listener])

@@ -14,6 +14,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from vitrieve.artifacts import write_text_durably
 from vitrieve.progress import track
+from vitrieve.quoting import escape_text
 
 T = TypeVar("T")
 
@@ -114,7 +115,7 @@ class _LineDisplay:
             self.say(f"step {step}/{self._num_steps}  {_format(values)}")
 
     def say(self, text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
+        print(escape_text(text), file=sys.stderr, flush=True)
 
     def track(self, items: Iterator[T], description: str, total: int) -> Iterator[T]:
         return track(items, description, total=total)
@@ -144,7 +145,7 @@ class _BarDisplay:
         self._progress.update(self._task, completed=step, description=_format(values))
 
     def say(self, text: str) -> None:
-        self._progress.console.print(text, highlight=False, markup=False)
+        self._progress.console.print(escape_text(text), highlight=False, markup=False)
 
     def track(self, items: Iterator[T], description: str, total: int) -> Iterator[T]:
         # A second bar of the same display: two displays would draw over each other.

@@ -1,0 +1,51 @@
+"""The one spelling of text that others wrote (names of files, classes, columns) where it is printed or logged.
+
+A name may hold a line break, which forges a line of a log; ESC, which a terminal obeys; a sign that reverses the
+order of letters; or bytes that are no text. ``quote_name`` spells a name inside a sentence; ``escape_text`` is what
+everything that is printed goes through on its way out, so that a forgotten name does no harm. Next: ``errors.py``.
+"""
+
+from __future__ import annotations
+
+import json
+
+_JOINERS = frozenset("\u200c\u200d")
+"""Zero-width joiners: invisible parts of emoji and of Persian and Indic words, which move nothing."""
+
+
+def quote_name(name: object) -> str:
+    r"""Spell a name so that it stays on its line: as a JSON string where it cannot be printed as it is.
+
+    >>> print(quote_name("a b.png"), quote_name("Äpfel\nbreak.png"))
+    a b.png "Äpfel\nbreak.png"
+    """
+    text = str(name)
+    if all(map(_is_harmless, text)) and text == text.strip() and not text.startswith('"') and text:
+        return text
+    body = "".join(json.dumps(sign)[1:-1] if sign in '"\\' else escape_text(sign) for sign in text)
+    return f'"{body}"'
+
+
+def escape_text(text: str) -> str:
+    r"""Spell what cannot be printed on one line as JSON does, and leave the rest as it is.
+
+    >>> print(escape_text("a\nb \x1b[31m \u202egpj.exe \udce9 é"))
+    a\nb \u001b[31m \u202egpj.exe \udce9 é
+    """
+    if text.isprintable():
+        return text
+    return "".join(sign if _is_harmless(sign) else _escape_sign(sign) for sign in text)
+
+
+def escape_lines(text: str) -> str:
+    """Spell as ``escape_text`` all but the line breaks of a text whose lines are ours."""
+    return "\n".join(map(escape_text, text.split("\n")))
+
+
+def _is_harmless(sign: str) -> bool:
+    return sign.isprintable() or sign in _JOINERS
+
+
+def _escape_sign(sign: str) -> str:
+    spelled = json.dumps(sign)[1:-1]
+    return spelled if spelled.startswith("\\") else f"\\u{ord(sign):04x}"  # DEL, which JSON may hold as it is
