@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -134,6 +136,25 @@ def killed_vitrieve() -> str:
         "from vitrieve.cli.main import main\n"
         "sys.exit(main(sys.argv[2:]))\n"
     )
+
+
+@pytest.fixture
+def mount_small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
+    """A function that mounts a disk of so many bytes (rounded up to pages) and returns its folder; needs root."""
+    mounted: list[Path] = []
+
+    def mount(num_bytes: int) -> Path:
+        folder = tmp_path / f"disk{len(mounted)}"
+        folder.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", f"size={num_bytes}", "tmpfs", str(folder)]
+        if not sys.platform.startswith("linux") or subprocess.run(command, capture_output=True).returncode != 0:
+            pytest.skip("a small disk (tmpfs) can only be mounted by root, on Linux")
+        mounted.append(folder)
+        return folder
+
+    yield mount
+    for folder in mounted:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 @pytest.fixture

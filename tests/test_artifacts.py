@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,12 @@ from vitrieve.artifacts import (
     MANIFEST_NAME,
     prepare_folder,
     read_manifest,
+    replacing_durably,
+    write_bytes_durably,
     write_manifest,
     write_text_durably,
 )
-from vitrieve.errors import ArtifactError
+from vitrieve.errors import ArtifactError, DiskFullError
 
 
 def make_finished(folder: Path) -> None:
@@ -119,3 +122,30 @@ def test_write_text_durably_replaces_whole_files(tmp_path: Path) -> None:
     write_text_durably(tmp_path / "a", "new")
     assert (tmp_path / "a").read_text() == "new"
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_write_bytes_durably_on_a_full_disk_names_file_and_bytes_and_keeps_the_old_content(
+    mount_small_disk: Callable[[int], Path],
+) -> None:
+    path = mount_small_disk(65_536) / "weights"
+    write_bytes_durably(path, b"old")
+    with pytest.raises(
+        DiskFullError,
+        match=r"weights cannot be written: the disk is full; 100,000 bytes are needed, ",
+    ):
+        write_bytes_durably(path, bytes(100_000))
+    assert path.read_bytes() == b"old"
+    assert [entry.name for entry in path.parent.iterdir()] == ["weights"]
+
+
+def write_half(path: Path) -> None:
+    with replacing_durably(path) as temporary:
+        temporary.write_bytes(b"new")
+        raise RuntimeError("no graph")
+
+
+def test_replacing_durably_removes_the_temporary_file_of_a_block_that_fails(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"old")
+    with pytest.raises(RuntimeError, match="no graph"):
+        write_half(tmp_path / "file")
+    assert [entry.read_bytes() for entry in tmp_path.iterdir()] == [b"old"]

@@ -6,7 +6,8 @@ from vitrieve import errors
 
 
 @pytest.mark.parametrize(
-    "name", ["ConfigError", "DataError", "DecodeError", "WeightsError", "ArtifactError", "FingerprintError"]
+    "name",
+    ["ConfigError", "DataError", "DecodeError", "WeightsError", "ArtifactError", "FingerprintError", "DiskFullError"],
 )
 def test_input_errors_are_value_errors(name: str) -> None:
     assert issubclass(getattr(errors, name), errors.InputError)

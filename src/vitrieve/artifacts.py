@@ -128,13 +128,37 @@ def write_text_durably(path: Path, text: str) -> None:
     Raises:
         DiskFullError: There is no room; the old content stays.
     """
-    data = text.encode("utf-8")
+    write_bytes_durably(path, text.encode())
+
+
+def write_bytes_durably(path: Path, data: bytes) -> None:
+    """Write a file so that a crash leaves either the old or the new content, never a part.
+
+    Raises:
+        DiskFullError: There is no room; the old content stays.
+    """
+    with replacing_durably(path, num_bytes=len(data)) as temporary, temporary.open("wb") as file:
+        file.write(data)
+
+
+@contextmanager
+def replacing_durably(path: Path, *, num_bytes: int | None = None, advice: str = "") -> Iterator[Path]:
+    """Give the block a temporary name to write to; afterwards make the file durable and move it to its own name.
+
+    An exception in the block removes the temporary file and leaves what stood at ``path``.
+
+    Args:
+        path: The file's own name.
+        num_bytes: What the file needs in all; None where that is not known.
+        advice: A sentence on what to do once there is room.
+
+    Raises:
+        DiskFullError: There is no room; the old content stays.
+    """
     temporary = path.with_name(path.name + ".tmp")
-    with explaining_full_disk(path, num_bytes=len(data)), removing_unfinished(temporary):
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+    with explaining_full_disk(path, num_bytes=num_bytes, advice=advice), removing_unfinished(temporary):
+        yield temporary
+        sync_file(temporary)
         temporary.replace(path)
         sync_folder(path.parent)
 

@@ -240,3 +240,13 @@ def test_use_explicit_attention_changes_rounding_only() -> None:
     torch.testing.assert_close(explicit, fused, rtol=1e-4, atol=1e-5)
     for gradient, fused_gradient in zip(gradients, fused_gradients, strict=True):
         torch.testing.assert_close(gradient, fused_gradient, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_build_backbone_refuses_weights_that_are_not_finite_and_names_the_tensor(tmp_path: Path, value: float) -> None:
+    path = tmp_path / "weights.safetensors"
+    states = save_timm_states(path)
+    states["blocks.0.norm1.weight"][3] = value
+    save_file(states, path)
+    with pytest.raises(WeightsError, match=r"weights\.safetensors .*'blocks\.0\.norm1\.weight' holds NaN or infinity"):
+        build_backbone("test_vit", image_size=32, weights=path)

@@ -24,7 +24,7 @@ from vitrieve.model.encoder import (
 )
 from vitrieve.model.export import MIN_COSINE, export_onnx
 from vitrieve.model.pretrained import hash_file
-from vitrieve.model.reduction import fit_pca
+from vitrieve.model.reduction import Pca, fit_pca
 
 BuildTiny = Callable[..., ImageEncoder]
 
@@ -180,6 +180,24 @@ def test_read_encoder_refuses_a_changed_byte_anywhere(build_tiny: BuildTiny, tmp
             read_encoder(tmp_path)
         path.write_bytes(whole)
     read_encoder(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["head.", "reduction.components", "backbone.norm.weight"])
+def test_read_encoder_names_the_tensor_that_is_not_finite(build_tiny: BuildTiny, tmp_path: Path, name: str) -> None:
+    encoder = build_tiny(head_norm=True, head_dim=8)
+    pca = Pca(
+        mean=np.zeros(8, np.float32),
+        components=np.eye(8, dtype=np.float32)[:4],
+        variances=np.ones(4),
+        fitted_on="made",
+    )
+    encoder = add_reduction(encoder, pca)
+    states = encoder.state_dict()
+    name = next(one for one in states if one.startswith(name))
+    states[name].view(-1)[0] = float("nan")
+    save_encoder(encoder, tmp_path)
+    with pytest.raises(ArtifactError, match=rf"'{name}' holds NaN or infinity"):
+        read_encoder(tmp_path)
 
 
 def test_read_encoder_refuses_weights_of_another_encoder(build_tiny: BuildTiny, tmp_path: Path) -> None:

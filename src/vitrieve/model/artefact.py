@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from vitrieve.artifacts import read_manifest, sync_folder, write_manifest
+from vitrieve.artifacts import read_manifest, write_bytes_durably, write_manifest, write_text_durably
 from vitrieve.config_json import config_from_json, config_to_json
 from vitrieve.errors import ArtifactError, ConfigError, FingerprintError
 from vitrieve.model.pretrained import hash_file
@@ -116,10 +115,10 @@ def write_contents(
     for name in ("manifest.json", ONNX_NAME, *INT8_NAMES):
         (folder / name).unlink(missing_ok=True)
     weights = save({name: np.asarray(array, order="C") for name, array in states.items()})
-    _write_bytes_durably(folder / WEIGHTS_NAME, weights)
+    write_bytes_durably(folder / WEIGHTS_NAME, weights)
     spec_text = json.dumps(config_to_json(spec), indent=2) + "\n"
-    _write_bytes_durably(folder / SPEC_NAME, spec_text.encode())
-    (folder / CARD_NAME).write_text(card, encoding="utf-8")
+    write_bytes_durably(folder / SPEC_NAME, spec_text.encode())
+    write_text_durably(folder / CARD_NAME, card)
     fingerprint = compute_fingerprint(spec, states)
     _write_encoder_manifest(folder, {"fingerprint": fingerprint, "config": config}, spec, (SPEC_NAME,))
     return fingerprint
@@ -175,7 +174,7 @@ def read_contents(folder: Path) -> EncoderContents:
     manifest = read_manifest(folder, "encoder")
     _check_files(folder, manifest.get("sha256", {}))
     spec = read_spec(folder)
-    states = _read_arrays(folder / WEIGHTS_NAME)
+    states = read_arrays(folder / WEIGHTS_NAME)
     fingerprint = compute_fingerprint(spec, states)
     if fingerprint != manifest.get("fingerprint"):
         raise FingerprintError(
@@ -201,14 +200,38 @@ def _check_files(folder: Path, checksums: Mapping[str, str]) -> None:
         raise ArtifactError(f"the manifest of {folder} has no checksum of {SPEC_NAME}; make the encoder again.")
 
 
-def _read_arrays(path: Path) -> dict[str, np.ndarray]:
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Read the tensors of a safetensors file.
+
+    Raises:
+        ArtifactError: The file is missing or damaged, or a tensor holds NaN or infinity.
+    """
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
     try:
-        return load_file(path)
+        states = load_file(path)
     except (SafetensorError, OSError, ValueError, KeyError) as error:
-        raise ArtifactError(f"{path} is missing or damaged ({error}); make or copy the encoder again.") from None
+        raise ArtifactError(f"{path} is missing or damaged ({error}); fetch, copy or make it again.") from None
+    found = describe_non_finite(states)
+    if found:
+        raise ArtifactError(f"{path} cannot be used: {found}. Fetch, copy or make it again.")
+    return states
+
+
+def describe_non_finite(states: Mapping[str, np.ndarray]) -> str:
+    """Name the first tensor that holds NaN or infinity, and count the others; empty when there is none.
+
+    >>> describe_non_finite({"bias": np.zeros(2), "weight": np.array([0.0, np.nan])})
+    "the tensor 'weight' holds NaN or infinity (1 of 2 values)"
+    """
+    broken = {name: int(np.count_nonzero(~np.isfinite(states[name]))) for name in sorted(states)}
+    broken = {name: count for name, count in broken.items() if count}
+    if not broken:
+        return ""
+    name, count = next(iter(broken.items()))
+    further = f", and so do {len(broken) - 1} others" if len(broken) > 1 else ""
+    return f"the tensor {name!r} holds NaN or infinity ({count:,} of {states[name].size:,} values){further}"
 
 
 def find_encoder_folder(folder: Path) -> Path | None:
@@ -217,13 +240,3 @@ def find_encoder_folder(folder: Path) -> Path | None:
         if (candidate / SPEC_NAME).is_file():
             return candidate
     return None
-
-
-def _write_bytes_durably(path: Path, data: bytes) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    sync_folder(path.parent)

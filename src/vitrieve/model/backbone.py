@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from vitrieve.errors import ConfigError, WeightsError
+from vitrieve.model.artefact import describe_non_finite
 from vitrieve.model.positions import resample_positions
 from vitrieve.model.pretrained import find_weights, pull_weights
 
@@ -226,7 +227,7 @@ def load_backbone_states(backbone: nn.Module, states: Mapping[str, Tensor], sour
         source: Where they come from, for the message.
 
     Raises:
-        WeightsError: Keys or shapes differ; the message names the first few.
+        WeightsError: Keys or shapes differ (the message names the first few), or a tensor holds NaN or infinity.
     """
     prefix = "backbone."
     if any(name.startswith(prefix) for name in states):
@@ -239,6 +240,9 @@ def load_backbone_states(backbone: nn.Module, states: Mapping[str, Tensor], sour
     counters = {name for name in expected.keys() - found.keys() if name.endswith(".num_batches_tracked")}
     if {name: shape for name, shape in expected.items() if name not in counters} != found:
         raise WeightsError(_describe_mismatch(source, expected, found))
+    broken = describe_non_finite({name: tensor.float().numpy() for name, tensor in states.items()})
+    if broken:
+        raise WeightsError(f"{source} cannot be used: {broken}. Fetch or make the file again.")
     backbone.load_state_dict(states, strict=True)
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from vitrieve.artifacts import replacing_durably
 from vitrieve.errors import ArtifactError
 from vitrieve.model.artefact import (
     EMBEDDING_OUTPUT,
@@ -53,15 +54,13 @@ def export_folder(folder: Path) -> float:
 
     Raises:
         ArtifactError: The folder is not a complete encoder, or the graph differs from torch.
+        DiskFullError: The disk has no room for the graph.
     """
     encoder = read_encoder(folder)
-    temporary = folder / f"{ONNX_NAME}.tmp"
-    try:
+    num_bytes = sum(tensor.nbytes for tensor in encoder.state_dict().values())
+    with replacing_durably(folder / ONNX_NAME, num_bytes=num_bytes) as temporary:
         cosine = export_onnx(encoder, temporary)
         forget_export(folder, (ONNX_NAME,))
-        temporary.replace(folder / ONNX_NAME)
-    finally:
-        temporary.unlink(missing_ok=True)
     note_export(folder, (ONNX_NAME,))
     return cosine
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from vitrieve.data.preprocess import build_preprocessing
 from vitrieve.errors import ConfigError, WeightsError
-from vitrieve.model.artefact import ONNX_NAME, compute_fingerprint, note_export, write_contents
+from vitrieve.model.artefact import ONNX_NAME, compute_fingerprint, note_export, read_arrays, write_contents
 from vitrieve.model.card import ModelCard, format_card
 from vitrieve.model.positions import resample_positions
 from vitrieve.model.pretrained import WeightsEntry, get_export_folder, pull_weights
@@ -73,9 +73,7 @@ def make_named_folder(entry: WeightsEntry, image_size: int) -> Path:
 
 
 def _read_states(entry: WeightsEntry, image_size: int) -> dict[str, np.ndarray]:
-    from safetensors.numpy import load_file
-
-    states = load_file(pull_weights(entry.name, show_progress=True))
+    states = read_arrays(pull_weights(entry.name, show_progress=True))
     patch = states["patch_embed.proj.weight"].shape[-1]
     if image_size < patch or image_size % patch:
         below = image_size // patch * patch
