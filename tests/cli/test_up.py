@@ -77,3 +77,34 @@ def test_up_refuses_wrong_use_with_one_message(
     printed = capsys.readouterr()
     assert printed.out == ""
     assert part in printed.err
+
+
+@pytest.mark.parametrize("word", ["emoji", "./emoji", "manifest"])
+def test_up_means_the_folder_whatever_its_name(
+    word: str, tiny_encoder_folder: Path, picture_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picture_folder.rename(tmp_path / word)
+    monkeypatch.chdir(tmp_path)
+    with up(word, "--encoder", tiny_encoder_folder, log=tmp_path / "log") as address:
+        assert httpx.get(f"{address}images/05.png").status_code == 200
+    assert "12 images indexed; 12 embedded" in (tmp_path / "log").read_text()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may make a name space of processes")
+def test_up_as_the_first_process_of_a_container_stops_when_told(
+    tiny_encoder_folder: Path, picture_folder: Path, tmp_path: Path
+) -> None:
+    words = [picture_folder, "--encoder", tiny_encoder_folder, "--index", tmp_path / "index", "--port", "0"]
+    command = ["unshare", "--pid", "--fork", sys.executable, "-m", "vitrieve", "up", *map(str, words)]
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith("http://"), (tmp_path / "log").read_text()
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        os.kill(int(children[0]), signal.SIGTERM)
+        assert process.wait(60) == 0
+        assert "Traceback" not in (tmp_path / "log").read_text()
+    finally:
+        process.kill()
+        process.stdout.close()

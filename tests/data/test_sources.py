@@ -6,8 +6,15 @@ import pytest
 
 from tests.data import benchmark_trees as trees
 from vitrieve.data.descriptions import DESCRIPTIONS
-from vitrieve.data.sources import _SOURCES, find_source_folder, list_protocols, read_collection, read_source
-from vitrieve.errors import DataError
+from vitrieve.data.sources import (
+    _SOURCES,
+    find_source_folder,
+    find_source_path,
+    list_protocols,
+    read_collection,
+    read_source,
+)
+from vitrieve.errors import ConfigError, DataError
 
 WRITERS = {
     "cub200": trees.write_cub200,
@@ -144,3 +151,32 @@ def test_read_source_finds_a_benchmark_beside_the_checkout(tmp_path: Path, monke
 def test_every_source_is_described_with_its_protocols() -> None:
     assert set(DESCRIPTIONS) == set(_SOURCES)
     assert all(DESCRIPTIONS[name].protocols == source.protocols for name, source in _SOURCES.items())
+
+
+def test_read_collection_tells_that_a_data_set_has_won_over_a_folder_of_its_name(
+    classes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trees.write_cub200(classes.parent / "data" / "CUB_200_2011")
+    monkeypatch.setenv("VITRIEVE_DATA", str(classes.parent / "data"))
+    without = read_collection("cub200")
+    classes.rename("cub200")
+    with_folder = read_collection("cub200")
+    assert with_folder.records == without.records
+    assert with_folder.notes[:-1] == without.notes
+    assert "write ./cub200" in with_folder.notes[-1]
+    assert len(read_collection("./cub200").records) == 2
+
+
+@pytest.mark.parametrize("name", ["folder", "manifest"])
+def test_a_folder_called_like_a_kind_of_source_is_the_folder(name: str, classes: Path) -> None:
+    with pytest.raises(DataError, match="lacks a path"):
+        read_collection(name)
+    classes.rename(name)
+    assert [record.image_id for record in read_collection(name).records] == ["a/1.png", "b/2.png"]
+    assert find_source_path(name) == Path(name)
+
+
+def test_data_of_an_unknown_user_is_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VITRIEVE_DATA", "~no-such-user/data")
+    with pytest.raises(ConfigError, match="home folder of ~no-such-user is not known"):
+        read_collection("cub200")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -71,8 +72,9 @@ def _sync(arguments: Arguments) -> tuple[Path, Encoder]:
 
     if not arguments.folder.is_dir():
         raise DataError(f"{arguments.folder} is no folder; give one with pictures, at any depth.")
+    source = os.path.abspath(arguments.folder)  # always the folder, even if it is called as a data set is: emoji
     # Before the encoder is loaded, because the folder may be wrong. What the cache holds is nobody's photograph.
-    collection = scan_collection(str(arguments.folder), arguments.index or cache_folder())
+    collection = scan_collection(source, arguments.index or cache_folder())
     encoder = load_index_encoder(
         arguments.index, arguments.encoder, image_size=arguments.image_size, num_threads=arguments.num_threads
     )
@@ -81,7 +83,7 @@ def _sync(arguments: Arguments) -> tuple[Path, Encoder]:
         num_threads=arguments.num_threads, max_bad_fraction=arguments.max_bad_fraction, show_progress=True
     )
     print_message(f"the index is {index}")
-    with open_session(str(arguments.folder), index, encoder, is_adopted=arguments.adopt) as session:
+    with open_session(source, index, encoder, is_adopted=arguments.adopt) as session:
         report = session.sync(collection, settings)
         num_indexed = session.store.count()
     print_message(describe_report(report, num_indexed))

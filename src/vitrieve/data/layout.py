@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from vitrieve.cache import expand_variable
 from vitrieve.data.decode import IMAGE_SUFFIXES
 from vitrieve.errors import DataError
 
@@ -33,7 +34,7 @@ class Row:
 def data_parents() -> tuple[Path, ...]:
     """Return the folders that may hold data sets, each in a folder of its own, in the order of looking."""
     named = os.environ.get(DATA_VARIABLE)
-    return (*((Path(named).expanduser(),) if named else ()), SHARED_FOLDER)
+    return (*((expand_variable(DATA_VARIABLE, named),) if named else ()), SHARED_FOLDER)
 
 
 def find_data_folder(names: Sequence[str]) -> Path | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -42,8 +42,8 @@ def read_source(source: str, *, protocol: str | None = None) -> Dataset:
 
     Args:
         source: ``NAME:PATH``; ``NAME`` for a published data set whose folder is in ``VITRIEVE_DATA`` or
-            ``../shared/datasets``; or an existing folder with one subfolder for each class. A name wins over a folder
-            of that name; write ``./emoji`` for the folder.
+            ``../shared/datasets``; or an existing folder with one subfolder for each class. A data set's name wins
+            over a folder of that name, which a note tells; write ``./emoji`` for the folder.
         protocol: One of ``list_protocols(source)``; None for the first.
 
     Raises:
@@ -53,7 +53,8 @@ def read_source(source: str, *, protocol: str | None = None) -> Dataset:
     chosen = _SOURCES[name]
     if protocol is not None and protocol not in chosen.protocols:
         raise DataError(unknown_name_message(f"protocol of {name}", protocol, chosen.protocols))
-    return chosen.read(path or _find_path(name), protocol or chosen.protocols[0])
+    dataset = chosen.read(path or _find_path(name), protocol or chosen.protocols[0])
+    return replace(dataset, notes=(*dataset.notes, *_note_folder_of_that_name(source)))
 
 
 def read_collection(source: str, *, protocol: str | None = None) -> Dataset:
@@ -111,7 +112,7 @@ def find_source_path(source: str) -> Path | None:
         source: As for ``read_collection``.
     """
     name, _, path = source.partition(":")
-    if name not in _SOURCES:
+    if name not in _SOURCES or _is_folder_named_like_a_kind(source):
         return _path(source)
     return _path(path) if path else find_source_folder(name)
 
@@ -119,6 +120,8 @@ def find_source_path(source: str) -> Path | None:
 def _split_source(source: str) -> tuple[str, str]:
     """Split ``NAME:PATH``; a bare folder is ``folder`` with the whole source as its path."""
     name, colon, path = source.partition(":")
+    if _is_folder_named_like_a_kind(source):
+        return "folder", source
     if name in _SOURCES:
         kind = _SOURCES[name].path_kind
         if kind and not path and not _SOURCES[name].folder_names:
@@ -132,6 +135,19 @@ def _split_source(source: str) -> tuple[str, str]:
     if is_path and not colon:
         raise DataError(f"{source} is not a folder that exists. Give one, or write {_spellings()}.")
     raise DataError(f"{unknown_name_message('source', name, _SOURCES)} Write {_spellings()}, or an existing folder.")
+
+
+def _is_folder_named_like_a_kind(source: str) -> bool:
+    """Say whether a folder here is called ``folder`` or ``manifest``: alone, such a name means nothing else."""
+    named = _SOURCES.get(source)
+    return named is not None and bool(named.path_kind) and not named.folder_names and _path(source).is_dir()
+
+
+def _note_folder_of_that_name(source: str) -> tuple[str, ...]:
+    """Tell who names a data set that a folder here is called so too: the name has won."""
+    if source not in _SOURCES or not _path(source).is_dir():
+        return ()
+    return (f"{source} is the data set of that name; for the folder here write ./{source} or folder:{source}.",)
 
 
 def _find_path(name: str) -> str:
