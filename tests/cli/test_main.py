@@ -309,3 +309,49 @@ def test_results_go_to_standard_output_alone() -> None:
     assert done.returncode in (0, 1)
     assert json.loads(done.stdout)["versions"]["vitrieve"] == __version__
     assert done.stderr == ""
+
+
+NOISY = """
+import ctypes, os, subprocess, sys
+from vitrieve.cli import main as cli
+from vitrieve.cli.console import print_json, print_result
+
+class noisy:
+    @staticmethod
+    def main(argv, prog):
+        print("a library prints")
+        os.write(1, b"C code prints\\n")
+        ctypes.CDLL(None).puts(b"C code prints into a buffer")
+        ctypes.CDLL(None).fflush(None)
+        subprocess.run(["echo", "a child prints"], check=True)
+        print_json({"is_result": True})
+        return 0
+
+sys.modules["vitrieve_noisy"] = noisy
+cli.COMMANDS["noisy"] = cli.Command("vitrieve_noisy", "for tests")
+status = cli.main(["noisy"])
+print("afterwards")
+sys.exit(status)
+"""
+
+
+def test_what_a_library_prints_goes_to_standard_error() -> None:
+    done = subprocess.run([sys.executable, "-c", NOISY], capture_output=True, text=True, check=True)
+    result, _, rest = done.stdout.partition("}\n")
+    assert json.loads(result + "}") == {"is_result": True}
+    assert rest == "afterwards\n"
+    assert set(done.stderr.splitlines()) == {
+        "a library prints",
+        "C code prints",
+        "C code prints into a buffer",
+        "a child prints",
+    }
+
+
+@pytest.mark.parametrize("closed", ["1>&-", "2>&-", "1>&- 2>&-"])
+def test_main_runs_with_closed_descriptors(closed: str) -> None:
+    script = f"{sys.executable} -m vitrieve --version {closed}"
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    assert done.stdout == ("" if "1>" in closed else f"vitrieve {__version__}\n")
+    assert done.stderr == ""

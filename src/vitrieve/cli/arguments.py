@@ -11,6 +11,7 @@ from typing import Annotated, TypeVar
 
 import tyro
 
+from vitrieve.cli.console import get_results
 from vitrieve.errors import ConfigError
 
 T = TypeVar("T")
@@ -38,7 +39,7 @@ def parse_arguments(arguments_class: type[T], argv: Sequence[str], prog: str, de
     """
     complaint = io.StringIO()
     try:
-        with contextlib.redirect_stderr(complaint):
+        with contextlib.redirect_stderr(complaint), contextlib.redirect_stdout(get_results()):  # help is a result
             return _call_tyro(arguments_class, argv, prog, default)
     except SystemExit as stop:
         if stop.code in (0, None):

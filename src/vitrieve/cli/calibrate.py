@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vitrieve.cli.arguments import Switch
-from vitrieve.cli.console import print_json, print_message
+from vitrieve.cli.console import print_json, print_message, print_result
 
 if TYPE_CHECKING:
     from vitrieve.index.store import VectorStore
@@ -63,7 +63,7 @@ def run(arguments: Arguments) -> int:
     if arguments.json:
         print_json({"file": str(path), **asdict(threshold)})
     else:
-        print(_to_text(threshold))
+        print_result(*_to_text(threshold).split("\n"))
         print_message(f"written: {path}")
     if max(threshold.false_accept_rate or 0, threshold.false_reject_rate or 0) > MUCH_ERROR:
         print_message(

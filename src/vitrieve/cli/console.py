@@ -1,4 +1,9 @@
-"""What is printed where: results on standard output, everything else on standard error. Next: ``doctor.py``."""
+"""What is printed where: results on standard output, everything else on standard error. Next: ``doctor.py``.
+
+Libraries print as well (timm about the weights that it reads, C code past Python): while a command runs, whatever is
+not printed by ``print_result`` goes to standard error, so that ``--json`` stays JSON. ruff's rule T20 keeps the bare
+``print`` out of the package.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +11,74 @@ import io
 import json
 import os
 import sys
-from typing import Any
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
+from typing import Any, TextIO
 
 from vitrieve.quoting import escape_lines, escape_text
+
+STANDARD_OUTPUT, STANDARD_ERROR = 1, 2
+"""File descriptors."""
+
+_results: TextIO | None = None
+"""Where results go while a command runs."""
+
+
+@contextmanager
+def keep_output_for_results() -> Iterator[None]:
+    """Send what is not a result to standard error: of Python, of C code, and of child processes."""
+    global _results
+    outer = _results
+    with ExitStack() as undo:
+        _results = _open_results(undo)
+        undo.callback(_set_results, outer)
+        with redirect_stdout(sys.stderr):
+            yield
+
+
+def _open_results(undo: ExitStack) -> TextIO:
+    """Return a stream to where standard output leads now, and lead the descriptor of that name to standard error."""
+    stream = sys.stdout
+    if stream is None:  # closed by whoever started the process: nobody reads results
+        return io.StringIO()
+    stream.flush()
+    try:
+        kept = os.dup(STANDARD_OUTPUT)
+        os.dup2(STANDARD_ERROR, STANDARD_OUTPUT)
+    except OSError:  # one of the two is closed
+        return stream
+    undo.callback(os.close, kept)
+    undo.callback(os.dup2, kept, STANDARD_OUTPUT)
+    if _get_descriptor(stream) != STANDARD_OUTPUT:  # captured, in a test: it does not use the descriptor
+        return stream
+    buffer = io.BufferedWriter(io.FileIO(kept, "w", closefd=False))
+    results = io.TextIOWrapper(
+        buffer, encoding=stream.encoding, errors="backslashreplace", line_buffering=stream.isatty()
+    )
+    undo.callback(_close_quietly, results)
+    return results
+
+
+def _set_results(stream: TextIO | None) -> None:
+    global _results
+    _results = stream
+
+
+def _get_descriptor(stream: TextIO) -> int | None:
+    try:
+        return stream.fileno()
+    except (OSError, ValueError):  # it is none of the system's
+        return None
+
+
+def _close_quietly(stream: TextIO) -> None:
+    with suppress(OSError):  # who had to know of it was told by flush_results
+        stream.close()
+
+
+def get_results() -> TextIO:
+    """Return the stream for results, and nothing else."""
+    return _results or sys.stdout
 
 
 def print_json(value: Any) -> None:
@@ -18,13 +88,28 @@ def print_json(value: Any) -> None:
         ValueError: A number is not finite: JSON has no spelling for it.
     """
     # What JSON lets stand inside a string and a terminal obeys is escaped too; the same value is read again.
-    print(escape_lines(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)))
+    print(escape_lines(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)), file=get_results())
 
 
 def print_result(*lines: str) -> None:
     """Print lines of a result; what others wrote cannot break out of its line."""
     for line in lines:
-        print(escape_text(line), flush=True)
+        print(escape_text(line), file=get_results(), flush=True)
+
+
+def print_names(names: Iterable[str], *, end: str) -> None:
+    """Print names as they are, for another program: each with ``end`` behind it."""
+    for name in names:
+        print(name, end=end, file=get_results())
+
+
+def flush_results() -> None:
+    """Hand over what was printed.
+
+    Raises:
+        BrokenPipeError: Its reader has gone.
+    """
+    get_results().flush()
 
 
 def print_message(*lines: str) -> None:
@@ -54,5 +139,5 @@ def discard_output() -> None:
     Otherwise the interpreter complains about the broken pipe while it flushes at exit.
     """
     nothing = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nothing, sys.stdout.fileno())
+    os.dup2(nothing, get_results().fileno())
     os.close(nothing)

@@ -11,7 +11,7 @@ from typing import Annotated
 import tyro
 
 from vitrieve.cli.arguments import Switch
-from vitrieve.cli.console import print_json
+from vitrieve.cli.console import print_json, print_result
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +51,7 @@ def run(arguments: Arguments) -> int:
     if arguments.json:
         print_json(report_to_json(report))
     else:
-        print(format_report(report))
+        print_result(*format_report(report).split("\n"))
     return 0 if report.is_fine else 1
 
 
@@ -67,5 +67,5 @@ def run_describe(arguments: DescribeArguments) -> int:
     if arguments.json:
         print_json({"name": name, **asdict(description), "spelling": spell_source(name), "found": found})
     else:
-        print(format_description(name, description, spelling=spell_source(name), found=found))
+        print_result(*format_description(name, description, spelling=spell_source(name), found=found).split("\n"))
     return 0

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import threading
 import traceback
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-from vitrieve.cli.console import discard_output, print_error, print_message
+from vitrieve.cli.console import discard_output, flush_results, print_error, print_message
 from vitrieve.errors import DEBUG_VARIABLE, InputError, VitrieveError, is_debugging
 
 STATUS_DONE = 0
@@ -132,6 +131,6 @@ def _find_place(error: Exception) -> str:
 def _flush_or_discard() -> None:
     """Write what is left of the results; where that cannot be, the interpreter need not complain at its exit."""
     try:
-        sys.stdout.flush()
+        flush_results()
     except (OSError, ValueError):
         discard_output()

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from importlib import import_module
 
 from vitrieve import __version__
-from vitrieve.cli.console import print_message, print_result, spell_every_name
+from vitrieve.cli.console import flush_results, keep_output_for_results, print_message, print_result, spell_every_name
 from vitrieve.cli.failures import STATUS_DONE, STATUS_WRONG_USE, debugging, explain_failure, interrupted_by_sigterm
 from vitrieve.errors import ConfigError, unknown_name_message
 
@@ -81,11 +81,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     words, is_debug = _take_debug_flag(sys.argv[1:] if argv is None else argv)
     spell_every_name()
-    with debugging(is_debug):
+    with keep_output_for_results(), debugging(is_debug):
         try:
             with interrupted_by_sigterm():
                 status = _dispatch(words)
-                sys.stdout.flush()  # a reader that has gone shows itself here, not after main
+                flush_results()  # a reader that has gone shows itself here, not after main
                 return status
         except SystemExit as stop:  # from tyro: --help, or a value it cannot read
             return stop.code if isinstance(stop.code, int) else STATUS_DONE
@@ -103,10 +103,10 @@ def _take_debug_flag(argv: Sequence[str]) -> tuple[list[str], bool]:
 
 def _dispatch(words: list[str]) -> int:
     if words[:1] in (["--help"], ["-h"]):
-        print(build_help())
+        print_result(*build_help().split("\n"))
         return STATUS_DONE
     if words == ["--version"]:
-        print(f"vitrieve {__version__}")
+        print_result(f"vitrieve {__version__}")
         return STATUS_DONE
     if not words:
         print_message(*build_help().split("\n"))

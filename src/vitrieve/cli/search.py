@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from vitrieve.cli.arguments import Switch
-from vitrieve.cli.console import print_json, print_message
+from vitrieve.cli.console import print_json, print_message, print_names, print_result
 from vitrieve.cli.examples import ID_PREFIX, read_example_word
 from vitrieve.errors import ConfigError, DataError
 from vitrieve.quoting import quote_name
@@ -95,7 +95,8 @@ def run(arguments: Arguments) -> int:
     elif arguments.ids:
         _print_ids([result for _, _, answer in found for result in answer.results], is_null=arguments.null)
     else:
-        print("\n\n".join(_to_text(name, answer, arguments.offset) for name, _, answer in found))
+        texts = [_to_text(name, answer, arguments.offset) for name, _, answer in found]
+        print_result(*"\n\n".join(texts).split("\n"))
     searcher.store.close()
     return 0
 
@@ -174,5 +175,4 @@ def _print_ids(results: Sequence[SearchResult], *, is_null: bool) -> None:
     broken = [result.image_id for result in results if not is_null and len(result.image_id.splitlines()) > 1]
     if broken:
         raise DataError(f"the name {broken[0]!r} holds a line break; print the names with -0, for xargs -0.")
-    for result in results:
-        print(result.image_id, end="\0" if is_null else "\n")
+    print_names([result.image_id for result in results], end="\0" if is_null else "\n")

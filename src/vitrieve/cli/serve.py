@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from vitrieve.cli.console import print_message
+from vitrieve.cli.console import print_message, print_result
 from vitrieve.errors import ConfigError
 from vitrieve.runtime.choice import EngineChoice, PrecisionChoice
 
@@ -91,7 +91,7 @@ def check_extra() -> None:
 
 def announce(address: str) -> None:
     """Tell the address once requests are answered there."""
-    print(address, flush=True)
+    print_result(address)
     print_message(f"serving; open {address} in a browser, stop with Ctrl+C")
 
 

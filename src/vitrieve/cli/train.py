@@ -60,7 +60,7 @@ def main(argv: Sequence[str], prog: str) -> int:
     if not argv or argv[0] in ("--help", "-h"):
         text = _describe_recipes(prog)
         if argv:
-            print(text)
+            print_result(*text.split("\n"))
             return 0
         print_message(*text.splitlines())
         raise ConfigError("no recipe was named; the list above has them.")

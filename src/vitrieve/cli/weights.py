@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import tyro
 
 from vitrieve.cli.arguments import Switch
-from vitrieve.cli.console import print_json
+from vitrieve.cli.console import print_json, print_result
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +64,7 @@ def run_list(arguments: ListArguments) -> int:
     width = max(len(entry.name) for entry in WEIGHTS.values())
     for row in rows:
         state = "here" if row["is_present"] else f"{row['num_bytes'] / 1e6:.0f} MB"
-        print(f"{row['name']:<{width}}  {state:>6}  {row['source']}; {row['license']}")
+        print_result(f"{row['name']:<{width}}  {state:>6}  {row['source']}; {row['license']}")
     return 0
 
 
@@ -91,9 +91,11 @@ def run_pull(arguments: PullArguments) -> int:
         )
         return 0
     state = "already here" if was_present else "fetched"
-    print(f"{entry.name}: {state}, {num_bytes / 1e6:.1f} MB, checksum right\n{path}\nlicence: {entry.license}")
+    print_result(
+        f"{entry.name}: {state}, {num_bytes / 1e6:.1f} MB, checksum right", str(path), f"licence: {entry.license}"
+    )
     if entry.note:
-        print(entry.note)
+        print_result(entry.note)
     return 0
 
 
@@ -108,10 +110,11 @@ def run_describe(arguments: DescribeArguments) -> int:
         described = {"name": entry.name, "backbone": entry.architecture, "source": entry.source}
         print_json({**described, "license": entry.license, "note": entry.note, **dataclasses.asdict(cost)})
         return 0
-    print(
-        f"{entry.name}: {format_cost(cost)}\n{cost.num_tokens} tokens of {cost.width} dimensions, without classifier\n"
-        f"{entry.source}; licence: {entry.license}"
+    print_result(
+        f"{entry.name}: {format_cost(cost)}",
+        f"{cost.num_tokens} tokens of {cost.width} dimensions, without classifier",
+        f"{entry.source}; licence: {entry.license}",
     )
     if entry.note:
-        print(entry.note)
+        print_result(entry.note)
     return 0
