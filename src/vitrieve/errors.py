@@ -5,6 +5,7 @@
     │   ├── ConfigError            a setting that is unknown, out of range or without effect
     │   ├── DataError              a collection or data set that cannot be used
     │   │   └── DecodeError        one image that cannot be turned into RGB
+    │   │       └── PictureTooLargeError   it would take too many pixels or too much work
     │   ├── WeightsError           weights that are unknown, unreachable or do not fit
     │   ├── ArtifactError          a folder of ours that exists, is incomplete or does not fit
     │   │   └── FingerprintError   made by another encoder
@@ -50,6 +51,10 @@ class DataError(InputError):
 
 class DecodeError(DataError):
     """One image cannot be decoded; the message gives the reason."""
+
+
+class PictureTooLargeError(DecodeError):
+    """One image would take more pixels or more work than is spent on a picture; nothing of it was decoded."""
 
 
 class WeightsError(InputError):

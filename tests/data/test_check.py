@@ -132,3 +132,12 @@ def test_format_report_cuts_long_lists_and_says_so(folder: Path) -> None:
     assert "gone_10.jpg" not in text
     assert "and 5 more" in text
     assert text.endswith("not fine: 15 unreadable.")
+
+
+def test_jpeg_without_its_end_is_noted_and_fine(folder: Path) -> None:
+    for name in ("whole", "cut"):
+        Image.open(folder / f"{'red' if name == 'cut' else 'blue'}.png").save(folder / f"{name}.jpg")
+    (folder / "cut.jpg").write_bytes((folder / "cut.jpg").read_bytes()[:-2])
+    report = check_dataset(build_dataset(folder, "whole.jpg,a,test,1,1", "cut.jpg,a,test,1,1"))
+    assert report.is_fine
+    assert "the JPEG lacks its end marker; every pixel is there: 1 image" in report.notes

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from vitrieve.data.decode import crop_to_box, decode_image, read_header, read_image_bytes
+from vitrieve.data.decode import decode_image, find_note, get_scale, read_header, read_image_bytes
 from vitrieve.data.records import SPLITS, Dataset, ImageRecord
 from vitrieve.errors import ConfigError, DecodeError
 from vitrieve.progress import track
@@ -132,6 +132,7 @@ class _Seen:
     width_px: int
     height_px: int
     content_hash: bytes
+    note: str | None
 
 
 def check_dataset(dataset: Dataset, *, num_threads: int | None = None, show_progress: bool = False) -> DataReport:
@@ -176,7 +177,7 @@ def check_dataset(dataset: Dataset, *, num_threads: int | None = None, show_prog
             if isinstance(outcome, str)
         ),
         duplicates=_find_duplicates(dataset, outcomes),
-        notes=dataset.notes,
+        notes=(*dataset.notes, *_count_notes(seen)),
         license=dataset.license,
     )
 
@@ -222,7 +223,7 @@ def _look_at(record: ImageRecord) -> _Seen | str:
     try:
         data = read_image_bytes(record.path)
         header = read_header(data)
-        image = crop_to_box(decode_image(data), record.box)
+        image = decode_image(data, box=record.box)
     except DecodeError as error:
         return str(error)
     pixels = hashlib.sha256(f"{image.width} x {image.height} ".encode())
@@ -230,10 +231,16 @@ def _look_at(record: ImageRecord) -> _Seen | str:
     return _Seen(
         format=header.format,
         mode=header.mode,
-        width_px=image.width,
-        height_px=image.height,
+        width_px=round(image.width * get_scale(image)),
+        height_px=round(image.height * get_scale(image)),
         content_hash=pixels.digest(),
+        note=find_note(data),
     )
+
+
+def _count_notes(seen: Sequence[_Seen]) -> list[str]:
+    counts = Counter(one.note for one in seen if one.note)
+    return [f"{note}: {count:,} image{'' if count == 1 else 's'}" for note, count in counts.items()]
 
 
 def _count_roles(dataset: Dataset) -> dict[str, RoleCount]:

@@ -4,14 +4,17 @@ The content decides the format, never the file's name. The rule:
 
 - Formats: JPEG, PNG, WebP, GIF, BMP, TIFF; AVIF where this Pillow was built with it; HEIC where the package
   ``pillow-heif`` is installed. Nothing else is tried.
-- Size: more than ``MAX_PIXELS`` pixels in the header is refused before any pixel is decoded.
+- Size: more than ``MAX_PIXELS`` pixels in the header is refused before any pixel is decoded, but a JPEG of one scan
+  is read at half its width and height up to ``MAX_REDUCED_PIXELS``. Boxes and sizes are always those of the file.
+- Work: what ``work.py`` counts is refused before any pixel is decoded; all pictures that are decoded at the same time
+  have at most ``MAX_PIXELS`` pixels together (``BUDGET``), and the next one waits.
 - Several pictures in one file (animated GIF, WebP, PNG; multi-page TIFF; MPO): the first.
 - Grey of 16 bits: divided by 257, so that 65535 is white. Grey of 32 bits or floating point carries no range
   of its own: its smallest finite value becomes black, its largest white, what is not finite black.
 - Transparency (an alpha channel, a palette with alpha, a transparent colour): laid on white.
 - Palette, bilevel, CMYK, YCbCr, Lab and grey become RGB by Pillow's conversion. Colour profiles are ignored.
 - EXIF orientation is applied; an unreadable EXIF block counts as none.
-- A damaged or truncated file is an error, never a half-grey picture.
+- A damaged or truncated file is an error, never a half-grey picture. A JPEG that lacks its end marker alone is good.
 
 No state of Pillow is changed, so threads may decode at the same time. Next file: ``preprocess.py``.
 """
@@ -27,36 +30,33 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError, features
+from PIL import ExifTags, Image, ImageFile, JpegImagePlugin, UnidentifiedImageError, features
 
+from vitrieve.data.budget import PixelBudget
+from vitrieve.data.convert import NUM_ROWS_AT_ONCE, convert_to_rgb, read_orientation
+from vitrieve.data.jpeg import END_MARKER, read_jpeg_layout
 from vitrieve.data.records import ImageRecord
-from vitrieve.errors import DecodeError
+from vitrieve.data.work import MAX_PIXELS, MAX_REDUCED_PIXELS, MAX_SCANS, check_pixels, check_work
+from vitrieve.errors import DecodeError, PictureTooLargeError
 
-MAX_PIXELS = 89_478_485
-"""A quarter of a GiB as RGB: the size from which Pillow itself suspects a decompression bomb."""
+Box = tuple[float, float, float, float]
+BUDGET = PixelBudget(MAX_PIXELS)
+"""Of this process, over all its pools of threads."""
+MISSING_END = "the JPEG lacks its end marker; every pixel is there"
+"""What is noted of such a file."""
 MAX_FILE_BYTES = 1 << 29
 """More than an uncompressed RGBA picture of MAX_PIXELS; a larger file is not worth reading into memory."""
-NUM_ROWS_AT_ONCE = 1 << 10
-"""Rows of a floating-point picture that are converted together, to bound the memory."""
-
 _ALWAYS_ACCEPTED = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 _SUFFIXES = ("jpg", "jpeg", "jpe", "jfif", "png", "apng", "webp", "gif", "bmp", "tif", "tiff", "avif", "heic", "heif")
 IMAGE_SUFFIXES = frozenset(f".{suffix}" for suffix in _SUFFIXES)
 """Files that a reader lists as images. Whether they are, their content decides."""
 
+_JPEG_START = b"\xff\xd8"
+_OTHER_TAILS = (b"\x55" * 64, b"\xfe" * 64, b"\xd3\x4b\x99" * 22)
+"""Data of a scan, one of which would show in the pixels of a JPEG that is cut short."""
+_SCALE = "pixels of the file in a pixel"
 _HEIF_BRANDS = frozenset((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"))
-_UNORIENT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -89,7 +89,7 @@ def read_image(record: ImageRecord) -> Image.Image:
         DecodeError: The file cannot be read or decoded, or the box lies outside the picture. The message is
             the reason alone; who reports it adds the ``image_id``.
     """
-    return crop_to_box(decode_image(read_image_bytes(record.path)), record.box)
+    return decode_image(read_image_bytes(record.path), box=record.box)
 
 
 def read_image_bytes(path: Path) -> bytes:
@@ -113,43 +113,68 @@ def read_image_bytes(path: Path) -> bytes:
         raise DecodeError(f"the path is not valid: {error}") from error  # a NUL character in it
 
 
-def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def decode_image(data: bytes, *, box: Box | None = None, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Turn the bytes of an image file into an RGB picture, by the rule of this module.
 
     Args:
         data: The whole file.
-        max_pixels: Largest accepted width times height. Pillow's own limit (twice ``MAX_PIXELS``) holds as well.
+        box: The region to cut out, in pixels of the upright picture as the file says its size; None for all of it.
+        max_pixels: Largest accepted width times height, above which only a JPEG is read, at half its size.
 
     Returns:
         A new RGB picture with EXIF orientation applied, at least 1 x 1 pixels.
 
     Raises:
-        DecodeError: Empty, of another format, too large, truncated or damaged; the message is the reason.
+        PictureTooLargeError: More pixels or work than is spent on a picture.
+        DecodeError: Empty, of another format, truncated or damaged, or no pixel in the box; the message is the reason.
+        MemoryError: The memory does not suffice now, which says nothing about the file.
     """
-    with _open_image(data, max_pixels) as image:
-        return convert_to_rgb(image)
+    with open_picture(data, box=box, max_pixels=max_pixels) as picture:
+        return picture
 
 
-def convert_to_rgb(image: Image.Image) -> Image.Image:
-    """Turn a Pillow picture of any mode into RGB, by the rule of this module, EXIF orientation included.
+@contextlib.contextmanager
+def open_picture(data: bytes, *, box: Box | None = None, max_pixels: int = MAX_PIXELS) -> Iterator[Image.Image]:
+    """Decode like ``decode_image``, and let the picture count in ``BUDGET`` until the block is left.
 
-    Args:
-        image: Pixels of an opened file are read now, and stay in it; it is not changed otherwise.
+    Whoever makes the picture small does so inside the block, and decodes no second picture there.
 
-    Returns:
-        A new RGB picture. It carries no EXIF or other information, so converting it again changes nothing.
+    Yields:
+        The picture; the caller keeps no reference to it.
+    """
+    # The stored size counts of a picture that is read at half its size, too.
+    with _open_image(data, max_pixels) as image, BUDGET.hold(image.width * image.height):
+        scale = _reduce(image, max_pixels)
+        rgb = convert_to_rgb(_load(image, data))
+        if scale > 1:
+            rgb.info[_SCALE] = scale
+        yield crop_to_box(rgb, box)
+
+
+def get_scale(picture: Image.Image) -> float:
+    """Return how many pixels of its file stand side by side in a pixel of a decoded picture: 1 or 2."""
+    return float(picture.info.get(_SCALE, 1))
+
+
+def measure_image(data: bytes) -> tuple[int, int]:
+    """Return width and height after EXIF orientation, in pixels of the file, without decoding any.
 
     Raises:
-        OSError: The picture was opened from a file and its pixels cannot be decoded (a damaged file may raise
-            any other exception too; ``decode_image`` catches them all).
+        DecodeError: As ``decode_image``, as far as the header shows it.
     """
-    image.load()
-    # After load: TIFF and HEIF turn the picture themselves and then report no orientation.
-    method = _UNORIENT.get(_read_orientation(image))
-    rgb = _convert_mode(image)
-    turned = rgb if method is None else rgb.transpose(method)
-    turned.info.clear()  # the orientation among it would turn the picture a second time
-    return turned
+    with _open_image(data, MAX_PIXELS) as image:
+        width_px, height_px = image.size
+        # TIFF says its upright size when it is opened.
+        is_lying = image.format != "TIFF" and read_orientation(image) >= 5
+        return (height_px, width_px) if is_lying else (width_px, height_px)
+
+
+def find_note(data: bytes) -> str | None:
+    """Say what is odd about a picture that can be decoded; None where nothing is."""
+    if data[:2] != _JPEG_START:
+        return None
+    layout = read_jpeg_layout(data, max_scans=MAX_SCANS, max_header_parts=len(data))
+    return None if layout.has_end else MISSING_END
 
 
 def read_header(data: bytes) -> ImageHeader:
@@ -183,15 +208,18 @@ def read_date_taken(data: bytes) -> str | None:
         return None
 
 
-def crop_to_box(image: Image.Image, box: tuple[float, float, float, float] | None) -> Image.Image:
+def crop_to_box(image: Image.Image, box: Box | None) -> Image.Image:
     """Cut ``(x_1, y_1, x_2, y_2)``, rounded to whole pixels and limited to the picture; None is the whole picture.
+
+    The numbers are pixels of the file where the picture was read at half its size.
 
     Raises:
         DecodeError: No pixel of the picture lies inside the box.
     """
     if box is None:
         return image
-    x_1, y_1, x_2, y_2 = (round(side) for side in box)
+    scale = get_scale(image)
+    x_1, y_1, x_2, y_2 = (round(side / scale) for side in box)
     inside = (max(x_1, 0), max(y_1, 0), min(x_2, image.width), min(y_2, image.height))
     if inside[0] >= inside[2] or inside[1] >= inside[3]:
         raise DecodeError(f"the box {box} holds no pixel of the picture ({image.width} x {image.height})")
@@ -200,29 +228,103 @@ def crop_to_box(image: Image.Image, box: tuple[float, float, float, float] | Non
 
 @contextlib.contextmanager
 def _open_image(data: bytes, max_pixels: int) -> Iterator[ImageFile.ImageFile]:
-    """Open the header, and turn whatever Pillow raises in the block into a ``DecodeError``.
+    """Open the header, after a look at the work that the file asks for.
 
-    Malformed files raise far more than ``OSError`` inside Pillow (SyntaxError, KeyError, struct.error,
-    OverflowError, MemoryError, ...), so every exception is taken as a statement about the file.
+    What is raised in the block stays as it is: our own faults are not the file's.
     """
     if not data:
         raise DecodeError("the file is empty (0 bytes)")
+    check_work(data)
+    with _explained(data, max_pixels):
+        image = _open_header(data)
+    with image:
+        if min(image.size) < 1:
+            raise DecodeError(f"the picture has no pixels ({image.width} x {image.height})")
+        # check_work has seen to it that a JPEG larger than MAX_PIXELS has one scan.
+        is_reducible = max_pixels == MAX_PIXELS and image.format == "JPEG"
+        check_pixels(*image.size, MAX_REDUCED_PIXELS if is_reducible else max_pixels)
+        yield image
+
+
+def _open_header(data: bytes) -> ImageFile.ImageFile:
+    if data[:2] == _JPEG_START:
+        # Not by Image.open: it would look for more pictures (MPO), and warn of a size that is read at half.
+        return JpegImagePlugin.JpegImageFile(io.BytesIO(data))
+    return Image.open(io.BytesIO(data), formats=_accepted_formats(_is_heif(data)))
+
+
+@contextlib.contextmanager
+def _explained(data: bytes, max_pixels: int = MAX_PIXELS) -> Iterator[None]:
+    """Turn whatever Pillow raises in the block into a ``DecodeError``.
+
+    Malformed files raise far more than ``OSError`` inside Pillow (SyntaxError, KeyError, struct.error, OverflowError),
+    so every exception is taken as a statement about the file, but for a shortage of memory. The block holds calls of
+    Pillow alone.
+    """
     try:
-        with Image.open(io.BytesIO(data), formats=_accepted_formats(_is_heif(data))) as image:
-            if min(image.size) < 1:
-                raise DecodeError(f"the picture has no pixels ({image.width} x {image.height})")
-            if image.width * image.height > max_pixels:
-                raise DecodeError(_too_large_reason(f"{image.width} x {image.height}", max_pixels))
-            yield image
-    except DecodeError:
+        yield
+    except MemoryError:
         raise
     except UnidentifiedImageError:
         raise DecodeError(_unidentified_reason(data)) from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise DecodeError(_too_large_reason("suspiciously many", max_pixels)) from None
+        raise PictureTooLargeError(f"the picture has too many pixels; at most {max_pixels:,} are decoded") from None
     except Exception as error:
         kind = "" if isinstance(error, OSError) else f"{type(error).__name__}: "
         raise DecodeError(f"the file is damaged: {kind}{error}") from error
+
+
+def _reduce(image: ImageFile.ImageFile, max_pixels: int) -> int:
+    """Ask for half the width and height where the picture is too large; return by what they are divided."""
+    if image.width * image.height <= max_pixels:
+        return 1
+    image.draft(None, (image.width // 2, image.height // 2))
+    return 2
+
+
+def _load(image: ImageFile.ImageFile, data: bytes) -> ImageFile.ImageFile:
+    """Decode the pixels, those of a JPEG that lacks only its end marker too."""
+    try:
+        with _explained(data):
+            image.load()
+        return image
+    except DecodeError:
+        if data[:2] != _JPEG_START:
+            raise
+        completed = _complete(data, image.width < _open_header(data).width)
+        if completed is None:
+            raise
+        return completed
+
+
+def _complete(data: bytes, is_reduced: bool) -> ImageFile.ImageFile | None:
+    """Decode a JPEG that lacks its end marker; None unless its pixels are the same whatever would follow."""
+    layout = read_jpeg_layout(data, max_scans=MAX_SCANS, max_header_parts=len(data))
+    if layout.has_end or not layout.is_told_completely:
+        return None
+    try:
+        first = _load_with_tail(data, b"", is_reduced)
+        is_whole = all(_is_equal(first, _load_with_tail(data, tail, is_reduced)) for tail in _OTHER_TAILS)
+    except DecodeError:
+        return None
+    return first if is_whole else None
+
+
+def _load_with_tail(data: bytes, tail: bytes, is_reduced: bool) -> ImageFile.ImageFile:
+    with _explained(data):
+        image = _open_header(data + tail + END_MARKER)
+        if is_reduced:
+            _reduce(image, 0)
+        image.load()
+    return image
+
+
+def _is_equal(one: Image.Image, other: Image.Image) -> bool:
+    """Compare the pixels of two pictures of one size and mode, without a copy of all of them."""
+    bands = (
+        (0, top, one.width, min(top + NUM_ROWS_AT_ONCE, one.height)) for top in range(0, one.height, NUM_ROWS_AT_ONCE)
+    )
+    return all(one.crop(band).tobytes() == other.crop(band).tobytes() for band in bands)
 
 
 @functools.cache
@@ -247,53 +349,3 @@ def _unidentified_reason(data: bytes) -> str:
         return "HEIC pictures need the package pillow-heif (pip install pillow-heif)"
     accepted = ", ".join(_accepted_formats(_is_heif(data)))
     return f"no readable picture of an accepted format ({accepted}); the content decides, not the file's name"
-
-
-def _too_large_reason(size: str, max_pixels: int) -> str:
-    return f"the picture has {size} pixels; at most {max_pixels:,} are decoded"
-
-
-def _read_orientation(image: Image.Image) -> int:
-    try:
-        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # a damaged EXIF block raises anything; the picture itself is still good
-        return 1
-
-
-def _convert_mode(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I;16"):
-        return _grey_16_bits_to_rgb(image)
-    if image.mode in ("I", "F"):
-        return _unranged_grey_to_rgb(image)
-    if image.mode == "La":  # Pillow converts premultiplied grey to LA only
-        image = image.convert("LA")
-    if image.has_transparency_data:
-        coloured = image.convert("RGBA")
-        white = Image.new("RGB", image.size, "white")
-        white.paste(coloured, mask=coloured.getchannel("A"))
-        return white
-    return image.convert("RGB")
-
-
-def _grey_16_bits_to_rgb(image: Image.Image) -> Image.Image:
-    """Scale by 1/257; Pillow's own conversion clips every value above 255 to white."""
-    values = np.asarray(image)  # (H, W), 0 to 65535
-    to_grey = ((np.arange(1 << 16) + 128) // 257).astype(np.uint8)
-    transparent: Any = image.info.get("transparency")
-    if isinstance(transparent, int):
-        to_grey[transparent] = 255
-    return Image.fromarray(to_grey[values]).convert("RGB")
-
-
-def _unranged_grey_to_rgb(image: Image.Image) -> Image.Image:
-    """Stretch the finite values from black to white; all equal or none finite gives black."""
-    values = np.asarray(image)  # (H, W) int32 or float32
-    grey = np.zeros(values.shape, dtype=np.uint8)
-    finite = values[np.isfinite(values)]
-    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
-    if high > low:
-        for first in range(0, len(values), NUM_ROWS_AT_ONCE):  # float64 for all at once takes a gigabyte
-            rows = values[first : first + NUM_ROWS_AT_ONCE].astype(np.float64)
-            stretched = np.rint((rows - low) * (255 / (high - low)))
-            grey[first : first + NUM_ROWS_AT_ONCE] = np.where(np.isfinite(rows), stretched, 0)
-    return Image.fromarray(grey).convert("RGB")

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from vitrieve.data.decode import read_image
+from vitrieve.data.decode import open_picture, read_image_bytes
 from vitrieve.data.preprocess import Preprocessing, to_square
 from vitrieve.data.records import ImageRecord
 from vitrieve.errors import DecodeError
@@ -120,7 +120,8 @@ def prepare_ahead(
 def _prepare(record: ImageRecord, preprocessing: Preprocessing) -> np.ndarray | str:
     """Decode and prepare one picture, or say why that is impossible."""
     try:
-        return to_square(read_image(record), preprocessing)
+        with open_picture(read_image_bytes(record.path), box=record.box) as picture:
+            return to_square(picture, preprocessing)
     except DecodeError as error:
         return str(error)
 

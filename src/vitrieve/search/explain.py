@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from vitrieve.data.decode import read_image
+from vitrieve.data.decode import get_scale, read_image
 from vitrieve.data.preprocess import preprocess, visible_box
 from vitrieve.data.records import ImageRecord
 from vitrieve.errors import ConfigError, DecodeError
@@ -128,16 +128,16 @@ def explain_match(
     return Explanation(
         matches=tuple(
             PatchMatch(
-                query_point=_shift(query_point, query_origin),
-                result_point=_shift(result_point, result_origin),
+                query_point=_shift(query_point, query_origin, get_scale(query)),
+                result_point=_shift(result_point, result_origin, get_scale(result)),
                 similarity=value,
             )
             for query_point, result_point, value in zip(*points, values, strict=True)
         ),
         query_heat=heats[0],
         result_heat=heats[1],
-        query_box=_shift_box(boxes[0], query_origin),
-        result_box=_shift_box(boxes[1], result_origin),
+        query_box=_shift_box(boxes[0], query_origin, get_scale(query)),
+        result_box=_shift_box(boxes[1], result_origin, get_scale(result)),
         overlay=draw_overlay([query, result], boxes, heats, points),
     )
 
@@ -183,9 +183,10 @@ def _origin(box: Box | None) -> tuple[float, float]:
     return (0.0, 0.0) if box is None else (float(max(round(box[0]), 0)), float(max(round(box[1]), 0)))
 
 
-def _shift(point: tuple[float, float], origin: tuple[float, float]) -> tuple[float, float]:
-    return point[0] + origin[0], point[1] + origin[1]
+def _shift(point: tuple[float, float], origin: tuple[float, float], scale: float) -> tuple[float, float]:
+    """Turn a point of a decoded picture into one of its file, which may have been read at half its size."""
+    return scale * point[0] + origin[0], scale * point[1] + origin[1]
 
 
-def _shift_box(box: Box, origin: tuple[float, float]) -> Box:
-    return (*_shift(box[:2], origin), *_shift(box[2:], origin))
+def _shift_box(box: Box, origin: tuple[float, float], scale: float) -> Box:
+    return (*_shift(box[:2], origin, scale), *_shift(box[2:], origin, scale))

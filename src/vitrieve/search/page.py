@@ -12,7 +12,7 @@ from typing import Any
 from PIL import Image
 
 from vitrieve import __version__
-from vitrieve.data.decode import crop_to_box, decode_image, read_image_bytes
+from vitrieve.data.decode import decode_image, read_image_bytes
 from vitrieve.errors import DecodeError
 from vitrieve.index.filter import Condition
 from vitrieve.index.store import VectorStore
@@ -143,7 +143,7 @@ def build_thumbnail(path: Path, box: tuple[float, float, float, float] | None = 
         box: The region to show, in pixels; None for all of it.
     """
     try:
-        image = crop_to_box(decode_image(read_image_bytes(path)), box)
+        image = decode_image(read_image_bytes(path), box=box)
     except DecodeError:
         return None
     return encode_thumbnail(image)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from vitrieve.data.decode import convert_to_rgb, crop_to_box, decode_image, read_image_bytes
+from vitrieve.data.convert import convert_to_rgb
+from vitrieve.data.decode import crop_to_box, decode_image, open_picture, read_image_bytes
+from vitrieve.data.preprocess import Preprocessing, to_square
 from vitrieve.errors import ConfigError, DecodeError
 from vitrieve.index.store import VectorStore
 from vitrieve.runtime.encoder import Encoder
@@ -51,11 +54,11 @@ def build_query(request: SearchRequest, store: VectorStore, encoder: Encoder) ->
     examples = (*request.plus, *request.minus)
     started = time.perf_counter()
     picture_rows = [row for row, example in enumerate(examples) if example.picture is not None]
-    pictures = [read_example(examples[row]) for row in picture_rows]
+    squares = [prepare_example(examples[row], encoder.preprocessing) for row in picture_rows]
     vectors = _read_vectors(examples, store, encoder)
     decoded = time.perf_counter()
-    if pictures:
-        vectors[picture_rows] = encoder.encode(pictures)
+    if squares:
+        vectors[picture_rows] = encoder.encode_squares(np.stack(squares))
     num_plus = len(request.plus)
     return Query(
         vector=combine_examples(vectors[:num_plus], vectors[num_plus:]),
@@ -108,11 +111,24 @@ def read_example(example: Example) -> Image.Image:
         DecodeError: As ``read_query``, or the box holds no pixel of the picture.
     """
     assert example.picture is not None
-    image = read_query(example.picture)
-    try:
-        return crop_to_box(image, example.box)
-    except DecodeError as error:
-        raise DecodeError(f"{_name(example.picture)}: {error}.") from None
+    with _named(example.picture):
+        if isinstance(example.picture, Image.Image):
+            return crop_to_box(_convert(example.picture), example.box)
+        return decode_image(_read_bytes(example.picture), box=example.box)
+
+
+def prepare_example(example: Example, preprocessing: Preprocessing) -> np.ndarray:
+    """Read the picture of an example as the ``(S, S, 3)`` uint8 square that the encoder sees.
+
+    Raises:
+        DecodeError: As ``read_example``.
+    """
+    assert example.picture is not None
+    with _named(example.picture):
+        if isinstance(example.picture, Image.Image):
+            return to_square(crop_to_box(_convert(example.picture), example.box), preprocessing)
+        with open_picture(_read_bytes(example.picture), box=example.box) as picture:
+            return to_square(picture, preprocessing)
 
 
 def read_query(image: Picture) -> Image.Image:
@@ -121,15 +137,27 @@ def read_query(image: Picture) -> Image.Image:
     Raises:
         DecodeError: The picture cannot be read or decoded; the message names a file.
     """
-    if isinstance(image, Image.Image):
-        try:
-            return convert_to_rgb(image)
-        except OSError as error:  # Pillow reads the pixels of an opened file only now
-            raise DecodeError(f"the query picture: {error}.") from None
+    return read_example(Example(picture=image))
+
+
+def _convert(image: Image.Image) -> Image.Image:
     try:
-        return decode_image(image if isinstance(image, bytes) else read_image_bytes(Path(image)))
+        return convert_to_rgb(image)
+    except OSError as error:  # Pillow reads the pixels of an opened file only now
+        raise DecodeError(str(error)) from None
+
+
+def _read_bytes(picture: bytes | str | Path) -> bytes:
+    return picture if isinstance(picture, bytes) else read_image_bytes(Path(picture))
+
+
+@contextmanager
+def _named(picture: Picture) -> Iterator[None]:
+    """Begin the message of a ``DecodeError`` with what the picture is; its class stays."""
+    try:
+        yield
     except DecodeError as error:
-        raise DecodeError(f"{_name(image)}: {error}.") from None
+        raise type(error)(f"{_name(picture)}: {error}.") from None
 
 
 def _name(picture: Picture) -> str:

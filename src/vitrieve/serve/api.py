@@ -43,7 +43,7 @@ _REASONS = {
     404: "The index has no image of this name.",
     408: "The body arrived too slowly.",
     410: "The picture's file is gone or can no longer be read.",
-    413: "Too many bytes or pixels.",
+    413: "Too many bytes, pixels or scans.",
     422: "It cannot be searched for: no picture, or values that do not fit.",
     503: "Busy or not ready; try again after the seconds in Retry-After.",
     504: "Not finished in time.",

@@ -13,10 +13,11 @@ MEBIBYTE = 2**20
 class Limits:
     """The bounds of the service; every one can be met by a stranger's request, and none is exceeded.
 
+    What a picture may take is one rule for the service and for collections, in ``data/work.py``.
+
     Attributes:
         body_bytes: Of one request. A photograph of 50 megapixels has about 20 million.
         held_bytes: Of all bodies that are being received or worked on.
-        pixels: Of one picture, read from its header before any is decoded.
         k: Results on one page of an answer.
         offset: Results before that page.
         examples: Pictures, ids and vectors in one search.
@@ -35,7 +36,6 @@ class Limits:
 
     body_bytes: int = 25 * MEBIBYTE
     held_bytes: int = 256 * MEBIBYTE
-    pixels: int = 60_000_000
     k: int = 200
     offset: int = 10_000
     examples: int = 16

@@ -18,7 +18,7 @@ from vitrieve.serve.api import answer_jpeg, check_side
 from vitrieve.serve.body import is_form, parse_form
 from vitrieve.serve.gate import COOKIE, build_cookie, is_token
 from vitrieve.serve.pictures import encode_jpeg
-from vitrieve.serve.questions import Question, build_request, check_pixels
+from vitrieve.serve.questions import Question, build_request
 from vitrieve.serve.refusals import get_refusal
 from vitrieve.serve.schemas import ExampleBody, SearchBody, SearchParameters
 from vitrieve.serve.service import CurrentService, Service
@@ -114,7 +114,7 @@ async def _search(request: Request, service: Service, address: Address) -> tuple
     """Search, or say in the page's own words what is wrong."""
     try:
         return await service.search(request, lambda: build_page_request(address, service)), None
-    except (HTTPException, InputError) as error:
+    except (HTTPException, InputError, MemoryError) as error:
         status, detail = get_refusal(error)
         title = EXPIRED if status == 410 and address.uploads else _PROBLEMS.get(status, "This cannot be searched for")
         return None, {"status": status, "title": title, "detail": detail}
@@ -268,11 +268,7 @@ async def receive_upload(request: Request, service: CurrentService) -> Response:
         if not files:
             raise HTTPException(422, "No picture was chosen. Choose one, and search again.")
 
-        def keep() -> Upload:
-            check_pixels(files[0], service.limits)
-            return service.uploads.add(files[0])
-
-        upload = await service.compute(keep)
+        upload = await service.compute(lambda: service.uploads.add(files[0]))
     address = Address(uploads=(upload.upload_id,)).spell()
     if "application/json" in request.headers.get("accept", ""):
         return JSONResponse({"address": address})

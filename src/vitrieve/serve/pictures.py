@@ -15,7 +15,7 @@ from pathlib import Path
 from fastapi import HTTPException
 from PIL import Image
 
-from vitrieve.data.decode import crop_to_box, decode_image, read_image_bytes
+from vitrieve.data.decode import measure_image, open_picture, read_image_bytes
 from vitrieve.data.records import ImageRecord
 from vitrieve.errors import DataError, DecodeError
 from vitrieve.index.store import VectorStore
@@ -112,7 +112,7 @@ class Pictures:
     def measure(self, record: ImageRecord) -> tuple[int, int] | None:
         """Return width and height of an image after EXIF orientation; None when it cannot be read."""
         try:
-            return decode_image(read_image_bytes(record.path)).size
+            return measure_image(read_image_bytes(record.path))
         except DecodeError:
             return None
 
@@ -148,9 +148,9 @@ def shrink(data: bytes, side_px: int, box: Box | None = None) -> bytes:
     Raises:
         DecodeError: No picture, or no pixel of it in the box.
     """
-    image = crop_to_box(decode_image(data), box)
-    image.thumbnail((side_px, side_px), Image.Resampling.LANCZOS, reducing_gap=3.0)
-    return encode_jpeg(image)
+    with open_picture(data, box=box) as image:
+        image.thumbnail((side_px, side_px), Image.Resampling.LANCZOS, reducing_gap=3.0)
+        return encode_jpeg(image)
 
 
 def encode_jpeg(image: Image.Image) -> bytes:

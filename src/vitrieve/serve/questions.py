@@ -10,7 +10,6 @@ import numpy as np
 from fastapi import HTTPException
 from pydantic import ValidationError
 
-from vitrieve.data.decode import read_header
 from vitrieve.errors import ConfigError
 from vitrieve.index.filter import parse_filter
 from vitrieve.search.request import Box, Example, SearchRequest
@@ -125,27 +124,11 @@ def build_example(example: ExampleBody, pictures: Pictures, limits: Limits) -> E
             raise HTTPException(422, "a box belongs to a picture, not to a vector.")
         return Example(vector=np.asarray(example.vector, dtype=np.float64))
     if example.image is not None:
-        check_pixels(example.image, limits)
         return Example(picture=example.image, box=box)
     assert example.id is not None
     if box is None:
         return Example(image_id=example.id)
     return Example(picture=pictures.read(pictures.find(example.id)), box=box)
-
-
-def check_pixels(data: bytes, limits: Limits) -> None:
-    """Refuse a picture by its header, before any pixel of it is decoded.
-
-    Raises:
-        HTTPException: 413 too many pixels.
-        DecodeError: No picture at all.
-    """
-    header = read_header(data)
-    if header.width_px * header.height_px > limits.pixels:
-        raise HTTPException(
-            413,
-            f"the picture has {header.width_px} x {header.height_px} pixels; at most {limits.pixels:,} are decoded.",
-        )
 
 
 def parse_box(text: str | None) -> Box | None:

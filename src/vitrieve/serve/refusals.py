@@ -10,7 +10,7 @@ from fastapi.responses import HTMLResponse, JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from vitrieve.errors import DataError, DecodeError, InputError
+from vitrieve.errors import DataError, DecodeError, InputError, PictureTooLargeError
 from vitrieve.serve.service import get_service
 
 
@@ -18,13 +18,17 @@ def get_refusal(error: Exception) -> tuple[int, str]:
     """Return the status and the message of something that was raised on purpose.
 
     An ``InputError`` is 422, whatever the kind, but for a ``DataError`` that is no ``DecodeError``: an ``image_id``
-    that the index does not have, 404.
+    that the index does not have, 404. A picture that is too large is 413; a shortage of memory 503.
     """
     if isinstance(error, HTTPException):
         return error.status_code, str(error.detail)
     if isinstance(error, RequestValidationError):
         parts = (f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
         return 422, "; ".join(list(parts)[:5])
+    if isinstance(error, PictureTooLargeError):
+        return 413, str(error)
+    if isinstance(error, MemoryError):
+        return 503, "the server has too little free memory for this now; try again later, or with a smaller picture."
     is_unknown_id = isinstance(error, DataError) and not isinstance(error, DecodeError)
     return 404 if is_unknown_id else 422, str(error)
 
@@ -65,5 +69,5 @@ def wants_page(request: Request) -> bool:
     return "text/html" in request.headers.get("accept", "")
 
 
-ERRORS = (HTTPException, RequestValidationError, InputError)
+ERRORS = (HTTPException, RequestValidationError, InputError, MemoryError)
 """What is answered so; anything else is a fault of ours."""

@@ -7,7 +7,7 @@ import threading
 from collections import OrderedDict
 from dataclasses import dataclass
 
-from vitrieve.data.decode import decode_image
+from vitrieve.data.decode import measure_image
 from vitrieve.serve.limits import Limits
 
 ID_LENGTH = 32
@@ -41,14 +41,14 @@ class Uploads:
         self._lock = threading.Lock()
 
     def add(self, data: bytes) -> Upload:
-        """Keep a picture, after decoding it once; drop those that were not used for longest.
+        """Keep a picture, after a look at its header; drop those that were not used for longest.
 
         Raises:
-            DecodeError: No picture.
+            DecodeError: No picture, or one that is too large. Whether it is damaged, the search finds out.
         """
-        image = decode_image(data)
+        width_px, height_px = measure_image(data)
         upload_id = hashlib.sha256(data).hexdigest()[:ID_LENGTH]
-        upload = Upload(upload_id=upload_id, data=data, width_px=image.width, height_px=image.height)
+        upload = Upload(upload_id=upload_id, data=data, width_px=width_px, height_px=height_px)
         with self._lock:
             if upload_id not in self._uploads:
                 self._num_bytes += len(data)

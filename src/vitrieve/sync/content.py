@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from vitrieve.data.decode import crop_to_box, decode_image, read_image_bytes
+from vitrieve.data.decode import measure_image, open_picture, read_image_bytes
 from vitrieve.data.preprocess import Preprocessing, to_square
 from vitrieve.data.records import ImageRecord
 from vitrieve.errors import DecodeError
@@ -18,6 +18,7 @@ from vitrieve.sync.describe import describe_content, hash_record, spell_box
 from vitrieve.sync.stamps import NO_SIGNATURE, Stamp, is_settled, sign_file
 
 CHANGING_REASON = "the file changed while it was read; the next sync reads it again"
+MEMORY_REASON = "the memory did not suffice to decode it; the next sync tries again"
 
 FindHolder = Callable[[tuple[str, str]], Stamp | None]
 
@@ -65,9 +66,11 @@ def read_content(record: ImageRecord, preprocessing: Preprocessing, find_holder:
     if holder is not None:
         return Content(record=record, stamp=replace(stamp, metadata=dict(holder.metadata)))
     try:
-        picture = decode_image(data)
-        metadata = describe_content(data, *picture.size)
-        square = to_square(crop_to_box(picture, record.box), preprocessing)
+        metadata = describe_content(data, *measure_image(data))
+        with open_picture(data, box=record.box) as picture:
+            square = to_square(picture, preprocessing)
+    except MemoryError:
+        return Content(record=record, stamp=replace(stamp, reason=MEMORY_REASON), is_changing=True)
     except DecodeError as error:
         return Content(record=record, stamp=replace(stamp, reason=str(error)))
     return Content(record=record, stamp=replace(stamp, metadata=metadata), square=square)

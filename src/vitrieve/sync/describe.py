@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import PurePosixPath
 
-from vitrieve.data.decode import read_date_taken
+from vitrieve.data.decode import find_note, read_date_taken
 from vitrieve.data.records import ImageRecord
 
 NUM_FOLDER_LEVELS = 4
@@ -44,11 +44,12 @@ def describe_content(data: bytes, width_px: int, height_px: int) -> dict[str, st
         height_px: The same.
 
     Returns:
-        ``width_px``, ``height_px``, ``size_bytes``, and, where the camera wrote it, ``date`` as
-        ``2026-11-23T10:00:00``.
+        ``width_px``, ``height_px``, ``size_bytes``, where the camera wrote it ``date`` as ``2026-11-23T10:00:00``,
+        and ``note`` where something is odd about the file.
     """
-    date = read_date_taken(data)
+    date, note = read_date_taken(data), find_note(data)
     facts = {"width_px": str(width_px), "height_px": str(height_px), "size_bytes": str(len(data))}
+    facts |= {} if note is None else {"note": note}
     return facts if date is None else {"date": date, **facts}
 
 

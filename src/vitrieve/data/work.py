@@ -1,0 +1,184 @@
+"""What a file would make the decoder do, found before it begins; ``decode.py`` refuses what is too much.
+
+A picture's size in bytes and in pixels does not bound the work: a JPEG of 400 KB may go over its pixels a thousand
+times, and a file may consist of millions of empty parts, each of which costs a step of an interpreter.
+"""
+
+from __future__ import annotations
+
+import struct
+
+from vitrieve.data.jpeg import read_jpeg_layout
+from vitrieve.errors import PictureTooLargeError
+
+MAX_PIXELS = 89_478_485
+"""A quarter of a GiB as RGB: the size from which Pillow itself suspects a decompression bomb."""
+MAX_REDUCED_PIXELS = 4 * MAX_PIXELS
+"""A JPEG up to here is read at half its width and height, which the format allows without decoding all pixels."""
+MAX_SCANNED_PIXELS = 1 << 30
+"""Pixels times scans of a JPEG: twelve scans of the largest picture, where a progressive one has about ten. A scan
+that says nothing takes 1 ns a pixel (measured)."""
+MAX_SCANS = 1000
+"""Of a JPEG of any size."""
+MAX_PARTS = 1 << 16
+"""Parts (chunks, segments, blocks) of a file; more only where they are ``PART_BYTES`` large on average."""
+PART_BYTES = 1 << 12
+MAX_COMPRESSED_PARTS = 256
+"""Compressed texts and profiles of a PNG, each of which may unpack to a MiB."""
+MAX_GIF_BLOCKS = 1 << 14
+"""Blocks of at most 255 bytes before the first picture of a GIF."""
+MAX_RUN_LENGTH_BYTES = 1 << 23
+"""Of a run-length encoded BMP, which Pillow decodes in Python, two bytes at a time."""
+MAX_STRIPS = 1 << 19
+"""Strips or tiles of a TIFF: more than tiles of 16 x 16 in the largest picture."""
+
+_PNG_COMPRESSED = frozenset((b"iCCP", b"zTXt", b"iTXt"))
+_TIFF_STRIPS = frozenset((273, 279, 324, 325))
+_TIFF_JPEG = 7
+
+
+def check_work(data: bytes) -> None:
+    """Refuse a file that would make the decoder work too much, by its own parts; other formats are not looked at.
+
+    Args:
+        data: The whole file.
+
+    Raises:
+        PictureTooLargeError: Too many pixels in all scans, or too many parts; the message is the reason.
+    """
+    if data[:2] == b"\xff\xd8":
+        _check_jpeg(data)
+    elif data[:8] == b"\x89PNG\r\n\x1a\n":
+        _check_png(data)
+    elif data[:3] == b"GIF":
+        _check_gif(data)
+    elif data[:2] == b"BM":
+        _check_bmp(data)
+    elif data[:2] in (b"II", b"MM"):
+        _check_tiff(data)
+
+
+def check_pixels(width_px: int, height_px: int, max_pixels: int = MAX_PIXELS) -> None:
+    """Refuse a picture by its size.
+
+    Raises:
+        PictureTooLargeError: More than ``max_pixels``.
+    """
+    if width_px * height_px > max_pixels:
+        raise PictureTooLargeError(
+            f"the picture has {width_px} x {height_px} pixels; at most {max_pixels:,} are decoded"
+            + (f" (of a JPEG with one scan {MAX_REDUCED_PIXELS:,})" if max_pixels == MAX_PIXELS else "")
+        )
+
+
+def _check_jpeg(data: bytes) -> None:
+    layout = read_jpeg_layout(data, max_scans=0, max_header_parts=_count_allowed(data))
+    _check_parts(data, layout.num_header_parts)
+    num_pixels = layout.width_px * layout.height_px
+    num_scans_allowed = 1 if num_pixels > MAX_PIXELS else MAX_SCANNED_PIXELS // max(num_pixels, 1)
+    num_scans_allowed = min(num_scans_allowed, MAX_SCANS)
+    # Counting the marker anywhere is fast and never too low; a thumbnail or a film in the file may make it too high.
+    if data.count(b"\xff\xda") <= num_scans_allowed:
+        return
+    layout = read_jpeg_layout(data, max_scans=num_scans_allowed, max_header_parts=_count_allowed(data))
+    if layout.num_scans > num_scans_allowed:
+        raise PictureTooLargeError(
+            f"the picture has {layout.width_px} x {layout.height_px} pixels in more than {num_scans_allowed:,} scans; "
+            f"save it again with fewer scans, or smaller"
+        )
+
+
+def _check_png(data: bytes) -> None:
+    at, num_parts, num_compressed = 8, 0, 0
+    num_allowed = _count_allowed(data)
+    while at + 8 <= len(data) and num_parts <= num_allowed and num_compressed <= MAX_COMPRESSED_PARTS:
+        num_bytes, kind = struct.unpack_from(">I4s", data, at)
+        if kind == b"IEND":
+            break
+        num_parts += 1
+        num_compressed += kind in _PNG_COMPRESSED
+        at += num_bytes + 12
+    _check_parts(data, num_parts)
+    if num_compressed > MAX_COMPRESSED_PARTS:
+        raise PictureTooLargeError(
+            f"the PNG has more than {MAX_COMPRESSED_PARTS} compressed texts and profiles; save it without them"
+        )
+
+
+def _check_gif(data: bytes) -> None:
+    """Count the blocks before the first picture; those of the picture itself are the decoder's, and fast."""
+    at, num_blocks = 13, 0
+    if len(data) > 10 and data[10] & 0x80:
+        at += 3 << ((data[10] & 7) + 1)
+    while at + 1 < len(data) and num_blocks <= MAX_GIF_BLOCKS:
+        if data[at] != 0x21:  # of an extension; anything but a picture is passed over byte by byte
+            if data[at] in (0x2C, 0x3B):
+                break
+            num_blocks, at = num_blocks + 1, at + 1
+            continue
+        at += 2
+        while at < len(data) and data[at] and num_blocks <= MAX_GIF_BLOCKS:
+            num_blocks, at = num_blocks + 1, at + 1 + data[at]
+        num_blocks, at = num_blocks + 1, at + 1
+    if num_blocks > MAX_GIF_BLOCKS:
+        raise PictureTooLargeError(f"the GIF has more than {MAX_GIF_BLOCKS:,} blocks before its first picture")
+
+
+def _check_bmp(data: bytes) -> None:
+    if len(data) < 34 or len(data) <= MAX_RUN_LENGTH_BYTES:
+        return
+    (compression,) = struct.unpack_from("<I", data, 30)
+    if compression in (1, 2):
+        raise PictureTooLargeError(
+            f"the BMP is run-length encoded and has {len(data):,} bytes; at most {MAX_RUN_LENGTH_BYTES:,} are decoded"
+        )
+
+
+def _check_tiff(data: bytes) -> None:
+    """Look at the first directory: the number of strips, and the scans of those that are JPEG."""
+    found = _read_tiff_directory(data)
+    for tag in _TIFF_STRIPS & found.keys():
+        if found[tag][1] > MAX_STRIPS:
+            raise PictureTooLargeError(
+                f"the TIFF has {found[tag][1]:,} strips or tiles; at most {MAX_STRIPS:,} are read"
+            )
+    if found.get(259, (0, 0, 0))[2] != _TIFF_JPEG:
+        return
+    # Strips may share their bytes, so that each may have every scan of the file.
+    num_pixels = found.get(256, (0, 0, 0))[2] * found.get(257, (0, 0, 0))[2]
+    num_strips = max((found[tag][1] for tag in _TIFF_STRIPS & found.keys()), default=1)
+    num_scans = max(1, data.count(b"\xff\xda") - num_strips + 1)
+    if num_scans > 1 and num_pixels * num_scans > MAX_SCANNED_PIXELS:
+        raise PictureTooLargeError(f"the TIFF holds JPEG of {num_pixels:,} pixels in up to {num_scans:,} scans")
+
+
+def _read_tiff_directory(data: bytes) -> dict[int, tuple[int, int, int]]:
+    """Return type, number of values, and value or address of each tag of the first directory."""
+    order = "<" if data[:2] == b"II" else ">"
+    is_big = data[2:4] in (b"\x2b\0", b"\0\x2b")
+    address, count, entry = ("Q", "Q", "HHQ8s") if is_big else ("I", "H", "HHI4s")
+    found: dict[int, tuple[int, int, int]] = {}
+    try:
+        (at,) = struct.unpack_from(order + address, data, 8 if is_big else 4)
+        (num_tags,) = struct.unpack_from(order + count, data, at)
+        at += struct.calcsize(order + count)
+        if num_tags > MAX_PARTS:
+            raise PictureTooLargeError(f"the TIFF has {num_tags:,} tags; at most {MAX_PARTS:,} are read")
+        for _ in range(num_tags):
+            tag, kind, num_values, value = struct.unpack_from(order + entry, data, at)
+            short = kind == 3 and num_values == 1
+            (number,) = struct.unpack_from(order + ("H" if short else address), value)
+            found.setdefault(tag, (kind, num_values, number))
+            at += struct.calcsize(order + entry)
+    except struct.error:  # the file ends early; Pillow says so
+        pass
+    return found
+
+
+def _count_allowed(data: bytes) -> int:
+    return MAX_PARTS + len(data) // PART_BYTES
+
+
+def _check_parts(data: bytes, num_parts: int) -> None:
+    if num_parts > _count_allowed(data):
+        raise PictureTooLargeError(f"the file has more than {_count_allowed(data):,} parts; save the picture again")
