@@ -18,7 +18,7 @@ FLAT = tyro.conf.arg(prefix_name=False)
 Augmentation = Literal["random_crop", "random_resized_crop", "square"]
 Sampling = Literal["random", "m_per_class", "tuples"]
 Framing = Literal["crop", "square"]
-Pooling = Literal["cls", "average", "max", "gem", "rmac"]
+Pooling = Literal["cls", "average", "max", "gem", "rmac", "native"]
 Schedule = Literal["constant", "cosine", "exponential"]
 Algorithm = Literal["adamw", "adam"]
 Precision = Literal["auto", "bf16", "fp32"]
@@ -71,8 +71,9 @@ class ModelConfig:
     """Side of the square input in pixels, a multiple of the patch size."""
     framing: Framing = "crop"
     """What is measured of a picture. crop: its centre, after resizing the short side. square: all of it, squeezed."""
-    pooling: Pooling = "cls"
-    """How tokens become one vector; rmac is for convnets, cls for transformers."""
+    pooling: Pooling | None = None
+    """How tokens become one vector; rmac is for convnets, cls for transformers. native: the model's own pool, as timm
+    has it before the classifier. None: as those who made the model do: cls, average or native."""
     gem_learnable: bool = False
     """Train the exponent of gem (from 3, at ten times the learning rate, without decay) instead of keeping it at 3."""
     head_norm: bool = False

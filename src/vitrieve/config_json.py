@@ -39,7 +39,7 @@ def config_from_json(cls: type[T], values: Mapping[str, Any]) -> T:
 def _read_value(hint: Any, value: Any) -> Any:
     if dataclasses.is_dataclass(hint):
         return config_from_json(typing.cast(type, hint), value)
-    if isinstance(hint, types.UnionType):
+    if typing.get_origin(hint) in (types.UnionType, typing.Union):
         arms = typing.get_args(hint)
         if value is None and types.NoneType in arms:
             return None

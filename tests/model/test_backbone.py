@@ -14,9 +14,9 @@ from vitrieve.model.backbone import (
     compute_tokens,
     describe_tokens,
     freeze_lower_blocks,
-    load_backbone_states,
     use_explicit_attention,
 )
+from vitrieve.model.checkpoint import load_backbone_states
 
 
 def build(name: str, image_size: int, **options: float) -> torch.nn.Module:
@@ -46,7 +46,7 @@ def test_compute_tokens_has_the_described_layout(
     name: str, num_tokens: int, num_class_tokens: int, num_prefix_tokens: int, is_transformer: bool
 ) -> None:
     backbone = build(name, 64).eval()
-    layout = describe_tokens(backbone)
+    layout = describe_tokens(backbone, 64)
     with torch.inference_mode():
         tokens = compute_tokens(backbone, torch.zeros(2, 3, 64, 64))
     assert tokens.shape == (2, num_tokens, layout.width)
@@ -137,7 +137,7 @@ def test_build_backbone_without_stochastic_depth_says_so() -> None:
 @pytest.mark.parametrize("name", ["test_vit", "deit_tiny_distilled_patch16_224"])
 def test_build_backbone_drops_patches_in_training_only_and_never_a_prefix_token(name: str) -> None:
     backbone = build(name, 64, patch_drop_rate=0.5)
-    num_prefix_tokens = describe_tokens(backbone).num_prefix_tokens
+    num_prefix_tokens = describe_tokens(backbone, 64).num_prefix_tokens
     tokens = torch.arange(num_prefix_tokens + 16).repeat(3, 1)[..., None].float()  # (B, N, 1): each its place
     kept = backbone.patch_drop(tokens)[..., 0]
     assert kept.shape == (3, num_prefix_tokens + 8)

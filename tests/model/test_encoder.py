@@ -96,7 +96,7 @@ def test_add_reduction_projects_before_normalising(build_tiny: BuildTiny, pixels
 
 def test_build_encoder_refuses_cls_of_a_convnet() -> None:
     with pytest.raises(ConfigError, match=r"test_resnet has no CLS token; .* average, max, gem"):
-        build_encoder(ModelConfig(backbone="test_resnet", image_size=32), is_pretrained=False)
+        build_encoder(ModelConfig(backbone="test_resnet", image_size=32, pooling="cls"), is_pretrained=False)
 
 
 def test_build_encoder_freezes_blocks() -> None:

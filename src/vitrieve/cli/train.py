@@ -90,6 +90,8 @@ def run(recipe: str, arguments: Arguments) -> int:
         if note:
             print_message(note)
     encoder = _build_encoder(config, len(split.fit))  # before the folder is made: weights may be out of reach
+    config = replace(config, model=replace(config.model, pooling=encoder.spec.pooling))  # by default the model's own
+    arguments = replace(arguments, config=config)
     prepare_folder(arguments.out, is_overwrite=arguments.overwrite, is_resume=arguments.resume)
     records = _settle_images(arguments, recipe, dataset, split)
     evaluate = build_evaluate(split.judge, config) if split.judge is not None else None
@@ -122,8 +124,10 @@ def _build_encoder(config: Config, num_images: int) -> ImageEncoder:
     from vitrieve.model.cost import count_cost, format_cost
     from vitrieve.model.encoder import build_encoder
     from vitrieve.train.reduce import require_reducible
+    from vitrieve.train.resolution import allow_low_resolution
 
     encoder = build_encoder(config.model, seed=config.train.seed)
+    allow_low_resolution(encoder, config)
     print_message(f"{config.model.backbone}: {format_cost(count_cost(config.model.backbone, config.model.image_size))}")
     if config.model.embedding_dim is not None:
         require_reducible(config.model.embedding_dim, encoder.spec.embedding_dim, num_images)

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import math
-import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
-from vitrieve.errors import ConfigError, WeightsError
-from vitrieve.model.artefact import describe_non_finite
-from vitrieve.model.positions import resample_positions
+from vitrieve.errors import ConfigError
+from vitrieve.model.checkpoint import load_backbone_states, read_states
+from vitrieve.model.prefix import count_class_tokens, count_prefix_tokens, is_transformer
 from vitrieve.model.pretrained import find_weights, pull_weights
 
 MIN_CONVNET_PX = 32
 """The usual convnet halves its input five times."""
-NUM_KEYS_SHOWN = 4
+MAX_REASON_LENGTH = 150
+"""Of what timm says about a setting."""
+
+
+OwnPooling = Literal["cls", "average", "native"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,12 +36,21 @@ class TokenLayout:
             the DeiT † models), 0 for convnets and transformers without a class token.
         num_prefix_tokens: All leading tokens that are not patches: class tokens and registers.
         is_transformer: Tokens, not a feature map.
+        num_tokens: Tokens that come out, prefix tokens included; 0 where what comes out is not one row of tokens.
+        has_patches: Behind the prefix tokens stand those of the patches, row by row of a square picture.
+        native_width: Length of what the model's own pool makes of them (timm's ``forward_head``); 0: it has none.
+        own_pooling: How the model is pooled by those who made it: ``cls`` or ``average`` where that is the same as its
+            own pool, else ``native``.
     """
 
     width: int
     num_class_tokens: int
     num_prefix_tokens: int
     is_transformer: bool
+    num_tokens: int = 0
+    has_patches: bool = True
+    native_width: int = 0
+    own_pooling: OwnPooling = "native"
 
 
 def build_backbone(
@@ -93,20 +106,56 @@ def _create_model(architecture: str, image_size: int, drop_rates: Mapping[str, f
     options |= {name: rate for name, rate in drop_rates.items() if rate > 0}
     try:
         backbone = timm.create_model(architecture, pretrained=False, **options)
-    except TypeError as error:
-        raise ConfigError(
-            f"{architecture} cannot be built with {options} ({error}). A model without stochastic depth needs "
-            "--model.drop-path-rate 0, one without patches --model.patch-drop-rate 0."
-        ) from error
+    except Exception as error:  # each family raises its own
+        raise ConfigError(_explain_refusal(architecture, options, error)) from error
     _check_image_size(backbone, architecture, image_size)
     if drop_rates["patch_drop_rate"] > 0:
+        patch_drop = getattr(backbone, "patch_drop", None)
+        if not getattr(patch_drop, "prob", 0):
+            raise ConfigError(_REFUSED_OPTIONS["patch_drop_rate"].format(architecture))
         # timm builds the distilled models' dropout before it counts their second token, which would be dropped.
-        cast(Any, backbone).patch_drop.num_prefix_tokens = cast(Any, backbone).num_prefix_tokens
+        cast(Any, patch_drop).num_prefix_tokens = cast(Any, backbone).num_prefix_tokens
     return backbone
 
 
+_REFUSED_OPTIONS = {
+    "drop_path_rate": "{} has no stochastic depth; use --model.drop-path-rate 0.",
+    "patch_drop_rate": (
+        "{} cannot leave patches out; use --model.patch-drop-rate 0, or a plain vision transformer (ViT, DeiT, DINOv2, "
+        "DINOv3, EVA-02)."
+    ),
+}
+
+
+def _explain_refusal(architecture: str, options: Mapping[str, Any], error: Exception) -> str:
+    """Say which of the options is the one that timm's model does not take."""
+    import timm
+
+    for name, message in _REFUSED_OPTIONS.items():
+        if name in options:
+            others = {other: value for other, value in options.items() if other != name}
+            with suppress(Exception), torch.device("meta"):  # shapes without numbers: quick
+                timm.create_model(architecture, pretrained=False, **others)
+                return message.format(architecture)
+    return _refuse_image_size(architecture, options.get("img_size"), _get_own_size(architecture), error)
+
+
+def _refuse_image_size(name: str, image_size: int | None, own_size: int | None, error: Exception) -> str:
+    reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+    at_size = "" if image_size is None else f" pictures of {image_size} px"
+    advice = f"; it was made for {own_size} px (--image-size {own_size})" if own_size not in (None, image_size) else ""
+    return f"{name} cannot be used with{at_size or ' these settings'}: {reason[:MAX_REASON_LENGTH]}{advice}."
+
+
+def _get_own_size(architecture: str) -> int | None:
+    import timm
+
+    described = timm.get_pretrained_cfg(architecture)
+    return None if described is None else int(described.input_size[-1])
+
+
 def _check_image_size(backbone: nn.Module, architecture: str, image_size: int) -> None:
-    patch = _get_patch_px(backbone)
+    patch = get_patch_px(backbone)
     if patch and (image_size < patch or image_size % patch):
         below = image_size // patch * patch
         nearest = [size for size in (below, below + patch) if size > 0]
@@ -116,7 +165,8 @@ def _check_image_size(backbone: nn.Module, architecture: str, image_size: int) -
         )
 
 
-def _get_patch_px(backbone: nn.Module) -> int | None:
+def get_patch_px(backbone: nn.Module) -> int | None:
+    """Return the side of a patch in pixels; None for a model that cuts no patches."""
     patch_size = getattr(getattr(backbone, "patch_embed", None), "patch_size", None)
     if patch_size is None:
         return None
@@ -135,36 +185,120 @@ def use_explicit_attention(backbone: nn.Module) -> None:
             cast(Any, module).fused_attn = False
 
 
-def describe_tokens(backbone: nn.Module) -> TokenLayout:
-    """Describe what ``forward_features`` of a timm model puts out."""
-    num_prefix_tokens = int(getattr(backbone, "num_prefix_tokens", 0))
-    has_class_token = isinstance(getattr(backbone, "cls_token", None), nn.Parameter)
-    has_distillation_token = isinstance(getattr(backbone, "dist_token", None), nn.Parameter)
+@contextmanager
+def evaluation_mode(module: nn.Module) -> Iterator[None]:
+    """Switch a module to evaluation, and each of its parts back to what it was afterwards."""
+    training = [part for part in module.modules() if part.training]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part in training:
+            part.training = True
+
+
+def describe_tokens(backbone: nn.Module, image_size: int, name: str = "the backbone") -> TokenLayout:
+    """Describe what a timm model puts out, by running it on one picture.
+
+    Args:
+        backbone: Any timm model; left as it was.
+        image_size: Side of the picture in pixels.
+        name: What the message and the rule for DINOv3 know the model by.
+
+    Raises:
+        ConfigError: The model cannot take pictures of this size.
+    """
+    device = next(backbone.parameters()).device
+    ramp = torch.arange(3 * image_size * image_size, device=device, dtype=torch.float32)
+    pixels = torch.sin(ramp).reshape(1, 3, image_size, image_size)
+    with evaluation_mode(backbone), torch.no_grad():
+        try:
+            features = compute_features(backbone, pixels)
+            native = cast(Any, backbone).forward_head(features, pre_logits=True)
+        except Exception as error:  # each family raises its own
+            own_size = cast(Any, backbone).pretrained_cfg["input_size"][-1]
+            raise ConfigError(_refuse_image_size(name, image_size, int(own_size), error)) from error
+    has_native = isinstance(native, Tensor) and native.ndim == 2
+    num_class, num_prefix = count_class_tokens(backbone), count_prefix_tokens(backbone)
+    tokens = features_to_tokens(backbone, features) if isinstance(features, Tensor) else None
+    num_tokens = 0 if tokens is None else tokens.shape[1]
+    num_patches = num_tokens - num_prefix
     return TokenLayout(
-        width=int(cast(int, backbone.num_features)),
-        num_class_tokens=int(has_class_token) + int(has_distillation_token),
-        num_prefix_tokens=num_prefix_tokens,
-        is_transformer=hasattr(backbone, "num_prefix_tokens"),
+        width=native.shape[-1] if tokens is None else tokens.shape[-1],
+        num_class_tokens=0 if tokens is None else num_class,
+        num_prefix_tokens=num_prefix,
+        is_transformer=is_transformer(backbone),
+        num_tokens=num_tokens,
+        has_patches=num_patches > 0 and math.isqrt(num_patches) ** 2 == num_patches,
+        native_width=native.shape[-1] if has_native else 0,
+        own_pooling=_name_own_pooling(name, tokens, native, num_class, num_prefix),
     )
 
 
-def compute_tokens(backbone: nn.Module, pixels: Tensor) -> Tensor:
-    """Run a timm model up to its last norm.
+def _name_own_pooling(
+    name: str, tokens: Tensor | None, native: Tensor, num_class_tokens: int, num_prefix_tokens: int
+) -> OwnPooling:
+    if tokens is None or tokens.is_meta:
+        return "native"
+    if "dinov3" in name and num_class_tokens:  # its authors take CLS; timm's mean is only its constructor's default
+        return "cls"
+    candidates: dict[OwnPooling, Tensor] = {
+        "cls": tokens[:, :num_class_tokens].mean(dim=1),
+        "average": tokens[:, num_prefix_tokens:].mean(dim=1),
+    }
+    for pooling, candidate in candidates.items():
+        is_same = candidate.shape == native.shape and torch.allclose(candidate, native, rtol=1e-4, atol=1e-6)
+        if is_same and candidate.any():
+            return pooling
+    return "native"
+
+
+def compute_features(backbone: nn.Module, pixels: Tensor) -> Any:
+    """Run a timm model up to its head.
 
     Args:
         backbone: Any timm model.
         pixels: Normalised images, ``(B, 3, S, S)``.
 
     Returns:
+        What ``forward_features`` gives: tokens, a feature map in either order, or a list of the model's own.
+    """
+    return cast(Any, backbone).forward_features(pixels)
+
+
+def features_to_tokens(backbone: nn.Module, features: Tensor) -> Tensor:
+    """Lay features out as tokens.
+
+    Returns:
         ``(B, N, D)``: prefix tokens first, then patches row by row; a feature map is flattened in the same order.
     """
-    forward_features = cast(Any, backbone).forward_features
-    features = cast(Tensor, forward_features(pixels))
     if features.ndim == 3:
         return features
     if getattr(backbone, "output_fmt", "NCHW") == "NHWC":
         return features.flatten(1, 2)  # (B, H, W, D) -> (B, H * W, D)
     return features.flatten(2).transpose(1, 2)  # (B, D, H, W) -> (B, H * W, D)
+
+
+def compute_tokens(backbone: nn.Module, pixels: Tensor) -> Tensor:
+    """Run a timm model up to its head; ``(B, N, D)``, laid out as ``features_to_tokens`` does."""
+    return features_to_tokens(backbone, compute_features(backbone, pixels))
+
+
+def pool_native(backbone: nn.Module, features: Any) -> Tensor:
+    """Pool features as the model itself does before its classifier, in float32.
+
+    Args:
+        backbone: Any timm model.
+        features: From ``compute_features``.
+
+    Returns:
+        ``(B, D)`` float32, not normalised: timm's ``forward_head(pre_logits=True)``.
+    """
+    many = features if isinstance(features, list | tuple) else [features]
+    exact = [feature.float() for feature in many]
+    with torch.autocast(exact[0].device.type, enabled=False):
+        pooled = cast(Any, backbone).forward_head(exact if many is features else exact[0], pre_logits=True)
+    return cast(Tensor, pooled)
 
 
 def freeze_lower_blocks(backbone: nn.Module, num_blocks: int) -> None:
@@ -180,116 +314,23 @@ def freeze_lower_blocks(backbone: nn.Module, num_blocks: int) -> None:
     if num_blocks == 0:
         return
     blocks = getattr(backbone, "blocks", None)
-    if not describe_tokens(backbone).is_transformer or blocks is None:
-        raise ConfigError("num_frozen_blocks needs a vision transformer; use 0 with a convnet.")
+    if not is_transformer(backbone) or not isinstance(blocks, nn.Sequential | nn.ModuleList):
+        raise ConfigError(
+            f"num_frozen_blocks is {num_blocks}, but {type(backbone).__name__} is not a vision transformer with blocks "
+            "of one size; use 0."
+        )
     if not 0 <= num_blocks <= len(blocks):
         raise ConfigError(f"num_frozen_blocks {num_blocks} is out of range; the backbone has {len(blocks)} blocks.")
-    frozen_blocks = {f"blocks.{number}." for number in range(num_blocks)}
-    above = ("blocks.", "norm.", "fc_norm.", "attn_pool.", "head")
+    children = [name for name, _ in backbone.named_children()]
+    above = set(children[children.index("blocks") + 1 :])
+    if above & _CLASS_BLOCKS:  # the class token joins the patches above the blocks
+        above.add("cls_token")
+    frozen_blocks = {str(number) for number in range(num_blocks)}
     for name, parameter in backbone.named_parameters():
-        is_below_blocks = not name.startswith(above)
-        if is_below_blocks or any(name.startswith(block) for block in frozen_blocks):
+        part, _, rest = name.partition(".")
+        if part not in above and (part != "blocks" or rest.partition(".")[0] in frozen_blocks):
             parameter.requires_grad_(False)
 
 
-def read_states(path: Path) -> dict[str, Tensor]:
-    """Read a safetensors file; never a pickle.
-
-    Raises:
-        WeightsError: Missing, another format or damaged.
-    """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    if path.suffix != ".safetensors":
-        raise WeightsError(
-            f"{path} is not a .safetensors file; other formats can run code when they are opened. Convert it first "
-            "with safetensors.torch.save_file."
-        )
-    if not path.is_file():
-        raise WeightsError(f"the weights file {path} does not exist; give a .safetensors file.")
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise WeightsError(f"{path} cannot be read ({error}); fetch or make it again.") from None
-
-
-def load_backbone_states(backbone: nn.Module, states: Mapping[str, Tensor], source: str) -> None:
-    """Load weights into a backbone, strictly, after timm's own filter.
-
-    The filter of the model's family renames keys of other publishers. A position embedding of another size is resampled
-    by ``positions.py``, or by the filter where it is laid out in another way. The classifier of the weights is left
-    out: the backbone has none. Weights of a vitrieve encoder (``backbone.…``) are accepted too.
-
-    Args:
-        backbone: The model; changed in place.
-        states: Name to tensor.
-        source: Where they come from, for the message.
-
-    Raises:
-        WeightsError: Keys or shapes differ (the message names the first few), or a tensor holds NaN or infinity.
-    """
-    prefix = "backbone."
-    if any(name.startswith(prefix) for name in states):
-        states = {name.removeprefix(prefix): tensor for name, tensor in states.items() if name.startswith(prefix)}
-    states = _filter_states(backbone, _resample_positions(backbone, states), source)
-    states = _drop_classifier(backbone, states)
-    expected = {name: tuple(tensor.shape) for name, tensor in backbone.state_dict().items()}
-    found = {name: tuple(tensor.shape) for name, tensor in states.items()}
-    # Old weights lack the counters of batch norm, which nothing reads in evaluation; torch fills them in.
-    counters = {name for name in expected.keys() - found.keys() if name.endswith(".num_batches_tracked")}
-    if {name: shape for name, shape in expected.items() if name not in counters} != found:
-        raise WeightsError(_describe_mismatch(source, expected, found))
-    broken = describe_non_finite({name: tensor.float().numpy() for name, tensor in states.items()})
-    if broken:
-        raise WeightsError(f"{source} cannot be used: {broken}. Fetch or make the file again.")
-    backbone.load_state_dict(states, strict=True)
-
-
-def _resample_positions(backbone: nn.Module, states: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    table, wanted = states.get("pos_embed"), getattr(backbone, "pos_embed", None)
-    if table is None or not isinstance(wanted, Tensor) or table.ndim != 3 or table.shape[::2] != wanted.shape[::2]:
-        return states
-    num_prefix = 0 if getattr(backbone, "no_embed_class", False) else describe_tokens(backbone).num_prefix_tokens
-    old_side, side = (math.isqrt(one.shape[1] - num_prefix) for one in (table, wanted))
-    if [old_side**2 + num_prefix, side**2 + num_prefix] != [table.shape[1], wanted.shape[1]] or old_side == side:
-        return states
-    resampled = resample_positions(table.float().numpy(), num_prefix, side)
-    return {**states, "pos_embed": torch.from_numpy(resampled)}
-
-
-def _filter_states(backbone: nn.Module, states: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
-    # timm hands a family's filter over inside its builder; by convention it has this name in the family's module.
-    filter_states = getattr(sys.modules[type(backbone).__module__], "checkpoint_filter_fn", None)
-    if filter_states is None:
-        return dict(states)
-    try:
-        return dict(filter_states(dict(states), backbone))
-    except (KeyError, RuntimeError, AttributeError, AssertionError) as error:
-        raise WeightsError(f"{source} does not fit {type(backbone).__name__}: {error}.") from error
-
-
-def _drop_classifier(backbone: nn.Module, states: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    named = cast(Any, backbone).pretrained_cfg.get("classifier") or ()
-    classifiers = (named,) if isinstance(named, str) else tuple(named)
-    dropped = {f"{classifier}.{kind}" for classifier in classifiers for kind in ("weight", "bias")}
-    return {name: tensor for name, tensor in states.items() if name not in dropped}
-
-
-def _describe_mismatch(
-    source: str, expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]
-) -> str:
-    shared = expected.keys() & found.keys()
-    differing = [f"{key} {found[key]} for {expected[key]}" for key in sorted(shared) if found[key] != expected[key]]
-    parts = {
-        "missing": sorted(expected.keys() - found.keys()),
-        "unexpected": sorted(found.keys() - expected.keys()),
-        "of another shape": differing,
-    }
-    described = [f"{len(keys)} {what} ({_shorten(keys)})" for what, keys in parts.items() if keys]
-    return f"{source} does not fit the backbone: {'; '.join(described)}. Check --model.backbone and --model.weights."
-
-
-def _shorten(keys: list[str]) -> str:
-    rest = len(keys) - NUM_KEYS_SHOWN
-    return ", ".join(keys[:NUM_KEYS_SHOWN]) + (f", and {rest} more" if rest > 0 else "")
+_CLASS_BLOCKS = frozenset({"blocks_token_only", "cls_attn_blocks"})
+"""Names of the blocks of CaiT and XCiT in which the class token looks at the patches."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from vitrieve.model.backbone import build_backbone, compute_tokens, describe_tokens, use_explicit_attention
+from vitrieve.model.backbone import build_backbone, compute_features, describe_tokens, use_explicit_attention
 
 LINEAR_OPERATORS = frozenset({"aten.convolution", "aten.addmm", "aten.mm"})
 """Products with weights: convolutions (the patch embedding is one) and linear layers. The rest (``aten.bmm``) are the
@@ -29,7 +29,7 @@ class Cost:
         num_parameters: All of them, among them the position embedding of that size.
         linear_flops: Operations for one image in linear layers and convolutions: the published figures' way.
         flops: The same with the two matrix products of attention.
-        num_tokens: Tokens (positions of a feature map) that come out, prefix tokens included.
+        num_tokens: Tokens (positions of a feature map) that come out, prefix tokens included; 0: no row of tokens.
         width: Length of a token.
     """
 
@@ -61,17 +61,18 @@ def count_cost(name: str, image_size: int) -> Cost:
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
         backbone = build_backbone(name, image_size=image_size, is_pretrained=False).eval()
         pixels = torch.zeros(1, 3, image_size, image_size)
+        layout = describe_tokens(backbone, image_size, name)
     use_explicit_attention(backbone)
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
-        num_tokens = compute_tokens(backbone, pixels).shape[1]
+        compute_features(backbone, pixels)
     flops = {str(operator): int(count) for operator, count in counter.get_flop_counts()["Global"].items()}
     return Cost(
         image_size=image_size,
         num_parameters=sum(parameter.numel() for parameter in backbone.parameters()),
         linear_flops=sum(count for operator, count in flops.items() if operator in LINEAR_OPERATORS),
         flops=sum(flops.values()),
-        num_tokens=num_tokens,
-        width=describe_tokens(backbone).width,
+        num_tokens=layout.num_tokens,
+        width=layout.width,
     )
 
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,12 +19,15 @@ from vitrieve.model.artefact import compute_fingerprint, read_contents, write_co
 from vitrieve.model.backbone import (
     TokenLayout,
     build_backbone,
-    compute_tokens,
+    compute_features,
     describe_tokens,
+    features_to_tokens,
     freeze_lower_blocks,
-    load_backbone_states,
+    pool_native,
 )
+from vitrieve.model.backbone import evaluation_mode as evaluation_mode
 from vitrieve.model.card import ModelCard, format_card
+from vitrieve.model.checkpoint import load_backbone_states
 from vitrieve.model.head import build_head
 from vitrieve.model.pooling import GEM_P, check_pooling, pool_tokens
 from vitrieve.model.pretrained import WeightsEntry, find_weights
@@ -44,6 +46,10 @@ class ImageEncoder(nn.Module):
         spec: What the encoder is; ``embedding_dim`` must fit.
         reduction: A fitted PCA, or None.
         gem_p: Where the learnable exponent of GeM starts (it is then a parameter, ``gem_p``); None: fixed at 3.
+        layout: What ``describe_tokens`` says of the backbone; None: it is asked.
+
+    Raises:
+        ConfigError: The backbone cannot take pictures of the spec's size, or the spec does not fit it.
     """
 
     def __init__(
@@ -52,18 +58,20 @@ class ImageEncoder(nn.Module):
         spec: EncoderSpec,
         reduction: Reduction | None = None,
         gem_p: float | None = None,
+        layout: TokenLayout | None = None,
     ) -> None:
         super().__init__()
+        layout = layout or describe_tokens(backbone, spec.preprocessing.image_size, spec.backbone)
         self.backbone = backbone
-        self.head = build_head(describe_tokens(backbone).width, spec)
+        self.head = build_head(layout.native_width if spec.pooling == "native" else layout.width, spec)
         self.reduction = reduction
         self.gem_p = None if gem_p is None else nn.Parameter(torch.tensor([gem_p]))
         self.spec = spec
         self.extra_image_sizes: tuple[int, ...] = ()
         """Sides that are accepted beside the spec's, in training (``train/resolution.py``)."""
-        self.layout: TokenLayout = describe_tokens(backbone)
-        check_pooling(spec.pooling, self.layout, spec.backbone)
-        check_scales(spec, self.layout)
+        self.layout = layout
+        check_pooling(spec.pooling, layout, spec.backbone)
+        check_scales(spec, backbone, layout)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Embed prepared images.
@@ -74,48 +82,55 @@ class ImageEncoder(nn.Module):
         Returns:
             ``(B, E)`` float32, rows of unit length (a row of zeros stays zero).
         """
-        return self._embed_scales(pixels, self._compute_tokens(pixels))
+        return self._embed_scales(pixels, self._compute_features(pixels))
 
     def patch_tokens(self, pixels: Tensor) -> Tensor:
         """Compute the tokens of the patches, after the last norm, without prefix tokens.
 
         Returns:
             ``(B, N, D)`` float32, row by row of the picture, not normalised; of a convnet, its feature map.
+
+        Raises:
+            ConfigError: The backbone puts none out.
         """
-        return self._drop_prefix(self._compute_tokens(pixels))
+        return self._take_patches(self._compute_features(pixels))
 
     def forward_both(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute the embeddings and the patch tokens in one pass."""
-        tokens = self._compute_tokens(pixels)
-        return self._embed_scales(pixels, tokens), self._drop_prefix(tokens)
+        """Compute the embeddings and the patch tokens in one pass; raises as ``patch_tokens``."""
+        features = self._compute_features(pixels)
+        return self._embed_scales(pixels, features), self._take_patches(features)
 
     def pool(self, pixels: Tensor) -> Tensor:
         """Compute what a reduction is fitted on: the head's output, ``(B, D)`` float32, not normalised, one scale."""
-        return self._pool(self._compute_tokens(pixels))
+        return self._pool(self._compute_features(pixels))
 
-    def _compute_tokens(self, pixels: Tensor) -> Tensor:
+    def _compute_features(self, pixels: Tensor) -> Any:
         # Some timm models take any size without a word, with positions that nobody asked for.
         size = self.spec.preprocessing.image_size
         is_accepted = pixels.shape[2] in (size, *self.extra_image_sizes) and pixels.shape[2] == pixels.shape[3]
         assert is_accepted, f"pixels of shape {tuple(pixels.shape)} for an encoder of {size} px"
-        return compute_tokens(self.backbone, pixels)
+        return compute_features(self.backbone, pixels)
 
-    def _pool(self, tokens: Tensor) -> Tensor:
-        pooled = pool_tokens(tokens, self.spec.pooling, self.layout, self._get_gem_p())
+    def _pool(self, features: Any) -> Tensor:
+        if self.spec.pooling == "native":
+            pooled = pool_native(self.backbone, features)
+        else:
+            tokens = features_to_tokens(self.backbone, features)
+            pooled = pool_tokens(tokens, self.spec.pooling, self.layout, self._get_gem_p())
         if not len(self.head):
             return pooled
-        with torch.autocast(tokens.device.type, enabled=False):
+        with torch.autocast(pooled.device.type, enabled=False):
             return cast(Tensor, self.head(pooled))
 
     def _get_gem_p(self) -> float | Tensor:
         return GEM_P if self.gem_p is None else self.gem_p
 
-    def _embed_scales(self, pixels: Tensor, tokens: Tensor) -> Tensor:
-        """Embed at every scale and combine; ``tokens`` are those of the full size."""
+    def _embed_scales(self, pixels: Tensor, features: Any) -> Tensor:
+        """Embed at every scale and combine; ``features`` are those of the full size."""
         if self.spec.scales == ONE_SCALE:
-            return self._embed(tokens)
+            return self._embed(features)
         embeddings = [
-            self._embed(tokens if scale == 1 else compute_tokens(self.backbone, resize_pixels(pixels, scale)))
+            self._embed(features if scale == 1 else compute_features(self.backbone, resize_pixels(pixels, scale)))
             for scale in self.spec.scales
         ]
         is_gem = self.spec.pooling == "gem" and self.spec.head_dim is None and not self.spec.head_norm
@@ -123,27 +138,20 @@ class ImageEncoder(nn.Module):
         with torch.autocast(pixels.device.type, enabled=False):
             return F.normalize(combine_scales(torch.stack(embeddings, dim=1), p), dim=1)  # (B, E)
 
-    def _embed(self, tokens: Tensor) -> Tensor:
-        with torch.autocast(tokens.device.type, enabled=False):
-            features = self._pool(tokens)  # (B, D)
+    def _embed(self, features: Any) -> Tensor:
+        with torch.autocast(next(self.parameters()).device.type, enabled=False):
+            pooled = self._pool(features)  # (B, D)
             if self.reduction is not None:
-                features = self.reduction(features)  # (B, E)
-            return F.normalize(features, dim=1)
+                pooled = self.reduction(pooled)  # (B, E)
+            return F.normalize(pooled, dim=1)
 
-    def _drop_prefix(self, tokens: Tensor) -> Tensor:
-        return tokens[:, self.layout.num_prefix_tokens :].float()
-
-
-@contextmanager
-def evaluation_mode(module: nn.Module) -> Iterator[None]:
-    """Switch a module to evaluation, and each of its parts back to what it was afterwards."""
-    training = [part for part in module.modules() if part.training]
-    module.eval()
-    try:
-        yield
-    finally:
-        for part in training:
-            part.training = True
+    def _take_patches(self, features: Any) -> Tensor:
+        if not self.layout.has_patches:
+            raise ConfigError(
+                f"{self.spec.backbone} puts out no tokens of patches, which explanations need; choose an encoder of a "
+                "plain vision transformer or a convnet for them."
+            )
+        return features_to_tokens(self.backbone, features)[:, self.layout.num_prefix_tokens :].float()
 
 
 def build_encoder(config: ModelConfig, *, is_pretrained: bool = True, seed: int | None = None) -> ImageEncoder:
@@ -173,7 +181,8 @@ def build_encoder(config: ModelConfig, *, is_pretrained: bool = True, seed: int 
         is_pretrained=is_pretrained,
     )
     freeze_lower_blocks(backbone, config.num_frozen_blocks)
-    spec = _build_spec(entry, backbone, config.image_size, config.pooling)
+    layout = describe_tokens(backbone, config.image_size, entry.architecture)
+    spec = _build_spec(entry, layout, config.image_size, config.pooling)
     spec = dataclasses.replace(
         spec,
         head_norm=config.head_norm,
@@ -189,8 +198,8 @@ def build_encoder(config: ModelConfig, *, is_pretrained: bool = True, seed: int 
         )
     elif not is_pretrained:
         spec = dataclasses.replace(spec, weights_source="none (random)", weights_license="none", weights_note="")
-    is_learnable = config.gem_learnable and config.pooling == "gem"
-    return ImageEncoder(backbone, spec, gem_p=GEM_P if is_learnable else None)
+    is_learnable = config.gem_learnable and spec.pooling == "gem"
+    return ImageEncoder(backbone, spec, gem_p=GEM_P if is_learnable else None, layout=layout)
 
 
 def build_frozen_encoder(
@@ -213,13 +222,15 @@ def build_frozen_encoder(
     entry = find_weights(name)
     image_size = entry.image_size if image_size is None else image_size
     backbone = build_backbone(name, image_size=image_size)
-    has_class_token = describe_tokens(backbone).num_class_tokens > 0
-    pooling: Pooling = entry.pooling or ("cls" if has_class_token else "average")
-    spec = _build_spec(entry, backbone, image_size, pooling)
-    return ImageEncoder(backbone, dataclasses.replace(spec, scales=scales or ONE_SCALE)).eval()
+    layout = describe_tokens(backbone, image_size, entry.architecture)
+    spec = dataclasses.replace(_build_spec(entry, layout, image_size), scales=scales or ONE_SCALE)
+    return ImageEncoder(backbone, spec, layout=layout).eval()
 
 
-def _build_spec(entry: WeightsEntry, backbone: nn.Module, image_size: int, pooling: Pooling) -> EncoderSpec:
+def _build_spec(
+    entry: WeightsEntry, layout: TokenLayout, image_size: int, pooling: Pooling | None = None
+) -> EncoderSpec:
+    pooling = pooling or entry.pooling or layout.own_pooling
     return EncoderSpec(
         backbone=entry.name,
         architecture=entry.architecture,
@@ -227,7 +238,7 @@ def _build_spec(entry: WeightsEntry, backbone: nn.Module, image_size: int, pooli
         preprocessing=build_preprocessing(
             image_size, interpolation=entry.interpolation, mean=entry.mean, std=entry.std
         ),
-        embedding_dim=describe_tokens(backbone).width,
+        embedding_dim=layout.native_width if pooling == "native" else layout.width,
         weights_source=entry.source,
         weights_license=entry.license,
         weights_note=entry.note,

@@ -23,7 +23,8 @@ from vitrieve.model.artefact import (
     forget_export,
     note_export,
 )
-from vitrieve.model.encoder import ImageEncoder, evaluation_mode, read_encoder
+from vitrieve.model.backbone import evaluation_mode
+from vitrieve.model.encoder import ImageEncoder, read_encoder
 
 OPSET = 17
 """The first with LayerNormalization as one operator."""
@@ -34,16 +35,18 @@ TRACED_BATCH_SIZE = 2
 SMALLEST_NORM = 1e-12
 
 
-class _BothOutputs(nn.Module):
-    """What is traced: embedding and patch tokens of one pass."""
+class _AllOutputs(nn.Module):
+    """What is traced: embedding and patch tokens of one pass; of a backbone that puts none out, the embedding alone."""
 
     def __init__(self, encoder: ImageEncoder) -> None:
         super().__init__()
         self.encoder = encoder
 
-    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute both outputs."""
-        return self.encoder.forward_both(pixels)
+        self.names = [EMBEDDING_OUTPUT, *([PATCH_TOKENS_OUTPUT] if encoder.layout.has_patches else [])]
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
+        """Compute the outputs, in the order of ``names``."""
+        return self.encoder.forward_both(pixels) if self.encoder.layout.has_patches else (self.encoder(pixels),)
 
 
 def export_folder(folder: Path) -> float:
@@ -68,7 +71,8 @@ def export_folder(folder: Path) -> float:
 def export_onnx(encoder: ImageEncoder, path: Path) -> float:
     """Write an encoder as an ONNX graph and check it with ONNX Runtime against torch in fp32.
 
-    Input ``pixels`` ``(B, 3, S, S)``; outputs ``embedding`` ``(B, E)`` and ``patch_tokens`` ``(B, N, D)``; B is free.
+    Input ``pixels`` ``(B, 3, S, S)``; outputs ``embedding`` ``(B, E)`` and, where the backbone puts them out,
+    ``patch_tokens`` ``(B, N, D)``; B is free.
 
     Args:
         encoder: Left in the mode it was in.
@@ -81,19 +85,20 @@ def export_onnx(encoder: ImageEncoder, path: Path) -> float:
         ArtifactError: The graph differs from torch; the file is removed.
     """
     size = encoder.spec.preprocessing.image_size
+    traced = _AllOutputs(encoder)
     with evaluation_mode(encoder):
         with torch.inference_mode(), _quiet():
             torch.onnx.export(
-                _BothOutputs(encoder).eval(),
+                traced.eval(),
                 (torch.zeros(TRACED_BATCH_SIZE, 3, size, size),),
                 str(path),
                 input_names=[PIXELS_INPUT],
-                output_names=[EMBEDDING_OUTPUT, PATCH_TOKENS_OUTPUT],
-                dynamic_axes={name: {0: "B"} for name in (PIXELS_INPUT, EMBEDDING_OUTPUT, PATCH_TOKENS_OUTPUT)},
+                output_names=traced.names,
+                dynamic_axes={name: {0: "B"} for name in (PIXELS_INPUT, *traced.names)},
                 opset_version=OPSET,
                 dynamo=False,  # the newer exporter needs onnxscript; to change when torch removes this one
             )
-        cosine = _compare(encoder, path)
+        cosine = _compare(traced, size, path)
     if not cosine >= MIN_COSINE:  # also when it is NaN
         path.unlink()
         raise ArtifactError(
@@ -117,21 +122,20 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _compare(encoder: ImageEncoder, path: Path) -> float:
-    """Return the smallest cosine over several batch sizes, of both outputs, row by row."""
+def _compare(traced: _AllOutputs, size: int, path: Path) -> float:
+    """Return the smallest cosine over several batch sizes, of all outputs, row by row."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    size = encoder.spec.preprocessing.image_size
     generator = torch.Generator().manual_seed(0)
     cosines = []
     for batch_size in CHECKED_BATCH_SIZES:
         pixels = torch.randn(batch_size, 3, size, size, generator=generator)
         with torch.inference_mode():
-            expected = encoder.forward_both(pixels)
-        found = session.run([EMBEDDING_OUTPUT, PATCH_TOKENS_OUTPUT], {PIXELS_INPUT: pixels.numpy()})
+            expected = traced(pixels)
+        found = session.run(traced.names, {PIXELS_INPUT: pixels.numpy()})
         cosines += [_min_cosine(ours.numpy(), theirs) for ours, theirs in zip(expected, found, strict=True)]
     return min(cosines)
 

@@ -1,7 +1,8 @@
 """Pooling: from the tokens of a backbone to one vector. Next file: ``head.py``.
 
 All of it in float32 at least, also under autocast. ``average``, ``max`` and ``gem`` see patch tokens only, never a
-prefix token (CLS, distillation, registers). ``rmac`` sees the feature map of a convnet.
+prefix token (CLS, distillation, registers). ``rmac`` sees the feature map of a convnet. ``native``, the model's own
+pool, is no matter of tokens alone: ``backbone.py:pool_native``.
 """
 
 from __future__ import annotations
@@ -27,23 +28,27 @@ NUM_RMAC_SCALES = 3
 """L of R-MAC."""
 RMAC_NORM_MIN = 1e-6
 """A region that no channel responds to has no direction: it adds next to nothing."""
+_OF_PATCHES: tuple[Pooling, ...] = ("average", "max", "gem", "rmac")
 
 
 def check_pooling(pooling: Pooling, layout: TokenLayout, backbone_name: str) -> None:
-    """Refuse CLS pooling for a backbone without a class token, and R-MAC for one without a feature map.
+    """Refuse a pooling that needs what a backbone does not put out.
 
     Raises:
         ConfigError: The message names the poolings that are valid.
     """
-    unfit = set()
+    lacks: dict[Pooling, str] = {}
     if layout.num_class_tokens == 0:
-        unfit.add("cls")
+        lacks["cls"] = "CLS token"
+    if not layout.has_patches:
+        lacks |= dict.fromkeys(_OF_PATCHES, "tokens of patches")
     if layout.is_transformer:
-        unfit.add("rmac")
-    if pooling in unfit:
-        lack = "CLS token" if pooling == "cls" else "feature map, which rmac pools (a convnet has one)"
-        valid = ", ".join(name for name in get_args(Pooling) if name not in unfit)
-        raise ConfigError(f"{backbone_name} has no {lack}; choose --model.pooling from: {valid}.")
+        lacks["rmac"] = "feature map, which rmac pools (a convnet has one)"
+    if layout.native_width == 0:
+        lacks["native"] = "pool of its own"
+    if pooling in lacks:
+        valid = ", ".join(name for name in get_args(Pooling) if name not in lacks)
+        raise ConfigError(f"{backbone_name} has no {lacks[pooling]}; choose --model.pooling from: {valid}.")
 
 
 def pool_tokens(tokens: Tensor, pooling: Pooling, layout: TokenLayout, p: float | Tensor = GEM_P) -> Tensor:
@@ -55,13 +60,14 @@ def pool_tokens(tokens: Tensor, pooling: Pooling, layout: TokenLayout, p: float 
 
     Args:
         tokens: ``(B, N, D)``, prefix tokens first.
-        pooling: Which of the poolings.
+        pooling: Which of the poolings, but not ``native``.
         layout: What the backbone puts out.
         p: Exponent of ``gem``; the other poolings do not read it.
 
     Returns:
         ``(B, D)``, float32 (float64 stays), not normalised.
     """
+    assert pooling != "native", "the model's own pool takes features, not tokens"
     tokens = tokens if tokens.dtype == torch.float64 else tokens.float()
     if pooling == "cls":
         return tokens[:, : layout.num_class_tokens].mean(dim=1)  # (B, D)

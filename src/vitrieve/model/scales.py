@@ -8,11 +8,11 @@ without reduction combines by the generalised mean with its own exponent, as the
 
 from __future__ import annotations
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vitrieve.errors import ConfigError
-from vitrieve.model.backbone import MIN_CONVNET_PX, TokenLayout
+from vitrieve.model.backbone import MIN_CONVNET_PX, TokenLayout, describe_tokens
 from vitrieve.model.pooling import GEM_P_MAX
 from vitrieve.model.spec import ONE_SCALE, EncoderSpec
 
@@ -20,12 +20,12 @@ MAX_SCALE = 2.0
 """The square that is scaled has been resized already: larger scales only blow it up."""
 
 
-def check_scales(spec: EncoderSpec, layout: TokenLayout) -> None:
+def check_scales(spec: EncoderSpec, backbone: nn.Module, layout: TokenLayout) -> None:
     """Refuse scales that an encoder cannot have.
 
     Raises:
-        ConfigError: None at all, one that is out of range or leaves too few pixels, or several for a transformer,
-            whose position embedding has one size.
+        ConfigError: None at all, one that is out of range, leaves too few pixels or a size that the backbone cannot
+            take, or several for a transformer, whose position embedding has one size.
     """
     scales, image_size = spec.scales, spec.preprocessing.image_size
     if scales == ONE_SCALE:
@@ -45,6 +45,8 @@ def check_scales(spec: EncoderSpec, layout: TokenLayout) -> None:
             f"scale {min(scales):g} of {image_size} px leaves {smallest} px; {spec.backbone} needs {MIN_CONVNET_PX} or "
             "more. Choose larger scales or a larger --image-size."
         )
+    for scale in scales:
+        describe_tokens(backbone, _scale_px(image_size, scale), f"{spec.backbone} at scale {scale:g}")
 
 
 def resize_pixels(pixels: Tensor, scale: float) -> Tensor:

@@ -6,12 +6,14 @@ progressive resizing.
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 from timm.layers import Format
+from timm.models.vision_transformer import VisionTransformer
 
 from vitrieve.config import Config
 from vitrieve.errors import ConfigError
+from vitrieve.model.backbone import describe_tokens, get_patch_px
 from vitrieve.model.encoder import ImageEncoder
 
 
@@ -32,7 +34,8 @@ def allow_low_resolution(encoder: ImageEncoder, config: Config) -> None:
     """Let an encoder take the smaller pictures too; positions are resampled in each of their steps.
 
     Raises:
-        ConfigError: The size is not below the encoder's, or no multiple of the patch.
+        ConfigError: The size is not below the encoder's, no multiple of the patch, or the backbone is of a family that
+            takes pictures of one size only.
     """
     size = config.train.low_resolution_size
     if size is None:
@@ -41,11 +44,19 @@ def allow_low_resolution(encoder: ImageEncoder, config: Config) -> None:
         raise ConfigError(
             f"train.low_resolution_size is {size}; expected less than model.image_size, {config.model.image_size}."
         )
-    patch_embed: Any = getattr(encoder.backbone, "patch_embed", None)
-    if encoder.layout.is_transformer:
-        patch = int(patch_embed.patch_size[0])
-        if size % patch:
-            raise ConfigError(f"train.low_resolution_size is {size}; expected a multiple of the patch, {patch} px.")
-        cast(Any, encoder.backbone).dynamic_img_size = True
-        patch_embed.strict_img_size, patch_embed.flatten, patch_embed.output_fmt = False, False, Format.NHWC
+    backbone: Any = encoder.backbone
+    patch = get_patch_px(backbone)
+    if patch and size % patch:
+        raise ConfigError(f"train.low_resolution_size is {size}; expected a multiple of the patch, {patch} px.")
+    if isinstance(encoder.backbone, VisionTransformer):
+        backbone.dynamic_img_size = True
+        patches = backbone.patch_embed
+        patches.strict_img_size, patches.flatten, patches.output_fmt = False, False, Format.NHWC
+    try:
+        describe_tokens(backbone, size, encoder.spec.architecture)
+    except ConfigError as error:
+        raise ConfigError(
+            f"train.low_resolution_size is {size}, but {encoder.spec.backbone} takes pictures of one size only; leave "
+            "it out, or choose a backbone that takes several: ViT, DeiT, DINOv2, DINOv3, or a convnet."
+        ) from error
     encoder.extra_image_sizes = (size,)

@@ -1,0 +1,122 @@
+"""Weights from a file into a backbone: names of other publishers, prefixes, positions. Next file: ``backbone.py``."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from vitrieve.errors import WeightsError
+from vitrieve.model.artefact import describe_non_finite
+from vitrieve.model.positions import resample_positions
+from vitrieve.model.prefix import count_prefix_tokens
+
+NUM_KEYS_SHOWN = 4
+
+
+def read_states(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file; never a pickle.
+
+    Raises:
+        WeightsError: Missing, another format or damaged.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if path.suffix != ".safetensors":
+        raise WeightsError(
+            f"{path} is not a .safetensors file; other formats can run code when they are opened. Convert it first "
+            "with safetensors.torch.save_file."
+        )
+    if not path.is_file():
+        raise WeightsError(f"the weights file {path} does not exist; give a .safetensors file.")
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f"{path} cannot be read ({error}); fetch or make it again.") from None
+
+
+def load_backbone_states(backbone: nn.Module, states: Mapping[str, Tensor], source: str) -> None:
+    """Load weights into a backbone, strictly, after timm's own filter.
+
+    The filter of the model's family renames keys of other publishers. A position embedding of another size is resampled
+    by ``positions.py``, or by the filter where it is laid out in another way. The classifier of the weights is left
+    out: the backbone has none. Weights of a vitrieve encoder (``backbone.…``) are accepted too.
+
+    Args:
+        backbone: The model; changed in place.
+        states: Name to tensor.
+        source: Where they come from, for the message.
+
+    Raises:
+        WeightsError: Keys or shapes differ (the message names the first few), or a tensor holds NaN or infinity.
+    """
+    prefix = "backbone."
+    if any(name.startswith(prefix) for name in states):
+        states = {name.removeprefix(prefix): tensor for name, tensor in states.items() if name.startswith(prefix)}
+    states = _filter_states(backbone, _resample_positions(backbone, states), source)
+    states = _drop_classifier(backbone, states)
+    expected = {name: tuple(tensor.shape) for name, tensor in backbone.state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in states.items()}
+    # Old weights lack the counters of batch norm, which nothing reads in evaluation; torch fills them in.
+    counters = {name for name in expected.keys() - found.keys() if name.endswith(".num_batches_tracked")}
+    if {name: shape for name, shape in expected.items() if name not in counters} != found:
+        raise WeightsError(_describe_mismatch(source, expected, found))
+    broken = describe_non_finite({name: tensor.float().numpy() for name, tensor in states.items()})
+    if broken:
+        raise WeightsError(f"{source} cannot be used: {broken}. Fetch or make the file again.")
+    backbone.load_state_dict(states, strict=True)
+
+
+def _resample_positions(backbone: nn.Module, states: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    table, wanted = states.get("pos_embed"), getattr(backbone, "pos_embed", None)
+    if table is None or not isinstance(wanted, Tensor) or table.ndim != 3 or table.shape[::2] != wanted.shape[::2]:
+        return states
+    num_prefix = 0 if getattr(backbone, "no_embed_class", False) else count_prefix_tokens(backbone)
+    old_side, side = (math.isqrt(one.shape[1] - num_prefix) for one in (table, wanted))
+    if [old_side**2 + num_prefix, side**2 + num_prefix] != [table.shape[1], wanted.shape[1]] or old_side == side:
+        return states
+    resampled = resample_positions(table.float().numpy(), num_prefix, side)
+    return {**states, "pos_embed": torch.from_numpy(resampled)}
+
+
+def _filter_states(backbone: nn.Module, states: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
+    # timm hands a family's filter over inside its builder; by convention it has this name in the family's module.
+    filter_states = getattr(sys.modules[type(backbone).__module__], "checkpoint_filter_fn", None)
+    if filter_states is None:
+        return dict(states)
+    try:
+        return dict(filter_states(dict(states), backbone))
+    except (KeyError, RuntimeError, AttributeError, AssertionError) as error:
+        raise WeightsError(f"{source} does not fit {type(backbone).__name__}: {error}.") from error
+
+
+def _drop_classifier(backbone: nn.Module, states: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    named = cast(Any, backbone).pretrained_cfg.get("classifier") or ()
+    classifiers = (named,) if isinstance(named, str) else tuple(named)
+    dropped = {f"{classifier}.{kind}" for classifier in classifiers for kind in ("weight", "bias")}
+    return {name: tensor for name, tensor in states.items() if name not in dropped}
+
+
+def _describe_mismatch(
+    source: str, expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]
+) -> str:
+    shared = expected.keys() & found.keys()
+    differing = [f"{key} {found[key]} for {expected[key]}" for key in sorted(shared) if found[key] != expected[key]]
+    parts = {
+        "missing": sorted(expected.keys() - found.keys()),
+        "unexpected": sorted(found.keys() - expected.keys()),
+        "of another shape": differing,
+    }
+    described = [f"{len(keys)} {what} ({_shorten(keys)})" for what, keys in parts.items() if keys]
+    return f"{source} does not fit the backbone: {'; '.join(described)}. Check --model.backbone and --model.weights."
+
+
+def _shorten(keys: list[str]) -> str:
+    rest = len(keys) - NUM_KEYS_SHOWN
+    return ", ".join(keys[:NUM_KEYS_SHOWN]) + (f", and {rest} more" if rest > 0 else "")
