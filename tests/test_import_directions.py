@@ -45,7 +45,20 @@ MAY_USE_TORCH = {
     "reproduce/gradients.py",
     *(
         f"model/{name}.py"
-        for name in ("backbone", "pooling", "encoder", "head", "reduction", "scales", "cost", "export", "hub", "wheels")
+        for name in (
+            "backbone",
+            "checkpoint",
+            "cost",
+            "encoder",
+            "export",
+            "head",
+            "hub",
+            "pooling",
+            "prefix",
+            "reduction",
+            "scales",
+            "wheels",
+        )
     ),
 }
 MAY_USE_TORCH_FOLDERS = {"objective", "train"}
