@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from collections import Counter
 
 import numpy as np
@@ -97,3 +98,49 @@ def test_epoch_tuples_fewer_than_a_batch_make_one_step() -> None:
     tuples = EpochTuples(epoch=2, rows=np.array([[0, 1, 2]]), tuples_per_batch=5)
     assert (tuples.start_step, tuples.end_step) == (2, 3)
     assert tuples.batch_rows(2)[0].tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("sampling", ["random", "m_per_class"])
+def test_batch_rows_equal_those_of_a_search_for_each_class(sampling: Sampling) -> None:
+    # The definition, written with a permutation for each step and a search for each class.
+    labels = np.random.default_rng(3).integers(0, 7, 61) * 10
+    classes = [np.flatnonzero(labels == label) for label in np.unique(labels)]
+    sampler = Sampler(labels.tolist(), batch_size=10, sampling=sampling, images_per_class=4, seed=5)
+
+    def stream(num_items: int, start: int, count: int) -> list[int]:
+        orders = [np.random.default_rng([5, 1, epoch]).permutation(num_items) for epoch in range(60)]
+        return np.concatenate(orders)[start : start + count].tolist()
+
+    for step in (*range(12), 3, 0):  # also backwards
+        found = sampler.batch_rows(step).tolist()
+        if sampling == "random":
+            assert found == stream(61, 10 * step, 10)
+            continue
+        generator = np.random.default_rng([5, 2, step])
+        rows: list[int] = []
+        for position, times in Counter(stream(7, 3 * step, 3)).items():
+            some: list[int] = []
+            while len(some) < 4 * times:
+                some += generator.permutation(classes[position]).tolist()
+            rows += some[: 4 * times]
+        assert found == rows[:10]
+
+
+def test_sampler_is_set_up_by_as_many_calls_for_many_classes_as_for_few() -> None:
+    def count_calls(num_classes: int) -> int:
+        labels = np.repeat(np.arange(num_classes), 4).tolist()
+        calls = 0
+
+        def count(frame: object, event: str, argument: object) -> None:
+            nonlocal calls
+            calls += event == "c_call"
+
+        sys.setprofile(count)
+        try:
+            Sampler(labels, batch_size=8, sampling="m_per_class", images_per_class=2, seed=0)
+        finally:
+            sys.setprofile(None)
+        return calls
+
+    count_calls(2)  # imports what NumPy loads at its first use
+    assert count_calls(5_000) == count_calls(10)

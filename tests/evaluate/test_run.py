@@ -54,6 +54,16 @@ def test_evaluation_result_has_the_promised_json(dataset: Dataset, make_encoder:
     assert json.loads(json.dumps(values)) == values
 
 
+def test_evaluate_encoder_without_intervals_draws_nothing_and_finds_the_same_figures(
+    dataset: Dataset, make_encoder: MakeEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_intervals = evaluate_encoder(make_encoder("grid"), dataset, settings=ONE_THREAD)
+    assert with_intervals.intervals.keys() == with_intervals.metrics.keys()
+    monkeypatch.delattr("vitrieve.evaluate.run.bootstrap_intervals")
+    without = evaluate_encoder(make_encoder("grid"), dataset, settings=ONE_THREAD, has_intervals=False)
+    assert (without.metrics, without.intervals) == (with_intervals.metrics, {})
+
+
 def test_evaluate_encoder_counts_unreadable_images(dataset: Dataset, make_encoder: MakeEncoder) -> None:
     dataset.records[0].path.write_bytes(b"no picture")
     settings = dataclasses.replace(ONE_THREAD, max_bad_fraction=0.1)

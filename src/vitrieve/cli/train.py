@@ -173,7 +173,7 @@ def build_evaluate(judge: Dataset, config: Config) -> Evaluate:
 
     def evaluate(encoder: ImageEncoder) -> dict[str, float]:
         wrapped = wrap_encoder(encoder, name="training", precision=config.train.precision)
-        metrics = evaluate_encoder(wrapped, judge, settings=settings).metrics
+        metrics = evaluate_encoder(wrapped, judge, settings=settings, has_intervals=False).metrics
         return {name: metrics[name] for name in ("recall_at_1", "map_at_r")}
 
     return evaluate

@@ -90,29 +90,47 @@ class Sampler:
         self._images_per_class = images_per_class
         self._seed = seed
         self._num_rows = len(labels)
-        ordered = np.asarray(labels)
-        self._rows_of_class = [np.flatnonzero(ordered == label) for label in np.unique(ordered)]
+        _, class_of_row, class_sizes = np.unique(np.asarray(labels), return_inverse=True, return_counts=True)
+        # One sort serves every class: a search for each class would look at all images once a class.
+        self._rows_by_class = np.argsort(class_of_row, kind="stable")
+        self._class_ends = np.cumsum(class_sizes)
+        self._class_sizes = class_sizes
+        self._orders: dict[int, np.ndarray] = {}
 
     def batch_rows(self, step: int) -> np.ndarray:
         """Return the ``(B,)`` int64 rows of a step, counted from zero."""
         if self._sampling == "random":
             return self._stream(self._num_rows, step * self._batch_size, self._batch_size)
         num_classes = -(-self._batch_size // self._images_per_class)
-        classes = self._stream(len(self._rows_of_class), step * num_classes, num_classes)
+        classes = self._stream(len(self._class_sizes), step * num_classes, num_classes)
         generator = np.random.default_rng([self._seed, _IMAGES_OF_CLASS, step])
         # A class met twice in a batch (few classes, or two permutations meeting) gives new images, not the same.
         rows = [
-            _draw(self._rows_of_class[position], times * self._images_per_class, generator)
+            _draw(self._rows_of_class(position), times * self._images_per_class, generator)
             for position, times in Counter(classes.tolist()).items()
         ]
         return np.concatenate(rows)[: self._batch_size]
 
+    def _rows_of_class(self, position: int) -> np.ndarray:
+        """Return the rows of a class, rising; ``position`` counts the classes in the order of their labels."""
+        end = self._class_ends[position]
+        return self._rows_by_class[end - self._class_sizes[position] : end]
+
     def _stream(self, num_items: int, start: int, count: int) -> np.ndarray:
         """Return items ``start`` to ``start + count`` of an endless row of permutations."""
-        epochs = range(start // num_items, (start + count - 1) // num_items + 1)
-        order = [np.random.default_rng([self._seed, _ORDER, epoch]).permutation(num_items) for epoch in epochs]
-        offset = start - epochs.start * num_items
-        return np.concatenate(order)[offset : offset + count]
+        parts = []
+        for epoch in range(start // num_items, (start + count - 1) // num_items + 1):
+            first = max(start - epoch * num_items, 0)
+            parts.append(self._order(epoch, num_items)[first : start + count - epoch * num_items])
+        return np.concatenate(parts)
+
+    def _order(self, epoch: int, num_items: int) -> np.ndarray:
+        """Return the permutation of an epoch; two are kept, because shuffling a million images takes a while."""
+        if epoch not in self._orders:
+            kept = {other: order for other, order in self._orders.items() if other == epoch - 1}
+            order = np.random.default_rng([self._seed, _ORDER, epoch]).permutation(num_items)
+            self._orders = {**kept, epoch: order}
+        return self._orders[epoch]
 
 
 _ORDER, _IMAGES_OF_CLASS = 1, 2
