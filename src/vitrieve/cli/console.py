@@ -118,6 +118,14 @@ def print_message(*lines: str) -> None:
         print(escape_text(line), file=sys.stderr, flush=True)
 
 
+def ask(question: str) -> bool:
+    """Ask a person at a terminal for a yes; without a terminal, or with any other answer, it is a no."""
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return False
+    print(f"{escape_text(question)} [y/N] ", end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
 def print_error(text: str) -> None:
     """Print the one message with which a command fails."""
     print_message(f"error: {text}")

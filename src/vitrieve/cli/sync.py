@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Literal
 import tyro
 
 from vitrieve.cli.arguments import Switch
-from vitrieve.cli.console import print_error, print_json, print_message, print_result
+from vitrieve.cli.console import ask, print_error, print_json, print_message, print_result
 from vitrieve.errors import ConfigError, InputError
+from vitrieve.quoting import quote_name
 
 if TYPE_CHECKING:
     from vitrieve.sync.run import SyncReport, SyncSettings
+    from vitrieve.sync.scan import Collection
     from vitrieve.sync.session import SyncSession
 
 NUM_FAILURES_SHOWN = 10
@@ -45,6 +47,9 @@ class Arguments:
     """Empty the index when the folder is missing or holds no picture."""
     adopt: Switch = False
     """Take over an index of another collection, or of this one under another path."""
+    allow_removals: Switch = False
+    """Remove from the index what has vanished even when it is much: a tenth of it, or all of a top folder. Without it
+    a person at a terminal is asked; else the images stay, as a drive may be off."""
     watch: Switch = False
     """Go on, and sync again whenever the collection changes, until Ctrl-C."""
     json: Switch = False
@@ -64,6 +69,7 @@ def run(arguments: Arguments) -> int:
         num_threads=arguments.num_threads,
         max_bad_fraction=arguments.max_bad_fraction,
         is_checksum=arguments.checksum,
+        is_removal_allowed=arguments.allow_removals,
         show_progress=True,
     )
     collection = scan_collection(arguments.collection, arguments.index, is_empty_allowed=arguments.allow_empty)
@@ -80,7 +86,7 @@ def run(arguments: Arguments) -> int:
         license=collection.license,
         is_adopted=arguments.adopt,
     ) as session:
-        report = session.sync(collection, settings)
+        report = sync_asking(session, collection, settings, is_replaced=arguments.adopt)
         if arguments.json:
             print_json(_to_json(report, session, arguments.index))
         else:
@@ -89,7 +95,26 @@ def run(arguments: Arguments) -> int:
         if arguments.watch:
             _watch(session, arguments, replace(settings, is_bad_retried=False), report)
             return 0
-    return 1 if report.is_too_bad else 0
+    return 1 if report.is_too_bad or report.held else 0
+
+
+def sync_asking(
+    session: SyncSession, collection: Collection, settings: SyncSettings, *, is_replaced: bool = False
+) -> SyncReport:
+    """Sync once; ask a person at a terminal before much is removed.
+
+    Args:
+        session: The index.
+        collection: What it is to hold.
+        settings: How.
+        is_replaced: What the index held may go: the user takes it over for this collection.
+    """
+    report = session.sync(collection, replace(settings, is_removal_allowed=settings.is_removal_allowed or is_replaced))
+    if report.held and ask(f"{report.held.describe()}. Remove them from the index?"):
+        again = session.sync(collection, replace(settings, is_removal_allowed=True))
+        counts = {name: getattr(report, name) for name in ("num_embedded", "num_reused", "num_described")}
+        return replace(again, **counts)
+    return report
 
 
 def _watch(session: SyncSession, arguments: Arguments, settings: SyncSettings, report: SyncReport) -> None:
@@ -114,7 +139,11 @@ def _watch(session: SyncSession, arguments: Arguments, settings: SyncSettings, r
             previous, report = report, session.sync(collection, settings)
             if report.is_changed:
                 print_result(f"{arguments.index}: {describe_report(report, session.store.count())}")
-            if report.failures != previous.failures:
+            if (report.failures, report.held, report.unreachable) != (
+                previous.failures,
+                previous.held,
+                previous.unreachable,
+            ):
                 print_failures(report)
     except KeyboardInterrupt:
         print_message(f"stopped; {arguments.index} is as the last sync left it, and the next one goes on from there.")
@@ -127,6 +156,7 @@ def describe_report(report: SyncReport, num_indexed: int) -> str:
         (report.num_reused, "moved or copied"),
         (report.num_described, "with new metadata"),
         (report.num_removed, "removed"),
+        (report.num_kept, "vanished but kept"),
         (len(report.failures), "unreadable"),
     )
     parts = ", ".join(f"{count} {what}" for count, what in done if count)
@@ -139,6 +169,16 @@ def print_failures(report: SyncReport) -> None:
         print_message(f"not indexed: {image_id}: {reason}")
     if len(report.failures) > NUM_FAILURES_SHOWN:
         print_message(f"and {len(report.failures) - NUM_FAILURES_SHOWN} more; --json lists them all")
+    if report.unreachable:
+        print_message(
+            f"kept: what the index holds of {', '.join(map(quote_name, report.unreachable[:NUM_FAILURES_SHOWN]))}, "
+            "which cannot be looked into now."
+        )
+    if report.held:
+        print_error(
+            f"{report.held.describe()}. They are kept in the index, as a drive may be off; when it is back, nothing "
+            "is embedded again. To remove them, sync with --allow-removals."
+        )
     if report.is_too_bad:
         print_error(
             f"{len(report.failures)} of {report.num_images} images cannot be read, more than --max-bad-fraction "

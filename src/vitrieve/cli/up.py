@@ -12,7 +12,7 @@ import tyro
 from vitrieve.cli.arguments import Switch
 from vitrieve.cli.console import print_message
 from vitrieve.cli.serve import announce, check_extra, read_token
-from vitrieve.cli.sync import describe_report, print_failures
+from vitrieve.cli.sync import describe_report, print_failures, sync_asking
 from vitrieve.errors import DataError
 
 if TYPE_CHECKING:
@@ -41,6 +41,8 @@ class Arguments:
     """CPU threads; None: all cores."""
     max_bad_fraction: float = 0.05
     """Largest share of pictures that may be unreadable; above it nothing is removed from the index."""
+    allow_removals: Switch = False
+    """Remove from the index what has vanished even when it is much: a tenth of it, or all of a top folder."""
     adopt: Switch = False
     """Take over an index of another collection, or of this one under another path."""
 
@@ -80,11 +82,14 @@ def _sync(arguments: Arguments) -> tuple[Path, Encoder]:
     )
     index = arguments.index or default_index_folder(arguments.folder, encoder.fingerprint)
     settings = SyncSettings(
-        num_threads=arguments.num_threads, max_bad_fraction=arguments.max_bad_fraction, show_progress=True
+        num_threads=arguments.num_threads,
+        max_bad_fraction=arguments.max_bad_fraction,
+        is_removal_allowed=arguments.allow_removals,
+        show_progress=True,
     )
     print_message(f"the index is {index}")
     with open_session(source, index, encoder, is_adopted=arguments.adopt) as session:
-        report = session.sync(collection, settings)
+        report = sync_asking(session, collection, settings, is_replaced=arguments.adopt)
         num_indexed = session.store.count()
     print_message(describe_report(report, num_indexed))
     print_failures(report)

@@ -7,7 +7,7 @@ stamp, which the next sync embeds again.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
 
 import numpy as np
@@ -76,6 +76,11 @@ class Ledger:
         """Write other file times for contents that are what they were, or the reasons of images without a vector."""
         if stamps:
             self._write(stamps)
+
+    @property
+    def stored(self) -> Set[str]:
+        """Names of the images in the store."""
+        return self._stored
 
     def list_surplus(self, wanted: Iterable[str]) -> list[str]:
         """List, sorted, the images of the store that are not wanted, or not stamped as being there."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass, replace
 
 from vitrieve.data.records import ImageRecord
@@ -12,7 +12,10 @@ from vitrieve.runtime.encoder import Encoder
 from vitrieve.sync.describe import complete_record, hash_record
 from vitrieve.sync.intake import COMMIT_SIZE, Intake
 from vitrieve.sync.ledger import Change, Ledger
+from vitrieve.sync.removal import MassRemoval, find_mass_removal, find_unreachable
 from vitrieve.sync.scan import Collection, find_differences
+
+AWAY_REASON = "No such file: the link leads nowhere now"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +32,8 @@ class SyncSettings:
     """Read every file and compare its content, whatever its size and times say."""
     is_bad_retried: bool = True
     """Read also the bad files that have not changed."""
+    is_removal_allowed: bool = False
+    """Remove what has vanished, however much it is; else a mass removal (``removal.py``) is held."""
     show_progress: bool = False
     """Report progress on standard error."""
 
@@ -52,9 +57,11 @@ class SyncReport:
         num_reused: Took the vector of an image with the same content: moved, copied, or listed twice.
         num_described: Kept their vector under other metadata.
         num_removed: Taken out of the index.
-        num_kept: Would have been taken out, were not too many images bad.
+        num_kept: Would have been taken out, were not too many images bad, too many gone, or their folder out of reach.
         failures: ``(image_id, reason)`` of every bad image, sorted.
         is_too_bad: More images are bad than ``max_bad_fraction`` allows.
+        held: The removal that somebody has to allow before it is made; None when there is none.
+        unreachable: Folders that cannot be looked into now, sorted: what the index holds of them is kept.
     """
 
     num_images: int
@@ -65,6 +72,8 @@ class SyncReport:
     num_kept: int
     failures: tuple[tuple[str, str], ...]
     is_too_bad: bool
+    held: MassRemoval | None = None
+    unreachable: tuple[str, ...] = ()
 
     @property
     def is_changed(self) -> bool:
@@ -97,7 +106,7 @@ def sync_collection(
     has vanished or become unreadable is removed, last of all. A kill at any moment costs the ``COMMIT_SIZE`` images
     at hand; run again, it goes on. A bad image is reported and the work goes on; when more than
     ``max_bad_fraction`` of the collection is bad, nothing is removed, because a disk or a decoder is the likelier
-    fault than that many pictures.
+    fault than that many pictures. Nor is a mass removal made that the settings do not allow: a drive may be off.
 
     Args:
         ledger: Of an index of the same encoder.
@@ -122,24 +131,53 @@ def sync_collection(
         num_threads=settings.num_threads,
         show_progress=settings.show_progress,
     )
-    failures = sorted({**dict(_list_bad(ledger, records)), **intake.changing, **dict(collection.failures)}.items())
+    away = {record.image_id: AWAY_REASON for record in differences.away}
+    bad = {**dict(_list_bad(ledger, records)), **away, **intake.changing, **dict(collection.failures)}
+    failures = sorted(bad.items())
     num_images = len(records) + len(collection.failures)
     is_too_bad = len(failures) > settings.max_bad_fraction * num_images
-    surplus = ledger.list_surplus(records)
+    surplus = ledger.list_surplus(set(records) - set(away))
+    lost = [image_id for image_id in surplus if image_id not in records or image_id in away]
+    kept, unreachable, held = _choose_kept(ledger, collection, lost, set(away), settings)
+    removed = [] if is_too_bad else [image_id for image_id in surplus if image_id not in kept]
+    for start in range(0, len(removed), COMMIT_SIZE):
+        ledger.remove(removed[start : start + COMMIT_SIZE])
     if not is_too_bad:
-        for start in range(0, len(surplus), COMMIT_SIZE):
-            ledger.remove(surplus[start : start + COMMIT_SIZE])
         ledger.forget_others(records)
     return SyncReport(
         num_images=num_images,
         num_embedded=intake.num_embedded,
         num_reused=intake.num_reused,
         num_described=len(differences.undescribed),
-        num_removed=0 if is_too_bad else len(surplus),
-        num_kept=len(surplus) if is_too_bad else 0,
+        num_removed=len(removed),
+        num_kept=len(surplus) - len(removed),
         failures=tuple(failures),
         is_too_bad=is_too_bad,
+        held=held,
+        unreachable=unreachable,
     )
+
+
+def _choose_kept(
+    ledger: Ledger, collection: Collection, lost: Sequence[str], away: Set[str], settings: SyncSettings
+) -> tuple[set[str], tuple[str, ...], MassRemoval | None]:
+    """Choose which of the lost images stay in the index; also name the folders out of reach, and what is held."""
+    # A collection without images is one that its reader was told to allow.
+    if settings.is_removal_allowed or not lost or not collection.records:
+        return set(), (), None
+    wanted = set(collection.records) - away
+    contents = {ledger.stamps[image_id].sha256 for image_id in wanted if image_id in ledger.stamps}
+    gone = [image_id for image_id in lost if not _is_moved(ledger, image_id, contents)]
+    unreachable = find_unreachable(collection.root, gone)
+    rest = [image_id for image_id in gone if image_id not in unreachable]
+    held = find_mass_removal(rest, ledger.stored, wanted)
+    kept = {*unreachable, *(rest if held else ())}
+    return kept, tuple(sorted(set(unreachable.values()))), held
+
+
+def _is_moved(ledger: Ledger, image_id: str, contents: Set[str]) -> bool:
+    stamp = ledger.stamps.get(image_id)
+    return stamp is not None and stamp.sha256 in contents
 
 
 def _list_bad(ledger: Ledger, image_ids: Iterable[str]) -> list[tuple[str, str]]:

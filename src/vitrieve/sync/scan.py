@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,12 +28,14 @@ class Collection:
         failures: ``(image_id, reason)`` of files that cannot be images of it.
         notes: What a user must be told about the collection.
         license: Licence and attribution of the images; empty when unknown.
+        root: Folder below which the names of the images are paths; None where there is none.
     """
 
     records: Mapping[str, ImageRecord]
     failures: tuple[tuple[str, str], ...] = ()
     notes: tuple[str, ...] = ()
     license: str = ""
+    root: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,10 +45,13 @@ class Differences:
     Attributes:
         unread: Images whose file is new, changed, or not known well enough: to be read.
         undescribed: Images whose content is known and whose description has changed.
+        away: Images of known content whose file is not there now, although the collection names it: links to a drive
+            that is off.
     """
 
     unread: tuple[ImageRecord, ...]
     undescribed: tuple[ImageRecord, ...]
+    away: tuple[ImageRecord, ...] = ()
 
 
 def scan_collection(source: str, index: Path, *, is_empty_allowed: bool = False) -> Collection:
@@ -72,7 +78,18 @@ def scan_collection(source: str, index: Path, *, is_empty_allowed: bool = False)
             records[record.image_id] = record
     if not records and not is_empty_allowed:
         raise DataError(f"{source} holds no image but those of the index itself.")
-    return Collection(records=records, failures=tuple(failures), notes=dataset.notes, license=dataset.license)
+    return Collection(
+        records=records,
+        failures=tuple(failures),
+        notes=dataset.notes,
+        license=dataset.license,
+        root=_find_root(source),
+    )
+
+
+def _find_root(source: str) -> Path | None:
+    path = find_source_path(source)
+    return path if path is None or path.is_dir() else path.parent
 
 
 def _read_dataset(source: str, *, is_empty_allowed: bool) -> Dataset:
@@ -103,18 +120,20 @@ def find_differences(
         is_checksum: Read every file, whatever its size and times say.
         is_bad_retried: Read also the bad files that have not changed; what reads them may have.
     """
-    unread, undescribed = [], []
+    unread, undescribed, away = [], [], []
     for record in records:
         stamp = stamps.get(record.image_id)
-        if stamp is None or is_checksum or not _is_same_content(record, stamp):
+        status = None if stamp is None else find_status(record)
+        if stamp is not None and stamp.reason is None and status is None:
+            away.append(record)
+        elif stamp is None or is_checksum or not _is_same_content(record, stamp, status):
             unread.append(record)
         elif stamp.reason is not None:
             unread += [record] if is_bad_retried else []
         elif stamp.record_hash != hash_record(record):
             undescribed.append(record)
-    return Differences(unread=tuple(unread), undescribed=tuple(undescribed))
+    return Differences(unread=tuple(unread), undescribed=tuple(undescribed), away=tuple(away))
 
 
-def _is_same_content(record: ImageRecord, stamp: Stamp) -> bool:
-    status = find_status(record)
+def _is_same_content(record: ImageRecord, stamp: Stamp, status: os.stat_result | None) -> bool:
     return status is not None and sign_file(status) == stamp.signature and spell_box(record) == stamp.box

@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.search.memory_store import MemoryStore
+from tests.sync.helpers import Sync, assert_true, counts
+from vitrieve.runtime.encoder import Encoder
+from vitrieve.sync.removal import find_mass_removal
+
+
+def spread(folder: Path, **numbers: range) -> None:
+    """Move pictures into top folders."""
+    for name, some in numbers.items():
+        (folder / name).mkdir()
+        for number in some:
+            (folder / f"{number:02}.png").rename(folder / name / f"{number:02}.png")
+
+
+def test_sync_collection_keeps_a_top_folder_that_has_vanished_until_it_is_back(
+    sync: Sync, store: MemoryStore, encoder: Encoder, picture_folder: Path, tmp_path: Path
+) -> None:
+    spread(picture_folder, drive=range(6), rest=range(6, 11))
+    sync()
+    (picture_folder / "drive").rename(tmp_path / "drive")
+    for is_mount_point in (False, True):
+        if is_mount_point:
+            (picture_folder / "drive").mkdir()
+        report = sync()
+        assert (counts(report), report.num_kept, len(store.images)) == ((0, 0, 0, 0), 6, 12)
+        assert report.held is not None
+        assert report.held.folders == ("drive",)
+    (picture_folder / "drive").rmdir()
+    (tmp_path / "drive").rename(picture_folder / "drive")
+    report = sync()
+    assert (counts(report), report.num_kept, report.held) == ((0, 0, 0, 0), 0, None)  # nothing is embedded again
+    assert_true(store, encoder, picture_folder)
+    shutil.rmtree(picture_folder / "drive")
+    assert counts(sync(is_removal_allowed=True)) == (0, 0, 0, 6)
+    assert_true(store, encoder, picture_folder)
+
+
+def test_sync_collection_goes_on_with_what_is_new_while_a_removal_is_held(
+    sync: Sync, store: MemoryStore, picture_folder: Path
+) -> None:
+    sync()
+    for number in range(3):  # a quarter of the index, in no folder
+        (picture_folder / f"{number:02}.png").unlink()
+    Image.new("RGB", (40, 30), "red").save(picture_folder / "new.png")
+    report = sync()
+    assert (counts(report), report.num_kept, len(store.images)) == ((1, 0, 0, 0), 3, 13)
+    assert report.held is not None
+    assert report.held.describe() == "3 of 13 images of the index have vanished from the collection"
+
+
+def test_sync_collection_follows_a_person_who_deletes_a_little(
+    sync: Sync, store: MemoryStore, picture_folder: Path
+) -> None:
+    sync()
+    for number in range(2):
+        (picture_folder / f"{number:02}.png").unlink()
+    assert counts(sync()) == (0, 0, 0, 2)
+
+
+def test_sync_collection_takes_a_renamed_top_folder_for_no_removal(
+    sync: Sync, store: MemoryStore, encoder: Encoder, picture_folder: Path
+) -> None:
+    spread(picture_folder, before=range(8))
+    sync()
+    (picture_folder / "before").rename(picture_folder / "after")
+    report = sync()
+    assert (counts(report), report.held) == ((0, 8, 0, 8), None)
+    assert_true(store, encoder, picture_folder)
+
+
+@pytest.mark.parametrize("depth", ["photos", "photos/2019"])
+def test_sync_collection_keeps_what_is_behind_a_link_to_nowhere(
+    depth: str, sync: Sync, store: MemoryStore, encoder: Encoder, picture_folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "drive").mkdir()
+    (picture_folder / "00.png").rename(tmp_path / "drive" / "00.png")
+    link = picture_folder / depth / "link"
+    link.parent.mkdir(parents=True)
+    shutil.copy(picture_folder / "01.png", picture_folder / "photos" / "copy.png")
+    link.symlink_to(tmp_path / "drive")
+    sync()
+    (tmp_path / "drive").rename(tmp_path / "off")
+    report = sync()
+    assert (counts(report), report.num_kept, report.held) == ((0, 0, 0, 0), 1, None)
+    assert report.unreachable == (f"{depth}/link",)
+    (tmp_path / "off").rename(tmp_path / "drive")
+    assert counts(sync()) == (0, 0, 0, 0)
+    assert f"{depth}/link/00.png" in store.images
+
+
+def test_sync_collection_keeps_pictures_that_are_links_to_a_drive_that_is_off(
+    sync: Sync, store: MemoryStore, picture_folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "drive").mkdir()
+    for number in range(6):
+        name = f"{number:02}.png"
+        (picture_folder / name).rename(tmp_path / "drive" / name)
+        (picture_folder / name).symlink_to(tmp_path / "drive" / name)
+    sync()
+    (tmp_path / "drive").rename(tmp_path / "off")
+    for max_bad_fraction in (0.05, 1.0):
+        report = sync(max_bad_fraction=max_bad_fraction)
+        assert (counts(report), report.num_kept, len(store.images)) == ((0, 0, 0, 0), 6, 12)
+        assert dict(report.failures).keys() == {f"{number:02}.png" for number in range(6)}
+    (tmp_path / "off").rename(tmp_path / "drive")
+    assert counts(sync()) == (0, 0, 0, 0)
+
+
+def test_find_mass_removal_counts_shares_and_folders() -> None:
+    indexed = [f"a/{number}" for number in range(50)] + [f"b/{number}" for number in range(49)] + ["c"]
+    assert find_mass_removal([], indexed, indexed) is None
+    assert find_mass_removal(["c"], indexed, indexed[:99]) is None
+    assert find_mass_removal(indexed[:9], indexed, indexed[9:]) is None
+    assert find_mass_removal(indexed[:10], indexed, indexed[10:]) is not None
+    removal = find_mass_removal(["d/1"], [*indexed, "d/1"], indexed)
+    assert removal is not None
+    assert removal.folders == ("d",)
+    assert removal.describe().endswith("have vanished from the collection, among them all of the folder d")
