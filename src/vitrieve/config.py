@@ -66,7 +66,8 @@ class ModelConfig:
     backbone: str = "dinov2-vits14"
     """A weights name of `vitrieve weights list`, or any timm model name."""
     weights: str | None = None
-    """A local .safetensors file with the backbone's weights; by default the backbone's own."""
+    """Local weights of the backbone: a .safetensors or .pth file, or the folder of a run or an encoder, whose head is
+    kept too; by default the backbone's own."""
     image_size: Annotated[int, FLAT] = 112
     """Side of the square input in pixels, a multiple of the patch size."""
     framing: Framing = "crop"

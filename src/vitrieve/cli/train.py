@@ -127,6 +127,8 @@ def _build_encoder(config: Config, num_images: int) -> ImageEncoder:
     from vitrieve.train.resolution import allow_low_resolution
 
     encoder = build_encoder(config.model, seed=config.train.seed)
+    if config.model.weights is not None and encoder.spec.weights_note:
+        print_message(encoder.spec.weights_note)
     allow_low_resolution(encoder, config)
     print_message(f"{config.model.backbone}: {format_cost(count_cost(config.model.backbone, config.model.image_size))}")
     if config.model.embedding_dim is not None:

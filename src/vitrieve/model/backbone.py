@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from vitrieve.errors import ConfigError
-from vitrieve.model.checkpoint import load_backbone_states, read_states
+from vitrieve.model.checkpoint import load_backbone_states
+from vitrieve.model.local_weights import LocalWeights, read_local_weights
 from vitrieve.model.prefix import count_class_tokens, count_prefix_tokens, is_transformer
 from vitrieve.model.pretrained import find_weights, pull_weights
 
@@ -57,10 +58,11 @@ def build_backbone(
     name: str,
     *,
     image_size: int,
-    weights: str | Path | None = None,
+    weights: str | Path | LocalWeights | None = None,
     drop_path_rate: float = 0.0,
     patch_drop_rate: float = 0.0,
     is_pretrained: bool = True,
+    on_note: Callable[[str], None] = lambda note: None,
 ) -> nn.Module:
     """Build a timm model without its classifier.
 
@@ -68,11 +70,12 @@ def build_backbone(
         name: A weights name of ``pretrained.py`` or any timm model name.
         image_size: Side of the square input in pixels; for a transformer a multiple of its patch. The position
             embedding of the weights is resampled to it (``positions.py``).
-        weights: A local ``.safetensors`` file with the backbone's weights, or None for the name's own.
+        weights: A local file or folder with the backbone's weights (``local_weights.py``), or None for the name's own.
         drop_path_rate: Stochastic depth of the last block, in [0, 1); earlier blocks linearly less.
         patch_drop_rate: Share of the patches left out in training, in [0, 1), drawn for each image from torch's
             global generator; prefix tokens stay (Liu et al., arXiv:2208.07220). For transformers.
         is_pretrained: False leaves the weights random (drawn from torch's global generator).
+        on_note: Called with each sentence about what was changed in the names of the weights, or left out.
 
     Returns:
         The model in training mode, float32.
@@ -87,8 +90,10 @@ def build_backbone(
         return _create_model(architecture, image_size, drop_rates)
     with torch.random.fork_rng(devices=[]):  # a random start that is thrown away must not change what follows
         backbone = _create_model(architecture, image_size, drop_rates)
-    path = Path(weights) if weights is not None else pull_weights(name)
-    load_backbone_states(backbone, read_states(path), str(path))
+    if not isinstance(weights, LocalWeights):
+        weights = read_local_weights(Path(weights) if weights is not None else pull_weights(name))
+    for note in (*weights.notes, *load_backbone_states(backbone, weights.states, str(weights.path))):
+        on_note(note)
     return backbone
 
 

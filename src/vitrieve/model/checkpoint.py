@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -13,52 +12,34 @@ from torch import Tensor, nn
 
 from vitrieve.errors import WeightsError
 from vitrieve.model.artefact import describe_non_finite
+from vitrieve.model.key_names import Renamed, rename_hugging_face, shorten_names, strip_prefix
 from vitrieve.model.positions import resample_positions
 from vitrieve.model.prefix import count_prefix_tokens
 
-NUM_KEYS_SHOWN = 4
 
-
-def read_states(path: Path) -> dict[str, Tensor]:
-    """Read a safetensors file; never a pickle.
-
-    Raises:
-        WeightsError: Missing, another format or damaged.
-    """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    if path.suffix != ".safetensors":
-        raise WeightsError(
-            f"{path} is not a .safetensors file; other formats can run code when they are opened. Convert it first "
-            "with safetensors.torch.save_file."
-        )
-    if not path.is_file():
-        raise WeightsError(f"the weights file {path} does not exist; give a .safetensors file.")
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise WeightsError(f"{path} cannot be read ({error}); fetch or make it again.") from None
-
-
-def load_backbone_states(backbone: nn.Module, states: Mapping[str, Tensor], source: str) -> None:
+def load_backbone_states(backbone: nn.Module, states: Mapping[str, Tensor], source: str) -> tuple[str, ...]:
     """Load weights into a backbone, strictly, after timm's own filter.
 
     The filter of the model's family renames keys of other publishers. A position embedding of another size is resampled
     by ``positions.py``, or by the filter where it is laid out in another way. The classifier of the weights is left
-    out: the backbone has none. Weights of a vitrieve encoder (``backbone.…``) are accepted too.
+    out: the backbone has none. A prefix before the names is taken off, and Hugging Face's names are understood
+    (``key_names.py``). Weights of a vitrieve encoder (``backbone.…``) are accepted too.
 
     Args:
         backbone: The model; changed in place.
         states: Name to tensor.
         source: Where they come from, for the message.
 
+    Returns:
+        What was changed in the names, or left out, in sentences for the user; empty where nothing was.
+
     Raises:
         WeightsError: Keys or shapes differ (the message names the first few), or a tensor holds NaN or infinity.
     """
-    prefix = "backbone."
-    if any(name.startswith(prefix) for name in states):
-        states = {name.removeprefix(prefix): tensor for name, tensor in states.items() if name.startswith(prefix)}
+    renamed = _read_own_names(states, source) or strip_prefix(states, backbone.state_dict().keys(), source)
+    states, notes = renamed
+    states, further = rename_hugging_face(states, source)
+    _check_biases(backbone, states, source)
     states = _filter_states(backbone, _resample_positions(backbone, states), source)
     states = _drop_classifier(backbone, states)
     expected = {name: tuple(tensor.shape) for name, tensor in backbone.state_dict().items()}
@@ -71,6 +52,27 @@ def load_backbone_states(backbone: nn.Module, states: Mapping[str, Tensor], sour
     if broken:
         raise WeightsError(f"{source} cannot be used: {broken}. Fetch or make the file again.")
     backbone.load_state_dict(states, strict=True)
+    return (*notes, *further)
+
+
+def _read_own_names(states: Mapping[str, Tensor], source: str) -> Renamed | None:
+    """Take the backbone out of an encoder of ours; None where there is none."""
+    prefix = "backbone."
+    inner = {name.removeprefix(prefix): tensor for name, tensor in states.items() if name.startswith(prefix)}
+    left_out = sorted(name for name in states if not name.startswith(prefix))
+    note = f"of {source} the backbone is used; left out: {shorten_names(left_out)}."
+    return Renamed(inner, (note,) if left_out else ()) if inner else None
+
+
+def _check_biases(backbone: nn.Module, states: Mapping[str, Tensor], source: str) -> None:
+    """Refuse weights of DINOv3 with biases for a model without: timm's filter would drop them."""
+    lacks = "storage_tokens" in states and not any(name.endswith(".q_bias") for name in backbone.state_dict())
+    used = [name for name, tensor in states.items() if name.endswith("attn.qkv.bias") and tensor.nan_to_num().any()]
+    if lacks and used:
+        raise WeightsError(
+            f"{source} does not fit the backbone: it has biases in its attention ({shorten_names(used)}), which the "
+            "backbone has not. Use the backbone whose name ends in dinov3_qkvb."
+        )
 
 
 def _resample_positions(backbone: nn.Module, states: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
@@ -97,10 +99,17 @@ def _filter_states(backbone: nn.Module, states: Mapping[str, Tensor], source: st
 
 
 def _drop_classifier(backbone: nn.Module, states: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Leave out the classifier, and the layers of its head that stand behind the pool and not in the backbone."""
     named = cast(Any, backbone).pretrained_cfg.get("classifier") or ()
     classifiers = (named,) if isinstance(named, str) else tuple(named)
     dropped = {f"{classifier}.{kind}" for classifier in classifiers for kind in ("weight", "bias")}
-    return {name: tensor for name, tensor in states.items() if name not in dropped}
+    heads = tuple(f"{classifier.rpartition('.')[0]}." for classifier in classifiers if "." in classifier)
+    own = backbone.state_dict().keys()
+    return {
+        name: tensor
+        for name, tensor in states.items()
+        if name not in dropped and (name in own or not heads or not name.startswith(heads))
+    }
 
 
 def _describe_mismatch(
@@ -113,10 +122,5 @@ def _describe_mismatch(
         "unexpected": sorted(found.keys() - expected.keys()),
         "of another shape": differing,
     }
-    described = [f"{len(keys)} {what} ({_shorten(keys)})" for what, keys in parts.items() if keys]
+    described = [f"{len(keys)} {what} ({shorten_names(keys)})" for what, keys in parts.items() if keys]
     return f"{source} does not fit the backbone: {'; '.join(described)}. Check --model.backbone and --model.weights."
-
-
-def _shorten(keys: list[str]) -> str:
-    rest = len(keys) - NUM_KEYS_SHOWN
-    return ", ".join(keys[:NUM_KEYS_SHOWN]) + (f", and {rest} more" if rest > 0 else "")

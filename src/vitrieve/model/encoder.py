@@ -28,7 +28,9 @@ from vitrieve.model.backbone import (
 from vitrieve.model.backbone import evaluation_mode as evaluation_mode
 from vitrieve.model.card import ModelCard, format_card
 from vitrieve.model.checkpoint import load_backbone_states
+from vitrieve.model.going_on import settle_start
 from vitrieve.model.head import build_head
+from vitrieve.model.local_weights import LocalWeights
 from vitrieve.model.pooling import GEM_P, check_pooling, pool_tokens
 from vitrieve.model.pretrained import WeightsEntry, find_weights
 from vitrieve.model.reduction import Pca, Reduction, build_reduction
@@ -158,7 +160,8 @@ def build_encoder(config: ModelConfig, *, is_pretrained: bool = True, seed: int 
     """Build the encoder to fine-tune.
 
     Args:
-        config: Backbone, weights, image size, pooling, drop-path and frozen blocks.
+        config: Backbone, weights, image size, pooling, drop-path and frozen blocks. Where the weights are an encoder of
+            ours, its head is kept too (``going_on.py``).
         is_pretrained: False leaves the weights random (from torch's global generator).
         seed: Of that generator, from which a head is drawn, too; None: as it is.
 
@@ -171,14 +174,16 @@ def build_encoder(config: ModelConfig, *, is_pretrained: bool = True, seed: int 
     """
     if seed is not None:
         torch.manual_seed(seed)
-    entry = find_weights(config.backbone)
+    start = settle_start(find_weights(config.backbone), config)
+    entry, config, notes = start.entry, start.config, list(start.notes)
     backbone = build_backbone(
         config.backbone,
         image_size=config.image_size,
-        weights=config.weights,
+        weights=start.weights,
         drop_path_rate=config.drop_path_rate,
         patch_drop_rate=config.patch_drop_rate,
         is_pretrained=is_pretrained,
+        on_note=notes.append,
     )
     freeze_lower_blocks(backbone, config.num_frozen_blocks)
     layout = describe_tokens(backbone, config.image_size, entry.architecture)
@@ -191,15 +196,29 @@ def build_encoder(config: ModelConfig, *, is_pretrained: bool = True, seed: int 
     )
     if config.framing != spec.preprocessing.framing:
         spec = dataclasses.replace(spec, preprocessing=_reframe(spec.preprocessing, config.image_size, config.framing))
-    if config.weights is not None:
-        name = Path(config.weights).name
-        spec = dataclasses.replace(
-            spec, weights_source=f"the file {name}", weights_license="unknown (a local file)", weights_note=""
-        )
+    if start.weights is not None:
+        source, license_text = _describe_local(start.weights)
+        note = " ".join(notes)
+        spec = dataclasses.replace(spec, weights_source=source, weights_license=license_text, weights_note=note)
     elif not is_pretrained:
         spec = dataclasses.replace(spec, weights_source="none (random)", weights_license="none", weights_note="")
     is_learnable = config.gem_learnable and spec.pooling == "gem"
-    return ImageEncoder(backbone, spec, gem_p=GEM_P if is_learnable else None, layout=layout)
+    gem_p = start.gem_p or (GEM_P if is_learnable else None)
+    encoder = ImageEncoder(backbone, spec, gem_p=gem_p, layout=layout)
+    if encoder.gem_p is not None:
+        encoder.gem_p.requires_grad_(is_learnable)
+    if start.head:
+        encoder.head.load_state_dict(start.head)
+    return encoder
+
+
+def _describe_local(weights: LocalWeights) -> tuple[str, str]:
+    """Say where local weights come from, and under which licence they are."""
+    before = weights.spec
+    if before is None:
+        return f"the file {weights.path.name}", "unknown (a local file)"
+    trained = f", trained on {before.trained_on}" if before.trained_on else ""
+    return f"{before.weights_source}{trained}", before.weights_license
 
 
 def build_frozen_encoder(
