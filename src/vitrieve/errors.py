@@ -8,7 +8,8 @@
     │   │       └── PictureTooLargeError   it would take too many pixels or too much work
     │   ├── WeightsError           weights that are unknown, unreachable or do not fit
     │   ├── ArtifactError          a folder of ours that exists, is incomplete or does not fit
-    │   │   └── FingerprintError   made by another encoder
+    │   │   ├── FingerprintError   made by another encoder
+    │   │   └── ReplacedError      another index than the one that was opened
     │   └── DiskFullError          the disk that was named has no room
     └── NonFiniteLossError         training produced NaN or infinity: exit status 1
 
@@ -67,6 +68,10 @@ class ArtifactError(InputError):
 
 class FingerprintError(ArtifactError):
     """Vectors of one encoder met another encoder."""
+
+
+class ReplacedError(ArtifactError):
+    """A folder holds another index than the one that was opened; opening it again is the way on."""
 
 
 class DiskFullError(InputError):

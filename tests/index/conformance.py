@@ -243,3 +243,13 @@ def make_many(num_images: int, seed: int = 0, width: int = WIDTH) -> tuple[np.nd
     return vectors, [
         make_record(f"{n:06}.png", {"label": str(n % 10), "price": str(n / 4)}, n) for n in range(num_images)
     ]
+
+
+def fill(store: VectorStore, num_images: int, seed: int = 0) -> Model:
+    """Put images into a store, and return the model of it."""
+    vectors, records = make_many(num_images, seed)
+    model = Model()
+    for start in range(0, num_images, 4096):
+        store.upsert(vectors[start : start + 4096], records[start : start + 4096])
+    model.upsert(vectors, records)
+    return model

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -20,16 +19,15 @@ from hypothesis import HealthCheck, settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from tests.index.conformance import (
-    Model,
     StoreMachine,
     check_hits,
     check_refusals,
+    fill,
     make_info,
     make_many,
     make_record,
     normalized,
 )
-from tests.index.milvus_lite import Server
 from vitrieve.embed.collection import Embeddings
 from vitrieve.errors import ArtifactError, ConfigError, FingerprintError
 from vitrieve.index import resident
@@ -37,48 +35,11 @@ from vitrieve.index.filter import parse_filter
 from vitrieve.index.open import IndexSettings, build_index, create_index, open_index
 from vitrieve.index.store import VectorStore
 
-STORES = ("exact", "lance", "milvus")
 IS_LONG = os.environ.get("VITRIEVE_LONG_TESTS") == "1"
 """`make test-all`: more sequences, more kills."""
 SNAPSHOT_REASON = "milvus-lite has no snapshots"
 
 CHECKOUT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    pytest.importorskip("milvus_lite", reason="needs milvus-lite")
-    server = Server(tmp_path_factory.mktemp("milvus") / "data")
-    yield server
-    server.kill()
-
-
-@pytest.fixture(params=STORES)
-def kind(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
-@pytest.fixture
-def settings_of(kind: str, request: pytest.FixtureRequest) -> IndexSettings:
-    if kind != "milvus":
-        return IndexSettings()
-    return IndexSettings(index_kind="flat", uri=request.getfixturevalue("server").uri)
-
-
-@pytest.fixture
-def store(kind: str, settings_of: IndexSettings, tmp_path: Path) -> Iterator[VectorStore]:
-    store = create_index(make_info(kind), tmp_path / "index", settings=settings_of)
-    yield store
-    store.close()
-
-
-def fill(store: VectorStore, num_images: int, seed: int = 0) -> Model:
-    vectors, records = make_many(num_images, seed)
-    model = Model()
-    for start in range(0, num_images, 4096):
-        store.upsert(vectors[start : start + 4096], records[start : start + 4096])
-    model.upsert(vectors, records)
-    return model
 
 
 def test_any_sequence_of_operations_equals_the_model(kind: str, settings_of: IndexSettings, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from tests.index.conformance import make_info, make_many, make_record
-from vitrieve.errors import ArtifactError, DataError
+from vitrieve.errors import ArtifactError, DataError, ReplacedError
 from vitrieve.index import lance, resident
 from vitrieve.index.filter import parse_filter
 from vitrieve.index.lance import LanceStore
@@ -161,13 +161,13 @@ def test_an_index_that_changes_all_the_time_is_not_loaded_each_time(
 def test_an_index_made_anew_is_not_answered_from_the_old_copy(tmp_path: Path) -> None:
     store = make_store(tmp_path / "index", 40)
     assert store.hold(MANY_BYTES)
-    old = store.search(make_many(1, width=WIDTH)[0], 40)[0]
     shutil.rmtree(tmp_path / "index")
     fresh = create_index(make_info("lance", embedding_dim=WIDTH), tmp_path / "index")
     fresh.upsert(make_many(40, seed=7, width=WIDTH)[0], [make_record(f"new{n}.png", {}) for n in range(40)])
     fresh.optimise()
-    new = store.search(make_many(1, width=WIDTH)[0], 40)[0]
-    assert {hit.record.image_id for hit in new}.isdisjoint(hit.record.image_id for hit in old)
+    with pytest.raises(ReplacedError):
+        store.search(make_many(1, width=WIDTH)[0], 40)
+    assert not store.hold(MANY_BYTES)
 
 
 def test_a_closed_store_does_not_answer_from_its_copy(tmp_path: Path) -> None:

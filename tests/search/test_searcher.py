@@ -4,6 +4,7 @@ import dataclasses
 import io
 import shutil
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -205,3 +206,14 @@ def test_engines_may_be_mixed_within_one_encoder(
     results = with_torch.search(picture_folder / "02.png", k=1)
     assert results[0].image_id == "02.png"
     assert results[0].score == pytest.approx(1, abs=1e-3)
+
+
+def test_openings_that_overlap_restore_how_threads_take_turns() -> None:
+    usual = sys.getswitchinterval()
+    with ExitStack() as first, ExitStack() as second:
+        first.enter_context(searcher_module._QUICK_TURNS)
+        second.enter_context(searcher_module._QUICK_TURNS)
+        first.close()
+        assert sys.getswitchinterval() == pytest.approx(searcher_module.TURN_SECONDS)
+        second.close()
+    assert sys.getswitchinterval() == usual

@@ -29,7 +29,7 @@ from vitrieve.index.batch import (
     missing_message,
 )
 from vitrieve.index.filter import Filter, holds
-from vitrieve.index.lock import writing
+from vitrieve.index.identity import FileStamp, Identity, guarded, read_stamp
 from vitrieve.index.segments import (
     FOLDER_NAME,
     STATE_NAME,
@@ -38,6 +38,7 @@ from vitrieve.index.segments import (
     compute_checksum,
     list_files,
     read_state,
+    require_mended,
     rows_path,
     vectors_path,
     write_dead,
@@ -60,12 +61,13 @@ class ExactStore:
     come, so that their number grows with the logarithm of the images.
     """
 
-    def __init__(self, folder: Path, info: StoreInfo) -> None:
+    def __init__(self, folder: Path, info: StoreInfo, identity: Identity) -> None:
         """Join a folder with what its manifest says; use ``open`` or ``create``."""
         self._folder = folder
+        self._identity = identity
         self._info = info
         # The state and the stamp of its file, replaced together: threads search while another one refreshes.
-        self._current: tuple[tuple[int, ...] | None, State] | None = (None, State(info.fingerprint))
+        self._current: tuple[FileStamp | None, State] | None = (None, State(info.fingerprint))
         self._read()
 
     @classmethod
@@ -76,10 +78,11 @@ class ExactStore:
             ArtifactError: The folder is missing, unfinished, damaged or of another kind.
             FingerprintError: Its manifest and its vectors are of different encoders.
         """
+        identity = Identity(Path(folder))
         info, _ = read_info(Path(folder))
         if info.kind != "exact":
             raise ArtifactError(f"{folder} is an index of the store {info.kind!r}; expected 'exact'.")
-        return cls(Path(folder), info)
+        return cls(Path(folder), info, identity)
 
     @classmethod
     def create(cls, folder: Path, info: StoreInfo, vectors: np.ndarray, records: Sequence[ImageRecord]) -> ExactStore:
@@ -99,7 +102,7 @@ class ExactStore:
         sync_folder(folder / FOLDER_NAME)
         write_state(folder, state, info.embedding_dim)
         write_manifest(folder, "index", describe(info))
-        return cls(folder, info)
+        return cls(folder, info, Identity(folder))
 
     @property
     def info(self) -> StoreInfo:
@@ -132,6 +135,7 @@ class ExactStore:
         self._change(change)
         return num_deleted
 
+    @guarded
     def search(self, queries: np.ndarray, k: int, filter: Filter = ()) -> list[list[Hit]]:
         """Find the nearest images of every query, exactly; as ``VectorStore.search``."""
         checked = check_queries(queries, k, self._info.embedding_dim)
@@ -154,6 +158,7 @@ class ExactStore:
                 hits.append(_rank(state, query, candidates, k))
         return hits
 
+    @guarded
     def get(self, image_ids: Sequence[str]) -> tuple[FloatArray, list[ImageRecord]]:
         """Return vectors and images by name; as ``VectorStore.get``."""
         state = self._read()
@@ -166,16 +171,19 @@ class ExactStore:
         vectors, rows = state.take(np.array(positions, dtype=np.int64))
         return vectors, list(to_records(rows))
 
+    @guarded
     def image_ids(self) -> Iterator[str]:
-        """Yield the name of every image, rising."""
+        """Return the names of all images, rising."""
         parts = self._read().parts
         names = [part.segment.rows["image_id"].filter(pa.array(part.is_alive)).to_pylist() for part in parts]
-        yield from sorted(image_id for some in names for image_id in some)
+        return iter(sorted(image_id for some in names for image_id in some))
 
+    @guarded
     def columns(self) -> tuple[str, ...]:
         """Return the names of the metadata columns, sorted."""
         return self._read().columns
 
+    @guarded
     def count(self, filter: Filter = ()) -> int:
         """Count the images that pass the filter."""
         return int(np.count_nonzero(_find_allowed(self._read(), filter)))
@@ -214,7 +222,7 @@ class ExactStore:
     def snapshot(self, out: Path) -> None:
         """Write a copy of the index as it is now to a new folder; files are linked where the disk allows it."""
         prepare_folder(out, is_resumable=False)
-        with writing(self._folder):
+        with self._identity.writing():
             state = self._read()
             (out / FOLDER_NAME).mkdir()
             for name in list_files(state):
@@ -237,23 +245,26 @@ class ExactStore:
             raise ArtifactError(f"the index {self._folder} is closed; open it again.")
         last_stamp, last_state = self._current
         for attempt in range(1, NUM_READ_ATTEMPTS + 1):
-            stamp = _stamp(self._folder / STATE_NAME)
-            if stamp is not None and stamp == last_stamp:
+            stamp = read_stamp(self._folder / STATE_NAME)
+            untouched = [part for part in last_state.parts if part.segment.is_untouched(self._folder)]
+            if stamp is not None and stamp == last_stamp and len(untouched) == len(last_state.parts):
                 return last_state
             try:
-                state = read_state(self._folder, last_state.parts)
+                state = read_state(self._folder, untouched)
+                require_mended(self._folder, last_state, state)
                 break
             except ArtifactError:
                 # Damage, or a writer that has replaced the state meanwhile and removed what the old one named.
-                if attempt == NUM_READ_ATTEMPTS or _stamp(self._folder / STATE_NAME) == stamp:
+                if attempt == NUM_READ_ATTEMPTS or read_stamp(self._folder / STATE_NAME) == stamp:
                     raise
         require_fingerprint(self._folder, self._info, state.fingerprint)
+        self._identity.require()  # before the state is kept: it may be that of another index
         self._current = (stamp, state)
         return state
 
     def _change(self, change: Callable[[State], State]) -> None:
         """Replace the state by ``change`` of it, under the lock, and remove what is no longer needed."""
-        with writing(self._folder):
+        with self._identity.writing():
             old = self._read()
             new = change(old)
             if new is old:
@@ -366,12 +377,3 @@ def _to_table(records: Sequence[ImageRecord]) -> pa.Table:
 
 def _list_columns(records: Sequence[ImageRecord]) -> tuple[str, ...]:
     return tuple(sorted({name for record in records for name in record.metadata}))
-
-
-def _stamp(path: Path) -> tuple[int, ...] | None:
-    """Tell one state from the next without reading it; each is a file of its own."""
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return (status.st_ino, status.st_mtime_ns, status.st_size)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -17,7 +17,7 @@ from typing import Any, Literal, cast
 import numpy as np
 import pyarrow as pa
 
-from vitrieve.artifacts import prepare_folder, sync_file, sync_folder, write_manifest
+from vitrieve.artifacts import prepare_folder, sync_folder, write_manifest
 from vitrieve.data.records import ImageRecord
 from vitrieve.errors import ArtifactError, DataError
 from vitrieve.index.batch import (
@@ -30,7 +30,9 @@ from vitrieve.index.batch import (
 )
 from vitrieve.index.exact import error_bound, link_or_copy, rank_candidates
 from vitrieve.index.filter import Filter
-from vitrieve.index.lance_library import BTree, HnswSq, IvfPq, IvfRq, Table, lancedb
+from vitrieve.index.identity import Identity, guarded
+from vitrieve.index.lance_files import SyncedFiles, connect, read_version_stamp
+from vitrieve.index.lance_library import BTree, HnswSq, IvfPq, IvfRq, Table
 from vitrieve.index.lance_schema import (
     TABLE_NAME,
     build_rows,
@@ -45,7 +47,6 @@ from vitrieve.index.lance_schema import (
     to_sql,
     versions_path,
 )
-from vitrieve.index.lock import writing
 from vitrieve.index.resident import ResidentCopy, ResidentRows, count_bytes, has_faiss
 from vitrieve.index.store import Hit, IndexKind, StoreInfo, describe, read_info, require_fingerprint
 from vitrieve.similarity import FloatArray
@@ -76,19 +77,21 @@ class LanceStore:
     survive one.
     """
 
-    def __init__(self, folder: Path, info: StoreInfo, kind: IndexKind, code_bytes: int | None) -> None:
+    def __init__(
+        self, folder: Path, info: StoreInfo, kind: IndexKind, code_bytes: int | None, identity: Identity
+    ) -> None:
         """Join a folder with what its manifest says; use ``open`` or ``create``."""
         self._folder = folder
+        self._identity = identity
         self._info = info
         self._kind = kind
         self._code_bytes = code_bytes
         self._process_id = os.getpid()
         self._num_changes = len(os.listdir(versions_path(folder)))
-        self._synced: set[Path] = set()
+        self._files = SyncedFiles(folder)
         self._copy: ResidentCopy | None = None
-        self._open_table: Table | None = _connect(folder).open_table(TABLE_NAME)
-        found = (self._table.schema.metadata or {}).get(b"fingerprint", b"").decode()
-        require_fingerprint(folder, info, found)
+        self._open_table: Table | None = connect(folder).open_table(TABLE_NAME)
+        self._schema  # noqa: B018  refuses the table of another encoder
 
     @classmethod
     def open(cls, folder: Path | str) -> LanceStore:
@@ -98,11 +101,12 @@ class LanceStore:
             ArtifactError: The folder is missing, unfinished, damaged or of another kind.
             FingerprintError: Its manifest and its vectors are of different encoders.
         """
+        identity = Identity(Path(folder))
         info, manifest = read_info(Path(folder))
         if info.kind != "lance":
             raise ArtifactError(f"{folder} is an index of the store {info.kind!r}; expected 'lance'.")
         try:
-            return cls(Path(folder), info, manifest["index_kind"], manifest["code_bytes"])
+            return cls(Path(folder), info, manifest["index_kind"], manifest["code_bytes"], identity)
         except ArtifactError:
             raise
         except (OSError, RuntimeError, ValueError, KeyError) as error:
@@ -140,10 +144,11 @@ class LanceStore:
                 vectors[start : start + BLOCK_ROWS], records[start : start + BLOCK_ROWS], schema
             ).to_batches()
         )
-        _connect(folder).create_table(TABLE_NAME, data=pa.RecordBatchReader.from_batches(schema, blocks), schema=schema)
-        store = cls(folder, info, kind, code_bytes)
+        connect(folder).create_table(TABLE_NAME, data=pa.RecordBatchReader.from_batches(schema, blocks), schema=schema)
+        store = cls(folder, info, kind, code_bytes, Identity(folder))
         store.optimise()
         write_manifest(folder, "index", {**describe(info), "index_kind": kind, "code_bytes": code_bytes})
+        store._identity = Identity(folder)
         return store
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -169,16 +174,23 @@ class LanceStore:
             )
         return self._open_table
 
+    @property
+    def _schema(self) -> pa.Schema:
+        """Return the newest schema; the fingerprint in it is compared again, because the table may be exchanged."""
+        schema = self._table.schema
+        require_fingerprint(self._folder, self._info, (schema.metadata or {}).get(b"fingerprint", b"").decode())
+        return schema
+
     def upsert(self, vectors: np.ndarray, records: Sequence[ImageRecord]) -> None:
         """Add images, and replace those whose ``image_id`` is there; as ``VectorStore.upsert``."""
         checked = check_batch(vectors, records, self._info.embedding_dim)
         if not records:
             return
-        with writing(self._folder):
+        with self._identity.writing():
             new = {name for record in records for name in record.metadata} - set(self.columns())
             if new:
                 self._table.add_columns(metadata_fields(sorted(new)))
-            rows = build_rows(checked, records, self._table.schema)
+            rows = build_rows(checked, records, self._schema)
             self._table.merge_insert("image_id").when_matched_update_all().when_not_matched_insert_all().execute(rows)
             self._finish_change()
 
@@ -187,12 +199,13 @@ class LanceStore:
         check_size(len(image_ids))
         if not image_ids:
             return 0
-        with writing(self._folder):
+        with self._identity.writing():
             deleted = cast(Any, self._table.delete(names_sql(image_ids)))  # its stub lacks the number
             num_deleted = int(deleted.num_deleted_rows)
             self._finish_change()
         return num_deleted
 
+    @guarded
     def search(self, queries: np.ndarray, k: int, filter: Filter = ()) -> list[list[Hit]]:
         """Find the nearest images of every query; as ``VectorStore.search``.
 
@@ -209,12 +222,13 @@ class LanceStore:
         is_indexed = self._has_index(_VECTOR_INDEX)
         return [self._search_one(query, k, condition, is_indexed=is_indexed) for query in checked]
 
+    @guarded
     def get(self, image_ids: Sequence[str]) -> tuple[FloatArray, list[ImageRecord]]:
         """Return vectors and images by name; as ``VectorStore.get``."""
         if (copy := self._find_resident()) is not None and (held := copy.get(image_ids)) is not None:
             return held
         table = self._table
-        names = [*record_names(table.schema), "vector"]
+        names = [*record_names(self._schema), "vector"]
         wanted = sorted(set(image_ids))
         found: dict[str, tuple[np.ndarray, ImageRecord]] = {}
         for start in range(0, len(wanted), BLOCK_ROWS):
@@ -229,14 +243,17 @@ class LanceStore:
             vectors[row] = found[image_id][0]
         return vectors, [found[image_id][1] for image_id in image_ids]
 
+    @guarded
     def image_ids(self) -> Iterator[str]:
-        """Yield the name of every image, rising."""
-        yield from sorted(self._table.search().select(["image_id"]).to_arrow()["image_id"].to_pylist())
+        """Return the names of all images, rising."""
+        return iter(sorted(self._table.search().select(["image_id"]).to_arrow()["image_id"].to_pylist()))
 
+    @guarded
     def columns(self) -> tuple[str, ...]:
         """Return the names of the metadata columns, sorted."""
-        return metadata_columns(self._table.schema)
+        return metadata_columns(self._schema)
 
+    @guarded
     def count(self, filter: Filter = ()) -> int:
         """Count the images that pass the filter."""
         check_filter(filter, self.columns())
@@ -244,7 +261,7 @@ class LanceStore:
 
     def optimise(self) -> None:
         """Compact the files, drop old versions, and build the index or take in what is new."""
-        with writing(self._folder):
+        with self._identity.writing():
             self._compact()
             if self._kind == "flat" or self._table.count_rows() < MIN_INDEXED_ROWS:
                 return
@@ -252,7 +269,7 @@ class LanceStore:
                 self._table.create_index("image_id", config=BTree(), name=_NAME_INDEX)
             if not self._has_index(_VECTOR_INDEX):
                 self._table.create_index("vector", config=self._build_config(), name=_VECTOR_INDEX)
-            self._sync()
+            self._files.sync()
 
     def verify(self) -> list[str]:
         """Read everything: vectors, and that no image occurs twice; the engine checks its own files."""
@@ -275,7 +292,7 @@ class LanceStore:
     def snapshot(self, out: Path) -> None:
         """Write a copy of the index as it is now to a new folder; files are linked where the disk allows it."""
         prepare_folder(out, is_resumable=False)
-        with writing(self._folder):
+        with self._identity.writing():
             self._table  # noqa: B018  a closed store is refused before anything is copied
             shutil.copytree(table_path(self._folder), table_path(out), copy_function=link_or_copy)
         for folder in [path for path in out.rglob("*") if path.is_dir()]:
@@ -289,6 +306,8 @@ class LanceStore:
             return False
 
         def load() -> ResidentRows | None:
+            self._identity.require()
+            self._schema  # noqa: B018  as in __init__
             table = self._table
             num_images = table.count_rows()
             if count_bytes(num_images, self._info.embedding_dim) > max_bytes:
@@ -296,7 +315,7 @@ class LanceStore:
             is_exact = self._kind == "flat" or num_images < MIN_INDEXED_ROWS
             return ResidentRows(table, self._info.embedding_dim, is_exact=is_exact)
 
-        self._copy = ResidentCopy(self._read_stamp, load)
+        self._copy = ResidentCopy(lambda: read_version_stamp(self._folder), load)
         return self._copy.load()
 
     def close(self) -> None:
@@ -306,15 +325,6 @@ class LanceStore:
     def _find_resident(self) -> ResidentRows | None:
         self._table  # noqa: B018  a closed store is refused, and so is one that came through a fork
         return None if self._copy is None else self._copy.find_current()
-
-    def _read_stamp(self) -> Hashable:
-        """Return what tells the newest version from every other, also from one of an index that was made anew."""
-        folder = versions_path(self._folder)
-        try:
-            status = folder.stat()
-            return (status.st_ino, status.st_mtime_ns, frozenset(os.listdir(folder)))
-        except FileNotFoundError:
-            return None
 
     def _search_one(self, query: FloatArray, k: int, condition: str | None, *, is_indexed: bool) -> list[Hit]:
         # A power of two, so that neighbouring k look at the same candidates: pages of one answer fit together.
@@ -333,7 +343,7 @@ class LanceStore:
     def _find_candidates(
         self, query: FloatArray, num_candidates: int, condition: str | None, *, is_indexed: bool
     ) -> pa.Table:
-        table = self._table
+        table, names = self._table, record_names(self._schema)
         distance = _PQ_DISTANCE if is_indexed and self._kind == "ivf_pq" else "dot"
         search = cast(Any, table.search(query, vector_column_name="vector")).distance_type(distance)
         search = search.limit(num_candidates)
@@ -343,7 +353,7 @@ class LanceStore:
             search = search.ef(max(2 * num_candidates, 100))
         if condition is not None:
             search = search.where(condition, prefilter=True)
-        return search.select([*record_names(table.schema), "vector", "_distance"]).to_arrow()
+        return search.select([*names, "vector", "_distance"]).to_arrow()
 
     def _rank(self, query: FloatArray, rows: pa.Table, k: int) -> tuple[list[Hit], bool]:
         """Rank candidates by full vectors; say too whether no image beyond them can belong to the first ``k``."""
@@ -368,7 +378,7 @@ class LanceStore:
 
     def _finish_change(self) -> None:
         """Make a change durable; compact after every ``MAX_VERSIONS`` of them."""
-        self._sync()
+        self._files.sync()
         self._num_changes += 1
         if self._num_changes >= MAX_VERSIONS:
             self._compact()
@@ -376,21 +386,5 @@ class LanceStore:
     def _compact(self) -> None:
         # Under the writer's lock no other transaction can be in progress: unverified files are a killed writer's.
         self._table.optimize(cleanup_older_than=KEPT_VERSION_AGE, delete_unverified=True)
-        self._sync()
+        self._files.sync()
         self._num_changes = 0
-
-    def _sync(self) -> None:
-        """Make new files durable: LanceDB leaves them to the system's cache, which outlives a kill but no power cut."""
-        folders = set()
-        present = {path for path in table_path(self._folder).rglob("*") if path.is_file()}
-        for path in present - self._synced:
-            sync_file(path)
-            folders.add(path.parent)
-        for folder in folders:
-            sync_folder(folder)
-        self._synced = present
-
-
-def _connect(folder: Path) -> lancedb.DBConnection:
-    """Connect so that every read sees the newest version: another process may be writing."""
-    return lancedb.connect(folder, read_consistency_interval=timedelta(0))

@@ -1,4 +1,4 @@
-"""One writer at a time: the lock that every change of a store on disk holds. Next: ``batch.py``."""
+"""One writer at a time: the lock that every change of a store on disk holds. Next: ``identity.py``."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ def writing(folder: Path, *, wait_seconds: float | None = None) -> Iterator[None
     """Hold the writer's lock of an index.
 
     The lock belongs to an open file, so that the system releases it when its process dies, however it dies. Threads
-    exclude each other too.
+    exclude each other too. An index may be made anew while somebody waits, which deletes the file: then the lock of the
+    new file counts.
 
     Args:
         folder: The index.
@@ -32,23 +33,31 @@ def writing(folder: Path, *, wait_seconds: float | None = None) -> Iterator[None
         ArtifactError: Another writer did not finish in time, or the folder cannot be written.
     """
     until = time.monotonic() + (WAIT_SECONDS if wait_seconds is None else wait_seconds)
+    while (descriptor := _lock(folder)) is None:
+        if time.monotonic() >= until:
+            raise ArtifactError(f"{folder} is being written by another process; wait until it has finished.")
+        time.sleep(POLL_SECONDS)
     try:
-        descriptor = os.open(folder / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o644)
-    except OSError as error:
-        raise ArtifactError(f"{folder} cannot be changed ({error}).") from None
-    try:
-        while not _is_locked(descriptor):
-            if time.monotonic() >= until:
-                raise ArtifactError(f"{folder} is being written by another process; wait until it has finished.")
-            time.sleep(POLL_SECONDS)
         yield
     finally:
         os.close(descriptor)
 
 
-def _is_locked(descriptor: int) -> bool:
+def _lock(folder: Path) -> int | None:
+    """Lock the file and return it, open; None while another writer has it, or has just deleted it."""
+    path = folder / LOCK_NAME
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise ArtifactError(f"{folder} cannot be changed ({error}).") from None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+        if os.path.samestat(os.fstat(descriptor), path.stat()):
+            return descriptor
+    except (BlockingIOError, FileNotFoundError):
+        pass
+    except BaseException:
+        os.close(descriptor)
+        raise
+    os.close(descriptor)
+    return None

@@ -29,6 +29,7 @@ from vitrieve.index.batch import (
 )
 from vitrieve.index.exact import error_bound, rank_candidates
 from vitrieve.index.filter import Filter
+from vitrieve.index.identity import Identity, guarded
 from vitrieve.index.milvus_rows import (
     ROW_FIELDS,
     build_rows,
@@ -76,9 +77,10 @@ SNAPSHOT_POLL_SECONDS = 1.0
 class MilvusStore:
     """An index in a Milvus collection; satisfies ``VectorStore``. May be sent to another process."""
 
-    def __init__(self, folder: Path, info: StoreInfo, manifest: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, info: StoreInfo, manifest: dict[str, Any], identity: Identity) -> None:
         """Join a folder with its collection; use ``open`` or ``create``."""
         self._folder = folder
+        self._identity = identity
         self._info = info
         self._uri = str(manifest["uri"])
         self._name = str(manifest["collection"])
@@ -95,10 +97,11 @@ class MilvusStore:
             ConfigError: pymilvus is not installed.
         """
         folder = Path(folder)
+        identity = Identity(folder)
         info, manifest = read_info(folder)
         if info.kind != "milvus":
             raise ArtifactError(f"{folder} is an index of the store {info.kind!r}; expected 'milvus'.")
-        store = cls(folder, info, manifest)
+        store = cls(folder, info, manifest, identity)
         with reported(store._uri):
             if not store._client.has_collection(store._about):
                 raise ArtifactError(f"{store._uri} has no collection {store._name!r}; make the index again.")
@@ -132,13 +135,14 @@ class MilvusStore:
             code_bytes: Bytes of one product-quantised code (``ivf_pq``); None: an eighth of the dimensions.
         """
         manifest = {"uri": uri, "collection": f"vitrieve_{uuid.uuid4().hex}", "index_kind": kind}
-        store = cls(folder, info, manifest)
+        store = cls(folder, info, manifest, Identity(folder))
         with reported(uri):
             create_collection(store._client, store._name, info.embedding_dim, kind, code_bytes)
             create_about(store._client, store._about, info.fingerprint)
         for start in range(0, len(records), MAX_BATCH_ROWS):
             store.upsert(vectors[start : start + MAX_BATCH_ROWS], records[start : start + MAX_BATCH_ROWS])
         write_manifest(folder, "index", {**describe(info), **manifest})
+        store._identity = Identity(folder)
         return store
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -164,6 +168,7 @@ class MilvusStore:
         checked = check_batch(vectors, records, self._info.embedding_dim)
         if not records:
             return
+        self._identity.require()
         new = {name for record in records for name in record.metadata} - set(self.columns())
         with reported(self._uri):
             if new:  # before the images: a column without images harms nobody
@@ -176,6 +181,7 @@ class MilvusStore:
         check_size(len(image_ids))
         if not image_ids:
             return 0
+        self._identity.require()
         keys = [to_key(image_id) for image_id in dict.fromkeys(image_ids)]
         with reported(self._uri):
             present = [row["key"] for row in self._client.get(self._name, ids=keys, output_fields=["key"])]
@@ -183,6 +189,7 @@ class MilvusStore:
                 self._client.delete(self._name, ids=present)
         return len(present)
 
+    @guarded
     def search(self, queries: np.ndarray, k: int, filter: Filter = ()) -> list[list[Hit]]:
         """Find the nearest images of every query, at most ``MAX_CANDIDATES``; as ``VectorStore.search``."""
         checked = check_queries(queries, k, self._info.embedding_dim)
@@ -193,6 +200,7 @@ class MilvusStore:
         with reported(self._uri):
             return [self._search_one(query, k, expression) for query in checked]
 
+    @guarded
     def get(self, image_ids: Sequence[str]) -> tuple[FloatArray, list[ImageRecord]]:
         """Return vectors and images by name; as ``VectorStore.get``."""
         wanted = [to_key(image_id) for image_id in dict.fromkeys(image_ids)]
@@ -208,15 +216,19 @@ class MilvusStore:
         rows = [found[image_id] for image_id in image_ids]
         return read_vectors(rows, self._info.embedding_dim), list(read_records(rows))
 
+    @guarded
     def image_ids(self) -> Iterator[str]:
-        """Yield the name of every image, rising."""
-        yield from sorted({from_key(row["key"]) for row in self._iterate(self._name, ["key"])})
+        """Return the names of all images, rising."""
+        return iter(sorted({from_key(row["key"]) for row in self._iterate(self._name, ["key"])}))
 
+    @guarded
     def columns(self) -> tuple[str, ...]:
         """Return the names of the metadata columns, sorted."""
-        rows = self._iterate(self._about, ["key", "value"])
-        return tuple(sorted(row["value"] for row in rows if row["key"] != "fingerprint"))
+        values = {row["key"]: row["value"] for row in self._iterate(self._about, ["key", "value"])}
+        require_fingerprint(self._folder, self._info, values.pop("fingerprint", ""))
+        return tuple(sorted(values.values()))
 
+    @guarded
     def count(self, filter: Filter = ()) -> int:
         """Count the images that pass the filter."""
         check_filter(filter, self.columns())
@@ -230,6 +242,7 @@ class MilvusStore:
         Images that occur twice are written once more, which leaves one of each: milvus-lite (3.2), killed between
         the end of a flush and the removal of its log, reads the log again and keeps every row of it a second time.
         """
+        self._identity.require()
         self._mend_repeated()
         with reported(self._uri):
             self._client.flush(self._name)

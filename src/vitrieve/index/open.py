@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from vitrieve.artifacts import prepare_folder
+from vitrieve.artifacts import MANIFEST_NAME, prepare_folder
 from vitrieve.data.records import ImageRecord
 from vitrieve.embed.collection import Embeddings, load_embeddings
 from vitrieve.errors import ArtifactError, ConfigError, DataError
 from vitrieve.index.batch import check_vectors
+from vitrieve.index.lock import writing
 from vitrieve.index.store import IndexKind, StoreInfo, StoreKind, VectorStore, read_info
 
 
@@ -135,7 +137,9 @@ def _create(
 ) -> VectorStore:
     settings = settings or IndexSettings()
     settings.check(info)
-    prepare_folder(out, is_overwrite=is_overwrite, is_resumable=False)
+    # Whoever writes finishes its change first, and then finds that the index is another one.
+    with writing(out) if is_overwrite and (out / MANIFEST_NAME).is_file() else nullcontext():
+        prepare_folder(out, is_overwrite=is_overwrite, is_resumable=False)
     if info.kind == "exact":
         from vitrieve.index.exact import ExactStore
 

@@ -25,6 +25,7 @@ from vitrieve.embed.collection import read_vectors_file
 from vitrieve.embed.rows import read_rows
 from vitrieve.errors import ArtifactError
 from vitrieve.index.batch import BLOCK_ROWS
+from vitrieve.index.identity import FileStamp, read_stamp
 
 STATE_NAME = "state.json"
 FOLDER_NAME = "segments"
@@ -40,12 +41,18 @@ class Segment:
         vectors: ``(N, E)`` float32, a read-only memory map.
         rows: The images, one row a vector.
         checksums: CRC-32 of the two files.
+        stamp: Of the file of vectors when it was mapped.
     """
 
     name: str
     vectors: np.ndarray
     rows: pa.Table
     checksums: tuple[int, int]
+    stamp: FileStamp | None
+
+    def is_untouched(self, folder: Path) -> bool:
+        """Say whether the mapped file is as it was: reading one that was cut short would end the process."""
+        return read_stamp(vectors_path(folder, self.name)) == self.stamp
 
     @cached_property
     def row_of(self) -> dict[str, int]:
@@ -167,6 +174,19 @@ def read_state(folder: Path, known: Iterable[Part] = ()) -> State:
         raise ArtifactError(f"{path} cannot be read ({error}); make the index again.") from None
 
 
+def require_mended(folder: Path, old: State, new: State) -> None:
+    """Refuse segments whose file somebody has touched since the old state was read, unless it holds what was written.
+
+    Raises:
+        ArtifactError: A file is damaged.
+    """
+    stamps = {part.segment.name: part.segment.stamp for part in old.parts}
+    for segment in (part.segment for part in new.parts):
+        path = vectors_path(folder, segment.name)
+        if stamps.get(segment.name, segment.stamp) != segment.stamp and compute_checksum(path) != segment.checksums[0]:
+            raise ArtifactError(f"{path} is not what was written.")
+
+
 def _read_part(folder: Path, entry: dict[str, Any], known: dict[str, Segment], embedding_dim: int) -> Part:
     name, shape = entry["name"], (entry["num_rows"], embedding_dim)
     segment = known.get(name) or Segment(
@@ -174,6 +194,7 @@ def _read_part(folder: Path, entry: dict[str, Any], known: dict[str, Segment], e
         vectors=read_vectors_file(vectors_path(folder, name), shape),
         rows=read_rows(rows_path(folder, name)),
         checksums=(entry["vectors_crc32"], entry["rows_crc32"]),
+        stamp=read_stamp(vectors_path(folder, name)),
     )
     if segment.rows.num_rows != shape[0]:
         raise ArtifactError(f"{rows_path(folder, name)} holds {segment.rows.num_rows} rows, not {shape[0]}.")
@@ -242,6 +263,7 @@ def write_segment(folder: Path, number: int, blocks: Sequence[np.ndarray], rows:
         vectors=read_vectors_file(path, shape),
         rows=rows,
         checksums=(compute_checksum(path), compute_checksum(rows_path(folder, name))),
+        stamp=read_stamp(path),
     )
     return Part(segment, np.ones(shape[0], dtype=np.bool_))
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
 from vitrieve.errors import ArtifactError, ConfigError, FingerprintError, unknown_name_message
@@ -76,7 +75,7 @@ class Searcher:
         if isinstance(encoder, Encoder):
             return cls._join(open_index(index_folder), encoder, index_folder)
         # Importing the client of a store keeps the interpreter busy, compiling an encoder does not.
-        with ThreadPoolExecutor(max_workers=1) as thread, _quick_turns():
+        with ThreadPoolExecutor(max_workers=1) as thread, _QUICK_TURNS:
             opening = thread.submit(open_index, index_folder)
             try:
                 info, _ = read_info(Path(index_folder))
@@ -173,19 +172,34 @@ def _to_result(hits: list[Hit]) -> SearchResult:
     )
 
 
-@contextmanager
-def _quick_turns() -> Iterator[None]:
-    """Let threads take turns after half a millisecond for a while.
+class _QuickTurns:
+    """Lets threads take turns after half a millisecond for a while.
 
     Checking an encoder's files is hundreds of calls that release Python's lock, and beside a thread that imports each
-    would wait for up to Python's 5 ms to get it back.
+    would wait for up to Python's 5 ms to get it back. The interval is the whole process's: the first that opens a
+    searcher shortens it, and the last that is done restores what the first found.
     """
-    usual = sys.getswitchinterval()
-    sys.setswitchinterval(TURN_SECONDS)
-    try:
-        yield
-    finally:
-        sys.setswitchinterval(usual)
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._num_inside = 0
+        self._usual = sys.getswitchinterval()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._num_inside == 0:
+                self._usual = sys.getswitchinterval()
+                sys.setswitchinterval(min(self._usual, TURN_SECONDS))
+            self._num_inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._num_inside -= 1
+            if self._num_inside == 0:
+                sys.setswitchinterval(self._usual)
+
+
+_QUICK_TURNS = _QuickTurns()
 
 
 def _check_fingerprint(info: StoreInfo, encoder: Encoder) -> None:
