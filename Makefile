@@ -7,7 +7,7 @@ VITRIEVE := $(BIN)/vitrieve
 DEMO := demo
 
 .DEFAULT_GOAL := help
-.PHONY: help setup format check test test-all demo bench
+.PHONY: help setup format check test test-all test-lowest demo bench
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -45,6 +45,17 @@ test: $(STAMP) ## Run the tests; says which it skipped, and why
 test-all: $(STAMP) ## Run the tests with the long versions of those that draw samples (about an hour)
 	VITRIEVE_LONG_TESTS=1 $(BIN)/pytest --quiet --ignore=tests/train
 	VITRIEVE_LONG_TESTS=1 $(BIN)/pytest --quiet tests/train
+
+# The lowest version that pyproject.toml allows of every package named there; torch and torchvision stay the pinned pair,
+# because another build of them is gigabytes. Training has its own pins, so its tests are not repeated here.
+LOWEST := .venv-lowest
+test-lowest: ## Run the tests, without training, with the lowest allowed versions (its own environment)
+	test -x $(LOWEST)/bin/python || $(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/python .ci/lowest.py train emoji serve heic milvus test | sed '/^torch\(vision\)\{0,1\}==/d' > $(LOWEST)/lowest.txt
+	$(LOWEST)/bin/python -m pip install --disable-pip-version-check torch==2.14.1 torchvision==0.29.1
+	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check --constraint $(LOWEST)/lowest.txt \
+	    --editable '.[train,emoji,serve,heic,milvus,test]'
+	$(LOWEST)/bin/pytest --quiet --ignore=tests/train
 
 # The demo is four artefacts, each made by one command from the one before. A manifest is written last, so it
 # says "finished": a demo that was stopped goes on where it was when `make demo` runs again.
