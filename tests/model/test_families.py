@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,14 @@ import timm
 import torch
 from torch import nn
 
-from vitrieve.config import ModelConfig
+from vitrieve.config import Config, ModelConfig, TrainConfig
 from vitrieve.data.preprocess import build_preprocessing
 from vitrieve.errors import ConfigError
 from vitrieve.model.backbone import describe_tokens
 from vitrieve.model.encoder import ImageEncoder, build_encoder, fingerprint_encoder, read_encoder, save_encoder
 from vitrieve.model.export import MIN_COSINE, export_onnx
 from vitrieve.model.spec import EncoderSpec
+from vitrieve.train.resolution import allow_low_resolution
 
 VIT: dict[str, Any] = {"img_size": 64, "depth": 1, "embed_dim": 48, "num_heads": 3}
 FAMILIES = [
@@ -183,3 +185,77 @@ def test_a_head_fits_the_width_of_the_pool() -> None:
     encoder = build_encoder(config, is_pretrained=False, seed=0).eval()
     assert encoder.layout.native_width != encoder.layout.width
     assert encoder(draw_pixels(encoder)).shape == (2, 5)
+
+
+# Settings that only some families support: refused when the encoder is built, before a run begins.
+
+SWIN = "swin_tiny_patch4_window7_224"
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"backbone": "xcit_nano_12_p16_224", "patch_drop_rate": 0.3}, "cannot leave patches out.*ViT, DeiT"),
+        ({"backbone": "test_resnet", "patch_drop_rate": 0.3}, "cannot leave patches out"),
+        ({"backbone": "vgg11", "drop_path_rate": 0.1}, r"has no stochastic depth; use --model\.drop-path-rate 0"),
+        ({"backbone": "pit_ti_224", "num_frozen_blocks": 1}, "not a vision transformer with blocks"),
+        ({"backbone": "hiera_tiny_224", "num_frozen_blocks": 1}, "not a vision transformer with blocks"),
+        ({"backbone": "test_vit", "image_size": 100}, "nearest valid: 96 or 112"),
+        ({"backbone": "resnetaa34d", "image_size": 100}, "cannot be used with pictures of 100 px"),
+        ({"backbone": "hrnet_w18_small", "image_size": 100}, r"made for 224 px \(--image-size 224\)"),
+        ({"backbone": "pit_ti_224", "pooling": "gem"}, "has no tokens of patches"),
+        ({"backbone": "coat_tiny", "pooling": "average"}, "has no tokens of patches"),
+        ({"backbone": "test_vit", "pooling": "rmac"}, "has no feature map"),
+    ],
+)
+def test_settings_that_a_family_lacks_are_refused(fields: dict[str, Any], message: str) -> None:
+    config = ModelConfig(**{"image_size": 64, "drop_path_rate": 0.0, **fields})
+    with pytest.raises(ConfigError, match=message):
+        build_encoder(config, is_pretrained=False, seed=0)
+
+
+@pytest.mark.parametrize("name", ["cait_xxs24_224", "xcit_nano_12_p16_224"])
+def test_frozen_blocks_leave_the_blocks_of_the_class_token_free(name: str) -> None:
+    config = ModelConfig(backbone=name, image_size=32, drop_path_rate=0.0, num_frozen_blocks=1)
+    encoder = build_encoder(config, is_pretrained=False, seed=0)
+    trained = {key for key, parameter in encoder.backbone.named_parameters() if parameter.requires_grad}
+    assert {"cls_token", "norm.weight", "blocks.1.norm1.weight"} <= trained
+    assert any(key.startswith(("blocks_token_only.", "cls_attn_blocks.")) for key in trained)
+    assert not any(key.startswith(("blocks.0.", "patch_embed.", "pos_embed")) for key in trained)
+
+
+def test_several_scales_need_a_family_that_takes_several_sizes() -> None:
+    encoder, _ = build(SWIN, dict(next(options for name, options, _ in FAMILIES if name == SWIN)))
+    spec = dataclasses.replace(encoder.spec, scales=(1.0, 0.5))
+    with pytest.raises(ConfigError, match=r"takes no pictures of 32 px .* several scales are for convnets"):
+        ImageEncoder(encoder.backbone, spec)
+
+
+LOW_RESOLUTION = {
+    "deit_tiny_patch16_224": True,
+    "deit_tiny_distilled_patch16_224": True,
+    "vit_small_patch16_dinov3": True,
+    "test_resnet": True,
+    "test_convnext": True,
+    "eva02_tiny_patch14_224": False,
+    "beit_base_patch16_224": False,
+    "vit_relpos_small_patch16_224": False,
+    "cait_xxs24_224": False,
+    SWIN: False,
+}
+
+
+@pytest.mark.parametrize(("name", "is_taken"), LOW_RESOLUTION.items())
+def test_low_resolution_is_taken_or_refused_before_the_run(name: str, is_taken: bool) -> None:
+    options = next((options for family, options, _ in FAMILIES if family == name), VIT)
+    encoder, _ = build(name, options)
+    size = encoder.spec.preprocessing.image_size
+    config = Config(model=ModelConfig(image_size=size), train=TrainConfig(low_resolution_size=28 if size == 56 else 32))
+    if not is_taken:
+        with pytest.raises(ConfigError, match=f"{name} takes pictures of one size only; .* ViT, DeiT, DINOv2, DINOv3"):
+            allow_low_resolution(encoder, config)
+        return
+    allow_low_resolution(encoder, config)
+    embedding = encoder.train()(torch.randn(2, 3, 32, 32))
+    embedding[0, 0].backward()
+    assert embedding.isfinite().all()

@@ -46,7 +46,13 @@ def check_scales(spec: EncoderSpec, backbone: nn.Module, layout: TokenLayout) ->
             "more. Choose larger scales or a larger --image-size."
         )
     for scale in scales:
-        describe_tokens(backbone, _scale_px(image_size, scale), f"{spec.backbone} at scale {scale:g}")
+        try:
+            describe_tokens(backbone, _scale_px(image_size, scale))
+        except ConfigError as error:
+            raise ConfigError(
+                f"scales are {_spell(scales)}, but {spec.backbone} takes no pictures of {_scale_px(image_size, scale)} "
+                "px beside those of its own size; several scales are for convnets. Leave --scales away."
+            ) from error
 
 
 def resize_pixels(pixels: Tensor, scale: float) -> Tensor:
