@@ -110,7 +110,7 @@ def read_manifest(folder: Path, kind: Kind) -> dict[str, Any]:
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         found, version = manifest["kind"], int(manifest["format_version"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise ArtifactError(f"{path} is damaged ({error}); make the artefact again.") from None
     if found != kind:
         raise ArtifactError(f"{folder} is an artefact of kind {found!r}; expected {kind!r}.")

@@ -25,7 +25,8 @@ def test_missing_end_is_noted_and_the_picture_is_used(record: ImageRecord) -> No
     assert "note" not in whole.stamp.metadata
     assert cut.stamp.metadata["note"] == decode.MISSING_END
     assert cut.stamp.reason is None
-    assert whole.square is not None and cut.square is not None
+    assert whole.square is not None
+    assert cut.square is not None
     assert (whole.square == cut.square).all()
 
 

@@ -32,7 +32,7 @@ def convert_to_rgb(image: Image.Image) -> Image.Image:
 
     Raises:
         OSError: The picture was opened from a file and its pixels cannot be decoded (a damaged file may raise
-            any other exception too).
+            any other exception too), or cannot become RGB.
     """
     image.load()
     # After load: TIFF and HEIF turn the picture themselves and then report no orientation.
@@ -59,6 +59,15 @@ def _convert_mode(image: Image.Image) -> Image.Image:
         return _grey_16_bits_to_rgb(image)
     if image.mode in ("I", "F"):
         return _unranged_grey_to_rgb(image)
+    try:
+        return _convert_by_pillow(image)
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow asserts what a damaged file may lack, for example a palette
+        raise OSError(f"its pixels of layout {image.mode} cannot become RGB ({type(error).__name__})") from error
+
+
+def _convert_by_pillow(image: Image.Image) -> Image.Image:
     if image.mode == "La":  # Pillow converts premultiplied grey to LA only
         image = image.convert("LA")
     if image.has_transparency_data:

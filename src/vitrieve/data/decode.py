@@ -145,7 +145,11 @@ def open_picture(data: bytes, *, box: Box | None = None, max_pixels: int = MAX_P
     # The stored size counts of a picture that is read at half its size, too.
     with _open_image(data, max_pixels) as image, BUDGET.hold(image.width * image.height):
         scale = _reduce(image, max_pixels)
-        rgb = convert_to_rgb(_load(image, data))
+        loaded = _load(image, data)
+        try:
+            rgb = convert_to_rgb(loaded)
+        except OSError as error:
+            raise DecodeError(f"the file is damaged: {error}") from error
         if scale > 1:
             rgb.info[_SCALE] = scale
         yield crop_to_box(rgb, box)
@@ -198,7 +202,7 @@ def read_date_taken(data: bytes) -> str | None:
         For example ``2026-11-23T10:00:00``; None where the file does not say it, or says nonsense.
     """
     try:
-        with _open_image(data, MAX_PIXELS) as image:
+        with _open_image(data, MAX_PIXELS) as image, _explained(data):
             exif = image.getexif()
             details = exif.get_ifd(ExifTags.IFD.Exif)
             texts = (details.get(ExifTags.Base.DateTimeOriginal), details.get(ExifTags.Base.DateTimeDigitized))

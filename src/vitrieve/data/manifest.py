@@ -11,6 +11,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -82,7 +83,7 @@ def read_manifest_file(file: Path, protocol: str = PROTOCOLS[0]) -> Dataset:
     label_names = tuple(sorted({entry.label_name for entry in entries}))
     has_split = "split" in columns
     records = _build_records(file.parent, entries, label_names)
-    if not any(record.path.exists() for record in records):
+    if not any(os.path.exists(record.path) for record in records):
         raise DataError(
             f"none of the images of {file} exists, for example {entries[0].where}: {entries[0].path!r}. "
             f"Paths are relative to the folder of the table, {file.parent.resolve()}."
@@ -149,11 +150,12 @@ def _read_parquet(file: Path) -> tuple[list[str], Iterator[_Row]]:
 
     try:
         table = pyarrow.parquet.read_table(file)
-    except (pyarrow.ArrowException, OSError) as error:
+        columns = list(table.column_names)
+        lists = [column.to_pylist() for column in table.columns]
+    except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:  # text that is not UTF-8, odd dates
         raise DataError(f"{file} is not a readable Parquet file: {error}.") from None
-    columns = list(table.column_names)
     _check_columns(file, columns)
-    values = zip(*(column.to_pylist() for column in table.columns), strict=True)
+    values = zip(*lists, strict=True)
     rows = (
         _Row(where=f"{file}, row {number}", cells=dict(zip(columns, map(_cell_text, cells), strict=True)))
         for number, cells in enumerate(values, start=1)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import math
 import pickle
+import pickletools
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -212,6 +213,7 @@ def read_restricted_pickle(file: Path) -> object:
     except OSError as error:
         raise DataError(f"{file} cannot be read: {error.strerror or error}.") from None
     try:
+        _check_memory(content)
         return _Finisher().finish(_Unpickler(io.BytesIO(content), encoding="latin1").load())
     except _Refused as refused:
         raise DataError(
@@ -220,6 +222,14 @@ def read_restricted_pickle(file: Path) -> object:
         ) from None
     except Exception as error:  # a damaged pickle can fail in any way; the documentation promises no list
         raise DataError(f"{file} is not a readable pickle ({type(error).__name__}: {error}).") from None
+
+
+def _check_memory(content: bytes) -> None:
+    """Refuse numbers in the unpickler's memory beyond what the pickle can fill: it is laid out up to the largest."""
+    for operation, number, _ in pickletools.genops(content):
+        is_place = operation.name in ("PUT", "BINPUT", "LONG_BINPUT")
+        if is_place and isinstance(number, int) and not 0 <= number <= len(content):
+            raise _Refused(f"a place in memory with the number {number}")
 
 
 class _Finisher:

@@ -7,12 +7,14 @@ image, with its status) and the manifest. Next: ``index/exact.py``.
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
@@ -200,6 +202,17 @@ def load_embeddings(folder: Path | str) -> Embeddings:
     folder = Path(folder)
     manifest = read_manifest(folder, "embeddings")
     table = read_rows(folder / ROWS_NAME)
+    try:
+        return _build_embeddings(folder, manifest, table)
+    except ArtifactError:
+        raise
+    except (KeyError, TypeError, ValueError, OverflowError, pa.ArrowException) as error:
+        raise ArtifactError(
+            f"{folder} is damaged ({type(error).__name__}: {error}); make the embeddings again."
+        ) from None
+
+
+def _build_embeddings(folder: Path, manifest: Mapping[str, Any], table: pa.Table) -> Embeddings:
     good = table.filter(pc.equal(table["status"], STATUS_OK))
     bad = table.filter(pc.not_equal(table["status"], STATUS_OK)).select(["image_id", "reason"]).to_pylist()
     vectors = read_vectors_file(folder / VECTORS_NAME, (good.num_rows, manifest["embedding_dim"]))
@@ -222,7 +235,7 @@ def read_vectors_file(path: Path, shape: tuple[int, int]) -> np.ndarray:
     """
     try:
         vectors: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    except Exception as error:  # numpy reads the header as Python: a damaged one raises anything
         raise ArtifactError(f"{path} cannot be read ({error}); make the artefact again.") from None
     if vectors.shape != shape or vectors.dtype != np.float32:
         raise ArtifactError(

@@ -160,7 +160,7 @@ def read_spec(folder: Path) -> EncoderSpec:
     path = folder / SPEC_NAME
     try:
         return config_from_json(EncoderSpec, json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, ConfigError, AttributeError) as error:
+    except (OSError, ValueError, ConfigError, AttributeError, TypeError, OverflowError, RecursionError) as error:
         raise ArtifactError(f"{path} is missing or damaged ({error}); make the encoder again.") from None
 
 

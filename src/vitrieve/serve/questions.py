@@ -18,6 +18,8 @@ from vitrieve.serve.limits import Limits
 from vitrieve.serve.pictures import Pictures
 from vitrieve.serve.schemas import ExampleBody, SearchBody, SearchParameters
 
+MAX_NAME_SHOWN = 60
+"""Characters of a field's name in a message: an unknown one may be as long as the body."""
 _LISTS = ("filter",)
 """Form fields that may occur several times; of the others the last counts."""
 
@@ -190,5 +192,8 @@ def _check_counts(parameters: SearchParameters, num_examples: int, limits: Limit
 
 def describe_validation(error: ValidationError) -> str:
     """Say in one line what does not fit, without repeating what was sent."""
-    parts = (f"{'.'.join(map(str, one['loc'])) or 'the body'}: {one['msg']}" for one in error.errors())
+    parts = (
+        f"{'.'.join(str(name)[:MAX_NAME_SHOWN] for name in one['loc']) or 'the body'}: {one['msg']}"
+        for one in error.errors()
+    )
     return "; ".join(list(parts)[:5])

@@ -124,7 +124,9 @@ class StampFile:
                     f"another sync is at work on {self._path.parent}; wait until it is done, or stop it."
                 ) from None
             raise ArtifactError(f"{self._path} cannot be written: {error}.") from None
-        except sqlite3.DatabaseError as error:
+        except ArtifactError:
+            raise
+        except (sqlite3.DatabaseError, ValueError, TypeError) as error:  # text that is not UTF-8, or no JSON
             raise ArtifactError(
                 f"{self._path} is damaged ({error}). Delete it: the next sync then embeds the collection again."
             ) from None
@@ -146,18 +148,18 @@ class StampFile:
             rows = self._connection.execute(
                 "SELECT image_id, signature, sha256, box, record_hash, metadata, reason FROM stamps"
             ).fetchall()
-        return [
-            Stamp(
-                image_id=image_id,
-                signature=signature,
-                sha256=sha256,
-                box=box,
-                record_hash=record_hash,
-                metadata=json.loads(metadata),
-                reason=reason,
-            )
-            for image_id, signature, sha256, box, record_hash, metadata, reason in rows
-        ]
+            return [
+                Stamp(
+                    image_id=image_id,
+                    signature=signature,
+                    sha256=sha256,
+                    box=box,
+                    record_hash=record_hash,
+                    metadata=json.loads(metadata),
+                    reason=reason,
+                )
+                for image_id, signature, sha256, box, record_hash, metadata, reason in rows
+            ]
 
     def write(self, stamps: Sequence[Stamp]) -> None:
         """Add stamps, and replace those whose image has one."""
