@@ -331,3 +331,30 @@ def test_evaluate_refuses_an_encoder_compared_with_itself_and_leaves_nothing(
     assert (status, out) == (2, "")
     assert "a name of its own" in err
     assert not (tmp_path / "out").exists()
+
+
+def test_evaluate_measures_all_classes_at_chosen_cut_offs_and_marks_those_that_say_nothing(
+    run_evaluate: Any, picture_folder: Path, tmp_path: Path
+) -> None:
+    for number, picture in enumerate(sorted(picture_folder.glob("*.png"))):
+        (picture_folder / f"class {number % 6}").mkdir(exist_ok=True)
+        picture.rename(picture_folder / f"class {number % 6}" / picture.name)
+    source = f"folder:{picture_folder}"
+    status, out, err = run_evaluate("--classes", "all", "--ks", "11", "1", "12", "1", data=source)
+    assert status == 0
+    title, first, head, *_ = out.splitlines()
+    assert "12 queries, 12 gallery images" in title
+    assert first == "* K is as large as the gallery: this is 100 % whatever the encoder does"
+    assert head.split() == ["R@1", "R@11*", "R@12*", "R-prec", "MAP@R"]
+    assert "Measured on all 6 classes, 5 of them with images outside the test split" in err
+    (result,) = json.loads((tmp_path / "out" / "results.json").read_text())["results"]
+    assert (result["whole_cut_offs"], result["recall_at_11"]) == ([11, 12], 1.0)
+    assert "Recall@11*" in (tmp_path / "out" / "report.html").read_text()
+    fields = read_manifest(tmp_path / "out", "evaluation")
+    assert (fields["classes"], fields["ks"]) == ("all", [1, 11, 12])
+
+
+def test_evaluate_refuses_a_cut_off_of_nothing(run_evaluate: Any, tmp_path: Path) -> None:
+    status, _, err = run_evaluate("--ks", "0")
+    assert (status, "a cut-off K is 0; expected integers of at least 1" in err) == (2, True)
+    assert not (tmp_path / "out").exists()

@@ -154,3 +154,12 @@ def test_read_manifest_file_names_the_row_of_a_parquet_file(folder: Path) -> Non
 def test_read_manifest_file_tolerates_single_missing_images(folder: Path) -> None:
     dataset = read_csv(folder, "path,label\ngone.jpg,x\na.jpg,x\n")
     assert len(dataset.records) == 2
+
+
+def test_read_manifest_file_reads_junk_groups(folder: Path) -> None:
+    dataset = read_csv(folder, "path,label,junk_group\na.jpg,p1,p1 c1\nb.jpg,p1,p1 c1\nc.jpg,p2,\n")
+    assert dataset.junk_key == "junk_group"
+    assert [dict(record.metadata) for record in dataset.records] == [{"junk_group": "p1 c1"}] * 2 + [{}]
+    assert read_csv(folder, "path,label\na.jpg,p1\nb.jpg,p2\n").junk_key is None
+    with pytest.raises(DataError, match="a column 'Junk Group'; write it 'junk_group'"):
+        read_csv(folder, "path,label,Junk Group\na.jpg,p1,x\n")

@@ -6,10 +6,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from vitrieve.data.manifest import read_manifest_file
 from vitrieve.data.records import Dataset, GroundTruth, ImageRecord
 from vitrieve.errors import DataError
 from vitrieve.evaluate.metrics import score_queries
-from vitrieve.evaluate.protocols import add_distractors, build_task, select_records
+from vitrieve.evaluate.protocols import (
+    add_distractors,
+    build_task,
+    find_whole_cut_offs,
+    select_records,
+    take_all_classes,
+)
 
 
 def test_select_records_takes_each_test_image_with_a_role_once(dataset: Dataset) -> None:
@@ -129,3 +136,49 @@ def test_add_distractors_puts_gallery_images_of_a_class_of_their_own_behind(
 def test_add_distractors_refuses_the_data_set_itself(dataset: Dataset) -> None:
     with pytest.raises(DataError, match="is an image of colours too"):
         add_distractors(dataset, dataclasses.replace(dataset, name="again"))
+
+
+def test_junk_groups_measure_re_identification_across_cameras(tmp_path: Path) -> None:
+    # Two people, two cameras, angles on a circle; worked by hand. A query's nearest pictures are of its own camera.
+    rows = [("p1", "c1", 0), ("p1", "c1", 1), ("p1", "c2", 30), ("p2", "c1", 10), ("p2", "c2", 50), ("p2", "c2", 51)]
+    lines = [f"{number}.jpg,{who},test,{who} {camera}" for number, (who, camera, _) in enumerate(rows)]
+    for number in range(len(rows)):
+        (tmp_path / f"{number}.jpg").touch()
+    (tmp_path / "people.csv").write_text("\n".join(["path,label,split,junk_group", *lines]))
+    dataset = read_manifest_file(tmp_path / "people.csv")
+    task = build_task(dataset, select_records(dataset))
+    angles = np.deg2rad([angle for _, _, angle in rows])
+    vectors = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    scores = score_queries(vectors, task.query_labels, vectors, task.gallery_labels, exclusions=task.exclusions)
+    # 0.jpg: 1.jpg is its own camera's picture of the same person and is passed over; then 3 (wrong), 2 (right).
+    # 2.jpg: 3 and 4 tie at 20 degrees and 5 is next, all wrong, then 1 and 0.
+    # 3.jpg: 1, 0, 2 (the wrong person, from its own camera, too) stand before 4. 4 and 5 find 2 (wrong), then 3.
+    assert scores.num_relevant.tolist() == [1, 1, 2, 2, 1, 1]
+    assert scores.first_rank.tolist() == [2, 2, 4, 4, 2, 2]
+    assert scores.means((1, 2)) == {"recall_at_1": 0, "recall_at_2": 4 / 6, "r_precision": 0, "map_at_r": 0}
+
+
+def test_take_all_classes_measures_training_images_too(dataset: Dataset, judged: Dataset) -> None:
+    assert len(select_records(dataset)) == 16
+    everything = take_all_classes(dataset)
+    assert [record.image_id for record in select_records(everything)] == [record.image_id for record in dataset.records]
+    assert "of them with images outside the test split" in everything.notes[-1]
+    assert take_all_classes(everything).notes == everything.notes  # all of it is the test split already
+    with pytest.raises(DataError, match="leave out --classes all"):
+        take_all_classes(judged)
+
+
+def test_find_whole_cut_offs_counts_what_a_query_can_find(dataset: Dataset, judged: Dataset) -> None:
+    records = select_records(dataset)
+    ks = (1, 3, 12, 14, 15, 16)
+    # 16 images, each a query: itself left out, 15 can be found.
+    assert find_whole_cut_offs(build_task(dataset, records), ks) == (15, 16)
+    # Of the four artists, each query's own is junk: 12 can be found, the gallery less four images.
+    by_artist = dataclasses.replace(dataset, junk_key="artist")
+    assert find_whole_cut_offs(build_task(by_artist, records), ks) == (12, 14, 15, 16)
+    # A query that is not in the gallery can find one image more.
+    outside = [dataclasses.replace(records[0], is_gallery=False), *records[1:]]
+    assert find_whole_cut_offs(build_task(dataset, outside), ks) == (15, 16)
+    extra = dataclasses.replace(records[0], image_id="another", is_gallery=False)
+    assert find_whole_cut_offs(build_task(dataset, [*records, extra]), ks) == (16,)
+    assert find_whole_cut_offs(build_task(judged, select_records(judged)), (1, 1000)) == ()

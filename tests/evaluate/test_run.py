@@ -46,7 +46,7 @@ def test_evaluation_result_has_the_promised_json(dataset: Dataset, make_encoder:
     values = evaluate_encoder(make_encoder("grid"), dataset, settings=ONE_THREAD).to_json()
     metrics = ["recall_at_1", "recall_at_2", "r_precision", "map_at_r"]
     counts = ["num_queries", "num_skipped_queries", "num_gallery", "num_unreadable", "embedding_dim", "image_size"]
-    assert list(values) == ["encoder", "dataset", "protocol", *counts, *metrics, "intervals"]
+    assert list(values) == ["encoder", "dataset", "protocol", *counts, *metrics, "intervals", "whole_cut_offs"]
     assert list(values["intervals"]) == metrics
     for name in metrics:
         low, high = values["intervals"][name]

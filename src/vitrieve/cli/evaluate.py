@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
@@ -40,6 +40,11 @@ class Arguments:
     """Folder to write: results.json and report.html."""
     protocol: Names = ()
     """Protocols of the data set; none given: its first, and of roxford5k and rparis6k all three."""
+    classes: Literal["test", "all"] = "test"
+    """test: the classes (or images) that the data set keeps for testing; of a folder without splits every fifth class.
+    all: every class, also those that training may have seen."""
+    ks: tuple[int, ...] = ()
+    """Cut-offs K of Recall@K (mP@K): 1 5 10. None given: those that the field reports on the data set."""
     distractors: str | None = None
     """Images to add to the gallery, wrong for every query: revisitop1m:DIR, or any source of images."""
     whole_queries: Switch = False
@@ -99,8 +104,8 @@ def run(arguments: Arguments) -> int:
         show_progress=True,
     )
     description = _describe(arguments.data, datasets, encoders)
-    gallery = {"distractors": arguments.distractors, "whole_queries": arguments.whole_queries}
-    write_manifest(arguments.out, "evaluation", {**description, **gallery})
+    choices = {name: getattr(arguments, name) for name in ("distractors", "whole_queries", "classes")}
+    write_manifest(arguments.out, "evaluation", {**description, **choices, "ks": list(datasets[0].ks)})
     report = arguments.out / REPORT_NAME if arguments.report else None
     if arguments.json:
         print_json({"results": [result.to_json() for result in results], "report": report and str(report)})
@@ -115,9 +120,15 @@ def _read_datasets(arguments: Arguments) -> list[Dataset]:
     from vitrieve.data.revisited import use_whole_queries
     from vitrieve.data.sources import read_collection
     from vitrieve.errors import ConfigError
-    from vitrieve.evaluate.protocols import add_distractors, select_records
+    from vitrieve.evaluate.metrics import check_cut_offs
+    from vitrieve.evaluate.protocols import add_distractors, select_records, take_all_classes
 
+    ks = tuple(sorted(set(check_cut_offs(arguments.ks))))
     datasets = _read_protocols(arguments.data, tuple(chain(*arguments.protocol)))
+    if arguments.classes == "all":
+        datasets = [take_all_classes(dataset) for dataset in datasets]
+    if ks:
+        datasets = [replace(dataset, ks=ks) for dataset in datasets]
     if arguments.whole_queries:
         if datasets[0].ground_truth is None:
             raise ConfigError(
@@ -178,7 +189,8 @@ def format_results(results: Sequence[EvaluationResult]) -> str:
 
 def _format_group(group: Sequence[EvaluationResult]) -> str:
     first = group[0]
-    rows = [["", *(_spell(name) for name in first.metrics)]]
+    whole = {f"recall_at_{k}" for k in first.whole_cut_offs}
+    rows = [["", *(_spell(name) + ("*" if name in whole else "") for name in first.metrics)]]
     for result in group:
         rows.append([quote_name(result.encoder), *(f"{value * 100:.1f}" for value in result.metrics.values())])
         ends = (result.intervals[name] for name in result.metrics)
@@ -204,6 +216,8 @@ def _format_setting(group: Sequence[EvaluationResult]) -> str:
         text += f"\nqueries left out, as nothing relevant is in the gallery: {result.num_skipped_queries:,}"
     if result.num_unreadable:
         text += f"\nimages left out, as they cannot be read: {result.num_unreadable:,}"
+    if result.whole_cut_offs:
+        text += "\n* K is as large as the gallery: this is 100 % whatever the encoder does"
     return text
 
 

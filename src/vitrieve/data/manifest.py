@@ -1,9 +1,10 @@
 """The user's own images, listed in a table: one row an image, as CSV or Parquet.
 
 Columns: ``path`` (relative to the table's folder) and ``label``; optional ``split`` (train, validation, test),
-``is_query``, ``is_gallery`` (true, false, 1, 0), the box ``x_1, y_1, x_2, y_2`` in pixels; every other column is
-metadata. A malformed table is an error that names the row; a listed image that turns out to be missing or
-damaged is reported by whoever decodes it, unless not a single one is there. Next file: ``decode.py``.
+``is_query``, ``is_gallery`` (true, false, 1, 0), the box ``x_1, y_1, x_2, y_2`` in pixels, ``junk_group`` (for a query,
+the images of its own group are neither right nor wrong in an evaluation); every other column is metadata. A malformed
+table is an error that names the row; a listed image that turns out to be missing or damaged is reported by whoever
+decodes it, unless not a single one is there. Next file: ``decode.py``.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ REQUIRED_COLUMNS = ("path", "label")
 ROLE_COLUMNS = ("is_query", "is_gallery")
 BOX_COLUMNS = ("x_1", "y_1", "x_2", "y_2")
 KNOWN_COLUMNS = (*REQUIRED_COLUMNS, "split", *ROLE_COLUMNS, *BOX_COLUMNS)
+JUNK_COLUMN = "junk_group"
+"""It is metadata, too, so that a search can filter by it; an empty cell means no group."""
 
 _CSV_SUFFIXES = (".csv",)
 _PARQUET_SUFFIXES = (".parquet", ".pq")
@@ -93,6 +96,7 @@ def read_manifest_file(file: Path, protocol: str = PROTOCOLS[0]) -> Dataset:
         protocol=protocol,
         records=records,
         label_names=label_names,
+        junk_key=JUNK_COLUMN if JUNK_COLUMN in columns else None,
         notes=_note_shared_classes(records) if has_split else note_class_split(len(label_names)),
     )
 
@@ -174,7 +178,7 @@ def _check_columns(file: Path, columns: list[str]) -> None:
     repeated = [name for name, count in Counter(columns).items() if count > 1]
     if repeated:
         raise DataError(f"{file} has the column {repeated[0]!r} twice.")
-    known = {_fold(name): name for name in KNOWN_COLUMNS}
+    known = {_fold(name): name for name in (*KNOWN_COLUMNS, JUNK_COLUMN)}
     for name in columns:
         meant = known.get(_fold(name), name)
         if meant != name:
@@ -206,8 +210,12 @@ def _check_row(row: _Row) -> _Entry:
         is_query=_read_flag(row, "is_query"),
         is_gallery=_read_flag(row, "is_gallery"),
         box=_read_box(row),
-        metadata={name: value for name, value in cells.items() if name and name not in KNOWN_COLUMNS},
+        metadata={name: value for name, value in cells.items() if _is_metadata(name, value)},
     )
+
+
+def _is_metadata(name: str, value: str) -> bool:
+    return bool(name) and name not in KNOWN_COLUMNS and not (name == JUNK_COLUMN and not value.strip())
 
 
 def _read_split(row: _Row) -> Split | None:

@@ -111,6 +111,53 @@ def add_distractors(dataset: Dataset, distractors: Dataset) -> Dataset:
     )
 
 
+def take_all_classes(dataset: Dataset) -> Dataset:
+    """Move every image into the test split, so that all classes are measured, not only those held out for testing.
+
+    Args:
+        dataset: Under a protocol whose labels decide what is right. Queries and gallery keep their roles.
+
+    Raises:
+        DataError: The data set has a ground truth query by query; its queries are what they are.
+    """
+    if dataset.ground_truth is not None:
+        raise DataError(
+            f"{dataset.name} lists for each query what is right, so there are no further classes to measure; "
+            "leave out --classes all."
+        )
+    num_trained = len({record.label for record in dataset.records if record.split != "test"})
+    note = (
+        f"Measured on all {len(dataset.label_names)} classes, {num_trained} of them with images outside the test "
+        "split: the figures of an encoder that was trained on them say little about new classes."
+    )
+    return replace(
+        dataset,
+        records=tuple(replace(record, split="test") for record in dataset.records),
+        notes=(*dataset.notes, note) if num_trained else dataset.notes,
+    )
+
+
+def find_whole_cut_offs(task: RetrievalTask, ks: Sequence[int]) -> tuple[int, ...]:
+    """Find the cut-offs K that reach to the end of every ranking: Recall@K is then 100 %, whatever the encoder does.
+
+    Args:
+        task: Queries and gallery.
+        ks: Cut-offs, at least one.
+
+    Returns:
+        The cut-offs that are at least as large as the number of gallery images that the luckiest query can find: the
+        gallery without the query's own image and without its junk.
+    """
+    if task.judgements is not None:  # mP@K is a precision, which a large K lowers
+        return ()
+    relevance, length = task.relevance, 0
+    for query in range(len(task.query_rows)):
+        length = max(length, len(task.gallery_rows) - len(np.unique(relevance.excluded_rows(query))))
+        if length > max(ks):
+            return ()
+    return tuple(k for k in ks if k >= length)
+
+
 def select_records(dataset: Dataset) -> tuple[ImageRecord, ...]:
     """Select the images of the test split that ask or can be found, each once, in order.
 

@@ -222,15 +222,19 @@ def _list_facts(group: Sequence[Measurement]) -> tuple[str, ...]:
         facts.append(f"images of the query's own {measurement.dataset.junk_key} are left out")
     if result.num_skipped_queries:
         facts.append(f"queries left out, as nothing relevant is in the gallery: {result.num_skipped_queries:,}")
+    if result.whole_cut_offs:
+        names = ", ".join(f"Recall@{k}" for k in result.whole_cut_offs)
+        facts.append(f"* {names}: K is as large as the gallery, so this is 100 % whatever the encoder does")
     return tuple(facts)
 
 
 def _build_metrics(group: Sequence[Measurement]) -> tuple[MetricRow, ...]:
     first = group[0]
     intervals = [difference_interval(first.scores, other.scores, first.dataset.ks) for other in group[1:]]
+    whole = {f"recall_at_{k}" for k in first.result.whole_cut_offs}
     return tuple(
         MetricRow(
-            name=display_name(name),
+            name=display_name(name) + ("*" if name in whole else ""),
             is_headline=name in HEADLINES,
             figures=tuple(
                 Figure(

@@ -24,7 +24,7 @@ from vitrieve.embed.collection import Embeddings, EmbedSettings, embed_collectio
 from vitrieve.errors import ConfigError
 from vitrieve.evaluate.bootstrap import bootstrap_intervals
 from vitrieve.evaluate.metrics import Scores, score_queries
-from vitrieve.evaluate.protocols import RetrievalTask, build_task, select_records
+from vitrieve.evaluate.protocols import RetrievalTask, build_task, find_whole_cut_offs, select_records
 from vitrieve.evaluate.relevance import Exclusions
 from vitrieve.evaluate.revisited import score_judged
 from vitrieve.evaluate.similarities import similarity_blocks
@@ -55,6 +55,7 @@ class EvaluationResult:
             ground truth ``mean_average_precision`` and ``mp_at_K``.
         intervals: For each metric its 95 % bootstrap interval over classes, with a ground truth over queries; empty
             where they were not asked for.
+        whole_cut_offs: Cut-offs K as large as the gallery: their Recall@K is 1 whatever the encoder does.
     """
 
     encoder: str
@@ -68,12 +69,14 @@ class EvaluationResult:
     image_size: int
     metrics: Mapping[str, float]
     intervals: Mapping[str, tuple[float, float]]
+    whole_cut_offs: tuple[int, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Convert to plain JSON values; the metrics stand beside the counts."""
         values = dataclasses.asdict(self)
-        metrics, intervals = values.pop("metrics"), values.pop("intervals")
-        return {**values, **metrics, "intervals": {name: list(ends) for name, ends in intervals.items()}}
+        metrics, intervals, whole = values.pop("metrics"), values.pop("intervals"), values.pop("whole_cut_offs")
+        ends = {name: list(ends) for name, ends in intervals.items()}
+        return {**values, **metrics, "intervals": ends, "whole_cut_offs": list(whole)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -240,6 +243,7 @@ def measure(dataset: Dataset, embeddings: Embeddings, encoder_name: str, *, has_
         image_size=embeddings.image_size,
         metrics=scores.means(dataset.ks),
         intervals=bootstrap_intervals(scores, dataset.ks) if has_intervals else {},
+        whole_cut_offs=find_whole_cut_offs(task, dataset.ks),
     )
     return Measurement(
         result=result, dataset=dataset, task=task, vectors=vectors, scores=scores, failures=tuple(failures)
