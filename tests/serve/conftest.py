@@ -24,8 +24,10 @@ from vitrieve.index.open import build_index
 from vitrieve.runtime.encoder import load_encoder
 from vitrieve.search.searcher import Searcher
 from vitrieve.serve.app import create_app
+from vitrieve.serve.connections import BoundedProtocol
 from vitrieve.serve.limits import Limits
-from vitrieve.serve.run import listen, spell_address
+from vitrieve.serve.place import Place
+from vitrieve.serve.run import configure, listen, spell_address
 
 SECRET = "this must never be served"
 Connect = Callable[..., TestClient]
@@ -83,9 +85,12 @@ def connect(searcher: Searcher) -> Iterator[Connect]:
     clients: list[TestClient] = []
 
     def start(
-        limits: Limits | None = None, token: str | None = None, hosts: tuple[str, ...] | None = None
+        limits: Limits | None = None,
+        token: str | None = None,
+        hosts: tuple[str, ...] | None = None,
+        place: Place | None = None,
     ) -> TestClient:
-        app = create_app(searcher, limits=limits, token=token, hosts=hosts)
+        app = create_app(searcher, limits=limits, token=token, hosts=hosts, place=place)
         client = TestClient(app, raise_server_exceptions=False, follow_redirects=False)
         clients.append(client.__enter__())
         while client.get("/readyz").status_code == 503:
@@ -111,11 +116,14 @@ def picture(class_folder: Path) -> bytes:
 class Server:
     """The service on a port of its own, in a thread; a real server for real clients."""
 
-    def __init__(self, app: FastAPI, port: int = 0) -> None:
+    def __init__(self, app: FastAPI, port: int = 0, protocol: type[BoundedProtocol] | None = None) -> None:
         self._listener = listen("127.0.0.1", port)
-        self.address = spell_address(self._listener).rstrip("/")
+        self.address = spell_address(self._listener, Place()).rstrip("/")
         self.port = self._listener.getsockname()[1]
-        config = uvicorn.Config(app, log_config=None, access_log=False, ws="none", timeout_graceful_shutdown=1)
+        config = configure(app)
+        config.timeout_graceful_shutdown = 1
+        if protocol is not None:
+            config.http = protocol
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=asyncio.run, args=(self._run(),))
         self._thread.start()

@@ -7,6 +7,7 @@ from starlette.datastructures import QueryParams
 
 from vitrieve.errors import ConfigError
 from vitrieve.serve.address import Address, parse_address
+from vitrieve.serve.limits import Limits
 
 texts = st.lists(st.text(min_size=1, max_size=8), max_size=3, unique=True).map(tuple)
 sides = st.integers(0, 100).map(float)
@@ -29,7 +30,7 @@ addresses = st.builds(
 
 @given(addresses)
 def test_spell_and_parse_are_each_others_inverse(address: Address) -> None:
-    assert parse_address(QueryParams(address.spell().partition("?")[2])) == address
+    assert parse_address(QueryParams(address.spell().partition("?")[2]), Limits()) == address
 
 
 def test_like_keeps_how_results_are_chosen_and_drops_the_rest() -> None:
@@ -53,7 +54,7 @@ def test_removing_keeps_the_box_only_with_its_picture() -> None:
 @pytest.mark.parametrize("query", ["page=0", "page=-1", "page=1e9", "k=", "k=x", "k=9999999", "box=a", "page=²"])
 def test_parse_refuses_numbers_that_are_none(query: str) -> None:
     if query == "k=":
-        assert parse_address(QueryParams(query)) == Address()
+        assert parse_address(QueryParams(query), Limits()) == Address()
         return
     with pytest.raises(ConfigError):
-        parse_address(QueryParams(query))
+        parse_address(QueryParams(query), Limits())

@@ -98,4 +98,6 @@ def test_is_local_knows_what_other_machines_reach(host: str, expected: bool) -> 
 
 
 def test_split_host_takes_the_name() -> None:
-    assert [split_host(text) for text in ("a.b:80", "[::1]:80", "[", "", "A.B")] == ["a.b", "::1", "", "", "a.b"]
+    texts = ("a.b:80", "[::1]:80", "[", "", "A.B", "a:x", "a/b", "u@a", "a?b", "a#b")
+    names = [("a.b", 80), ("::1", 80), ("", None), ("", None), ("a.b", None), *[("", None)] * 5]
+    assert [split_host(text) for text in texts] == names

@@ -15,7 +15,6 @@ from tests.serve.conftest import Connect, make_picture
 from tests.serve.test_hostile import png_of
 from vitrieve.errors import ConfigError
 from vitrieve.search.searcher import Searcher
-from vitrieve.serve import body
 from vitrieve.serve.app import create_app
 from vitrieve.serve.limits import Limits
 
@@ -43,9 +42,8 @@ def test_body_is_bounded_with_and_without_an_announced_length(connect: Connect) 
     assert client.app.state.service.bodies.held_bytes == 0
 
 
-def test_a_huge_body_is_cut_off_while_it_arrives(searcher: Searcher, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(body, "DRAINED_BYTES", 10_000)
-    app, taken = create_app(searcher, limits=Limits(body_bytes=1000)), 0
+def test_a_huge_body_is_cut_off_while_it_arrives(searcher: Searcher) -> None:
+    app, taken = create_app(searcher, limits=Limits(body_bytes=1000, drained_bytes=10_000)), 0
 
     async def endless() -> AsyncIterator[bytes]:
         nonlocal taken

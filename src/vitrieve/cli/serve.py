@@ -6,19 +6,41 @@ import os
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import tyro
+
+from vitrieve.cli.arguments import Switch
 from vitrieve.cli.console import print_message, print_result
 from vitrieve.errors import ConfigError
 from vitrieve.runtime.choice import EngineChoice, PrecisionChoice
 
+if TYPE_CHECKING:
+    from vitrieve.serve.place import Place
+
 TOKEN_VARIABLE = "VITRIEVE_TOKEN"
-EXTRA_PACKAGES = ("fastapi", "prometheus_client", "python_multipart", "uvicorn")
+EXTRA_PACKAGES = ("fastapi", "httptools", "prometheus_client", "python_multipart", "uvicorn")
 MIN_TOKEN_LENGTH = 16
 """A token can be tried as fast as the network allows; shorter ones are words."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arguments:
+class ProxyArguments:
+    """What a service must know of a proxy in front of it."""
+
+    public_url: str | None = None
+    """What browsers open when a proxy stands in front, such as https://example.org/photos: allows the name, says the
+    prefix, and lets cookies travel by TLS alone."""
+    root_path: str | None = None
+    """Prefix of every path at the proxy, such as /photos; it may take it off or leave it on."""
+    allowed_host: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """A further name by which browsers reach the service through a proxy; repeatable."""
+    proxy_headers: Switch = False
+    """Believe the proxy's X-Forwarded-Proto, so that cookies travel by TLS alone where the browser came by TLS."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments(ProxyArguments):
     """Serve an index: a page for people, and an interface for programs. Ends with Ctrl+C."""
 
     index: Path
@@ -51,6 +73,7 @@ def run(arguments: Arguments) -> int:
     """Open the index and serve it until it is stopped."""
     token = read_token(arguments.host, arguments.token)
     check_extra()
+    place = read_place(arguments)
     from vitrieve.search.searcher import Searcher
     from vitrieve.serve.limits import MEBIBYTE, Limits
 
@@ -70,10 +93,34 @@ def run(arguments: Arguments) -> int:
     from vitrieve.serve.run import serve
 
     try:
-        serve(searcher, host=arguments.host, port=arguments.port, token=token, limits=limits, announce=announce)
+        serve(
+            searcher,
+            host=arguments.host,
+            port=arguments.port,
+            token=token,
+            limits=limits,
+            place=place,
+            announce=announce,
+        )
     finally:
         searcher.store.close()
     return 0
+
+
+def read_place(arguments: ProxyArguments) -> Place:
+    """Read where a proxy shows the service.
+
+    Raises:
+        ConfigError: As ``build_place`` says.
+    """
+    from vitrieve.serve.place import build_place
+
+    return build_place(
+        public_url=arguments.public_url,
+        root_path=arguments.root_path,
+        allowed_hosts=arguments.allowed_host,
+        has_proxy_headers=arguments.proxy_headers,
+    )
 
 
 def check_extra() -> None:

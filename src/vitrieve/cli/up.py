@@ -11,7 +11,7 @@ import tyro
 
 from vitrieve.cli.arguments import Switch
 from vitrieve.cli.console import print_message
-from vitrieve.cli.serve import announce, check_extra, read_token
+from vitrieve.cli.serve import ProxyArguments, announce, check_extra, read_place, read_token
 from vitrieve.cli.sync import describe_report, print_failures, sync_asking
 from vitrieve.errors import DataError
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arguments:
+class Arguments(ProxyArguments):
     """Sync an index with a folder, then serve it until Ctrl+C; what is embedded once is kept for the next time."""
 
     folder: tyro.conf.Positional[Path]
@@ -51,6 +51,7 @@ def run(arguments: Arguments) -> int:
     """Sync and serve; whatever may be refused comes before the first picture is embedded."""
     token = read_token(arguments.host, arguments.token)
     check_extra()
+    place = read_place(arguments)
     from vitrieve.search.searcher import Searcher
     from vitrieve.serve.run import listen, serve
 
@@ -58,7 +59,7 @@ def run(arguments: Arguments) -> int:
     index, encoder = _sync(arguments)
     searcher = Searcher.open(index, encoder)
     try:
-        serve(searcher, host=arguments.host, port=arguments.port, token=token, announce=announce)
+        serve(searcher, host=arguments.host, port=arguments.port, token=token, place=place, announce=announce)
     finally:
         searcher.store.close()
     return 0

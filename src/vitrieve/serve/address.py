@@ -10,7 +10,9 @@ from starlette.datastructures import QueryParams
 
 from vitrieve.errors import ConfigError
 from vitrieve.search.request import Box
+from vitrieve.serve.limits import Limits
 from vitrieve.serve.questions import parse_box
+from vitrieve.serve.schemas import MAX_TEXT
 
 NUM_RESULTS = (12, 24, 48, 96)
 DEFAULT_NUM_RESULTS = 24
@@ -121,21 +123,24 @@ class Address:
         return replace(self, filter=(), page=1)
 
 
-def parse_address(query: QueryParams) -> Address:
+def parse_address(query: QueryParams, limits: Limits) -> Address:
     """Read an address, or a form that leads to one.
+
+    A page repeats its address in every link, so what it may hold is bounded here: a thousand examples would make a
+    thousand links of a thousand examples.
 
     A form may give a condition in three fields (``column``, ``operator``, ``value``), and a box in four (``x_1`` to
     ``y_2``); ``Address.spell`` then gives the address that says the same shortly.
 
     Raises:
-        ConfigError: A number or a box that is none.
+        ConfigError: A number or a box that is none, or more or longer values than ``limits`` and ``MAX_TEXT`` allow.
     """
     conditions = [condition for condition in query.getlist("filter") if condition]
     if query.get("column") and query.get("value"):
         conditions.append(f"{query['column']}{query.get('operator', '=')}{query['value']}")
     sides = [query.get(name, "").strip() for name in ("x_1", "y_1", "x_2", "y_2")]
     box = ",".join(sides) if any(sides) else query.get("box")
-    return Address(
+    address = Address(
         uploads=_unique(query.getlist("upload")),
         plus=_unique(query.getlist("plus")),
         minus=_unique(query.getlist("minus")),
@@ -146,6 +151,14 @@ def parse_address(query: QueryParams) -> Address:
         k=_parse_count(query, "k", DEFAULT_NUM_RESULTS),
         page=_parse_count(query, "page", 1),
     )
+    for name, count, most in (
+        ("examples", address.num_examples, limits.examples),
+        ("conditions", len(address.filter), limits.filters),
+        ("characters in one value", max((len(value) for _, value in address.fields()), default=0), MAX_TEXT),
+    ):
+        if count > most:
+            raise ConfigError(f"the address has {count:,} {name}; this server allows at most {most:,}.")
+    return address
 
 
 def _parse_count(query: QueryParams, name: str, usual: int) -> int:

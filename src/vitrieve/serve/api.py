@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, HTTPException, Query, Request, Response
 from fastapi.responses import FileResponse
 
 from vitrieve.search.explain import explain_result
+from vitrieve.search.request import SearchRequest
 from vitrieve.serve.body import is_form, parse_form
 from vitrieve.serve.content import recognise
+from vitrieve.serve.gate import is_authorized
+from vitrieve.serve.limits import Limits
 from vitrieve.serve.metrics import CONTENT_TYPE
 from vitrieve.serve.pictures import SIDES_PX, encode_jpeg
-from vitrieve.serve.questions import Question, build_request, parse_json, read_form
+from vitrieve.serve.questions import Question, build_request, parse_json, read_form, validate
 from vitrieve.serve.schemas import (
+    MAX_TEXT,
     AnswerBody,
     ErrorBody,
     ExplanationBody,
@@ -97,26 +102,29 @@ async def search(
 ) -> AnswerBody:
     """Send an image's bytes as the body, a browser's form, or JSON; the content decides which it is."""
     async with service.bodies.receive(request) as body:
-        question = await read_question(request, body, parameters, service)
-        answer = await service.search(request, lambda: build_request(question, service.pictures, service.limits))
+
+        def build() -> SearchRequest:
+            question = read_question(request, body, parameters, service.limits)
+            return build_request(question, service.pictures, service.limits)
+
+        answer = await service.search(request, build)
     return to_answer_body(answer)
 
 
-async def read_question(request: Request, body: bytes, parameters: SearchParameters, service: Service) -> Question:
-    """Recognise what a body is, and read it.
+def read_question(request: Request, body: bytes, parameters: SearchParameters, limits: Limits) -> Question:
+    """Recognise what a body is, and read it; in a worker, because a body can be made to take long.
 
     Raises:
-        HTTPException: 422 when it is nothing that can be searched for.
+        HTTPException: 413 too much JSON, 422 nothing that can be searched for.
     """
     if not body:
         raise HTTPException(422, "the body is empty; send the bytes of an image, a form, or JSON.")
-    content = recognise(body)
-    if content == "image" or (content == "unknown" and not is_form(request)):
+    content, content_type = recognise(body), request.headers.get("content-type", "")
+    if content == "image" or (content == "unknown" and not is_form(content_type)):
         return Question(parameters=parameters, plus=(body,))  # decoding says what is wrong with what is unknown
     if content == "json":
-        return Question(parameters=parameters, body=parse_json(body))
-    form = await parse_form(request, body, max_files=service.limits.examples)
-    return read_form(form, parameters)
+        return Question(parameters=parameters, body=parse_json(body, limits))
+    return read_form(parse_form(content_type, body, max_files=limits.examples), parameters)
 
 
 @router.get(
@@ -156,7 +164,11 @@ EXPLAIN_ANSWERS: dict[int | str, dict[str, Any]] = {
     },
     **document(403, 404, 408, 410, 413, 422, 503, 504),
 }
-ResultId = Annotated[str, Query(description="The result, an image of the index.")]
+ResultId = Annotated[str, Query(max_length=MAX_TEXT, description="The result, an image of the index.")]
+QueryId = Annotated[str, Query(max_length=MAX_TEXT, description="The query, an image of the index.")]
+QueryBox = Annotated[
+    str | None, Query(max_length=MAX_TEXT, description="Region of the query: x_1,y_1,x_2,y_2 in pixels.")
+]
 Format = Annotated[Literal["picture", "json"], Query(description="A picture, or the matches as JSON.")]
 
 
@@ -166,13 +178,16 @@ Format = Annotated[Literal["picture", "json"], Query(description="A picture, or 
 async def explain(
     service: CurrentService,
     image_id: ResultId,
-    id: Annotated[str, Query(description="The query, an image of the index.")],
-    box: Annotated[str | None, Query(description="Region of the query: x_1,y_1,x_2,y_2 in pixels.")] = None,
+    id: QueryId,
+    box: QueryBox = None,
     format: Format = "picture",
 ) -> Response:
     """Show which patches of the query and of the result match."""
-    question = Question(parameters=SearchParameters(box=box), body=SearchBody(id=id))
-    return await answer_explanation(service, question, image_id, format)
+
+    def read() -> Question:
+        return Question(parameters=validate(SearchParameters, {"box": box}), body=validate(SearchBody, {"id": id}))
+
+    return await answer_explanation(service, read, image_id, format)
 
 
 @router.post(
@@ -186,24 +201,26 @@ async def explain_picture(
     request: Request,
     service: CurrentService,
     image_id: ResultId,
-    box: Annotated[str | None, Query(description="Region of the query: x_1,y_1,x_2,y_2 in pixels.")] = None,
+    box: QueryBox = None,
     format: Format = "picture",
 ) -> Response:
     """Send the query as for ``/search``; it must be one picture."""
     async with service.bodies.receive(request) as body:
-        question = await read_question(request, body, SearchParameters(box=box), service)
-        return await answer_explanation(service, question, image_id, format)
+        parameters = validate(SearchParameters, {"box": box})
+        return await answer_explanation(
+            service, lambda: read_question(request, body, parameters, service.limits), image_id, format
+        )
 
 
-async def answer_explanation(service: Service, question: Question, image_id: str, format: str) -> Response:
-    """Explain in a worker, and answer in the form that was asked for.
+async def answer_explanation(service: Service, read: Callable[[], Question], image_id: str, format: str) -> Response:
+    """Read the question and explain in a worker, and answer in the form that was asked for.
 
     Raises:
         HTTPException: 422 when the query is not one picture, or as ``build_request``.
     """
 
     def work() -> Response:
-        request = build_request(question, service.pictures, service.limits)
+        request = build_request(read(), service.pictures, service.limits)
         if len(request.plus) != 1 or request.minus:
             raise HTTPException(422, "only a search by one picture can be explained.")
         explanation = explain_result(service.searcher, request.plus[0], image_id)
@@ -240,14 +257,16 @@ async def get_health() -> HealthBody:
     return HealthBody(status="ok")
 
 
-@router.get("/readyz", responses=document(503, 504), summary="Can it search?")
-async def get_readiness(service: CurrentService) -> ReadyBody:
-    """Ask the index how many images it has."""
+@router.get("/readyz", responses=document(503, 504), response_model_exclude_none=True, summary="Can it search?")
+async def get_readiness(request: Request, service: CurrentService) -> ReadyBody:
+    """Ask the index how many images it has; without the token it is only said that it answers."""
     if not service.is_ready:
         seconds = str(service.limits.retry_after_seconds)
         raise HTTPException(503, "the encoder and the index are being loaded.", {"Retry-After": seconds})
     store = service.searcher.store
     num_images, columns = await service.look_up(lambda: (store.count(), store.columns()))
+    if service.token is not None and not is_authorized(request, service.token):
+        return ReadyBody(status="ready")
     return ReadyBody(
         status="ready",
         num_images=num_images,

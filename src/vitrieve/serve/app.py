@@ -1,7 +1,7 @@
 """``create_app``: the service from its arguments, without globals. Next file: ``service.py``.
 
-From outside in: ``observe.py`` (headers, log, metrics), ``gate.py`` (who may come in), the endpoints of ``api.py``
-and ``pages.py``.
+From outside in: ``observe.py`` (headers, log, metrics), ``front.py`` (prefix, bounds, unread bodies), ``gate.py`` (who
+may come in), the endpoints of ``api.py`` and ``pages.py``.
 """
 
 from __future__ import annotations
@@ -19,9 +19,11 @@ from fastapi.staticfiles import StaticFiles
 from vitrieve import __version__
 from vitrieve.search.searcher import Searcher
 from vitrieve.serve import api, pages
+from vitrieve.serve.front import Front
 from vitrieve.serve.gate import Gate
 from vitrieve.serve.limits import Limits
 from vitrieve.serve.observe import Observe
+from vitrieve.serve.place import Place
 from vitrieve.serve.refusals import ERRORS, answer_error, answer_unauthorized
 from vitrieve.serve.schemas import SearchBody
 from vitrieve.serve.service import Service
@@ -35,6 +37,7 @@ def create_app(
     limits: Limits | None = None,
     token: str | None = None,
     hosts: Collection[str] | None = None,
+    place: Place | None = None,
 ) -> FastAPI:
     """Make the service: an ASGI application for uvicorn or any other server.
 
@@ -42,9 +45,11 @@ def create_app(
         searcher: What is searched; not closed here.
         limits: What a request may take; None: as ``Limits`` says.
         token: What every request must bring as ``Authorization: Bearer``; None: nobody is asked.
-        hosts: Names by which it may be called; None: any.
+        hosts: Names by which it may be called, besides those of ``place``; None: any.
+        place: Where a proxy shows it; None: there is none.
     """
-    service = Service(searcher, limits or Limits(), token)
+    limits, place = limits or Limits(), place or Place()
+    service = Service(searcher, limits, token, place)
 
     @asynccontextmanager
     async def run(_: FastAPI) -> AsyncIterator[None]:
@@ -54,7 +59,10 @@ def create_app(
         service.close()
 
     # Its own pages about the API load scripts from elsewhere, which the content policy forbids.
-    app = FastAPI(title="vitrieve", version=__version__, lifespan=run, docs_url=None, redoc_url=None)
+    # A redirect to an address without its last slash would be spelled with the client's header Host.
+    app = FastAPI(
+        title="vitrieve", version=__version__, lifespan=run, docs_url=None, redoc_url=None, redirect_slashes=False
+    )
     app.state.service = service
     app.include_router(api.router)
     app.include_router(pages.router)
@@ -62,7 +70,14 @@ def create_app(
     for error in ERRORS:
         app.add_exception_handler(error, answer_error)
     # The one added last is the outermost.
-    app.add_middleware(Gate, token=token, hosts=hosts, answer_unauthorized=answer_unauthorized)
+    app.add_middleware(
+        Gate,
+        token=token,
+        hosts=hosts,
+        allowed_hosts=place.allowed_hosts,
+        answer_unauthorized=answer_unauthorized,
+    )
+    app.add_middleware(Front, limits=limits, root_path=place.root_path)
     app.add_middleware(Observe, metrics=service.metrics)
     app.openapi = lambda: build_openapi(app)  # type: ignore[method-assign]
     return app

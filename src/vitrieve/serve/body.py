@@ -1,19 +1,20 @@
-"""Receiving a body, bounded in bytes and time, and taking a form apart. Next file: ``schemas.py``."""
+"""Receiving a body, bounded in bytes and time, and taking a form apart in memory. Next file: ``schemas.py``."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from fastapi import HTTPException, Request
-from starlette.formparsers import MultiPartException, MultiPartParser
+from python_multipart import FormParser
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import Field, File, parse_options_header
 
+from vitrieve.serve.front import read_length
 from vitrieve.serve.limits import Limits
 
-DRAINED_BYTES = 100 * 2**20
-"""A refused body is received (and dropped) up to here; a larger one is cut off."""
 MAX_FORM_FIELDS = 100
 MAX_FIELD_BYTES = 64 * 1024
 
@@ -27,8 +28,8 @@ class Form:
         texts: The other fields.
     """
 
-    files: dict[str, list[bytes]]
-    texts: dict[str, list[str]]
+    files: dict[str, list[bytes]] = field(default_factory=dict)
+    texts: dict[str, list[str]] = field(default_factory=dict)
 
 
 class BodyReader:
@@ -43,8 +44,14 @@ class BodyReader:
         self._limits = limits
 
     @asynccontextmanager
-    async def receive(self, request: Request) -> AsyncIterator[bytes]:
+    async def receive(self, request: Request, max_bytes: int | None = None) -> AsyncIterator[bytes]:
         """Receive the whole body, which counts as held until the block is left.
+
+        What is left of a body that is refused, ``front.py`` receives and drops.
+
+        Args:
+            request: Whose body it is.
+            max_bytes: Most that is received; None: as ``Limits`` says.
 
         Raises:
             HTTPException: 408 too slow, 413 too large (nothing more of it is kept then), 503 too many large
@@ -52,32 +59,29 @@ class BodyReader:
         """
         chunks: list[bytes] = []
         try:
-            async with asyncio.timeout(self._limits.body_seconds):
-                await self._collect(request, chunks)
+            await self._collect_in_time(request, chunks, max_bytes or self._limits.body_bytes)
             yield b"".join(chunks)
-        except TimeoutError:
-            seconds = self._limits.body_seconds
-            raise HTTPException(408, f"the body did not arrive within {seconds:g} seconds.") from None
         finally:
             self.held_bytes -= sum(map(len, chunks))
 
-    async def _collect(self, request: Request, chunks: list[bytes]) -> None:
-        """Receive chunk after chunk.
+    async def _collect_in_time(self, request: Request, chunks: list[bytes], max_bytes: int) -> None:
+        seconds = self._limits.body_seconds
+        try:
+            async with asyncio.timeout(seconds):
+                await self._collect(request, chunks, max_bytes)
+        except TimeoutError:
+            raise HTTPException(408, f"the body did not arrive within {seconds:g} seconds.") from None
 
-        Of a body that is too large the rest is received too, up to a point, and dropped: a browser reads an answer
-        only when it has sent everything.
-        """
-        announced, num_bytes = _read_length(request), 0
-        if announced > DRAINED_BYTES:
-            raise self._is_too_large()
+    async def _collect(self, request: Request, chunks: list[bytes], max_bytes: int) -> None:
+        num_bytes = read_length(request.headers)
+        if num_bytes > max_bytes:
+            raise _is_too_large(max_bytes)
+        num_bytes = 0
         async for chunk in request.stream():
             num_bytes += len(chunk)
-            if num_bytes > DRAINED_BYTES:
-                raise self._is_too_large()
-            if max(num_bytes, announced) <= self._limits.body_bytes:
-                self._hold(chunk, chunks)
-        if num_bytes > self._limits.body_bytes:
-            raise self._is_too_large()
+            if num_bytes > max_bytes:
+                raise _is_too_large(max_bytes)
+            self._hold(chunk, chunks)
 
     def _hold(self, chunk: bytes, chunks: list[bytes]) -> None:
         if self.held_bytes + len(chunk) > self._limits.held_bytes:
@@ -87,45 +91,62 @@ class BodyReader:
         self.held_bytes += len(chunk)
         chunks.append(chunk)
 
-    def _is_too_large(self) -> HTTPException:
-        largest = self._limits.body_bytes / 2**20
-        return HTTPException(413, f"the body is larger than {largest:g} MiB; send a smaller picture.")
+
+def _is_too_large(max_bytes: int) -> HTTPException:
+    largest = f"{max_bytes / 2**20:g} MiB" if max_bytes >= 2**20 else f"{max_bytes:,} bytes"
+    return HTTPException(413, f"the body is larger than {largest}; send a smaller picture.")
 
 
-def _read_length(request: Request) -> int:
-    """Return what the client announces; 0 when it announces nothing that can be read."""
-    announced = request.headers.get("content-length", "")
-    return int(announced) if announced.isascii() and announced.isdigit() and len(announced) < 20 else 0
-
-
-def is_form(request: Request) -> bool:
+def is_form(content_type: str) -> bool:
     """Say whether the header announces a browser's form; no other content shows by itself where it is divided."""
-    return request.headers.get("content-type", "").lower().startswith("multipart/form-data")
+    return content_type.lower().startswith("multipart/form-data")
 
 
-async def parse_form(request: Request, body: bytes, *, max_files: int) -> Form:
-    """Take a multipart form apart.
+def parse_form(content_type: str, body: bytes, *, max_files: int) -> Form:
+    """Take a multipart form apart, in memory alone; to be called in a worker.
+
+    Args:
+        content_type: The header, which says how the parts are divided.
+        body: All of it.
+        max_files: Files that it may have.
 
     Raises:
         HTTPException: 422 when it is not one, or has more files or fields than allowed.
     """
+    form = Form()
 
-    async def stream() -> AsyncGenerator[bytes, None]:
-        yield body
+    def keep_file(file: File) -> None:
+        if sum(map(len, form.files.values())) >= max_files:
+            raise HTTPException(422, f"the form has more than {max_files} files.")
+        file.file_object.seek(0)
+        if data := file.file_object.read():
+            form.files.setdefault(_decode(file.field_name), []).append(data)
 
-    parser = MultiPartParser(
-        request.headers, stream(), max_files=max_files, max_fields=MAX_FORM_FIELDS, max_part_size=MAX_FIELD_BYTES
-    )
+    def keep_text(text: Field) -> None:
+        if sum(map(len, form.texts.values())) >= MAX_FORM_FIELDS:
+            raise HTTPException(422, f"the form has more than {MAX_FORM_FIELDS} fields.")
+        value = text.value or b""
+        if len(value) > MAX_FIELD_BYTES:
+            raise HTTPException(
+                422, f"a field of the form has {len(value):,} bytes; at most {MAX_FIELD_BYTES:,} are read."
+            )
+        form.texts.setdefault(_decode(text.field_name), []).append(_decode(value))
+
+    boundary = parse_options_header(content_type)[1].get(b"boundary") if is_form(content_type) else None
+    if not boundary:
+        raise HTTPException(422, "send a form as multipart/form-data, with its boundary in the header Content-Type.")
+    config = {"MAX_MEMORY_FILE_SIZE": len(body)}  # nothing that is sent in is written to disk
     try:
-        form = await parser.parse()
-    except MultiPartException as error:
-        raise HTTPException(422, f"the form cannot be read: {error.message}") from None
-    files: dict[str, list[bytes]] = {}
-    texts: dict[str, list[str]] = {}
-    for name, value in form.multi_items():
-        if isinstance(value, str):
-            texts.setdefault(name, []).append(value)
-        elif value.size:
-            files.setdefault(name, []).append(await value.read())
-    await form.close()
-    return Form(files=files, texts=texts)
+        parser = FormParser("multipart/form-data", keep_text, keep_file, boundary=boundary, config=config)
+        parser.write(body)
+        parser.finalize()
+    except FormParserError as error:
+        raise HTTPException(422, f"the form cannot be read: {str(error)[:200]}") from None
+    return form
+
+
+def _decode(text: bytes | None) -> str:
+    try:
+        return (text or b"").decode()
+    except UnicodeDecodeError:
+        raise HTTPException(422, "the form has a field that is not in UTF-8.") from None

@@ -15,7 +15,11 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 COOKIE = "vitrieve_session"
 OPEN_PATHS = ("/healthz", "/readyz", "/login")
 """What needs no token: the probes of whoever runs the service, and the way to give one."""
+Host = tuple[str, int | None]
+"""Name in lower case, and port where one is said."""
 LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
+PROXY_ADVICE = "Behind a proxy, start the service with --allowed-host NAME, the name in the browser's address."
+DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
 class Gate:
@@ -24,8 +28,9 @@ class Gate:
     Args:
         app: What is behind the gate.
         token: What ``Authorization: Bearer`` must say; None: nobody is asked.
-        hosts: Names by which the service may be called; None: any. On a local address this keeps out pages of
-            other sites that point their own name at it (DNS rebinding).
+        hosts: Names by which the service may be called, besides ``allowed_hosts``; None: any. On a local address this
+            keeps out pages of other sites that point their own name at it (DNS rebinding).
+        allowed_hosts: Names that browsers show when a proxy stands before the service, each with or without a port.
         answer_unauthorized: Makes the answer for a browser without a token.
     """
 
@@ -35,11 +40,13 @@ class Gate:
         *,
         token: str | None,
         hosts: Collection[str] | None,
+        allowed_hosts: Collection[str],
         answer_unauthorized: Callable[[Request], Response],
     ) -> None:
         self._app = app
         self._token = token
         self._hosts = hosts
+        self._allowed_hosts = frozenset(map(split_host, allowed_hosts))
         self._answer_unauthorized = answer_unauthorized
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -50,19 +57,45 @@ class Gate:
         await app(scope, receive, send)
 
     def _refuse(self, request: Request) -> Response | None:
-        host = request.headers.get("host", "")
-        if self._hosts is not None and split_host(host) not in self._hosts:
-            names = ", ".join(self._hosts)
-            return _answer(400, f"this service is not called {host[:100]!r} here; use one of: {names}.")
-        origin = request.headers.get("origin")
-        if request.method not in ("GET", "HEAD") and origin is not None and urlsplit(origin).netloc != host:
-            return _answer(403, "a page of another site sent this; the service answers its own page and programs.")
-        if self._token is None or self._is_open(request.url.path) or is_authorized(request, self._token):
+        host = split_host(request.headers.get("host", ""))
+        if self._hosts is not None and host[0] not in self._hosts and not self._is_allowed(host):
+            detail = (
+                f"this service is not called {request.headers.get('host', '')[:100]!r} here; use one of: "
+                f"{', '.join(self._hosts)}. {PROXY_ADVICE}"
+            )
+            return _answer(400, detail)
+        if request.method not in ("GET", "HEAD") and self._is_from_another_site(request, host):
+            detail = f"a page of another site sent this; the service answers its own page and programs. {PROXY_ADVICE}"
+            return _answer(403, detail)
+        if self._token is None or is_open(request.scope["path"]) or is_authorized(request, self._token):
             return None
         return self._answer_unauthorized(request)
 
-    def _is_open(self, path: str) -> bool:
-        return path in OPEN_PATHS or path.startswith("/static/")
+    def _is_from_another_site(self, request: Request, host: Host) -> bool:
+        """Say whether a page that is not the service's own sent a request that may change something.
+
+        A browser says so itself (``Sec-Fetch-Site``), whatever a proxy made of the name, where the connection is
+        trusted; elsewhere the page's name must be the one that the request was sent to. Programs say neither.
+        """
+        site = request.headers.get("sec-fetch-site")
+        origin = request.headers.get("origin")
+        if origin is None:
+            return site not in (None, "same-origin", "none")
+        if site == "same-origin":
+            return False
+        scheme, _, name = origin.partition("://")
+        sender = split_host(name, DEFAULT_PORTS.get(scheme))
+        return not sender[0] or (
+            sender != (host[0], host[1] or DEFAULT_PORTS.get(scheme)) and not self._is_allowed(sender)
+        )
+
+    def _is_allowed(self, host: Host) -> bool:
+        return host in self._allowed_hosts or (host[0], None) in self._allowed_hosts
+
+
+def is_open(path: str) -> bool:
+    """Say whether a path needs no token; it is the path that the router takes."""
+    return path in OPEN_PATHS or path.startswith("/static/")
 
 
 def is_authorized(request: Request, token: str) -> bool:
@@ -96,16 +129,18 @@ def is_local(host: str) -> bool:
         return False
 
 
-def split_host(header: str) -> str:
-    """Take the name out of a Host header.
+def split_host(header: str, default_port: int | None = None) -> Host:
+    """Take name and port out of a Host header; an empty name when it has none that can be read.
 
-    >>> split_host("localhost:8000"), split_host("[::1]:8000"), split_host("a.example")
-    ('localhost', '::1', 'a.example')
+    >>> split_host("LocalHost:8000"), split_host("[::1]:8000"), split_host("a.example", 443)
+    (('localhost', 8000), ('::1', 8000), ('a.example', 443))
     """
     try:
-        return urlsplit(f"//{header}").hostname or ""
+        parts = urlsplit(f"//{header}")
+        is_name = parts.netloc == header and "@" not in header
+        return (parts.hostname or "", parts.port or default_port) if is_name else ("", None)
     except ValueError:
-        return ""
+        return "", None
 
 
 def _answer(status: int, detail: str) -> Response:

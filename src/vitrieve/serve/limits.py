@@ -16,7 +16,15 @@ class Limits:
     What a picture may take is one rule for the service and for collections, in ``data/work.py``.
 
     Attributes:
+        address_bytes: Of one request's path and query: a name of the longest path (4,095 bytes), spelled in ``%xx``.
+        header_bytes: Of one request's headers, names and values together.
+        num_headers: Headers of one request.
         body_bytes: Of one request. A photograph of 50 megapixels has about 20 million.
+        drained_bytes: Of a body that is refused: up to here it is received and dropped, so that the client reads the
+            answer; a larger one is cut off.
+        json_bytes: Of one request's JSON, in which a picture takes a third more than its file.
+        json_values: Numbers, texts and fields of one request's JSON, counted by their commas before it is parsed.
+        json_fields: Fields of it, counted by their colons.
         held_bytes: Of all bodies that are being received or worked on.
         k: Results on one page of an answer.
         offset: Results before that page.
@@ -34,7 +42,14 @@ class Limits:
         resident_bytes: Of the copy of the index that searches are answered from; a larger index is searched on disk.
     """
 
+    address_bytes: int = 16 * 1024
+    header_bytes: int = 32 * 1024
+    num_headers: int = 100
     body_bytes: int = 25 * MEBIBYTE
+    drained_bytes: int = 100 * MEBIBYTE
+    json_bytes: int = 8 * MEBIBYTE
+    json_values: int = 300_000
+    json_fields: int = 2000
     held_bytes: int = 256 * MEBIBYTE
     k: int = 200
     offset: int = 10_000

@@ -47,10 +47,14 @@ def _describe(error: BaseException | None) -> dict[str, str]:
 
 
 def write_logs_to_standard_error() -> None:
-    """Let the service's events, and the server's own warnings, come out as JSON on standard error."""
+    """Let the service's events, and the server's own warnings, come out as JSON on standard error.
+
+    The parser of forms warns of every form that is none; its client is told.
+    """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter())
-    for name, level in (("vitrieve.serve", logging.INFO), ("uvicorn", logging.WARNING)):
+    levels = {"vitrieve.serve": logging.INFO, "uvicorn": logging.WARNING, "python_multipart": logging.CRITICAL}
+    for name, level in levels.items():
         logger = logging.getLogger(name)
         logger.handlers[:] = [handler]
         logger.setLevel(level)

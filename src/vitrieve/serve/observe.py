@@ -1,21 +1,24 @@
-"""Around every request: number, log line, metrics, security headers, and the last resort. Next: ``gate.py``."""
+"""Around every request: number, log line, metrics, security headers, and the last resort. Next: ``front.py``."""
 
 from __future__ import annotations
 
-import json
 import secrets
 import time
 from collections.abc import MutableMapping
 from typing import Any
 
 from starlette.datastructures import MutableHeaders
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from vitrieve.serve.front import send_refusal
 from vitrieve.serve.logs import log_event, log_failure
 from vitrieve.serve.metrics import Metrics
 
 TIMINGS = "vitrieve.timings_seconds"
 """Key of the scope under which an endpoint leaves the times of a search."""
+CLIENT_CLOSED = 499
+"""What is noted for a request whose client went away; nginx's number, because no standard has one."""
 
 CONTENT_SECURITY_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; connect-src 'self'; "
@@ -45,6 +48,7 @@ class Observe:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        scope, method = dict(scope), scope["method"]  # a copy, which those behind may change
         started = time.perf_counter()
         request_id = secrets.token_hex(8)
         status, num_bytes = 0, 0
@@ -59,24 +63,25 @@ class Observe:
 
         try:
             await self._app(scope, receive, send_with_headers)
+        except ClientDisconnect:  # while it sent a body: nobody is there to read an answer
+            status = status or CLIENT_CLOSED
         except Exception:  # a fault of ours: the client learns a number, the log the rest
             log_failure("failure", request_id=request_id)
             if not status:
-                await _send_failure(send_with_headers, request_id)
+                detail = f"the server failed; its log says why under request_id {request_id}."
+                await send_refusal(send_with_headers, 500, detail)
         finally:
             seconds = time.perf_counter() - started
-            self._note(scope, status, seconds, request_id=request_id, sent_bytes=num_bytes)
+            self._note(scope, method, status, seconds, request_id=request_id, sent_bytes=num_bytes)
 
-    def _note(self, scope: Scope, status: int, seconds: float, **fields: object) -> None:
+    def _note(self, scope: Scope, method: str, status: int, seconds: float, **fields: object) -> None:
         route = get_route(scope)
         timings = scope.get(TIMINGS, {})
-        self._metrics.count_request(scope["method"], route, status, seconds)
+        self._metrics.count_request(method, route, status, seconds)
         self._metrics.observe_stages(timings)
         stages: dict[str, object] = {f"{stage}_seconds": round(spent, 6) for stage, spent in timings.items()}
         # The route, not the address: names of images and ids of uploads are the visitors' business.
-        log_event(
-            "request", method=scope["method"], route=route, status=status, seconds=round(seconds, 6), **stages, **fields
-        )
+        log_event("request", method=method, route=route, status=status, seconds=round(seconds, 6), **stages, **fields)
 
 
 def get_route(scope: MutableMapping[str, Any]) -> str:
@@ -92,11 +97,3 @@ def add_headers(message: Message, request_id: str) -> None:
         headers.setdefault(name, value)
     headers.setdefault("Cache-Control", "private, no-cache")
     headers["X-Request-ID"] = request_id
-
-
-async def _send_failure(send: Send, request_id: str) -> None:
-    detail = f"the server failed; its log says why under request_id {request_id}."
-    body = json.dumps({"detail": detail}).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    await send({"type": "http.response.start", "status": 500, "headers": headers})
-    await send({"type": "http.response.body", "body": body})

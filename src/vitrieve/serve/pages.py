@@ -15,12 +15,12 @@ from vitrieve.search.explain import explain_result
 from vitrieve.search.request import SearchAnswer, SearchRequest
 from vitrieve.serve.address import Address, parse_address
 from vitrieve.serve.api import answer_jpeg, check_side
-from vitrieve.serve.body import is_form, parse_form
+from vitrieve.serve.body import parse_form
 from vitrieve.serve.gate import COOKIE, build_cookie, is_token
 from vitrieve.serve.pictures import encode_jpeg
-from vitrieve.serve.questions import Question, build_request
+from vitrieve.serve.questions import Question, build_request, list_examples, validate
 from vitrieve.serve.refusals import get_refusal
-from vitrieve.serve.schemas import ExampleBody, SearchBody, SearchParameters
+from vitrieve.serve.schemas import SearchBody, SearchParameters
 from vitrieve.serve.service import CurrentService, Service
 from vitrieve.serve.uploads import Upload
 from vitrieve.serve.view import (
@@ -43,6 +43,8 @@ NUM_SAMPLED_FROM = 2000
 MAX_VALUES = 200
 MAX_VALUE_LENGTH = 60
 _HELPER_FIELDS = ("column", "operator", "value", "x_1", "y_1", "x_2", "y_2")
+MAX_LOGIN_BYTES = 64 * 1024
+"""Of the one form that strangers may send: bodies of theirs must not take the memory that pictures need."""
 EXPIRED = "This picture is no longer here"
 
 
@@ -68,9 +70,11 @@ class Stage:
 @router.get("/")
 async def show_search(request: Request, service: CurrentService) -> Response:
     """Show the start page, or the results of the search that the address spells."""
-    address = parse_address(request.query_params)
+    address = parse_address(request.query_params, service.limits)
     if any(name in _HELPER_FIELDS or not value for name, value in request.query_params.multi_items()):
-        return RedirectResponse(address.spell(), 303)  # a form's long address gives way to the short one
+        return RedirectResponse(
+            service.place.root_path + address.spell(), 303
+        )  # a form's long address gives way to the short one
     if not address.has_query:
         return await _show_start(service)
     answer, problem = await _search(request, service, address)
@@ -135,18 +139,17 @@ def build_page_request(address: Address, service: Service) -> SearchRequest:
     Raises:
         HTTPException: 410 when an upload is no longer held, or as ``build_request``.
     """
-    examples = [ExampleBody(id=image_id) for image_id in address.plus]
-    examples += [ExampleBody(id=image_id, sign="minus") for image_id in address.minus]
-    parameters = SearchParameters(
-        k=address.k,
-        offset=(address.page - 1) * address.k,
-        box=None if address.box is None else ",".join(f"{side:g}" for side in address.box),
-        filter=list(address.filter),
-        group_by=address.group_by or None,
-        is_near_duplicate_grouped=address.is_near_duplicate_grouped,
-    )
+    values = {
+        "k": address.k,
+        "offset": (address.page - 1) * address.k,
+        "box": None if address.box is None else ",".join(f"{side:g}" for side in address.box),
+        "filter": address.filter,
+        "group_by": address.group_by or None,
+        "is_near_duplicate_grouped": address.is_near_duplicate_grouped,
+    }
     uploads = tuple(find_upload(service, upload_id).data for upload_id in address.uploads)
-    question = Question(parameters=parameters, plus=uploads, body=SearchBody(examples=examples))
+    body = validate(SearchBody, {"examples": list_examples(address.plus, address.minus)})
+    question = Question(parameters=validate(SearchParameters, values), plus=uploads, body=body)
     return build_request(question, service.pictures, service.limits)
 
 
@@ -217,7 +220,7 @@ def build_stage(service: Service, address: Address, records: dict[str, ImageReco
 @router.get("/compare")
 async def show_comparison(request: Request, image_id: str, service: CurrentService) -> Response:
     """Show the query and one result side by side."""
-    address = parse_address(request.query_params)
+    address = parse_address(request.query_params, service.limits)
     answer, problem = await _search(request, service, address)
     results = describe_results(answer, address) if answer else []
     found = [result for one in results for result in (one, *one["others"])]
@@ -246,7 +249,7 @@ async def show_comparison(request: Request, image_id: str, service: CurrentServi
 @router.get("/compare/overlay")
 async def get_overlay(request: Request, image_id: str, service: CurrentService) -> Response:
     """Draw which parts of the query and one result match."""
-    address = parse_address(request.query_params)
+    address = parse_address(request.query_params, service.limits)
 
     def draw() -> bytes:
         examples = build_page_request(address, service).plus
@@ -261,15 +264,16 @@ async def get_overlay(request: Request, image_id: str, service: CurrentService) 
 async def receive_upload(request: Request, service: CurrentService) -> Response:
     """Keep a picture, and lead on to the address of its search."""
     async with service.bodies.receive(request) as body:
-        if not is_form(request):
-            raise HTTPException(422, "send a form with the field image.")
-        form = await parse_form(request, body, max_files=service.limits.examples)
-        files = form.files.get("image", [])
-        if not files:
-            raise HTTPException(422, "No picture was chosen. Choose one, and search again.")
+        content_type = request.headers.get("content-type", "")
 
-        upload = await service.compute(lambda: service.uploads.add(files[0]))
-    address = Address(uploads=(upload.upload_id,)).spell()
+        def keep() -> Upload:
+            files = parse_form(content_type, body, max_files=service.limits.examples).files.get("image", [])
+            if not files:
+                raise HTTPException(422, "No picture was chosen. Choose one, and search again.")
+            return service.uploads.add(files[0])
+
+        upload = await service.compute(keep)
+    address = service.place.root_path + Address(uploads=(upload.upload_id,)).spell()
     if "application/json" in request.headers.get("accept", ""):
         return JSONResponse({"address": address})
     return RedirectResponse(address, 303)
@@ -293,19 +297,25 @@ async def show_login(service: CurrentService) -> Response:
 @router.post("/login")
 async def log_in(request: Request, service: CurrentService) -> Response:
     """Give a browser that knows the token a cookie."""
-    async with service.bodies.receive(request) as body:
-        form = await parse_form(request, body, max_files=1)
+    content_type = request.headers.get("content-type", "")
+    async with service.bodies.receive(request, MAX_LOGIN_BYTES) as body:
+        form = await service.look_up(lambda: parse_form(content_type, body, max_files=1))
     token, after = (form.texts.get(name, [""])[-1] for name in ("token", "after"))
     if not is_local_path(after):
         after = "/"
+    answer = RedirectResponse(service.place.root_path + after, 303)
     if service.token is None:
-        return RedirectResponse(after, 303)
+        return answer
     if not is_token(token.strip(), service.token):
         return HTMLResponse(service.renderer.render("login.html", is_wrong=True, after=after), 401)
-    answer = RedirectResponse(after, 303)
     # Lax: an address that a colleague shares opens; what changes anything is a POST, which the gate looks at.
     answer.set_cookie(
-        COOKIE, build_cookie(service.token), httponly=True, samesite="lax", secure=request.url.scheme == "https"
+        COOKIE,
+        build_cookie(service.token),
+        path=service.place.root_path or "/",
+        httponly=True,
+        samesite="lax",
+        secure=service.place.is_by_tls(request),
     )
     return answer
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, TypeVar
 
 import numpy as np
 from fastapi import HTTPException
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from vitrieve.errors import ConfigError
 from vitrieve.index.filter import parse_filter
@@ -16,10 +17,11 @@ from vitrieve.search.request import Box, Example, SearchRequest
 from vitrieve.serve.body import Form
 from vitrieve.serve.limits import Limits
 from vitrieve.serve.pictures import Pictures
-from vitrieve.serve.schemas import ExampleBody, SearchBody, SearchParameters
+from vitrieve.serve.schemas import SearchBody, SearchParameters
 
 MAX_NAME_SHOWN = 60
 """Characters of a field's name in a message: an unknown one may be as long as the body."""
+M = TypeVar("M", bound=BaseModel)
 _LISTS = ("filter",)
 """Form fields that may occur several times; of the others the last counts."""
 
@@ -41,12 +43,51 @@ class Question:
     body: SearchBody | None = None
 
 
-def parse_json(data: bytes) -> SearchBody:
-    """Read a JSON body.
+@dataclass(frozen=True, kw_only=True)
+class GivenExample:
+    """One example, from whichever of the three ways in; exactly one of ``id``, ``vector`` and ``image`` is asked for.
+
+    Attributes:
+        id: An image of the index.
+        vector: An embedding.
+        image: The bytes of an image file.
+        box: Region of the picture.
+        sign: Whether it is wanted.
+    """
+
+    id: str | None = None
+    vector: Sequence[float] | None = None
+    image: bytes | None = None
+    box: Box | None = None
+    sign: Literal["plus", "minus"] = "plus"
+
+
+def validate(model: type[M], values: Mapping[str, object]) -> M:
+    """Build a model of ``schemas.py`` from what a client sent, in whatever form; no other way leads to one.
 
     Raises:
         HTTPException: 422, naming every field that does not fit.
     """
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise HTTPException(422, describe_validation(error)) from None
+
+
+def parse_json(data: bytes, limits: Limits) -> SearchBody:
+    """Read a JSON body; in a worker.
+
+    What is too much is refused before it is parsed: a parser makes some 50 bytes of every ``1,``.
+
+    Raises:
+        HTTPException: 413 too large, 422 naming every field that does not fit.
+    """
+    if len(data) > limits.json_bytes:
+        largest = limits.json_bytes / 2**20
+        raise HTTPException(413, f"the JSON is larger than {largest:g} MiB; send pictures as files in a form.")
+    for sign, most in ((b",", limits.json_values), (b":", limits.json_fields)):
+        if (count := data.count(sign)) > most:
+            raise HTTPException(422, f"the JSON has {count:,} {sign.decode()!r}; at most {most:,} are read.")
     try:
         return SearchBody.model_validate_json(data)
     except ValidationError as error:
@@ -69,18 +110,17 @@ def read_form(form: Form, parameters: SearchParameters) -> Question:
         for name, values in form.texts.items()
         if name in SearchParameters.model_fields and any(values)  # a form sends what was left empty too
     }
-    try:
-        merged = SearchParameters.model_validate({**parameters.model_dump(exclude_unset=True), **given})
-        body = SearchBody(
-            examples=[
-                *(ExampleBody(id=image_id) for image_id in form.texts.get("id", []) if image_id),
-                *(ExampleBody(id=image_id, sign="minus") for image_id in form.texts.get("minus_id", []) if image_id),
-            ]
-        )
-    except ValidationError as error:
-        raise HTTPException(422, describe_validation(error)) from None
+    merged = validate(SearchParameters, {**parameters.model_dump(exclude_unset=True), **given})
+    examples = list_examples(form.texts.get("id", []), form.texts.get("minus_id", []))
+    body = validate(SearchBody, {"examples": examples})
     plus, minus = form.files.get("image", []), form.files.get("minus_image", [])
     return Question(parameters=merged, plus=tuple(plus), minus=tuple(minus), body=body)
+
+
+def list_examples(plus: Iterable[str], minus: Iterable[str]) -> list[dict[str, str]]:
+    """List images of the index as the examples of a ``SearchBody``; empty names are left out."""
+    signed = [*((image_id, "plus") for image_id in plus), *((image_id, "minus") for image_id in minus)]
+    return [{"id": image_id, "sign": sign} for image_id, sign in signed if image_id]
 
 
 def build_request(question: Question, pictures: Pictures, limits: Limits) -> SearchRequest:
@@ -98,7 +138,7 @@ def build_request(question: Question, pictures: Pictures, limits: Limits) -> Sea
     if box is not None:
         if len(examples) != 1:
             raise HTTPException(422, "a box belongs to one picture; with several examples give each its own box.")
-        examples = [examples[0].model_copy(update={"box": list(box)})]
+        examples = [replace(examples[0], box=_to_box(box))]
     made = [(example.sign, build_example(example, pictures, limits)) for example in examples]
     return SearchRequest(
         plus=tuple(example for sign, example in made if sign == "plus"),
@@ -112,7 +152,7 @@ def build_request(question: Question, pictures: Pictures, limits: Limits) -> Sea
     )
 
 
-def build_example(example: ExampleBody, pictures: Pictures, limits: Limits) -> Example:
+def build_example(example: GivenExample, pictures: Pictures, limits: Limits) -> Example:
     """Turn one example into what the searcher takes; a box on an image of the index reads that image's file.
 
     Raises:
@@ -120,7 +160,7 @@ def build_example(example: ExampleBody, pictures: Pictures, limits: Limits) -> E
     """
     if sum(part is not None for part in (example.id, example.vector, example.image)) != 1:
         raise HTTPException(422, "an example is exactly one of id, vector and image.")
-    box = None if example.box is None else _to_box(example.box)
+    box = example.box
     if example.vector is not None:
         if box is not None:
             raise HTTPException(422, "a box belongs to a picture, not to a vector.")
@@ -148,7 +188,7 @@ def parse_box(text: str | None) -> Box | None:
         return _to_box([float(part) for part in text.split(",")])
     except ValueError:
         raise ConfigError(
-            f"{text!r} is no box; write x_1,y_1,x_2,y_2 in pixels, with x_1 < x_2 and y_1 < y_2."
+            f"{text[:100]!r} is no box; write x_1,y_1,x_2,y_2 in pixels, with x_1 < x_2 and y_1 < y_2."
         ) from None
 
 
@@ -160,23 +200,22 @@ def _to_box(numbers: Sequence[float]) -> Box:
     return (x_1, y_1, x_2, y_2)
 
 
-def _list_examples(question: Question, body: SearchBody) -> Iterator[ExampleBody]:
-    # Bytes that came as they are must not be read as base64: model_construct checks nothing.
-    for data in question.plus:
-        yield ExampleBody.model_construct(image=data, sign="plus")
-    for data in question.minus:
-        yield ExampleBody.model_construct(image=data, sign="minus")
+def _list_examples(question: Question, body: SearchBody) -> Iterator[GivenExample]:
+    yield from (GivenExample(image=data) for data in question.plus)
+    yield from (GivenExample(image=data, sign="minus") for data in question.minus)
     if body.id is not None:
-        yield ExampleBody(id=body.id)
+        yield GivenExample(id=body.id)
     if body.vector is not None:
-        yield ExampleBody(vector=body.vector)
-    yield from body.examples
+        yield GivenExample(vector=body.vector)
+    for one in body.examples:
+        box = None if one.box is None else _to_box(one.box)
+        yield GivenExample(id=one.id, vector=one.vector, image=one.image, box=box, sign=one.sign)
 
 
 def _merge(parameters: SearchParameters, body: SearchBody) -> SearchParameters:
     """Let what the JSON says win over the address; the box has another form in each."""
     given = body.model_dump(include=set(SearchParameters.model_fields) - {"box"}, exclude_none=True)
-    return parameters.model_copy(update=given)
+    return validate(SearchParameters, {**parameters.model_dump(), **given})
 
 
 def _check_counts(parameters: SearchParameters, num_examples: int, limits: Limits) -> None:
@@ -194,6 +233,6 @@ def describe_validation(error: ValidationError) -> str:
     """Say in one line what does not fit, without repeating what was sent."""
     parts = (
         f"{'.'.join(str(name)[:MAX_NAME_SHOWN] for name in one['loc']) or 'the body'}: {one['msg']}"
-        for one in error.errors()
+        for one in error.errors(include_url=False, include_context=False, include_input=False)[:5]
     )
-    return "; ".join(list(parts)[:5])
+    return "; ".join(parts)

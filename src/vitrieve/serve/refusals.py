@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from http import HTTPStatus
+from urllib.parse import quote
 
 from fastapi import Request
 from fastapi.exceptions import RequestValidationError
@@ -10,15 +11,17 @@ from fastapi.responses import HTMLResponse, JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from vitrieve.errors import DataError, DecodeError, InputError, PictureTooLargeError
+from vitrieve.errors import ArtifactError, DataError, DecodeError, InputError, PictureTooLargeError, WeightsError
+from vitrieve.serve.logs import log_failure
 from vitrieve.serve.service import get_service
 
 
 def get_refusal(error: Exception) -> tuple[int, str]:
     """Return the status and the message of something that was raised on purpose.
 
-    An ``InputError`` is 422, whatever the kind, but for a ``DataError`` that is no ``DecodeError``: an ``image_id``
-    that the index does not have, 404. A picture that is too large is 413; a shortage of memory 503.
+    An ``InputError`` is 422, but for three kinds: a ``DataError`` that is no ``DecodeError`` is an ``image_id`` that
+    the index does not have, 404; a picture that is too large is 413; and what is wrong with the index or its encoder is
+    no fault of the client's, so it is 503, as a shortage of memory, and the log says what it is.
     """
     if isinstance(error, HTTPException):
         return error.status_code, str(error.detail)
@@ -29,6 +32,9 @@ def get_refusal(error: Exception) -> tuple[int, str]:
         return 413, str(error)
     if isinstance(error, MemoryError):
         return 503, "the server has too little free memory for this now; try again later, or with a smaller picture."
+    if isinstance(error, SERVICE_ERRORS):
+        log_failure("the index cannot be read")
+        return 503, "the index cannot be read at the moment; the service's log says why."
     is_unknown_id = isinstance(error, DataError) and not isinstance(error, DecodeError)
     return 404 if is_unknown_id else 422, str(error)
 
@@ -37,6 +43,8 @@ async def answer_error(request: Request, error: Exception) -> Response:
     """Answer with the refusal: a page where a browser opens a page, JSON everywhere else."""
     status, detail = get_refusal(error)
     headers = getattr(error, "headers", None)
+    if isinstance(error, SERVICE_ERRORS):
+        headers = {"Retry-After": str(get_service(request).limits.retry_after_seconds)}
     if not is_page(request):
         return JSONResponse({"detail": detail}, status, headers)
     title = HTTPStatus(status).phrase
@@ -53,7 +61,9 @@ def answer_unauthorized(request: Request) -> Response:
     if not wants_page(request):
         detail = "this service needs its token: send the header Authorization: Bearer TOKEN."
         return JSONResponse({"detail": detail}, 401, headers)
-    after = request.url.path + (f"?{request.url.query}" if request.url.query else "")
+    # Not request.url: it begins with whatever the client wrote into the header Host.
+    query = request.scope["query_string"].decode("latin-1")
+    after = quote(request.scope["path"]) + (f"?{query}" if query else "")
     page = get_service(request).renderer.render("login.html", is_wrong=False, after=after)
     return HTMLResponse(page, 401, headers)
 
@@ -69,5 +79,7 @@ def wants_page(request: Request) -> bool:
     return "text/html" in request.headers.get("accept", "")
 
 
+SERVICE_ERRORS = (ArtifactError, WeightsError)
+"""What is no fault of the client's: an index or an encoder that is gone, damaged or cannot be reached."""
 ERRORS = (HTTPException, RequestValidationError, InputError, MemoryError)
 """What is answered so; anything else is a fault of ours."""

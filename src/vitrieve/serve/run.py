@@ -8,13 +8,16 @@ from collections.abc import Callable
 from contextlib import ExitStack, suppress
 
 import uvicorn
+from starlette.types import ASGIApp
 
 from vitrieve.errors import ConfigError
 from vitrieve.search.searcher import Searcher
 from vitrieve.serve.app import create_app
+from vitrieve.serve.connections import BoundedProtocol
 from vitrieve.serve.gate import LOCAL_NAMES, is_local
 from vitrieve.serve.limits import Limits
 from vitrieve.serve.logs import write_logs_to_standard_error
+from vitrieve.serve.place import Place
 
 MAX_PORT = 65_535
 KEEP_ALIVE_SECONDS = 20
@@ -23,8 +26,6 @@ STOP_SECONDS = 10
 SWITCH_SECONDS = 0.0005
 """After which a thread that holds Python's lock lets others have it. A search is a dozen calls that release the lock,
 and each would wait for up to Python's 5 ms to get it back."""
-MAX_CONNECTIONS = 500
-"""More than all that may wait; beyond it a connection is answered 503 at once."""
 
 
 def serve(
@@ -34,6 +35,7 @@ def serve(
     port: int,
     token: str | None = None,
     limits: Limits | None = None,
+    place: Place | None = None,
     announce: Callable[[str], None] | None = None,
 ) -> None:
     """Serve until the process is told to stop (SIGINT, SIGTERM); requests in progress are finished.
@@ -47,31 +49,38 @@ def serve(
         port: Port; 0: any that is free.
         token: What requests must bring; None: nothing. The caller checks that the address allows that.
         limits: What requests may take; None: as ``Limits`` says.
+        place: Where a proxy shows it; None: there is none.
         announce: Called with the address once connections are accepted.
 
     Raises:
         ConfigError: The address cannot be listened on.
     """
-    hosts = LOCAL_NAMES if is_local(host) and token is None else None
     listener = listen(host, port)
-    app = create_app(searcher, limits=limits, token=token, hosts=hosts)
+    hosts = None
+    if is_local(host) and token is None:
+        hosts = tuple(dict.fromkeys((*LOCAL_NAMES, host, listener.getsockname()[0])))
+    app = create_app(searcher, limits=limits, token=token, hosts=hosts, place=place)
     sys.setswitchinterval(SWITCH_SECONDS)
     write_logs_to_standard_error()
-    config = uvicorn.Config(
+    with listener, suppress(KeyboardInterrupt):
+        if announce is not None:
+            announce(spell_address(listener, place or Place()))
+        uvicorn.Server(configure(app)).run(sockets=[listener])
+
+
+def configure(app: ASGIApp) -> uvicorn.Config:
+    """Configure the server: with bounds of its connections, and without what it would write or believe by itself."""
+    return uvicorn.Config(
         app,
+        http=BoundedProtocol,
         log_config=None,
         access_log=False,
         server_header=False,
         proxy_headers=False,
         ws="none",
-        limit_concurrency=MAX_CONNECTIONS,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=STOP_SECONDS,
     )
-    with listener, suppress(KeyboardInterrupt):
-        if announce is not None:
-            announce(spell_address(listener))
-        uvicorn.Server(config).run(sockets=[listener])
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -97,9 +106,10 @@ def listen(host: str, port: int) -> socket.socket:
         ) from None
 
 
-def spell_address(listener: socket.socket) -> str:
-    """Spell where a browser finds the service."""
+def spell_address(listener: socket.socket, place: Place) -> str:
+    """Spell where a browser on this network finds the service; what a proxy makes of it is the proxy's."""
     host, port = listener.getsockname()[:2]
     if host in ("0.0.0.0", "::"):
         host = socket.gethostname()
-    return f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
+    name = f"[{host}]" if ":" in host else host
+    return f"http://{name}:{port}{place.root_path}/"

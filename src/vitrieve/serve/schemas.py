@@ -8,12 +8,19 @@ from pydantic import Base64Bytes, BaseModel, ConfigDict, Field
 
 from vitrieve.search.request import Reranking, SearchAnswer, SearchResult
 
-Text = Annotated[str, Field(max_length=2000)]
+MAX_TEXT = 4096
+"""Characters of a text: the longest path of Linux, because an image's name is one."""
+MAX_LIST = 1000
+"""Entries of a list; the server allows fewer, but a list is never read further than this."""
+Text = Annotated[str, Field(max_length=MAX_TEXT)]
 FiniteNumber = Annotated[float, Field(allow_inf_nan=False)]
-Vector = Annotated[list[FiniteNumber], Field(min_length=1, max_length=16_384)]
+Vector = Annotated[list[FiniteNumber], Field(min_length=1, max_length=16_384, fail_fast=True)]
+Conditions = Annotated[list[Text], Field(max_length=MAX_LIST, fail_fast=True)]
 BoxNumbers = Annotated[
     list[FiniteNumber],
-    Field(min_length=4, max_length=4, description="x_1, y_1, x_2, y_2 in pixels, after EXIF orientation."),
+    Field(
+        min_length=4, max_length=4, fail_fast=True, description="x_1, y_1, x_2, y_2 in pixels, after EXIF orientation."
+    ),
 ]
 
 
@@ -25,7 +32,7 @@ class SearchParameters(BaseModel):
     box: Text | None = Field(
         None, description="Region of the picture to search for: x_1,y_1,x_2,y_2 in pixels.", examples=["10,10,200,150"]
     )
-    filter: list[Text] = Field(
+    filter: Conditions = Field(
         [], description="Conditions that must all hold: column=value, column!=value, column=one|another, column<5."
     )
     group_by: Text | None = Field(None, description="Metadata column; one result for each of its values.")
@@ -55,11 +62,13 @@ class SearchBody(BaseModel):
 
     id: Text | None = Field(None, description="Search for what is like this image of the index.")
     vector: Vector | None = Field(None, description="Search for what is near this embedding.")
-    examples: list[ExampleBody] = Field([], description="Search by several examples, wanted and not wanted.")
+    examples: list[ExampleBody] = Field(
+        [], max_length=MAX_LIST, fail_fast=True, description="Search by several examples, wanted and not wanted."
+    )
     box: BoxNumbers | None = Field(None, description="Region of the picture that id names.")
     k: int | None = Field(None, ge=1)
     offset: int | None = Field(None, ge=0)
-    filter: list[Text] | None = None
+    filter: Conditions | None = None
     group_by: Text | None = None
     is_near_duplicate_grouped: bool | None = None
     reranking: Reranking | None = None
@@ -113,13 +122,13 @@ class HealthBody(BaseModel):
 
 
 class ReadyBody(BaseModel):
-    """That the service answers searches, and over what."""
+    """That the service answers searches, and, to whoever may search, over what."""
 
     status: Literal["ready"]
-    num_images: int
-    encoder_fingerprint: str
-    embedding_dim: int
-    columns: list[str] = Field(description="Metadata columns, for filters and groups.")
+    num_images: int | None = None
+    encoder_fingerprint: str | None = None
+    embedding_dim: int | None = None
+    columns: list[str] | None = Field(None, description="Metadata columns, for filters and groups.")
 
 
 def to_answer_body(answer: SearchAnswer) -> AnswerBody:

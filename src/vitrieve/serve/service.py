@@ -17,6 +17,7 @@ from vitrieve.serve.logs import log_event, log_failure
 from vitrieve.serve.metrics import Metrics
 from vitrieve.serve.observe import TIMINGS
 from vitrieve.serve.pictures import Pictures
+from vitrieve.serve.place import Place
 from vitrieve.serve.uploads import Uploads
 from vitrieve.serve.view import Renderer
 from vitrieve.serve.workers import T, WorkerPool
@@ -31,16 +32,17 @@ class Service:
     Three pools, so that no kind of work waits behind another: searches, thumbnails, and look-ups in the index.
     """
 
-    def __init__(self, searcher: Searcher, limits: Limits, token: str | None) -> None:
+    def __init__(self, searcher: Searcher, limits: Limits, token: str | None, place: Place) -> None:
         self.searcher = searcher
         self.limits = limits
         self.token = token
+        self.place = place
         self.is_ready = False
         self.metrics = Metrics()
         self.bodies = BodyReader(limits)
         self.pictures = Pictures(searcher.store, limits)
         self.uploads = Uploads(limits)
-        self.renderer = Renderer(searcher.store.info, limits, has_token=token is not None)
+        self.renderer = Renderer(searcher.store.info, limits, root_path=place.root_path)
         self._searches = self._build_pool("search", limits.num_workers, limits.num_waiting)
         self._thumbnails = self._build_pool("thumbnail", NUM_THUMBNAIL_WORKERS, limits.num_waiting_thumbnails)
         self._lookups = self._build_pool("look-up", NUM_LOOKUP_WORKERS, limits.num_waiting_thumbnails)

@@ -26,7 +26,7 @@ YOUR_PICTURE = "Your picture"
 class Renderer:
     """Fills the templates; every text in them is escaped."""
 
-    def __init__(self, info: StoreInfo, limits: Limits, *, has_token: bool) -> None:
+    def __init__(self, info: StoreInfo, limits: Limits, *, root_path: str) -> None:
         self._environment = Environment(
             loader=PackageLoader("vitrieve.serve"),
             autoescape=True,
@@ -34,13 +34,14 @@ class Renderer:
             trim_blocks=True,
             lstrip_blocks=True,
         )
+        # Every address in a template goes through this filter, so that it stays behind the proxy's prefix.
+        self._environment.filters["at"] = lambda address: root_path + address
         self._environment.globals.update(
             version=__version__,
             # A folder's name is enough: this machine's paths are not the visitors'.
             encoder=Path(info.encoder_source).name,
             image_size=info.image_size,
             license=info.license,
-            has_token=has_token,
             max_body_bytes=limits.body_bytes,
             nums_results=[number for number in NUM_RESULTS if number <= limits.k],
         )

@@ -5,6 +5,7 @@ const status = document.getElementById("status");
 const progress = document.getElementById("progress");
 let running = null; // the AbortController of what is being loaded
 let preview = null; // address of the picture that is being sent
+const root = document.body.dataset.root; // a proxy's prefix, or nothing
 const findPlace = () => location.pathname + location.search;
 let shown = findPlace(); // what the page on the screen is
 
@@ -75,7 +76,7 @@ document.addEventListener("click", (event) => {
   const link = event.target.closest("a[href]");
   const isPlain = event.button === 0 && !event.ctrlKey && !event.metaKey && !event.shiftKey && !event.altKey;
   if (!link || !isPlain || event.defaultPrevented || link.origin !== location.origin) return;
-  if (!["/", "/compare"].includes(link.pathname) || link.hash) return;
+  if (![`${root}/`, `${root}/compare`].includes(link.pathname) || link.hash) return;
   event.preventDefault();
   go(link.href);
 });
@@ -86,7 +87,7 @@ document.addEventListener("submit", (event) => {
     event.preventDefault();
     const fields = [...new FormData(form)].filter(([, value]) => value !== "");
     if (!fields.some(([name]) => name === "value")) drop(fields, ["column", "operator"]);
-    go(`/?${new URLSearchParams(fields)}`);
+    go(`${root}/?${new URLSearchParams(fields)}`);
   }
 });
 
@@ -107,7 +108,7 @@ async function send(file) {
   const form = new FormData();
   form.append("image", file, file.name || "picture");
   const answer = await load((signal) =>
-    fetch("/uploads", { method: "POST", body: form, signal, headers: { Accept: "application/json" } }),
+    fetch(`${root}/uploads`, { method: "POST", body: form, signal, headers: { Accept: "application/json" } }),
   );
   const said = answer && parse(answer.text);
   if (answer?.response.ok && said?.address) return go(said.address);
