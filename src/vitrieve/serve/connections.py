@@ -45,6 +45,7 @@ class BoundedProtocol(HttpToolsProtocol):
         super().__init__(*args, **kwargs)
         self.client_network = ""
         self.idle_since = self.loop.time()
+        self.url = b""
         self._num_silent_bytes = 0
         self._is_refused = False
         self._is_gone = False
@@ -83,7 +84,7 @@ class BoundedProtocol(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         if self._num_silent_bytes > self.silent_bytes:
-            is_address = not self.headers
+            is_address = len(self.url) > self.silent_bytes // 2
             self._refuse(414 if is_address else 431, f"the {'address' if is_address else 'headers'} never ended.")
         elif self.is_idle and self._num_silent_bytes and self._head_deadline is None:
             self._head_deadline = self.loop.call_later(self.head_seconds, self._end_head)
