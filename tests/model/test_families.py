@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnxruntime
 import pytest
 import timm
@@ -17,8 +18,9 @@ from vitrieve.data.preprocess import build_preprocessing
 from vitrieve.errors import ConfigError
 from vitrieve.model.backbone import describe_tokens
 from vitrieve.model.encoder import ImageEncoder, build_encoder, fingerprint_encoder, read_encoder, save_encoder
-from vitrieve.model.export import MIN_COSINE, export_onnx
+from vitrieve.model.export import MIN_COSINE, export_folder, export_onnx
 from vitrieve.model.spec import EncoderSpec
+from vitrieve.runtime.encoder import load_encoder
 from vitrieve.train.resolution import allow_low_resolution
 
 VIT: dict[str, Any] = {"img_size": 64, "depth": 1, "embed_dim": 48, "num_heads": 3}
@@ -259,3 +261,15 @@ def test_low_resolution_is_taken_or_refused_before_the_run(name: str, is_taken: 
     embedding = encoder.train()(torch.randn(2, 3, 32, 32))
     embedding[0, 0].backward()
     assert embedding.isfinite().all()
+
+
+@pytest.mark.parametrize("engine", ["onnx", "openvino", "torch"])
+def test_an_encoder_without_patches_embeds_and_refuses_to_explain(engine: Any, tmp_path: Path) -> None:
+    config = ModelConfig(backbone="pit_ti_224", image_size=64, drop_path_rate=0.0)
+    save_encoder(build_encoder(config, is_pretrained=False, seed=0), tmp_path)
+    export_folder(tmp_path)
+    encoder = load_encoder(tmp_path, engine=engine, num_threads=1)
+    pixels = np.zeros((2, 3, 64, 64), np.float32)
+    assert encoder.encode_pixels(pixels).shape == (2, encoder.embedding_dim)
+    with pytest.raises(ConfigError, match="puts out no tokens of patches"):
+        encoder.patch_tokens(pixels)

@@ -8,6 +8,10 @@ if TYPE_CHECKING:
     import numpy as np  # not otherwise: commands import this for the names of their flags
 
 EngineName = Literal["openvino", "onnx", "torch"]
+NO_PATCHES = (
+    "this encoder puts out no tokens of patches, which explanations need; choose an encoder of a plain vision "
+    "transformer or a convnet for them."
+)
 
 
 class Engine(Protocol):

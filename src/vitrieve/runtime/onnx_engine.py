@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from vitrieve.data.preprocess import Preprocessing, to_pixels
-from vitrieve.errors import ArtifactError
+from vitrieve.errors import ArtifactError, ConfigError
 from vitrieve.model.artefact import EMBEDDING_OUTPUT, PATCH_TOKENS_OUTPUT, PIXELS_INPUT
-from vitrieve.runtime.engine import EngineName
+from vitrieve.runtime.engine import NO_PATCHES, EngineName
 
 LOG_ERRORS_ONLY = 3
 
@@ -53,6 +53,8 @@ class OnnxEngine:
 
     def patch_tokens(self, pixels: np.ndarray) -> np.ndarray:
         """Turn ``(B, 3, S, S)`` float32 into ``(B, N, D)`` float32 tokens of the patches."""
+        if PATCH_TOKENS_OUTPUT not in {output.name for output in self._session.get_outputs()}:
+            raise ConfigError(NO_PATCHES)
         return self._run(PATCH_TOKENS_OUTPUT, pixels)
 
     def _run(self, output: str, pixels: np.ndarray) -> np.ndarray:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vitrieve.data.preprocess import Preprocessing
-from vitrieve.errors import ArtifactError
+from vitrieve.errors import ArtifactError, ConfigError
 from vitrieve.model.artefact import EMBEDDING_OUTPUT, PATCH_TOKENS_OUTPUT, PIXELS_INPUT
-from vitrieve.runtime.engine import EngineName
+from vitrieve.runtime.engine import NO_PATCHES, EngineName
 from vitrieve.runtime.precision import resolve_precision
 from vitrieve.runtime.telemetry import import_openvino
 
@@ -83,6 +83,8 @@ class OpenVinoEngine:
 
     def patch_tokens(self, pixels: np.ndarray) -> np.ndarray:
         """Turn ``(B, 3, S, S)`` float32 into ``(B, N, D)`` float32 tokens of the patches."""
+        if not any(PATCH_TOKENS_OUTPUT in output.get_names() for output in self._graph.outputs):
+            raise ConfigError(NO_PATCHES)
         return self._program(PATCH_TOKENS_OUTPUT, is_square=False).run(np.ascontiguousarray(pixels, dtype=np.float32))
 
     def _program(self, output: str, *, is_square: bool) -> _Program:
