@@ -17,7 +17,8 @@ from vitrieve.errors import ConfigError
 
 Operator = Literal["=", "!=", "<", "<=", ">", ">="]
 _COMPARISONS = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
-_SPELLING = re.compile(r"\s*([^<>=!]+?)\s*(<=|>=|!=|=|<|>)\s*(.*?)\s*", re.DOTALL)
+_SPELLING = re.compile(r"([^<>=!]+)(<=|>=|!=|=|<|>)(.*)", re.DOTALL)
+"""Blanks are stripped afterwards: matched here, they made the time cubic in their number."""
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,3})?", re.ASCII)
 
 
@@ -68,12 +69,12 @@ def parse_filter(texts: Iterable[str]) -> Filter:
 
 def _parse_condition(text: str) -> Condition:
     match = _SPELLING.fullmatch(text)
-    if match is None:
+    column, sign, value = (part.strip() for part in match.groups()) if match else ("", "", "")
+    if not column:
         raise ConfigError(
             f"{text!r} is no filter; write column=value, column!=value, column=one|another, column<5 or "
             "column>=2026-01-01."
         )
-    column, sign, value = match.groups()
     if sign in ("=", "!="):
         return Condition(column=column, operator=sign, values=tuple(value.split("|")))  # type: ignore[arg-type]
     number = read_number(value)
