@@ -12,12 +12,15 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from vitrieve.errors import ArtifactError, DiskFullError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 Kind = Literal["run", "encoder", "embeddings", "index", "evaluation", "reproduction"]
 MANIFEST_NAME = "manifest.json"
@@ -216,6 +219,30 @@ def removing_unfinished(path: Path) -> Iterator[None]:
     except BaseException:
         path.unlink(missing_ok=True)
         raise
+
+
+def write_vectors_durably(path: Path, shape: tuple[int, int], blocks: Iterable[np.ndarray]) -> None:
+    """Write vectors as a ``.npy`` file, a block at a time.
+
+    Not through a memory map: that is a sparse file, whose pages find out that the disk is full when it is too late
+    for an exception, and the process dies of SIGBUS.
+
+    Args:
+        path: The file.
+        shape: ``(N, E)`` of all blocks together.
+        blocks: ``(n, E)``, stored as float32.
+
+    Raises:
+        DiskFullError: There is no room; what stood at ``path`` stays.
+    """
+    import numpy as np
+
+    num_bytes = 4 * shape[0] * shape[1]
+    with replacing_durably(path, num_bytes=num_bytes) as temporary, temporary.open("wb") as file:
+        header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(file, header)
+        for block in blocks:
+            file.write(np.ascontiguousarray(block, dtype="<f4").data)
 
 
 def sync_file(path: Path) -> None:

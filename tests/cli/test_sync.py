@@ -68,3 +68,39 @@ def test_sync_asks_a_person_at_a_terminal(
         os.close(ours)
     assert process.returncode == status
     assert f"{num_left} images indexed" in out
+
+
+def test_watch_survives_an_index_that_is_deleted(words: list[str], tmp_path: Path) -> None:
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "vitrieve", *words, "--watch"], stdout=subprocess.PIPE, stderr=log, text=True
+        )
+    assert process.stdout is not None
+    try:
+        assert process.stdout.readline().endswith("12 images indexed; 12 embedded\n")
+        while "watching" not in (tmp_path / "log").read_text():
+            assert process.poll() is None
+        shutil.rmtree(tmp_path / "index")
+        assert process.stdout.readline().endswith("12 images indexed; 12 embedded\n")  # made again
+        process.terminate()
+        assert process.wait(60) == 0
+        assert "Traceback" not in (tmp_path / "log").read_text()
+        assert (tmp_path / "index" / "manifest.json").is_file()
+    finally:
+        process.kill()
+        process.stdout.close()
+
+
+def test_the_advice_on_a_damaged_state_works(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words) == 0
+    (tmp_path / "index" / "sync.sqlite").write_bytes(b"no database, but long enough to be taken for one" * 100)
+    capsys.readouterr()
+    assert main(words) == 2
+    advice = capsys.readouterr().err
+    assert "Delete it, and sync again with --adopt" in advice
+    (tmp_path / "index" / "sync.sqlite").unlink()
+    assert main([*words, "--adopt"]) == 0
+    assert "12 images indexed; 12 embedded" in capsys.readouterr().out
+    assert main(words) == 0

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from vitrieve.artifacts import MANIFEST_NAME
 from vitrieve.cli.arguments import Switch
 from vitrieve.cli.console import print_json, print_message, print_result
-from vitrieve.errors import ConfigError
+from vitrieve.errors import ArtifactError, ConfigError, FingerprintError
 
 if TYPE_CHECKING:
     from vitrieve.index.store import VectorStore
@@ -72,7 +73,14 @@ def _verify(arguments: Arguments) -> int:
         raise ConfigError("--verify changes nothing: leave out --embeddings and --overwrite.")
     from vitrieve.index.open import open_index
 
-    store = open_index(arguments.out)
+    try:
+        store = open_index(arguments.out)
+    except FingerprintError:
+        raise
+    except ArtifactError as error:
+        if not (arguments.out / MANIFEST_NAME).is_file():
+            raise
+        return _report_damage(arguments, str(error))
     faults = store.verify()
     description = _describe(arguments.out, store)
     store.close()
@@ -81,6 +89,15 @@ def _verify(arguments: Arguments) -> int:
     else:
         print_result(*(faults or [f"{arguments.out}: {description['num_vectors']} vectors, no fault found"]))
     return 1 if faults else 0
+
+
+def _report_damage(arguments: Arguments, fault: str) -> int:
+    """Report an index that cannot even be opened."""
+    if arguments.json:
+        print_json({"out": str(arguments.out), "faults": [fault]})
+    else:
+        print_result(fault)
+    return 1
 
 
 def _describe(out: Path, store: VectorStore) -> dict[str, object]:

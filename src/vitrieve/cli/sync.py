@@ -14,6 +14,7 @@ from vitrieve.errors import ConfigError, InputError
 from vitrieve.quoting import quote_name
 
 if TYPE_CHECKING:
+    from vitrieve.runtime.encoder import Encoder
     from vitrieve.sync.run import SyncReport, SyncSettings
     from vitrieve.sync.scan import Collection
     from vitrieve.sync.session import SyncSession
@@ -92,9 +93,9 @@ def run(arguments: Arguments) -> int:
         else:
             print_result(f"{arguments.index}: {describe_report(report, session.store.count())}")
         print_failures(report)
-        if arguments.watch:
-            _watch(session, arguments, replace(settings, is_bad_retried=False), report)
-            return 0
+    if arguments.watch:
+        _watch(encoder, arguments, replace(settings, is_bad_retried=False), report)
+        return 0
     return 1 if report.is_too_bad or report.held else 0
 
 
@@ -117,36 +118,54 @@ def sync_asking(
     return report
 
 
-def _watch(session: SyncSession, arguments: Arguments, settings: SyncSettings, report: SyncReport) -> None:
-    """Sync again and again until Ctrl-C, which is the ordinary end: every sync leaves a consistent index."""
+def _watch(encoder: Encoder, arguments: Arguments, settings: SyncSettings, report: SyncReport) -> None:
+    """Sync again and again until Ctrl-C, which is the ordinary end: every sync leaves a consistent index.
+
+    Nothing but that ends it: a full disk, a drive that is off, an index that was deleted or replaced are told in one
+    line, and the next look tries again.
+    """
     from vitrieve.data.sources import find_source_path
-    from vitrieve.sync.scan import scan_collection
     from vitrieve.sync.watch import watch_changes
 
     path = find_source_path(arguments.collection)
     if path is None:
         raise ConfigError(f"{arguments.collection} names no folder or file that could be watched.")
+    troubles: list[str] = []  # the one that hinders syncing now, if any
     try:
         print_message(f"watching {path}; Ctrl-C ends it.")
-        for _ in watch_changes(path, arguments.index):
+        for _ in watch_changes(path, arguments.index, is_pending=lambda: bool(troubles)):
             try:
-                collection = scan_collection(
-                    arguments.collection, arguments.index, is_empty_allowed=arguments.allow_empty
-                )
-            except InputError as error:  # a drive that has gone may come back, a manifest may be half written
-                print_message(f"not synced: {error}")
+                previous, report = report, _sync_again(encoder, arguments, settings)
+            except (InputError, OSError) as error:
+                if [str(error)] != troubles:  # once, not at every attempt
+                    print_message(f"not synced: {error}")
+                troubles[:] = [str(error)]
                 continue
-            previous, report = report, session.sync(collection, settings)
-            if report.is_changed:
-                print_result(f"{arguments.index}: {describe_report(report, session.store.count())}")
-            if (report.failures, report.held, report.unreachable) != (
-                previous.failures,
-                previous.held,
-                previous.unreachable,
-            ):
+            troubles.clear()
+            if _list_findings(report) != _list_findings(previous):
                 print_failures(report)
     except KeyboardInterrupt:
         print_message(f"stopped; {arguments.index} is as the last sync left it, and the next one goes on from there.")
+
+
+def _sync_again(encoder: Encoder, arguments: Arguments, settings: SyncSettings) -> SyncReport:
+    """Sync once; the index is opened anew, as it may have been deleted, replaced or repaired since the last time."""
+    from vitrieve.sync.scan import scan_collection
+    from vitrieve.sync.session import open_session
+
+    collection = scan_collection(arguments.collection, arguments.index, is_empty_allowed=arguments.allow_empty)
+    with open_session(
+        arguments.collection, arguments.index, encoder, kind=arguments.store, is_adopted=arguments.adopt
+    ) as session:
+        report = session.sync(collection, settings)
+        if report.is_changed:
+            print_result(f"{arguments.index}: {describe_report(report, session.store.count())}")
+    return report
+
+
+def _list_findings(report: SyncReport) -> tuple[object, ...]:
+    """List what a person must be told of a sync, once for as long as it stays so."""
+    return report.failures, report.held, report.unreachable
 
 
 def describe_report(report: SyncReport, num_indexed: int) -> str:

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from vitrieve.artifacts import prepare_folder, read_manifest, sync_file, write_manifest
+from vitrieve.artifacts import prepare_folder, read_manifest, replacing_durably, write_manifest, write_vectors_durably
 from vitrieve.data.records import Dataset, ImageRecord
 from vitrieve.embed.batches import EncodedBatch, encode_batches
 from vitrieve.embed.parts import (
@@ -270,19 +270,17 @@ def _merge_parts(records: Sequence[ImageRecord], parts: Path, out: Path, embeddi
     """Join the parts into ``vectors.npy`` and ``rows.parquet``; return the number of good images."""
     paths = [part_path(parts, number) for number in range(num_parts(len(records)))]
     num_good = sum(reason is None for path in paths for reason in read_reasons(path))
-    vectors = np.lib.format.open_memmap(
-        out / VECTORS_NAME, mode="w+", dtype=np.float32, shape=(num_good, embedding_dim)
-    )
+    write_vectors_durably(out / VECTORS_NAME, (num_good, embedding_dim), map(read_vectors, paths))
     row = 0
-    with pq.ParquetWriter(out / ROWS_NAME, SCHEMA) as writer:
+    with (
+        replacing_durably(out / ROWS_NAME, advice=_ADVICE_ON_FULL_DISK) as temporary,
+        pq.ParquetWriter(temporary, SCHEMA) as writer,
+    ):
         for number, path in enumerate(paths):
-            part_vectors = read_vectors(path)
-            vectors[row : row + len(part_vectors)] = part_vectors
-            writer.write_table(build_table(records_of_part(records, number), read_reasons(path), row))
-            row += len(part_vectors)
-    vectors.flush()
-    for name in (VECTORS_NAME, ROWS_NAME):
-        sync_file(out / name)
+            reasons = read_reasons(path)
+            writer.write_table(build_table(records_of_part(records, number), reasons, row))
+            row += sum(reason is None for reason in reasons)
+        writer.close()  # before the file is made durable
     return num_good
 
 
@@ -302,6 +300,7 @@ def _collect_failures(records: Sequence[ImageRecord], reasons: Sequence[str | No
     return [(record.image_id, reason) for record, reason in pairs if reason is not None]
 
 
+_ADVICE_ON_FULL_DISK = "What is done is kept: make room and repeat the command with --resume."
 _ADVICE_ON_DISK = (
     " What is done is kept: repeat the command with --resume and a larger --max-bad-fraction; "
     "or repair the files and start again with --overwrite."

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from vitrieve.artifacts import sync_folder, write_text_durably
+from vitrieve.artifacts import replacing_durably, write_text_durably
 from vitrieve.data.records import ImageRecord
 from vitrieve.embed.batches import EncodedBatch
 from vitrieve.errors import ArtifactError, FingerprintError
@@ -108,15 +107,12 @@ def write_part(path: Path, batches: Sequence[EncodedBatch]) -> EncodedBatch:
     """
     vectors = np.concatenate([batch.vectors for batch in batches])
     part = EncodedBatch(vectors, tuple(reason for batch in batches for reason in batch.reasons))
-    temporary = path.with_name(path.name + ".tmp")
     # Reasons as JSON bytes: an array of Python strings would have to be pickled.
     reasons = np.frombuffer(json.dumps(part.reasons).encode(), dtype=np.uint8)
-    with temporary.open("wb") as file:
+    advice = "What is done is kept: make room and repeat the command with --resume."
+    num_bytes = vectors.nbytes + reasons.nbytes
+    with replacing_durably(path, num_bytes=num_bytes, advice=advice) as temporary, temporary.open("wb") as file:
         np.savez(file, vectors=vectors, reasons=reasons)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    sync_folder(path.parent)
     return part
 
 

@@ -28,6 +28,7 @@ from vitrieve.index.batch import (
     find_wrong_norms,
     missing_message,
 )
+from vitrieve.index.engine_errors import translate_errors
 from vitrieve.index.exact import error_bound, link_or_copy, rank_candidates
 from vitrieve.index.filter import Filter
 from vitrieve.index.identity import Identity, guarded
@@ -70,6 +71,7 @@ lists, for the inner product the vectors themselves, which finds far fewer of th
 _VECTOR_INDEX, _NAME_INDEX = "vector_index", "image_id_index"
 
 
+@translate_errors
 class LanceStore:
     """An index in a LanceDB table; satisfies ``VectorStore``.
 

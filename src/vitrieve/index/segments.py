@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from vitrieve.artifacts import sync_file, write_text_durably
+from vitrieve.artifacts import replacing_durably, write_text_durably, write_vectors_durably
 from vitrieve.embed.collection import read_vectors_file
 from vitrieve.embed.rows import read_rows
 from vitrieve.errors import ArtifactError
@@ -247,17 +247,11 @@ def write_segment(folder: Path, number: int, blocks: Sequence[np.ndarray], rows:
     name = f"{number:06}"
     path = vectors_path(folder, name)
     shape = (sum(len(block) for block in blocks), blocks[0].shape[1])
-    vectors = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
-    at = 0
-    for block in blocks:
-        for start in range(0, len(block), BLOCK_ROWS):  # a collection larger than the memory can be indexed
-            copied = block[start : start + BLOCK_ROWS]
-            vectors[at : at + len(copied)] = copied
-            at += len(copied)
-    vectors.flush()
-    sync_file(path)
-    pq.write_table(rows, rows_path(folder, name))
-    sync_file(rows_path(folder, name))
+    # A block at a time: a collection larger than the memory can be indexed.
+    starts = ((block, start) for block in blocks for start in range(0, len(block), BLOCK_ROWS))
+    write_vectors_durably(path, shape, (block[start : start + BLOCK_ROWS] for block, start in starts))
+    with replacing_durably(rows_path(folder, name)) as temporary:
+        pq.write_table(rows, temporary)
     segment = Segment(
         name=name,
         vectors=read_vectors_file(path, shape),
@@ -274,8 +268,9 @@ def write_dead(folder: Path, number: int, part: Part, rows: Sequence[int]) -> Pa
     is_alive[list(rows)] = False
     name = f"{number:06}"
     path = dead_path(folder, name)
-    np.save(path, np.flatnonzero(~is_alive).astype(np.int64))
-    sync_file(path)
+    dead = np.flatnonzero(~is_alive).astype(np.int64)
+    with replacing_durably(path, num_bytes=dead.nbytes) as temporary, temporary.open("wb") as file:
+        np.save(file, dead)
     return replace(part, is_alive=is_alive, dead_name=name)
 
 

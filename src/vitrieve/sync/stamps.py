@@ -14,7 +14,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from vitrieve.errors import ArtifactError
+from vitrieve.artifacts import describe_full_disk
+from vitrieve.errors import ArtifactError, DiskFullError
 
 STAMPS_NAME = "sync.sqlite"
 FORMAT_VERSION = 1
@@ -123,12 +124,16 @@ class StampFile:
                 raise ArtifactError(
                     f"another sync is at work on {self._path.parent}; wait until it is done, or stop it."
                 ) from None
+            if error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_FULL:
+                advice = "What the index held before is kept; make room and sync again."
+                raise DiskFullError(describe_full_disk(self._path, advice=advice)) from None
             raise ArtifactError(f"{self._path} cannot be written: {error}.") from None
         except ArtifactError:
             raise
         except (sqlite3.DatabaseError, ValueError, TypeError) as error:  # text that is not UTF-8, or no JSON
             raise ArtifactError(
-                f"{self._path} is damaged ({error}). Delete it: the next sync then embeds the collection again."
+                f"{self._path} is damaged ({error}). Delete it, and sync again with --adopt: the collection is then "
+                "embedded again."
             ) from None
 
     @contextmanager
@@ -138,7 +143,8 @@ class StampFile:
             try:
                 yield
             except BaseException:
-                self._connection.execute("ROLLBACK")
+                if self._connection.in_transaction:  # a full disk ends it by itself
+                    self._connection.execute("ROLLBACK")
                 raise
             self._connection.execute("COMMIT")
 

@@ -8,8 +8,10 @@ at 100,000 files costs about a second of work.
 
 from __future__ import annotations
 
+import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from threading import Event
 
@@ -23,12 +25,20 @@ QUIET_MS = 200
 """Without a notice for so long, what has come is acted upon."""
 TICK_MS = 1_000
 """How often the clock is looked at without notices."""
+RETRY_SECONDS = 5.0
+"""Time between looks while the last one could not be acted upon."""
+_MOUNTS = Path("/proc/self/mountinfo")
 RESCAN_SECONDS = 300.0
 """Time between looks without a notice."""
 
 
 def watch_changes(
-    path: Path, index: Path, *, stop: Event | None = None, rescan_seconds: float = RESCAN_SECONDS
+    path: Path,
+    index: Path,
+    *,
+    stop: Event | None = None,
+    rescan_seconds: float = RESCAN_SECONDS,
+    is_pending: Callable[[], bool] = lambda: False,
 ) -> Iterator[None]:
     """Yield whenever the collection may have changed; once right after the watching has begun, for what came before.
 
@@ -37,8 +47,24 @@ def watch_changes(
         index: Folder of the index, whose own changes do not count.
         stop: Ends the watching when it is set.
         rescan_seconds: Time after which it is yielded without a notice.
+        is_pending: Says whether the last look could not be acted upon, as on a full disk: then the next is soon.
     """
-    root = path if path.is_dir() else path.parent
+    stop = stop or Event()
+    while not stop.is_set():
+        root = path if path.is_dir() else path.parent
+        if root.is_dir():
+            with suppress(FileNotFoundError):  # it goes just now
+                yield from _watch_place(path, root, index, stop, rescan_seconds, is_pending)
+        else:
+            stop.wait(TICK_MS / 1_000)
+
+
+def _watch_place(
+    path: Path, root: Path, index: Path, stop: Event, rescan_seconds: float, is_pending: Callable[[], bool]
+) -> Iterator[None]:
+    """Watch until ``stop`` is set, or a drive has come or gone: notices belong to the folders that were there."""
+    place = _describe_place(root)
+    kept_index = _identify(index)
     looked = float("-inf")
     notices = watch(
         root,
@@ -51,9 +77,31 @@ def watch_changes(
         ignore_permission_denied=True,
     )
     for changes in notices:
-        if changes or time.monotonic() - looked >= rescan_seconds:
+        if _describe_place(root) != place:
+            return
+        pause = min(RETRY_SECONDS, rescan_seconds) if is_pending() else rescan_seconds
+        is_index_another = _identify(index) != kept_index
+        if changes or is_index_another or time.monotonic() - looked >= pause:
             yield
-            looked = time.monotonic()
+            looked, kept_index = time.monotonic(), _identify(index)
+
+
+def _describe_place(root: Path) -> tuple[object, ...]:
+    """Tell a folder and the drives in it from another one at the same path; no notice tells that they changed."""
+    try:
+        lines = _MOUNTS.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:  # no Linux: the regular look finds it
+        lines = []
+    start = re.sub(r"[\s\\]", lambda sign: f"\\{ord(sign[0]):03o}", str(root.absolute()))
+    return (_identify(root), *(line for line in lines if line.split(" ")[4].startswith(start)))
+
+
+def _identify(path: Path) -> tuple[int, int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def _may_matter(change: Change, name: Path, root: Path, path: Path, index: Path) -> bool:
