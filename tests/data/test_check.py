@@ -141,3 +141,13 @@ def test_jpeg_without_its_end_is_noted_and_fine(folder: Path) -> None:
     report = check_dataset(build_dataset(folder, "whole.jpg,a,test,1,1", "cut.jpg,a,test,1,1"))
     assert report.is_fine
     assert "the JPEG lacks its end marker; every pixel is there: 1 image" in report.notes
+
+
+def test_check_dataset_is_not_fine_when_a_picture_has_two_labels(folder: Path) -> None:
+    (folder / "copy.png").write_bytes((folder / "red.png").read_bytes())
+    report = check_dataset(build_dataset(folder, "red.png,a,train,1,1", "copy.png,b,train,1,1"))
+    assert not report.is_fine
+    assert format_report(report).endswith("not fine: 1 under several labels.")
+    assert "2 images, 2 classes" in format_report(report)
+    one = check_dataset(build_dataset(folder, "red.png,a,train,1,1"))
+    assert "1 image, 1 class\n" in format_report(one) + "\n"

@@ -58,7 +58,10 @@ def test_read_folder_leaves_out_and_counts_what_is_no_image_of_a_class(tmp_path:
     dataset = read_folder(tmp_path)
     assert list_ids(dataset) == ["a/1.png"]
     notes = " ".join(dataset.notes)
-    assert "4 hidden, 3 no image by the suffix, 1 outside the class folders" in notes
+    assert (
+        "3 hidden, 1 outside the class folders, 1 of the system (1 __MACOSX), 1 .db, 1 .txt, 1 without a suffix"
+        in notes
+    )
     assert "2 classes without an image: b, c." in notes
 
 

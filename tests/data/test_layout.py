@@ -4,25 +4,26 @@ from pathlib import Path
 
 import pytest
 
-from vitrieve.data.layout import Row, check_relative, list_image_files, note_files, read_rows
+from vitrieve.data.layout import Row, check_relative, note_files, read_rows
+from vitrieve.data.walk import walk_pictures
 from vitrieve.errors import DataError
 
 
-def test_list_image_files_passes_over_hidden_files_and_circles(tmp_path: Path) -> None:
+def test_walk_pictures_passes_over_hidden_files_and_circles(tmp_path: Path) -> None:
     for name in ("b/2.JPG", "b/._2.JPG", "a.jpg", "a.txt", ".hidden/3.jpg", "._b/4.jpg"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"x")
     (tmp_path / "b" / "up").symlink_to(tmp_path / "b")
     (tmp_path / "self").symlink_to(tmp_path / "self")
-    assert list_image_files(tmp_path) == ["a.jpg", "b/2.JPG"]
+    assert walk_pictures(tmp_path).paths == ["a.jpg", "b/2.JPG"]
 
 
-def test_list_image_files_follows_a_linked_folder(tmp_path: Path) -> None:
+def test_walk_pictures_follows_a_linked_folder(tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     (tmp_path / "real" / "1.jpg").write_bytes(b"x")
     (tmp_path / "root").mkdir()
     (tmp_path / "root" / "jpg").symlink_to(tmp_path / "real")
-    assert list_image_files(tmp_path / "root") == ["jpg/1.jpg"]
+    assert walk_pictures(tmp_path / "root").paths == ["jpg/1.jpg"]
 
 
 def test_note_files_accepts_listed_files_without_a_suffix(tmp_path: Path) -> None:

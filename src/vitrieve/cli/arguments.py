@@ -19,6 +19,9 @@ T = TypeVar("T")
 Switch = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 """A flag that is only ever switched on: ``--json`` without ``--no-json``."""
 
+Exclude = tyro.conf.UseAppendAction[tuple[str, ...]]
+"""``--exclude GLOB``, as often as one likes."""
+
 NUM_NEAREST = 3
 """Valid flags named in the message about an unknown one."""
 

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import tyro
 
-from vitrieve.cli.arguments import Switch
+from vitrieve.cli.arguments import Exclude, Switch
 from vitrieve.cli.console import print_json, print_result
 
 
@@ -25,6 +25,8 @@ class Arguments:
     """NAME:DIR or NAME of `vitrieve data describe`, folder:DIR (a folder per class), manifest:FILE, or a folder."""
     protocol: str | None = None
     """Which of the source's protocols the roles follow; by default its first."""
+    exclude: Exclude = ()
+    """Leave out of the folder, like a line of .vitrieveignore: --exclude drafts/ --exclude '*_small.jpg'."""
     num_threads: int | None = None
     """Decoding threads; by default one for each core, up to four."""
     json: Switch = False
@@ -46,7 +48,7 @@ def run(arguments: Arguments) -> int:
     from vitrieve.data.check import check_dataset, format_report, report_to_json
     from vitrieve.data.sources import read_source
 
-    dataset = read_source(arguments.source, protocol=arguments.protocol)
+    dataset = read_source(arguments.source, protocol=arguments.protocol, exclude=arguments.exclude)
     report = check_dataset(dataset, num_threads=arguments.num_threads, show_progress=True)
     if arguments.json:
         print_json(report_to_json(report))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vitrieve.cli.arguments import Switch
+from vitrieve.cli.arguments import Exclude, Switch
 from vitrieve.cli.console import print_json, print_message, print_result
 from vitrieve.runtime.choice import EngineChoice, PrecisionChoice
 
@@ -28,6 +28,8 @@ class Arguments:
     """Folder to write."""
     protocol: str | None = None
     """One of the source's protocols, where they hold different pictures; None: its first."""
+    exclude: Exclude = ()
+    """Leave out of the folder, like a line of .vitrieveignore: --exclude drafts/ --exclude '*_small.jpg'."""
     batch_size: int = 32
     """Pictures in one forward pass."""
     image_size: int | None = None
@@ -62,7 +64,7 @@ def run(arguments: Arguments) -> int:
         max_bad_fraction=arguments.max_bad_fraction,
         show_progress=True,
     )
-    dataset = read_collection(arguments.images, protocol=arguments.protocol)
+    dataset = read_collection(arguments.images, protocol=arguments.protocol, exclude=arguments.exclude)
     for note in dataset.notes:
         print_message(note)
     encoder = load_encoder(

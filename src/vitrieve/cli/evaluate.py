@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from vitrieve.cli.arguments import Switch
+from vitrieve.cli.arguments import Exclude, Switch
 from vitrieve.cli.console import print_json, print_message, print_result
 from vitrieve.quoting import quote_name
 
@@ -49,6 +49,8 @@ class Arguments:
     """Images to add to the gallery, wrong for every query: revisitop1m:DIR, or any source of images."""
     whole_queries: Switch = False
     """Do not crop the queries of roxford5k and rparis6k to their boxes; such figures are not comparable."""
+    exclude: Exclude = ()
+    """Leave out of the folder, like a line of .vitrieveignore: --exclude drafts/ --exclude '*_small.jpg'."""
     image_size: int | None = None
     """Side of the square input in pixels; None: each encoder's own."""
     scales: tuple[float, ...] = ()
@@ -124,7 +126,7 @@ def _read_datasets(arguments: Arguments) -> list[Dataset]:
     from vitrieve.evaluate.protocols import add_distractors, select_records, take_all_classes
 
     ks = tuple(sorted(set(check_cut_offs(arguments.ks))))
-    datasets = _read_protocols(arguments.data, tuple(chain(*arguments.protocol)))
+    datasets = _read_protocols(arguments.data, tuple(chain(*arguments.protocol)), arguments.exclude)
     if arguments.classes == "all":
         datasets = [take_all_classes(dataset) for dataset in datasets]
     if ks:
@@ -145,13 +147,13 @@ def _read_datasets(arguments: Arguments) -> list[Dataset]:
     return datasets
 
 
-def _read_protocols(source: str, protocols: Sequence[str]) -> list[Dataset]:
+def _read_protocols(source: str, protocols: Sequence[str], exclude: Sequence[str]) -> list[Dataset]:
     """Read the data set under each protocol that is asked for, or that is measured without asking."""
     from vitrieve.data.sources import list_protocols, read_source
     from vitrieve.evaluate.revisited import REVISITED_ROLES
 
     chosen = tuple(dict.fromkeys(protocols))  # a protocol given twice is one
-    datasets = [read_source(source, protocol=protocol) for protocol in chosen or (None,)]
+    datasets = [read_source(source, protocol=protocol, exclude=exclude) for protocol in chosen or (None,)]
     if not chosen and datasets[0].ground_truth is not None:
         # Easy, medium and hard differ in what counts, not in images, and are published together.
         offered = list_protocols(source)

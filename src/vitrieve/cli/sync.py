@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 import tyro
 
-from vitrieve.cli.arguments import Switch
+from vitrieve.cli.arguments import Exclude, Switch
 from vitrieve.cli.console import ask, print_error, print_json, print_message, print_result
 from vitrieve.errors import ConfigError, InputError
 from vitrieve.quoting import quote_name
@@ -30,6 +30,8 @@ class Arguments:
     """A folder of pictures, or a source: manifest:FILE, folder:DIR, grocery:DIR, …"""
     index: Path
     """Folder of the index; made when it is not there."""
+    exclude: Exclude = ()
+    """Leave out of the folder, like a line of .vitrieveignore: --exclude drafts/ --exclude '*_small.jpg'."""
     encoder: str | None = None
     """A run, an encoder folder or a weights name; None: the index's own, for a new one dinov2-vits14."""
     store: Literal["lance", "exact"] = "lance"
@@ -73,7 +75,9 @@ def run(arguments: Arguments) -> int:
         is_removal_allowed=arguments.allow_removals,
         show_progress=True,
     )
-    collection = scan_collection(arguments.collection, arguments.index, is_empty_allowed=arguments.allow_empty)
+    collection = scan_collection(
+        arguments.collection, arguments.index, exclude=arguments.exclude, is_empty_allowed=arguments.allow_empty
+    )
     for note in collection.notes:
         print_message(note)
     encoder = load_index_encoder(
@@ -133,7 +137,7 @@ def _watch(encoder: Encoder, arguments: Arguments, settings: SyncSettings, repor
     troubles: list[str] = []  # the one that hinders syncing now, if any
     try:
         print_message(f"watching {path}; Ctrl-C ends it.")
-        for _ in watch_changes(path, arguments.index, is_pending=lambda: bool(troubles)):
+        for _ in watch_changes(path, arguments.index, exclude=arguments.exclude, is_pending=lambda: bool(troubles)):
             try:
                 previous, report = report, _sync_again(encoder, arguments, settings)
             except (InputError, OSError) as error:
@@ -153,7 +157,9 @@ def _sync_again(encoder: Encoder, arguments: Arguments, settings: SyncSettings) 
     from vitrieve.sync.scan import scan_collection
     from vitrieve.sync.session import open_session
 
-    collection = scan_collection(arguments.collection, arguments.index, is_empty_allowed=arguments.allow_empty)
+    collection = scan_collection(
+        arguments.collection, arguments.index, exclude=arguments.exclude, is_empty_allowed=arguments.allow_empty
+    )
     with open_session(
         arguments.collection, arguments.index, encoder, kind=arguments.store, is_adopted=arguments.adopt
     ) as session:

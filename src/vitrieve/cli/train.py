@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from vitrieve.artifacts import prepare_folder, write_manifest
-from vitrieve.cli.arguments import Switch, parse_arguments
+from vitrieve.cli.arguments import Exclude, Switch, parse_arguments
 from vitrieve.cli.console import print_json, print_message, print_result
 from vitrieve.config import Config
 from vitrieve.config_check import check_config, find_ineffective
@@ -44,6 +44,8 @@ class Arguments:
     """Folder of the run."""
     protocol: str | None = None
     """One of the source's protocols; by default its first."""
+    exclude: Exclude = ()
+    """Leave out of the folder, like a line of .vitrieveignore: --exclude drafts/ --exclude '*_small.jpg'."""
     report: bool = True
     """End with a report before and after on the test classes."""
     overwrite: Switch = False
@@ -82,7 +84,7 @@ def run(recipe: str, arguments: Arguments) -> int:
     start = time.monotonic()
     config = arguments.config
     check_config(config)
-    dataset = read_source(arguments.data, protocol=arguments.protocol)
+    dataset = read_source(arguments.data, protocol=arguments.protocol, exclude=arguments.exclude)
     require_trainable(dataset)
     split = split_for_training(dataset, is_holdout=config.train.holdout)
     emulation = describe_emulation(config.train.precision, resolve_device(config.train.device).type)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import tyro
 
-from vitrieve.cli.arguments import Switch
+from vitrieve.cli.arguments import Exclude, Switch
 from vitrieve.cli.console import print_message
 from vitrieve.cli.serve import ProxyArguments, announce, check_extra, read_place, read_token
 from vitrieve.cli.sync import describe_report, print_failures, sync_asking
@@ -25,6 +25,8 @@ class Arguments(ProxyArguments):
 
     folder: tyro.conf.Positional[Path]
     """Folder of pictures, at any depth; an image's id is its path below it."""
+    exclude: Exclude = ()
+    """Leave out of the folder, like a line of .vitrieveignore: --exclude drafts/ --exclude '*_small.jpg'."""
     port: int = 8000
     """Port; 0: any that is free."""
     host: str = "127.0.0.1"
@@ -77,7 +79,9 @@ def _sync(arguments: Arguments) -> tuple[Path, Encoder]:
         raise DataError(f"{arguments.folder} is no folder; give one with pictures, at any depth.")
     source = os.path.abspath(arguments.folder)  # always the folder, even if it is called as a data set is: emoji
     # Before the encoder is loaded, because the folder may be wrong. What the cache holds is nobody's photograph.
-    collection = scan_collection(source, arguments.index or cache_folder())
+    collection = scan_collection(source, arguments.index or cache_folder(), exclude=arguments.exclude)
+    for note in collection.notes:
+        print_message(note)
     encoder = load_index_encoder(
         arguments.index, arguments.encoder, image_size=arguments.image_size, num_threads=arguments.num_threads
     )

@@ -99,6 +99,7 @@ class DataReport:
         duplicates: Groups of at least two images.
         notes: What the source says about itself, for example how it was split.
         license: Licence and attribution of the images, empty when unknown.
+        unreadable_folders: Folders whose images nobody can list, and why.
     """
 
     name: str
@@ -116,11 +117,13 @@ class DataReport:
     duplicates: tuple[Duplicates, ...]
     notes: tuple[str, ...]
     license: str
+    unreadable_folders: tuple[tuple[str, str], ...] = ()
 
     @property
     def is_fine(self) -> bool:
-        """Whether every image is readable, and none is in training and test at once."""
-        return not self.unreadable and not any(group.is_across_train_and_test for group in self.duplicates)
+        """Whether all is readable, no picture is in training and test at once, and none has two labels."""
+        is_wrong = any(group.is_across_train_and_test or len(group.class_names) > 1 for group in self.duplicates)
+        return not (self.unreadable or self.unreadable_folders or is_wrong)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -179,6 +182,7 @@ def check_dataset(dataset: Dataset, *, num_threads: int | None = None, show_prog
         duplicates=_find_duplicates(dataset, outcomes),
         notes=(*dataset.notes, *_count_notes(seen)),
         license=dataset.license,
+        unreadable_folders=dataset.unreadable_folders,
     )
 
 
@@ -189,7 +193,8 @@ def report_to_json(report: DataReport) -> dict[str, Any]:
 
 def format_report(report: DataReport) -> str:
     """Write a report as text for a terminal; long lists are cut, and say so."""
-    lines = [f"{report.name} ({report.protocol}): {report.num_images:,} images, {len(report.classes):,} classes"]
+    size = f"{_count(report.num_images, 'image', 'images')}, {_count(len(report.classes), 'class', 'classes')}"
+    lines = [f"{report.name} ({report.protocol}): {size}"]
     lines += [f"  note: {note}" for note in report.notes]
     lines += [f"  license: {report.license}"] if report.license else []
     lines += ["", f"  {'role':<12}{'images':>8}{'classes':>9}"]
@@ -271,6 +276,10 @@ def _describe_group(dataset: Dataset, group: Sequence[ImageRecord]) -> Duplicate
     )
 
 
+def _count(number: int, one: str, many: str) -> str:
+    return f"{number:,} {one if number == 1 else many}"
+
+
 def _measure(numbers: Collection[int]) -> Range | None:
     if not numbers:
         return None
@@ -304,5 +313,9 @@ def _format_group(group: Duplicates) -> str:
 def _format_verdict(report: DataReport) -> str:
     num_across = sum(group.is_across_train_and_test for group in report.duplicates)
     problems = [f"{len(report.unreadable)} unreadable"] if report.unreadable else []
+    num_folders = len(report.unreadable_folders)
+    num_contradictory = sum(len(group.class_names) > 1 for group in report.duplicates)
+    problems += [f"{num_folders} unreadable {'folder' if num_folders == 1 else 'folders'}"] if num_folders else []
+    problems += [f"{num_contradictory} under several labels"] if num_contradictory else []
     problems += [f"{num_across} duplicated across train and test"] if num_across else []
     return f"not fine: {', '.join(problems)}." if problems else "fine."

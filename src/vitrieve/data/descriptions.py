@@ -167,7 +167,11 @@ DESCRIPTIONS: Mapping[str, Description] = {
     "folder": Description(
         title="your own images, in a folder for each class",
         origin="yours",
-        layout=("CLASS/…/NAME.jpg    a folder for each class; every fifth class is for testing",),
+        layout=(
+            "CLASS/…/NAME.jpg    a folder for each class; every fifth class is for testing",
+            "or SPLIT/CLASS/…/NAME.jpg    SPLIT: train, val, test, query or gallery",
+            ".vitrieveignore    what to leave out, by the rules of .gitignore",
+        ),
         license=_OWN_LICENSE,
         size=_OWN_SIZE,
         protocols=("own_classes",),

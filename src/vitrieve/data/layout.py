@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from vitrieve.cache import expand_variable
-from vitrieve.data.decode import IMAGE_SUFFIXES
+from vitrieve.data.walk import walk_pictures
 from vitrieve.errors import DataError
 
 DATA_VARIABLE = "VITRIEVE_DATA"
@@ -178,35 +178,6 @@ def drop_repeated(file: Path, rows: Sequence[Row], key: int) -> tuple[tuple[Row,
     return tuple(first.values()), notes
 
 
-def list_image_files(folder: Path) -> list[str]:
-    """List the image files below a folder, by their suffix.
-
-    Args:
-        folder: Searched at any depth, links to folders included, but not in a circle.
-
-    Returns:
-        Paths below ``folder`` with ``/``, sorted as text. Hidden files and folders (also ``._*``) are left out.
-    """
-    found, pending = [], [""]
-    visited: set[tuple[int, int]] = set()
-    while pending:
-        below = pending.pop()
-        with os.scandir(folder / below) as entries:
-            for entry in entries:
-                path = f"{below}/{entry.name}" if below else entry.name
-                if entry.name.startswith("."):
-                    continue
-                if os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir():  # is_dir raises for a circle
-                    status = os.stat(entry.path)
-                    identity = status.st_dev, status.st_ino
-                    if identity not in visited:
-                        visited.add(identity)
-                        pending.append(path)
-                elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES:
-                    found.append(path)
-    return sorted(found)
-
-
 def note_files(listed: Collection[str], root: Path, folder: str) -> tuple[str, ...]:
     """Compare the images that the lists name with those on disk.
 
@@ -219,7 +190,7 @@ def note_files(listed: Collection[str], root: Path, folder: str) -> tuple[str, .
         A note about the images that are missing, and one about those that no list names.
     """
     prefix = f"{folder}/" if folder else ""
-    on_disk = {prefix + path for path in list_image_files(root / folder)} if (root / folder).is_dir() else set()
+    on_disk = {prefix + path for path in walk_pictures(root / folder).paths} if (root / folder).is_dir() else set()
     expected = set(listed)
     # A file without an image's suffix is no missing one: the disk decides.
     missing = sorted(path for path in expected - on_disk if not (root / path).is_file())

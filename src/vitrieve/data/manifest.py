@@ -18,8 +18,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from vitrieve.data.folder import note_class_split, printable_name
-from vitrieve.data.records import SPLITS, Dataset, ImageRecord, Split, hold_out_labels
+from vitrieve.data.folder import note_class_split, note_shared_classes
+from vitrieve.data.records import SPLITS, Dataset, ImageRecord, Split, hold_out_labels, printable_name
 from vitrieve.errors import DataError, unknown_name_message
 
 PROTOCOLS = ("own_classes",)
@@ -97,7 +97,7 @@ def read_manifest_file(file: Path, protocol: str = PROTOCOLS[0]) -> Dataset:
         records=records,
         label_names=label_names,
         junk_key=JUNK_COLUMN if JUNK_COLUMN in columns else None,
-        notes=_note_shared_classes(records) if has_split else note_class_split(len(label_names)),
+        notes=note_shared_classes(records) if has_split else note_class_split(len(label_names)),
     )
 
 
@@ -281,12 +281,3 @@ def _build_image_id(entry: _Entry, *, is_repeated: bool) -> str:
     if not is_repeated or entry.box is None:
         return entry.path
     return f"{entry.path}#{','.join(f'{side:.15g}' for side in entry.box)}"
-
-
-def _note_shared_classes(records: tuple[ImageRecord, ...]) -> tuple[str, ...]:
-    trained = {record.label for record in records if record.split == "train"}
-    tested = {record.label for record in records if record.split == "test"}
-    shared = len(trained & tested)
-    if not shared:
-        return ()
-    return (f"{shared} of {len(tested)} test classes are also trained on: figures are not about unseen classes.",)

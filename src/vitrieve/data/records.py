@@ -81,6 +81,8 @@ class Dataset:
         ground_truth: For each query's ``image_id`` its easy, hard and junk images, where a benchmark lists them
             query by query (revisited Oxford and Paris); the labels then say nothing about relevance. None
             where the labels decide.
+        unreadable_folders: Folders of the source that cannot be listed, spelled as ``image_id`` is, and why: nobody
+            can tell which images they hold.
     """
 
     name: str
@@ -93,10 +95,16 @@ class Dataset:
     license: str = ""
     positive_pairs: tuple[tuple[str, str], ...] = ()
     ground_truth: Mapping[str, GroundTruth] | None = None
+    unreadable_folders: tuple[tuple[str, str], ...] = ()
 
     def split(self, *splits: Split) -> tuple[ImageRecord, ...]:
         """Select the records of the given splits, in order."""
         return tuple(record for record in self.records if record.split in splits)
+
+
+def printable_name(name: str) -> str:
+    r"""Spell bytes of a file name that are not UTF-8 as ``\xNN``, so that JSON and Parquet can hold the name."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def hold_out_labels(labels: Iterable[int]) -> frozenset[int]:

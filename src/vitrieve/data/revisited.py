@@ -17,9 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from vitrieve.data.layout import check_relative, find_root, list_image_files, name_some, note_counts, note_files
+from vitrieve.data.layout import check_relative, find_root, name_some, note_counts, note_files
 from vitrieve.data.records import Dataset, GroundTruth, ImageRecord
 from vitrieve.data.restricted_pickle import read_restricted_pickle
+from vitrieve.data.walk import walk_pictures
 from vitrieve.errors import DataError, unknown_name_message
 
 PROTOCOLS = ("medium", "hard", "easy")
@@ -116,12 +117,12 @@ def read_distractors(folder: Path, protocol: str = DISTRACTOR_PROTOCOLS[0]) -> D
     root = find_root(DISTRACTORS, folder, (_PICTURES,), (DISTRACTORS, f"datasets/{DISTRACTORS}"))
     if benchmark := next((name for name in COUNTS if (root / f"gnd_{name}.pkl").exists()), None):
         raise DataError(f"{root} is {benchmark}, whose images are no distractors; give the folder of {DISTRACTORS}.")
-    names = list_image_files(root / _PICTURES)
-    if not names:
+    walk = walk_pictures(root / _PICTURES)
+    if not walk.paths:
         raise DataError(f"{root / _PICTURES} holds no image at any depth.")
     records = tuple(
         ImageRecord(image_id=f"{_PICTURES}/{name}", path=root / _PICTURES / name, label=0, split="test", is_query=False)
-        for name in names
+        for name in walk.paths
     )
     return Dataset(
         name=DISTRACTORS,
@@ -129,7 +130,8 @@ def read_distractors(folder: Path, protocol: str = DISTRACTOR_PROTOCOLS[0]) -> D
         records=records,
         label_names=_LABEL_NAMES,
         ks=KS,
-        notes=note_counts(COUNTS[DISTRACTORS], {"distractors": len(records)}),
+        notes=(*note_counts(COUNTS[DISTRACTORS], {"distractors": len(records)}), *walk.describe_left_out()),
+        unreadable_folders=walk.list_unreadable(),
         license=LICENSE,
     )
 

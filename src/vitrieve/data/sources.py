@@ -9,7 +9,7 @@ Next file: ``grocery.py``.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,7 @@ from pathlib import Path
 from vitrieve.data import cub200, emoji, folder, grocery, inshop, manifest, revisited, sfm120k, sop
 from vitrieve.data.layout import DATA_VARIABLE, data_parents, find_data_folder
 from vitrieve.data.records import Dataset
-from vitrieve.errors import DataError, unknown_name_message
+from vitrieve.errors import ConfigError, DataError, unknown_name_message
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +37,7 @@ class _Source:
     folder_names: tuple[str, ...] = ()
 
 
-def read_source(source: str, *, protocol: str | None = None) -> Dataset:
+def read_source(source: str, *, protocol: str | None = None, exclude: Sequence[str] = ()) -> Dataset:
     """Read a data set with labels, splits and roles.
 
     Args:
@@ -45,33 +45,40 @@ def read_source(source: str, *, protocol: str | None = None) -> Dataset:
             ``../shared/datasets``; or an existing folder with one subfolder for each class. A data set's name wins
             over a folder of that name, which a note tells; write ``./emoji`` for the folder.
         protocol: One of ``list_protocols(source)``; None for the first.
+        exclude: Patterns of what to leave out of a folder, with the rules of gitignore.
 
     Raises:
         DataError: Unknown name or protocol, or the source cannot be read.
+        ConfigError: A pattern is none, or the source is no folder of the user's.
     """
     name, path = _split_source(source)
+    _check_exclude(name, exclude)
     chosen = _SOURCES[name]
     if protocol is not None and protocol not in chosen.protocols:
         raise DataError(unknown_name_message(f"protocol of {name}", protocol, chosen.protocols))
+    if name == "folder":
+        return folder.read_folder(_path(path), protocol or chosen.protocols[0], exclude=exclude)
     dataset = chosen.read(path or _find_path(name), protocol or chosen.protocols[0])
     return replace(dataset, notes=(*dataset.notes, *_note_folder_of_that_name(source)))
 
 
-def read_collection(source: str, *, protocol: str | None = None) -> Dataset:
+def read_collection(source: str, *, protocol: str | None = None, exclude: Sequence[str] = ()) -> Dataset:
     """Read what is to be embedded: a source, or any folder of images.
 
     Args:
         source: As for ``read_source``; a folder alone is searched at any depth and needs no class folders. Its
             images all get label 0.
         protocol: One of the source's protocols, where those hold different images; None for the first.
+        exclude: Patterns of what to leave out of a folder, with the rules of gitignore.
 
     Raises:
         DataError: Unknown name or protocol, or nothing that can be read.
+        ConfigError: A pattern is none, or the source is no folder of the user's.
     """
     name, path = _split_source(source)
     if name == "folder" and path == source and protocol is None:
-        return folder.read_flat_folder(_path(path))
-    return read_source(source, protocol=protocol)
+        return folder.read_flat_folder(_path(path), exclude=exclude)
+    return read_source(source, protocol=protocol, exclude=exclude)
 
 
 def list_protocols(source: str) -> tuple[str, ...]:
@@ -148,6 +155,15 @@ def _note_folder_of_that_name(source: str) -> tuple[str, ...]:
     if source not in _SOURCES or not _path(source).is_dir():
         return ()
     return (f"{source} is the data set of that name; for the folder here write ./{source} or folder:{source}.",)
+
+
+def _check_exclude(name: str, exclude: Sequence[str]) -> None:
+    """Refuse patterns without effect: what a published data set or a table holds is listed in it."""
+    if exclude and name != "folder":
+        raise ConfigError(
+            f"--exclude leaves files out of a folder, and {name} lists its images itself; leave it out, or "
+            "give a folder."
+        )
 
 
 def _find_path(name: str) -> str:

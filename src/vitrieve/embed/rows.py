@@ -10,8 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vitrieve.data.folder import printable_name
-from vitrieve.data.records import ImageRecord
+from vitrieve.data.records import ImageRecord, printable_name
 from vitrieve.errors import ArtifactError
 
 STATUS_OK = "ok"

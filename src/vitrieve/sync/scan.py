@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,21 +54,23 @@ class Differences:
     away: tuple[ImageRecord, ...] = ()
 
 
-def scan_collection(source: str, index: Path, *, is_empty_allowed: bool = False) -> Collection:
+def scan_collection(
+    source: str, index: Path, *, exclude: Sequence[str] = (), is_empty_allowed: bool = False
+) -> Collection:
     """List the images of a collection.
 
     Args:
         source: As ``read_collection`` takes it.
         index: Folder of the index; files in it are none of the collection's.
+        exclude: Patterns of what to leave out of a folder, with the rules of gitignore.
         is_empty_allowed: A folder that is missing, or holds no image, is a collection of none.
 
     Raises:
-        DataError: The source cannot be read: also when one folder in it cannot, because its images would else seem
-            to have vanished.
+        DataError: The source cannot be read.
     """
     records: dict[str, ImageRecord] = {}
     failures = []
-    dataset = _read_dataset(source, is_empty_allowed=is_empty_allowed)
+    dataset = _read_dataset(source, exclude, is_empty_allowed=is_empty_allowed)
     for record in name_labels(dataset):
         if _is_inside(record.path, index):
             continue
@@ -92,12 +94,12 @@ def _find_root(source: str) -> Path | None:
     return path if path is None or path.is_dir() else path.parent
 
 
-def _read_dataset(source: str, *, is_empty_allowed: bool) -> Dataset:
+def _read_dataset(source: str, exclude: Sequence[str], *, is_empty_allowed: bool) -> Dataset:
     path = find_source_path(source)
     if not is_empty_allowed or path is None or path != find_source_path(f"folder:{source}"):
-        return read_collection(source)
+        return read_collection(source, exclude=exclude)
     if path.exists():
-        return read_flat_folder(path, is_empty_allowed=True)
+        return read_flat_folder(path, exclude=exclude, is_empty_allowed=True)
     return Dataset(name=path.name, protocol="collection", records=(), label_names=("image",))
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from threading import Event
@@ -18,6 +18,8 @@ from threading import Event
 from watchfiles import Change, watch
 
 from vitrieve.data.decode import IMAGE_SUFFIXES
+from vitrieve.data.ignore import IGNORE_NAME, Rules
+from vitrieve.errors import DataError
 
 DEBOUNCE_MS = 1_600
 """Longest time for which notices are gathered while they keep coming: many files are copied at once."""
@@ -36,6 +38,7 @@ def watch_changes(
     path: Path,
     index: Path,
     *,
+    exclude: Sequence[str] = (),
     stop: Event | None = None,
     rescan_seconds: float = RESCAN_SECONDS,
     is_pending: Callable[[], bool] = lambda: False,
@@ -45,6 +48,7 @@ def watch_changes(
     Args:
         path: Folder of the collection, or its manifest: then the folder around it.
         index: Folder of the index, whose own changes do not count.
+        exclude: Patterns of what is left out of the folder; a change of it does not count.
         stop: Ends the watching when it is set.
         rescan_seconds: Time after which it is yielded without a notice.
         is_pending: Says whether the last look could not be acted upon, as on a full disk: then the next is soon.
@@ -54,21 +58,28 @@ def watch_changes(
         root = path if path.is_dir() else path.parent
         if root.is_dir():
             with suppress(FileNotFoundError):  # it goes just now
-                yield from _watch_place(path, root, index, stop, rescan_seconds, is_pending)
+                yield from _watch_place(path, root, index, exclude, stop, rescan_seconds, is_pending)
         else:
             stop.wait(TICK_MS / 1_000)
 
 
 def _watch_place(
-    path: Path, root: Path, index: Path, stop: Event, rescan_seconds: float, is_pending: Callable[[], bool]
+    path: Path,
+    root: Path,
+    index: Path,
+    exclude: Sequence[str],
+    stop: Event,
+    rescan_seconds: float,
+    is_pending: Callable[[], bool],
 ) -> Iterator[None]:
     """Watch until ``stop`` is set, or a drive has come or gone: notices belong to the folders that were there."""
     place = _describe_place(root)
     kept_index = _identify(index)
     looked = float("-inf")
+    rules = Rules(root, exclude)
     notices = watch(
         root,
-        watch_filter=lambda change, name: _may_matter(change, Path(name), root, path, index),
+        watch_filter=lambda change, name: _may_matter(change, Path(name), rules, path, index),
         debounce=DEBOUNCE_MS,
         step=QUIET_MS,
         rust_timeout=TICK_MS,
@@ -82,6 +93,7 @@ def _watch_place(
         pause = min(RETRY_SECONDS, rescan_seconds) if is_pending() else rescan_seconds
         is_index_another = _identify(index) != kept_index
         if changes or is_index_another or time.monotonic() - looked >= pause:
+            rules = Rules(root, exclude)  # one of the files with patterns may have changed
             yield
             looked, kept_index = time.monotonic(), _identify(index)
 
@@ -104,12 +116,17 @@ def _identify(path: Path) -> tuple[int, int] | None:
     return status.st_dev, status.st_ino
 
 
-def _may_matter(change: Change, name: Path, root: Path, path: Path, index: Path) -> bool:
-    """Say whether a notice can be about an image: no hidden file, nothing of the index."""
+def _may_matter(change: Change, name: Path, rules: Rules, path: Path, index: Path) -> bool:
+    """Say whether a notice can be about an image: nothing that a walk leaves out, nothing of the index."""
     if name.is_relative_to(index.absolute()):
         return False
-    below = name.relative_to(root.absolute()).parts if name.is_relative_to(root.absolute()) else name.parts
-    if any(part.startswith(".") for part in below):
-        return False
+    if name == path.absolute() or name.name == IGNORE_NAME:
+        return True
+    root = rules.folder.absolute()
+    try:
+        if name.is_relative_to(root) and rules.is_passed_over(name.relative_to(root).as_posix()):
+            return False
+    except DataError:  # the next sync tells that the patterns cannot be read
+        return True
     is_file_of_another_kind = change != Change.deleted and name.is_file() and name.suffix.lower() not in IMAGE_SUFFIXES
-    return name == path.absolute() or not is_file_of_another_kind
+    return not is_file_of_another_kind
