@@ -20,7 +20,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-from vitrieve.cli.train import build_evaluate
 from vitrieve.config import Config, check_config
 from vitrieve.config_json import config_from_json, config_to_json
 from vitrieve.data.records import Dataset
@@ -29,6 +28,7 @@ from vitrieve.model.encoder import build_encoder
 from vitrieve.recipes import find_recipe
 from vitrieve.train.average import blend
 from vitrieve.train.loop import train
+from vitrieve.train.run import build_evaluate
 
 FROZEN_SHARES = (0.0, 0.15, 0.25, 0.35, 0.5)
 

@@ -48,22 +48,35 @@ def prepare_folder(
     Raises:
         ArtifactError: As above, with what to do.
     """
+    check_folder(folder, is_overwrite=is_overwrite, is_resume=is_resume, is_resumable=is_resumable)
+    is_there = _is_ours(folder / MANIFEST_NAME) or (folder / _PARTIAL_NAME).exists()
+    if is_there and is_overwrite:
+        _empty_folder(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / _PARTIAL_NAME).touch()
+
+
+def check_folder(
+    folder: Path, *, is_overwrite: bool = False, is_resume: bool = False, is_resumable: bool = True
+) -> None:
+    """Refuse a folder that ``prepare_folder`` would refuse, and change nothing: before long work, for example.
+
+    Raises:
+        ArtifactError: As ``prepare_folder``.
+    """
     if folder.exists() and not folder.is_dir():
         raise ArtifactError(f"{folder} is a file; give the name of a new folder with --out.")
     is_finished = _is_ours(folder / MANIFEST_NAME)
     is_partial = (folder / _PARTIAL_NAME).exists()
-    if is_finished or is_partial:
-        if is_overwrite:
-            _empty_folder(folder)
-        elif is_finished:
-            raise ArtifactError(f"{folder} holds a finished result; pass --overwrite to replace it, or another --out.")
-        elif not is_resume:
-            advice = "--resume to go on, --overwrite to start again" if is_resumable else "--overwrite to start again"
-            raise ArtifactError(f"{folder} holds an unfinished result; pass {advice}, or another --out.")
-    elif folder.exists() and any(folder.iterdir()):
+    if (is_finished or is_partial) and is_overwrite:
+        return
+    if is_finished:
+        raise ArtifactError(f"{folder} holds a finished result; pass --overwrite to replace it, or another --out.")
+    if is_partial and not is_resume:
+        advice = "--resume to go on, --overwrite to start again" if is_resumable else "--overwrite to start again"
+        raise ArtifactError(f"{folder} holds an unfinished result; pass {advice}, or another --out.")
+    if not is_partial and folder.exists() and any(folder.iterdir()):
         raise ArtifactError(f"{folder} holds other files; give the name of a new or empty folder with --out.")
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / _PARTIAL_NAME).touch()
 
 
 def _is_ours(path: Path) -> bool:

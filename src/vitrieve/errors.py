@@ -11,7 +11,8 @@
     │   │   ├── FingerprintError   made by another encoder
     │   │   └── ReplacedError      another index than the one that was opened
     │   └── DiskFullError          the disk that was named has no room
-    └── NonFiniteLossError         training produced NaN or infinity: exit status 1
+    ├── NonFiniteLossError         training produced NaN or infinity: exit status 1
+    └── UnfinishedRunError         training is done, something after its last step failed: exit status 1
 
 A message says what was wrong (with the value), what is accepted, and what to do next. What is no VitrieveError and
 no refusal of the operating system is a fault of ours: exit status 3.
@@ -80,6 +81,10 @@ class DiskFullError(InputError):
 
 class NonFiniteLossError(VitrieveError):
     """A loss term became NaN or infinite; the message names the term and the step."""
+
+
+class UnfinishedRunError(VitrieveError):
+    """A training is done and its encoder is saved, but its measurement, reduction, report or export failed."""
 
 
 def unknown_name_message(kind: str, name: str, valid: Iterable[str]) -> str:

@@ -53,6 +53,7 @@ def read_folder(folder: Path, protocol: str = PROTOCOLS[0], *, exclude: Sequence
     numbers = {name: label for label, name in enumerate(label_names)}
     labels = {raw: numbers[name] for raw, name in names.items()}
     records = _build_records(folder, reading, labels)
+    num_test = len({record.label for record in records if record.split == "test"})
     return Dataset(
         name=printable_name(folder.resolve().name) or "folder",
         protocol=protocol,
@@ -60,7 +61,7 @@ def read_folder(folder: Path, protocol: str = PROTOCOLS[0], *, exclude: Sequence
         label_names=label_names,
         notes=(
             *reading.notes,
-            *(note_shared_classes(records) if reading.split_names else note_class_split(len(label_names))),
+            *(note_shared_classes(records) if reading.split_names else note_class_split(len(label_names), num_test)),
             *_note_spellings(names),
             *walk.describe_left_out((reading.num_outside, "outside the class folders")),
             *_note_empty(walk, reading),
@@ -101,17 +102,22 @@ def read_flat_folder(folder: Path, *, exclude: Sequence[str] = (), is_empty_allo
     )
 
 
-def note_class_split(num_classes: int) -> tuple[str, ...]:
-    """Tell how own data without a split is split: by class, every fifth from the fifth."""
-    num_test = num_classes // HOLD_OUT_EVERY
-    if num_test == 0:
+def note_class_split(num_classes: int, num_test: int) -> tuple[str, ...]:
+    """Tell how own data without a split is split: by class, one of every five for testing."""
+    if num_classes < HOLD_OUT_EVERY:
         return (
             f"no split is given, and every fifth class would be for testing, but there "
             f"{_plural(num_classes, 'is one class', f'are {num_classes} classes')}: all images are for training.",
         )
+    if num_test == 0:
+        return (
+            f"no split is given, and every fifth class would be for testing, but of {num_classes} classes none with "
+            "two images can be spared: all images are for training.",
+        )
     return (
         f"no split is given: of {num_classes} classes in sorted order every fifth, from the fifth, is for testing "
-        f"({num_test}); the others are for training ({num_classes - num_test}).",
+        f"({num_test}; in its place the one before, where it has one image only); the others are for training "
+        f"({num_classes - num_test}).",
     )
 
 
@@ -130,7 +136,9 @@ def note_shared_classes(records: Iterable[ImageRecord]) -> tuple[str, ...]:
 
 
 def _build_records(folder: Path, reading: Reading, labels: dict[str, int]) -> tuple[ImageRecord, ...]:
-    held_out = hold_out_labels(labels.values())
+    num_images = Counter(labels[place.class_name] for place in reading.places)
+    # A class for testing needs two images, of which one can find the other.
+    held_out = hold_out_labels(labels.values(), {label for label, count in num_images.items() if count > 1})
     records = []
     for place in reading.places:
         label = labels[place.class_name]

@@ -33,6 +33,8 @@ NUM_THREADS = max(2, min(8, os.cpu_count() or 1))
 SOURCE_TO_VIEW_MAX = 4
 """Larger pictures are reduced to this many times the side of a view, always, whether they are kept or not: a camera's
 full resolution would fill the memory after a few dozen pictures, and a view shows nothing of it."""
+CACHE_ASPECT_MAX = 2.0
+"""Long side by short side that a picture in the cache is counted with."""
 
 
 class Batch(NamedTuple):
@@ -49,6 +51,16 @@ class Batch(NamedTuple):
     labels: Tensor
     rows: Tensor
     anchors: Tensor | None = None
+
+
+def bound_cache(config: LoaderConfig, num_images: int, image_size: int) -> int:
+    """Return the memory that decoded training pictures can fill, in bytes: 28 small ones need no two gigabytes.
+
+    A picture is kept with a short side of ``SOURCE_TO_VIEW_MAX`` times ``image_size`` at most. One of another shape
+    than ``CACHE_ASPECT_MAX`` counts as that; what does not fit then is decoded each time.
+    """
+    side = SOURCE_TO_VIEW_MAX * image_size
+    return min(config.cache_bytes, int(3 * side * side * CACHE_ASPECT_MAX) * num_images)
 
 
 class TrainingLoader:
@@ -92,7 +104,7 @@ class TrainingLoader:
             seed=seed,
         )
         self._decoded: dict[int, Image.Image] = {}
-        self._free_bytes = config.cache_bytes
+        self._free_bytes = bound_cache(config, len(self._records), preprocessing.image_size)
 
     @property
     def num_classes(self) -> int:

@@ -19,7 +19,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vitrieve.data.folder import note_class_split, note_shared_classes
-from vitrieve.data.records import SPLITS, Dataset, ImageRecord, Split, hold_out_labels, printable_name
+from vitrieve.data.records import (
+    SPLITS,
+    Dataset,
+    ImageRecord,
+    Split,
+    find_measurable,
+    hold_out_labels,
+    printable_name,
+)
 from vitrieve.errors import DataError, unknown_name_message
 
 PROTOCOLS = ("own_classes",)
@@ -97,7 +105,7 @@ def read_manifest_file(file: Path, protocol: str = PROTOCOLS[0]) -> Dataset:
         records=records,
         label_names=label_names,
         junk_key=JUNK_COLUMN if JUNK_COLUMN in columns else None,
-        notes=note_shared_classes(records) if has_split else note_class_split(len(label_names)),
+        notes=note_shared_classes(records) if has_split else note_class_split(len(label_names), _count_test_classes(records)),
     )
 
 
@@ -252,7 +260,7 @@ def _read_box(row: _Row) -> Box | None:
 
 def _build_records(folder: Path, entries: list[_Entry], label_names: tuple[str, ...]) -> tuple[ImageRecord, ...]:
     labels = {name: label for label, name in enumerate(label_names)}
-    held_out = hold_out_labels(labels.values())
+    held_out = _hold_out(entries, labels)
     num_rows = Counter(entry.path for entry in entries)
     first_row: dict[str, str] = {}
     records = []
@@ -277,7 +285,27 @@ def _build_records(folder: Path, entries: list[_Entry], label_names: tuple[str, 
     return tuple(records)
 
 
+def _hold_out(entries: list[_Entry], labels: Mapping[str, int]) -> frozenset[int]:
+    """Choose the classes for testing among those of which a query has another image to find."""
+    roles = (
+        ImageRecord(
+            image_id="",
+            path=Path(),
+            label=labels[entry.label_name],
+            split="test",
+            is_query=entry.is_query,
+            is_gallery=entry.is_gallery,
+        )
+        for entry in entries
+    )
+    return hold_out_labels(labels.values(), find_measurable(roles))
+
+
 def _build_image_id(entry: _Entry, *, is_repeated: bool) -> str:
     if not is_repeated or entry.box is None:
         return entry.path
     return f"{entry.path}#{','.join(f'{side:.15g}' for side in entry.box)}"
+
+
+def _count_test_classes(records: tuple[ImageRecord, ...]) -> int:
+    return len({record.label for record in records if record.split == "test"})

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import itertools
+import os
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -12,45 +15,67 @@ from vitrieve.errors import DataError, DecodeError
 from vitrieve.progress import track
 
 NUM_REASONS_SHOWN = 3
+NUM_THREADS = max(2, min(8, os.cpu_count() or 1))
+"""Pictures decoded at a time."""
+BLOCK_SIZE = 1024
+"""Images handed to the threads at once: a million waiting tasks would take a gigabyte."""
 
 
 class Readable(NamedTuple):
-    """Records that can be decoded, in order, and ``(image_id, reason)`` of those that cannot."""
+    """Images that can be decoded, and those that cannot.
+
+    Attributes:
+        records: The readable ones, in order.
+        failures: ``(image_id, reason)`` of the others.
+        digests: SHA-256 of the file of each readable one, in order.
+    """
 
     records: tuple[ImageRecord, ...]
     failures: tuple[tuple[str, str], ...]
+    digests: tuple[bytes, ...]
 
 
 def find_readable(records: Sequence[ImageRecord], *, max_bad_fraction: float, show_progress: bool = False) -> Readable:
     """Decode every image once.
 
     Args:
-        records: Any number.
+        records: All images of a source, whatever their split: the share of unreadable ones is one of the whole.
         max_bad_fraction: Largest share of undecodable images that is put up with, in [0, 1].
         show_progress: Report progress on standard error.
 
     Raises:
         DataError: More images than that are undecodable; the message names the first reasons.
     """
-    with ThreadPoolExecutor(max_workers=2) as pool:
-        done = pool.map(_find_reason, records)
-        reasons = list(track(done, "read training images", total=len(records), is_shown=show_progress))
-    failures = tuple(
-        (record.image_id, reason) for record, reason in zip(records, reasons, strict=True) if reason is not None
-    )
+    outcomes = list(track(_read_all(records), "read images", total=len(records), is_shown=show_progress))
+    pairs = list(zip(records, outcomes, strict=True))
+    failures = tuple((record.image_id, outcome) for record, outcome in pairs if isinstance(outcome, str))
     if len(failures) > max_bad_fraction * len(records):
         shown = "; ".join(f"{image_id}: {reason}" for image_id, reason in failures[:NUM_REASONS_SHOWN])
         raise DataError(
-            f"{len(failures)} of {len(records)} training images are unreadable, more than the {max_bad_fraction:.0%} "
+            f"{len(failures)} of {len(records)} images are unreadable, more than the {max_bad_fraction:.0%} "
             f"that --train.max-bad-fraction allows ({shown}). `vitrieve data check` lists them all."
         )
-    good = tuple(record for record, reason in zip(records, reasons, strict=True) if reason is None)
-    return Readable(good, failures)
+    return Readable(
+        records=tuple(record for record, outcome in pairs if isinstance(outcome, bytes)),
+        failures=failures,
+        digests=tuple(outcome for outcome in outcomes if isinstance(outcome, bytes)),
+    )
 
 
-def _find_reason(record: ImageRecord) -> str | None:
+def _read_all(records: Sequence[ImageRecord]) -> Iterator[bytes | str]:
+    """Yield the digest of each image's file, or the reason why the image is unreadable, in order."""
+    remaining = iter(records)
+    with ThreadPoolExecutor(NUM_THREADS) as pool:
+        while block := list(itertools.islice(remaining, BLOCK_SIZE)):
+            yield from pool.map(_read, block)
+
+
+def _read(record: ImageRecord) -> bytes | str:
     try:
         read_image(record)
+        with record.path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").digest()
     except DecodeError as error:
         return str(error)
-    return None
+    except OSError as error:  # gone since it was decoded
+        return f"the file cannot be read: {error.strerror or error}"

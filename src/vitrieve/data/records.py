@@ -7,7 +7,7 @@ A reader of a source (``grocery.py``, ``emoji.py``, ``folder.py``, ``manifest.py
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -18,7 +18,7 @@ Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 HOLD_OUT_EVERY = 5
-"""Every fifth class, counted from the fifth, is held out: to choose a model, and to test own data without a split."""
+"""One class of every five is held out: to choose a model, and to test own data without a split."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -107,20 +107,59 @@ def printable_name(name: str) -> str:
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
-def hold_out_labels(labels: Iterable[int]) -> frozenset[int]:
-    """Choose the classes to hold out: labels sorted, every fifth from the fifth.
+def hold_out_labels(labels: Iterable[int], measurable: Collection[int] | None = None) -> frozenset[int]:
+    """Choose the classes to hold out: labels sorted, of every five the last that can be measured.
+
+    That is every fifth class from the fifth, where all can be measured.
 
     Args:
         labels: Labels that occur (duplicates allowed). Sources number their labels in the sorted
             order of the names (Grocery: of the class ids), so sorting labels sorts names.
+        measurable: Labels of ``find_measurable``; None: all of them.
 
     Returns:
         The held-out labels; empty for fewer than five classes.
 
-    >>> sorted(hold_out_labels(range(10)))
-    [4, 9]
+    >>> sorted(hold_out_labels(range(10))), sorted(hold_out_labels(range(10), measurable={1, 3, 9}))
+    ([4, 9], [3, 9])
     """
-    return frozenset(sorted(set(labels))[HOLD_OUT_EVERY - 1 :: HOLD_OUT_EVERY])
+    ordered = sorted(set(labels))
+    can_be_measured = set(ordered if measurable is None else measurable)
+    num_groups = len(ordered) // HOLD_OUT_EVERY
+    groups = (ordered[number * HOLD_OUT_EVERY : (number + 1) * HOLD_OUT_EVERY] for number in range(num_groups))
+    return frozenset(
+        next(label for label in reversed(group) if label in can_be_measured)
+        for group in groups
+        if not can_be_measured.isdisjoint(group)
+    )
+
+
+def find_measurable(records: Iterable[ImageRecord], junk_key: str | None = None) -> frozenset[int]:
+    """Find the classes that retrieval can be measured on.
+
+    Args:
+        records: Images that ask or can be found, as their roles say; readable ones, where that is known.
+        junk_key: Metadata key; images that share a query's value are not looked for by it. None: no junk.
+
+    Returns:
+        Labels of which a query has another image in the gallery that is no junk for it.
+    """
+    of_label: dict[int, list[ImageRecord]] = {}
+    for record in records:
+        of_label.setdefault(record.label, []).append(record)
+    return frozenset(label for label, group in of_label.items() if _is_measurable(group, junk_key))
+
+
+def _is_measurable(records: Sequence[ImageRecord], junk_key: str | None) -> bool:
+    """Say whether a query among the images of one class has another one to find."""
+    groups = [None if junk_key is None else record.metadata.get(junk_key) for record in records]
+    num_gallery = sum(record.is_gallery for record in records)
+    num_junk = Counter(group for record, group in zip(records, groups, strict=True) if record.is_gallery)
+    return any(
+        num_gallery > (record.is_gallery if group is None else num_junk[group])
+        for record, group in zip(records, groups, strict=True)
+        if record.is_query
+    )
 
 
 def require_trainable(dataset: Dataset) -> None:

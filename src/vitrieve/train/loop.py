@@ -47,11 +47,13 @@ class TrainingResult(NamedTuple):
         encoder: The encoder that is kept, in eval mode.
         selection: The measurements on held-out classes; empty without hold-out.
         num_steps: Steps that were done (fewer than asked for when training stopped early).
+        failure: Why the state after the last step could not be measured on the held-out classes; None where it was.
     """
 
     encoder: ImageEncoder
     selection: Selection
     num_steps: int
+    failure: Exception | None = None
 
     @property
     def kept_step(self) -> int:
@@ -113,10 +115,11 @@ def train(
             values |= _describe_speed(time.monotonic() - start, len(batch.labels), num_steps - state.step)
             log.write(state.step, values)
             log.show(state.step, values)
-            if evaluate is not None and _is_due(state.step, config.train.evaluate_every, num_steps):
+            if evaluate is not None and state.step < num_steps and _is_due(state.step, config.train.evaluate_every):
                 _measure(state, evaluate, log)
             is_stopped, is_hopeless = is_interrupted(), _is_hopeless(state, config)
-            if is_stopped or is_hopeless or _is_due(state.step, config.train.checkpoint_every, num_steps):
+            is_last = state.step == num_steps
+            if is_stopped or is_hopeless or is_last or _is_due(state.step, config.train.checkpoint_every):
                 log.flush()
                 state.save(run)
             if is_stopped:
@@ -126,9 +129,10 @@ def train(
                 break
             _mine_when_due(state, miner, end_step, log)
             start = time.monotonic()
+        failure = _measure_last(state, evaluate, log, run) if state.step == num_steps else None
 
     # Result
-    return TrainingResult(_keep(state, config), state.selection, state.step)
+    return TrainingResult(_keep(state, config), state.selection, state.step, failure)
 
 
 def _build_loader(config: Config, encoder: ImageEncoder, records: Sequence[ImageRecord]) -> TrainingLoader:
@@ -184,7 +188,7 @@ def build_state(config: Config, encoder: ImageEncoder, *, num_classes: int, num_
         frozen={name: parameter.detach().clone() for name, parameter in encoder.named_parameters()},
         frozen_share=config.train.frozen_share,
     )
-    state.plan = plan_memory(encoder, config, sum(buffer.nbytes for buffer in objective.buffers()))
+    state.plan = plan_memory(encoder, config, sum(buffer.nbytes for buffer in objective.buffers()), num_images)
     return state
 
 
@@ -255,8 +259,8 @@ def _describe_speed(seconds: float, num_images: int, num_steps_left: int) -> dic
     return {"images_per_second": num_images / seconds, "seconds_left": seconds * num_steps_left}
 
 
-def _is_due(step: int, every: int | None, num_steps: int) -> bool:
-    return step == num_steps or (every is not None and step % every == 0)
+def _is_due(step: int, every: int | None) -> bool:
+    return every is not None and step % every == 0
 
 
 def _is_hopeless(state: TrainingState, config: Config) -> bool:
@@ -273,6 +277,24 @@ def _measure(state: TrainingState, evaluate: Evaluate, log: MetricsLog) -> None:
     log.write(state.step, {f"holdout_{name}": value for name, value in values.items()})
     shown = "  ".join(f"{name} {100 * value:.1f}" for name, value in values.items())
     log.say(f"held-out classes after step {state.step}: {shown}{'  (best so far)' if is_best else ''}")
+
+
+def _measure_last(
+    state: TrainingState, evaluate: Evaluate | None, log: MetricsLog, run: Path
+) -> Exception | None:
+    """Measure the state after the last step, which is saved; return what went wrong, which must not cost the training.
+
+    A resumed run measures it once more, where that failed or was interrupted.
+    """
+    if evaluate is None or state.step in state.selection.values:
+        return None
+    try:
+        _measure(state, evaluate, log)
+    except Exception as error:
+        return error
+    log.flush()
+    state.save(run)
+    return None
 
 
 def _keep(state: TrainingState, config: Config) -> ImageEncoder:

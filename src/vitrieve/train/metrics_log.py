@@ -6,19 +6,22 @@ import json
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
 
 from torch.utils.tensorboard import SummaryWriter
 
-from vitrieve.artifacts import write_text_durably
+from vitrieve.artifacts import explaining_full_disk, write_text_durably
 from vitrieve.progress import track
 from vitrieve.quoting import escape_text
 
 T = TypeVar("T")
 
 METRICS_NAME = "metrics.jsonl"
+TENSORBOARD_NAME = "tensorboard"
+FULL_DISK_ADVICE = "Make room, then go on with the same command and --resume."
 LINE_EVERY_SECONDS = 10.0
 BAR_WIDTH = 16
 
@@ -34,11 +37,11 @@ class MetricsLog:
             start_step: Step of the state that the run goes on from; 0: from the start, measurement included.
             num_steps: Length of the run.
         """
-        path = folder / METRICS_NAME
-        if path.is_file():
-            write_text_durably(path, "".join(_entries_until(path, start_step)) if start_step else "")
-        self._file = path.open("a", encoding="utf-8")
-        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=start_step + 1)
+        self._path = folder / METRICS_NAME
+        if self._path.is_file():
+            write_text_durably(self._path, "".join(_entries_until(self._path, start_step)) if start_step else "")
+        self._file = self._path.open("a", encoding="utf-8")
+        self._writer = SummaryWriter(str(folder / TENSORBOARD_NAME), purge_step=start_step + 1)
         self._display = _BarDisplay(start_step, num_steps) if sys.stderr.isatty() else _LineDisplay(num_steps)
 
     def __enter__(self) -> Self:
@@ -48,19 +51,32 @@ class MetricsLog:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._display.close()
-        self._file.close()
-        self._writer.close()
+        if error is None:
+            self._file.close()
+            self._writer.close()
+            return
+        # What is already on its way out says why; a disk that is full cannot be told so twice.
+        for end in (self._file.close, self._writer.close):
+            with suppress(OSError):
+                end()
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Record values of a step, number of finished steps."""
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
-        self._file.flush()
-        for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
+        """Record values of a step, number of finished steps.
+
+        Raises:
+            DiskFullError: The disk has no room for the line.
+        """
+        line = json.dumps({"step": step, **values}) + "\n"
+        with explaining_full_disk(self._path, num_bytes=len(line), advice=FULL_DISK_ADVICE):
+            self._file.write(line)
+            self._file.flush()
+            for name, value in values.items():
+                self._writer.add_scalar(name, value, step)
 
     def flush(self) -> None:
         """Hand the events to the system: a kill after the state of a step is saved must not cost its events."""
-        self._writer.flush()
+        with explaining_full_disk(self._path.parent / TENSORBOARD_NAME, advice=FULL_DISK_ADVICE):
+            self._writer.flush()
 
     def show(self, step: int, values: Mapping[str, float]) -> None:
         """Show the progress of training on standard error."""
@@ -76,12 +92,16 @@ class MetricsLog:
 
 
 def _entries_until(path: Path, step: int) -> list[str]:
+    """List the lines up to a step; a line that a kill or a full disk damaged ends them, and nothing after it counts."""
     kept = []
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-        # A line without its end was cut off by a kill; nothing after it counts.
-        if not line.endswith("\n") or json.loads(line)["step"] > step:
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]:
+        try:
+            is_kept = json.loads(line)["step"] <= step
+        except (ValueError, KeyError, TypeError):
             break
-        kept.append(line)
+        if not is_kept:
+            break
+        kept.append(line + "\n")
     return kept
 
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from vitrieve.config import Config
+from vitrieve.data.loader import bound_cache
 from vitrieve.errors import ConfigError
 from vitrieve.model.encoder import ImageEncoder
 from vitrieve.runtime.precision import resolve_precision
@@ -117,16 +118,19 @@ def set_train_mode(encoder: ImageEncoder, config: Config) -> None:
                 part.eval()
 
 
-def plan_memory(encoder: ImageEncoder, config: Config, num_unfilled_bytes: int = 0) -> MemoryPlan:
+def plan_memory(
+    encoder: ImageEncoder, config: Config, num_unfilled_bytes: int = 0, num_images: int | None = None
+) -> MemoryPlan:
     """Choose the micro-batch, and whether a batch is embedded twice, so that a run stays within its limit.
 
-    Counts what the process holds now, the loader's cache in full, gradients and moments, and the graph, whose size is
+    Counts what the process holds now, the loader's cache as far as the images can fill it, gradients and moments, and the graph, whose size is
     measured on one and on two images.
 
     Args:
         encoder: On its device; left as it was.
         config: ``train.memory_limit_gib``, None for no limit, and the rest of the run's settings.
         num_unfilled_bytes: Of memories that exist but are not filled: the CPU's are counted when they are written.
+        num_images: Size of the training set, which bounds what the loader can keep; None: its cache is filled.
 
     Raises:
         ConfigError: The limit is below what micro-batches of one image need.
@@ -134,12 +138,15 @@ def plan_memory(encoder: ImageEncoder, config: Config, num_unfilled_bytes: int =
     train = config.train
     if train.memory_limit_gib is None:
         return MemoryPlan(train.microbatch_size)
-    fixed = _count_fixed_bytes(encoder, config, num_unfilled_bytes)
+    cached = config.loader.cache_bytes
+    if num_images is not None:
+        cached = bound_cache(config.loader, num_images, config.model.image_size)
+    fixed = _count_fixed_bytes(encoder, config, cached + num_unfilled_bytes)
     constant, per_image = measure_graph_bytes(encoder, config)
 
-    def need(num_images: int, microbatch_size: int) -> int:
-        num_pieces = -(-num_images // microbatch_size)  # each graph holds weights in half precision of its own
-        return int(fixed + constant * num_pieces + per_image * (num_images + SCRATCH_SHARE * microbatch_size))
+    def need(num_held: int, microbatch_size: int) -> int:
+        num_pieces = -(-num_held // microbatch_size)  # each graph holds weights in half precision of its own
+        return int(fixed + constant * num_pieces + per_image * (num_held + SCRATCH_SHARE * microbatch_size))
 
     limit = int(train.memory_limit_gib * GIB)
     size = min(train.microbatch_size, train.batch_size)
@@ -151,7 +158,7 @@ def plan_memory(encoder: ImageEncoder, config: Config, num_unfilled_bytes: int =
         raise ConfigError(
             f"train.memory_limit_gib is {train.memory_limit_gib:g}, but this run needs about "
             f"{need(1, 1) / GIB:.1f} GiB with micro-batches of one image; raise the limit, or lower loader.cache_bytes "
-            f"({config.loader.cache_bytes / GIB:.1f} GiB) or model.image_size."
+            f"({cached / GIB:.1f} GiB of it in use) or model.image_size."
         )
     return MemoryPlan(size, is_encoded_twice=True, bytes_needed=need(size, size))
 
@@ -204,7 +211,7 @@ def _count_fixed_bytes(encoder: ImageEncoder, config: Config, num_unfilled_bytes
     on_device = BYTES_PER_WEIGHT * trained + batches
     if next(encoder.parameters()).device.type != "cpu":
         return on_device + torch.cuda.memory_allocated()
-    return on_device + config.loader.cache_bytes + _count_process_bytes() + num_unfilled_bytes + RESERVE_BYTES
+    return on_device + _count_process_bytes() + num_unfilled_bytes + RESERVE_BYTES
 
 
 def _count_process_bytes() -> int:

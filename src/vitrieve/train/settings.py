@@ -15,10 +15,25 @@ from vitrieve.config import Config
 from vitrieve.config_json import config_to_json
 from vitrieve.data.records import ImageRecord
 from vitrieve.errors import ArtifactError
+from vitrieve.model.encoder import ImageEncoder
 from vitrieve.runtime.precision import resolve_precision
 
 SETTINGS_NAME = "config.json"
-_MACHINE = "machine"
+MACHINE = "machine"
+NUM_DIGEST_CHARACTERS = 64
+FREE_SETTINGS = frozenset(
+    {
+        "loader.cache_bytes",
+        "train.checkpoint_every",
+        "train.compile",
+        "train.device",
+        "train.max_bad_fraction",
+        "train.memory_limit_gib",
+        "train.num_threads",
+    }
+)
+"""Settings that a resumed run may change, because they say how to compute and not what: a run that ran out of memory
+goes on with less. Another device or number of threads may change the last bits of the result."""
 
 
 def describe_run(
@@ -27,6 +42,7 @@ def describe_run(
     protocol: str,
     records: Iterable[ImageRecord],
     positive_pairs: Iterable[tuple[str, str]] = (),
+    digests: Mapping[str, bytes] | None = None,
 ) -> dict[str, Any]:
     """Describe what determines a run, as plain JSON values.
 
@@ -36,16 +52,25 @@ def describe_run(
         protocol: The source's protocol.
         records: Images that train and judge, in order.
         positive_pairs: Pairs that the source lists, in order.
+        digests: SHA-256 of the file of each image, by ``image_id``; None: the content of the files is not described.
     """
-    identity = hashlib.sha256()
+    names, contents = hashlib.sha256(), hashlib.sha256()
     for record in records:
-        identity.update(f"{record.image_id!r} {record.label} {record.split}\n".encode())
-    for anchor_id, positive_id in positive_pairs:
-        identity.update(f"{anchor_id!r} {positive_id!r}\n".encode())
+        role = f"{record.label} {record.split}\n"
+        names.update(f"{record.image_id!r} {role}".encode())
+        contents.update((b"" if digests is None else digests[record.image_id]) + f"{record.box} {role}".encode())
+    for pair in positive_pairs:
+        # Pairs are listed by name, so images of other names are other pairs.
+        line = f"{pair[0]!r} {pair[1]!r}\n".encode()
+        names.update(line)
+        contents.update(line)
+    data = {"protocol": protocol, "images": names.hexdigest()}
+    if digests is not None:
+        data["content"] = contents.hexdigest()
     return {
         "recipe": recipe,
-        "data": {"protocol": protocol, "images": identity.hexdigest()},
-        _MACHINE: {
+        "data": data,
+        MACHINE: {
             "num_threads": config.train.num_threads or torch.get_num_threads(),
             "precision": resolve_precision(config.train.precision),
         },
@@ -53,37 +78,107 @@ def describe_run(
     }
 
 
-def settle(run: Path, settings: Mapping[str, Any]) -> str:
+def digest_weights(encoder: ImageEncoder) -> str:
+    """Compute a digest of an encoder's weights, wherever they were read from."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(encoder.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def settle(run: Path, settings: Mapping[str, Any], *, encoder: ImageEncoder | None = None) -> list[str]:
     """Write the settings of a run, or compare them with what it was begun with.
 
+    Args:
+        run: Folder of the run.
+        settings: Of ``describe_run``.
+        encoder: What the run starts from; a file of weights that was moved is recognized by it. None: by its name.
+
     Returns:
-        A warning when another machine goes on with the run: its number of threads or its precision may change the
-        last bits of the result. Otherwise empty.
+        Sentences about what has changed and is accepted: settings that cannot change the mathematics, another machine,
+        images or weights that were moved.
 
     Raises:
-        ArtifactError: The run was begun with other settings or other images.
+        ArtifactError: The run was begun with other settings, other images or other weights, or nobody can say, because
+            the file is damaged.
     """
     path = run / SETTINGS_NAME
-    warning = ""
+    now = dict(settings)
+    if encoder is not None:
+        now["start"] = {"weights": digest_weights(encoder)}
+    notes: list[str] = []
     if path.is_file():
-        differing = _list_differing(json.loads(path.read_text(encoding="utf-8")), settings)
-        if any(not name.startswith(f"{_MACHINE}.") for name in differing):
+        before = _read_settings(path)
+        changes = _list_changes(before, now)
+        notes = _take_accepted(changes, before)
+        if changes:
+            listed = "; ".join(f"{name} was {_spell(old)} and is {_spell(new)}" for name, (old, new) in changes.items())
             raise ArtifactError(
-                f"{run} was begun with other settings ({', '.join(differing)}); resume with the same command, or start "
-                "again with --overwrite."
+                f"{run} was begun with other settings: {listed}. Resume with the values of before, or start again with "
+                "--overwrite."
             )
-        if differing:
-            warning = f"begun with another {' and '.join(differing)}: the result may differ in the last bits"
-    write_text_durably(path, json.dumps(settings, indent=2) + "\n")
-    return warning
+    write_text_durably(path, json.dumps(now, indent=2) + "\n")
+    return notes
 
 
-def _list_differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    names = []
+def _read_settings(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise _build_damaged_error(path, str(error)) from None
+    if not isinstance(found, dict):
+        raise _build_damaged_error(path, "it holds no table")
+    return found
+
+
+def _build_damaged_error(path: Path, reason: str) -> ArtifactError:
+    return ArtifactError(
+        f"{path} is damaged ({reason}), so nobody can say whether this command goes on with the same run. Put the file "
+        "back, or start again with --overwrite; the steps so far are lost then."
+    )
+
+
+Changes = dict[str, tuple[Any, Any]]
+"""Dotted name of a setting -> its value before and now."""
+
+
+def _list_changes(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> Changes:
+    changes: Changes = {}
     for name in sorted({*before, *now}):
         old, new = before.get(name), now.get(name)
         if isinstance(old, dict) and isinstance(new, dict):
-            names += [f"{name}.{inner}" for inner in _list_differing(old, new)]
+            changes |= _list_changes(old, new, f"{prefix}{name}.")
         elif old != new:
-            names.append(name)
-    return names
+            changes[prefix + name] = (old, new)
+    return changes
+
+
+def _take_accepted(changes: Changes, before: Mapping[str, Any]) -> list[str]:
+    """Take the changes that a resumed run may have out of ``changes``, and return what to say of them."""
+    notes = []
+    for name, has_it in (("data.content", "content" in before.get("data", {})), ("start", "start" in before)):
+        if name in changes and not has_it:  # begun by a version that did not write it
+            del changes[name]
+    if "data.images" in changes and "data.content" not in changes and "content" in before.get("data", {}):
+        del changes["data.images"]
+        notes.append("the images have other names than when the run was begun, but the same content")
+    if "model.weights" in changes and "start.weights" not in changes and "start" in before:
+        del changes["model.weights"]
+        notes.append("the file of the first weights has another name than when the run was begun, but the same content")
+    free = sorted(FREE_SETTINGS & changes.keys())
+    if free:
+        listed = "; ".join(f"{name} was {_spell(changes[name][0])} and is {_spell(changes[name][1])}" for name in free)
+        notes.append(f"accepted, as the result does not depend on it: {listed}")
+    machine = [name for name in changes if name.startswith(f"{MACHINE}.")]
+    if machine:
+        notes.append(f"begun with another {' and '.join(machine)}: the result may differ in the last bits")
+    for name in (*free, *machine):
+        del changes[name]
+    return notes
+
+
+def _spell(value: Any) -> str:
+    """Spell a setting as the command line does; a digest by its beginning."""
+    text = "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    return f"{text[:8]}…" if len(text) == NUM_DIGEST_CHARACTERS and " " not in text else text

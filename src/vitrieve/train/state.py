@@ -11,17 +11,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from vitrieve.artifacts import sync_folder
+from vitrieve.artifacts import replacing_durably
 from vitrieve.data.sampler import EpochTuples
 from vitrieve.errors import ArtifactError
 from vitrieve.model.encoder import ImageEncoder
@@ -31,6 +30,7 @@ from vitrieve.train.microbatch import MemoryPlan
 from vitrieve.train.selection import Selection
 
 STATE_NAME = "state"
+FULL_DISK_ADVICE = "The state before is whole: make room, then go on with the same command and --resume."
 
 
 @dataclass(kw_only=True)
@@ -71,16 +71,18 @@ class TrainingState:
         return blend(trained, self.frozen, self.frozen_share) if self.frozen_share > 0 else trained
 
     def save(self, run: Path) -> None:
-        """Write the state into the run's folder and drop older ones."""
+        """Write the state into the run's folder and drop older ones.
+
+        Raises:
+            DiskFullError: The disk has no room for it beside the state before, which stays.
+        """
         folder = run / STATE_NAME
         folder.mkdir(exist_ok=True)
         path = folder / f"step_{self.step:07d}.safetensors"
-        temporary = path.with_suffix(".tmp")
-        save_file(self._tensors(), temporary, metadata={"state": json.dumps(self._description())})
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        sync_folder(folder)
+        tensors = self._tensors()
+        num_bytes = sum(tensor.nbytes for tensor in tensors.values())
+        with replacing_durably(path, num_bytes=num_bytes, advice=FULL_DISK_ADVICE) as temporary:
+            save_file(tensors, temporary, metadata={"state": json.dumps(self._description())})
         _remove_others(path)
 
     def load(self, run: Path) -> bool:
@@ -98,8 +100,11 @@ class TrainingState:
                 # Cloned: tensors of safetensors may share the mapped file, which the next save removes.
                 tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
             self._restore(tensors, description)
-        except (OSError, KeyError, ValueError, RuntimeError) as error:
-            raise ArtifactError(f"cannot resume from {paths[-1]} ({error}); start again with --overwrite.") from error
+        except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise ArtifactError(
+                f"cannot resume from {paths[-1]}: it is damaged or of another run ({error}). The training up to this state "
+                "is lost unless you put the file back; start again with --overwrite."
+            ) from error
         _remove_others(paths[-1])
         return True
 
