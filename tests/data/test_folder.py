@@ -32,11 +32,24 @@ def test_read_folder_makes_a_class_of_each_folder(tmp_path: Path) -> None:
 
 
 def test_read_folder_tests_on_every_fifth_class_and_says_so(tmp_path: Path) -> None:
-    touch(tmp_path, *(f"class_{number:02}/1.png" for number in range(1, 12)))
+    touch(tmp_path, *(f"class_{number:02}/{name}.png" for number in range(1, 12) for name in "12"))
     dataset = read_folder(tmp_path)
     assert {dataset.label_names[record.label] for record in dataset.split("test")} == {"class_05", "class_10"}
-    assert len(dataset.split("train")) == 9
+    assert len(dataset.split("train")) == 18
     assert any("every fifth" in note and "(2)" in note and "(9)" in note for note in dataset.notes)
+
+
+def test_read_folder_tests_on_no_class_of_one_image(tmp_path: Path) -> None:
+    touch(
+        tmp_path,
+        *(f"class_{number:02}/{name}.png" for number in range(1, 11) for name in "12" if number < 4 or name == "1"),
+    )
+    dataset = read_folder(tmp_path)
+    assert {dataset.label_names[record.label] for record in dataset.split("test")} == {"class_03"}
+    touch(tmp_path / "lone", *(f"{number}/1.png" for number in range(5)))
+    dataset = read_folder(tmp_path / "lone")
+    assert not dataset.split("test")
+    assert any("of 5 classes none with two images can be spared" in note for note in dataset.notes)
 
 
 def test_read_folder_of_few_classes_has_no_test_class_and_says_so(tmp_path: Path) -> None:

@@ -124,7 +124,7 @@ def test_find_readable_leaves_bad_images_out_up_to_a_share(records: list[ImageRe
     readable = find_readable(records, max_bad_fraction=0.2)
     assert [record.image_id for record in readable.records] == ["0.png", "1.png", "2.png", "4.png", "5.png"]
     assert [image_id for image_id, _ in readable.failures] == ["3.png"]
-    with pytest.raises(DataError, match=r"1 of 6 training images are unreadable.*3\.png"):
+    with pytest.raises(DataError, match=r"1 of 6 images are unreadable.*3\.png"):
         find_readable(records, max_bad_fraction=0.1)
 
 

@@ -64,7 +64,7 @@ def test_read_manifest_file_reads_the_same_from_csv_and_parquet(folder: Path) ->
 
 
 def test_read_manifest_file_without_split_tests_on_every_fifth_label(folder: Path) -> None:
-    rows = [f"a.jpg,{label},{label},0,{label + 1},1" for label in range(10, 20)]
+    rows = [f"a.jpg,{label},{label},0,{label + 1},{side}" for label in range(10, 20) for side in (1, 2)]
     dataset = read_csv(folder, "path,label,x_1,y_1,x_2,y_2\n" + "\n".join(rows))
     assert {dataset.label_names[record.label] for record in dataset.split("test")} == {"14", "19"}
     assert any("every fifth" in note for note in dataset.notes)

@@ -78,7 +78,9 @@ def test_settle_accepts_settings_that_cannot_change_the_mathematics(tmp_path: Pa
 def test_settle_names_all_that_differs_with_its_values(tmp_path: Path) -> None:
     settle(tmp_path, describe_run("small", Config(), "zero_shot", RECORDS))
     config = with_train(num_steps=7, batch_size=8, memory_limit_gib=1.0)
-    with pytest.raises(ArtifactError, match=r"train.batch_size was 64 and is 8; train.num_steps was 100 and is 7\. ") as told:
+    with pytest.raises(
+        ArtifactError, match=r"train.batch_size was 64 and is 8; train.num_steps was 100 and is 7\. "
+    ) as told:
         settle(tmp_path, describe_run("irt_l", config, "zero_shot", RECORDS))
     assert "recipe was small and is irt_l" in str(told.value)
     assert "memory_limit_gib" not in str(told.value)

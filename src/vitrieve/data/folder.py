@@ -116,7 +116,7 @@ def note_class_split(num_classes: int, num_test: int) -> tuple[str, ...]:
         )
     return (
         f"no split is given: of {num_classes} classes in sorted order every fifth, from the fifth, is for testing "
-        f"({num_test}; in its place the one before, where it has one image only); the others are for training "
+        f"({num_test}), or where that has one image only, the last before it with two; the others are for training "
         f"({num_classes - num_test}).",
     )
 

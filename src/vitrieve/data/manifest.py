@@ -105,7 +105,9 @@ def read_manifest_file(file: Path, protocol: str = PROTOCOLS[0]) -> Dataset:
         records=records,
         label_names=label_names,
         junk_key=JUNK_COLUMN if JUNK_COLUMN in columns else None,
-        notes=note_shared_classes(records) if has_split else note_class_split(len(label_names), _count_test_classes(records)),
+        notes=note_shared_classes(records)
+        if has_split
+        else note_class_split(len(label_names), _count_test_classes(records)),
     )
 
 

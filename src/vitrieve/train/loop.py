@@ -279,9 +279,7 @@ def _measure(state: TrainingState, evaluate: Evaluate, log: MetricsLog) -> None:
     log.say(f"held-out classes after step {state.step}: {shown}{'  (best so far)' if is_best else ''}")
 
 
-def _measure_last(
-    state: TrainingState, evaluate: Evaluate | None, log: MetricsLog, run: Path
-) -> Exception | None:
+def _measure_last(state: TrainingState, evaluate: Evaluate | None, log: MetricsLog, run: Path) -> Exception | None:
     """Measure the state after the last step, which is saved; return what went wrong, which must not cost the training.
 
     A resumed run measures it once more, where that failed or was interrupted.

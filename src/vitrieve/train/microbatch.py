@@ -123,8 +123,8 @@ def plan_memory(
 ) -> MemoryPlan:
     """Choose the micro-batch, and whether a batch is embedded twice, so that a run stays within its limit.
 
-    Counts what the process holds now, the loader's cache as far as the images can fill it, gradients and moments, and the graph, whose size is
-    measured on one and on two images.
+    Counts what the process holds now, the loader's cache as far as the images can fill it, gradients and moments, and
+    the graph, whose size is measured on one and on two images.
 
     Args:
         encoder: On its device; left as it was.

@@ -137,7 +137,8 @@ def _read_images(run: TrainingRun) -> tuple[Dataset, Readable]:
         return dataset, readable
     for image_id, reason in readable.failures:
         run.say(f"left out: {image_id}: {reason}")
-    note = f"{len(readable.failures)} of {len(dataset.records)} images are unreadable and left out."
+    verb = "is" if len(readable.failures) == 1 else "are"
+    note = f"{len(readable.failures)} of {len(dataset.records)} images {verb} unreadable and left out."
     dataset = replace(dataset, records=readable.records, notes=(*dataset.notes, note))
     require_trainable(dataset)
     return dataset, readable

@@ -102,8 +102,8 @@ class TrainingState:
             self._restore(tensors, description)
         except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
             raise ArtifactError(
-                f"cannot resume from {paths[-1]}: it is damaged or of another run ({error}). The training up to this state "
-                "is lost unless you put the file back; start again with --overwrite."
+                f"cannot resume from {paths[-1]}: it is damaged or of another run ({error}). The training up to "
+                "this state is lost unless you put the file back; start again with --overwrite."
             ) from error
         _remove_others(paths[-1])
         return True

@@ -1,0 +1,258 @@
+"""Whole runs of a tiny encoder on folders that real users have."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vitrieve.cli.main import main
+from vitrieve.model.artefact import ENCODER_SUBFOLDER
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+def write_pictures(folder: Path, sizes: dict[str, int]) -> Path:
+    """Write classes of noisy pictures; the first of a class is ``0.png``."""
+    generator = np.random.default_rng(0)
+    for name, count in sizes.items():
+        (folder / name).mkdir(parents=True)
+        for number in range(count):
+            Image.fromarray(generator.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(
+                folder / name / f"{number}.png"
+            )
+    return folder
+
+
+@pytest.fixture
+def run_train(tiny_weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Run:
+    def run(source: str, *words: str, out: Path | None = None) -> tuple[int, str, str]:
+        given = ["train", "small", "--data", source, "--out", str(out or tmp_path / "run")]
+        given += ["--model.backbone", "test_vit", "--model.weights", str(tiny_weights), "--image-size", "32"]
+        given += ["--num-steps", "2", "--batch-size", "8", "--num-threads", "1", *words]
+        status = main(given)
+        printed = capsys.readouterr()
+        return status, printed.out, printed.err
+
+    return run
+
+
+SMALL = {f"class{number}": 4 for number in range(6)}
+LARGER = {f"class{number:02}": 4 for number in range(12)}
+
+
+@pytest.mark.parametrize("held_out_last", [1, 2])
+def test_classes_too_small_to_be_measured_are_not_held_out(run_train: Run, tmp_path: Path, held_out_last: int) -> None:
+    # The fifth training class, which would be held out, has one picture, or two of which one is unreadable.
+    folder = write_pictures(tmp_path / "photographs", {**LARGER, "class05": held_out_last})
+    if held_out_last == 2:
+        (folder / "class05" / "1.png").write_bytes(b"no picture")
+    status, _, err = run_train(f"folder:{folder}", "--no-report")
+    assert status == 0
+    assert "held out to choose: 8 images of 2 classes" in err
+    assert "held-out classes after step 2" in err
+
+
+def test_too_few_classes_to_hold_out_are_said_with_their_counts(run_train: Run, tmp_path: Path) -> None:
+    folder = write_pictures(tmp_path / "photographs", {**dict.fromkeys("abcde", 1), "f": 4})
+    status, _, err = run_train(f"folder:{folder}")
+    assert status == 0
+    assert "too few to hold classes out" in err
+    assert "of 6 here 1 have" in err
+    assert "no report: " in err
+    assert (tmp_path / "run" / ENCODER_SUBFOLDER / "encoder.onnx").is_file()
+
+
+@pytest.mark.parametrize(
+    "place", ["class05/0.png", "class04/0.png", "class00/0.png"], ids=["held out", "test", "train"]
+)
+def test_an_unreadable_picture_is_left_out_of_whatever_part_it_is_in(
+    run_train: Run, tmp_path: Path, place: str
+) -> None:
+    folder = write_pictures(tmp_path / "photographs", LARGER)
+    (folder / place).write_bytes((folder / place).read_bytes()[:60])
+    status, out, err = run_train(f"folder:{folder}", "--json")
+    assert status == 0
+    assert err.count(f"left out: {place}: ") == 1
+    assert "1 of 48 images is unreadable and left out." in err
+    assert all(result["num_unreadable"] == 0 for result in json.loads(out)["results"])
+
+
+def test_too_many_unreadable_pictures_stop_a_run_before_it_begins(run_train: Run, tmp_path: Path) -> None:
+    folder = write_pictures(tmp_path / "photographs", LARGER)
+    for number in range(3):
+        (folder / "class04" / f"{number}.png").write_bytes(b"no picture")
+    status, _, err = run_train(f"folder:{folder}")
+    assert status == 2
+    assert "3 of 48 images are unreadable, more than the 5% that --train.max-bad-fraction allows" in err
+    assert not (tmp_path / "run").exists()
+    assert run_train(f"folder:{folder}", "--train.max-bad-fraction", "0.1", "--no-report")[0] == 0
+
+
+def raise_fault(*values: Any, **named: Any) -> Any:
+    raise OSError(28, "No space left on device", "somewhere")
+
+
+STAGES = {
+    "the report": "vitrieve.train.run.run_comparison",
+    "the export": "vitrieve.train.run.export_folder",
+    "the reduction": "vitrieve.train.run.reduce_encoder",
+}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_nothing_after_the_last_step_costs_a_finished_training(
+    run_train: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    source = f"folder:{write_pictures(tmp_path / 'photographs', LARGER)}"
+    words = ["--model.embedding-dim", "8"]
+    with monkeypatch.context() as broken:
+        broken.setattr(STAGES[stage], raise_fault)
+        status, _, err = run_train(source, *words)
+    assert status == 1
+    assert (
+        f"the training is done, and its encoder is saved in {tmp_path / 'run' / ENCODER_SUBFOLDER}, but {stage}" in err
+    )
+    assert "--resume finishes the rest" in err
+    assert (tmp_path / "run" / ENCODER_SUBFOLDER / "model.safetensors").is_file()
+    assert not (tmp_path / "run" / "manifest.json").exists()
+    status, _, err = run_train(source, *words, "--resume")
+    assert status == 0
+    assert "step 1/2" not in err  # no step is done again
+    assert (tmp_path / "run" / "manifest.json").is_file()
+    assert (tmp_path / "run" / "report" / "report.html").is_file()
+    spec = json.loads((tmp_path / "run" / ENCODER_SUBFOLDER / "encoder.json").read_text())
+    assert spec["reduction_kind"] == "pca"
+
+
+def test_the_last_measurement_costs_no_training_and_is_made_by_a_resumed_run(
+    run_train: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vitrieve.train import run as module
+
+    source = f"folder:{write_pictures(tmp_path / 'photographs', LARGER)}"
+    whole = tmp_path / "whole"
+    assert run_train(source, "--no-report", out=whole)[0] == 0
+    measure, calls = module.evaluate_encoder, iter(range(10))
+
+    def fail_the_second_time(*values: Any, **named: Any) -> Any:
+        return raise_fault() if next(calls) == 1 else measure(*values, **named)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(module, "evaluate_encoder", fail_the_second_time)
+        status, _, err = run_train(source, "--no-report")
+    assert (status, "measuring the last state failed: " in err) == (1, True)
+    assert run_train(source, "--no-report", "--resume")[0] == 0
+    found, expected = (
+        json.loads((folder / "manifest.json").read_text())["fields"]
+        if "fields" in json.loads((folder / "manifest.json").read_text())
+        else json.loads((folder / "manifest.json").read_text())
+        for folder in (tmp_path / "run", whole)
+    )
+    for name in ("holdout_map_at_r", "kept_step", "encoder_fingerprint"):
+        assert found[name] == expected[name]
+
+
+@pytest.fixture
+def stopped_run(run_train: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, Path]:
+    """A run that was stopped after its last step: its source and its folder."""
+    source = f"folder:{write_pictures(tmp_path / 'photographs', LARGER)}"
+    with monkeypatch.context() as broken:
+        broken.setattr("vitrieve.train.run.export_folder", raise_fault)
+        assert run_train(source, "--no-report")[0] == 1
+    return source, tmp_path / "run"
+
+
+def test_a_run_goes_on_with_less_memory_and_moved_data(
+    run_train: Run, stopped_run: tuple[str, Path], tmp_path: Path
+) -> None:
+    shutil.move(tmp_path / "photographs", tmp_path / "moved")
+    rows = [f"{path},{path.parent.name}" for path in sorted((tmp_path / "moved").rglob("*.png"))]
+    (tmp_path / "table.csv").write_text("\n".join(["path,label", *rows]))
+    words = ("--no-report", "--resume", "--train.memory-limit-gib", "8", "--loader.cache-bytes", "100000")
+    status, _, err = run_train(f"manifest:{tmp_path / 'table.csv'}", *words)
+    assert status == 0
+    assert "the images have other names than when the run was begun, but the same content" in err
+    assert "loader.cache_bytes was 2147483648 and is 100000; train.memory_limit_gib was none and is 8.0" in err
+
+
+def test_a_run_goes_on_with_moved_weights_and_refuses_others(
+    run_train: Run, stopped_run: tuple[str, Path], tiny_weights: Path, tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    shutil.copy(tiny_weights, tmp_path / "moved.safetensors")
+    others = {name: tensor + 0.01 for name, tensor in load_file(tiny_weights).items()}
+    save_file(others, tmp_path / "others.safetensors")
+    words = ("--no-report", "--resume", "--model.weights")
+    status, _, err = run_train(stopped_run[0], *words, str(tmp_path / "others.safetensors"))
+    assert status == 2
+    assert "start.weights was" in err
+    status, _, err = run_train(stopped_run[0], *words, str(tmp_path / "moved.safetensors"))
+    assert status == 0
+    assert "the file of the first weights has another name" in err
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\x08\x00\x00\x00\x00\x00\x00\x00{}", None], ids=["empty", "no header", "cut"]
+)
+def test_a_damaged_state_is_one_message_with_what_is_lost(
+    run_train: Run, stopped_run: tuple[str, Path], content: bytes | None
+) -> None:
+    source, run = stopped_run
+    (state,) = (run / "state").iterdir()
+    state.write_bytes(state.read_bytes()[:5000] if content is None else content)
+    status, _, err = run_train(source, "--no-report", "--resume")
+    assert status == 2
+    assert "Traceback" not in err
+    assert f"cannot resume from {state}: it is damaged" in err
+    assert "start again with --overwrite" in err
+
+
+@pytest.mark.parametrize("end", [b'{"step": 2, "lo', b"\x00\x00\x00\n", b"null\n", b'{"loss": 1}\n'])
+def test_a_damaged_end_of_the_log_is_dropped(run_train: Run, stopped_run: tuple[str, Path], end: bytes) -> None:
+    source, run = stopped_run
+    whole = (run / "metrics.jsonl").read_bytes()
+    (run / "metrics.jsonl").write_bytes(whole + end)
+    assert run_train(source, "--no-report", "--resume")[0] == 0
+    assert (run / "metrics.jsonl").read_bytes() == whole
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of three megabytes."""
+    if os.geteuid() != 0:
+        pytest.skip("only root mounts a small disk")
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", disk], check=False).returncode:
+        pytest.skip("this system lets nobody mount a small disk")
+    yield disk
+    subprocess.run(["umount", disk], check=True)
+
+
+def test_a_full_disk_names_the_state_and_leaves_the_one_before_whole(
+    run_train: Run, tmp_path: Path, small_disk: Path
+) -> None:
+    source = f"folder:{write_pictures(tmp_path / 'photographs', SMALL)}"
+    run = small_disk / "run"
+    ballast = small_disk / "ballast"
+    ballast.write_bytes(bytes(2_900_000))
+    status, _, err = run_train(source, "--no-report", "--no-holdout", out=run)
+    assert status == 2
+    assert "Traceback" not in err
+    assert "cannot be written: the disk is full" in err
+    assert "bytes are needed" in err
+    assert not list((run / "state").glob("*.tmp"))
+    ballast.unlink()
+    wide = tmp_path / "wide"
+    shutil.copytree(run, wide)
+    assert run_train(source, "--no-report", "--no-holdout", "--resume", out=wide)[0] == 0
