@@ -56,6 +56,8 @@ NUM_UPLOADED = 2_000
 """Pictures of the index that is replaced, at most."""
 EVENTS = ("kill server", "fill disk", "unmount drive", "replace index")
 REST_SECONDS = 10.0
+REFUSED_PAUSE_SECONDS = 0.1
+"""A client that is not answered waits for so long, so that a dead server does not fill the counts."""
 EVENT_SECONDS = 15.0
 CHANGE_SECONDS = 7.0
 MEMORY_SECONDS = 5.0
@@ -166,6 +168,7 @@ def ask(tally: Tally, kind: str, send: Callable[[], httpx.Response], check: Chec
         answer = send()
     except httpx.HTTPError as error:
         tally.add(kind, f"no answer ({type(error).__name__})")
+        time.sleep(REFUSED_PAUSE_SECONDS)
         return
     if answer.status_code == 200:
         fault = check(answer)

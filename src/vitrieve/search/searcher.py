@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -48,6 +49,7 @@ class Searcher:
         self.store = store
         self.encoder = encoder
         self.threshold = threshold
+        self._open_again: Callable[[Encoder | None], Searcher] | None = None
 
     @classmethod
     def open(
@@ -72,6 +74,34 @@ class Searcher:
             ArtifactError: The index cannot be read, or its encoder is no longer where it was.
             FingerprintError: ``encoder`` is not the one that made the index.
         """
+        searcher = cls._open(index_folder, encoder, engine, precision, num_threads)
+        searcher._open_again = lambda known: cls.open(
+            index_folder, known, engine=engine, precision=precision, num_threads=num_threads
+        )
+        return searcher
+
+    def reopen(self) -> Searcher:
+        """Open the index as its folder holds it now: with the same encoder, or else where the index says it is.
+
+        Raises:
+            ArtifactError: As ``open``, or this searcher was made of parts.
+        """
+        if self._open_again is None:
+            raise ArtifactError("a searcher made of a store and an encoder cannot be opened again; make a new one.")
+        try:
+            return self._open_again(self.encoder)
+        except FingerprintError:
+            return self._open_again(None)
+
+    @classmethod
+    def _open(
+        cls,
+        index_folder: Path | str,
+        encoder: Encoder | str | Path | None,
+        engine: EngineChoice,
+        precision: PrecisionChoice,
+        num_threads: int | None,
+    ) -> Searcher:
         if isinstance(encoder, Encoder):
             return cls._join(open_index(index_folder), encoder, index_folder)
         # Importing the client of a store keeps the interpreter busy, compiling an encoder does not.

@@ -32,9 +32,9 @@ def get_refusal(error: Exception) -> tuple[int, str]:
         return 413, str(error)
     if isinstance(error, MemoryError):
         return 503, "the server has too little free memory for this now; try again later, or with a smaller picture."
-    if isinstance(error, SERVICE_ERRORS):
+    if isinstance(error, SERVICE_ERRORS):  # its message names paths of this machine; the log has it
         log_failure("the index cannot be read")
-        return 503, "the index cannot be read at the moment; the service's log says why."
+        return 503, "the index is gone, damaged or being replaced; the service reads it again once it is whole."
     is_unknown_id = isinstance(error, DataError) and not isinstance(error, DecodeError)
     return 404 if is_unknown_id else 422, str(error)
 

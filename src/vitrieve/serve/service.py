@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
 from typing import Annotated, cast
@@ -9,6 +10,7 @@ from typing import Annotated, cast
 from fastapi import Depends, Request
 from PIL import Image
 
+from vitrieve.errors import ReplacedError
 from vitrieve.search.request import SearchAnswer, SearchRequest
 from vitrieve.search.searcher import Searcher
 from vitrieve.serve.body import BodyReader
@@ -24,6 +26,8 @@ from vitrieve.serve.workers import T, WorkerPool
 
 NUM_LOOKUP_WORKERS = 2
 NUM_THUMBNAIL_WORKERS = 2
+RELOAD_PAUSE_SECONDS = 5.0
+"""Between two attempts to open an index that was replaced: its encoder may take seconds to load, and not be there."""
 
 
 class Service:
@@ -33,20 +37,26 @@ class Service:
     """
 
     def __init__(self, searcher: Searcher, limits: Limits, token: str | None, place: Place) -> None:
-        self.searcher = searcher
         self.limits = limits
         self.token = token
         self.place = place
         self.is_ready = False
         self.metrics = Metrics()
         self.bodies = BodyReader(limits)
-        self.pictures = Pictures(searcher.store, limits)
+        self._serve(searcher)
         self.uploads = Uploads(limits)
-        self.renderer = Renderer(searcher.store.info, limits, root_path=place.root_path)
+        self._given = searcher
+        self._reloading: asyncio.Task[None] | None = None
+        self._may_reload_at = 0.0
         self._searches = self._build_pool("search", limits.num_workers, limits.num_waiting)
         self._thumbnails = self._build_pool("thumbnail", NUM_THUMBNAIL_WORKERS, limits.num_waiting_thumbnails)
         self._lookups = self._build_pool("look-up", NUM_LOOKUP_WORKERS, limits.num_waiting_thumbnails)
         self.metrics.held_bytes.set_function(lambda: self.bodies.held_bytes)
+
+    def _serve(self, searcher: Searcher) -> None:
+        self.searcher = searcher
+        self.pictures = Pictures(searcher.store, self.limits)
+        self.renderer = Renderer(searcher.store.info, self.limits, root_path=self.place.root_path)
 
     async def warm_up(self) -> None:
         """Load the index into memory, where it fits, answer a first search, and be ready; else say why not in the log.
@@ -73,27 +83,60 @@ class Service:
             begun = time.perf_counter()
             return begun - asked, self.searcher.answer(build())
 
-        waited, answer = await self._searches.run(work, seconds=self.limits.request_seconds)
+        waited, answer = await self._run(self._searches, work)
         request.scope[TIMINGS] = {"wait": waited, **answer.timings_seconds}
         return answer
 
     async def compute(self, work: Callable[[], T]) -> T:
         """Run something as heavy as a search, in the searches' workers."""
-        return await self._searches.run(work, seconds=self.limits.request_seconds)
+        return await self._run(self._searches, work)
 
     async def draw(self, work: Callable[[], T]) -> T:
         """Decode or shrink a picture."""
-        return await self._thumbnails.run(work, seconds=self.limits.request_seconds)
+        return await self._run(self._thumbnails, work)
 
     async def look_up(self, work: Callable[[], T]) -> T:
         """Ask the index something small."""
-        return await self._lookups.run(work, seconds=self.limits.request_seconds)
+        return await self._run(self._lookups, work)
 
     def close(self) -> None:
         """Begin no more work."""
         self.is_ready = False
         for pool in (self._searches, self._thumbnails, self._lookups):
             pool.close()
+        if self._reloading is not None:
+            self._reloading.cancel()
+        if self.searcher is not self._given:
+            self.searcher.store.close()
+
+    async def _run(self, pool: WorkerPool, work: Callable[[], T]) -> T:
+        """Run something in a pool; where the index turns out to be another one, begin to load that."""
+        try:
+            return await pool.run(work, seconds=self.limits.request_seconds)
+        except ReplacedError:
+            self._begin_reload()
+            raise
+
+    def _begin_reload(self) -> None:
+        is_running = self._reloading is not None and not self._reloading.done()
+        if not is_running and time.monotonic() >= self._may_reload_at:
+            self._reloading = asyncio.create_task(self._reload())
+
+    async def _reload(self) -> None:
+        """Open the index that is there now, and serve it; what still uses the old one is refused."""
+        old = self.searcher
+        try:
+            new = await asyncio.to_thread(old.reopen)
+        except Exception:
+            log_failure("not reloaded")
+            return
+        finally:
+            self._may_reload_at = time.monotonic() + RELOAD_PAUSE_SECONDS
+        self._serve(new)
+        if old is not self._given:
+            old.store.close()
+        log_event("reloaded", encoder_fingerprint=new.store.info.fingerprint)
+        await self.warm_up()
 
     def _prepare(self) -> bool:
         is_resident = self.limits.resident_bytes > 0 and self.searcher.store.hold(self.limits.resident_bytes)

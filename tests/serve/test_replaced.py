@@ -1,0 +1,132 @@
+"""An index that is replaced, deleted or damaged under a running service."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from starlette.testclient import TestClient
+
+from vitrieve.data.records import ImageRecord
+from vitrieve.embed.collection import Embeddings
+from vitrieve.index.open import build_index
+from vitrieve.index.store import StoreKind
+from vitrieve.runtime.encoder import Encoder, load_encoder
+from vitrieve.search.searcher import Searcher
+from vitrieve.serve import service
+from vitrieve.serve.app import create_app
+
+WAIT_SECONDS = 30
+
+
+@pytest.fixture(params=["exact", "lance"])
+def store_kind(request: pytest.FixtureRequest) -> StoreKind:
+    return request.param  # type: ignore[no-any-return]
+
+
+def build(folder: Path, encoder: Encoder, pictures: Path, kind: StoreKind, name: str) -> None:
+    paths = sorted(pictures.rglob("*.png"))[:6]
+    records = [
+        ImageRecord(image_id=f"{name}{row}.png", path=path, label=0, split="test", metadata={name: "yes"})
+        for row, path in enumerate(paths)
+    ]
+    embeddings = Embeddings(
+        vectors=encoder.encode([path_to_picture(path) for path in paths]),
+        records=tuple(records),
+        failures=(),
+        fingerprint=encoder.fingerprint,
+        encoder_source=encoder.source,
+        image_size=encoder.preprocessing.image_size,
+        license="",
+    )
+    build_index(embeddings, folder, store=kind, is_overwrite=True).close()
+
+
+def path_to_picture(path: Path):  # type: ignore[no-untyped-def]
+    from vitrieve.data.decode import decode_image
+
+    return decode_image(path.read_bytes())
+
+
+@pytest.fixture
+def client(
+    tmp_path: Path,
+    tiny_encoder_folder: Path,
+    class_folder: Path,
+    store_kind: StoreKind,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[TestClient]:
+    monkeypatch.setattr(service, "RELOAD_PAUSE_SECONDS", 0.0)
+    encoder = load_encoder(tiny_encoder_folder, engine="onnx", num_threads=1)
+    build(tmp_path / "index", encoder, class_folder, store_kind, "old")
+    searcher = Searcher.open(tmp_path / "index", encoder, engine="torch", num_threads=1)
+    with TestClient(create_app(searcher), raise_server_exceptions=False) as client:
+        wait_until_ready(client)
+        yield client
+    searcher.store.close()
+
+
+def wait_until_ready(client: TestClient) -> dict[str, object]:
+    until = time.monotonic() + WAIT_SECONDS
+    while (answer := client.get("/readyz")).status_code == 503 and time.monotonic() < until:
+        time.sleep(0.01)
+    assert answer.status_code == 200, answer.text
+    return answer.json()  # type: ignore[no-any-return]
+
+
+def check_unavailable(client: TestClient, picture: bytes, folder: Path) -> None:
+    for answer in (
+        client.get("/readyz"),
+        client.get("/"),
+        client.get("/images/old0.png"),
+        client.get("/thumbnails/old1.png"),
+        client.post("/search", content=picture),
+        client.post("/search", json={"id": "old0.png"}),
+    ):
+        assert answer.status_code == 503, answer.text
+        assert answer.headers["Retry-After"]
+        assert str(folder) not in answer.text
+    assert client.get("/healthz").status_code == 200
+
+
+@pytest.mark.parametrize("image_size", [32, 48])
+def test_trap_a_replaced_index_is_loaded_and_never_mixed_with_the_old_one(
+    client: TestClient,
+    picture: bytes,
+    store_kind: StoreKind,
+    image_size: int,
+    tmp_path: Path,
+    tiny_encoder_folder: Path,
+    class_folder: Path,
+) -> None:
+    """At another input size the encoder is another one: its fingerprint says so."""
+    encoder = load_encoder(tiny_encoder_folder, image_size=image_size, engine="torch", num_threads=1)
+    build(tmp_path / "index", encoder, class_folder, store_kind, "new")
+    answer = client.post("/search", content=picture)
+    assert answer.status_code == 503, answer.text
+    ready = wait_until_ready(client)
+    assert (ready["encoder_fingerprint"], ready["columns"]) == (encoder.fingerprint, ["new"])
+    found = client.post("/search?k=3", content=picture).json()["results"]
+    assert {result["image_id"][:3] for result in found} == {"new"}
+    assert client.get("/thumbnails/old1.png").status_code == 404
+
+
+def test_trap_an_index_that_is_gone_is_told_and_found_again(client: TestClient, picture: bytes, tmp_path: Path) -> None:
+    (tmp_path / "index").rename(tmp_path / "elsewhere")
+    check_unavailable(client, picture, tmp_path)
+    (tmp_path / "elsewhere").rename(tmp_path / "index")
+    assert wait_until_ready(client)["num_images"] == 6
+    assert client.post("/search", content=picture).status_code == 200
+
+
+def test_an_index_restored_from_a_copy_is_loaded(client: TestClient, picture: bytes, tmp_path: Path) -> None:
+    shutil.copytree(tmp_path / "index", tmp_path / "copy")
+    shutil.rmtree(tmp_path / "index")
+    check_unavailable(client, picture, tmp_path)
+    (tmp_path / "copy").rename(tmp_path / "index")
+    os.utime(tmp_path / "index" / "manifest.json", ns=(0, 0))
+    assert wait_until_ready(client)["num_images"] == 6
