@@ -36,7 +36,9 @@ def test_build_table_makes_paths_absolute() -> None:
 
 def test_build_table_spells_a_path_that_is_no_text() -> None:
     record = ImageRecord(image_id="a", path=Path(os.fsdecode(b"/photos/caf\xe9.png")), label=0, split="test")
-    assert build_table([record], [None], 0)["path"].to_pylist() == [r"/photos/caf\xe9.png"]
+    table = build_table([record], [None], 0)
+    assert table["path"].to_pylist() == ["file:///photos/caf%E9.png"]
+    assert to_records(table) == (record,)
 
 
 def test_build_table_of_nothing() -> None:

@@ -25,11 +25,13 @@ import contextlib
 import functools
 import importlib
 import io
+import os
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import BinaryIO
 
 from PIL import ExifTags, Image, ImageFile, JpegImagePlugin, UnidentifiedImageError, features
 
@@ -98,19 +100,42 @@ def read_image_bytes(path: Path) -> bytes:
     Raises:
         DecodeError: No such file, not a regular file (a pipe would block), too large, or unreadable.
     """
+    with open_image_file(path) as file:
+        try:
+            data = file.read(MAX_FILE_BYTES + 1)
+        except OSError as error:
+            raise DecodeError(f"the file cannot be read: {error.strerror or error}") from error
+    if len(data) > MAX_FILE_BYTES:  # it has grown since its size was looked at
+        raise DecodeError(f"the file has more than {MAX_FILE_BYTES:,} bytes, which are all that is read")
+    return data
+
+
+def open_image_file(path: Path) -> BinaryIO:
+    """Open a file once, and check what was opened: between a look at a path and its use, the path may change.
+
+    Returns:
+        The file, for reading; the caller closes it.
+
+    Raises:
+        DecodeError: No such file, not a regular file (a pipe would block), too large, or unreadable.
+    """
     try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):
-            raise DecodeError("not a regular file")
-        if status.st_size > MAX_FILE_BYTES:
-            raise DecodeError(f"the file has {status.st_size:,} bytes; at most {MAX_FILE_BYTES:,} are read")
-        return path.read_bytes()
+        # Without O_NONBLOCK the opening itself waits, where the path is a pipe that nobody writes to.
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
     except OSError as error:
         raise DecodeError(f"the file cannot be read: {error.strerror or error}") from error
     except ValueError as error:
-        if isinstance(error, DecodeError):
-            raise
         raise DecodeError(f"the path is not valid: {error}") from error  # a NUL character in it
+    status = os.fstat(descriptor)
+    problem = ""
+    if not stat.S_ISREG(status.st_mode):
+        problem = "not a regular file"
+    elif status.st_size > MAX_FILE_BYTES:
+        problem = f"the file has {status.st_size:,} bytes; at most {MAX_FILE_BYTES:,} are read"
+    if problem:
+        os.close(descriptor)
+        raise DecodeError(problem)
+    return os.fdopen(descriptor, "rb")
 
 
 def decode_image(data: bytes, *, box: Box | None = None, max_pixels: int = MAX_PIXELS) -> Image.Image:

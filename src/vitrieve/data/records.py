@@ -6,11 +6,13 @@ A reader of a source (``grocery.py``, ``emoji.py``, ``folder.py``, ``manifest.py
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
+from urllib.parse import quote, unquote_to_bytes
 
 from vitrieve.errors import DataError
 
@@ -105,6 +107,31 @@ class Dataset:
 def printable_name(name: str) -> str:
     r"""Spell bytes of a file name that are not UTF-8 as ``\xNN``, so that JSON and Parquet can hold the name."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+PATH_BYTES_PREFIX = "file://"
+"""Marks a stored path that is no UTF-8 text: its bytes follow, percent-encoded. An absolute path begins otherwise."""
+
+
+def spell_path(path: str | os.PathLike[str]) -> str:
+    r"""Spell an absolute path as text that Parquet, LanceDB and JSON can hold, and that ``parse_path`` reads back.
+
+    >>> spell_path("/photos/caf\udce9.jpg"), parse_path("file:///photos/caf%E9.jpg").name
+    ('file:///photos/caf%E9.jpg', 'caf\udce9.jpg')
+    """
+    text = os.fspath(path)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return PATH_BYTES_PREFIX + quote(os.fsencode(text))
+    return text
+
+
+def parse_path(text: str) -> Path:
+    """Read a path that ``spell_path`` spelled."""
+    if text.startswith(PATH_BYTES_PREFIX):
+        return Path(os.fsdecode(unquote_to_bytes(text.removeprefix(PATH_BYTES_PREFIX))))
+    return Path(text)
 
 
 def hold_out_labels(labels: Iterable[int], measurable: Collection[int] | None = None) -> frozenset[int]:

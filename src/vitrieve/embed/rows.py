@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vitrieve.data.records import ImageRecord, printable_name
+from vitrieve.data.records import ImageRecord, parse_path, spell_path
 from vitrieve.errors import ArtifactError
 
 STATUS_OK = "ok"
@@ -42,15 +42,14 @@ def build_table(records: Sequence[ImageRecord], reasons: Sequence[str | None], f
         first_row: Row in ``vectors.npy`` of the first good record.
 
     Returns:
-        A table of ``SCHEMA``, one row for each record, in order; paths are absolute. One that is not UTF-8 is spelled
-        by ``printable_name``: its image is embedded and found, but a result page cannot show it.
+        A table of ``SCHEMA``, one row for each record, in order; paths are absolute, as ``spell_path`` spells them.
     """
     columns: dict[str, list[Any]] = {name: [] for name in SCHEMA.names}
     row = first_row
     for record, reason in zip(records, reasons, strict=True):
         values = {
             "image_id": record.image_id,
-            "path": printable_name(os.path.abspath(record.path)),
+            "path": spell_path(os.path.abspath(record.path)),
             "status": STATUS_OK if reason is None else STATUS_BAD,
             "reason": reason,
             "row": row if reason is None else None,
@@ -88,7 +87,7 @@ def _to_record(values: Mapping[str, Any]) -> ImageRecord:
     box = values["box"]
     return ImageRecord(
         image_id=values["image_id"],
-        path=Path(values["path"]),
+        path=parse_path(values["path"]),
         label=values["label"],
         split=values["split"],
         is_query=values["is_query"],

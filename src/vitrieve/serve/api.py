@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, BinaryIO, Literal
 
 from fastapi import APIRouter, HTTPException, Query, Request, Response
 from fastapi.responses import FileResponse
+from starlette.types import Receive, Scope, Send
 
 from vitrieve.search.explain import explain_result
 from vitrieve.search.request import SearchRequest
@@ -49,15 +50,18 @@ _REASONS = {
     408: "The body arrived too slowly.",
     410: "The picture's file is gone or can no longer be read.",
     413: "Too many bytes, pixels or scans.",
+    414: "The address is too long.",
     422: "It cannot be searched for: no picture, or values that do not fit.",
+    431: "The headers are too long, or too many.",
     503: "Busy or not ready; try again after the seconds in Retry-After.",
     504: "Not finished in time.",
 }
 
 
 def document(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """List the answers of an endpoint that are refusals; every one can be turned away at the gate."""
-    return {status: {"model": ErrorBody, "description": _REASONS[status]} for status in sorted({400, 401, *statuses})}
+    """List the answers of an endpoint that are refusals; every one can be turned away before it."""
+    refusals = sorted({400, 401, 414, 431, *statuses})
+    return {status: {"model": ErrorBody, "description": _REASONS[status]} for status in refusals}
 
 
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
@@ -127,16 +131,58 @@ def read_question(request: Request, body: bytes, parameters: SearchParameters, l
     return read_form(parse_form(content_type, body, max_files=limits.examples), parameters)
 
 
+class OpenFileResponse(FileResponse):
+    """Sends a file that is open already: its path may lead elsewhere by now."""
+
+    def __init__(self, file: BinaryIO, **values: Any) -> None:
+        super().__init__(f"/dev/fd/{file.fileno()}", **values)
+        self._file = file
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the file, and close it however that ends."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._file.close()
+
+
+FILE_ANSWERS: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"image/*": _BINARY}, "description": "The file."},
+    **document(404, 410, 422, 503, 504),
+}
+ImageId = Annotated[str, Query(max_length=MAX_TEXT, description="Name of the image in the index.")]
+SidePx = Annotated[int, Query(description=f"Longest side: one of {', '.join(map(str, SIDES_PX))}.")]
+
+
+@router.get("/images", response_class=FileResponse, responses=FILE_ANSWERS, summary="As /images/{image_id}, any name")
+async def get_named_image(image_id: ImageId, service: CurrentService) -> Response:
+    """Take names that a path cannot carry, too: with line breaks, or ``..`` as a part."""
+    file = await service.look_up(lambda: service.pictures.find_file(image_id))
+    return OpenFileResponse(file.file, media_type=file.media_type, headers=PICTURE_HEADERS)
+
+
 @router.get(
     "/images/{image_id:path}",
     response_class=FileResponse,
-    responses={200: {"content": {"image/*": _BINARY}, "description": "The file."}, **document(404, 410, 422, 503, 504)},
+    responses=FILE_ANSWERS,
     summary="The file of an image, as it is",
 )
 async def get_image(image_id: str, service: CurrentService) -> Response:
     """Look the image up by its exact name in the index."""
-    file = await service.look_up(lambda: service.pictures.find_file(image_id))
-    return FileResponse(file.path, media_type=file.media_type, headers=PICTURE_HEADERS)
+    return await get_named_image(image_id, service)
+
+
+@router.get(
+    "/thumbnails",
+    response_class=Response,
+    responses={**JPEG, **document(404, 410, 422, 503, 504)},
+    summary="As /thumbnails/{image_id}, any name",
+)
+async def get_named_thumbnail(image_id: ImageId, service: CurrentService, side_px: SidePx = 320) -> Response:
+    """Take names that a path cannot carry, too."""
+    check_side(side_px)
+    jpeg = await service.draw(lambda: service.pictures.build_thumbnail(image_id, side_px))
+    return answer_jpeg(jpeg)
 
 
 @router.get(
@@ -145,15 +191,9 @@ async def get_image(image_id: str, service: CurrentService) -> Response:
     responses={**JPEG, **document(404, 410, 422, 503, 504)},
     summary="A small JPEG copy of an image",
 )
-async def get_thumbnail(
-    image_id: str,
-    service: CurrentService,
-    side_px: Annotated[int, Query(description=f"Longest side: one of {', '.join(map(str, SIDES_PX))}.")] = 320,
-) -> Response:
+async def get_thumbnail(image_id: str, service: CurrentService, side_px: SidePx = 320) -> Response:
     """Look the image up by its exact name in the index; the region that was embedded is shown."""
-    check_side(side_px)
-    jpeg = await service.draw(lambda: service.pictures.build_thumbnail(image_id, side_px))
-    return answer_jpeg(jpeg)
+    return await get_named_thumbnail(image_id, service, side_px)
 
 
 EXPLAIN_ANSWERS: dict[int | str, dict[str, Any]] = {

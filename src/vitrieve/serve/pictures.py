@@ -7,15 +7,16 @@ that the index names, so nothing a client writes becomes part of a path.
 from __future__ import annotations
 
 import io
+import os
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass
-from pathlib import Path
+from typing import BinaryIO
 
 from fastapi import HTTPException
 from PIL import Image
 
-from vitrieve.data.decode import measure_image, open_picture, read_image_bytes
+from vitrieve.data.decode import measure_image, open_image_file, open_picture, read_image_bytes
 from vitrieve.data.records import ImageRecord
 from vitrieve.errors import DataError, DecodeError
 from vitrieve.index.store import VectorStore
@@ -30,14 +31,14 @@ JPEG_QUALITY = 85
 
 @dataclass(frozen=True, kw_only=True)
 class PictureFile:
-    """An image file that may be sent.
+    """An image file that may be sent: the open file whose content was looked at, wherever its path leads by now.
 
     Attributes:
-        path: Where it is.
+        file: For reading; whoever sends it closes it.
         media_type: By its content.
     """
 
-    path: Path
+    file: BinaryIO
     media_type: str
 
 
@@ -84,15 +85,17 @@ class Pictures:
         """
         record = self.find(image_id)
         try:
-            if not record.path.is_file():  # opening a pipe would wait for ever
-                raise _is_gone(record)
-            with record.path.open("rb") as file:
-                media_type = find_image_type(file.read(NUM_BYTES))
-        except (OSError, ValueError):
+            file = open_image_file(record.path)
+        except DecodeError:
             raise _is_gone(record) from None
+        try:
+            media_type = find_image_type(os.pread(file.fileno(), NUM_BYTES, 0))
+        except OSError:
+            media_type = None
         if media_type is None:
+            file.close()
             raise _is_gone(record)
-        return PictureFile(path=record.path, media_type=media_type)
+        return PictureFile(file=file, media_type=media_type)
 
     def build_thumbnail(self, image_id: str, side_px: int) -> bytes:
         """Build, or take from memory, a small JPEG copy of an image of the index; its box where it has one.
@@ -102,10 +105,11 @@ class Pictures:
         """
         record = self.find(image_id)
         try:
-            status = record.path.stat()
-            key = (str(record.path), record.box, side_px, status.st_mtime_ns, status.st_size)
-            cached = self._take(key)
-            return cached or self._keep(key, shrink(read_image_bytes(record.path), side_px, record.box))
+            with open_image_file(record.path) as file:
+                status = os.fstat(file.fileno())
+                stamp = (status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size)
+                key = (str(record.path), record.box, side_px, *stamp)
+                return self._take(key) or self._keep(key, shrink(file.read(), side_px, record.box))
         except (OSError, DecodeError, ValueError):
             raise _is_gone(record) from None
 

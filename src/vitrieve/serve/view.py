@@ -56,8 +56,30 @@ def thumbnail_url(image_id: str, side_px: int = 320) -> str:
 
     >>> thumbnail_url("a b/c#1.png")
     '/thumbnails/a%20b/c%231.png?side_px=320'
+    >>> thumbnail_url("../b.png")
+    '/thumbnails?image_id=../b.png&side_px=320'
     """
-    return f"/thumbnails/{quote(image_id)}?side_px={side_px}"
+    separator = "?" if fits_path(image_id) else "&"
+    return f"{_spell_name('/thumbnails', image_id)}{separator}side_px={side_px}"
+
+
+def image_url(image_id: str) -> str:
+    """Spell the address of the file of an image of the index."""
+    return _spell_name("/images", image_id)
+
+
+def fits_path(image_id: str) -> bool:
+    r"""Say whether a name arrives as it is in the path of an address: browsers and proxies tidy paths up.
+
+    >>> [fits_path(name) for name in ("a b/c#1.png", "../a", "a//b", "/a", "a\nb", "a\\b", "")]
+    [True, False, False, False, False, False, False]
+    """
+    is_tidy = all(part not in ("", ".", "..") for part in image_id.split("/"))
+    return is_tidy and image_id.isprintable() and "\\" not in image_id
+
+
+def _spell_name(path: str, image_id: str) -> str:
+    return f"{path}/{quote(image_id)}" if fits_path(image_id) else f"{path}?image_id={quote(image_id)}"
 
 
 def upload_url(upload_id: str, side_px: int = 320) -> str:
@@ -90,7 +112,7 @@ def describe_result(result: SearchResult, rank: int, address: Address, bar_start
         "bar_start": f"{bar_start:g}",
         "metadata": [(key, value) for key, value in result.metadata.items() if value not in ("", title)],
         "thumbnail": thumbnail_url(result.image_id),
-        "image": f"/images/{quote(result.image_id)}",
+        "image": image_url(result.image_id),
         "like": address.like(result.image_id).spell(),
         "plus": address.adding(plus=result.image_id).spell(),
         "minus": address.adding(minus=result.image_id).spell(),
