@@ -22,6 +22,7 @@ CHECKS = [
     )
 ]
 ANYTHING_GOES = ("/images/{image_id}", "/healthz", "/readyz", "/metrics")
+BEFORE_THE_APPLICATION = b"Invalid HTTP request received."
 OPERATIONS = [
     ("/search", "POST"),
     ("/explain", "GET"),
@@ -52,7 +53,10 @@ def test_no_answer_is_undocumented(
     @given(case=operation.as_strategy(generation_mode=mode))
     @settings(max_examples=20, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
     def check(case: schemathesis.Case) -> None:
-        case.call_and_validate(checks=CHECKS)
+        answer = case.call()
+        if answer.status_code == 400 and answer.content == BEFORE_THE_APPLICATION:
+            return  # more than 64 KiB of head, which ends a connection before there is a request
+        case.validate_response(answer, checks=CHECKS)
 
     if mode == schemathesis.GenerationMode.NEGATIVE and path in ANYTHING_GOES:
         pytest.skip("no value could break the document: it takes any text, or nothing")
