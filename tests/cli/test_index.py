@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +46,54 @@ def test_index_verify_tells_a_sound_index_from_a_damaged_one(
     path.write_bytes(path.read_bytes()[:-40] + bytes(40))
     assert main(["index", "--verify", "--out", str(out), "--json"]) == 1
     assert json.loads(capsys.readouterr().out)["faults"]
+
+
+def _cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-20])
+
+
+def _flip(path: Path) -> None:
+    """Flip the highest bit of an exponent in the first vector, or a bit in the middle of a file without vectors."""
+    content = bytearray(path.read_bytes())
+    vector = load_embeddings(path.parents[3 if path.suffix == ".lance" else 2] / "embeddings").vectors[0]
+    place = content.find(vector.astype("<f4").tobytes())
+    content[len(content) // 2 if place < 0 else place + 3] ^= 0x40
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("store", "pattern", "damage", "named"),
+    [
+        ("exact", "segments/*.npy", _cut, True),
+        ("exact", "segments/*.npy", Path.unlink, True),
+        ("exact", "segments/*.npy", _flip, True),
+        ("exact", "segments/*.parquet", _cut, True),
+        ("exact", "segments/*.parquet", Path.unlink, True),
+        ("exact", "segments/*.parquet", _flip, True),
+        ("lance", "images.lance/data/*.lance", _cut, True),
+        ("lance", "images.lance/data/*.lance", Path.unlink, True),
+        ("lance", "images.lance/data/*.lance", _flip, False),  # LanceDB keeps no checksums: the vector's norm tells it
+        ("lance", "images.lance/_versions/*.manifest", _cut, True),
+    ],
+)
+def test_index_verify_names_the_damaged_file(
+    store: str,
+    pattern: str,
+    damage: Callable[[Path], None],
+    named: bool,
+    embeddings_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "index"
+    assert main(["index", "--embeddings", str(embeddings_folder), "--out", str(out), "--store", store]) == 0
+    path = max(out.glob(pattern), key=lambda one: (one.stat().st_mtime_ns, one.name))
+    damage(path)
+    capsys.readouterr()
+    assert main(["index", "--verify", "--out", str(out)]) == 1
+    printed = capsys.readouterr()
+    assert (path.name if named else "not L2-normalised") in printed.out
+    assert "Traceback" not in printed.out + printed.err
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import tyro
 
+from vitrieve.artifacts import replacing_durably
 from vitrieve.cli.arguments import Switch
 from vitrieve.cli.console import print_json, print_result
 from vitrieve.cli.examples import read_example_word
@@ -61,7 +62,9 @@ def run(arguments: Arguments) -> int:
     result = _find_nearest(searcher, example) if arguments.result is None else arguments.result
     explanation = explain_result(searcher, example, result)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    explanation.overlay.save(arguments.out, quality=JPEG_QUALITY)
+    picture_format = "PNG" if arguments.out.suffix.lower() == ".png" else "JPEG"
+    with replacing_durably(arguments.out) as temporary:
+        explanation.overlay.save(temporary, format=picture_format, quality=JPEG_QUALITY)
     searcher.store.close()
     if arguments.json:
         matches = [

@@ -6,7 +6,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from vitrieve.artifacts import prepare_folder, read_manifest
+from vitrieve.artifacts import MANIFEST_NAME, explaining_full_disk, prepare_folder, read_manifest, write_bytes_durably
 from vitrieve.cli.arguments import Switch
 from vitrieve.cli.console import print_json, print_message, print_result
 from vitrieve.errors import ConfigError
@@ -95,7 +95,10 @@ def _make_from_folder(arguments: Arguments, source: Path) -> Path:
         _write_resized(source, arguments.out, arguments)
     else:
         prepare_folder(arguments.out, is_overwrite=arguments.overwrite)
-        shutil.copytree(source, arguments.out, dirs_exist_ok=True)
+        num_bytes = sum(path.stat().st_size for path in source.rglob("*") if path.is_file())
+        with explaining_full_disk(arguments.out, num_bytes=num_bytes, advice="Make room and pass --overwrite."):
+            shutil.copytree(source, arguments.out, ignore=shutil.ignore_patterns(MANIFEST_NAME), dirs_exist_ok=True)
+        write_bytes_durably(arguments.out / MANIFEST_NAME, (source / MANIFEST_NAME).read_bytes())  # it is whole now
     return arguments.out
 
 

@@ -71,6 +71,7 @@ def run(arguments: Arguments) -> int:
 def _verify(arguments: Arguments) -> int:
     if arguments.embeddings is not None or arguments.overwrite:
         raise ConfigError("--verify changes nothing: leave out --embeddings and --overwrite.")
+    from vitrieve.index.lance_files import find_broken_files
     from vitrieve.index.open import open_index
 
     try:
@@ -80,7 +81,7 @@ def _verify(arguments: Arguments) -> int:
     except ArtifactError as error:
         if not (arguments.out / MANIFEST_NAME).is_file():
             raise
-        return _report_damage(arguments, str(error))
+        return _report_damage(arguments, find_broken_files(arguments.out) or [str(error)])
     faults = store.verify()
     description = _describe(arguments.out, store)
     store.close()
@@ -91,12 +92,12 @@ def _verify(arguments: Arguments) -> int:
     return 1 if faults else 0
 
 
-def _report_damage(arguments: Arguments, fault: str) -> int:
+def _report_damage(arguments: Arguments, faults: list[str]) -> int:
     """Report an index that cannot even be opened."""
     if arguments.json:
-        print_json({"out": str(arguments.out), "faults": [fault]})
+        print_json({"out": str(arguments.out), "faults": faults})
     else:
-        print_result(fault)
+        print_result(*faults)
     return 1
 
 

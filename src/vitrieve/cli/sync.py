@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 import tyro
 
+from vitrieve.artifacts import MANIFEST_NAME
 from vitrieve.cli.arguments import Exclude, Switch
 from vitrieve.cli.console import ask, print_error, print_json, print_message, print_result
 from vitrieve.errors import ConfigError, InputError
@@ -160,9 +161,12 @@ def _sync_again(encoder: Encoder, arguments: Arguments, settings: SyncSettings) 
     collection = scan_collection(
         arguments.collection, arguments.index, exclude=arguments.exclude, is_empty_allowed=arguments.allow_empty
     )
+    is_gone = not (arguments.index / MANIFEST_NAME).exists()
     with open_session(
         arguments.collection, arguments.index, encoder, kind=arguments.store, is_adopted=arguments.adopt
     ) as session:
+        if is_gone:
+            print_message(f"{arguments.index} was deleted; it is made again.")
         report = session.sync(collection, settings)
         if report.is_changed:
             print_result(f"{arguments.index}: {describe_report(report, session.store.count())}")

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vitrieve.artifacts import write_text_durably
+from vitrieve.artifacts import explaining_full_disk, write_text_durably
 from vitrieve.cache import cache_folder
 from vitrieve.data.records import Dataset, ImageRecord, Split
 from vitrieve.errors import DataError, unknown_name_message
@@ -266,5 +266,7 @@ def _rasterise(drawing: Drawing, folder: Path) -> str:
     import resvg_py
 
     png = bytes(resvg_py.svg_to_bytes(svg_string=drawing.svg, width=IMAGE_SIZE, height=IMAGE_SIZE, background="white"))
-    (folder / drawing.set_name / f"{drawing.name}.png").write_bytes(png)
+    path = folder / drawing.set_name / f"{drawing.name}.png"
+    with explaining_full_disk(path, num_bytes=len(png)):
+        path.write_bytes(png)
     return hashlib.sha256(png).hexdigest()

@@ -66,7 +66,8 @@ def check_vectors(vectors: np.ndarray, records: Sequence[ImageRecord]) -> None:
 
 def find_wrong_norms(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the lengths of all rows, and the places of those that are neither one nor zero."""
-    norms = np.linalg.norm(vectors, axis=1)
+    with np.errstate(over="ignore"):  # an infinite length is wrong, and counts so
+        norms = np.linalg.norm(vectors, axis=1)
     # Written so that NaN counts as wrong. A length of zero is what normalising zeros gives.
     return norms, np.flatnonzero(~((np.abs(norms - 1) <= NORM_TOLERANCE) | (norms == 0)))
 

@@ -32,7 +32,7 @@ from vitrieve.index.engine_errors import translate_errors
 from vitrieve.index.exact import error_bound, link_or_copy, rank_candidates
 from vitrieve.index.filter import Filter
 from vitrieve.index.identity import Identity, guarded
-from vitrieve.index.lance_files import SyncedFiles, connect, read_version_stamp
+from vitrieve.index.lance_files import SyncedFiles, connect, find_broken_files, read_version_stamp
 from vitrieve.index.lance_library import BTree, HnswSq, IvfPq, IvfRq, Table
 from vitrieve.index.lance_schema import (
     TABLE_NAME,
@@ -274,11 +274,14 @@ class LanceStore:
             self._files.sync()
 
     def verify(self) -> list[str]:
-        """Read everything: vectors, and that no image occurs twice; the engine checks its own files."""
+        """Read everything: every file, all columns, the vectors' norms, and that no image occurs twice."""
+        faults = find_broken_files(self._folder)
+        if faults:
+            return faults
         seen: set[str] = set()
-        faults, num_rows, num_wrong = [], 0, 0
+        num_rows = num_wrong = 0
         try:
-            for batch in self._table.search().select(["image_id", "vector"]).to_batches(BLOCK_ROWS):
+            for batch in self._table.search().to_batches(BLOCK_ROWS):
                 rows = pa.Table.from_batches([batch])
                 num_rows += rows.num_rows
                 seen.update(rows["image_id"].to_pylist())

@@ -11,6 +11,9 @@ from vitrieve.artifacts import sync_file, sync_folder
 from vitrieve.index.lance_library import lancedb
 from vitrieve.index.lance_schema import table_path, versions_path
 
+_ENDINGS = {".lance": b"LANC", ".idx": b"LANC", ".manifest": b"LANC", ".arrow": b"ARROW1"}
+_READ_BYTES = 1 << 20
+
 
 def connect(folder: Path) -> lancedb.DBConnection:
     """Connect so that every read sees the newest version: another process may be writing."""
@@ -24,6 +27,30 @@ def read_version_stamp(folder: Path) -> Hashable:
         return (status.st_ino, status.st_mtime_ns, frozenset(os.listdir(versions_path(folder))))
     except FileNotFoundError:
         return None
+
+
+def find_broken_files(folder: Path) -> list[str]:
+    """Read every file of the table whole, and name those that cannot be read or whose end is missing.
+
+    LanceDB's own error names a file that is gone, but not one that was cut short.
+    """
+    faults = []
+    for path in sorted(table_path(folder).rglob("*")):
+        if path.suffix not in _ENDINGS:
+            continue
+        end = b""
+        try:
+            with path.open("rb") as file:
+                while block := file.read(_READ_BYTES):
+                    end = (end + block)[-len(_ENDINGS[path.suffix]) :]
+        except FileNotFoundError:  # a writer has replaced it since it was listed
+            continue
+        except OSError as error:
+            faults.append(f"{path} cannot be read: {error.strerror or error}")
+            continue
+        if end != _ENDINGS[path.suffix]:
+            faults.append(f"{path} is damaged: its end is missing.")
+    return faults
 
 
 class SyncedFiles:

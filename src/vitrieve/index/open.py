@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ import numpy as np
 from vitrieve.artifacts import MANIFEST_NAME, prepare_folder
 from vitrieve.data.records import ImageRecord
 from vitrieve.embed.collection import Embeddings, load_embeddings
-from vitrieve.errors import ArtifactError, ConfigError, DataError
+from vitrieve.errors import ArtifactError, ConfigError, DataError, DiskFullError
 from vitrieve.index.batch import check_vectors
 from vitrieve.index.lock import writing
 from vitrieve.index.store import IndexKind, StoreInfo, StoreKind, VectorStore, read_info
@@ -140,6 +141,16 @@ def _create(
     # Whoever writes finishes its change first, and then finds that the index is another one.
     with writing(out) if is_overwrite and (out / MANIFEST_NAME).is_file() else nullcontext():
         prepare_folder(out, is_overwrite=is_overwrite, is_resumable=False)
+    try:
+        return _fill(out, info, images, settings)
+    except DiskFullError:
+        shutil.rmtree(out, ignore_errors=True)  # the same command can then be given again
+        raise
+
+
+def _fill(
+    out: Path, info: StoreInfo, images: tuple[np.ndarray, Sequence[ImageRecord]], settings: IndexSettings
+) -> VectorStore:
     if info.kind == "exact":
         from vitrieve.index.exact import ExactStore
 

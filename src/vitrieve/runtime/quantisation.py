@@ -5,16 +5,17 @@ from __future__ import annotations
 import shutil
 import sys
 import tempfile
-from collections.abc import Sequence
-from contextlib import redirect_stdout
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
+from vitrieve.artifacts import describe_full_disk
 from vitrieve.data.preprocess import to_pixels
-from vitrieve.errors import ArtifactError, ConfigError
+from vitrieve.errors import ArtifactError, ConfigError, DiskFullError
 from vitrieve.model.artefact import (
     EMBEDDING_OUTPUT,
     INT8_NAMES,
@@ -73,12 +74,32 @@ def quantise_folder(folder: Path, squares: Sequence[np.ndarray], preset: Preset 
     if not cosine >= MIN_COSINE:
         raise ArtifactError(f"in int8 an embedding has a cosine of {cosine:.3f} to that in fp32; nothing was kept.")
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        openvino.save_model(quantised, Path(scratch) / INT8_NAMES[0], compress_to_fp16=False)
+        with _explaining_stream_errors(folder / INT8_NAMES[0], (folder / ONNX_NAME).stat().st_size):
+            openvino.save_model(quantised, Path(scratch) / INT8_NAMES[0], compress_to_fp16=False)
         forget_export(folder, INT8_NAMES)
         for name in INT8_NAMES:
             shutil.move(Path(scratch) / name, folder / name)
     note_export(folder, INT8_NAMES)
     return cosine
+
+
+@contextmanager
+def _explaining_stream_errors(path: Path, max_bytes: int) -> Iterator[None]:
+    """Tell a full disk from other faults by the room that is left: OpenVINO says "iostream error" of all of them.
+
+    Args:
+        path: The file that is written in the block.
+        max_bytes: What it needs at most.
+
+    Raises:
+        DiskFullError: There is less room than that.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if shutil.disk_usage(path.parent).free >= max_bytes:
+            raise
+        raise DiskFullError(describe_full_disk(path)) from error
 
 
 def _quantise(graph: object, pixels: Sequence[np.ndarray], preset: Preset) -> object:

@@ -12,6 +12,7 @@ from typing import Any
 from PIL import Image
 
 from vitrieve import __version__
+from vitrieve.artifacts import write_bytes_durably
 from vitrieve.data.decode import decode_image, read_image_bytes
 from vitrieve.errors import DecodeError
 from vitrieve.index.filter import Condition
@@ -40,7 +41,7 @@ def write_search_page(
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     page = render_search_page(searches, store=store)
-    path.write_text(page, encoding="utf-8", errors="backslashreplace")  # a query's name may be no text at all
+    write_bytes_durably(path, page.encode(errors="backslashreplace"))  # a query's name may be no text at all
 
 
 def render_search_page(searches: Iterable[tuple[SearchRequest, SearchAnswer]], *, store: VectorStore) -> str:

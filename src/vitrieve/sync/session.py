@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 
-from vitrieve.artifacts import MANIFEST_NAME, prepare_folder, sync_folder
+from vitrieve.artifacts import MANIFEST_NAME, explaining_full_disk, prepare_folder, sync_folder
 from vitrieve.data.sources import find_source_path
 from vitrieve.embed.collection import describe_source
 from vitrieve.errors import ArtifactError
@@ -133,16 +133,17 @@ def _create_empty(index: Path, encoder: Encoder, kind: NewStoreKind, license: st
     )
     beside = index.absolute().parent / f".{index.name}.{os.getpid()}"
     try:
-        prepare_folder(beside, is_overwrite=True)
-        no_vectors = np.empty((0, encoder.embedding_dim), dtype=np.float32)
-        if kind == "exact":
-            from vitrieve.index.exact import ExactStore
+        with explaining_full_disk(index):
+            prepare_folder(beside, is_overwrite=True)
+            no_vectors = np.empty((0, encoder.embedding_dim), dtype=np.float32)
+            if kind == "exact":
+                from vitrieve.index.exact import ExactStore
 
-            ExactStore.create(beside, info, no_vectors, ()).close()
-        else:
-            from vitrieve.index.lance import LanceStore
+                ExactStore.create(beside, info, no_vectors, ()).close()
+            else:
+                from vitrieve.index.lance import LanceStore
 
-            LanceStore.create(beside, info, no_vectors, ()).close()
+                LanceStore.create(beside, info, no_vectors, ()).close()
         beside.rename(index)
         sync_folder(beside.parent)
     except OSError as error:
