@@ -104,7 +104,7 @@ def test_verify_reports_data_that_cannot_be_read(tmp_path: Path) -> None:
     for path in (table_path(tmp_path / "index") / "data").iterdir():
         path.write_bytes(path.read_bytes()[:100])
     faults = open_index(tmp_path / "index").verify()
-    assert "cannot be read" in faults[0]
+    assert f"{path.name} is damaged: its end is missing" in faults[0]
 
 
 def _count_after_fork(store: LanceStore, answers: multiprocessing.queues.Queue[str]) -> None:
