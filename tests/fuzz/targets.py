@@ -29,6 +29,7 @@ from vitrieve.errors import DataError, DecodeError, InputError
 from vitrieve.index.filter import parse_filter, passes
 from vitrieve.model.artefact import read_arrays, read_spec
 from vitrieve.serve.address import parse_address
+from vitrieve.serve.limits import Limits
 from vitrieve.serve.questions import parse_json
 from vitrieve.sync.stamps import STAMPS_NAME, StampFile
 
@@ -64,7 +65,7 @@ def decode(data: bytes, folder: Path) -> None:
 def read_json(data: bytes, folder: Path) -> None:
     refusal = None
     try:
-        parse_json(data)
+        parse_json(data, Limits())
     except HTTPException as error:
         refusal = error
     assert refusal is None or refusal.status_code in (413, 422)
@@ -73,9 +74,9 @@ def read_json(data: bytes, folder: Path) -> None:
 
 def read_address(data: bytes, folder: Path) -> None:
     with contextlib.suppress(InputError):
-        address = parse_address(QueryParams(data.decode("latin-1")))
+        address = parse_address(QueryParams(data.decode("latin-1")), Limits())
         spelled = address.spell()
-        assert parse_address(QueryParams(spelled.partition("?")[2])).spell() == spelled
+        assert parse_address(QueryParams(spelled.partition("?")[2]), Limits()).spell() == spelled
 
 
 def read_filter(data: bytes, folder: Path) -> None:
