@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import datetime
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -163,3 +164,27 @@ def test_read_manifest_file_reads_junk_groups(folder: Path) -> None:
     assert read_csv(folder, "path,label\na.jpg,p1\nb.jpg,p2\n").junk_key is None
     with pytest.raises(DataError, match="a column 'Junk Group'; write it 'junk_group'"):
         read_csv(folder, "path,label,Junk Group\na.jpg,p1,x\n")
+
+
+def test_read_manifest_file_spells_typed_cells_as_people_filter_by_them(folder: Path) -> None:
+    columns = {
+        "path": ["a.jpg", "b.jpg"],
+        "label": ["x", "y"],
+        "split": ["test", "test"],
+        "year": pyarrow.array([2020.0, None]),  # as pandas writes whole numbers with a gap
+        "is_sold": [True, None],
+        "day": [datetime.date(2026, 11, 23), None],
+        "moment": [datetime.datetime(2026, 11, 23, 10, 30), None],
+        "price": [2.5, None],
+        "weight": [2.0, 3.0],
+    }
+    first, second = read_parquet(folder, columns).records
+    assert first.metadata == {
+        "year": "2020",
+        "is_sold": "true",
+        "day": "2026-11-23",
+        "moment": "2026-11-23T10:30:00",
+        "price": "2.5",
+        "weight": "2.0",
+    }
+    assert set(second.metadata.values()) <= {"", "3.0"}

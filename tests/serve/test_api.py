@@ -42,6 +42,31 @@ def test_search_takes_a_form(client: TestClient, picture: bytes) -> None:
     assert len(answer.json()["results"]) == 3
 
 
+@pytest.mark.parametrize("values", [["0", "2"], [0, 2.0]])
+def test_search_takes_a_structured_condition(client: TestClient, values: list[object]) -> None:
+    condition = {"column": "copy", "operator": "=", "values": values}
+    answer = client.post("/search", json={"id": "class0/0.png", "filter": [condition, "copy!=0"]})
+    assert answer.status_code == 200, answer.text
+    assert {one["metadata"]["copy"] for one in answer.json()["results"]} == {"2"}
+
+
+def test_a_structured_condition_that_is_none_is_refused(client: TestClient) -> None:
+    good = {"column": "copy", "operator": "=", "values": ["0"]}
+    for wrong in (
+        {"operator": "~"},
+        {"values": []},
+        {"values": [None]},
+        {"values": ["0"] * 1001},
+        {"operator": "<", "values": [1, 2]},
+        {"column": "c" * 5000},
+        {"more": 1},
+    ):
+        answer = client.post("/search", json={"id": "class0/0.png", "filter": [{**good, **wrong}]})
+        assert answer.status_code == 422, wrong
+    answer = client.post("/search", json={"id": "class0/0.png", "filter": [good] * 17})
+    assert (answer.status_code, "at most 16" in answer.text) == (422, True)
+
+
 def test_search_takes_an_id_and_leaves_it_out(client: TestClient) -> None:
     answer = client.post("/search", json={"id": "class0/0.png", "k": 3}).json()
     assert "class0/0.png" not in [one["image_id"] for one in answer["results"]]

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import re
 from html import unescape
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from starlette.testclient import TestClient
 
 from tests.serve.conftest import Connect, make_picture
+from vitrieve.index.filter import Condition, parse_filter
+from vitrieve.search.request import SearchResult
 from vitrieve.search.searcher import Searcher
+from vitrieve.serve.address import Address
 from vitrieve.serve.app import create_app
 from vitrieve.serve.limits import Limits
+from vitrieve.serve.view import spell_group
 
 HTML = {"Accept": "text/html"}
 
@@ -84,6 +90,16 @@ def test_what_is_missing_is_shown_without_a_broken_picture(client: TestClient) -
 def test_groups_lead_to_all_of_their_pictures(client: TestClient) -> None:
     page = client.get("/?plus=class0%2F0.png&group_by=label&k=12").text
     assert "/?plus=class0%2F0.png&filter=label%3DClass1&k=12" in unescape(page)
+
+
+@pytest.mark.parametrize("value", ["a|b", " outer ", 'a "quoted" one', "=x", "plain"])
+@pytest.mark.parametrize("column", ["size >= <", "label"])
+def test_the_address_of_a_group_names_its_value_alone(column: str, value: str) -> None:
+    result = SearchResult(image_id="a.jpg", score=1.0, path=Path("a.jpg"), metadata={column: value})
+    address = spell_group(result, Address(group_by=column))
+    assert address is not None
+    (spelled,) = parse_qs(urlsplit(address).query)["filter"]
+    assert parse_filter(spelled) == (Condition(column=column, operator="=", values=(value,)),)
 
 
 def test_the_same_picture_has_the_same_address(client: TestClient, picture: bytes) -> None:

@@ -16,6 +16,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 
 from vitrieve.data.folder import note_class_split, note_shared_classes
@@ -165,7 +166,7 @@ def _read_parquet(file: Path) -> tuple[list[str], Iterator[_Row]]:
     try:
         table = pyarrow.parquet.read_table(file)
         columns = list(table.column_names)
-        lists = [column.to_pylist() for column in table.columns]
+        lists = [_mend_gaps(column.to_pylist()) for column in table.columns]
     except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:  # text that is not UTF-8, odd dates
         raise DataError(f"{file} is not a readable Parquet file: {error}.") from None
     _check_columns(file, columns)
@@ -177,10 +178,25 @@ def _read_parquet(file: Path) -> tuple[list[str], Iterator[_Row]]:
     return columns, rows
 
 
-def _cell_text(value: object) -> str:
-    """Spell a typed cell as CSV would; a missing value (null, NaN) is empty."""
-    is_missing = value is None or (isinstance(value, float) and math.isnan(value))
-    return "" if is_missing else str(value)
+def _mend_gaps(cells: list[object]) -> list[object]:
+    """Make whole numbers with gaps, which pandas keeps as floating-point numbers (``2020.0``), whole again."""
+    given = [cell for cell in cells if not _is_missing(cell)]
+    if len(given) == len(cells) or not all(isinstance(cell, float) and cell.is_integer() for cell in given):
+        return cells
+    return [int(cell) if isinstance(cell, float) and cell.is_integer() else None for cell in cells]
+
+
+def _is_missing(cell: object) -> bool:
+    return cell is None or (isinstance(cell, float) and math.isnan(cell))
+
+
+def _cell_text(cell: object) -> str:
+    """Spell a typed cell: ``true``, dates and times in ISO 8601; a missing one (null, NaN) is empty."""
+    if _is_missing(cell):
+        return ""
+    if isinstance(cell, bool):
+        return str(cell).lower()
+    return cell.isoformat() if isinstance(cell, date) else str(cell)
 
 
 def _check_columns(file: Path, columns: list[str]) -> None:

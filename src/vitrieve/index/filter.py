@@ -9,16 +9,20 @@ from __future__ import annotations
 import math
 import operator
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 from vitrieve.errors import ConfigError
 
 Operator = Literal["=", "!=", "<", "<=", ">", ">="]
 _COMPARISONS = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
-_SPELLING = re.compile(r"([^<>=!]+)(<=|>=|!=|=|<|>)(.*)", re.DOTALL)
-"""Blanks are stripped afterwards: matched here, they made the time cubic in their number."""
+_QUOTED = r'"((?:[^"\\]|""|\\.)*)"'
+_HEAD = re.compile(rf'(?:{_QUOTED}\s*|((?!")[^<>=!]+))(<=|>=|!=|=|<|>)', re.DOTALL)
+"""The column and the sign; blanks are stripped before and afterwards: matched here, they made the time cubic."""
+_PIECE = re.compile(rf"\s*{_QUOTED}\s*", re.DOTALL)
+_ESCAPED = re.compile(r'""|\\(.)', re.DOTALL)
+_SPECIAL = re.compile(r'[<>=!|"]')
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,3})?", re.ASCII)
 
 
@@ -50,35 +54,92 @@ Filter = tuple[Condition, ...]
 """Conditions that must all hold; an empty one lets everything pass."""
 
 
-def parse_filter(texts: Iterable[str]) -> Filter:
-    """Read conditions as people write them.
+def parse_filter(filter: str | Condition | Iterable[str | Condition]) -> Filter:
+    """Read conditions as people write them; a ``Condition`` stands for itself.
 
     Args:
-        texts: ``column=value``, ``column!=value``, ``column=one|another``, ``column<5``, ``column>=2026-01-01``.
-            After ``<``, ``<=``, ``>`` and ``>=`` a value that reads as a number is one; after ``=`` and ``!=``
-            everything is text.
+        filter: One or several of ``column=value``, ``column!=value``, ``column=one|another``, ``column<5``,
+            ``column>=2026-01-01``. A column or value in double quotes is taken as it stands: ``"a=b"="one|two "``;
+            a quote in it is doubled or has a backslash before it, and a backslash has another one.
+            After ``<``, ``<=``, ``>`` and ``>=`` a value without quotes that reads as a number is one; after ``=``
+            and ``!=`` everything is text.
 
     Raises:
         ConfigError: Not of this form.
 
     >>> parse_filter(["label=apple|pear", "price<2.5"])[1]
     Condition(column='price', operator='<', values=(2.5,))
+    >>> parse_filter('" blank "="a|b"|c')[0]
+    Condition(column=' blank ', operator='=', values=('a|b', 'c'))
     """
-    return tuple(_parse_condition(text) for text in texts)
+    parts = [filter] if isinstance(filter, (str, Condition)) else filter
+    return tuple(part if isinstance(part, Condition) else _parse_condition(part) for part in parts)
+
+
+def format_condition(condition: Condition) -> str:
+    """Write a condition so that ``parse_filter`` reads the same one.
+
+    Raises:
+        ConfigError: ``=`` or ``!=`` with a number, which the text form cannot say: after them everything is text.
+
+    >>> format_condition(Condition(column="a=b", operator="=", values=("pear", " x|y")))
+    '"a=b"=pear|" x|y"'
+    """
+    is_order = condition.operator in _COMPARISONS
+    if not is_order and any(not isinstance(value, str) for value in condition.values):
+        raise ConfigError(
+            f"{condition.column} {condition.operator} {condition.values} has no text form; compare texts."
+        )
+    values = [
+        _quote(value, is_forced=is_order and read_number(value) is not None) if isinstance(value, str) else repr(value)
+        for value in condition.values
+    ]
+    return f"{_quote(condition.column, is_forced=not condition.column)}{condition.operator}{'|'.join(values)}"
+
+
+def _quote(text: str, *, is_forced: bool) -> str:
+    if not is_forced and text == text.strip() and not _SPECIAL.search(text):
+        return text
+    escaped = text.replace("\\", "\\\\").replace('"', '""')
+    return f'"{escaped}"'
 
 
 def _parse_condition(text: str) -> Condition:
-    match = _SPELLING.fullmatch(text)
-    column, sign, value = (part.strip() for part in match.groups()) if match else ("", "", "")
-    if not column:
+    stripped = text.strip()
+    match = _HEAD.match(stripped)
+    quoted, plain, sign = match.groups() if match else (None, "", "")
+    column = plain.strip() if quoted is None else _unescape(quoted)
+    if match is None or (quoted is None and not column):
         raise ConfigError(
             f"{text!r} is no filter; write column=value, column!=value, column=one|another, column<5 or "
-            "column>=2026-01-01."
+            'column>=2026-01-01, and in double quotes what has blanks around it or one of < > = ! |: "a=b"="one|two".'
         )
-    if sign in ("=", "!="):
-        return Condition(column=column, operator=sign, values=tuple(value.split("|")))  # type: ignore[arg-type]
+    value = stripped[match.end() :].strip()
+    comparison = cast(Operator, sign)
+    if comparison not in _COMPARISONS or value.startswith('"'):
+        return Condition(column=column, operator=comparison, values=tuple(_split_values(value, text)))
     number = read_number(value)
-    return Condition(column=column, operator=sign, values=(value if number is None else number,))  # type: ignore[arg-type]
+    return Condition(column=column, operator=comparison, values=(value if number is None else number,))
+
+
+def _split_values(value: str, text: str) -> Iterator[str]:
+    """Yield the values between bars; a bar in quotes belongs to its value."""
+    start = 0
+    while start <= len(value):
+        match = _PIECE.match(value, start)
+        bar = value.find("|", start)
+        end = match.end() if match else bar if bar >= 0 else len(value)
+        piece = value[start:end]
+        if (match and value[end : end + 1] not in ("", "|")) or (not match and piece.lstrip().startswith('"')):
+            raise ConfigError(
+                f'{text!r} is no filter: a value that starts with a quote ends with one; write a quote in it twice: "".'
+            )
+        yield _unescape(match[1]) if match else piece
+        start = end + 1
+
+
+def _unescape(quoted: str) -> str:
+    return _ESCAPED.sub(lambda match: match[1] or '"', quoted)
 
 
 def read_number(text: str) -> float | None:

@@ -133,7 +133,8 @@ def build_request(question: Question, pictures: Pictures, limits: Limits) -> Sea
     body = question.body or SearchBody()
     parameters = _merge(question.parameters, body)
     examples = list(_list_examples(question, body))
-    _check_counts(parameters, len(examples), limits)
+    conditions = parameters.filter if body.filter is None else body.filter
+    _check_counts(parameters, len(examples), len(conditions), limits)
     box = body.box if body.box is not None else parse_box(parameters.box)
     if box is not None:
         if len(examples) != 1:
@@ -145,7 +146,7 @@ def build_request(question: Question, pictures: Pictures, limits: Limits) -> Sea
         minus=tuple(example for sign, example in made if sign == "minus"),
         k=parameters.k,
         offset=parameters.offset,
-        filter=parse_filter(parameters.filter),
+        filter=parse_filter(one if isinstance(one, str) else one.to_condition() for one in conditions),
         group_by=parameters.group_by or None,
         is_near_duplicate_grouped=parameters.is_near_duplicate_grouped,
         reranking=parameters.reranking,
@@ -213,17 +214,17 @@ def _list_examples(question: Question, body: SearchBody) -> Iterator[GivenExampl
 
 
 def _merge(parameters: SearchParameters, body: SearchBody) -> SearchParameters:
-    """Let what the JSON says win over the address; the box has another form in each."""
-    given = body.model_dump(include=set(SearchParameters.model_fields) - {"box"}, exclude_none=True)
+    """Let what the JSON says win over the address; the box and the filter have other forms in each."""
+    given = body.model_dump(include=set(SearchParameters.model_fields) - {"box", "filter"}, exclude_none=True)
     return validate(SearchParameters, {**parameters.model_dump(), **given})
 
 
-def _check_counts(parameters: SearchParameters, num_examples: int, limits: Limits) -> None:
+def _check_counts(parameters: SearchParameters, num_examples: int, num_conditions: int, limits: Limits) -> None:
     for name, count, most in (
         ("k", parameters.k, limits.k),
         ("offset", parameters.offset, limits.offset),
         ("the number of examples", num_examples, limits.examples),
-        ("the number of filters", len(parameters.filter), limits.filters),
+        ("the number of filters", num_conditions, limits.filters),
     ):
         if count > most:
             raise HTTPException(422, f"{name} is {count}; this server allows at most {most:,}.")

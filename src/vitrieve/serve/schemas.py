@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Base64Bytes, BaseModel, ConfigDict, Field
+from pydantic import Base64Bytes, BaseModel, ConfigDict, Field, StrictBool
 
+from vitrieve.index.filter import Condition, Operator
 from vitrieve.search.request import Reranking, SearchAnswer, SearchResult
 
 MAX_TEXT = 4096
@@ -24,6 +25,27 @@ BoxNumbers = Annotated[
 ]
 
 
+class ConditionBody(BaseModel):
+    """One condition on one metadata column; a number compares numbers, a text compares texts."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    column: Text
+    operator: Operator
+    values: list[StrictBool | FiniteNumber | Text] = Field(
+        min_length=1, max_length=MAX_LIST, fail_fast=True, description="For = and != any number, otherwise one."
+    )
+
+    def to_condition(self) -> Condition:
+        """Build the condition that the stores take; a truth value is the text that tables have for it.
+
+        Raises:
+            ConfigError: Several values for an operator that takes one.
+        """
+        values = [str(value).lower() if isinstance(value, bool) else value for value in self.values]
+        return Condition(column=self.column, operator=self.operator, values=tuple(values))
+
+
 class SearchParameters(BaseModel):
     """What can stand in the address of a search, whatever its body is."""
 
@@ -33,7 +55,9 @@ class SearchParameters(BaseModel):
         None, description="Region of the picture to search for: x_1,y_1,x_2,y_2 in pixels.", examples=["10,10,200,150"]
     )
     filter: Conditions = Field(
-        [], description="Conditions that must all hold: column=value, column!=value, column=one|another, column<5."
+        [],
+        description="Conditions that must all hold: column=value, column!=value, column=one|another, column<5; in "
+        'double quotes what has blanks around it or one of < > = ! |: "a=b"="one|two".',
     )
     group_by: Text | None = Field(None, description="Metadata column; one result for each of its values.")
     is_near_duplicate_grouped: bool = Field(False, description="Put images nearly equal to a nearer one behind it.")
@@ -68,7 +92,9 @@ class SearchBody(BaseModel):
     box: BoxNumbers | None = Field(None, description="Region of the picture that id names.")
     k: int | None = Field(None, ge=1)
     offset: int | None = Field(None, ge=0)
-    filter: Conditions | None = None
+    filter: list[Text | ConditionBody] | None = Field(
+        None, max_length=MAX_LIST, fail_fast=True, description="Conditions that must all hold, in either form."
+    )
     group_by: Text | None = None
     is_near_duplicate_grouped: bool | None = None
     reranking: Reranking | None = None

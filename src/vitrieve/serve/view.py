@@ -12,6 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from vitrieve import __version__
 from vitrieve.data.records import ImageRecord
+from vitrieve.index.filter import Condition, format_condition
 from vitrieve.index.store import StoreInfo
 from vitrieve.search.page import TITLE_KEYS, fill_bar, find_bar_start
 from vitrieve.search.request import SearchAnswer, SearchResult
@@ -123,11 +124,11 @@ def describe_result(result: SearchResult, rank: int, address: Address, bar_start
 
 
 def spell_group(result: SearchResult, address: Address) -> str | None:
-    """Spell the address of everything in a result's group; None without groups, or where no condition says it."""
+    """Spell the address of everything in a result's group; None without groups, or where the image has no value."""
     value = result.metadata.get(address.group_by, "")
-    if not value or "|" in value:  # in a condition the bar means: or
+    if not value:
         return None
-    condition = f"{address.group_by}={value}"
+    condition = format_condition(Condition(column=address.group_by, operator="=", values=(value,)))
     return replace(address, group_by="", filter=(*address.filter, condition), page=1).spell()
 
 
