@@ -187,6 +187,10 @@ class StoreMachine(RuleBasedStateMachine):
         if hasattr(self, "store"):
             assert list(self.store.image_ids()) == sorted(self.model.images)
             assert self.store.columns() == tuple(sorted(self.model.columns))
+            for num_images in (0, 2, 1000):
+                some = self.store.sample_ids(num_images)
+                assert len(some) == min(num_images, len(self.model.images))
+                assert some == sorted(set(some) & set(self.model.images))
 
     def teardown(self) -> None:
         if hasattr(self, "store"):

@@ -54,6 +54,9 @@ class MemoryStore:
     def image_ids(self) -> Iterator[str]:
         yield from sorted(self.images)
 
+    def sample_ids(self, num_images: int) -> list[str]:
+        return sorted(self.images)[:num_images]
+
     def columns(self) -> tuple[str, ...]:
         return tuple(sorted({column for _, record in self.images.values() for column in record.metadata}))
 

@@ -248,6 +248,17 @@ def test_group_by_shows_the_nearest_of_each_group(searcher: Searcher) -> None:
         assert scores == sorted(scores, reverse=True)
 
 
+def test_a_group_keeps_its_nearest_images_only(
+    searcher: Searcher, store: MemoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = searcher.answer(by_id("0042", k=30, group_by="label"))
+    monkeypatch.setattr("vitrieve.search.grouping.MAX_GROUP_IMAGES", 3)
+    cut = searcher.answer(by_id("0042", k=30, group_by="label"))
+    assert ids(cut) == ids(whole)
+    assert max(len(result.others) for result in whole.results) > 2
+    assert [result.others for result in cut.results] == [result.others[:2] for result in whole.results]
+
+
 def test_group_by_fetches_more_until_there_are_enough_groups(searcher: Searcher, store: MemoryStore) -> None:
     answer = searcher.answer(by_id("0042", k=28, group_by="label"))
     assert len(answer.results) == 28

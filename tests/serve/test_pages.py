@@ -197,3 +197,15 @@ def test_overlay_is_a_picture(client: TestClient) -> None:
 def test_programs_get_json_even_if_they_accept_pages(client: TestClient) -> None:
     assert client.post("/search", content=b"", headers=HTML).json()["detail"]
     assert client.get("/images/nobody", headers=HTML).json()["detail"]
+
+
+def test_the_start_page_asks_for_a_few_names_alone(
+    client: TestClient, searcher: Searcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse() -> None:
+        raise AssertionError("every name of the index was asked for")
+
+    monkeypatch.setattr(searcher.store, "image_ids", refuse)
+    page = client.get("/")
+    assert page.status_code == 200
+    assert page.text.count("/thumbnails/") >= 12

@@ -179,6 +179,15 @@ class ExactStore:
         return iter(sorted(image_id for some in names for image_id in some))
 
     @guarded
+    def sample_ids(self, num_images: int) -> list[str]:
+        """Return the names of the first images, as they were written."""
+        names: list[str] = []
+        for part in self._read().parts:
+            rows = np.flatnonzero(part.is_alive)[: num_images - len(names)]
+            names += part.segment.rows["image_id"].take(pa.array(rows)).to_pylist()
+        return sorted(names)
+
+    @guarded
     def columns(self) -> tuple[str, ...]:
         """Return the names of the metadata columns, sorted."""
         return self._read().columns

@@ -251,6 +251,13 @@ class LanceStore:
         return iter(sorted(self._table.search().select(["image_id"]).to_arrow()["image_id"].to_pylist()))
 
     @guarded
+    def sample_ids(self, num_images: int) -> list[str]:
+        """Return the names of the first images that a scan meets."""
+        if num_images < 1:  # LanceDB takes a limit of 0 for none
+            return []
+        return sorted(self._table.search().select(["image_id"]).limit(num_images).to_arrow()["image_id"].to_pylist())
+
+    @guarded
     def columns(self) -> tuple[str, ...]:
         """Return the names of the metadata columns, sorted."""
         return metadata_columns(self._schema)

@@ -11,6 +11,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -220,6 +221,11 @@ class MilvusStore:
     def image_ids(self) -> Iterator[str]:
         """Return the names of all images, rising."""
         return iter(sorted({from_key(row["key"]) for row in self._iterate(self._name, ["key"])}))
+
+    @guarded
+    def sample_ids(self, num_images: int) -> list[str]:
+        """Return the names of the first images that the server lists."""
+        return sorted({from_key(row["key"]) for row in islice(self._iterate(self._name, ["key"]), num_images)})
 
     @guarded
     def columns(self) -> tuple[str, ...]:

@@ -120,6 +120,17 @@ class VectorStore(Protocol):
         """Yield the name of every image, rising."""
         ...
 
+    def sample_ids(self, num_images: int) -> list[str]:
+        """Return the names of some images, sorted, at a cost that does not grow with the index.
+
+        Args:
+            num_images: Largest number of names.
+
+        Returns:
+            As many as there are, at most ``num_images``; the same ones as long as nothing changes.
+        """
+        ...
+
     def columns(self) -> tuple[str, ...]:
         """Return the names of the metadata columns, sorted: what a filter may use.
 

@@ -16,6 +16,10 @@ NEAR_DUPLICATE_SIMILARITY = 0.99
 brighter is above it in 99 of 100 cases; one cut by 2 % at every edge in half of them; of different photographs, one in
 200 has another that near. An encoder fine-tuned to draw a class together calls more images equal."""
 
+MAX_GROUP_IMAGES = 100
+"""Images kept in a group, the first included: a class of 30,000 would fill a page that nobody looks through. A filter
+shows them all."""
+
 
 def group_hits(store: VectorStore, levels: Iterable[list[Hit]], request: SearchRequest) -> list[list[Hit]]:
     """Sort images into groups, until there is one more than the request's page needs.
@@ -25,8 +29,8 @@ def group_hits(store: VectorStore, levels: Iterable[list[Hit]], request: SearchR
     image depends on nearer images only, so that every page finds the same groups.
 
     Returns:
-        Groups in the order of their first images; in each, the images met until then, in order. Without grouping,
-        every image is a group.
+        Groups in the order of their first images; in each, the images met until then, in order, at most
+        ``MAX_GROUP_IMAGES``. Without grouping, every image is a group.
     """
     groups = _Groups(request.group_by, request.offset + request.k + 1, store.info.embedding_dim)
     for hits in levels:
@@ -60,7 +64,8 @@ class _Groups:
                 self.found.append([])
                 if vector is not None:
                     self._leaders[place] = vector
-            self.found[place].append(hit)
+            if len(self.found[place]) < MAX_GROUP_IMAGES:
+                self.found[place].append(hit)
             if value is not None:
                 self._places.setdefault(value, place)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import islice
 from typing import Annotated, Any
 
 from fastapi import APIRouter, HTTPException, Query, Request, Response
@@ -39,7 +38,7 @@ router = APIRouter(include_in_schema=False)
 
 NUM_SAMPLES = 12
 NUM_SAMPLED_FROM = 2000
-"""Names looked through for the samples: going through all of a large collection would take seconds."""
+"""Names that the samples are chosen from."""
 MAX_VALUES = 200
 MAX_VALUE_LENGTH = 60
 _HELPER_FIELDS = ("column", "operator", "value", "x_1", "y_1", "x_2", "y_2")
@@ -79,19 +78,23 @@ async def show_search(request: Request, service: CurrentService) -> Response:
         return await _show_start(service)
     answer, problem = await _search(request, service, address)
     status = problem["status"] if problem else 200
-    columns = await service.look_up(service.searcher.store.columns)
-    page = service.renderer.render(
-        "results.html",
-        address=address,
-        results=describe_results(answer, address) if answer else [],
-        answer=answer,
-        problem=problem,
-        columns=columns,
-        values=_list_values(answer),
-        conditions=describe_conditions(address),
-        **await _describe_query(service, address),
-    )
-    return HTMLResponse(page, status, headers=_retry(status, service))
+    query = await _describe_query(service, address)
+
+    def render() -> str:
+        return service.renderer.render(
+            "results.html",
+            address=address,
+            results=describe_results(answer, address) if answer else [],
+            answer=answer,
+            problem=problem,
+            columns=service.searcher.store.columns(),
+            values=_list_values(answer),
+            conditions=describe_conditions(address),
+            **query,
+        )
+
+    # In a worker: a page of many groups takes a while, in which the event loop would answer nobody.
+    return HTMLResponse(await service.look_up(render), status, headers=_retry(status, service))
 
 
 def _list_values(answer: SearchAnswer | None) -> list[str]:
@@ -109,7 +112,7 @@ async def _show_start(service: Service) -> Response:
 
 def _choose_samples(service: Service) -> list[ImageRecord]:
     """Choose images from all over the beginning of the collection, always the same."""
-    image_ids = list(islice(service.searcher.store.image_ids(), NUM_SAMPLED_FROM))
+    image_ids = service.searcher.store.sample_ids(NUM_SAMPLED_FROM)
     chosen = image_ids[:: max(1, len(image_ids) // NUM_SAMPLES)][:NUM_SAMPLES]
     return service.searcher.store.get(chosen)[1] if chosen else []
 
@@ -222,7 +225,7 @@ async def show_comparison(request: Request, image_id: str, service: CurrentServi
     """Show the query and one result side by side."""
     address = parse_address(request.query_params, service.limits)
     answer, problem = await _search(request, service, address)
-    results = describe_results(answer, address) if answer else []
+    results = await service.look_up(lambda: describe_results(answer, address)) if answer else []
     found = [result for one in results for result in (one, *one["others"])]
     place = next((row for row, result in enumerate(found) if result["image_id"] == image_id), None)
     if problem is None and place is None:

@@ -106,7 +106,9 @@ class ResultBody(BaseModel):
     image_id: str
     score: float = Field(description="Cosine similarity to the query, in [-1, 1]; higher is nearer.")
     metadata: dict[str, str]
-    others: list[ResultBody] = Field(description="Images of its group that are further away, nearest first.")
+    others: list[ResultBody] = Field(
+        description="Images of its group that are further away, nearest first; at most 99."
+    )
 
 
 class AnswerBody(BaseModel):
