@@ -1,8 +1,7 @@
 """The LanceDB store: embedded, on disk, the default. Next: ``milvus.py``.
 
 A few thousand images are compared whole. Beyond, ``optimise`` builds an index of short codes that chooses candidates;
-their scores always come from the full vectors. LanceDB's files never change: a change adds some, and a version that
-names them.
+their scores always come from the full vectors. LanceDB's files never change: a change adds new ones.
 """
 
 from __future__ import annotations
@@ -252,10 +251,9 @@ class LanceStore:
 
     @guarded
     def sample_ids(self, num_images: int) -> list[str]:
-        """Return the names of the first images that a scan meets."""
-        if num_images < 1:  # LanceDB takes a limit of 0 for none
-            return []
-        return sorted(self._table.search().select(["image_id"]).limit(num_images).to_arrow()["image_id"].to_pylist())
+        """Return names of images that a scan meets first."""
+        some = self._table.search().select(["image_id"]).limit(max(1, num_images)).to_arrow()  # 0: LanceDB means all
+        return sorted(some["image_id"].to_pylist()[:num_images])
 
     @guarded
     def columns(self) -> tuple[str, ...]:

@@ -130,6 +130,8 @@ def train(
             _mine_when_due(state, miner, end_step, log)
             start = time.monotonic()
         failure = _measure_last(state, evaluate, log, run) if state.step == num_steps else None
+        if is_interrupted():  # during the last measurement, which is saved
+            raise KeyboardInterrupt
 
     # Result
     return TrainingResult(_keep(state, config), state.selection, state.step, failure)
