@@ -184,6 +184,19 @@ def test_a_run_goes_on_with_less_memory_and_moved_data(
     assert "loader.cache_bytes was 2147483648 and is 100000; train.memory_limit_gib was none and is 8.0" in err
 
 
+def test_the_advice_after_a_reduction_that_failed_works(
+    run_train: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = f"folder:{write_pictures(tmp_path / 'photographs', LARGER)}"
+    with monkeypatch.context() as broken:
+        broken.setattr("vitrieve.train.run.reduce_encoder", raise_fault)
+        status, _, err = run_train(source, "--no-report", "--model.embedding-dim", "16")
+    assert (status, "with another --model.embedding-dim" in err) == (1, True)
+    assert run_train(source, "--no-report", "--resume", "--model.embedding-dim", "8")[0] == 0
+    spec = json.loads((tmp_path / "run" / ENCODER_SUBFOLDER / "encoder.json").read_text())
+    assert spec["reduction_kind"] == "pca"
+
+
 def test_a_run_goes_on_with_moved_weights_and_refuses_others(
     run_train: Run, stopped_run: tuple[str, Path], tiny_weights: Path, tmp_path: Path
 ) -> None:

@@ -71,7 +71,7 @@ def with_train(**changes: object) -> Config:
 def test_settle_accepts_settings_that_cannot_change_the_mathematics(tmp_path: Path, config: Config, said: str) -> None:
     settle(tmp_path, describe_run("small", Config(), "zero_shot", RECORDS))
     changed = describe_run("small", config, "zero_shot", RECORDS)
-    assert settle(tmp_path, changed) == [f"accepted, as the result does not depend on it: {said}"]
+    assert settle(tmp_path, changed) == [f"accepted, as no step depends on it: {said}"]
     assert settle(tmp_path, changed) == []  # what was accepted is what the run has now
 
 

@@ -24,6 +24,8 @@ NUM_DIGEST_CHARACTERS = 64
 FREE_SETTINGS = frozenset(
     {
         "loader.cache_bytes",
+        "model.embedding_dim",
+        "model.whiten",
         "train.checkpoint_every",
         "train.compile",
         "train.device",
@@ -32,8 +34,8 @@ FREE_SETTINGS = frozenset(
         "train.num_threads",
     }
 )
-"""Settings that a resumed run may change, because they say how to compute and not what: a run that ran out of memory
-goes on with less. Another device or number of threads may change the last bits of the result."""
+"""Settings that a resumed run may change, because no step depends on them: they say how to compute and not what, so that
+a run that ran out of memory goes on with less, or they are about the reduction, which is fitted after the last step. Another device or number of threads may change the last bits of the result."""
 
 
 def describe_run(
@@ -169,7 +171,7 @@ def _take_accepted(changes: Changes, before: Mapping[str, Any]) -> list[str]:
     free = sorted(FREE_SETTINGS & changes.keys())
     if free:
         listed = "; ".join(f"{name} was {_spell(changes[name][0])} and is {_spell(changes[name][1])}" for name in free)
-        notes.append(f"accepted, as the result does not depend on it: {listed}")
+        notes.append(f"accepted, as no step depends on it: {listed}")
     machine = [name for name in changes if name.startswith(f"{MACHINE}.")]
     if machine:
         notes.append(f"begun with another {' and '.join(machine)}: the result may differ in the last bits")
