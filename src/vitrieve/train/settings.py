@@ -34,8 +34,9 @@ FREE_SETTINGS = frozenset(
         "train.num_threads",
     }
 )
-"""Settings that a resumed run may change, because no step depends on them: they say how to compute and not what, so that
-a run that ran out of memory goes on with less, or they are about the reduction, which is fitted after the last step. Another device or number of threads may change the last bits of the result."""
+"""Settings that a resumed run may change, because no step depends on them. Most say how to compute and not what, so
+that a run that ran out of memory goes on with less; another device or number of threads may change the last bits of the
+result. The others are about the reduction, which is fitted after the last step."""
 
 
 def describe_run(
