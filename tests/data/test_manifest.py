@@ -1,15 +1,17 @@
 from __future__ import annotations
 
 import datetime
+import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 import pyarrow
 import pyarrow.parquet
 import pytest
 
 from vitrieve.data.manifest import read_manifest_file
-from vitrieve.data.records import Dataset
+from vitrieve.data.records import Dataset, require_trainable
 from vitrieve.errors import DataError
 
 
@@ -98,7 +100,7 @@ def test_read_manifest_file_accepts_spreadsheet_habits(folder: Path, encoding: s
     [
         ("", "no column 'path'. Found: nothing"),
         ("path;label\na.jpg;x\n", "Found: 'path;label'. Columns are separated by commas"),
-        ("path\na.jpg\n", "no column 'label'"),
+        ("label\na\n", "no column 'path'"),
         ("path,label\n", "no rows"),
         ("path,label,label\na.jpg,x,y\n", "'label' twice"),
         ("path,label,Split\na.jpg,x,test\n", "write it 'split'"),
@@ -111,7 +113,7 @@ def test_read_manifest_file_accepts_spreadsheet_habits(folder: Path, encoding: s
         ("path,label,split\na.jpg,x,train\nb.jpg,x,val\n", "line 3: split is 'val'; accepted: train, validation, test"),
         ("path,label,split\na.jpg,x,\n", "line 2: split is ''"),
         ("path,label,is_query\na.jpg,x,maybe\n", "line 2: is_query is 'maybe'; accepted: true, false, 1, 0"),
-        ("path,label,is_gallery\na.jpg,x,\n", "line 2: is_gallery is ''"),
+        ("path,label,is_gallery\na.jpg,x,perhaps\n", "line 2: is_gallery is 'perhaps'"),
         ("path,label,x_1,y_1,x_2,y_2\na.jpg,x,1,2,3,\n", "line 2: the box"),
         ("path,label,x_1,y_1,x_2,y_2\na.jpg,x,1,2,3,wide\n", "line 2: the box"),
         ("path,label,x_1,y_1,x_2,y_2\na.jpg,x,1,2,inf,4\n", "must be finite"),
@@ -188,3 +190,127 @@ def test_read_manifest_file_spells_typed_cells_as_people_filter_by_them(folder: 
         "weight": "2.0",
     }
     assert set(second.metadata.values()) <= {"", "3.0"}
+
+
+@pytest.mark.parametrize(
+    ("values", "kind"),
+    [([["k0", "all"]] * 2, "list"), ([{"a": 1}] * 2, "struct"), ([b"k0"] * 2, "binary"), ([0.5, 1.0], "double")],
+)
+def test_labels_of_types_that_are_no_names_are_refused(folder: Path, values: list[object], kind: str) -> None:
+    with pytest.raises(
+        DataError, match=rf"the column 'label' is of the type {kind}.*; accepted: text or whole numbers"
+    ):
+        read_parquet(folder, {"path": ["a.jpg", "b.jpg"], "label": values})
+
+
+def test_labels_may_be_text_whole_numbers_or_booleans(folder: Path) -> None:
+    for values, names in (([3, 12], ("12", "3")), ([True, False], ("false", "true")), (["b", "a"], ("a", "b"))):
+        assert read_parquet(folder, {"path": ["a.jpg", "b.jpg"], "label": values}).label_names == names
+    text = pyarrow.array(["b", "a"]).dictionary_encode()
+    assert read_parquet(folder, {"path": ["a.jpg", "b.jpg"], "label": text}).label_names == ("a", "b")
+
+
+def test_a_label_that_often_stands_for_a_missing_one_is_noted(folder: Path) -> None:
+    notes = " ".join(read_csv(folder, "path,label\na.jpg,nan\nb.jpg,dog\nc.jpg,NaN\n").notes)
+    assert "2 of 3 rows have the label 'nan'" in notes
+    assert "nan" not in " ".join(read_csv(folder, "path,label\na.jpg,nancy\n").notes)
+
+
+def test_tables_of_open_metric_learning_are_read(folder: Path) -> None:
+    # Roles are empty where a row trains; and numbers, as pandas writes a column with gaps.
+    dataset = read_csv(
+        folder,
+        "path,label,split,is_query,is_gallery\na.jpg,x,train,,\nb.jpg,y,validation,1.0,0.0\nb.jpg,y,validation,0.0,1.0\n"
+        "c.jpg,y,validation,0.0,1.0\n",
+    )
+    assert [record.image_id for record in dataset.records] == ["a.jpg", "b.jpg", "c.jpg"]
+    roles = [(record.is_query, record.is_gallery) for record in dataset.records]
+    assert roles == [(True, True), (True, True), (False, True)]
+    with pytest.raises(
+        DataError, match=r"line 3: 'a.jpg' was listed before \(.*line 2\) with the same roles; .*drop_dup"
+    ):
+        read_csv(folder, "path,label\na.jpg,x\na.jpg,x\n")
+
+
+def test_a_parquet_table_without_paths_gets_no_advice_about_commas(folder: Path) -> None:
+    with pytest.raises(DataError, match=r"no column 'path'. Found: 'label'.$"):
+        read_parquet(folder, {"label": ["x"]})
+    with pytest.raises(DataError, match="separated by commas"):
+        read_csv(folder, "label\nx\n")
+
+
+def test_paths_are_found_as_people_write_them(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "sub").mkdir()
+    for name in ("sub/d.jpg", "sub/e f.jpg", "back\\slash.jpg"):
+        (folder / name).write_bytes(b"")
+    monkeypatch.setenv("HOME", str(folder))
+    rows = {
+        "./a.jpg": "a.jpg",
+        "sub\\d.jpg": "sub/d.jpg",
+        "back\\slash.jpg": "back\\slash.jpg",
+        f"file://{folder}/sub/e%20f.jpg": f"{folder}/sub/e f.jpg",
+        "~/b.jpg": f"{folder}/b.jpg",
+        f"../{folder.name}/c.jpg": f"{folder.name}/c.jpg",
+    }
+    dataset = read_csv(folder, "path,label\n" + "".join(f"{path},x\n" for path in rows))
+    assert [record.image_id for record in dataset.records] == list(rows.values())
+    assert all(record.path.is_file() for record in dataset.records)
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("C:\\photos\\a.jpg", "a path of a Windows machine"),
+        ("d:/photos/a.jpg", "a path of a Windows machine"),
+        ("\\\\server\\share\\a.jpg", "a network path of Windows"),
+        ("https://example.org/a.jpg", "an address; only files are read"),
+        ("s3://bucket/a.jpg", "an address; only files are read"),
+        ("file://elsewhere/a.jpg", "a file of the machine 'elsewhere'"),
+    ],
+)
+def test_paths_of_other_machines_are_refused_with_what_to_do(folder: Path, path: str, said: str) -> None:
+    with pytest.raises(DataError, match=r"images.csv, line 3: path is ") as told:
+        read_csv(folder, f"path,label\na.jpg,x\n{path},x\n")
+    assert said in str(told.value)
+
+
+def test_two_files_of_one_name_are_refused(folder: Path) -> None:
+    (folder / "a").mkdir()
+    (folder / "a" / "a.jpg").write_bytes(b"")
+    (folder / "a" / "images.csv").write_text("path,label\na.jpg,x\n../a.jpg,y\n")
+    with pytest.raises(DataError, match=r"line 3: 'a.jpg' was listed before .* for another file; move the table up"):
+        read_manifest_file(folder / "a" / "images.csv")
+
+
+@pytest.mark.parametrize(("on_disk", "in_table"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_a_path_in_the_other_unicode_form_is_found_and_labels_are_one(
+    folder: Path, on_disk: Literal["NFC", "NFD"], in_table: Literal["NFC", "NFD"]
+) -> None:
+    name = "caf\u00e9.jpg"
+    (folder / unicodedata.normalize(on_disk, name)).write_bytes(b"")
+    labels = [unicodedata.normalize(form, "caf\u00e9") for form in ("NFC", "NFD")]
+    text = f"path,label\n{unicodedata.normalize(in_table, name)},{labels[0]}\na.jpg,{labels[1]}\n"
+    dataset = read_csv(folder, text)
+    assert dataset.records[0].path.is_file()
+    assert dataset.label_names == ("caf\u00e9",)
+    assert any("1 of 2 files were found under the other Unicode form" in note for note in dataset.notes)
+
+
+def test_a_table_without_labels_can_be_searched(folder: Path) -> None:
+    dataset = read_csv(folder, "path,price\na.jpg,3\nb.jpg,4\n")
+    assert [(record.label, dict(record.metadata)) for record in dataset.records] == [
+        (0, {"price": "3"}),
+        (0, {"price": "4"}),
+    ]
+    assert dataset.notes == (
+        "the table has no column 'label': its images can be searched, but not trained on or measured.",
+    )
+    with pytest.raises(DataError, match="one class only"):
+        require_trainable(dataset)
+
+
+def test_a_nul_character_costs_its_row_alone(folder: Path) -> None:
+    dataset = read_csv(folder, "path,label,note\na.jpg,x,on\0e\nb.jpg,x,two\nc\0.jpg,x,three\n")
+    assert "2 of 3 rows have a NUL character, the first in" in " ".join(dataset.notes)
+    assert dataset.records[0].metadata == {"note": "on\ufffde"}
+    assert [record.path.is_file() for record in dataset.records] == [True, True, False]

@@ -1,10 +1,11 @@
 """The user's own images, listed in a table: one row an image, as CSV or Parquet.
 
-Columns: ``path`` (relative to the table's folder) and ``label``; optional ``split`` (train, validation, test),
-``is_query``, ``is_gallery`` (true, false, 1, 0), the box ``x_1, y_1, x_2, y_2`` in pixels, ``junk_group`` (for a query,
-the images of its own group are neither right nor wrong in an evaluation); every other column is metadata. A malformed
-table is an error that names the row; a listed image that turns out to be missing or damaged is reported by whoever
-decodes it, unless not a single one is there. Next file: ``decode.py``.
+Columns: ``path`` (relative to the table's folder); optional ``label`` (needed to train and to measure), ``split``
+(train, validation, test), ``is_query``, ``is_gallery`` (true, false, 1, 0, or empty, which says nothing), the box
+``x_1, y_1, x_2, y_2`` in pixels, ``junk_group`` (for a query, the images of its own group are neither right nor wrong
+in an evaluation); every other column is metadata. A malformed table is an error that names the row; a listed image
+that turns out to be missing or damaged is reported by whoever decodes it, unless not a single one is there. Next file:
+``table_cells.py``.
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ import csv
 import io
 import math
 import os
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from datetime import date
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vitrieve.data.folder import note_class_split, note_shared_classes
@@ -29,19 +30,25 @@ from vitrieve.data.records import (
     hold_out_labels,
     printable_name,
 )
+from vitrieve.data.table_cells import check_type, mend_gaps, spell_cell
+from vitrieve.data.table_paths import FoundPath, find_path
 from vitrieve.errors import DataError, unknown_name_message
 
 PROTOCOLS = ("own_classes",)
-REQUIRED_COLUMNS = ("path", "label")
+REQUIRED_COLUMNS = ("path",)
 ROLE_COLUMNS = ("is_query", "is_gallery")
 BOX_COLUMNS = ("x_1", "y_1", "x_2", "y_2")
-KNOWN_COLUMNS = (*REQUIRED_COLUMNS, "split", *ROLE_COLUMNS, *BOX_COLUMNS)
+KNOWN_COLUMNS = (*REQUIRED_COLUMNS, "label", "split", *ROLE_COLUMNS, *BOX_COLUMNS)
 JUNK_COLUMN = "junk_group"
 """It is metadata, too, so that a search can filter by it; an empty cell means no group."""
 
 _CSV_SUFFIXES = (".csv",)
 _PARQUET_SUFFIXES = (".parquet", ".pq")
-_TRUE_AND_FALSE = {"true": True, "false": False, "1": True, "0": False}
+_TRUE_AND_FALSE = {"true": True, "false": False, "1": True, "0": False, "1.0": True, "0.0": False}
+NO_LABEL = "image"
+"""Name of the one class of a table without labels, as of a folder without classes."""
+_MISSING_LABELS = ("nan", "none", "null")
+"""How other programs spell that a label is missing."""
 
 Box = tuple[float, float, float, float]
 
@@ -59,7 +66,7 @@ class _Entry:
     """One row, checked; the image_id and the label's number need the whole table."""
 
     where: str
-    path: str
+    found: FoundPath
     label_name: str
     split: Split | None
     is_query: bool
@@ -89,15 +96,15 @@ def read_manifest_file(file: Path, protocol: str = PROTOCOLS[0]) -> Dataset:
         raise DataError(unknown_name_message("protocol of a manifest", protocol, PROTOCOLS))
     columns, rows = _read_table(file)
     _check_columns(file, columns)
-    entries = [_check_row(row) for row in rows]
+    readable_rows, notes = _replace_nul(list(rows))
+    entries = _join_roles([_check_row(row, file.parent) for row in readable_rows])
     if not entries:
         raise DataError(f"{file} has a header but no rows.")
     label_names = tuple(sorted({entry.label_name for entry in entries}))
-    has_split = "split" in columns
-    records = _build_records(file.parent, entries, label_names)
+    records = _build_records(entries, label_names)
     if not any(os.path.exists(record.path) for record in records):
         raise DataError(
-            f"none of the images of {file} exists, for example {entries[0].where}: {entries[0].path!r}. "
+            f"none of the images of {file} exists, for example {entries[0].where}: {entries[0].found.image_id!r}. "
             f"Paths are relative to the folder of the table, {file.parent.resolve()}."
         )
     return Dataset(
@@ -106,10 +113,63 @@ def read_manifest_file(file: Path, protocol: str = PROTOCOLS[0]) -> Dataset:
         records=records,
         label_names=label_names,
         junk_key=JUNK_COLUMN if JUNK_COLUMN in columns else None,
-        notes=note_shared_classes(records)
-        if has_split
-        else note_class_split(len(label_names), _count_test_classes(records)),
+        notes=(*_note_split(records, columns, label_names), *notes, *_note_spellings(entries, columns)),
     )
+
+
+def _note_split(records: tuple[ImageRecord, ...], columns: list[str], label_names: tuple[str, ...]) -> tuple[str, ...]:
+    if "label" not in columns:
+        return ("the table has no column 'label': its images can be searched, but not trained on or measured.",)
+    if "split" in columns:
+        return note_shared_classes(records)
+    return note_class_split(len(label_names), _count_test_classes(records))
+
+
+def _note_spellings(entries: list[_Entry], columns: list[str]) -> tuple[str, ...]:
+    notes = []
+    num_respelled = sum(entry.found.is_respelled for entry in entries)
+    if num_respelled:
+        notes.append(
+            f"{num_respelled} of {len(entries)} files were found under the other Unicode form of the name (NFC, NFD)."
+        )
+    missing = [entry for entry in entries if entry.label_name.lower() in _MISSING_LABELS]
+    if missing and "label" in columns:
+        notes.append(
+            f"{len(missing)} of {len(entries)} rows have the label {missing[0].label_name!r} ({missing[0].where}), "
+            "which often stands for a missing one; it is read as the name of a class."
+        )
+    return tuple(notes)
+
+
+def _replace_nul(rows: list[_Row]) -> tuple[list[_Row], tuple[str, ...]]:
+    """Replace the NUL character, which neither a path nor a store can hold, and say where it was."""
+    found = [number for number, row in enumerate(rows) if any("\0" in cell for cell in row.cells.values())]
+    for number in found:
+        cells = {name: cell.replace("\0", "\N{REPLACEMENT CHARACTER}") for name, cell in rows[number].cells.items()}
+        rows[number] = replace(rows[number], cells=cells)
+    if not found:
+        return rows, ()
+    return rows, (f"{len(found)} of {len(rows)} rows have a NUL character, the first in {rows[found[0]].where}.",)
+
+
+def _join_roles(entries: list[_Entry]) -> list[_Entry]:
+    """Make one entry of the rows of one image that differ in its roles: as a query, and as an image of the gallery."""
+    joined: dict[tuple[object, ...], _Entry] = {}
+    for entry in entries:
+        key = (entry.found.path, entry.box, entry.label_name, entry.split)
+        first = joined.get(key)
+        if first is None:
+            joined[key] = entry
+            continue
+        if (first.is_query, first.is_gallery) == (entry.is_query, entry.is_gallery):
+            raise DataError(
+                f"{entry.where}: {entry.found.image_id!r} was listed before ({first.where}) with the same roles; "
+                "remove one of the two rows (in pandas: table.drop_duplicates())."
+            )
+        joined[key] = replace(
+            first, is_query=first.is_query or entry.is_query, is_gallery=first.is_gallery or entry.is_gallery
+        )
+    return list(joined.values())
 
 
 def _read_table(file: Path) -> tuple[list[str], Iterator[_Row]]:
@@ -166,37 +226,19 @@ def _read_parquet(file: Path) -> tuple[list[str], Iterator[_Row]]:
     try:
         table = pyarrow.parquet.read_table(file)
         columns = list(table.column_names)
-        lists = [_mend_gaps(column.to_pylist()) for column in table.columns]
+        lists = [mend_gaps(column.to_pylist()) for column in table.columns]
     except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:  # text that is not UTF-8, odd dates
         raise DataError(f"{file} is not a readable Parquet file: {error}.") from None
     _check_columns(file, columns)
+    for name in ("path", "label"):
+        if name in columns:
+            check_type(file, name, table.schema.field(name).type)
     values = zip(*lists, strict=True)
     rows = (
-        _Row(where=f"{file}, row {number}", cells=dict(zip(columns, map(_cell_text, cells), strict=True)))
+        _Row(where=f"{file}, row {number}", cells=dict(zip(columns, map(spell_cell, cells), strict=True)))
         for number, cells in enumerate(values, start=1)
     )
     return columns, rows
-
-
-def _mend_gaps(cells: list[object]) -> list[object]:
-    """Make whole numbers with gaps, which pandas keeps as floating-point numbers (``2020.0``), whole again."""
-    given = [cell for cell in cells if not _is_missing(cell)]
-    if len(given) == len(cells) or not all(isinstance(cell, float) and cell.is_integer() for cell in given):
-        return cells
-    return [int(cell) if isinstance(cell, float) and cell.is_integer() else None for cell in cells]
-
-
-def _is_missing(cell: object) -> bool:
-    return cell is None or (isinstance(cell, float) and math.isnan(cell))
-
-
-def _cell_text(cell: object) -> str:
-    """Spell a typed cell: ``true``, dates and times in ISO 8601; a missing one (null, NaN) is empty."""
-    if _is_missing(cell):
-        return ""
-    if isinstance(cell, bool):
-        return str(cell).lower()
-    return cell.isoformat() if isinstance(cell, date) else str(cell)
 
 
 def _check_columns(file: Path, columns: list[str]) -> None:
@@ -212,7 +254,8 @@ def _check_columns(file: Path, columns: list[str]) -> None:
     found = ", ".join(map(repr, columns)) or "nothing"
     for name in REQUIRED_COLUMNS:
         if name not in columns:
-            raise DataError(f"{file} has no column {name!r}. Found: {found}. Columns are separated by commas.")
+            advice = " Columns are separated by commas." if file.suffix.lower() in _CSV_SUFFIXES else ""
+            raise DataError(f"{file} has no column {name!r}. Found: {found}.{advice}")
     given = [name for name in BOX_COLUMNS if name in columns]
     if given and len(given) < len(BOX_COLUMNS):
         missing = next(name for name in BOX_COLUMNS if name not in columns)
@@ -223,15 +266,15 @@ def _fold(name: str) -> str:
     return "".join(character for character in name.lower() if character.isalnum())
 
 
-def _check_row(row: _Row) -> _Entry:
+def _check_row(row: _Row, folder: Path) -> _Entry:
     cells = row.cells
-    for name in REQUIRED_COLUMNS:
-        if not cells[name].strip():
+    for name in ("path", "label"):
+        if name in cells and not cells[name].strip():
             raise DataError(f"{row.where}: {name} is empty.")
     return _Entry(
         where=row.where,
-        path=cells["path"],
-        label_name=cells["label"].strip(),
+        found=find_path(cells["path"], folder, row.where),
+        label_name=unicodedata.normalize("NFC", cells.get("label", NO_LABEL).strip()),
         split=_read_split(row),
         is_query=_read_flag(row, "is_query"),
         is_gallery=_read_flag(row, "is_gallery"),
@@ -256,8 +299,8 @@ def _read_split(row: _Row) -> Split | None:
 
 
 def _read_flag(row: _Row, name: str) -> bool:
-    """Read a role; true where the table has no such column."""
-    value = row.cells.get(name, "true").strip()
+    """Read a role; true where the table has no such column, or an empty cell, which says nothing."""
+    value = row.cells.get(name, "").strip() or "true"
     if value.lower() not in _TRUE_AND_FALSE:
         raise DataError(f"{row.where}: {name} is {value!r}; accepted: {', '.join(_TRUE_AND_FALSE)}.")
     return _TRUE_AND_FALSE[value.lower()]
@@ -276,22 +319,29 @@ def _read_box(row: _Row) -> Box | None:
     return x_1, y_1, x_2, y_2
 
 
-def _build_records(folder: Path, entries: list[_Entry], label_names: tuple[str, ...]) -> tuple[ImageRecord, ...]:
+def _build_records(entries: list[_Entry], label_names: tuple[str, ...]) -> tuple[ImageRecord, ...]:
     labels = {name: label for label, name in enumerate(label_names)}
     held_out = _hold_out(entries, labels)
-    num_rows = Counter(entry.path for entry in entries)
-    first_row: dict[str, str] = {}
+    num_rows = Counter(entry.found.path for entry in entries)
+    first_row: dict[str, _Entry] = {}
     records = []
     for entry in entries:
-        image_id = _build_image_id(entry, is_repeated=num_rows[entry.path] > 1)
-        if image_id in first_row:
-            raise DataError(f"{entry.where}: {image_id!r} was listed before ({first_row[image_id]}).")
-        first_row[image_id] = entry.where
+        image_id = _build_image_id(entry, is_repeated=num_rows[entry.found.path] > 1)
+        first = first_row.setdefault(image_id, entry)
+        if first is not entry:
+            raise DataError(
+                f"{entry.where}: {image_id!r} was listed before ({first.where}), "
+                + (
+                    "with another label or split; an image has one of each."
+                    if first.found.path == entry.found.path
+                    else "for another file; move the table up, above both folders."
+                )
+            )
         label = labels[entry.label_name]
         records.append(
             ImageRecord(
                 image_id=image_id,
-                path=folder / entry.path,
+                path=entry.found.path,
                 label=label,
                 split=entry.split or ("test" if label in held_out else "train"),
                 is_query=entry.is_query,
@@ -321,8 +371,8 @@ def _hold_out(entries: list[_Entry], labels: Mapping[str, int]) -> frozenset[int
 
 def _build_image_id(entry: _Entry, *, is_repeated: bool) -> str:
     if not is_repeated or entry.box is None:
-        return entry.path
-    return f"{entry.path}#{','.join(f'{side:.15g}' for side in entry.box)}"
+        return entry.found.image_id
+    return f"{entry.found.image_id}#{','.join(f'{side:.15g}' for side in entry.box)}"
 
 
 def _count_test_classes(records: tuple[ImageRecord, ...]) -> int:
