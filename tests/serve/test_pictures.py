@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from html import unescape
 from pathlib import Path
@@ -15,9 +16,11 @@ from starlette.testclient import TestClient
 from vitrieve.data.decode import read_image
 from vitrieve.data.records import ImageRecord
 from vitrieve.embed.collection import Embeddings
+from vitrieve.errors import ConfigError
 from vitrieve.index.open import build_index
 from vitrieve.index.store import StoreKind
 from vitrieve.runtime.encoder import load_encoder
+from vitrieve.search.mapped import parse_path_map
 from vitrieve.search.searcher import Searcher
 from vitrieve.serve.app import create_app
 from vitrieve.serve.limits import Limits
@@ -156,3 +159,44 @@ def test_no_descriptor_is_left_open(named: tuple[TestClient, Searcher, dict[str,
     path.unlink()
     path.write_bytes(contents["plain.png"])
     assert count_open() == before
+
+
+@pytest.mark.parametrize("kind", ["exact", "lance"])
+def test_photographs_under_another_path_are_shown_without_changing_the_index(
+    kind: StoreKind, tiny_encoder_folder: Path, class_folder: Path, tmp_path: Path
+) -> None:
+    encoder = load_encoder(tiny_encoder_folder, engine="onnx", num_threads=1)
+    old, new = tmp_path / "old", tmp_path / "new"
+    shutil.copytree(class_folder, old)
+    paths = sorted(old.rglob("*.png"))
+    records = [
+        ImageRecord(image_id=path.relative_to(old).as_posix(), path=path, label=0, split="test") for path in paths
+    ]
+    embeddings = Embeddings(
+        vectors=encoder.encode([read_image(record) for record in records]),
+        records=tuple(records),
+        failures=(),
+        fingerprint=encoder.fingerprint,
+        encoder_source=str(tiny_encoder_folder),
+        image_size=32,
+        license="",
+    )
+    build_index(embeddings, tmp_path / "index", store=kind).close()
+    content = paths[0].read_bytes()
+    old.rename(new)
+    maps = [parse_path_map(f"{tmp_path}=/nowhere"), parse_path_map(f"{old}={new}")]  # the inner folder decides
+    searcher = Searcher.open(tmp_path / "index", encoder, num_threads=1, maps=maps)
+    with TestClient(create_app(searcher)) as client:
+        assert client.get(image_url(records[0].image_id)).content == content
+        assert client.get(thumbnail_url(records[1].image_id, 160)).status_code == 200
+        found = client.post("/search", json={"id": records[0].image_id}).json()["results"]
+        assert len(found) == 10
+    assert searcher.search(new / records[0].image_id, k=1)[0].path == new / records[0].image_id
+    assert searcher.reopen().store.get([records[0].image_id])[1][0].path == new / records[0].image_id
+    searcher.store.close()
+
+
+@pytest.mark.parametrize("text", ["/a", "/a=b", "a=/b", "=/b", "/a="])
+def test_a_path_map_needs_two_absolute_paths(text: str) -> None:
+    with pytest.raises(ConfigError, match="expected OLD=NEW with two absolute paths"):
+        parse_path_map(text)

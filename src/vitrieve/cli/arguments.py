@@ -22,6 +22,9 @@ Switch = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 Exclude = tyro.conf.UseAppendAction[tuple[str, ...]]
 """``--exclude GLOB``, as often as one likes."""
 
+MapPaths = tyro.conf.UseAppendAction[tuple[str, ...]]
+"""``--map-path OLD=NEW``, as often as one likes."""
+
 NUM_NEAREST = 3
 """Valid flags named in the message about an unknown one."""
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import tyro
 
 from vitrieve.artifacts import replacing_durably
-from vitrieve.cli.arguments import Switch
+from vitrieve.cli.arguments import MapPaths, Switch
 from vitrieve.cli.console import print_json, print_result
 from vitrieve.cli.examples import read_example_word
 from vitrieve.errors import ConfigError, DataError
@@ -44,6 +44,8 @@ class Arguments:
     """Region of the query to look at: x_1 y_1 x_2 y_2 in pixels."""
     encoder: str | None = None
     """Where the index's encoder is now; None: where it was when the index was made."""
+    map_path: MapPaths = ()
+    """OLD=NEW: photographs that lay below OLD when the index was made lie below NEW here, as in a container."""
     num_threads: int | None = None
     """CPU threads; None: all cores."""
     json: Switch = False
@@ -56,9 +58,15 @@ def run(arguments: Arguments) -> int:
         raise ConfigError(f"--out {arguments.out}: the picture is written as .png or .jpg; end its name so.")
     example = read_example_word(arguments.image, arguments.box)
     from vitrieve.search.explain import explain_result
+    from vitrieve.search.mapped import parse_path_map
     from vitrieve.search.searcher import Searcher
 
-    searcher = Searcher.open(arguments.index, arguments.encoder, num_threads=arguments.num_threads)
+    searcher = Searcher.open(
+        arguments.index,
+        arguments.encoder,
+        num_threads=arguments.num_threads,
+        maps=[parse_path_map(text) for text in arguments.map_path],
+    )
     result = _find_nearest(searcher, example) if arguments.result is None else arguments.result
     explanation = explain_result(searcher, example, result)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)

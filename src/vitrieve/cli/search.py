@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from vitrieve.cli.arguments import Switch
+from vitrieve.cli.arguments import MapPaths, Switch
 from vitrieve.cli.console import print_json, print_message, print_names, print_result
 from vitrieve.cli.examples import ID_PREFIX, read_example_word
 from vitrieve.errors import ConfigError, DataError
@@ -55,6 +55,8 @@ class Arguments:
     """Order the results again by what their neighbours say."""
     encoder: str | None = None
     """Where the index's encoder is now; None: where it was when the index was made."""
+    map_path: MapPaths = ()
+    """OLD=NEW: photographs that lay below OLD when the index was made lie below NEW here, as in a container."""
     engine: EngineChoice = "auto"
     """What computes; auto: the fastest that is installed (vitrieve[fast])."""
     precision: PrecisionChoice = "auto"
@@ -74,6 +76,7 @@ class Arguments:
 def run(arguments: Arguments) -> int:
     """Search for every query, print the results, and write the page."""
     requests = build_requests(arguments)
+    from vitrieve.search.mapped import parse_path_map
     from vitrieve.search.searcher import Searcher
 
     searcher = Searcher.open(
@@ -82,6 +85,7 @@ def run(arguments: Arguments) -> int:
         engine=arguments.engine,
         precision=arguments.precision,
         num_threads=arguments.num_threads,
+        maps=[parse_path_map(text) for text in arguments.map_path],
     )
     print_message(f"engine: {searcher.encoder.engine} {searcher.encoder.precision}")
     found = [(name, request, searcher.answer(request)) for name, request in requests]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import tyro
 
-from vitrieve.cli.arguments import Switch
+from vitrieve.cli.arguments import MapPaths, Switch
 from vitrieve.cli.console import print_message, print_result
 from vitrieve.errors import ConfigError
 from vitrieve.runtime.choice import EngineChoice, PrecisionChoice
@@ -54,6 +54,8 @@ class Arguments(ProxyArguments):
     processes shows."""
     encoder: str | None = None
     """Where the index's encoder is now; None: where it was when the index was made."""
+    map_path: MapPaths = ()
+    """OLD=NEW: photographs that lay below OLD when the index was made lie below NEW here, as in a container."""
     engine: EngineChoice = "auto"
     """What computes; auto: the fastest that is installed (vitrieve[fast])."""
     precision: PrecisionChoice = "auto"
@@ -74,6 +76,7 @@ def run(arguments: Arguments) -> int:
     token = read_token(arguments.host, arguments.token)
     check_extra()
     place = read_place(arguments)
+    from vitrieve.search.mapped import parse_path_map
     from vitrieve.search.searcher import Searcher
     from vitrieve.serve.limits import MEBIBYTE, Limits
 
@@ -88,6 +91,7 @@ def run(arguments: Arguments) -> int:
         engine=arguments.engine,
         precision=arguments.precision,
         num_threads=arguments.num_threads,
+        maps=[parse_path_map(text) for text in arguments.map_path],
     )
     print_message(f"engine: {searcher.encoder.engine} {searcher.encoder.precision}")
     from vitrieve.serve.run import serve

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from vitrieve.index.store import Hit, StoreInfo, VectorStore, read_info
 from vitrieve.runtime.choice import EngineChoice, PrecisionChoice
 from vitrieve.runtime.encoder import Encoder, load_encoder
 from vitrieve.search.grouping import group_hits
+from vitrieve.search.mapped import PathMap, map_paths
 from vitrieve.search.query import build_query
 from vitrieve.search.ranking import MAX_DEPTH, rank_images
 from vitrieve.search.request import Example, Picture, SearchAnswer, SearchRequest, SearchResult
@@ -60,6 +61,7 @@ class Searcher:
         engine: EngineChoice = "auto",
         precision: PrecisionChoice = "auto",
         num_threads: int | None = None,
+        maps: Sequence[PathMap] = (),
     ) -> Searcher:
         """Open an index, and load the encoder that made it.
 
@@ -69,14 +71,16 @@ class Searcher:
             engine: Of an encoder that is loaded here.
             precision: Of its matrix products.
             num_threads: CPU threads of an encoder that is loaded here; None: all cores.
+            maps: Folders of the photographs that lie elsewhere than when the index was made.
 
         Raises:
             ArtifactError: The index cannot be read, or its encoder is no longer where it was.
             FingerprintError: ``encoder`` is not the one that made the index.
         """
         searcher = cls._open(index_folder, encoder, engine, precision, num_threads)
+        searcher.store = map_paths(searcher.store, maps)
         searcher._open_again = lambda known: cls.open(
-            index_folder, known, engine=engine, precision=precision, num_threads=num_threads
+            index_folder, known, engine=engine, precision=precision, num_threads=num_threads, maps=maps
         )
         return searcher
 
