@@ -61,6 +61,11 @@ def test_classes_too_small_to_be_measured_are_not_held_out(run_train: Run, tmp_p
     assert "held-out classes after step 2" in err
 
 
+def test_one_class_is_called_one_class(run_train: Run, tmp_path: Path) -> None:
+    folder = write_pictures(tmp_path / "photographs", SMALL)
+    assert "held out to choose: 4 images of 1 class\n" in run_train(f"folder:{folder}", "--no-report")[2]
+
+
 def test_too_few_classes_to_hold_out_are_said_with_their_counts(run_train: Run, tmp_path: Path) -> None:
     folder = write_pictures(tmp_path / "photographs", {**dict.fromkeys("abcde", 1), "f": 4})
     status, _, err = run_train(f"folder:{folder}")

@@ -88,4 +88,6 @@ def _build_judge(dataset: Dataset, held_out: Sequence[ImageRecord], distractors:
 
 
 def _count(records: Sequence[ImageRecord]) -> str:
-    return f"{len(records)} images of {len(_labels(records))} classes"
+    num_classes = len(_labels(records))
+    images = "1 image" if len(records) == 1 else f"{len(records)} images"
+    return f"{images} of {'1 class' if num_classes == 1 else f'{num_classes} classes'}"
