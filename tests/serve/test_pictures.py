@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import unicodedata
 from collections.abc import Iterator
 from html import unescape
 from pathlib import Path
@@ -100,6 +101,19 @@ def test_every_picture_of_a_page_is_there(named: tuple[TestClient, Searcher, dic
     addresses = {unescape(one) for one in re.findall(r'(?:src|href)="(/(?:images|thumbnails)[^"]*)"', page.text)}
     assert len(addresses) >= len(NAMES)
     assert {client.get(address).status_code for address in addresses} == {200}
+
+
+def test_a_name_in_the_other_unicode_form_is_found(named: tuple[TestClient, Searcher, dict[str, bytes]]) -> None:
+    client, _, contents = named
+    composed = "caf\u00e9.png"
+    decomposed = unicodedata.normalize("NFD", composed)
+    assert decomposed != composed
+    assert client.get(image_url(decomposed)).content == contents[composed]
+    assert client.get(thumbnail_url(decomposed, 160)).status_code == 200
+    answers = [client.post("/search", json={"id": name}).json()["results"] for name in (composed, decomposed)]
+    assert answers[0] == answers[1]
+    assert composed not in {result["image_id"] for result in answers[1]}  # it is the query
+    assert client.post("/search", json={"id": decomposed + "x"}).status_code == 404
 
 
 @pytest.fixture

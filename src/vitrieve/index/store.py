@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
+from unicodedata import normalize
 
 import numpy as np
 
 from vitrieve.artifacts import read_manifest
 from vitrieve.data.records import ImageRecord
-from vitrieve.errors import ArtifactError, FingerprintError
+from vitrieve.errors import ArtifactError, DataError, FingerprintError
 from vitrieve.index.filter import Filter
 
 StoreKind = Literal["exact", "lance", "milvus"]
@@ -228,3 +230,18 @@ def require_fingerprint(where: Path | str, info: StoreInfo, fingerprint: str) ->
             f"the vectors of {where} were made by another encoder ({fingerprint[:12]}…) than its manifest says "
             f"({info.fingerprint[:12]}…): somebody exchanged one of the two; make the index again."
         )
+
+
+def find_name(store: VectorStore, image_id: str) -> str:
+    """Find the name of an image that is asked for in whichever Unicode form: as it is, NFC or NFD.
+
+    Returns:
+        The name that the index has; ``image_id`` itself where it has none of the three.
+    """
+    if image_id.isascii():  # its forms are all the same
+        return image_id
+    for name in dict.fromkeys((image_id, normalize("NFC", image_id), normalize("NFD", image_id))):
+        with suppress(DataError):
+            store.get([name])
+            return name
+    return image_id

@@ -17,6 +17,7 @@ from vitrieve.data.decode import get_scale, read_image
 from vitrieve.data.preprocess import preprocess, visible_box
 from vitrieve.data.records import ImageRecord
 from vitrieve.errors import ConfigError, DecodeError
+from vitrieve.index.store import find_name
 from vitrieve.runtime.encoder import Encoder
 from vitrieve.search.overlay import draw_overlay
 from vitrieve.search.query import read_example
@@ -81,11 +82,11 @@ def explain_result(searcher: Searcher, example: Example, image_id: str) -> Expla
         raise ConfigError("a vector has no patches to show; explain a picture or an image of the index.")
     query_box = example.box
     if example.image_id is not None:
-        _, (record,) = searcher.store.get([example.image_id])
+        _, (record,) = searcher.store.get([find_name(searcher.store, example.image_id)])
         query, query_box = _read_record(record), record.box
     else:
         query = read_example(example)
-    _, (found,) = searcher.store.get([image_id])
+    _, (found,) = searcher.store.get([find_name(searcher.store, image_id)])
     return explain_match(
         searcher.encoder, query, _read_record(found), query_origin=_origin(query_box), result_origin=_origin(found.box)
     )

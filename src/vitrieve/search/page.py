@@ -16,7 +16,7 @@ from vitrieve.artifacts import write_bytes_durably
 from vitrieve.data.decode import decode_image, read_image_bytes
 from vitrieve.errors import DecodeError
 from vitrieve.index.filter import Condition
-from vitrieve.index.store import VectorStore
+from vitrieve.index.store import VectorStore, find_name
 from vitrieve.search.query import read_example
 from vitrieve.search.request import Example, SearchAnswer, SearchRequest, SearchResult
 
@@ -104,7 +104,7 @@ def _describe_example(example: Example, role: str, store: VectorStore) -> dict[s
     """Name and show an example; only files and images of the index have both."""
     shown: dict[str, Any] = {"role": role, "name": "a vector", "picture": None, "box": example.box is not None}
     if example.image_id is not None:
-        _, (record,) = store.get([example.image_id])
+        _, (record,) = store.get([find_name(store, example.image_id)])
         return {**shown, "name": example.image_id, "picture": build_thumbnail(record.path, record.box)}
     if isinstance(example.picture, (str, Path)):
         path = Path(example.picture)

@@ -7,11 +7,12 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 from vitrieve.errors import ArtifactError, ConfigError, FingerprintError, unknown_name_message
 from vitrieve.index.open import open_index
-from vitrieve.index.store import Hit, StoreInfo, VectorStore, read_info
+from vitrieve.index.store import Hit, StoreInfo, VectorStore, find_name, read_info
 from vitrieve.runtime.choice import EngineChoice, PrecisionChoice
 from vitrieve.runtime.encoder import Encoder, load_encoder
 from vitrieve.search.grouping import group_hits
@@ -159,6 +160,7 @@ class Searcher:
             InputError: A vector that does not fit, an unknown column, or a page too far back.
         """
         self._check(request)
+        request = self._find_names(request)
         query = build_query(request, self.store, self.encoder)
         started = time.perf_counter()
         ranking = rank_images(self.store, query, request)
@@ -173,6 +175,16 @@ class Searcher:
             has_more=len(groups) > request.offset + request.k,
             timings_seconds={**query.timings_seconds, "search": time.perf_counter() - started},
         )
+
+    def _find_names(self, request: SearchRequest) -> SearchRequest:
+        """Name the examples as the index does, in whichever Unicode form they were asked for."""
+
+        def name(example: Example) -> Example:
+            if example.image_id is None or example.image_id.isascii():
+                return example
+            return replace(example, image_id=find_name(self.store, example.image_id))
+
+        return replace(request, plus=tuple(map(name, request.plus)), minus=tuple(map(name, request.minus)))
 
     def _check(self, request: SearchRequest) -> None:
         if request.offset + request.k > MAX_DEPTH:

@@ -19,7 +19,7 @@ from PIL import Image
 from vitrieve.data.decode import measure_image, open_image_file, open_picture, read_image_bytes
 from vitrieve.data.records import ImageRecord
 from vitrieve.errors import DataError, DecodeError
-from vitrieve.index.store import VectorStore
+from vitrieve.index.store import VectorStore, find_name
 from vitrieve.search.request import Box
 from vitrieve.serve.content import NUM_BYTES, find_image_type
 from vitrieve.serve.limits import Limits
@@ -56,13 +56,13 @@ class Pictures:
         self._lock = threading.Lock()
 
     def find(self, image_id: str) -> ImageRecord:
-        """Find an image by its exact name.
+        """Find an image by its name, in whichever Unicode form.
 
         Raises:
             HTTPException: 404 when the index has none of that name.
         """
         try:
-            return self._store.get([image_id])[1][0]
+            return self._store.get([find_name(self._store, image_id)])[1][0]
         except DataError:
             raise HTTPException(404, f"the index has no image {image_id[:200]!r}.") from None
 
