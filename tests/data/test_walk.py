@@ -184,3 +184,11 @@ def test_one_class_in_two_forms_of_unicode_is_one(tmp_path: Path) -> None:
     assert [record.label for record in dataset.records if "caf" in record.image_id] == [0, 0]
     assert all(record.path.is_file() for record in dataset.records)
     assert any("two forms of Unicode" in note for note in dataset.notes)
+
+
+def test_raw_files_are_named_with_what_to_do(tmp_path: Path) -> None:
+    for name in ("a.jpg", "b.CR2", "c.dng", "d.jxl"):
+        (tmp_path / name).write_bytes(b"")
+    counted, raw = walk_pictures(tmp_path).describe_left_out()
+    assert counted == "left out: 1 .cr2, 1 .dng, 1 .jxl."
+    assert raw.startswith("2 files are RAW, which is not read; ")

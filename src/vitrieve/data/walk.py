@@ -25,6 +25,9 @@ _CIRCULAR, _NO_FILE = "a link in a circle", "no regular file"
 
 _Identity = tuple[int, int]
 
+RAW_SUFFIXES = (".3fr", ".arw", ".cr2", ".cr3", ".dng", ".iiq", ".nef", ".nrw", ".orf", ".pef", ".raf", ".rw2", ".srw")
+"""Files of cameras whose sensor data no format of ours holds."""
+
 
 @dataclass(kw_only=True)
 class Walk:
@@ -60,6 +63,13 @@ class Walk:
         if self.suffixes:
             parts.append(_count_kinds(self.suffixes))
         notes = [f"left out: {', '.join(parts)}."] if parts else []
+        num_raw = sum(self.suffixes[suffix] for suffix in RAW_SUFFIXES)
+        if num_raw:
+            files = "1 file is" if num_raw == 1 else f"{num_raw:,} files are"
+            notes.append(
+                f"{files} RAW, which is not read; most hold a JPEG that a camera program or exiftool takes out: "
+                "exiftool -b -PreviewImage -w .jpg FOLDER."
+            )
         if self.unreadable:
             shown = "; ".join(f"{printable_name(path)}: {reason}" for path, reason in self.unreadable[:_NUM_KINDS])
             more_shown = "; …" if len(self.unreadable) > _NUM_KINDS else ""
