@@ -40,7 +40,9 @@ def test_lists_end_at_their_first_fault_or_their_bound(text: str, entry: str) ->
     data = text % ",".join([entry] * 20_000)
     with pytest.raises(ValidationError) as caught:
         SearchBody.model_validate_json(data)
-    assert caught.value.error_count() == 1
+    # One entry is told of; a condition is neither a text nor a table of parts, which are up to four messages.
+    assert len({error["loc"][:2] for error in caught.value.errors()}) == 1
+    assert caught.value.error_count() <= 4
 
 
 def test_json_is_bounded_before_it_is_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
