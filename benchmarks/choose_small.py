@@ -26,9 +26,9 @@ from vitrieve.data.records import Dataset
 from vitrieve.data.sources import read_source
 from vitrieve.model.encoder import build_encoder
 from vitrieve.recipes import find_recipe
-from vitrieve.train.average import blend
-from vitrieve.train.loop import train
-from vitrieve.train.run import build_evaluate
+from vitrieve.training.average import blend
+from vitrieve.training.loop import train
+from vitrieve.training.run import build_evaluate
 
 FROZEN_SHARES = (0.0, 0.15, 0.25, 0.35, 0.5)
 

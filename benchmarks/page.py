@@ -86,7 +86,7 @@ class EffectView:
 
 def write_page(machine: dict[str, Any], lines: Sequence[Line], path: Path, *, is_quick: bool) -> None:
     """Write one self-contained page."""
-    loaders = [FileSystemLoader(Path(__file__).parent), PackageLoader("vitrieve.evaluate")]
+    loaders = [FileSystemLoader(Path(__file__).parent), PackageLoader("vitrieve.evaluation")]
     environment = Environment(
         loader=ChoiceLoader([*loaders, PackageLoader("vitrieve.reproduce")]),
         autoescape=True,

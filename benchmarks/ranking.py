@@ -63,7 +63,7 @@ def build_side(side: str, task: str, num_rows: int, num_queries: int, num_dims: 
         from vitrieve.similarity import top_k
 
         return lambda: mean(top_k(queries, gallery, K + 1)[0])
-    from vitrieve.evaluate.metrics import score_queries
+    from vitrieve.evaluation.metrics import score_queries
 
     if task == R_PRECISION:
         return lambda: mean(score_queries(gallery, labels).r_precision)

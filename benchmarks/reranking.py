@@ -28,7 +28,7 @@ import numpy as np
 from vitrieve.artifacts import MANIFEST_NAME
 from vitrieve.data.sources import read_source
 from vitrieve.embed.collection import embed_collection, load_embeddings
-from vitrieve.evaluate.run import measure_embeddings
+from vitrieve.evaluation.run import measure_embeddings
 from vitrieve.runtime.encoder import load_encoder
 from vitrieve.search.ranking import RERANK_DEPTH
 from vitrieve.search.rerank import augment_database, expand_queries, k_reciprocal_distances

@@ -95,9 +95,9 @@ def build_ours(
     from vitrieve.config import Config, ModelConfig, ObjectiveConfig, TrainConfig
     from vitrieve.data.loader import Batch
     from vitrieve.model.encoder import build_encoder
-    from vitrieve.train.device import prepare_encoder
-    from vitrieve.train.loop import build_state, train_step
-    from vitrieve.train.microbatch import MemoryPlan
+    from vitrieve.training.device import prepare_encoder
+    from vitrieve.training.loop import build_state, train_step
+    from vitrieve.training.microbatch import MemoryPlan
 
     generator = torch.Generator().manual_seed(0)
     model = ModelConfig(

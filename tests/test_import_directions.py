@@ -24,10 +24,10 @@ ROWS = (
     ("runtime",),
     ("objective",),
     ("embed",),
-    ("evaluate",),
-    ("train",),
+    ("evaluation",),
+    ("training",),
     ("index",),
-    ("sync",),
+    ("syncing",),
     ("search",),
     ("serve",),
     ("reproduce",),
@@ -64,7 +64,7 @@ MAY_USE_TORCH = {
         )
     ),
 }
-MAY_USE_TORCH_FOLDERS = {"objective", "train"}
+MAY_USE_TORCH_FOLDERS = {"objective", "training"}
 FILES = sorted(SOURCE.rglob("*.py"))
 
 

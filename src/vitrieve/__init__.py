@@ -2,7 +2,7 @@
 
 The files of this package in reading order, which is also the order of running and the allowed direction
 of import: ``errors``, ``progress``, ``cache`` | ``config``, ``recipes`` | ``similarity`` | ``artifacts`` |
-``data/`` | ``model/`` | ``runtime/`` | ``objective/`` | ``train/`` | ``embed/`` | ``evaluate/`` | ``index/`` |
+``data/`` | ``model/`` | ``runtime/`` | ``objective/`` | ``training/`` | ``embed/`` | ``evaluation/`` | ``index/`` |
 ``search/`` | ``cli/``. The public names below are loaded when they are first used, so that importing
 ``vitrieve`` costs nothing.
 """
@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vitrieve.data.sources import read_collection, read_source
     from vitrieve.embed.collection import Embeddings, embed_images, load_embeddings
-    from vitrieve.evaluate.metrics import map_at_r, r_precision, recall_at_k
-    from vitrieve.evaluate.revisited import revisited_metrics
+    from vitrieve.evaluation.metrics import map_at_r, r_precision, recall_at_k
+    from vitrieve.evaluation.revisited import revisited_metrics
     from vitrieve.index.open import build_index, open_index
     from vitrieve.runtime.encoder import Encoder, load_encoder
     from vitrieve.search.request import Example, SearchAnswer, SearchRequest, SearchResult
@@ -36,13 +36,13 @@ _PUBLIC_NAMES = {
     "embed_images": "vitrieve.embed.collection",
     "load_embeddings": "vitrieve.embed.collection",
     "load_encoder": "vitrieve.runtime.encoder",
-    "map_at_r": "vitrieve.evaluate.metrics",
+    "map_at_r": "vitrieve.evaluation.metrics",
     "open_index": "vitrieve.index.open",
-    "r_precision": "vitrieve.evaluate.metrics",
+    "r_precision": "vitrieve.evaluation.metrics",
     "read_collection": "vitrieve.data.sources",
     "read_source": "vitrieve.data.sources",
-    "recall_at_k": "vitrieve.evaluate.metrics",
-    "revisited_metrics": "vitrieve.evaluate.revisited",
+    "recall_at_k": "vitrieve.evaluation.metrics",
+    "revisited_metrics": "vitrieve.evaluation.revisited",
 }
 
 __all__ = [

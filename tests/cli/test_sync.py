@@ -13,7 +13,7 @@ import pytest
 
 from vitrieve.cli.main import main
 from vitrieve.runtime.encoder import Encoder, load_encoder
-from vitrieve.sync.watch import watch_changes
+from vitrieve.syncing.watch import watch_changes
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def words(
         (picture_folder / f"{number:02}.png").rename(picture_folder / "drive" / f"{number:02}.png")
     index, folder = str(tmp_path / "index"), str(tiny_encoder_folder)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("vitrieve.sync.session.load_index_encoder", lambda *args, **kwargs: encoder)
+        patch.setattr("vitrieve.syncing.session.load_index_encoder", lambda *args, **kwargs: encoder)
         yield ["sync", str(picture_folder), "--index", index, "--encoder", folder, "--num-threads", "1"]
 
 
@@ -94,9 +94,9 @@ class Watch:
     def __init__(self, words: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
         self._stop = threading.Event()
         self._capsys, self._printed = capsys, ""
-        monkeypatch.setattr("vitrieve.sync.watch.watch_changes", partial(watch_changes, stop=self._stop))
+        monkeypatch.setattr("vitrieve.syncing.watch.watch_changes", partial(watch_changes, stop=self._stop))
         for name, value in (("RETRY_SECONDS", 0.1), ("DEBOUNCE_MS", 100), ("QUIET_MS", 20), ("TICK_MS", 50)):
-            monkeypatch.setattr(f"vitrieve.sync.watch.{name}", value)
+            monkeypatch.setattr(f"vitrieve.syncing.watch.{name}", value)
         self._thread = threading.Thread(target=main, args=([*words, "--watch"],))
 
     def __enter__(self) -> Watch:

@@ -7,7 +7,7 @@ import pytest
 
 from vitrieve.data.records import Dataset
 from vitrieve.embed.collection import embed_images
-from vitrieve.evaluate.analysis import (
+from vitrieve.evaluation.analysis import (
     count_similarities,
     cumulative_energy,
     difference_interval,
@@ -17,8 +17,8 @@ from vitrieve.evaluate.analysis import (
     pick_random,
     pick_worst,
 )
-from vitrieve.evaluate.metrics import QueryScores
-from vitrieve.evaluate.run import Measurement, measure
+from vitrieve.evaluation.metrics import QueryScores
+from vitrieve.evaluation.run import Measurement, measure
 from vitrieve.similarity import similarity
 
 from .conftest import MakeEncoder

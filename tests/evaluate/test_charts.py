@@ -4,8 +4,8 @@ import re
 
 import numpy as np
 
-from vitrieve.evaluate.analysis import SimilarityHistogram
-from vitrieve.evaluate.charts import IntervalSeries, draw_energy, draw_histogram, draw_intervals, shown_bins
+from vitrieve.evaluation.analysis import SimilarityHistogram
+from vitrieve.evaluation.charts import IntervalSeries, draw_energy, draw_histogram, draw_intervals, shown_bins
 
 
 def make_histogram(positive: dict[int, float], negative: dict[int, float]) -> SimilarityHistogram:

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vitrieve.errors import InputError
-from vitrieve.evaluate.metrics import QueryScores, map_at_r, r_precision, recall_at_k, score_queries
-from vitrieve.evaluate.relevance import Exclusions
+from vitrieve.evaluation.metrics import QueryScores, map_at_r, r_precision, recall_at_k, score_queries
+from vitrieve.evaluation.relevance import Exclusions
 from vitrieve.similarity import normalize, similarity
 from vitrieve.similarity.candidates import RESULT_BYTES
 

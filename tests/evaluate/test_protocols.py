@@ -9,8 +9,8 @@ import pytest
 from vitrieve.data.manifest import read_manifest_file
 from vitrieve.data.records import Dataset, GroundTruth, ImageRecord
 from vitrieve.errors import DataError
-from vitrieve.evaluate.metrics import score_queries
-from vitrieve.evaluate.protocols import (
+from vitrieve.evaluation.metrics import score_queries
+from vitrieve.evaluation.protocols import (
     add_distractors,
     build_task,
     find_whole_cut_offs,

@@ -17,8 +17,8 @@ from PIL import Image
 
 from vitrieve.data.records import Dataset, ImageRecord
 from vitrieve.embed.collection import EmbedSettings
-from vitrieve.evaluate.galleries import MAX_QUERIES, THUMBNAIL_BYTES, THUMBNAIL_PX, encode_thumbnail
-from vitrieve.evaluate.run import run_comparison
+from vitrieve.evaluation.galleries import MAX_QUERIES, THUMBNAIL_BYTES, THUMBNAIL_PX, encode_thumbnail
+from vitrieve.evaluation.run import run_comparison
 
 from .conftest import MakeEncoder
 

@@ -11,9 +11,9 @@ import pytest
 
 import vitrieve
 from vitrieve.errors import InputError
-from vitrieve.evaluate import revisited
-from vitrieve.evaluate.relevance import Judgements
-from vitrieve.evaluate.revisited import (
+from vitrieve.evaluation import revisited
+from vitrieve.evaluation.relevance import Judgements
+from vitrieve.evaluation.revisited import (
     REVISITED_ROLES,
     RevisitedScores,
     revisited_metrics,

@@ -11,9 +11,9 @@ import pytest
 from vitrieve.data.records import Dataset
 from vitrieve.embed.collection import EmbedSettings, embed_images
 from vitrieve.errors import ConfigError, DataError, InputError
-from vitrieve.evaluate.metrics import score_queries
-from vitrieve.evaluate.revisited import REVISITED_ROLES, revisited_metrics
-from vitrieve.evaluate.run import evaluate_encoder, measure_embeddings, name_encoders, run_comparison
+from vitrieve.evaluation.metrics import score_queries
+from vitrieve.evaluation.revisited import REVISITED_ROLES, revisited_metrics
+from vitrieve.evaluation.run import evaluate_encoder, measure_embeddings, name_encoders, run_comparison
 from vitrieve.runtime.encoder import Encoder
 from vitrieve.similarity import top_k
 
@@ -59,7 +59,7 @@ def test_evaluate_encoder_without_intervals_draws_nothing_and_finds_the_same_fig
 ) -> None:
     with_intervals = evaluate_encoder(make_encoder("grid"), dataset, settings=ONE_THREAD)
     assert with_intervals.intervals.keys() == with_intervals.metrics.keys()
-    monkeypatch.delattr("vitrieve.evaluate.run.bootstrap_intervals")
+    monkeypatch.delattr("vitrieve.evaluation.run.bootstrap_intervals")
     without = evaluate_encoder(make_encoder("grid"), dataset, settings=ONE_THREAD, has_intervals=False)
     assert (without.metrics, without.intervals) == (with_intervals.metrics, {})
 

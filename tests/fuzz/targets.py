@@ -31,7 +31,7 @@ from vitrieve.model.artefact import read_arrays, read_spec
 from vitrieve.serve.address import parse_address
 from vitrieve.serve.limits import Limits
 from vitrieve.serve.questions import parse_json
-from vitrieve.sync.stamps import STAMPS_NAME, StampFile
+from vitrieve.syncing.stamps import STAMPS_NAME, StampFile
 
 MAX_PIXELS = 1 << 20
 """Larger pictures are legal, but slow."""

@@ -8,11 +8,11 @@ from tests.search.memory_store import MemoryStore
 from tests.sync.helpers import Sync
 from vitrieve.index.store import StoreInfo
 from vitrieve.runtime.encoder import Encoder, load_encoder
-from vitrieve.sync import stamps
-from vitrieve.sync.ledger import Ledger
-from vitrieve.sync.run import SyncReport, SyncSettings, sync_collection
-from vitrieve.sync.scan import scan_collection
-from vitrieve.sync.stamps import StampFile
+from vitrieve.syncing import stamps
+from vitrieve.syncing.ledger import Ledger
+from vitrieve.syncing.run import SyncReport, SyncSettings, sync_collection
+from vitrieve.syncing.scan import scan_collection
+from vitrieve.syncing.stamps import StampFile
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from PIL import Image
 from vitrieve.data import decode
 from vitrieve.data.preprocess import build_preprocessing
 from vitrieve.data.records import ImageRecord
-from vitrieve.sync.content import MEMORY_REASON, read_content
+from vitrieve.syncing.content import MEMORY_REASON, read_content
 
 
 @pytest.fixture

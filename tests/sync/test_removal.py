@@ -9,7 +9,7 @@ from PIL import Image
 from tests.search.memory_store import MemoryStore
 from tests.sync.helpers import Sync, assert_true, counts
 from vitrieve.runtime.encoder import Encoder
-from vitrieve.sync.removal import find_mass_removal
+from vitrieve.syncing.removal import find_mass_removal
 
 
 def spread(folder: Path, **numbers: range) -> None:

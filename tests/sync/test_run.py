@@ -14,12 +14,12 @@ from vitrieve.data.decode import read_image
 from vitrieve.errors import ConfigError, DataError, FingerprintError
 from vitrieve.index.store import StoreInfo
 from vitrieve.runtime.encoder import Encoder
-from vitrieve.sync import stamps
-from vitrieve.sync.content import CHANGING_REASON
-from vitrieve.sync.ledger import Ledger
-from vitrieve.sync.run import SyncSettings, check_encoder, sync_collection
-from vitrieve.sync.scan import CLASH_REASON, Collection, scan_collection
-from vitrieve.sync.stamps import StampFile
+from vitrieve.syncing import stamps
+from vitrieve.syncing.content import CHANGING_REASON
+from vitrieve.syncing.ledger import Ledger
+from vitrieve.syncing.run import SyncSettings, check_encoder, sync_collection
+from vitrieve.syncing.scan import CLASH_REASON, Collection, scan_collection
+from vitrieve.syncing.stamps import StampFile
 
 
 def test_sync_collection_embeds_everything_once(
@@ -69,7 +69,9 @@ def test_sync_collection_follows_files_that_exchange_names(
     sync: Sync, store: MemoryStore, encoder: Encoder, picture_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sync()
-    monkeypatch.setattr("vitrieve.sync.intake.COMMIT_SIZE", 1)  # so that holders are overwritten before they are asked
+    monkeypatch.setattr(
+        "vitrieve.syncing.intake.COMMIT_SIZE", 1
+    )  # so that holders are overwritten before they are asked
     names = sorted(path.name for path in picture_folder.iterdir())
     picture_folder.rename(picture_folder.with_name("before"))
     picture_folder.mkdir()
@@ -197,7 +199,7 @@ def test_sync_collection_leaves_a_file_alone_that_is_being_written(
 
     before = store.images["03.png"]
     with monkeypatch.context() as patch:
-        patch.setattr("vitrieve.sync.content.read_image_bytes", read_while_written)
+        patch.setattr("vitrieve.syncing.content.read_image_bytes", read_while_written)
         report = sync(max_bad_fraction=0.1)
     assert report.failures == (("03.png", CHANGING_REASON),)
     assert store.images["03.png"] is before

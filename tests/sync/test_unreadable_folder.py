@@ -8,10 +8,10 @@ import pytest
 from tests.search.memory_store import MemoryStore
 from vitrieve.index.store import StoreInfo
 from vitrieve.runtime.encoder import load_encoder
-from vitrieve.sync.ledger import Ledger
-from vitrieve.sync.run import SyncSettings, sync_collection
-from vitrieve.sync.scan import scan_collection
-from vitrieve.sync.stamps import StampFile
+from vitrieve.syncing.ledger import Ledger
+from vitrieve.syncing.run import SyncSettings, sync_collection
+from vitrieve.syncing.scan import scan_collection
+from vitrieve.syncing.stamps import StampFile
 
 
 def test_sync_keeps_what_lies_in_a_folder_that_cannot_be_read(

@@ -14,7 +14,7 @@ from vitrieve.config import Config, ModelConfig, Precision, TrainConfig
 from vitrieve.data.loader import Batch
 from vitrieve.errors import ConfigError
 from vitrieve.model.encoder import build_encoder
-from vitrieve.train.device import move_batch, prepare_encoder, resolve_device
+from vitrieve.training.device import move_batch, prepare_encoder, resolve_device
 
 needs_no_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
 
@@ -47,7 +47,7 @@ def test_keep_freed_memory_saves_page_faults() -> None:
     """
     code = (
         "import resource, sys, torch\n"
-        "from vitrieve.train.device import keep_freed_memory\n"
+        "from vitrieve.training.device import keep_freed_memory\n"
         "torch.set_num_threads(1)\n"
         "if sys.argv[1] == 'kept': assert keep_freed_memory()\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from vitrieve.data.records import Dataset, ImageRecord, Split
-from vitrieve.train.holdout import has_pairs, split_for_training
+from vitrieve.training.holdout import has_pairs, split_for_training
 
 
 def build_dataset(num_train: int, num_validation: int = 0, num_test: int = 2) -> Dataset:

@@ -19,14 +19,14 @@ from vitrieve.data.loader import TrainingLoader
 from vitrieve.data.records import ImageRecord
 from vitrieve.errors import ArtifactError, NonFiniteLossError
 from vitrieve.model.encoder import ImageEncoder, build_encoder
-from vitrieve.train.loop import (
+from vitrieve.training.loop import (
     Evaluate,
     TrainingResult,
     build_state,
     train,
     train_step,
 )
-from vitrieve.train.state import STATE_NAME, TrainingState
+from vitrieve.training.state import STATE_NAME, TrainingState
 
 NUM_CLASSES, NUM_COPIES = 5, 4
 """Of the fixture class_folder."""

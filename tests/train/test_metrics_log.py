@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from vitrieve.train.metrics_log import METRICS_NAME, MetricsLog
+from vitrieve.training.metrics_log import METRICS_NAME, MetricsLog
 
 
 def read_steps(folder: Path) -> list[int]:

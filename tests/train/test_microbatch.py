@@ -15,8 +15,8 @@ from vitrieve.config import Config, LoaderConfig, ModelConfig, ObjectiveConfig, 
 from vitrieve.errors import ConfigError
 from vitrieve.model.encoder import ImageEncoder, build_encoder
 from vitrieve.runtime.precision import has_bf16_instructions
-from vitrieve.train import microbatch
-from vitrieve.train.microbatch import (
+from vitrieve.training import microbatch
+from vitrieve.training.microbatch import (
     GIB,
     SCRATCH_SHARE,
     MemoryPlan,
@@ -200,9 +200,9 @@ import resource, sys
 import torch
 from vitrieve.config import Config, ModelConfig, ObjectiveConfig, TrainConfig
 from vitrieve.model.encoder import build_encoder
-from vitrieve.train.device import prepare_encoder
+from vitrieve.training.device import prepare_encoder
 from vitrieve.runtime.precision import has_bf16_instructions
-from vitrieve.train.microbatch import MemoryPlan, encode_batch, measure_graph_bytes, _count_process_bytes
+from vitrieve.training.microbatch import MemoryPlan, encode_batch, measure_graph_bytes, _count_process_bytes
 torch.set_num_threads(1)
 size, precision = int(sys.argv[1]), sys.argv[2]
 config = Config(

@@ -9,7 +9,7 @@ from vitrieve.config import ModelConfig, ObjectiveConfig, OptimizerConfig
 from vitrieve.errors import ConfigError
 from vitrieve.model.encoder import ImageEncoder, build_encoder
 from vitrieve.objective.objective import Objective
-from vitrieve.train.optimizer import build_optimizer, schedule_factor, set_learning_rate
+from vitrieve.training.optimizer import build_optimizer, schedule_factor, set_learning_rate
 
 
 def build_parts(num_frozen_blocks: int = 0) -> tuple[ImageEncoder, Objective]:

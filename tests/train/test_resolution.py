@@ -12,9 +12,9 @@ from vitrieve.config import Config, ModelConfig, ObjectiveConfig, TrainConfig
 from vitrieve.data.records import ImageRecord
 from vitrieve.errors import ConfigError
 from vitrieve.model.encoder import build_encoder
-from vitrieve.train.loop import train
-from vitrieve.train.resolution import allow_low_resolution, image_size_at
-from vitrieve.train.state import STATE_NAME
+from vitrieve.training.loop import train
+from vitrieve.training.resolution import allow_low_resolution, image_size_at
+from vitrieve.training.state import STATE_NAME
 
 
 @pytest.fixture

@@ -107,9 +107,9 @@ def raise_fault(*values: Any, **named: Any) -> Any:
 
 
 STAGES = {
-    "the report": "vitrieve.train.run.run_comparison",
-    "the export": "vitrieve.train.run.export_folder",
-    "the reduction": "vitrieve.train.run.reduce_encoder",
+    "the report": "vitrieve.training.run.run_comparison",
+    "the export": "vitrieve.training.run.export_folder",
+    "the reduction": "vitrieve.training.run.reduce_encoder",
 }
 
 
@@ -141,7 +141,7 @@ def test_nothing_after_the_last_step_costs_a_finished_training(
 def test_the_last_measurement_costs_no_training_and_is_made_by_a_resumed_run(
     run_train: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from vitrieve.train import run as module
+    from vitrieve.training import run as module
 
     source = f"folder:{write_pictures(tmp_path / 'photographs', LARGER)}"
     whole = tmp_path / "whole"
@@ -171,7 +171,7 @@ def stopped_run(run_train: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     """A run that was stopped after its last step: its source and its folder."""
     source = f"folder:{write_pictures(tmp_path / 'photographs', LARGER)}"
     with monkeypatch.context() as broken:
-        broken.setattr("vitrieve.train.run.export_folder", raise_fault)
+        broken.setattr("vitrieve.training.run.export_folder", raise_fault)
         assert run_train(source, "--no-report")[0] == 1
     return source, tmp_path / "run"
 
@@ -194,7 +194,7 @@ def test_the_advice_after_a_reduction_that_failed_works(
 ) -> None:
     source = f"folder:{write_pictures(tmp_path / 'photographs', LARGER)}"
     with monkeypatch.context() as broken:
-        broken.setattr("vitrieve.train.run.reduce_encoder", raise_fault)
+        broken.setattr("vitrieve.training.run.reduce_encoder", raise_fault)
         status, _, err = run_train(source, "--no-report", "--model.embedding-dim", "16")
     assert (status, "with another --model.embedding-dim" in err) == (1, True)
     assert run_train(source, "--no-report", "--resume", "--model.embedding-dim", "8")[0] == 0

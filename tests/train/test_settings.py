@@ -9,7 +9,7 @@ import pytest
 from vitrieve.config import Config, LoaderConfig
 from vitrieve.data.records import ImageRecord
 from vitrieve.errors import ArtifactError
-from vitrieve.train.settings import SETTINGS_NAME, describe_run, settle
+from vitrieve.training.settings import SETTINGS_NAME, describe_run, settle
 
 RECORDS = [ImageRecord(image_id=f"{number}", path=Path("unused"), label=number, split="train") for number in range(3)]
 

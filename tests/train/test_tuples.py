@@ -36,8 +36,8 @@ from vitrieve.data.records import ImageRecord
 from vitrieve.data.sampler import EpochTuples
 from vitrieve.errors import DataError
 from vitrieve.model.encoder import ImageEncoder, build_encoder
-from vitrieve.train.loop import train
-from vitrieve.train.tuples import TupleMiner, build_miner, draw_class_pairs, find_hard_negatives, find_pair_rows
+from vitrieve.training.loop import train
+from vitrieve.training.tuples import TupleMiner, build_miner, draw_class_pairs, find_hard_negatives, find_pair_rows
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -76,7 +76,7 @@ def run(arguments: Arguments) -> int:
 def _calibrate_on_data(arguments: Arguments, data: str) -> Threshold:
     from vitrieve.data.sources import read_source
     from vitrieve.embed.collection import embed_images
-    from vitrieve.evaluate.protocols import select_records
+    from vitrieve.evaluation.protocols import select_records
     from vitrieve.index.open import open_index
     from vitrieve.search.searcher import Searcher, load_index_encoder
     from vitrieve.search.threshold import calibrate_embeddings

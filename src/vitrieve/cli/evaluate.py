@@ -16,7 +16,7 @@ from vitrieve.quoting import quote_name
 
 if TYPE_CHECKING:
     from vitrieve.data.records import Dataset
-    from vitrieve.evaluate.run import EvaluationResult
+    from vitrieve.evaluation.run import EvaluationResult
     from vitrieve.runtime.encoder import Encoder
 
 Names = Annotated[tuple[tuple[str, ...], ...], tyro.conf.UseAppendAction]
@@ -75,7 +75,7 @@ def run(arguments: Arguments) -> int:
     """Measure every encoder under every protocol; print the figures."""
     from vitrieve.artifacts import prepare_folder, write_manifest
     from vitrieve.embed.collection import EmbedSettings
-    from vitrieve.evaluate.run import REPORT_NAME, choose_names, run_comparison
+    from vitrieve.evaluation.run import REPORT_NAME, choose_names, run_comparison
     from vitrieve.runtime.encoder import load_encoder
 
     settings = EmbedSettings(
@@ -122,8 +122,8 @@ def _read_datasets(arguments: Arguments) -> list[Dataset]:
     from vitrieve.data.revisited import use_whole_queries
     from vitrieve.data.sources import read_collection
     from vitrieve.errors import ConfigError
-    from vitrieve.evaluate.metrics import check_cut_offs
-    from vitrieve.evaluate.protocols import add_distractors, select_records, take_all_classes
+    from vitrieve.evaluation.metrics import check_cut_offs
+    from vitrieve.evaluation.protocols import add_distractors, select_records, take_all_classes
 
     ks = tuple(sorted(set(check_cut_offs(arguments.ks))))
     datasets = _read_protocols(arguments.data, tuple(chain(*arguments.protocol)), arguments.exclude)
@@ -150,7 +150,7 @@ def _read_datasets(arguments: Arguments) -> list[Dataset]:
 def _read_protocols(source: str, protocols: Sequence[str], exclude: Sequence[str]) -> list[Dataset]:
     """Read the data set under each protocol that is asked for, or that is measured without asking."""
     from vitrieve.data.sources import list_protocols, read_source
-    from vitrieve.evaluate.revisited import REVISITED_ROLES
+    from vitrieve.evaluation.revisited import REVISITED_ROLES
 
     chosen = tuple(dict.fromkeys(protocols))  # a protocol given twice is one
     datasets = [read_source(source, protocol=protocol, exclude=exclude) for protocol in chosen or (None,)]

@@ -50,7 +50,7 @@ def run(arguments: Arguments) -> int:
     """Fit the reduction and write the encoder; whatever may be refused comes before --out is touched."""
     from vitrieve.data.readable import find_readable
     from vitrieve.data.sources import read_source
-    from vitrieve.train.reduce import find_pairs, reduce_encoder, require_reducible
+    from vitrieve.training.reduce import find_pairs, reduce_encoder, require_reducible
 
     kind = _choose_kind(arguments)
     dataset = read_source(arguments.data, protocol=arguments.protocol)

@@ -16,9 +16,9 @@ from vitrieve.quoting import quote_name
 
 if TYPE_CHECKING:
     from vitrieve.runtime.encoder import Encoder
-    from vitrieve.sync.run import SyncReport, SyncSettings
-    from vitrieve.sync.scan import Collection
-    from vitrieve.sync.session import SyncSession
+    from vitrieve.syncing.run import SyncReport, SyncSettings
+    from vitrieve.syncing.scan import Collection
+    from vitrieve.syncing.session import SyncSession
 
 NUM_FAILURES_SHOWN = 10
 
@@ -62,9 +62,9 @@ class Arguments:
 
 def run(arguments: Arguments) -> int:
     """Sync once, and again on every change with ``--watch``."""
-    from vitrieve.sync.run import SyncSettings
-    from vitrieve.sync.scan import scan_collection
-    from vitrieve.sync.session import load_index_encoder, open_session
+    from vitrieve.syncing.run import SyncSettings
+    from vitrieve.syncing.scan import scan_collection
+    from vitrieve.syncing.session import load_index_encoder, open_session
 
     if arguments.json and arguments.watch:
         raise ConfigError("--json prints one object at the end, and --watch has no end; leave one of them out.")
@@ -130,7 +130,7 @@ def _watch(encoder: Encoder, arguments: Arguments, settings: SyncSettings, repor
     line, and the next look tries again.
     """
     from vitrieve.data.sources import find_source_path
-    from vitrieve.sync.watch import watch_changes
+    from vitrieve.syncing.watch import watch_changes
 
     path = find_source_path(arguments.collection)
     if path is None:
@@ -155,8 +155,8 @@ def _watch(encoder: Encoder, arguments: Arguments, settings: SyncSettings, repor
 
 def _sync_again(encoder: Encoder, arguments: Arguments, settings: SyncSettings) -> SyncReport:
     """Sync once; the index is opened anew, as it may have been deleted, replaced or repaired since the last time."""
-    from vitrieve.sync.scan import scan_collection
-    from vitrieve.sync.session import open_session
+    from vitrieve.syncing.scan import scan_collection
+    from vitrieve.syncing.session import open_session
 
     collection = scan_collection(
         arguments.collection, arguments.index, exclude=arguments.exclude, is_empty_allowed=arguments.allow_empty

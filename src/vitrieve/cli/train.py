@@ -1,4 +1,4 @@
-"""``vitrieve train``: reads the flags and prints the result; ``train/run.py`` trains. Next: ``evaluate.py``."""
+"""``vitrieve train``: reads the flags and prints the result; ``training/run.py`` trains. Next: ``evaluate.py``."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from vitrieve.model.artefact import ENCODER_SUBFOLDER
 from vitrieve.recipes import RECIPE_GROUPS, RECIPES, Recipe, find_recipe
 
 if TYPE_CHECKING:
-    from vitrieve.train.run import RunResult
+    from vitrieve.training.run import RunResult
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +64,7 @@ def main(argv: Sequence[str], prog: str) -> int:
 
 def run(recipe: str, arguments: Arguments) -> int:
     """Train, and print what came of it."""
-    from vitrieve.train.run import TrainingRun, run_training
+    from vitrieve.training.run import TrainingRun, run_training
 
     result = run_training(
         TrainingRun(
@@ -89,7 +89,7 @@ def _print_result(arguments: Arguments, result: RunResult) -> None:
         results = [one.to_json() for one in result.results]
         print_json({"run": str(arguments.out), **result.summary, "results": results})
         return
-    from vitrieve.train.run import REPORT_FOLDER
+    from vitrieve.training.run import REPORT_FOLDER
 
     for one in result.results:
         figures = "  ".join(f"{name} {100 * value:.1f}" for name, value in one.metrics.items())

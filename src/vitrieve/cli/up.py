@@ -70,10 +70,10 @@ def run(arguments: Arguments) -> int:
 def _sync(arguments: Arguments) -> tuple[Path, Encoder]:
     """Bring the folder's index up to date."""
     from vitrieve.cache import cache_folder
-    from vitrieve.sync.place import default_index_folder
-    from vitrieve.sync.run import SyncSettings
-    from vitrieve.sync.scan import scan_collection
-    from vitrieve.sync.session import load_index_encoder, open_session
+    from vitrieve.syncing.place import default_index_folder
+    from vitrieve.syncing.run import SyncSettings
+    from vitrieve.syncing.scan import scan_collection
+    from vitrieve.syncing.session import load_index_encoder, open_session
 
     if not arguments.folder.is_dir():
         raise DataError(f"{arguments.folder} is no folder; give one with pictures, at any depth.")

@@ -17,7 +17,7 @@ from vitrieve.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class EpochTuples:
-    """The tuples of an epoch, as ``train/tuples.py`` mines them, and their order in its steps.
+    """The tuples of an epoch, as ``training/tuples.py`` mines them, and their order in its steps.
 
     Attributes:
         epoch: Number of finished epochs.

@@ -70,7 +70,7 @@ class ImageEncoder(nn.Module):
         self.gem_p = None if gem_p is None else nn.Parameter(torch.tensor([gem_p]))
         self.spec = spec
         self.extra_image_sizes: tuple[int, ...] = ()
-        """Sides that are accepted beside the spec's, in training (``train/resolution.py``)."""
+        """Sides that are accepted beside the spec's, in training (``training/resolution.py``)."""
         self.layout = layout
         check_pooling(spec.pooling, layout, spec.backbone)
         check_scales(spec, backbone, layout)

@@ -15,8 +15,8 @@ import numpy as np
 import tyro
 
 from vitrieve.artifacts import write_text_durably
-from vitrieve.evaluate.analysis import SimilarityHistogram, count_similarities, cumulative_energy
-from vitrieve.evaluate.run import Measurement
+from vitrieve.evaluation.analysis import SimilarityHistogram, count_similarities, cumulative_energy
+from vitrieve.evaluation.run import Measurement
 
 DECIMALS = 6
 
@@ -39,8 +39,8 @@ def run(arguments: Arguments) -> None:
     """Embed the test images and write the file."""
     from vitrieve.data.sources import read_source
     from vitrieve.embed.collection import embed_images
-    from vitrieve.evaluate.protocols import select_records
-    from vitrieve.evaluate.run import measure
+    from vitrieve.evaluation.protocols import select_records
+    from vitrieve.evaluation.run import measure
     from vitrieve.runtime.encoder import load_encoder
 
     dataset = read_source(arguments.data)

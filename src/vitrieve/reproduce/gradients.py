@@ -24,7 +24,7 @@ from vitrieve.data.readable import find_readable
 from vitrieve.data.sources import read_source
 from vitrieve.model.encoder import ImageEncoder, read_encoder
 from vitrieve.objective.contrastive import MemoryRows, contrastive_loss
-from vitrieve.train.holdout import split_for_training
+from vitrieve.training.holdout import split_for_training
 
 NUM_BATCHES = 16
 """Of the run's own batch size; with 64 images a batch, about a thousand gradients: more than an embedding has

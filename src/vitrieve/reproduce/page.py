@@ -18,7 +18,7 @@ from markupsafe import Markup
 
 from vitrieve import __version__
 from vitrieve.artifacts import write_text_durably
-from vitrieve.evaluate.charts import draw_histogram, shown_bins
+from vitrieve.evaluation.charts import draw_histogram, shown_bins
 from vitrieve.reproduce.analyse import read_histogram
 from vitrieve.reproduce.charts import NUM_COLOURS, Line, draw_lines
 from vitrieve.reproduce.outcome import RowOutcome, outcomes_to_json
@@ -82,7 +82,7 @@ def write_pages(plan: Plan, outcomes: Sequence[RowOutcome], out: Path) -> tuple[
 
 
 def _build_environment(*, is_html: bool) -> Environment:
-    loader = ChoiceLoader([PackageLoader("vitrieve.reproduce"), PackageLoader("vitrieve.evaluate")])
+    loader = ChoiceLoader([PackageLoader("vitrieve.reproduce"), PackageLoader("vitrieve.evaluation")])
     environment = Environment(
         loader=loader, autoescape=is_html, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from vitrieve.artifacts import MANIFEST_NAME, prepare_folder, read_manifest, write_manifest
-from vitrieve.evaluate.run import RESULTS_NAME
+from vitrieve.evaluation.run import RESULTS_NAME
 from vitrieve.reproduce.commands import ANALYSIS_NAME, GRADIENTS_NAME, Cell, Step, build_cell
 from vitrieve.reproduce.places import Source
 from vitrieve.reproduce.rows import Row

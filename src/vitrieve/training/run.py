@@ -21,8 +21,8 @@ from vitrieve.data.records import Dataset, ImageRecord, find_measurable, require
 from vitrieve.data.sources import read_source
 from vitrieve.embed.collection import EmbedSettings
 from vitrieve.errors import ArtifactError, DataError, UnfinishedRunError, VitrieveError
-from vitrieve.evaluate.protocols import select_records
-from vitrieve.evaluate.run import EMBEDDINGS_FOLDER, EvaluationResult, evaluate_encoder, run_comparison
+from vitrieve.evaluation.protocols import select_records
+from vitrieve.evaluation.run import EMBEDDINGS_FOLDER, EvaluationResult, evaluate_encoder, run_comparison
 from vitrieve.model.artefact import ENCODER_SUBFOLDER
 from vitrieve.model.card import ModelCard
 from vitrieve.model.cost import count_cost, format_cost
@@ -31,12 +31,12 @@ from vitrieve.model.export import export_folder
 from vitrieve.recipes import find_recipe
 from vitrieve.runtime.encoder import wrap_encoder
 from vitrieve.runtime.precision import describe_emulation
-from vitrieve.train.device import resolve_device
-from vitrieve.train.holdout import TrainingSplit, split_for_training
-from vitrieve.train.loop import Evaluate, TrainingResult, train
-from vitrieve.train.reduce import reduce_encoder, require_reducible
-from vitrieve.train.resolution import allow_low_resolution
-from vitrieve.train.settings import describe_run, settle
+from vitrieve.training.device import resolve_device
+from vitrieve.training.holdout import TrainingSplit, split_for_training
+from vitrieve.training.loop import Evaluate, TrainingResult, train
+from vitrieve.training.reduce import reduce_encoder, require_reducible
+from vitrieve.training.resolution import allow_low_resolution
+from vitrieve.training.settings import describe_run, settle
 
 REPORT_FOLDER = "report"
 

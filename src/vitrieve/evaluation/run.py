@@ -22,12 +22,12 @@ from vitrieve.artifacts import MANIFEST_NAME, write_text_durably
 from vitrieve.data.records import Dataset, ImageRecord
 from vitrieve.embed.collection import Embeddings, EmbedSettings, embed_collection, embed_images, load_embeddings
 from vitrieve.errors import ConfigError
-from vitrieve.evaluate.bootstrap import bootstrap_intervals
-from vitrieve.evaluate.metrics import Scores, score_queries
-from vitrieve.evaluate.protocols import RetrievalTask, build_task, find_whole_cut_offs, select_records
-from vitrieve.evaluate.relevance import Exclusions
-from vitrieve.evaluate.revisited import score_judged
-from vitrieve.evaluate.similarities import similarity_blocks
+from vitrieve.evaluation.bootstrap import bootstrap_intervals
+from vitrieve.evaluation.metrics import Scores, score_queries
+from vitrieve.evaluation.protocols import RetrievalTask, build_task, find_whole_cut_offs, select_records
+from vitrieve.evaluation.relevance import Exclusions
+from vitrieve.evaluation.revisited import score_judged
+from vitrieve.evaluation.similarities import similarity_blocks
 from vitrieve.runtime.encoder import Encoder
 from vitrieve.similarity import FloatArray
 
@@ -203,7 +203,7 @@ def run_comparison(
     content = {"results": [result.to_json() for result in results]}
     write_text_durably(out / RESULTS_NAME, json.dumps(content, indent=2) + "\n")
     if is_report:
-        from vitrieve.evaluate.report import write_report
+        from vitrieve.evaluation.report import write_report
 
         write_report(measurements, out / REPORT_NAME)
     shutil.rmtree(out / EMBEDDINGS_FOLDER)

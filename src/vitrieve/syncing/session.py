@@ -19,10 +19,10 @@ from vitrieve.errors import ArtifactError
 from vitrieve.index.open import open_index
 from vitrieve.index.store import StoreInfo, VectorStore, read_info
 from vitrieve.runtime.encoder import Encoder, load_encoder
-from vitrieve.sync.ledger import Ledger
-from vitrieve.sync.run import SyncReport, SyncSettings, check_encoder, sync_collection
-from vitrieve.sync.scan import Collection
-from vitrieve.sync.stamps import StampFile
+from vitrieve.syncing.ledger import Ledger
+from vitrieve.syncing.run import SyncReport, SyncSettings, check_encoder, sync_collection
+from vitrieve.syncing.scan import Collection
+from vitrieve.syncing.stamps import StampFile
 
 DEFAULT_ENCODER = "dinov2-vits14"
 """Runs without torch."""

@@ -27,15 +27,15 @@ from vitrieve.errors import NonFiniteLossError
 from vitrieve.model.encoder import ImageEncoder, build_encoder
 from vitrieve.objective.objective import Objective, similarity_statistics
 from vitrieve.objective.tuple_contrastive import tuple_statistics
-from vitrieve.train.average import WeightAverage
-from vitrieve.train.device import move_batch, prepare_encoder
-from vitrieve.train.metrics_log import MetricsLog
-from vitrieve.train.microbatch import MemoryPlan, encode_batch, encode_pieces, plan_memory
-from vitrieve.train.optimizer import build_optimizer, set_learning_rate
-from vitrieve.train.resolution import allow_low_resolution, image_size_at
-from vitrieve.train.selection import SELECTION_METRIC, Selection
-from vitrieve.train.state import TrainingState
-from vitrieve.train.tuples import TupleMiner, build_miner
+from vitrieve.training.average import WeightAverage
+from vitrieve.training.device import move_batch, prepare_encoder
+from vitrieve.training.metrics_log import MetricsLog
+from vitrieve.training.microbatch import MemoryPlan, encode_batch, encode_pieces, plan_memory
+from vitrieve.training.optimizer import build_optimizer, set_learning_rate
+from vitrieve.training.resolution import allow_low_resolution, image_size_at
+from vitrieve.training.selection import SELECTION_METRIC, Selection
+from vitrieve.training.state import TrainingState
+from vitrieve.training.tuples import TupleMiner, build_miner
 
 Evaluate = Callable[[ImageEncoder], Mapping[str, float]]
 

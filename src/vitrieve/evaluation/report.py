@@ -16,14 +16,14 @@ from markupsafe import Markup
 
 from vitrieve import __version__
 from vitrieve.artifacts import write_text_durably
-from vitrieve.evaluate.analysis import (
+from vitrieve.evaluation.analysis import (
     GroupFigures,
     count_similarities,
     cumulative_energy,
     difference_interval,
     list_group_figures,
 )
-from vitrieve.evaluate.charts import (
+from vitrieve.evaluation.charts import (
     NUM_COLOURS,
     IntervalSeries,
     draw_energy,
@@ -31,9 +31,9 @@ from vitrieve.evaluate.charts import (
     draw_intervals,
     shown_bins,
 )
-from vitrieve.evaluate.galleries import Gallery, build_galleries
-from vitrieve.evaluate.names import display_name, name_average, name_first
-from vitrieve.evaluate.run import Measurement
+from vitrieve.evaluation.galleries import Gallery, build_galleries
+from vitrieve.evaluation.names import display_name, name_average, name_first
+from vitrieve.evaluation.run import Measurement
 
 MAX_GROUP_ROWS = 400
 """Classes, or queries, in the table: beyond these (the worst), a page becomes heavy and nobody reads on."""
@@ -150,7 +150,7 @@ def write_report(measurements: Sequence[Measurement], path: Path) -> None:
         groups.setdefault((measurement.result.dataset, measurement.result.protocol), []).append(measurement)
     sections = [_build_section(group, len(groups)) for group in groups.values()]
     environment = Environment(
-        loader=PackageLoader("vitrieve.evaluate"),
+        loader=PackageLoader("vitrieve.evaluation"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

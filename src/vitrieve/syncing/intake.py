@@ -12,10 +12,10 @@ from vitrieve.data.records import ImageRecord
 from vitrieve.embed.batches import encode_in_parallel, prepare_ahead
 from vitrieve.progress import track
 from vitrieve.runtime.encoder import Encoder
-from vitrieve.sync.content import Content, read_content
-from vitrieve.sync.describe import complete_record
-from vitrieve.sync.ledger import Change, Ledger
-from vitrieve.sync.stamps import Stamp
+from vitrieve.syncing.content import Content, read_content
+from vitrieve.syncing.describe import complete_record
+from vitrieve.syncing.ledger import Change, Ledger
+from vitrieve.syncing.stamps import Stamp
 
 COMMIT_SIZE = 256
 """Images in one durable change of the store: what a kill can cost, seconds of work on a fast machine."""

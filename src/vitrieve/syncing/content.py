@@ -14,8 +14,8 @@ from vitrieve.data.decode import measure_image, open_picture, read_image_bytes
 from vitrieve.data.preprocess import Preprocessing, to_square
 from vitrieve.data.records import ImageRecord
 from vitrieve.errors import DecodeError
-from vitrieve.sync.describe import describe_content, hash_record, spell_box
-from vitrieve.sync.stamps import NO_SIGNATURE, Stamp, is_settled, sign_file
+from vitrieve.syncing.describe import describe_content, hash_record, spell_box
+from vitrieve.syncing.stamps import NO_SIGNATURE, Stamp, is_settled, sign_file
 
 CHANGING_REASON = "the file changed while it was read; the next sync reads it again"
 MEMORY_REASON = "the memory did not suffice to decode it; the next sync tries again"

@@ -13,8 +13,8 @@ import numpy as np
 
 from vitrieve.data.records import Dataset, GroundTruth, ImageRecord
 from vitrieve.errors import DataError, unknown_name_message
-from vitrieve.evaluate.relevance import NO_GROUP, NO_ROW, Exclusions, Judgements, Relevance, RelevanceRule
-from vitrieve.evaluate.revisited import REVISITED_ROLES, Roles
+from vitrieve.evaluation.relevance import NO_GROUP, NO_ROW, Exclusions, Judgements, Relevance, RelevanceRule
+from vitrieve.evaluation.revisited import REVISITED_ROLES, Roles
 from vitrieve.similarity import IntArray
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from vitrieve.data.records import ImageRecord
 from vitrieve.index.store import VectorStore
-from vitrieve.sync.stamps import Stamp, StampFile
+from vitrieve.syncing.stamps import Stamp, StampFile
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from markupsafe import Markup
 
-from vitrieve.evaluate.analysis import SimilarityHistogram
+from vitrieve.evaluation.analysis import SimilarityHistogram
 
 NUM_COLOURS = 4
 WIDE_PX = 560

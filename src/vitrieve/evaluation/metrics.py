@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vitrieve.errors import InputError
-from vitrieve.evaluate.relevance import Exclusions, Relevance
+from vitrieve.evaluation.relevance import Exclusions, Relevance
 from vitrieve.similarity import FloatArray, IntArray, RankedQuery, as_embeddings, count_before
 
 DEFAULT_KS = (1, 2, 4, 8)

@@ -12,11 +12,11 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from vitrieve.evaluate.bootstrap import bootstrap_means, percentile_interval
-from vitrieve.evaluate.metrics import Scores
-from vitrieve.evaluate.relevance import RelevanceRule
-from vitrieve.evaluate.run import Measurement
-from vitrieve.evaluate.similarities import similarity_blocks
+from vitrieve.evaluation.bootstrap import bootstrap_means, percentile_interval
+from vitrieve.evaluation.metrics import Scores
+from vitrieve.evaluation.relevance import RelevanceRule
+from vitrieve.evaluation.run import Measurement
+from vitrieve.evaluation.similarities import similarity_blocks
 from vitrieve.similarity import FloatArray, IntArray, order_nearest
 
 Verdict = Literal["right", "wrong", "junk"]

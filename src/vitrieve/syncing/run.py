@@ -9,11 +9,11 @@ from vitrieve.data.records import ImageRecord
 from vitrieve.errors import ConfigError, FingerprintError
 from vitrieve.index.store import StoreInfo
 from vitrieve.runtime.encoder import Encoder
-from vitrieve.sync.describe import complete_record, hash_record
-from vitrieve.sync.intake import COMMIT_SIZE, Intake
-from vitrieve.sync.ledger import Change, Ledger
-from vitrieve.sync.removal import MassRemoval, find_mass_removal, find_unreachable
-from vitrieve.sync.scan import Collection, find_differences
+from vitrieve.syncing.describe import complete_record, hash_record
+from vitrieve.syncing.intake import COMMIT_SIZE, Intake
+from vitrieve.syncing.ledger import Change, Ledger
+from vitrieve.syncing.removal import MassRemoval, find_mass_removal, find_unreachable
+from vitrieve.syncing.scan import Collection, find_differences
 
 AWAY_REASON = "No such file: the link leads nowhere now"
 

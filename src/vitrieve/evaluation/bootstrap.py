@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from vitrieve.evaluate.metrics import DEFAULT_KS, Scores
+from vitrieve.evaluation.metrics import DEFAULT_KS, Scores
 
 NUM_RESAMPLES = 2000
 """For a normal distribution the ends of an interval then scatter by 1.5 % of its width."""

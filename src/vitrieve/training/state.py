@@ -25,9 +25,9 @@ from vitrieve.data.sampler import EpochTuples
 from vitrieve.errors import ArtifactError
 from vitrieve.model.encoder import ImageEncoder
 from vitrieve.objective.objective import Objective
-from vitrieve.train.average import WeightAverage, blend
-from vitrieve.train.microbatch import MemoryPlan
-from vitrieve.train.selection import Selection
+from vitrieve.training.average import WeightAverage, blend
+from vitrieve.training.microbatch import MemoryPlan
+from vitrieve.training.selection import Selection
 
 STATE_NAME = "state"
 FULL_DISK_ADVICE = "The state before is whole: make room, then go on with the same command and --resume."

@@ -12,9 +12,9 @@ from vitrieve.data.records import Dataset, ImageRecord
 from vitrieve.data.sources import find_source_path, read_collection
 from vitrieve.embed.collection import name_labels
 from vitrieve.errors import DataError
-from vitrieve.sync.content import find_status
-from vitrieve.sync.describe import hash_record, spell_box
-from vitrieve.sync.stamps import Stamp, sign_file
+from vitrieve.syncing.content import find_status
+from vitrieve.syncing.describe import hash_record, spell_box
+from vitrieve.syncing.stamps import Stamp, sign_file
 
 CLASH_REASON = "another file of the collection has the same image_id"
 

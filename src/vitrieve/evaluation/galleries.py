@@ -15,9 +15,9 @@ from PIL import ImageOps
 from vitrieve.data.decode import read_image
 from vitrieve.data.records import ImageRecord
 from vitrieve.errors import DecodeError
-from vitrieve.evaluate.analysis import Neighbour, Verdict, find_neighbours, pick_changed, pick_random, pick_worst
-from vitrieve.evaluate.names import name_average
-from vitrieve.evaluate.run import Measurement
+from vitrieve.evaluation.analysis import Neighbour, Verdict, find_neighbours, pick_changed, pick_random, pick_worst
+from vitrieve.evaluation.names import name_average
+from vitrieve.evaluation.run import Measurement
 
 NUM_NEIGHBOURS = 8
 MAX_ENCODERS = 3

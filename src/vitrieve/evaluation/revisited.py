@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from vitrieve.errors import InputError
-from vitrieve.evaluate.metrics import check_cut_offs
-from vitrieve.evaluate.relevance import Judgements, as_labels
+from vitrieve.evaluation.metrics import check_cut_offs
+from vitrieve.evaluation.relevance import Judgements, as_labels
 from vitrieve.similarity import FloatArray, IntArray
 
 REVISITED_KS = (1, 5, 10)

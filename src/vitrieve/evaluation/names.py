@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vitrieve.evaluate.metrics import Scores
+from vitrieve.evaluation.metrics import Scores
 
 SPELLINGS = {"r_precision": "R-precision", "map_at_r": "MAP@R", "mean_average_precision": "mAP"}
 PREFIXES = {"recall_at_": "Recall@", "mp_at_": "mP@"}
