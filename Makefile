@@ -7,7 +7,7 @@ VITRIEVE := $(BIN)/vitrieve
 DEMO := demo
 
 .DEFAULT_GOAL := help
-.PHONY: help setup format check test test-all test-lowest demo bench
+.PHONY: help setup format check docs test test-all test-lowest demo bench
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -23,18 +23,22 @@ $(STAMP): pyproject.toml
 	    echo "'$(PYTHON) -m venv' does not work here; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
 	@echo "installing into $(VENV) (torch is large: this takes a few minutes the first time)" >&2
 	$(BIN)/python -m pip install --disable-pip-version-check torch==2.14.1 torchvision==0.29.1
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[train,emoji,serve,test,check]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[train,emoji,serve,test,check,docs]'
 	@touch $@
 
 format: $(STAMP) ## Format the code and fix what the linter can fix
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-check: $(STAMP) ## Check format, lint, types and the direction of imports
+check: $(STAMP) ## Check format, lint, types and the direction of imports, and build the documentation
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/pytest --quiet tests/test_import_directions.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
+docs: $(STAMP) ## Build the documentation site into site/; open site/index.html
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 # Training is tested in a process of its own: behind some 3,000 tests that load OpenVINO, FAISS, gRPC and LanceDB into
 # one process, its first step once ended in a segmentation fault in CI (not understood; never seen by itself).

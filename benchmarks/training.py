@@ -5,7 +5,7 @@
 DeiT-S at 224 px with random weights, batch 64, contrastive loss (margin 0.5) and a full memory of 59,551 rows (the
 size of SOP's training set), AdamW; random pictures. The peer is timm in float32, one batch of 64, with
 pytorch-metric-learning's loss and memory. Then our options that change the result, by name (their effect on Recall@1
-and MAP@R: docs/experiments.md). The sides alternate, each in a process of its own, whose largest memory is given. Then
+and MAP@R: dev/LOG.md). The sides alternate, each in a process of its own, whose largest memory is given. Then
 our loader against our step: how many pictures a second it can prepare from files, and from its cache.
 """
 

@@ -66,7 +66,7 @@ PQ_SUB_VECTOR_WIDTH = 8
 """Dimensions that one byte of a product-quantised code stands for, unless ``code_bytes`` says otherwise."""
 _PQ_DISTANCE: Literal["l2"] = "l2"
 """Of unit vectors it orders as the inner product does; for it LanceDB codes the differences from the centres of the
-lists, for the inner product the vectors themselves, which finds far fewer of the nearest (docs/experiments.md)."""
+lists, for the inner product the vectors themselves, which finds far fewer of the nearest (dev/LOG.md)."""
 _VECTOR_INDEX, _NAME_INDEX = "vector_index", "image_id_index"
 
 

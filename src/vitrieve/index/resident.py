@@ -37,7 +37,7 @@ LISTS_PER_ROOT = 2
 """Lists that FAISS divides N codes into, for each of the root of N; rounded down to a power of two, so that from
 ``lance.MIN_INDEXED_ROWS`` on there are enough rows to learn them from."""
 NUM_PROBES = 48
-"""Lists looked through for a query. Of 512 lists, for 100,000 images: recall@10 of 0.998 (docs/experiments.md)."""
+"""Lists looked through for a query. Of 512 lists, for 100,000 images: recall@10 of 0.998 (dev/LOG.md)."""
 TRAINING_ROWS_PER_LIST = 48
 """What FAISS learns the lists from; with fewer than 39 it warns."""
 PAUSE_PER_LOADING_SECOND = 10

@@ -64,7 +64,7 @@ def compute_fingerprint(spec: EncoderSpec, states: Mapping[str, np.ndarray]) -> 
 
     Hashed are the architecture, the pooling, the preprocessing, several scales, a head's norm, and each weight's name,
     type, shape and bytes (the reduction's among them); not the engine, the precision, names or licences: queries in
-    int8 find in an index made in bf16 what queries in bf16 find, but for some thousandths (docs/experiments.md). The
+    int8 find in an index made in bf16 what queries in bf16 find, but for some thousandths (dev/LOG.md). The
     encoder of a weights name has it too, with torch and without, the same on every machine.
 
     Args:

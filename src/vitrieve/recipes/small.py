@@ -16,7 +16,7 @@ def irt_l_small() -> Config:
     of its negatives then still lie above the margin.
     Command: ``vitrieve train irt_l_small --data grocery:DIR --out runs/irt_l_small``.
     Time: about four minutes on two CPU cores with bf16 instructions.
-    Result: docs/experiments.md.
+    Result: dev/LOG.md.
     """
     config = small()
     return replace(
@@ -32,7 +32,7 @@ def irt_r_small() -> Config:
 
     Source: the objective of ``irt_r``; settings and time as in ``irt_l_small``.
     Command: ``vitrieve train irt_r_small --data grocery:DIR --out runs/irt_r_small``.
-    Result: docs/experiments.md.
+    Result: dev/LOG.md.
     """
     return with_koleo(irt_l_small())
 
@@ -42,10 +42,10 @@ def small() -> Config:
 
     Source: Wang et al., arXiv:1904.06627 (loss); Clark et al., arXiv:2003.10555 (layer-wise decay of the learning
     rate); Wortsman et al., arXiv:2109.01903 (three tenths of the frozen weights in the result). The settings are
-    ours; docs/experiments.md tells how they were chosen, and that the choice was not blind.
+    ours; dev/LOG.md tells how they were chosen, and that the choice was not blind.
     Command: ``vitrieve train small --data folder:DIR --out runs/mine``.
     Time: about three minutes on two CPU cores with bf16 instructions.
-    Result: docs/experiments.md.
+    Result: dev/LOG.md.
     """
     return Config(
         loader=LoaderConfig(sampling="m_per_class", images_per_class=4),

@@ -1,6 +1,6 @@
 """The pictures of the search page in docs/images/: a real collection, the real server, a real browser.
 
-Run it from the checkout: ``python docs/make_screenshots.py``. It takes about a minute, and needs the Grocery Store
+Run it from the checkout: ``python dev/make_screenshots.py``. It takes about a minute, and needs the Grocery Store
 photographs (``../shared/datasets``, or the folder that VITRIEVE_DATA names), the weights ``dinov2-vits14``, playwright
 and Chromium. Encoding is deterministic, so a second run shows the same results.
 """
@@ -25,7 +25,7 @@ from typing import Literal
 from PIL import Image, ImageDraw
 from playwright.sync_api import Browser, FilePayload, Page, ViewportSize, sync_playwright
 
-IMAGE_FOLDER = Path(__file__).parent / "images"
+IMAGE_FOLDER = Path(__file__).parent.parent / "docs" / "images"
 ENCODER = "dinov2-vits14"
 IMAGE_SIZE = 112
 SPLITS = ("train", "val")

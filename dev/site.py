@@ -1,0 +1,264 @@
+"""The parts of the documentation site that come from the code, as a hook of MkDocs (``mkdocs.yml`` names this file).
+
+Three pages of the reference are generated when the site is built: the public names of Python, every command with its
+flags (read from the help text that a user sees), and every recipe (read from its docstring). Equations become MathML,
+which browsers show without a script.
+"""
+
+from __future__ import annotations
+
+import html
+import inspect
+import io
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass, field
+from typing import NamedTuple
+from unittest.mock import patch
+
+from latex2mathml.converter import convert
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+
+import vitrieve
+from vitrieve.cli.main import COMMANDS, main
+from vitrieve.recipes import RECIPE_GROUPS
+
+HELP_WIDTH = 100
+"""Columns of the help text that is read: wide enough for few breaks, too narrow for two boxes side by side."""
+EXAMPLE_RECIPE = "small"
+"""The recipe whose values stand as defaults in the flags of ``vitrieve train``."""
+
+TITLES = {
+    "train": "Training",
+    "training": "Training",
+    "recipes": "Training",
+    "config": "Training",
+    "objective": "Losses",
+    "data": "Data",
+    "runtime": "Encoders",
+    "model": "Encoders",
+    "embed": "Embedding",
+    "evaluate": "Evaluating",
+    "evaluation": "Evaluating",
+    "index": "Indexing",
+    "sync": "Indexing",
+    "syncing": "Indexing",
+    "search": "Searching",
+    "serve": "Serving",
+    "errors": "Errors",
+}
+"""Folder or file of the package that holds a public name -> heading on the page, in the order of the page."""
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the generated pages."""
+    for name, content in (
+        ("python", build_python_page()),
+        ("commands", build_commands_page()),
+        ("recipes", build_recipes_page()),
+    ):
+        files.append(File.generated(config, f"reference/{name}.md", content=content))
+    return files
+
+
+def on_page_content(content: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Turn the equations of a page into MathML: blocks marked ``math``, and ``$`…`$`` inside a sentence."""
+    content = re.sub(r'<div class="math">(.*?)</div>', lambda found: _to_mathml(found[1], "block"), content, flags=re.S)
+    return re.sub(r"\$<code>(.*?)</code>\$", lambda found: _to_mathml(found[1], "inline"), content, flags=re.S)
+
+
+def _to_mathml(escaped: str, display: str) -> str:
+    return convert(html.unescape(escaped).strip(), display=display)
+
+
+# The public names of Python
+
+
+def build_python_page() -> str:
+    """Build the page of the public names, each with its docstring, under the headings of ``TITLES``.
+
+    Raises:
+        KeyError: A public name comes from a part of the package that ``TITLES`` does not know.
+    """
+    names: dict[str, list[str]] = {title: [] for title in dict.fromkeys(TITLES.values())}
+    for name in vitrieve.__all__:
+        module = getattr(getattr(vitrieve, name), "__module__", None)
+        if name == "__version__":
+            continue
+        part = (module or vitrieve._PUBLIC_NAMES[name]).split(".")[1]
+        names[TITLES[part]].append(name)
+    lines = [
+        "# Python",
+        "",
+        "These are the public names of the package: `from vitrieve import NAME`. Everything else may change without",
+        "notice. Importing `vitrieve` is quick, because each name is loaded when it is first used.",
+    ]
+    for title, members in names.items():
+        if members:
+            lines += ["", f"## {title}", "", *(f"::: vitrieve.{name}" for name in members)]
+    return "\n".join(lines) + "\n"
+
+
+# The commands
+
+
+class Flag(NamedTuple):
+    """A flag of a command, or a positional argument.
+
+    Attributes:
+        spelling: The flag with its value, as the help text has it.
+        meaning: The sentence about it.
+        default: The value that holds when the flag is not given; ``required`` or ``repeatable`` where it says so.
+    """
+
+    spelling: str
+    meaning: str
+    default: str
+
+
+@dataclass
+class Box:
+    """A frame of the help text: its title, the sentence below it, and its flags as lines."""
+
+    title: str
+    description: list[str] = field(default_factory=list)
+    flags: list[list[str]] = field(default_factory=list)
+
+
+def build_commands_page() -> str:
+    """Build the page of all commands from their help texts."""
+    lines = [
+        "# Commands",
+        "",
+        "`vitrieve COMMAND --help` prints what this page says. Results go to standard output, and progress to standard",
+        "error. The exit status is 0 when the work is done, 1 when the checked thing is not fine, 2 when the use or",
+        "the input was wrong (or a disk was full), 3 when vitrieve itself is at fault, and 130 after Ctrl-C.",
+        "`--debug` before or after any command shows the whole traceback of an error.",
+        "",
+        "| command | what it does |",
+        "|---|---|",
+        *(f"| [`{name}`](#{_anchor(name)}) | {_escape(command.summary)} |" for name, command in COMMANDS.items()),
+    ]
+    for name in COMMANDS:
+        lines += _describe_command(name)
+    return "\n".join(lines) + "\n"
+
+
+def _anchor(name: str) -> str:
+    return "vitrieve-" + name.replace(" ", "-")
+
+
+def _describe_command(name: str) -> list[str]:
+    words = name.split() + ([EXAMPLE_RECIPE] if name == "train" else [])
+    usage, introduction, boxes = read_help(run_help(words))
+    lines = ["", f"## vitrieve {name} {{ #{_anchor(name)} }}", "", *introduction, "", "```text", usage, "```"]
+    if name == "train":
+        lines += [
+            "",
+            f"The defaults below are those of the recipe `{EXAMPLE_RECIPE}`. Every [recipe](recipes.md) has the same",
+            "flags with its own values.",
+        ]
+    for box in boxes:
+        flags = [_read_flag(one) for one in box.flags]
+        rows = [
+            f"| `{_escape(one.spelling)}` | {_escape(one.default)} | {_escape(one.meaning)} |"
+            for one in flags
+            if not one.spelling.startswith("-h")
+        ]
+        if not rows:
+            continue
+        if box.title not in ("options", "positional arguments"):
+            lines += ["", f"**{box.title.removesuffix(' options')}**: {' '.join(box.description)}"]
+        lines += ["", "| flag | default | meaning |", "|---|---|---|", *rows]
+    return lines
+
+
+def run_help(words: Sequence[str]) -> str:
+    """Return what ``vitrieve WORDS --help`` prints.
+
+    Raises:
+        RuntimeError: The command failed.
+    """
+    text = io.StringIO()
+    with patch.dict(os.environ, {"COLUMNS": str(HELP_WIDTH)}), redirect_stdout(text), redirect_stderr(io.StringIO()):
+        status = main([*words, "--help"])
+    if status != 0:
+        raise RuntimeError(f"vitrieve {' '.join(words)} --help ended with status {status}")
+    return text.getvalue()
+
+
+def read_help(text: str) -> tuple[str, list[str], list[Box]]:
+    """Read a help text.
+
+    Args:
+        text: As tyro prints it: a line of usage, an introduction, and framed boxes.
+
+    Returns:
+        The usage, the lines of the introduction, and the boxes.
+    """
+    usage, *rest = text.splitlines()
+    introduction = [line.strip() for line in rest if line[:1] not in ("╭", "│", "╰")]
+    boxes: list[Box] = []
+    for line in rest:
+        if line.startswith("╭"):
+            boxes.append(Box(line.strip("╭╮─ ")))
+        elif line.startswith("│"):
+            _add_line(boxes[-1], line.removeprefix("│").removesuffix("│").rstrip())
+    return usage.removeprefix("usage: "), introduction, boxes
+
+
+def _add_line(box: Box, line: str) -> None:
+    is_new_entry = line.startswith((" -", " [", " {")) or bool(re.match(r" [A-Z]", line))
+    if line.strip("─ ") == "":
+        box.description, box.flags = [" ".join(entry) for entry in box.flags], []
+    elif is_new_entry and not line.startswith("  "):
+        box.flags.append([line.strip()])
+    else:
+        box.flags[-1].append(line.strip())
+
+
+def _read_flag(entry: Sequence[str]) -> Flag:
+    spelling, *first = re.split(r" {2,}", entry[0], maxsplit=1)
+    meaning = " ".join([*first, *entry[1:]])
+    found = re.search(r" ?\((?:default: (?P<value>.*)|(?P<word>required|repeatable))\)$", meaning)
+    if found is None:
+        return Flag(spelling, meaning, "")
+    default = found["word"] or (f"`{found['value']}`" if found["value"] else "none")
+    return Flag(spelling, meaning[: found.start()], default)
+
+
+def _escape(text: str) -> str:
+    return text.replace("|", "\\|").replace("<", "&lt;")
+
+
+# The recipes
+
+
+def build_recipes_page() -> str:
+    """Build the page of all recipes from their docstrings."""
+    lines = [
+        "# Recipes",
+        "",
+        "A recipe is a function that returns the complete settings of a run. `vitrieve train RECIPE --help` shows its",
+        "values, and each of them can be changed by a flag. [Training](../guides/training.md) says which recipe to",
+        "choose.",
+    ]
+    for title, recipes in RECIPE_GROUPS.items():
+        lines += ["", f"## Recipes {title}"]
+        for name, recipe in recipes.items():
+            lines += ["", f"### {name}", "", *_read_docstring(inspect.getdoc(recipe) or "")]
+    return "\n".join(lines) + "\n"
+
+
+def _read_docstring(text: str) -> Iterator[str]:
+    """Turn a docstring into Markdown; each of its labelled parts (``Source:``) becomes a paragraph of its own."""
+    for line in text.splitlines():
+        label = re.match(r"(Source|Command|Time|Published|Result): ", line)
+        if label:
+            yield ""
+            line = f"**{label[1]}.** {line[label.end() :]}"
+        yield line.replace("``", "`")
