@@ -27,7 +27,7 @@ from vitrieve.data.sources import read_source
 from vitrieve.model.encoder import build_encoder
 from vitrieve.recipes import find_recipe
 from vitrieve.training.average import blend
-from vitrieve.training.loop import train
+from vitrieve.training.loop import fit_encoder
 from vitrieve.training.run import build_evaluate
 
 FROZEN_SHARES = (0.0, 0.15, 0.25, 0.35, 0.5)
@@ -68,7 +68,7 @@ def run_cell(source: str, config: Config, every: int, out: Path) -> dict[str, An
     out.mkdir(parents=True)
     evaluate = build_evaluate(held, config)
     start = time.monotonic()
-    encoder = train(config, build_encoder(config.model), fit.records, out).encoder
+    encoder = fit_encoder(config, build_encoder(config.model), fit.records, out).encoder
     seconds = time.monotonic() - start
     frozen = {name: parameter.detach() for name, parameter in build_encoder(config.model).named_parameters()}
     by_share = {str(share): evaluate(blend(encoder, frozen, share)) for share in FROZEN_SHARES}

@@ -16,7 +16,7 @@ SOURCE = Path(__file__).resolve().parents[1] / "src" / "vitrieve"
 
 ROWS = (
     ("quoting", "errors", "progress", "cache"),
-    ("config", "config_check", "config_json", "recipes"),
+    ("config", "config_check", "config_json", "config_overrides", "recipes"),
     ("similarity",),
     ("artifacts",),
     ("data",),

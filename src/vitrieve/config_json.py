@@ -31,12 +31,17 @@ def config_from_json(cls: type[T], values: Mapping[str, Any]) -> T:
     if unknown:
         raise ConfigError(unknown_name_message(f"field of {cls.__name__}", unknown[0], hints))
     try:
-        return cls(**{name: _read_value(hints[name], value) for name, value in values.items()})
+        return cls(**{name: read_value(hints[name], value) for name, value in values.items()})
     except TypeError as error:
         raise ConfigError(f"{cls.__name__}: {error}") from None
 
 
-def _read_value(hint: Any, value: Any) -> Any:
+def read_value(hint: Any, value: Any) -> Any:
+    """Check a JSON value against the type of a field, and return it as the field holds it.
+
+    Raises:
+        ConfigError: The value has another type.
+    """
     if dataclasses.is_dataclass(hint):
         return config_from_json(typing.cast(type, hint), value)
     if typing.get_origin(hint) in (types.UnionType, typing.Union):
@@ -48,7 +53,7 @@ def _read_value(hint: Any, value: Any) -> Any:
         if not isinstance(value, list | tuple):
             raise ConfigError(f"{value!r} is not a list.")
         item = typing.get_args(hint)[0]
-        return tuple(_read_value(item, entry) for entry in value)
+        return tuple(read_value(item, entry) for entry in value)
     if typing.get_origin(hint) is Literal:
         if value not in typing.get_args(hint):
             raise ConfigError(f"{value!r} is not one of {', '.join(map(str, typing.get_args(hint)))}.")

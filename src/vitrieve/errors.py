@@ -26,6 +26,8 @@ from collections.abc import Iterable
 
 from vitrieve.quoting import quote_name
 
+NUM_NEAREST = 3
+"""Valid names that a message about an unknown one names first."""
 DEBUG_VARIABLE = "VITRIEVE_DEBUG"
 """With any value but 0, errors are shown with their traceback; the flag --debug sets it."""
 
@@ -85,6 +87,24 @@ class NonFiniteLossError(VitrieveError):
 
 class UnfinishedRunError(VitrieveError):
     """A training is done and its encoder is saved, but its measurement, reduction, report or export failed."""
+
+
+def find_nearest(name: str, names: Iterable[str]) -> list[str]:
+    """Find the three names most like ``name``, best first; never empty where there are names.
+
+    A dotted name is also compared by its last part: who forgets the stage finds the field.
+
+    >>> find_nearest("--koleo-weight", ["--margin", "--objective.koleo-weight"])
+    ['--objective.koleo-weight', '--margin']
+    """
+    sought = name.lstrip("-")
+
+    def likeness(candidate: str) -> float:
+        whole = candidate.lstrip("-")
+        parts = (whole, whole.rsplit(".", 1)[-1])
+        return max(difflib.SequenceMatcher(None, sought, part).ratio() for part in parts)
+
+    return sorted(names, key=lambda candidate: (-likeness(candidate), candidate))[:NUM_NEAREST]
 
 
 def unknown_name_message(kind: str, name: str, valid: Iterable[str]) -> str:

@@ -1,4 +1,7 @@
-"""Progress of long work, on standard error: a bar on a terminal, a line now and then elsewhere."""
+"""What a user is told while work goes on, on standard error: sentences, and progress.
+
+Progress is a bar on a terminal, and a line now and then elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,16 @@ import time
 from collections.abc import Generator, Iterable, Iterator
 from typing import TypeVar
 
+from vitrieve.quoting import escape_text
+
 T = TypeVar("T")
 LINE_EVERY_SECONDS = 10.0
+
+
+def print_message(*lines: str) -> None:
+    """Tell the user something that is not the result, a line or several."""
+    for line in lines:
+        print(escape_text(line), file=sys.stderr, flush=True)
 
 
 def track(

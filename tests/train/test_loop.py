@@ -23,7 +23,7 @@ from vitrieve.training.loop import (
     Evaluate,
     TrainingResult,
     build_state,
-    train,
+    fit_encoder,
     train_step,
 )
 from vitrieve.training.state import STATE_NAME, TrainingState
@@ -67,7 +67,7 @@ def config(tiny_weights: Path) -> Config:
 def run_training(
     config: Config, records: list[ImageRecord], run: Path, evaluate: Evaluate | None = None
 ) -> TrainingResult:
-    return train(config, build_encoder(config.model), records, run, evaluate)
+    return fit_encoder(config, build_encoder(config.model), records, run, evaluate)
 
 
 def final_state(run: Path) -> dict[str, torch.Tensor]:
@@ -299,7 +299,7 @@ def test_train_keeps_the_head_it_started_with_when_the_start_was_best(
     config = dataclasses.replace(config, model=model_config, train=train_config)
     encoder = build_encoder(config.model)
     start = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
-    result = train(config, encoder, records, tmp_path, grow(by=-0.01))
+    result = fit_encoder(config, encoder, records, tmp_path, grow(by=-0.01))
     assert result.kept_step == 0
     assert not torch.equal(encoder.state_dict()["head.linear.weight"], start["head.linear.weight"])
     assert_same_bits(result.encoder.state_dict(), start)

@@ -36,7 +36,7 @@ from vitrieve.data.records import ImageRecord
 from vitrieve.data.sampler import EpochTuples
 from vitrieve.errors import DataError
 from vitrieve.model.encoder import ImageEncoder, build_encoder
-from vitrieve.training.loop import train
+from vitrieve.training.loop import fit_encoder
 from vitrieve.training.tuples import TupleMiner, build_miner, draw_class_pairs, find_hard_negatives, find_pair_rows
 
 
@@ -240,7 +240,9 @@ def test_a_pool_of_one_other_class_and_one_pair_still_ends(
     config: Config, records: list[ImageRecord], tmp_path: Path
 ) -> None:
     pairs = ((records[0].image_id, records[1].image_id),)
-    result = train(config, build_encoder(config.model), [*records[:4], records[4]], tmp_path, positive_pairs=pairs)
+    result = fit_encoder(
+        config, build_encoder(config.model), [*records[:4], records[4]], tmp_path, positive_pairs=pairs
+    )
     assert result.num_steps == 6
 
 

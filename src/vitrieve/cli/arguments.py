@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import io
 import re
 from collections.abc import Sequence
@@ -12,7 +11,7 @@ from typing import Annotated, TypeVar
 import tyro
 
 from vitrieve.cli.console import get_results
-from vitrieve.errors import ConfigError
+from vitrieve.errors import ConfigError, find_nearest
 
 T = TypeVar("T")
 
@@ -24,9 +23,6 @@ Exclude = tyro.conf.UseAppendAction[tuple[str, ...]]
 
 MapPaths = tyro.conf.UseAppendAction[tuple[str, ...]]
 """``--map-path OLD=NEW``, as often as one likes."""
-
-NUM_NEAREST = 3
-"""Valid flags named in the message about an unknown one."""
 
 
 def parse_arguments(arguments_class: type[T], argv: Sequence[str], prog: str, default: T | None = None) -> T:
@@ -87,21 +83,3 @@ def _unbox(text: str) -> str:
     first = next(section for section in sections if section.strip())
     message = " ".join(first.split())
     return message if message.endswith(".") else f"{message}."
-
-
-def find_nearest(flag: str, flags: Sequence[str]) -> list[str]:
-    """Find the flags most like ``flag``, best first; never empty where there are flags.
-
-    A dotted flag is also compared by its last part: who forgets the stage finds the field.
-
-    >>> find_nearest("--koleo-weight", ["--margin", "--objective.koleo-weight"])
-    ['--objective.koleo-weight', '--margin']
-    """
-    name = flag.lstrip("-")
-
-    def likeness(candidate: str) -> float:
-        whole = candidate.lstrip("-")
-        parts = (whole, whole.rsplit(".", 1)[-1])
-        return max(difflib.SequenceMatcher(None, name, part).ratio() for part in parts)
-
-    return sorted(flags, key=lambda candidate: (-likeness(candidate), candidate))[:NUM_NEAREST]

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
 from typing import Any, TextIO
 
+from vitrieve.progress import print_message as print_message
 from vitrieve.quoting import escape_lines, escape_text
 
 STANDARD_OUTPUT, STANDARD_ERROR = 1, 2
@@ -110,12 +111,6 @@ def flush_results() -> None:
         BrokenPipeError: Its reader has gone.
     """
     get_results().flush()
-
-
-def print_message(*lines: str) -> None:
-    """Tell the user something that is not the result, a line or several."""
-    for line in lines:
-        print(escape_text(line), file=sys.stderr, flush=True)
 
 
 def ask(question: str) -> bool:

@@ -1,4 +1,4 @@
-"""``vitrieve train``: reads the flags and prints the result; ``training/run.py`` trains. Next: ``evaluate.py``."""
+"""``vitrieve train`` reads the flags and prints the result; ``training/run.py`` trains."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import tyro
 
@@ -16,9 +16,6 @@ from vitrieve.config import Config
 from vitrieve.errors import ConfigError
 from vitrieve.model.artefact import ENCODER_SUBFOLDER
 from vitrieve.recipes import RECIPE_GROUPS, RECIPES, Recipe, find_recipe
-
-if TYPE_CHECKING:
-    from vitrieve.training.run import RunResult
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,39 +61,31 @@ def main(argv: Sequence[str], prog: str) -> int:
 
 def run(recipe: str, arguments: Arguments) -> int:
     """Train, and print what came of it."""
-    from vitrieve.training.run import TrainingRun, run_training
+    from vitrieve.config_overrides import list_overrides
+    from vitrieve.data.sources import read_source
+    from vitrieve.training.run import train
 
-    result = run_training(
-        TrainingRun(
-            recipe=recipe,
-            data=arguments.data,
-            out=arguments.out,
-            config=arguments.config,
-            protocol=arguments.protocol,
-            exclude=arguments.exclude,
-            has_report=arguments.report,
-            is_overwrite=arguments.overwrite,
-            is_resume=arguments.resume,
-            say=print_message,
-        )
+    dataset = read_source(arguments.data, protocol=arguments.protocol, exclude=arguments.exclude)
+    trained = train(
+        dataset,
+        recipe,
+        arguments.out,
+        resume=arguments.resume,
+        overwrite=arguments.overwrite,
+        report=arguments.report,
+        **list_overrides(arguments.config, find_recipe(recipe)()),
     )
-    _print_result(arguments, result)
-    return 0
-
-
-def _print_result(arguments: Arguments, result: RunResult) -> None:
     if arguments.json:
-        results = [one.to_json() for one in result.results]
-        print_json({"run": str(arguments.out), **result.summary, "results": results})
-        return
-    from vitrieve.training.run import REPORT_FOLDER
-
-    for one in result.results:
+        results = [one.to_json() for one in trained.results]
+        print_json({"run": str(trained.folder), **trained.summary, "results": results})
+        return 0
+    for one in trained.results:
         figures = "  ".join(f"{name} {100 * value:.1f}" for name, value in one.metrics.items())
         print_result(f"{one.encoder}: {figures}")
-    print_result(f"encoder: {arguments.out / ENCODER_SUBFOLDER}")
-    if result.results:
-        print_result(f"report: {arguments.out / REPORT_FOLDER / 'report.html'}")
+    print_result(f"encoder: {trained.folder / ENCODER_SUBFOLDER}")
+    if trained.report is not None:
+        print_result(f"report: {trained.report}")
+    return 0
 
 
 def _first_line(recipe: Recipe) -> str:

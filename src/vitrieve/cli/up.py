@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 import tyro
 
 from vitrieve.cli.arguments import Exclude, Switch
-from vitrieve.cli.console import print_message
+from vitrieve.cli.console import ask, print_message
 from vitrieve.cli.serve import ProxyArguments, announce, check_extra, read_place, read_token
-from vitrieve.cli.sync import describe_report, print_failures, sync_asking
+from vitrieve.cli.sync import print_findings
 from vitrieve.errors import DataError
 
 if TYPE_CHECKING:
@@ -73,15 +73,14 @@ def _sync(arguments: Arguments) -> tuple[Path, Encoder]:
     from vitrieve.syncing.place import default_index_folder
     from vitrieve.syncing.run import SyncSettings
     from vitrieve.syncing.scan import scan_collection
-    from vitrieve.syncing.session import load_index_encoder, open_session
+    from vitrieve.syncing.session import load_index_encoder
+    from vitrieve.syncing.sync import sync
 
     if not arguments.folder.is_dir():
         raise DataError(f"{arguments.folder} is no folder; give one with pictures, at any depth.")
     source = os.path.abspath(arguments.folder)  # always the folder, even if it is called as a data set is: emoji
     # Before the encoder is loaded, because the folder may be wrong. What the cache holds is nobody's photograph.
     collection = scan_collection(source, arguments.index or cache_folder(), exclude=arguments.exclude)
-    for note in collection.notes:
-        print_message(note)
     encoder = load_index_encoder(
         arguments.index, arguments.encoder, image_size=arguments.image_size, num_threads=arguments.num_threads
     )
@@ -90,14 +89,13 @@ def _sync(arguments: Arguments) -> tuple[Path, Encoder]:
         num_threads=arguments.num_threads,
         max_bad_fraction=arguments.max_bad_fraction,
         is_removal_allowed=arguments.allow_removals,
+        confirm=ask,
         show_progress=True,
     )
     print_message(f"the index is {index}")
-    with open_session(source, index, encoder, is_adopted=arguments.adopt) as session:
-        report = sync_asking(session, collection, settings, is_replaced=arguments.adopt)
-        num_indexed = session.store.count()
-    print_message(describe_report(report, num_indexed))
-    print_failures(report)
-    if not num_indexed:
+    report = sync(collection, index, encoder, settings=settings, adopt=arguments.adopt)
+    print_message(str(report))
+    print_findings(report)
+    if not report.num_indexed:
         raise DataError(f"no picture of {arguments.folder} could be indexed; the reasons are above.")
     return index, encoder

@@ -83,6 +83,7 @@ class Dataset:
         ground_truth: For each query's ``image_id`` its easy, hard and junk images, where a benchmark lists them
             query by query (revisited Oxford and Paris); the labels then say nothing about relevance. None
             where the labels decide.
+        source: How the source was spelled (``folder:photos``); empty for a data set that was made in memory.
         unreadable_folders: Folders of the source that cannot be listed, spelled as ``image_id`` is, and why: nobody
             can tell which images they hold.
     """
@@ -98,6 +99,7 @@ class Dataset:
     positive_pairs: tuple[tuple[str, str], ...] = ()
     ground_truth: Mapping[str, GroundTruth] | None = None
     unreadable_folders: tuple[tuple[str, str], ...] = ()
+    source: str = field(default="", compare=False)
 
     def split(self, *splits: Split) -> tuple[ImageRecord, ...]:
         """Select the records of the given splits, in order."""

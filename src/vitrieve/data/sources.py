@@ -57,9 +57,10 @@ def read_source(source: str, *, protocol: str | None = None, exclude: Sequence[s
     if protocol is not None and protocol not in chosen.protocols:
         raise DataError(unknown_name_message(f"protocol of {name}", protocol, chosen.protocols))
     if name == "folder":
-        return folder.read_folder(_path(path), protocol or chosen.protocols[0], exclude=exclude)
+        dataset = folder.read_folder(_path(path), protocol or chosen.protocols[0], exclude=exclude)
+        return replace(dataset, source=source)
     dataset = chosen.read(path or _find_path(name), protocol or chosen.protocols[0])
-    return replace(dataset, notes=(*dataset.notes, *_note_folder_of_that_name(source)))
+    return replace(dataset, notes=(*dataset.notes, *_note_folder_of_that_name(source)), source=source)
 
 
 def read_collection(source: str, *, protocol: str | None = None, exclude: Sequence[str] = ()) -> Dataset:
@@ -77,7 +78,7 @@ def read_collection(source: str, *, protocol: str | None = None, exclude: Sequen
     """
     name, path = _split_source(source)
     if name == "folder" and path == source and protocol is None:
-        return folder.read_flat_folder(_path(path), exclude=exclude)
+        return replace(folder.read_flat_folder(_path(path), exclude=exclude), source=source)
     return read_source(source, protocol=protocol, exclude=exclude)
 
 

@@ -7,7 +7,10 @@ In reading order:
     bootstrap.py    95 % intervals over classes, or over queries
     protocols.py    records of a data set -> queries, gallery, junk; distractors
     similarities.py blocks of similarities to a gallery of any size
+    data.py         what is measured on: a source under its protocols
     run.py          embed, measure, write results.json and the report
+    evaluate.py     all of it in one call, which is public
+    table.py        the figures as text
     analysis.py     what the report shows: classes, histograms, spectra, neighbours
     charts.py       inline SVG
     names.py        how metrics are spelt

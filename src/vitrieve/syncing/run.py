@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass, replace
 
 from vitrieve.data.records import ImageRecord
@@ -34,6 +34,8 @@ class SyncSettings:
     """Read also the bad files that have not changed."""
     is_removal_allowed: bool = False
     """Remove what has vanished, however much it is; else a mass removal (``removal.py``) is held."""
+    confirm: Callable[[str], bool] | None = None
+    """Asks a person, with a sentence, whether a mass removal shall be made; None: it is held without asking."""
     show_progress: bool = False
     """Report progress on standard error."""
 
@@ -62,6 +64,7 @@ class SyncReport:
         is_too_bad: More images are bad than ``max_bad_fraction`` allows.
         held: The removal that somebody has to allow before it is made; None when there is none.
         unreachable: Folders that cannot be looked into now, sorted: what the index holds of them is kept.
+        num_indexed: Images that the index holds afterwards.
     """
 
     num_images: int
@@ -74,11 +77,25 @@ class SyncReport:
     is_too_bad: bool
     held: MassRemoval | None = None
     unreachable: tuple[str, ...] = ()
+    num_indexed: int = 0
 
     @property
     def is_changed(self) -> bool:
         """Whether the index is another than before."""
         return bool(self.num_embedded or self.num_reused or self.num_described or self.num_removed)
+
+    def __str__(self) -> str:
+        """Say in a line what the sync did."""
+        done = (
+            (self.num_embedded, "embedded"),
+            (self.num_reused, "moved or copied"),
+            (self.num_described, "with new metadata"),
+            (self.num_removed, "removed"),
+            (self.num_kept, "vanished but kept"),
+            (len(self.failures), "unreadable"),
+        )
+        parts = ", ".join(f"{count} {what}" for count, what in done if count)
+        return f"{self.num_indexed} images indexed; {parts or 'nothing to do'}"
 
 
 def check_encoder(info: StoreInfo, encoder: Encoder) -> None:

@@ -29,6 +29,9 @@ class Collection:
         notes: What a user must be told about the collection.
         license: Licence and attribution of the images; empty when unknown.
         root: Folder below which the names of the images are paths; None where there is none.
+        source: How the collection was named, as ``read_collection`` takes it.
+        exclude: Patterns of what was left out of a folder.
+        is_empty_allowed: A folder that is missing, or holds no image, is a collection of none.
     """
 
     records: Mapping[str, ImageRecord]
@@ -36,6 +39,9 @@ class Collection:
     notes: tuple[str, ...] = ()
     license: str = ""
     root: Path | None = None
+    source: str = ""
+    exclude: tuple[str, ...] = ()
+    is_empty_allowed: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +92,9 @@ def scan_collection(
         notes=dataset.notes,
         license=dataset.license,
         root=_find_root(source),
+        source=source,
+        exclude=tuple(exclude),
+        is_empty_allowed=is_empty_allowed,
     )
 
 

@@ -6,7 +6,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -49,7 +49,7 @@ class SyncSession:
         report = sync_collection(self.ledger, self.encoder, collection, settings)
         if report.is_changed:
             self.store.optimise()
-        return report
+        return replace(report, num_indexed=self.store.count())
 
 
 def load_index_encoder(

@@ -1,7 +1,7 @@
-"""The story of a training run, in order.
+"""The optimiser's steps of a training run, in order.
 
-Each line of ``train`` is a short function of this folder or of a stage before it; the command line
-(``cli/train.py``) adds the data, the measurement and the report.
+Each line of ``fit_encoder`` is a short function of this folder or of a stage before it; ``run.py``
+adds the data, the measurement and the report.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class TrainingResult(NamedTuple):
         return self.selection.best_step if self.selection.values else self.num_steps
 
 
-def train(
+def fit_encoder(
     config: Config,
     encoder: ImageEncoder,
     records: Sequence[ImageRecord],

@@ -1,47 +1,49 @@
-"""The story of a training run, from the source of its images to the encoder, the report and the manifest.
+"""The story of ``train``: a run from the source of its images to the encoder, the report and the manifest.
 
-The command line (``cli/train.py``) parses and prints; ``loop.py``, the next file, trains.
+The command ``vitrieve train`` (``cli/train.py``) calls the same function. The optimiser's steps are in ``loop.py``.
 """
 
 from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from vitrieve.artifacts import check_folder, prepare_folder, write_manifest
-from vitrieve.config import Config
+from vitrieve.config import Config, Device
 from vitrieve.config_check import check_config, find_ineffective
 from vitrieve.config_json import config_to_json
+from vitrieve.config_overrides import override_config
 from vitrieve.data.readable import Readable, find_readable
 from vitrieve.data.records import Dataset, ImageRecord, find_measurable, require_trainable
 from vitrieve.data.sources import read_source
 from vitrieve.embed.collection import EmbedSettings
 from vitrieve.errors import ArtifactError, DataError, UnfinishedRunError, VitrieveError
 from vitrieve.evaluation.protocols import select_records
-from vitrieve.evaluation.run import EMBEDDINGS_FOLDER, EvaluationResult, evaluate_encoder, run_comparison
+from vitrieve.evaluation.run import EMBEDDINGS_FOLDER, REPORT_NAME, EvaluationResult, evaluate_encoder, run_comparison
 from vitrieve.model.artefact import ENCODER_SUBFOLDER
 from vitrieve.model.card import ModelCard
 from vitrieve.model.cost import count_cost, format_cost
 from vitrieve.model.encoder import ImageEncoder, build_encoder, save_encoder
 from vitrieve.model.export import export_folder
+from vitrieve.progress import print_message
 from vitrieve.recipes import find_recipe
-from vitrieve.runtime.encoder import wrap_encoder
+from vitrieve.runtime.encoder import Encoder, load_encoder, wrap_encoder
 from vitrieve.runtime.precision import describe_emulation
 from vitrieve.training.device import resolve_device
 from vitrieve.training.holdout import TrainingSplit, split_for_training
-from vitrieve.training.loop import Evaluate, TrainingResult, train
+from vitrieve.training.loop import Evaluate, TrainingResult, fit_encoder
 from vitrieve.training.reduce import reduce_encoder, require_reducible
 from vitrieve.training.resolution import allow_low_resolution
 from vitrieve.training.settings import describe_run, settle
 
 REPORT_FOLDER = "report"
-
-Say = Callable[[str], None]
-"""Tells the user a sentence."""
+OWN_RECIPE = "own"
+"""Name of a configuration that did not begin with a recipe."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,44 +52,82 @@ class TrainingRun:
 
     Attributes:
         recipe: Name that the configuration began with.
-        data: Source of the images, as ``read_source`` spells it.
-        out: Folder of the run.
+        base: The recipe's own configuration.
         config: The complete settings.
-        protocol: One of the source's protocols; None for its first.
-        exclude: Patterns of files to leave out of a folder, with the rules of gitignore.
+        dataset: What is trained and reported on, with its unreadable images.
+        out: Folder of the run.
         has_report: The run ends with a report before and after on the test classes.
         is_overwrite: What the folder holds is replaced.
         is_resume: An unfinished run in the folder goes on.
-        say: Tells the user what is not the result.
     """
 
     recipe: str
-    data: str
-    out: Path
+    base: Config
     config: Config
-    protocol: str | None = None
-    exclude: tuple[str, ...] = ()
+    dataset: Dataset
+    out: Path
     has_report: bool = True
     is_overwrite: bool = False
     is_resume: bool = False
-    say: Say = field(repr=False)
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunResult:
-    """What a finished run ends with.
+class TrainedRun:
+    """A finished run.
 
     Attributes:
+        folder: Folder of the run; ``vitrieve embed --encoder`` and ``load_encoder`` take it.
         summary: Contents of the run's manifest, as plain JSON values.
-        results: Figures of the frozen start and of the result on the test classes; empty without a report.
+        results: Figures of the frozen start and of the trained encoder on the test classes; empty without a report.
+        device: Where the run was trained, and where ``encoder`` computes.
     """
 
+    folder: Path
     summary: Mapping[str, Any]
     results: tuple[EvaluationResult, ...]
+    device: Device = "auto"
+
+    @cached_property
+    def encoder(self) -> Encoder:
+        """The trained encoder, loaded from the folder when it is first used."""
+        return load_encoder(self.folder)
+
+    @property
+    def report(self) -> Path | None:
+        """The report before and after, a web page; None where there is none."""
+        return self.folder / REPORT_FOLDER / REPORT_NAME if self.results else None
 
 
-def run_training(run: TrainingRun) -> RunResult:
-    """Train, keep the encoder, report.
+def train(
+    data: Dataset | str | Path,
+    recipe: str | Config = "small",
+    out: str | Path = "run",
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    report: bool = True,
+    device: Device = "auto",
+    **overrides: Any,
+) -> TrainedRun:
+    """Train an encoder: from a folder of photographs to the encoder, its ONNX graph and a report before and after.
+
+    ``train("folder:photos", num_steps=200, batch_size=64)`` is ``vitrieve train small --data folder:photos --num-steps
+    200 --batch-size 64``, and makes the same folder. Progress is shown on standard error.
+
+    Args:
+        data: A data set, for example of ``read_source``; or a source as that takes it: a folder with one subfolder
+            for each class, ``folder:DIR``, ``manifest:FILE``, ``emoji``.
+        recipe: Name of a recipe (``vitrieve.recipes.RECIPES``), or a complete configuration.
+        out: Folder of the run; made when it is missing.
+        resume: Go on with an unfinished run in ``out``; a folder that is missing or empty is begun.
+        overwrite: Replace what ``out`` holds.
+        report: End with a report before and after, on the classes that are kept for testing.
+        device: Where to compute; ``auto`` is the recipe's setting, which takes a GPU where torch sees one.
+        overrides: Settings that differ from the recipe, by name (``config_overrides.py``): ``num_steps=200``, or
+            ``**{"objective.koleo_weight": 0.3}``.
+
+    Returns:
+        The run: ``.encoder`` is ready to encode pictures, ``.results`` has the figures.
 
     Raises:
         InputError: The settings, the images or the folder cannot be used.
@@ -95,10 +135,30 @@ def run_training(run: TrainingRun) -> RunResult:
         UnfinishedRunError: The training is done and its encoder is saved, but something after the last step failed.
         KeyboardInterrupt: After Ctrl-C; a resumed run goes on.
     """
+    base = recipe if isinstance(recipe, Config) else find_recipe(recipe)()
+    config = override_config(base, overrides)
+    if device != "auto":
+        config = override_config(config, {"train.device": device})
+    check_config(config)
+    check_folder(Path(out), is_overwrite=overwrite, is_resume=resume)
+    return run_training(
+        TrainingRun(
+            recipe=OWN_RECIPE if isinstance(recipe, Config) else recipe,
+            base=base,
+            config=config,
+            dataset=data if isinstance(data, Dataset) else read_source(str(data)),
+            out=Path(out),
+            has_report=report,
+            is_overwrite=overwrite,
+            is_resume=resume,
+        )
+    )
+
+
+def run_training(run: TrainingRun) -> TrainedRun:
+    """Train, keep the encoder, report: the story of ``train``, which has checked the settings and the folder."""
     start = time.monotonic()
     # Images
-    check_config(run.config)
-    check_folder(run.out, is_overwrite=run.is_overwrite, is_resume=run.is_resume)
     dataset, readable = _read_images(run)
     split = split_for_training(dataset, is_holdout=run.config.train.holdout)
     _tell_notes(run, dataset, split)
@@ -110,14 +170,14 @@ def run_training(run: TrainingRun) -> RunResult:
     _settle(run, encoder, dataset, split, readable)
     # Training
     evaluate = build_evaluate(split.judge, run.config) if split.judge is not None else None
-    result = train(run.config, encoder, split.fit, run.out, evaluate, dataset.positive_pairs)
+    result = fit_encoder(run.config, encoder, split.fit, run.out, evaluate, dataset.positive_pairs)
     seconds = time.monotonic() - start
-    run.say(describe_kept(result))
+    print_message(describe_kept(result))
     # Result
     fingerprint, results = _finish(run, dataset, split, result)
     summary = {
         "recipe": run.recipe,
-        "data": run.data,
+        "data": dataset.source or dataset.name,
         "protocol": dataset.protocol,
         "config": config_to_json(run.config),
         **_summarize(split.fit, result),
@@ -125,18 +185,18 @@ def run_training(run: TrainingRun) -> RunResult:
         "encoder_fingerprint": fingerprint,
     }
     write_manifest(run.out, "run", summary)
-    return RunResult(summary=summary, results=tuple(results))
+    return TrainedRun(folder=run.out, summary=summary, results=tuple(results), device=run.config.train.device)
 
 
 def _read_images(run: TrainingRun) -> tuple[Dataset, Readable]:
-    """Read the source; leave unreadable images out of every part, once, so that no later stage meets one."""
-    dataset = read_source(run.data, protocol=run.protocol, exclude=run.exclude)
+    """Leave unreadable images out of every part of the data set, once, so that no later stage meets one."""
+    dataset = run.dataset
     require_trainable(dataset)
     readable = find_readable(dataset.records, max_bad_fraction=run.config.train.max_bad_fraction, show_progress=True)
     if not readable.failures:
         return dataset, readable
     for image_id, reason in readable.failures:
-        run.say(f"left out: {image_id}: {reason}")
+        print_message(f"left out: {image_id}: {reason}")
     verb = "is" if len(readable.failures) == 1 else "are"
     note = f"{len(readable.failures)} of {len(dataset.records)} images {verb} unreadable and left out."
     dataset = replace(dataset, records=readable.records, notes=(*dataset.notes, note))
@@ -147,18 +207,18 @@ def _read_images(run: TrainingRun) -> tuple[Dataset, Readable]:
 def _tell_notes(run: TrainingRun, dataset: Dataset, split: TrainingSplit) -> None:
     config = run.config
     emulation = describe_emulation(config.train.precision, resolve_device(config.train.device).type)
-    for note in (*dataset.notes, split.note, emulation, *find_ineffective(config, find_recipe(run.recipe)())):
+    for note in (*dataset.notes, split.note, emulation, *find_ineffective(config, run.base)):
         if note:
-            run.say(note)
+            print_message(note)
 
 
 def _build_encoder(run: TrainingRun, num_images: int) -> ImageEncoder:
     model = run.config.model
     encoder = build_encoder(model, seed=run.config.train.seed)
     if model.weights is not None and encoder.spec.weights_note:
-        run.say(encoder.spec.weights_note)
+        print_message(encoder.spec.weights_note)
     allow_low_resolution(encoder, run.config)
-    run.say(f"{model.backbone}: {format_cost(count_cost(model.backbone, model.image_size))}")
+    print_message(f"{model.backbone}: {format_cost(count_cost(model.backbone, model.image_size))}")
     if model.embedding_dim is not None:
         require_reducible(model.embedding_dim, encoder.spec.embedding_dim, num_images)
     return encoder
@@ -174,7 +234,7 @@ def _settle(
         run.recipe, run.config, dataset.protocol, (*split.fit, *judging), dataset.positive_pairs, digests
     )
     for note in settle(run.out, settings, encoder=encoder):
-        run.say(note)
+        print_message(note)
 
 
 def build_evaluate(judge: Dataset, config: Config) -> Evaluate:
@@ -222,7 +282,7 @@ def _finish(
                 _save_encoder(run, dataset, result, results)
         except Exception as error:
             failures.append(("the report", error))
-    run.say("exporting to ONNX")
+    print_message("exporting to ONNX")
     try:
         export_folder(run.out / ENCODER_SUBFOLDER)
     except Exception as error:
@@ -272,10 +332,10 @@ def _report(run: TrainingRun, dataset: Dataset, result: TrainingResult) -> list[
     try:
         tested = select_records(dataset)
     except DataError as error:
-        run.say(f"no report: {error}")
+        print_message(f"no report: {error}")
         return []
     if dataset.ground_truth is None and not find_measurable(tested, dataset.junk_key):
-        run.say("no report: no query of the test split has another readable image of its class to find")
+        print_message("no report: no query of the test split has another readable image of its class to find")
         return []
     config = run.config
     headless = replace(config.model, head_norm=False, head_dim=None)  # an untrained head says nothing of the backbone
