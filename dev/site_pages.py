@@ -87,15 +87,14 @@ def build_python_page() -> str:
     names: dict[str, list[str]] = {title: [] for title in dict.fromkeys(TITLES.values())}
     for name in vitrieve.__all__:
         module = getattr(getattr(vitrieve, name), "__module__", None)
-        if name == "__version__":
-            continue
-        part = (module or vitrieve._PUBLIC_NAMES[name]).split(".")[1]
-        names[TITLES[part]].append(name)
+        if module is not None:  # a module, as ``recipes``, and a text, as ``__version__``, have none
+            names[TITLES[module.split(".")[1]]].append(name)
     lines = [
         "# Python",
         "",
         "These are the public names of the package: `from vitrieve import NAME`. Everything else may change without",
-        "notice. Importing `vitrieve` is quick, because each name is loaded when it is first used.",
+        "notice. Importing `vitrieve` is quick, because each name is loaded when it is first used. `vitrieve.recipes`",
+        "holds the [recipes](recipes.md).",
     ]
     for title, members in names.items():
         if members:
@@ -183,12 +182,13 @@ def run_help(words: Sequence[str]) -> str:
     Raises:
         RuntimeError: The command failed.
     """
-    text = io.StringIO()
+    content = io.BytesIO()
+    text = io.TextIOWrapper(content, encoding="utf-8", write_through=True)  # without an encoding there are no frames
     with patch.dict(os.environ, {"COLUMNS": str(HELP_WIDTH)}), redirect_stdout(text), redirect_stderr(io.StringIO()):
         status = main([*words, "--help"])
     if status != 0:
         raise RuntimeError(f"vitrieve {' '.join(words)} --help ended with status {status}")
-    return text.getvalue()
+    return content.getvalue().decode("utf-8")
 
 
 def read_help(text: str) -> tuple[str, list[str], list[Box]]:
