@@ -15,17 +15,25 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import NamedTuple
 from unittest.mock import patch
 
 from latex2mathml.converter import convert
 from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 import vitrieve
 from vitrieve.cli.main import COMMANDS, main
 from vitrieve.recipes import RECIPE_GROUPS
+
+REMOTE_SCRIPT = "https://unpkg.com/iframe-worker/shim"
+"""What the theme links for the search of a site that is opened from a folder."""
+LOCAL_SCRIPT = "javascripts/iframe-worker.js"
+FETCHED = re.compile(r"""<(?:script|img|iframe|link rel="(?:stylesheet|preconnect|icon)")[^>]*?["'](https?://[^"']+)""")
+"""What a browser loads by itself, on another machine."""
 
 HELP_WIDTH = 100
 """Columns of the help text that is read: wide enough for few breaks, too narrow for two boxes side by side."""
@@ -69,6 +77,23 @@ def on_page_content(content: str, *, page: Page, config: MkDocsConfig, files: Fi
     """Turn the equations of a page into MathML: blocks marked ``math``, and ``$`…`$`` inside a sentence."""
     content = re.sub(r'<div class="math">(.*?)</div>', lambda found: _to_mathml(found[1], "block"), content, flags=re.S)
     return re.sub(r"\$<code>(.*?)</code>\$", lambda found: _to_mathml(found[1], "inline"), content, flags=re.S)
+
+
+def on_post_build(*, config: MkDocsConfig) -> None:
+    """Keep the built site free of requests to other machines: the one script that the theme links becomes a copy.
+
+    Raises:
+        PluginError: Something else is fetched from elsewhere.
+    """
+    site = Path(config.site_dir)
+    for path in site.rglob("*.html"):
+        folders = len(path.relative_to(site).parts) - 1
+        text = path.read_text(encoding="utf-8").replace(REMOTE_SCRIPT, "../" * folders + LOCAL_SCRIPT)
+        path.write_text(text, encoding="utf-8")
+        if fetched := re.findall(FETCHED, text):
+            raise PluginError(
+                f"{path.relative_to(site)} fetches {', '.join(fetched)}; the site works without a network."
+            )
 
 
 def _to_mathml(escaped: str, display: str) -> str:

@@ -31,7 +31,7 @@ OTHER_PAGES = [CHECKOUT / name for name in ("CONTRIBUTING.md", "CHANGELOG.md", "
 NOTEBOOKS = sorted((CHECKOUT / "notebooks").glob("*.ipynb"))
 PROGRAMS = ("sh", "python")
 """Languages of blocks that run."""
-TEXTS = ("text", "json", "csv", "nginx", "yaml", "math")
+TEXTS = ("text", "csv", "nginx", "yaml", "math")
 """Languages of blocks that are read: output, other programs' settings, equations."""
 REASONS = (
     "fetches data and weights, and runs the tests",
@@ -246,11 +246,6 @@ def test_notebook_runs(notebook: Path, workplace: Path) -> None:
 
 def test_notebooks_are_three() -> None:
     assert len(NOTEBOOKS) == 3
-
-
-@pytest.mark.parametrize("block", [block for block in BLOCKS if block.language == "json"], ids=str)
-def test_json_is_json(block: Block) -> None:
-    json.loads(block.text)
 
 
 def test_readme_is_one_page() -> None:
