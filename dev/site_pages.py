@@ -37,6 +37,8 @@ FETCHED = re.compile(r"""<(?:script|img|iframe|link rel="(?:stylesheet|preconnec
 
 HELP_WIDTH = 100
 """Columns of the help text that is read: wide enough for few breaks, too narrow for two boxes side by side."""
+NONE_OR = "{None}|"
+"""How tyro spells that a value may be left out; the column of defaults says so as well."""
 EXAMPLE_RECIPE = "small"
 """The recipe whose values stand as defaults in the flags of ``vitrieve train``."""
 
@@ -179,6 +181,7 @@ def _anchor(name: str) -> str:
 def _describe_command(name: str) -> list[str]:
     words = name.split() + ([EXAMPLE_RECIPE] if name == "train" else [])
     usage, introduction, boxes = read_help(run_help(words))
+    usage = usage.replace(f"train {EXAMPLE_RECIPE}", "train RECIPE")
     lines = ["", f"## vitrieve {name} {{ #{_anchor(name)} }}", "", *introduction, "", "```text", usage, "```"]
     if name == "train":
         lines += [
@@ -189,7 +192,7 @@ def _describe_command(name: str) -> list[str]:
     for box in boxes:
         flags = [_read_flag(one) for one in box.flags]
         rows = [
-            f"| `{_escape(one.spelling)}` | {_escape(one.default)} | {_escape(one.meaning)} |"
+            f"| `{one.spelling.replace(NONE_OR, '')}` | {_escape(one.default)} | {_escape(one.meaning)} |"
             for one in flags
             if not one.spelling.startswith("-h")
         ]
@@ -273,7 +276,7 @@ def build_recipes_page() -> str:
         "choose.",
     ]
     for title, recipes in RECIPE_GROUPS.items():
-        lines += ["", f"## Recipes {title}"]
+        lines += ["", f"## {title[0].upper()}{title[1:]}"]
         for name, recipe in recipes.items():
             lines += ["", f"### {name}", "", *_read_docstring(inspect.getdoc(recipe) or "")]
     return "\n".join(lines) + "\n"
@@ -285,5 +288,5 @@ def _read_docstring(text: str) -> Iterator[str]:
         label = re.match(r"(Source|Command|Time|Published|Result): ", line)
         if label:
             yield ""
-            line = f"**{label[1]}.** {line[label.end() :]}"
+            line = f"**{label[1]}:** {line[label.end() :]}"
         yield line.replace("``", "`")
