@@ -264,8 +264,8 @@ def check_after_kill(store: VectorStore, before: dict[int, int], lines: list[str
             state[number % 7] = number
         else:
             state.pop((number + 1) % 7, None)
-    if store.info.kind == "milvus" and any("occur twice" in fault for fault in store.verify()):
-        store.optimise()  # tests/index/test_milvus.py has milvus-lite's fault, made on purpose
+    if store.info.kind == "milvus":
+        store.optimise()  # mends what milvus-lite leaves of a flush; tests/index/test_milvus.py makes it on purpose
     assert store.verify() == []
     found: dict[int, int] = {}
     for group in range(7):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -96,6 +97,36 @@ def test_trap_a_server_killed_at_the_end_of_a_flush_leaves_no_image_twice(server
     assert store.verify() == []
     assert store.count() == 40
     assert store.get([record.image_id for record in records])[1] == records
+
+
+def test_trap_a_server_killed_between_two_logs_shows_the_newest_images_once_optimised(
+    server: Server, tmp_path: Path
+) -> None:
+    """milvus-lite removes its logs one by one at the end of a flush; an older one that is left hides newer images."""
+    store = make_store(server, tmp_path / "index")
+    vectors, records = make_many(40)
+    store.upsert(vectors, records)
+    store.close()
+    server.kill()
+    server.start()  # which begins a second log
+    store = MilvusStore.open(tmp_path / "index")
+    newer = [replace(record, metadata={"state": "newer"}) for record in records]
+    store.upsert(vectors, newer)
+    (first,) = [path for path in server.folder.rglob(f"{store._name}/wal/*") if "000001" in path.name]
+    shutil.copy(first, tmp_path / "log")
+    store.optimise()
+    store.close()
+    server.kill()
+    assert not first.exists()
+    shutil.copy(tmp_path / "log", first)
+    server.start()
+    store = MilvusStore.open(tmp_path / "index")
+    assert store.get([records[0].image_id])[1] != newer[:1], "milvus-lite is mended: remove the workaround"
+    store.optimise()
+    assert store.verify() == []
+    assert store.count() == 40
+    assert store.get([record.image_id for record in records])[1] == newer
+    assert [hits[0].record for hits in store.search(vectors, 1)] == newer
 
 
 def test_a_collection_that_is_gone_is_named(server: Server, tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ from vitrieve.index.exact import error_bound, rank_candidates
 from vitrieve.index.filter import Filter
 from vitrieve.index.identity import Identity, guarded
 from vitrieve.index.milvus_rows import (
+    NO_IMAGE_KEY,
     ROW_FIELDS,
     build_rows,
     from_key,
@@ -245,12 +246,17 @@ class MilvusStore:
     def optimise(self) -> None:
         """Ask the server to write out what it holds in memory and to merge its segments; it indexes them itself.
 
-        Images that occur twice are written once more, which leaves one of each: milvus-lite (3.2), killed between
-        the end of a flush and the removal of its log, reads the log again and keeps every row of it a second time.
+        It also mends what milvus-lite (3.2) leaves when it was killed during a flush. Killed between the removals of
+        two logs, it reads the older one again, shows its rows instead of newer ones, and refuses to flush until a
+        change is newer than both: the removal of an image that is not there is such a change. Killed before the
+        removals, it keeps every row of the log a second time: such images are written once more.
         """
         self._identity.require()
-        self._mend_repeated()
         with reported(self._uri):
+            if self._client.get_server_version().startswith("milvus_lite"):
+                self._client.delete(self._name, ids=[NO_IMAGE_KEY])
+                self._client.flush(self._name)
+            self._mend_repeated()
             self._client.flush(self._name)
             self._client.compact(self._name)
 

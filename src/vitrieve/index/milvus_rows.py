@@ -19,6 +19,8 @@ from vitrieve.embed.rows import SCHEMA, build_table, to_records
 from vitrieve.index.filter import Condition, Filter, read_number
 
 ROW_FIELDS = ("key", "record", "vector")
+NO_IMAGE_KEY = "none"
+"""Key that no image has: theirs begin with x."""
 _TEXT, _NUMBER = "text_", "number_"
 
 
