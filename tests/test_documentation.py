@@ -1,7 +1,7 @@
 """Every code block of the README and the pages runs; what cannot run here says why; links lead somewhere.
 
 Blocks of shell and Python run page by page, in order, in a folder with a few tiny photographs. Recipes keep their names
-and lose their length: a small random model, and four steps. A block before which a comment says ``not run: REASON`` is
+and lose their length: a small random model, and two steps. A block before which a comment says ``not run: REASON`` is
 left out, and the reason is one of ``REASONS``.
 """
 
@@ -112,7 +112,7 @@ def quick_recipes(tiny_weights: Path) -> Iterator[None]:
         def quick() -> Config:
             config = recipe()
             model = replace(config.model, backbone="test_vit", weights=str(tiny_weights), image_size=32)
-            steps = {"num_steps": 4, "evaluate_every": 4, "checkpoint_every": 4}
+            steps = {"num_steps": 2, "evaluate_every": 2, "checkpoint_every": 2}
             train = replace(config.train, batch_size=8, microbatch_size=8, num_threads=1, **steps)
             return replace(config, model=model, train=train)
 
