@@ -14,7 +14,7 @@ from PIL import Image
 
 from vitrieve.config import ModelConfig
 from vitrieve.data.preprocess import build_preprocessing, preprocess
-from vitrieve.errors import ArtifactError, ConfigError, DataError, FingerprintError, WeightsError
+from vitrieve.errors import ArtifactError, ConfigError, DecodeError, FingerprintError, WeightsError
 from vitrieve.model.encoder import build_encoder, build_frozen_encoder, read_encoder, save_encoder
 from vitrieve.model.export import export_folder
 from vitrieve.model.pretrained import find_exported_sizes, get_export_folder
@@ -98,9 +98,63 @@ def test_encode_leaves_its_input_alone(encoder: Encoder) -> None:
     np.testing.assert_array_equal(pixels, before)
 
 
-def test_encode_refuses_what_is_not_rgb(encoder: Encoder, images: list[Image.Image]) -> None:
-    with pytest.raises(DataError, match="image 1 has mode 'L'"):
-        encoder.encode([images[0], images[1].convert("L")])
+def test_encode_takes_paths_bytes_and_pictures_of_any_mode(
+    encoder: Encoder, images: list[Image.Image], tmp_path: Path
+) -> None:
+    picture, path = images[0], tmp_path / "picture.png"
+    picture.save(path)
+    expected = encoder.encode([picture])[0]
+    for given in (path, str(path), path.read_bytes(), picture, picture.convert("RGBA")):
+        np.testing.assert_allclose(encoder.encode(given), expected, atol=1e-6)
+    mixed = encoder.encode([path, images[1].convert("L"), path.read_bytes()])
+    assert mixed.shape == (3, encoder.embedding_dim)
+    grey = encoder.encode(images[1].convert("L").convert("RGB"))
+    assert smallest_cosine(mixed, np.stack([expected, grey, expected])) > 0.9999
+    clear = Image.new("RGBA", (40, 40), (255, 0, 0, 0))
+    white = encoder.encode(Image.new("RGB", (40, 40), "white"))
+    np.testing.assert_allclose(encoder.encode(clear), white, atol=1e-6)
+
+
+def test_encode_turns_a_picture_as_its_file_says(encoder: Encoder, images: list[Image.Image], tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[274] = 6
+    images[0].save(tmp_path / "lying.png", exif=exif)
+    with Image.open(tmp_path / "lying.png") as opened:
+        found = encoder.encode([opened, tmp_path / "lying.png", images[0].transpose(Image.Transpose.ROTATE_270)])
+    np.testing.assert_allclose(found, found[[0, 0, 0]], atol=1e-5)
+
+
+def test_encode_says_which_picture_is_none(encoder: Encoder, images: list[Image.Image], tmp_path: Path) -> None:
+    (tmp_path / "note.jpg").write_text("no picture")
+    with pytest.raises(DecodeError, match=r"^image 1 .*note\.jpg: "):
+        encoder.encode([images[0], tmp_path / "note.jpg"])
+    with pytest.raises(DecodeError, match=r"^image 0: the file is empty"):
+        encoder.encode(b"")
+    with pytest.raises(DecodeError, match="gone"):
+        encoder.encode("gone.png")
+    with pytest.raises(ConfigError, match="image 0 is a ndarray; give a path"):
+        encoder.encode([np.zeros((4, 4, 3))])  # type: ignore[list-item]
+
+
+def test_similarity_is_the_cosine_with_a_dimension_for_each_list(encoder: Encoder, images: list[Image.Image]) -> None:
+    a, b = encoder.encode(images[:2]), encoder.encode(images[2:5])
+    np.testing.assert_allclose(encoder.similarity(a, b), a @ b.T, atol=1e-5)
+    np.testing.assert_allclose(encoder.similarity(a[0], 3 * b), a[0] @ b.T, atol=1e-5)
+    assert encoder.similarity(a, b[0]).shape == (2,)
+    assert encoder.similarity(a[0], a[0]).shape == ()
+    assert float(encoder.similarity(a[0], a[0])) == pytest.approx(1, abs=1e-5)
+    with pytest.raises(ConfigError, match=r"this encoder makes \(N, 64\)"):
+        encoder.similarity(a, b[:, :8])
+
+
+def test_a_closed_encoder_says_so(tiny_encoder_folder: Path, images: list[Image.Image]) -> None:
+    with load_encoder(tiny_encoder_folder, num_threads=1) as encoder:
+        encoder.encode(images[0])
+    for use in (lambda: encoder.encode(images[0]), lambda: encoder.patch_tokens(np.zeros((1, 3, 32, 32), np.float32))):
+        with pytest.raises(ConfigError, match="this encoder is closed; load it again"):
+            use()
+    encoder.close()
+    assert encoder.engine in ("openvino", "onnx", "torch")
 
 
 @pytest.mark.parametrize("shape", [(1, 3, 64, 64), (3, 32, 32), (1, 1, 32, 32)])

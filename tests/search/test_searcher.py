@@ -217,3 +217,20 @@ def test_openings_that_overlap_restore_how_threads_take_turns() -> None:
         assert sys.getswitchinterval() == pytest.approx(searcher_module.TURN_SECONDS)
         second.close()
     assert sys.getswitchinterval() == usual
+
+
+def test_a_searcher_closes_its_index_once_at_the_end_of_a_block(
+    index_folder: Path, encoder: Encoder, picture_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    num_closed = 0
+
+    def count() -> None:
+        nonlocal num_closed
+        num_closed += 1
+
+    with pytest.raises(KeyError), Searcher.open(index_folder, encoder) as searcher:
+        monkeypatch.setattr(searcher.store, "close", count)
+        raise KeyError("a fault in the block")
+    searcher.close()
+    assert num_closed == 1
+    assert encoder.encode(picture_folder / "05.png").shape == (64,)  # others may use it

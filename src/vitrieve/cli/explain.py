@@ -61,19 +61,18 @@ def run(arguments: Arguments) -> int:
     from vitrieve.search.mapped import parse_path_map
     from vitrieve.search.searcher import Searcher
 
-    searcher = Searcher.open(
+    with Searcher.open(
         arguments.index,
         arguments.encoder,
         num_threads=arguments.num_threads,
         maps=[parse_path_map(text) for text in arguments.map_path],
-    )
-    result = _find_nearest(searcher, example) if arguments.result is None else arguments.result
-    explanation = explain_result(searcher, example, result)
+    ) as searcher:
+        result = _find_nearest(searcher, example) if arguments.result is None else arguments.result
+        explanation = explain_result(searcher, example, result)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     picture_format = "PNG" if arguments.out.suffix.lower() == ".png" else "JPEG"
     with replacing_durably(arguments.out) as temporary:
         explanation.overlay.save(temporary, format=picture_format, quality=JPEG_QUALITY)
-    searcher.store.close()
     if arguments.json:
         matches = [
             {"query": match.query_point, "result": match.result_point, "similarity": match.similarity}

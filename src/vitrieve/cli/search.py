@@ -18,6 +18,7 @@ from vitrieve.runtime.choice import EngineChoice, PrecisionChoice
 
 if TYPE_CHECKING:
     from vitrieve.search.request import SearchAnswer, SearchRequest, SearchResult
+    from vitrieve.search.searcher import Searcher
 
 Repeatable = tyro.conf.UseAppendAction[tuple[str, ...]]
 
@@ -79,14 +80,19 @@ def run(arguments: Arguments) -> int:
     from vitrieve.search.mapped import parse_path_map
     from vitrieve.search.searcher import Searcher
 
-    searcher = Searcher.open(
+    with Searcher.open(
         arguments.index,
         arguments.encoder,
         engine=arguments.engine,
         precision=arguments.precision,
         num_threads=arguments.num_threads,
         maps=[parse_path_map(text) for text in arguments.map_path],
-    )
+    ) as searcher:
+        _search(searcher, requests, arguments)
+    return 0
+
+
+def _search(searcher: Searcher, requests: Sequence[tuple[str, SearchRequest]], arguments: Arguments) -> None:
     print_message(f"engine: {searcher.encoder.engine} {searcher.encoder.precision}")
     found = [(name, request, searcher.answer(request)) for name, request in requests]
     if arguments.html is not None:
@@ -101,8 +107,6 @@ def run(arguments: Arguments) -> int:
     else:
         texts = [_to_text(name, answer, arguments.offset) for name, _, answer in found]
         print_result(*"\n\n".join(texts).split("\n"))
-    searcher.store.close()
-    return 0
 
 
 def build_requests(arguments: Arguments) -> list[tuple[str, SearchRequest]]:

@@ -85,18 +85,17 @@ def run(arguments: Arguments) -> int:
         body_bytes=arguments.max_body_mib * MEBIBYTE,
         resident_bytes=arguments.resident_mib * MEBIBYTE,
     )
-    searcher = Searcher.open(
+    with Searcher.open(
         arguments.index,
         arguments.encoder,
         engine=arguments.engine,
         precision=arguments.precision,
         num_threads=arguments.num_threads,
         maps=[parse_path_map(text) for text in arguments.map_path],
-    )
-    print_message(f"engine: {searcher.encoder.engine} {searcher.encoder.precision}")
-    from vitrieve.serve.run import serve
+    ) as searcher:
+        print_message(f"engine: {searcher.encoder.engine} {searcher.encoder.precision}")
+        from vitrieve.serve.run import serve
 
-    try:
         serve(
             searcher,
             host=arguments.host,
@@ -106,8 +105,6 @@ def run(arguments: Arguments) -> int:
             place=place,
             announce=announce,
         )
-    finally:
-        searcher.store.close()
     return 0
 
 

@@ -59,11 +59,8 @@ def run(arguments: Arguments) -> int:
 
     listen(arguments.host, arguments.port).close()
     index, encoder = _sync(arguments)
-    searcher = Searcher.open(index, encoder)
-    try:
+    with Searcher.open(index, encoder) as searcher:
         serve(searcher, host=arguments.host, port=arguments.port, token=token, place=place, announce=announce)
-    finally:
-        searcher.store.close()
     return 0
 
 

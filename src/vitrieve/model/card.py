@@ -107,7 +107,7 @@ _USE = """## Use
 from vitrieve import load_encoder
 
 encoder = load_encoder("FOLDER")            # this folder
-embeddings = encoder.encode([image])        # PIL images -> (N, E) float32, unit length
+embeddings = encoder.encode([image])        # paths or PIL images -> (N, E) float32, unit length
 ```
 
 `vitrieve embed --encoder FOLDER --images IMAGES --out EMBEDDINGS` embeds a collection. `vitrieve export --encoder

@@ -12,8 +12,9 @@ import numpy as np
 from PIL import Image
 
 from vitrieve.artifacts import read_manifest
+from vitrieve.data.picture import Picture, open_any_picture
 from vitrieve.data.preprocess import Preprocessing, to_square
-from vitrieve.errors import ArtifactError, ConfigError, DataError, WeightsError
+from vitrieve.errors import ArtifactError, ConfigError, WeightsError
 from vitrieve.model.artefact import (
     INT8_NAMES,
     ONNX_NAME,
@@ -26,10 +27,11 @@ from vitrieve.model.named_graph import has_named_graph, make_named_folder
 from vitrieve.model.pretrained import WEIGHTS, find_exported_sizes, find_weights, get_export_folder
 from vitrieve.model.spec import ONE_SCALE
 from vitrieve.runtime.choice import EngineChoice, PrecisionChoice, choose_engine
-from vitrieve.runtime.engine import Engine, EngineName
+from vitrieve.runtime.engine import ClosedEngine, Engine, EngineName
 from vitrieve.runtime.onnx_engine import OnnxEngine
 from vitrieve.runtime.openvino_engine import OpenVinoEngine
 from vitrieve.runtime.precision import resolve_precision
+from vitrieve.similarity import normalize, similarity
 
 if TYPE_CHECKING:
     from vitrieve.config import Precision
@@ -76,27 +78,31 @@ class Encoder:
         """Return how many calls the engine computes side by side, from as many threads."""
         return self.runner.num_parallel
 
-    def encode(self, images: Sequence[Image.Image]) -> np.ndarray:
-        """Embed RGB pictures of any sizes, prepared a few at a time, in as many threads as the engine has streams.
+    def encode(self, images: Picture | Sequence[Picture]) -> np.ndarray:
+        """Embed pictures of any sizes, prepared a few at a time, in as many threads as the engine has streams.
 
         Args:
-            images: Pillow pictures in mode RGB; any number.
+            images: A picture, or any number of them: each the path of a file, the bytes of one, or a Pillow picture of
+                any mode. All become upright RGB by the rule of ``data/decode.py``.
 
         Returns:
-            ``(N, E)`` float32, rows of unit length, in order.
+            ``(N, E)`` float32, rows of unit length, in order; of one picture that is not in a list ``(E,)``.
 
         Raises:
-            DataError: A picture is not RGB.
+            DecodeError: A picture cannot be read or decoded; the message says which.
         """
-        for position, image in enumerate(images):
-            if image.mode != "RGB":
-                raise DataError(
-                    f"image {position} has mode {image.mode!r}; encode takes RGB (decode_image makes it by one rule)."
-                )
+        if isinstance(images, (str, Path, bytes, Image.Image)):
+            vectors = self._encode_all([images])
+            return vectors.reshape(-1)
+        return self._encode_all(images)
+
+    def _encode_all(self, images: Sequence[Picture]) -> np.ndarray:
+        def prepare(position: int) -> np.ndarray:
+            with open_any_picture(images[position], f"image {position}") as picture:
+                return to_square(picture, self.preprocessing)
 
         def encode_some(bounds: tuple[int, int]) -> np.ndarray:
-            squares = [to_square(image, self.preprocessing) for image in images[slice(*bounds)]]
-            return self.encode_squares(np.stack(squares))
+            return self.encode_squares(np.stack([prepare(position) for position in range(*bounds)]))
 
         cuts = _cut(len(images))
         if self.num_parallel == 1 or len(cuts) == 1:
@@ -140,6 +146,38 @@ class Encoder:
             )
         parts = [self.runner.encode_squares(squares[start:stop]) for start, stop in _cut(len(squares))]
         return np.concatenate([np.empty((0, self.embedding_dim), np.float32), *parts])
+
+    def similarity(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        """Compare embeddings by the cosine of the angle between them; higher is more alike.
+
+        Args:
+            a: ``(N, E)`` embeddings of this encoder, or one of them, ``(E,)``.
+            b: ``(M, E)``, or one, ``(E,)``.
+
+        Returns:
+            ``(N, M)`` float32 in [-1, 1]; without the dimension of an argument that is one embedding.
+
+        Raises:
+            InputError: Another width, or numbers that are not finite.
+        """
+        rows, others = np.atleast_2d(a), np.atleast_2d(b)
+        for given in (rows, others):
+            if given.shape[1:] != (self.embedding_dim,):
+                raise ConfigError(
+                    f"embeddings of shape {given.shape}; this encoder makes (N, {self.embedding_dim}), or one of them."
+                )
+        cosines = similarity(normalize(rows), normalize(others))
+        return cosines.reshape(np.shape(a)[:-1] + np.shape(b)[:-1])
+
+    def close(self) -> None:
+        """Let go of the engine and its memory; what is encoded afterwards fails. A second call does nothing."""
+        object.__setattr__(self, "runner", ClosedEngine(self.runner))
+
+    def __enter__(self) -> Encoder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def patch_tokens(self, pixels: np.ndarray) -> np.ndarray:
         """Compute the tokens of the patches of prepared pictures, not normalised.

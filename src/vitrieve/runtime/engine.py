@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, NoReturn, Protocol
+
+from vitrieve.errors import ConfigError
 
 if TYPE_CHECKING:
     import numpy as np  # not otherwise: commands import this for the names of their flags
@@ -38,3 +40,22 @@ class Engine(Protocol):
     def patch_tokens(self, pixels: np.ndarray) -> np.ndarray:
         """Turn ``(B, 3, S, S)`` float32 into ``(B, N, D)`` float32 tokens of the patches; B is at least 1."""
         ...
+
+
+class ClosedEngine:
+    """What stands in the place of an engine that was let go: it says so to whoever still uses it."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.name, self.precision, self.num_parallel = engine.name, engine.precision, engine.num_parallel
+
+    def encode(self, pixels: np.ndarray) -> NoReturn:
+        """Refuse."""
+        raise ConfigError("this encoder is closed; load it again (load_encoder).")
+
+    def encode_squares(self, squares: np.ndarray) -> NoReturn:
+        """Refuse."""
+        self.encode(squares)
+
+    def patch_tokens(self, pixels: np.ndarray) -> NoReturn:
+        """Refuse."""
+        self.encode(pixels)

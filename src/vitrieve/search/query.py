@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from vitrieve.data.convert import convert_to_rgb
-from vitrieve.data.decode import crop_to_box, decode_image, open_picture, read_image_bytes
+from vitrieve.data.picture import Picture, open_any_picture
 from vitrieve.data.preprocess import Preprocessing, to_square
-from vitrieve.errors import ConfigError, DecodeError
+from vitrieve.errors import ConfigError
 from vitrieve.index.store import VectorStore
 from vitrieve.runtime.encoder import Encoder
-from vitrieve.search.request import Example, Picture, SearchRequest
+from vitrieve.search.request import Example, SearchRequest
 from vitrieve.similarity import FloatArray, normalize
 
 MINUS_WEIGHT = 0.5
@@ -111,10 +109,8 @@ def read_example(example: Example) -> Image.Image:
         DecodeError: As ``read_query``, or the box holds no pixel of the picture.
     """
     assert example.picture is not None
-    with _named(example.picture):
-        if isinstance(example.picture, Image.Image):
-            return crop_to_box(_convert(example.picture), example.box)
-        return decode_image(_read_bytes(example.picture), box=example.box)
+    with open_any_picture(example.picture, _name(example.picture), box=example.box) as picture:
+        return picture
 
 
 def prepare_example(example: Example, preprocessing: Preprocessing) -> np.ndarray:
@@ -124,11 +120,8 @@ def prepare_example(example: Example, preprocessing: Preprocessing) -> np.ndarra
         DecodeError: As ``read_example``.
     """
     assert example.picture is not None
-    with _named(example.picture):
-        if isinstance(example.picture, Image.Image):
-            return to_square(crop_to_box(_convert(example.picture), example.box), preprocessing)
-        with open_picture(_read_bytes(example.picture), box=example.box) as picture:
-            return to_square(picture, preprocessing)
+    with open_any_picture(example.picture, _name(example.picture), box=example.box) as picture:
+        return to_square(picture, preprocessing)
 
 
 def read_query(image: Picture) -> Image.Image:
@@ -140,28 +133,8 @@ def read_query(image: Picture) -> Image.Image:
     return read_example(Example(picture=image))
 
 
-def _convert(image: Image.Image) -> Image.Image:
-    try:
-        return convert_to_rgb(image)
-    except OSError as error:  # Pillow reads the pixels of an opened file only now
-        raise DecodeError(str(error)) from None
-
-
-def _read_bytes(picture: bytes | str | Path) -> bytes:
-    return picture if isinstance(picture, bytes) else read_image_bytes(Path(picture))
-
-
-@contextmanager
-def _named(picture: Picture) -> Iterator[None]:
-    """Begin the message of a ``DecodeError`` with what the picture is; its class stays."""
-    try:
-        yield
-    except DecodeError as error:
-        raise type(error)(f"{_name(picture)}: {error}.") from None
-
-
 def _name(picture: Picture) -> str:
-    return f"the query {picture}" if isinstance(picture, (str, Path)) else "the query picture"
+    return "the query" if isinstance(picture, (str, Path)) else "the query picture"
 
 
 def _list_ids(examples: Sequence[Example]) -> list[str]:

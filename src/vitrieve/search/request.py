@@ -9,13 +9,11 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from PIL import Image
 
+from vitrieve.data.picture import Picture
 from vitrieve.errors import ConfigError
 from vitrieve.index.filter import Filter
 
-Picture = str | Path | bytes | Image.Image
-"""A path, the bytes of an image file, or a Pillow picture."""
 Box = tuple[float, float, float, float]
 """``(x_1, y_1, x_2, y_2)`` in pixels, after EXIF orientation."""
 Reranking = Literal["none", "average_query_expansion", "alpha_query_expansion", "k_reciprocal"]

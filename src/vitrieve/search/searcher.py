@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+from vitrieve.data.picture import Picture
 from vitrieve.errors import ArtifactError, ConfigError, FingerprintError, unknown_name_message
 from vitrieve.index.open import open_index
 from vitrieve.index.store import Hit, StoreInfo, VectorStore, find_name, read_info
@@ -19,7 +20,7 @@ from vitrieve.search.grouping import group_hits
 from vitrieve.search.mapped import PathMap, map_paths
 from vitrieve.search.query import build_query
 from vitrieve.search.ranking import MAX_DEPTH, rank_images
-from vitrieve.search.request import Example, Picture, SearchAnswer, SearchRequest, SearchResult
+from vitrieve.search.request import Example, SearchAnswer, SearchRequest, SearchResult
 from vitrieve.search.threshold import Threshold, load_threshold
 
 TURN_SECONDS = 0.0005
@@ -29,7 +30,8 @@ class Searcher:
     """An index and the encoder that made it.
 
     ``Searcher.open("index").search("query.jpg", k=5)`` returns the five nearest pictures, nearest first. A searcher
-    holds no state of a search: threads may share it.
+    holds no state of a search: threads may share it. ``with Searcher.open("index") as searcher:`` closes the index at
+    the end of the block.
     """
 
     def __init__(self, store: VectorStore, encoder: Encoder, *, threshold: Threshold | None = None) -> None:
@@ -52,6 +54,7 @@ class Searcher:
         self.encoder = encoder
         self.threshold = threshold
         self._open_again: Callable[[Encoder | None], Searcher] | None = None
+        self._is_closed = False
 
     @classmethod
     def open(
@@ -84,6 +87,21 @@ class Searcher:
             index_folder, known, engine=engine, precision=precision, num_threads=num_threads, maps=maps
         )
         return searcher
+
+    def close(self) -> None:
+        """Close the index; what is searched for afterwards fails. The encoder may be another searcher's too: it stays.
+
+        A second call does nothing.
+        """
+        if not self._is_closed:
+            self._is_closed = True
+            self.store.close()
+
+    def __enter__(self) -> Searcher:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def reopen(self) -> Searcher:
         """Open the index as its folder holds it now: with the same encoder, or else where the index says it is.

@@ -107,7 +107,7 @@ class Service:
         if self._reloading is not None:
             self._reloading.cancel()
         if self.searcher is not self._given:
-            self.searcher.store.close()
+            self.searcher.close()
 
     async def _run(self, pool: WorkerPool, work: Callable[[], T]) -> T:
         """Run something in a pool; where the index turns out to be another one, begin to load that."""
@@ -134,7 +134,7 @@ class Service:
             self._may_reload_at = time.monotonic() + RELOAD_PAUSE_SECONDS
         self._serve(new)
         if old is not self._given:
-            old.store.close()
+            old.close()
         log_event("reloaded", encoder_fingerprint=new.store.info.fingerprint)
         await self.warm_up()
 
