@@ -167,3 +167,17 @@ def picture_folder(tmp_path: Path) -> Path:
         blocks = Image.fromarray(generator.integers(0, 256, (4, 4, 3), dtype=np.uint8))
         blocks.resize((48, 40), Image.Resampling.NEAREST).save(folder / f"{number:02}.png")
     return folder
+
+
+@pytest.fixture
+def photographs(tmp_path: Path) -> Path:
+    """Ten classes of three noisy pictures, each class of one colour; the fifth and the last are for testing."""
+    generator = np.random.default_rng(0)
+    for number in range(10):
+        folder = tmp_path / "photographs" / f"class{number}"
+        folder.mkdir(parents=True)
+        color = generator.integers(0, 200, 3)
+        for copy in range(3):
+            pixels = (color + generator.integers(0, 56, (40, 40, 3))).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / f"{copy}.png")
+    return tmp_path / "photographs"

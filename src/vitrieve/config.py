@@ -180,7 +180,7 @@ class TrainConfig:
     memory_limit_gib: float | None = None
     """Memory of the process, in GiB, the loader's cache included: chooses a smaller micro-batch, and embeds each batch
     twice, where it must. None: no limit."""
-    device: Device = "auto"
+    device: Annotated[Device, tyro.conf.arg(prefix_name=False, aliases=["--train.device"])] = "auto"
     """Where to compute; auto: cuda where torch sees one."""
     compile: bool | None = None
     """torch.compile the encoder; None: on cuda only."""

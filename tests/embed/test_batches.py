@@ -114,6 +114,8 @@ class TwoAtOnce:
     name = "onnx"
     precision = "fp32"
     num_parallel = 2
+    device = "cpu"
+    batch_size = 16
 
     def __init__(self, inner: Engine) -> None:
         self.inner = inner

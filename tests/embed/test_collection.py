@@ -47,6 +47,7 @@ class CountingEngine:
         self.name = engine.name
         self.precision = engine.precision
         self.num_parallel = 1
+        self.device, self.batch_size = engine.device, engine.batch_size
         self.num_seen = 0
         self.num_until_interrupt = num_until_interrupt
 

@@ -13,6 +13,7 @@ from PIL import Image
 
 from vitrieve.data.preprocess import build_preprocessing, to_pixels
 from vitrieve.data.records import Dataset, GroundTruth, ImageRecord
+from vitrieve.runtime.device import DeviceName
 from vitrieve.runtime.encoder import Encoder
 from vitrieve.runtime.engine import EngineName
 from vitrieve.similarity import normalize
@@ -32,6 +33,8 @@ class GridEngine:
     name: EngineName = "onnx"
     precision: str = "fp32"
     num_parallel: int = 1
+    device: DeviceName = "cpu"
+    batch_size = 16
 
     def encode(self, pixels: np.ndarray) -> np.ndarray:
         self.num_seen += len(pixels)

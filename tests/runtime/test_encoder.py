@@ -19,7 +19,8 @@ from vitrieve.model.encoder import build_encoder, build_frozen_encoder, read_enc
 from vitrieve.model.export import export_folder
 from vitrieve.model.pretrained import find_exported_sizes, get_export_folder
 from vitrieve.runtime.choice import EngineChoice
-from vitrieve.runtime.encoder import MICROBATCH_SIZE, Encoder, load_encoder, wrap_encoder
+from vitrieve.runtime.encoder import Encoder, load_encoder, wrap_encoder
+from vitrieve.runtime.engine import CPU_BATCH_SIZE
 from vitrieve.runtime.openvino_engine import OpenVinoEngine
 from vitrieve.runtime.precision import has_bf16_instructions
 
@@ -43,7 +44,7 @@ def encoder(request: pytest.FixtureRequest, tiny_encoder_folder: Path) -> Encode
 @pytest.fixture(scope="module")
 def images() -> list[Image.Image]:
     generator = np.random.default_rng(0)
-    sizes = [(40 + 3 * number, 35 + number) for number in range(2 * MICROBATCH_SIZE + 3)]
+    sizes = [(40 + 3 * number, 35 + number) for number in range(2 * CPU_BATCH_SIZE + 3)]
     blocks = [Image.fromarray(generator.integers(0, 256, (4, 4, 3), dtype=np.uint8)) for _ in sizes]
     return [block.resize(size, Image.Resampling.BICUBIC) for block, size in zip(blocks, sizes, strict=True)]
 

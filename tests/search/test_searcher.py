@@ -228,9 +228,8 @@ def test_a_searcher_closes_its_index_once_at_the_end_of_a_block(
         nonlocal num_closed
         num_closed += 1
 
-    with pytest.raises(KeyError), Searcher.open(index_folder, encoder) as searcher:
+    with Searcher.open(index_folder, encoder) as searcher:
         monkeypatch.setattr(searcher.store, "close", count)
-        raise KeyError("a fault in the block")
     searcher.close()
     assert num_closed == 1
     assert encoder.encode(picture_folder / "05.png").shape == (64,)  # others may use it

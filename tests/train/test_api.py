@@ -6,27 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
 
 import vitrieve
 from vitrieve.cli.main import main
 from vitrieve.errors import ConfigError
-
-
-@pytest.fixture
-def photographs(tmp_path: Path) -> Path:
-    """Ten classes of three noisy pictures; two classes are for testing."""
-    generator = np.random.default_rng(0)
-    for number in range(10):
-        folder = tmp_path / "photographs" / f"class{number}"
-        folder.mkdir(parents=True)
-        color = generator.integers(0, 200, 3)
-        for copy in range(3):
-            pixels = (color + generator.integers(0, 56, (40, 40, 3))).astype(np.uint8)
-            Image.fromarray(pixels).save(folder / f"{copy}.png")
-    return tmp_path / "photographs"
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from vitrieve.cli.arguments import Switch
 from vitrieve.cli.console import print_json, print_message, print_result
+from vitrieve.config import Device
 
 if TYPE_CHECKING:
     from vitrieve.index.store import VectorStore
@@ -34,6 +35,8 @@ class Arguments:
     """Share of things in the collection that may be turned away."""
     encoder: str | None = None
     """With --data: where the index's encoder is now; None: where it was when the index was made."""
+    device: Device = "auto"
+    """Where to compute; auto: on a GPU where torch sees one."""
     num_threads: int | None = None
     """CPU threads; None: all cores."""
     json: Switch = False
@@ -83,7 +86,10 @@ def _calibrate_on_data(arguments: Arguments, data: str) -> Threshold:
 
     store = open_index(arguments.index)
     # Not by Searcher.open, which reads the threshold that may be there: a damaged one is made anew here.
-    searcher = Searcher(store, load_index_encoder(store.info, arguments.encoder, num_threads=arguments.num_threads))
+    searcher = Searcher(
+        store,
+        load_index_encoder(store.info, arguments.encoder, num_threads=arguments.num_threads, device=arguments.device),
+    )
     dataset = read_source(data)
     embeddings = embed_images(
         searcher.encoder, select_records(dataset), num_threads=arguments.num_threads, show_progress=True

@@ -16,6 +16,7 @@ from vitrieve.artifacts import replacing_durably
 from vitrieve.cli.arguments import MapPaths, Switch
 from vitrieve.cli.console import print_json, print_result
 from vitrieve.cli.examples import read_example_word
+from vitrieve.config import Device
 from vitrieve.errors import ConfigError, DataError
 from vitrieve.quoting import quote_name
 
@@ -46,6 +47,8 @@ class Arguments:
     """Where the index's encoder is now; None: where it was when the index was made."""
     map_path: MapPaths = ()
     """OLD=NEW: photographs that lay below OLD when the index was made lie below NEW here, as in a container."""
+    device: Device = "auto"
+    """Where to compute; auto: on a GPU where torch sees one."""
     num_threads: int | None = None
     """CPU threads; None: all cores."""
     json: Switch = False
@@ -65,6 +68,7 @@ def run(arguments: Arguments) -> int:
         arguments.index,
         arguments.encoder,
         num_threads=arguments.num_threads,
+        device=arguments.device,
         maps=[parse_path_map(text) for text in arguments.map_path],
     ) as searcher:
         result = _find_nearest(searcher, example) if arguments.result is None else arguments.result

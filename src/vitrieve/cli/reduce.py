@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from vitrieve.artifacts import prepare_folder, read_manifest
 from vitrieve.cli.arguments import Switch
 from vitrieve.cli.console import print_json, print_message, print_result
+from vitrieve.config import Device
 from vitrieve.errors import ArtifactError, ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -38,6 +39,8 @@ class Arguments:
     """Whiten by what varies within matching pairs: the data set's pairs, or images of one class."""
     image_size: int | None = None
     """Side of the square input in pixels; by default the encoder's own."""
+    device: Device = "auto"
+    """Where to compute; auto: on a GPU where torch sees one."""
     max_bad_fraction: float = 0.05
     """Largest share of training images that may be unreadable."""
     overwrite: Switch = False
@@ -50,6 +53,7 @@ def run(arguments: Arguments) -> int:
     """Fit the reduction and write the encoder; whatever may be refused comes before --out is touched."""
     from vitrieve.data.readable import find_readable
     from vitrieve.data.sources import read_source
+    from vitrieve.runtime.device import resolve_device
     from vitrieve.training.reduce import find_pairs, reduce_encoder, require_reducible
 
     kind = _choose_kind(arguments)
@@ -58,6 +62,7 @@ def run(arguments: Arguments) -> int:
         print_message(note)
     training = _select_training(dataset)
     encoder, config, origin = _load_encoder(arguments)
+    encoder.to(resolve_device(arguments.device))
     require_reducible(arguments.embedding_dim, encoder.layout.width, len(training))
     readable = find_readable(training, max_bad_fraction=arguments.max_bad_fraction, show_progress=True)
     for image_id, reason in readable.failures:

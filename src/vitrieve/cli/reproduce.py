@@ -11,6 +11,7 @@ import tyro
 
 from vitrieve.cli.arguments import Switch
 from vitrieve.cli.console import print_json, print_message, print_result
+from vitrieve.config import Device
 from vitrieve.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -43,6 +44,8 @@ class Arguments:
     """Run the same grid on data that is here, with a short budget: grocery, emoji, or any source as NAME:PATH."""
     num_steps: int | None = None
     """Steps of each training; None: the recipes' own, with --stand-in 60."""
+    device: Device = "auto"
+    """Where to compute; auto: on a GPU where torch sees one."""
     plan: Switch = False
     """Only list the rows, their published figures and commands, and what is missing."""
     json: Switch = False
@@ -97,7 +100,9 @@ def _run_plan(arguments: Arguments, plan: Plan, rows: Sequence[Row], sources: Ma
         raise DataError(f"no row of {plan.stem} can run, as data is missing; the lines above say which.")
     for text in missing:
         print_message(text)
-    failures = run_cells(build_cells(runnable, sources, arguments.out, arguments.num_seeds), print_message)
+    failures = run_cells(
+        build_cells(runnable, sources, arguments.out, arguments.num_seeds), print_message, arguments.device
+    )
     outcomes = _read_outcomes(arguments, plan, sources, failures)
     html, markdown, _ = write_pages(plan, outcomes, arguments.out)
     if arguments.json:

@@ -12,6 +12,7 @@ import tyro
 from vitrieve.cli.arguments import MapPaths, Switch
 from vitrieve.cli.console import print_json, print_message, print_names, print_result
 from vitrieve.cli.examples import ID_PREFIX, read_example_word
+from vitrieve.config import Device
 from vitrieve.errors import ConfigError, DataError
 from vitrieve.quoting import quote_name
 from vitrieve.runtime.choice import EngineChoice, PrecisionChoice
@@ -62,6 +63,8 @@ class Arguments:
     """What computes; auto: the fastest that is installed (vitrieve[fast])."""
     precision: PrecisionChoice = "auto"
     """Of the matrix products; auto: bf16 where engine and processor have it, else fp32."""
+    device: Device = "auto"
+    """Where to compute; auto: on a GPU where torch sees one."""
     num_threads: int | None = None
     """CPU threads; None: all cores."""
     html: Path | None = None
@@ -86,6 +89,7 @@ def run(arguments: Arguments) -> int:
         engine=arguments.engine,
         precision=arguments.precision,
         num_threads=arguments.num_threads,
+        device=arguments.device,
         maps=[parse_path_map(text) for text in arguments.map_path],
     ) as searcher:
         _search(searcher, requests, arguments)

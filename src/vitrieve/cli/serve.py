@@ -12,6 +12,7 @@ import tyro
 
 from vitrieve.cli.arguments import MapPaths, Switch
 from vitrieve.cli.console import print_message, print_result
+from vitrieve.config import Device
 from vitrieve.errors import ConfigError
 from vitrieve.runtime.choice import EngineChoice, PrecisionChoice
 
@@ -60,10 +61,12 @@ class Arguments(ProxyArguments):
     """What computes; auto: the fastest that is installed (vitrieve[fast])."""
     precision: PrecisionChoice = "auto"
     """Of the matrix products; auto: bf16 where engine and processor have it, else fp32."""
+    device: Device = "auto"
+    """Where to compute; auto: on a GPU where torch sees one."""
     num_threads: int | None = None
     """CPU threads of one search; None: all cores."""
-    num_workers: int = 2
-    """Searches computed at the same time."""
+    num_workers: int | None = None
+    """Searches computed at the same time; None: one for each core, at least 2."""
     max_body_mib: int = 25
     """Largest picture that is received."""
     resident_mib: int = 1024
@@ -81,7 +84,7 @@ def run(arguments: Arguments) -> int:
     from vitrieve.serve.limits import MEBIBYTE, Limits
 
     limits = Limits(
-        num_workers=arguments.num_workers,
+        **({} if arguments.num_workers is None else {"num_workers": arguments.num_workers}),
         body_bytes=arguments.max_body_mib * MEBIBYTE,
         resident_bytes=arguments.resident_mib * MEBIBYTE,
     )
@@ -91,6 +94,7 @@ def run(arguments: Arguments) -> int:
         engine=arguments.engine,
         precision=arguments.precision,
         num_threads=arguments.num_threads,
+        device=arguments.device,
         maps=[parse_path_map(text) for text in arguments.map_path],
     ) as searcher:
         print_message(f"engine: {searcher.encoder.engine} {searcher.encoder.precision}")

@@ -13,6 +13,7 @@ from vitrieve.cli.arguments import Exclude, Switch
 from vitrieve.cli.console import ask, print_message
 from vitrieve.cli.serve import ProxyArguments, announce, check_extra, read_place, read_token
 from vitrieve.cli.sync import print_findings
+from vitrieve.config import Device
 from vitrieve.errors import DataError
 
 if TYPE_CHECKING:
@@ -39,6 +40,8 @@ class Arguments(ProxyArguments):
     """Folder of the index; None: one of this folder and encoder in the cache (vitrieve doctor says where that is)."""
     image_size: int | None = None
     """Side of the square input in pixels; None: the index's or the encoder's own."""
+    device: Device = "auto"
+    """Where to compute; auto: on a GPU where torch sees one."""
     num_threads: int | None = None
     """CPU threads; None: all cores."""
     max_bad_fraction: float = 0.05
@@ -79,7 +82,11 @@ def _sync(arguments: Arguments) -> tuple[Path, Encoder]:
     # Before the encoder is loaded, because the folder may be wrong. What the cache holds is nobody's photograph.
     collection = scan_collection(source, arguments.index or cache_folder(), exclude=arguments.exclude)
     encoder = load_index_encoder(
-        arguments.index, arguments.encoder, image_size=arguments.image_size, num_threads=arguments.num_threads
+        arguments.index,
+        arguments.encoder,
+        image_size=arguments.image_size,
+        num_threads=arguments.num_threads,
+        device=arguments.device,
     )
     index = arguments.index or default_index_folder(arguments.folder, encoder.fingerprint)
     settings = SyncSettings(

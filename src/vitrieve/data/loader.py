@@ -7,7 +7,6 @@ changes nothing. Next folder: ``model``.
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -24,10 +23,11 @@ from vitrieve.data.decode import read_image
 from vitrieve.data.preprocess import Preprocessing, preprocess, to_pixels
 from vitrieve.data.records import ImageRecord
 from vitrieve.data.sampler import EpochTuples, Sampler
+from vitrieve.machine import count_cores
 
 _VIEWS = 3
 """Keeps the generators of augmentation apart from the sampler's."""
-NUM_THREADS = max(2, min(8, os.cpu_count() or 1))
+NUM_THREADS = max(2, min(32, count_cores()))
 """Pictures decoded and augmented at a time. Two feed a step on two cores thirty times over; a GPU wants more."""
 
 SOURCE_TO_VIEW_MAX = 4

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
@@ -12,10 +11,11 @@ from typing import NamedTuple
 from vitrieve.data.decode import read_image
 from vitrieve.data.records import ImageRecord
 from vitrieve.errors import DataError, DecodeError
+from vitrieve.machine import count_cores
 from vitrieve.progress import track
 
 NUM_REASONS_SHOWN = 3
-NUM_THREADS = max(2, min(8, os.cpu_count() or 1))
+NUM_THREADS = max(2, min(32, count_cores()))
 """Pictures decoded at a time."""
 BLOCK_SIZE = 1024
 """Images handed to the threads at once: a million waiting tasks would take a gigabyte."""

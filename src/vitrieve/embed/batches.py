@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,12 +15,14 @@ from vitrieve.data.decode import open_picture, read_image_bytes
 from vitrieve.data.preprocess import Preprocessing, to_square
 from vitrieve.data.records import ImageRecord
 from vitrieve.errors import DecodeError
+from vitrieve.machine import count_cores
 from vitrieve.runtime.encoder import Encoder
 
 NUM_BATCHES_AHEAD = 2
 """Batches prepared ahead: enough to hide slow files, little enough to bound the memory."""
-NUM_DECODE_THREADS_MAX = 4
-"""Decoding one picture takes a fraction of encoding it, so that a few threads keep the encoder busy."""
+NUM_DECODE_THREADS_MAX = {"cpu": 4, "cuda": 32}
+"""Decoding one picture takes a fraction of encoding it on a CPU, so that a few threads keep that busy. A GPU encodes
+hundreds of pictures while one core decodes one, so that it gets all cores."""
 
 
 Prepared = TypeVar("Prepared")
@@ -40,8 +41,22 @@ class EncodedBatch:
     reasons: tuple[str | None, ...]
 
 
+def choose_chunk_size(encoder: Encoder, batch_size: int | None) -> int:
+    """Choose how many records are handed to an encoder at a time.
+
+    Args:
+        encoder: Turns pictures into embeddings.
+        batch_size: Images in one forward pass; None: as many as the engine is fastest with, twice for one chunk.
+    """
+    return 2 * encoder.batch_size if batch_size is None else batch_size
+
+
 def encode_batches(
-    encoder: Encoder, batches: Iterable[Sequence[ImageRecord]], *, num_threads: int | None = None
+    encoder: Encoder,
+    batches: Iterable[Sequence[ImageRecord]],
+    *,
+    num_threads: int | None = None,
+    batch_size: int | None = None,
 ) -> Iterator[EncodedBatch]:
     """Encode batches of records, in order, decoding ahead in threads.
 
@@ -51,41 +66,45 @@ def encode_batches(
     Args:
         encoder: Turns prepared pictures into embeddings.
         batches: Records; an empty batch is allowed.
-        num_threads: Threads that decode; None: one for each core, up to four.
+        num_threads: Threads that decode; None: one for each core, up to four for an encoder on the CPU.
+        batch_size: Images in one forward pass; None: as many as the engine is fastest with.
 
     Yields:
         For each batch, its vectors and the reasons of the pictures that cannot be decoded.
     """
     prepare = partial(_prepare, preprocessing=encoder.preprocessing)
+    num_threads = num_threads or min(NUM_DECODE_THREADS_MAX[encoder.device], count_cores())
     prepared = prepare_ahead(prepare, batches, num_threads=num_threads)
     if encoder.num_parallel == 1:  # in the caller's thread: torch would start another team of threads in a new one
-        yield from (_encode(encoder, batch) for batch in prepared)
+        yield from (_encode(encoder, batch, batch_size) for batch in prepared)
         return
     with ThreadPoolExecutor(encoder.num_parallel) as pool:
         waiting: deque[Future[EncodedBatch]] = deque()
         for batch in prepared:
-            waiting.append(pool.submit(_encode, encoder, batch))
+            waiting.append(pool.submit(_encode, encoder, batch, batch_size))
             if len(waiting) > encoder.num_parallel:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
 
 
-def encode_in_parallel(encoder: Encoder, squares: np.ndarray) -> np.ndarray:
+def encode_in_parallel(encoder: Encoder, squares: np.ndarray, batch_size: int | None = None) -> np.ndarray:
     """Encode squares in as many threads as the engine has streams, for a caller that has nothing else to do meanwhile.
 
     Args:
         encoder: Turns squares into embeddings.
         squares: ``(B, S, S, 3)`` uint8; any B.
+        batch_size: Images in one forward pass; None: as many as the engine is fastest with.
 
     Returns:
         ``(B, E)`` float32, in order.
     """
     if encoder.num_parallel == 1:
-        return encoder.encode_squares(squares)
+        return encoder.encode_squares(squares, batch_size=batch_size)
+    encode = partial(encoder.encode_squares, batch_size=batch_size)
     with ThreadPoolExecutor(encoder.num_parallel) as pool:
         parts = np.array_split(squares, encoder.num_parallel)
-        return np.concatenate(list(pool.map(encoder.encode_squares, parts)))
+        return np.concatenate(list(pool.map(encode, parts)))
 
 
 def prepare_ahead(
@@ -104,7 +123,7 @@ def prepare_ahead(
     Yields:
         For each batch what ``prepare`` made of its records.
     """
-    pool = ThreadPoolExecutor(num_threads or min(NUM_DECODE_THREADS_MAX, os.cpu_count() or 1))
+    pool = ThreadPoolExecutor(num_threads or min(NUM_DECODE_THREADS_MAX["cpu"], count_cores()))
     waiting: deque[list[Future[Prepared]]] = deque()
     try:
         for batch in batches:
@@ -126,9 +145,9 @@ def _prepare(record: ImageRecord, preprocessing: Preprocessing) -> np.ndarray | 
         return str(error)
 
 
-def _encode(encoder: Encoder, prepared: Sequence[np.ndarray | str]) -> EncodedBatch:
+def _encode(encoder: Encoder, prepared: Sequence[np.ndarray | str], batch_size: int | None = None) -> EncodedBatch:
     squares = [one for one in prepared if not isinstance(one, str)]
     reasons = tuple(one if isinstance(one, str) else None for one in prepared)
     if not squares:
         return EncodedBatch(np.empty((0, encoder.embedding_dim), dtype=np.float32), reasons)
-    return EncodedBatch(encoder.encode_squares(np.stack(squares)), reasons)
+    return EncodedBatch(encoder.encode_squares(np.stack(squares), batch_size=batch_size), reasons)

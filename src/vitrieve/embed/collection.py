@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from vitrieve.artifacts import prepare_folder, read_manifest, replacing_durably, write_manifest, write_vectors_durably
 from vitrieve.data.records import Dataset, ImageRecord
-from vitrieve.embed.batches import EncodedBatch, encode_batches
+from vitrieve.embed.batches import EncodedBatch, choose_chunk_size, encode_batches
 from vitrieve.embed.parts import (
     num_parts,
     open_parts,
@@ -46,10 +46,10 @@ NUM_REASONS_SHOWN = 3
 class EmbedSettings:
     """How a collection is embedded; nothing here changes the embeddings."""
 
-    batch_size: int = 32
-    """Images in one forward pass."""
+    batch_size: int | None = None
+    """Images in one forward pass; None: as many as the encoder's engine is fastest with."""
     num_threads: int | None = None
-    """Threads that decode images; None: one for each core, up to four."""
+    """Threads that decode images; None: one for each core, up to four for an encoder on the CPU."""
     max_bad_fraction: float = 0.05
     """Largest share of images that may be unreadable, in [0, 1]."""
     show_progress: bool = False
@@ -57,7 +57,7 @@ class EmbedSettings:
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
-        if self.batch_size < 1:
+        if self.batch_size is not None and self.batch_size < 1:
             raise ConfigError(f"batch_size is {self.batch_size}; it must be 1 or more.")
         if self.num_threads is not None and self.num_threads < 1:
             raise ConfigError(f"num_threads is {self.num_threads}; it must be 1 or more.")
@@ -99,7 +99,7 @@ def embed_images(
     encoder: Encoder,
     records: Sequence[ImageRecord],
     *,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     num_threads: int | None = None,
     max_bad_fraction: float = 0.05,
     show_progress: bool = False,
@@ -109,8 +109,8 @@ def embed_images(
     Args:
         encoder: Turns pictures into embeddings.
         records: The images; the order of the result follows it.
-        batch_size: Images in one forward pass.
-        num_threads: Threads that decode images; None: one for each core, up to four.
+        batch_size: Images in one forward pass; None: as many as the encoder's engine is fastest with.
+        num_threads: Threads that decode images; None: one for each core, up to four for an encoder on the CPU.
         max_bad_fraction: Largest share of images that may be unreadable, in [0, 1].
         show_progress: Report progress on standard error.
 
@@ -124,7 +124,8 @@ def embed_images(
         batch_size=batch_size, num_threads=num_threads, max_bad_fraction=max_bad_fraction, show_progress=show_progress
     )
     _check_any(records)
-    encoded = list(_track_batches(encoder, _slices(records, batch_size), len(records), settings))
+    batches = _slices(records, choose_chunk_size(encoder, batch_size))
+    encoded = list(_track_batches(encoder, batches, len(records), settings))
     reasons = [reason for batch in encoded for reason in batch.reasons]
     failures = _collect_failures(records, reasons)
     _check_failures(failures, len(records), max_bad_fraction, advice="")
@@ -253,12 +254,13 @@ def _write_missing_parts(
     failures = []
     for number in set(numbers) - set(missing):
         failures += _collect_failures(records_of_part(records, number), read_reasons(part_path(parts, number)))
+    size = choose_chunk_size(encoder, settings.batch_size)
     num_left = sum(len(records_of_part(records, number)) for number in missing)
-    batches = (batch for number in missing for batch in _slices(records_of_part(records, number), settings.batch_size))
+    batches = (batch for number in missing for batch in _slices(records_of_part(records, number), size))
     with closing(_track_batches(encoder, batches, num_left, settings)) as encoded:
         for number in missing:
             part_records = records_of_part(records, number)
-            num_batches = -(-len(part_records) // settings.batch_size)
+            num_batches = -(-len(part_records) // size)
             part = write_part(part_path(parts, number), [next(encoded) for _ in range(num_batches)])
             failures += _collect_failures(part_records, part.reasons)
             _check_failures(failures, len(records), settings.max_bad_fraction, advice=_ADVICE_ON_DISK)
@@ -287,8 +289,9 @@ def _merge_parts(records: Sequence[ImageRecord], parts: Path, out: Path, embeddi
 def _track_batches(
     encoder: Encoder, batches: Iterable[Sequence[ImageRecord]], num_records: int, settings: EmbedSettings
 ) -> Generator[EncodedBatch, None, None]:
-    encoded = encode_batches(encoder, batches, num_threads=settings.num_threads)
-    return track(encoded, "embed", total=num_records, weight=settings.batch_size, is_shown=settings.show_progress)
+    encoded = encode_batches(encoder, batches, num_threads=settings.num_threads, batch_size=settings.batch_size)
+    size = choose_chunk_size(encoder, settings.batch_size)
+    return track(encoded, "embed", total=num_records, weight=size, is_shown=settings.show_progress)
 
 
 def _slices(records: Sequence[ImageRecord], size: int) -> list[Sequence[ImageRecord]]:

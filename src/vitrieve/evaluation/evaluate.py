@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from vitrieve.artifacts import prepare_folder, write_manifest
+from vitrieve.config import Device
 from vitrieve.data.records import Dataset
 from vitrieve.embed.collection import EmbedSettings
 from vitrieve.evaluation.data import EvaluationData, read_evaluation_data, require_measurable
@@ -48,6 +49,7 @@ def evaluate(
     report: bool = True,
     resume: bool = False,
     overwrite: bool = False,
+    device: Device = "auto",
     **settings: Any,
 ) -> Evaluation:
     """Measure encoders on the test split of a data set, each figure with its interval.
@@ -62,6 +64,7 @@ def evaluate(
         report: Write the report, which reads some pictures again.
         resume: Go on with an unfinished evaluation in ``out``.
         overwrite: Replace what ``out`` holds.
+        device: Where encoders that are loaded here compute; ``auto``: on a GPU where torch sees one.
         settings: Fields of ``EmbedSettings``: ``batch_size``, ``num_threads``, ``max_bad_fraction``,
             ``show_progress``.
 
@@ -81,7 +84,7 @@ def evaluate(
         print_message(note)
     require_measurable(data.datasets)
     sources = [encoder] if isinstance(encoder, (Encoder, str, Path)) else list(encoder)
-    encoders = [one if isinstance(one, Encoder) else load_encoder(one) for one in sources]
+    encoders = [one if isinstance(one, Encoder) else load_encoder(one, device=device) for one in sources]
     names = choose_names(encoders)
     with _folder_for(out, is_overwrite=overwrite, is_resume=resume) as folder:
         results = run_comparison(

@@ -282,9 +282,9 @@ def add_reduction(encoder: ImageEncoder, pca: Pca) -> ImageEncoder:
         encoder.spec, embedding_dim=num_components, reduction=pca.fitted_on, reduction_kind=pca.kind
     )
     gem_p = None if encoder.gem_p is None else encoder.gem_p.item()
-    reduced = ImageEncoder(encoder.backbone, spec, build_reduction(pca), gem_p)
+    reduced = ImageEncoder(encoder.backbone, spec, build_reduction(pca), gem_p, encoder.layout)
     reduced.head = encoder.head
-    return reduced.train(encoder.training)
+    return reduced.to(next(encoder.parameters()).device).train(encoder.training)
 
 
 def fingerprint_encoder(encoder: ImageEncoder) -> str:

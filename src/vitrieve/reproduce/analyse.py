@@ -15,6 +15,7 @@ import numpy as np
 import tyro
 
 from vitrieve.artifacts import write_text_durably
+from vitrieve.config import Device
 from vitrieve.evaluation.analysis import SimilarityHistogram, count_similarities, cumulative_energy
 from vitrieve.evaluation.run import Measurement
 
@@ -31,6 +32,8 @@ class Arguments:
     """A source; its test split is embedded."""
     out: Path
     """JSON file to write."""
+    device: Device = "auto"
+    """Where to compute; auto: on a GPU where torch sees one."""
     image_size: int | None = None
     """Side of the square input in pixels; None: the encoder's own."""
 
@@ -44,7 +47,7 @@ def run(arguments: Arguments) -> None:
     from vitrieve.runtime.encoder import load_encoder
 
     dataset = read_source(arguments.data)
-    encoder = load_encoder(arguments.encoder, image_size=arguments.image_size)
+    encoder = load_encoder(arguments.encoder, image_size=arguments.image_size, device=arguments.device)
     embeddings = embed_images(encoder, select_records(dataset), show_progress=True)
     content = describe_measurement(measure(dataset, embeddings, encoder.name))
     write_text_durably(arguments.out, json.dumps(content) + "\n")

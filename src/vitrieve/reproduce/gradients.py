@@ -17,13 +17,15 @@ import tyro
 from torch import Tensor
 
 from vitrieve.artifacts import read_manifest, write_text_durably
-from vitrieve.config import Config
+from vitrieve.config import Config, Device
 from vitrieve.config_json import config_from_json
 from vitrieve.data.loader import Batch, TrainingLoader
 from vitrieve.data.readable import find_readable
 from vitrieve.data.sources import read_source
 from vitrieve.model.encoder import ImageEncoder, read_encoder
 from vitrieve.objective.contrastive import MemoryRows, contrastive_loss
+from vitrieve.runtime.device import resolve_device
+from vitrieve.training.device import move_batch
 from vitrieve.training.holdout import split_for_training
 
 NUM_BATCHES = 16
@@ -41,6 +43,8 @@ class Arguments:
     """The source it was trained on; training images are embedded."""
     out: Path
     """JSON file to write."""
+    device: Device = "auto"
+    """Where to compute; auto: on a GPU where torch sees one."""
     num_batches: int = NUM_BATCHES
     """Training batches whose gradients are taken."""
 
@@ -48,7 +52,7 @@ class Arguments:
 def run(arguments: Arguments) -> None:
     """Compute the gradients and write the file."""
     config = config_from_json(Config, read_manifest(arguments.run, "run")["config"])
-    encoder = read_encoder(arguments.run / "encoder")
+    encoder = read_encoder(arguments.run / "encoder").to(resolve_device(arguments.device))
     split = split_for_training(read_source(arguments.data), is_holdout=config.train.holdout)
     readable = find_readable(split.fit, max_bad_fraction=config.train.max_bad_fraction)
     loader = TrainingLoader(
@@ -75,7 +79,7 @@ def collect_gradients(encoder: ImageEncoder, batches: Iterable[Batch], margin: f
     The memory holds the batches before, embedded with the same weights: what a memory holds once training moves little.
 
     Args:
-        encoder: In evaluation mode; not changed.
+        encoder: In evaluation mode, on any device; not changed.
         batches: Training batches, in order.
         margin: β of Eq. 1.
 
@@ -84,14 +88,16 @@ def collect_gradients(encoder: ImageEncoder, batches: Iterable[Batch], margin: f
     """
     remembered: list[tuple[Tensor, Tensor, Tensor]] = []
     gradients = []
+    device = next(encoder.parameters()).device
     for batch in batches:
+        batch = move_batch(batch, device)
         with torch.inference_mode():
             embedded = encoder(batch.pixels)
         embeddings = embedded.clone().double().requires_grad_()
         memory = MemoryRows(*(torch.cat(parts) for parts in zip(*remembered, strict=True))) if remembered else None
         loss = contrastive_loss(embeddings, batch.labels, margin=margin, rows=batch.rows, memory=memory)
         (gradient,) = torch.autograd.grad(loss, embeddings)
-        gradients.append(gradient.numpy())
+        gradients.append(gradient.cpu().numpy())
         remembered.append((embeddings.detach(), batch.labels, batch.rows))
     return np.concatenate(gradients)
 

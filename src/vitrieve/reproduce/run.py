@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from vitrieve.artifacts import MANIFEST_NAME, prepare_folder, read_manifest, write_manifest
+from vitrieve.config import Device
 from vitrieve.evaluation.run import RESULTS_NAME
 from vitrieve.reproduce.commands import ANALYSIS_NAME, GRADIENTS_NAME, Cell, Step, build_cell
 from vitrieve.reproduce.places import Source
@@ -80,7 +81,7 @@ def build_cells(rows: Sequence[Row], sources: Mapping[str, Source], out: Path, n
     )
 
 
-def run_cells(cells: Sequence[Cell], say: Say) -> tuple[Failure, ...]:
+def run_cells(cells: Sequence[Cell], say: Say, device: Device = "auto") -> tuple[Failure, ...]:
     """Run the cells that are not finished.
 
     A training that several cells share is run once, and deleted with the last cell that needs it. A failure ends its
@@ -89,6 +90,7 @@ def run_cells(cells: Sequence[Cell], say: Say) -> tuple[Failure, ...]:
     Args:
         cells: In the order of running.
         say: Told of every command and every result.
+        device: Where the commands compute; it is no part of a cell's name.
 
     Returns:
         What failed.
@@ -102,7 +104,7 @@ def run_cells(cells: Sequence[Cell], say: Say) -> tuple[Failure, ...]:
         label = f"[{number}/{len(cells)}] {cell.row.key}, seed {cell.seed}"
         is_reused = is_finished(cell)
         if not is_reused:
-            failure = _repeat_failure(cell, failures) or _try_cell(cell, label, say)
+            failure = _repeat_failure(cell, failures) or _try_cell(cell, label, say, device)
             if failure is not None:
                 failures.append((cell, failure))
                 say(f"{label}: failed: {failure.reason}")
@@ -121,9 +123,9 @@ def read_cells(cells: Sequence[Cell]) -> dict[str, tuple[CellResult, ...]]:
     return found
 
 
-def _try_cell(cell: Cell, label: str, say: Say) -> Failure | None:
+def _try_cell(cell: Cell, label: str, say: Say, device: Device) -> Failure | None:
     try:
-        _run_cell(cell, label, say)
+        _run_cell(cell, label, say, device)
     except _CommandError as error:
         return Failure(key=cell.row.key, seed=cell.seed, command=error.step.text, reason=str(error))
     return None
@@ -142,7 +144,7 @@ def is_finished(cell: Cell) -> bool:
     return (cell.folder / MANIFEST_NAME).is_file()
 
 
-def _run_cell(cell: Cell, label: str, say: Say) -> None:
+def _run_cell(cell: Cell, label: str, say: Say, device: Device) -> None:
     prepare_folder(cell.folder, is_resume=True)
     seconds = {}
     for step in cell.steps:
@@ -150,7 +152,7 @@ def _run_cell(cell: Cell, label: str, say: Say) -> None:
             continue
         say(f"{label}: {step.task}{f' on {step.test}' if step.test else ''} (log: {cell.folder / LOG_NAME})")
         start = time.monotonic()
-        _run_step(step, cell.folder / LOG_NAME)
+        _run_step(step, cell.folder / LOG_NAME, device)
         seconds[" ".join(filter(None, (step.task, step.test)))] = round(time.monotonic() - start, 1)
         if step.task == "train":
             # The optimiser's state is most of a run, and a finished run is never gone on with.
@@ -162,7 +164,7 @@ def _is_done(step: Step) -> bool:
     return (step.out / MANIFEST_NAME).is_file() or step.out.is_file()
 
 
-def _run_step(step: Step, log: Path) -> None:
+def _run_step(step: Step, log: Path, device: Device) -> None:
     """Run a command in a process of its own, its output appended to the log.
 
     Raises:
@@ -174,6 +176,8 @@ def _run_step(step: Step, log: Path) -> None:
         words.append("--resume")
     elif step.task == "reduce":
         words.append("--overwrite")  # cannot go on; what an interruption left is made again
+    if device != "auto":
+        words += ["--device", device]
     with log.open("a", encoding="utf-8") as file:
         file.write(f"$ {step.text}\n")
         file.flush()

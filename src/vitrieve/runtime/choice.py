@@ -4,7 +4,7 @@ With an exported graph ``auto`` takes OpenVINO, then ONNX Runtime, then torch; w
 (torch in bf16 is faster than ONNX Runtime, but takes seconds to import; OpenVINO is faster than both, and
 ``vitrieve[train]`` brings it.) ``auto`` computes in bf16 where engine and processor have it, else in fp32. int8 must be
 asked for, and made first (``vitrieve quantise``). dev/LOG.md has what each gains in speed and costs in
-quality.
+quality. All of this holds on the CPU: on a GPU torch computes.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ from __future__ import annotations
 from importlib.util import find_spec
 from typing import Literal
 
+from vitrieve.config import Device
 from vitrieve.errors import ConfigError
+from vitrieve.runtime.device import DeviceName, may_have_cuda, resolve_device
 from vitrieve.runtime.engine import EngineName
 from vitrieve.runtime.precision import has_bf16_instructions
 
@@ -42,13 +44,40 @@ def is_torch_installed() -> bool:
     return is_installed("torch")
 
 
-def choose_engine(engine: EngineChoice, precision: PrecisionChoice, *, has_graph: bool) -> EngineName:
+def choose_device(device: Device, engine: EngineChoice, precision: PrecisionChoice) -> DeviceName:
+    """Choose where an encoder computes: ``auto`` is a GPU where torch sees one, and may compute.
+
+    Args:
+        device: ``auto``, or the name of one.
+        engine: ``auto``, or the engine that must compute; only torch does on a GPU.
+        precision: ``auto``, or one that the engine must have; int8 is for CPUs.
+
+    Raises:
+        ConfigError: ``cuda`` without a GPU or torch, or with an engine or a precision that is for CPUs.
+    """
+    is_for_cpus = engine in ("openvino", "onnx") or precision == "int8"
+    if device == "cpu" or (device == "auto" and (is_for_cpus or not is_torch_installed() or not may_have_cuda())):
+        return "cpu"
+    if is_for_cpus:
+        what = f"the engine {engine!r}" if engine != "auto" else f"the precision {precision!r}"
+        raise ConfigError(
+            f"{what} computes on the CPU only; leave it out on the device cuda, or choose the device cpu."
+        )
+    if not is_torch_installed():
+        raise ConfigError(f"the device cuda needs the extra {EXTRAS['torch']}, which is not installed; use cpu.")
+    return "cuda" if resolve_device(device).type == "cuda" else "cpu"
+
+
+def choose_engine(
+    engine: EngineChoice, precision: PrecisionChoice, *, has_graph: bool, device: DeviceName = "cpu"
+) -> EngineName:
     """Choose the engine that computes.
 
     Args:
         engine: ``auto``, or the name of one.
         precision: ``auto``, or one that the engine must have.
         has_graph: The encoder is exported, for the wanted size and scales.
+        device: Of ``choose_device``.
 
     Returns:
         An installed engine; without a graph torch, or, for want of it, ONNX Runtime, which then says what is missing.
@@ -56,6 +85,8 @@ def choose_engine(engine: EngineChoice, precision: PrecisionChoice, *, has_graph
     Raises:
         ConfigError: The engine is not installed or does not compute in the precision.
     """
+    if device == "cuda":
+        return "torch"
     if engine != "auto":
         if not is_installed(engine):
             raise ConfigError(

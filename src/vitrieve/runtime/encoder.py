@@ -26,7 +26,8 @@ from vitrieve.model.artefact import (
 from vitrieve.model.named_graph import has_named_graph, make_named_folder
 from vitrieve.model.pretrained import WEIGHTS, find_exported_sizes, find_weights, get_export_folder
 from vitrieve.model.spec import ONE_SCALE
-from vitrieve.runtime.choice import EngineChoice, PrecisionChoice, choose_engine
+from vitrieve.runtime.choice import EngineChoice, PrecisionChoice, choose_device, choose_engine
+from vitrieve.runtime.device import DeviceName
 from vitrieve.runtime.engine import ClosedEngine, Engine, EngineName
 from vitrieve.runtime.onnx_engine import OnnxEngine
 from vitrieve.runtime.openvino_engine import OpenVinoEngine
@@ -34,11 +35,8 @@ from vitrieve.runtime.precision import resolve_precision
 from vitrieve.similarity import normalize, similarity
 
 if TYPE_CHECKING:
-    from vitrieve.config import Precision
+    from vitrieve.config import Device, Precision
     from vitrieve.model.encoder import ImageEncoder
-
-MICROBATCH_SIZE = 16
-"""Pictures in one call of an engine: 8 to 16 stay in the cache of a CPU (torch in bf16: 50 images/s, 35 for 64)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +76,16 @@ class Encoder:
         """Return how many calls the engine computes side by side, from as many threads."""
         return self.runner.num_parallel
 
+    @property
+    def device(self) -> DeviceName:
+        """Return where the engine computes: ``cpu`` or ``cuda``."""
+        return self.runner.device
+
+    @property
+    def batch_size(self) -> int:
+        """Return the pictures in one forward pass with which the engine is fastest."""
+        return self.runner.batch_size
+
     def encode(self, images: Picture | Sequence[Picture]) -> np.ndarray:
         """Embed pictures of any sizes, prepared a few at a time, in as many threads as the engine has streams.
 
@@ -104,7 +112,7 @@ class Encoder:
         def encode_some(bounds: tuple[int, int]) -> np.ndarray:
             return self.encode_squares(np.stack([prepare(position) for position in range(*bounds)]))
 
-        cuts = _cut(len(images))
+        cuts = _cut(len(images), self.batch_size)
         if self.num_parallel == 1 or len(cuts) == 1:
             parts = [encode_some(bounds) for bounds in cuts]
         else:
@@ -127,11 +135,12 @@ class Encoder:
         parts = self._run(self.runner.encode, pixels)
         return np.concatenate([np.empty((0, self.embedding_dim), np.float32), *parts])
 
-    def encode_squares(self, squares: np.ndarray) -> np.ndarray:
+    def encode_squares(self, squares: np.ndarray, *, batch_size: int | None = None) -> np.ndarray:
         """Embed pictures that are resized and cropped, but not yet normalised: the engine does that fastest.
 
         Args:
             squares: ``(B, S, S, 3)`` uint8, from ``to_square``; any B.
+            batch_size: Pictures in one forward pass; None: as many as the engine is fastest with.
 
         Returns:
             ``(B, E)`` float32, rows of unit length, in order.
@@ -144,7 +153,8 @@ class Encoder:
             raise ConfigError(
                 f"squares of shape {squares.shape}, {squares.dtype}; this encoder takes (B, {size}, {size}, 3), uint8."
             )
-        parts = [self.runner.encode_squares(squares[start:stop]) for start, stop in _cut(len(squares))]
+        cuts = _cut(len(squares), batch_size or self.batch_size)
+        parts = [self.runner.encode_squares(squares[start:stop]) for start, stop in cuts]
         return np.concatenate([np.empty((0, self.embedding_dim), np.float32), *parts])
 
     def similarity(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -199,11 +209,11 @@ class Encoder:
         size = self.preprocessing.image_size
         if pixels.ndim != 4 or pixels.shape[1:] != (3, size, size):
             raise ConfigError(f"pixels of shape {pixels.shape}; this encoder takes (B, 3, {size}, {size}).")
-        return [function(pixels[start:stop]) for start, stop in _cut(len(pixels))]
+        return [function(pixels[start:stop]) for start, stop in _cut(len(pixels), self.batch_size)]
 
 
-def _cut(num_images: int) -> list[tuple[int, int]]:
-    return [(start, min(start + MICROBATCH_SIZE, num_images)) for start in range(0, num_images, MICROBATCH_SIZE)]
+def _cut(num_images: int, batch_size: int) -> list[tuple[int, int]]:
+    return [(start, min(start + batch_size, num_images)) for start in range(0, num_images, batch_size)]
 
 
 class _Wanted(NamedTuple):
@@ -214,6 +224,7 @@ class _Wanted(NamedTuple):
     engine: EngineChoice
     precision: PrecisionChoice
     num_threads: int | None
+    device: DeviceName
 
 
 def load_encoder(
@@ -224,6 +235,7 @@ def load_encoder(
     engine: EngineChoice = "auto",
     precision: PrecisionChoice = "auto",
     num_threads: int | None = None,
+    device: Device = "auto",
 ) -> Encoder:
     """Load an encoder.
 
@@ -235,28 +247,31 @@ def load_encoder(
         precision: Of the matrix products. ``auto``: bf16 where engine and processor have it, else fp32; ``int8`` for an
             encoder that was quantised.
         num_threads: CPU threads; None: all cores. With torch it holds for the whole process.
+        device: Where to compute; ``auto``: on a GPU where torch sees one and the engine may be torch.
 
     Raises:
         ArtifactError: The path is missing, or not a finished run or encoder, or not exported as the engine needs it.
         WeightsError: The weights name is unknown or its weights cannot be had.
         ConfigError: The image size or the scales do not fit, or cannot be changed without torch; or the engine is not
-            installed or does not compute in the precision.
+            installed or does not compute in the precision, or on the device.
     """
     if num_threads is not None and num_threads < 1:
         raise ConfigError(
             f"num_threads {num_threads} is not a number of threads; give 1 or more, or none for all cores."
         )
-    wanted = _Wanted(image_size, scales, engine, precision, num_threads)
+    chosen_device = choose_device(device, engine, precision)
+    wanted = _Wanted(image_size, scales, engine, precision, num_threads, chosen_device)
     folder = find_source_folder(source)
     if folder is None:
         return _load_named(str(source), wanted)
     name = Path(source).resolve().name
-    chosen = choose_engine(engine, precision, has_graph=_has_graph(folder, wanted))
+    chosen = choose_engine(engine, precision, has_graph=_has_graph(folder, wanted), device=chosen_device)
     if chosen == "torch":
         assert precision != "int8", "torch does not compute in it: choose_engine has refused"
         from vitrieve.model.encoder import read_encoder
 
         encoder = read_encoder(folder, image_size=image_size, scales=scales)
+        encoder.to(chosen_device)
         return wrap_encoder(encoder, name=name, source=str(source), num_threads=num_threads, precision=precision)
     return _load_graph(folder, chosen, wanted, name=name, source=str(source))
 
@@ -274,7 +289,7 @@ def wrap_encoder(
     The fingerprint is that of the weights now; each call computes with the weights of its moment.
 
     Args:
-        encoder: Run in evaluation mode; left in the mode it was in.
+        encoder: Run in evaluation mode, on the device it is on; left in the mode it was in.
         name: For people.
         source: Where it came from; empty: nowhere on disk.
         num_threads: CPU threads of the whole process; None: as it is.
@@ -325,15 +340,15 @@ def _load_named(name: str, wanted: _Wanted) -> Encoder:
         raise WeightsError(f"{name!r} is not a folder, and {error} {_describe_accepted()}") from error
     size = entry.image_size if wanted.image_size is None else wanted.image_size
     folder = get_export_folder(name, size)
-    if has_named_graph(entry) and wanted.engine != "torch" and wanted.scales is None:
+    if has_named_graph(entry) and wanted.engine != "torch" and wanted.device == "cpu" and wanted.scales is None:
         make_named_folder(entry, size)
     has_graph = size in find_exported_sizes(name) and _has_graph(folder, wanted)
-    chosen = choose_engine(wanted.engine, wanted.precision, has_graph=has_graph)
+    chosen = choose_engine(wanted.engine, wanted.precision, has_graph=has_graph, device=wanted.device)
     if chosen == "torch":
         assert wanted.precision != "int8", "torch does not compute in it: choose_engine has refused"
         from vitrieve.model.encoder import build_frozen_encoder
 
-        encoder = build_frozen_encoder(name, image_size=wanted.image_size, scales=wanted.scales)
+        encoder = build_frozen_encoder(name, image_size=wanted.image_size, scales=wanted.scales).to(wanted.device)
         return wrap_encoder(encoder, name=name, num_threads=wanted.num_threads, precision=wanted.precision)
     if not folder.is_dir():
         raise WeightsError(_describe_missing_export(name, size))

@@ -5,15 +5,25 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal, NoReturn, Protocol
 
 from vitrieve.errors import ConfigError
+from vitrieve.runtime.device import DeviceName
 
 if TYPE_CHECKING:
     import numpy as np  # not otherwise: commands import this for the names of their flags
 
 EngineName = Literal["openvino", "onnx", "torch"]
+CPU_BATCH_SIZE = 16
+"""Pictures in one call of an engine: 8 to 16 stay in the cache of a CPU (torch in bf16: 50 images/s, 35 for 64)."""
+GPU_BATCH_SIZE = 128
+"""The same on a GPU, which has thousands of cores to keep busy (assumed, not measured)."""
 NO_PATCHES = (
     "this encoder puts out no tokens of patches, which explanations need; choose an encoder of a plain vision "
     "transformer or a convnet for them."
 )
+
+
+def choose_batch_size(device_type: str) -> int:
+    """Choose the pictures in one forward pass on a device: as many as keep it busy, and its caches warm."""
+    return CPU_BATCH_SIZE if device_type == "cpu" else GPU_BATCH_SIZE
 
 
 class Engine(Protocol):
@@ -23,11 +33,15 @@ class Engine(Protocol):
         name: Which engine it is.
         precision: Of its matrix products: ``fp32``, ``bf16`` or ``int8``; what it returns is always float32.
         num_parallel: Calls that it computes side by side, from as many threads; others wait for their turn.
+        device: Where it computes.
+        batch_size: Pictures in one call with which it is fastest.
     """
 
     name: EngineName
     precision: str
     num_parallel: int
+    device: DeviceName
+    batch_size: int
 
     def encode(self, pixels: np.ndarray) -> np.ndarray:
         """Turn ``(B, 3, S, S)`` float32 into ``(B, E)`` float32 rows of unit length; B is at least 1."""
@@ -47,6 +61,7 @@ class ClosedEngine:
 
     def __init__(self, engine: Engine) -> None:
         self.name, self.precision, self.num_parallel = engine.name, engine.precision, engine.num_parallel
+        self.device, self.batch_size = engine.device, engine.batch_size
 
     def encode(self, pixels: np.ndarray) -> NoReturn:
         """Refuse."""

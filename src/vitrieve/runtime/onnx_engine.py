@@ -9,7 +9,8 @@ import numpy as np
 from vitrieve.data.preprocess import Preprocessing, to_pixels
 from vitrieve.errors import ArtifactError, ConfigError
 from vitrieve.model.artefact import EMBEDDING_OUTPUT, PATCH_TOKENS_OUTPUT, PIXELS_INPUT
-from vitrieve.runtime.engine import NO_PATCHES, EngineName
+from vitrieve.runtime.device import DeviceName
+from vitrieve.runtime.engine import CPU_BATCH_SIZE, NO_PATCHES, EngineName
 
 LOG_ERRORS_ONLY = 3
 
@@ -27,6 +28,8 @@ class OnnxEngine:
     """
 
     name: EngineName = "onnx"
+    device: DeviceName = "cpu"
+    batch_size: int = CPU_BATCH_SIZE
     precision: str = "fp32"
     num_parallel: int = 1
 

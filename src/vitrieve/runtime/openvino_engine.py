@@ -11,7 +11,8 @@ import numpy as np
 from vitrieve.data.preprocess import Preprocessing
 from vitrieve.errors import ArtifactError, ConfigError
 from vitrieve.model.artefact import EMBEDDING_OUTPUT, PATCH_TOKENS_OUTPUT, PIXELS_INPUT
-from vitrieve.runtime.engine import NO_PATCHES, EngineName
+from vitrieve.runtime.device import DeviceName
+from vitrieve.runtime.engine import CPU_BATCH_SIZE, NO_PATCHES, EngineName
 from vitrieve.runtime.precision import resolve_precision
 from vitrieve.runtime.telemetry import import_openvino
 
@@ -38,6 +39,8 @@ class OpenVinoEngine:
     """
 
     name: EngineName = "openvino"
+    device: DeviceName = "cpu"
+    batch_size: int = CPU_BATCH_SIZE
 
     def __init__(
         self,

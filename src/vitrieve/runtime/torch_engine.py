@@ -1,4 +1,4 @@
-"""The torch engine: bf16 where the processor has it, without gradients. Next file: ``onnx_engine.py``."""
+"""The torch engine: on the processor or on a GPU, bf16 where it has that, without gradients."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from torch import Tensor
 from vitrieve.config import Precision
 from vitrieve.data.preprocess import to_pixels
 from vitrieve.model.encoder import ImageEncoder, evaluation_mode
-from vitrieve.runtime.engine import EngineName
+from vitrieve.runtime.device import DeviceName
+from vitrieve.runtime.engine import EngineName, choose_batch_size
 from vitrieve.runtime.precision import resolve_precision
 
 
@@ -29,7 +30,9 @@ class TorchEngine:
 
     def __init__(self, encoder: ImageEncoder, *, num_threads: int | None = None, precision: Precision = "auto") -> None:
         self.encoder = encoder
-        self.precision: str = resolve_precision(precision, next(encoder.parameters()).device.type)
+        self.device: DeviceName = "cuda" if next(encoder.parameters()).device.type == "cuda" else "cpu"
+        self.batch_size = choose_batch_size(self.device)
+        self.precision: str = resolve_precision(precision, self.device)
         if num_threads is not None:
             torch.set_num_threads(num_threads)
 

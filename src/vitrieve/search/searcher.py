@@ -8,8 +8,10 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
+from vitrieve.config import Device
 from vitrieve.data.picture import Picture
 from vitrieve.errors import ArtifactError, ConfigError, FingerprintError, unknown_name_message
 from vitrieve.index.open import open_index
@@ -53,7 +55,7 @@ class Searcher:
         self.store = store
         self.encoder = encoder
         self.threshold = threshold
-        self._open_again: Callable[[Encoder | None], Searcher] | None = None
+        self._open_again: Callable[[Encoder | str | Path | None], Searcher] | None = None
         self._is_closed = False
 
     @classmethod
@@ -65,6 +67,7 @@ class Searcher:
         engine: EngineChoice = "auto",
         precision: PrecisionChoice = "auto",
         num_threads: int | None = None,
+        device: Device = "auto",
         maps: Sequence[PathMap] = (),
     ) -> Searcher:
         """Open an index, and load the encoder that made it.
@@ -75,18 +78,22 @@ class Searcher:
             engine: Of an encoder that is loaded here.
             precision: Of its matrix products.
             num_threads: CPU threads of an encoder that is loaded here; None: all cores.
+            device: Where an encoder that is loaded here computes; ``auto``: on a GPU where torch sees one.
             maps: Folders of the photographs that lie elsewhere than when the index was made.
 
         Raises:
             ArtifactError: The index cannot be read, or its encoder is no longer where it was.
             FingerprintError: ``encoder`` is not the one that made the index.
         """
-        searcher = cls._open(index_folder, encoder, engine, precision, num_threads)
-        searcher.store = map_paths(searcher.store, maps)
-        searcher._open_again = lambda known: cls.open(
-            index_folder, known, engine=engine, precision=precision, num_threads=num_threads, maps=maps
-        )
-        return searcher
+        load = partial(load_index_encoder, engine=engine, precision=precision, num_threads=num_threads, device=device)
+
+        def open_with(known: Encoder | str | Path | None) -> Searcher:
+            searcher = cls._open(index_folder, known, load)
+            searcher.store = map_paths(searcher.store, maps)
+            searcher._open_again = open_with
+            return searcher
+
+        return open_with(encoder)
 
     def close(self) -> None:
         """Close the index; what is searched for afterwards fails. The encoder may be another searcher's too: it stays.
@@ -121,9 +128,7 @@ class Searcher:
         cls,
         index_folder: Path | str,
         encoder: Encoder | str | Path | None,
-        engine: EngineChoice,
-        precision: PrecisionChoice,
-        num_threads: int | None,
+        load: Callable[..., Encoder],
     ) -> Searcher:
         if isinstance(encoder, Encoder):
             return cls._join(open_index(index_folder), encoder, index_folder)
@@ -132,7 +137,7 @@ class Searcher:
             opening = thread.submit(open_index, index_folder)
             try:
                 info, _ = read_info(Path(index_folder))
-                loaded = load_index_encoder(info, encoder, engine=engine, precision=precision, num_threads=num_threads)
+                loaded = load(info, encoder)
             except Exception:
                 opening.result().close()  # or it raises: a fault of the index is told before one of the encoder
                 raise
@@ -283,6 +288,7 @@ def load_index_encoder(
     engine: EngineChoice = "auto",
     precision: PrecisionChoice = "auto",
     num_threads: int | None = None,
+    device: Device = "auto",
 ) -> Encoder:
     """Load the encoder of an index at the input size that the index was made with.
 
@@ -292,6 +298,7 @@ def load_index_encoder(
         engine: As ``load_encoder``.
         precision: As ``load_encoder``.
         num_threads: CPU threads; None: all cores.
+        device: As ``load_encoder``.
 
     Raises:
         ArtifactError: The encoder is no longer where it was.
@@ -302,4 +309,11 @@ def load_index_encoder(
             f"the index was made with the encoder in {given}, which is no longer there; "
             "name where it is now with --encoder (in Python: Searcher.open(index, encoder))."
         )
-    return load_encoder(given, image_size=info.image_size, engine=engine, precision=precision, num_threads=num_threads)
+    return load_encoder(
+        given,
+        image_size=info.image_size,
+        engine=engine,
+        precision=precision,
+        num_threads=num_threads,
+        device=device,
+    )

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 
 from vitrieve.errors import ConfigError
+from vitrieve.machine import count_cores
 
 MEBIBYTE = 2**20
 
@@ -32,7 +33,7 @@ class Limits:
         filters: Conditions in one search.
         body_seconds: To receive a body; a client that trickles is let go.
         request_seconds: To wait for a worker and its work.
-        num_workers: Searches computed at the same time; more than the cores would only slow each other.
+        num_workers: Searches computed at the same time: one for each core, as more would only slow each other.
         num_waiting: Searches that wait for a worker; the next one is turned away.
         num_waiting_thumbnails: The same for thumbnails, of which one page asks dozens.
         retry_after_seconds: What a client that is turned away is told.
@@ -57,7 +58,7 @@ class Limits:
     filters: int = 16
     body_seconds: float = 30.0
     request_seconds: float = 20.0
-    num_workers: int = 2
+    num_workers: int = field(default_factory=lambda: max(2, count_cores()))
     num_waiting: int = 32
     num_waiting_thumbnails: int = 512
     retry_after_seconds: int = 2
@@ -68,10 +69,10 @@ class Limits:
 
     def __post_init__(self) -> None:
         """Refuse bounds that nothing could pass."""
-        for field in fields(self):
-            least = 0 if field.name in ("num_waiting", "resident_bytes") else 1
-            value = getattr(self, field.name)
-            if field.type != "float" and value < least:
-                raise ConfigError(f"the limit {field.name} is {value}; give {least} or more.")
-            if field.type == "float" and not value > 0:
-                raise ConfigError(f"the limit {field.name} is {value}; give a positive number of seconds.")
+        for one in fields(self):
+            least = 0 if one.name in ("num_waiting", "resident_bytes") else 1
+            value = getattr(self, one.name)
+            if one.type != "float" and value < least:
+                raise ConfigError(f"the limit {one.name} is {value}; give {least} or more.")
+            if one.type == "float" and not value > 0:
+                raise ConfigError(f"the limit {one.name} is {value}; give a positive number of seconds.")

@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 
 from vitrieve.data.records import ImageRecord
-from vitrieve.embed.batches import encode_in_parallel, prepare_ahead
+from vitrieve.embed.batches import choose_chunk_size, encode_in_parallel, prepare_ahead
 from vitrieve.progress import track
 from vitrieve.runtime.encoder import Encoder
 from vitrieve.syncing.content import Content, read_content
@@ -37,6 +37,7 @@ class Intake:
         self.num_reused = 0
         self._ledger = ledger
         self._encoder = encoder
+        self._batch_size: int | None = None
         self._waiting: list[Content] = []
         self._vectors: dict[tuple[str, str], np.ndarray] = {}  # of contents embedded since the last commit
         self._stamps: list[Stamp] = []  # to be written without a change of the store
@@ -45,7 +46,7 @@ class Intake:
         self,
         records: Sequence[ImageRecord],
         *,
-        batch_size: int,
+        batch_size: int | None = None,
         num_threads: int | None = None,
         show_progress: bool = False,
     ) -> None:
@@ -53,9 +54,11 @@ class Intake:
         if not records:
             return
         read = partial(read_content, preprocessing=self._encoder.preprocessing, find_holder=self._ledger.find_holder)
-        batches = [records[start : start + batch_size] for start in range(0, len(records), batch_size)]
+        self._batch_size = batch_size
+        size = choose_chunk_size(self._encoder, batch_size)
+        batches = [records[start : start + size] for start in range(0, len(records), size)]
         contents = prepare_ahead(read, batches, num_threads=num_threads)
-        for batch in track(contents, "sync", total=len(records), weight=batch_size, is_shown=show_progress):
+        for batch in track(contents, "sync", total=len(records), weight=size, is_shown=show_progress):
             self._take(batch)
             if len(self._waiting) >= COMMIT_SIZE:
                 self._commit()
@@ -86,7 +89,7 @@ class Intake:
             if content.square is not None and not self._has_vector(content)
         }
         if squares:
-            vectors = encode_in_parallel(self._encoder, np.stack(list(squares.values())))
+            vectors = encode_in_parallel(self._encoder, np.stack(list(squares.values())), self._batch_size)
             self._vectors.update(zip(squares, vectors, strict=True))
             self.num_embedded += len(squares)
 

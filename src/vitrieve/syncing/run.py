@@ -22,8 +22,8 @@ AWAY_REASON = "No such file: the link leads nowhere now"
 class SyncSettings:
     """How a collection is compared with its index and embedded."""
 
-    batch_size: int = 32
-    """Images in one forward pass."""
+    batch_size: int | None = None
+    """Images in one forward pass; None: as many as the encoder's engine is fastest with."""
     num_threads: int | None = None
     """Threads that read and decode images; None: one for each core, up to four."""
     max_bad_fraction: float = 0.05
@@ -41,7 +41,7 @@ class SyncSettings:
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
-        if self.batch_size < 1:
+        if self.batch_size is not None and self.batch_size < 1:
             raise ConfigError(f"batch_size is {self.batch_size}; it must be 1 or more.")
         if self.num_threads is not None and self.num_threads < 1:
             raise ConfigError(f"num_threads is {self.num_threads}; it must be 1 or more.")

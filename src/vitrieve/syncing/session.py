@@ -13,6 +13,7 @@ from typing import Literal
 import numpy as np
 
 from vitrieve.artifacts import MANIFEST_NAME, explaining_full_disk, prepare_folder, sync_folder
+from vitrieve.config import Device
 from vitrieve.data.sources import find_source_path
 from vitrieve.embed.collection import describe_source
 from vitrieve.errors import ArtifactError
@@ -53,7 +54,12 @@ class SyncSession:
 
 
 def load_index_encoder(
-    index: Path | None, source: str | None = None, *, image_size: int | None = None, num_threads: int | None = None
+    index: Path | None,
+    source: str | None = None,
+    *,
+    image_size: int | None = None,
+    num_threads: int | None = None,
+    device: Device = "auto",
 ) -> Encoder:
     """Load the encoder for an index that is there, or is to be made.
 
@@ -62,12 +68,13 @@ def load_index_encoder(
         source: A run, an encoder folder or a weights name; None: that of the index, or ``DEFAULT_ENCODER``.
         image_size: Side of the input in pixels; None: that of the index, or the encoder's own.
         num_threads: CPU threads; None: all cores.
+        device: As ``load_encoder``.
 
     Raises:
         InputError: As ``load_encoder``, or the index is damaged.
     """
     if index is None or not _has_manifest(index):
-        return load_encoder(source or DEFAULT_ENCODER, image_size=image_size, num_threads=num_threads)
+        return load_encoder(source or DEFAULT_ENCODER, image_size=image_size, num_threads=num_threads, device=device)
     info, _ = read_info(index)
     found = source or info.encoder_source
     if source is None and Path(found).is_absolute() and not Path(found).exists():
@@ -75,7 +82,8 @@ def load_index_encoder(
             f"{index} was made with the encoder in {found}, which is no longer there; name where it is now with "
             "--encoder."
         )
-    return load_encoder(found, image_size=image_size or info.image_size, num_threads=num_threads)
+    size = image_size or info.image_size
+    return load_encoder(found, image_size=size, num_threads=num_threads, device=device)
 
 
 @contextmanager

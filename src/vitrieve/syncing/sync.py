@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from vitrieve.artifacts import MANIFEST_NAME
+from vitrieve.config import Device
 from vitrieve.data.sources import find_source_path
 from vitrieve.errors import ConfigError, InputError
 from vitrieve.progress import print_message
@@ -28,6 +29,7 @@ def sync(
     settings: SyncSettings | None = None,
     store: NewStoreKind = "lance",
     adopt: bool = False,
+    device: Device = "auto",
 ) -> SyncReport:
     """Make an index hold a collection as it is now: embed what is new or changed, remove what is gone.
 
@@ -42,6 +44,7 @@ def sync(
         settings: How the collection is compared and embedded; None: the defaults.
         store: What a new index is.
         adopt: Take over an index of another collection, or of this one under another path.
+        device: Where an encoder that is loaded here computes; ``auto``: on a GPU where torch sees one.
 
     Returns:
         What was done; printed, it is a line.
@@ -58,7 +61,7 @@ def sync(
     for note in collection.notes:
         print_message(note)
     if not isinstance(encoder, Encoder):
-        encoder = load_index_encoder(index, None if encoder is None else str(encoder))
+        encoder = load_index_encoder(index, None if encoder is None else str(encoder), device=device)
     # What an index held that is taken over may go.
     settings = replace(settings, is_removal_allowed=settings.is_removal_allowed or adopt)
     with open_session(

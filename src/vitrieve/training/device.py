@@ -10,29 +10,17 @@ import sys
 
 import torch
 
-from vitrieve.config import Config, Device
+from vitrieve.config import Config
 from vitrieve.data.loader import Batch
-from vitrieve.errors import ConfigError
 from vitrieve.model.backbone import use_explicit_attention
 from vitrieve.model.encoder import ImageEncoder
+from vitrieve.runtime.device import resolve_device
 from vitrieve.runtime.precision import resolve_precision
 
 # Of glibc's malloc.h: which freed memory goes back to the system, and which blocks are asked of it one by one.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 MAX_MMAP_THRESHOLD = 2**25
 """The most that glibc accepts."""
-
-
-def resolve_device(device: Device) -> torch.device:
-    """Return the device of a run; ``auto`` is a GPU where torch sees one.
-
-    Raises:
-        ConfigError: ``cuda`` without one.
-    """
-    has_cuda = torch.cuda.is_available()
-    if device == "cuda" and not has_cuda:
-        raise ConfigError("train.device is cuda, but torch sees no CUDA device here; use cpu, or auto.")
-    return torch.device("cuda" if device == "cuda" or (device == "auto" and has_cuda) else "cpu")
 
 
 def prepare_encoder(encoder: ImageEncoder, config: Config) -> torch.device:

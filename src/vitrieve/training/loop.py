@@ -302,7 +302,7 @@ def _keep(state: TrainingState, config: Config) -> ImageEncoder:
     if state.selection.values and state.selection.best_step == 0:
         start = build_encoder(config.model)
         start.load_state_dict(state.frozen, strict=False)  # a head starts at random
-        return start.eval()
+        return start.to(next(state.encoder.parameters()).device).eval()
     result = state.build_result()
     if state.selection.values and state.best_weights is not None:
         result.load_state_dict(state.best_weights)

@@ -16,10 +16,9 @@ from vitrieve.model.encoder import ImageEncoder, add_reduction
 from vitrieve.model.reduction import fit_pca, fit_supervised_whitening
 from vitrieve.model.spec import ReductionKind
 from vitrieve.progress import track
+from vitrieve.runtime.engine import choose_batch_size
 from vitrieve.runtime.precision import resolve_precision
 
-BATCH_SIZE = 16
-"""Small batches stay in the processor's cache."""
 PAIRS_SEED = 0
 """Which images of a class become pairs is drawn from this."""
 
@@ -56,7 +55,7 @@ def reduce_encoder(
     """Fit a PCA or a whitening on training images, without augmentation, and put it into the encoder.
 
     Args:
-        encoder: In evaluation mode, without a reduction; its backbone is shared with the result.
+        encoder: In evaluation mode, without a reduction, on any device; its backbone is shared with the result.
         records: Readable training images, more than ``embedding_dim``; never test images.
         embedding_dim: Dimensions to keep.
         fitted_on: Name of the set, recorded in the encoder.
@@ -67,10 +66,12 @@ def reduce_encoder(
     Raises:
         ConfigError: The images vary in fewer directions than asked for, no pairs, or a reduction that is there already.
     """
-    batches = track(_prepare(encoder, records), "fit PCA", total=len(records), weight=BATCH_SIZE)
-    is_bf16 = resolve_precision(precision) == "bf16"
-    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=is_bf16):
-        features = [encoder.pool(pixels).float().numpy() for pixels in batches]
+    device = next(encoder.parameters()).device
+    batch_size = choose_batch_size(device.type)
+    batches = track(_prepare(encoder, records, batch_size), "fit PCA", total=len(records), weight=batch_size)
+    is_bf16 = resolve_precision(precision, device.type) == "bf16"
+    with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=is_bf16):
+        features = [encoder.pool(pixels.to(device)).float().cpu().numpy() for pixels in batches]
     if kind == "supervised_whitening":
         assert pairs is not None
         fitted = fit_supervised_whitening(np.concatenate(features), pairs, embedding_dim, fitted_on=fitted_on)
@@ -114,8 +115,8 @@ def _ring_pairs(records: Sequence[ImageRecord]) -> list[tuple[int, int]]:
     return pairs
 
 
-def _prepare(encoder: ImageEncoder, records: Sequence[ImageRecord]) -> Iterator[torch.Tensor]:
+def _prepare(encoder: ImageEncoder, records: Sequence[ImageRecord], batch_size: int) -> Iterator[torch.Tensor]:
     preprocessing = encoder.spec.preprocessing
-    for start in range(0, len(records), BATCH_SIZE):
-        images = [read_image(record) for record in records[start : start + BATCH_SIZE]]
+    for start in range(0, len(records), batch_size):
+        images = [read_image(record) for record in records[start : start + batch_size]]
         yield torch.from_numpy(np.stack([preprocess(image, preprocessing) for image in images]))

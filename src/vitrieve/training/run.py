@@ -32,9 +32,9 @@ from vitrieve.model.encoder import ImageEncoder, build_encoder, save_encoder
 from vitrieve.model.export import export_folder
 from vitrieve.progress import print_message
 from vitrieve.recipes import find_recipe
+from vitrieve.runtime.device import resolve_device
 from vitrieve.runtime.encoder import Encoder, load_encoder, wrap_encoder
 from vitrieve.runtime.precision import describe_emulation
-from vitrieve.training.device import resolve_device
 from vitrieve.training.holdout import TrainingSplit, split_for_training
 from vitrieve.training.loop import Evaluate, TrainingResult, fit_encoder
 from vitrieve.training.reduce import reduce_encoder, require_reducible
@@ -90,7 +90,7 @@ class TrainedRun:
     @cached_property
     def encoder(self) -> Encoder:
         """The trained encoder, loaded from the folder when it is first used."""
-        return load_encoder(self.folder)
+        return load_encoder(self.folder, device=self.device)
 
     @property
     def report(self) -> Path | None:
@@ -339,7 +339,8 @@ def _report(run: TrainingRun, dataset: Dataset, result: TrainingResult) -> list[
         return []
     config = run.config
     headless = replace(config.model, head_norm=False, head_dim=None)  # an untrained head says nothing of the backbone
-    frozen = wrap_encoder(build_encoder(headless), name="before", precision=config.train.precision)
+    device = next(result.encoder.parameters()).device
+    frozen = wrap_encoder(build_encoder(headless).to(device), name="before", precision=config.train.precision)
     tuned = wrap_encoder(result.encoder, name="after", precision=config.train.precision)
     names = (f"{config.model.backbone}, frozen", f"{run.recipe}, step {result.kept_step}")
     folder = run.out / REPORT_FOLDER

@@ -16,6 +16,7 @@ from vitrieve.config_json import config_to_json
 from vitrieve.data.records import ImageRecord
 from vitrieve.errors import ArtifactError
 from vitrieve.model.encoder import ImageEncoder
+from vitrieve.runtime.device import resolve_device
 from vitrieve.runtime.precision import resolve_precision
 
 SETTINGS_NAME = "config.json"
@@ -75,7 +76,7 @@ def describe_run(
         "data": data,
         MACHINE: {
             "num_threads": config.train.num_threads or torch.get_num_threads(),
-            "precision": resolve_precision(config.train.precision),
+            "precision": resolve_precision(config.train.precision, resolve_device(config.train.device).type),
         },
         **config_to_json(config),
     }

@@ -126,7 +126,10 @@ class TrainingState:
             }
         for index, values in self.optimizer.state_dict()["state"].items():
             parts[f"optimizer.{index}"] = values
-        return {f"{part}/{name}": tensor for part, values in parts.items() for name, tensor in values.items()}
+        # A convnet on a GPU keeps its channels last, and safetensors writes no such layout.
+        return {
+            f"{part}/{name}": tensor.contiguous() for part, values in parts.items() for name, tensor in values.items()
+        }
 
     def _description(self) -> dict[str, object]:
         return {"step": self.step, "selection": dataclasses.asdict(self.selection)}

@@ -18,13 +18,12 @@ from vitrieve.data.records import ImageRecord
 from vitrieve.data.sampler import EpochTuples, count_tuple_steps
 from vitrieve.errors import DataError
 from vitrieve.model.encoder import ImageEncoder, evaluation_mode
+from vitrieve.runtime.engine import choose_batch_size
 from vitrieve.runtime.precision import resolve_precision
 from vitrieve.similarity import similarity_chunks
 
 _PAIRS, _CANDIDATES = 4, 5
 """Keep the generators of the two purposes apart, and from those of sampler and loader."""
-BATCH_SIZE = 16
-"""Images in a forward pass of mining: small ones stay in the processor's cache."""
 
 Track = Callable[[Iterator[torch.Tensor], str, int], Iterator[torch.Tensor]]
 """Shows progress over batches: what is worked through, a few words, the number of batches."""
@@ -105,15 +104,16 @@ class TupleMiner:
 
     def _embed(self, encoder: ImageEncoder, rows: np.ndarray, track: Track) -> np.ndarray:
         """Embed training images without augmentation, ``(R, E)`` float32."""
-        batches = self.loader.plain_batches(rows.tolist(), BATCH_SIZE)
         device = next(encoder.parameters()).device
+        batch_size = choose_batch_size(device.type)
+        batches = self.loader.plain_batches(rows.tolist(), batch_size)
         is_bf16 = resolve_precision(self.config.train.precision, device.type) == "bf16"
         with (
             evaluation_mode(encoder),
             torch.inference_mode(),
             torch.autocast(device.type, torch.bfloat16, enabled=is_bf16),
         ):
-            shown = track(batches, "mine negatives", -(-len(rows) // BATCH_SIZE))
+            shown = track(batches, "mine negatives", -(-len(rows) // batch_size))
             return np.concatenate([encoder(pixels.to(device)).float().cpu().numpy() for pixels in shown])
 
 
