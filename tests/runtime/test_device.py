@@ -123,13 +123,16 @@ def test_every_command_that_embeds_takes_a_device(
     tiny_encoder_folder: Path, photographs: Path, tmp_path: Path, devices: list[str]
 ) -> None:
     encoder, out = str(tiny_encoder_folder), tmp_path / "out"
+    table = tmp_path / "tested.csv"
+    rows = [f"{path},{path.parent.name},test" for path in sorted(photographs.rglob("*.png"))]
+    table.write_text("\n".join(["path,label,split", *rows]) + "\n")
     source, picture = f"folder:{photographs}", str(photographs / "class0" / "0.png")
     commands = {
         "embed": ["--encoder", encoder, "--images", source, "--out", str(out / "embeddings")],
         "index": ["--embeddings", str(out / "embeddings"), "--out", str(out / "index")],
         "search": ["--index", str(out / "index"), picture],
         "explain": ["--index", str(out / "index"), picture, "--out", str(out / "explained.png")],
-        "calibrate": ["--index", str(out / "index"), "--data", source, "--false-accept-rate", "0.5"],
+        "calibrate": ["--index", str(out / "index"), "--data", f"manifest:{table}"],
         "evaluate": ["--encoder", encoder, "--data", source, "--out", str(out / "evaluation"), "--no-report"],
         "sync": [str(photographs), "--index", str(out / "synced"), "--encoder", encoder],
         "reduce": ["--encoder", encoder, "--data", source, "--embedding-dim", "4", "--out", str(out / "reduced")],
