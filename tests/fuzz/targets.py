@@ -26,7 +26,9 @@ from vitrieve.data.restricted_pickle import read_restricted_pickle
 from vitrieve.embed.collection import load_embeddings, read_vectors_file
 from vitrieve.embed.rows import SCHEMA, build_table
 from vitrieve.errors import DataError, DecodeError, InputError
-from vitrieve.index.filter import parse_filter, passes
+from vitrieve.index.comparison import passes, resolve_filter
+from vitrieve.index.filter import format_condition, parse_filter
+from vitrieve.index.kinds import Kinds
 from vitrieve.model.artefact import read_arrays, read_spec
 from vitrieve.serve.address import parse_address
 from vitrieve.serve.limits import Limits
@@ -82,8 +84,13 @@ def read_address(data: bytes, folder: Path) -> None:
 def read_filter(data: bytes, folder: Path) -> None:
     with contextlib.suppress(InputError):
         conditions = parse_filter(data.decode("utf-8", "surrogateescape").split("\x1f"))
-        for metadata in ({}, {"label": "apple"}, {"price": "2.5", "date": "2026-01-01"}):
-            passes(metadata, conditions)
+        assert parse_filter(map(format_condition, conditions)) == conditions
+        columns = {condition.column for condition in conditions}
+        for kinds in (Kinds.TEXT, Kinds.NUMBER, Kinds.BOOLEAN, Kinds.DATE | Kinds.YEAR, Kinds.TEXT | Kinds.NUMBER):
+            with contextlib.suppress(InputError):
+                tests = resolve_filter(conditions, columns, lambda names, kinds=kinds: dict.fromkeys(names, kinds))
+                for metadata in ({}, {"label": "apple"}, {"price": "2.5", "date": "2026-01-01"}):
+                    passes(metadata, tests)
 
 
 def read_csv(data: bytes, folder: Path) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from vitrieve.data.records import ImageRecord
 from vitrieve.errors import DataError, InputError
-from vitrieve.index.filter import Condition, Filter, passes
+from vitrieve.index.comparison import passes, resolve_filter
+from vitrieve.index.filter import Condition, Exact, Filter
+from vitrieve.index.kinds import NOTHING, Kinds, read_kinds
 from vitrieve.index.store import StoreInfo, VectorStore
 
 WIDTH = 8
@@ -26,6 +29,12 @@ TEXTS = st.sampled_from(
     ["", "apple", "Apple", "pear", "it's", "1", "01", "1.0", "-0", "2.5", "1e3", "nan", "inf", "1e999"]
 )
 TEXTS_OR_ANY = TEXTS | st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=5)
+YEARS = st.sampled_from(["1999", "2020", "2020.0", "7", "-2.5", ""])
+FLAGS = st.sampled_from(["true", "false", "True", "FALSE", ""])
+DAYS = st.sampled_from(
+    ["2019-12-31", "2020", "2020-03", "2020-03-01", "2020-03-01T12:00:00", "2020-03-01 12:30", "2020-03-02", ""]
+)
+"""Columns of these three are mostly of one kind, so that conditions mean what they mean for it."""
 NUMBERS = st.sampled_from([0.0, -0.0, 1, 1.0, 2.5, -3.0, 1000.0, 1e-7, 1e300])
 
 
@@ -60,8 +69,16 @@ def normalized(rows: list[list[int]]) -> np.ndarray:
 
 
 VECTORS = st.lists(st.integers(-GRID, GRID), min_size=WIDTH, max_size=WIDTH)
-RECORDS = st.builds(make_record, NAMES, st.dictionaries(COLUMNS, TEXTS_OR_ANY, max_size=3), st.integers(0, 2**40))
+METADATA = st.builds(
+    lambda some, typed: {**some, **typed},
+    st.dictionaries(COLUMNS, TEXTS_OR_ANY, max_size=3),
+    st.fixed_dictionaries({}, optional={"year": YEARS, "flag": FLAGS, "day": DAYS}),
+)
+RECORDS = st.builds(make_record, NAMES, METADATA, st.integers(0, 2**40))
 BATCHES = st.lists(st.tuples(VECTORS, RECORDS), max_size=6, unique_by=lambda pair: pair[1].image_id)
+
+DATES_AND_TIMES = st.sampled_from(["2020", "2020-03", "2020-03-01", "2020-03-01T12", "2020-03-01 12:00", "2020-04-01Z"])
+VALUES = TEXTS_OR_ANY | NUMBERS | YEARS | FLAGS | DAYS | DATES_AND_TIMES | st.builds(Exact, DAYS | FLAGS)
 
 
 @st.composite
@@ -72,7 +89,7 @@ def filters(draw: st.DrawFn, columns: tuple[str, ...]) -> Filter:
     for _ in range(draw(st.integers(0, 2))):
         operator = draw(st.sampled_from(["=", "!=", "<", "<=", ">", ">="]))
         most = 3 if operator in ("=", "!=") else 1
-        values = draw(st.lists(TEXTS_OR_ANY | NUMBERS, min_size=1, max_size=most))
+        values = draw(st.lists(VALUES, min_size=1, max_size=most))
         column = draw(st.sampled_from(columns))
         conditions.append(Condition(column=column, operator=operator, values=tuple(values)))
     return tuple(conditions)
@@ -93,8 +110,24 @@ class Model:
     def delete(self, image_ids: list[str]) -> int:
         return sum(self.images.pop(image_id, None) is not None for image_id in dict.fromkeys(image_ids))
 
+    def kinds(self, columns: Sequence[str]) -> dict[str, Kinds]:
+        found = dict.fromkeys(columns, NOTHING)
+        for _, record in self.images.values():
+            for column in columns:
+                found[column] |= read_kinds(record.metadata.get(column, ""))
+        return found
+
     def find(self, filter: Filter) -> dict[str, np.ndarray]:
-        return {name: vector for name, (vector, record) in self.images.items() if passes(record.metadata, filter)}
+        """Find what passes; raises as a store where a condition does not fit its column."""
+        tests = resolve_filter(filter, self.columns, self.kinds)
+        return {name: vector for name, (vector, record) in self.images.items() if passes(record.metadata, tests)}
+
+    def refusal(self, filter: Filter) -> str | None:
+        try:
+            self.find(filter)
+        except InputError as error:
+            return str(error)
+        return None
 
 
 def check_hits(model: Model, query: np.ndarray, k: int, filter: Filter, hits: list) -> None:
@@ -142,12 +175,20 @@ class StoreMachine(RuleBasedStateMachine):
     def search(self, data: st.DataObject, vector: list[int], k: int, length: float) -> None:
         filter = data.draw(filters(tuple(sorted(self.model.columns))))
         query = normalized([vector])[0] * np.float32(length)
+        if (refusal := self.model.refusal(filter)) is not None:
+            with pytest.raises(InputError, match=re.escape(refusal)):
+                self.store.search(query[None], k, filter)
+            return
         (hits,) = self.store.search(query[None], k, filter)
         check_hits(self.model, query, k, filter, hits)
 
     @rule(data=st.data())
     def count(self, data: st.DataObject) -> None:
         filter = data.draw(filters(tuple(sorted(self.model.columns))))
+        if (refusal := self.model.refusal(filter)) is not None:
+            with pytest.raises(InputError, match=re.escape(refusal)):
+                self.store.count(filter)
+            return
         assert self.store.count(filter) == len(self.model.find(filter))
 
     @rule(names=st.lists(NAMES, max_size=4))
@@ -163,6 +204,11 @@ class StoreMachine(RuleBasedStateMachine):
         assert all(
             np.array_equal(vector, self.model.images[name][0]) for vector, name in zip(vectors, names, strict=True)
         )
+
+    @rule()
+    def kinds(self) -> None:
+        columns = tuple(sorted(self.model.columns))
+        assert self.store.kinds(columns) == self.model.kinds(columns)
 
     @rule()
     def optimise(self) -> None:

@@ -29,9 +29,10 @@ from tests.index.conformance import (
     normalized,
 )
 from vitrieve.embed.collection import Embeddings
-from vitrieve.errors import ArtifactError, ConfigError, FingerprintError
+from vitrieve.errors import ArtifactError, ConfigError, FingerprintError, InputError
 from vitrieve.index import resident
 from vitrieve.index.filter import parse_filter
+from vitrieve.index.kinds import name_kind
 from vitrieve.index.open import IndexSettings, build_index, create_index, open_index
 from vitrieve.index.store import VectorStore
 
@@ -73,6 +74,136 @@ def test_bad_input_is_refused_and_changes_nothing(store: VectorStore) -> None:
     check_refusals(store)  # empty
     fill(store, 20)
     check_refusals(store)
+
+
+KINDS_OF_COLUMNS = {"label": "text", "year": "number", "flag": "boolean", "day": "date", "code": "text", "gone": "text"}
+ROWS = {
+    "a": {"label": "apple", "year": "2020", "flag": "true", "day": "2020-03-01", "code": "01", "gone": ""},
+    "b": {"label": "pear", "year": "2020.0", "flag": "False", "day": "2020-03-01T12:00:00", "code": "1"},
+    "c": {"label": "5", "year": "1999", "flag": "True", "day": "2020-12-31 23:59", "code": "A7"},
+    "d": {"label": "it's", "year": "-3.5", "flag": "", "day": "2019-12-31", "code": "1.0"},
+    "e": {"label": "2020-03", "year": "", "day": "2021-01"},
+    "f": {},
+}
+
+
+def fill_rows(store: VectorStore) -> None:
+    vectors = normalized([[1, number, 0, 0, 0, 0, 0, 0] for number in range(len(ROWS))])
+    store.upsert(vectors, [make_record(name, row) for name, row in ROWS.items()])
+
+
+@pytest.mark.parametrize("kind_of_filter", ["search", "count"])
+def test_conditions_mean_what_the_kind_of_their_column_says(store: VectorStore, kind_of_filter: str) -> None:
+    """The right answers are written out by hand: the model of the machine shares the code that finds them."""
+    fill_rows(store)
+    expected = {
+        # numbers, however they are spelled
+        "year=2020": "ab",
+        "year=2020.0": "ab",
+        'year="2020.0"': "b",
+        "year=2020|1999": "abc",
+        "year!=2020": "cdef",
+        "year<2020": "cd",
+        "year>=-3.5": "abcd",
+        "year=": "e",
+        # truth values
+        "flag=true": "ac",
+        "flag=FALSE": "b",
+        "flag!=true": "bdef",
+        'flag="True"': "c",
+        # a shorter date is a period
+        "day>=2020": "abce",
+        "day>2020": "e",
+        "day<2020": "d",
+        "day<=2020": "abcd",
+        "day=2020": "abc",
+        "day!=2020": "def",
+        "day=2020-03": "ab",
+        "day>2020-03-01": "ce",
+        "day<=2020-03-01": "abd",
+        "day=2020-03-01": "ab",
+        'day="2020-03-01"': "a",
+        "day=2020-03-01T12": "b",
+        "day=2020-03-01 12:00": "b",
+        "day>=2020-03-01 12:00": "bce",
+        "day>2020-03-01T11:59Z": "bce",
+        "day<2020-03-01T12": "ad",
+        "day<=2020-12-31T23:59": "abcd",
+        "day<2020-12-31T23:59": "abd",
+        "day=2019|2021": "de",
+        # texts, also where they look like something else
+        "label=apple|5": "ac",
+        'label="5"': "c",
+        "label>=5": "c",
+        'label>="5"': "abcd",
+        "label=2020-03": "e",
+        "label!=apple": "bcdef",
+        "code=01": "a",
+        "code=1": "abd",
+        'code="1"': "b",
+        "code>0.5": "abd",
+    }
+    found = {}
+    for text in expected:
+        filter = parse_filter(text)
+        if kind_of_filter == "count":
+            found[text] = store.count(filter)
+        else:
+            hits = store.search(normalized([[1] * 8]), 10, filter)[0]
+            found[text] = "".join(sorted(hit.record.image_id for hit in hits))
+    assert found == ({text: len(names) for text, names in expected.items()} if kind_of_filter == "count" else expected)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("year>=abc", "year>=abc does not fit: year is a number column; write for example year>=2020."),
+        ("year=abc", "year is a number column; write for example year=2020."),
+        ("year!=2020|abc", "year!=abc does not fit: year is a number column; write for example year!=2020."),
+        ("year<2020-03-01", "year is a number column"),
+        ("flag=maybe", "flag=maybe does not fit: flag is a boolean column; write for example flag=true."),
+        ("flag=1", "flag is a boolean column"),
+        ("flag>true", "flag>true does not fit: flag is a boolean column; write for example flag=true."),
+        ("day>=soon", "day>=soon does not fit: day is a date column; write for example day>=2020-03-01."),
+        ('day="soon"', "day is a date column"),
+        ("day<20.5", "day is a date column"),
+    ],
+)
+def test_a_condition_of_another_kind_than_its_column_is_refused(store: VectorStore, text: str, message: str) -> None:
+    fill_rows(store)
+    for ask in (store.count, lambda filter: store.search(normalized([[1] * 8]), 3, filter)):
+        with pytest.raises(InputError) as caught:
+            ask(parse_filter(text))
+        assert message in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+def test_order_of_numbers_in_a_column_without_any_is_refused(store: VectorStore) -> None:
+    fill_rows(store)
+    store.delete(["c"])
+    with pytest.raises(InputError, match='label>5 does not fit: label is a text column; write for example label>"5"'):
+        store.count(parse_filter("label>5"))
+    assert store.count(parse_filter('label>"5"')) == 3
+
+
+def test_the_kind_of_a_column_follows_its_values(store: VectorStore, tmp_path: Path) -> None:
+    fill_rows(store)
+
+    def name_kinds() -> dict[str, str]:
+        return {column: name_kind(kinds) for column, kinds in store.kinds(store.columns()).items()}
+
+    assert name_kinds() == KINDS_OF_COLUMNS
+    reader = open_index(tmp_path / "index")
+    assert reader.count("year>=2000") == 2  # a filter may be a text
+    store.upsert(normalized([[1] * 8]), [make_record("g", {"year": "unknown"})])
+    assert name_kinds()["year"] == "text"
+    assert reader.count("year=unknown") == 1
+    assert reader.count("year>=2000") == 2
+    store.delete(["g"])
+    assert name_kinds()["year"] == "number"
+    with pytest.raises(InputError, match="year is a number column"):
+        reader.count("year=unknown")
+    reader.close()
 
 
 def test_more_images_than_one_segment_or_page(store: VectorStore) -> None:

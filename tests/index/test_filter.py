@@ -1,13 +1,25 @@
 from __future__ import annotations
 
+import functools
+from datetime import date, datetime
+from operator import or_
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vitrieve.errors import ConfigError
-from vitrieve.index.filter import Condition, format_condition, parse_filter, passes, read_number
+from vitrieve.data.manifest import read_manifest_file
+from vitrieve.errors import ConfigError, InputError
+from vitrieve.index.comparison import passes, resolve_filter
+from vitrieve.index.filter import Condition, Exact, FilterLike, build_condition, format_condition, parse_filter
+from vitrieve.index.kinds import Kinds, name_kind, read_kinds, read_number
 from vitrieve.index.milvus_rows import from_key, to_key
 
+ANY = Kinds.TEXT | Kinds.NUMBER
+"""Of a column that has both, where everything can be compared."""
 APPLE = {"label": "apple", "price": "2.5", "day": "2026-11-23", "empty": ""}
 
 
@@ -24,7 +36,8 @@ APPLE = {"label": "apple", "price": "2.5", "day": "2026-11-23", "empty": ""}
         ("colour<5", False),
         ("price<2.5", False),
         ("price<=2.5", True),
-        ("price=2.50", False),  # after = everything is text
+        ("price=2.50", True),  # a number
+        ('price="2.50"', False),  # in quotes everything is text
         ("price>10", False),  # compared as text, "2.5" would be more than "10"
         ("label>5", False),  # a text that is no number
         ("day>=2026-11-01", True),
@@ -34,13 +47,43 @@ APPLE = {"label": "apple", "price": "2.5", "day": "2026-11-23", "empty": ""}
     ],
 )
 def test_passes(text: str, is_passed: bool) -> None:
-    assert passes(APPLE, parse_filter([text])) is is_passed
+    assert judge(APPLE, text) is is_passed
+
+
+def judge(metadata: dict[str, str], filter: FilterLike, kinds: Kinds = ANY) -> bool:
+    """Say whether an image passes, where all columns have values of some kinds."""
+    conditions = parse_filter(filter)
+    columns = [condition.column for condition in conditions]
+    return passes(metadata, resolve_filter(conditions, columns, lambda names: dict.fromkeys(names, kinds)))
 
 
 def test_passes_needs_every_condition() -> None:
-    assert passes(APPLE, parse_filter(["label=apple", "price<3"]))
-    assert not passes(APPLE, parse_filter(["label=apple", "price>3"]))
-    assert passes({}, ())
+    assert judge(APPLE, ["label=apple", "price<3"])
+    assert not judge(APPLE, ["label=apple", "price>3"])
+    assert judge({}, ())
+
+
+@pytest.mark.parametrize(
+    ("texts", "kind"),
+    [
+        ((), "text"),
+        (("", ""), "text"),
+        (("1", "2.5", "-3e5", ""), "number"),
+        (("2020", "1999"), "number"),
+        (("2020.0", ""), "number"),
+        (("true", "False", ""), "boolean"),
+        (("2020-03", "2020-03-01", "2020-03-01T12:00:00.5+01:00", "2020-03-01 12:00Z", "1890", ""), "date"),
+        (("2020-03-01", "7"), "text"),
+        (("2020-13-01",), "text"),
+        (("01234", "98765"), "text"),  # names made of digits
+        (("1234567890123456", "1"), "text"),
+        (("true", "1"), "text"),
+        (("nan",), "text"),
+        (("1", " 2"), "text"),
+    ],
+)
+def test_the_kind_of_a_column(texts: tuple[str, ...], kind: str) -> None:
+    assert name_kind(functools.reduce(or_, map(read_kinds, texts), Kinds(0))) == kind
 
 
 @pytest.mark.parametrize("text", ["", "label", "=apple", "label apple", "<5"])
@@ -68,8 +111,8 @@ def test_read_number_refuses(text: str) -> None:
 
 def test_equality_with_a_number_compares_numbers() -> None:
     condition = (Condition(column="price", operator="=", values=(2.5,)),)
-    assert passes({"price": "2.50"}, condition)
-    assert not passes({"price": "cheap"}, condition)
+    assert judge({"price": "2.50"}, condition)
+    assert not judge({"price": "cheap"}, condition)
 
 
 @given(st.text(st.characters(codec="utf-8")), st.text(st.characters(codec="utf-8")))
@@ -88,6 +131,9 @@ def test_keys_keep_order_and_come_back(one: str, other: str) -> None:
         ("a=b | c", "a", ("b ", " c")),  # without quotes as ever
         ('size=12"|5"', "size", ('12"', '5"')),
         ("a=", "a", ("",)),
+        ("a=2020|2.50", "a", (2020.0, 2.5)),
+        ("a=007|12345678901234567890", "a", ("007", "12345678901234567890")),  # names made of digits
+        ('a="2020"|true|"true"|"2020-03"', "a", ("2020", "true", Exact("true"), Exact("2020-03"))),
         ('""=x', "", ("x",)),
     ],
 )
@@ -106,19 +152,23 @@ TEXTS = st.one_of(st.text(st.characters(codec="utf-8")), st.text(' "\\|<>=!a1\n'
 NUMBERS = st.floats(allow_nan=False, allow_infinity=False)
 
 
+READABLE = st.sampled_from(["true", "False", "2020", "2020-03", "2020-03-01 12:00Z", "007", "1e5", "1" * 20])
+VALUES = st.one_of(TEXTS, READABLE, NUMBERS, st.builds(Exact, TEXTS | READABLE))
+
+
 @given(
     st.one_of(
         st.builds(
             lambda column, sign, values: Condition(column=column, operator=sign, values=tuple(values)),
             TEXTS,
             st.sampled_from(["=", "!="]),
-            st.lists(TEXTS, min_size=1, max_size=4),
+            st.lists(VALUES, min_size=1, max_size=4),
         ),
         st.builds(
             lambda column, sign, value: Condition(column=column, operator=sign, values=(value,)),
             TEXTS,
             st.sampled_from(["<", "<=", ">", ">="]),
-            st.one_of(TEXTS, NUMBERS),
+            VALUES,
         ),
     )
 )
@@ -128,9 +178,72 @@ def test_format_condition_is_the_inverse_of_parse_filter(condition: Condition) -
     assert [type(value) for value in parsed.values] == [type(value) for value in condition.values]
 
 
+@given(TEXTS | READABLE, TEXTS | READABLE)
+def test_an_exact_text_is_compared_letter_by_letter(text: str, other: str) -> None:
+    condition = Condition(column="a", operator="=", values=(Exact(text),))
+    kinds = read_kinds(text) | read_kinds(other)
+    assert judge({"a": text}, condition, kinds)
+    assert judge({"a": other}, condition, kinds) is (text == other)
+
+
 def test_a_filter_is_a_text_a_condition_or_both() -> None:
     condition = Condition(column="a", operator="=", values=(2.5,))
     assert parse_filter(condition) == (condition,)
     assert parse_filter([condition, "b=c"]) == (condition, *parse_filter("b=c"))
-    with pytest.raises(ConfigError, match="no text form"):
-        format_condition(condition)
+
+
+def test_values_of_python_that_mean_the_same_are_the_same() -> None:
+    def build(*values: object) -> Condition:
+        return Condition(column="a", operator="=", values=values)  # type: ignore[arg-type]
+
+    assert build(True, 2020, np.int64(5), np.float32(0.5)) == build("true", 2020.0, 5.0, 0.5)
+    assert build(Exact("pear"), Exact("true")).values == ("pear", Exact("true"))
+    for wrong in (None, 10**400, b"a", float("nan")):
+        with pytest.raises(ConfigError, match="expected a text or a number"):
+            build(wrong)
+
+
+@given(TEXTS | READABLE, TEXTS)
+def test_a_form_gives_one_value_whatever_its_signs(value: str, column: str) -> None:
+    for sign in ("=", "!=", ">="):
+        condition = build_condition(column, sign, value)
+        assert len(condition.values) == 1
+        assert parse_filter(format_condition(condition)) == parse_filter(condition)
+    assert judge({column: value}, build_condition(column, "=", value))
+    with pytest.raises(ConfigError):
+        build_condition("a", "~", "b")
+
+
+def test_a_refusal_is_short_and_on_one_line() -> None:
+    with pytest.raises(InputError) as caught:
+        judge({}, Condition(column="c\n" * 2000, operator=">", values=("v\n" * 2000,)), Kinds.NUMBER)
+    assert len(str(caught.value)) < 1500
+    assert "\n" not in str(caught.value)
+
+
+def test_typed_columns_of_a_table_keep_their_kind(tmp_path: Path) -> None:
+    """A table of pandas, where a whole number with a gap is a floating-point number."""
+    (tmp_path / "a.png").write_bytes(b"")
+    moments = [datetime(2020, 3, 1, 12, 30), None]
+    columns = {
+        "path": ["a.png", "b.png"],
+        "year": pyarrow.array([2020.0, float("nan")]),
+        "count": pyarrow.array([3, None]),
+        "price": pyarrow.array([2.5, 3.0]),
+        "flag": pyarrow.array([True, None]),
+        "day": pyarrow.array([date(2020, 3, 1), None]),
+        "moment": pyarrow.array(moments, pyarrow.timestamp("us")),
+        "text": ["pear", None],
+    }
+    pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "table.parquet")
+    first, second = (record.metadata for record in read_manifest_file(tmp_path / "table.parquet").records)
+    assert first == {
+        "year": "2020", "count": "3", "price": "2.5", "flag": "true", "day": "2020-03-01",
+        "moment": "2020-03-01T12:30:00", "text": "pear",
+    }  # fmt: skip
+    assert second == {**dict.fromkeys(first, ""), "price": "3.0"}
+    kinds = {column: name_kind(read_kinds(first[column]) | read_kinds(second[column])) for column in first}
+    assert kinds == {
+        "year": "number", "count": "number", "price": "number", "flag": "boolean", "day": "date", "moment": "date",
+        "text": "text",
+    }  # fmt: skip

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from tests.index.conformance import make_info, make_many
+from tests.index.conformance import make_info, make_many, make_record
 from tests.index.milvus_lite import Server
-from vitrieve.errors import ArtifactError, ConfigError
+from vitrieve.errors import ArtifactError, ConfigError, InputError
+from vitrieve.index import milvus_rows
 from vitrieve.index.milvus import MAX_CANDIDATES, MilvusStore
 from vitrieve.index.open import IndexSettings, create_index, open_index
 from vitrieve.index.store import IndexKind
@@ -149,3 +150,25 @@ def test_search_refuses_more_than_milvus_returns(server: Server, tmp_path: Path)
 
 def test_authentication(server: Server) -> None:
     pytest.skip("milvus-lite has no authentication: it takes any token")
+
+
+def test_images_of_before_there_were_kinds_take_every_comparison(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A collection that was made by an older version has no kinds written down, and answers as it did."""
+    build = milvus_rows._build_terms
+
+    def build_old(metadata: Mapping[str, str]) -> dict[str, str | float]:
+        return {name: term for name, term in build(metadata).items() if not name.startswith("kinds_")}
+
+    store = make_store(server, tmp_path / "index")
+    vectors = make_many(4)[0]
+    monkeypatch.setattr(milvus_rows, "_build_terms", build_old)
+    store.upsert(vectors[:2], [make_record("a", {"year": "2020", "day": "2020-03-01"}), make_record("b", {"year": ""})])
+    monkeypatch.undo()
+    store.upsert(vectors[2:], [make_record("c", {"year": "2021"}), make_record("d", {"day": "2020-04-01", "new": "1"})])
+    counts = {"year>2000": 2, "year<abc": 3, "year=2020": 1, "day>=2020-03-01": 2, "day<2020-03-02": 1}
+    assert {filter: store.count(filter) for filter in counts} == counts
+    with pytest.raises(InputError, match="new is a number column"):
+        store.count("new>=abc")
+    store.drop()

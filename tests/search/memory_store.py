@@ -9,7 +9,9 @@ import numpy as np
 
 from vitrieve.data.records import ImageRecord
 from vitrieve.errors import DataError
-from vitrieve.index.filter import Filter, passes
+from vitrieve.index.comparison import passes, resolve_filter
+from vitrieve.index.filter import FilterLike
+from vitrieve.index.kinds import NOTHING, Kinds, read_kinds
 from vitrieve.index.store import Hit, StoreInfo
 from vitrieve.similarity import similarity
 
@@ -29,9 +31,10 @@ class MemoryStore:
     def delete(self, image_ids: Sequence[str]) -> int:
         return sum(self.images.pop(image_id, None) is not None for image_id in image_ids)
 
-    def search(self, queries: np.ndarray, k: int, filter: Filter = ()) -> list[list[Hit]]:
+    def search(self, queries: np.ndarray, k: int, filter: FilterLike = ()) -> list[list[Hit]]:
         self.depths.append(k)
-        kept = [image for image in self.images.values() if passes(image[1].metadata, filter)]
+        tests = resolve_filter(filter, self.columns(), self.kinds)
+        kept = [image for image in self.images.values() if passes(image[1].metadata, tests)]
         if not kept:
             return [[] for _ in queries]
         similarities = similarity(queries, np.stack([vector for vector, _ in kept]))
@@ -60,8 +63,16 @@ class MemoryStore:
     def columns(self) -> tuple[str, ...]:
         return tuple(sorted({column for _, record in self.images.values() for column in record.metadata}))
 
-    def count(self, filter: Filter = ()) -> int:
-        return sum(passes(record.metadata, filter) for _, record in self.images.values())
+    def kinds(self, columns: Sequence[str]) -> dict[str, Kinds]:
+        found = dict.fromkeys(columns, NOTHING)
+        for _, record in self.images.values():
+            for column in columns:
+                found[column] |= read_kinds(record.metadata.get(column, ""))
+        return found
+
+    def count(self, filter: FilterLike = ()) -> int:
+        tests = resolve_filter(filter, self.columns(), self.kinds)
+        return sum(passes(record.metadata, tests) for _, record in self.images.values())
 
     def optimise(self) -> None: ...
 
@@ -79,7 +90,7 @@ class MemoryStore:
 class ForgetfulStore(MemoryStore):
     """Like an approximate store: it misses images that a deeper search finds, near ones among them."""
 
-    def search(self, queries: np.ndarray, k: int, filter: Filter = ()) -> list[list[Hit]]:
+    def search(self, queries: np.ndarray, k: int, filter: FilterLike = ()) -> list[list[Hit]]:
         return [_forget(hits, k) for hits in super().search(queries, 10**6, filter)]
 
 

@@ -9,8 +9,8 @@ from PIL import Image
 
 from tests.search.memory_store import ForgetfulStore, MemoryStore
 from vitrieve.data.records import ImageRecord
-from vitrieve.errors import ConfigError, DataError, DecodeError, FingerprintError
-from vitrieve.index.filter import parse_filter
+from vitrieve.errors import ConfigError, DataError, DecodeError, FingerprintError, InputError
+from vitrieve.index.filter import Condition, FilterLike, parse_filter
 from vitrieve.index.store import StoreInfo, VectorStore
 from vitrieve.runtime.encoder import Encoder, load_encoder
 from vitrieve.search.query import MINUS_WEIGHT, combine_examples, read_query
@@ -189,8 +189,25 @@ def test_answer_filters(searcher: Searcher) -> None:
     assert not answer.has_more
 
 
+@pytest.mark.parametrize(
+    "filter", ["artist=1|2", ["artist=1|2"], Condition(column="artist", operator="=", values=(1, 2)), ("artist=2|1.0",)]
+)
+def test_a_filter_of_python_may_be_a_text(searcher: Searcher, filter: FilterLike) -> None:
+    answer = searcher.answer(by_id("0042", k=1000, filter=filter))
+    assert {result.metadata["artist"] for result in answer.results} == {"1", "2"}
+    picture = Image.fromarray(np.zeros((40, 40, 3), np.uint8))
+    assert searcher.search(picture, 300, filter=filter) == searcher.search(
+        picture, 300, filter=parse_filter("artist=1|2")
+    )
+    for wrong in ("artist", "artist>=somebody"):
+        with pytest.raises(InputError):
+            searcher.search(picture, filter=wrong)
+    with pytest.raises(ConfigError, match="no filter"):
+        by_id("0042", filter="")
+
+
 def test_answer_of_a_filter_that_nothing_passes(searcher: Searcher) -> None:
-    answer = searcher.answer(by_id("0042", filter=parse_filter(["artist=nobody"])))
+    answer = searcher.answer(by_id("0042", filter="artist=99"))
     assert answer.results == ()
     assert not answer.has_more
 

@@ -125,7 +125,7 @@ def test_page_shows_every_example_the_filter_and_what_stands_behind(store: Vecto
         "a picture",
         "not wanted",
         "a region",
-        "label = apple or pear",
+        "label=apple|pear",
         "each label",
         "+6",
     ):

@@ -234,6 +234,24 @@ def test_explain_gives_a_picture_or_the_matches(client: TestClient, picture: byt
     assert client.post("/explain?image_id=class0/1.png", json=vector).status_code == 422
 
 
+def test_columns_are_told_with_their_kinds(client: TestClient) -> None:
+    assert client.get("/columns").json() == {"columns": {"copy": "number", "label": "text"}}
+
+
+@pytest.mark.parametrize(
+    "condition",
+    [
+        "copy>=abc",
+        {"column": "copy", "operator": ">=", "values": ["abc"]},
+        {"column": "copy", "operator": "=", "values": [True]},
+    ],
+)
+def test_a_condition_that_does_not_fit_its_column_is_refused(client: TestClient, condition: object) -> None:
+    answer = client.post("/search", json={"id": "class0/0.png", "filter": [condition]})
+    assert answer.status_code == 422
+    assert "does not fit: copy is a number column; write for example copy" in answer.json()["detail"]
+
+
 def test_ready_says_what_is_searched(client: TestClient, searcher: Searcher) -> None:
     ready = client.get("/readyz").json()
     assert (ready["num_images"], ready["columns"]) == (20, ["copy", "label"])

@@ -83,5 +83,6 @@ def test_document_describes_the_bodies_of_a_search(searcher: Searcher) -> None:
         "/thumbnails",
         "/healthz",
         "/readyz",
+        "/columns",
         "/metrics",
     }

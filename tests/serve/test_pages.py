@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from html import unescape
+from operator import or_
 from pathlib import Path
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, urlencode, urlsplit
 
 import pytest
+from starlette.datastructures import QueryParams
 from starlette.testclient import TestClient
 
 from tests.serve.conftest import Connect, make_picture
+from vitrieve.index.comparison import passes, resolve_filter
 from vitrieve.index.filter import Condition, parse_filter
+from vitrieve.index.kinds import read_kinds
 from vitrieve.search.request import SearchResult
 from vitrieve.search.searcher import Searcher
-from vitrieve.serve.address import Address
+from vitrieve.serve.address import Address, parse_address
 from vitrieve.serve.app import create_app
 from vitrieve.serve.limits import Limits
 from vitrieve.serve.view import spell_group
@@ -100,6 +105,34 @@ def test_the_address_of_a_group_names_its_value_alone(column: str, value: str) -
     assert address is not None
     (spelled,) = parse_qs(urlsplit(address).query)["filter"]
     assert parse_filter(spelled) == (Condition(column=column, operator="=", values=(value,)),)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        ("2020", "2020.0", "1e3", "-2.5"),
+        ("true", "True", "FALSE", "false"),
+        ("2020-03", "2020-03-01", "2020-03-01T12:00:00", "2020-03-01 12:00", "2020"),
+        ("007", "7", "12345678901234567890", "12345678901234567891"),
+        (" a", "a", "a|b", "b", '"a"', "true", "2020-03-01", "5", "5.0"),
+    ],
+)
+def test_the_address_of_a_group_finds_it_alone(values: tuple[str, ...]) -> None:
+    kinds = functools.reduce(or_, map(read_kinds, values))
+    for value in values:
+        result = SearchResult(image_id="a.jpg", score=1.0, path=Path("a.jpg"), metadata={"c": value})
+        address = spell_group(result, Address(group_by="c"))
+        assert address is not None
+        filter = parse_address(QueryParams(urlsplit(address).query), Limits()).filter
+        tests = resolve_filter(filter, ["c"], lambda names: dict.fromkeys(names, kinds))
+        assert [one for one in values if passes({"c": one}, tests)] == [value]
+
+
+def test_a_condition_from_the_pages_fields_is_one_whatever_its_signs(client: TestClient) -> None:
+    fields = {"plus": "a.png", "column": "size <= 5", "operator": "=", "value": "one|two "}
+    address = client.get("/?" + urlencode(fields)).headers["location"]
+    assert parse_qs(urlsplit(address).query)["filter"] == ['"size <= 5"="one|two "']
+    assert client.get("/?plus=a.png&column=copy&operator=~&value=x", headers=HTML).status_code == 422
 
 
 def test_the_same_picture_has_the_same_address(client: TestClient, picture: bytes) -> None:

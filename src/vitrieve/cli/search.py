@@ -44,7 +44,8 @@ class Arguments:
     box: tuple[float, float, float, float] | None = None
     """Region of the one picture to look at: x_1 y_1 x_2 y_2 in pixels."""
     filter: Repeatable = ()
-    """Condition on the metadata: column=value, column=one|another, column!=value, column<5, column>=2026-01-01."""
+    """Condition on the metadata: column=value, column=one|another, column!=value, column<5, column>=2026-01-01,
+    day=2026 (all of the year)."""
     k: Annotated[int, tyro.conf.arg(aliases=["-k"])] = 10
     """Pictures (or groups) to find for each query."""
     offset: int = 0
@@ -119,7 +120,6 @@ def build_requests(arguments: Arguments) -> list[tuple[str, SearchRequest]]:
     Raises:
         ConfigError: No query, or flags that do not belong together.
     """
-    from vitrieve.index.filter import parse_filter
     from vitrieve.search.request import SearchRequest
 
     if arguments.json and arguments.ids:
@@ -141,7 +141,7 @@ def build_requests(arguments: Arguments) -> list[tuple[str, SearchRequest]]:
                 minus=minus,
                 k=arguments.k,
                 offset=arguments.offset,
-                filter=parse_filter(arguments.filter),
+                filter=arguments.filter,
                 group_by=arguments.group_by,
                 is_near_duplicate_grouped=arguments.near_duplicates,
                 reranking=arguments.rerank,

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from vitrieve.data.records import ImageRecord
-from vitrieve.errors import DataError, InputError, unknown_name_message
-from vitrieve.index.filter import Filter
+from vitrieve.errors import DataError, InputError
 from vitrieve.index.store import MAX_BATCH_ROWS
 from vitrieve.similarity import FloatArray, as_embeddings
 
@@ -99,18 +98,6 @@ def check_queries(queries: np.ndarray, k: int, embedding_dim: int) -> FloatArray
             "they must come from the same encoder."
         )
     return checked
-
-
-def check_filter(filter: Filter, columns: Iterable[str]) -> None:
-    """Refuse a condition on a column that no image of the index ever had.
-
-    Raises:
-        InputError: It names the known columns.
-    """
-    known = set(columns)
-    for condition in filter:
-        if condition.column not in known:
-            raise InputError(unknown_name_message("metadata column", condition.column, known))
 
 
 def missing_message(image_ids: Sequence[str]) -> str:

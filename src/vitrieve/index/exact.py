@@ -22,14 +22,15 @@ from vitrieve.embed.rows import build_table, to_records
 from vitrieve.errors import ArtifactError, DataError
 from vitrieve.index.batch import (
     check_batch,
-    check_filter,
     check_queries,
     check_size,
     find_wrong_norms,
     missing_message,
 )
-from vitrieve.index.filter import Filter, holds
+from vitrieve.index.comparison import resolve_filter
+from vitrieve.index.filter import FilterLike
 from vitrieve.index.identity import FileStamp, Identity, guarded, read_stamp
+from vitrieve.index.kinds import Kinds
 from vitrieve.index.segments import (
     FOLDER_NAME,
     STATE_NAME,
@@ -136,7 +137,7 @@ class ExactStore:
         return num_deleted
 
     @guarded
-    def search(self, queries: np.ndarray, k: int, filter: Filter = ()) -> list[list[Hit]]:
+    def search(self, queries: np.ndarray, k: int, filter: FilterLike = ()) -> list[list[Hit]]:
         """Find the nearest images of every query, exactly; as ``VectorStore.search``."""
         checked = check_queries(queries, k, self._info.embedding_dim)
         state = self._read()
@@ -193,7 +194,12 @@ class ExactStore:
         return self._read().columns
 
     @guarded
-    def count(self, filter: Filter = ()) -> int:
+    def kinds(self, columns: Sequence[str]) -> dict[str, Kinds]:
+        """Find of which kinds the values of some metadata columns are; as ``VectorStore.kinds``."""
+        return self._read().find_kinds(columns)
+
+    @guarded
+    def count(self, filter: FilterLike = ()) -> int:
         """Count the images that pass the filter."""
         return int(np.count_nonzero(_find_allowed(self._read(), filter)))
 
@@ -367,15 +373,15 @@ def _approximate(state: State, queries: FloatArray) -> FloatArray:
     return similarities
 
 
-def _find_allowed(state: State, filter: Filter) -> np.ndarray:
+def _find_allowed(state: State, filter: FilterLike) -> np.ndarray:
     """Say for every position whether its image counts and passes the filter: ``(N,)`` bool."""
-    check_filter(filter, state.columns)
+    tests = resolve_filter(filter, state.columns, state.find_kinds)
     allowed = [part.is_alive.copy() for part in state.parts]
-    for condition in filter:
+    for test in tests:
         for one, part in zip(allowed, state.parts, strict=True):
-            column = part.segment.column(condition.column)
+            column = part.segment.column(test.column)
             # Each distinct value is judged once; the last place is for images without the column.
-            verdicts = np.array([holds(text, condition) for text in (*column.dictionary.to_pylist(), None)])
+            verdicts = np.array([test.holds(text) for text in (*column.dictionary.to_pylist(), None)])
             one &= verdicts[column.indices.fill_null(len(column.dictionary)).to_numpy(zero_copy_only=False)]
     return np.concatenate(allowed) if allowed else np.empty(0, dtype=np.bool_)
 

@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -21,18 +21,20 @@ from vitrieve.data.records import ImageRecord
 from vitrieve.errors import ArtifactError, DataError
 from vitrieve.index.batch import (
     check_batch,
-    check_filter,
     check_queries,
     check_size,
     find_wrong_norms,
     missing_message,
 )
+from vitrieve.index.comparison import resolve_filter
 from vitrieve.index.engine_errors import translate_errors
 from vitrieve.index.exact import error_bound, link_or_copy, rank_candidates
-from vitrieve.index.filter import Filter
+from vitrieve.index.filter import FilterLike, parse_filter
 from vitrieve.index.identity import Identity, guarded
+from vitrieve.index.kinds import Kinds
 from vitrieve.index.lance_files import SyncedFiles, connect, find_broken_files, read_version_stamp
-from vitrieve.index.lance_library import BTree, HnswSq, IvfPq, IvfRq, Table
+from vitrieve.index.lance_kinds import KnownKinds
+from vitrieve.index.lance_library import PQ_DISTANCE, BTree, Table, build_config
 from vitrieve.index.lance_schema import (
     TABLE_NAME,
     build_rows,
@@ -62,11 +64,6 @@ KEPT_VERSION_AGE = timedelta(minutes=1)
 MIN_CANDIDATES = 32
 CANDIDATES_PER_HIT: dict[IndexKind, int] = {"flat": 2, "ivf_hnsw_sq": 4, "ivf_pq": 24, "ivf_rq": 10}
 """Candidates from the short codes for each image to find: shorter codes need more."""
-PQ_SUB_VECTOR_WIDTH = 8
-"""Dimensions that one byte of a product-quantised code stands for, unless ``code_bytes`` says otherwise."""
-_PQ_DISTANCE: Literal["l2"] = "l2"
-"""Of unit vectors it orders as the inner product does; for it LanceDB codes the differences from the centres of the
-lists, for the inner product the vectors themselves, which finds far fewer of the nearest (dev/LOG.md)."""
 _VECTOR_INDEX, _NAME_INDEX = "vector_index", "image_id_index"
 
 
@@ -90,6 +87,7 @@ class LanceStore:
         self._process_id = os.getpid()
         self._num_changes = len(os.listdir(versions_path(folder)))
         self._files = SyncedFiles(folder)
+        self._kinds = KnownKinds(folder)
         self._copy: ResidentCopy | None = None
         self._open_table: Table | None = connect(folder).open_table(TABLE_NAME)
         self._schema  # noqa: B018  refuses the table of another encoder
@@ -207,19 +205,17 @@ class LanceStore:
         return num_deleted
 
     @guarded
-    def search(self, queries: np.ndarray, k: int, filter: Filter = ()) -> list[list[Hit]]:
+    def search(self, queries: np.ndarray, k: int, filter: FilterLike = ()) -> list[list[Hit]]:
         """Find the nearest images of every query; as ``VectorStore.search``.
 
         Exact while the images are too few for an index, and where it finds fewer images than there are.
         """
         checked = check_queries(queries, k, self._info.embedding_dim)
-        if filter:
-            check_filter(filter, self.columns())
-        elif (rows := self._find_resident()) is not None:
+        condition = self._to_sql(filter)
+        if condition is None and (rows := self._find_resident()) is not None:
             answers = [rows.search(query, k) for query in checked]
             if None not in answers:
                 return cast(list[list[Hit]], answers)
-        condition = to_sql(filter)
         is_indexed = self._has_index(_VECTOR_INDEX)
         return [self._search_one(query, k, condition, is_indexed=is_indexed) for query in checked]
 
@@ -261,10 +257,14 @@ class LanceStore:
         return metadata_columns(self._schema)
 
     @guarded
-    def count(self, filter: Filter = ()) -> int:
+    def kinds(self, columns: Sequence[str]) -> dict[str, Kinds]:
+        """Find of which kinds the values of some metadata columns are; as ``VectorStore.kinds``."""
+        return self._kinds.find(self._table, columns)
+
+    @guarded
+    def count(self, filter: FilterLike = ()) -> int:
         """Count the images that pass the filter."""
-        check_filter(filter, self.columns())
-        return int(self._table.count_rows(to_sql(filter)))
+        return int(self._table.count_rows(self._to_sql(filter)))
 
     def optimise(self) -> None:
         """Compact the files, drop old versions, and build the index or take in what is new."""
@@ -275,7 +275,8 @@ class LanceStore:
             if not self._has_index(_NAME_INDEX):
                 self._table.create_index("image_id", config=BTree(), name=_NAME_INDEX)
             if not self._has_index(_VECTOR_INDEX):
-                self._table.create_index("vector", config=self._build_config(), name=_VECTOR_INDEX)
+                config = build_config(self._kind, self._code_bytes, self._info.embedding_dim)
+                self._table.create_index("vector", config=config, name=_VECTOR_INDEX)
             self._files.sync()
 
     def verify(self) -> list[str]:
@@ -332,6 +333,11 @@ class LanceStore:
         """Let go of the table and of the copy in memory."""
         self._open_table = self._copy = None
 
+    def _to_sql(self, filter: FilterLike) -> str | None:
+        conditions = parse_filter(filter)
+        # Without any, the table is not looked at: a search in memory must not wait for the index on disk.
+        return to_sql(resolve_filter(conditions, self.columns(), self.kinds)) if conditions else None
+
     def _find_resident(self) -> ResidentRows | None:
         self._table  # noqa: B018  a closed store is refused, and so is one that came through a fork
         return None if self._copy is None else self._copy.find_current()
@@ -354,7 +360,7 @@ class LanceStore:
         self, query: FloatArray, num_candidates: int, condition: str | None, *, is_indexed: bool
     ) -> pa.Table:
         table, names = self._table, record_names(self._schema)
-        distance = _PQ_DISTANCE if is_indexed and self._kind == "ivf_pq" else "dot"
+        distance = PQ_DISTANCE if is_indexed and self._kind == "ivf_pq" else "dot"
         search = cast(Any, table.search(query, vector_column_name="vector")).distance_type(distance)
         search = search.limit(num_candidates)
         if not is_indexed:
@@ -379,12 +385,6 @@ class LanceStore:
 
     def _has_index(self, name: str) -> bool:
         return any(index.name == name for index in self._table.list_indices())
-
-    def _build_config(self) -> HnswSq | IvfPq | IvfRq:
-        if self._kind == "ivf_pq":
-            code_bytes = self._code_bytes or max(1, self._info.embedding_dim // PQ_SUB_VECTOR_WIDTH)
-            return IvfPq(distance_type=_PQ_DISTANCE, num_sub_vectors=code_bytes)
-        return IvfRq(distance_type="dot") if self._kind == "ivf_rq" else HnswSq(distance_type="dot")
 
     def _finish_change(self) -> None:
         """Make a change durable; compact after every ``MAX_VERSIONS`` of them."""

@@ -1,4 +1,4 @@
-"""The files of a LanceDB table: opened, made durable, and told from those of another version. Next: ``resident.py``."""
+"""The files of a LanceDB table: opened, made durable, told from those of another version. Next: ``lance_kinds.py``."""
 
 from __future__ import annotations
 

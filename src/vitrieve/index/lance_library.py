@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from importlib.util import find_spec, module_from_spec
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 CLOUD_CLIENT = "lance_namespace_urllib3_client"
 
@@ -41,4 +41,20 @@ import lancedb  # noqa: E402
 from lancedb.index import BTree, HnswSq, IvfPq, IvfRq  # noqa: E402
 from lancedb.table import Table  # noqa: E402
 
-__all__ = ["BTree", "HnswSq", "IvfPq", "IvfRq", "Table", "lancedb"]
+from vitrieve.index.store import IndexKind  # noqa: E402
+
+__all__ = ["BTree", "Table", "build_config", "lancedb"]
+
+PQ_SUB_VECTOR_WIDTH = 8
+"""Dimensions that one byte of a product-quantised code stands for, unless ``code_bytes`` says otherwise."""
+PQ_DISTANCE: Literal["l2"] = "l2"
+"""Of unit vectors it orders as the inner product does; for it LanceDB codes the differences from the centres of the
+lists, for the inner product the vectors themselves, which finds far fewer of the nearest (dev/LOG.md)."""
+
+
+def build_config(kind: IndexKind, code_bytes: int | None, embedding_dim: int) -> HnswSq | IvfPq | IvfRq:
+    """Say how LanceDB is to build an index of one of the kinds of short codes."""
+    if kind == "ivf_pq":
+        num_bytes = code_bytes or max(1, embedding_dim // PQ_SUB_VECTOR_WIDTH)
+        return IvfPq(distance_type=PQ_DISTANCE, num_sub_vectors=num_bytes)
+    return IvfRq(distance_type="dot") if kind == "ivf_rq" else HnswSq(distance_type="dot")

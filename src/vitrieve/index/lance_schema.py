@@ -1,7 +1,7 @@
 """How images and filters look in a LanceDB table. Next: ``lance_library.py``.
 
 Every metadata column of the collection is two columns of the table: its text, and the number that the text reads as
-(null where it is none), so that a filter in SQL means what ``filter.passes`` says.
+(null where it is none), so that a filter in SQL means what ``comparison.passes`` says.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ import pyarrow as pa
 from vitrieve.data.records import ImageRecord
 from vitrieve.embed.rows import SCHEMA as ROWS_SCHEMA
 from vitrieve.embed.rows import build_table, to_records
-from vitrieve.index.filter import Condition, Filter, read_number
+from vitrieve.index.comparison import ColumnTest
+from vitrieve.index.kinds import BOOLEANS, CODE_PATTERN, DATE_PATTERN, YEAR_PATTERN, Kinds, read_number
 
 RECORD_COLUMNS = ("image_id", "path", "label", "split", "is_query", "is_gallery", "box")
 TABLE_NAME = "images"
@@ -92,9 +93,25 @@ def read_vectors(rows: pa.Table, embedding_dim: int) -> np.ndarray:
     return np.asarray(rows["vector"].combine_chunks().flatten()).reshape(-1, embedding_dim)
 
 
-def to_sql(filter: Filter) -> str | None:
+def to_sql(tests: Iterable[ColumnTest]) -> str | None:
     """Write a filter as a condition in SQL; None for one that lets everything pass."""
-    return " AND ".join(f"({_condition_sql(condition)})" for condition in filter) or None
+    return " AND ".join(f"({_test_sql(test)})" for test in tests) or None
+
+
+def kinds_sql(column: str) -> dict[Kinds, str]:
+    """Write for each kind, as a condition in SQL, that a value of the column is of that kind, as ``read_kinds``."""
+    text, number = _TEXT + _encode(column), _NUMBER + _encode(column)
+    boolean = f"{text} IN ({', '.join(map(_quote, BOOLEANS))})"
+    year, date, code = (
+        f"regexp_like({text}, {_quote(f'^({pattern})$')})" for pattern in (YEAR_PATTERN, DATE_PATTERN, CODE_PATTERN)
+    )
+    return {
+        Kinds.TEXT: f"{text} <> '' AND NOT ({boolean}) AND NOT {date} AND ({number} IS NULL OR {code})",
+        Kinds.NUMBER: f"{number} IS NOT NULL AND NOT {year}",
+        Kinds.YEAR: year,
+        Kinds.BOOLEAN: boolean,
+        Kinds.DATE: date,
+    }
 
 
 def names_sql(image_ids: Iterable[str]) -> str:
@@ -102,28 +119,30 @@ def names_sql(image_ids: Iterable[str]) -> str:
     return f"image_id IN ({', '.join(map(_quote, image_ids))})"
 
 
-def _condition_sql(condition: Condition) -> str:
-    column = _encode(condition.column)
-    parts = [
-        (_TEXT + column, [_quote(value) for value in condition.values if isinstance(value, str)]),
-        (_NUMBER + column, [_number_sql(value) for value in condition.values if not isinstance(value, str)]),
-    ]
-    parts = [(name, literals) for name, literals in parts if literals]
-    if condition.operator == "=":
-        return " OR ".join(f"{name} IN ({', '.join(literals)})" for name, literals in parts)
-    if condition.operator == "!=":  # null: the image has no such column, or its text is no number
-        return " AND ".join(f"({name} IS NULL OR {name} NOT IN ({', '.join(literals)}))" for name, literals in parts)
-    ((name, (literal,)),) = parts
-    return f"{name} {condition.operator} {literal}"
+def _test_sql(test: ColumnTest) -> str:
+    column = _encode(test.column)
+    singles: dict[str, list[str]] = {_TEXT: [], _NUMBER: []}
+    parts = []
+    for span in test.spans:
+        prefix = _TEXT if span.is_text else _NUMBER
+        comparisons = [(sign, _literal(end)) for sign, end in span.limits]
+        if comparisons[0][0] == "=":
+            singles[prefix].append(comparisons[0][1])
+        else:
+            parts.append(" AND ".join(f"{prefix}{column} {sign} {literal}" for sign, literal in comparisons))
+    parts += [f"{prefix}{column} IN ({', '.join(literals)})" for prefix, literals in singles.items() if literals]
+    is_met = " OR ".join(f"({part})" for part in parts)
+    # Null is neither true nor false: the image has no such column, or its text is no number.
+    return f"({is_met}) IS NOT TRUE" if test.is_negated else is_met
+
+
+def _literal(value: str | float) -> str:
+    return _quote(value) if isinstance(value, str) else f"CAST('{float(value) + 0.0!r}' AS DOUBLE)"
 
 
 def _quote(text: str) -> str:
     """Write text as an SQL literal: a quote inside is doubled, and nothing else is special."""
     return "'" + text.replace("'", "''") + "'"
-
-
-def _number_sql(value: float) -> str:
-    return f"CAST('{float(value) + 0.0!r}' AS DOUBLE)"
 
 
 def _encode(column: str) -> str:

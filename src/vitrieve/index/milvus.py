@@ -11,7 +11,9 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from functools import reduce
 from itertools import islice
+from operator import or_
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,24 +24,27 @@ from vitrieve.data.records import ImageRecord
 from vitrieve.errors import ArtifactError, ConfigError, DataError
 from vitrieve.index.batch import (
     check_batch,
-    check_filter,
     check_queries,
     check_size,
     find_wrong_norms,
     missing_message,
 )
+from vitrieve.index.comparison import resolve_filter
 from vitrieve.index.exact import error_bound, rank_candidates
-from vitrieve.index.filter import Filter
+from vitrieve.index.filter import FilterLike
 from vitrieve.index.identity import Identity, guarded
+from vitrieve.index.kinds import NOTHING, Kinds, read_kinds
 from vitrieve.index.milvus_rows import (
     NO_IMAGE_KEY,
     ROW_FIELDS,
     build_rows,
     from_key,
+    other_kinds_expression,
     read_records,
     read_vectors,
     to_expression,
     to_key,
+    unknown_kinds_expression,
 )
 from vitrieve.index.milvus_server import (
     about_row,
@@ -192,13 +197,12 @@ class MilvusStore:
         return len(present)
 
     @guarded
-    def search(self, queries: np.ndarray, k: int, filter: Filter = ()) -> list[list[Hit]]:
+    def search(self, queries: np.ndarray, k: int, filter: FilterLike = ()) -> list[list[Hit]]:
         """Find the nearest images of every query, at most ``MAX_CANDIDATES``; as ``VectorStore.search``."""
         checked = check_queries(queries, k, self._info.embedding_dim)
         if k > MAX_CANDIDATES:
             raise ConfigError(f"k is {k}; Milvus finds at most {MAX_CANDIDATES} images.")
-        check_filter(filter, self.columns())
-        expression = to_expression(filter)
+        expression = self._to_expression(filter)
         with reported(self._uri):
             return [self._search_one(query, k, expression) for query in checked]
 
@@ -236,11 +240,17 @@ class MilvusStore:
         return tuple(sorted(values.values()))
 
     @guarded
-    def count(self, filter: Filter = ()) -> int:
-        """Count the images that pass the filter."""
-        check_filter(filter, self.columns())
+    def kinds(self, columns: Sequence[str]) -> dict[str, Kinds]:
+        """Find of which kinds the values of some metadata columns are; as ``VectorStore.kinds``."""
         with reported(self._uri):
-            rows = self._client.query(self._name, filter=to_expression(filter), output_fields=["count(*)"])
+            return {column: self._find_kinds(column) for column in columns}
+
+    @guarded
+    def count(self, filter: FilterLike = ()) -> int:
+        """Count the images that pass the filter."""
+        expression = self._to_expression(filter)
+        with reported(self._uri):
+            rows = self._client.query(self._name, filter=expression, output_fields=["count(*)"])
         return int(rows[0]["count(*)"])
 
     def optimise(self) -> None:
@@ -317,6 +327,23 @@ class MilvusStore:
             for name in (self._name, self._about):
                 self._client.drop_collection(name)
         self.close()
+
+    def _to_expression(self, filter: FilterLike) -> str:
+        return to_expression(resolve_filter(filter, self.columns(), self.kinds))
+
+    def _find_kinds(self, column: str) -> Kinds:
+        """Ask for an image whose value is of another kind than those found, until there is none."""
+        unknown = unknown_kinds_expression(column)
+        if self._client.query(self._name, filter=unknown, output_fields=["key"], limit=1):
+            return Kinds.TEXT | Kinds.NUMBER  # it may be anything, so the column takes every comparison, as before
+        found: list[Kinds] = []
+        while True:
+            expression = other_kinds_expression(column, found)
+            rows = self._client.query(self._name, filter=expression, output_fields=["record"], limit=1)
+            if not rows:
+                return reduce(or_, found, NOTHING)
+            (record,) = read_records(rows)
+            found.append(read_kinds(record.metadata[column]))
 
     def _mend_repeated(self) -> None:
         counts = Counter(row["key"] for row in self._iterate(self._name, ["key"]))

@@ -8,7 +8,7 @@ needs no escape and keeps its order.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,12 +16,13 @@ import pyarrow as pa
 
 from vitrieve.data.records import ImageRecord
 from vitrieve.embed.rows import SCHEMA, build_table, to_records
-from vitrieve.index.filter import Condition, Filter, read_number
+from vitrieve.index.comparison import ColumnTest, Span
+from vitrieve.index.kinds import Kinds, read_kinds, read_number
 
 ROW_FIELDS = ("key", "record", "vector")
 NO_IMAGE_KEY = "none"
 """Key that no image has: theirs begin with x."""
-_TEXT, _NUMBER = "text_", "number_"
+_TEXT, _NUMBER, _KINDS = "text_", "number_", "kinds_"
 
 
 def to_key(text: str) -> str:
@@ -55,7 +56,8 @@ def build_rows(vectors: np.ndarray, records: Sequence[ImageRecord]) -> list[dict
 def _build_terms(metadata: Mapping[str, str]) -> dict[str, str | float]:
     terms: dict[str, str | float] = {_TEXT + to_key(column): to_key(text) for column, text in metadata.items()}
     numbers = {_NUMBER + to_key(column): read_number(text) for column, text in metadata.items()}
-    return terms | {name: number + 0.0 for name, number in numbers.items() if number is not None}
+    kinds = {_KINDS + to_key(column): read_kinds(text).value for column, text in metadata.items() if text}
+    return terms | {name: number + 0.0 for name, number in numbers.items() if number is not None} | kinds
 
 
 def read_records(rows: Sequence[Mapping[str, Any]]) -> tuple[ImageRecord, ...]:
@@ -73,20 +75,39 @@ def read_vectors(rows: Sequence[Mapping[str, Any]], embedding_dim: int) -> np.nd
     return np.array([row["vector"] for row in rows], dtype=np.float32).reshape(-1, embedding_dim)
 
 
-def to_expression(filter: Filter) -> str:
+def to_expression(tests: Iterable[ColumnTest]) -> str:
     """Write a filter in Milvus's language; empty for one that lets everything pass."""
-    return " and ".join(f"({_to_expression(condition)})" for condition in filter)
+    return " and ".join(f"({_write_test(test)})" for test in tests)
 
 
-def _to_expression(condition: Condition) -> str:
-    comparisons = []
-    for value in condition.values:
-        is_text = isinstance(value, str)
-        place = f'terms["{_TEXT if is_text else _NUMBER}{to_key(condition.column)}"]'
-        literal = f'"{to_key(value)}"' if isinstance(value, str) else repr(float(value) + 0.0)
-        if condition.operator == "!=":
-            comparisons.append(f"(not (exists {place}) or not ({place} == {literal}))")
-        else:
-            sign = "==" if condition.operator == "=" else condition.operator
-            comparisons.append(f"{place} {sign} {literal}")
-    return (" and " if condition.operator == "!=" else " or ").join(comparisons)
+def other_kinds_expression(column: str, known: Iterable[Kinds]) -> str:
+    """Write that an image has a value of other kinds than these."""
+    place = f'terms["{_KINDS}{to_key(column)}"]'
+    return " and ".join([f"exists {place}", *(f"{place} != {kinds.value}" for kinds in known)])
+
+
+def unknown_kinds_expression(column: str) -> str:
+    """Write that an image has a value of which no kind is written down: those of indexes before there were kinds."""
+    text, place = (f'terms["{prefix}{to_key(column)}"]' for prefix in (_TEXT, _KINDS))
+    return f'exists {text} and not (exists {place}) and not ({text} == "{to_key("")}")'
+
+
+def _write_test(test: ColumnTest) -> str:
+    column = to_key(test.column)
+    if test.is_negated:
+        return " and ".join(
+            f"(not (exists {_place(column, span)}) or not ({_write(column, span)}))" for span in test.spans
+        )
+    return " or ".join(f"({_write(column, span)})" for span in test.spans)
+
+
+def _place(column: str, span: Span) -> str:
+    return f'terms["{_TEXT if span.is_text else _NUMBER}{column}"]'
+
+
+def _write(column: str, span: Span) -> str:
+    place = _place(column, span)
+    literals = [
+        (sign, f'"{to_key(end)}"' if isinstance(end, str) else repr(float(end) + 0.0)) for sign, end in span.limits
+    ]
+    return " and ".join(f"{place} {'==' if sign == '=' else sign} {literal}" for sign, literal in literals)

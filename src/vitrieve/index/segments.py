@@ -11,7 +11,8 @@ import json
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, reduce
+from operator import or_
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from vitrieve.embed.rows import read_rows
 from vitrieve.errors import ArtifactError
 from vitrieve.index.batch import BLOCK_ROWS
 from vitrieve.index.identity import FileStamp, read_stamp
+from vitrieve.index.kinds import NOTHING, Kinds, read_kinds
 
 STATE_NAME = "state.json"
 FOLDER_NAME = "segments"
@@ -90,6 +92,19 @@ class Part:
         """Count the rows that count."""
         return int(np.count_nonzero(self.is_alive))
 
+    @cached_property
+    def _kinds(self) -> dict[str, Kinds]:
+        return {}
+
+    def find_kinds(self, name: str) -> Kinds:
+        """Find of which kinds the values of one metadata column are, in the rows that count."""
+        if name not in self._kinds:
+            column = self.segment.column(name)
+            rows = column.indices.filter(pa.array(self.is_alive)).drop_null()
+            texts = column.dictionary.take(rows.unique()).to_pylist()
+            self._kinds[name] = reduce(or_, map(read_kinds, texts), NOTHING)
+        return self._kinds[name]
+
     def find(self, image_id: str) -> int | None:
         """Return the row of an image; None when it is not here, or no longer counts."""
         row = self.segment.row_of.get(image_id)
@@ -121,6 +136,10 @@ class State:
     def starts(self) -> np.ndarray:
         """First row of every part, and the number of all rows: positions in the store count dead rows too."""
         return np.cumsum([0, *(len(part.is_alive) for part in self.parts)])
+
+    def find_kinds(self, columns: Iterable[str]) -> dict[str, Kinds]:
+        """Find of which kinds the values of some metadata columns are."""
+        return {name: reduce(or_, (part.find_kinds(name) for part in self.parts), NOTHING) for name in columns}
 
     def find(self, image_id: str) -> int | None:
         """Return the position of an image; None when it is not there."""

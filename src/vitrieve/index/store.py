@@ -1,8 +1,8 @@
-"""What a vector store is: the one protocol behind the exact, the LanceDB and the Milvus index. Next: ``filter.py``."""
+"""What a vector store is: the one protocol behind the exact, the LanceDB and the Milvus index. Next: ``kinds.py``."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,7 +14,8 @@ import numpy as np
 from vitrieve.artifacts import read_manifest
 from vitrieve.data.records import ImageRecord
 from vitrieve.errors import ArtifactError, DataError, FingerprintError
-from vitrieve.index.filter import Filter
+from vitrieve.index.filter import FilterLike
+from vitrieve.index.kinds import Kinds
 
 StoreKind = Literal["exact", "lance", "milvus"]
 IndexKind = Literal["flat", "ivf_hnsw_sq", "ivf_pq", "ivf_rq"]
@@ -94,7 +95,7 @@ class VectorStore(Protocol):
         """
         ...
 
-    def search(self, queries: np.ndarray, k: int, filter: Filter = ()) -> list[list[Hit]]:
+    def search(self, queries: np.ndarray, k: int, filter: FilterLike = ()) -> list[list[Hit]]:
         """Find the nearest images of every query.
 
         Args:
@@ -106,7 +107,8 @@ class VectorStore(Protocol):
             For each query its hits, nearest first; equal scores ordered by ``image_id``.
 
         Raises:
-            InputError: ``k`` below 1, another width, a number that is not finite, or an unknown column.
+            InputError: ``k`` below 1, another width, a number that is not finite, an unknown column, or a condition
+                that does not fit the kind of its column.
         """
         ...
 
@@ -140,11 +142,19 @@ class VectorStore(Protocol):
         """
         ...
 
-    def count(self, filter: Filter = ()) -> int:
+    def kinds(self, columns: Sequence[str]) -> Mapping[str, Kinds]:
+        """Find of which kinds the values of some metadata columns are, as the images are now.
+
+        Args:
+            columns: Names out of ``columns()``.
+        """
+        ...
+
+    def count(self, filter: FilterLike = ()) -> int:
         """Count the images that pass the filter.
 
         Raises:
-            InputError: An unknown column.
+            InputError: An unknown column, or a condition that does not fit the kind of its column.
         """
         ...
 

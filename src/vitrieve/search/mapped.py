@@ -14,7 +14,7 @@ import numpy as np
 
 from vitrieve.data.records import ImageRecord
 from vitrieve.errors import ConfigError
-from vitrieve.index.filter import Filter
+from vitrieve.index.filter import FilterLike
 from vitrieve.index.store import Hit, VectorStore
 
 
@@ -63,7 +63,7 @@ class _MappedStore:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._store, name)
 
-    def search(self, queries: np.ndarray, k: int, filter: Filter = ()) -> list[list[Hit]]:
+    def search(self, queries: np.ndarray, k: int, filter: FilterLike = ()) -> list[list[Hit]]:
         """Search the store."""
         return [
             [replace(hit, record=self._move(hit.record)) for hit in hits]

@@ -15,7 +15,7 @@ from vitrieve import __version__
 from vitrieve.artifacts import write_bytes_durably
 from vitrieve.data.decode import decode_image, read_image_bytes
 from vitrieve.errors import DecodeError
-from vitrieve.index.filter import Condition
+from vitrieve.index.filter import format_condition, parse_filter
 from vitrieve.index.store import VectorStore, find_name
 from vitrieve.search.query import read_example
 from vitrieve.search.request import Example, SearchAnswer, SearchRequest, SearchResult
@@ -87,7 +87,7 @@ def _describe_search(request: SearchRequest, answer: SearchAnswer, store: Vector
     return {
         "name": plus[0]["name"],
         "examples": plus + minus,
-        "conditions": [_spell(condition) for condition in request.filter],
+        "conditions": [format_condition(condition) for condition in parse_filter(request.filter)],
         "group_by": request.group_by,
         "is_match": answer.is_match,
         "threshold": answer.threshold,
@@ -113,10 +113,6 @@ def _describe_example(example: Example, role: str, store: VectorStore) -> dict[s
         image = read_example(example)
         return {**shown, "name": "a picture", "picture": encode_thumbnail(image)}
     return shown
-
-
-def _spell(condition: Condition) -> str:
-    return f"{condition.column} {condition.operator} {' or '.join(map(str, condition.values))}"
 
 
 def _describe_result(rank: int, result: SearchResult, bar_start: float) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from itertools import chain
 
 import numpy as np
 
-from vitrieve.index.filter import Filter
+from vitrieve.index.filter import FilterLike
 from vitrieve.index.store import Hit, VectorStore
 from vitrieve.search.query import Query
 from vitrieve.search.request import Reranking, SearchRequest
@@ -70,7 +70,7 @@ def choose_depth(request: SearchRequest) -> int:
 
 
 def fetch_levels(
-    store: VectorStore, query: Query, vector: FloatArray, num_first: int, filter: Filter
+    store: VectorStore, query: Query, vector: FloatArray, num_first: int, filter: FilterLike
 ) -> Iterator[list[Hit]]:
     """Fetch the nearest images, then deeper ones; yield what each fetch finds in addition, nearest first."""
     seen = set(query.own_ids)

@@ -12,7 +12,7 @@ import numpy as np
 
 from vitrieve.data.picture import Picture
 from vitrieve.errors import ConfigError
-from vitrieve.index.filter import Filter
+from vitrieve.index.filter import FilterLike, parse_filter
 
 Box = tuple[float, float, float, float]
 """``(x_1, y_1, x_2, y_2)`` in pixels, after EXIF orientation."""
@@ -56,7 +56,7 @@ class SearchRequest:
         minus: What is not wanted; may be empty.
         k: Results to return, at least 1 (groups, where results are grouped).
         offset: Results to leave out at the front: the pages of an answer are stable and do not overlap.
-        filter: Conditions on the metadata.
+        filter: Conditions on the metadata, in any form that ``parse_filter`` reads: ``"year>=2020"``, or several.
         group_by: Metadata column; of the images that share its value only the nearest is a result, the others
             stand behind it. None: no groups.
         is_near_duplicate_grouped: Images nearly equal to a nearer result stand behind it.
@@ -67,7 +67,7 @@ class SearchRequest:
     minus: tuple[Example, ...] = ()
     k: int = 10
     offset: int = 0
-    filter: Filter = ()
+    filter: FilterLike = ()
     group_by: str | None = None
     is_near_duplicate_grouped: bool = False
     reranking: Reranking = "none"
@@ -76,6 +76,7 @@ class SearchRequest:
         """Refuse values out of range."""
         if not self.plus:
             raise ConfigError("a search needs an example of what is wanted.")
+        object.__setattr__(self, "filter", parse_filter(self.filter))
         if self.k < 1:
             raise ConfigError(f"k is {self.k}; it must be 1 or more.")
         if self.offset < 0:

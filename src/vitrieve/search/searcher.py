@@ -14,6 +14,7 @@ from pathlib import Path
 from vitrieve.config import Device
 from vitrieve.data.picture import Picture
 from vitrieve.errors import ArtifactError, ConfigError, FingerprintError, unknown_name_message
+from vitrieve.index.filter import FilterLike
 from vitrieve.index.open import open_index
 from vitrieve.index.store import Hit, StoreInfo, VectorStore, find_name, read_info
 from vitrieve.runtime.choice import EngineChoice, PrecisionChoice
@@ -152,21 +153,22 @@ class Searcher:
             store.close()
             raise
 
-    def search(self, image: Picture, k: int = 10) -> list[SearchResult]:
+    def search(self, image: Picture, k: int = 10, *, filter: FilterLike = ()) -> list[SearchResult]:
         """Find the pictures most like ``image``.
 
         Args:
             image: A path, the bytes of an image file, or a Pillow picture.
             k: Pictures to find, at least 1; a smaller collection gives all it has.
+            filter: Conditions on the metadata: ``"year>=2020"``, or several.
 
         Returns:
             Results, nearest first; equal scores in the order of their ``image_id``.
 
         Raises:
             DecodeError: The query cannot be decoded; the message names it where it has a name.
-            ConfigError: ``k`` is out of range.
+            InputError: ``k`` is out of range, or a condition that is none, or does not fit its column.
         """
-        return list(self.answer(SearchRequest(plus=(Example(picture=image),), k=k)).results)
+        return list(self.answer(SearchRequest(plus=(Example(picture=image),), k=k, filter=filter)).results)
 
     def answer(self, request: SearchRequest) -> SearchAnswer:
         """Answer a request.

@@ -25,7 +25,7 @@ import numpy.typing as npt
 from vitrieve.artifacts import write_text_durably
 from vitrieve.embed.collection import Embeddings
 from vitrieve.errors import ArtifactError, ConfigError, DataError
-from vitrieve.index.filter import Condition
+from vitrieve.index.filter import Condition, Exact
 from vitrieve.index.store import Hit, VectorStore
 from vitrieve.similarity import FloatArray, similarity_chunks
 
@@ -290,7 +290,7 @@ def _search_without_self(
 def _is_class_of_several(store: VectorStore, others: Sequence[Hit], column: str, value: str) -> bool:
     if any(hit.record.metadata.get(column) == value for hit in others):
         return True
-    return store.count((Condition(column=column, operator="=", values=(value,)),)) > 1
+    return store.count((Condition(column=column, operator="=", values=(Exact(value),)),)) > 1
 
 
 def _find_unknown(
@@ -299,6 +299,6 @@ def _find_unknown(
     for hit in others:
         if hit.record.metadata.get(column) != value:
             return hit.score
-    is_another_class = Condition(column=column, operator="!=", values=(value,))
+    is_another_class = Condition(column=column, operator="!=", values=(Exact(value),))
     (found,) = store.search(vector[None], 1, (is_another_class,))
     return found[0].score if found else None

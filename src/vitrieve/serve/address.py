@@ -9,10 +9,10 @@ from urllib.parse import urlencode
 from starlette.datastructures import QueryParams
 
 from vitrieve.errors import ConfigError
+from vitrieve.index.filter import build_condition, format_condition
 from vitrieve.search.request import Box
-from vitrieve.serve.limits import Limits
+from vitrieve.serve.limits import MAX_TEXT, Limits
 from vitrieve.serve.questions import parse_box
-from vitrieve.serve.schemas import MAX_TEXT
 
 NUM_RESULTS = (12, 24, 48, 96)
 DEFAULT_NUM_RESULTS = 24
@@ -137,7 +137,8 @@ def parse_address(query: QueryParams, limits: Limits) -> Address:
     """
     conditions = [condition for condition in query.getlist("filter") if condition]
     if query.get("column") and query.get("value"):
-        conditions.append(f"{query['column']}{query.get('operator', '=')}{query['value']}")
+        condition = build_condition(query["column"], query.get("operator", "="), query["value"])
+        conditions.append(format_condition(condition))
     sides = [query.get(name, "").strip() for name in ("x_1", "y_1", "x_2", "y_2")]
     box = ",".join(sides) if any(sides) else query.get("box")
     address = Address(

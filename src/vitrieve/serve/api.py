@@ -9,18 +9,19 @@ from fastapi import APIRouter, HTTPException, Query, Request, Response
 from fastapi.responses import FileResponse
 from starlette.types import Receive, Scope, Send
 
+from vitrieve.index.kinds import name_kind
 from vitrieve.search.explain import explain_result
 from vitrieve.search.request import SearchRequest
 from vitrieve.serve.body import is_form, parse_form
 from vitrieve.serve.content import recognise
 from vitrieve.serve.gate import is_authorized
-from vitrieve.serve.limits import Limits
+from vitrieve.serve.limits import MAX_TEXT, Limits
 from vitrieve.serve.metrics import CONTENT_TYPE
 from vitrieve.serve.pictures import SIDES_PX, encode_jpeg
 from vitrieve.serve.questions import Question, build_request, parse_json, read_form, validate
 from vitrieve.serve.schemas import (
-    MAX_TEXT,
     AnswerBody,
+    ColumnsBody,
     ErrorBody,
     ExplanationBody,
     HealthBody,
@@ -314,6 +315,18 @@ async def get_readiness(request: Request, service: CurrentService) -> ReadyBody:
         embedding_dim=store.info.embedding_dim,
         columns=list(columns),
     )
+
+
+@router.get("/columns", responses=document(503, 504), summary="Which metadata columns are there, and of which kind?")
+async def get_columns(service: CurrentService) -> ColumnsBody:
+    """Find the kinds in the values of the index as it is now."""
+    store = service.searcher.store
+
+    def find() -> ColumnsBody:
+        kinds = store.kinds(store.columns())
+        return ColumnsBody(columns={column: name_kind(kinds[column]) for column in sorted(kinds)})
+
+    return await service.look_up(find)
 
 
 @router.get(

@@ -8,6 +8,12 @@ from vitrieve.errors import ConfigError
 from vitrieve.machine import count_cores
 
 MEBIBYTE = 2**20
+MAX_TEXT = 4096
+"""Characters of a text: the longest path of Linux, because an image's name is one."""
+MAX_LIST = 1000
+"""Entries of a list, and values of a condition; a server allows fewer, but a list is never read further than this."""
+MAX_VECTOR = 16_384
+"""Numbers of a vector."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,6 @@ from fastapi import HTTPException
 from pydantic import BaseModel, ValidationError
 
 from vitrieve.errors import ConfigError
-from vitrieve.index.filter import parse_filter
 from vitrieve.search.request import Box, Example, SearchRequest
 from vitrieve.serve.body import Form
 from vitrieve.serve.limits import Limits
@@ -146,7 +145,7 @@ def build_request(question: Question, pictures: Pictures, limits: Limits) -> Sea
         minus=tuple(example for sign, example in made if sign == "minus"),
         k=parameters.k,
         offset=parameters.offset,
-        filter=parse_filter(one if isinstance(one, str) else one.to_condition() for one in conditions),
+        filter=[one if isinstance(one, str) else one.to_condition() for one in conditions],
         group_by=parameters.group_by or None,
         is_near_duplicate_grouped=parameters.is_near_duplicate_grouped,
         reranking=parameters.reranking,

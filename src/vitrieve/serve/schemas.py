@@ -7,15 +7,13 @@ from typing import Annotated, Literal
 from pydantic import Base64Bytes, BaseModel, ConfigDict, Field, StrictBool
 
 from vitrieve.index.filter import Condition, Operator
+from vitrieve.index.kinds import ColumnKind
 from vitrieve.search.request import Reranking, SearchAnswer, SearchResult
+from vitrieve.serve.limits import MAX_LIST, MAX_TEXT, MAX_VECTOR
 
-MAX_TEXT = 4096
-"""Characters of a text: the longest path of Linux, because an image's name is one."""
-MAX_LIST = 1000
-"""Entries of a list; the server allows fewer, but a list is never read further than this."""
 Text = Annotated[str, Field(max_length=MAX_TEXT)]
 FiniteNumber = Annotated[float, Field(allow_inf_nan=False)]
-Vector = Annotated[list[FiniteNumber], Field(min_length=1, max_length=16_384, fail_fast=True)]
+Vector = Annotated[list[FiniteNumber], Field(min_length=1, max_length=MAX_VECTOR, fail_fast=True)]
 Conditions = Annotated[list[Text], Field(max_length=MAX_LIST, fail_fast=True)]
 BoxNumbers = Annotated[
     list[FiniteNumber],
@@ -26,7 +24,10 @@ BoxNumbers = Annotated[
 
 
 class ConditionBody(BaseModel):
-    """One condition on one metadata column; a number compares numbers, a text compares texts."""
+    """One condition on one metadata column.
+
+    A number compares numbers; a text compares texts, and in a column of dates or truth values it is one of them.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
@@ -37,13 +38,12 @@ class ConditionBody(BaseModel):
     )
 
     def to_condition(self) -> Condition:
-        """Build the condition that the stores take; a truth value is the text that tables have for it.
+        """Build the condition that the stores take.
 
         Raises:
             ConfigError: Several values for an operator that takes one.
         """
-        values = [str(value).lower() if isinstance(value, bool) else value for value in self.values]
-        return Condition(column=self.column, operator=self.operator, values=tuple(values))
+        return Condition(column=self.column, operator=self.operator, values=tuple(self.values))
 
 
 class SearchParameters(BaseModel):
@@ -135,6 +135,14 @@ class ExplanationBody(BaseModel):
     matches: list[MatchBody] = Field(description="Best first.")
     query_box: tuple[float, float, float, float] = Field(description="The part of the query that was compared.")
     result_box: tuple[float, float, float, float]
+
+
+class ColumnsBody(BaseModel):
+    """The metadata columns, for filters and groups."""
+
+    columns: dict[str, ColumnKind] = Field(
+        description="Name and kind, which follows from the values as they are now; of several kinds, it is text."
+    )
 
 
 class ErrorBody(BaseModel):

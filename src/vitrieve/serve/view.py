@@ -12,7 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from vitrieve import __version__
 from vitrieve.data.records import ImageRecord
-from vitrieve.index.filter import Condition, format_condition
+from vitrieve.index.filter import Condition, Exact, format_condition
 from vitrieve.index.store import StoreInfo
 from vitrieve.search.page import TITLE_KEYS, fill_bar, find_bar_start
 from vitrieve.search.request import SearchAnswer, SearchResult
@@ -128,7 +128,7 @@ def spell_group(result: SearchResult, address: Address) -> str | None:
     value = result.metadata.get(address.group_by, "")
     if not value:
         return None
-    condition = format_condition(Condition(column=address.group_by, operator="=", values=(value,)))
+    condition = format_condition(Condition(column=address.group_by, operator="=", values=(Exact(value),)))
     return replace(address, group_by="", filter=(*address.filter, condition), page=1).spell()
 
 
