@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,19 @@ def test_calibrate_on_a_labelled_source_equals_the_same_images_in_the_index(
     assert of_data["num_unknown"] == 20
 
 
+def test_calibrate_leaves_out_what_is_excluded(
+    labelled_index: Path, class_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = labelled_index.parent / "data"
+    for split in ("train", "test"):
+        shutil.copytree(class_folder, data / split)
+    words = ["calibrate", "--index", str(labelled_index), "--num-threads", "1", "--json"]
+    assert main([*words, "--data", f"folder:{data}", "--exclude", "0.png", "--exclude", "/test/class0/"]) == 0
+    printed = capsys.readouterr()
+    assert "left out: 10 excluded" in printed.err
+    assert json.loads(printed.out)["num_unknown"] == 12
+
+
 def test_calibrate_prints_what_the_threshold_does(labelled_index: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["calibrate", "--index", str(labelled_index), "--false-accept-rate", "0.2"]) == 0
     printed = capsys.readouterr()
@@ -64,6 +78,7 @@ def test_calibrate_prints_what_the_threshold_does(labelled_index: Path, capsys: 
     [
         (["--column", "lable"], "Did you mean 'label'"),
         (["--column", "label", "--data", "emoji"], "--column belongs"),
+        (["--exclude", "0.png"], "--exclude leaves files out of the folder of --data"),
         (["--false-accept-rate", "0.1", "--false-reject-rate", "0.1"], "one rate"),
         (["--false-accept-rate", "2"], "one rate"),
         (["--data", "./nowhere"], "nowhere"),

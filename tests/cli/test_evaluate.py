@@ -282,6 +282,19 @@ def test_evaluate_adds_distractors_to_the_gallery(
     assert read_manifest(tmp_path / "out", "evaluation")["distractors"] == str(words[1])
 
 
+def test_evaluate_leaves_out_distractors_that_are_excluded(
+    run_evaluate: Any, revisited_folder: Path, distractor_folder: Path
+) -> None:
+    words = ("--json", "--no-report", "--distractors", distractor_folder)
+    first = sorted(path.name for path in distractor_folder.rglob("*.jpg"))[0]
+    status, out, err = run_evaluate(*words, "--exclude", first, data=f"roxford5k:{revisited_folder}")
+    assert status == 0, err
+    assert {result["num_gallery"] for result in json.loads(out)["results"]} == {19}
+    status, _, err = run_evaluate("--exclude", first, "--overwrite", data=f"roxford5k:{revisited_folder}")
+    assert status == 2
+    assert "roxford5k lists its images itself" in err
+
+
 def test_trap_revisited_query_is_cropped_unless_told_otherwise(
     run_evaluate: Any, revisited_folder: Path, tmp_path: Path
 ) -> None:

@@ -24,10 +24,12 @@ def test_quantise_then_embed_in_int8(tiny_encoder_folder: Path, class_folder: Pa
         shutil.copy(path, class_folder_copy / f"{number}.png")
     (class_folder_copy / "broken.png").write_bytes(b"no picture")
     words = ["quantise", "--encoder", str(folder), "--images", str(class_folder_copy), "--num-images", "12", "--json"]
+    words += ["--exclude", "0.png"]
     done = subprocess.run([sys.executable, "-m", "vitrieve", *words], capture_output=True, text=True, check=True)
     answer = json.loads(done.stdout)
     assert answer["cosine"] > 0.98
     assert answer["num_images"] in (11, 12)
+    assert "left out: 1 excluded" in done.stderr
     assert set(answer["images_per_second"]) in ({"bf16", "int8"}, {"fp32", "int8"})
     assert min(answer["images_per_second"].values()) > 0
     words = ["embed", "--encoder", str(folder), "--images", str(class_folder), "--precision", "int8", "--json"]
@@ -47,6 +49,7 @@ def test_quantise_then_embed_in_int8(tiny_encoder_folder: Path, class_folder: Pa
         (["--encoder", "ENCODER", "--images", "PICTURES", "--image-size", "64"], "is for weights names"),
         (["--encoder", "nothing-of-this-name", "--images", "PICTURES"], "unknown"),
         (["--encoder", "deit_small_patch16_224", "--images", "PICTURES"], "is not exported"),
+        (["--encoder", "ENCODER", "--images", "emoji", "--exclude", "*.png"], "emoji lists its images itself"),
     ],
 )
 def test_wrong_use_is_refused_in_one_line(

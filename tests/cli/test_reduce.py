@@ -96,6 +96,15 @@ def test_trap_reduce_refuses_a_set_of_test_images_only(
     assert not (tmp_path / "out").exists()
 
 
+def test_reduce_leaves_out_what_is_excluded(
+    tiny_encoder_folder: Path, class_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert reduce(tiny_encoder_folder, f"folder:{class_folder}", tmp_path / "out", "--exclude", "0.png") == 0
+    printed = capsys.readouterr()
+    assert "left out: 5 excluded" in printed.err
+    assert json.loads(printed.out)["num_images"] == 12
+
+
 def test_reduce_refuses_before_it_touches_out(
     tiny_encoder_folder: Path, source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -10,9 +10,12 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from vitrieve.cli.main import main
+from vitrieve.errors import ArtifactError
 from vitrieve.runtime.encoder import Encoder, load_encoder
+from vitrieve.syncing.stamps import StampFile
 from vitrieve.syncing.watch import watch_changes
 
 
@@ -164,3 +167,96 @@ def test_the_advice_on_a_damaged_state_works(
     assert main([*words, "--adopt"]) == 0
     assert "12 images indexed; 12 embedded" in capsys.readouterr().out
     assert main(words) == 0
+
+
+def indexed(out: str) -> str:
+    return out.rsplit(": ", 1)[-1].strip()
+
+
+def test_sync_remembers_what_is_excluded(
+    words: list[str], picture_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*words, "--exclude", "drive/", "--exclude", "11.png"]) == 0
+    assert indexed(capsys.readouterr().out) == "5 images indexed; 5 embedded"
+    shutil.copy(picture_folder / "06.png", picture_folder / "drive" / "new.png")
+    assert main(words) == 0
+    printed = capsys.readouterr()
+    assert indexed(printed.out) == "5 images indexed; nothing to do"
+    assert "left out as before: drive/, 11.png; --exclude '' takes it in again." in printed.err
+    assert main([*words, "--exclude", "drive/0*"]) == 0
+    printed = capsys.readouterr()
+    assert indexed(printed.out) == "7 images indexed; 1 embedded, 1 moved or copied"
+    assert "left out from now on: drive/0*; before it was drive/, 11.png." in printed.err
+    assert main([*words, "--exclude", ""]) == 0
+    assert "left out from now on: nothing; before it was drive/0*." in capsys.readouterr().err
+    assert main(words) == 0
+    printed = capsys.readouterr()
+    assert indexed(printed.out) == "13 images indexed; nothing to do"
+    assert "left out" not in printed.err
+
+
+@pytest.mark.parametrize("is_file", [False, True])
+def test_sync_removes_what_is_excluded_from_now_on_however_much_it_is(
+    is_file: bool, words: list[str], picture_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words) == 0
+    if is_file:
+        (picture_folder / ".vitrieveignore").write_text("drive/\n")
+    assert main(words if is_file else [*words, "--exclude", "drive/"]) == 0
+    assert indexed(capsys.readouterr().out) == "6 images indexed; 6 removed"
+
+
+def exclude_beside(index: Path, *patterns: str) -> None:
+    """Say what is left out as another sync does, once the watch lets it."""
+    while True:
+        try:
+            stamp_file = StampFile(index)
+        except ArtifactError:
+            continue
+        stamp_file.write_exclude(patterns)
+        return stamp_file.close()
+
+
+def test_watch_leaves_out_what_an_earlier_sync_did_and_what_one_beside_it_does(
+    words: list[str],
+    picture_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert main([*words, "--exclude", "drive/"]) == 0
+    with Watch(words, capsys, monkeypatch) as watch:
+        watch.wait_for("watching")
+        shutil.copy(picture_folder / "drive" / "00.png", picture_folder / "drive" / "new.png")
+        Image.new("RGB", (40, 30), "red").save(picture_folder / "red.png")
+        watch.wait_for("7 images indexed; 1 embedded\n")
+    assert main([*words, "--exclude", "0*.png"]) == 0
+    capsys.readouterr()
+    with Watch([*words, "--exclude", "drive/"], capsys, monkeypatch) as watch:
+        watch.wait_for("watching")
+        exclude_beside(tmp_path / "index", "drive/", "red.png")
+        Image.new("RGB", (40, 30), "blue").save(picture_folder / "blue.png")
+        watch.wait_for("7 images indexed; 1 embedded, 1 removed\n")
+
+
+def test_watch_keeps_what_a_drive_held_that_is_off(
+    words: list[str],
+    picture_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with Watch(words, capsys, monkeypatch) as watch:
+        watch.wait_for("watching")
+        (picture_folder / "drive").rename(tmp_path / "off")
+        watch.wait_for(
+            "6 of 12 images of the index have vanished from the collection, among them all of the folder drive."
+        )
+        (tmp_path / "off").rename(picture_folder / "drive")
+        Image.new("RGB", (40, 30), "red").save(picture_folder / "red.png")
+        watch.wait_for("13 images indexed; 1 embedded\n")  # and nothing of the drive, neither removed nor embedded
+        picture_folder.rename(tmp_path / "off")
+        watch.wait_for("not synced: ")
+        (tmp_path / "off").rename(picture_folder)
+        Image.new("RGB", (40, 30), "blue").save(picture_folder / "blue.png")
+        watch.wait_for("14 images indexed; 1 embedded\n")

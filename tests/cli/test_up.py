@@ -45,10 +45,16 @@ def test_up_serves_a_folder_and_embeds_only_what_is_new_the_next_time(
     assert "12 images indexed; 12 embedded" in (tmp_path / "log").read_text()
     assert str(tmp_path / "cache" / "indexes") in (tmp_path / "log").read_text()
     (picture_folder / "04.png").unlink()
-    with up(*words, log=tmp_path / "again") as address:
+    with up(*words, "--exclude", "06.png", "--exclude", "05.png", log=tmp_path / "fewer"):
+        pass
+    with up(*words, log=tmp_path / "as before"):
+        assert "left out as before: 06.png, 05.png" in (tmp_path / "as before").read_text()
+        assert "9 images indexed; nothing to do" in (tmp_path / "as before").read_text()
+    with up(*words, "--exclude", "", log=tmp_path / "again") as address:
         assert httpx.get(f"{address}images/05.png").status_code == 200
         assert httpx.get(f"{address}images/04.png").status_code == 404
-    assert "11 images indexed; 1 removed" in (tmp_path / "again").read_text()
+    assert "9 images indexed; 3 removed" in (tmp_path / "fewer").read_text()
+    assert "11 images indexed; 2 embedded" in (tmp_path / "again").read_text()
 
 
 @pytest.mark.parametrize(

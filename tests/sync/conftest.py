@@ -44,9 +44,9 @@ def sync(encoder: Encoder, store: MemoryStore, index: Path, picture_folder: Path
     """Sync the folder of pictures, or another source, as a process of its own would."""
 
     def run(source: Path | str = picture_folder, *, is_empty_allowed: bool = False, **settings: object) -> SyncReport:
+        collection = scan_collection(str(source), index, is_empty_allowed=is_empty_allowed)
         stamp_file = StampFile(index)
         try:
-            collection = scan_collection(str(source), index, is_empty_allowed=is_empty_allowed)
             return sync_collection(
                 Ledger(store, stamp_file), encoder, collection, SyncSettings(batch_size=5, **settings)
             )

@@ -30,7 +30,9 @@ def test_sync_keeps_what_lies_in_a_folder_that_cannot_be_read(
     (picture_folder / "locked").mkdir()
     (picture_folder / "00.png").rename(picture_folder / "locked" / "00.png")
     stamp_file = StampFile(index)
-    sync_collection(Ledger(store, stamp_file), encoder, scan_collection(str(picture_folder), index), SyncSettings())
+    sync_collection(
+        Ledger(store, stamp_file), encoder, scan_collection(str(picture_folder), tmp_path / "no index"), SyncSettings()
+    )
     assert "locked/00.png" in store.images
 
     scandir = os.scandir
@@ -43,13 +45,13 @@ def test_sync_keeps_what_lies_in_a_folder_that_cannot_be_read(
     with monkeypatch.context() as patch:
         patch.setattr(os, "scandir", refuse)
         (picture_folder / "01.png").unlink()
-        collection = scan_collection(str(picture_folder), index)
+        collection = scan_collection(str(picture_folder), tmp_path / "no index")
         report = sync_collection(Ledger(store, stamp_file), encoder, collection, SyncSettings())
         assert (report.num_removed, report.is_too_bad) == (1, False)
         assert "locked/00.png" in store.images
         assert any("locked: Permission denied" in note for note in collection.notes)
     report = sync_collection(
-        Ledger(store, stamp_file), encoder, scan_collection(str(picture_folder), index), SyncSettings()
+        Ledger(store, stamp_file), encoder, scan_collection(str(picture_folder), tmp_path / "no index"), SyncSettings()
     )
     assert not report.is_changed
     stamp_file.close()

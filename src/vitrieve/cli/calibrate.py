@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vitrieve.cli.arguments import Switch
+from vitrieve.cli.arguments import Exclude, Switch
 from vitrieve.cli.console import print_json, print_message, print_result
 from vitrieve.config import Device
 
@@ -27,6 +27,8 @@ class Arguments:
     """Folder written by vitrieve index; threshold.json is written into it."""
     data: str | None = None
     """A labelled source to calibrate on, not the index's own images: grocery:DIR, folder:DIR, manifest:FILE, …."""
+    exclude: Exclude = ()
+    """Leave out of the folder of --data, like a line of .vitrieveignore: --exclude drafts/ --exclude '*_small.jpg'."""
     column: str | None = None
     """Metadata column of the index that says what an image shows; None: label, where the index has it."""
     false_accept_rate: float | None = None
@@ -49,6 +51,8 @@ def run(arguments: Arguments) -> int:
     from vitrieve.index.open import open_index
     from vitrieve.search.threshold import calibrate_index, save_threshold
 
+    if arguments.exclude and arguments.data is None:
+        raise ConfigError("--exclude leaves files out of the folder of --data; give both or none.")
     if arguments.data is not None:
         if arguments.column is not None:
             raise ConfigError("--column belongs to the index's own images; the labels of --data say what they show.")
@@ -90,7 +94,9 @@ def _calibrate_on_data(arguments: Arguments, data: str) -> Threshold:
         store,
         load_index_encoder(store.info, arguments.encoder, num_threads=arguments.num_threads, device=arguments.device),
     )
-    dataset = read_source(data)
+    dataset = read_source(data, exclude=arguments.exclude)
+    for note in dataset.notes:
+        print_message(note)
     embeddings = embed_images(
         searcher.encoder, select_records(dataset), num_threads=arguments.num_threads, show_progress=True
     )

@@ -44,7 +44,8 @@ class Arguments:
     whole_queries: Switch = False
     """Do not crop the queries of roxford5k and rparis6k to their boxes; such figures are not comparable."""
     exclude: Exclude = ()
-    """Leave out of the folder, like a line of .vitrieveignore: --exclude drafts/ --exclude '*_small.jpg'."""
+    """Leave out of a folder (--data, --distractors), like a line of .vitrieveignore: --exclude drafts/
+    --exclude '*_small.jpg'."""
     image_size: int | None = None
     """Side of the square input in pixels; None: each encoder's own."""
     scales: tuple[float, ...] = ()

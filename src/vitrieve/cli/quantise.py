@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vitrieve.cli.arguments import Switch
+from vitrieve.cli.arguments import Exclude, Switch
 from vitrieve.cli.console import print_json, print_message, print_result
 from vitrieve.errors import ConfigError, DecodeError
 from vitrieve.runtime.quantisation import Preset
@@ -37,6 +37,8 @@ class Arguments:
     images: str
     """Pictures like those to embed: a folder, or a source (grocery:DIR, emoji, …). Of a source with a training split
     only that is used."""
+    exclude: Exclude = ()
+    """Leave out of the folder, like a line of .vitrieveignore: --exclude drafts/ --exclude '*_small.jpg'."""
     image_size: int | None = None
     """Of a weights name: which of its exports; by default its own size."""
     num_images: int = 300
@@ -58,9 +60,11 @@ def run(arguments: Arguments) -> int:
     if arguments.num_images < 1:
         raise ConfigError(f"num_images is {arguments.num_images}; expected 1 or more.")
     folder = _find_folder(arguments)
-    records = read_collection(arguments.images).records
-    training = [record for record in records if record.split == "train"]
-    squares = _read_squares(_draw(training or records, arguments), read_spec(folder).preprocessing)
+    dataset = read_collection(arguments.images, exclude=arguments.exclude)
+    for note in dataset.notes:
+        print_message(note)
+    drawn = _draw(dataset.split("train") or dataset.records, arguments)
+    squares = _read_squares(drawn, read_spec(folder).preprocessing)
     print_message(f"quantising {arguments.encoder} on {len(squares)} pictures")
     cosine = quantise_folder(folder, squares, arguments.preset)
     speeds = _measure_speeds(folder, squares[:NUM_TIMED])

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitrieve.artifacts import prepare_folder, read_manifest
-from vitrieve.cli.arguments import Switch
+from vitrieve.cli.arguments import Exclude, Switch
 from vitrieve.cli.console import print_json, print_message, print_result
 from vitrieve.config import Device
 from vitrieve.errors import ArtifactError, ConfigError, DataError
@@ -33,6 +33,8 @@ class Arguments:
     """Folder of the new encoder."""
     protocol: str | None = None
     """One of the source's protocols; by default its first."""
+    exclude: Exclude = ()
+    """Leave out of the folder, like a line of .vitrieveignore: --exclude drafts/ --exclude '*_small.jpg'."""
     whiten: Switch = False
     """Divide each direction of the PCA by its standard deviation."""
     supervised: Switch = False
@@ -57,7 +59,7 @@ def run(arguments: Arguments) -> int:
     from vitrieve.training.reduce import find_pairs, reduce_encoder, require_reducible
 
     kind = _choose_kind(arguments)
-    dataset = read_source(arguments.data, protocol=arguments.protocol)
+    dataset = read_source(arguments.data, protocol=arguments.protocol, exclude=arguments.exclude)
     for note in dataset.notes:
         print_message(note)
     training = _select_training(dataset)

@@ -27,7 +27,8 @@ class Arguments:
     index: Path
     """Folder of the index; made when it is not there."""
     exclude: Exclude = ()
-    """Leave out of the folder, like a line of .vitrieveignore: --exclude drafts/ --exclude '*_small.jpg'."""
+    """Leave out of the folder, like a line of .vitrieveignore: --exclude drafts/ --exclude '*_small.jpg'. None given:
+    what the last sync left out; --exclude '' takes it in again."""
     encoder: str | None = None
     """A run, an encoder folder or a weights name; None: the index's own, for a new one dinov2-vits14."""
     store: Literal["lance", "exact"] = "lance"

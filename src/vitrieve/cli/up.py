@@ -27,7 +27,8 @@ class Arguments(ProxyArguments):
     folder: tyro.conf.Positional[Path]
     """Folder of pictures, at any depth; an image's id is its path below it."""
     exclude: Exclude = ()
-    """Leave out of the folder, like a line of .vitrieveignore: --exclude drafts/ --exclude '*_small.jpg'."""
+    """Leave out of the folder, like a line of .vitrieveignore: --exclude drafts/ --exclude '*_small.jpg'. None given:
+    what the last sync left out; --exclude '' takes it in again."""
     port: int = 8000
     """Port; 0: any that is free."""
     host: str = "127.0.0.1"
@@ -70,6 +71,7 @@ def run(arguments: Arguments) -> int:
 def _sync(arguments: Arguments) -> tuple[Path, Encoder]:
     """Bring the folder's index up to date."""
     from vitrieve.cache import cache_folder
+    from vitrieve.syncing.exclusion import choose_exclude
     from vitrieve.syncing.place import default_index_folder
     from vitrieve.syncing.run import SyncSettings
     from vitrieve.syncing.scan import scan_collection
@@ -96,6 +98,11 @@ def _sync(arguments: Arguments) -> tuple[Path, Encoder]:
         confirm=ask,
         show_progress=True,
     )
+    if arguments.index is None:
+        exclude, exclusion = choose_exclude(source, index, arguments.exclude)
+        print_message(*([exclusion] if exclusion else []))
+        if exclude != collection.exclude:
+            collection = scan_collection(source, cache_folder(), exclude=exclude)
     print_message(f"the index is {index}")
     report = sync(collection, index, encoder, settings=settings, adopt=arguments.adopt)
     print_message(str(report))

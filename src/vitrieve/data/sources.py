@@ -82,6 +82,14 @@ def read_collection(source: str, *, protocol: str | None = None, exclude: Sequen
     return read_source(source, protocol=protocol, exclude=exclude)
 
 
+def is_folder_source(source: str) -> bool:
+    """Say whether a source is a folder of the user's, there or not, from which files can be left out."""
+    name = source.partition(":")[0]
+    if name in _SOURCES and not _is_folder_named_like_a_kind(source):
+        return name == "folder"
+    return not _path(source).is_file()
+
+
 def list_protocols(source: str) -> tuple[str, ...]:
     """Name the protocols of a source, the default first.
 

@@ -8,7 +8,7 @@ from typing import Literal
 
 from vitrieve.data.records import Dataset
 from vitrieve.data.revisited import use_whole_queries
-from vitrieve.data.sources import list_protocols, read_collection, read_source
+from vitrieve.data.sources import is_folder_source, list_protocols, read_collection, read_source
 from vitrieve.errors import ConfigError
 from vitrieve.evaluation.metrics import check_cut_offs
 from vitrieve.evaluation.protocols import add_distractors, select_records, take_all_classes
@@ -69,7 +69,10 @@ def read_evaluation_data(source: str, choices: DataChoices | None = None) -> Eva
     """
     choices = choices or DataChoices()
     ks = tuple(sorted(set(check_cut_offs(choices.ks))))
-    datasets = _read_protocols(source, choices.protocols, choices.exclude)
+    # Patterns leave files out of every folder; where there is none, the reader of the data set refuses them.
+    is_data_meant = choices.distractors is None or not is_folder_source(choices.distractors)
+    exclude = choices.exclude if is_data_meant or is_folder_source(source) else ()
+    datasets = _read_protocols(source, choices.protocols, exclude)
     if choices.classes == "all":
         datasets = [take_all_classes(dataset) for dataset in datasets]
     if ks:
@@ -81,7 +84,7 @@ def read_evaluation_data(source: str, choices: DataChoices | None = None) -> Eva
             )
         datasets = [use_whole_queries(dataset) for dataset in datasets]
     if choices.distractors is not None:
-        added = read_collection(choices.distractors)
+        added = read_collection(choices.distractors, exclude=() if is_data_meant else choices.exclude)
         datasets = [add_distractors(dataset, added) for dataset in datasets]
     return EvaluationData(
         datasets=tuple(datasets),

@@ -1,4 +1,4 @@
-"""A file read once: its hash, its metadata and its prepared picture, all of the same bytes. Next file: ``scan.py``."""
+"""A file read once: its hash, metadata and prepared picture, all of the same bytes. Next file: ``exclusion.py``."""
 
 from __future__ import annotations
 

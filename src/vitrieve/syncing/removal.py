@@ -13,6 +13,8 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from vitrieve.data.ignore import Rules
+from vitrieve.errors import DataError
 from vitrieve.quoting import quote_name
 
 MASS_FRACTION = 0.1
@@ -86,6 +88,14 @@ def find_unreachable(root: Path | None, lost: Iterable[str]) -> dict[str, str]:
                 found[image_id] = folder
                 break
     return found
+
+
+def is_left_out(rules: Rules | None, image_id: str) -> bool:
+    """Say whether a name that the collection no longer has is one that somebody excluded: no drive is off."""
+    try:
+        return rules is not None and rules.is_passed_over(image_id)
+    except DataError:  # patterns behind a folder that cannot be looked into
+        return False
 
 
 def _is_unreachable(folder: Path) -> bool:

@@ -12,7 +12,7 @@ from vitrieve.runtime.encoder import Encoder
 from vitrieve.syncing.describe import complete_record, hash_record
 from vitrieve.syncing.intake import COMMIT_SIZE, Intake
 from vitrieve.syncing.ledger import Change, Ledger
-from vitrieve.syncing.removal import MassRemoval, find_mass_removal, find_unreachable
+from vitrieve.syncing.removal import MassRemoval, find_mass_removal, find_unreachable, is_left_out
 from vitrieve.syncing.scan import Collection, find_differences
 
 AWAY_REASON = "No such file: the link leads nowhere now"
@@ -184,7 +184,11 @@ def _choose_kept(
         return set(), (), None
     wanted = set(collection.records) - away
     contents = {ledger.stamps[image_id].sha256 for image_id in wanted if image_id in ledger.stamps}
-    gone = [image_id for image_id in lost if not _is_moved(ledger, image_id, contents)]
+    gone = [
+        image_id
+        for image_id in lost
+        if not _is_moved(ledger, image_id, contents) and not is_left_out(collection.rules, image_id)
+    ]
     unreachable = find_unreachable(collection.root, gone)
     rest = [image_id for image_id in gone if image_id not in unreachable]
     held = find_mass_removal(rest, ledger.stored, wanted)

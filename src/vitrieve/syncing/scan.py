@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vitrieve.data.folder import read_flat_folder
+from vitrieve.data.ignore import Rules
 from vitrieve.data.records import Dataset, ImageRecord
-from vitrieve.data.sources import find_source_path, read_collection
+from vitrieve.data.sources import find_source_path, is_folder_source, read_collection
 from vitrieve.embed.collection import name_labels
 from vitrieve.errors import DataError
 from vitrieve.syncing.content import find_status
 from vitrieve.syncing.describe import hash_record, spell_box
+from vitrieve.syncing.exclusion import choose_exclude
 from vitrieve.syncing.stamps import Stamp, sign_file
 
 CLASH_REASON = "another file of the collection has the same image_id"
@@ -32,6 +34,7 @@ class Collection:
         source: How the collection was named, as ``read_collection`` takes it.
         exclude: Patterns of what was left out of a folder.
         is_empty_allowed: A folder that is missing, or holds no image, is a collection of none.
+        rules: What is left out of that folder; None where the collection is no folder.
     """
 
     records: Mapping[str, ImageRecord]
@@ -42,6 +45,7 @@ class Collection:
     source: str = ""
     exclude: tuple[str, ...] = ()
     is_empty_allowed: bool = False
+    rules: Rules | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,12 +72,16 @@ def scan_collection(
     Args:
         source: As ``read_collection`` takes it.
         index: Folder of the index; files in it are none of the collection's.
-        exclude: Patterns of what to leave out of a folder, with the rules of gitignore.
+        exclude: Patterns of what to leave out of a folder, with the rules of gitignore; none given: those of the
+            index's last sync (``exclusion.py``).
         is_empty_allowed: A folder that is missing, or holds no image, is a collection of none.
 
     Raises:
         DataError: The source cannot be read.
+        ConfigError: A pattern is none.
+        ArtifactError: Another sync works on the index, or what it remembers is damaged.
     """
+    exclude, exclusion = choose_exclude(source, index, exclude)
     records: dict[str, ImageRecord] = {}
     failures = []
     dataset = _read_dataset(source, exclude, is_empty_allowed=is_empty_allowed)
@@ -86,15 +94,17 @@ def scan_collection(
             records[record.image_id] = record
     if not records and not is_empty_allowed:
         raise DataError(f"{source} holds no image but those of the index itself.")
+    root = _find_root(source)
     return Collection(
         records=records,
         failures=tuple(failures),
-        notes=dataset.notes,
+        notes=(*([exclusion] if exclusion else []), *dataset.notes),
         license=dataset.license,
-        root=_find_root(source),
+        root=root,
         source=source,
-        exclude=tuple(exclude),
+        exclude=exclude,
         is_empty_allowed=is_empty_allowed,
+        rules=Rules(root, exclude) if root is not None and is_folder_source(source) else None,
     )
 
 

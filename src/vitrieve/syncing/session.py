@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -94,6 +94,7 @@ def open_session(
     *,
     kind: NewStoreKind = "lance",
     license: str = "",
+    exclude: Sequence[str] = (),
     is_adopted: bool = False,
 ) -> Iterator[SyncSession]:
     """Open an index for syncing, or make an empty one.
@@ -104,6 +105,7 @@ def open_session(
         encoder: Makes the vectors.
         kind: Which store a new index has.
         license: Licence and attribution of the images, for a new index.
+        exclude: Patterns of what is left out of the collection; remembered for the next sync (``exclusion.py``).
         is_adopted: Take over an index of another collection, or of this one under another path.
 
     Raises:
@@ -118,6 +120,7 @@ def open_session(
         try:
             check_encoder(store.info, encoder)
             _check_collection(source, index, store, stamp_file, is_adopted=is_adopted)
+            stamp_file.write_exclude(exclude)
             yield SyncSession(store, encoder, Ledger(store, stamp_file))
         finally:
             store.close()

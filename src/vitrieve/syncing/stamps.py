@@ -21,6 +21,7 @@ STAMPS_NAME = "sync.sqlite"
 FORMAT_VERSION = 1
 CLOCK_TICK_NS = 2_000_000_000
 """The coarsest clock of a file system (FAT): within it a second change may leave all times as they are."""
+_EXCLUDE_FACT = "exclude"
 NO_SIGNATURE = ""
 """Of a file whose times prove nothing: its content is compared at the next sync."""
 
@@ -191,6 +192,17 @@ class StampFile:
         """Write something about the index as a whole."""
         with self._transaction():
             self._connection.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, value))
+
+    def read_exclude(self) -> tuple[str, ...] | None:
+        """Read the patterns of what the last sync left out; None before the first."""
+        with self._explained():
+            text = self.read_fact(_EXCLUDE_FACT)
+            return None if text is None else tuple(map(str, json.loads(text)))
+
+    def write_exclude(self, patterns: Sequence[str]) -> None:
+        """Remember the patterns of what is left out."""
+        if tuple(patterns) != self.read_exclude():
+            self.write_fact(_EXCLUDE_FACT, json.dumps(list(patterns)))
 
     def close(self) -> None:
         """Give the lock back; closing twice is allowed."""

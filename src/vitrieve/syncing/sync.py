@@ -16,6 +16,7 @@ from vitrieve.errors import ConfigError, InputError
 from vitrieve.progress import print_message
 from vitrieve.runtime.encoder import Encoder
 from vitrieve.syncing import watch
+from vitrieve.syncing.exclusion import recall_exclude
 from vitrieve.syncing.run import SyncReport, SyncSettings
 from vitrieve.syncing.scan import Collection, scan_collection
 from vitrieve.syncing.session import NewStoreKind, SyncSession, load_index_encoder, open_session
@@ -65,7 +66,13 @@ def sync(
     # What an index held that is taken over may go.
     settings = replace(settings, is_removal_allowed=settings.is_removal_allowed or adopt)
     with open_session(
-        collection.source, index, encoder, kind=store, license=collection.license, is_adopted=adopt
+        collection.source,
+        index,
+        encoder,
+        kind=store,
+        license=collection.license,
+        exclude=collection.exclude,
+        is_adopted=adopt,
     ) as session:
         return _sync_asking(session, collection, settings)
 
@@ -133,12 +140,16 @@ def follow(
 def _sync_again(
     collection: Collection, index: Path, encoder: Encoder, settings: SyncSettings, store: NewStoreKind, adopt: bool
 ) -> SyncReport:
-    """Sync once; the index is opened anew, as it may have been deleted, replaced or repaired since the last time."""
-    now = scan_collection(
-        collection.source, index, exclude=collection.exclude, is_empty_allowed=collection.is_empty_allowed
-    )
+    """Sync once; the index is opened anew, as it may have been deleted, replaced or repaired since the last time.
+
+    Another sync may have been told to leave out something else meanwhile: the last word counts.
+    """
+    exclude = () if recall_exclude(index) is not None else collection.exclude
+    now = scan_collection(collection.source, index, exclude=exclude, is_empty_allowed=collection.is_empty_allowed)
     is_gone = not (index / MANIFEST_NAME).exists()
-    with open_session(now.source, index, encoder, kind=store, license=now.license, is_adopted=adopt) as session:
+    with open_session(
+        now.source, index, encoder, kind=store, license=now.license, exclude=now.exclude, is_adopted=adopt
+    ) as session:
         if is_gone:
             print_message(f"{index} was deleted; it is made again.")
         return session.sync(now, settings)
