@@ -63,9 +63,25 @@ def serve(
     sys.setswitchinterval(SWITCH_SECONDS)
     write_logs_to_standard_error()
     with listener, suppress(KeyboardInterrupt):
-        if announce is not None:
-            announce(spell_address(listener, place or Place()))
-        uvicorn.Server(configure(app)).run(sockets=[listener])
+        address = spell_address(listener, place or Place())
+        _Server(configure(app), lambda: announce(address) if announce else None).run(sockets=[listener])
+
+
+class _Server(uvicorn.Server):
+    """Announces itself once it accepts connections and stops on a signal.
+
+    Who reads the address may stop the service at once. A signal that comes before uvicorn handles them raises an
+    exception, which is lost where Python happens to be in a callback of its own.
+    """
+
+    def __init__(self, config: uvicorn.Config, announce: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._announce = announce
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            self._announce()
 
 
 def configure(app: ASGIApp) -> uvicorn.Config:
