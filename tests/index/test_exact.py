@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -207,6 +208,62 @@ def test_verify_notices_a_flipped_bit(store: ExactStore, tmp_path: Path, ending:
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
     assert any(path.name in fault for fault in store.verify())
+
+
+@pytest.mark.parametrize("ending", ["segments/*.dead.npy", "state.json"])
+def test_verify_notices_a_change_in_what_says_which_images_count(
+    store: ExactStore, tmp_path: Path, ending: str
+) -> None:
+    store.delete(["picture-0001.png"])
+    path = next((tmp_path / "index").glob(ending))
+    content = path.read_bytes()
+    changed = content.replace(b'"row"', b'"raw"') if path.suffix == ".json" else content[:-8] + bytes([2] + [0] * 7)
+    assert changed != content
+    path.write_bytes(changed)
+    (fault,) = ExactStore.open(tmp_path / "index").verify() if path.suffix == ".npy" else store.verify()
+    assert "is not what was written" in fault
+    assert path.name in fault
+
+
+def test_an_index_of_before_there_were_these_checksums_opens(store: ExactStore, tmp_path: Path) -> None:
+    store.delete(["picture-0001.png"])
+    path = tmp_path / "index" / "state.json"
+    state = json.loads(path.read_text())
+    del state["crc32"], state["segments"][0]["dead_crc32"]
+    path.write_text(json.dumps(state))
+    old = ExactStore.open(tmp_path / "index")
+    assert (old.count(), old.verify()) == (49, [])
+
+
+@pytest.mark.parametrize("is_held", [False, True])
+def test_search_is_refused_when_a_file_is_cut_while_it_runs(store: ExactStore, tmp_path: Path, is_held: bool) -> None:
+    """A mapped file would end the process with a bus error."""
+    assert store.hold(10**9 * is_held) is is_held
+    expected = store.search(random_vectors(1), 5)
+    state = store._read()
+    path = next((tmp_path / "index" / "segments").glob("*.npy"))
+    os.truncate(path, 300)
+    if is_held:
+        assert exact._approximate(state, random_vectors(1)).shape == (1, 50)
+        assert exact._rank(state, random_vectors(1)[0], np.arange(50), 5) == expected[0]
+        return
+    for read in (
+        lambda: exact._approximate(state, random_vectors(1)),
+        lambda: exact._rank(state, random_vectors(1)[0], np.arange(50), 5),
+        lambda: exact._rank(state, random_vectors(1)[0], np.array([49]), 1),
+    ):
+        with pytest.raises(ArtifactError, match=rf"{path.name} is not what was written: it has been cut short"):
+            read()
+
+
+def test_held_vectors_follow_a_change(store: ExactStore, tmp_path: Path) -> None:
+    assert store.hold(10**9)
+    ExactStore.open(tmp_path / "index").delete(["picture-0001.png"])
+    assert store.count() == 49
+    vectors = np.delete(random_vectors(50), 1, axis=0)
+    scores, _ = top_k(random_vectors(3, seed=1), vectors, 5)
+    assert search_rows(store, random_vectors(3, seed=1), 5)[0] == scores.tolist()
+    assert not store.hold(100)
 
 
 def test_verify_reports_what_cannot_be_opened_any_more(store: ExactStore, tmp_path: Path) -> None:

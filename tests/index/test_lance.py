@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 from datetime import timedelta
@@ -12,9 +13,12 @@ from tests.index.conformance import make_info, make_many, make_record
 from vitrieve.errors import ArtifactError, ConfigError
 from vitrieve.index import lance
 from vitrieve.index.lance import LanceStore
+from vitrieve.index.lance_files import CHECKSUMS_NAME
 from vitrieve.index.lance_schema import table_path
 from vitrieve.index.open import IndexSettings, create_index, open_index
 from vitrieve.index.store import IndexKind
+
+SUFFIXES = (".lance", ".manifest", ".txn", ".arrow", ".bin", ".idx")
 
 
 def make_store(
@@ -105,6 +109,48 @@ def test_verify_reports_data_that_cannot_be_read(tmp_path: Path) -> None:
         path.write_bytes(path.read_bytes()[:100])
     faults = open_index(tmp_path / "index").verify()
     assert f"{path.name} is damaged: its end is missing" in faults[0]
+
+
+def test_checksums_of_an_index_of_before_there_were_any_come_with_the_next_change(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "index")
+    vectors, records = make_many(50)
+    store.upsert(vectors, records)
+    (tmp_path / "index" / CHECKSUMS_NAME).unlink()
+    assert store.verify() == []
+    store.delete([records[0].image_id])
+    files = json.loads((tmp_path / "index" / CHECKSUMS_NAME).read_text())["files"]
+    table = table_path(tmp_path / "index")
+    assert set(files) == {path.relative_to(table).as_posix() for path in table.rglob("*") if path.suffix in SUFFIXES}
+    assert store.verify() == []
+
+
+def test_verify_notices_that_the_newest_version_is_gone(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "index")
+    vectors, records = make_many(50)
+    store.upsert(vectors[:40], records[:40])
+    before = set(list_versions(tmp_path / "index"))
+    store.upsert(vectors[40:], records[40:])
+    store.close()
+    for name in set(list_versions(tmp_path / "index")) - before:
+        (table_path(tmp_path / "index") / "_versions" / name).unlink()
+    store = LanceStore.open(tmp_path / "index")
+    assert store.count() == 40
+    (fault,) = store.verify()
+    assert "has lost version" in fault
+
+
+def test_verify_notices_a_flipped_bit_in_the_codes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lance, "MIN_INDEXED_ROWS", 100)
+    store = make_store(tmp_path / "index")
+    store.upsert(*make_many(500))
+    store.optimise()
+    assert store.verify() == []
+    for path in (table_path(tmp_path / "index") / "_indices").rglob("*.*"):
+        whole = path.read_bytes()
+        path.write_bytes(bytes([*whole[:40], whole[40] ^ 1, *whole[41:]]))
+        (fault,) = store.verify()
+        assert path.name in fault
+        path.write_bytes(whole)
 
 
 def _count_after_fork(store: LanceStore, answers: multiprocessing.queues.Queue[str]) -> None:

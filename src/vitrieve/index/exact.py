@@ -1,4 +1,4 @@
-"""The exact store: memory-mapped vectors, every one of them compared. Next: ``lance_schema.py``.
+"""The exact store: vectors in files, every one of them compared. Next: ``lance_schema.py``.
 
 For evaluation, and for up to a few 100,000 images. Exact search finds what ``similarity.top_k`` finds, at the speed
 of a float32 product: the product only chooses candidates, with a bound on its error, and the candidates are
@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -24,7 +25,6 @@ from vitrieve.index.batch import (
     check_batch,
     check_queries,
     check_size,
-    find_wrong_norms,
     missing_message,
 )
 from vitrieve.index.comparison import resolve_filter
@@ -36,12 +36,10 @@ from vitrieve.index.segments import (
     STATE_NAME,
     Part,
     State,
-    compute_checksum,
+    find_faults,
     list_files,
     read_state,
     require_mended,
-    rows_path,
-    vectors_path,
     write_dead,
     write_segment,
     write_state,
@@ -68,6 +66,7 @@ class ExactStore:
         self._identity = identity
         self._info = info
         # The state and the stamp of its file, replaced together: threads search while another one refreshes.
+        self._max_held_bytes = 0
         self._current: tuple[FileStamp | None, State] | None = (None, State(info.fingerprint))
         self._read()
 
@@ -104,6 +103,9 @@ class ExactStore:
         write_state(folder, state, info.embedding_dim)
         write_manifest(folder, "index", describe(info))
         return cls(folder, info, Identity(folder))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (ExactStore.open, (self._folder,))
 
     @property
     def info(self) -> StoreInfo:
@@ -221,14 +223,7 @@ class ExactStore:
             return [str(error)]
         faults = []
         for part in state.parts:
-            name = part.segment.name
-            paths = (vectors_path(self._folder, name), rows_path(self._folder, name))
-            for path, checksum in zip(paths, part.segment.checksums, strict=True):
-                if compute_checksum(path) != checksum:
-                    faults.append(f"{path} is not what was written.")
-            _, wrong = find_wrong_norms(part.segment.vectors)
-            if wrong.size:
-                faults.append(f"{paths[0]} holds {wrong.size} vectors that are not L2-normalised.")
+            faults += find_faults(self._folder, part)
         names = list(self.image_ids())
         if len(set(names)) != len(names):
             faults.append(f"{len(names) - len(set(names))} images occur twice.")
@@ -247,11 +242,12 @@ class ExactStore:
         write_manifest(out, "index", describe(self._info))
 
     def hold(self, max_bytes: int) -> bool:
-        """Hold nothing: the vectors are mapped from disk, and every one is compared anyway."""
-        return False
+        """Keep the vectors in memory as long as they fit; as ``VectorStore.hold``."""
+        self._max_held_bytes = max_bytes
+        return self._read().hold(max_bytes)
 
     def close(self) -> None:
-        """Let go of the memory maps."""
+        """Let go of the files."""
         self._current = None
 
     def _read(self) -> State:
@@ -274,6 +270,7 @@ class ExactStore:
                     raise
         require_fingerprint(self._folder, self._info, state.fingerprint)
         self._identity.require()  # before the state is kept: it may be that of another index
+        state.hold(self._max_held_bytes)
         self._current = (stamp, state)
         return state
 
@@ -317,7 +314,7 @@ class ExactStore:
 
     def _merge(self, state: State, parts: Sequence[Part], blocks: list[np.ndarray], tables: list[pa.Table]) -> State:
         """Return the state with one segment more: what counts of ``parts``, then the blocks."""
-        vectors = [part.segment.vectors[part.is_alive] for part in parts] + blocks
+        vectors = [part.segment.vectors.take(np.flatnonzero(part.is_alive)) for part in parts] + blocks
         rows = [part.segment.rows.filter(pa.array(part.is_alive)) for part in parts] + tables
         merged = write_segment(self._folder, state.next_number, vectors, pa.concat_tables(rows))
         return replace(state, next_number=state.next_number + 1, parts=(*state.parts, merged))
@@ -368,8 +365,11 @@ def _rank(state: State, query: FloatArray, candidates: np.ndarray, k: int) -> li
 
 def _approximate(state: State, queries: FloatArray) -> FloatArray:
     similarities = np.empty((len(queries), int(state.starts[-1])), dtype=np.float32)
-    for start, part in zip(state.starts, state.parts, strict=False):
-        similarities[:, start : start + len(part.is_alive)] = queries @ np.asarray(part.segment.vectors).T
+    start = 0
+    for part in state.parts:
+        for block in part.segment.vectors.blocks():
+            np.matmul(queries, block.T, out=similarities[:, start : start + len(block)])
+            start += len(block)
     return similarities
 
 

@@ -7,7 +7,6 @@ their scores always come from the full vectors. LanceDB's files never change: a 
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any, cast
 import numpy as np
 import pyarrow as pa
 
-from vitrieve.artifacts import prepare_folder, sync_folder, write_manifest
+from vitrieve.artifacts import prepare_folder, write_manifest
 from vitrieve.data.records import ImageRecord
 from vitrieve.errors import ArtifactError, DataError
 from vitrieve.index.batch import (
@@ -28,11 +27,11 @@ from vitrieve.index.batch import (
 )
 from vitrieve.index.comparison import resolve_filter
 from vitrieve.index.engine_errors import translate_errors
-from vitrieve.index.exact import error_bound, link_or_copy, rank_candidates
+from vitrieve.index.exact import error_bound, rank_candidates
 from vitrieve.index.filter import FilterLike, parse_filter
 from vitrieve.index.identity import Identity, guarded
 from vitrieve.index.kinds import Kinds
-from vitrieve.index.lance_files import SyncedFiles, connect, find_broken_files, read_version_stamp
+from vitrieve.index.lance_files import SyncedFiles, connect, find_broken_files, find_lost_version, read_version_stamp
 from vitrieve.index.lance_kinds import KnownKinds
 from vitrieve.index.lance_library import PQ_DISTANCE, BTree, Table, build_config
 from vitrieve.index.lance_schema import (
@@ -277,11 +276,11 @@ class LanceStore:
             if not self._has_index(_VECTOR_INDEX):
                 config = build_config(self._kind, self._code_bytes, self._info.embedding_dim)
                 self._table.create_index("vector", config=config, name=_VECTOR_INDEX)
-            self._files.sync()
+            self._files.sync(self._table.version)
 
     def verify(self) -> list[str]:
-        """Read everything: every file, all columns, the vectors' norms, and that no image occurs twice."""
-        faults = find_broken_files(self._folder)
+        """Check every file against its checksum, all columns, the vectors' norms, and that no image occurs twice."""
+        faults = find_broken_files(self._folder) or find_lost_version(self._folder, self._table)
         if faults:
             return faults
         seen: set[str] = set()
@@ -305,9 +304,7 @@ class LanceStore:
         prepare_folder(out, is_resumable=False)
         with self._identity.writing():
             self._table  # noqa: B018  a closed store is refused before anything is copied
-            shutil.copytree(table_path(self._folder), table_path(out), copy_function=link_or_copy)
-        for folder in [path for path in out.rglob("*") if path.is_dir()]:
-            sync_folder(folder)
+            self._files.copy(out)
         fields = {"index_kind": self._kind, "code_bytes": self._code_bytes}
         write_manifest(out, "index", {**describe(self._info), **fields})
 
@@ -388,7 +385,7 @@ class LanceStore:
 
     def _finish_change(self) -> None:
         """Make a change durable; compact after every ``MAX_VERSIONS`` of them."""
-        self._files.sync()
+        self._files.sync(self._table.version)
         self._num_changes += 1
         if self._num_changes >= MAX_VERSIONS:
             self._compact()
@@ -396,5 +393,5 @@ class LanceStore:
     def _compact(self) -> None:
         # Under the writer's lock no other transaction can be in progress: unverified files are a killed writer's.
         self._table.optimize(cleanup_older_than=KEPT_VERSION_AGE, delete_unverified=True)
-        self._files.sync()
+        self._files.sync(self._table.version)
         self._num_changes = 0

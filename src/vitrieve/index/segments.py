@@ -22,12 +22,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from vitrieve.artifacts import replacing_durably, write_text_durably, write_vectors_durably
-from vitrieve.embed.collection import read_vectors_file
 from vitrieve.embed.rows import read_rows
 from vitrieve.errors import ArtifactError
-from vitrieve.index.batch import BLOCK_ROWS
+from vitrieve.index.batch import BLOCK_ROWS, find_wrong_norms
 from vitrieve.index.identity import FileStamp, read_stamp
 from vitrieve.index.kinds import NOTHING, Kinds, read_kinds
+from vitrieve.index.vectors_file import VectorsFile
 
 STATE_NAME = "state.json"
 FOLDER_NAME = "segments"
@@ -40,20 +40,20 @@ class Segment:
 
     Attributes:
         name: Stem of its files.
-        vectors: ``(N, E)`` float32, a read-only memory map.
+        vectors: ``(N, E)`` float32, in their file.
         rows: The images, one row a vector.
         checksums: CRC-32 of the two files.
-        stamp: Of the file of vectors when it was mapped.
+        stamp: Of the file of vectors when it was opened.
     """
 
     name: str
-    vectors: np.ndarray
+    vectors: VectorsFile
     rows: pa.Table
     checksums: tuple[int, int]
     stamp: FileStamp | None
 
     def is_untouched(self, folder: Path) -> bool:
-        """Say whether the mapped file is as it was: reading one that was cut short would end the process."""
+        """Say whether the file of vectors is as it was."""
         return read_stamp(vectors_path(folder, self.name)) == self.stamp
 
     @cached_property
@@ -81,11 +81,13 @@ class Part:
         segment: The content.
         is_alive: ``(N,)`` bool.
         dead_name: File that holds the rows that do not count; None while all do.
+        dead_checksum: CRC-32 of that file; None where there is none, or a version before this one wrote it.
     """
 
     segment: Segment
     is_alive: np.ndarray
     dead_name: str | None = None
+    dead_checksum: int | None = None
 
     @cached_property
     def num_alive(self) -> int:
@@ -141,6 +143,14 @@ class State:
         """Find of which kinds the values of some metadata columns are."""
         return {name: reduce(or_, (part.find_kinds(name) for part in self.parts), NOTHING) for name in columns}
 
+    def hold(self, max_bytes: int) -> bool:
+        """Keep the vectors in memory, where they fit; say whether they are there."""
+        num_bytes = 4 * sum(part.segment.vectors.shape[0] * part.segment.vectors.shape[1] for part in self.parts)
+        is_held = 0 < num_bytes <= max_bytes
+        for part in self.parts if is_held else ():
+            part.segment.vectors.hold()
+        return is_held
+
     def find(self, image_id: str) -> int | None:
         """Return the position of an image; None when it is not there."""
         for number, part in enumerate(self.parts):
@@ -157,10 +167,28 @@ class State:
         for number in np.unique(numbers):
             rows = positions[order][numbers[order] == number] - self.starts[number]
             segment = self.parts[number].segment
-            vectors.append(segment.vectors[rows])
+            vectors.append(segment.vectors.take(rows))
             tables.append(segment.rows.take(pa.array(rows)))
         back = np.argsort(order, kind="stable")
         return np.concatenate(vectors)[back], pa.concat_tables(tables).take(pa.array(back))
+
+
+def find_faults(folder: Path, part: Part) -> list[str]:
+    """Check the files of a part against their checksums, and every vector."""
+    name = part.segment.name
+    paths, checksums = [vectors_path(folder, name), rows_path(folder, name)], [*part.segment.checksums]
+    if part.dead_name is not None and part.dead_checksum is not None:
+        paths.append(dead_path(folder, part.dead_name))
+        checksums.append(part.dead_checksum)
+    faults = [
+        f"{path} is not what was written."
+        for path, checksum in zip(paths, checksums, strict=True)
+        if compute_checksum(path) != checksum
+    ]
+    num_wrong = sum(find_wrong_norms(block)[1].size for block in part.segment.vectors.blocks())
+    if num_wrong:
+        faults.append(f"{paths[0]} holds {num_wrong} vectors that are not L2-normalised.")
+    return faults
 
 
 def read_state(folder: Path, known: Iterable[Part] = ()) -> State:
@@ -176,6 +204,8 @@ def read_state(folder: Path, known: Iterable[Part] = ()) -> State:
     path = folder / STATE_NAME
     try:
         state = json.loads(path.read_text(encoding="utf-8"))
+        if state.pop("crc32", None) not in (None, _compute_state_checksum(state)):
+            raise ValueError("it is not what was written")
         parts = {(part.segment.name, part.dead_name): part for part in known}
         segments = {part.segment.name: part.segment for part in known}
         return State(
@@ -210,7 +240,7 @@ def _read_part(folder: Path, entry: dict[str, Any], known: dict[str, Segment], e
     name, shape = entry["name"], (entry["num_rows"], embedding_dim)
     segment = known.get(name) or Segment(
         name=name,
-        vectors=read_vectors_file(vectors_path(folder, name), shape),
+        vectors=VectorsFile(vectors_path(folder, name), shape),
         rows=read_rows(rows_path(folder, name)),
         checksums=(entry["vectors_crc32"], entry["rows_crc32"]),
         stamp=read_stamp(vectors_path(folder, name)),
@@ -220,7 +250,7 @@ def _read_part(folder: Path, entry: dict[str, Any], known: dict[str, Segment], e
     is_alive = np.ones(shape[0], dtype=np.bool_)
     if entry["dead"] is not None:
         is_alive[_read_dead(dead_path(folder, entry["dead"]), shape[0])] = False
-    return Part(segment, is_alive, entry["dead"])
+    return Part(segment, is_alive, entry["dead"], entry.get("dead_crc32"))
 
 
 def _read_dead(path: Path, num_rows: int) -> np.ndarray:
@@ -235,7 +265,7 @@ def _read_dead(path: Path, num_rows: int) -> np.ndarray:
 
 def write_state(folder: Path, state: State, embedding_dim: int) -> None:
     """Replace the state of a store; its files are written already. From here on the change is there."""
-    contents = {
+    contents: dict[str, Any] = {
         "fingerprint": state.fingerprint,
         "embedding_dim": embedding_dim,
         "next_number": state.next_number,
@@ -245,13 +275,19 @@ def write_state(folder: Path, state: State, embedding_dim: int) -> None:
                 "name": part.segment.name,
                 "num_rows": len(part.is_alive),
                 "dead": part.dead_name,
+                "dead_crc32": part.dead_checksum,
                 "vectors_crc32": part.segment.checksums[0],
                 "rows_crc32": part.segment.checksums[1],
             }
             for part in state.parts
         ],
     }
+    contents["crc32"] = _compute_state_checksum(contents)
     write_text_durably(folder / STATE_NAME, json.dumps(contents, indent=1) + "\n")
+
+
+def _compute_state_checksum(contents: dict[str, Any]) -> int:
+    return zlib.crc32(json.dumps(contents, sort_keys=True).encode())
 
 
 def write_segment(folder: Path, number: int, blocks: Sequence[np.ndarray], rows: pa.Table) -> Part:
@@ -273,7 +309,7 @@ def write_segment(folder: Path, number: int, blocks: Sequence[np.ndarray], rows:
         pq.write_table(rows, temporary)
     segment = Segment(
         name=name,
-        vectors=read_vectors_file(path, shape),
+        vectors=VectorsFile(path, shape),
         rows=rows,
         checksums=(compute_checksum(path), compute_checksum(rows_path(folder, name))),
         stamp=read_stamp(path),
@@ -290,7 +326,7 @@ def write_dead(folder: Path, number: int, part: Part, rows: Sequence[int]) -> Pa
     dead = np.flatnonzero(~is_alive).astype(np.int64)
     with replacing_durably(path, num_bytes=dead.nbytes) as temporary, temporary.open("wb") as file:
         np.save(file, dead)
-    return replace(part, is_alive=is_alive, dead_name=name)
+    return replace(part, is_alive=is_alive, dead_name=name, dead_checksum=compute_checksum(path))
 
 
 def list_files(state: State) -> set[str]:
