@@ -9,6 +9,8 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 from vitrieve.errors import InputError, unknown_name_message
 from vitrieve.index.filter import Condition, Exact, FilterLike, Value, format_condition, parse_filter, spell_number
@@ -51,7 +53,7 @@ class Span:
         """Say whether it is a span of texts."""
         return isinstance(self.low, str) or isinstance(self.high, str)
 
-    @property
+    @cached_property
     def limits(self) -> list[tuple[str, str | float]]:
         """List the comparisons that hold for what is in it: one for a single value, else one for each end."""
         if self.low is not None and self.low == self.high:
@@ -59,9 +61,13 @@ class Span:
         ends = [(">=" if self.has_low else ">", self.low), ("<=" if self.has_high else "<", self.high)]
         return [(sign, end) for sign, end in ends if end is not None]
 
+    @cached_property
+    def _comparisons(self) -> list[tuple[Callable[[Any, Any], bool], str | float]]:
+        return [(_COMPARISONS[sign], end) for sign, end in self.limits]
+
     def holds(self, value: str | float) -> bool:
         """Say whether a text (or number) lies in a span of texts (numbers)."""
-        return all(_COMPARISONS[sign](value, end) for sign, end in self.limits)
+        return all(compare(value, end) for compare, end in self._comparisons)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,12 +86,29 @@ class ColumnTest:
 
     def holds(self, text: str | None) -> bool:
         """Say whether a value meets it; None is an image without the column."""
-        return self.is_negated != (text is not None and any(_lies_in(text, span) for span in self.spans))
+        return self.is_negated != (text is not None and self._is_met(text))
+
+    @cached_property
+    def _texts(self) -> tuple[frozenset[str | float], list[Span]]:
+        return _split([span for span in self.spans if span.is_text])
+
+    @cached_property
+    def _numbers(self) -> tuple[frozenset[str | float], list[Span]]:
+        return _split([span for span in self.spans if not span.is_text])
+
+    def _is_met(self, text: str) -> bool:
+        singles, spans = self._texts
+        if text in singles or any(span.holds(text) for span in spans):
+            return True
+        singles, spans = self._numbers
+        number = read_number(text) if singles or spans else None
+        return number is not None and (number in singles or any(span.holds(number) for span in spans))
 
 
-def _lies_in(text: str, span: Span) -> bool:
-    value = text if span.is_text else read_number(text)
-    return value is not None and span.holds(value)
+def _split(spans: Sequence[Span]) -> tuple[frozenset[str | float], list[Span]]:
+    """Return the single values, so that a thousand of them take one look, and the longer spans."""
+    singles = frozenset(end for span in spans for sign, end in span.limits if sign == "=")
+    return singles, [span for span in spans if span.limits[0][0] != "="]
 
 
 def passes(metadata: Mapping[str, str], tests: Iterable[ColumnTest]) -> bool:

@@ -39,7 +39,8 @@ CODE_PATTERN = "[+-]?(0[0-9].*|[0-9]{16,})"
 """Of what reads as a number: names made of digits, ``007`` or a barcode of twenty, of which a number loses some."""
 
 _YEAR, _DATE, _CODE = (re.compile(pattern) for pattern in (YEAR_PATTERN, DATE_PATTERN, CODE_PATTERN))
-_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,3})?", re.ASCII)
+_NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d{1,3})?", re.ASCII)
+"""No two parts that repeat begin with the same sign: long digits would take the square of their length."""
 
 
 def read_kinds(text: str) -> Kinds:

@@ -104,7 +104,7 @@ class Part:
             column = self.segment.column(name)
             rows = column.indices.filter(pa.array(self.is_alive)).drop_null()
             texts = column.dictionary.take(rows.unique()).to_pylist()
-            self._kinds[name] = reduce(or_, map(read_kinds, texts), NOTHING)
+            self._kinds[name] = reduce(or_, set(map(read_kinds, texts)), NOTHING)
         return self._kinds[name]
 
     def find(self, image_id: str) -> int | None:
