@@ -42,7 +42,7 @@ MAY_USE_TORCH = {
     "data/loader.py",
     "runtime/device.py",
     "runtime/torch_engine.py",
-    "similarity/bfloat16.py",
+    "similarity/product.py",
     "reproduce/gradients.py",
     *(
         f"model/{name}.py"

@@ -15,7 +15,7 @@ from vitrieve.errors import InputError
 from vitrieve.evaluation.metrics import QueryScores, map_at_r, r_precision, recall_at_k, score_queries
 from vitrieve.evaluation.relevance import Exclusions
 from vitrieve.similarity import normalize, similarity
-from vitrieve.similarity.candidates import RESULT_BYTES
+from vitrieve.similarity.nearest import MAXIMA_BYTES
 
 KS = (1, 2, 4, 8)
 
@@ -285,7 +285,7 @@ def test_trap_the_whole_matrix_is_never_in_memory() -> None:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert num_queries * 60_502 * 4 > 960e6
-    assert peak < RESULT_BYTES + 100e6  # a block of products, and what is found in it
+    assert peak < MAXIMA_BYTES + 100e6  # maxima of groups, a tile of products, and what is found in it
 
 
 @pytest.mark.parametrize("num_queries", [30, 600])  # by a float32 product, and by a bfloat16 one where there is one

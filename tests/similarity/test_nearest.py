@@ -9,24 +9,21 @@ import pytest
 
 from tests.similarity.hard_collections import HARD_COLLECTIONS, clusters, random
 from vitrieve.similarity import FloatArray, order_nearest, similarity, top_k
-from vitrieve.similarity.bfloat16 import has_fast_bfloat16  # loads torch: many queries go by bfloat16
-from vitrieve.similarity.product import MIN_BFLOAT16_QUERIES, choose_products
+from vitrieve.similarity.product import MIN_BFLOAT16_QUERIES, has_bfloat16_for
 
 Collection = Callable[[np.random.Generator], FloatArray]
 NUM_QUERIES = (40, MIN_BFLOAT16_QUERIES + 30)
-"""By float32 alone, and by bfloat16 first where the processor has it."""
+"""By float32 alone, and by bfloat16 first."""
 
 
-def test_both_products_are_tried_here() -> None:
+def test_both_products_are_tried_here(bfloat16: None) -> None:
     gallery = random(np.random.default_rng(0))
-    names = [[type(one).__name__ for one in choose_products(number, gallery)] for number in NUM_QUERIES]
-    assert names[0] == ["Float32Product"]
-    assert names[1] == ["BFloat16Product"] * has_fast_bfloat16(24) + ["Float32Product"]
+    assert [has_bfloat16_for(number, gallery) for number in NUM_QUERIES] == [False, True]
 
 
 @pytest.mark.parametrize("num_queries", NUM_QUERIES)
 @pytest.mark.parametrize("collection", HARD_COLLECTIONS, ids=lambda one: one.__name__)
-def test_top_k_equals_the_full_sort(collection: Collection, num_queries: int) -> None:
+def test_top_k_equals_the_full_sort(collection: Collection, num_queries: int, bfloat16: None) -> None:
     gallery = collection(np.random.default_rng(0))
     queries = gallery[-num_queries:]
     whole = similarity(queries, gallery)
@@ -38,7 +35,7 @@ def test_top_k_equals_the_full_sort(collection: Collection, num_queries: int) ->
 
 
 @pytest.mark.parametrize("num_queries", NUM_QUERIES)
-def test_top_k_of_queries_that_are_not_in_the_gallery(num_queries: int) -> None:
+def test_top_k_of_queries_that_are_not_in_the_gallery(num_queries: int, bfloat16: None) -> None:
     rng = np.random.default_rng(1)
     gallery, queries = clusters(rng), random(rng)[:num_queries]
     _, rows = top_k(queries, gallery, 7)

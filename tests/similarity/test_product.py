@@ -9,18 +9,29 @@ import torch
 
 from tests.similarity.hard_collections import HARD_COLLECTIONS, aligned_residuals, random
 from vitrieve.errors import InputError
-from vitrieve.similarity import FloatArray, similarity
-from vitrieve.similarity.bfloat16 import MAX_TRIED_DIMS, BFloat16Product, has_fast_bfloat16
-from vitrieve.similarity.product import MAX_DIMS, Float32Product, Product, choose_products
-
-PRODUCTS: list[Any] = [
+from vitrieve.similarity import FloatArray, similarity, top_k
+from vitrieve.similarity.nearest import MIN_GALLERY
+from vitrieve.similarity.product import (
+    MAX_DIMS,
+    MAX_TRIED_DIMS,
+    BFloat16Product,
+    Bounds,
     Float32Product,
-    pytest.param(
-        BFloat16Product,
-        marks=pytest.mark.skipif(not has_fast_bfloat16(24), reason="this processor does not multiply bfloat16"),
-    ),
-]
+    Product,
+    Results,
+    has_bfloat16_for,
+    has_fast_bfloat16,
+)
+
+PRODUCTS: list[Any] = [Float32Product, BFloat16Product]
 Collection = Callable[[np.random.Generator], FloatArray]
+
+
+def multiply(product: Product, queries: FloatArray, num_gallery: int) -> tuple[Results, Bounds]:
+    prepared, bounds = product.prepare(queries)
+    results = np.empty((len(queries), num_gallery), dtype=product.hidden.dtype)
+    product.multiply(prepared, slice(0, num_gallery), results)
+    return results, bounds
 
 
 @pytest.mark.parametrize("make_product", PRODUCTS)
@@ -29,14 +40,12 @@ def test_products_keep_their_bound(collection: Collection, make_product: Callabl
     gallery = collection(np.random.default_rng(0))
     queries = gallery[::5]
     product = make_product(gallery)
-    results, bounds = product.multiply(queries)
-    results = results[:, : len(gallery)]
+    results, bounds = multiply(product, queries, len(gallery))
     centred = similarity(queries, gallery).astype(np.float64) - bounds.offsets[:, None]
     errors = bounds.errors[:, None]
     least, most = centred - errors, centred + errors
     is_ordered = product.floor(least) >= product.lowest
     assert (results >= product.floor(least))[is_ordered].all()
-    assert (results[results >= product.lowest] < product.ceiling(most)[results >= product.lowest]).all()
     assert (product.lower(results) <= most).all()
 
 
@@ -68,23 +77,25 @@ def test_sums_that_are_rounded_between_blocks_are_noticed(
 def test_bounds_are_needed_and_not_far_from_what_happens(make_product: Callable[[FloatArray], Product]) -> None:
     gallery = aligned_residuals(np.random.default_rng(1))
     product = make_product(gallery)
-    results, bounds = product.multiply(gallery[:100])
+    results, bounds = multiply(product, gallery[:100], len(gallery))
     exact = similarity(gallery[:100], gallery).astype(np.float64) - bounds.offsets[:, None]
-    is_ordered = results[:, : len(gallery)] >= product.lowest
-    slack = (exact - product.lower(results[:, : len(gallery)])) / bounds.errors[:, None]
+    is_ordered = results >= product.lowest
+    slack = (exact - product.lower(results)) / bounds.errors[:, None]
     largest = slack[is_ordered].max()
     assert largest > (0.3 if make_product is BFloat16Product else 1e-4)
 
 
 @pytest.mark.parametrize("make_product", PRODUCTS)
-def test_padding_is_hidden(make_product: Callable[[FloatArray], Product]) -> None:
+def test_results_of_some_columns_are_those_of_all(make_product: Callable[[FloatArray], Product]) -> None:
     gallery = random(np.random.default_rng(2))
     product = make_product(gallery)
-    for num_queries in (90, 7):  # the second call reuses the memory of the first
-        results, _ = product.multiply(gallery[:num_queries])
-        assert results.shape[1] % 64 == 0
-        assert (results[:, len(gallery) :] == product.hidden).all()
-        assert (results[:, : len(gallery)] != product.top).all()
+    whole, _ = multiply(product, gallery[:90], len(gallery))
+    padded = np.full((90, 1000), product.hidden)
+    prepared, _ = product.prepare(gallery[:90])
+    product.multiply(prepared, slice(300, 1200), padded[:, 10:910])
+    assert (padded[:, :10] == product.hidden).all()
+    assert (padded[:, 910:] == product.hidden).all()
+    np.testing.assert_allclose(product.lower(padded[:, 10:910]), product.lower(whole[:, 300:1200]), atol=0.01)
 
 
 @pytest.mark.parametrize("make_product", PRODUCTS)
@@ -95,7 +106,7 @@ def test_products_refuse_rows_that_are_too_long(make_product: Callable[[FloatArr
     with pytest.raises(InputError, match="normalise"):
         make_product(long)
     with pytest.raises(InputError, match="normalise"):
-        make_product(gallery).multiply(long)
+        make_product(gallery).prepare(long)
 
 
 def test_bfloat16_conversions_enclose_every_rounding() -> None:
@@ -105,10 +116,16 @@ def test_bfloat16_conversions_enclose_every_rounding() -> None:
     for results in neighbours:
         assert (results >= product.floor(values)).all()
         assert (product.lower(results) <= values).all()
-        assert (results < product.ceiling(values)).all()
     assert (product.floor(np.array([0.0, -1.0, -np.inf])) < product.lowest).all()
 
 
-def test_choose_products_claims_nothing_for_too_many_dimensions() -> None:
-    assert not list(choose_products(10, np.zeros((3, MAX_DIMS + 1), dtype=np.float32)))
-    assert [type(one) for one in choose_products(10, np.zeros((3, 8), dtype=np.float32))] == [Float32Product]
+def test_bfloat16_is_not_for_few_queries_or_many_dimensions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    assert not has_bfloat16_for(10, np.zeros((3, 8), dtype=np.float32))
+    assert not has_bfloat16_for(10_000, np.zeros((3, MAX_TRIED_DIMS + 1), dtype=np.float32))
+
+
+def test_top_k_of_more_dimensions_than_the_bound_is_claimed_for_compares_everything() -> None:
+    gallery = np.zeros((MIN_GALLERY, MAX_DIMS + 1), dtype=np.float32)
+    gallery[5, 3] = gallery[77, 4] = 1
+    assert top_k(gallery[[5, 77]], gallery, 1)[1].tolist() == [[5], [77]]

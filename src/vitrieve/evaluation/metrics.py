@@ -339,7 +339,10 @@ def _read_inputs(
         raise InputError("gallery embeddings and gallery labels belong together; give both or neither.")
     relevance = Relevance(query_labels, gallery_labels, exclusions)
     queries = as_embeddings(query_embeddings, "query embeddings")
-    gallery = queries if gallery_embeddings is None else as_embeddings(gallery_embeddings, "gallery embeddings")
+    if gallery_embeddings is None or gallery_embeddings is query_embeddings:
+        gallery = queries
+    else:
+        gallery = as_embeddings(gallery_embeddings, "gallery embeddings")
     for name, embeddings, labels in (
         ("query", queries, relevance.query_labels),
         ("gallery", gallery, relevance.gallery_labels),

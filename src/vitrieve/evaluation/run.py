@@ -29,7 +29,7 @@ from vitrieve.evaluation.relevance import Exclusions
 from vitrieve.evaluation.revisited import score_judged
 from vitrieve.evaluation.similarities import similarity_blocks
 from vitrieve.runtime.encoder import Encoder
-from vitrieve.similarity import FloatArray
+from vitrieve.similarity import FloatArray, IntArray
 
 RESULTS_NAME = "results.json"
 REPORT_NAME = "report.html"
@@ -250,7 +250,7 @@ def measure(dataset: Dataset, embeddings: Embeddings, encoder_name: str, *, has_
     )
 
 
-def _take_rows(vectors: FloatArray, rows: Sequence[int]) -> FloatArray:
+def _take_rows(vectors: FloatArray, rows: Sequence[int] | IntArray) -> FloatArray:
     """Take rows in order; all of them are taken without a copy, as a million distractors are too many for one."""
     chosen = np.asarray(rows, dtype=np.int64)
     if np.array_equal(chosen, np.arange(len(vectors))):
@@ -263,10 +263,12 @@ def _score(task: RetrievalTask, vectors: FloatArray) -> Scores:
     if task.judgements is not None:
         blocks = similarity_blocks(vectors, task.query_rows, task.gallery_rows)
         return score_judged(blocks, task.judgements)
+    queries = _take_rows(vectors, task.query_rows)
+    is_same = np.array_equal(task.query_rows, task.gallery_rows)  # then half of the products are computed
     return score_queries(
-        vectors[task.query_rows],
+        queries,
         task.query_labels,
-        vectors[task.gallery_rows],
+        queries if is_same else _take_rows(vectors, task.gallery_rows),
         task.gallery_labels,
         exclusions=task.exclusions,
     )

@@ -2,15 +2,9 @@
 
 In reading order:
     definition.py   the only definition of similarity, in NumPy; blocks of similarities, and how ties are ordered
-    product.py      products of lower precision with a proven bound on their error; the one in float32, by NumPy
-    bfloat16.py     the one in bfloat16, by torch, where it is there
-    candidates.py   which pairs of a product deserve a look
-    symmetric.py    a collection against itself in float32: half of the product
-    ways.py         which of these, and in which order
+    product.py      products in float32 and, where the processor has it, bfloat16, with a bound on their error
     nearest.py      the k nearest rows: a bounded product chooses candidates, the definition decides
     counting.py     how many other images stand before each relevant one: counting instead of sorting
-
-Next: ``artifacts.py``.
 """
 
 from vitrieve.similarity.counting import Counts, RankedQuery, count_before

@@ -10,7 +10,6 @@ Of R relevant images, one with R irrelevant ones before it is not among the firs
 So the R-th largest product, estimated by the maxima of groups of columns as in ``nearest.py``, bounds what matters;
 only for the best relevant image, whose rank is wanted, everything before it is counted.
 
-Next: ``artifacts.py``.
 """
 
 from __future__ import annotations
@@ -21,7 +20,6 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from vitrieve.similarity.candidates import Look, PairLists, max_wanted
 from vitrieve.similarity.definition import (
     FloatArray,
     GridRows,
@@ -30,8 +28,7 @@ from vitrieve.similarity.definition import (
     pair_similarities,
     similarity_chunks,
 )
-from vitrieve.similarity.nearest import round_both
-from vitrieve.similarity.ways import MIN_GALLERY, Task, choose_ways
+from vitrieve.similarity.nearest import MIN_GALLERY, Maxima, PairLists, Task, max_wanted, round_both, settle
 
 MAX_OPEN = 1024
 """A query with more open pairs than this, beside ten for each relevant image, is left to a more precise product."""
@@ -53,12 +50,12 @@ class Counts(NamedTuple):
     """Relevant images of all queries, query by query, under one query from near to far.
 
     Attributes:
-        places: ``(P,)`` int64, the query of each.
+        owners: ``(P,)`` int64, the query of each.
         num_before: ``(P,)`` int64 irrelevant images at least as similar. Exact for the nearest of a query, and where
             fewer than the query's R stand before; else some number from R on.
     """
 
-    places: IntArray
+    owners: IntArray
     num_before: IntArray
 
 
@@ -66,13 +63,13 @@ class _Relevant(NamedTuple):
     """Relevant images of a chunk of queries, as ``Counts`` orders them; every query has one.
 
     Attributes:
-        places: ``(P,)`` places in the chunk.
+        owners: ``(P,)`` the position of each one's query in the chunk.
         similarities: ``(P,)`` float32.
         starts: ``(q,)`` the first of each query.
         counts: ``(q,)`` how many each query has.
     """
 
-    places: IntArray
+    owners: IntArray
     similarities: FloatArray
     starts: IntArray
     counts: IntArray
@@ -96,39 +93,38 @@ def count_before(
     with_any = np.flatnonzero(num_relevant)
     with_any = with_any[np.argsort(num_relevant[with_any], kind="stable")]  # one group size serves similar numbers
     num_few = np.count_nonzero(num_relevant[with_any] <= max_wanted(len(gallery)))
-    few = with_any[:num_few]
+    few, many = with_any[:num_few], with_any[num_few:]
     parts = [Counts(few[:0], few[:0])]
-    is_left = np.ones(len(queries), dtype=bool)
     if len(gallery) >= MIN_GALLERY and len(few):
         grids = round_both(queries, gallery)
         known = PairLists.of_lists([np.concatenate(one) for one in ranked])
+
+        def count(maxima: Maxima) -> npt.NDArray[np.bool_]:
+            counts, is_left = _count_fast(maxima, ranked, grids)
+            parts.append(counts)
+            return is_left
+
         task = Task(queries, gallery, num_relevant, known)
-        for way in choose_ways(task, few, chunk_size=chunk_size, may_load_torch=True):
-            for look in way(few[is_left[few]]):
-                counts, is_open = _count_fast(look, ranked, grids)
-                parts.append(counts)
-                is_left[look.places[~is_open]] = False
-            if not is_left[few].any():
-                break
-    parts.extend(_count_all(with_any[is_left[with_any]], queries, gallery, ranked, chunk_size))
-    places, num_before = (np.concatenate(columns) for columns in zip(*parts, strict=True))
-    order = np.argsort(places, kind="stable")
-    return Counts(places[order], num_before[order])
+        few = settle(task, few, count, chunk_size=chunk_size, may_load_torch=True)
+    parts.extend(_count_all(np.concatenate([few, many]), queries, gallery, ranked, chunk_size))
+    owners, num_before = (np.concatenate(columns) for columns in zip(*parts, strict=True))
+    order = np.argsort(owners, kind="stable")
+    return Counts(owners[order], num_before[order])
 
 
 def _count_all(
-    places: IntArray,
+    chosen: IntArray,
     queries: FloatArray,
     gallery: FloatArray,
     ranked: Sequence[RankedQuery],
     chunk_size: int | None,
 ) -> Iterator[Counts]:
     """Compare everything: the definition, and what the fast way must equal."""
-    if not len(places):
+    if not len(chosen):
         return
-    for chunk, block in similarity_chunks(queries[places], gallery, chunk_size=chunk_size):
-        for place, similarities in zip(places[chunk], block, strict=True):
-            relevant, hidden = ranked[place]
+    for chunk, block in similarity_chunks(queries[chosen], gallery, chunk_size=chunk_size):
+        for query, similarities in zip(chosen[chunk], block, strict=True):
+            relevant, hidden = ranked[query]
             found = np.sort(similarities[relevant])[::-1]
             similarities[relevant] = similarities[hidden] = -np.inf
             # Only the R nearest irrelevant images can stand before one that is among the first R.
@@ -136,46 +132,41 @@ def _count_all(
             nearest = np.sort(np.partition(similarities, num_below)[num_below:]) if num_below else np.sort(similarities)
             num_before = len(nearest) - np.searchsorted(nearest, found, side="left")
             num_before[0] = np.count_nonzero(similarities >= found[0])
-            yield Counts(np.full(len(found), place), num_before)
+            yield Counts(np.full(len(found), query), num_before)
 
 
 def _count_fast(
-    look: Look, ranked: Sequence[RankedQuery], grids: tuple[GridRows, GridRows]
+    maxima: Maxima, ranked: Sequence[RankedQuery], grids: tuple[GridRows, GridRows]
 ) -> tuple[Counts, npt.NDArray[np.bool_]]:
     """Count for some queries, of which relevant and hidden rows are hidden, by a bounded product.
 
     Returns:
         The counts of those that are settled, and ``(q,)`` whether a query is left open.
     """
-    places, product, bounds = look.places, look.product, look.bounds
-    relevant = _compare_relevant(places, [ranked[place].relevant for place in places], grids)
+    chosen = maxima.chosen
+    relevant = _compare_relevant(chosen, [ranked[query].relevant for query in chosen], grids)
     num_wanted = int(relevant.counts.max())
+    best = relevant.similarities[relevant.starts].astype(np.float64)
+    worst = relevant.similarities[relevant.starts + relevant.counts - 1]
     # At least R irrelevant images reach this similarity: relevant ones below it are out of reach.
-    reached = product.lower(look.kth_largest(num_wanted)) - bounds.errors
-    best = relevant.similarities[relevant.starts] - bounds.offsets
-    worst = relevant.similarities[relevant.starts + relevant.counts - 1] - bounds.offsets
-    floors = product.floor(np.minimum(best, np.maximum(worst, reached)) - bounds.errors)
-    is_unordered = floors < product.lowest
-    floors[is_unordered] = product.top
-    ceilings = product.ceiling(best + bounds.errors)
-    pairs, num_above, is_too_many = look.find_open_pairs(floors, ceilings, MAX_OPEN + 10 * num_wanted)
-    similarities = pair_similarities(*grids, places[pairs.places], pairs.rows)
-    num_before = num_above[relevant.places] + _count_pairs(pairs.places, similarities, relevant)
-    is_open = is_too_many | is_unordered
-    is_settled = ~is_open[relevant.places]
-    return Counts(places[relevant.places[is_settled]], num_before[is_settled]), is_open
+    reached = maxima.reach(num_wanted)
+    pairs = maxima.find_pairs(np.minimum(best, np.maximum(worst, reached)), best, MAX_OPEN + 10 * num_wanted)
+    similarities = pair_similarities(*grids, chosen[pairs.owners], pairs.rows)
+    num_before = pairs.num_above[relevant.owners] + _count_pairs(pairs.owners, similarities, relevant)
+    is_settled = ~pairs.is_left[relevant.owners]
+    return Counts(chosen[relevant.owners[is_settled]], num_before[is_settled]), pairs.is_left
 
 
-def _compare_relevant(places: IntArray, rows: Sequence[IntArray], grids: tuple[GridRows, GridRows]) -> _Relevant:
-    own_places, pair_rows = PairLists.of_lists(rows).take(np.arange(len(rows)))
-    similarities = pair_similarities(*grids, places[own_places], pair_rows)
-    similarities = similarities[np.argsort(nearest_first_keys(own_places, similarities))]
-    counts = np.bincount(own_places, minlength=len(places))
-    return _Relevant(own_places, similarities, np.cumsum(counts) - counts, counts)
+def _compare_relevant(chosen: IntArray, rows: Sequence[IntArray], grids: tuple[GridRows, GridRows]) -> _Relevant:
+    owners, pair_rows = PairLists.of_lists(rows).take(np.arange(len(rows)))
+    similarities = pair_similarities(*grids, chosen[owners], pair_rows)
+    similarities = similarities[np.argsort(nearest_first_keys(owners, similarities))]
+    counts = np.bincount(owners, minlength=len(chosen))
+    return _Relevant(owners, similarities, np.cumsum(counts) - counts, counts)
 
 
-def _count_pairs(places: IntArray, similarities: FloatArray, relevant: _Relevant) -> IntArray:
+def _count_pairs(owners: IntArray, similarities: FloatArray, relevant: _Relevant) -> IntArray:
     """Count, for each relevant image, the listed pairs of its query that are at least as similar: ``(P,)``."""
-    keys = np.sort(nearest_first_keys(places, similarities))
-    num_upto = np.searchsorted(keys, nearest_first_keys(relevant.places, relevant.similarities), side="right")
-    return num_upto - np.searchsorted(places, relevant.places, side="left")
+    keys = np.sort(nearest_first_keys(owners, similarities))
+    num_upto = np.searchsorted(keys, nearest_first_keys(relevant.owners, relevant.similarities), side="right")
+    return num_upto - np.searchsorted(owners, relevant.owners, side="left")

@@ -10,8 +10,6 @@ of summation decides the last bits and now and then the rounding. Here the coord
 a grid of 2^-26 of the row's norm. A product is then a multiple of 2^-52, no partial sum exceeds 2, and
 53 bits hold every partial sum exactly: there is nothing left for the order to decide. The price is an
 error below 2^-27 a coordinate, about a tenth of a float32 step in the similarity.
-
-Next: ``product.py``.
 """
 
 from __future__ import annotations

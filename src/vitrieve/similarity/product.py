@@ -1,13 +1,13 @@
-"""Products of lower precision, with a proven bound on their error.
+"""Products of lower precision than the definition, with a proven bound on their error.
 
-Ranking needs similarities only to choose who is compared exactly. A product that is known to lie within a bound of
-the similarity settles most pairs, and the definition settles the rest.
+A ranking needs similarities only to choose which pairs are compared exactly. A product that is known to lie within a
+bound of the similarity settles most pairs, and the definition settles the rest.
 
-**The bound.** Let q and g be rows as given, q' and g' the same rows on the grid of ``definition.py``, and q^, g^ what
-is multiplied. The similarity is float32(q' . g'). Embeddings often lie in a narrow cone, where a product of bfloat16
-numbers would tell little apart, so the gallery may be centred: with m near the mean of its rows and c = g - m, q . g
-is q . c plus an ``offset`` q . m that belongs to the query alone. q^ is q and g^ is c, as they are or rounded to
-bfloat16. With d = q^ - q and e = g^ - c, an exact product of what is multiplied is off by
+**The bound.** Let q and g be rows as given, q' and g' the same rows on the grid of ``definition.py``, and q^, g^ the
+rows that are multiplied. The similarity is float32(q' . g'). Embeddings often lie in a narrow cone, where a product of
+bfloat16 numbers would tell little apart, so the gallery may be centred: with m near the mean of its rows and
+c = g - m, q . g is q . c plus an ``offset`` q . m that belongs to the query alone. q^ is q and g^ is c, either as they
+are or rounded to bfloat16. With d = q^ - q and e = g^ - c, an exact product of the multiplied rows is off by
 
     |q^ . g^ - q . c| = |d . c + q^ . e| <= |d| |c| + |q^| |e|                        (Cauchy and Schwarz),
 
@@ -26,10 +26,7 @@ where the norms of d and e are measured, not assumed. More errors come on top, w
 
 The sum of all of these is the ``errors`` of a query, taken for the longest g and c and the largest |e|, and widened
 by 2^-10 of itself for the rounding of the norms. bfloat16 results are rounded once more; that rounding keeps the
-order, so it is not part of the bound but of the conversion between numbers and results (``floor``, ``ceiling`` and
-``lower``).
-
-Next: ``bfloat16.py``.
+order, so it is not part of the bound but of the conversion between numbers and results (``floor`` and ``lower``).
 """
 
 from __future__ import annotations
@@ -37,16 +34,15 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Iterator
+from functools import lru_cache
 from importlib.util import find_spec
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from vitrieve.similarity.definition import MAX_NORM, FloatArray, IntArray, grid_steps
+from vitrieve.similarity.definition import MAX_NORM, FloatArray, grid_steps
 
-MAX_GROUP_SIZE = 64
-"""Results come in columns padded to a multiple of this."""
 PREPARED_ROWS = 4096
 """Gallery rows measured or converted at a time."""
 MAX_DIMS = 2**13
@@ -55,68 +51,56 @@ TORCH_OPERATIONS = 1e12
 """Multiplications and additions from which loading torch (seconds) pays, where nothing else has loaded it."""
 MIN_BFLOAT16_QUERIES = 512
 """For fewer queries, converting the gallery costs more than multiplying it in float32."""
+TRIAL_QUERIES = 256
+"""The number of queries with which bfloat16 sums are tried."""
+MAX_TRIED_DIMS = 2**11
+"""With twice as many dimensions the bound, which grows with them, would hide sums that are rounded to bfloat16."""
 
 Results = npt.NDArray[Any]
+Numbers = npt.NDArray[np.float64]
 
 
 class Bounds(NamedTuple):
     """What separates the products of some queries from the similarities.
 
     Attributes:
-        errors: ``(Q,)`` float64: similarity and product + offset differ by less.
-        offsets: ``(Q,)`` float64.
+        errors: ``(Q,)``: similarity and product + offset differ by less.
+        offsets: ``(Q,)``.
     """
 
-    errors: npt.NDArray[np.float64]
-    offsets: npt.NDArray[np.float64]
-
-
-class Groups(NamedTuple):
-    """A block of results by groups of columns.
-
-    Attributes:
-        maxima: ``(Q, N)`` largest result of each group.
-        members: ``(Q, N, S)`` the results: a view.
-        rows: ``(N, S)`` int64 columns of the block, which are gallery rows.
-    """
-
-    maxima: Results
-    members: Results
-    rows: IntArray
+    errors: Numbers
+    offsets: Numbers
 
 
 class Product(Protocol):
-    """Products of a gallery with some queries at a time. Results are ordered as numbers of their type are.
+    """Products of queries with a gallery. Results are ordered as numbers of their type are.
 
     Attributes:
-        result_bytes: Of one result.
-        hidden: The result that is below every other: what is written over pairs that are not to be found.
-        lowest: Results below this one are not in order among themselves; that they are below is all they say.
-        top: A result that is above every other.
+        hidden: The result that is below every other; it is written over pairs that are not to be found. Its type is
+            that of all results.
+        lowest: Results below this one are not in order among themselves: that they are below it is all they say.
     """
 
-    result_bytes: int
-    hidden: float
-    lowest: float
-    top: float
+    hidden: ClassVar[Any]
+    lowest: ClassVar[float]
 
-    def multiply(self, queries: FloatArray) -> tuple[Results, Bounds]:
-        """Return the results of ``(Q, E)`` queries with the gallery, and their bounds.
+    def prepare(self, queries: FloatArray) -> tuple[Any, Bounds]:
+        """Return ``(Q, E)`` queries as ``multiply`` takes them, and the bounds of their products.
 
-        The results, ``(Q, C)``, are padded with hidden columns to a multiple of ``MAX_GROUP_SIZE``. The caller may
-        change them; the next call overwrites them.
+        Raises:
+            InputError: A query that is too long.
         """
 
-    def group(self, results: Results, group_size: int) -> Groups:
-        """Divide the columns into groups of ``group_size``: whichever are fast to compare."""
+    def multiply(self, prepared: Any, columns: slice, out: Results) -> None:
+        """Write the results of queries with some gallery rows to ``out``, ``(Q, C)``."""
 
-    def floor(self, values: npt.NDArray[np.float64]) -> Results:
+    def largest(self, members: Results) -> Results:
+        """Return the largest of ``(Q, P, S, N)`` results over S: ``(Q, P, N)``."""
+
+    def floor(self, values: Numbers) -> Results:
         """Return the smallest result that a product of at least ``values`` can give."""
 
-    def ceiling(self, values: npt.NDArray[np.float64]) -> Results:
-        """Return a result such that products which give it, or a larger one, are at least ``values``."""
-
-    def lower(self, results: Results) -> npt.NDArray[np.float64]:
+    def lower(self, results: Results) -> Numbers:
         """Return numbers that the products which gave ``results`` were not below."""
 
 
@@ -129,112 +113,167 @@ class Spread(NamedTuple):
 
 
 class Float32Product:
-    """The product in float32, by NumPy. The gallery is neither copied nor centred."""
+    """The product in float32, by NumPy; it neither copies nor centres the gallery."""
 
-    result_bytes = 4
-    hidden: float = -np.inf
-    lowest: float = -np.inf
-    top: float = np.inf
+    hidden: ClassVar[Any] = np.float32(-np.inf)
+    lowest: ClassVar[float] = -np.inf
 
     def __init__(self, gallery: FloatArray) -> None:
-        """Measure the gallery.
-
-        Args:
-            gallery: ``(G, E)`` float32, finite.
+        """Measure a gallery, ``(G, E)`` float32.
 
         Raises:
             InputError: A row that is too long.
         """
         self._gallery = gallery
-        self._max_norm = max(max_norm(rows) for rows in pieces(gallery))
-        self._buffer = np.empty(0, dtype=np.float32)
+        longest = max(max_norm(rows) for rows in _pieces(gallery))
+        self._spread = Spread(longest, longest, 0.0)
 
-    def multiply(self, queries: FloatArray) -> tuple[Results, Bounds]:
-        """Return the results; see ``Product``."""
-        num_gallery = len(self._gallery)
-        bounds = self.measure(queries)
-        shape = (len(queries), pad(num_gallery))
-        if self._buffer.size < shape[0] * shape[1]:
-            self._buffer = np.empty(shape[0] * shape[1], dtype=np.float32)
-        results = self._buffer[: shape[0] * shape[1]].reshape(shape)
-        np.matmul(queries, self._gallery.T, out=results[:, :num_gallery])
-        results[:, num_gallery:] = self.hidden
-        return results, bounds
-
-    def measure(self, queries: FloatArray) -> Bounds:
-        """Return the bounds of products with ``(Q, E)`` queries, whatever multiplies them in float32.
-
-        Raises:
-            InputError: A query that is too long.
-        """
+    def prepare(self, queries: FloatArray) -> tuple[FloatArray, Bounds]:
+        """Return the queries as they are; see ``Product``."""
         nothing = np.zeros(len(queries))
-        return Bounds(bound(queries, nothing, Spread(self._max_norm, self._max_norm, 0.0)), nothing)
+        return queries, Bounds(bound(queries, nothing, self._spread), nothing)
 
-    def group(self, results: Results, group_size: int) -> Groups:
-        """Take every n-th column: NumPy compares long rows nine times as fast as neighbours in many short ones."""
-        columns = results.reshape(len(results), group_size, -1)
-        rows = np.arange(results.shape[1]).reshape(group_size, -1).T
-        return Groups(columns.max(axis=1), columns.swapaxes(1, 2), rows)
+    def multiply(self, prepared: FloatArray, columns: slice, out: Results) -> None:
+        """Multiply; see ``Product``."""
+        np.matmul(prepared, self._gallery[columns].T, out=out)
 
-    def floor(self, values: npt.NDArray[np.float64]) -> Results:
+    def largest(self, members: Results) -> Results:
+        """Compare whole stretches of results with each other; see ``Product``."""
+        found: Results = members.max(axis=2)
+        return found
+
+    def floor(self, values: Numbers) -> Results:
         """Return the next float32 number below: nothing is rounded after the sum."""
         return np.nextafter(values.astype(np.float32), np.float32(-np.inf))
 
-    def ceiling(self, values: npt.NDArray[np.float64]) -> Results:
-        """Return the next float32 number above."""
-        return np.nextafter(values.astype(np.float32), np.float32(np.inf))
-
-    def lower(self, results: Results) -> npt.NDArray[np.float64]:
+    def lower(self, results: Results) -> Numbers:
         """Return the results."""
         return results.astype(np.float64)
 
 
-def choose_products(num_queries: int, gallery: FloatArray, *, may_load_torch: bool = False) -> Iterator[Product]:
-    """Yield products from fast to precise: what the first leaves open for too many pairs is for the next.
+class BFloat16Product:
+    """The product in bfloat16 with sums in float32, by torch: about four times as fast where the hardware has it.
+
+    Results are int16: the bits of the bfloat16 numbers, which are the first 16 bits of the float32 numbers: sign,
+    exponent and 8 bits of precision. Read as integers, positive numbers are in order, and negative ones are below
+    them, but not in order. Near rows have a positive product with a query, as the gallery is centred; a query of
+    which that is not true is left to the float32 product. Integers are compared twice as fast as float32 and much
+    faster than torch and NumPy compare bfloat16.
+    """
+
+    hidden: ClassVar[Any] = np.int16(-(2**15))
+    lowest: ClassVar[float] = 1
+
+    def __init__(self, gallery: FloatArray) -> None:
+        """Centre, convert and measure a gallery, ``(G, E)`` float32.
+
+        Raises:
+            InputError: A row that is too long.
+        """
+        import torch
+
+        # About the mean: any centre will do.
+        some = gallery[:: max(1, len(gallery) // PREPARED_ROWS)]
+        self._centre: FloatArray = some.mean(axis=0, dtype=np.float64).astype(np.float32)
+        self._gallery = torch.empty(gallery.shape, dtype=torch.bfloat16)
+        lengths = []
+        for number, rows in enumerate(_pieces(gallery)):
+            centred = rows - self._centre
+            rounded, residuals = _to_bfloat16(centred)
+            first = number * PREPARED_ROWS
+            self._gallery[first : first + len(rows)] = rounded
+            lengths.append((max_norm(rows), max_norm(centred), max_norm(residuals)))
+        self._spread = Spread(*np.max(lengths, axis=0).tolist())
+
+    def prepare(self, queries: FloatArray) -> tuple[Any, Bounds]:
+        """Return the queries in bfloat16; see ``Product``."""
+        rounded, residuals = _to_bfloat16(queries)
+        # Summed without a matrix product, whose threads would go on spinning on the cores of the next one.
+        offsets = np.vecdot(queries.astype(np.float64), self._centre.astype(np.float64))
+        return rounded, Bounds(bound(queries, _norms(residuals), self._spread), offsets)
+
+    def multiply(self, prepared: Any, columns: slice, out: Results) -> None:
+        """Multiply; see ``Product``."""
+        import torch
+
+        rows = self._gallery[columns].T
+        if out.flags.c_contiguous:
+            torch.mm(prepared, rows, out=torch.from_numpy(out).view(torch.bfloat16))
+        else:
+            out[:] = torch.mm(prepared, rows).view(torch.int16).numpy()
+
+    def largest(self, members: Results) -> Results:
+        """Compare by torch; see ``Product``."""
+        import torch
+
+        found: Results = torch.from_numpy(members).amax(dim=2).numpy()
+        return found
+
+    def floor(self, values: Numbers) -> Results:
+        """Return the bfloat16 number at or below; 0, which is below ``lowest``, for what is not positive."""
+        below = np.nextafter(np.maximum(values, 0).astype(np.float32), np.float32(0))
+        return (below.view(np.int32) >> 16).astype(np.int16)
+
+    def lower(self, results: Results) -> Numbers:
+        """Return the next bfloat16 number below: the products lie above it, however they were rounded."""
+        bits = np.maximum(results.astype(np.int32) - 1, 0) << 16
+        return np.where(results >= self.lowest, bits.view(np.float32), -np.inf)
+
+
+def has_bfloat16_for(num_queries: int, gallery: FloatArray, *, may_load_torch: bool = False) -> bool:
+    """Say whether ``BFloat16Product`` is faster here, for ``num_queries`` and a gallery ``(G, E)``.
 
     torch multiplies bfloat16. Search must not load it, so it serves where the program has loaded it anyway. The
-    neighbours are the same with and without.
-
-    Args:
-        num_queries: How many are to be multiplied.
-        gallery: ``(G, E)`` float32.
-        may_load_torch: Whether to load torch, where it is installed, when the product is large enough to gain by it.
-
-    Yields:
-        One or two; none where no bound is claimed. Each is made when it is asked for.
-
-    Raises:
-        InputError: A gallery row that is too long.
+    neighbours are the same with and without. ``may_load_torch`` loads it, where it is installed, when the product is
+    large enough to gain by that.
     """
-    num_dims = gallery.shape[1]
-    if num_dims > MAX_DIMS:
-        return
     is_large = 2.0 * num_queries * gallery.size > TORCH_OPERATIONS
     may_use = "torch" in sys.modules or (may_load_torch and is_large and find_spec("torch") is not None)
-    if may_use and num_queries >= MIN_BFLOAT16_QUERIES:
-        from vitrieve.similarity.bfloat16 import BFloat16Product, has_fast_bfloat16
-
-        if has_fast_bfloat16(num_dims):
-            yield BFloat16Product(gallery)
-    yield Float32Product(gallery)
+    return may_use and num_queries >= MIN_BFLOAT16_QUERIES and has_fast_bfloat16(gallery.shape[1])
 
 
-def bound(queries: FloatArray, query_residuals: npt.NDArray[np.float64], gallery: Spread) -> npt.NDArray[np.float64]:
+@lru_cache(maxsize=8)
+def has_fast_bfloat16(num_dims: int) -> bool:
+    """Say whether torch multiplies bfloat16 in hardware, with sums in float32.
+
+    The sums are tried, not trusted: coordinates of one sign come before those of the other, so that wherever a
+    partial sum is rounded to bfloat16, it is far larger than the whole and loses more than the bound allows.
+    """
+    import torch
+
+    capabilities = torch.cpu.get_capabilities()
+    if num_dims > MAX_TRIED_DIMS or not (capabilities.get("amx_bf16") or capabilities.get("avx512_bf16")):
+        return False
+    rng = np.random.default_rng(0)
+    queries = rng.random((TRIAL_QUERIES, num_dims), dtype=np.float32) + 1
+    rows = rng.random((PREPARED_ROWS // 4, num_dims), dtype=np.float32) + 1
+    rows[:, num_dims // 2 :] *= -0.9
+    # Of bfloat16 numbers whose mean is zero, nothing is lost but by summing.
+    queries, rows = (_to_bfloat16(numbers)[0].float().numpy() for numbers in (queries, rows))
+    gallery = np.stack([rows, -rows], axis=1).reshape(-1, num_dims)
+    product = BFloat16Product(gallery)
+    prepared, bounds = product.prepare(queries)
+    results = np.empty((len(queries), len(gallery)), dtype=np.int16)
+    product.multiply(prepared, slice(0, len(gallery)), results)
+    exact = queries.astype(np.float64) @ gallery.T.astype(np.float64) - bounds.offsets[:, None]
+    errors = bounds.errors[:, None]
+    is_within = (results >= product.floor(exact - errors)) & (product.lower(results) <= exact + errors)
+    return bool(is_within[exact > errors].all())
+
+
+def bound(queries: FloatArray, query_residuals: Numbers, gallery: Spread) -> Numbers:
     """Return the error of each query's products, as derived above.
 
     Args:
         queries: ``(Q, E)`` as given.
         query_residuals: ``(Q,)`` norms of what rounding the queries loses.
-        gallery: The longest of the gallery.
-
-    Returns:
-        ``(Q,)`` float64.
+        gallery: The largest lengths of the gallery.
 
     Raises:
         InputError: A query that is too long.
     """
     num_dims = queries.shape[1]
-    query_norms = norms(queries)
+    query_norms = _norms(queries)
     if query_norms.max(initial=0.0) > MAX_NORM:
         grid_steps(queries)  # raises
     multiplied = query_norms + query_residuals  # at least |q^|
@@ -243,14 +282,8 @@ def bound(queries: FloatArray, query_residuals: npt.NDArray[np.float64], gallery
     summing = (num_dims * 2.0**-22 + 2.0**-24) * multiplied * (gallery.centred + gallery.residual)
     grid = (num_dims**0.5 * 2.0**-24 + 2.0**-23 + num_dims * 2.0**-50) * query_norms * gallery.row
     flushed = num_dims * 2.0**-124 + num_dims**0.5 * 2.0**-125 * (query_norms + gallery.row)
-    errors: npt.NDArray[np.float64] = (rounding + summing + grid + flushed) * (1 + 2.0**-10)
+    errors: Numbers = (rounding + summing + grid + flushed) * (1 + 2.0**-10)
     return errors
-
-
-def norms(rows: FloatArray) -> npt.NDArray[np.float64]:
-    """Return the norms of ``(N, E)`` rows, summed in float64."""
-    found: npt.NDArray[np.float64] = np.sqrt(np.einsum("ne,ne->n", rows, rows, dtype=np.float64))
-    return found
 
 
 def max_norm(rows: FloatArray) -> float:
@@ -263,18 +296,26 @@ def max_norm(rows: FloatArray) -> float:
         longest = math.sqrt(np.einsum("ne,ne->n", rows, rows).max(initial=0.0))
     if 2.0**-40 < longest < 2.0**40:  # else squares may have left the range of float32
         return longest
-    longest = float(norms(rows).max(initial=0.0))
+    longest = float(_norms(rows).max(initial=0.0))
     if longest > MAX_NORM:
         grid_steps(rows)  # raises
     return longest
 
 
-def pieces(rows: FloatArray) -> Iterator[FloatArray]:
-    """Yield ``PREPARED_ROWS`` rows at a time."""
+def _norms(rows: FloatArray) -> Numbers:
+    found: Numbers = np.sqrt(np.einsum("ne,ne->n", rows, rows, dtype=np.float64))
+    return found
+
+
+def _pieces(rows: FloatArray) -> Iterator[FloatArray]:
     for start in range(0, len(rows), PREPARED_ROWS):
         yield rows[start : start + PREPARED_ROWS]
 
 
-def pad(num_columns: int) -> int:
-    """Return the number of columns with padding."""
-    return -(-num_columns // MAX_GROUP_SIZE) * MAX_GROUP_SIZE
+def _to_bfloat16(rows: FloatArray) -> tuple[Any, FloatArray]:
+    """Return the rows as a bfloat16 tensor, and what they lose, which float32 holds exactly."""
+    import torch
+
+    given = torch.from_numpy(np.ascontiguousarray(rows))
+    rounded = given.to(torch.bfloat16)
+    return rounded, (given - rounded.float()).numpy()
