@@ -15,9 +15,8 @@ from vitrieve.config import ModelConfig
 from vitrieve.errors import ConfigError
 from vitrieve.model.artefact import EMBEDDING_OUTPUT, PATCH_TOKENS_OUTPUT, PIXELS_INPUT
 from vitrieve.model.encoder import build_encoder, build_frozen_encoder, fingerprint_encoder
-from vitrieve.model.named_graph import has_named_graph, make_named_folder
+from vitrieve.model.named_graph import build_vit_graph, has_named_graph, make_named_folder
 from vitrieve.model.pretrained import find_weights
-from vitrieve.model.vit_graph import build_vit_graph
 from vitrieve.runtime.encoder import load_encoder
 
 

@@ -12,9 +12,8 @@ from vitrieve.config_check import check_config
 from vitrieve.errors import ConfigError
 from vitrieve.recipes import RECIPES, find_recipe
 from vitrieve.reproduce.commands import build_cell
-from vitrieve.reproduce.places import find_sources, is_runnable, list_missing
 from vitrieve.reproduce.plan import PLANS, plan_table
-from vitrieve.reproduce.rows import Plan, Row, choose_rows
+from vitrieve.reproduce.rows import Plan, Row, choose_rows, find_sources, is_runnable, list_missing
 from vitrieve.reproduce.stand_in import KOLEO_WEIGHTS, MARGINS, StandIn, check_source, plan_stand_in
 
 STAND_INS = ("table3", "table4", "table5", "table6", "table7", "table9", "figure2", "figure3", "figure4", "figure5")

@@ -17,8 +17,7 @@ from vitrieve.artifacts import write_manifest
 from vitrieve.reproduce.commands import Cell, build_cell
 from vitrieve.reproduce.outcome import read_outcomes
 from vitrieve.reproduce.page import write_pages
-from vitrieve.reproduce.places import find_sources
-from vitrieve.reproduce.rows import Plan, Row, Training, choose_rows
+from vitrieve.reproduce.rows import Plan, Row, Training, choose_rows, find_sources
 from vitrieve.reproduce.run import build_cells, is_finished, read_cells, run_cells
 from vitrieve.reproduce.stand_in import StandIn, plan_stand_in
 

@@ -269,7 +269,7 @@ def test_a_group_keeps_its_nearest_images_only(
     searcher: Searcher, store: MemoryStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = searcher.answer(by_id("0042", k=30, group_by="label"))
-    monkeypatch.setattr("vitrieve.search.grouping.MAX_GROUP_IMAGES", 3)
+    monkeypatch.setattr("vitrieve.search.ranking.MAX_GROUP_IMAGES", 3)
     cut = searcher.answer(by_id("0042", k=30, group_by="label"))
     assert ids(cut) == ids(whole)
     assert max(len(result.others) for result in whole.results) > 2

@@ -12,8 +12,17 @@ from vitrieve.embed.collection import embed_collection
 from vitrieve.errors import ConfigError, DataError, DecodeError
 from vitrieve.index.open import build_index
 from vitrieve.runtime.encoder import Encoder, load_encoder
-from vitrieve.search.explain import NUM_MATCHES, compare_patches, explain_match, explain_result, match_patches
-from vitrieve.search.overlay import HEIGHT_PX, MARGIN_PX, MAX_WIDTH_PX, draw_overlay
+from vitrieve.search.explain import (
+    HEIGHT_PX,
+    MARGIN_PX,
+    MAX_WIDTH_PX,
+    NUM_MATCHES,
+    compare_patches,
+    draw_overlay,
+    explain_match,
+    explain_result,
+    match_patches,
+)
 from vitrieve.search.request import Example
 from vitrieve.search.searcher import Searcher
 

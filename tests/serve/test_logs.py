@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from vitrieve.serve.logs import JsonFormatter
+from vitrieve.serve.observe import JsonFormatter
 
 
 def spell(event: str, **fields: object) -> str:

@@ -6,7 +6,7 @@ import threading
 import pytest
 from fastapi import HTTPException
 
-from vitrieve.serve.workers import WorkerPool
+from vitrieve.serve.service import WorkerPool
 
 
 def build_pool(num_workers: int = 1, num_waiting: int = 1) -> WorkerPool:

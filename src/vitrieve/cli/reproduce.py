@@ -17,8 +17,7 @@ from vitrieve.errors import ConfigError, DataError
 if TYPE_CHECKING:
     from vitrieve.reproduce.commands import Cell
     from vitrieve.reproduce.outcome import RowOutcome
-    from vitrieve.reproduce.places import Source
-    from vitrieve.reproduce.rows import Plan, Row
+    from vitrieve.reproduce.rows import Plan, Row, Source
     from vitrieve.reproduce.run import Failure
 
 
@@ -54,8 +53,7 @@ class Arguments:
 
 def run(arguments: Arguments) -> int:
     """List the plan, or run it and write its page."""
-    from vitrieve.reproduce.places import find_sources
-    from vitrieve.reproduce.rows import choose_rows
+    from vitrieve.reproduce.rows import choose_rows, find_sources
 
     for name, value in (("--num-seeds", arguments.num_seeds), ("--num-steps", arguments.num_steps)):
         if value is not None and value < 1:
@@ -90,7 +88,7 @@ def _set_num_steps(row: Row, num_steps: int) -> Row:
 def _run_plan(arguments: Arguments, plan: Plan, rows: Sequence[Row], sources: Mapping[str, Source]) -> int:
     """Run the rows that can run; the page shows all of the plan, with what earlier calls have found."""
     from vitrieve.reproduce.page import write_pages
-    from vitrieve.reproduce.places import is_runnable, list_missing
+    from vitrieve.reproduce.rows import is_runnable, list_missing
     from vitrieve.reproduce.run import build_cells, run_cells
 
     missing = list_missing(rows, sources)
@@ -120,7 +118,7 @@ def _read_outcomes(
     arguments: Arguments, plan: Plan, sources: Mapping[str, Source], failures: Sequence[Failure]
 ) -> tuple[RowOutcome, ...]:
     from vitrieve.reproduce.outcome import read_outcomes
-    from vitrieve.reproduce.places import list_missing
+    from vitrieve.reproduce.rows import list_missing
     from vitrieve.reproduce.run import build_cells, read_cells
 
     cells = build_cells(plan.rows, sources, arguments.out, arguments.num_seeds)
@@ -145,7 +143,7 @@ def format_outcomes(outcomes: Sequence[RowOutcome]) -> str:
 
 
 def _show_plan(arguments: Arguments, plan: Plan, sources: Mapping[str, Source]) -> int:
-    from vitrieve.reproduce.places import list_missing
+    from vitrieve.reproduce.rows import list_missing
     from vitrieve.reproduce.run import build_cells, is_finished
 
     cells = build_cells(plan.rows, sources, arguments.out, arguments.num_seeds)
@@ -184,7 +182,7 @@ def _describe_figures(plan: Plan, row: Row) -> list[str]:
 
 
 def _row_to_json(cell: Cell, sources: Mapping[str, Source]) -> dict[str, Any]:
-    from vitrieve.reproduce.places import list_missing
+    from vitrieve.reproduce.rows import list_missing
 
     row = cell.row
     return {

@@ -11,15 +11,36 @@ import tyro
 
 from vitrieve.cli.arguments import MapPaths, Switch
 from vitrieve.cli.console import print_json, print_message, print_names, print_result
-from vitrieve.cli.examples import ID_PREFIX, read_example_word
 from vitrieve.config import Device
 from vitrieve.errors import ConfigError, DataError
 from vitrieve.quoting import quote_name
 from vitrieve.runtime.choice import EngineChoice, PrecisionChoice
 
 if TYPE_CHECKING:
-    from vitrieve.search.request import SearchAnswer, SearchRequest, SearchResult
+    from vitrieve.search.request import Box, Example, SearchAnswer, SearchRequest, SearchResult
     from vitrieve.search.searcher import Searcher
+
+
+ID_PREFIX = "id:"
+"""A file whose name begins so is written ``./id:…``."""
+
+
+def read_example_word(word: str, box: Box | None = None) -> Example:
+    """Make an example of a word.
+
+    Args:
+        word: ``PICTURE`` or ``id:IMAGE_ID``.
+        box: The region of the picture to look at.
+
+    Raises:
+        ConfigError: A box on an image of the index, or no box.
+    """
+    from vitrieve.search.request import Example
+
+    if word.startswith(ID_PREFIX):
+        return Example(image_id=word.removeprefix(ID_PREFIX), box=box)
+    return Example(picture=Path(word), box=box)
+
 
 Repeatable = tyro.conf.UseAppendAction[tuple[str, ...]]
 

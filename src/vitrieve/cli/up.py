@@ -72,10 +72,9 @@ def _sync(arguments: Arguments) -> tuple[Path, Encoder]:
     """Bring the folder's index up to date."""
     from vitrieve.cache import cache_folder
     from vitrieve.syncing.exclusion import choose_exclude
-    from vitrieve.syncing.place import default_index_folder
     from vitrieve.syncing.run import SyncSettings
     from vitrieve.syncing.scan import scan_collection
-    from vitrieve.syncing.session import load_index_encoder
+    from vitrieve.syncing.session import default_index_folder, load_index_encoder
     from vitrieve.syncing.sync import sync
 
     if not arguments.folder.is_dir():

@@ -15,8 +15,7 @@ import numpy.typing as npt
 from vitrieve.evaluation.bootstrap import bootstrap_means, percentile_interval
 from vitrieve.evaluation.metrics import Scores
 from vitrieve.evaluation.relevance import RelevanceRule
-from vitrieve.evaluation.run import Measurement
-from vitrieve.evaluation.similarities import similarity_blocks
+from vitrieve.evaluation.run import Measurement, similarity_blocks
 from vitrieve.similarity import FloatArray, IntArray, order_nearest
 
 Verdict = Literal["right", "wrong", "junk"]

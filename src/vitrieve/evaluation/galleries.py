@@ -16,7 +16,7 @@ from vitrieve.data.decode import read_image
 from vitrieve.data.records import ImageRecord
 from vitrieve.errors import DecodeError
 from vitrieve.evaluation.analysis import Neighbour, Verdict, find_neighbours, pick_changed, pick_random, pick_worst
-from vitrieve.evaluation.names import name_average
+from vitrieve.evaluation.metrics import name_average
 from vitrieve.evaluation.run import Measurement
 
 NUM_NEIGHBOURS = 8

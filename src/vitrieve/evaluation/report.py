@@ -32,7 +32,7 @@ from vitrieve.evaluation.charts import (
     shown_bins,
 )
 from vitrieve.evaluation.galleries import Gallery, build_galleries
-from vitrieve.evaluation.names import display_name, name_average, name_first
+from vitrieve.evaluation.metrics import display_name, name_average, name_first
 from vitrieve.evaluation.run import Measurement
 
 MAX_GROUP_ROWS = 400

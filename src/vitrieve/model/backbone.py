@@ -13,9 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from vitrieve.errors import ConfigError
-from vitrieve.model.checkpoint import load_backbone_states
+from vitrieve.model.checkpoint import count_class_tokens, count_prefix_tokens, is_transformer, load_backbone_states
 from vitrieve.model.local_weights import LocalWeights, read_local_weights
-from vitrieve.model.prefix import count_class_tokens, count_prefix_tokens, is_transformer
 from vitrieve.model.pretrained import find_weights, pull_weights
 
 MIN_CONVNET_PX = 32

@@ -29,13 +29,35 @@ from vitrieve.model.backbone import evaluation_mode as evaluation_mode
 from vitrieve.model.card import ModelCard, format_card
 from vitrieve.model.checkpoint import load_backbone_states
 from vitrieve.model.going_on import settle_start
-from vitrieve.model.head import build_head
 from vitrieve.model.local_weights import LocalWeights
 from vitrieve.model.pooling import GEM_P, check_pooling, pool_tokens
 from vitrieve.model.pretrained import WeightsEntry, find_weights
 from vitrieve.model.reduction import Pca, Reduction, build_reduction
 from vitrieve.model.scales import check_scales, combine_scales, resize_pixels
 from vitrieve.model.spec import ONE_SCALE, EncoderSpec
+
+
+def build_head(width: int, spec: EncoderSpec) -> nn.Sequential:
+    """Build the head of an encoder; with neither part it hands the features on, and has no weights.
+
+    Args:
+        width: Dimensions of the pooled features, D.
+        spec: ``head_norm`` standardises the D values of each image to mean 0 and variance 1; ``head_dim`` adds a
+            linear layer with bias, drawn from torch's global generator.
+
+    Returns:
+        ``(B, D)`` to ``(B, head_dim)``, or to ``(B, D)`` without linear layer.
+
+    Source:
+        Teh, DeVries and Taylor, arXiv:2004.01113, section 3.3; Zhai and Wu, arXiv:1811.12649, section 3.3 (norm, then
+        linear layer); Wang et al., arXiv:1912.06798, section 4.1 (linear layer).
+    """
+    parts = nn.Sequential()
+    if spec.head_norm:
+        parts.add_module("norm", nn.LayerNorm(width, elementwise_affine=False))
+    if spec.head_dim is not None:
+        parts.add_module("linear", nn.Linear(width, spec.head_dim))
+    return parts
 
 
 class ImageEncoder(nn.Module):

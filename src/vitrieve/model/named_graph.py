@@ -5,18 +5,171 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from vitrieve.data.preprocess import build_preprocessing
 from vitrieve.errors import ConfigError, WeightsError
-from vitrieve.model.artefact import ONNX_NAME, compute_fingerprint, note_export, read_arrays, write_contents
+from vitrieve.model.artefact import (
+    EMBEDDING_OUTPUT,
+    ONNX_NAME,
+    PATCH_TOKENS_OUTPUT,
+    PIXELS_INPUT,
+    compute_fingerprint,
+    note_export,
+    read_arrays,
+    write_contents,
+)
 from vitrieve.model.card import ModelCard, format_card
 from vitrieve.model.positions import resample_positions
 from vitrieve.model.pretrained import WeightsEntry, get_export_folder, pull_weights
 from vitrieve.model.spec import EncoderSpec
-from vitrieve.model.vit_graph import build_vit_graph
+
+if TYPE_CHECKING:
+    import onnx
+
+
+OPSET = 17
+"""The first with LayerNormalization as one operator."""
+IR_VERSION = 8
+HEAD_WIDTH = 64
+"""Of every DeiT and DINOv2 model."""
+NORM_EPSILON = 1e-6
+SMALLEST_NORM = 1e-12
+
+
+def _number(value: float) -> np.ndarray:
+    return np.array(value, dtype=np.float32)
+
+
+class _Writer:
+    """Collects nodes and constants; every method returns the name of its result."""
+
+    def __init__(self) -> None:
+        self.nodes: list[onnx.NodeProto] = []
+        self.constants: dict[str, np.ndarray] = {}
+
+    def apply(self, operator: str, *inputs: str | np.ndarray, **attributes: Any) -> str:
+        """Add a node; an array becomes a constant."""
+        from onnx import helper
+
+        names = [one if isinstance(one, str) else self._keep(one) for one in inputs]
+        result = f"t{len(self.nodes)}"
+        self.nodes.append(helper.make_node(operator, names, [result], **attributes))
+        return result
+
+    def _keep(self, array: np.ndarray) -> str:
+        name = f"c{len(self.constants)}"
+        self.constants[name] = np.ascontiguousarray(array)
+        return name
+
+    def linear(self, tokens: str, states: Mapping[str, np.ndarray], name: str) -> str:
+        product = self.apply("MatMul", tokens, states[f"{name}.weight"].T)
+        return self.apply("Add", product, states[f"{name}.bias"])
+
+    def norm(self, tokens: str, states: Mapping[str, np.ndarray], name: str) -> str:
+        weight, bias = states[f"{name}.weight"], states[f"{name}.bias"]
+        return self.apply("LayerNormalization", tokens, weight, bias, axis=-1, epsilon=NORM_EPSILON)
+
+    def gelu(self, values: str) -> str:
+        error = self.apply("Erf", self.apply("Mul", values, _number(np.sqrt(0.5))))
+        return self.apply("Mul", self.apply("Mul", values, _number(0.5)), self.apply("Add", error, _number(1)))
+
+
+def build_vit_graph(states: Mapping[str, np.ndarray], image_size: int) -> onnx.ModelProto:
+    """Write the graph of a transformer that is pooled by its CLS token.
+
+    Args:
+        states: Weights under timm's names, float32; the position table is that of ``image_size``. Layer scale is
+            applied where there is one.
+        image_size: Side of the input in pixels.
+
+    Returns:
+        A graph from ``pixels`` ``(B, 3, S, S)`` to ``embedding`` ``(B, D)``, rows of unit length, and
+        ``patch_tokens`` ``(B, N, D)``, as ``export.py`` writes it; B is free.
+    """
+    writer = _Writer()
+    kernel = states["patch_embed.proj.weight"]
+    width, _, patch, _ = kernel.shape
+    patches = writer.apply(
+        "Conv", PIXELS_INPUT, kernel, states["patch_embed.proj.bias"], kernel_shape=[patch, patch], strides=[patch] * 2
+    )
+    flat = writer.apply("Reshape", patches, np.array([0, width, -1], dtype=np.int64))
+    positions = states["pos_embed"]
+    tokens = writer.apply("Add", writer.apply("Transpose", flat, perm=[0, 2, 1]), positions[:, 1:])  # (B, N, D)
+    # The CLS token is the same for every picture; the sum with nothing of the first patch gives it the batch's size.
+    nothing = writer.apply("Mul", _take(writer, tokens, 0, 1), _number(0))
+    tokens = writer.apply(
+        "Concat", writer.apply("Add", nothing, states["cls_token"] + positions[:, :1]), tokens, axis=1
+    )
+    num_blocks = 1 + max(int(name.split(".")[1]) for name in states if name.startswith("blocks."))
+    for block in range(num_blocks):
+        prefix = f"blocks.{block}."
+        of_block = {name.removeprefix(prefix): array for name, array in states.items() if name.startswith(prefix)}
+        tokens = _write_block(writer, tokens, of_block, width)
+    tokens = writer.norm(tokens, states, "norm")
+    cls = writer.apply("Squeeze", _take(writer, tokens, 0, 1), np.array([1], dtype=np.int64))  # (B, D)
+    length = writer.apply("ReduceL2", cls, axes=[1], keepdims=1)
+    embedding = writer.apply("Div", cls, writer.apply("Max", length, _number(SMALLEST_NORM)))
+    return _assemble(
+        writer, {EMBEDDING_OUTPUT: embedding, PATCH_TOKENS_OUTPUT: _take(writer, tokens, 1, 2**31)}, image_size
+    )
+
+
+def _write_block(writer: _Writer, tokens: str, states: Mapping[str, np.ndarray], width: int) -> str:
+    attended = _write_attention(writer, writer.norm(tokens, states, "norm1"), states, width)
+    tokens = writer.apply("Add", tokens, _scale(writer, attended, states, "ls1"))
+    hidden = writer.gelu(writer.linear(writer.norm(tokens, states, "norm2"), states, "mlp.fc1"))
+    return writer.apply("Add", tokens, _scale(writer, writer.linear(hidden, states, "mlp.fc2"), states, "ls2"))
+
+
+def _write_attention(writer: _Writer, tokens: str, states: Mapping[str, np.ndarray], width: int) -> str:
+    parts = []
+    for place in range(3):  # query, key, value: each (B, heads, N, width of a head)
+        rows = slice(place * width, (place + 1) * width)
+        of_part = {f"part.{kind}": states[f"attn.qkv.{kind}"][rows] for kind in ("weight", "bias")}
+        heads = np.array([0, 0, width // HEAD_WIDTH, HEAD_WIDTH], dtype=np.int64)
+        split = writer.apply("Reshape", writer.linear(tokens, of_part, "part"), heads)
+        parts.append(writer.apply("Transpose", split, perm=[0, 2, 3, 1] if place == 1 else [0, 2, 1, 3]))
+    query, key, value = parts
+    scores = writer.apply("MatMul", writer.apply("Mul", query, _number(HEAD_WIDTH**-0.5)), key)
+    mixed = writer.apply("MatMul", writer.apply("Softmax", scores, axis=-1), value)
+    joined = writer.apply(
+        "Reshape", writer.apply("Transpose", mixed, perm=[0, 2, 1, 3]), np.array([0, 0, width], dtype=np.int64)
+    )
+    return writer.linear(joined, states, "attn.proj")
+
+
+def _scale(writer: _Writer, tokens: str, states: Mapping[str, np.ndarray], name: str) -> str:
+    gamma = states.get(f"{name}.gamma")
+    return tokens if gamma is None else writer.apply("Mul", tokens, gamma)
+
+
+def _take(writer: _Writer, tokens: str, start: int, stop: int) -> str:
+    bounds = [np.array([value], dtype=np.int64) for value in (start, stop, 1)]
+    return writer.apply("Slice", tokens, *bounds)
+
+
+def _assemble(writer: _Writer, outputs: Mapping[str, str], image_size: int) -> onnx.ModelProto:
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    for name, result in outputs.items():
+        writer.nodes.append(helper.make_node("Identity", [result], [name]))
+    batch = helper.make_tensor_value_info(PIXELS_INPUT, TensorProto.FLOAT, ["B", 3, image_size, image_size])
+    described = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["B", *([None] * rank)])
+        for name, rank in ((EMBEDDING_OUTPUT, 1), (PATCH_TOKENS_OUTPUT, 2))
+    ]
+    constants = [numpy_helper.from_array(array, name) for name, array in writer.constants.items()]
+    graph = helper.make_graph(writer.nodes, "encoder", [batch], described, constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
+    onnx.checker.check_model(model)
+    return model
+
 
 STATE_PREFIX = "backbone."
 

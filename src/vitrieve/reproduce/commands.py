@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from vitrieve.reproduce.places import Source
-from vitrieve.reproduce.rows import Row, Training
+from vitrieve.reproduce.rows import Row, Source, Training
 
 Task = Literal["train", "reduce", "evaluate", "analyse", "gradients"]
 RUNS = "runs"

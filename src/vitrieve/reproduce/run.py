@@ -19,8 +19,7 @@ from vitrieve.artifacts import MANIFEST_NAME, prepare_folder, read_manifest, wri
 from vitrieve.config import Device
 from vitrieve.evaluation.run import RESULTS_NAME
 from vitrieve.reproduce.commands import ANALYSIS_NAME, GRADIENTS_NAME, Cell, Step, build_cell
-from vitrieve.reproduce.places import Source
-from vitrieve.reproduce.rows import Row
+from vitrieve.reproduce.rows import Row, Source
 
 LOG_NAME = "log.txt"
 NUM_LOG_LINES = 3

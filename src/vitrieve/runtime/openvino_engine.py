@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -14,10 +17,33 @@ from vitrieve.model.artefact import EMBEDDING_OUTPUT, PATCH_TOKENS_OUTPUT, PIXEL
 from vitrieve.runtime.device import DeviceName
 from vitrieve.runtime.engine import CPU_BATCH_SIZE, NO_PATCHES, EngineName
 from vitrieve.runtime.precision import resolve_precision
-from vitrieve.runtime.telemetry import import_openvino
 
 if TYPE_CHECKING:
     import openvino
+
+
+TELEMETRY = "openvino_telemetry"
+
+
+@contextmanager
+def no_telemetry() -> Iterator[None]:
+    """Hide the package while others are imported; where it is imported already nothing can be done."""
+    if TELEMETRY in sys.modules:
+        yield
+        return
+    modules = cast(dict[str, Any], sys.modules)
+    modules[TELEMETRY] = None  # Python then raises ImportError
+    try:
+        yield
+    finally:
+        if modules.get(TELEMETRY, "") is None:
+            del modules[TELEMETRY]
+
+
+def import_openvino() -> None:
+    """Import OpenVINO, the first time in this process, without telemetry."""
+    with no_telemetry():
+        import openvino  # noqa: F401
 
 
 class OpenVinoEngine:

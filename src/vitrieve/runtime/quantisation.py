@@ -25,7 +25,7 @@ from vitrieve.model.artefact import (
     note_export,
     read_contents,
 )
-from vitrieve.runtime.telemetry import import_openvino, no_telemetry
+from vitrieve.runtime.openvino_engine import import_openvino, no_telemetry
 
 Preset = Literal["mixed", "performance"]
 MIN_COSINE = 0.9

@@ -19,10 +19,9 @@ from vitrieve.index.open import open_index
 from vitrieve.index.store import Hit, StoreInfo, VectorStore, find_name, read_info
 from vitrieve.runtime.choice import EngineChoice, PrecisionChoice
 from vitrieve.runtime.encoder import Encoder, load_encoder
-from vitrieve.search.grouping import group_hits
 from vitrieve.search.mapped import PathMap, map_paths
 from vitrieve.search.query import build_query
-from vitrieve.search.ranking import MAX_DEPTH, rank_images
+from vitrieve.search.ranking import MAX_DEPTH, group_hits, rank_images
 from vitrieve.search.request import Example, SearchAnswer, SearchRequest, SearchResult
 from vitrieve.search.threshold import Threshold, load_threshold
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import Literal
 
 from fastapi import HTTPException, Request
 from python_multipart import FormParser
@@ -14,6 +15,46 @@ from python_multipart.multipart import Field, File, parse_options_header
 
 from vitrieve.serve.front import read_length
 from vitrieve.serve.limits import Limits
+
+Content = Literal["image", "json", "unknown"]
+
+NUM_BYTES = 32
+"""Enough to tell."""
+
+_AVIF_BRANDS = (b"avif", b"avis")
+_HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+_BEGINNINGS: tuple[tuple[str, Callable[[bytes], bool]], ...] = (
+    ("image/jpeg", lambda head: head.startswith(b"\xff\xd8\xff")),
+    ("image/png", lambda head: head.startswith(b"\x89PNG\r\n\x1a\n")),
+    ("image/gif", lambda head: head.startswith((b"GIF87a", b"GIF89a"))),
+    ("image/webp", lambda head: head.startswith(b"RIFF") and head[8:12] == b"WEBP"),
+    ("image/tiff", lambda head: head.startswith((b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+"))),
+    ("image/avif", lambda head: head[4:8] == b"ftyp" and head[8:12] in _AVIF_BRANDS),
+    ("image/heic", lambda head: head[4:8] == b"ftyp" and head[8:12] in _HEIF_BRANDS),
+    ("image/bmp", lambda head: head.startswith(b"BM")),
+)
+"""Media type and its test, for the formats of ``data/decode.py``."""
+
+
+def find_image_type(head: bytes) -> str | None:
+    """Name the media type of an image by its first bytes; None when they begin no accepted format.
+
+    >>> find_image_type(b"GIF89a..."), find_image_type(b"<svg xmlns=")
+    ('image/gif', None)
+    """
+    return next((media_type for media_type, begins in _BEGINNINGS if begins(head)), None)
+
+
+def recognise(data: bytes) -> Content:
+    """Tell an image and a JSON object apart, whatever the request's header says.
+
+    >>> recognise(b' {"id": "a.jpg"}')
+    'json'
+    """
+    if find_image_type(data[:NUM_BYTES]):
+        return "image"
+    return "json" if data[:NUM_BYTES].lstrip()[:1] == b"{" else "unknown"
+
 
 MAX_FORM_FIELDS = 100
 MAX_FIELD_BYTES = 64 * 1024

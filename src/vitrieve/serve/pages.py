@@ -16,12 +16,11 @@ from vitrieve.serve.address import Address, parse_address
 from vitrieve.serve.api import answer_jpeg, check_side
 from vitrieve.serve.body import parse_form
 from vitrieve.serve.gate import COOKIE, build_cookie, is_token
-from vitrieve.serve.pictures import encode_jpeg
+from vitrieve.serve.pictures import Upload, encode_jpeg
 from vitrieve.serve.questions import Question, build_request, list_examples, validate
 from vitrieve.serve.refusals import get_refusal
 from vitrieve.serve.schemas import SearchBody, SearchParameters
 from vitrieve.serve.service import CurrentService, Service
-from vitrieve.serve.uploads import Upload
 from vitrieve.serve.view import (
     YOUR_PICTURE,
     View,

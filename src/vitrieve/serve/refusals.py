@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from vitrieve.errors import ArtifactError, DataError, DecodeError, InputError, PictureTooLargeError, WeightsError
-from vitrieve.serve.logs import log_failure
+from vitrieve.serve.observe import log_failure
 from vitrieve.serve.service import get_service
 
 

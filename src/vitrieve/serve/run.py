@@ -16,7 +16,7 @@ from vitrieve.serve.app import create_app
 from vitrieve.serve.connections import BoundedProtocol
 from vitrieve.serve.gate import LOCAL_NAMES, is_local
 from vitrieve.serve.limits import Limits
-from vitrieve.serve.logs import write_logs_to_standard_error
+from vitrieve.serve.observe import write_logs_to_standard_error
 from vitrieve.serve.place import Place
 
 MAX_PORT = 65_535

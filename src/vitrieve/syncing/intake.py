@@ -12,8 +12,7 @@ from vitrieve.data.records import ImageRecord
 from vitrieve.embed.batches import choose_chunk_size, encode_in_parallel, prepare_ahead
 from vitrieve.progress import track
 from vitrieve.runtime.encoder import Encoder
-from vitrieve.syncing.content import Content, read_content
-from vitrieve.syncing.describe import complete_record
+from vitrieve.syncing.content import Content, complete_record, read_content
 from vitrieve.syncing.ledger import Change, Ledger
 from vitrieve.syncing.stamps import Stamp
 

@@ -9,7 +9,7 @@ from vitrieve.data.records import ImageRecord
 from vitrieve.errors import ConfigError, FingerprintError
 from vitrieve.index.store import StoreInfo
 from vitrieve.runtime.encoder import Encoder
-from vitrieve.syncing.describe import complete_record, hash_record
+from vitrieve.syncing.content import complete_record, hash_record
 from vitrieve.syncing.intake import COMMIT_SIZE, Intake
 from vitrieve.syncing.ledger import Change, Ledger
 from vitrieve.syncing.removal import MassRemoval, find_mass_removal, find_unreachable, is_left_out

@@ -13,8 +13,7 @@ from vitrieve.data.records import Dataset, ImageRecord
 from vitrieve.data.sources import find_source_path, is_folder_source, read_collection
 from vitrieve.embed.collection import name_labels
 from vitrieve.errors import DataError
-from vitrieve.syncing.content import find_status
-from vitrieve.syncing.describe import hash_record, spell_box
+from vitrieve.syncing.content import find_status, hash_record, spell_box
 from vitrieve.syncing.exclusion import choose_exclude
 from vitrieve.syncing.stamps import Stamp, sign_file
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,6 +15,7 @@ from typing import Literal
 import numpy as np
 
 from vitrieve.artifacts import MANIFEST_NAME, explaining_full_disk, prepare_folder, sync_folder
+from vitrieve.cache import cache_folder
 from vitrieve.config import Device
 from vitrieve.data.sources import find_source_path
 from vitrieve.embed.collection import describe_source
@@ -180,3 +183,20 @@ def _check_collection(source: str, index: Path, store: VectorStore, stamp_file: 
             "where the collection has moved there, or is to be replaced."
         )
     stamp_file.write_fact(_COLLECTION_FACT, wanted)
+
+
+def default_index_folder(folder: Path, fingerprint: str) -> Path:
+    """Tell where the index of a folder is kept: in the user's cache, one for each folder and encoder.
+
+    Not in the folder itself: that may be read-only, on a network drive (where memory maps and file locks are
+    unreliable), shared or copied by other programs, and holds somebody's photographs and nothing of ours. The price:
+    a folder that moves is embedded anew, unless the index is named.
+
+    Args:
+        folder: The collection, there or not.
+        fingerprint: Of the encoder.
+    """
+    path = folder.resolve()
+    identity = hashlib.sha256(f"{path}\0{fingerprint}".encode("utf-8", "surrogateescape")).hexdigest()
+    name = re.sub(r"[^\w.-]+", "-", path.name, flags=re.ASCII).strip(".-") or "collection"
+    return cache_folder() / "indexes" / f"{name}-{identity[:12]}"
