@@ -113,6 +113,15 @@ def test_find_offences_finds_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert len(list(find_offences(file))) == 3
 
 
+def test_each_package_lists_its_files_in_its_docstring() -> None:
+    missing = []
+    for init in SOURCE.glob("*/__init__.py"):
+        docstring = ast.get_docstring(ast.parse(init.read_text(encoding="utf-8"))) or ""
+        names = [path.name for path in init.parent.glob("*.py") if path != init]
+        missing += [f"{init.parent.name}/{name}" for name in names if name not in docstring]
+    assert not missing, f"add {missing} to the reading order in the package's __init__.py"
+
+
 def test_no_cli_module_loads_torch_when_imported() -> None:
     modules = [f"vitrieve.cli.{path.stem}" for path in sorted((SOURCE / "cli").glob("*.py")) if path.stem != "__init__"]
     script = (

@@ -2,7 +2,6 @@
 
 Four kinds: run -> encoder -> embeddings -> index. A folder without ``manifest.json`` is partial: it can be
 resumed, not used. Every reader goes through ``read_manifest`` and so refuses what does not fit.
-Next: ``data/records.py``.
 """
 
 from __future__ import annotations

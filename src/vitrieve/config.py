@@ -2,7 +2,7 @@
 
 A recipe (``recipes.py``) returns a complete ``Config``; the command line changes single fields of it
 (``--objective.koleo-weight 0.3``); the resolved configuration is saved as JSON in every artefact and
-read back strictly. Next file: ``config_check.py``.
+read back strictly.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a configuration may hold: ranges, and settings that change nothing. Next file: ``config_json.py``."""
+"""What a configuration may hold: ranges, and settings that change nothing."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 A name may hold a line break, which forges a line of a log; ESC, which a terminal obeys; a sign that reverses the
 order of letters; or bytes that are no text. ``quote_name`` spells a name inside a sentence; ``escape_text`` is what
-everything that is printed goes through on its way out, so that a forgotten name does no harm. Next: ``errors.py``.
+everything that is printed goes through on its way out, so that a forgotten name does no harm.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Flags from a dataclass, by tyro, with this project's rules for what goes wrong. Next file: ``console.py``."""
+"""Flags from a dataclass, by tyro, with this project's rules for what goes wrong."""
 
 from __future__ import annotations
 

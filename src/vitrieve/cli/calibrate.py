@@ -1,4 +1,4 @@
-"""``vitrieve calibrate``: from which score on is a result the wanted thing? Next: ``search.py``."""
+"""``vitrieve calibrate``: from which score on is a result the wanted thing?"""
 
 from __future__ import annotations
 

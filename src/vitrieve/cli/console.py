@@ -1,4 +1,4 @@
-"""What is printed where: results on standard output, everything else on standard error. Next: ``doctor.py``.
+"""What is printed where: results on standard output, everything else on standard error.
 
 Libraries print as well (timm about the weights that it reads, C code past Python): while a command runs, whatever is
 not printed by ``print_result`` goes to standard error, so that ``--json`` stays JSON. ruff's rule T20 keeps the bare

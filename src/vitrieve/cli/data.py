@@ -1,7 +1,4 @@
-"""``vitrieve data check`` and ``data describe``: what is in a data set and wrong with it, and where to get one.
-
-Next file: ``weights.py``.
-"""
+"""``vitrieve data check`` and ``data describe``: what is in a data set and wrong with it, and where to get one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``vitrieve embed``: a collection of pictures becomes embeddings. Next: ``index.py``."""
+"""``vitrieve embed``: a collection of pictures becomes embeddings."""
 
 from __future__ import annotations
 

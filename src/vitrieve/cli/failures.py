@@ -1,8 +1,7 @@
 """What becomes of an error: one line for people, the traceback for those who ask, and an exit status.
 
 The status says whose fault it was: 0 nobody's, 1 the thing that was checked is not fine, 2 wrong use or input (or a
-full disk, a missing permission), 3 a fault of vitrieve itself; 130 and 143 after Ctrl-C and SIGTERM. Next:
-``arguments.py``.
+full disk, a missing permission), 3 a fault of vitrieve itself; 130 and 143 after Ctrl-C and SIGTERM.
 """
 
 from __future__ import annotations

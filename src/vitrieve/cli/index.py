@@ -1,4 +1,4 @@
-"""``vitrieve index``: make embeddings searchable. Next: ``search.py``."""
+"""``vitrieve index``: make embeddings searchable."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The entry point: the table of commands, and what happens with errors. Next file: ``arguments.py``.
+"""The entry point: the table of commands, and what happens with errors.
 
 No command's module is imported before it is called, so that ``vitrieve --help`` is quick and needs no torch.
 """

@@ -1,4 +1,4 @@
-"""``vitrieve reduce``: an encoder with fewer dimensions, by a PCA or a whitening. Next: ``export.py``."""
+"""``vitrieve reduce``: an encoder with fewer dimensions, by a PCA or a whitening."""
 
 from __future__ import annotations
 

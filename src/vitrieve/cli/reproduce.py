@@ -1,4 +1,4 @@
-"""``vitrieve reproduce``: the paper's tables and figures, published figures beside ours. Next: ``export.py``."""
+"""``vitrieve reproduce``: the paper's tables and figures, published figures beside ours."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``vitrieve search``: find the pictures most like given ones. Next: ``explain.py``."""
+"""``vitrieve search``: find the pictures most like given ones."""
 
 from __future__ import annotations
 

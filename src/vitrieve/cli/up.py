@@ -1,4 +1,4 @@
-"""``vitrieve up``: a folder of photographs becomes a search page, in one command. Next: ``calibrate.py``."""
+"""``vitrieve up``: a folder of photographs becomes a search page, in one command."""
 
 from __future__ import annotations
 

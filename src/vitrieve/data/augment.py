@@ -1,4 +1,4 @@
-"""Training views of a picture: the paper's two, and the random resized crop. Next file: ``sampler.py``."""
+"""Training views of a picture: the paper's two, and the random resized crop."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """What is in a data set, and what is wrong with it: ``vitrieve data check``.
 
-Every image is decoded once, by the rule of ``decode.py``. Next: ``model/``.
+Every image is decoded once, by the rule of ``decode.py``.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 The rule: the folders directly in the given one are the classes, and what lies deeper belongs to its class. Two
 layouts of other programs are read as they are meant, and said: folders with the names of splits above the classes
-(``train/CLASS/…``), and one lone folder above all classes, which is looked through. Next file: ``folder.py``.
+(``train/CLASS/…``), and one lone folder above all classes, which is looked through.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Source: Wah, Branson, Welinder, Perona and Belongie, "The Caltech-UCSD Birds-200-2011 Dataset", 2011; the split by
 class of Oh Song et al., CVPR 2016: the first hundred classes train, the others test. The file
-``train_test_split.txt`` is the split for classification of known species, and is not read. Next file: ``sop.py``.
+``train_test_split.txt`` is the split for classification of known species, and is not read.
 """
 
 from __future__ import annotations

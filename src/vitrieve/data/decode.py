@@ -16,7 +16,7 @@ The content decides the format, never the file's name. The rule:
 - EXIF orientation is applied; an unreadable EXIF block counts as none.
 - A damaged or truncated file is an error, never a half-grey picture. A JPEG that lacks its end marker alone is good.
 
-No state of Pillow is changed, so threads may decode at the same time. Next file: ``preprocess.py``.
+No state of Pillow is changed, so threads may decode at the same time.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What a person must know to get a data set: ``vitrieve data describe NAME``.
 
-Sizes marked "about" are rounded; where the authors state none, it says so. Next file: ``check.py``.
+Sizes marked "about" are rounded; where the authors state none, it says so.
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 A zero-shot benchmark of the shape of SOP (many classes, few images each) that any machine with npm can
 build in about two minutes: ten npm packages of SVG drawings, rasterised at 256 px on white into the cache.
-Next file: ``folder.py``.
 """
 
 from __future__ import annotations

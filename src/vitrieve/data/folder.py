@@ -1,7 +1,4 @@
-"""The user's own images: a folder for each class, or any folder of images as a collection to embed.
-
-Next file: ``manifest.py``.
-"""
+"""The user's own images: a folder for each class, or any folder of images as a collection to embed."""
 
 from __future__ import annotations
 

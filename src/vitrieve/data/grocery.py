@@ -4,7 +4,7 @@ Source: Klasson, Zhang and Kjellström, "A Hierarchical Grocery Store Image Data
 Labels", WACV 2019, arXiv:1901.00711; github.com/marcusklasson/GroceryStoreDataset (its folder ``dataset``), MIT.
 What differs: the data set was made for classification of known products. Here, as CUB-200 is used for
 retrieval, its three parts are pooled and split by class: even class ids train, odd ones test, so that no
-tested product was seen in training. Next file: ``emoji.py``.
+tested product was seen in training.
 """
 
 from __future__ import annotations

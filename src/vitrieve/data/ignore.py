@@ -2,7 +2,7 @@
 
 The user excludes by patterns with the rules of gitignore: in files ``.vitrieveignore``, each for its folder and what
 lies below it, and by ``--exclude``, which has the last word and counts from the folder that is walked. Patterns
-and names are compared in NFC, so that a pattern typed on one system fits the files of another. Next file: ``walk.py``.
+and names are compared in NFC, so that a pattern typed on one system fits the files of another.
 """
 
 from __future__ import annotations

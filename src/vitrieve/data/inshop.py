@@ -1,7 +1,7 @@
 """In-Shop Clothes Retrieval (DeepFashion): 52,712 photographs of 7,982 garments in a shop.
 
 Source: Liu, Luo, Qiu, Wang and Tang, "DeepFashion: Powering Robust Clothes Recognition and Retrieval with Rich
-Annotations", CVPR 2016. Queries and gallery are separate. Next file: ``restricted_pickle.py``.
+Annotations", CVPR 2016. Queries and gallery are separate.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 The rules: a malformed or contradictory row is an error that names its line; a row that repeats another one is
 dropped and noted; a listed image that is missing is noted and stays, so that whoever decodes it reports it; an image
-that no list names is noted and left out. Next file: ``cub200.py``.
+that no list names is noted and left out.
 """
 
 from __future__ import annotations

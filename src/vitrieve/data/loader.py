@@ -2,7 +2,7 @@
 
 A batch is a pure function of (seed, step): every random choice is drawn from a generator made of the seed,
 the step and the place in the batch. Resuming at a step therefore needs no state, and the number of threads
-changes nothing. Next folder: ``model``.
+changes nothing.
 """
 
 from __future__ import annotations

@@ -4,8 +4,7 @@ Columns: ``path`` (relative to the table's folder); optional ``label`` (needed t
 (train, validation, test), ``is_query``, ``is_gallery`` (true, false, 1, 0, or empty, which says nothing), the box
 ``x_1, y_1, x_2, y_2`` in pixels, ``junk_group`` (for a query, the images of its own group are neither right nor wrong
 in an evaluation); every other column is metadata. A malformed table is an error that names the row; a listed image
-that turns out to be missing or damaged is reported by whoever decodes it, unless not a single one is there. Next file:
-``table_cells.py``.
+that turns out to be missing or damaged is reported by whoever decodes it, unless not a single one is there.
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 An RGB picture becomes a ``(3, S, S)`` float32 array: the short side resized with Pillow's filter and a centre
 crop, or the whole picture squeezed into the square; then the mean and standard deviation of the backbone.
-Next file: ``augment.py`` (training views).
 """
 
 from __future__ import annotations

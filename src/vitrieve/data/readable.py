@@ -1,4 +1,4 @@
-"""Sort out the images that cannot be decoded, before a training run begins. Next file: ``augment.py``."""
+"""Sort out the images that cannot be decoded, before a training run begins."""
 
 from __future__ import annotations
 

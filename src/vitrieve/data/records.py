@@ -1,7 +1,7 @@
 """One record type for every image source, and the data set that holds records.
 
 A reader of a source (``grocery.py``, ``emoji.py``, ``folder.py``, ``manifest.py``) returns a
-``Dataset``; training, evaluation and embedding know nothing else. Next file: ``sources.py``.
+``Dataset``; training, evaluation and embedding know nothing else.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 A pickle is a program that may call whatever it can name. Here it can name a fixed list of builders, all of them
 below, none of which imports, opens or runs anything. Numpy's own reconstruction code is not among them: it trusts
 the state that it is given, so arrays are kept as parts while the pickle runs, and built from checked parts
-afterwards. Arrays of objects are refused: no benchmark needs them. Next file: ``sfm120k.py``.
+afterwards. Arrays of objects are refused: no benchmark needs them.
 """
 
 from __future__ import annotations

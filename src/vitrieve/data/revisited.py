@@ -3,7 +3,7 @@
 Source: Radenović, Iscen, Tolias, Avrithis and Chum, "Revisiting Oxford and Paris: Large-Scale Image Retrieval
 Benchmarking", CVPR 2018, arXiv:1803.11285; layout as in github.com/filipradenovic/revisitop. The ground truth is
 ``gnd_NAME.pkl``, read by ``restricted_pickle.py``. What an image shows is known per query only, so all images have
-label 0, and ``Dataset.ground_truth`` says what each query should find. Next file: ``folder.py``.
+label 0, and ``Dataset.ground_truth`` says what each query should find.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Which images make the batch of a step: a pure function of the step, so that resuming needs no state.
-
-Next file: ``loader.py``.
-"""
+"""Which images make the batch of a step: a pure function of the step, so that resuming needs no state."""
 
 from __future__ import annotations
 

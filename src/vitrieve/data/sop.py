@@ -1,7 +1,7 @@
 """Stanford Online Products: 120,053 photographs of 22,634 products sold online.
 
 Source: Oh Song, Xiang, Jegelka and Savarese, "Deep Metric Learning via Lifted Structured Feature Embedding", CVPR
-2016; the split is that of its two lists. Next file: ``inshop.py``.
+2016; the split is that of its two lists.
 """
 
 from __future__ import annotations

@@ -3,7 +3,6 @@
 ``grocery:DIR``, ``emoji``, ``cub200:DIR``, …, ``folder:DIR``, ``manifest:FILE``; an existing folder alone means
 ``folder:DIR``. A published data set may be named without its folder: it is then looked for in ``VITRIEVE_DATA`` and
 beside the checkout.
-Next file: ``grocery.py``.
 """
 
 from __future__ import annotations

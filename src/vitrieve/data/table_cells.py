@@ -1,4 +1,4 @@
-"""What the typed cells of a Parquet table are as text. Next file: ``table_paths.py``."""
+"""What the typed cells of a Parquet table are as text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a cell with a path means: where the file is, and the name of its image. Next file: ``decode.py``.
+"""What a cell with a path means: where the file is, and the name of its image.
 
 Tables come from other machines and other programs. A path is recognized by its form: what can be read is read, and
 what cannot is refused with what to do.

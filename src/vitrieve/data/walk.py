@@ -1,7 +1,7 @@
 """Finding the picture files below a folder: the one walk that every source, ``sync`` and ``up`` share.
 
 Files are listed by their suffix and judged by their content only when decoded, so that one bad file is reported and
-the work goes on. What is left out is counted, and a folder that cannot be read is told. Next file: ``folder.py``.
+the work goes on. What is left out is counted, and a folder that cannot be read is told.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 """Collection to vectors: resumable, bad files reported.
 
-In reading order: ``rows.py`` (image records as a Parquet table), ``batches.py`` (decoding beside encoding),
-``parts.py`` (what a killed run has already done), ``collection.py`` (the two verbs, and the embeddings they make).
+The files in reading order, each of which begins with what it is for: ``rows.py``, ``batches.py``, ``parts.py``,
+``collection.py``.
 """

@@ -1,4 +1,4 @@
-"""Decoding beside encoding: threads prepare the next pictures while the encoder works. Next file: ``parts.py``."""
+"""Decoding beside encoding: threads prepare the next pictures while the encoder works."""
 
 from __future__ import annotations
 

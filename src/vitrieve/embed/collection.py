@@ -1,7 +1,7 @@
 """From images to embeddings: in memory (``embed_images``) and on disk, resumable (``embed_collection``).
 
 The folder of embeddings holds ``vectors.npy`` (``(N, E)`` float32, good images only), ``rows.parquet`` (every
-image, with its status) and the manifest. Next: ``index/exact.py``.
+image, with its status) and the manifest.
 """
 
 from __future__ import annotations

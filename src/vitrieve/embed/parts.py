@@ -1,4 +1,4 @@
-"""What a killed run has already done: numbered parts, each written whole or not at all. Next: ``collection.py``.
+"""What a killed run has already done: numbered parts, each written whole or not at all.
 
 ``plan.json`` says of which encoder and which records the parts are; part ``i`` holds the records from
 ``i * PART_SIZE`` on. A part appears under its name only when it is complete and on the disk.

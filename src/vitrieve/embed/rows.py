@@ -1,4 +1,4 @@
-"""Image records as an Arrow table, the content of ``rows.parquet``. Next file: ``batches.py``."""
+"""Image records as an Arrow table, the content of ``rows.parquet``."""
 
 from __future__ import annotations
 

@@ -6,14 +6,12 @@ In reading order:
     revisited.py    easy, medium, hard: trapezoidal average precision and mP@k
     bootstrap.py    95 % intervals over classes, or over queries
     protocols.py    records of a data set -> queries, gallery, junk; distractors
-    similarities.py blocks of similarities to a gallery of any size
     data.py         what is measured on: a source under its protocols
     run.py          embed, measure, write results.json and the report
     evaluate.py     all of it in one call, which is public
     table.py        the figures as text
     analysis.py     what the report shows: classes, histograms, spectra, neighbours
     charts.py       inline SVG
-    names.py        how metrics are spelt
     galleries.py    queries and what they find, as small pictures
     report.py       one self-contained HTML page
 """

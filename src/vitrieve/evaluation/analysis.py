@@ -1,6 +1,6 @@
 """What the report shows beside the figures: classes, similarity histograms, spectra, neighbours.
 
-Pure computations on measurements; nothing here knows HTML. Next file: ``charts.py``.
+Pure computations on measurements; nothing here knows HTML.
 """
 
 from __future__ import annotations

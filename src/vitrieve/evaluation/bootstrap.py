@@ -3,7 +3,6 @@
 Images of a class are not independent trials: an encoder knows a class or does not. Resampling images would
 make intervals too narrow, so whole classes are drawn, with replacement. The intervals answer: how far might
 the figure be off, had other classes of this kind been collected? They say nothing about training seeds.
-Next file: ``protocols.py``.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Charts of the report as inline SVG.
 
 Colours come from the page's style sheet (classes ``s0`` to ``s3`` for encoders, ``right`` and ``wrong`` for
-pairs), so that one drawing serves light and dark. Every function returns escaped markup. Next file: ``names.py``.
+pairs), so that one drawing serves light and dark. Every function returns escaped markup.
 """
 
 from __future__ import annotations

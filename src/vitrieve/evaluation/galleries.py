@@ -1,7 +1,4 @@
-"""Galleries of the report: chosen queries beside what each encoder finds for them, as small pictures.
-
-Next file: ``report.py``.
-"""
+"""Galleries of the report: chosen queries beside what each encoder finds for them, as small pictures."""
 
 from __future__ import annotations
 

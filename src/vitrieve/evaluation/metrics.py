@@ -10,7 +10,7 @@ relevant one and neither sorts nor holds the whole matrix. What the pass promise
 - Queries for which nothing relevant is in the gallery are left out of the means, and counted.
 - Junk (see ``Exclusions``) is neither right nor wrong: the ranking closes up over it.
 
-Nearness is defined in ``similarity/``. Next file: ``revisited.py``.
+Nearness is defined in ``similarity/``.
 """
 
 from __future__ import annotations

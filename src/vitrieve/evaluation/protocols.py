@@ -1,7 +1,4 @@
-"""From the records of a data set to the arrays that the metrics take: queries, gallery, junk; and distractors.
-
-Next file: ``similarities.py``.
-"""
+"""From the records of a data set to the arrays that the metrics take: queries, gallery, junk; and distractors."""
 
 from __future__ import annotations
 

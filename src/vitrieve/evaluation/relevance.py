@@ -1,7 +1,6 @@
 """Who is right, wrong or left out in a query's ranking: by labels (``Relevance``) or by lists (``Judgements``).
 
 Used by the metrics, the histograms and the galleries of the report, so that all three mean the same.
-Next file: ``metrics.py``.
 """
 
 from __future__ import annotations

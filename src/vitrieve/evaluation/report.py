@@ -1,7 +1,7 @@
 """The report: one self-contained HTML page, without any request to elsewhere.
 
 This file turns measurements into what the page says; ``templates/report.html.j2`` is the page. All names come
-from users' files and are escaped by the template engine. This is the last file of the package.
+from users' files and are escaped by the template engine.
 """
 
 from __future__ import annotations

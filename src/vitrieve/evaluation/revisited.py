@@ -3,7 +3,6 @@
 Every query lists its easy, hard and junk images; a protocol says which of them are to be found and which are
 ignored (taken out of the ranking before it is scored). ``revisited_metrics`` scores rankings of any origin, also
 truncated ones; ``score_judged`` scores similarities, so that a ranking of a million images is never held.
-Next file: ``bootstrap.py``.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Measure encoders on data sets: embed, score, and write ``results.json`` and the report.
-
-Next file: ``analysis.py``.
-"""
+"""Measure encoders on data sets: embed, score, and write ``results.json`` and the report."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every store checks before it changes or searches anything. Next: ``vectors_file.py``."""
+"""What every store checks before it changes or searches anything."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the conditions of a filter ask of the values of a column: spans of texts and numbers. Next: ``lock.py``.
+"""What the conditions of a filter ask of the values of a column: spans of texts and numbers.
 
 Every store asks the same of its engine: whether the text, or the number that it reads as, lies in one of a few spans.
 Which spans these are depends on the kind of the column, and a condition that no value of it can meet is refused.

@@ -1,7 +1,4 @@
-"""What an engine raises, as errors of ours: LanceDB raises RuntimeError for whatever happens to its files.
-
-Next: ``lance_schema.py``.
-"""
+"""What an engine raises, as errors of ours: LanceDB raises RuntimeError for whatever happens to its files."""
 
 from __future__ import annotations
 

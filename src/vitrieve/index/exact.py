@@ -1,4 +1,4 @@
-"""The exact store: vectors in files, every one of them compared. Next: ``lance_schema.py``.
+"""The exact store: vectors in files, every one of them compared.
 
 For evaluation, and for up to a few 100,000 images. Exact search finds what ``similarity.top_k`` finds, at the speed
 of a float32 product: the product only chooses candidates, with a bound on its error, and the candidates are

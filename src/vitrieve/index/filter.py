@@ -1,4 +1,4 @@
-"""Conditions on metadata: which images of an index may be found. Next: ``comparison.py``.
+"""Conditions on metadata: which images of an index may be found.
 
 Here is how a condition is written. What it means depends on the kind of the column (``comparison.py``).
 """

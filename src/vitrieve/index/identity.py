@@ -1,4 +1,4 @@
-"""Whether a folder still holds the index that was opened. Next: ``batch.py``.
+"""Whether a folder still holds the index that was opened.
 
 An index is checked when it is opened: its store, format, encoder and embedding size. A process that keeps it open for
 days must know that what it reads is still that index. The manifest tells it: an index that is made anew loses its

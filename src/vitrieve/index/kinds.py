@@ -1,4 +1,4 @@
-"""What kind of value a text of the metadata is, and so what a column holds. Next: ``filter.py``.
+"""What kind of value a text of the metadata is, and so what a column holds.
 
 Metadata is kept as the text that its source wrote. The kind of a column follows from the values that it has, and is
 found when it is needed: nothing else says it, so that nothing can contradict the values.

@@ -1,4 +1,4 @@
-"""The LanceDB store: embedded, on disk, the default. Next: ``milvus.py``.
+"""The LanceDB store: embedded, on disk, the default.
 
 A few thousand images are compared whole. Beyond, ``optimise`` builds an index of short codes that chooses candidates;
 their scores always come from the full vectors. LanceDB's files never change: a change adds new ones.

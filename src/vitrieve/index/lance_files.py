@@ -1,4 +1,4 @@
-"""The files of a LanceDB table: opened, made durable, told from those of another version. Next: ``lance_kinds.py``."""
+"""The files of a LanceDB table: opened, made durable, told from those of another version."""
 
 from __future__ import annotations
 

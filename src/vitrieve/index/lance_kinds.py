@@ -1,7 +1,4 @@
-"""Which kinds of values the metadata columns of a LanceDB table have, remembered as long as nothing changes.
-
-Next: ``resident.py``.
-"""
+"""Which kinds of values the metadata columns of a LanceDB table have, remembered as long as nothing changes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""LanceDB, imported without the client of its cloud. Next: ``lance_files.py``.
+"""LanceDB, imported without the client of its cloud.
 
 ``import lancedb`` also imports a generated client of a server that is never asked here, which takes half of its two
 seconds, for the sake of a few classes that stand in a module beside it. A search in a new process would wait for that.

@@ -1,4 +1,4 @@
-"""How images and filters look in a LanceDB table. Next: ``lance_library.py``.
+"""How images and filters look in a LanceDB table.
 
 Every metadata column of the collection is two columns of the table: its text, and the number that the text reads as
 (null where it is none), so that a filter in SQL means what ``comparison.passes`` says.

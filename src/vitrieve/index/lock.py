@@ -1,4 +1,4 @@
-"""One writer at a time: the lock that every change of a store on disk holds. Next: ``identity.py``."""
+"""One writer at a time: the lock that every change of a store on disk holds."""
 
 from __future__ import annotations
 

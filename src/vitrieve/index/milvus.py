@@ -1,4 +1,4 @@
-"""The Milvus store: the same index on a cluster, through pymilvus (the extra ``milvus``). Next: ``open.py``.
+"""The Milvus store: the same index on a cluster, through pymilvus (the extra ``milvus``).
 
 The folder on disk holds only the manifest with the server's address and the collection's name. Beside the collection
 of images stands a small one that says which encoder made them and which metadata columns there are. Every call reads

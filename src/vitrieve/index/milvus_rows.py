@@ -1,4 +1,4 @@
-"""How images and filters look in a Milvus collection. Next: ``milvus_server.py``.
+"""How images and filters look in a Milvus collection.
 
 pymilvus 3.0 writes primary keys into filter expressions without escaping them (its ``delete`` by ids and its query
 iterator), and milvus-lite takes no templates. So every text that a filter may meet is spelled in hexadecimal: it

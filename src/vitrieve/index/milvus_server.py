@@ -1,4 +1,4 @@
-"""Talking to a Milvus server: connection, collections, errors. Next: ``milvus.py``."""
+"""Talking to a Milvus server: connection, collections, errors."""
 
 from __future__ import annotations
 

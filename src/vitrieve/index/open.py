@@ -1,4 +1,4 @@
-"""Make embeddings searchable, and open what was made. Next: ``search/searcher.py``."""
+"""Make embeddings searchable, and open what was made."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An index in memory, for a process that answers many searches; the one on disk stays the truth. Next: ``lance.py``.
+"""An index in memory, for a process that answers many searches; the one on disk stays the truth.
 
 An embedded engine plans every query anew and reads its candidates from files, which costs many times the comparing.
 A copy of vectors and records in memory answers what has no conditions; whatever it cannot answer, and everything

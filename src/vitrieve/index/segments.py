@@ -1,4 +1,4 @@
-"""The files of the exact store: segments that never change, and the state that says which count. Next: ``exact.py``.
+"""The files of the exact store: segments that never change, and the state that says which count.
 
 A segment is ``NNNNNN.npy`` (vectors), ``NNNNNN.parquet`` (rows of ``embed/rows.py``) and, once images of it are
 gone, ``NNNNNN.dead.npy`` of a later number. ``state.json`` names the segments that count and is replaced in one

@@ -1,4 +1,4 @@
-"""What a vector store is: the one protocol behind the exact, the LanceDB and the Milvus index. Next: ``kinds.py``."""
+"""What a vector store is: the one protocol behind the exact, the LanceDB and the Milvus index."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Vectors of a file, read when they are needed. Next: ``segments.py``.
+"""Vectors of a file, read when they are needed.
 
 They are not mapped into memory: where a mapped file is cut short, or its disk fails or is pulled out, while a search
 reads it, the system ends the process with a bus error. A read raises, and the search is refused in one line.

@@ -1,13 +1,11 @@
 """The encoder's folder, without torch: its files, the fingerprint, and the check that they belong together.
 
-    model.safetensors   weights of backbone, head and reduction
-    encoder.json        ``EncoderSpec``
-    encoder.onnx        the graph, when exported
-    int8.xml, int8.bin  the graph in int8, when quantised
-    README.md           model card
-    manifest.json       fingerprint and checksums, written last
-
-Next file: ``card.py``.
+model.safetensors   weights of backbone, head and reduction
+encoder.json        ``EncoderSpec``
+encoder.onnx        the graph, when exported
+int8.xml, int8.bin  the graph in int8, when quantised
+README.md           model card
+manifest.json       fingerprint and checksums, written last
 """
 
 from __future__ import annotations

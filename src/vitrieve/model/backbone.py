@@ -1,4 +1,4 @@
-"""Backbones: any timm vision transformer or convnet, at any fitting image size. Next file: ``pooling.py``."""
+"""Backbones: any timm vision transformer or convnet, at any fitting image size."""
 
 from __future__ import annotations
 

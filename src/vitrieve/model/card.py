@@ -1,4 +1,4 @@
-"""The model card: the README of an encoder's folder. Next file: ``backbone.py``."""
+"""The model card: the README of an encoder's folder."""
 
 from __future__ import annotations
 

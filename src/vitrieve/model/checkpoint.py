@@ -1,4 +1,4 @@
-"""Weights from a file into a backbone: names of other publishers, prefixes, positions. Next file: ``backbone.py``."""
+"""Weights from a file into a backbone: names of other publishers, prefixes, positions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a backbone costs: parameters, and floating-point operations for an image. Next file: ``export.py``.
+"""What a backbone costs: parameters, and floating-point operations for an image.
 
 torch counts the operations (``FlopCounterMode``) while the model runs on the ``meta`` device: shapes without numbers,
 so that nothing is allocated and no weights are needed.

@@ -1,4 +1,4 @@
-"""The encoder: image to embedding, from backbone, pooling, head and reduction. Next file: ``cost.py``."""
+"""The encoder: image to embedding, from backbone, pooling, head and reduction."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run that goes on from an encoder of ours keeps of it, and what it leaves out. Next file: ``encoder.py``."""
+"""What a run that goes on from an encoder of ours keeps of it, and what it leaves out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""timm's models on the hub: any name, fetched quickly or refused quickly. Next file: ``backbone.py``."""
+"""timm's models on the hub: any name, fetched quickly or refused quickly."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Names of weights that other programs wrote, as timm spells them. Next file: ``checkpoint.py``."""
+"""Names of weights that other programs wrote, as timm spells them."""
 
 from __future__ import annotations
 

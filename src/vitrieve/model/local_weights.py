@@ -1,4 +1,4 @@
-"""Weights that the user names: a file, or the folder of a run or an encoder. Next file: ``key_names.py``."""
+"""Weights that the user names: a file, or the folder of a run or an encoder."""
 
 from __future__ import annotations
 

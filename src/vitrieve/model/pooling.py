@@ -1,4 +1,4 @@
-"""Pooling: from the tokens of a backbone to one vector. Next file: ``head.py``.
+"""Pooling: from the tokens of a backbone to one vector.
 
 All of it in float32 at least, also under autocast. ``average``, ``max`` and ``gem`` see patch tokens only, never a
 prefix token (CLS, distillation, registers). ``rmac`` sees the feature map of a convnet. ``native``, the model's own

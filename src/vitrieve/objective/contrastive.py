@@ -1,4 +1,4 @@
-"""The contrastive loss of the paper (Eq. 1), over the batch and a cross-batch memory. Next: ``memory.py``."""
+"""The contrastive loss of the paper (Eq. 1), over the batch and a cross-batch memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The KoLeo entropy regulariser: every embedding keeps its distance to the nearest. Next: ``multi_similarity.py``."""
+"""The KoLeo entropy regulariser: every embedding keeps its distance to the nearest."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The cross-batch memory: a first-in, first-out ring of past embeddings. Next: ``tuple_contrastive.py``."""
+"""The cross-batch memory: a first-in, first-out ring of past embeddings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The multi-similarity loss with its pair mining. Next: ``proxy_anchor.py``."""
+"""The multi-similarity loss with its pair mining."""
 
 from __future__ import annotations
 

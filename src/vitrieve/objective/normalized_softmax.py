@@ -1,4 +1,4 @@
-"""The normalised softmax loss: classification by cosine, one learned weight a class. Next: ``proxy_nca.py``."""
+"""The normalised softmax loss: classification by cosine, one learned weight a class."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The objective of a run: named, weighted terms and their sum. Next folder: ``train``."""
+"""The objective of a run: named, weighted terms and their sum."""
 
 from __future__ import annotations
 

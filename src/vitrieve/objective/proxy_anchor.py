@@ -1,4 +1,4 @@
-"""The Proxy-Anchor loss: one learned proxy a class asks the batch. Next: ``normalized_softmax.py``."""
+"""The Proxy-Anchor loss: one learned proxy a class asks the batch."""
 
 from __future__ import annotations
 

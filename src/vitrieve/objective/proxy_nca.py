@@ -1,4 +1,4 @@
-"""The ProxyNCA++ loss: one learned proxy a class, as a probability over all proxies. Next: ``scalable_nca.py``."""
+"""The ProxyNCA++ loss: one learned proxy a class, as a probability over all proxies."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scalable NCA: neighbours in a memory with one slot for each training image. Next: ``objective.py``."""
+"""Scalable NCA: neighbours in a memory with one slot for each training image."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The contrastive loss on distances, over tuples of an anchor, its positive and its negatives. Next: ``koleo.py``."""
+"""The contrastive loss on distances, over tuples of an anchor, its positive and its negatives."""
 
 from __future__ import annotations
 

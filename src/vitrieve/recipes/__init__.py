@@ -2,7 +2,7 @@
 
 Each docstring tells the source, the exact command, the expected or the published result, and what the source does not
 state. A variant is a function with ``dataclasses.replace``; single fields change on the command line. Read ``irt.py``,
-``baselines.py``, then ``small.py``; next file: ``../similarity/``.
+``baselines.py``, then ``small.py``.
 """
 
 from __future__ import annotations

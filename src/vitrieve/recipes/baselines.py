@@ -1,4 +1,4 @@
-"""What the paper compares itself with: Tables 2 and 4. Next file: ``small.py``.
+"""What the paper compares itself with: Tables 2 and 4.
 
 Table 4 was made by the paper's authors, who do not state the settings of its rows: here only the loss differs from
 ``irt_l_sop``. Table 2 quotes figures of other papers: there the settings are those of their authors' code, and each

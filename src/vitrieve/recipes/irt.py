@@ -1,4 +1,4 @@
-"""The paper's own methods, IRT_L and IRT_R, with its values. Next file: ``baselines.py``.
+"""The paper's own methods, IRT_L and IRT_R, with its values.
 
 Source of all: El-Nouby, Neverova, Laptev and Jégou, Training Vision Transformers for Image Retrieval,
 arXiv:2102.05644. What its text leaves open is listed in ``irt_l`` and ``irt_l_sfm120k`` and holds for the others. All

@@ -1,4 +1,4 @@
-"""Recipes for small collections on a CPU: the defaults for your own images. Next file: ``../similarity/``."""
+"""Recipes for small collections on a CPU: the defaults for your own images."""
 
 from __future__ import annotations
 

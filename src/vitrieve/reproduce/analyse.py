@@ -1,7 +1,7 @@
 """``python -m vitrieve.reproduce.analyse``: what the figures show of one encoder, as a small JSON file.
 
 The energy of its principal components (figures 2 and 3) and the histograms of its similarities (figure 5), on the test
-images of a data set; so no embeddings need to be kept. Next file: ``gradients.py``.
+images of a data set; so no embeddings need to be kept.
 """
 
 from __future__ import annotations

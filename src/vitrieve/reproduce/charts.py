@@ -1,7 +1,6 @@
 """The figures of the page as inline SVG: lines, and the report's histograms.
 
-Colours come from the style sheet (classes ``s0`` to ``s7``), so that one drawing serves light and dark. Next file:
-``page.py``.
+Colours come from the style sheet (classes ``s0`` to ``s7``), so that one drawing serves light and dark.
 """
 
 from __future__ import annotations

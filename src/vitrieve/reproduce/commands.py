@@ -1,4 +1,4 @@
-"""The commands of a row, as a reader can copy them. Next file: ``analyse.py``.
+"""The commands of a row, as a reader can copy them.
 
 A cell is a row with a seed. Its name is made of its commands, without the folders they write: so a cell that another
 table has run already is found again, and a change of any flag is another cell.

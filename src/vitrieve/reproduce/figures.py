@@ -1,4 +1,4 @@
-"""Figures 2 to 5 of the paper on the paper's data. Next file: ``plan.py``."""
+"""Figures 2 to 5 of the paper on the paper's data."""
 
 from __future__ import annotations
 

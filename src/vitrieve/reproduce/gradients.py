@@ -1,7 +1,4 @@
-"""``python -m vitrieve.reproduce.gradients``: in how many ways the contrastive gradient points (figure 4).
-
-Next file: ``run.py``.
-"""
+"""``python -m vitrieve.reproduce.gradients``: in how many ways the contrastive gradient points (figure 4)."""
 
 from __future__ import annotations
 

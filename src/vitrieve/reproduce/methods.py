@@ -1,4 +1,4 @@
-"""How a method of the paper becomes a row: its recipe, its flags, its test sets. Next file: ``tables.py``."""
+"""How a method of the paper becomes a row: its recipe, its flags, its test sets."""
 
 from __future__ import annotations
 

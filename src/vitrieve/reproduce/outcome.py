@@ -1,6 +1,6 @@
 """From results to what the page says: means over seeds, differences from the published figures, lines of charts.
 
-All figures are percentages. Next file: ``charts.py``.
+All figures are percentages.
 """
 
 from __future__ import annotations

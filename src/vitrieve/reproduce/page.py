@@ -1,7 +1,6 @@
 """The page of a table or figure: one self-contained HTML file, the same as Markdown, and the figures as JSON.
 
-This file turns outcomes into what the pages say; ``templates/reproduction.html.j2`` and ``.md.j2`` are the pages. This
-is the last file of the package.
+This file turns outcomes into what the pages say; ``templates/reproduction.html.j2`` and ``.md.j2`` are the pages.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The plan of every table and figure by name. Next file: ``stand_in.py``."""
+"""The plan of every table and figure by name."""
 
 from __future__ import annotations
 

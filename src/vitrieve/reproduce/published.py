@@ -1,7 +1,7 @@
 """Every figure that the paper published in its tables, in one place.
 
 Source: El-Nouby, Neverova, Laptev and Jégou, "Training Vision Transformers for Image Retrieval", arXiv:2102.05644v1,
-Tables 2 to 9. All figures are percentages; nothing is computed from them here. Next file: ``rows.py``.
+Tables 2 to 9. All figures are percentages; nothing is computed from them here.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What a plan is made of: rows, each a few commands on data sets, with the figures they are compared with.
 
-No row runs anything here. Next file: ``methods.py``.
+No row runs anything here.
 """
 
 from __future__ import annotations

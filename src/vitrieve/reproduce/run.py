@@ -1,7 +1,4 @@
-"""Run the rows of a plan: each command in a process of its own, finished cells reused, failures told at the end.
-
-Next file: ``outcome.py``.
-"""
+"""Run the rows of a plan: each command in a process of its own, finished cells reused, failures told at the end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The same grids on data that is here, with a short budget. Next file: ``places.py``.
+"""The same grids on data that is here, with a short budget.
 
 What can be compared with the paper is the direction of a change, not a figure: other pictures, another backbone, and a
 hundredth of the steps.

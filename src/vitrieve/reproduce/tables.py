@@ -1,4 +1,4 @@
-"""Tables 2 to 9 of the paper on the paper's data. Next file: ``figures.py``."""
+"""Tables 2 to 9 of the paper on the paper's data."""
 
 from __future__ import annotations
 

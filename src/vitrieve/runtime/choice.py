@@ -1,4 +1,4 @@
-"""Which engine, in which precision: the fastest that is installed and exact enough. Next file: ``torch_engine.py``.
+"""Which engine, in which precision: the fastest that is installed and exact enough.
 
 With an exported graph ``auto`` takes OpenVINO, then ONNX Runtime, then torch; without one only torch can compute.
 (torch in bf16 is faster than ONNX Runtime, but takes seconds to import; OpenVINO is faster than both, and

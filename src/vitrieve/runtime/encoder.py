@@ -1,4 +1,4 @@
-"""``load_encoder``: from a run, a folder or a weights name to something that encodes pictures. Next: ``engine.py``."""
+"""``load_encoder``: from a run, a folder or a weights name to something that encodes pictures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an engine is: the part of an encoder that computes. Next file: ``choice.py``."""
+"""What an engine is: the part of an encoder that computes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The ONNX Runtime engine: an exported encoder without torch. Next file: ``telemetry.py``."""
+"""The ONNX Runtime engine: an exported encoder without torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The OpenVINO engine: an exported encoder, fastest on CPUs, in bf16, fp32 or int8. Next file: ``precision.py``."""
+"""The OpenVINO engine: an exported encoder, fastest on CPUs, in bf16, fp32 or int8."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Does this processor compute in bf16? Next file: ``quantisation.py``."""
+"""Does this processor compute in bf16?"""
 
 from __future__ import annotations
 

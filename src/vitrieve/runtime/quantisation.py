@@ -1,4 +1,4 @@
-"""int8: an exported encoder, quantised after training on some of the user's pictures. Next folder: ``objective``."""
+"""int8: an exported encoder, quantised after training on some of the user's pictures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Why did this match? Which patches of two pictures answer each other, as data and as a picture. Next: ``page.py``.
+"""Why did this match? Which patches of two pictures answer each other, as data and as a picture.
 
 Patches are compared by the cosine of their tokens, and two match when each is the other's nearest. The mean token of
 both pictures is not subtracted first: with that, shelf answered shelf before fruit answered fruit (looked at on

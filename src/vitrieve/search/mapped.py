@@ -1,4 +1,4 @@
-"""An index whose photographs lie under another path now: in a container, or on another machine. Next: ``searcher.py``.
+"""An index whose photographs lie under another path now: in a container, or on another machine.
 
 The index is not changed; the paths of its images are replaced as they are read.
 """

@@ -1,4 +1,4 @@
-"""From examples to the one vector that is searched for. Next file: ``ranking.py``."""
+"""From examples to the one vector that is searched for."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A store's images in the order of an answer, fetched as far as needed. Next file: ``grouping.py``."""
+"""A store's images in the order of an answer, fetched as far as needed."""
 
 from __future__ import annotations
 

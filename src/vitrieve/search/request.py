@@ -1,4 +1,4 @@
-"""What can be asked of a collection, and the answer. Next file: ``query.py``."""
+"""What can be asked of a collection, and the answer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Order results again by what their neighbours say. Next file: ``ranking.py``, which applies it to a store.
+"""Order results again by what their neighbours say.
 
 Everything here takes L2-normalised embeddings and cosine similarities of any sign. An image whose similarity is not
 positive is no evidence: its weight is zero, where the usual power of a negative number would be NaN or, for an even

@@ -1,4 +1,4 @@
-"""Search an index: by picture, image, vector, region or several examples. Next file: ``page.py``."""
+"""Search an index: by picture, image, vector, region or several examples."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From which score on a result is the wanted thing at all. Next file: ``searcher.py``.
+"""From which score on a result is the wanted thing at all.
 
 What is wanted may not be in the collection, and yet some image is always the nearest. The threshold comes from images
 whose answer is known: each is searched for as a query, itself left out.

@@ -1,4 +1,4 @@
-"""What the page shows, as an address that can be shared and gone back to. Next file: ``view.py``."""
+"""What the page shows, as an address that can be shared and gone back to."""
 
 from __future__ import annotations
 

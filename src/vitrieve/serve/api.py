@@ -1,4 +1,4 @@
-"""The endpoints for programs. Next file: ``pages.py``."""
+"""The endpoints for programs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``create_app``: the service from its arguments, without globals. Next file: ``service.py``.
+"""``create_app``: the service from its arguments, without globals.
 
 From outside in: ``observe.py`` (headers, log, metrics), ``front.py`` (prefix, bounds, unread bodies), ``gate.py`` (who
 may come in), the endpoints of ``api.py`` and ``pages.py``.

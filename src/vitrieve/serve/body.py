@@ -1,4 +1,4 @@
-"""Receiving a body, bounded in bytes and time, and taking a form apart in memory. Next file: ``schemas.py``."""
+"""Receiving a body, bounded in bytes and time, and taking a form apart in memory."""
 
 from __future__ import annotations
 

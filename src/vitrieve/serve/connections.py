@@ -1,4 +1,4 @@
-"""One connection, bounded from its first byte, before anybody is asked for a token. Next file: ``run.py``.
+"""One connection, bounded from its first byte, before anybody is asked for a token.
 
 uvicorn bounds what an application reads. What comes before and after is bounded here: connections that say nothing, a
 head that trickles or never ends, a client that does not read its answer, and too many connections. A connection on

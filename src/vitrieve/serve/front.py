@@ -1,4 +1,4 @@
-"""What every request passes first: a proxy's prefix, bounds of the head, HEAD, unread bodies. Next: ``place.py``.
+"""What every request passes first: a proxy's prefix, bounds of the head, HEAD, unread bodies.
 
 Everything behind this file decides by ``scope["path"]``, which is the path that the router takes. It is never decided
 by an address that was put together again: its host is whatever the client wrote into the header ``Host``.

@@ -1,4 +1,4 @@
-"""Who may come in: the right host name, no other site's page, and the token where one is set. Next: ``service.py``."""
+"""Who may come in: the right host name, no other site's page, and the token where one is set."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What one request, and all of them together, may take. Next file: ``workers.py``."""
+"""What one request, and all of them together, may take."""
 
 from __future__ import annotations
 

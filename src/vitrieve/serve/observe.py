@@ -1,4 +1,4 @@
-"""Around every request: number, log line, metrics, security headers, and the last resort. Next: ``front.py``."""
+"""Around every request: number, log line, metrics, security headers, and the last resort."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The pages for people; what they show is in the address alone. Next file: ``app.py``."""
+"""The pages for people; what they show is in the address alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pictures of the index and small copies of them, found by exact name, never by a path. Next: ``uploads.py``.
+"""Pictures of the index and small copies of them, found by exact name, never by a path.
 
 A request's ``image_id`` is only ever compared with the names in the index. The file that is then read is the one
 that the index names, so nothing a client writes becomes part of a path.

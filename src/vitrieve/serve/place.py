@@ -1,4 +1,4 @@
-"""Where a proxy shows the service: names, prefix, and whether browsers speak TLS. Next file: ``gate.py``."""
+"""Where a proxy shows the service: names, prefix, and whether browsers speak TLS."""
 
 from __future__ import annotations
 

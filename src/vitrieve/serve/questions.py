@@ -1,4 +1,4 @@
-"""From what a client sends to a ``SearchRequest``, checked against the limits. Next file: ``pictures.py``."""
+"""From what a client sends to a ``SearchRequest``, checked against the limits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From an exception to a status and a message, for programs as JSON and for browsers as a page. Next: ``app.py``."""
+"""From an exception to a status and a message, for programs as JSON and for browsers as a page."""
 
 from __future__ import annotations
 

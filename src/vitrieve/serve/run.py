@@ -1,4 +1,4 @@
-"""Running the service with uvicorn until it is stopped. First file: ``app.py``."""
+"""Running the service with uvicorn until it is stopped."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What goes in and out over HTTP, as the OpenAPI document describes it. Next file: ``questions.py``."""
+"""What goes in and out over HTTP, as the OpenAPI document describes it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The parts of one running service, made from arguments. Next file: ``api.py``."""
+"""The parts of one running service, made from arguments."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the page's templates are given: results, examples and links in plain values. Next file: ``pages.py``."""
+"""What the page's templates are given: results, examples and links in plain values."""
 
 from __future__ import annotations
 

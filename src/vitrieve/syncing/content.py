@@ -1,4 +1,4 @@
-"""A file read once: its hash, metadata and prepared picture, all of the same bytes. Next file: ``exclusion.py``."""
+"""A file read once: its hash, metadata and prepared picture, all of the same bytes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which files a sync leaves out when no ``--exclude`` is given: those of the last sync. Next file: ``scan.py``.
+"""Which files a sync leaves out when no ``--exclude`` is given: those of the last sync.
 
 An index is true to its collection without what was excluded. A later sync that forgets the flag, or a service that
 syncs every night, must not put it back.

@@ -1,4 +1,4 @@
-"""From files to vectors in the store, a durable batch at a time. Next file: ``removal.py``."""
+"""From files to vectors in the store, a durable batch at a time."""
 
 from __future__ import annotations
 

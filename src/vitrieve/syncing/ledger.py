@@ -1,4 +1,4 @@
-"""Vector store and stamps, changed in an order that survives a kill. Next file: ``describe.py``.
+"""Vector store and stamps, changed in an order that survives a kill.
 
 A stamp says "the store holds the vector of this content under this name". It must never say so wrongly, so a change
 forgets the stamp first, then changes the store, then stamps. A process killed in between leaves an image without a

@@ -1,4 +1,4 @@
-"""Whether what has vanished may be removed: a drive that is off must not cost its images. Next file: ``run.py``.
+"""Whether what has vanished may be removed: a drive that is off must not cost its images.
 
 A folder whose drive is off looks like a folder that was emptied. One file is deleted by a person; a tenth of all, or
 all that a top folder held, is more likely a drive. So that much is removed only where somebody says so, and until

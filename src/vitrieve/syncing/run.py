@@ -1,4 +1,4 @@
-"""One sync: from what differs to an index that is true again. Next file: ``watch.py``."""
+"""One sync: from what differs to an index that is true again."""
 
 from __future__ import annotations
 

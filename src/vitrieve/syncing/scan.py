@@ -1,4 +1,4 @@
-"""The collection as it is now, and what differs from what was indexed. Next file: ``run.py``."""
+"""The collection as it is now, and what differs from what was indexed."""
 
 from __future__ import annotations
 

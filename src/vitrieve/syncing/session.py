@@ -1,4 +1,4 @@
-"""An index opened for syncing: found or made, locked, of the right encoder and collection. Next: ``cli/sync.py``."""
+"""An index opened for syncing: found or made, locked, of the right encoder and collection."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What each file was when it was indexed: one SQLite file inside the index. Next file: ``ledger.py``.
+"""What each file was when it was indexed: one SQLite file inside the index.
 
 SQLite makes a batch of stamps durable whole or not at all, and its exclusive lock, which dies with the process, lets
 one sync at a time work on an index.

@@ -1,4 +1,4 @@
-"""Syncing again whenever the collection changes. Next file: ``place.py``.
+"""Syncing again whenever the collection changes.
 
 The operating system's notices (through ``watchfiles``) only say when to look; what has changed is found by scanning
 the whole collection. So a notice that is lost, or never comes (network drives, links to other places), delays a

@@ -1,4 +1,4 @@
-"""Averages of weights: over the steps of a run, and with the frozen start. Next file: ``selection.py``."""
+"""Averages of weights: over the steps of a run, and with the frozen start."""
 
 from __future__ import annotations
 

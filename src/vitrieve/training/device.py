@@ -1,4 +1,4 @@
-"""Where a run computes, and how it keeps its memory. Next file: ``resolution.py``.
+"""Where a run computes, and how it keeps its memory.
 
 What is here for CUDA follows its documentation; it was never run on one: no machine of this project has a GPU.
 """

@@ -1,4 +1,4 @@
-"""Which training images train, and which judge. Next file: ``settings.py``."""
+"""Which training images train, and which judge."""
 
 from __future__ import annotations
 

@@ -4,8 +4,6 @@ The graph of all pieces is kept, so that one loss looks at the whole batch. Wher
 batch is embedded twice: without a graph for the loss and its gradient in the embeddings, then piece by piece with
 one. The result is the same, up to rounding, for a third more work (Gao et al., Scaling Deep Contrastive Learning Batch
 Size under Memory Limited Setup, arXiv:2101.06983).
-
-Next file: ``optimizer.py``.
 """
 
 from __future__ import annotations

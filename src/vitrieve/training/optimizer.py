@@ -1,4 +1,4 @@
-"""AdamW or Adam with layer-wise learning rates, and the schedule. Next file: ``average.py``."""
+"""AdamW or Adam with layer-wise learning rates, and the schedule."""
 
 from __future__ import annotations
 

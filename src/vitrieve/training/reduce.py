@@ -1,4 +1,4 @@
-"""The reduction of an encoder, fitted on training images: at the end of a run, or later. Next folder: ``embed``."""
+"""The reduction of an encoder, fitted on training images: at the end of a run, or later."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Lower resolution first: the first steps of a run see smaller pictures, which cost less. Next file: ``microbatch.py``.
+"""Lower resolution first: the first steps of a run see smaller pictures, which cost less.
 
 Source of the idea: Touvron et al., Fixing the train-test resolution discrepancy, arXiv:1906.06423, and Howard's
 progressive resizing.

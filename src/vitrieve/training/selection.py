@@ -1,4 +1,4 @@
-"""Which state of a run to keep, judged on held-out training classes. Next file: ``tuples.py``."""
+"""Which state of a run to keep, judged on held-out training classes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What determines a run, written at its beginning and compared when it resumes. Next file: ``device.py``."""
+"""What determines a run, written at its beginning and compared when it resumes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The state of a run on disk, from which it resumes bit for bit. Next file: ``metrics_log.py``.
+"""The state of a run on disk, from which it resumes bit for bit.
 
 One safetensors file holds the weights, their averages, the optimiser and the objective (memories, proxies); its
 header holds the step and the selection. Tuples are kept, because they were mined with weights that have changed

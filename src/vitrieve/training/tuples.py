@@ -1,7 +1,7 @@
 """Tuples for training on particular objects: pairs of an epoch, and hard negatives mined with the current weights.
 
 The pairs and the candidates of an epoch are functions of (seed, epoch), the negatives of the weights too. Those change
-within the epoch, so that its tuples belong to the state of the run (``state.py``, the next file).
+within the epoch, so that its tuples belong to the state of the run (``state.py``).
 """
 
 from __future__ import annotations
