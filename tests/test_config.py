@@ -109,6 +109,14 @@ def test_find_ineffective_is_silent_about_effective_and_unchanged_fields() -> No
     assert find_ineffective(weighted, recipe) == []
 
 
+def test_find_ineffective_knows_models_without_batch_norm() -> None:
+    frozen = Config(train=TrainConfig(freeze_batch_norm=True))
+    assert find_ineffective(frozen, Config(), has_batch_norm=True) == []
+    assert find_ineffective(frozen, frozen, has_batch_norm=False) == []
+    (note,) = find_ineffective(frozen, Config(), has_batch_norm=False)
+    assert note == "train.freeze_batch_norm has no effect without batch norm, which this backbone lacks"
+
+
 @pytest.mark.parametrize(
     ("objective", "part"),
     [

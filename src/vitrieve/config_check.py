@@ -177,15 +177,23 @@ _EFFECTIVE_IF: dict[str, tuple[str, Callable[[Config], bool]]] = {
 """Fields that only mean something together with another, and how to tell."""
 
 
-def find_ineffective(config: Config, recipe: Config) -> list[str]:
+def find_ineffective(config: Config, recipe: Config, *, has_batch_norm: bool = True) -> list[str]:
     """List the changes of a recipe that change nothing, as sentences for the user.
+
+    Args:
+        config: The complete settings.
+        recipe: What they began with.
+        has_batch_norm: Whether the encoder has layers of batch norm.
 
     >>> from vitrieve.config import LoaderConfig
     >>> find_ineffective(Config(loader=LoaderConfig(images_per_class=8)), Config())
     ['loader.images_per_class has no effect without m_per_class sampling']
     """
-    return [
+    notes = [
         f"{name} has no effect without {partner}"
         for name, (partner, is_effective) in _EFFECTIVE_IF.items()
         if attrgetter(name)(config) != attrgetter(name)(recipe) and not is_effective(config)
     ]
+    if not has_batch_norm and config.train.freeze_batch_norm and not recipe.train.freeze_batch_norm:
+        notes.append("train.freeze_batch_norm has no effect without batch norm, which this backbone lacks")
+    return notes

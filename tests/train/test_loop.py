@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,12 +14,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from vitrieve.config import Config, LoaderConfig, ModelConfig, ObjectiveConfig, OptimizerConfig, TrainConfig
 from vitrieve.data.loader import TrainingLoader
 from vitrieve.data.records import ImageRecord
-from vitrieve.errors import ArtifactError, NonFiniteLossError
+from vitrieve.errors import ArtifactError, DecodeError, NonFiniteLossError
 from vitrieve.model.encoder import ImageEncoder, build_encoder
 from vitrieve.training.loop import (
     Evaluate,
@@ -71,8 +74,7 @@ def run_training(
 
 
 def final_state(run: Path) -> dict[str, torch.Tensor]:
-    (path,) = (run / STATE_NAME).iterdir()
-    return load_file(path)
+    return load_file(max((run / STATE_NAME).iterdir()))
 
 
 def assert_same_bits(a: Mapping[str, torch.Tensor], b: Mapping[str, torch.Tensor]) -> None:
@@ -255,7 +257,215 @@ def test_train_drops_the_half_written_state_of_a_killed_run(
     (tmp_path / STATE_NAME).mkdir()
     (tmp_path / STATE_NAME / "step_0000004.tmp").write_bytes(b"half")
     run_training(config, records, tmp_path)
-    assert [path.name for path in (tmp_path / STATE_NAME).iterdir()] == ["step_0000006.safetensors"]
+    assert list_states(tmp_path) == [4, 6]
+
+
+def list_states(run: Path) -> list[int]:
+    """List the steps of the states in a run's folder; any other file fails the test."""
+    names = sorted(path.name for path in (run / STATE_NAME).iterdir())
+    return [int(name.removeprefix("step_").removesuffix(".safetensors")) for name in names]
+
+
+def flip_byte(path: Path, place: float) -> None:
+    content = bytearray(path.read_bytes())
+    content[int(place * len(content))] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", ["cut", "weights", "header", "empty"])
+def test_a_damaged_state_costs_the_steps_since_the_one_before_only(
+    config: Config, records: list[ImageRecord], tmp_path: Path, damage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole, damaged = tmp_path / "whole", tmp_path / "damaged"
+    for run in (whole, damaged):
+        run.mkdir()
+        run_training(config, records, run)
+    newest = max((damaged / STATE_NAME).iterdir())
+    if damage in ("cut", "empty"):
+        newest.write_bytes(newest.read_bytes()[:-9] if damage == "cut" else b"")
+    else:
+        flip_byte(newest, 0.9 if damage == "weights" else 0.001)
+    capsys.readouterr()
+    resumed = run_training(config, records, damaged)
+    told = capsys.readouterr().err
+    assert f"{newest.name} is damaged (" in told
+    assert "; going on from the state after step 4, step_0000004.safetensors\n" in told
+    assert resumed.num_steps == 6
+    assert_same_bits(final_state(whole), final_state(damaged))
+    assert list_states(damaged) == [4, 6]
+
+
+def test_two_damaged_states_are_one_message_about_both(
+    config: Config, records: list[ImageRecord], tmp_path: Path
+) -> None:
+    run_training(config, records, tmp_path)
+    for path in (tmp_path / STATE_NAME).iterdir():
+        flip_byte(path, 0.5)
+    with pytest.raises(ArtifactError) as told:
+        run_training(config, records, tmp_path)
+    assert str(told.value).count("is damaged or of another run (its checksum does not fit)") == 2
+    assert list_states(tmp_path) == [4, 6]
+
+
+def test_a_state_of_a_version_without_checksums_is_gone_on_from(
+    config: Config, records: list[ImageRecord], tmp_path: Path
+) -> None:
+    run_training(config, records, tmp_path)
+    newest = max((tmp_path / STATE_NAME).iterdir())
+    with safe_open(newest, framework="pt") as file:
+        description = file.metadata()["state"]
+    save_file(load_file(newest), newest, metadata={"state": description})
+    assert run_training(config, records, tmp_path).num_steps == 6
+
+
+def test_a_state_that_reads_back_differently_does_not_replace_the_one_before(
+    config: Config, records: list[ImageRecord], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk damages what is written from step 4 on."""
+
+    def write_wrongly(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str]) -> None:
+        save_file(tensors, path, metadata=metadata)
+        if '"step": 2' not in metadata["state"]:
+            flip_byte(Path(path), 0.9)
+
+    monkeypatch.setattr("vitrieve.training.state.save_file", write_wrongly)
+    with pytest.raises(ArtifactError, match=r"step_0000004\.safetensors was written, but reads back differently"):
+        run_training(config, records, tmp_path)
+    assert list_states(tmp_path) == [2]
+
+
+def test_the_older_state_makes_room_on_a_full_disk(
+    config: Config, records: list[ImageRecord], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk holds two states."""
+
+    def write(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str]) -> None:
+        if len(list_states(tmp_path)) >= 2:
+            Path(path).write_bytes(b"half")
+            raise OSError(28, "No space left on device")
+        save_file(tensors, path, metadata=metadata)
+
+    monkeypatch.setattr("vitrieve.training.state.save_file", write)
+    assert run_training(config, records, tmp_path).num_steps == 6
+    assert list_states(tmp_path) == [4, 6]
+
+
+class _FailsOnce:
+    """A measurement like ``grow``, but the call of this number fails; a run that goes on makes it again."""
+
+    def __init__(self, number: int, error: BaseException) -> None:
+        self.number, self.error, self.num_calls = number, error, 0
+
+    def __call__(self, encoder: ImageEncoder) -> dict[str, float]:
+        if self.num_calls == self.number:
+            self.number = -1
+            raise self.error
+        self.num_calls += 1
+        return {"map_at_r": self.num_calls / 100}
+
+
+# Ctrl-C is turned into a flag, so that this KeyboardInterrupt is what SIGTERM raises.
+@pytest.mark.parametrize("error", [OSError(5, "Input/output error"), KeyboardInterrupt()], ids=["error", "SIGTERM"])
+def test_a_measurement_that_fails_in_the_middle_costs_no_step_and_is_made_again(
+    config: Config, records: list[ImageRecord], tmp_path: Path, error: BaseException
+) -> None:
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, evaluate_every=1, checkpoint_every=99))
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    whole.mkdir()
+    stopped.mkdir()
+    expected = run_training(config, records, whole, grow(0.01))
+    evaluate = _FailsOnce(3, error)
+    with pytest.raises(type(error)) as told:
+        run_training(config, records, stopped, evaluate)
+    assert told.value.__notes__ == [
+        f"The state after step 3 is saved in {stopped / STATE_NAME}; the same command with --resume goes on from there."
+    ]
+    assert list_states(stopped) == [3]
+    resumed = run_training(config, records, stopped, evaluate)
+    assert resumed.selection.values.keys() == expected.selection.values.keys() == set(range(7))
+    assert_same_bits(final_state(whole), final_state(stopped))
+    logs = [(run / "metrics.jsonl").read_text().splitlines() for run in (whole, stopped)]
+    steps = [[(json.loads(line)["step"], "loss" in json.loads(line)) for line in log] for log in logs]
+    assert steps[0] == steps[1]
+
+
+def test_a_picture_that_vanishes_in_the_middle_costs_no_step(
+    config: Config, records: list[ImageRecord], tmp_path: Path
+) -> None:
+    """Nothing is kept in the cache, so that every step reads; all pictures are moved away for a while."""
+    config = measured_each_step(dataclasses.replace(config, loader=dataclasses.replace(config.loader, cache_bytes=0)))
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, checkpoint_every=99))
+    pictures, away = tmp_path / "pictures", tmp_path / "away"
+    shutil.copytree(records[0].path.parents[1], pictures)
+    records = [
+        dataclasses.replace(record, path=pictures / record.path.parent.name / record.path.name) for record in records
+    ]
+    evaluate = grow(0.01)
+
+    def vanish(encoder: ImageEncoder) -> Mapping[str, float]:
+        values = evaluate(encoder)
+        if values["map_at_r"] > 0.035 and pictures.exists():  # after step 3; the batch of step 4 may be prepared
+            pictures.rename(away)
+        return values
+
+    run = tmp_path / "run"
+    run.mkdir()
+    with pytest.raises(DecodeError, match=r"\.png, which could be read when the run began, no longer can: ") as told:
+        run_training(config, records, run, vanish)
+    assert "the same command with --resume goes on from there" in told.value.__notes__[0]
+    (step,) = list_states(run)
+    assert step in (3, 4)
+    away.rename(pictures)
+    assert run_training(config, records, run, grow(0.05)).num_steps == 6
+
+
+def test_a_loss_that_is_not_finite_says_where_the_steps_before_are(
+    config: Config, records: list[ImageRecord], tmp_path: Path
+) -> None:
+    num_calls = 0
+
+    def spoil(encoder: ImageEncoder) -> dict[str, float]:
+        nonlocal num_calls
+        num_calls += 1
+        if num_calls == 4:  # after step 3
+            next(encoder.parameters()).register_hook(lambda gradient: gradient * float("nan"))
+        return {"map_at_r": num_calls / 100}
+
+    config = measured_each_step(dataclasses.replace(config, train=dataclasses.replace(config.train, ema_decay=None)))
+    with pytest.raises(NonFiniteLossError, match="at step 3, which has changed no weight") as told:
+        run_training(config, records, tmp_path, spoil)
+    assert "start again with --overwrite" in str(told.value)
+    assert told.value.__notes__ == [f"The state after step 3 is saved in {tmp_path / STATE_NAME}."]
+    assert list_states(tmp_path) == [2, 3]
+    assert all(tensor.isfinite().all() for tensor in final_state(tmp_path).values())
+
+
+def test_a_failure_before_the_first_step_saves_nothing(
+    config: Config, records: list[ImageRecord], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evaluate = _FailsOnce(0, OSError(5, "Input/output error"))
+    with pytest.raises(OSError, match="Input/output") as told:
+        run_training(config, records, tmp_path, evaluate)
+    assert told.value.__notes__ == ["No state is saved yet: --resume begins again."]
+    assert not (tmp_path / STATE_NAME).exists()
+    capsys.readouterr()
+    assert run_training(config, records, tmp_path, evaluate).num_steps == 6
+    assert "holds no training state; beginning at step 0" in capsys.readouterr().err
+
+
+def test_a_failure_within_the_change_of_the_weights_saves_nothing_half_done(
+    config: Config, records: list[ImageRecord], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: object, encoder: ImageEncoder, step: int) -> None:
+        if step == 4:
+            raise MemoryError
+
+    monkeypatch.setattr("vitrieve.training.average.WeightAverage.update", fail)
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, checkpoint_every=3))
+    with pytest.raises(MemoryError) as told:
+        run_training(config, records, tmp_path)
+    assert list_states(tmp_path) == [3]
+    assert "The state after step 3 is saved" in told.value.__notes__[0]
 
 
 def test_train_refuses_a_state_of_another_model(config: Config, records: list[ImageRecord], tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from vitrieve.config import Config, LoaderConfig, ModelConfig, ObjectiveConfig, TrainConfig
+from vitrieve.config import Config, LoaderConfig, ModelConfig, ObjectiveConfig, TrainConfig, TupleConfig
 from vitrieve.errors import ConfigError
 from vitrieve.model.encoder import ImageEncoder, build_encoder
 from vitrieve.runtime.precision import has_bf16_instructions
@@ -20,6 +20,7 @@ from vitrieve.training.microbatch import (
     GIB,
     SCRATCH_SHARE,
     MemoryPlan,
+    count_batch_images,
     encode_batch,
     measure_graph_bytes,
     plan_memory,
@@ -229,3 +230,23 @@ def test_estimate_of_the_graph_is_what_the_process_grows_by(num_images: int, pre
     words = [sys.executable, "-c", GROWTH, str(num_images), precision]
     done = subprocess.run(words, capture_output=True, text=True, check=True)
     assert 0.8 < float(done.stdout) < 1.35
+
+
+def test_a_limit_counts_the_images_of_tuples_not_the_batch_size(config: Config) -> None:
+    """Tuples of an anchor, a positive and two negatives, three in a batch: twelve images, whatever the batch size."""
+    tuples = dataclasses.replace(
+        limited(config, 100),
+        loader=dataclasses.replace(config.loader, sampling="tuples"),
+        tuples=TupleConfig(num_negatives=2, tuples_per_batch=3),
+    )
+    sizes = [dataclasses.replace(tuples, train=dataclasses.replace(tuples.train, batch_size=n)) for n in (2, 12, 500)]
+    assert [count_batch_images(one) for one in sizes] == [12, 12, 12]
+    assert count_batch_images(sizes[0], num_classes=2) == 9
+    plain = dataclasses.replace(sizes[1], loader=config.loader)
+    encoder = build_encoder(config.model)
+    per_image = measure_graph_bytes(encoder, config)[1]
+    expected = plan_memory(encoder, plain)
+    for one in sizes:
+        plan = plan_memory(encoder, one)
+        assert plan.microbatch_size == expected.microbatch_size
+        assert abs(plan.bytes_needed - expected.bytes_needed) < 100 * per_image

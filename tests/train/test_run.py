@@ -166,6 +166,33 @@ def test_the_last_measurement_costs_no_training_and_is_made_by_a_resumed_run(
         assert found[name] == expected[name]
 
 
+def test_a_measurement_that_fails_in_the_middle_of_a_run_says_how_to_go_on(
+    run_train: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vitrieve.training import run as module
+
+    source = f"folder:{write_pictures(tmp_path / 'photographs', LARGER)}"
+    words = ("--no-report", "--train.evaluate-every", "1", "--train.freeze-batch-norm")
+    measure, calls = module.evaluate_encoder, iter(range(10))
+
+    def fail_the_second_time(*values: Any, **named: Any) -> Any:
+        return raise_fault() if next(calls) == 1 else measure(*values, **named)
+
+    run = tmp_path / "run"
+    with monkeypatch.context() as broken:
+        broken.setattr(module, "evaluate_encoder", fail_the_second_time)
+        status, _, err = run_train(source, *words, "--resume")
+    assert status == 2
+    assert f"{run} does not exist yet: there is nothing to resume, a new run begins" in err
+    assert "train.freeze_batch_norm has no effect without batch norm" in err
+    assert f"The state after step 1 is saved in {run / 'state'}; the same command with --resume goes on" in err
+    assert [path.name for path in (run / "state").iterdir()] == ["step_0000001.safetensors"]
+    status, _, err = run_train(source, *words, "--resume")
+    assert status == 0
+    assert "going on from the state after step 1, step_0000001.safetensors" in err
+    assert "held-out classes after step 1: " in err
+
+
 @pytest.fixture
 def stopped_run(run_train: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, Path]:
     """A run that was stopped after its last step: its source and its folder."""

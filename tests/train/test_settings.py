@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from vitrieve.config import Config, LoaderConfig
+from vitrieve.config import Config, LoaderConfig, ModelConfig
 from vitrieve.data.records import ImageRecord
 from vitrieve.errors import ArtifactError
+from vitrieve.model.encoder import ImageEncoder, build_encoder
 from vitrieve.training.settings import SETTINGS_NAME, describe_run, settle
+from vitrieve.training.state import STATE_NAME
 
 RECORDS = [ImageRecord(image_id=f"{number}", path=Path("unused"), label=number, split="train") for number in range(3)]
 
@@ -125,3 +127,70 @@ def test_settle_says_what_is_lost_with_a_damaged_file(tmp_path: Path, content: b
     with pytest.raises(ArtifactError, match=r"config\.json is damaged .* the steps so far are lost then"):
         settle(tmp_path, describe_run("small", Config(), "zero_shot", RECORDS))
     assert (tmp_path / SETTINGS_NAME).read_bytes() == content
+
+
+def test_settle_refuses_a_run_whose_settings_are_missing(tmp_path: Path) -> None:
+    settings = describe_run("small", Config(), "zero_shot", RECORDS)
+    (tmp_path / STATE_NAME).mkdir()
+    assert settle(tmp_path, settings) == []  # killed before its first state, so nothing is lost
+    (tmp_path / SETTINGS_NAME).unlink()
+    (tmp_path / STATE_NAME / "step_0000025.safetensors").touch()
+    with pytest.raises(ArtifactError, match=r"config\.json is missing, but .* holds a training state; .* --overwrite"):
+        settle(tmp_path, settings)
+    assert not (tmp_path / SETTINGS_NAME).exists()
+
+
+def test_settle_accepts_another_recipe_with_equal_settings(tmp_path: Path) -> None:
+    settle(tmp_path, describe_run("small", Config(), "zero_shot", RECORDS))
+    (note,) = settle(tmp_path, describe_run("irt_r", Config(), "zero_shot", RECORDS))
+    assert note == "begun with the recipe small; the settings of irt_r are equal"
+    settle(tmp_path, describe_run("small", with_train(checkpoint_every=2), "zero_shot", RECORDS))
+    with pytest.raises(ArtifactError, match=r"recipe was small and is irt_r; train\.num_steps was 100 and is 7"):
+        settle(tmp_path, describe_run("irt_r", with_train(num_steps=7), "zero_shot", RECORDS))
+
+
+def build_tiny(backbone: str) -> ImageEncoder:
+    model = ModelConfig(backbone=backbone, image_size=32, drop_path_rate=0.0)
+    return build_encoder(model, is_pretrained=False, seed=0)
+
+
+def test_settle_accepts_another_micro_batch_unless_batch_norm_trains(tmp_path: Path) -> None:
+    smaller = {"microbatch_size": 8, "memory_limit_gib": 4.0}
+    listed = "train.memory_limit_gib was none and is 4.0; train.microbatch_size was 32 and is 8"
+    for name, encoder, is_frozen in (
+        ("transformer", build_tiny("test_vit"), False),
+        ("frozen", build_tiny("test_resnet"), True),
+    ):
+        run = tmp_path / name
+        run.mkdir()
+        before, now = (with_train(freeze_batch_norm=is_frozen, **changes) for changes in ({}, smaller))
+        settle(run, describe_run("small", before, "zero_shot", RECORDS), encoder=encoder)
+        notes = settle(run, describe_run("small", now, "zero_shot", RECORDS), encoder=encoder)
+        assert notes[0] == f"accepted, as no step depends on it: {listed}"
+        assert "dropped by chance in each micro-batch" in notes[1]
+    encoder = build_tiny("test_resnet")
+    settle(tmp_path, describe_run("small", Config(), "zero_shot", RECORDS), encoder=encoder)
+    with pytest.raises(ArtifactError, match=r"other settings: train.microbatch_size was 32 and is 8\. "):
+        settle(tmp_path, describe_run("small", with_train(**smaller), "zero_shot", RECORDS), encoder=encoder)
+    limited = describe_run("small", with_train(memory_limit_gib=4.0), "zero_shot", RECORDS)
+    assert "batch norm trains on micro-batches" in settle(tmp_path, limited, encoder=encoder)[1]
+
+
+def test_settle_recognizes_moved_images_with_listed_pairs_and_refuses_other_pairs(tmp_path: Path) -> None:
+    """A pair with an image that does not train is of no account."""
+    settle(
+        tmp_path, describe_run("small", Config(), "own_classes", RECORDS, [("0", "2"), ("gone", "1")], digests=DIGESTS)
+    )
+    moved, digests = move(RECORDS)
+    pairs = [("/new/0", "/new/2"), ("/elsewhere/gone", "/new/1")]
+    (note,) = settle(tmp_path, describe_run("small", Config(), "own_classes", moved, pairs, digests=digests))
+    assert note == "the images have other names than when the run was begun, but the same content"
+    for others in ([], [("/new/2", "/new/0")], [("/new/0", "/new/1")]):
+        with pytest.raises(ArtifactError, match=r"data\.content"):
+            settle(tmp_path, describe_run("small", Config(), "own_classes", moved, others, digests=digests))
+
+
+def test_settle_counts_images_that_are_gone(tmp_path: Path) -> None:
+    settle(tmp_path, describe_run("small", Config(), "own_classes", RECORDS, digests=DIGESTS))
+    with pytest.raises(ArtifactError, match=r"data\.num_images was 3 and is 2"):
+        settle(tmp_path, describe_run("small", Config(), "own_classes", RECORDS[:2], digests=DIGESTS))

@@ -90,19 +90,22 @@ def _explain(error: BaseException, advice: str) -> int:
         print_message(f"interrupted; {advice}" if advice else "interrupted.")
         return STATUS_TERMINATED if isinstance(error, Terminated) else STATUS_INTERRUPTED
     if isinstance(error, VitrieveError):
-        print_error(str(error))
+        print_error(_join_notes(str(error), error))
         return STATUS_WRONG_USE if isinstance(error, InputError) else STATUS_NOT_FINE
     if not isinstance(error, Exception):
         raise error
     reason = _describe_environment(error)
     if reason is not None:
-        print_error(reason)
+        print_error(_join_notes(reason, error))
         return STATUS_WRONG_USE
-    print_error(
-        f"a fault of vitrieve, not of yours: {type(error).__name__}: {error} ({_find_place(error)}). Please report it "
-        "with what the same command says with --debug."
-    )
+    fault = f"a fault of vitrieve, not of yours: {type(error).__name__}: {error} ({_find_place(error)})."
+    print_error(_join_notes(f"{fault} Please report it with what the same command says with --debug.", error))
     return STATUS_OUR_FAULT
+
+
+def _join_notes(text: str, error: BaseException) -> str:
+    """Put what was noted on an error on its way, such as how to go on, behind its message."""
+    return " ".join([text, *getattr(error, "__notes__", [])])
 
 
 def _describe_environment(error: Exception) -> str | None:

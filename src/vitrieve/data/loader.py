@@ -23,7 +23,9 @@ from vitrieve.data.decode import read_image
 from vitrieve.data.preprocess import Preprocessing, preprocess, to_pixels
 from vitrieve.data.records import ImageRecord
 from vitrieve.data.sampler import EpochTuples, Sampler
+from vitrieve.errors import DecodeError
 from vitrieve.machine import count_cores
+from vitrieve.quoting import quote_name
 
 _VIEWS = 3
 """Keeps the generators of augmentation apart from the sampler's."""
@@ -173,12 +175,20 @@ class TrainingLoader:
     def _read(self, row: int) -> Image.Image:
         image = self._decoded.get(row)
         if image is None:
-            image = _shrink(read_image(self._records[row]), SOURCE_TO_VIEW_MAX * self._preprocessing.image_size)
+            image = _shrink(_read_named(self._records[row]), SOURCE_TO_VIEW_MAX * self._preprocessing.image_size)
             num_bytes = 3 * image.width * image.height
             if num_bytes <= self._free_bytes:
                 self._decoded[row] = image
                 self._free_bytes -= num_bytes
         return image
+
+
+def _read_named(record: ImageRecord) -> Image.Image:
+    try:
+        return read_image(record)
+    except DecodeError as error:
+        name = quote_name(record.image_id)
+        raise DecodeError(f"{name}, which could be read when the run began, no longer can: {error}.") from error
 
 
 def _stack(views: Sequence[Future[np.ndarray]]) -> Tensor:

@@ -23,18 +23,18 @@ from torch import Tensor
 from vitrieve.config import Config, ObjectiveConfig
 from vitrieve.data.loader import Batch, TrainingLoader
 from vitrieve.data.records import ImageRecord
-from vitrieve.errors import NonFiniteLossError
+from vitrieve.errors import NonFiniteLossError, VitrieveError
 from vitrieve.model.encoder import ImageEncoder, build_encoder
 from vitrieve.objective.objective import Objective, similarity_statistics
 from vitrieve.objective.tuple_contrastive import tuple_statistics
 from vitrieve.training.average import WeightAverage
 from vitrieve.training.device import move_batch, prepare_encoder
-from vitrieve.training.metrics_log import MetricsLog
-from vitrieve.training.microbatch import MemoryPlan, encode_batch, encode_pieces, plan_memory
+from vitrieve.training.metrics_log import METRICS_NAME, MetricsLog
+from vitrieve.training.microbatch import MemoryPlan, encode_batch, encode_pieces, has_batch_norm, plan_memory
 from vitrieve.training.optimizer import build_optimizer, set_learning_rate
 from vitrieve.training.resolution import allow_low_resolution, image_size_at
 from vitrieve.training.selection import SELECTION_METRIC, Selection
-from vitrieve.training.state import TrainingState
+from vitrieve.training.state import STATE_NAME, TrainingState
 from vitrieve.training.tuples import TupleMiner, build_miner
 
 Evaluate = Callable[[ImageEncoder], Mapping[str, float]]
@@ -81,9 +81,11 @@ def fit_encoder(
         positive_pairs: ``image_id`` of anchors and positives, for training on tuples; empty: the labels say it.
 
     Raises:
-        DataError: Tuples are asked for, and there are no pairs.
+        DataError: Tuples are asked for, and there are no pairs; or an image can no longer be read.
         NonFiniteLossError: A term of the loss became NaN or infinite.
         KeyboardInterrupt: After Ctrl-C, once the state is saved.
+
+    Whatever ends the run, the steps so far are saved first; a note on the exception says up to which.
     """
     # Data
     if config.train.num_threads is not None:
@@ -96,14 +98,18 @@ def fit_encoder(
 
     # State
     state = build_state(config, encoder, num_classes=loader.num_classes, num_images=len(records))
-    state.load(run)
+    note = _load(state, run)
     num_steps = config.train.num_steps
 
     # Loop
-    with MetricsLog(run, start_step=state.step, num_steps=num_steps) as log, _interrupt_flag() as is_interrupted:
-        if evaluate is not None and not state.selection.values:
-            log.say("measuring the frozen start on the held-out classes")
-            _measure(state, evaluate, log)
+    with (
+        MetricsLog(run, start_step=state.step, num_steps=num_steps) as log,
+        _interrupt_flag() as is_interrupted,
+        _saving_before_failure(state, run, is_interrupted),
+    ):
+        if note:
+            log.say(note)
+        _measure_when_due(state, config, evaluate, log)
         end_step = state.step if _is_hopeless(state, config) else num_steps
         _mine_when_due(state, miner, end_step, log)
         if config.train.memory_limit_gib is not None:
@@ -115,12 +121,10 @@ def fit_encoder(
             values |= _describe_speed(time.monotonic() - start, len(batch.labels), num_steps - state.step)
             log.write(state.step, values)
             log.show(state.step, values)
-            if evaluate is not None and state.step < num_steps and _is_due(state.step, config.train.evaluate_every):
-                _measure(state, evaluate, log)
+            _measure_when_due(state, config, evaluate, log)
             is_stopped, is_hopeless = is_interrupted(), _is_hopeless(state, config)
             is_last = state.step == num_steps
             if is_stopped or is_hopeless or is_last or _is_due(state.step, config.train.checkpoint_every):
-                log.flush()
                 state.save(run)
             if is_stopped:
                 raise KeyboardInterrupt
@@ -190,7 +194,8 @@ def build_state(config: Config, encoder: ImageEncoder, *, num_classes: int, num_
         frozen={name: parameter.detach().clone() for name, parameter in encoder.named_parameters()},
         frozen_share=config.train.frozen_share,
     )
-    state.plan = plan_memory(encoder, config, sum(buffer.nbytes for buffer in objective.buffers()), num_images)
+    num_unfilled_bytes = sum(buffer.nbytes for buffer in objective.buffers())
+    state.plan = plan_memory(encoder, config, num_unfilled_bytes, num_images, num_classes)
     return state
 
 
@@ -200,6 +205,8 @@ def train_step(state: TrainingState, batch: Batch, config: Config) -> dict[str, 
     Raises:
         NonFiniteLossError: Before the weights change.
     """
+    # Batch norm counts what it sees in the forward pass already.
+    state.is_whole = config.train.freeze_batch_norm or not has_batch_norm(state.encoder)
     # Seeded by the step, so that a resumed run drops the same paths.
     torch.manual_seed(config.train.seed * 1_000_003 + state.step)
     factor = set_learning_rate(state.optimizer, config.optimizer, state.step, config.train.num_steps)
@@ -210,6 +217,7 @@ def train_step(state: TrainingState, batch: Batch, config: Config) -> dict[str, 
     backward(loss.total)
     gradient_norm = _clip_gradients(state.optimizer, config.optimizer.gradient_clip_norm)
     _require_finite({"norm of the gradient": gradient_norm}, state.step)
+    state.is_whole = False
     state.optimizer.step()
     state.optimizer.zero_grad()
     _remember(state, embeddings, batch, config)
@@ -217,6 +225,7 @@ def train_step(state: TrainingState, batch: Batch, config: Config) -> dict[str, 
     for average in (state.average, state.momentum):
         if average is not None:
             average.update(state.encoder, state.step)
+    state.is_whole = True
     return {
         "loss": loss.total.item(),
         **terms,
@@ -247,8 +256,9 @@ def _require_finite(values: Mapping[str, float], step: int) -> None:
     for name, value in values.items():
         if not math.isfinite(value):
             raise NonFiniteLossError(
-                f"the {name} is {value} at step {step}; the weights of the step before are kept. "
-                "Lower --optimizer.learning-rate, or lengthen --optimizer.num-warmup-steps."
+                f"the {name} is {value} at step {step}, which has changed no weight. With --resume the same would "
+                "happen again: start again with --overwrite or another --out, and with a lower "
+                "--optimizer.learning-rate or a longer --optimizer.num-warmup-steps."
             )
 
 
@@ -268,6 +278,17 @@ def _is_due(step: int, every: int | None) -> bool:
 def _is_hopeless(state: TrainingState, config: Config) -> bool:
     """Tell whether the last measurements were all below the frozen start."""
     return state.selection.num_worse >= config.train.num_patience
+
+
+def _measure_when_due(state: TrainingState, config: Config, evaluate: Evaluate | None, log: MetricsLog) -> None:
+    """Measure the frozen start and every so many steps; a resumed run, too, what failed or was interrupted."""
+    if evaluate is None or state.step in state.selection.values:
+        return
+    if state.step == 0:
+        log.say("measuring the frozen start on the held-out classes")
+    elif state.step >= config.train.num_steps or not _is_due(state.step, config.train.evaluate_every):
+        return
+    _measure(state, evaluate, log)
 
 
 def _measure(state: TrainingState, evaluate: Evaluate, log: MetricsLog) -> None:
@@ -292,7 +313,6 @@ def _measure_last(state: TrainingState, evaluate: Evaluate | None, log: MetricsL
         _measure(state, evaluate, log)
     except Exception as error:
         return error
-    log.flush()
     state.save(run)
     return None
 
@@ -307,6 +327,38 @@ def _keep(state: TrainingState, config: Config) -> ImageEncoder:
     if state.selection.values and state.best_weights is not None:
         result.load_state_dict(state.best_weights)
     return result.eval()
+
+
+def _load(state: TrainingState, run: Path) -> str | None:
+    """Load the newest state, where there is one; return what to say of it."""
+    note = state.load(run)
+    if note is None and (run / METRICS_NAME).is_file():
+        return f"{run} holds no training state; beginning at step 0"
+    return note
+
+
+@contextmanager
+def _saving_before_failure(state: TrainingState, run: Path, is_interrupted: Callable[[], bool]) -> Iterator[None]:
+    """Save the steps so far before an error ends the run, and add to the error how to go on.
+
+    A second Ctrl-C, which stops at once, saves nothing; SIGTERM does not come through ``is_interrupted``.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if isinstance(error, Exception) or not is_interrupted():
+            with suppress(OSError, VitrieveError):  # the disk may be the reason; what is saved is said below
+                if state.is_whole and state.step not in (0, state.saved_step):
+                    state.save(run)
+        error.add_note(_describe_saved(state, run, is_repeated=isinstance(error, NonFiniteLossError)))
+        raise
+
+
+def _describe_saved(state: TrainingState, run: Path, *, is_repeated: bool) -> str:
+    if state.saved_step is None:
+        return "No state is saved yet." if is_repeated else "No state is saved yet: --resume begins again."
+    text = f"The state after step {state.saved_step} is saved in {run / STATE_NAME}"
+    return f"{text}." if is_repeated else f"{text}; the same command with --resume goes on from there."
 
 
 @contextmanager

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -11,9 +13,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
 
-from torch.utils.tensorboard import SummaryWriter
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.record_writer import RecordWriter
 
-from vitrieve.artifacts import explaining_full_disk, write_text_durably
+from vitrieve.artifacts import explaining_full_disk, write_bytes_durably
 from vitrieve.progress import track
 from vitrieve.quoting import escape_text
 
@@ -30,7 +34,7 @@ class MetricsLog:
     """Records scalars by step and shows how far the run is."""
 
     def __init__(self, folder: Path, *, start_step: int, num_steps: int) -> None:
-        """Open the log; what a killed run left of steps that are done again is dropped.
+        """Open the log; what a killed run left of steps that are done again is dropped, and so are damaged lines.
 
         Args:
             folder: Of the run.
@@ -38,11 +42,12 @@ class MetricsLog:
             num_steps: Length of the run.
         """
         self._path = folder / METRICS_NAME
-        if self._path.is_file():
-            write_text_durably(self._path, "".join(_entries_until(self._path, start_step)) if start_step else "")
+        note = _take_up(self._path, start_step)
         self._file = self._path.open("a", encoding="utf-8")
-        self._writer = SummaryWriter(str(folder / TENSORBOARD_NAME), purge_step=start_step + 1)
+        self._events = _EventsFile(folder / TENSORBOARD_NAME, purge_step=start_step + 1)
         self._display = _BarDisplay(start_step, num_steps) if sys.stderr.isatty() else _LineDisplay(num_steps)
+        if note:
+            self.say(note)
 
     def __enter__(self) -> Self:
         return self
@@ -53,10 +58,10 @@ class MetricsLog:
         self._display.close()
         if error is None:
             self._file.close()
-            self._writer.close()
+            self._events.close()
             return
         # What is already on its way out says why; a disk that is full cannot be told so twice.
-        for end in (self._file.close, self._writer.close):
+        for end in (self._file.close, self._events.close):
             with suppress(OSError):
                 end()
 
@@ -70,13 +75,8 @@ class MetricsLog:
         with explaining_full_disk(self._path, num_bytes=len(line), advice=FULL_DISK_ADVICE):
             self._file.write(line)
             self._file.flush()
-            for name, value in values.items():
-                self._writer.add_scalar(name, value, step)
-
-    def flush(self) -> None:
-        """Hand the events to the system: a kill after the state of a step is saved must not cost its events."""
-        with explaining_full_disk(self._path.parent / TENSORBOARD_NAME, advice=FULL_DISK_ADVICE):
-            self._writer.flush()
+        with explaining_full_disk(self._events.path, advice=FULL_DISK_ADVICE):
+            self._events.write(step, values)
 
     def show(self, step: int, values: Mapping[str, float]) -> None:
         """Show the progress of training on standard error."""
@@ -91,18 +91,61 @@ class MetricsLog:
         return self._display.track(items, description, total)
 
 
-def _entries_until(path: Path, step: int) -> list[str]:
-    """List the lines up to a step; a line that a kill or a full disk damaged ends them, and nothing after it counts."""
-    kept = []
-    for line in path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]:
+class _EventsFile:
+    """Scalars for TensorBoard, each handed to the system at once.
+
+    TensorBoard's own writer has a thread, which prints a traceback when the disk is full, and tells its caller nothing.
+    """
+
+    def __init__(self, folder: Path, *, purge_step: int) -> None:
+        folder.mkdir(exist_ok=True)
+        seconds, nanoseconds = divmod(time.time_ns(), 10**9)
+        # TensorBoard reads the files of a folder in the order of their names.
+        name = f"events.out.tfevents.{seconds:010d}.{socket.gethostname()}.{os.getpid()}.{nanoseconds:09d}"
+        self.path = folder / name
+        self._file = self.path.open("xb")
+        self._records = RecordWriter(self._file)
+        self._write(Event(step=purge_step, file_version="brain.Event:2"))
+        self._write(Event(step=purge_step, session_log=SessionLog(status=SessionLog.START)))
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        summary = Summary(value=[Summary.Value(tag=name, simple_value=value) for name, value in values.items()])
+        self._write(Event(step=step, summary=summary))
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _write(self, event: Event) -> None:
+        event.wall_time = time.time()
+        self._records.write(event.SerializeToString())
+        self._file.flush()
+
+
+def _take_up(path: Path, step: int) -> str:
+    """Leave of a log what belongs to the steps up to ``step``; return what to say of it."""
+    if not path.is_file():
+        return f"{path} is missing: the figures of the steps before are lost" if step else ""
+    kept, num_damaged = _read_until(path, step) if step else ([], 0)
+    write_bytes_durably(path, b"".join(kept))
+    if not num_damaged:
+        return ""
+    return f"{path}: {'1 damaged line is' if num_damaged == 1 else f'{num_damaged} damaged lines are'} left out"
+
+
+def _read_until(path: Path, step: int) -> tuple[list[bytes], int]:
+    """List the lines up to a step, and count those before the last that no longer can be read.
+
+    A last line that a kill or a full disk left unfinished is of a step that is done again.
+    """
+    kept, damaged = [], []
+    lines = path.read_bytes().split(b"\n")[:-1]
+    for number, line in enumerate(lines):
         try:
-            is_kept = json.loads(line)["step"] <= step
+            if json.loads(line)["step"] <= step:
+                kept.append(line + b"\n")
         except (ValueError, KeyError, TypeError):
-            break
-        if not is_kept:
-            break
-        kept.append(line + "\n")
-    return kept
+            damaged.append(number)
+    return kept, sum(number < len(lines) - 1 for number in damaged)
 
 
 def _format(values: Mapping[str, float]) -> str:

@@ -116,8 +116,36 @@ def set_train_mode(encoder: ImageEncoder, config: Config) -> None:
                 part.eval()
 
 
+def has_batch_norm(encoder: ImageEncoder) -> bool:
+    """Tell whether an encoder has layers of batch norm."""
+    return any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in encoder.modules())
+
+
+def count_batch_images(config: Config, num_classes: int | None = None) -> int:
+    """Return the most images that a training step sees: of tuples all members of each.
+
+    Args:
+        config: Sampling, and the size of batches or tuples.
+        num_classes: Of the training images; there are no more negatives than other classes. None: as many as asked for.
+
+    >>> from vitrieve.config import LoaderConfig
+    >>> count_batch_images(Config()), count_batch_images(Config(loader=LoaderConfig(sampling="tuples")))
+    (64, 35)
+    """
+    if config.loader.sampling != "tuples":
+        return config.train.batch_size
+    num_negatives = config.tuples.num_negatives
+    if num_classes is not None:
+        num_negatives = min(num_negatives, num_classes - 1)
+    return config.tuples.tuples_per_batch * (2 + num_negatives)
+
+
 def plan_memory(
-    encoder: ImageEncoder, config: Config, num_unfilled_bytes: int = 0, num_images: int | None = None
+    encoder: ImageEncoder,
+    config: Config,
+    num_unfilled_bytes: int = 0,
+    num_images: int | None = None,
+    num_classes: int | None = None,
 ) -> MemoryPlan:
     """Choose the micro-batch, and whether a batch is embedded twice, so that a run stays within its limit.
 
@@ -129,6 +157,7 @@ def plan_memory(
         config: ``train.memory_limit_gib``, None for no limit, and the rest of the run's settings.
         num_unfilled_bytes: Of memories that exist but are not filled: the CPU's are counted when they are written.
         num_images: Size of the training set, which bounds what the loader can keep; None: its cache is filled.
+        num_classes: Of the training set, which bounds the size of a tuple; None: tuples are as large as asked for.
 
     Raises:
         ConfigError: The limit is below what micro-batches of one image need.
@@ -139,7 +168,8 @@ def plan_memory(
     cached = config.loader.cache_bytes
     if num_images is not None:
         cached = bound_cache(config.loader, num_images, config.model.image_size)
-    fixed = _count_fixed_bytes(encoder, config, cached + num_unfilled_bytes)
+    batch_size = count_batch_images(config, num_classes)
+    fixed = _count_fixed_bytes(encoder, config, batch_size, cached + num_unfilled_bytes)
     constant, per_image = measure_graph_bytes(encoder, config)
 
     def need(num_held: int, microbatch_size: int) -> int:
@@ -147,9 +177,9 @@ def plan_memory(
         return int(fixed + constant * num_pieces + per_image * (num_held + SCRATCH_SHARE * microbatch_size))
 
     limit = int(train.memory_limit_gib * GIB)
-    size = min(train.microbatch_size, train.batch_size)
-    if need(train.batch_size, size) <= limit:
-        return MemoryPlan(size, bytes_needed=need(train.batch_size, size))
+    size = min(train.microbatch_size, batch_size)
+    if need(batch_size, size) <= limit:
+        return MemoryPlan(size, bytes_needed=need(batch_size, size))
     while size > 1 and need(size, size) > limit:
         size -= 1
     if need(size, size) > limit:
@@ -201,11 +231,11 @@ def _count_saved(encoder: ImageEncoder, pixels: Tensor, config: Config) -> int:
     return sum(saved.values())
 
 
-def _count_fixed_bytes(encoder: ImageEncoder, config: Config, num_unfilled_bytes: int) -> int:
+def _count_fixed_bytes(encoder: ImageEncoder, config: Config, batch_size: int, num_unfilled_bytes: int) -> int:
     """Count what a run holds whatever its micro-batch."""
     trained = sum(parameter.numel() for parameter in encoder.parameters() if parameter.requires_grad)
     size = config.model.image_size
-    batches = 3 * config.train.batch_size * 3 * size * size * 4  # one in the step, one ahead, one being made
+    batches = 3 * batch_size * 3 * size * size * 4  # one in the step, one ahead, one being made
     on_device = BYTES_PER_WEIGHT * trained + batches
     if next(encoder.parameters()).device.type != "cpu":
         return on_device + torch.cuda.memory_allocated()

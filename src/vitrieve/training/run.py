@@ -37,6 +37,7 @@ from vitrieve.runtime.encoder import Encoder, load_encoder, wrap_encoder
 from vitrieve.runtime.precision import describe_emulation
 from vitrieve.training.holdout import TrainingSplit, split_for_training
 from vitrieve.training.loop import Evaluate, TrainingResult, fit_encoder
+from vitrieve.training.microbatch import has_batch_norm
 from vitrieve.training.reduce import reduce_encoder, require_reducible
 from vitrieve.training.resolution import allow_low_resolution
 from vitrieve.training.settings import describe_run, settle
@@ -166,6 +167,8 @@ def run_training(run: TrainingRun) -> TrainedRun:
     encoder = _build_encoder(run, len(split.fit))  # before the folder is made: weights may be out of reach
     model = replace(run.config.model, pooling=encoder.spec.pooling)  # by default the model's own
     run = replace(run, config=replace(run.config, model=model))
+    if run.is_resume and not run.out.exists():
+        print_message(f"{run.out} does not exist yet: there is nothing to resume, a new run begins")
     prepare_folder(run.out, is_overwrite=run.is_overwrite, is_resume=run.is_resume)
     _settle(run, encoder, dataset, split, readable)
     # Training
@@ -207,7 +210,7 @@ def _read_images(run: TrainingRun) -> tuple[Dataset, Readable]:
 def _tell_notes(run: TrainingRun, dataset: Dataset, split: TrainingSplit) -> None:
     config = run.config
     emulation = describe_emulation(config.train.precision, resolve_device(config.train.device).type)
-    for note in (*dataset.notes, split.note, emulation, *find_ineffective(config, run.base)):
+    for note in (*dataset.notes, split.note, emulation):
         if note:
             print_message(note)
 
@@ -217,6 +220,8 @@ def _build_encoder(run: TrainingRun, num_images: int) -> ImageEncoder:
     encoder = build_encoder(model, seed=run.config.train.seed)
     if model.weights is not None and encoder.spec.weights_note:
         print_message(encoder.spec.weights_note)
+    for note in find_ineffective(run.config, run.base, has_batch_norm=has_batch_norm(encoder)):
+        print_message(note)
     allow_low_resolution(encoder, run.config)
     print_message(f"{model.backbone}: {format_cost(count_cost(model.backbone, model.image_size))}")
     if model.embedding_dim is not None:

@@ -18,6 +18,9 @@ from vitrieve.errors import ArtifactError
 from vitrieve.model.encoder import ImageEncoder
 from vitrieve.runtime.device import resolve_device
 from vitrieve.runtime.precision import resolve_precision
+from vitrieve.training.digest import digest_tensors
+from vitrieve.training.microbatch import has_batch_norm
+from vitrieve.training.state import STATE_NAME
 
 SETTINGS_NAME = "config.json"
 MACHINE = "machine"
@@ -38,6 +41,8 @@ FREE_SETTINGS = frozenset(
 """Settings that a resumed run may change, because no step depends on them. Most say how to compute and not what, so
 that a run that ran out of memory goes on with less; another device or number of threads may change the last bits of the
 result. The others are about the reduction, which is fitted after the last step."""
+MICROBATCH = "train.microbatch_size"
+"""May change as well, unless batch norm trains, whose means and variances are those of a micro-batch."""
 
 
 def describe_run(
@@ -59,16 +64,17 @@ def describe_run(
         digests: SHA-256 of the file of each image, by ``image_id``; None: the content of the files is not described.
     """
     names, contents = hashlib.sha256(), hashlib.sha256()
+    rows: dict[str, int] = {}
     for record in records:
+        rows[record.image_id] = len(rows)
         role = f"{record.label} {record.split}\n"
         names.update(f"{record.image_id!r} {role}".encode())
         contents.update((b"" if digests is None else digests[record.image_id]) + f"{record.box} {role}".encode())
     for pair in positive_pairs:
-        # Pairs are listed by name, so images of other names are other pairs.
-        line = f"{pair[0]!r} {pair[1]!r}\n".encode()
-        names.update(line)
-        contents.update(line)
-    data = {"protocol": protocol, "images": names.hexdigest()}
+        names.update(f"{pair[0]!r} {pair[1]!r}\n".encode())
+        if pair[0] in rows and pair[1] in rows:  # other pairs train nothing
+            contents.update(f"{rows[pair[0]]} {rows[pair[1]]}\n".encode())  # places: images that were moved keep theirs
+    data: dict[str, Any] = {"protocol": protocol, "num_images": len(rows), "images": names.hexdigest()}
     if digests is not None:
         data["content"] = contents.hexdigest()
     return {
@@ -84,11 +90,7 @@ def describe_run(
 
 def digest_weights(encoder: ImageEncoder) -> str:
     """Compute a digest of an encoder's weights, wherever they were read from."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(encoder.state_dict().items()):
-        digest.update(f"{name} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
+    return digest_tensors(sorted(encoder.state_dict().items()))
 
 
 def settle(run: Path, settings: Mapping[str, Any], *, encoder: ImageEncoder | None = None) -> list[str]:
@@ -101,21 +103,27 @@ def settle(run: Path, settings: Mapping[str, Any], *, encoder: ImageEncoder | No
 
     Returns:
         Sentences about what has changed and is accepted: settings that cannot change the mathematics, another machine,
-        images or weights that were moved.
+        images or weights that were moved, another recipe with equal settings.
 
     Raises:
         ArtifactError: The run was begun with other settings, other images or other weights, or nobody can say, because
-            the file is damaged.
+            the file is damaged or missing.
     """
     path = run / SETTINGS_NAME
     now = dict(settings)
     if encoder is not None:
         now["start"] = {"weights": digest_weights(encoder)}
     notes: list[str] = []
-    if path.is_file():
+    if not path.exists() and any((run / STATE_NAME).glob("*")):
+        raise ArtifactError(
+            f"{path} is missing, but {run} holds a training state; nobody can say whether this command goes on with "
+            "the same run. Put the file back, or start again with --overwrite; the steps so far are lost then."
+        )
+    if path.exists():
         before = _read_settings(path)
         changes = _list_changes(before, now)
-        notes = _take_accepted(changes, before)
+        trains_batch_norm = encoder is not None and has_batch_norm(encoder) and not now["train"]["freeze_batch_norm"]
+        notes = _take_accepted(changes, before, trains_batch_norm=trains_batch_norm)
         if changes:
             listed = "; ".join(f"{name} was {_spell(old)} and is {_spell(new)}" for name, (old, new) in changes.items())
             raise ArtifactError(
@@ -158,22 +166,45 @@ def _list_changes(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str
     return changes
 
 
-def _take_accepted(changes: Changes, before: Mapping[str, Any]) -> list[str]:
+def _take_accepted(changes: Changes, before: Mapping[str, Any], *, trains_batch_norm: bool) -> list[str]:
     """Take the changes that a resumed run may have out of ``changes``, and return what to say of them."""
-    notes = []
-    for name, has_it in (("data.content", "content" in before.get("data", {})), ("start", "start" in before)):
+    data = before.get("data", {})
+    for name, has_it in (
+        ("data.content", "content" in data),
+        ("data.num_images", "num_images" in data),
+        ("start", "start" in before),
+    ):
         if name in changes and not has_it:  # begun by a version that did not write it
             del changes[name]
+    notes = _take_moved(changes, before)
+    notes += _take_ways_to_compute(changes, trains_batch_norm=trains_batch_norm)
+    if changes.keys() == {"recipe"}:
+        old, new = changes.pop("recipe")
+        notes.append(f"begun with the recipe {old}; the settings of {new} are equal")
+    return notes
+
+
+def _take_moved(changes: Changes, before: Mapping[str, Any]) -> list[str]:
+    notes = []
     if "data.images" in changes and "data.content" not in changes and "content" in before.get("data", {}):
         del changes["data.images"]
         notes.append("the images have other names than when the run was begun, but the same content")
     if "model.weights" in changes and "start.weights" not in changes and "start" in before:
         del changes["model.weights"]
         notes.append("the file of the first weights has another name than when the run was begun, but the same content")
-    free = sorted(FREE_SETTINGS & changes.keys())
+    return notes
+
+
+def _take_ways_to_compute(changes: Changes, *, trains_batch_norm: bool) -> list[str]:
+    notes = []
+    free = sorted((FREE_SETTINGS if trains_batch_norm else FREE_SETTINGS | {MICROBATCH}) & changes.keys())
     if free:
         listed = "; ".join(f"{name} was {_spell(changes[name][0])} and is {_spell(changes[name][1])}" for name in free)
         notes.append(f"accepted, as no step depends on it: {listed}")
+    if MICROBATCH in free:
+        notes.append("paths and patches are dropped by chance in each micro-batch: other ones from here on, if any are")
+    if trains_batch_norm and "train.memory_limit_gib" in free:
+        notes.append("batch norm trains on micro-batches, which this limit may make smaller: the result may differ")
     machine = [name for name in changes if name.startswith(f"{MACHINE}.")]
     if machine:
         notes.append(f"begun with another {' and '.join(machine)}: the result may differ in the last bits")

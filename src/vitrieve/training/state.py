@@ -1,17 +1,18 @@
 """The state of a run on disk, from which it resumes bit for bit.
 
 One safetensors file holds the weights, their averages, the optimiser and the objective (memories, proxies); its
-header holds the step and the selection. Tuples are kept, because they were mined with weights that have changed
-since. Sampler positions and random states are functions of (seed, step) and need no
-place. A file is written beside its final name, flushed to the disk, then renamed: a kill at any moment leaves the
-previous state or the new one.
+header holds the step, the selection and a checksum. Tuples are kept, because they were mined with weights that have
+changed since. Sampler positions and random states are functions of (seed, step) and need no place. A file is written
+beside its final name, read back, flushed to the disk, then renamed: a kill at any moment leaves the previous state or
+the new one. The previous one is kept beside the new one, for the day on which the new one is found damaged.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,14 +23,19 @@ from torch import Tensor
 
 from vitrieve.artifacts import replacing_durably
 from vitrieve.data.sampler import EpochTuples
-from vitrieve.errors import ArtifactError
+from vitrieve.errors import ArtifactError, DiskFullError
 from vitrieve.model.encoder import ImageEncoder
 from vitrieve.objective.objective import Objective
 from vitrieve.training.average import WeightAverage, blend
+from vitrieve.training.digest import digest_tensors
 from vitrieve.training.microbatch import MemoryPlan
 from vitrieve.training.selection import Selection
 
 STATE_NAME = "state"
+NUM_KEPT = 2
+"""States on the disk: the newest, and the one before it."""
+DAMAGE = (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError)
+"""What reading a damaged state, or one of another run, raises."""
 FULL_DISK_ADVICE = "The state before is whole: make room, then go on with the same command and --resume."
 
 
@@ -50,6 +56,8 @@ class TrainingState:
         frozen: Parameters of the start, by name, for ``frozen_share``; not saved, they are the pre-trained ones.
         frozen_share: Their weight in what is kept, in [0, 1).
         step: Number of finished steps.
+        saved_step: Step of the newest state on the disk, or None.
+        is_whole: False while a step changes the parts one after the other.
     """
 
     encoder: ImageEncoder
@@ -64,6 +72,8 @@ class TrainingState:
     frozen: Mapping[str, Tensor] = field(default_factory=dict)
     frozen_share: float = 0.0
     step: int = 0
+    saved_step: int | None = None
+    is_whole: bool = True
 
     def build_result(self) -> ImageEncoder:
         """Build what would be kept now: the trained encoder or its average, blended with the frozen start."""
@@ -71,42 +81,67 @@ class TrainingState:
         return blend(trained, self.frozen, self.frozen_share) if self.frozen_share > 0 else trained
 
     def save(self, run: Path) -> None:
-        """Write the state into the run's folder and drop older ones.
+        """Write the state into the run's folder; of the older ones the last is kept.
+
+        Where the disk has no room for three states, the oldest makes room before the new one is written.
 
         Raises:
+            ArtifactError: What was written reads back differently; the state before stays.
             DiskFullError: The disk has no room for it beside the state before, which stays.
         """
         folder = run / STATE_NAME
         folder.mkdir(exist_ok=True)
         path = folder / f"step_{self.step:07d}.safetensors"
-        tensors = self._tensors()
-        num_bytes = sum(tensor.nbytes for tensor in tensors.values())
-        with replacing_durably(path, num_bytes=num_bytes, advice=FULL_DISK_ADVICE) as temporary:
-            save_file(tensors, temporary, metadata={"state": json.dumps(self._description())})
-        _remove_others(path)
+        older = [other for other in _list_states(folder) if other.name <= path.name][:NUM_KEPT]
+        _remove_others(folder, older)  # half written by a killed run, or newer and damaged
+        try:
+            self._write(path)
+        except DiskFullError:
+            if len(older) < NUM_KEPT:
+                raise
+            older.pop().unlink()
+            self._write(path)
+        _remove_others(folder, _list_states(folder)[:NUM_KEPT])
+        self.saved_step = self.step
 
-    def load(self, run: Path) -> bool:
-        """Continue from the newest state in the run's folder; return whether there was one.
+    def load(self, run: Path) -> str | None:
+        """Continue from the newest state in the run's folder that is whole.
+
+        Returns:
+            A sentence about which one that is; None where there is no state.
 
         Raises:
-            ArtifactError: The state does not fit this run's configuration, or is damaged.
+            ArtifactError: No state is whole, or none fits this run's configuration.
         """
-        paths = sorted((run / STATE_NAME).glob("step_*.safetensors"))
-        if not paths:
-            return False
-        try:
-            with safe_open(paths[-1], framework="pt") as file:
-                description = json.loads(file.metadata()["state"])
-                # Cloned: tensors of safetensors may share the mapped file, which the next save removes.
-                tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-            self._restore(tensors, description)
-        except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise ArtifactError(
-                f"cannot resume from {paths[-1]}: it is damaged or of another run ({error}). The training up to "
-                "this state is lost unless you put the file back; start again with --overwrite."
-            ) from error
-        _remove_others(paths[-1])
-        return True
+        failures = []
+        for path in _list_states(run / STATE_NAME):
+            try:
+                self._restore(*_read_checked(path))
+            except DAMAGE as error:
+                failures.append((path, error))
+                continue
+            self.saved_step = self.step
+            told = "".join(f"{damaged.name} is damaged ({error}); " for damaged, error in failures)
+            return f"{told}going on from the state after step {self.step}, {path.name}"
+        if not failures:
+            return None
+        told = ", and ".join(f"from {path}: it is damaged or of another run ({error})" for path, error in failures)
+        raise ArtifactError(
+            f"cannot resume {told}. The training is lost unless you put a state back; start again with --overwrite."
+        ) from failures[0][1]
+
+    def _write(self, path: Path) -> None:
+        tensors = self._tensors()
+        description = json.dumps(self._description())
+        num_bytes = sum(tensor.nbytes for tensor in tensors.values())
+        metadata = {"state": description, "sha256": _digest_state(sorted(tensors.items()), description)}
+        with replacing_durably(path, num_bytes=num_bytes, advice=FULL_DISK_ADVICE) as temporary:
+            save_file(tensors, temporary, metadata=metadata)
+            if not _is_intact(temporary):
+                raise ArtifactError(
+                    f"{path} was written, but reads back differently: the disk may be failing. The state before is "
+                    "kept; go on with the same command and --resume, on another disk if need be."
+                )
 
     def _tensors(self) -> dict[str, Tensor]:
         parts: dict[str, Mapping[str, Tensor]] = {
@@ -145,6 +180,7 @@ class TrainingState:
             self.average.module.load_state_dict(parts["average"])
         if self.momentum is not None:
             self.momentum.module.load_state_dict(parts["momentum"])
+        self.tuples = None
         if "tuples" in parts:
             epoch, rows, tuples_per_batch = (parts["tuples"][name] for name in ("epoch", "rows", "tuples_per_batch"))
             self.tuples = EpochTuples(epoch=int(epoch), rows=rows.numpy(), tuples_per_batch=int(tuples_per_batch))
@@ -160,11 +196,41 @@ class TrainingState:
         self.step, self.selection = _read_description(description)
 
 
-def _remove_others(path: Path) -> None:
-    """Remove older states, and what a kill left half written."""
-    for other in path.parent.iterdir():
-        if other != path:
+def _list_states(folder: Path) -> list[Path]:
+    """List the states in a folder, the newest first."""
+    return sorted(folder.glob("step_*.safetensors"), reverse=True)
+
+
+def _remove_others(folder: Path, kept: Sequence[Path]) -> None:
+    for other in folder.iterdir():
+        if other not in kept:
             other.unlink()
+
+
+def _digest_state(tensors: Iterable[tuple[str, Tensor]], description: str) -> str:
+    return hashlib.sha256(f"{digest_tensors(tensors)} {description}".encode()).hexdigest()
+
+
+def _is_intact(path: Path) -> bool:
+    """Tell whether a state reads as it was written; one of a version that wrote no checksum counts as intact."""
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+        tensors = ((name, file.get_tensor(name)) for name in sorted(file.keys()))
+        return "sha256" not in metadata or metadata["sha256"] == _digest_state(tensors, metadata["state"])
+
+
+def _read_checked(path: Path) -> tuple[dict[str, Tensor], dict[str, object]]:
+    """Read a state's tensors and description.
+
+    Raises:
+        ValueError: The checksum does not fit.
+    """
+    if not _is_intact(path):
+        raise ValueError("its checksum does not fit")
+    with safe_open(path, framework="pt") as file:
+        # Cloned: tensors of safetensors may share the mapped file, which a later save removes.
+        tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+        return tensors, json.loads(file.metadata()["state"])
 
 
 def _read_description(description: Mapping[str, object]) -> tuple[int, Selection]:
