@@ -263,6 +263,42 @@ def test_low_resolution_is_taken_or_refused_before_the_run(name: str, is_taken: 
     assert embedding.isfinite().all()
 
 
+MORE_FAMILIES = {
+    "test_byobnet": {"drop_path_rate", "pooling", "low_resolution_size"},
+    "test_coatnet": {"drop_path_rate", "pooling"},
+    "mobilevit_xxs": {"drop_path_rate", "pooling", "low_resolution_size"},
+    "cspnext_tiny": {"drop_path_rate", "pooling", "low_resolution_size"},
+    "fasternet_t0": {"drop_path_rate", "pooling", "low_resolution_size"},
+    "hgnetv2_b0": {"drop_path_rate", "pooling", "low_resolution_size"},
+    "efficientvit_b0": {"pooling", "low_resolution_size"},
+    "efficientvim_m1": {"drop_path_rate", "low_resolution_size"},
+    "convit_tiny": {"drop_path_rate", "pooling"},
+}
+"""Small models of further families, and which of three settings they support."""
+
+
+@pytest.mark.parametrize("name", MORE_FAMILIES)
+def test_each_setting_trains_or_is_refused_before_the_run(name: str) -> None:
+    taken = set()
+    for option, value in (("drop_path_rate", 0.1), ("pooling", "gem"), ("low_resolution_size", 32)):
+        is_model = option != "low_resolution_size"
+        model = ModelConfig(
+            **{"backbone": name, "image_size": 64, "drop_path_rate": 0.0, **({option: value} if is_model else {})}
+        )
+        try:
+            encoder = build_encoder(model, is_pretrained=False, seed=0)
+            if not is_model:
+                allow_low_resolution(encoder, Config(model=model, train=TrainConfig(low_resolution_size=32)))
+        except ConfigError:
+            continue
+        size = 64 if is_model else 32
+        embedding = encoder.train()(torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(1)))
+        embedding[0, 0].backward()
+        assert embedding.isfinite().all()
+        taken.add(option)
+    assert taken == MORE_FAMILIES[name]
+
+
 @pytest.mark.parametrize("engine", ["onnx", "openvino", "torch"])
 def test_an_encoder_without_patches_embeds_and_refuses_to_explain(engine: Any, tmp_path: Path) -> None:
     config = ModelConfig(backbone="pit_ti_224", image_size=64, drop_path_rate=0.0)
