@@ -1,7 +1,9 @@
-"""A picture however it is given: the path of a file, the bytes of one, or a Pillow picture of any mode."""
+"""A picture however it is given: a path, the bytes of a file, or a Pillow picture of any mode; and small JPEGs."""
 
 from __future__ import annotations
 
+import base64
+import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +17,7 @@ from vitrieve.quoting import quote_name
 
 Picture = str | Path | bytes | Image.Image
 """A path, the bytes of an image file, or a Pillow picture."""
+JPEG_QUALITY = 85
 
 
 @contextmanager
@@ -63,3 +66,31 @@ def _named(picture: Picture, name: str) -> Iterator[None]:
     except DecodeError as error:
         where = f" {quote_name(picture)}" if isinstance(picture, (str, Path)) else ""
         raise type(error)(f"{name}{where}: {error}.") from None
+
+
+def shrink(data: bytes, side_px: int, box: Box | None = None) -> bytes:
+    """Make a small JPEG of an image file.
+
+    Args:
+        data: The file.
+        side_px: Longest side of the copy; a smaller picture keeps its size.
+        box: The region to show; None for all of it.
+
+    Raises:
+        DecodeError: No picture, or no pixel of it in the box.
+    """
+    with open_picture(data, box=box) as image:
+        image.thumbnail((side_px, side_px), Image.Resampling.LANCZOS, reducing_gap=3.0)
+        return encode_jpeg(image)
+
+
+def encode_jpeg(image: Image.Image, quality: int = JPEG_QUALITY) -> bytes:
+    """Encode an RGB picture as JPEG, of a quality in [1, 95]."""
+    jpeg = io.BytesIO()
+    image.save(jpeg, format="JPEG", quality=quality, optimize=True)
+    return jpeg.getvalue()
+
+
+def to_data_uri(jpeg: bytes) -> str:
+    """Return a JPEG as an address that holds the picture itself, for pages in one file."""
+    return "data:image/jpeg;base64," + base64.b64encode(jpeg).decode("ascii")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from PIL import ImageOps
 
 from vitrieve.data.decode import read_image
+from vitrieve.data.picture import encode_jpeg, to_data_uri
 from vitrieve.data.records import ImageRecord
 from vitrieve.errors import DecodeError
 from vitrieve.evaluation.analysis import Neighbour, Verdict, find_neighbours, pick_changed, pick_random, pick_worst
@@ -121,12 +120,10 @@ def encode_thumbnail(record: ImageRecord) -> str:
         return ""
     data = b""
     for quality in JPEG_QUALITIES:
-        buffer = io.BytesIO()
-        image.save(buffer, "JPEG", quality=quality, optimize=True)
-        data = buffer.getvalue()
+        data = encode_jpeg(image, quality)
         if len(data) <= THUMBNAIL_BYTES:
             break
-    return "data:image/jpeg;base64," + base64.b64encode(data).decode("ascii")
+    return to_data_uri(data)
 
 
 def build_galleries(measurements: Sequence[Measurement], num_protocols: int) -> list[Gallery]:

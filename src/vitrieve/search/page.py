@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -13,7 +11,8 @@ from PIL import Image
 
 from vitrieve import __version__
 from vitrieve.artifacts import write_bytes_durably
-from vitrieve.data.decode import decode_image, read_image_bytes
+from vitrieve.data.decode import read_image_bytes
+from vitrieve.data.picture import encode_jpeg, shrink, to_data_uri
 from vitrieve.errors import DecodeError
 from vitrieve.index.filter import format_condition, parse_filter
 from vitrieve.index.store import VectorStore, find_name
@@ -22,7 +21,6 @@ from vitrieve.search.request import Example, SearchAnswer, SearchRequest, Search
 
 THUMBNAIL_PX = 320
 """Longest side: sharp at the 150 to 200 CSS pixels of a card on a dense screen."""
-JPEG_QUALITY = 85
 MAX_OTHERS = 4
 """Pictures shown of those behind a result; the others are counted."""
 TITLE_KEYS = ("label", "name")
@@ -140,15 +138,12 @@ def build_thumbnail(path: Path, box: tuple[float, float, float, float] | None = 
         box: The region to show, in pixels; None for all of it.
     """
     try:
-        image = decode_image(read_image_bytes(path), box=box)
+        return to_data_uri(shrink(read_image_bytes(path), THUMBNAIL_PX, box))
     except DecodeError:
         return None
-    return encode_thumbnail(image)
 
 
 def encode_thumbnail(image: Image.Image) -> str:
     """Turn a picture, which is made smaller, into a data URI."""
     image.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX), Image.Resampling.LANCZOS)
-    jpeg = io.BytesIO()
-    image.save(jpeg, format="JPEG", quality=JPEG_QUALITY)
-    return "data:image/jpeg;base64," + base64.b64encode(jpeg.getvalue()).decode("ascii")
+    return to_data_uri(encode_jpeg(image))

@@ -9,6 +9,7 @@ from fastapi import APIRouter, HTTPException, Query, Request, Response
 from fastapi.responses import FileResponse
 from starlette.types import Receive, Scope, Send
 
+from vitrieve.data.picture import encode_jpeg
 from vitrieve.index.kinds import name_kind
 from vitrieve.search.explain import explain_result
 from vitrieve.search.request import SearchRequest
@@ -16,7 +17,7 @@ from vitrieve.serve.body import is_form, parse_form, recognise
 from vitrieve.serve.gate import is_authorized
 from vitrieve.serve.limits import MAX_TEXT, Limits
 from vitrieve.serve.observe import CONTENT_TYPE
-from vitrieve.serve.pictures import SIDES_PX, encode_jpeg
+from vitrieve.serve.pictures import SIDES_PX
 from vitrieve.serve.questions import Question, build_request, parse_json, read_form, validate
 from vitrieve.serve.schemas import (
     AnswerBody,

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, HTTPException, Query, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse
 
+from vitrieve.data.picture import encode_jpeg
 from vitrieve.data.records import ImageRecord
 from vitrieve.errors import InputError
 from vitrieve.search.explain import explain_result
@@ -16,7 +17,7 @@ from vitrieve.serve.address import Address, parse_address
 from vitrieve.serve.api import answer_jpeg, check_side
 from vitrieve.serve.body import parse_form
 from vitrieve.serve.gate import COOKIE, build_cookie, is_token
-from vitrieve.serve.pictures import Upload, encode_jpeg
+from vitrieve.serve.pictures import Upload
 from vitrieve.serve.questions import Question, build_request, list_examples, validate
 from vitrieve.serve.refusals import get_refusal
 from vitrieve.serve.schemas import SearchBody, SearchParameters

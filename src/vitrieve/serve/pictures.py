@@ -7,7 +7,6 @@ that the index names, so nothing a client writes becomes part of a path.
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 import threading
 from collections import OrderedDict
@@ -15,19 +14,17 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 from fastapi import HTTPException
-from PIL import Image
 
-from vitrieve.data.decode import measure_image, open_image_file, open_picture, read_image_bytes
+from vitrieve.data.decode import measure_image, open_image_file, read_image_bytes
+from vitrieve.data.picture import shrink
 from vitrieve.data.records import ImageRecord
 from vitrieve.errors import DataError, DecodeError
 from vitrieve.index.store import VectorStore, find_name
-from vitrieve.search.request import Box
 from vitrieve.serve.body import NUM_BYTES, find_image_type
 from vitrieve.serve.limits import Limits
 
 SIDES_PX = (160, 320, 640, 1280)
 """Longest sides that can be asked for: a few, so that a stranger cannot fill the memory with all others."""
-JPEG_QUALITY = 85
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,29 +137,6 @@ class Pictures:
             while self._cache_bytes > self._limits.thumbnail_bytes:
                 self._cache_bytes -= len(self._cache.popitem(last=False)[1])
         return jpeg
-
-
-def shrink(data: bytes, side_px: int, box: Box | None = None) -> bytes:
-    """Make a small JPEG of an image file.
-
-    Args:
-        data: The file.
-        side_px: Longest side of the copy; a smaller picture keeps its size.
-        box: The region to show; None for all of it.
-
-    Raises:
-        DecodeError: No picture, or no pixel of it in the box.
-    """
-    with open_picture(data, box=box) as image:
-        image.thumbnail((side_px, side_px), Image.Resampling.LANCZOS, reducing_gap=3.0)
-        return encode_jpeg(image)
-
-
-def encode_jpeg(image: Image.Image) -> bytes:
-    """Encode an RGB picture as JPEG."""
-    jpeg = io.BytesIO()
-    image.save(jpeg, format="JPEG", quality=JPEG_QUALITY, optimize=True)
-    return jpeg.getvalue()
 
 
 def _is_gone(record: ImageRecord) -> HTTPException:
