@@ -186,9 +186,12 @@ def test_one_class_in_two_forms_of_unicode_is_one(tmp_path: Path) -> None:
     assert any("two forms of Unicode" in note for note in dataset.notes)
 
 
-def test_raw_files_are_named_with_what_to_do(tmp_path: Path) -> None:
+def test_raw_files_are_named_with_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vitrieve.data.decode.has_rawpy", lambda: False)
     for name in ("a.jpg", "b.CR2", "c.dng", "d.jxl"):
         (tmp_path / name).write_bytes(b"")
     counted, raw = walk_pictures(tmp_path).describe_left_out()
     assert counted == "left out: 1 .cr2, 1 .dng, 1 .jxl."
-    assert raw.startswith("2 files are RAW, which is not read; ")
+    assert raw.startswith("2 files are RAW and left out; pip install")
+    monkeypatch.setattr("vitrieve.data.decode.has_rawpy", lambda: True)
+    assert walk_pictures(tmp_path).paths == ["a.jpg", "b.CR2", "c.dng"]

@@ -4,6 +4,6 @@ The files in reading order, each of which begins with what it is for: ``records.
 ``walk.py``, ``ignore.py``, ``class_folders.py``, ``folder.py``, ``manifest.py``, ``table_cells.py``,
 ``table_paths.py``, ``grocery.py``, ``emoji.py``, ``cub200.py``, ``sop.py``, ``inshop.py``, ``sfm120k.py``,
 ``revisited.py``, ``restricted_pickle.py``, ``descriptions.py``, ``check.py``, ``budget.py``, ``work.py``,
-``jpeg.py``, ``decode.py``, ``convert.py``, ``picture.py``, ``preprocess.py``, ``readable.py``, ``augment.py``,
-``sampler.py``, ``loader.py``.
+``jpeg.py``, ``raw.py``, ``decode.py``, ``convert.py``, ``picture.py``, ``preprocess.py``, ``readable.py``,
+``augment.py``, ``sampler.py``, ``loader.py``.
 """

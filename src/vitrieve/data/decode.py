@@ -3,7 +3,8 @@
 The content decides the format, never the file's name. The rule:
 
 - Formats: JPEG, PNG, WebP, GIF, BMP, TIFF; AVIF where this Pillow was built with it; HEIC where the package
-  ``pillow-heif`` is installed. Nothing else is tried.
+  ``pillow-heif`` is installed. Of a RAW file the preview is read, where the package ``rawpy`` is installed
+  (``raw.py``). Nothing else is tried.
 - Size: more than ``MAX_PIXELS`` pixels in the header is refused before any pixel is decoded, but a JPEG of one scan
   is read at half its width and height up to ``MAX_REDUCED_PIXELS``. Boxes and sizes are always those of the file.
 - Work: what ``work.py`` counts is refused before any pixel is decoded; all pictures that are decoded at the same time
@@ -38,6 +39,7 @@ from PIL import ExifTags, Image, ImageFile, JpegImagePlugin, UnidentifiedImageEr
 from vitrieve.data.budget import PixelBudget
 from vitrieve.data.convert import NUM_ROWS_AT_ONCE, convert_to_rgb, read_orientation
 from vitrieve.data.jpeg import END_MARKER, read_jpeg_layout
+from vitrieve.data.raw import RAW_SUFFIXES, has_rawpy, take_preview
 from vitrieve.data.records import ImageRecord
 from vitrieve.data.work import MAX_PIXELS, MAX_REDUCED_PIXELS, MAX_SCANS, check_pixels, check_work
 from vitrieve.errors import DecodeError, PictureTooLargeError
@@ -52,13 +54,18 @@ MAX_FILE_BYTES = 1 << 29
 _ALWAYS_ACCEPTED = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 _SUFFIXES = ("jpg", "jpeg", "jpe", "jfif", "png", "apng", "webp", "gif", "bmp", "tif", "tiff", "avif", "heic", "heif")
 IMAGE_SUFFIXES = frozenset(f".{suffix}" for suffix in _SUFFIXES)
-"""Files that a reader lists as images. Whether they are, their content decides."""
+"""Files that a reader lists as images, beside RAW files. Whether they are, their content decides."""
 
 _JPEG_START = b"\xff\xd8"
 _OTHER_TAILS = (b"\x55" * 64, b"\xfe" * 64, b"\xd3\x4b\x99" * 22)
 """Data of a scan, one of which would show in the pixels of a JPEG that is cut short."""
 _SCALE = "pixels of the file in a pixel"
 _HEIF_BRANDS = frozenset((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"))
+
+
+def list_image_suffixes() -> frozenset[str]:
+    """List the suffixes, in lower case, of the files that a reader lists as images here."""
+    return IMAGE_SUFFIXES.union(RAW_SUFFIXES) if has_rawpy() else IMAGE_SUFFIXES
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -167,6 +174,7 @@ def open_picture(data: bytes, *, box: Box | None = None, max_pixels: int = MAX_P
     Yields:
         The picture; the caller keeps no reference to it.
     """
+    data = take_preview(data)
     # The stored size counts of a picture that is read at half its size, too.
     with _open_image(data, max_pixels) as image, BUDGET.hold(image.width * image.height):
         scale = _reduce(image, max_pixels)
@@ -191,7 +199,7 @@ def measure_image(data: bytes) -> tuple[int, int]:
     Raises:
         DecodeError: As ``decode_image``, as far as the header shows it.
     """
-    with _open_image(data, MAX_PIXELS) as image:
+    with _open_image(take_preview(data), MAX_PIXELS) as image:
         width_px, height_px = image.size
         # TIFF says its upright size when it is opened.
         is_lying = image.format != "TIFF" and read_orientation(image) >= 5
@@ -212,7 +220,7 @@ def read_header(data: bytes) -> ImageHeader:
     Raises:
         DecodeError: As ``decode_image``, as far as the header shows it.
     """
-    with _open_image(data, MAX_PIXELS) as image:
+    with _open_image(take_preview(data), MAX_PIXELS) as image:
         width_px, height_px = image.size
         return ImageHeader(format=image.format or "unknown", mode=image.mode, width_px=width_px, height_px=height_px)
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from vitrieve.data.class_folders import Reading, Role, read_class_folders
-from vitrieve.data.decode import IMAGE_SUFFIXES
+from vitrieve.data.decode import list_image_suffixes
 from vitrieve.data.records import HOLD_OUT_EVERY, Dataset, ImageRecord, hold_out_labels, printable_name
 from vitrieve.data.walk import Walk, walk_pictures
 from vitrieve.errors import DataError
@@ -193,7 +193,7 @@ def _no_class_message(folder: Path, num_outside: int, walk: Walk) -> str:
 
 
 def _suffixes() -> str:
-    return ", ".join(sorted(IMAGE_SUFFIXES))
+    return ", ".join(sorted(list_image_suffixes()))
 
 
 def _plural(count: int, one: str, many: str) -> str:

@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vitrieve.data.decode import IMAGE_SUFFIXES
+from vitrieve.data.decode import list_image_suffixes
 from vitrieve.data.ignore import SYSTEM, Rules
+from vitrieve.data.raw import RAW_SUFFIXES
 from vitrieve.data.records import printable_name
 from vitrieve.errors import DataError
 
@@ -24,9 +25,6 @@ _MAX_SUFFIX_LENGTH = 12
 _CIRCULAR, _NO_FILE = "a link in a circle", "no regular file"
 
 _Identity = tuple[int, int]
-
-RAW_SUFFIXES = (".3fr", ".arw", ".cr2", ".cr3", ".dng", ".iiq", ".nef", ".nrw", ".orf", ".pef", ".raf", ".rw2", ".srw")
-"""Files of cameras whose sensor data no format of ours holds."""
 
 
 @dataclass(kw_only=True)
@@ -67,8 +65,7 @@ class Walk:
         if num_raw:
             files = "1 file is" if num_raw == 1 else f"{num_raw:,} files are"
             notes.append(
-                f"{files} RAW, which is not read; most hold a JPEG that a camera program or exiftool takes out: "
-                "exiftool -b -PreviewImage -w .jpg FOLDER."
+                f"{files} RAW and left out; pip install 'vitrieve[raw]' brings what reads the preview in them."
             )
         if self.unreadable:
             shown = "; ".join(f"{printable_name(path)}: {reason}" for path, reason in self.unreadable[:_NUM_KINDS])
@@ -150,7 +147,7 @@ def _visit(
 
 def _take_file(entry: os.DirEntry[str], path: str, walk: Walk) -> None:
     suffix = os.path.splitext(entry.name)[1].lower()
-    if suffix not in IMAGE_SUFFIXES:
+    if suffix not in list_image_suffixes():
         is_suffix = 1 < len(suffix) <= _MAX_SUFFIX_LENGTH and suffix[1:].isalnum()
         walk.suffixes[suffix if is_suffix else "without a suffix"] += 1
     elif entry.is_symlink() or entry.is_file():

@@ -136,7 +136,7 @@ def _check_bmp(data: bytes) -> None:
 
 def _check_tiff(data: bytes) -> None:
     """Look at the first directory: the number of strips, and the scans of those that are JPEG."""
-    found = _read_tiff_directory(data)
+    found = read_tiff_directory(data)
     for tag in _TIFF_STRIPS & found.keys():
         if found[tag][1] > MAX_STRIPS:
             raise PictureTooLargeError(
@@ -152,7 +152,7 @@ def _check_tiff(data: bytes) -> None:
         raise PictureTooLargeError(f"the TIFF holds JPEG of {num_pixels:,} pixels in up to {num_scans:,} scans")
 
 
-def _read_tiff_directory(data: bytes) -> dict[int, tuple[int, int, int]]:
+def read_tiff_directory(data: bytes) -> dict[int, tuple[int, int, int]]:
     """Return type, number of values, and value or address of each tag of the first directory."""
     order = "<" if data[:2] == b"II" else ">"
     is_big = data[2:4] in (b"\x2b\0", b"\0\x2b")

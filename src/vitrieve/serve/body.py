@@ -13,6 +13,7 @@ from python_multipart import FormParser
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import Field, File, parse_options_header
 
+from vitrieve.data.raw import RAW_BEGINNINGS
 from vitrieve.serve.front import read_length
 from vitrieve.serve.limits import Limits
 
@@ -31,6 +32,7 @@ _BEGINNINGS: tuple[tuple[str, Callable[[bytes], bool]], ...] = (
     ("image/tiff", lambda head: head.startswith((b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+"))),
     ("image/avif", lambda head: head[4:8] == b"ftyp" and head[8:12] in _AVIF_BRANDS),
     ("image/heic", lambda head: head[4:8] == b"ftyp" and head[8:12] in _HEIF_BRANDS),
+    ("image/x-raw", lambda head: head.startswith(RAW_BEGINNINGS) or head[4:12] == b"ftypcrx "),
     ("image/bmp", lambda head: head.startswith(b"BM")),
 )
 """Media type and its test, for the formats of ``data/decode.py``."""

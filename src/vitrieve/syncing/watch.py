@@ -17,7 +17,7 @@ from threading import Event
 
 from watchfiles import Change, watch
 
-from vitrieve.data.decode import IMAGE_SUFFIXES
+from vitrieve.data.decode import list_image_suffixes
 from vitrieve.data.ignore import IGNORE_NAME, Rules
 from vitrieve.errors import DataError
 
@@ -128,5 +128,7 @@ def _may_matter(change: Change, name: Path, rules: Rules, path: Path, index: Pat
             return False
     except DataError:  # the next sync tells that the patterns cannot be read
         return True
-    is_file_of_another_kind = change != Change.deleted and name.is_file() and name.suffix.lower() not in IMAGE_SUFFIXES
+    is_file_of_another_kind = (
+        change != Change.deleted and name.is_file() and name.suffix.lower() not in list_image_suffixes()
+    )
     return not is_file_of_another_kind
