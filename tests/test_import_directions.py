@@ -18,7 +18,7 @@ ROWS = (
     ("quoting", "errors", "progress", "cache", "machine"),
     ("config", "config_check", "config_json", "config_overrides", "recipes"),
     ("similarity",),
-    ("artifacts",),
+    ("artifacts", "replacing"),
     ("data",),
     ("model",),
     ("runtime",),

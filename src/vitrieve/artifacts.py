@@ -78,6 +78,16 @@ def check_folder(
         raise ArtifactError(f"{folder} holds other files; give the name of a new or empty folder with --out.")
 
 
+def has_artifact(folder: Path) -> bool:
+    """Say whether a folder holds a finished artefact."""
+    return _is_ours(folder / MANIFEST_NAME)
+
+
+def is_partial(folder: Path) -> bool:
+    """Say whether a folder holds an artefact that was begun and not finished."""
+    return (folder / _PARTIAL_NAME).exists() and not has_artifact(folder)
+
+
 def _is_ours(path: Path) -> bool:
     """Tell our manifest from the ``manifest.json`` of a web page or another program."""
     try:

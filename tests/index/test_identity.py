@@ -104,7 +104,7 @@ def test_trap_an_index_that_is_gone_is_told_in_a_line_and_found_again(
 
 
 def test_an_unfinished_index_in_its_place_is_not_read(store: VectorStore, tmp_path: Path) -> None:
-    """What ``index --overwrite`` leaves when it is killed, and how its folder looks while it works."""
+    """What an interrupted copy leaves, and ``index --overwrite`` on a folder that cannot be renamed."""
     fill(store, 3)
     (tmp_path / "index" / "manifest.json").unlink()
     for call in list_calls(store):

@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+import hashlib
+import os
+from dataclasses import replace
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 from PIL import Image
@@ -9,6 +13,7 @@ from vitrieve.data import decode
 from vitrieve.data.preprocess import build_preprocessing
 from vitrieve.data.records import ImageRecord
 from vitrieve.syncing.content import MEMORY_REASON, read_content
+from vitrieve.syncing.stamps import sign_file
 
 
 @pytest.fixture
@@ -28,6 +33,41 @@ def test_missing_end_is_noted_and_the_picture_is_used(record: ImageRecord) -> No
     assert whole.square is not None
     assert cut.square is not None
     assert (whole.square == cut.square).all()
+
+
+def test_stamp_is_of_the_file_that_was_read_wherever_its_path_leads_before_and_after(
+    record: ImageRecord, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stamp of one file with the content of another would stay for ever: neither changes any more."""
+    Image.new("RGB", (30, 10), (0, 200, 0)).save(tmp_path / "b.jpg")
+    (tmp_path / "link.jpg").symlink_to(tmp_path / "a.jpg")
+    link = replace(record, path=tmp_path / "link.jpg")
+    os_open = os.open
+
+    def open_elsewhere(path: Path, flags: int) -> int:
+        link.path.unlink()
+        link.path.symlink_to(tmp_path / "b.jpg")
+        descriptor = os_open(path, flags)
+        link.path.unlink()
+        link.path.symlink_to(tmp_path / "a.jpg")
+        return descriptor
+
+    monkeypatch.setattr(decode.os, "open", open_elsewhere)
+    stamp = read_content(link, build_preprocessing(8), lambda _: None).stamp
+    assert stamp.sha256 == hashlib.sha256((tmp_path / "b.jpg").read_bytes()).hexdigest()
+    assert stamp.signature == sign_file((tmp_path / "b.jpg").stat())
+
+
+def test_file_that_changes_while_it_is_read_is_told(record: ImageRecord, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = decode.read_open_file
+
+    def read_and_change(file: BinaryIO) -> bytes:
+        data = read(file)
+        record.path.write_bytes(data + b"more")
+        return data
+
+    monkeypatch.setattr("vitrieve.syncing.content.read_open_file", read_and_change)
+    assert read_content(record, build_preprocessing(8), lambda _: None).is_changing
 
 
 def test_shortage_of_memory_is_not_remembered_as_a_bad_picture(

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from vitrieve.artifacts import MANIFEST_NAME, explaining_full_disk, prepare_folder, read_manifest, write_bytes_durably
+from vitrieve.artifacts import MANIFEST_NAME, explaining_full_disk, read_manifest, write_bytes_durably
 from vitrieve.cli.arguments import Switch
 from vitrieve.cli.console import print_json, print_message, print_result
 from vitrieve.errors import ConfigError
+from vitrieve.replacing import replacing_folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,11 +42,15 @@ def run(arguments: Arguments) -> int:
     if not is_torch_installed():
         raise ConfigError("exporting needs torch: install vitrieve[train], or export on another machine.")
     source = find_source_folder(arguments.encoder)
-    folder = _make_from_name(arguments) if source is None else _make_from_folder(arguments, source)
     from vitrieve.model.export import export_folder
 
-    print_message(f"exporting {arguments.encoder} …")
-    cosine = export_folder(folder)
+    with ExitStack() as stack:  # what --out holds is replaced when all is done
+        if source is None:
+            folder, beside = _make_from_name(arguments, stack)
+        else:
+            folder, beside = _make_from_folder(arguments, source, stack)
+        print_message(f"exporting {arguments.encoder} …")
+        cosine = export_folder(beside)
     manifest = read_manifest(folder, "encoder")
     num_bytes = (folder / ONNX_NAME).stat().st_size
     if arguments.json:
@@ -58,8 +64,8 @@ def run(arguments: Arguments) -> int:
     return 0
 
 
-def _make_from_name(arguments: Arguments) -> Path:
-    """Write the encoder of a weights name into --out or the cache."""
+def _make_from_name(arguments: Arguments, stack: ExitStack) -> tuple[Path, Path]:
+    """Write the encoder of a weights name for --out or the cache; return where it will be, and where it is now."""
     from vitrieve.model.encoder import build_frozen_encoder, save_encoder
     from vitrieve.model.pretrained import get_export_folder
 
@@ -68,13 +74,17 @@ def _make_from_name(arguments: Arguments) -> Path:
     encoder = build_frozen_encoder(arguments.encoder, image_size=arguments.image_size, scales=arguments.scales or None)
     image_size = encoder.spec.preprocessing.image_size
     folder = arguments.out or get_export_folder(arguments.encoder, image_size)
-    prepare_folder(folder, is_overwrite=arguments.overwrite or arguments.out is None)
-    save_encoder(encoder, folder)
-    return folder
+    beside = stack.enter_context(_replacing_out(arguments, folder))
+    save_encoder(encoder, beside)
+    return folder, beside
 
 
-def _make_from_folder(arguments: Arguments, source: Path) -> Path:
-    """Copy an encoder to --out, at another image size or scales if asked; without --out it stays where it is."""
+def _make_from_folder(arguments: Arguments, source: Path, stack: ExitStack) -> tuple[Path, Path]:
+    """Copy an encoder for --out, at another image size or scales if asked; without --out it stays where it is.
+
+    Returns:
+        Where it will be, and where it is now.
+    """
     from vitrieve.model.artefact import read_spec
 
     image_size = read_manifest(source, "encoder")["image_size"]
@@ -88,27 +98,30 @@ def _make_from_folder(arguments: Arguments, source: Path) -> Path:
                 f"{source} is an encoder for {image_size} px; at {arguments.image_size} px it is another encoder: "
                 "give it a folder with --out."
             )
-        return source
+        return source, source
     if source.resolve().is_relative_to(arguments.out.resolve()):
         raise ConfigError(f"--out {arguments.out} holds the encoder itself; leave --out away to add the graph to it.")
     if is_resized or is_rescaled:
-        _write_resized(source, arguments.out, arguments)
-    else:
-        prepare_folder(arguments.out, is_overwrite=arguments.overwrite)
-        num_bytes = sum(path.stat().st_size for path in source.rglob("*") if path.is_file())
-        with explaining_full_disk(arguments.out, num_bytes=num_bytes, advice="Make room and pass --overwrite."):
-            shutil.copytree(source, arguments.out, ignore=shutil.ignore_patterns(MANIFEST_NAME), dirs_exist_ok=True)
-        write_bytes_durably(arguments.out / MANIFEST_NAME, (source / MANIFEST_NAME).read_bytes())  # it is whole now
-    return arguments.out
+        return arguments.out, _write_resized(source, arguments.out, arguments, stack)
+    beside = stack.enter_context(_replacing_out(arguments, arguments.out))
+    num_bytes = sum(path.stat().st_size for path in source.rglob("*") if path.is_file())
+    with explaining_full_disk(arguments.out, num_bytes=num_bytes, advice="Make room and pass --overwrite."):
+        shutil.copytree(source, beside, ignore=shutil.ignore_patterns(MANIFEST_NAME), dirs_exist_ok=True)
+    write_bytes_durably(beside / MANIFEST_NAME, (source / MANIFEST_NAME).read_bytes())  # it is whole now
+    return arguments.out, beside
 
 
-def _write_resized(source: Path, out: Path, arguments: Arguments) -> None:
+def _replacing_out(arguments: Arguments, out: Path) -> AbstractContextManager[Path]:
+    return replacing_folder(out, is_overwrite=arguments.overwrite or arguments.out is None, is_resumable=False)
+
+
+def _write_resized(source: Path, out: Path, arguments: Arguments, stack: ExitStack) -> Path:
     from vitrieve.model.card import ModelCard
     from vitrieve.model.encoder import read_encoder, save_encoder
 
-    # A wrong size must not cost what --out holds.
     encoder = read_encoder(source, image_size=arguments.image_size, scales=arguments.scales or None)
     manifest = read_manifest(source, "encoder")
     note = f"Made from an encoder for {manifest['image_size']} px (fingerprint `{manifest['fingerprint']}`)."
-    prepare_folder(out, is_overwrite=arguments.overwrite)
-    save_encoder(encoder, out, card=ModelCard(notes=(note,)), config=manifest["config"])
+    beside = stack.enter_context(_replacing_out(arguments, out))
+    save_encoder(encoder, beside, card=ModelCard(notes=(note,)), config=manifest["config"])
+    return beside

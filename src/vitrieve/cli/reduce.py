@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitrieve.artifacts import prepare_folder, read_manifest
+from vitrieve.artifacts import read_manifest
 from vitrieve.cli.arguments import Exclude, Switch
 from vitrieve.cli.console import print_json, print_message, print_result
 from vitrieve.config import Device
 from vitrieve.errors import ArtifactError, ConfigError, DataError
+from vitrieve.replacing import replacing_folder
 
 if TYPE_CHECKING:
     from vitrieve.data.records import Dataset, ImageRecord
@@ -130,8 +131,8 @@ def _save(arguments: Arguments, encoder: ImageEncoder, config: dict[str, Any], n
     from vitrieve.model.card import ModelCard
     from vitrieve.model.encoder import save_encoder
 
-    prepare_folder(arguments.out, is_overwrite=arguments.overwrite, is_resumable=False)
-    return save_encoder(encoder, arguments.out, card=ModelCard(notes=(note,)), config=config)
+    with replacing_folder(arguments.out, is_overwrite=arguments.overwrite, is_resumable=False) as folder:
+        return save_encoder(encoder, folder, card=ModelCard(notes=(note,)), config=config)
 
 
 def _print_result(

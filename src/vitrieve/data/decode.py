@@ -108,10 +108,19 @@ def read_image_bytes(path: Path) -> bytes:
         DecodeError: No such file, not a regular file (a pipe would block), too large, or unreadable.
     """
     with open_image_file(path) as file:
-        try:
-            data = file.read(MAX_FILE_BYTES + 1)
-        except OSError as error:
-            raise DecodeError(f"the file cannot be read: {error.strerror or error}") from error
+        return read_open_file(file)
+
+
+def read_open_file(file: BinaryIO) -> bytes:
+    """Read what ``open_image_file`` has opened whole.
+
+    Raises:
+        DecodeError: Too large, or unreadable.
+    """
+    try:
+        data = file.read(MAX_FILE_BYTES + 1)
+    except OSError as error:
+        raise DecodeError(f"the file cannot be read: {error.strerror or error}") from error
     if len(data) > MAX_FILE_BYTES:  # it has grown since its size was looked at
         raise DecodeError(f"the file has more than {MAX_FILE_BYTES:,} bytes, which are all that is read")
     return data

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from vitrieve.artifacts import prepare_folder, read_manifest, replacing_durably, write_manifest, write_vectors_durably
+from vitrieve.artifacts import read_manifest, replacing_durably, write_manifest, write_vectors_durably
 from vitrieve.data.records import Dataset, ImageRecord
 from vitrieve.embed.batches import EncodedBatch, choose_chunk_size, encode_batches
 from vitrieve.embed.parts import (
@@ -35,6 +35,7 @@ from vitrieve.embed.rows import SCHEMA, STATUS_OK, build_table, read_rows, to_re
 from vitrieve.errors import ArtifactError, ConfigError, DataError
 from vitrieve.model.artefact import find_encoder_folder
 from vitrieve.progress import track
+from vitrieve.replacing import replacing_folder
 from vitrieve.runtime.encoder import Encoder
 
 VECTORS_NAME = "vectors.npy"
@@ -172,25 +173,25 @@ def embed_collection(
     settings = settings or EmbedSettings()
     records = name_labels(dataset)
     _check_any(records)
-    prepare_folder(out, is_overwrite=is_overwrite, is_resume=is_resume)
-    parts = open_parts(out, encoder.fingerprint, records)
-    _write_missing_parts(encoder, records, parts, settings)
-    num_good = _merge_parts(records, parts, out, encoder.embedding_dim)
-    manifest = {
-        "fingerprint": encoder.fingerprint,
-        "encoder_source": describe_source(encoder),
-        "engine": encoder.engine,
-        "precision": encoder.precision,
-        "image_size": encoder.preprocessing.image_size,
-        "embedding_dim": encoder.embedding_dim,
-        "dtype": "float32",
-        "num_images": len(records),
-        "num_embedded": num_good,
-        "collection": dataset.name,
-        "license": dataset.license,
-    }
-    write_manifest(out, "embeddings", manifest)
-    remove_parts(out)
+    with replacing_folder(out, is_overwrite=is_overwrite, is_resume=is_resume) as folder:
+        parts = open_parts(folder, encoder.fingerprint, records)
+        _write_missing_parts(encoder, records, parts, settings)
+        num_good = _merge_parts(records, parts, folder, encoder.embedding_dim)
+        manifest = {
+            "fingerprint": encoder.fingerprint,
+            "encoder_source": describe_source(encoder),
+            "engine": encoder.engine,
+            "precision": encoder.precision,
+            "image_size": encoder.preprocessing.image_size,
+            "embedding_dim": encoder.embedding_dim,
+            "dtype": "float32",
+            "num_images": len(records),
+            "num_embedded": num_good,
+            "collection": dataset.name,
+            "license": dataset.license,
+        }
+        write_manifest(folder, "embeddings", manifest)
+        remove_parts(folder)
     return load_embeddings(out)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from vitrieve.artifacts import prepare_folder, write_manifest
+from vitrieve.artifacts import write_manifest
 from vitrieve.config import Device
 from vitrieve.data.records import Dataset
 from vitrieve.embed.collection import EmbedSettings
@@ -17,6 +17,7 @@ from vitrieve.evaluation.data import EvaluationData, read_evaluation_data, requi
 from vitrieve.evaluation.run import REPORT_NAME, EvaluationResult, choose_names, run_comparison
 from vitrieve.evaluation.table import format_results
 from vitrieve.progress import print_message
+from vitrieve.replacing import replacing_folder
 from vitrieve.runtime.encoder import Encoder, load_encoder
 
 Source = Encoder | str | Path
@@ -99,7 +100,8 @@ def evaluate(
         if out is None:
             return Evaluation(results=tuple(results))
         write_manifest(folder, "evaluation", _describe(data, encoders))
-    return Evaluation(results=tuple(results), folder=folder, report=folder / REPORT_NAME if report else None)
+    place = Path(out)
+    return Evaluation(results=tuple(results), folder=place, report=place / REPORT_NAME if report else None)
 
 
 @contextmanager
@@ -109,8 +111,8 @@ def _folder_for(out: str | Path | None, *, is_overwrite: bool, is_resume: bool) 
         with TemporaryDirectory(prefix="vitrieve-") as temporary:
             yield Path(temporary)
         return
-    prepare_folder(Path(out), is_overwrite=is_overwrite, is_resume=is_resume)
-    yield Path(out)
+    with replacing_folder(Path(out), is_overwrite=is_overwrite, is_resume=is_resume) as folder:
+        yield folder
 
 
 def _describe(data: EvaluationData, encoders: Sequence[Encoder]) -> dict[str, object]:

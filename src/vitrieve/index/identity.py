@@ -1,9 +1,9 @@
 """Whether a folder still holds the index that was opened.
 
 An index is checked when it is opened: its store, format, encoder and embedding size. A process that keeps it open for
-days must know that what it reads is still that index. The manifest tells it: an index that is made anew loses its
-manifest first and gets another one last of all, so that whoever finds the same manifest after reading has read one
-index. That costs one ``stat`` a call.
+days must know that what it reads is still that index. The manifest tells it: an index that is made anew is another
+folder with another manifest, which takes the place of the old one when it is complete. Whoever finds the same manifest
+after reading has read one index. That costs one ``stat`` a call.
 """
 
 from __future__ import annotations

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from vitrieve.artifacts import MANIFEST_NAME, prepare_folder
+from vitrieve.artifacts import MANIFEST_NAME
 from vitrieve.data.records import ImageRecord
 from vitrieve.embed.collection import Embeddings, load_embeddings
 from vitrieve.errors import ArtifactError, ConfigError, DataError, DiskFullError
 from vitrieve.index.batch import check_vectors
 from vitrieve.index.lock import writing
 from vitrieve.index.store import IndexKind, StoreInfo, StoreKind, VectorStore, read_info
+from vitrieve.replacing import replacing_folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,13 +139,17 @@ def _create(
     settings = settings or IndexSettings()
     settings.check(info)
     # Whoever writes finishes its change first, and then finds that the index is another one.
-    with writing(out) if is_overwrite and (out / MANIFEST_NAME).is_file() else nullcontext():
-        prepare_folder(out, is_overwrite=is_overwrite, is_resumable=False)
-    try:
-        return _fill(out, info, images, settings)
-    except DiskFullError:
-        shutil.rmtree(out, ignore_errors=True)  # the same command can then be given again
-        raise
+    locked = writing(out) if is_overwrite and (out / MANIFEST_NAME).is_file() else None
+    with replacing_folder(out, is_overwrite=is_overwrite, is_resumable=False, locked=locked) as folder:
+        try:
+            store = _fill(folder, info, images, settings)
+        except DiskFullError:
+            shutil.rmtree(folder, ignore_errors=True)  # the same command can then be given again
+            raise
+        if folder == out:
+            return store
+        store.close()  # what it has opened is about to get another name
+    return open_index(out)
 
 
 def _fill(

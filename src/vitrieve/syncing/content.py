@@ -12,7 +12,11 @@ from pathlib import PurePosixPath
 
 import numpy as np
 
+<<<<<<< HEAD
 from vitrieve.data.decode import find_note, measure_image, open_picture, read_date_taken, read_image_bytes
+=======
+from vitrieve.data.decode import measure_image, open_image_file, open_picture, read_open_file
+>>>>>>> cca9f09 (--overwrite keeps the old artefact until the new one is complete; a stamp of sync is of the file that was read (D2, D7))
 from vitrieve.data.preprocess import Preprocessing, to_square
 from vitrieve.data.records import ImageRecord
 from vitrieve.errors import DecodeError
@@ -112,13 +116,14 @@ def read_content(record: ImageRecord, preprocessing: Preprocessing, find_holder:
         find_holder: Finds the stamp of an image that has the vector of a content; None when there is none.
     """
     now_ns = time.time_ns()
-    before = find_status(record)
     try:
-        data = read_image_bytes(record.path)
+        with open_image_file(record.path) as file:  # the open file's size and times, wherever the path leads by then
+            before = os.fstat(file.fileno())
+            data = read_open_file(file)
+            after = os.fstat(file.fileno())
     except DecodeError as error:
         return Content(record=record, stamp=_build_stamp(record, reason=str(error)))
-    after = find_status(record)
-    if before is None or after is None or sign_file(before) != sign_file(after):
+    if sign_file(before) != sign_file(after):
         return Content(record=record, stamp=_build_stamp(record, reason=CHANGING_REASON), is_changing=True)
     stamp = _build_stamp(
         record,
