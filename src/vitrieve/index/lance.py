@@ -263,6 +263,7 @@ class LanceStore:
     @guarded
     def count(self, filter: FilterLike = ()) -> int:
         """Count the images that pass the filter."""
+        self._schema  # noqa: B018  as in __init__
         return int(self._table.count_rows(self._to_sql(filter)))
 
     def optimise(self) -> None:
