@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pytest
@@ -191,15 +192,15 @@ def test_sync_collection_leaves_a_file_alone_that_is_being_written(
     path = picture_folder / "03.png"
     Image.new("RGB", (40, 30), "red").save(path)
 
-    def read_while_written(file: Path) -> bytes:
-        data = file.read_bytes()
-        if file == path:
+    def read_while_written(file: BinaryIO) -> bytes:
+        data = file.read()
+        if os.path.samestat(os.fstat(file.fileno()), path.stat()):
             path.write_bytes(data + b"more")
         return data
 
     before = store.images["03.png"]
     with monkeypatch.context() as patch:
-        patch.setattr("vitrieve.syncing.content.read_image_bytes", read_while_written)
+        patch.setattr("vitrieve.syncing.content.read_open_file", read_while_written)
         report = sync(max_bad_fraction=0.1)
     assert report.failures == (("03.png", CHANGING_REASON),)
     assert store.images["03.png"] is before

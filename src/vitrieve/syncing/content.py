@@ -12,11 +12,14 @@ from pathlib import PurePosixPath
 
 import numpy as np
 
-<<<<<<< HEAD
-from vitrieve.data.decode import find_note, measure_image, open_picture, read_date_taken, read_image_bytes
-=======
-from vitrieve.data.decode import measure_image, open_image_file, open_picture, read_open_file
->>>>>>> cca9f09 (--overwrite keeps the old artefact until the new one is complete; a stamp of sync is of the file that was read (D2, D7))
+from vitrieve.data.decode import (
+    find_note,
+    measure_image,
+    open_image_file,
+    open_picture,
+    read_date_taken,
+    read_open_file,
+)
 from vitrieve.data.preprocess import Preprocessing, to_square
 from vitrieve.data.records import ImageRecord
 from vitrieve.errors import DecodeError
