@@ -80,8 +80,8 @@ def take_preview(data: bytes) -> bytes:
     except rawpy.LibRawError as error:
         reason = error.args[0].decode(errors="replace") if error.args and isinstance(error.args[0], bytes) else error
         raise DecodeError(f"the RAW file is damaged or of an unknown camera: {reason}") from error
-    if preview.format == rawpy.ThumbFormat.JPEG:
-        return _orient_jpeg(bytes(preview.data), flip)
+    if isinstance(preview.data, bytes):
+        return _orient_jpeg(preview.data, flip)
     height_px, width_px = preview.data.shape[:2]
     check_pixels(width_px, height_px)
     picture = Image.fromarray(preview.data)
