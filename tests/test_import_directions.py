@@ -31,6 +31,7 @@ ROWS = (
     ("search",),
     ("serve",),
     ("reproduce",),
+    ("doctor",),
     ("cli",),
 )
 """Top to bottom; inside a row from the left."""

@@ -3,7 +3,7 @@
 The files of this package in reading order, which is also the order of running and the allowed direction
 of import: ``quoting``, ``errors``, ``progress``, ``cache`` | ``config``, ``recipes`` | ``similarity`` | ``artifacts`` |
 ``data/`` | ``model/`` | ``runtime/`` | ``objective/`` | ``embed/`` | ``evaluation/`` | ``training/`` | ``index/`` |
-``syncing/`` | ``search/`` | ``serve/`` | ``reproduce/`` | ``cli/``.
+``syncing/`` | ``search/`` | ``serve/`` | ``reproduce/`` | ``doctor`` | ``cli/``.
 
 The imports below are the one list of public names. They are carried out when a name is first used (PEP 562), so that
 importing ``vitrieve`` costs nothing; type checkers read them as they stand.

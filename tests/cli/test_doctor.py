@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from vitrieve.cli import doctor
+from vitrieve import doctor
 from vitrieve.cli.main import main
 
 

@@ -16,6 +16,7 @@ import pytest
 from vitrieve import __version__
 from vitrieve.cli import console
 from vitrieve.cli import main as cli
+from vitrieve.cli.commands import Command
 from vitrieve.errors import DataError, NonFiniteLossError
 
 ENTRY = [sys.executable, "-m", "vitrieve"]
@@ -52,7 +53,7 @@ def install(monkeypatch: pytest.MonkeyPatch, run: Any) -> None:
     module = types.ModuleType("vitrieve_fake_command")
     vars(module)["main"] = run
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    monkeypatch.setitem(cli.COMMANDS, "fake", cli.Command(module.__name__, "for tests"))
+    monkeypatch.setitem(cli.COMMANDS, "fake", Command(module.__name__, "for tests"))
 
 
 def raising(error: BaseException) -> Any:
@@ -180,7 +181,8 @@ def test_main_names_the_package_that_an_extra_would_bring(
 
 def test_results_spell_a_name_that_is_no_text() -> None:
     script = (
-        "from vitrieve.cli.console import print_json, spell_every_name; spell_every_name(); "
+        "from vitrieve.cli.console import print_json; from vitrieve.cli.streams import spell_every_name; "
+        "spell_every_name(); "
         "print_json({'path': 'caf\\udce9.jpg'})"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
@@ -270,7 +272,7 @@ def test_main_says_how_to_go_on_after_an_interruption(
     is_resumable: bool, part: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     install(monkeypatch, raising(KeyboardInterrupt()))
-    command = cli.Command(cli.COMMANDS["fake"].module, "for tests", is_resumable=is_resumable)
+    command = Command(cli.COMMANDS["fake"].module, "for tests", is_resumable=is_resumable)
     monkeypatch.setitem(cli.COMMANDS, "fake", command)
     assert cli.main(["fake"]) == 130
     message = capsys.readouterr().err
@@ -314,6 +316,7 @@ def test_results_go_to_standard_output_alone() -> None:
 NOISY = """
 import ctypes, os, subprocess, sys
 from vitrieve.cli import main as cli
+from vitrieve.cli.commands import Command
 from vitrieve.cli.console import print_json, print_result
 
 class noisy:
@@ -328,7 +331,7 @@ class noisy:
         return 0
 
 sys.modules["vitrieve_noisy"] = noisy
-cli.COMMANDS["noisy"] = cli.Command("vitrieve_noisy", "for tests")
+cli.COMMANDS["noisy"] = Command("vitrieve_noisy", "for tests")
 status = cli.main(["noisy"])
 print("afterwards")
 sys.exit(status)

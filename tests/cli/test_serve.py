@@ -12,11 +12,11 @@ import httpx
 import pytest
 
 from vitrieve.cli.main import main
-from vitrieve.cli.serve import read_token
 from vitrieve.data.sources import read_collection
 from vitrieve.embed.collection import embed_collection
 from vitrieve.index.open import build_index
 from vitrieve.runtime.encoder import load_encoder
+from vitrieve.serve.requirements import read_token
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from typing import Annotated, TypeVar
 
 import tyro
 
-from vitrieve.cli.console import get_results
+from vitrieve.cli.streams import get_results
 from vitrieve.errors import ConfigError, find_nearest
 
 T = TypeVar("T")

@@ -1,4 +1,4 @@
-"""``vitrieve calibrate``: from which score on is a result the wanted thing?"""
+"""``vitrieve calibrate`` reads the flags and prints the threshold; ``search/calibrate.py`` chooses it."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 from vitrieve.cli.arguments import Exclude, Switch
 from vitrieve.cli.console import print_json, print_message, print_result
 from vitrieve.config import Device
+from vitrieve.errors import ConfigError
 
 if TYPE_CHECKING:
-    from vitrieve.index.store import VectorStore
+    from vitrieve.runtime.encoder import Encoder
     from vitrieve.search.threshold import Threshold
 
-DEFAULT_COLUMN = "label"
 MUCH_ERROR = 0.2
 """Of false rejects or accepts: from here on the user is told that the encoder does not separate the classes."""
 
@@ -47,25 +47,21 @@ class Arguments:
 
 def run(arguments: Arguments) -> int:
     """Calibrate, write the threshold, and say what it does."""
-    from vitrieve.errors import ConfigError
-    from vitrieve.index.open import open_index
-    from vitrieve.search.threshold import calibrate_index, save_threshold
+    from vitrieve.data.sources import read_source
+    from vitrieve.search.calibrate import calibrate, check_column
+    from vitrieve.search.threshold import save_threshold
 
     if arguments.exclude and arguments.data is None:
         raise ConfigError("--exclude leaves files out of the folder of --data; give both or none.")
-    if arguments.data is not None:
-        if arguments.column is not None:
-            raise ConfigError("--column belongs to the index's own images; the labels of --data say what they show.")
-        threshold = _calibrate_on_data(arguments, arguments.data)
-    else:
-        store = open_index(arguments.index)
-        threshold = calibrate_index(
-            store,
-            column=_find_column(store, arguments.column),
-            false_accept_rate=arguments.false_accept_rate,
-            false_reject_rate=arguments.false_reject_rate,
-        )
-        store.close()
+    check_column(arguments.column, has_data=arguments.data is not None)  # before the data are read
+    threshold = calibrate(
+        arguments.index,
+        None if arguments.data is None else read_source(arguments.data, exclude=arguments.exclude),
+        None if arguments.data is None else _load_encoder(arguments),
+        column=arguments.column,
+        false_accept_rate=arguments.false_accept_rate,
+        false_reject_rate=arguments.false_reject_rate,
+    )
     path = save_threshold(threshold, arguments.index)
     if arguments.json:
         print_json({"file": str(path), **asdict(threshold)})
@@ -80,44 +76,12 @@ def run(arguments: Arguments) -> int:
     return 0
 
 
-def _calibrate_on_data(arguments: Arguments, data: str) -> Threshold:
-    from vitrieve.data.sources import read_source
-    from vitrieve.embed.collection import embed_images
-    from vitrieve.evaluation.protocols import select_records
-    from vitrieve.index.open import open_index
-    from vitrieve.search.searcher import Searcher, load_index_encoder
-    from vitrieve.search.threshold import calibrate_embeddings
+def _load_encoder(arguments: Arguments) -> Encoder:
+    from vitrieve.index.store import read_info
+    from vitrieve.search.searcher import load_index_encoder
 
-    store = open_index(arguments.index)
-    # Not by Searcher.open, which reads the threshold that may be there: a damaged one is made anew here.
-    searcher = Searcher(
-        store,
-        load_index_encoder(store.info, arguments.encoder, num_threads=arguments.num_threads, device=arguments.device),
-    )
-    dataset = read_source(data, exclude=arguments.exclude)
-    for note in dataset.notes:
-        print_message(note)
-    embeddings = embed_images(
-        searcher.encoder, select_records(dataset), num_threads=arguments.num_threads, show_progress=True
-    )
-    store.close()
-    return calibrate_embeddings(
-        embeddings,
-        name=dataset.name,
-        false_accept_rate=arguments.false_accept_rate,
-        false_reject_rate=arguments.false_reject_rate,
-    )
-
-
-def _find_column(store: VectorStore, column: str | None) -> str | None:
-    from vitrieve.errors import ConfigError, unknown_name_message
-
-    columns = store.columns()
-    if column is None:
-        return DEFAULT_COLUMN if DEFAULT_COLUMN in columns else None
-    if column not in columns:
-        raise ConfigError(unknown_name_message("metadata column", column, columns))
-    return column
+    info, _ = read_info(arguments.index)
+    return load_index_encoder(info, arguments.encoder, num_threads=arguments.num_threads, device=arguments.device)
 
 
 def _to_text(threshold: Threshold) -> str:

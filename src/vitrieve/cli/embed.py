@@ -96,10 +96,9 @@ def _report(embeddings: Embeddings, arguments: Arguments) -> None:
     num_embedded, embedding_dim = embeddings.vectors.shape
     for image_id, reason in embeddings.failures[:NUM_FAILURES_SHOWN]:
         print_message(f"not embedded: {image_id}: {reason}")
-    if len(embeddings.failures) > NUM_FAILURES_SHOWN:
-        print_message(
-            f"and {len(embeddings.failures) - NUM_FAILURES_SHOWN} more, listed in {arguments.out}/rows.parquet"
-        )
+    num_more = len(embeddings.failures) - NUM_FAILURES_SHOWN
+    if num_more > 0:
+        print_message(f"and {num_more} more, listed in {arguments.out}/rows.parquet")
     if arguments.json:
         failures = [{"image_id": image_id, "reason": reason} for image_id, reason in embeddings.failures]
         print_json(

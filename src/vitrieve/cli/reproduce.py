@@ -1,11 +1,11 @@
-"""``vitrieve reproduce``: the paper's tables and figures, published figures beside ours."""
+"""``vitrieve reproduce`` reads the flags and prints; ``reproduce/`` of the package plans and runs."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
@@ -15,10 +15,7 @@ from vitrieve.config import Device
 from vitrieve.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from vitrieve.reproduce.commands import Cell
-    from vitrieve.reproduce.outcome import RowOutcome
     from vitrieve.reproduce.rows import Plan, Row, Source
-    from vitrieve.reproduce.run import Failure
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,41 +50,29 @@ class Arguments:
 
 def run(arguments: Arguments) -> int:
     """List the plan, or run it and write its page."""
+    from vitrieve.reproduce.reproduce import build_plan, plan_to_json, plan_to_lines
     from vitrieve.reproduce.rows import choose_rows, find_sources
 
     for name, value in (("--num-seeds", arguments.num_seeds), ("--num-steps", arguments.num_steps)):
         if value is not None and value < 1:
             raise ConfigError(f"{name} is {value}; expected 1 or more.")
-    plan = _build_plan(arguments)
+    plan = build_plan(arguments.name, arguments.stand_in, arguments.num_steps)
     rows = choose_rows(plan, arguments.rows)
     sources = find_sources(plan.sources, arguments.data_root)
     if arguments.plan:
-        return _show_plan(arguments, replace(plan, rows=rows), sources)
+        shown = replace(plan, rows=rows)
+        if arguments.json:
+            print_json(plan_to_json(shown, sources, arguments.out, arguments.num_seeds))
+        else:
+            print_result(*plan_to_lines(shown, sources, arguments.out, arguments.num_seeds))
+        return 0
     return _run_plan(arguments, plan, rows, sources)
-
-
-def _build_plan(arguments: Arguments) -> Plan:
-    from vitrieve.reproduce.plan import plan_table
-    from vitrieve.reproduce.stand_in import NUM_STEPS, StandIn, check_source, plan_stand_in
-
-    if arguments.stand_in is None:
-        plan = plan_table(arguments.name)
-        if arguments.num_steps is None:
-            return plan
-        return replace(plan, rows=tuple(_set_num_steps(row, arguments.num_steps) for row in plan.rows))
-    check_source(arguments.stand_in)
-    return plan_stand_in(arguments.name, StandIn(source=arguments.stand_in, num_steps=arguments.num_steps or NUM_STEPS))
-
-
-def _set_num_steps(row: Row, num_steps: int) -> Row:
-    if row.training is None:
-        return row
-    return replace(row, training=replace(row.training, flags=(*row.training.flags, "--num-steps", f"{num_steps}")))
 
 
 def _run_plan(arguments: Arguments, plan: Plan, rows: Sequence[Row], sources: Mapping[str, Source]) -> int:
     """Run the rows that can run; the page shows all of the plan, with what earlier calls have found."""
     from vitrieve.reproduce.page import write_pages
+    from vitrieve.reproduce.reproduce import collect_outcomes, format_outcomes
     from vitrieve.reproduce.rows import is_runnable, list_missing
     from vitrieve.reproduce.run import build_cells, run_cells
 
@@ -101,7 +86,7 @@ def _run_plan(arguments: Arguments, plan: Plan, rows: Sequence[Row], sources: Ma
     failures = run_cells(
         build_cells(runnable, sources, arguments.out, arguments.num_seeds), print_message, arguments.device
     )
-    outcomes = _read_outcomes(arguments, plan, sources, failures)
+    outcomes = collect_outcomes(plan, sources, failures, arguments.out, arguments.num_seeds)
     html, markdown, _ = write_pages(plan, outcomes, arguments.out)
     if arguments.json:
         from vitrieve.reproduce.outcome import outcomes_to_json
@@ -112,84 +97,3 @@ def _run_plan(arguments: Arguments, plan: Plan, rows: Sequence[Row], sources: Ma
     for failure in failures:
         print_message(f"failed: {failure.key}, seed {failure.seed}: {failure.reason}", f"  {failure.command}")
     return 1 if failures else 0
-
-
-def _read_outcomes(
-    arguments: Arguments, plan: Plan, sources: Mapping[str, Source], failures: Sequence[Failure]
-) -> tuple[RowOutcome, ...]:
-    from vitrieve.reproduce.outcome import read_outcomes
-    from vitrieve.reproduce.rows import list_missing
-    from vitrieve.reproduce.run import build_cells, read_cells
-
-    cells = build_cells(plan.rows, sources, arguments.out, arguments.num_seeds)
-    commands = {cell.row.key: [step.text for step in cell.steps] for cell in reversed(cells)}
-    missing = {row.key: list_missing([row], sources) for row in plan.rows}
-    return read_outcomes(plan, read_cells(cells), failures, commands, missing)
-
-
-def format_outcomes(outcomes: Sequence[RowOutcome]) -> str:
-    """Lay the figures out as plain text, a line a row, in percent."""
-    lines = []
-    for outcome in outcomes:
-        figures = []
-        for figure in outcome.figures:
-            if figure.mean is None:
-                continue
-            deviation = f" ± {figure.deviation:.1f}" if figure.deviation is not None else ""
-            published = f" (published {figure.published:.1f})" if figure.published is not None else ""
-            figures.append(f"{figure.measure.title} {figure.mean:.1f}{deviation}{published}")
-        lines.append(f"{outcome.row.key}: {', '.join(figures) or ('failed' if outcome.failures else 'not run')}")
-    return "\n".join(lines)
-
-
-def _show_plan(arguments: Arguments, plan: Plan, sources: Mapping[str, Source]) -> int:
-    from vitrieve.reproduce.rows import list_missing
-    from vitrieve.reproduce.run import build_cells, is_finished
-
-    cells = build_cells(plan.rows, sources, arguments.out, arguments.num_seeds)
-    missing = list_missing(plan.rows, sources)
-    first = [cell for cell in cells if cell.seed == 0]
-    num_finished = sum(map(is_finished, cells))
-    if arguments.json:
-        print_json(
-            {
-                "name": plan.name,
-                "stand_in": plan.stand_in,
-                "title": plan.title,
-                "notes": list(plan.notes),
-                "num_cells": len(cells),
-                "num_finished": num_finished,
-                "missing": list(missing),
-                "rows": [_row_to_json(cell, sources) for cell in first],
-            }
-        )
-        return 0
-    lines = [f"{plan.stem}: {plan.title}", f"in the paper: {plan.claim}", *plan.notes, ""]
-    for cell in first:
-        lines += [f"{cell.row.key}: {cell.row.label} ({cell.row.group})", *_describe_figures(plan, cell.row)]
-        lines += [f"  missing: {text}" for text in list_missing([cell.row], sources)]
-        lines += [f"  {step.text}" for step in cell.steps]
-    lines += ["", f"{len(plan.rows)} rows, {len(cells)} with seeds, {num_finished} of them finished"]
-    print_result(*lines, *missing)
-    return 0
-
-
-def _describe_figures(plan: Plan, row: Row) -> list[str]:
-    if not row.published:
-        return []
-    figures = ", ".join(f"{measure.title} {value:.1f}" for measure, value in row.published.items())
-    return [f"  published: {figures}" if plan.stand_in is None else f"  published for its like: {figures}"]
-
-
-def _row_to_json(cell: Cell, sources: Mapping[str, Source]) -> dict[str, Any]:
-    from vitrieve.reproduce.rows import list_missing
-
-    row = cell.row
-    return {
-        "key": row.key,
-        "label": row.label,
-        "group": row.group,
-        "published": {measure.title: value for measure, value in row.published.items()},
-        "commands": [step.text for step in cell.steps],
-        "missing": list(list_missing([row], sources)),
-    }

@@ -5,41 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from vitrieve.cli.arguments import MapPaths, Switch
 from vitrieve.cli.console import print_json, print_message, print_names, print_result
+from vitrieve.cli.examples import build_requests
 from vitrieve.config import Device
-from vitrieve.errors import ConfigError, DataError
-from vitrieve.quoting import quote_name
 from vitrieve.runtime.choice import EngineChoice, PrecisionChoice
 
 if TYPE_CHECKING:
-    from vitrieve.search.request import Box, Example, SearchAnswer, SearchRequest, SearchResult
+    from vitrieve.search.request import SearchRequest
     from vitrieve.search.searcher import Searcher
-
-
-ID_PREFIX = "id:"
-"""A file whose name begins so is written ``./id:…``."""
-
-
-def read_example_word(word: str, box: Box | None = None) -> Example:
-    """Make an example of a word.
-
-    Args:
-        word: ``PICTURE`` or ``id:IMAGE_ID``.
-        box: The region of the picture to look at.
-
-    Raises:
-        ConfigError: A box on an image of the index, or no box.
-    """
-    from vitrieve.search.request import Example
-
-    if word.startswith(ID_PREFIX):
-        return Example(image_id=word.removeprefix(ID_PREFIX), box=box)
-    return Example(picture=Path(word), box=box)
 
 
 Repeatable = tyro.conf.UseAppendAction[tuple[str, ...]]
@@ -101,10 +79,10 @@ class Arguments:
 
 def run(arguments: Arguments) -> int:
     """Search for every query, print the results, and write the page."""
-    requests = build_requests(arguments)
     from vitrieve.search.mapped import parse_path_map
     from vitrieve.search.searcher import Searcher
 
+    requests = build_requests(arguments)
     with Searcher.open(
         arguments.index,
         arguments.encoder,
@@ -119,93 +97,19 @@ def run(arguments: Arguments) -> int:
 
 
 def _search(searcher: Searcher, requests: Sequence[tuple[str, SearchRequest]], arguments: Arguments) -> None:
+    from vitrieve.search.page import write_search_page
+    from vitrieve.search.text import answer_to_json, answer_to_text, list_names
+
     print_message(f"engine: {searcher.encoder.engine} {searcher.encoder.precision}")
     found = [(name, request, searcher.answer(request)) for name, request in requests]
     if arguments.html is not None:
-        from vitrieve.search.page import write_search_page
-
         write_search_page(arguments.html, [(request, answer) for _, request, answer in found], store=searcher.store)
         print_message(f"result page: {arguments.html}")
     if arguments.json:
         print_json({"queries": [{"query": name, **answer_to_json(answer)} for name, _, answer in found]})
     elif arguments.ids:
-        _print_ids([result for _, _, answer in found for result in answer.results], is_null=arguments.null)
+        names = list_names([answer for _, _, answer in found], is_one_a_line=not arguments.null)
+        print_names(names, end="\0" if arguments.null else "\n")
     else:
-        texts = [_to_text(name, answer, arguments.offset) for name, _, answer in found]
+        texts = [answer_to_text(name, answer, arguments.offset) for name, _, answer in found]
         print_result(*"\n\n".join(texts).split("\n"))
-
-
-def build_requests(arguments: Arguments) -> list[tuple[str, SearchRequest]]:
-    """Make the requests, each with what to call it.
-
-    Raises:
-        ConfigError: No query, or flags that do not belong together.
-    """
-    from vitrieve.search.request import SearchRequest
-
-    if arguments.json and arguments.ids:
-        raise ConfigError("--json and --ids are two ways of printing; give one.")
-    if arguments.null and not arguments.ids:
-        raise ConfigError("--null (-0) separates the names that --ids prints; give both.")
-    words = [*arguments.images, *(ID_PREFIX + image_id for image_id in arguments.id)]
-    if not words and not arguments.plus:
-        raise ConfigError("no query: name one or more pictures, as in vitrieve search --index INDEX PICTURE.")
-    if arguments.box is not None and len(words) != 1:
-        raise ConfigError(f"--box is a region of one picture; {len(words)} are searched for.")
-    plus, minus = (tuple(map(read_example_word, some)) for some in (arguments.plus, arguments.minus))
-    queries = [(word, (read_example_word(word, arguments.box), *plus)) for word in words]
-    return [
-        (
-            name,
-            SearchRequest(
-                plus=examples,
-                minus=minus,
-                k=arguments.k,
-                offset=arguments.offset,
-                filter=arguments.filter,
-                group_by=arguments.group_by,
-                is_near_duplicate_grouped=arguments.near_duplicates,
-                reranking=arguments.rerank,
-            ),
-        )
-        for name, examples in queries or [(" + ".join(arguments.plus), plus)]
-    ]
-
-
-def answer_to_json(answer: SearchAnswer) -> dict[str, Any]:
-    """Turn an answer into plain JSON values."""
-    return {
-        "results": [_result_to_json(result) for result in answer.results],
-        "is_match": answer.is_match,
-        "threshold": answer.threshold,
-        "has_more": answer.has_more,
-        "timings_seconds": {name: round(seconds, 6) for name, seconds in answer.timings_seconds.items()},
-    }
-
-
-def _result_to_json(result: SearchResult) -> dict[str, Any]:
-    return {
-        "image_id": result.image_id,
-        "score": result.score,
-        "path": str(result.path),
-        "metadata": dict(result.metadata),
-        "box": None if result.box is None else list(result.box),
-        "others": [_result_to_json(other) for other in result.others],
-    }
-
-
-def _to_text(name: str, answer: SearchAnswer, offset: int) -> str:
-    lines = [quote_name(name)]
-    if answer.is_match is False:
-        lines.append(f"      probably not in this collection: nothing reaches the threshold {answer.threshold:.4f}")
-    for rank, result in enumerate(answer.results, start=offset + 1):
-        others = f"  (+{len(result.others)})" if result.others else ""
-        lines.append(f"{rank:>4}  {result.score:.4f}  {quote_name(result.image_id)}{others}")
-    return "\n".join(lines)
-
-
-def _print_ids(results: Sequence[SearchResult], *, is_null: bool) -> None:
-    broken = [result.image_id for result in results if not is_null and len(result.image_id.splitlines()) > 1]
-    if broken:
-        raise DataError(f"the name {broken[0]!r} holds a line break; print the names with -0, for xargs -0.")
-    print_names([result.image_id for result in results], end="\0" if is_null else "\n")

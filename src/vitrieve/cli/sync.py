@@ -14,7 +14,6 @@ from vitrieve.config import Device
 from vitrieve.errors import ConfigError
 
 if TYPE_CHECKING:
-    from vitrieve.runtime.encoder import Encoder
     from vitrieve.syncing.run import SyncReport
 
 
@@ -89,7 +88,9 @@ def run(arguments: Arguments) -> int:
     )
     report = sync(collection, arguments.index, encoder, settings=settings, store=arguments.store, adopt=arguments.adopt)
     if arguments.json:
-        print_json(_to_json(report, encoder, arguments.index))
+        failures = [{"image_id": image_id, "reason": reason} for image_id, reason in report.failures]
+        found = {**asdict(report), "failures": failures, "fingerprint": encoder.fingerprint}
+        print_json({"index": str(arguments.index), **found})
     else:
         print_result(f"{arguments.index}: {report}")
     print_findings(report)
@@ -116,8 +117,3 @@ def print_findings(report: SyncReport) -> None:
     print_message(*list_notes(report))
     for text in list_errors(report):
         print_error(text)
-
-
-def _to_json(report: SyncReport, encoder: Encoder, index: Path) -> dict[str, object]:
-    failures = [{"image_id": image_id, "reason": reason} for image_id, reason in report.failures]
-    return {"index": str(index), **asdict(report), "failures": failures, "fingerprint": encoder.fingerprint}

@@ -11,10 +11,12 @@ import tyro
 
 from vitrieve.cli.arguments import Exclude, Switch
 from vitrieve.cli.console import ask, print_message
-from vitrieve.cli.serve import ProxyArguments, announce, check_extra, read_place, read_token
+from vitrieve.cli.proxy import ProxyArguments, read_place
+from vitrieve.cli.serve import announce
 from vitrieve.cli.sync import print_findings
 from vitrieve.config import Device
 from vitrieve.errors import DataError
+from vitrieve.serve.requirements import check_extra, read_token
 
 if TYPE_CHECKING:
     from vitrieve.runtime.encoder import Encoder

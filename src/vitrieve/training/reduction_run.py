@@ -1,0 +1,131 @@
+"""A reduction as a run of its own: from an encoder and training images to a new encoder's folder.
+
+The command ``vitrieve reduce`` calls ``run_reduction``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vitrieve.artifacts import read_manifest
+from vitrieve.config import Device
+from vitrieve.data.readable import find_readable
+from vitrieve.data.records import Dataset, ImageRecord
+from vitrieve.errors import ArtifactError, ConfigError, DataError
+from vitrieve.model.card import ModelCard
+from vitrieve.model.encoder import ImageEncoder, build_frozen_encoder, read_encoder, save_encoder
+from vitrieve.model.spec import EncoderSpec, ReductionKind
+from vitrieve.progress import print_message
+from vitrieve.replacing import replacing_folder
+from vitrieve.runtime.device import resolve_device
+from vitrieve.runtime.encoder import find_source_folder
+from vitrieve.training.reduce import find_pairs, reduce_encoder, require_reducible
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReductionRun:
+    """What is reduced, and how.
+
+    Attributes:
+        encoder: A run, an encoder's folder, or a weights name; without a reduction.
+        dataset: Its training split is what the reduction is fitted on.
+        embedding_dim: Dimensions to keep.
+        out: Folder of the new encoder.
+        kind: What is fitted.
+        image_size: Side of the square input in pixels; None: the encoder's own.
+        max_bad_fraction: Largest share of training images that may be unreadable, in [0, 1].
+        is_overwrite: What ``out`` holds is replaced.
+        device: Where to compute; ``auto``: on a GPU where torch sees one.
+    """
+
+    encoder: str
+    dataset: Dataset
+    embedding_dim: int
+    out: Path
+    kind: ReductionKind = "pca"
+    image_size: int | None = None
+    max_bad_fraction: float = 0.05
+    is_overwrite: bool = False
+    device: Device = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReducedEncoder:
+    """What a reduction ends with.
+
+    Attributes:
+        spec: Of the new encoder.
+        num_images: Images that the reduction was fitted on.
+        num_pairs: Matching pairs among them that it was fitted on; 0 without supervision.
+        fingerprint: Of the new encoder.
+    """
+
+    spec: EncoderSpec
+    num_images: int
+    num_pairs: int
+    fingerprint: str
+
+
+def run_reduction(run: ReductionRun) -> ReducedEncoder:
+    """Fit the reduction and write the encoder; whatever may be refused comes before ``out`` is touched.
+
+    Raises:
+        InputError: The encoder, the data set or the folder cannot be used, or the images do not suffice.
+    """
+    for note in run.dataset.notes:
+        print_message(note)
+    training = _select_training(run.dataset)
+    encoder, config, origin = _load_encoder(run)
+    encoder.to(resolve_device(run.device))
+    require_reducible(run.embedding_dim, encoder.layout.width, len(training))
+    readable = find_readable(training, max_bad_fraction=run.max_bad_fraction, show_progress=True)
+    for image_id, reason in readable.failures:
+        print_message(f"left out: {image_id}: {reason}")
+    records = readable.records
+    pairs = find_pairs(run.dataset, records) if run.kind == "supervised_whitening" else None
+    fitted_on = f"training images of {run.dataset.name} ({run.dataset.protocol})"
+    reduced = reduce_encoder(encoder, records, run.embedding_dim, fitted_on=fitted_on, kind=run.kind, pairs=pairs)
+    num_pairs = 0 if pairs is None else len(pairs)
+    fingerprint = _save(run, reduced, config, f"{origin} {_describe_fit(len(records), num_pairs)}")
+    return ReducedEncoder(spec=reduced.spec, num_images=len(records), num_pairs=num_pairs, fingerprint=fingerprint)
+
+
+def _select_training(dataset: Dataset) -> Sequence[ImageRecord]:
+    training = dataset.split("train")
+    if not training:
+        splits = ", ".join(sorted({record.split for record in dataset.records})) or "nothing"
+        raise DataError(
+            f"{dataset.name} ({dataset.protocol}) has no training images (it has: {splits}), and a reduction is never "
+            "fitted on test images. Give a data set with a training split."
+        )
+    return training
+
+
+def _load_encoder(run: ReductionRun) -> tuple[ImageEncoder, dict[str, Any], str]:
+    """Load the encoder with the configuration behind it and a sentence about where it comes from."""
+    folder = find_source_folder(run.encoder)
+    if folder is None:
+        encoder = build_frozen_encoder(run.encoder, image_size=run.image_size)
+        return encoder, {}, f"Made from the weights {run.encoder}."
+    if folder.resolve().is_relative_to(run.out.resolve()):
+        raise ArtifactError(f"--out {run.out} holds the encoder itself; give another folder.")
+    encoder = read_encoder(folder, image_size=run.image_size)
+    if encoder.spec.reduction is not None:
+        raise ConfigError(
+            f"{folder} has a reduction already, fitted on {encoder.spec.reduction}; give the encoder it was made from."
+        )
+    manifest = read_manifest(folder, "encoder")
+    return encoder, manifest["config"], f"Made from the encoder with fingerprint `{manifest['fingerprint']}`."
+
+
+def _describe_fit(num_images: int, num_pairs: int) -> str:
+    pairs = f" and {num_pairs:,} pairs of them" if num_pairs else ""
+    return f"The reduction was fitted on {num_images:,} images{pairs}."
+
+
+def _save(run: ReductionRun, encoder: ImageEncoder, config: dict[str, Any], note: str) -> str:
+    with replacing_folder(run.out, is_overwrite=run.is_overwrite, is_resumable=False) as folder:
+        return save_encoder(encoder, folder, card=ModelCard(notes=(note,)), config=config)
