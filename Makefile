@@ -63,7 +63,7 @@ test-lowest: ## Run the tests, without training, with the lowest allowed version
 	    --editable '.[train,emoji,serve,heic,milvus,test]'
 	$(LOWEST)/bin/pytest --quiet $(DEPRECATED) --ignore=tests/train
 
-# The demo is four artefacts, each made by one command from the one before. A manifest is written last, so it
+# The demo is four artifacts, each made by one command from the one before. A manifest is written last, so it
 # says "finished": a demo that was stopped goes on where it was when `make demo` runs again.
 demo: $(DEMO)/search.html ## Train on emoji, report, index and search; the results are in demo/
 	@echo
@@ -77,7 +77,7 @@ $(DEMO)/run/manifest.json: | $(STAMP)
 	$(VITRIEVE) train small --data emoji --out $(DEMO)/run --resume
 
 $(DEMO)/embeddings/manifest.json: $(DEMO)/run/manifest.json
-	$(VITRIEVE) embed --encoder $(DEMO)/run --images emoji --out $(DEMO)/embeddings $(if $(wildcard $@),--overwrite,--resume)
+	$(VITRIEVE) embed --encoder $(DEMO)/run --data emoji --out $(DEMO)/embeddings $(if $(wildcard $@),--overwrite,--resume)
 
 $(DEMO)/index/manifest.json: $(DEMO)/embeddings/manifest.json
 	$(VITRIEVE) index --embeddings $(DEMO)/embeddings --out $(DEMO)/index --overwrite

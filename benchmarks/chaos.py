@@ -260,7 +260,7 @@ class Chaos:
                 shutil.copy(self.collection / name, uploaded / Path(name).name)
         out = self.work / f"embeddings-{size}"
         if not (out / "manifest.json").exists():
-            words = ("embed", "--encoder", ENCODER, "--image-size", size, "--images", uploaded, "--out", out)
+            words = ("embed", "--encoder", ENCODER, "--image-size", size, "--data", uploaded, "--out", out)
             subprocess.run(vitrieve(*words, "--overwrite"), check=True)
 
     def _sync(self, *words: Any) -> None:
@@ -447,8 +447,8 @@ class Chaos:
             status = self.watching.wait(120)
         settled = run_json("sync", self.collection, "--index", self.index, "--json")
         again = run_json("sync", self.collection, "--index", self.index, "--json")
-        verified = run_json("index", "--verify", "--out", self.index, "--json")
-        verified_second = run_json("index", "--verify", "--out", self.second, "--json")
+        verified = run_json("index", "--verify", "--index", self.index, "--json")
+        verified_second = run_json("index", "--verify", "--index", self.second, "--json")
         memory = {name: _compare_thirds(values) for name, values in self.memory.items()}
         tracebacks = {log: (self.work / log).read_text(errors="replace").count("Traceback") for log in LOGS}
         num_expected = sum(path.is_file() for path in self.collection.rglob("*.jpg"))

@@ -174,7 +174,7 @@ def measure_engines(encoder: Path, is_quick: bool) -> list[Line]:
 def run_embed(encoder: Path, pictures: Path) -> None:
     out = pictures.parent / "embeddings"
     shutil.rmtree(out, ignore_errors=True)
-    words = ["embed", "--encoder", str(encoder), "--images", str(pictures), "--out", str(out)]
+    words = ["embed", "--encoder", str(encoder), "--data", str(pictures), "--out", str(out)]
     subprocess.run([sys.executable, "-m", "vitrieve", *words], check=True, stdout=subprocess.DEVNULL)
 
 

@@ -2,7 +2,7 @@
 
     python benchmarks/int8.py [--quick] [--json FILE]
 
-`dinov2-vits14` at 224 px through OpenVINO, quantised on 300 training photographs of Grocery with both presets. Speed:
+`dinov2-vits14` at 224 px through OpenVINO, quantized on 300 training photographs of Grocery with both presets. Speed:
 uint8 squares in, embeddings out, the sides alternating, each in a process of its own. Quality: Recall@1 and MAP@R on
 Grocery's `zero_shot` (on every sixth class with --quick, and where the processor has no int8 to gain by), and the
 cosine to fp32. Without Grocery nothing is measured.
@@ -41,7 +41,7 @@ def make_encoders(work: Path, source: str) -> dict[str, Path]:
     for preset in PRESETS:
         folders[preset] = work / preset
         shutil.copytree(get_export_folder(NAME, IMAGE_SIZE), folders[preset])
-        words = ["quantise", "--encoder", str(folders[preset]), "--images", source, "--preset", preset]
+        words = ["quantize", "--encoder", str(folders[preset]), "--data", source, "--preset", preset]
         subprocess.run([sys.executable, "-m", "vitrieve", *words], check=True, stdout=sys.stderr)
     return folders
 

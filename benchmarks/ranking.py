@@ -5,7 +5,7 @@
 The vectors are 60,502 of 384 dimensions in 11,316 classes, as many as the test set of SOP: embeddings of Grocery and
 emoji (dinov2-vits14, 112 px) and copies with noise, a real vector a class. The sides alternate, each in a process of
 its own; memory is the largest that the process held beyond vectors and imports. All sides of a task must agree: the
-mean similarity of the neighbours, or MAP@R. Growth: galleries to 1,000,000 against 70 queries (the shape of R1M) and
+mean similarity of the neighbors, or MAP@R. Growth: galleries to 1,000,000 against 70 queries (the shape of R1M) and
 10,000, and widths from 128 to 768. torchmetrics wants every pair at once, so it is compared at a small size.
 """
 

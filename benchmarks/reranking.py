@@ -5,11 +5,11 @@
 Frozen dinov2-vits14 at 112 px, two settings for each collection:
 
 - leave_one_out: every image of the split asks among the others, as `vitrieve evaluate` measures. No database
-  augmentation: a gallery image would be averaged with the query, which is one of its neighbours.
+  augmentation: a gallery image would be averaged with the query, which is one of its neighbors.
 - halves: a random half of each class asks, the other half is the gallery (a seed is another half), so that nothing in
   the gallery has seen a query.
 
-Numbers of neighbours and exponents are chosen on the training split; the test split is measured beside it. Embeddings
+Numbers of neighbors and exponents are chosen on the training split; the test split is measured beside it. Embeddings
 are kept in OUT. Writes benchmarks/results/reranking_DATE.jsonl, one line a method, and prints the table of the test
 split.
 """
@@ -102,7 +102,7 @@ def list_methods(setting: Setting) -> Iterator[tuple[str, Callable[[], np.ndarra
     queries, gallery = setting.queries, setting.gallery
     yield "none", lambda: rank(setting, queries, gallery)
     for n, alpha in EXPANSIONS:
-        name = f"alpha {alpha:g}, {n} neighbours" if alpha else f"average, {n} neighbours"
+        name = f"alpha {alpha:g}, {n} neighbors" if alpha else f"average, {n} neighbors"
         yield (
             f"query expansion: {name}",
             lambda n=n, alpha=alpha: rank(setting, expand(setting, gallery, n, alpha), gallery),
@@ -113,7 +113,7 @@ def list_methods(setting: Setting) -> Iterator[tuple[str, Callable[[], np.ndarra
     if setting.own is not None:
         return
     for n, alpha in EXPANSIONS:
-        name = f"alpha {alpha:g}, {n} neighbours" if alpha else f"average, {n} neighbours"
+        name = f"alpha {alpha:g}, {n} neighbors" if alpha else f"average, {n} neighbors"
         augmented = augment_database(gallery, num_neighbors=n, alpha=alpha)
         yield f"database augmentation: {name}", lambda a=augmented: rank(setting, queries, a)
         if n in (3, 5):

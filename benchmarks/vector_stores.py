@@ -153,7 +153,7 @@ def build_ours(
 ) -> Built:
     rows = {record.image_id: row for row, record in enumerate(collection.embeddings.records)}
     opened = build_index(collection.embeddings, work, store=store, settings=settings, is_overwrite=True)
-    opened.optimise()
+    opened.optimize()
 
     def search(query: np.ndarray) -> list[int]:
         return [rows[hit.record.image_id] for hit in opened.search(query[None], K)[0]]
@@ -343,7 +343,7 @@ def measure_short_vectors(collection: Collection) -> list[ShortVectors]:
     factories += [f"PCA128,OPQ{m}_{max(64, m)},PQ{m}x8" for m in (16, 32)] + ["PCA128,RaBitQ", "RaBitQ"]
     lines: list[ShortVectors] = [{"codes": "float32", "bytes": 4 * vectors.shape[1], "recall": 1.0, "refined": 1.0}]
     for factory in factories:
-        # Distances, because PCA centres: of centred vectors the inner product orders otherwise than the cosine did.
+        # Distances, because PCA centers: of centered vectors the inner product orders otherwise than the cosine did.
         index = faiss.index_factory(vectors.shape[1], factory, faiss.METRIC_L2)
         index.train(vectors[:: max(1, len(vectors) // 50_000)])
         index.add(vectors)

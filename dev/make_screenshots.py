@@ -88,9 +88,9 @@ def build_index(grocery: Path, work: Path) -> Path:
     if not (index / "threshold.json").is_file():
         write_collection(grocery, work / "collection")
         embeddings = work / "embeddings"
-        source = f"manifest:{work / 'collection' / 'images.csv'}"
+        source = f"table:{work / 'collection' / 'images.csv'}"
         encoder = ("--encoder", ENCODER, "--image-size", str(IMAGE_SIZE))
-        run("embed", *encoder, "--images", source, "--out", embeddings, "--overwrite")
+        run("embed", *encoder, "--data", source, "--out", embeddings, "--overwrite")
         run("index", "--embeddings", embeddings, "--out", index, "--overwrite")
         # Frozen weights tell products badly from one another: few of them are to be turned away.
         run("calibrate", "--index", index, "--false-reject-rate", "0.1")

@@ -88,7 +88,7 @@ def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def class_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Five classes of four noisy pictures, each class of one colour: ``class0/0.png`` to ``class4/3.png``."""
+    """Five classes of four noisy pictures, each class of one color: ``class0/0.png`` to ``class4/3.png``."""
     folder = tmp_path_factory.mktemp("classes")
     generator = np.random.default_rng(0)
     for label in range(5):
@@ -171,7 +171,7 @@ def picture_folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def photographs(tmp_path: Path) -> Path:
-    """Ten classes of three noisy pictures, each class of one colour; the fifth and the last are for testing."""
+    """Ten classes of three noisy pictures, each class of one color; the fifth and the last are for testing."""
     generator = np.random.default_rng(0)
     for number in range(10):
         folder = tmp_path / "photographs" / f"class{number}"

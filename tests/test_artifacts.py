@@ -40,7 +40,7 @@ def test_prepare_folder_accepts_an_empty_folder(tmp_path: Path) -> None:
     prepare_folder(tmp_path)
 
 
-def test_prepare_folder_refuses_a_finished_artefact(tmp_path: Path) -> None:
+def test_prepare_folder_refuses_a_finished_artifact(tmp_path: Path) -> None:
     make_finished(tmp_path / "a")
     for is_resume in (False, True):
         with pytest.raises(ArtifactError, match="--overwrite"):
@@ -57,7 +57,7 @@ def test_prepare_folder_overwrites_when_asked(tmp_path: Path) -> None:
             read_manifest(tmp_path / name, "index")
 
 
-def test_prepare_folder_keeps_a_partial_artefact_on_resume(tmp_path: Path) -> None:
+def test_prepare_folder_keeps_a_partial_artifact_on_resume(tmp_path: Path) -> None:
     make_partial(tmp_path / "a")
     with pytest.raises(ArtifactError, match="--resume"):
         prepare_folder(tmp_path / "a")

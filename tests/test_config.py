@@ -78,7 +78,7 @@ def test_check_config_accepts_every_recipe(name: str) -> None:
         (OptimizerConfig(learning_rate=float("nan")), "optimizer.learning_rate is nan"),
         (OptimizerConfig(gradient_clip_norm=-1), "optimizer.gradient_clip_norm is -1"),
         (ObjectiveConfig(contrastive_weight=1, margin=1), "objective.margin is 1"),
-        (ObjectiveConfig(), "nothing to minimise"),
+        (ObjectiveConfig(), "nothing to minimize"),
         (ObjectiveConfig(koleo_weight=1, memory_fraction=0.5), "only the contrastive loss reads the memory"),
     ],
 )

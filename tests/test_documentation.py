@@ -147,7 +147,7 @@ def prepared_folder(quick_recipes: None, tmp_path_factory: pytest.TempPathFactor
         patch.chdir(folder)
         for words in (
             "train small --data folder:PHOTOGRAPHS --out runs/mine",
-            "embed --encoder runs/mine --images PHOTOGRAPHS --out embeddings",
+            "embed --encoder runs/mine --data PHOTOGRAPHS --out embeddings",
             "index --embeddings embeddings --out index",
         ):
             assert main(words.split()) == 0

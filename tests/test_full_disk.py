@@ -30,7 +30,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, tiny_encoder_folder: Path, cl
     folder = tmp_path_factory.mktemp("made")
     for split in ("train", "test"):
         shutil.copytree(class_folder, folder / "classes" / split)
-    words = ["embed", "--encoder", tiny_encoder_folder, "--images", class_folder, "--out", folder / "embeddings"]
+    words = ["embed", "--encoder", tiny_encoder_folder, "--data", class_folder, "--out", folder / "embeddings"]
     assert run(*words) == 0
     return folder
 
@@ -65,7 +65,7 @@ def assert_told(status: int, printed: str, place: Path) -> None:
         ("reduce --encoder {encoder} --data folder:{made}/classes --embedding-dim 4 --out {disk}/out", 4_096, "out"),
         ("export --encoder {encoder} --out {disk}/out", 1 << 20, "out"),
         ("export --encoder {disk}/encoder", 4_096, "encoder/encoder.onnx"),
-        ("quantise --encoder {disk}/encoder --images {made}/classes --num-images 2", 4_096, "encoder/int8.xml"),
+        ("quantize --encoder {disk}/encoder --data {made}/classes --num-images 2", 4_096, "encoder/int8.xml"),
         ("evaluate --encoder {encoder} --data folder:{made}/classes --out {disk}/out", 0, "out"),
         ("evaluate --encoder {encoder} --data folder:{made}/classes --out {disk}/out", 204_800, "out/report.html"),
         ("index --embeddings {made}/embeddings --store exact --out {disk}/out", 8_192, "out"),
@@ -85,9 +85,9 @@ def test_a_full_disk_stops_a_command_with_one_message_and_loses_nothing(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    if "quantise" in words:
+    if "quantize" in words:
         pytest.importorskip("nncf", reason="needs vitrieve[int8]")
-        monkeypatch.setattr("vitrieve.runtime.quantisation._quantise", lambda graph, pixels, preset: graph)
+        monkeypatch.setattr("vitrieve.runtime.quantization._quantize", lambda graph, pixels, preset: graph)
     if "{disk}/encoder" in words:
         shutil.copytree(tiny_encoder_folder, disk / "encoder")
     if "{disk}/index" in words:
@@ -111,7 +111,7 @@ def test_an_index_that_met_a_full_disk_is_made_by_the_same_command(store: str, d
     assert run(*words) == 2
     (disk / "ballast").unlink()
     assert run(*words) == 0
-    assert run("index", "--verify", "--out", disk / "out") == 0
+    assert run("index", "--verify", "--index", disk / "out") == 0
 
 
 @pytest.mark.parametrize("store", ["lance", "exact"])
@@ -127,13 +127,13 @@ def test_a_full_disk_stops_sync_with_one_message_and_loses_nothing(
     (disk / "ballast").unlink()
     assert run(*words, "--num-threads", 1) == 0
     assert f"{2 * NUM_PICTURES} images indexed" in capsys.readouterr().out
-    assert run("index", "--verify", "--out", disk / "index") == 0
+    assert run("index", "--verify", "--index", disk / "index") == 0
 
 
 def test_a_full_disk_stops_embed_with_one_message_and_it_can_be_resumed(
     disk: Path, tiny_encoder_folder: Path, picture_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["embed", "--encoder", tiny_encoder_folder, "--images", picture_folder, "--out", disk / "out"]
+    words = ["embed", "--encoder", tiny_encoder_folder, "--data", picture_folder, "--out", disk / "out"]
     fill(disk, 8_192)
     assert_told(run(*words, "--num-threads", 1), capsys.readouterr().err, disk / "out")
     (disk / "ballast").unlink()

@@ -38,13 +38,13 @@ def test_replacing_folder_swaps_when_all_is_done(
 
 
 def stop_in_the_middle(finished: Path, **settings: bool) -> None:
-    """Begin to replace an artefact, as far as Ctrl-C."""
+    """Begin to replace an artifact, as far as Ctrl-C."""
     with replacing_folder(finished, is_overwrite=True, **settings) as folder:
         (folder / "half").touch()
         raise KeyboardInterrupt
 
 
-def test_replacing_folder_keeps_the_old_artefact_when_the_block_fails(finished: Path) -> None:
+def test_replacing_folder_keeps_the_old_artifact_when_the_block_fails(finished: Path) -> None:
     for is_resumable in (True, False):
         with pytest.raises(KeyboardInterrupt):
             stop_in_the_middle(finished, is_resumable=is_resumable)

@@ -93,7 +93,7 @@ def test_trap_constant_embeddings_tie_exactly(row: npt.NDArray[np.float32], num_
 def test_similarity_of_very_short_and_long_rows() -> None:
     rows = np.array([[1e-12, 0], [3e8, 4e8]])
     np.testing.assert_allclose(similarity(rows, rows), rows @ rows.T, rtol=1e-6)
-    with pytest.raises(InputError, match="normalise"):
+    with pytest.raises(InputError, match="normalize"):
         similarity([[1e30, 0]], [[1.0, 0]])
 
 
@@ -137,7 +137,7 @@ def test_top_k_of_negative_similarities_and_fractions(seed: int) -> None:
     np.testing.assert_array_equal(similarities, -np.sort(-whole, axis=1))
 
 
-def test_top_k_refuses_no_neighbours() -> None:
+def test_top_k_refuses_no_neighbors() -> None:
     with pytest.raises(InputError, match="k is 0"):
         top_k([[1.0]], [[1.0]], 0)
 

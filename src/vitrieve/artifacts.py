@@ -1,4 +1,4 @@
-"""Artefacts: folders on disk whose manifest is written last.
+"""Artifacts: folders on disk whose manifest is written last.
 
 Four kinds: run -> encoder -> embeddings -> index. A folder without ``manifest.json`` is partial: it can be
 resumed, not used. Every reader goes through ``read_manifest`` and so refuses what does not fit.
@@ -35,13 +35,13 @@ def prepare_folder(
 ) -> None:
     """Make ``folder`` ready to be written.
 
-    A finished artefact is refused unless ``is_overwrite``; a partial one unless ``is_resume`` (kept) or
+    A finished artifact is refused unless ``is_overwrite``; a partial one unless ``is_resume`` (kept) or
     ``is_overwrite`` (emptied). A folder that is not ours is never emptied.
 
     Args:
         folder: What ``--out`` names.
         is_overwrite: Replace what is there.
-        is_resume: Go on with a partial artefact.
+        is_resume: Go on with a partial artifact.
         is_resumable: Whether the caller can go on at all, and may advise it.
 
     Raises:
@@ -79,12 +79,12 @@ def check_folder(
 
 
 def has_artifact(folder: Path) -> bool:
-    """Say whether a folder holds a finished artefact."""
+    """Say whether a folder holds a finished artifact."""
     return _is_ours(folder / MANIFEST_NAME)
 
 
 def is_partial(folder: Path) -> bool:
-    """Say whether a folder holds an artefact that was begun and not finished."""
+    """Say whether a folder holds an artifact that was begun and not finished."""
     return (folder / _PARTIAL_NAME).exists() and not has_artifact(folder)
 
 
@@ -97,18 +97,18 @@ def _is_ours(path: Path) -> bool:
 
 
 def _empty_folder(folder: Path) -> None:
-    """Delete an artefact; killed in between, it is partial, not a finished one with files missing."""
+    """Delete an artifact; killed in between, it is partial, not a finished one with files missing."""
     (folder / _PARTIAL_NAME).touch()
     (folder / MANIFEST_NAME).unlink(missing_ok=True)
     shutil.rmtree(folder)
 
 
 def write_manifest(folder: Path, kind: Kind, contents: Mapping[str, Any]) -> None:
-    """Finish an artefact: write its manifest, which marks the folder as complete.
+    """Finish an artifact: write its manifest, which marks the folder as complete.
 
     Args:
         folder: Folder whose other files are already written.
-        kind: Which of the artefacts it is.
+        kind: Which of the artifacts it is.
         contents: Plain JSON values that readers depend on; kind, format and package version are added.
     """
     from vitrieve import __version__
@@ -119,26 +119,26 @@ def write_manifest(folder: Path, kind: Kind, contents: Mapping[str, Any]) -> Non
 
 
 def read_manifest(folder: Path, kind: Kind) -> dict[str, Any]:
-    """Read and check the manifest of a finished artefact.
+    """Read and check the manifest of a finished artifact.
 
     Raises:
-        ArtifactError: Missing folder, unfinished artefact, another kind, or a newer format.
+        ArtifactError: Missing folder, unfinished artifact, another kind, or a newer format.
     """
     path = folder / MANIFEST_NAME
     if not folder.is_dir():
-        raise ArtifactError(f"{folder} does not exist; expected a folder with an artefact of kind {kind!r}.")
+        raise ArtifactError(f"{folder} does not exist; expected a folder with an artifact of kind {kind!r}.")
     if not path.is_file():
         state = (
             "is unfinished (run its command again with --resume)" if (folder / _PARTIAL_NAME).exists() else "is not one"
         )
-        raise ArtifactError(f"expected an artefact of kind {kind!r}, but {folder} {state}.")
+        raise ArtifactError(f"expected an artifact of kind {kind!r}, but {folder} {state}.")
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         found, version = manifest["kind"], int(manifest["format_version"])
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
-        raise ArtifactError(f"{path} is damaged ({error}); make the artefact again.") from None
+        raise ArtifactError(f"{path} is damaged ({error}); make the artifact again.") from None
     if found != kind:
-        raise ArtifactError(f"{folder} is an artefact of kind {found!r}; expected {kind!r}.")
+        raise ArtifactError(f"{folder} is an artifact of kind {found!r}; expected {kind!r}.")
     if version > FORMAT_VERSION:
         raise ArtifactError(
             f"{folder} has format version {version}, written by a newer vitrieve; "

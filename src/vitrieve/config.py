@@ -1,7 +1,7 @@
 """The settings of a training run: frozen dataclasses, one per stage, no heavy import.
 
 A recipe (``recipes.py``) returns a complete ``Config``; the command line changes single fields of it
-(``--objective.koleo-weight 0.3``); the resolved configuration is saved as JSON in every artefact and
+(``--objective.koleo-weight 0.3``); the resolved configuration is saved as JSON in every artifact and
 read back strictly.
 """
 
@@ -56,7 +56,7 @@ class TupleConfig:
     num_negatives: int = 5
     """Negatives of a tuple: the images most similar to its anchor, from as many different classes."""
     tuples_per_batch: int = 5
-    """Tuples in an optimiser step."""
+    """Tuples in an optimizer step."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,14 +71,14 @@ class ModelConfig:
     image_size: Annotated[int, FLAT] = 112
     """Side of the square input in pixels, a multiple of the patch size."""
     framing: Framing = "crop"
-    """What is measured of a picture. crop: its centre, after resizing the short side. square: all of it, squeezed."""
+    """What is measured of a picture. crop: its center, after resizing the short side. square: all of it, squeezed."""
     pooling: Pooling | None = None
     """How tokens become one vector; rmac is for convnets, cls for transformers. native: the model's own pool, as timm
     has it before the classifier. None: as those who made the model do: cls, average or native."""
     gem_learnable: bool = False
     """Train the exponent of gem (from 3, at ten times the learning rate, without decay) instead of keeping it at 3."""
     head_norm: bool = False
-    """Standardise the pooled features of each image (a layer norm without weights)."""
+    """Standardize the pooled features of each image (a layer norm without weights)."""
     head_dim: int | None = None
     """Dimensions of a trained linear layer behind them, which starts at random; None: no such layer."""
     embedding_dim: int | None = None
@@ -95,7 +95,7 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectiveConfig:
-    """The weighted sum of terms that training minimises."""
+    """The weighted sum of terms that training minimizes."""
 
     contrastive_weight: float = 0.0
     """Weight of the contrastive loss (Eq. 1)."""
@@ -118,9 +118,9 @@ class ObjectiveConfig:
     proxy_anchor_weight: float = 0.0
     """Weight of the Proxy-Anchor loss."""
     normalized_softmax_weight: float = 0.0
-    """Weight of the normalised softmax loss."""
+    """Weight of the normalized softmax loss."""
     normalized_softmax_temperature: float = 0.05
-    """Divides the cosines of the normalised softmax loss."""
+    """Divides the cosines of the normalized softmax loss."""
     proxy_nca_weight: float = 0.0
     """Weight of the ProxyNCA++ loss."""
     proxy_nca_temperature: float = 1 / 9
@@ -141,7 +141,7 @@ class ObjectiveConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """The optimiser and its schedule."""
+    """The optimizer and its schedule."""
 
     algorithm: Algorithm = "adamw"
     """adamw: the decay shrinks the weights. adam: it is added to the gradient."""
@@ -172,9 +172,9 @@ class TrainConfig:
     """How long and how a run goes."""
 
     num_steps: Annotated[int, FLAT] = 100
-    """Optimiser steps."""
+    """Optimizer steps."""
     batch_size: Annotated[int, FLAT] = 64
-    """Images in an optimiser step."""
+    """Images in an optimizer step."""
     microbatch_size: int = 32
     """Images in one forward pass; the loss is always over the whole batch. Small ones stay in the cache."""
     memory_limit_gib: float | None = None

@@ -88,7 +88,7 @@ def check_config(config: Config) -> None:
     """Refuse values that no run can have; whatever depends on the backbone or the images is checked with them.
 
     Raises:
-        ConfigError: A value is out of range, nothing is left to minimise, or a memory that no term reads.
+        ConfigError: A value is out of range, nothing is left to minimize, or a memory that no term reads.
 
     >>> from vitrieve.config import TrainConfig
     >>> check_config(Config(objective=ObjectiveConfig(koleo_weight=0.7), train=TrainConfig(num_steps=0)))
@@ -102,7 +102,7 @@ def check_config(config: Config) -> None:
     values = dataclasses.asdict(config.objective)
     weights = {name: value for name, value in values.items() if name.endswith("_weight")}
     if not any(weights.values()):
-        raise ConfigError(f"every weight of the objective is 0 ({', '.join(weights)}): there is nothing to minimise.")
+        raise ConfigError(f"every weight of the objective is 0 ({', '.join(weights)}): there is nothing to minimize.")
     if config.objective.memory_fraction > 0 and config.objective.contrastive_weight == 0:
         raise ConfigError(
             f"objective.memory_fraction is {config.objective.memory_fraction}, but only the contrastive loss reads the "
@@ -152,14 +152,14 @@ _EFFECTIVE_IF: dict[str, tuple[str, Callable[[Config], bool]]] = {
         lambda config: config.objective.multi_similarity_weight > 0,
     ),
     "objective.normalized_softmax_temperature": (
-        "the normalised softmax loss",
+        "the normalized softmax loss",
         lambda config: config.objective.normalized_softmax_weight > 0,
     ),
     "objective.proxy_nca_temperature": ("ProxyNCA++", lambda config: config.objective.proxy_nca_weight > 0),
     "objective.scalable_nca_temperature": ("scalable NCA", lambda config: config.objective.scalable_nca_weight > 0),
     "objective.scalable_nca_momentum": ("scalable NCA", lambda config: config.objective.scalable_nca_weight > 0),
     "optimizer.proxy_learning_rate": (
-        "proxies (Proxy-Anchor, ProxyNCA++) or class weights (the normalised softmax loss)",
+        "proxies (Proxy-Anchor, ProxyNCA++) or class weights (the normalized softmax loss)",
         lambda config: _has_proxies(config.objective),
     ),
     "loader.flip": ("a cropping augmentation", lambda config: config.loader.augmentation != "square"),

@@ -1,4 +1,4 @@
-"""Frozen dataclasses as JSON: every artefact keeps its settings so, and reads them strictly."""
+"""Frozen dataclasses as JSON: every artifact keeps its settings so, and reads them strictly."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Overwriting a finished artefact: the new one is built beside it and takes its place when it is complete.
+"""Overwriting a finished artifact: the new one is built beside it and takes its place when it is complete.
 
-A failure or a kill at any moment leaves the old artefact.
+A failure or a kill at any moment leaves the old artifact.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ def replacing_folder(
     is_resumable: bool = True,
     locked: AbstractContextManager[None] | None = None,
 ) -> Iterator[Path]:
-    """Give the block a folder to write an artefact to, its manifest last; afterwards the artefact is at ``folder``.
+    """Give the block a folder to write an artifact to, its manifest last; afterwards the artifact is at ``folder``.
 
-    Where ``folder`` holds a finished artefact, the block gets another folder beside it, which changes places with it at
+    Where ``folder`` holds a finished artifact, the block gets another folder beside it, which changes places with it at
     the end. What a stopped block leaves there, ``is_resume`` goes on with.
 
     Args:
         folder: What ``--out`` names.
         is_overwrite: Replace what is there.
-        is_resume: Go on with a partial artefact.
+        is_resume: Go on with a partial artifact.
         is_resumable: Whether the caller can go on at all. If not, what a failed block has written is removed.
         locked: Held while the folders change places.
 
@@ -60,7 +60,7 @@ def replacing_folder(
         if not is_resumable:
             shutil.rmtree(beside, ignore_errors=True)
         raise
-    shutil.rmtree(beside, ignore_errors=True)  # the old artefact
+    shutil.rmtree(beside, ignore_errors=True)  # the old artifact
 
 
 def exchange_folders(one: Path, other: Path) -> None:

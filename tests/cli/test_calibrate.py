@@ -15,58 +15,56 @@ from vitrieve.search.threshold import load_threshold
 
 
 @pytest.fixture
-def labelled_index(tiny_encoder_folder: Path, class_folder: Path, tmp_path: Path) -> Path:
+def labeled_index(tiny_encoder_folder: Path, class_folder: Path, tmp_path: Path) -> Path:
     encoder = load_encoder(tiny_encoder_folder, engine="onnx", num_threads=1)
     embed_collection(encoder, read_collection(f"folder:{class_folder}"), tmp_path / "embeddings")
     build_index(tmp_path / "embeddings", tmp_path / "index", store="exact")
     return tmp_path / "index"
 
 
-def test_calibrate_writes_a_threshold_beside_the_index(
-    labelled_index: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["calibrate", "--index", str(labelled_index), "--json"]) == 0
+def test_calibrate_writes_a_threshold_beside_the_index(labeled_index: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["calibrate", "--index", str(labeled_index), "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
-    threshold = load_threshold(labelled_index)
+    threshold = load_threshold(labeled_index)
     assert threshold is not None
     assert result["score"] == threshold.score
     assert (result["num_known"], result["num_unknown"]) == (20, 20)
     assert "class: label" in result["method"]
-    assert Path(result["file"]) == labelled_index / "threshold.json"
+    assert Path(result["file"]) == labeled_index / "threshold.json"
 
 
-def test_calibrate_on_a_labelled_source_equals_the_same_images_in_the_index(
-    labelled_index: Path, class_folder: Path, capsys: pytest.CaptureFixture[str]
+def test_calibrate_on_a_labeled_source_equals_the_same_images_in_the_index(
+    labeled_index: Path, class_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["calibrate", "--index", str(labelled_index), "--false-reject-rate", "0.1", "--json"]
+    words = ["calibrate", "--index", str(labeled_index), "--false-reject-rate", "0.1", "--json"]
     assert main(words) == 0
     of_index = json.loads(capsys.readouterr().out)
-    (labelled_index / "threshold.json").write_text("damaged")
+    (labeled_index / "threshold.json").write_text("damaged")
     # Every fifth class of a folder is its test split; the manifest names all as such.
-    manifest = labelled_index.parent / "all.csv"
+    manifest = labeled_index.parent / "all.csv"
     lines = [f"{path},{path.parent.name},test" for path in sorted(class_folder.rglob("*.png"))]
     manifest.write_text("\n".join(["path,label,split", *lines]) + "\n")
-    assert main([*words, "--data", f"manifest:{manifest}", "--num-threads", "1"]) == 0
+    assert main([*words, "--data", f"table:{manifest}", "--num-threads", "1"]) == 0
     of_data = json.loads(capsys.readouterr().out)
     assert of_data["score"] == pytest.approx(of_index["score"], abs=2e-3)  # another engine, perhaps in bf16
     assert of_data["num_unknown"] == 20
 
 
 def test_calibrate_leaves_out_what_is_excluded(
-    labelled_index: Path, class_folder: Path, capsys: pytest.CaptureFixture[str]
+    labeled_index: Path, class_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    data = labelled_index.parent / "data"
+    data = labeled_index.parent / "data"
     shutil.copytree(class_folder, data / "test")
     shutil.copytree(class_folder / "class0", data / "test" / "drafts")
-    words = ["calibrate", "--index", str(labelled_index), "--num-threads", "1", "--json"]
+    words = ["calibrate", "--index", str(labeled_index), "--num-threads", "1", "--json"]
     assert main([*words, "--data", f"folder:{data}", "--exclude", "drafts/"]) == 0
     printed = capsys.readouterr()
     assert "left out: 1 excluded" in printed.err
     assert json.loads(printed.out)["num_unknown"] == 20
 
 
-def test_calibrate_prints_what_the_threshold_does(labelled_index: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["calibrate", "--index", str(labelled_index), "--false-accept-rate", "0.2"]) == 0
+def test_calibrate_prints_what_the_threshold_does(labeled_index: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["calibrate", "--index", str(labeled_index), "--false-accept-rate", "0.2"]) == 0
     printed = capsys.readouterr()
     assert printed.out.startswith("threshold ")
     assert "unknown queries accepted: " in printed.out
@@ -85,11 +83,11 @@ def test_calibrate_prints_what_the_threshold_does(labelled_index: Path, capsys: 
     ],
 )
 def test_calibrate_refuses_wrong_use_with_one_message(
-    words: list[str], part: str, labelled_index: Path, capsys: pytest.CaptureFixture[str]
+    words: list[str], part: str, labeled_index: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["calibrate", "--index", str(labelled_index), *words]) == 2
+    assert main(["calibrate", "--index", str(labeled_index), *words]) == 2
     printed = capsys.readouterr()
     assert printed.out == ""
     assert part in printed.err
     assert printed.err.count("error: ") == 1
-    assert not (labelled_index / "threshold.json").exists()
+    assert not (labeled_index / "threshold.json").exists()

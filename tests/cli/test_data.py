@@ -118,7 +118,7 @@ def test_data_check_refuses_a_malicious_pickle(tmp_path: Path, capsys: pytest.Ca
 
 
 @pytest.mark.parametrize("name", DESCRIPTIONS)
-def test_data_describe_tells_origin_layout_licence_and_counts(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_data_describe_tells_origin_layout_license_and_counts(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["data", "describe", name]) == 0
     text = capsys.readouterr().out
     assert main(["data", "describe", name, "--json"]) == 0

@@ -19,7 +19,7 @@ def test_embed_prints_one_object(
     tiny_encoder_folder: Path, picture_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (picture_folder / "03.png").write_bytes(b"")
-    words = ("--encoder", tiny_encoder_folder, "--images", picture_folder, "--out", tmp_path / "out")
+    words = ("--encoder", tiny_encoder_folder, "--data", picture_folder, "--out", tmp_path / "out")
     status, out, err = run_embed(capsys, *words, "--max-bad-fraction", "0.2", "--num-threads", "1", "--json")
     result = json.loads(out)
     assert status == 0
@@ -32,7 +32,7 @@ def test_embed_prints_one_object(
 def test_embed_plain_result_is_one_line(
     tiny_encoder_folder: Path, picture_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ("--encoder", tiny_encoder_folder, "--images", picture_folder, "--out", tmp_path / "out")
+    words = ("--encoder", tiny_encoder_folder, "--data", picture_folder, "--out", tmp_path / "out")
     status, out, err = run_embed(capsys, *words, "--num-threads", "1")
     assert status == 0
     assert len(out.splitlines()) == 1
@@ -47,7 +47,7 @@ def test_embed_plain_result_is_one_line(
 def test_embed_prints_and_records_the_engine(
     engine: str, tiny_encoder_folder: Path, picture_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ("--encoder", tiny_encoder_folder, "--images", picture_folder, "--out", tmp_path / "out")
+    words = ("--encoder", tiny_encoder_folder, "--data", picture_folder, "--out", tmp_path / "out")
     status, _, err = run_embed(capsys, *words, "--engine", engine, "--precision", "fp32", "--num-threads", "1")
     assert status == 0
     assert f"engine: {engine} fp32" in err
@@ -58,7 +58,7 @@ def test_embed_prints_and_records_the_engine(
 def test_embed_refuses_a_precision_that_the_engine_has_not(
     tiny_encoder_folder: Path, picture_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ("--encoder", tiny_encoder_folder, "--images", picture_folder, "--out", tmp_path / "out")
+    words = ("--encoder", tiny_encoder_folder, "--data", picture_folder, "--out", tmp_path / "out")
     status, out, err = run_embed(capsys, *words, "--engine", "onnx", "--precision", "bf16")
     assert (status, out) == (2, "")
     assert "'onnx' does not compute in 'bf16', only in fp32" in err
@@ -72,7 +72,7 @@ def test_embed_accepts_a_source_of_classes(
         folder = picture_folder / f"class-{number % 2}"
         folder.mkdir(exist_ok=True)
         path.rename(folder / path.name)
-    words = ("--encoder", tiny_encoder_folder, "--images", f"folder:{picture_folder}", "--out", tmp_path / "out")
+    words = ("--encoder", tiny_encoder_folder, "--data", f"folder:{picture_folder}", "--out", tmp_path / "out")
     status, out, _ = run_embed(capsys, *words, "--num-threads", "1", "--json")
     assert (status, json.loads(out)["num_embedded"]) == (0, 12)
 
@@ -80,8 +80,8 @@ def test_embed_accepts_a_source_of_classes(
 @pytest.mark.parametrize(
     ("changes", "part"),
     [
-        ({"--images": "nowhere/at/all"}, "nowhere/at/all"),
-        ({"--images": "EMPTY"}, "image"),
+        ({"--data": "nowhere/at/all"}, "nowhere/at/all"),
+        ({"--data": "EMPTY"}, "image"),
         ({"--encoder": "no-such-weights"}, "no-such-weights"),
         ({"--encoder": "./no/such/folder"}, "does not exist"),
         ({"--batch-size": "0"}, "batch_size is 0"),
@@ -98,9 +98,9 @@ def test_embed_refuses_wrong_input_with_one_message(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     (tmp_path / "empty").mkdir()
-    flags = {"--encoder": tiny_encoder_folder, "--images": picture_folder, "--out": tmp_path / "out", **changes}
-    if flags["--images"] == "EMPTY":
-        flags["--images"] = tmp_path / "empty"
+    flags = {"--encoder": tiny_encoder_folder, "--data": picture_folder, "--out": tmp_path / "out", **changes}
+    if flags["--data"] == "EMPTY":
+        flags["--data"] = tmp_path / "empty"
     status, out, err = run_embed(capsys, *(word for pair in flags.items() for word in pair))
     assert (status, out) == (2, "")
     assert part in err
@@ -120,7 +120,7 @@ def test_embed_at_several_scales_is_another_encoder(
     with torch.random.fork_rng(devices=[]):
         config = ModelConfig(backbone="test_resnet", pooling="gem", image_size=64, drop_path_rate=0.0)
         fingerprint = save_encoder(build_encoder(config, is_pretrained=False), tmp_path / "convnet")
-    words = ("--encoder", tmp_path / "convnet", "--images", picture_folder, "--out", tmp_path / "out", "--json")
+    words = ("--encoder", tmp_path / "convnet", "--data", picture_folder, "--out", tmp_path / "out", "--json")
     status, out, _ = run_embed(capsys, *words, "--scales", "1", "0.5", "--num-threads", "1")
     assert status == 0
     assert json.loads(out)["fingerprint"] != fingerprint

@@ -32,7 +32,7 @@ def manifest(picture_folder: Path) -> Path:
 @pytest.fixture
 def run_evaluate(tiny_encoder_folder: Path, manifest: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Any:
     def run(*words: Any, **changes: Any) -> Run:
-        flags = {"encoder": tiny_encoder_folder, "data": f"manifest:{manifest}", "out": tmp_path / "out", **changes}
+        flags = {"encoder": tiny_encoder_folder, "data": f"table:{manifest}", "out": tmp_path / "out", **changes}
         given = [str(word) for name, value in flags.items() for word in (f"--{name}", value)]
         status = main(["evaluate", *given, "--num-threads", "1", *map(str, words)])
         printed = capsys.readouterr()
@@ -148,7 +148,7 @@ def test_evaluate_tells_how_own_data_was_split(
     [
         ({"encoder": "dinov2-vits41"}, "dinov2-vits14"),
         ({"encoder": "missing/run"}, "missing/run does not exist"),
-        ({"data": "manifest:missing.csv"}, "missing.csv"),
+        ({"data": "table:missing.csv"}, "missing.csv"),
         ({"data": "grocerry:x"}, "grocery"),
         ({"protocol": "across_houses"}, "across_houses"),
         ({"batch-size": "0"}, "batch_size is 0"),

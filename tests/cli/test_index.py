@@ -39,12 +39,12 @@ def test_index_verify_tells_a_sound_index_from_a_damaged_one(
     out = tmp_path / "index"
     assert main(["index", "--embeddings", str(embeddings_folder), "--out", str(out), "--store", store]) == 0
     capsys.readouterr()
-    assert main(["index", "--verify", "--out", str(out)]) == 0
+    assert main(["index", "--verify", "--index", str(out)]) == 0
     assert "no fault" in capsys.readouterr().out
     pattern = "segments/*.npy" if store == "exact" else "images.lance/data/*"
     path = next(out.glob(pattern))
     path.write_bytes(path.read_bytes()[:-40] + bytes(40))
-    assert main(["index", "--verify", "--out", str(out), "--json"]) == 1
+    assert main(["index", "--verify", "--index", str(out), "--json"]) == 1
     assert json.loads(capsys.readouterr().out)["faults"]
 
 
@@ -101,7 +101,7 @@ def test_index_verify_names_the_damaged_file(
     path = max(out.glob(pattern), key=lambda one: (one.stat().st_mtime_ns, one.name))
     damage(path)
     capsys.readouterr()
-    assert main(["index", "--verify", "--out", str(out)]) == 1
+    assert main(["index", "--verify", "--index", str(out)]) == 1
     printed = capsys.readouterr()
     assert path.name in printed.out
     assert "Traceback" not in printed.out + printed.err

@@ -33,7 +33,7 @@ def write_manifest_file(folder: Path, splits: list[str]) -> Path:
 def source(tmp_path: Path) -> str:
     folder = tmp_path / "pictures"
     folder.mkdir()
-    return f"manifest:{write_manifest_file(folder, ['train'] * 6 + ['test'] * 3)}"
+    return f"table:{write_manifest_file(folder, ['train'] * 6 + ['test'] * 3)}"
 
 
 def reduce(encoder: Path, source: str, out: Path, *flags: str) -> int:
@@ -91,7 +91,7 @@ def test_trap_reduce_refuses_a_set_of_test_images_only(
     tiny_encoder_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = write_manifest_file(tmp_path, ["test"] * 4)
-    assert reduce(tiny_encoder_folder, f"manifest:{path}", tmp_path / "out") == 2
+    assert reduce(tiny_encoder_folder, f"table:{path}", tmp_path / "out") == 2
     assert "has no training images (it has: test), and a reduction is never fitted on test" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 

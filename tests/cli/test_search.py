@@ -127,7 +127,7 @@ def test_search_pages_and_boxes(index_folder: Path, picture_folder: Path, capsys
 
 
 @pytest.fixture
-def labelled_index(tiny_encoder_folder: Path, class_folder: Path, tmp_path: Path) -> Path:
+def labeled_index(tiny_encoder_folder: Path, class_folder: Path, tmp_path: Path) -> Path:
     encoder = load_encoder(tiny_encoder_folder, engine="onnx", num_threads=1)
     embed_collection(encoder, read_collection(f"folder:{class_folder}"), tmp_path / "embeddings")
     build_index(tmp_path / "embeddings", tmp_path / "index", store="exact")
@@ -135,9 +135,9 @@ def labelled_index(tiny_encoder_folder: Path, class_folder: Path, tmp_path: Path
 
 
 def test_search_filters_groups_and_reranks(
-    labelled_index: Path, class_folder: Path, capsys: pytest.CaptureFixture[str]
+    labeled_index: Path, class_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["--index", str(labelled_index), str(class_folder / "class1" / "0.png"), "-k", "20"]
+    words = ["--index", str(labeled_index), str(class_folder / "class1" / "0.png"), "-k", "20"]
     (filtered,) = search_json([*words, "--filter", "label=class2|class3", "--filter", "label!=class3"], capsys)
     assert {result["metadata"]["label"] for result in filtered["results"]} == {"class2"}
     (grouped,) = search_json([*words, "--group-by", "label"], capsys)
@@ -152,12 +152,12 @@ def test_search_filters_groups_and_reranks(
 
 
 def test_search_says_that_nothing_matches(
-    labelled_index: Path, picture_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    labeled_index: Path, picture_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    encoder = load_encoder(json.loads((labelled_index / "manifest.json").read_text())["encoder_source"])
+    encoder = load_encoder(json.loads((labeled_index / "manifest.json").read_text())["encoder_source"])
     for score, expected in ((1.1, False), (-1.0, True)):
-        save_threshold(Threshold(score=score, fingerprint=encoder.fingerprint, method="m"), labelled_index)
-        words = ["--index", str(labelled_index), str(picture_folder / "02.png")]
+        save_threshold(Threshold(score=score, fingerprint=encoder.fingerprint, method="m"), labeled_index)
+        words = ["--index", str(labeled_index), str(picture_folder / "02.png")]
         (query,) = search_json(words, capsys)
         assert (query["is_match"], query["threshold"]) == (expected, score)
         assert main(["search", *words, "--html", str(tmp_path / "page.html")]) == 0
@@ -205,7 +205,7 @@ def test_embed_index_and_search_without_torch(
         "from vitrieve.cli.main import main\n"
         "encoder, pictures, out = sys.argv[1:]\n"
         "steps = (\n"
-        "    ['embed', '--encoder', encoder, '--images', pictures, '--out', out + '/embeddings'],\n"
+        "    ['embed', '--encoder', encoder, '--data', pictures, '--out', out + '/embeddings'],\n"
         "    ['index', '--embeddings', out + '/embeddings', '--out', out + '/index'],\n"
         "    ['search', '--index', out + '/index', pictures + '/04.png', '-k', '1', '--html', out + '/page.html'],\n"
         ")\n"

@@ -129,7 +129,7 @@ def test_watch_survives_an_index_that_is_deleted(
         (tmp_path / "index").rename(tmp_path / "deleted")  # in one step: a watch that looks in between finds no damage
         watch.wait_for("index was deleted; it is made again.")
         watch.wait_for("12 images indexed; 12 embedded")
-    assert main(["index", "--verify", "--out", str(tmp_path / "index")]) == 0
+    assert main(["index", "--verify", "--index", str(tmp_path / "index")]) == 0
     assert "Traceback" not in capsys.readouterr().err
 
 
@@ -151,7 +151,7 @@ def test_watch_goes_on_when_a_full_disk_has_room(
         watch.wait_for("bytes are free")
         (disk / "ballast").unlink()
         watch.wait_for("18 images indexed; 6 moved or copied")
-    assert main(["index", "--verify", "--out", str(disk / "index")]) == 0
+    assert main(["index", "--verify", "--index", str(disk / "index")]) == 0
 
 
 def test_the_advice_on_a_damaged_state_works(

@@ -102,7 +102,7 @@ def test_train_card_says_when_training_has_seen_the_tested_classes(
         f"product{number:02}/{copy}.png,{number},{split}" for number in range(3) for copy, split in enumerate(SHARED)
     ]
     (many_class_folder / "images.csv").write_text("\n".join(["path,label,split", *rows]) + "\n")
-    run_words[run_words.index("--data") + 1] = f"manifest:{many_class_folder / 'images.csv'}"
+    run_words[run_words.index("--data") + 1] = f"table:{many_class_folder / 'images.csv'}"
     assert main(run_words) == 0
     assert "too few to hold classes out" in capsys.readouterr().err
     assert "3 of 3 classes also seen in training" in (tmp_path / "run" / "encoder" / "README.md").read_text()

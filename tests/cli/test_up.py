@@ -85,7 +85,7 @@ def test_up_refuses_wrong_use_with_one_message(
     assert part in printed.err
 
 
-@pytest.mark.parametrize("word", ["emoji", "./emoji", "manifest"])
+@pytest.mark.parametrize("word", ["emoji", "./emoji", "table"])
 def test_up_means_the_folder_whatever_its_name(
     word: str, tiny_encoder_folder: Path, picture_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,7 +14,7 @@ QUERY_BOX = (4.0, 5.0, 36.0, 33.0)
 
 
 def draw_picture(label: int, copy: int) -> Image.Image:
-    """Draw coloured blocks that depend on the class, under noise that depends on the copy."""
+    """Draw colored blocks that depend on the class, under noise that depends on the copy."""
     blocks = np.random.default_rng([7, label]).integers(0, 200, (4, 4, 3), dtype=np.uint8)
     large = Image.fromarray(blocks).resize((WIDTH_PX, HEIGHT_PX), Image.Resampling.NEAREST)
     noise = np.random.default_rng([8, label, copy]).integers(0, 56, (HEIGHT_PX, WIDTH_PX, 3), dtype=np.uint8)

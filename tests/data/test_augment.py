@@ -11,7 +11,7 @@ from vitrieve.data.augment import augment
 
 
 def gradient_picture(width: int = 60, height: int = 40) -> Image.Image:
-    """A picture in which colour tells the place: red grows to the right, green downwards."""
+    """A picture in which color tells the place: red grows to the right, green downwards."""
     pixels = np.zeros((height, width, 3), np.uint8)
     pixels[..., 0] = np.linspace(0, 255, width)[None]
     pixels[..., 1] = np.linspace(0, 255, height)[:, None]
@@ -75,8 +75,8 @@ def test_augment_draws_only_from_its_generator() -> None:
 
 def test_random_resized_crop_of_the_whole_equals_a_plain_resize() -> None:
     config = LoaderConfig(crop_scale_min=1.0, flip=False)
-    picture = gradient_picture(400, 20)  # no part of an allowed shape has the whole area: the centre is taken
+    picture = gradient_picture(400, 20)  # no part of an allowed shape has the whole area: the center is taken
     view = augment(picture, config, 16, np.random.default_rng(0))
     left = (400 - round(20 * 4 / 3)) // 2
-    centre = picture.resize((16, 16), Image.Resampling.BICUBIC, box=(left, 0, left + round(20 * 4 / 3), 20))
-    assert (view == np.asarray(centre)).all()
+    center = picture.resize((16, 16), Image.Resampling.BICUBIC, box=(left, 0, left + round(20 * 4 / 3), 20))
+    assert (view == np.asarray(center)).all()

@@ -104,7 +104,7 @@ def test_read_cub200_names_the_malformed_line(folder: Path, name: str, line: str
 def test_read_cub200_refuses_labels_of_images_that_are_not_listed(folder: Path) -> None:
     lines = (folder / "images.txt").read_text().splitlines()
     (folder / "images.txt").write_text("\n".join(lines[:-1]))
-    with pytest.raises(DataError, match=r"images.txt does not list 1 labelled images: 12"):
+    with pytest.raises(DataError, match=r"images.txt does not list 1 labeled images: 12"):
         read_cub200(folder)
 
 

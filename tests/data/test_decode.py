@@ -32,15 +32,15 @@ def encode(image: Image.Image, image_format: str, **options: object) -> bytes:
     return file.getvalue()
 
 
-def build_png(size: tuple[int, int], depth: int, colour_type: int, rows: bytes, transparent: bytes = b"") -> bytes:
+def build_png(size: tuple[int, int], depth: int, color_type: int, rows: bytes, transparent: bytes = b"") -> bytes:
     """Write a PNG that Pillow itself cannot write."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", *size, depth, colour_type, 0, 0, 0))
-    colour_key = chunk(b"tRNS", transparent) if transparent else b""
-    return b"\x89PNG\r\n\x1a\n" + header + colour_key + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", *size, depth, color_type, 0, 0, 0))
+    color_key = chunk(b"tRNS", transparent) if transparent else b""
+    return b"\x89PNG\r\n\x1a\n" + header + color_key + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
 def draw_corners() -> Image.Image:
@@ -156,7 +156,7 @@ def test_trap_transparent_palette_is_laid_on_white(transparency: int | bytes) ->
     assert [decoded.getpixel((0, 0)), decoded.getpixel((1, 0))] == [WHITE, BLUE]
 
 
-def test_trap_palette_without_transparency_keeps_its_colours() -> None:
+def test_trap_palette_without_transparency_keeps_its_colors() -> None:
     image = Image.new("P", (2, 1))
     image.putpalette([*RED, *BLUE])
     image.putpixel((1, 0), 1)
@@ -165,7 +165,7 @@ def test_trap_palette_without_transparency_keeps_its_colours() -> None:
         assert [decoded.getpixel((0, 0)), decoded.getpixel((1, 0))] == [RED, BLUE], image_format
 
 
-def test_trap_transparent_colour_is_laid_on_white() -> None:
+def test_trap_transparent_color_is_laid_on_white() -> None:
     rgb = build_png((2, 1), 8, 2, b"\0" + bytes([*RED, *BLUE]), struct.pack(">3H", *RED))
     grey = build_png((2, 1), 8, 0, b"\0" + bytes([7, 9]), struct.pack(">H", 7))
     bilevel = build_png((8, 1), 1, 0, b"\0\xf0", struct.pack(">H", 0))
@@ -208,7 +208,7 @@ def test_trap_16_bit_big_endian_and_transparent_grey() -> None:
     assert np.asarray(decode_image(data))[0, :, 0].tolist() == [255, 2]
 
 
-def test_trap_16_bit_colour_is_scaled() -> None:
+def test_trap_16_bit_color_is_scaled() -> None:
     data = build_png((2, 1), 16, 2, b"\0" + struct.pack(">6H", 65535, 0, 0, 0, 0x8000, 65535))
     assert np.asarray(decode_image(data))[0].tolist() == [[255, 0, 0], [0, 128, 255]]
 
@@ -228,7 +228,7 @@ def test_trap_unranged_grey_without_range_is_black(value: float) -> None:
 
 @pytest.mark.parametrize("image_format", ["GIF", "PNG", "WEBP", "TIFF"])
 def test_trap_animated_gives_the_first_picture(image_format: str) -> None:
-    frames = [Image.new("RGB", (4, 4), colour) for colour in (RED, GREEN, BLUE)]
+    frames = [Image.new("RGB", (4, 4), color) for color in (RED, GREEN, BLUE)]
     options = LOSSLESS[image_format]
     data = encode(frames[0], image_format, save_all=True, append_images=frames[1:], **options)
     assert decode_image(data).getpixel((0, 0)) == RED

@@ -48,7 +48,7 @@ def test_batches_have_pixels_labels_and_rows_that_belong_together(records: list[
         assert batch.labels.tolist() == expected
 
 
-def test_batches_normalise_the_augmented_view(records: list[ImageRecord]) -> None:
+def test_batches_normalize_the_augmented_view(records: list[ImageRecord]) -> None:
     batch = next(build_loader(records).batches(0, 1))
     row = int(batch.rows[2])
     with Image.open(records[row].path) as image:

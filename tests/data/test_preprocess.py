@@ -72,7 +72,7 @@ def test_preprocess_equals_torchvision_bit_for_bit() -> None:
     assert np.array_equal(found, reference(image).numpy())
 
 
-def test_preprocess_normalises_each_channel() -> None:
+def test_preprocess_normalizes_each_channel() -> None:
     preprocessing = Preprocessing(image_size=2, resize_size=2, mean=(0.0, 0.5, 1.0), std=(1.0, 0.5, 2.0))
     pixels = preprocess(Image.new("RGB", (5, 3), (255, 0, 255)), preprocessing)
     assert pixels[:, 0, 0].tolist() == [1.0, -1.0, 0.0]
@@ -84,16 +84,16 @@ def test_resize_and_crop_of_a_very_long_picture_needs_no_memory() -> None:
 
 
 @pytest.mark.parametrize("shape", [(700, 90), (90, 700), (131, 128)])
-def test_resize_and_crop_at_the_centre_alone_gives_nearly_the_same(
+def test_resize_and_crop_at_the_center_alone_gives_nearly_the_same(
     shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     preprocessing = build_preprocessing(112)
     image = draw_noise(*shape)  # noise is the worst case: order of passes and clipping show
     whole = np.asarray(resize_and_crop(image, preprocessing)).astype(int)
     monkeypatch.setattr(preprocess_module, "MAX_RESIZED_PIXELS", 0)
-    centre = np.asarray(resize_and_crop(image, preprocessing)).astype(int)
-    assert np.abs(whole - centre).mean() < 1
-    shifted = np.abs(whole[1:] - centre[:-1]).mean()
+    center = np.asarray(resize_and_crop(image, preprocessing)).astype(int)
+    assert np.abs(whole - center).mean() < 1
+    shifted = np.abs(whole[1:] - center[:-1]).mean()
     assert shifted > 10  # the comparison would notice a wrong position
 
 

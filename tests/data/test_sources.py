@@ -50,7 +50,7 @@ def test_read_source_expands_the_home_folder(classes: Path, monkeypatch: pytest.
 
 def test_read_source_reads_a_manifest(classes: Path) -> None:
     (classes / "images.csv").write_text("path,label\na/1.png,x\n")
-    assert read_source("manifest:classes/images.csv").label_names == ("x",)
+    assert read_source("table:classes/images.csv").label_names == ("x",)
 
 
 def test_read_source_reads_a_folder_with_a_colon_in_its_name(classes: Path) -> None:
@@ -75,7 +75,7 @@ def test_read_collection_takes_a_source_with_its_labels(classes: Path) -> None:
         ("grocry:classes", "unknown source 'grocry'. Did you mean 'grocery'"),
         ("emojy", "Did you mean 'emoji'"),
         ("absent", "Write grocery:DIR, emoji, cub200:DIR, sop:DIR,"),
-        ("absent", "folder:DIR, manifest:FILE, or an existing folder"),
+        ("absent", "folder:DIR, table:FILE, or an existing folder"),
         ("no/such/folder", "no/such/folder is not a folder that exists"),
         ("classes/a/1.png", "is not a folder"),
         ("", "unknown source ''"),
@@ -83,7 +83,7 @@ def test_read_collection_takes_a_source_with_its_labels(classes: Path) -> None:
         ("sop", "none of the folders sop, Stanford_Online_Products is in ../shared/datasets; write sop:DIR"),
         ("rparis6k:", "`vitrieve data describe rparis6k`"),
         ("folder:", "write folder:DIR"),
-        ("manifest", "write manifest:FILE"),
+        ("table", "write table:FILE"),
         ("emoji:here", "takes no path"),
         ("folder:absent", "does not exist"),
         ("https://example.org/a.zip", "unknown source 'https'"),
@@ -108,7 +108,7 @@ def test_read_source_lists_the_protocols_of_an_unknown_one(classes: Path) -> Non
 def test_list_protocols_names_the_default_first(classes: Path) -> None:
     assert list_protocols("grocery:DIR") == ("zero_shot", "phone_to_catalogue")
     assert list_protocols("emoji") == ("zero_shot", "across_houses")
-    assert list_protocols("classes") == list_protocols("manifest:x.csv") == ("own_classes",)
+    assert list_protocols("classes") == list_protocols("table:x.csv") == ("own_classes",)
 
 
 def test_read_collection_reads_the_named_protocol(grocery_folder: Path) -> None:
@@ -167,7 +167,7 @@ def test_read_collection_tells_that_a_data_set_has_won_over_a_folder_of_its_name
     assert len(read_collection("./cub200").records) == 2
 
 
-@pytest.mark.parametrize("name", ["folder", "manifest"])
+@pytest.mark.parametrize("name", ["folder", "table"])
 def test_a_folder_called_like_a_kind_of_source_is_the_folder(name: str, classes: Path) -> None:
     with pytest.raises(DataError, match="lacks a path"):
         read_collection(name)
@@ -180,3 +180,11 @@ def test_data_of_an_unknown_user_is_one_message(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("VITRIEVE_DATA", "~no-such-user/data")
     with pytest.raises(ConfigError, match="home folder of ~no-such-user is not known"):
         read_collection("cub200")
+
+
+def test_the_former_name_of_a_table_is_taken_with_a_note(classes: Path) -> None:
+    (classes / "images.csv").write_text("path,label\na/1.png,x\nb/2.png,x\n")
+    former, present = (read_source(f"{name}:{classes / 'images.csv'}") for name in ("manifest", "table"))
+    assert former.records == present.records
+    assert former.notes == (*present.notes, f"{former.source} is spelled {present.source} now.")
+    assert find_source_path(former.source) == find_source_path(present.source) == classes / "images.csv"

@@ -110,7 +110,7 @@ def test_what_is_no_pattern_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="expected UTF-8 text with the rules"):
         walk_pictures(tmp_path)
     with pytest.raises(ConfigError, match="manifest lists its images itself"):
-        read_source(f"manifest:{tmp_path / 'images.csv'}", exclude=["*.png"])
+        read_source(f"table:{tmp_path / 'images.csv'}", exclude=["*.png"])
 
 
 def test_is_passed_over_judges_what_need_not_exist(tmp_path: Path) -> None:

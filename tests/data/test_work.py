@@ -26,7 +26,7 @@ def encode(image: Image.Image, image_format: str, **options: object) -> bytes:
 
 
 def draw_noise(width_px: int, height_px: int, seed: int = 0) -> Image.Image:
-    """Draw a picture whose every pixel differs from its neighbours."""
+    """Draw a picture whose every pixel differs from its neighbors."""
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height_px, width_px, 3), dtype=np.uint8))
 
 

@@ -110,7 +110,7 @@ def test_embed_collection_equals_embed_images(encoder: Encoder, picture_folder: 
     assert_equal(load_embeddings(tmp_path / "out"), on_disk)
 
 
-def test_embed_collection_leaves_only_the_artefact(encoder: Encoder, picture_folder: Path, tmp_path: Path) -> None:
+def test_embed_collection_leaves_only_the_artifact(encoder: Encoder, picture_folder: Path, tmp_path: Path) -> None:
     embed_collection(encoder, read_collection(str(picture_folder)), tmp_path / "out")
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert names == ["manifest.json", "rows.parquet", "vectors.npy"]
@@ -207,7 +207,7 @@ def test_a_killed_process_resumes_to_the_same_embeddings(
     num_syncs: int,
 ) -> None:
     script = without_torch + SMALL_PARTS + killed_vitrieve
-    words = ("--encoder", tiny_encoder_folder, "--images", picture_folder, "--out")
+    words = ("--encoder", tiny_encoder_folder, "--data", picture_folder, "--out")
     assert embed_until_killed(script, num_syncs, *words, tmp_path / "out") == -signal.SIGKILL
     with pytest.raises(ArtifactError, match="unfinished"):
         load_embeddings(tmp_path / "out")

@@ -19,13 +19,13 @@ from vitrieve.runtime.engine import EngineName
 from vitrieve.similarity import normalize
 
 CLASS_NAMES = ("apple", "<img src=x onerror=alert(1)>", "Crème & 'brûlée'", "plum")
-COLOURS = ((200, 40, 40), (40, 200, 40), (40, 40, 200), (190, 60, 160))
+COLORS = ((200, 40, 40), (40, 200, 40), (40, 40, 200), (190, 60, 160))
 IMAGES_PER_CLASS = 4
 
 
 @dataclass
 class GridEngine:
-    """Embeds a picture as the mean colours of a grid; counts the pictures, and stops after some when told to."""
+    """Embeds a picture as the mean colors of a grid; counts the pictures, and stops after some when told to."""
 
     side: int
     num_seen: int = 0
@@ -78,17 +78,17 @@ def dataset(tmp_path: Path) -> Dataset:
     folder = tmp_path / "pictures"
     folder.mkdir()
     records = []
-    for label, colour in enumerate(COLOURS):
+    for label, color in enumerate(COLORS):
         for number in range(IMAGES_PER_CLASS):
             noise = generator.normal(0, 60, (24, 30, 3))
             path = folder / f"{label}-{number}.png"
-            Image.fromarray(np.clip(noise + colour, 0, 255).astype(np.uint8)).save(path)
+            Image.fromarray(np.clip(noise + color, 0, 255).astype(np.uint8)).save(path)
             image_id = f"{label}/<b>{number}</b>.png"
             metadata = {"artist": str(number)}
             records.append(ImageRecord(image_id=image_id, path=path, label=label, split="test", metadata=metadata))
     records.append(ImageRecord(image_id="training", path=folder / "missing.png", label=0, split="train"))
     return Dataset(
-        name="colours",
+        name="colors",
         protocol="all",
         records=tuple(records),
         label_names=CLASS_NAMES,

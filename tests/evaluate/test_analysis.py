@@ -11,7 +11,7 @@ from vitrieve.evaluation.analysis import (
     count_similarities,
     cumulative_energy,
     difference_interval,
-    find_neighbours,
+    find_neighbors,
     list_group_figures,
     pick_changed,
     pick_random,
@@ -87,14 +87,14 @@ def test_cumulative_energy_equals_the_singular_values() -> None:
     np.testing.assert_allclose(cumulative_energy(vectors), np.cumsum(squares) / squares.sum(), rtol=1e-5)
 
 
-def test_find_neighbours_leaves_out_self_and_junk_and_orders_by_similarity(measurement: Measurement) -> None:
-    (neighbours,) = find_neighbours(measurement, [5], 100)
+def test_find_neighbors_leaves_out_self_and_junk_and_orders_by_similarity(measurement: Measurement) -> None:
+    (neighbors,) = find_neighbors(measurement, [5], 100)
     records = measurement.task.records
-    assert len(neighbours) == 12  # of 16 images, four are by the query's artist
-    assert all(records[one.row].metadata["artist"] != records[5].metadata["artist"] for one in neighbours)
-    assert [one.similarity for one in neighbours] == sorted((one.similarity for one in neighbours), reverse=True)
-    assert [one.verdict == "right" for one in neighbours] == [records[one.row].label == 1 for one in neighbours]
-    assert find_neighbours(measurement, [5], 3) == [neighbours[:3]]
+    assert len(neighbors) == 12  # of 16 images, four are by the query's artist
+    assert all(records[one.row].metadata["artist"] != records[5].metadata["artist"] for one in neighbors)
+    assert [one.similarity for one in neighbors] == sorted((one.similarity for one in neighbors), reverse=True)
+    assert [one.verdict == "right" for one in neighbors] == [records[one.row].label == 1 for one in neighbors]
+    assert find_neighbors(measurement, [5], 3) == [neighbors[:3]]
 
 
 def test_pick_worst_prefers_low_scores_and_different_classes() -> None:

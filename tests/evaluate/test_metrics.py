@@ -143,7 +143,7 @@ def test_metrics_of_a_ranking_worked_by_hand() -> None:
 
 
 def test_metrics_among_the_queries_worked_by_hand() -> None:
-    # Two pairs on a circle; in each, the partner is the second neighbour: 0 (10) 25, and 10 (0) 40.
+    # Two pairs on a circle; in each, the partner is the second neighbor: 0 (10) 25, and 10 (0) 40.
     embeddings, labels = place(0, 25, 10, 40), [1, 1, 2, 2]
     assert recall_at_k(embeddings, labels, ks=(1, 2, 3)) == {1: 0.0, 2: 0.5, 3: 1.0}
     assert map_at_r(embeddings, labels) == r_precision(embeddings, labels) == 0.0
@@ -156,8 +156,8 @@ def test_metrics_agree_with_pytorch_metric_learning() -> None:
     distances = pytest.importorskip("pytorch_metric_learning.distances")
     generator = np.random.default_rng(0)
     labels = generator.integers(0, 12, 150)
-    centres = generator.standard_normal((12, 16))
-    embeddings = normalize(centres[labels] + 0.9 * generator.standard_normal((150, 16)))
+    centers = generator.standard_normal((12, 16))
+    embeddings = normalize(centers[labels] + 0.9 * generator.standard_normal((150, 16)))
     names = ("precision_at_1", "r_precision", "mean_average_precision_at_r")
     theirs = calculator.AccuracyCalculator(
         include=names, device=torch.device("cpu"), knn_func=inference.CustomKNN(distances.CosineSimilarity())

@@ -134,7 +134,7 @@ def test_add_distractors_puts_gallery_images_of_a_class_of_their_own_behind(
 
 
 def test_add_distractors_refuses_the_data_set_itself(dataset: Dataset) -> None:
-    with pytest.raises(DataError, match="is an image of colours too"):
+    with pytest.raises(DataError, match="is an image of colors too"):
         add_distractors(dataset, dataclasses.replace(dataset, name="again"))
 
 

@@ -107,8 +107,8 @@ def test_write_report_asks_nothing_from_elsewhere(make_page: MakePage) -> None:
 
 def test_write_report_has_a_section_for_each_protocol(make_page: MakePage) -> None:
     page = Page(make_page(2, protocols=2))
-    assert "colours · all" in page.text
-    assert "colours · other" in page.text
+    assert "colors · all" in page.text
+    assert "colors · other" in page.text
     assert "images of the query's own artist are left out" in page.text
     ids = [value for name, value in page.attributes if name == "id"]
     assert [value for name, value in page.attributes if name == "href"] == [f"#{one}" for one in ids]

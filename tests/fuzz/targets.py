@@ -29,7 +29,7 @@ from vitrieve.errors import DataError, DecodeError, InputError
 from vitrieve.index.comparison import passes, resolve_filter
 from vitrieve.index.filter import format_condition, parse_filter
 from vitrieve.index.kinds import Kinds
-from vitrieve.model.artefact import read_arrays, read_spec
+from vitrieve.model.artifact import read_arrays, read_spec
 from vitrieve.serve.address import parse_address
 from vitrieve.serve.limits import Limits
 from vitrieve.serve.questions import parse_json

@@ -62,7 +62,7 @@ def make_info(kind: str = "exact", fingerprint: str = "f" * 64, embedding_dim: i
 
 
 def normalized(rows: list[list[int]]) -> np.ndarray:
-    """L2-normalised float32, by plain NumPy; zeros stay zeros."""
+    """L2-normalized float32, by plain NumPy; zeros stay zeros."""
     matrix = np.array(rows, dtype=np.float64).reshape(-1, WIDTH)
     norms = np.linalg.norm(matrix, axis=1, keepdims=True)
     return (matrix / np.where(norms > 0, norms, 1)).astype(np.float32)
@@ -211,8 +211,8 @@ class StoreMachine(RuleBasedStateMachine):
         assert self.store.kinds(columns) == self.model.kinds(columns)
 
     @rule()
-    def optimise(self) -> None:
-        self.store.optimise()
+    def optimize(self) -> None:
+        self.store.optimize()
 
     @rule(max_bytes=st.sampled_from([0, 2**30]))
     def hold(self, max_bytes: int) -> None:

@@ -208,7 +208,7 @@ def test_the_kind_of_a_column_follows_its_values(store: VectorStore, tmp_path: P
 
 def test_more_images_than_one_segment_or_page(store: VectorStore) -> None:
     model = fill(store, 6_000)
-    store.optimise()
+    store.optimize()
     assert store.count() == 6_000
     assert store.count(parse_filter(["label=3|4", "price<500"])) == len(
         model.find(parse_filter(["label=3|4", "price<500"]))
@@ -227,7 +227,7 @@ def test_more_images_than_one_segment_or_page(store: VectorStore) -> None:
             assert len(set(names) & {name for _, name in expected}) >= len(names) - 1  # the index is approximate
             assert all(hit.score == pytest.approx(float(found[hit.record.image_id] @ query), abs=1e-6) for hit in hits)
     assert store.delete([f"{n:06}.png" for n in range(4_000)]) == 4_000
-    store.optimise()
+    store.optimize()
     assert store.count() == 2_000
     assert len(store.search(query[None], 50)[0]) == 50
     assert store.verify() == []
@@ -276,7 +276,7 @@ def test_snapshot_stays_as_it_was(kind: str, store: VectorStore, tmp_path: Path)
         pytest.skip(SNAPSHOT_REASON)
     store.snapshot(tmp_path / "copy")
     store.delete(sorted(model.images)[:20])
-    store.optimise()
+    store.optimize()
     copy = open_index(tmp_path / "copy")
     assert list(copy.image_ids()) == sorted(model.images)
     assert copy.verify() == []
@@ -345,7 +345,7 @@ def test_readers_in_threads_see_whole_changes(
         write(generation)
         # During a flush milvus-lite 3.2 now and then answers from the segments of the flush before.
         if generation % 8 == 0 and kind != "milvus":
-            store.optimise()
+            store.optimize()
     is_done.set()
     for thread in threads:
         thread.join()
@@ -380,7 +380,7 @@ for number in range(first, first + 10_000):
         store.delete([f"{(number + 1) % 7}-{n}.png" for n in range(20)])
         print("deleted", number, flush=True)
     if number % 9 == 8:
-        store.optimise()
+        store.optimize()
 """
 
 
@@ -396,7 +396,7 @@ def check_after_kill(store: VectorStore, before: dict[int, int], lines: list[str
         else:
             state.pop((number + 1) % 7, None)
     if store.info.kind == "milvus":
-        store.optimise()  # mends what milvus-lite leaves of a flush; tests/index/test_milvus.py makes it on purpose
+        store.optimize()  # mends what milvus-lite leaves of a flush; tests/index/test_milvus.py makes it on purpose
     assert store.verify() == []
     found: dict[int, int] = {}
     for group in range(7):

@@ -131,10 +131,10 @@ def test_upsert_merges_small_segments(tmp_path: Path) -> None:
     assert_equals_top_k(store, vectors[:3], vectors, 5)
 
 
-def test_optimise_leaves_one_segment_without_gaps(store: ExactStore, tmp_path: Path) -> None:
+def test_optimize_leaves_one_segment_without_gaps(store: ExactStore, tmp_path: Path) -> None:
     store.upsert(random_vectors(2, seed=5), make_embeddings(random_vectors(2), ["a", "b"]).records)
     store.delete(["picture-0003.png"])
-    store.optimise()
+    store.optimize()
     assert len(list_segments(tmp_path / "index")) == 2
     assert np.load(next((tmp_path / "index" / "segments").glob("*.npy"))).shape == (51, 8)
 
@@ -145,7 +145,7 @@ def test_reader_keeps_what_it_holds_while_a_writer_replaces_the_files(store: Exa
     iterator = reader.image_ids()
     first = next(iterator)
     store.delete(names[:49])
-    store.optimise()
+    store.optimize()
     assert [first, *iterator] == names  # began before the change
     assert list(reader.image_ids()) == names[49:]
 
@@ -171,7 +171,7 @@ def test_build_index_refuses_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, 3.0, 0.5])
-def test_build_index_refuses_vectors_that_are_not_normalised(tmp_path: Path, value: float) -> None:
+def test_build_index_refuses_vectors_that_are_not_normalized(tmp_path: Path, value: float) -> None:
     vectors = random_vectors(5)
     vectors[3] = vectors[3] * np.float32(value)
     with pytest.raises(DataError, match=r"picture-0003\.png"):

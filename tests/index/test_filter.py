@@ -31,9 +31,9 @@ APPLE = {"label": "apple", "price": "2.5", "day": "2026-11-23", "empty": ""}
         ("label=pear|apple", True),
         ("label!=pear", True),
         ("label!=pear|apple", False),
-        ("colour=red", False),
-        ("colour!=red", True),
-        ("colour<5", False),
+        ("color=red", False),
+        ("color!=red", True),
+        ("color<5", False),
         ("price<2.5", False),
         ("price<=2.5", True),
         ("price=2.50", True),  # a number

@@ -33,7 +33,7 @@ def list_calls(store: VectorStore) -> list[Callable[[], object]]:
         store.count,
         lambda: store.upsert(vectors, [make_record("late.png", {})]),
         lambda: store.delete(["000001.png"]),
-        store.optimise,
+        store.optimize,
     ]
 
 

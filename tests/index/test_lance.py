@@ -45,7 +45,7 @@ def test_every_kind_finds_what_a_product_finds(
     vectors, records = make_many(2_000, width=64)
     store = make_store(tmp_path / "index", index_kind, code_bytes, width=64)
     store.upsert(vectors, records)
-    store.optimise()
+    store.optimize()
     (index,) = [one for one in store._table.list_indices() if one.name == "vector_index"]
     assert engine in str(index.index_type).upper()
     queries = make_many(40, seed=4, width=64)[0]
@@ -58,10 +58,10 @@ def test_every_kind_finds_what_a_product_finds(
     assert store.search(queries[:1], 1)[0][0].record == new
 
 
-def test_optimise_builds_no_index_for_few_images(tmp_path: Path) -> None:
+def test_optimize_builds_no_index_for_few_images(tmp_path: Path) -> None:
     store = make_store(tmp_path / "index")
     store.upsert(*make_many(100))
-    store.optimise()
+    store.optimize()
     assert store._table.list_indices() == []
 
 
@@ -86,7 +86,7 @@ def test_search_with_a_filter_that_few_images_pass_finds_them_all(
     vectors, records = make_many(2_000)
     store = make_store(tmp_path / "index")
     store.upsert(vectors, records)
-    store.optimise()
+    store.optimize()
     hits = store.search(vectors[:1], 10, parse_filter(["price>=498"]))[0]
     assert sorted(hit.record.image_id for hit in hits) == [f"{n:06}.png" for n in range(1992, 2000)]
 
@@ -143,7 +143,7 @@ def test_verify_notices_a_flipped_bit_in_the_codes(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(lance, "MIN_INDEXED_ROWS", 100)
     store = make_store(tmp_path / "index")
     store.upsert(*make_many(500))
-    store.optimise()
+    store.optimize()
     assert store.verify() == []
     for path in (table_path(tmp_path / "index") / "_indices").rglob("*.*"):
         whole = path.read_bytes()

@@ -38,7 +38,7 @@ def test_graph_index_finds_what_was_written(server: Server, tmp_path: Path) -> N
     store = make_store(server, tmp_path / "index", "ivf_hnsw_sq")
     vectors, records = make_many(3_000)
     store.upsert(vectors, records)
-    store.optimise()
+    store.optimize()
     hits = store.search(vectors[:20], 1)
     assert sum(found[0].record == record for found, record in zip(hits, records, strict=False)) >= 19
     store.close()
@@ -83,7 +83,7 @@ def test_trap_a_server_killed_at_the_end_of_a_flush_leaves_no_image_twice(server
     logs = dict(enumerate(server.folder.rglob("wal/*")))
     for number, path in logs.items():
         shutil.copy(path, tmp_path / str(number))
-    store.optimise()
+    store.optimize()
     store.close()
     server.kill()
     for number, path in logs.items():  # as they stood when the flush had ended
@@ -94,13 +94,13 @@ def test_trap_a_server_killed_at_the_end_of_a_flush_leaves_no_image_twice(server
     assert len(list(store.image_ids())) == 40
     assert store.search(vectors[:1], 1)[0][0].record == records[0]
     assert len({hit.record.image_id for hit in store.search(vectors[:1], 40)[0]}) == 40
-    store.optimise()
+    store.optimize()
     assert store.verify() == []
     assert store.count() == 40
     assert store.get([record.image_id for record in records])[1] == records
 
 
-def test_trap_a_server_killed_between_two_logs_shows_the_newest_images_once_optimised(
+def test_trap_a_server_killed_between_two_logs_shows_the_newest_images_once_optimized(
     server: Server, tmp_path: Path
 ) -> None:
     """milvus-lite removes its logs one by one at the end of a flush; an older one that is left hides newer images."""
@@ -115,7 +115,7 @@ def test_trap_a_server_killed_between_two_logs_shows_the_newest_images_once_opti
     store.upsert(vectors, newer)
     (first,) = [path for path in server.folder.rglob(f"{store._name}/wal/*") if "000001" in path.name]
     shutil.copy(first, tmp_path / "log")
-    store.optimise()
+    store.optimize()
     store.close()
     server.kill()
     assert not first.exists()
@@ -123,7 +123,7 @@ def test_trap_a_server_killed_between_two_logs_shows_the_newest_images_once_opti
     server.start()
     store = MilvusStore.open(tmp_path / "index")
     assert store.get([records[0].image_id])[1] != newer[:1], "milvus-lite is mended: remove the workaround"
-    store.optimise()
+    store.optimize()
     assert store.verify() == []
     assert store.count() == 40
     assert store.get([record.image_id for record in records])[1] == newer

@@ -33,7 +33,7 @@ def make_store(folder: Path, num_images: int, width: int = WIDTH) -> LanceStore:
     store = create_index(make_info("lance", embedding_dim=width), folder)
     assert isinstance(store, LanceStore)
     store.upsert(*make_many(num_images, width=width))
-    store.optimise()
+    store.optimize()
     return store
 
 
@@ -164,7 +164,7 @@ def test_an_index_made_anew_is_not_answered_from_the_old_copy(tmp_path: Path) ->
     shutil.rmtree(tmp_path / "index")
     fresh = create_index(make_info("lance", embedding_dim=WIDTH), tmp_path / "index")
     fresh.upsert(make_many(40, seed=7, width=WIDTH)[0], [make_record(f"new{n}.png", {}) for n in range(40)])
-    fresh.optimise()
+    fresh.optimize()
     with pytest.raises(ReplacedError):
         store.search(make_many(1, width=WIDTH)[0], 40)
     assert not store.hold(MANY_BYTES)

@@ -44,7 +44,7 @@ def test_forward_returns_unit_rows(build_tiny: BuildTiny, pixels: torch.Tensor, 
     assert embedding.requires_grad
 
 
-def test_trap_normalisation_is_float32_under_bf16_autocast(build_tiny: BuildTiny, pixels: torch.Tensor) -> None:
+def test_trap_normalization_is_float32_under_bf16_autocast(build_tiny: BuildTiny, pixels: torch.Tensor) -> None:
     encoder = reduce_to(build_tiny(), 8)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         embedding = encoder(pixels)
@@ -80,7 +80,7 @@ def test_trap_forward_refuses_another_image_size(build_tiny: BuildTiny, backbone
         encoder(torch.zeros(1, 3, 96, 96))
 
 
-def test_add_reduction_projects_before_normalising(build_tiny: BuildTiny, pixels: torch.Tensor) -> None:
+def test_add_reduction_projects_before_normalizing(build_tiny: BuildTiny, pixels: torch.Tensor) -> None:
     encoder = build_tiny()
     reduced = reduce_to(encoder, 8)
     assert reduced.spec.embedding_dim == 8
@@ -245,7 +245,7 @@ def test_save_encoder_writes_the_model_card(build_tiny: BuildTiny, tmp_path: Pat
     text = (tmp_path / "README.md").read_text()
     assert "| frozen | 82.5 | 15.2 |" in text
     assert "| fine-tuned | 98.6 |  |" in text
-    for part in (fingerprint, card.trained_on, "MIT", "A further note.", "load_encoder", "Licence:"):
+    for part in (fingerprint, card.trained_on, "MIT", "A further note.", "load_encoder", "License:"):
         assert part in text
     assert read_encoder(tmp_path).spec.trained_on == card.trained_on
 
@@ -372,7 +372,7 @@ def test_backbones_of_the_paper_embed(backbone: str, pooling: Pooling, image_siz
         assert encoder.backbone.pos_embed.shape[1] == (image_size // 16) ** 2 + 1 + is_distilled
 
 
-def test_trap_a_head_standardises_and_projects_before_the_normalisation(
+def test_trap_a_head_standardizes_and_projects_before_the_normalization(
     build_tiny: BuildTiny, pixels: torch.Tensor
 ) -> None:
     encoder = build_tiny(pooling="max", head_norm=True, head_dim=5)

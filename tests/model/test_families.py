@@ -69,7 +69,7 @@ IDS = [name for name, _, _ in FAMILIES]
 
 
 def build(name: str, options: dict[str, Any], pooling: str | None = None) -> tuple[ImageEncoder, nn.Module]:
-    """Build an encoder and the whole model of timm, of the same weights: none is what it was initialised with."""
+    """Build an encoder and the whole model of timm, of the same weights: none is what it was initialized with."""
     torch.manual_seed(0)
     whole = timm.create_model(name, **options).eval()
     with torch.no_grad():

@@ -13,7 +13,7 @@ import torch
 
 from vitrieve.config import ModelConfig
 from vitrieve.errors import ConfigError
-from vitrieve.model.artefact import EMBEDDING_OUTPUT, PATCH_TOKENS_OUTPUT, PIXELS_INPUT
+from vitrieve.model.artifact import EMBEDDING_OUTPUT, PATCH_TOKENS_OUTPUT, PIXELS_INPUT
 from vitrieve.model.encoder import build_encoder, build_frozen_encoder, fingerprint_encoder
 from vitrieve.model.named_graph import build_vit_graph, has_named_graph, make_named_folder
 from vitrieve.model.pretrained import find_weights

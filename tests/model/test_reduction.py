@@ -90,10 +90,10 @@ def test_trap_whitening_divides_by_no_variance_below_the_floor() -> None:
 def make_pairs(num_classes: int = 150, width: int = 6) -> tuple[np.ndarray, np.ndarray]:
     """Two images a class, which differ a lot along some directions and little along others; mixed by a matrix."""
     generator = np.random.default_rng(3)
-    centres = generator.standard_normal((num_classes, width))
+    centers = generator.standard_normal((num_classes, width))
     noise = generator.standard_normal((2, num_classes, width)) * np.linspace(0.05, 2.0, width)
     mixing = generator.standard_normal((width, width))
-    features = np.concatenate([centres + noise[0], centres + noise[1]]) @ mixing + 5
+    features = np.concatenate([centers + noise[0], centers + noise[1]]) @ mixing + 5
     return features, np.stack([np.arange(num_classes), np.arange(num_classes) + num_classes], axis=1)
 
 

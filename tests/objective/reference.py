@@ -74,7 +74,7 @@ def multi_similarity(embeddings, labels, alpha, beta, base, mining_margin):
 
 
 def proxy_anchor(embeddings, labels, proxies, margin, alpha):
-    """Eq. 4 of arXiv:2003.13911; ``proxies`` are normalised here."""
+    """Eq. 4 of arXiv:2003.13911; ``proxies`` are normalized here."""
     pull, push, num_present = 0.0, 0.0, 0
     for label, proxy in enumerate(proxies):
         norm = math.sqrt(dot(proxy, proxy))
@@ -94,7 +94,7 @@ def proxy_anchor(embeddings, labels, proxies, margin, alpha):
 
 
 def normalized_softmax(embeddings, labels, class_weights, temperature):
-    """Cross-entropy of cosines; ``class_weights`` are normalised here."""
+    """Cross-entropy of cosines; ``class_weights`` are normalized here."""
     total = 0.0
     for embedding, label in zip(embeddings, labels, strict=True):
         cosines = [dot(embedding, weight) / math.sqrt(dot(weight, weight)) for weight in class_weights]
@@ -104,7 +104,7 @@ def normalized_softmax(embeddings, labels, class_weights, temperature):
 
 
 def proxy_nca(embeddings, labels, proxies, temperature):
-    """ProxyNCA++, from squared distances; ``proxies`` are normalised here."""
+    """ProxyNCA++, from squared distances; ``proxies`` are normalized here."""
     total = 0.0
     for embedding, label in zip(embeddings, labels, strict=True):
         exponentials = []

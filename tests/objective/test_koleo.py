@@ -84,7 +84,7 @@ def test_trap_koleo_nearest_is_never_the_embedding_itself():
 
 
 def test_trap_koleo_gradient_is_the_same_every_time_on_several_threads():
-    # Many nearest neighbours are the same few rows; added up by threads as they come, their last bits would differ.
+    # Many nearest neighbors are the same few rows; added up by threads as they come, their last bits would differ.
     hubs = unit_rows(4, dim=384, dtype=torch.float32)
     near = hubs.repeat(62, 1) + unit_rows(248, seed=1, dim=384, dtype=torch.float32) / 2
     embeddings = torch.cat([hubs, functional.normalize(near, dim=1)]).requires_grad_()

@@ -58,7 +58,7 @@ def test_scalable_nca_leaves_the_own_slot_out():
     assert loss(embeddings[:1], LABELS[:1], ROWS[:1]).item() == before
 
 
-def test_scalable_nca_without_neighbours_of_the_class_is_zero_with_zero_gradient():
+def test_scalable_nca_without_neighbors_of_the_class_is_zero_with_zero_gradient():
     loss = build_loss()
     for rows in ([], [2, 3]):  # nothing is filled; only another class is
         rows = torch.tensor(rows, dtype=torch.int64)

@@ -8,7 +8,7 @@ torch = pytest.importorskip("torch", reason="needs vitrieve[train]")
 from vitrieve.data.loader import Batch  # noqa: E402
 from vitrieve.reproduce.gradients import (  # noqa: E402
     collect_gradients,
-    normalise_directions,
+    normalize_directions,
     nuclear_norm_of_covariance,
 )
 
@@ -56,7 +56,7 @@ def test_collect_gradients_equals_a_double_loop() -> None:
 
 
 def test_nuclear_norm_is_one_minus_the_squared_mean_direction() -> None:
-    directions = normalise_directions(np.random.default_rng(0).normal(0.3, 1, (200, 7)))
+    directions = normalize_directions(np.random.default_rng(0).normal(0.3, 1, (200, 7)))
     expected = 1 - np.sum(directions.mean(axis=0) ** 2)
     assert nuclear_norm_of_covariance(directions) == pytest.approx(expected, abs=1e-12)
 
@@ -66,6 +66,6 @@ def test_nuclear_norm_is_zero_for_one_direction_and_for_none() -> None:
     assert nuclear_norm_of_covariance(np.zeros((0, 3))) == 0.0
 
 
-def test_normalise_directions_leaves_out_what_has_none() -> None:
-    found = normalise_directions(np.array([[0.0, 0.0], [0.0, -2.0], [1e-9, 0.0]]))
+def test_normalize_directions_leaves_out_what_has_none() -> None:
+    found = normalize_directions(np.array([[0.0, 0.0], [0.0, -2.0], [1e-9, 0.0]]))
     np.testing.assert_allclose(found, [[0, -1], [1, 0]])

@@ -35,7 +35,7 @@ class Reproduction:
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Fifteen classes of four pictures, no two alike, of similar colours: none is found surely, or surely not."""
+    """Fifteen classes of four pictures, no two alike, of similar colors: none is found surely, or surely not."""
     folder = tmp_path_factory.mktemp("pictures") / "photographs"
     generator = np.random.default_rng(0)
     for number in range(15):
@@ -84,7 +84,7 @@ def test_run_cells_trains_measures_and_keeps_little(reproduction: Reproduction) 
     assert trained.analysis["energy"][-1] == pytest.approx(1, abs=1e-5)
     assert 0 <= trained.gradients["nuclear_norm"] <= 1
     assert set(trained.seconds) == {"train", *(f"{name} {reproduction.stand_in.source}" for name in (
-        "evaluate", "analyse", "gradients"))}  # fmt: skip
+        "evaluate", "analyze", "gradients"))}  # fmt: skip
     assert "--resume" not in " ".join(trained.commands)
     assert not any((reproduction.out / "runs").iterdir())
     sizes = sum(path.stat().st_size for path in reproduction.out.rglob("*") if path.is_file())
@@ -159,7 +159,7 @@ def finish_steps(cell: Cell, tasks: Sequence[str]) -> None:
     for step in cell.steps:
         if step.task not in tasks:
             continue
-        if step.task == "analyse":
+        if step.task == "analyze":
             step.out.write_text('{"energy": [1.0]}', encoding="utf-8")
             continue
         step.out.mkdir(parents=True)
@@ -173,7 +173,7 @@ def test_run_cells_goes_on_after_the_last_finished_command(tmp_path: Path) -> No
     # The recipe does not exist: a command that was started again would fail.
     row = make_row("row", Training(recipe="no_such_recipe", source="emoji"), "", "emoji")
     cell = build_cell(row, 0, find_sources(["emoji"], None), tmp_path)
-    finish_steps(cell, ("train", "evaluate", "analyse"))
+    finish_steps(cell, ("train", "evaluate", "analyze"))
     said: list[str] = []
     assert run_cells([cell], said.append) == ()
     assert read_cells([cell])["row"][0].results["emoji"][0]["recall_at_1"] == 0.5
@@ -188,7 +188,7 @@ def test_run_is_kept_while_an_unfinished_cell_needs_it(pictures: Path, tmp_path:
     rows = [make_row("full", training, "", source), replace(make_row("short", training, "", source), embedding_dim=8)]
     cells = build_cells(rows, find_sources([source], None), tmp_path, 1)
     assert cells[0].run == cells[1].run
-    finish_steps(cells[0], ("train", "evaluate", "analyse"))
+    finish_steps(cells[0], ("train", "evaluate", "analyze"))
     failures = run_cells(cells, lambda text: None)
     assert [failure.key for failure in failures] == ["short"]  # the run is not a real one: its reduction fails
     assert "vitrieve reduce" in failures[0].command

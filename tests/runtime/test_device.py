@@ -128,11 +128,11 @@ def test_every_command_that_embeds_takes_a_device(
     table.write_text("\n".join(["path,label,split", *rows]) + "\n")
     source, picture = f"folder:{photographs}", str(photographs / "class0" / "0.png")
     commands = {
-        "embed": ["--encoder", encoder, "--images", source, "--out", str(out / "embeddings")],
+        "embed": ["--encoder", encoder, "--data", source, "--out", str(out / "embeddings")],
         "index": ["--embeddings", str(out / "embeddings"), "--out", str(out / "index")],
         "search": ["--index", str(out / "index"), picture],
         "explain": ["--index", str(out / "index"), picture, "--out", str(out / "explained.png")],
-        "calibrate": ["--index", str(out / "index"), "--data", f"manifest:{table}"],
+        "calibrate": ["--index", str(out / "index"), "--data", f"table:{table}"],
         "evaluate": ["--encoder", encoder, "--data", source, "--out", str(out / "evaluation"), "--no-report"],
         "sync": [str(photographs), "--index", str(out / "synced"), "--encoder", encoder],
         "reduce": ["--encoder", encoder, "--data", source, "--embedding-dim", "4", "--out", str(out / "reduced")],
@@ -149,7 +149,7 @@ def test_every_command_that_embeds_takes_a_device(
 def test_a_command_refuses_a_gpu_that_is_not_there(
     tiny_encoder_folder: Path, picture_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["--encoder", str(tiny_encoder_folder), "--images", str(picture_folder), "--out", str(tmp_path / "out")]
+    words = ["--encoder", str(tiny_encoder_folder), "--data", str(picture_folder), "--out", str(tmp_path / "out")]
     assert main(["embed", *words, "--device", "cuda"]) == 2
     assert "torch sees no CUDA device here" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

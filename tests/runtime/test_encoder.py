@@ -325,7 +325,7 @@ def test_load_encoder_refuses_no_threads(tiny_encoder_folder: Path) -> None:
 def test_load_encoder_refuses_an_unfinished_encoder(tiny_encoder_folder: Path, tmp_path: Path) -> None:
     folder = copy_encoder(tiny_encoder_folder, tmp_path / "copy")
     (folder / "manifest.json").unlink()
-    with pytest.raises(ArtifactError, match="expected an artefact of kind 'encoder'"):
+    with pytest.raises(ArtifactError, match="expected an artifact of kind 'encoder'"):
         load_encoder(folder)
 
 

@@ -74,7 +74,7 @@ class MemoryStore:
         tests = resolve_filter(filter, self.columns(), self.kinds)
         return sum(passes(record.metadata, tests) for _, record in self.images.values())
 
-    def optimise(self) -> None: ...
+    def optimize(self) -> None: ...
 
     def verify(self) -> list[str]:
         return []

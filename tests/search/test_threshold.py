@@ -106,13 +106,13 @@ def test_calibrate_index_without_classes_rejects_at_most_the_rate() -> None:
 
 def test_calibrate_embeddings_equals_calibrate_index_on_the_same_images() -> None:
     vectors, records = draw_collection()
-    labelled = [
+    labeled = [
         ImageRecord(image_id=r.image_id, path=r.path, label=r.label, split="test", metadata={"label": str(r.label)})
         for r in records
     ]
     embeddings = Embeddings(
         vectors=vectors,
-        records=tuple(labelled),
+        records=tuple(labeled),
         failures=(),
         fingerprint="f",
         encoder_source="",
@@ -120,7 +120,7 @@ def test_calibrate_embeddings_equals_calibrate_index_on_the_same_images() -> Non
         license="",
     )
     of_embeddings = calibrate_embeddings(embeddings, name="things", false_reject_rate=0.2)
-    of_index = calibrate_index(fill(vectors, labelled), column="label", false_reject_rate=0.2)
+    of_index = calibrate_index(fill(vectors, labeled), column="label", false_reject_rate=0.2)
     assert of_embeddings.score == of_index.score
     assert of_embeddings.false_accept_rate == of_index.false_accept_rate
     assert "things" in of_embeddings.method

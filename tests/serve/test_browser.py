@@ -256,7 +256,7 @@ def test_keyboard_alone_is_enough(page: Page) -> None:
 
 def test_the_theme_is_kept(page: Page) -> None:
     page.goto("/")
-    button = page.get_by_role("button", name="Dark colours")
+    button = page.get_by_role("button", name="Dark colors")
     expect(button).to_have_attribute("aria-pressed", "false")
     light = page.evaluate("getComputedStyle(document.body).backgroundColor")
     button.click()
@@ -386,7 +386,7 @@ def empty_server(empty_searcher: Searcher) -> Iterator[Server]:
 def test_axe_finds_nothing_serious(browser: Browser, server: Server, empty_server: Server, scheme: str) -> None:
     axe, found = axe_api.Axe(), {}
     states = STATES | {"empty index": empty_server.address}
-    widths = (1280, 390) if scheme == "light" else (1280,)  # colours do not depend on the width
+    widths = (1280, 390) if scheme == "light" else (1280,)  # colors do not depend on the width
     for width in widths:
         with browser.new_context(
             base_url=server.address, color_scheme=scheme, viewport={"width": width, "height": 800}, bypass_csp=True

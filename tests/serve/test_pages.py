@@ -68,7 +68,7 @@ def test_start_page_of_an_empty_index_says_how_to_fill_it(empty_searcher: Search
     with TestClient(create_app(empty_searcher)) as client:
         page = client.get("/").text
     assert "There is nothing to search yet" in page
-    assert "vitrieve sync FOLDER" in page
+    assert "vitrieve sync --data FOLDER" in page
     assert 'type="file"' not in page
 
 

@@ -41,9 +41,9 @@ def test_products_keep_their_bound(collection: Collection, make_product: Callabl
     queries = gallery[::5]
     product = make_product(gallery)
     results, bounds = multiply(product, queries, len(gallery))
-    centred = similarity(queries, gallery).astype(np.float64) - bounds.offsets[:, None]
+    centered = similarity(queries, gallery).astype(np.float64) - bounds.offsets[:, None]
     errors = bounds.errors[:, None]
-    least, most = centred - errors, centred + errors
+    least, most = centered - errors, centered + errors
     is_ordered = product.floor(least) >= product.lowest
     assert (results >= product.floor(least))[is_ordered].all()
     assert (product.lower(results) <= most).all()
@@ -103,17 +103,17 @@ def test_products_refuse_rows_that_are_too_long(make_product: Callable[[FloatArr
     gallery = random(np.random.default_rng(3))
     long = gallery.copy()
     long[77] *= np.float32(1e30)
-    with pytest.raises(InputError, match="normalise"):
+    with pytest.raises(InputError, match="normalize"):
         make_product(long)
-    with pytest.raises(InputError, match="normalise"):
+    with pytest.raises(InputError, match="normalize"):
         make_product(gallery).prepare(long)
 
 
 def test_bfloat16_conversions_enclose_every_rounding() -> None:
     product = BFloat16Product(random(np.random.default_rng(4)))
     values = np.concatenate([[1e-30, 1.0, 1.0 + 2**-8, 1.0 + 2**-7], np.random.default_rng(5).uniform(0, 3, 1000)])
-    neighbours = product.floor(values), product.floor(values) + 1  # a product is rounded to one of these
-    for results in neighbours:
+    neighbors = product.floor(values), product.floor(values) + 1  # a product is rounded to one of these
+    for results in neighbors:
         assert (results >= product.floor(values)).all()
         assert (product.lower(results) <= values).all()
     assert (product.floor(np.array([0.0, -1.0, -np.inf])) < product.lowest).all()

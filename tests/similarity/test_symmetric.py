@@ -158,5 +158,5 @@ def test_memory_makes_groups_larger(most_bytes: int, taken: list[IntArray], monk
 def test_rows_that_are_too_long_are_refused() -> None:
     gallery = random(np.random.default_rng(6))
     gallery[-1] *= np.float32(1e30)
-    with pytest.raises(InputError, match="normalise"):
+    with pytest.raises(InputError, match="normalize"):
         top_k(gallery, gallery, 3)

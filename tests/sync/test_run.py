@@ -213,10 +213,10 @@ def test_sync_collection_updates_metadata_without_embedding(
 ) -> None:
     table = picture_folder / "table.csv"
     table.write_text("path,label,price\n00.png,pear,1.50\n01.png,apple,2.00\n", encoding="utf-8")
-    assert counts(sync(f"manifest:{table}")) == (2, 0, 0, 0)
+    assert counts(sync(f"table:{table}")) == (2, 0, 0, 0)
     assert store.images["00.png"][1].metadata["label"] == "pear"
     table.write_text("path,label,price\n00.png,pear,1.75\n01.png,apple,2.00\n", encoding="utf-8")
-    assert counts(sync(f"manifest:{table}")) == (0, 0, 1, 0)
+    assert counts(sync(f"table:{table}")) == (0, 0, 1, 0)
     metadata = store.images["00.png"][1].metadata
     assert (metadata["price"], metadata["width_px"], metadata["height_px"]) == ("1.75", "48", "40")
 
@@ -227,9 +227,9 @@ def test_sync_collection_embeds_a_changed_box(
     table = picture_folder / "table.csv"
     header = "path,label,x_1,y_1,x_2,y_2\n"
     table.write_text(f"{header}00.png,a,0,0,20,20\n00.png,b,20,20,48,40\n", encoding="utf-8")
-    assert counts(sync(f"manifest:{table}")) == (2, 0, 0, 0)
+    assert counts(sync(f"table:{table}")) == (2, 0, 0, 0)
     table.write_text(f"{header}00.png,a,0,0,20,20\n00.png,b,10,10,48,40\n", encoding="utf-8")
-    assert counts(sync(f"manifest:{table}")) == (1, 0, 0, 1)
+    assert counts(sync(f"table:{table}")) == (1, 0, 0, 1)
     for vector, record in store.images.values():
         np.testing.assert_allclose(vector, encoder.encode([read_image(record)])[0], atol=1e-5)
 

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from vitrieve.cli.main import main
-from vitrieve.model.artefact import ENCODER_SUBFOLDER
+from vitrieve.model.artifact import ENCODER_SUBFOLDER
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -210,7 +210,7 @@ def test_a_run_goes_on_with_less_memory_and_moved_data(
     rows = [f"{path},{path.parent.name}" for path in sorted((tmp_path / "moved").rglob("*.png"))]
     (tmp_path / "table.csv").write_text("\n".join(["path,label", *rows]))
     words = ("--no-report", "--resume", "--train.memory-limit-gib", "8", "--loader.cache-bytes", "100000")
-    status, _, err = run_train(f"manifest:{tmp_path / 'table.csv'}", *words)
+    status, _, err = run_train(f"table:{tmp_path / 'table.csv'}", *words)
     assert status == 0
     assert "the images have other names than when the run was begun, but the same content" in err
     assert "loader.cache_bytes was 2147483648 and is 100000; train.memory_limit_gib was none and is 8.0" in err

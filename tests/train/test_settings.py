@@ -32,8 +32,8 @@ def test_settle_refuses_other_settings_and_names_them(tmp_path: Path) -> None:
 
 def test_settle_refuses_other_images(tmp_path: Path) -> None:
     settle(tmp_path, describe_run("small", Config(), "zero_shot", RECORDS))
-    relabelled = [dataclasses.replace(RECORDS[0], label=9), *RECORDS[1:]]
-    for records in (RECORDS[:2], RECORDS[::-1], relabelled):
+    relabeled = [dataclasses.replace(RECORDS[0], label=9), *RECORDS[1:]]
+    for records in (RECORDS[:2], RECORDS[::-1], relabeled):
         with pytest.raises(ArtifactError, match=r"data\.images"):
             settle(tmp_path, describe_run("small", Config(), "zero_shot", records))
 

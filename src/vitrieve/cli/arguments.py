@@ -6,14 +6,17 @@ import contextlib
 import io
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, TypeVar
 
 import tyro
 
 from vitrieve.cli.streams import get_results
 from vitrieve.errors import ConfigError, find_nearest
+from vitrieve.progress import print_message
 
 T = TypeVar("T")
+D = TypeVar("D", str, Path)
 
 Switch = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 """A flag that is only ever switched on: ``--json`` without ``--no-json``."""
@@ -23,6 +26,27 @@ Exclude = tyro.conf.UseAppendAction[tuple[str, ...]]
 
 MapPaths = tyro.conf.UseAppendAction[tuple[str, ...]]
 """``--map-path OLD=NEW``, as often as one likes."""
+
+
+def read_data(data: D | None, alone: D | None, *, is_note: bool = True) -> D:
+    """Return the collection that ``--data`` names, or the word that stands alone.
+
+    Args:
+        data: Value of ``--data``.
+        alone: The word without a flag, as the collection was named before.
+        is_note: Whether a note tells the present spelling.
+
+    Raises:
+        ConfigError: Neither or both are given.
+    """
+    if (data is None) == (alone is None):
+        raise ConfigError("name the collection once: --data SOURCE.")
+    if data is not None:
+        return data
+    assert alone is not None
+    if is_note:
+        print_message(f"the collection is named with --data now: --data {alone}")
+    return alone
 
 
 def parse_arguments(arguments_class: type[T], argv: Sequence[str], prog: str, default: T | None = None) -> T:

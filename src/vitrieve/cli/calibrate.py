@@ -26,7 +26,7 @@ class Arguments:
     index: Path
     """Folder written by vitrieve index; threshold.json is written into it."""
     data: str | None = None
-    """A labelled source to calibrate on, not the index's own images: grocery:DIR, folder:DIR, manifest:FILE, …."""
+    """A labeled source to calibrate on, not the index's own images: grocery:DIR, folder:DIR, table:FILE, …."""
     exclude: Exclude = ()
     """Leave out of the folder of --data, like a line of .vitrieveignore: --exclude drafts/ --exclude '*_small.jpg'."""
     column: str | None = None
@@ -70,7 +70,7 @@ def run(arguments: Arguments) -> int:
         print_message(f"written: {path}")
     if max(threshold.false_accept_rate or 0, threshold.false_reject_rate or 0) > MUCH_ERROR:
         print_message(
-            "This encoder tells things in the collection badly from things that are not; one fine-tuned on labelled "
+            "This encoder tells things in the collection badly from things that are not; one fine-tuned on labeled "
             "pictures (vitrieve train) does better."
         )
     return 0

@@ -33,7 +33,7 @@ COMMANDS = {
     "data check": Command("vitrieve.cli.data", "count a data set, and find unreadable and duplicate pictures"),
     "data describe": Command(
         "vitrieve.cli.data",
-        "where to get a data set, its layout, licence and size",
+        "where to get a data set, its layout, license and size",
         "DescribeArguments",
         "run_describe",
     ),
@@ -49,7 +49,7 @@ COMMANDS = {
     "reduce": Command("vitrieve.cli.reduce", "add a PCA or whitening, fitted on training images, to an encoder"),
     "reproduce": Command("vitrieve.cli.reproduce", "the paper's tables and figures: published figures beside ours"),
     "export": Command("vitrieve.cli.export", "write an encoder as ONNX, for use without torch"),
-    "quantise": Command("vitrieve.cli.quantise", "add a graph in int8 to an exported encoder"),
+    "quantize": Command("vitrieve.cli.quantize", "add a graph in int8 to an exported encoder"),
     "embed": Command("vitrieve.cli.embed", "turn a collection of pictures into embeddings", is_resumable=True),
     "index": Command("vitrieve.cli.index", "make embeddings searchable"),
     "sync": Command("vitrieve.cli.sync", "keep an index true to a collection: embed what is new, remove what is gone"),

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import tyro
 
-from vitrieve.cli.arguments import Exclude, Switch
+from vitrieve.cli.arguments import Exclude, Switch, read_data
 from vitrieve.cli.console import print_json, print_result
 
 
@@ -18,8 +18,10 @@ class Arguments:
     Exit status 1 when an image is unreadable, or the same in training and test.
     """
 
-    source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
-    """NAME:DIR or NAME of `vitrieve data describe`, folder:DIR (a folder per class), manifest:FILE, or a folder."""
+    source: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[SOURCE]")] = None
+    """The same as --data, as it was spelled before."""
+    data: str | None = None
+    """NAME:DIR or NAME of `vitrieve data describe`, folder:DIR (a folder per class), table:FILE, or a folder."""
     protocol: str | None = None
     """Which of the source's protocols the roles follow; by default its first."""
     exclude: Exclude = ()
@@ -32,10 +34,10 @@ class Arguments:
 
 @dataclass(frozen=True, kw_only=True)
 class DescribeArguments:
-    """Tell where to get a data set, its layout, licence, expected counts and size."""
+    """Tell where to get a data set, its layout, license, expected counts and size."""
 
     name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")]
-    """grocery, emoji, cub200, sop, inshop, sfm120k, roxford5k, rparis6k, revisitop1m, folder or manifest."""
+    """grocery, emoji, cub200, sop, inshop, sfm120k, roxford5k, rparis6k, revisitop1m, folder or table."""
     json: Switch = False
     """Print one JSON object."""
 
@@ -45,7 +47,8 @@ def run(arguments: Arguments) -> int:
     from vitrieve.data.check import check_dataset, format_report, report_to_json
     from vitrieve.data.sources import read_source
 
-    dataset = read_source(arguments.source, protocol=arguments.protocol, exclude=arguments.exclude)
+    source = read_data(arguments.data, arguments.source)
+    dataset = read_source(source, protocol=arguments.protocol, exclude=arguments.exclude)
     report = check_dataset(dataset, num_threads=arguments.num_threads, show_progress=True)
     if arguments.json:
         print_json(report_to_json(report))

@@ -23,8 +23,8 @@ class Arguments:
 
     encoder: str
     """A run, an encoder folder or a weights name (vitrieve weights list)."""
-    images: str
-    """A folder of pictures, or a source: grocery:DIR, emoji, sop:DIR, folder:DIR, manifest:FILE, …"""
+    data: str
+    """A folder of pictures, or a source: grocery:DIR, emoji, sop:DIR, folder:DIR, table:FILE, …"""
     out: Path
     """Folder to write."""
     protocol: str | None = None
@@ -67,7 +67,7 @@ def run(arguments: Arguments) -> int:
         max_bad_fraction=arguments.max_bad_fraction,
         show_progress=True,
     )
-    dataset = read_collection(arguments.images, protocol=arguments.protocol, exclude=arguments.exclude)
+    dataset = read_collection(arguments.data, protocol=arguments.protocol, exclude=arguments.exclude)
     for note in dataset.notes:
         print_message(note)
     encoder = load_encoder(

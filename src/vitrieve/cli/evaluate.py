@@ -29,7 +29,7 @@ class Arguments:
     compare: Names = ()
     """Further encoders, compared with the reference: "after"."""
     data: str
-    """What to measure on: grocery:DIR, emoji, roxford5k:DIR, folder:DIR, manifest:FILE, …"""
+    """What to measure on: grocery:DIR, emoji, roxford5k:DIR, folder:DIR, table:FILE, …"""
     out: Path
     """Folder to write: results.json and report.html."""
     protocol: Names = ()

@@ -35,7 +35,7 @@ class Arguments:
 
 def run(arguments: Arguments) -> int:
     """Export an encoder, and print where it is."""
-    from vitrieve.model.artefact import ONNX_NAME
+    from vitrieve.model.artifact import ONNX_NAME
     from vitrieve.runtime.choice import is_torch_installed
     from vitrieve.runtime.encoder import find_source_folder
 
@@ -85,7 +85,7 @@ def _make_from_folder(arguments: Arguments, source: Path, stack: ExitStack) -> t
     Returns:
         Where it will be, and where it is now.
     """
-    from vitrieve.model.artefact import read_spec
+    from vitrieve.model.artifact import read_spec
 
     image_size = read_manifest(source, "encoder")["image_size"]
     is_resized = arguments.image_size not in (None, image_size)

@@ -21,8 +21,8 @@ class Arguments:
 
     embeddings: Path | None = None
     """Folder written by vitrieve embed."""
-    out: Path
-    """Folder to write; with --verify the index to check."""
+    out: Path | None = None
+    """Folder to write."""
     store: Literal["lance", "exact", "milvus"] = "lance"
     """What holds the vectors: LanceDB in the folder, files that are always compared whole, or a Milvus server."""
     index_kind: Literal["flat", "ivf_hnsw_sq", "ivf_pq", "ivf_rq"] = "ivf_hnsw_sq"
@@ -32,7 +32,9 @@ class Arguments:
     uri: str | None = None
     """Address of the Milvus server, as http://localhost:19530; a token is read from VITRIEVE_MILVUS_TOKEN."""
     verify: Switch = False
-    """Read the whole index at --out and check it; changes nothing. Exit status 1 when it has faults."""
+    """Read the whole index at --index and check it; changes nothing. Exit status 1 when it has faults."""
+    index: Path | None = None
+    """Index to check with --verify."""
     overwrite: Switch = False
     """Replace what --out holds."""
     json: Switch = False
@@ -43,6 +45,10 @@ def run(arguments: Arguments) -> int:
     """Build the index and say how large it is; or check one."""
     if arguments.verify:
         return _verify(arguments)
+    if arguments.index is not None:
+        raise ConfigError("--index names the index to check with --verify; a new one is written to --out.")
+    if arguments.out is None:
+        raise ConfigError("no folder for the index: name one with --out.")
     if arguments.embeddings is None:
         raise ConfigError("no embeddings: name the folder that vitrieve embed wrote with --embeddings.")
     from vitrieve.index.open import IndexSettings, build_index
@@ -71,31 +77,37 @@ def run(arguments: Arguments) -> int:
 def _verify(arguments: Arguments) -> int:
     if arguments.embeddings is not None or arguments.overwrite:
         raise ConfigError("--verify changes nothing: leave out --embeddings and --overwrite.")
+    if (arguments.index is None) == (arguments.out is None):
+        raise ConfigError("name the index to check once: --verify --index INDEX.")
+    if arguments.out is not None:
+        print_message(f"the index to check is named with --index now: --verify --index {arguments.out}")
+    folder = arguments.index or arguments.out
+    assert folder is not None
     from vitrieve.index.lance_files import find_broken_files
     from vitrieve.index.open import open_index
 
     try:
-        store = open_index(arguments.out)
+        store = open_index(folder)
     except FingerprintError:
         raise
     except ArtifactError as error:
-        if not (arguments.out / MANIFEST_NAME).is_file():
+        if not (folder / MANIFEST_NAME).is_file():
             raise
-        return _report_damage(arguments, find_broken_files(arguments.out) or [str(error)])
+        return _report_damage(folder, arguments.json, find_broken_files(folder) or [str(error)])
     faults = store.verify()
-    description = _describe(arguments.out, store)
+    description = _describe(folder, store)
     store.close()
     if arguments.json:
         print_json({**description, "faults": faults})
     else:
-        print_result(*(faults or [f"{arguments.out}: {description['num_vectors']} vectors, no fault found"]))
+        print_result(*(faults or [f"{folder}: {description['num_vectors']} vectors, no fault found"]))
     return 1 if faults else 0
 
 
-def _report_damage(arguments: Arguments, faults: list[str]) -> int:
+def _report_damage(folder: Path, is_json: bool, faults: list[str]) -> int:
     """Report an index that cannot even be opened."""
-    if arguments.json:
-        print_json({"out": str(arguments.out), "faults": faults})
+    if is_json:
+        print_json({"out": str(folder), "faults": faults})
     else:
         print_result(*faults)
     return 1

@@ -10,6 +10,7 @@ from vitrieve import __version__
 from vitrieve.cli.commands import COMMANDS, build_help, find_command, list_commands
 from vitrieve.cli.console import print_message, print_result
 from vitrieve.cli.failures import STATUS_DONE, STATUS_WRONG_USE, debugging, explain_failure
+from vitrieve.cli.former import spell_now
 from vitrieve.cli.signals import interrupted_by_sigterm
 from vitrieve.cli.streams import flush_results, keep_output_for_results, spell_every_name
 from vitrieve.errors import ConfigError, unknown_name_message
@@ -58,6 +59,8 @@ def _dispatch(words: list[str]) -> int:
     if not words:
         print_message(*build_help().split("\n"))
         return STATUS_WRONG_USE
+    words, notes = spell_now(words)
+    print_message(*notes)
     name = find_command(words)
     if name is None:
         return _answer_without_command(words)

@@ -23,7 +23,7 @@ class Arguments:
     encoder: str
     """A run, an encoder's folder, or a weights name; without a reduction."""
     data: str
-    """The set it is fitted on: grocery:DIR, emoji, sop:DIR, manifest:FILE, … Its training split is used."""
+    """The set it is fitted on: grocery:DIR, emoji, sop:DIR, table:FILE, … Its training split is used."""
     embedding_dim: int
     """Dimensions to keep."""
     out: Path

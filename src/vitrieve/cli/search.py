@@ -54,7 +54,7 @@ class Arguments:
     near_duplicates: Switch = False
     """Put pictures nearly equal to a nearer result behind it."""
     rerank: Literal["none", "average_query_expansion", "alpha_query_expansion", "k_reciprocal"] = "none"
-    """Order the results again by what their neighbours say."""
+    """Order the results again by what their neighbors say."""
     encoder: str | None = None
     """Where the index's encoder is now; None: where it was when the index was made."""
     map_path: MapPaths = ()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 import tyro
 
-from vitrieve.cli.arguments import Exclude, Switch
+from vitrieve.cli.arguments import Exclude, Switch, read_data
 from vitrieve.cli.console import ask, print_error, print_json, print_message, print_result
 from vitrieve.config import Device
 from vitrieve.errors import ConfigError
@@ -21,8 +21,10 @@ if TYPE_CHECKING:
 class Arguments:
     """Make an index hold a collection as it is now; a stopped run goes on when it is started again."""
 
-    collection: tyro.conf.Positional[str]
-    """A folder of pictures, or a source: manifest:FILE, folder:DIR, grocery:DIR, …"""
+    collection: tyro.conf.Positional[str | None] = None
+    """The same as --data, as it was spelled before."""
+    data: str | None = None
+    """A folder of pictures, or a source: table:FILE, folder:DIR, grocery:DIR, …"""
     index: Path
     """Folder of the index; made when it is not there."""
     exclude: Exclude = ()
@@ -76,8 +78,9 @@ def run(arguments: Arguments) -> int:
         confirm=ask,
         show_progress=True,
     )
+    source = read_data(arguments.data, arguments.collection)
     collection = scan_collection(
-        arguments.collection, arguments.index, exclude=arguments.exclude, is_empty_allowed=arguments.allow_empty
+        source, arguments.index, exclude=arguments.exclude, is_empty_allowed=arguments.allow_empty
     )
     encoder = load_index_encoder(
         arguments.index,

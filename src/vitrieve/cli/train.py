@@ -14,7 +14,7 @@ from vitrieve.cli.arguments import Exclude, Switch, parse_arguments
 from vitrieve.cli.console import print_json, print_message, print_result
 from vitrieve.config import Config
 from vitrieve.errors import ConfigError
-from vitrieve.model.artefact import ENCODER_SUBFOLDER
+from vitrieve.model.artifact import ENCODER_SUBFOLDER
 from vitrieve.recipes import RECIPE_GROUPS, RECIPES, Recipe, find_recipe
 
 
@@ -23,7 +23,7 @@ class Arguments:
     """Fine-tune an encoder; a stopped run goes on with --resume."""
 
     data: str
-    """A source: grocery:DIR, emoji, sop:DIR, folder:DIR, manifest:FILE, … (vitrieve data describe)."""
+    """A source: grocery:DIR, emoji, sop:DIR, folder:DIR, table:FILE, … (vitrieve data describe)."""
     out: Path
     """Folder of the run."""
     protocol: str | None = None

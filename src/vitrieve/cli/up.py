@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import tyro
 
-from vitrieve.cli.arguments import Exclude, Switch
+from vitrieve.cli.arguments import Exclude, Switch, read_data
 from vitrieve.cli.console import ask, print_message
 from vitrieve.cli.proxy import ProxyArguments, read_place
 from vitrieve.cli.serve import announce
@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 class Arguments(ProxyArguments):
     """Sync an index with a folder, then serve it until Ctrl+C; what is embedded once is kept for the next time."""
 
-    folder: tyro.conf.Positional[Path]
+    folder: tyro.conf.Positional[Path | None] = None
+    """The same as --data."""
+    data: Path | None = None
     """Folder of pictures, at any depth; an image's id is its path below it."""
     exclude: Exclude = ()
     """Leave out of the folder, like a line of .vitrieveignore: --exclude drafts/ --exclude '*_small.jpg'. None given:
@@ -79,9 +81,10 @@ def _sync(arguments: Arguments) -> tuple[Path, Encoder]:
     from vitrieve.syncing.session import default_index_folder, load_index_encoder
     from vitrieve.syncing.sync import sync
 
-    if not arguments.folder.is_dir():
-        raise DataError(f"{arguments.folder} is no folder; give one with pictures, at any depth.")
-    source = os.path.abspath(arguments.folder)  # always the folder, even if it is called as a data set is: emoji
+    folder = read_data(arguments.data, arguments.folder, is_note=False)
+    if not folder.is_dir():
+        raise DataError(f"{folder} is no folder; give one with pictures, at any depth.")
+    source = os.path.abspath(folder)  # always the folder, even if it is called as a data set is: emoji
     # Before the encoder is loaded, because the folder may be wrong. What the cache holds is nobody's photograph.
     collection = scan_collection(source, arguments.index or cache_folder(), exclude=arguments.exclude)
     encoder = load_index_encoder(
@@ -91,7 +94,7 @@ def _sync(arguments: Arguments) -> tuple[Path, Encoder]:
         num_threads=arguments.num_threads,
         device=arguments.device,
     )
-    index = arguments.index or default_index_folder(arguments.folder, encoder.fingerprint)
+    index = arguments.index or default_index_folder(folder, encoder.fingerprint)
     settings = SyncSettings(
         num_threads=arguments.num_threads,
         max_bad_fraction=arguments.max_bad_fraction,
@@ -109,5 +112,5 @@ def _sync(arguments: Arguments) -> tuple[Path, Encoder]:
     print_message(str(report))
     print_findings(report)
     if not report.num_indexed:
-        raise DataError(f"no picture of {arguments.folder} could be indexed; the reasons are above.")
+        raise DataError(f"no picture of {folder} could be indexed; the reasons are above.")
     return index, encoder

@@ -92,7 +92,7 @@ def run_pull(arguments: PullArguments) -> int:
         return 0
     state = "already here" if was_present else "fetched"
     print_result(
-        f"{entry.name}: {state}, {num_bytes / 1e6:.1f} MB, checksum right", str(path), f"licence: {entry.license}"
+        f"{entry.name}: {state}, {num_bytes / 1e6:.1f} MB, checksum right", str(path), f"license: {entry.license}"
     )
     if entry.note:
         print_result(entry.note)
@@ -113,7 +113,7 @@ def run_describe(arguments: DescribeArguments) -> int:
     print_result(
         f"{entry.name}: {format_cost(cost)}",
         f"{cost.num_tokens} tokens of {cost.width} dimensions, without classifier",
-        f"{entry.source}; licence: {entry.license}",
+        f"{entry.source}; license: {entry.license}",
     )
     if entry.note:
         print_result(entry.note)

@@ -59,7 +59,7 @@ def _random_resized_crop(
             top = int(generator.integers(0, height - part_height + 1))
             break
     else:
-        # No part of this shape fits (a very long picture): the largest centre part with an allowed shape.
+        # No part of this shape fits (a very long picture): the largest center part with an allowed shape.
         part_width = min(width, round(height * _ASPECT_RATIO_MAX))
         part_height = min(height, round(width * _ASPECT_RATIO_MAX))
         left, top = (width - part_width) // 2, (height - part_height) // 2

@@ -98,7 +98,7 @@ class DataReport:
         unreadable: In the order of the data set.
         duplicates: Groups of at least two images.
         notes: What the source says about itself, for example how it was split.
-        license: Licence and attribution of the images, empty when unknown.
+        license: License and attribution of the images, empty when unknown.
         unreadable_folders: Folders whose images nobody can list, and why.
     """
 
@@ -306,7 +306,7 @@ def _format_findings(what: str, findings: Sequence[str]) -> list[str]:
 
 def _format_group(group: Duplicates) -> str:
     notes = ["across train and test"] if group.is_across_train_and_test else []
-    notes += [f"labelled {' and '.join(group.class_names)}"] if len(group.class_names) > 1 else []
+    notes += [f"labeled {' and '.join(group.class_names)}"] if len(group.class_names) > 1 else []
     return " = ".join(group.image_ids) + (f" ({'; '.join(notes)})" if notes else "")
 
 

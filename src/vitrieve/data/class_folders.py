@@ -139,7 +139,7 @@ def _choose_splits(base: str, children: dict[str, list[str]], notes: list[str]) 
             f"the folders {', '.join(holding)} are names of splits with class folders in them, but "
             f"{', '.join(others[:3])} beside them {'is' if len(others) == 1 else 'are'} not; leave the others out "
             f"(--exclude '/{_join(base, others[0])}/'), give a folder that holds classes only, or list "
-            "the pictures in a table (manifest:FILE)."
+            "the pictures in a table (table:FILE)."
         )
     notes.append(
         f"{', '.join(known)}: read as {'a class' if len(known) == 1 else 'classes'}, not as splits, because other "

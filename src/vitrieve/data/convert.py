@@ -71,9 +71,9 @@ def _convert_by_pillow(image: Image.Image) -> Image.Image:
     if image.mode == "La":  # Pillow converts premultiplied grey to LA only
         image = image.convert("LA")
     if image.has_transparency_data:
-        coloured = image.convert("RGBA")
+        colored = image.convert("RGBA")
         white = Image.new("RGB", image.size, "white")
-        white.paste(coloured, mask=coloured.getchannel("A"))
+        white.paste(colored, mask=colored.getchannel("A"))
         return white
     return image.convert("RGB")
 

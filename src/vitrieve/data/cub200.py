@@ -96,10 +96,10 @@ def _read_class_ids(root: Path) -> tuple[dict[str, int], tuple[str, ...]]:
 
 
 def _check_complete(root: Path, listed: set[str], class_ids: dict[str, int]) -> None:
-    if unlabelled := sorted(listed - class_ids.keys()):
-        raise DataError(f"{root / _LABELS} has no class for {len(unlabelled)} images: {name_some(unlabelled)}.")
+    if unlabeled := sorted(listed - class_ids.keys()):
+        raise DataError(f"{root / _LABELS} has no class for {len(unlabeled)} images: {name_some(unlabeled)}.")
     if unlisted := sorted(class_ids.keys() - listed):
-        raise DataError(f"{root / _IMAGES} does not list {len(unlisted)} labelled images: {name_some(unlisted)}.")
+        raise DataError(f"{root / _IMAGES} does not list {len(unlisted)} labeled images: {name_some(unlisted)}.")
     if not listed:
         raise DataError(f"{root / _IMAGES} lists no image.")
 

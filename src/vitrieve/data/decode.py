@@ -12,8 +12,8 @@ The content decides the format, never the file's name. The rule:
 - Several pictures in one file (animated GIF, WebP, PNG; multi-page TIFF; MPO): the first.
 - Grey of 16 bits: divided by 257, so that 65535 is white. Grey of 32 bits or floating point carries no range
   of its own: its smallest finite value becomes black, its largest white, what is not finite black.
-- Transparency (an alpha channel, a palette with alpha, a transparent colour): laid on white.
-- Palette, bilevel, CMYK, YCbCr, Lab and grey become RGB by Pillow's conversion. Colour profiles are ignored.
+- Transparency (an alpha channel, a palette with alpha, a transparent color): laid on white.
+- Palette, bilevel, CMYK, YCbCr, Lab and grey become RGB by Pillow's conversion. Color profiles are ignored.
 - EXIF orientation is applied; an unreadable EXIF block counts as none.
 - A damaged or truncated file is an error, never a half-grey picture. A JPEG that lacks its end marker alone is good.
 

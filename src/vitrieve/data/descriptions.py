@@ -176,7 +176,7 @@ DESCRIPTIONS: Mapping[str, Description] = {
         size=_OWN_SIZE,
         protocols=("own_classes",),
     ),
-    "manifest": Description(
+    "table": Description(
         title="your own images, listed in a table",
         origin="yours",
         layout=(
@@ -214,7 +214,7 @@ def format_description(name: str, description: Description, *, spelling: str, fo
     rows = (
         ("source", description.source),
         ("get it from", description.origin),
-        ("licence", description.license),
+        ("license", description.license),
         ("size", description.size),
         ("expected", counts),
         ("protocols", ", ".join(description.protocols)),

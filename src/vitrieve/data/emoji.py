@@ -226,7 +226,7 @@ def _fetch_packages(scratch: Path, show_progress: bool) -> dict[str, Any]:
     if npm is None:
         raise DataError(
             "the emoji data set comes from npm packages, but no npm command was found; install Node.js with npm, "
-            "or use another source (grocery:DIR, folder:DIR, manifest:FILE)."
+            "or use another source (grocery:DIR, folder:DIR, table:FILE)."
         )
     packages = {}
     for emoji_set in track(SETS, "emoji: fetch packages", total=len(SETS), is_shown=show_progress):
@@ -238,7 +238,7 @@ def _fetch_packages(scratch: Path, show_progress: bool) -> dict[str, Any]:
             reason = (done.stderr.strip() or done.stdout.strip() or "no reason given").splitlines()[-1]
             raise DataError(
                 f"npm could not fetch {package}: {reason}. The emoji data set needs the npm registry once; "
-                "check the network, or use another source (grocery:DIR, folder:DIR, manifest:FILE)."
+                "check the network, or use another source (grocery:DIR, folder:DIR, table:FILE)."
             )
         with tarfile.open(scratch / done.stdout.split()[-1]) as archive:
             file = archive.extractfile("package/icons.json")

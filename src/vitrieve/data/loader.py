@@ -43,7 +43,7 @@ class Batch(NamedTuple):
     """One training batch.
 
     Attributes:
-        pixels: ``(B, 3, S, S)`` float32, normalised per channel.
+        pixels: ``(B, 3, S, S)`` float32, normalized per channel.
         labels: ``(B,)`` int64 in ``[0, num_classes)``: positions among the sorted training labels.
         rows: ``(B,)`` int64, positions among the training records.
         anchors: ``(B,)`` int64, the place in the batch of each image's anchor; None without tuples.

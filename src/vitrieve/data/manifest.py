@@ -175,7 +175,7 @@ def _read_table(file: Path) -> tuple[list[str], Iterator[_Row]]:
     """Open a table as text: its checked column names, and its rows one by one."""
     if not file.is_file():
         kind = "is not a file" if file.exists() else "does not exist"
-        raise DataError(f"{file} {kind}; give a table of images as manifest:FILE.csv or manifest:FILE.parquet.")
+        raise DataError(f"{file} {kind}; give a table of images as table:FILE.csv or table:FILE.parquet.")
     if file.suffix.lower() in _CSV_SUFFIXES:
         return _read_csv(file)
     if file.suffix.lower() in _PARQUET_SUFFIXES:

@@ -1,6 +1,6 @@
 """Test-time preprocessing, with Pillow and NumPy only: one definition for torch and torch-free use.
 
-An RGB picture becomes a ``(3, S, S)`` float32 array: the short side resized with Pillow's filter and a centre
+An RGB picture becomes a ``(3, S, S)`` float32 array: the short side resized with Pillow's filter and a center
 crop, or the whole picture squeezed into the square; then the mean and standard deviation of the backbone.
 """
 
@@ -37,7 +37,7 @@ class Preprocessing:
         interpolation: Pillow's filter, which looks at all pixels under an output pixel (antialiased).
         mean: Subtracted from each channel, after scaling to [0, 1].
         std: What each channel is then divided by.
-        framing: ``crop``: the short side is resized, the centre square cut out. ``square``: the whole picture is
+        framing: ``crop``: the short side is resized, the center square cut out. ``square``: the whole picture is
             squeezed into the square, its proportions are lost; ``resize_size`` is then ``image_size``.
 
     Raises:
@@ -91,13 +91,13 @@ def preprocess(image: Image.Image, preprocessing: Preprocessing) -> np.ndarray:
         preprocessing: Sizes, filter, mean and standard deviation.
 
     Returns:
-        A ``(3, S, S)`` float32 array, normalised per channel.
+        A ``(3, S, S)`` float32 array, normalized per channel.
     """
     return to_pixels(to_square(image, preprocessing), preprocessing)
 
 
 def to_pixels(squares: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
-    """Normalise square pictures, one or many: ``(..., S, S, 3)`` uint8 to ``(..., 3, S, S)`` float32.
+    """Normalize square pictures, one or many: ``(..., S, S, 3)`` uint8 to ``(..., 3, S, S)`` float32.
 
     Each channel looks its 256 results up in a table, which gives the same bits as the arithmetic, in a fifth of the
     time.
@@ -121,16 +121,16 @@ def _normalized_levels(mean: tuple[float, ...], std: tuple[float, ...]) -> np.nd
 
 
 def to_square(image: Image.Image, preprocessing: Preprocessing) -> np.ndarray:
-    """Resize and crop an RGB picture to the ``(S, S, 3)`` uint8 array that an engine normalises itself."""
+    """Resize and crop an RGB picture to the ``(S, S, 3)`` uint8 array that an engine normalizes itself."""
     return np.asarray(resize_and_crop(image, preprocessing))
 
 
 def resize_and_crop(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
-    """Resize the short side, then cut the centre square (or squeeze); the picture that the encoder sees.
+    """Resize the short side, then cut the center square (or squeeze); the picture that the encoder sees.
 
     Equal, pixel for pixel, to torchvision's ``Resize(resize_size)`` and ``CenterCrop(image_size)`` on a Pillow
     picture, roundings included. Only a picture so long that its resized form would exceed ``MAX_RESIZED_PIXELS``
-    is resampled at its centre alone, which takes no memory and differs slightly: Pillow may then work on
+    is resampled at its center alone, which takes no memory and differs slightly: Pillow may then work on
     columns before rows.
 
     Args:

@@ -76,7 +76,7 @@ class Dataset:
         junk_key: Metadata key; gallery images that share the query's value are neither right nor
             wrong for it (left out of its ranking). None: no junk.
         notes: What a user must be told about the data, for example how it was split.
-        license: Licence and attribution of the images, empty when unknown.
+        license: License and attribution of the images, empty when unknown.
         positive_pairs: ``(image_id of the query, image_id of its positive)``, where a benchmark lists which
             images match, in its order; training and validation pairs together, told apart by the records'
             splits. Empty where the labels alone say it.

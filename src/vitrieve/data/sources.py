@@ -1,6 +1,6 @@
 """The one spelling of every image source, ``NAME:PATH``, and the reader behind each name.
 
-``grocery:DIR``, ``emoji``, ``cub200:DIR``, …, ``folder:DIR``, ``manifest:FILE``; an existing folder alone means
+``grocery:DIR``, ``emoji``, ``cub200:DIR``, …, ``folder:DIR``, ``table:FILE``; an existing folder alone means
 ``folder:DIR``. A published data set may be named without its folder: it is then looked for in ``VITRIEVE_DATA`` and
 beside the checkout.
 """
@@ -17,6 +17,9 @@ from vitrieve.data import cub200, emoji, folder, grocery, inshop, manifest, revi
 from vitrieve.data.layout import DATA_VARIABLE, data_parents, find_data_folder
 from vitrieve.data.records import Dataset
 from vitrieve.errors import ConfigError, DataError, unknown_name_message
+
+TABLE, FORMER_TABLE = "table:", "manifest:"
+"""How a table of images is named, and how it was named before."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +62,8 @@ def read_source(source: str, *, protocol: str | None = None, exclude: Sequence[s
         dataset = folder.read_folder(_path(path), protocol or chosen.protocols[0], exclude=exclude)
         return replace(dataset, source=source)
     dataset = chosen.read(path or _find_path(name), protocol or chosen.protocols[0])
-    return replace(dataset, notes=(*dataset.notes, *_note_folder_of_that_name(source)), source=source)
+    notes = (*dataset.notes, *_note_folder_of_that_name(source), *_note_former_name(source))
+    return replace(dataset, notes=notes, source=source)
 
 
 def read_collection(source: str, *, protocol: str | None = None, exclude: Sequence[str] = ()) -> Dataset:
@@ -126,7 +130,7 @@ def find_source_path(source: str) -> Path | None:
     Args:
         source: As for ``read_collection``.
     """
-    name, _, path = source.partition(":")
+    name, _, path = _spell_now(source).partition(":")
     if name not in _SOURCES or _is_folder_named_like_a_kind(source):
         return _path(source)
     return _path(path) if path else find_source_folder(name)
@@ -134,6 +138,7 @@ def find_source_path(source: str) -> Path | None:
 
 def _split_source(source: str) -> tuple[str, str]:
     """Split ``NAME:PATH``; a bare folder is ``folder`` with the whole source as its path."""
+    source = _spell_now(source)
     name, colon, path = source.partition(":")
     if _is_folder_named_like_a_kind(source):
         return "folder", source
@@ -152,8 +157,13 @@ def _split_source(source: str) -> tuple[str, str]:
     raise DataError(f"{unknown_name_message('source', name, _SOURCES)} Write {_spellings()}, or an existing folder.")
 
 
+def _spell_now(source: str) -> str:
+    """Replace the former name of a source by the present one."""
+    return TABLE + source.removeprefix(FORMER_TABLE) if source.startswith(FORMER_TABLE) else source
+
+
 def _is_folder_named_like_a_kind(source: str) -> bool:
-    """Say whether a folder here is called ``folder`` or ``manifest``: alone, such a name means nothing else."""
+    """Say whether a folder here is called ``folder`` or ``table``: alone, such a name means nothing else."""
     named = _SOURCES.get(source)
     return named is not None and bool(named.path_kind) and not named.folder_names and _path(source).is_dir()
 
@@ -163,6 +173,11 @@ def _note_folder_of_that_name(source: str) -> tuple[str, ...]:
     if source not in _SOURCES or not _path(source).is_dir():
         return ()
     return (f"{source} is the data set of that name; for the folder here write ./{source} or folder:{source}.",)
+
+
+def _note_former_name(source: str) -> tuple[str, ...]:
+    """Tell who writes ``manifest:FILE`` that it is called ``table:FILE`` now."""
+    return (f"{source} is spelled {_spell_now(source)} now.",) if source.startswith(FORMER_TABLE) else ()
 
 
 def _check_exclude(name: str, exclude: Sequence[str]) -> None:
@@ -228,7 +243,7 @@ _SOURCES = {
         protocols=folder.PROTOCOLS,
         read=lambda path, protocol: folder.read_folder(_path(path), protocol),
     ),
-    "manifest": _Source(
+    "table": _Source(
         path_kind="FILE",
         protocols=manifest.PROTOCOLS,
         read=lambda path, protocol: manifest.read_manifest_file(_path(path), protocol),

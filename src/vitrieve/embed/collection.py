@@ -33,7 +33,7 @@ from vitrieve.embed.parts import (
 )
 from vitrieve.embed.rows import SCHEMA, STATUS_OK, build_table, read_rows, to_records
 from vitrieve.errors import ArtifactError, ConfigError, DataError
-from vitrieve.model.artefact import find_encoder_folder
+from vitrieve.model.artifact import find_encoder_folder
 from vitrieve.progress import track
 from vitrieve.replacing import replacing_folder
 from vitrieve.runtime.encoder import Encoder
@@ -71,13 +71,13 @@ class Embeddings:
     """The embeddings of a collection.
 
     Attributes:
-        vectors: ``(N, E)`` float32, L2-normalised; a read-only memory map when loaded from disk.
+        vectors: ``(N, E)`` float32, L2-normalized; a read-only memory map when loaded from disk.
         records: The ``N`` images that have a vector, in the order of the rows.
         failures: ``(image_id, reason)`` of every image that has none.
         fingerprint: Of the encoder.
         encoder_source: Where the encoder came from: a folder or a weights name.
         image_size: Side of the encoder's input in pixels.
-        license: Licence and attribution of the images; empty when unknown.
+        license: License and attribution of the images; empty when unknown.
     """
 
     vectors: np.ndarray
@@ -230,7 +230,7 @@ def _build_embeddings(folder: Path, manifest: Mapping[str, Any], table: pa.Table
 
 
 def read_vectors_file(path: Path, shape: tuple[int, int]) -> np.ndarray:
-    """Map the vectors of an artefact into memory, read-only.
+    """Map the vectors of an artifact into memory, read-only.
 
     Raises:
         ArtifactError: The file is missing, damaged, or not float32 of ``shape``.
@@ -238,11 +238,11 @@ def read_vectors_file(path: Path, shape: tuple[int, int]) -> np.ndarray:
     try:
         vectors: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
     except Exception as error:  # numpy reads the header as Python: a damaged one raises anything
-        raise ArtifactError(f"{path} cannot be read ({error}); make the artefact again.") from None
+        raise ArtifactError(f"{path} cannot be read ({error}); make the artifact again.") from None
     if vectors.shape != shape or vectors.dtype != np.float32:
         raise ArtifactError(
             f"{path} holds {vectors.shape} {vectors.dtype}, but its manifest and rows promise {shape} float32; "
-            "make the artefact again."
+            "make the artifact again."
         )
     return vectors
 

@@ -28,7 +28,7 @@ def open_parts(folder: Path, fingerprint: str, records: Sequence[ImageRecord]) -
     """Make the folder of parts, or check that the one of an earlier run is of the same work.
 
     Args:
-        folder: The unfinished artefact.
+        folder: The unfinished artifact.
         fingerprint: The encoder's.
         records: All records of the collection, in order.
 
@@ -129,6 +129,6 @@ def read_reasons(path: Path) -> tuple[str | None, ...]:
 
 
 def remove_parts(folder: Path) -> None:
-    """Remove parts and plan of an artefact that is finished."""
+    """Remove parts and plan of an artifact that is finished."""
     shutil.rmtree(folder / "parts", ignore_errors=True)
     (folder / "plan.json").unlink(missing_ok=True)

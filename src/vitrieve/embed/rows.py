@@ -75,7 +75,7 @@ def read_rows(path: Path) -> pa.Table:
     try:
         return pq.read_table(path, schema=SCHEMA)
     except (OSError, pa.ArrowException) as error:
-        raise ArtifactError(f"{path} cannot be read ({error}); make the artefact again.") from None
+        raise ArtifactError(f"{path} cannot be read ({error}); make the artifact again.") from None
 
 
 def to_records(table: pa.Table) -> tuple[ImageRecord, ...]:

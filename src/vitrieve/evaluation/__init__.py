@@ -10,7 +10,7 @@ In reading order:
     run.py          embed, measure, write results.json and the report
     evaluate.py     all of it in one call, which is public
     table.py        the figures as text
-    analysis.py     what the report shows: classes, histograms, spectra, neighbours
+    analysis.py     what the report shows: classes, histograms, spectra, neighbors
     charts.py       inline SVG
     galleries.py    queries and what they find, as small pictures
     report.py       one self-contained HTML page

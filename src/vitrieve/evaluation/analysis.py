@@ -1,4 +1,4 @@
-"""What the report shows beside the figures: classes, similarity histograms, spectra, neighbours.
+"""What the report shows beside the figures: classes, similarity histograms, spectra, neighbors.
 
 Pure computations on measurements; nothing here knows HTML.
 """
@@ -63,7 +63,7 @@ class SimilarityHistogram:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Neighbour:
+class Neighbor:
     """One place of a query's ranking: gallery image by row of the task's records."""
 
     row: int
@@ -138,7 +138,7 @@ def cumulative_energy(vectors: FloatArray) -> npt.NDArray[np.float64]:
     """Compute how much of the embeddings' variance their first principal components hold.
 
     Args:
-        vectors: ``(N, E)`` embeddings; centred here.
+        vectors: ``(N, E)`` embeddings; centered here.
 
     Returns:
         ``(E,)`` rising shares, the last of them 1; all of them 1 where the embeddings do not vary.
@@ -152,8 +152,8 @@ def cumulative_energy(vectors: FloatArray) -> npt.NDArray[np.float64]:
     mean = vectors.mean(axis=0, dtype=np.float64)
     covariance = np.zeros((num_dims, num_dims))
     for start in range(0, len(vectors), ENERGY_BLOCK_SIZE):
-        centred = vectors[start : start + ENERGY_BLOCK_SIZE] - mean
-        covariance += centred.T @ centred
+        centered = vectors[start : start + ENERGY_BLOCK_SIZE] - mean
+        covariance += centered.T @ centered
     # The covariance is symmetric, so its eigenvalues are real; rounding may leave some just below zero.
     eigenvalues = np.maximum(np.linalg.eigvalsh(covariance)[::-1], 0.0)
     total = eigenvalues.sum()
@@ -162,7 +162,7 @@ def cumulative_energy(vectors: FloatArray) -> npt.NDArray[np.float64]:
     return np.asarray(np.minimum(np.cumsum(eigenvalues) / total, 1.0))
 
 
-def find_neighbours(measurement: Measurement, queries: Sequence[int], k: int) -> list[list[Neighbour]]:
+def find_neighbors(measurement: Measurement, queries: Sequence[int], k: int) -> list[list[Neighbor]]:
     """List what some queries find first; ties are ordered by row.
 
     Their own images and junk by metadata are left out; junk of a ground truth is shown and named.
@@ -170,7 +170,7 @@ def find_neighbours(measurement: Measurement, queries: Sequence[int], k: int) ->
     Args:
         measurement: Of one encoder.
         queries: Positions in ``task.query_rows``.
-        k: Neighbours a query, or fewer where the gallery has fewer.
+        k: Neighbors a query, or fewer where the gallery has fewer.
     """
     task, relevance = measurement.task, measurement.task.relevance
     found = []
@@ -185,7 +185,7 @@ def find_neighbours(measurement: Measurement, queries: Sequence[int], k: int) ->
             nearest = zip(task.gallery_rows[places[0]], values[0], verdicts, strict=True)
             found.append(
                 [
-                    Neighbour(row=int(row), similarity=float(value), verdict=verdict)
+                    Neighbor(row=int(row), similarity=float(value), verdict=verdict)
                     for row, value, verdict in nearest
                     if value > -np.inf
                 ]

@@ -1,6 +1,6 @@
 """Charts of the report as inline SVG.
 
-Colours come from the page's style sheet (classes ``s0`` to ``s3`` for encoders, ``right`` and ``wrong`` for
+Colors come from the page's style sheet (classes ``s0`` to ``s3`` for encoders, ``right`` and ``wrong`` for
 pairs), so that one drawing serves light and dark. Every function returns escaped markup.
 """
 
@@ -15,7 +15,7 @@ from markupsafe import Markup
 
 from vitrieve.evaluation.analysis import SimilarityHistogram
 
-NUM_COLOURS = 4
+NUM_COLORS = 4
 WIDE_PX = 560
 NARROW_PX = 400
 """Three of these stand side by side on a page, with their letters at full size."""
@@ -62,7 +62,7 @@ def draw_intervals(row_names: Sequence[str], series: Sequence[IntervalSeries]) -
                     '<line class="interval" x1="{:.1f}" x2="{:.1f}" y1="{:.1f}" y2="{:.1f}"/>'
                     '<circle class="dot" cx="{:.1f}" cy="{:.1f}" r="4.5"/></g>'
                 ).format(
-                    number % NUM_COLOURS,
+                    number % NUM_COLORS,
                     encoder.name,
                     row_name,
                     value,
@@ -144,7 +144,7 @@ def draw_energy(names: Sequence[str], energies: Sequence[npt.NDArray[np.float64]
         points = " ".join(f"{x:.1f},{y:.1f}" for x, y in zip(xs, height - energy * plot_px, strict=True))
         parts.append(
             Markup('<g class="s{}"><title>{}</title><polyline class="curve" points="{}"/></g>').format(
-                number % NUM_COLOURS, name, points
+                number % NUM_COLORS, name, points
             )
         )
     parts.append(_draw_axis_title("principal components", left, NARROW_PX - right, height))

@@ -11,11 +11,11 @@ from vitrieve.data.decode import read_image
 from vitrieve.data.picture import encode_jpeg, to_data_uri
 from vitrieve.data.records import ImageRecord
 from vitrieve.errors import DecodeError
-from vitrieve.evaluation.analysis import Neighbour, Verdict, find_neighbours, pick_changed, pick_random, pick_worst
+from vitrieve.evaluation.analysis import Neighbor, Verdict, find_neighbors, pick_changed, pick_random, pick_worst
 from vitrieve.evaluation.metrics import name_average
 from vitrieve.evaluation.run import Measurement
 
-NUM_NEIGHBOURS = 8
+NUM_NEIGHBORS = 8
 MAX_ENCODERS = 3
 """Encoders in a gallery: the first ones and, where there are more, the last."""
 THUMBNAIL_PX = 96
@@ -54,7 +54,7 @@ class Place:
 
 @dataclass(frozen=True, kw_only=True)
 class Ranking:
-    """What one encoder finds for a query: its number among the encoders, its figures, its first neighbours.
+    """What one encoder finds for a query: its number among the encoders, its figures, its first neighbors.
 
     ``first_rank`` is 0 where nothing is found: what there is to be found could not be read.
     """
@@ -109,7 +109,7 @@ class Thumbnails:
 
 
 def encode_thumbnail(record: ImageRecord) -> str:
-    """Encode the centre square of a picture as a JPEG data URI of at most ``THUMBNAIL_BYTES`` (before base64).
+    """Encode the center square of a picture as a JPEG data URI of at most ``THUMBNAIL_BYTES`` (before base64).
 
     Returns:
         The URI; empty when the picture cannot be read, which a report must survive.
@@ -142,7 +142,7 @@ def build_galleries(measurements: Sequence[Measurement], num_protocols: int) -> 
     if len(shown) > MAX_ENCODERS:
         shown = [*shown[: MAX_ENCODERS - 1], shown[-1]]
     num_galleries = 4 if is_compared else 2
-    num_pictures = 1 + NUM_NEIGHBOURS * len(shown)
+    num_pictures = 1 + NUM_NEIGHBORS * len(shown)
     num_picked = max(1, min(MAX_QUERIES, MAX_THUMBNAILS // (num_protocols * num_galleries * num_pictures)))
     last, average_name = after.result.encoder, name_average(after.scores)
     spread = ", at most one a class where there are enough classes" if after.scores.group_name == "class" else ""
@@ -176,7 +176,7 @@ def _build_items(
     shown: Sequence[tuple[int, Measurement]], queries: Sequence[int], thumbnails: Thumbnails
 ) -> tuple[GalleryItem, ...]:
     task, scores = shown[0][1].task, shown[0][1].scores
-    found = [find_neighbours(measurement, queries, NUM_NEIGHBOURS) for _, measurement in shown]
+    found = [find_neighbors(measurement, queries, NUM_NEIGHBORS) for _, measurement in shown]
     return tuple(
         GalleryItem(
             query=thumbnails.picture(task.records[task.query_rows[query]]),
@@ -187,9 +187,9 @@ def _build_items(
                     number=number,
                     first_rank=int(measurement.scores.first_rank[query]),
                     average_precision=float(measurement.scores.average_precision[query]),
-                    places=_build_places(neighbours[position], task.records, thumbnails),
+                    places=_build_places(neighbors[position], task.records, thumbnails),
                 )
-                for (number, measurement), neighbours in zip(shown, found, strict=True)
+                for (number, measurement), neighbors in zip(shown, found, strict=True)
             ),
         )
         for position, query in enumerate(queries)
@@ -197,13 +197,13 @@ def _build_items(
 
 
 def _build_places(
-    neighbours: Sequence[Neighbour], records: Sequence[ImageRecord], thumbnails: Thumbnails
+    neighbors: Sequence[Neighbor], records: Sequence[ImageRecord], thumbnails: Thumbnails
 ) -> tuple[Place, ...]:
     return tuple(
         Place(
-            picture=thumbnails.picture(records[neighbour.row]),
-            similarity=neighbour.similarity,
-            verdict=neighbour.verdict,
+            picture=thumbnails.picture(records[neighbor.row]),
+            similarity=neighbor.similarity,
+            verdict=neighbor.verdict,
         )
-        for neighbour in neighbours
+        for neighbor in neighbors
     )

@@ -164,7 +164,7 @@ def recall_at_k(
     (Elsewhere: CMC@K, accuracy@K. It is not the share of relevant images that are found.)
 
     Args:
-        query_embeddings: ``(Q, E)``, L2-normalised; other rows are ranked by their inner products.
+        query_embeddings: ``(Q, E)``, L2-normalized; other rows are ranked by their inner products.
         query_labels: ``(Q,)`` integers.
         gallery_embeddings: ``(G, E)``; None: every query searches among the other queries.
         gallery_labels: ``(G,)`` integers; None with ``gallery_embeddings``.

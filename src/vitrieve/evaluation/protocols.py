@@ -170,7 +170,7 @@ def select_records(dataset: Dataset) -> tuple[ImageRecord, ...]:
         raise DataError(
             f"{where} has {num_queries} queries and a gallery of {num_gallery} images in its test split; at least one "
             "of each is needed. Without a split of its own every fifth class is for testing: give ten classes or more, "
-            "or a manifest with a column 'split'. `vitrieve data check SOURCE` shows what is there."
+            "or a manifest with a column 'split'. `vitrieve data check --data SOURCE` shows what is there."
         )
     if dataset.ground_truth is None:
         _check_labels(dataset, records, where)

@@ -24,7 +24,7 @@ from vitrieve.evaluation.analysis import (
     list_group_figures,
 )
 from vitrieve.evaluation.charts import (
-    NUM_COLOURS,
+    NUM_COLORS,
     IntervalSeries,
     draw_energy,
     draw_histogram,
@@ -160,7 +160,7 @@ def write_report(measurements: Sequence[Measurement], path: Path) -> None:
     page = environment.get_template("report.html.j2").render(
         sections=sections,
         encoders=sections[0].encoders,
-        num_colours=NUM_COLOURS,
+        num_colors=NUM_COLORS,
         kinds={section.groups.group_name for section in sections},
         energy_percent=round(ENERGY_SHARE * 100),
         version=__version__,

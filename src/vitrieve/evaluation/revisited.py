@@ -178,7 +178,7 @@ def revisited_metrics(
             found[protocol].append(positive - np.searchsorted(ignored, positive))
             num_relevant[protocol].append(sum(len(rows[part]) for part in roles.positive))
     return {
-        protocol: _summarise(
+        protocol: _summarize(
             RevisitedScores(
                 num_relevant=np.array(num_relevant[protocol], dtype=np.int64), found_ranks=tuple(found[protocol])
             ),
@@ -261,7 +261,7 @@ def _precision_at(ranks: IntArray, k: int) -> float:
     return np.count_nonzero(ranks < num_shown) / num_shown
 
 
-def _summarise(scores: RevisitedScores, ks: Sequence[int]) -> RevisitedMetrics:
+def _summarize(scores: RevisitedScores, ks: Sequence[int]) -> RevisitedMetrics:
     means = scores.means(ks) if scores.num_scored else {}
     return RevisitedMetrics(
         mean_average_precision=means.get("mean_average_precision"),

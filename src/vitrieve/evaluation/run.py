@@ -135,7 +135,7 @@ def measure_embeddings(
     """Measure embeddings in which every image searches among the others, as training does on held-out classes.
 
     Args:
-        vectors: ``(N, E)``, L2-normalised.
+        vectors: ``(N, E)``, L2-normalized.
         labels: ``(N,)`` integers.
         junk_groups: ``(N,)`` integers; images of one group are junk for each other (-1: for nobody). None: no junk.
 

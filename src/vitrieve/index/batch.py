@@ -14,7 +14,7 @@ from vitrieve.similarity import FloatArray, as_embeddings
 BLOCK_ROWS = 65_536
 """Vectors checked or copied at a time."""
 NORM_TOLERANCE = 1e-3
-"""How far from one the length of an L2-normalised float32 row may be."""
+"""How far from one the length of an L2-normalized float32 row may be."""
 
 
 def check_batch(vectors: np.ndarray, records: Sequence[ImageRecord], embedding_dim: int) -> FloatArray:
@@ -44,7 +44,7 @@ def check_vectors(vectors: np.ndarray, records: Sequence[ImageRecord]) -> None:
     """Check any number of vectors and their images.
 
     Raises:
-        DataError: Vectors that are not normalised or not finite, an ``image_id`` that occurs twice, or text that is
+        DataError: Vectors that are not normalized or not finite, an ``image_id`` that occurs twice, or text that is
             not UTF-8.
     """
     for start in range(0, len(vectors), BLOCK_ROWS):
@@ -53,7 +53,7 @@ def check_vectors(vectors: np.ndarray, records: Sequence[ImageRecord]) -> None:
             image_id = records[start + int(wrong[0])].image_id
             raise DataError(
                 f"the vector of {image_id} has the length {norms[wrong[0]]:.4g}; "
-                "vectors must be finite and L2-normalised."
+                "vectors must be finite and L2-normalized."
             )
     seen: set[str] = set()
     for record in records:
@@ -67,7 +67,7 @@ def find_wrong_norms(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the lengths of all rows, and the places of those that are neither one nor zero."""
     with np.errstate(over="ignore"):  # an infinite length is wrong, and counts so
         norms = np.linalg.norm(vectors, axis=1)
-    # Written so that NaN counts as wrong. A length of zero is what normalising zeros gives.
+    # Written so that NaN counts as wrong. A length of zero is what normalizing zeros gives.
     return norms, np.flatnonzero(~((np.abs(norms - 1) <= NORM_TOLERANCE) | (norms == 0)))
 
 

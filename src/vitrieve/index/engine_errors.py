@@ -13,7 +13,7 @@ from vitrieve.artifacts import describe_full_disk, is_full_disk
 from vitrieve.errors import ArtifactError, DiskFullError, VitrieveError
 
 T = TypeVar("T")
-_METHODS = ("upsert", "delete", "search", "get", "image_ids", "columns", "count", "optimise", "snapshot", "hold")
+_METHODS = ("upsert", "delete", "search", "get", "image_ids", "columns", "count", "optimize", "snapshot", "hold")
 
 
 def translate_errors(store: type[T]) -> type[T]:
@@ -72,6 +72,6 @@ def translating(folder: Path) -> Iterator[None]:
             raise ArtifactError(f"the index {folder} is gone; make it again.") from error
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ArtifactError(
-            f"the index {folder} cannot be used ({reason}). vitrieve index --verify --out {folder} says what is "
+            f"the index {folder} cannot be used ({reason}). vitrieve index --verify --index {folder} says what is "
             "damaged; make the index again, or put a copy of it back."
         ) from error

@@ -205,7 +205,7 @@ class ExactStore:
         """Count the images that pass the filter."""
         return int(np.count_nonzero(_find_allowed(self._read(), filter)))
 
-    def optimise(self) -> None:
+    def optimize(self) -> None:
         """Merge all segments into one, without the images that are gone."""
 
         def merge(state: State) -> State:
@@ -321,7 +321,7 @@ class ExactStore:
 
 
 def error_bound(query: FloatArray) -> np.float32:
-    """Bound the distance of a float32 product with a normalised row from the exact similarity.
+    """Bound the distance of a float32 product with a normalized row from the exact similarity.
 
     Summing E rounded products in any order errs by less than about ``E * 2^-24`` of the product of the norms; the
     grid and the rounding of ``similarity`` add less than that again. Doubled for the norms' tolerance.

@@ -1,6 +1,6 @@
 """The LanceDB store: embedded, on disk, the default.
 
-A few thousand images are compared whole. Beyond, ``optimise`` builds an index of short codes that chooses candidates;
+A few thousand images are compared whole. Beyond, ``optimize`` builds an index of short codes that chooses candidates;
 their scores always come from the full vectors. LanceDB's files never change: a change adds new ones.
 """
 
@@ -130,7 +130,7 @@ class LanceStore:
             vectors: ``(N, E)`` float32, any number; may be a memory map.
             records: The ``N`` images.
             kind: Which codes to search in.
-            code_bytes: Bytes of one product-quantised code (``ivf_pq``); None: an eighth of the dimensions.
+            code_bytes: Bytes of one product-quantized code (``ivf_pq``); None: an eighth of the dimensions.
         """
         schema = build_schema(
             info.embedding_dim, sorted({name for record in records for name in record.metadata}), info.fingerprint
@@ -144,7 +144,7 @@ class LanceStore:
         )
         connect(folder).create_table(TABLE_NAME, data=pa.RecordBatchReader.from_batches(schema, blocks), schema=schema)
         store = cls(folder, info, kind, code_bytes, Identity(folder))
-        store.optimise()
+        store.optimize()
         write_manifest(folder, "index", {**describe(info), "index_kind": kind, "code_bytes": code_bytes})
         store._identity = Identity(folder)
         return store
@@ -266,7 +266,7 @@ class LanceStore:
         self._schema  # noqa: B018  as in __init__
         return int(self._table.count_rows(self._to_sql(filter)))
 
-    def optimise(self) -> None:
+    def optimize(self) -> None:
         """Compact the files, drop old versions, and build the index or take in what is new."""
         with self._identity.writing():
             self._compact()
@@ -295,7 +295,7 @@ class LanceStore:
         except (OSError, RuntimeError, ValueError) as error:
             return [f"{table_path(self._folder)} cannot be read: {str(error).splitlines()[0]}"]
         if num_wrong:
-            faults.append(f"{num_wrong} vectors are not L2-normalised.")
+            faults.append(f"{num_wrong} vectors are not L2-normalized.")
         if len(seen) != num_rows:
             faults.append(f"{num_rows - len(seen)} images occur twice.")
         return faults
@@ -341,7 +341,7 @@ class LanceStore:
         return None if self._copy is None else self._copy.find_current()
 
     def _search_one(self, query: FloatArray, k: int, condition: str | None, *, is_indexed: bool) -> list[Hit]:
-        # A power of two, so that neighbouring k look at the same candidates: pages of one answer fit together.
+        # A power of two, so that neighboring k look at the same candidates: pages of one answer fit together.
         num_candidates = max(MIN_CANDIDATES, CANDIDATES_PER_HIT[self._kind] * (1 << (k - 1).bit_length()))
         if is_indexed:
             rows = self._find_candidates(query, num_candidates, condition, is_indexed=True)

@@ -46,9 +46,9 @@ from vitrieve.index.store import IndexKind  # noqa: E402
 __all__ = ["BTree", "Table", "build_config", "lancedb"]
 
 PQ_SUB_VECTOR_WIDTH = 8
-"""Dimensions that one byte of a product-quantised code stands for, unless ``code_bytes`` says otherwise."""
+"""Dimensions that one byte of a product-quantized code stands for, unless ``code_bytes`` says otherwise."""
 PQ_DISTANCE: Literal["l2"] = "l2"
-"""Of unit vectors it orders as the inner product does; for it LanceDB codes the differences from the centres of the
+"""Of unit vectors it orders as the inner product does; for it LanceDB codes the differences from the centers of the
 lists, for the inner product the vectors themselves, which finds far fewer of the nearest (dev/LOG.md)."""
 
 

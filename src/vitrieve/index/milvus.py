@@ -139,7 +139,7 @@ class MilvusStore:
             records: The ``N`` images.
             uri: Address of the server.
             kind: Which codes to search in.
-            code_bytes: Bytes of one product-quantised code (``ivf_pq``); None: an eighth of the dimensions.
+            code_bytes: Bytes of one product-quantized code (``ivf_pq``); None: an eighth of the dimensions.
         """
         manifest = {"uri": uri, "collection": f"vitrieve_{uuid.uuid4().hex}", "index_kind": kind}
         store = cls(folder, info, manifest, Identity(folder))
@@ -253,7 +253,7 @@ class MilvusStore:
             rows = self._client.query(self._name, filter=expression, output_fields=["count(*)"])
         return int(rows[0]["count(*)"])
 
-    def optimise(self) -> None:
+    def optimize(self) -> None:
         """Ask the server to write out what it holds in memory and to merge its segments; it indexes them itself.
 
         It also mends what milvus-lite (3.2) leaves when it was killed during a flush. Killed between the removals of
@@ -271,7 +271,7 @@ class MilvusStore:
             self._client.compact(self._name)
 
     def verify(self) -> list[str]:
-        """Read every vector; say which are not normalised, and whether the server counts what it holds."""
+        """Read every vector; say which are not normalized, and whether the server counts what it holds."""
         num_rows, num_wrong, keys = 0, 0, set()
         rows: list[dict[str, Any]] = []
         for row in self._iterate(self._name, ["key", "vector"]):
@@ -282,9 +282,9 @@ class MilvusStore:
                 num_wrong += len(find_wrong_norms(read_vectors(rows, self._info.embedding_dim))[1])
                 rows = []
         num_wrong += len(find_wrong_norms(read_vectors(rows, self._info.embedding_dim))[1])
-        faults = [f"{num_wrong} vectors are not L2-normalised."] if num_wrong else []
+        faults = [f"{num_wrong} vectors are not L2-normalized."] if num_wrong else []
         if len(keys) != num_rows:
-            faults.append(f"{num_rows - len(keys)} images occur twice; optimise mends that.")
+            faults.append(f"{num_rows - len(keys)} images occur twice; optimize mends that.")
         if self.count() != num_rows:
             faults.append(f"the server counts {self.count()} images, but returns {num_rows}.")
         return faults
@@ -366,7 +366,7 @@ class MilvusStore:
             iterator.close()
 
     def _search_one(self, query: FloatArray, k: int, expression: str) -> list[Hit]:
-        # A power of two, so that neighbouring k look at the same candidates: pages of one answer fit together.
+        # A power of two, so that neighboring k look at the same candidates: pages of one answer fit together.
         num_candidates = max(MIN_CANDIDATES, CANDIDATES_PER_HIT[self._kind] * (1 << (k - 1).bit_length()))
         while True:  # images that tie with the last candidate would be left out by chance
             num_candidates = min(num_candidates, MAX_CANDIDATES)
@@ -390,7 +390,7 @@ class MilvusStore:
     def _rank(self, query: FloatArray, rows: list[dict[str, Any]], k: int) -> list[Hit]:
         if not rows:
             return []
-        rows = list({row["key"]: row for row in rows}.values())  # see optimise: a row may occur twice
+        rows = list({row["key"]: row for row in rows}.values())  # see optimize: a row may occur twice
         names = [from_key(row["key"]) for row in rows]
         ranked = rank_candidates(query, read_vectors(rows, self._info.embedding_dim), names, k)
         records = read_records([rows[place] for place, _ in ranked])

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 TOKEN_VARIABLE = "VITRIEVE_MILVUS_TOKEN"
 TIMEOUT_SECONDS = 60.0
 PQ_SUB_VECTOR_WIDTH = 8
-"""Dimensions that one byte of a product-quantised code stands for, unless ``code_bytes`` says otherwise."""
+"""Dimensions that one byte of a product-quantized code stands for, unless ``code_bytes`` says otherwise."""
 
 
 def connect(uri: str) -> MilvusClient:

@@ -24,7 +24,7 @@ class IndexSettings:
     """How an approximate store searches, and where a Milvus server is; the exact store has nothing to set."""
 
     index_kind: IndexKind = "ivf_hnsw_sq"
-    """What is searched for candidates: full vectors, a graph over bytes, product-quantised codes, or bits."""
+    """What is searched for candidates: full vectors, a graph over bytes, product-quantized codes, or bits."""
     code_bytes: int | None = None
     """Bytes of one code of ivf_pq, a divisor of the dimensions; None: an eighth of them."""
     uri: str | None = None
@@ -95,7 +95,7 @@ def build_index(
     Raises:
         ArtifactError: ``embeddings`` cannot be read, or ``out`` is not free.
         ConfigError: Settings that do not belong together.
-        DataError: No vector, vectors that are not normalised or not finite, or an ``image_id`` that occurs twice.
+        DataError: No vector, vectors that are not normalized or not finite, or an ``image_id`` that occurs twice.
     """
     source = embeddings if isinstance(embeddings, Embeddings) else load_embeddings(embeddings)
     if not len(source.vectors):

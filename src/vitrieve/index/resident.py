@@ -80,7 +80,7 @@ class ResidentRows:
         if self._index is None:
             similarities, places = top_k(query[None], self._vectors, k)
             return self._to_hits(places[0], similarities[0])
-        # A power of two, so that neighbouring k look at the same candidates: pages of one answer fit together.
+        # A power of two, so that neighboring k look at the same candidates: pages of one answer fit together.
         num_candidates = max(MIN_CANDIDATES, CANDIDATES_PER_HIT * (1 << (k - 1).bit_length()))
         if num_candidates > MAX_CANDIDATES:
             return None

@@ -187,7 +187,7 @@ def find_faults(folder: Path, part: Part) -> list[str]:
     ]
     num_wrong = sum(find_wrong_norms(block)[1].size for block in part.segment.vectors.blocks())
     if num_wrong:
-        faults.append(f"{paths[0]} holds {num_wrong} vectors that are not L2-normalised.")
+        faults.append(f"{paths[0]} holds {num_wrong} vectors that are not L2-normalized.")
     return faults
 
 

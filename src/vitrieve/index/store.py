@@ -19,7 +19,7 @@ from vitrieve.index.kinds import Kinds
 
 StoreKind = Literal["exact", "lance", "milvus"]
 IndexKind = Literal["flat", "ivf_hnsw_sq", "ivf_pq", "ivf_rq"]
-"""What an approximate store searches in: the full vectors; a graph over codes of a byte a dimension; product-quantised
+"""What an approximate store searches in: the full vectors; a graph over codes of a byte a dimension; product-quantized
 codes; codes of a bit a dimension (RaBitQ). The last three choose candidates, whose full vectors are compared."""
 MAX_BATCH_ROWS = 4096
 """Images in one change: a change is atomic, and Milvus takes at most 64 MB in one message."""
@@ -35,7 +35,7 @@ class StoreInfo:
         encoder_source: Where that encoder came from: a folder or a weights name.
         image_size: Side of that encoder's input in pixels.
         embedding_dim: Length of a vector.
-        license: Licence and attribution of the images; empty when unknown.
+        license: License and attribution of the images; empty when unknown.
     """
 
     kind: StoreKind
@@ -77,11 +77,11 @@ class VectorStore(Protocol):
         """Add images, and replace those whose ``image_id`` is there.
 
         Args:
-            vectors: ``(N, E)`` float32, finite, L2-normalised; N at most ``MAX_BATCH_ROWS``, nothing happens for none.
+            vectors: ``(N, E)`` float32, finite, L2-normalized; N at most ``MAX_BATCH_ROWS``, nothing happens for none.
             records: Their ``N`` images, each ``image_id`` once.
 
         Raises:
-            DataError: Too many, another shape, vectors that are not normalised, an ``image_id`` that occurs twice, or
+            DataError: Too many, another shape, vectors that are not normalized, an ``image_id`` that occurs twice, or
                 text that is not UTF-8.
             ArtifactError: Another process is writing, and does not finish.
         """
@@ -158,7 +158,7 @@ class VectorStore(Protocol):
         """
         ...
 
-    def optimise(self) -> None:
+    def optimize(self) -> None:
         """Build or bring up to date what makes searching fast, and drop what is no longer needed."""
         ...
 

@@ -39,7 +39,7 @@ class VectorsFile:
         try:
             self._descriptor = os.open(path, os.O_RDONLY)
         except OSError as error:
-            raise ArtifactError(f"{path} cannot be read ({error}); make the artefact again.") from None
+            raise ArtifactError(f"{path} cannot be read ({error}); make the artifact again.") from None
         weakref.finalize(self, os.close, self._descriptor)
         self._offset = int(getattr(read_vectors_file(path, shape), "offset", 0))
         self._held: np.ndarray | None = None

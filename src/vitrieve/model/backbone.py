@@ -262,7 +262,7 @@ def compute_features(backbone: nn.Module, pixels: Tensor) -> Any:
 
     Args:
         backbone: Any timm model.
-        pixels: Normalised images, ``(B, 3, S, S)``.
+        pixels: Normalized images, ``(B, 3, S, S)``.
 
     Returns:
         What ``forward_features`` gives: tokens, a feature map in either order, or a list of the model's own.
@@ -296,7 +296,7 @@ def pool_native(backbone: nn.Module, features: Any) -> Tensor:
         features: From ``compute_features``.
 
     Returns:
-        ``(B, D)`` float32, not normalised: timm's ``forward_head(pre_logits=True)``.
+        ``(B, D)`` float32, not normalized: timm's ``forward_head(pre_logits=True)``.
     """
     many = features if isinstance(features, list | tuple) else [features]
     exact = [feature.float() for feature in many]

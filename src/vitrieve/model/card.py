@@ -23,7 +23,7 @@ class ModelCard:
         trained_on: One line about data, recipe, steps and seed; empty for frozen weights.
         figures: Rows of a table: name of the row to name of the metric to a fraction in [0, 1].
         measured_on: Data set and protocol of the figures.
-        data_license: Licence of the training images.
+        data_license: License of the training images.
         notes: Further sentences, one a paragraph.
     """
 
@@ -54,7 +54,7 @@ def format_card(spec: EncoderSpec, card: ModelCard, fingerprint: str) -> str:
 
 
 def _format_title(spec: EncoderSpec, fingerprint: str) -> str:
-    norm = ", standardised" if spec.head_norm else ""
+    norm = ", standardized" if spec.head_norm else ""
     head = "" if spec.head_dim is None else f", linear layer to {spec.head_dim} dimensions"
     reduction = f", {_REDUCTIONS[spec.reduction_kind]} fitted on {spec.reduction}" if spec.reduction else ""
     is_one_scale = spec.scales == ONE_SCALE
@@ -74,13 +74,13 @@ def _format_title(spec: EncoderSpec, fingerprint: str) -> str:
 def _format_input(size: Preprocessing) -> str:
     if size.framing == "square":
         return f"RGB, the whole picture squeezed to {size.image_size} px square ({size.interpolation})"
-    return f"RGB, short side to {size.resize_size} px ({size.interpolation}), centre square of {size.image_size} px"
+    return f"RGB, short side to {size.resize_size} px ({size.interpolation}), center square of {size.image_size} px"
 
 
 def _format_training(spec: EncoderSpec, card: ModelCard) -> str:
     if not spec.trained_on:
         return "## Training\n\nNone: the pre-trained weights as they are."
-    data_license = f" Licence of the images: {card.data_license}." if card.data_license else ""
+    data_license = f" License of the images: {card.data_license}." if card.data_license else ""
     return f"## Training\n\n{spec.trained_on}.{data_license}"
 
 
@@ -98,7 +98,7 @@ def _format_figures(card: ModelCard) -> str:
 
 def _format_weights(spec: EncoderSpec, card: ModelCard) -> str:
     note = f" {spec.weights_note}" if spec.weights_note else ""
-    return f"## Weights\n\nPre-trained weights: {spec.weights_source}. Licence: {spec.weights_license}.{note}"
+    return f"## Weights\n\nPre-trained weights: {spec.weights_source}. License: {spec.weights_license}.{note}"
 
 
 _USE = """## Use
@@ -110,5 +110,5 @@ encoder = load_encoder("FOLDER")            # this folder
 embeddings = encoder.encode([image])        # paths or PIL images -> (N, E) float32, unit length
 ```
 
-`vitrieve embed --encoder FOLDER --images IMAGES --out EMBEDDINGS` embeds a collection. `vitrieve export --encoder
+`vitrieve embed --encoder FOLDER --data IMAGES --out EMBEDDINGS` embeds a collection. `vitrieve export --encoder
 FOLDER` adds `encoder.onnx`, with which both work without torch. Weights are safetensors: loading runs no code."""

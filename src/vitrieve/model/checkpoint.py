@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vitrieve.errors import WeightsError
-from vitrieve.model.artefact import describe_non_finite
+from vitrieve.model.artifact import describe_non_finite
 from vitrieve.model.key_names import Renamed, rename_hugging_face, shorten_names, strip_prefix
 from vitrieve.model.positions import resample_positions
 

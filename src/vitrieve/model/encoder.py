@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from vitrieve.config import Framing, ModelConfig, Pooling
 from vitrieve.data.preprocess import Preprocessing, build_preprocessing
 from vitrieve.errors import ConfigError
-from vitrieve.model.artefact import compute_fingerprint, read_contents, write_contents
+from vitrieve.model.artifact import compute_fingerprint, read_contents, write_contents
 from vitrieve.model.backbone import (
     TokenLayout,
     build_backbone,
@@ -42,7 +42,7 @@ def build_head(width: int, spec: EncoderSpec) -> nn.Sequential:
 
     Args:
         width: Dimensions of the pooled features, D.
-        spec: ``head_norm`` standardises the D values of each image to mean 0 and variance 1; ``head_dim`` adds a
+        spec: ``head_norm`` standardizes the D values of each image to mean 0 and variance 1; ``head_dim`` adds a
             linear layer with bias, drawn from torch's global generator.
 
     Returns:
@@ -61,7 +61,7 @@ def build_head(width: int, spec: EncoderSpec) -> nn.Sequential:
 
 
 class ImageEncoder(nn.Module):
-    """Normalised pixels to embeddings of unit length.
+    """Normalized pixels to embeddings of unit length.
 
     What follows the backbone runs in float32, also under bf16 autocast.
 
@@ -112,7 +112,7 @@ class ImageEncoder(nn.Module):
         """Compute the tokens of the patches, after the last norm, without prefix tokens.
 
         Returns:
-            ``(B, N, D)`` float32, row by row of the picture, not normalised; of a convnet, its feature map.
+            ``(B, N, D)`` float32, row by row of the picture, not normalized; of a convnet, its feature map.
 
         Raises:
             ConfigError: The backbone puts none out.
@@ -125,7 +125,7 @@ class ImageEncoder(nn.Module):
         return self._embed_scales(pixels, features), self._take_patches(features)
 
     def pool(self, pixels: Tensor) -> Tensor:
-        """Compute what a reduction is fitted on: the head's output, ``(B, D)`` float32, not normalised, one scale."""
+        """Compute what a reduction is fitted on: the head's output, ``(B, D)`` float32, not normalized, one scale."""
         return self._pool(self._compute_features(pixels))
 
     def _compute_features(self, pixels: Tensor) -> Any:
@@ -235,7 +235,7 @@ def build_encoder(config: ModelConfig, *, is_pretrained: bool = True, seed: int 
 
 
 def _describe_local(weights: LocalWeights) -> tuple[str, str]:
-    """Say where local weights come from, and under which licence they are."""
+    """Say where local weights come from, and under which license they are."""
     before = weights.spec
     if before is None:
         return f"the file {weights.path.name}", "unknown (a local file)"
@@ -287,7 +287,7 @@ def _build_spec(
 
 
 def add_reduction(encoder: ImageEncoder, pca: Pca) -> ImageEncoder:
-    """Make an encoder that reduces the pooled features before it normalises them; the backbone is shared.
+    """Make an encoder that reduces the pooled features before it normalizes them; the backbone is shared.
 
     Raises:
         ConfigError: The PCA was fitted on features of another width, or the encoder has a reduction already.
@@ -317,7 +317,7 @@ def fingerprint_encoder(encoder: ImageEncoder) -> str:
 def save_encoder(
     encoder: ImageEncoder, folder: Path, *, card: ModelCard | None = None, config: Mapping[str, Any] | None = None
 ) -> str:
-    """Write an encoder's folder (``artefact.py``), the manifest last; an encoder in it is replaced.
+    """Write an encoder's folder (``artifact.py``), the manifest last; an encoder in it is replaced.
 
     Args:
         encoder: What to write; float32.

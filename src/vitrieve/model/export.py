@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from vitrieve.artifacts import replacing_durably
 from vitrieve.errors import ArtifactError
-from vitrieve.model.artefact import (
+from vitrieve.model.artifact import (
     EMBEDDING_OUTPUT,
     ONNX_NAME,
     PATCH_TOKENS_OUTPUT,

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from vitrieve.errors import WeightsError
-from vitrieve.model.artefact import SPEC_NAME, WEIGHTS_NAME, find_encoder_folder, read_contents
+from vitrieve.model.artifact import SPEC_NAME, WEIGHTS_NAME, find_encoder_folder, read_contents
 from vitrieve.model.key_names import shorten_names
 from vitrieve.model.spec import EncoderSpec
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from vitrieve.data.preprocess import build_preprocessing
 from vitrieve.errors import ConfigError, WeightsError
-from vitrieve.model.artefact import (
+from vitrieve.model.artifact import (
     EMBEDDING_OUTPUT,
     ONNX_NAME,
     PATCH_TOKENS_OUTPUT,

@@ -65,7 +65,7 @@ def pool_tokens(tokens: Tensor, pooling: Pooling, layout: TokenLayout, p: float 
         p: Exponent of ``gem``; the other poolings do not read it.
 
     Returns:
-        ``(B, D)``, float32 (float64 stays), not normalised.
+        ``(B, D)``, float32 (float64 stays), not normalized.
     """
     assert pooling != "native", "the model's own pool takes features, not tokens"
     tokens = tokens if tokens.dtype == torch.float64 else tokens.float()
@@ -109,7 +109,7 @@ def pool_gem(patches: Tensor, p: float | Tensor = GEM_P) -> Tensor:
 def pool_rmac(patches: Tensor) -> Tensor:
     """Pool by the regional maximum activation of convolutions (R-MAC), over square regions at three scales.
 
-    Each region is max-pooled and L2-normalised; the regions are added. The encoder L2-normalises the sum, after its
+    Each region is max-pooled and L2-normalized; the regions are added. The encoder L2-normalizes the sum, after its
     reduction, where there is one.
 
     Args:

@@ -63,7 +63,7 @@ class WeightsEntry:
     Attributes:
         name: What the user says.
         architecture: timm's model name without the tag.
-        license: Licence of the weights.
+        license: License of the weights.
         num_bytes: Size of the download; 0 when unknown.
         image_size: Side in pixels when the user names none.
         pooling: Pooling when the weights are used as they are; None: CLS where there is such a token, else average.

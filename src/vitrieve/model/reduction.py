@@ -1,4 +1,4 @@
-"""Reduction: PCA to fewer dimensions, with or without whitening, before the L2 normalisation.
+"""Reduction: PCA to fewer dimensions, with or without whitening, before the L2 normalization.
 
 Every eigendecomposition is of a symmetric matrix, in float64, by the symmetric solver (``eigh``): the general one can
 return complex values. No eigenvalue is divided by below a floor.
@@ -49,7 +49,7 @@ def fit_pca(features: np.ndarray, num_components: int, *, fitted_on: str, is_whi
     Each row's sign is fixed (its largest entry is positive), so that machines agree.
 
     Args:
-        features: ``(N, D)``, pooled and *not* normalised; of training images, never of the test set.
+        features: ``(N, D)``, pooled and *not* normalized; of training images, never of the test set.
         num_components: Dimensions to keep, E.
         fitted_on: Name of the set, recorded in the encoder.
         is_whitened: Divide each row by the standard deviation along it, so that all directions vary equally.
@@ -61,8 +61,8 @@ def fit_pca(features: np.ndarray, num_components: int, *, fitted_on: str, is_whi
         ConfigError: Fewer directions with variance than ``num_components``.
     """
     _check_num_components(num_components, features.shape[1])
-    centred, mean = _centre(features)
-    directions, variances = _find_directions(centred, num_components, fitted_on)
+    centered, mean = _center(features)
+    directions, variances = _find_directions(centered, num_components, fitted_on)
     if is_whitened:
         directions = directions / np.sqrt(_raise_to_floor(variances))[:, None]
     return Pca(
@@ -81,7 +81,7 @@ def fit_supervised_whitening(features: np.ndarray, pairs: np.ndarray, num_compon
     ``C^(-1/2)`` and a PCA follows. Where pairs vary in fewer directions than there are, the floor decides.
 
     Args:
-        features: ``(N, D)``, pooled and *not* normalised; of training images, never of the test set.
+        features: ``(N, D)``, pooled and *not* normalized; of training images, never of the test set.
         pairs: ``(P, 2)`` rows of ``features`` that show the same thing.
         num_components: Dimensions to keep, E.
         fitted_on: Name of the set, recorded in the encoder.
@@ -104,8 +104,8 @@ def fit_supervised_whitening(features: np.ndarray, pairs: np.ndarray, num_compon
             f"{fitted_on!r} has no two images of the same thing, from which supervised whitening learns; give a set "
             "with classes of several images, or whiten without supervision (--whiten)."
         )
-    centred, mean = _centre(features)
-    differences = centred[pairs[:, 0]] - centred[pairs[:, 1]]  # (P, D)
+    centered, mean = _center(features)
+    differences = centered[pairs[:, 0]] - centered[pairs[:, 1]]  # (P, D)
     variances, vectors = np.linalg.eigh(differences.T @ differences / len(pairs))
     if not variances[-1] > 0:
         raise ConfigError(
@@ -113,7 +113,7 @@ def fit_supervised_whitening(features: np.ndarray, pairs: np.ndarray, num_compon
             "(vitrieve data check finds them), or whiten without supervision (--whiten)."
         )
     whitening = (vectors / np.sqrt(_raise_to_floor(variances))) @ vectors.T  # (D, D), symmetric
-    directions, variances = _find_directions(centred @ whitening, num_components, fitted_on)
+    directions, variances = _find_directions(centered @ whitening, num_components, fitted_on)
     return Pca(
         mean=mean.astype(np.float32),
         components=_fix_signs(directions @ whitening).astype(np.float32),  # (E, D)
@@ -128,17 +128,17 @@ def _check_num_components(num_components: int, width: int) -> None:
         raise ConfigError(f"cannot reduce {width} dimensions to {num_components}; choose 1 to {width}.")
 
 
-def _centre(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _center(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the features without their mean, and the mean, in float64."""
     values = features.astype(np.float64)
     mean = values.mean(axis=0) if len(values) else np.zeros(values.shape[1])
     return values - mean, mean
 
 
-def _find_directions(centred: np.ndarray, num_components: int, fitted_on: str) -> tuple[np.ndarray, np.ndarray]:
+def _find_directions(centered: np.ndarray, num_components: int, fitted_on: str) -> tuple[np.ndarray, np.ndarray]:
     """Return the orthonormal directions of largest variance ``(E, D)``, and the variances ``(E,)``, falling."""
-    num_images = len(centred)
-    variances, vectors = np.linalg.eigh(centred.T @ centred / max(num_images - 1, 1))  # rising
+    num_images = len(centered)
+    variances, vectors = np.linalg.eigh(centered.T @ centered / max(num_images - 1, 1))  # rising
     variances, vectors = variances[::-1], vectors[:, ::-1]
     num_usable = int((variances > max(MIN_VARIANCE_FRACTION * variances[0], 0.0)).sum())
     if num_components > num_usable:

@@ -1,7 +1,7 @@
 """Several scales of one picture, combined into one embedding, for convnets.
 
 The rule: the prepared picture is resized (bilinear) to each scale, an embedding of unit length is made of each, with
-the reduction where there is one, and the embeddings are combined coordinate by coordinate and L2-normalised. GeM
+the reduction where there is one, and the embeddings are combined coordinate by coordinate and L2-normalized. GeM
 without reduction combines by the generalised mean with its own exponent, as the protocol's authors do for values
 >= 0; all else, in particular what a reduction has made signed, by the plain mean.
 """
@@ -83,7 +83,7 @@ def combine_scales(embeddings: Tensor, p: float | Tensor) -> Tensor:
         p: Exponent, at least 1.
 
     Returns:
-        ``(B, E)``, not normalised.
+        ``(B, E)``, not normalized.
 
     >>> import torch
     >>> combine_scales(torch.tensor([[[1.0, -1.0], [0.0, -1.0]]]), 1.0)

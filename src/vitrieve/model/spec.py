@@ -22,14 +22,14 @@ class EncoderSpec:
         pooling: How tokens become one vector.
         preprocessing: How a picture becomes the input.
         embedding_dim: Length of the embedding (after head and reduction, where there are any).
-        head_norm: The head standardises the pooled features of each image.
+        head_norm: The head standardizes the pooled features of each image.
         head_dim: Outputs of the head's linear layer; None: it has none.
         reduction: Name of the set the PCA was fitted on; None without reduction.
         reduction_kind: What the reduction does beside dropping dimensions; read with a reduction only.
         scales: Sides of the input, as shares of the image size, whose embeddings are combined into one
             (``encoder.py``); several are for convnets.
         weights_source: Where the pre-trained weights come from, in a few words.
-        weights_license: Licence of the weights, as text for the model card.
+        weights_license: License of the weights, as text for the model card.
         weights_note: What a user must know about the pre-trained weights.
         trained_on: One line about the data and recipe of the fine-tuning; empty for frozen weights.
     """

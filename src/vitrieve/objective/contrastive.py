@@ -16,7 +16,7 @@ class MemoryRows(NamedTuple):
     """Embeddings of earlier steps.
 
     Attributes:
-        embeddings: ``(M, E)``, L2-normalised, without gradient.
+        embeddings: ``(M, E)``, L2-normalized, without gradient.
         labels: ``(M,)`` int64.
         rows: ``(M,)`` int64, the training image each row shows.
     """
@@ -42,7 +42,7 @@ def contrastive_loss(
     Memory rows that show the anchor's own image are left out: they are earlier copies of it.
 
     Args:
-        embeddings: ``(B, E)``, L2-normalised, float32 or float64.
+        embeddings: ``(B, E)``, L2-normalized, float32 or float64.
         labels: ``(B,)`` int64.
         margin: β in Eq. 1, in [-1, 1): negatives less similar than this cost nothing.
         rows: ``(B,)`` int64, the training image each embedding shows; needed with a memory.

@@ -16,7 +16,7 @@ def koleo_loss(embeddings: Tensor) -> Tensor:
     into both ends of each nearest pair; it is zero for pairs closer than ``DISTANCE_MIN``.
 
     Args:
-        embeddings: ``(B, E)``, L2-normalised.
+        embeddings: ``(B, E)``, L2-normalized.
 
     Returns:
         A scalar, at least ``-log 2`` for unit vectors; zero (with zero gradient) for fewer than two.

@@ -21,7 +21,7 @@ def multi_similarity_loss(
     mining margin; a positive when it is less similar than the most similar negative plus the margin.
 
     Args:
-        embeddings: ``(B, E)``, L2-normalised, float32 or float64.
+        embeddings: ``(B, E)``, L2-normalized, float32 or float64.
         labels: ``(B,)`` int64.
         alpha: Sharpness of the soft sum over positives.
         beta: Sharpness of the soft sum over negatives.

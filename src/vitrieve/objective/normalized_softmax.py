@@ -1,4 +1,4 @@
-"""The normalised softmax loss: classification by cosine, one learned weight a class."""
+"""The normalized softmax loss: classification by cosine, one learned weight a class."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class NormalizedSoftmaxLoss(nn.Module):
         """Compute the loss; the length of a class weight has no effect on it.
 
         Args:
-            embeddings: ``(B, E)``, L2-normalised, float32 or float64.
+            embeddings: ``(B, E)``, L2-normalized, float32 or float64.
             labels: ``(B,)`` int64 in ``[0, num_classes)``.
 
         Returns:

@@ -88,7 +88,7 @@ class Objective(nn.Module):
         """Compute the terms over one batch, outside autocast; the memories are read, not changed.
 
         Args:
-            embeddings: ``(B, E)``, L2-normalised, float32.
+            embeddings: ``(B, E)``, L2-normalized, float32.
             labels: ``(B,)`` int64.
             rows: ``(B,)`` int64, the training image each embedding shows.
             step: Number of finished steps.
@@ -169,10 +169,10 @@ class Objective(nn.Module):
 
 
 def similarity_statistics(embeddings: Tensor, labels: Tensor, margin: float) -> dict[str, float]:
-    """Summarise the pairs of a batch, for the log.
+    """Summarize the pairs of a batch, for the log.
 
     Args:
-        embeddings: ``(B, E)``, L2-normalised.
+        embeddings: ``(B, E)``, L2-normalized.
         labels: ``(B,)`` int64.
         margin: Negatives above it are active.
 

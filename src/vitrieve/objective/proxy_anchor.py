@@ -35,7 +35,7 @@ class ProxyAnchorLoss(nn.Module):
         """Compute the loss.
 
         Args:
-            embeddings: ``(B, E)``, L2-normalised, float32 or float64.
+            embeddings: ``(B, E)``, L2-normalized, float32 or float64.
             labels: ``(B,)`` int64 in ``[0, num_classes)``.
 
         Returns:

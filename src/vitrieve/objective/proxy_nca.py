@@ -15,7 +15,7 @@ class ProxyNcaLoss(nn.Module):
     """Negative logarithm of the probability that an embedding picks its own class's proxy.
 
     ``L = -1/B Σ_i log( exp(-D(z_i, p_{y_i}) / T) / Σ_c exp(-D(z_i, p_c) / T) )``, with the squared Euclidean distance
-    D of vectors of unit length. As ``D = 2 - 2 z·p``, this is the normalised softmax at half the temperature; what
+    D of vectors of unit length. As ``D = 2 - 2 z·p``, this is the normalized softmax at half the temperature; what
     makes it another method is how it is trained.
 
     Source:
@@ -41,7 +41,7 @@ class ProxyNcaLoss(nn.Module):
         """Compute the loss.
 
         Args:
-            embeddings: ``(B, E)``, L2-normalised, float32 or float64.
+            embeddings: ``(B, E)``, L2-normalized, float32 or float64.
             labels: ``(B,)`` int64 in ``[0, num_classes)``.
 
         Returns:

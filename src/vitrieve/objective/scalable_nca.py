@@ -1,4 +1,4 @@
-"""Scalable NCA: neighbours in a memory with one slot for each training image."""
+"""Scalable NCA: neighbors in a memory with one slot for each training image."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ class ScalableNcaLoss(nn.Module):
 
     ``p_ij = exp(z_i·v_j / σ) / Σ_{k ≠ i} exp(z_i·v_k / σ)`` and ``L = -1/B Σ_i log Σ_{j ≠ i, y_j = y_i} p_ij``: no
     class weights, but a memory slot ``v_j`` for every training image. After its step a slot becomes
-    ``normalise(m v_j + (1 - m) z_j)``. All of it is in buffers, so ``state_dict`` carries it whole.
+    ``normalize(m v_j + (1 - m) z_j)``. All of it is in buffers, so ``state_dict`` carries it whole.
 
     Source:
         Wu, Efros and Yu, Improving Generalization via Scalable Neighborhood Component Analysis, ECCV 2018,
         arXiv:1808.04699, section 3; temperature and momentum as in the authors' code (zhirongw/snca.pytorch).
         What differs: there the slots start as random vectors, which pull on a pre-trained encoder like any
-        neighbour; here a slot counts once its image has been seen.
+        neighbor; here a slot counts once its image has been seen.
     """
 
     slots: Tensor
@@ -47,7 +47,7 @@ class ScalableNcaLoss(nn.Module):
         """Compute the loss; gradient into the embeddings only, the slots are read.
 
         Args:
-            embeddings: ``(B, E)``, L2-normalised, float32 or float64.
+            embeddings: ``(B, E)``, L2-normalized, float32 or float64.
             labels: ``(B,)`` int64.
             rows: ``(B,)`` int64, the training image each embedding shows; its own slot is left out.
 
@@ -70,7 +70,7 @@ class ScalableNcaLoss(nn.Module):
         """Move the slots of a batch towards its embeddings. Call it after the loss of the same step.
 
         Args:
-            embeddings: ``(B, E)``, L2-normalised; several views of one image count as their mean.
+            embeddings: ``(B, E)``, L2-normalized; several views of one image count as their mean.
             labels: ``(B,)`` int64.
             rows: ``(B,)`` int64, the training image each embedding shows.
         """

@@ -17,7 +17,7 @@ def tuple_contrastive_loss(embeddings: Tensor, labels: Tensor, anchors: Tensor, 
     tuples, not averaged: a batch of more tuples has a larger gradient. Images of different tuples make no pair.
 
     Args:
-        embeddings: ``(B, E)``, L2-normalised, float32 or float64.
+        embeddings: ``(B, E)``, L2-normalized, float32 or float64.
         labels: ``(B,)`` int64.
         anchors: ``(B,)`` int64, the place in the batch of each image's anchor; an anchor's is its own.
         margin: Above 0; unit vectors are at most 2 apart.
@@ -43,10 +43,10 @@ def tuple_contrastive_loss(embeddings: Tensor, labels: Tensor, anchors: Tensor, 
 
 
 def tuple_statistics(embeddings: Tensor, labels: Tensor, anchors: Tensor, margin: float) -> dict[str, float]:
-    """Summarise the pairs of a batch of tuples, for the log.
+    """Summarize the pairs of a batch of tuples, for the log.
 
     Args:
-        embeddings: ``(B, E)``, L2-normalised.
+        embeddings: ``(B, E)``, L2-normalized.
         labels: ``(B,)`` int64.
         anchors: ``(B,)`` int64, as in ``tuple_contrastive_loss``.
         margin: Negatives nearer than it are active.

@@ -29,7 +29,7 @@ def contrastive_sop() -> Config:
 
 
 def nsoftmax_sop() -> Config:
-    """The normalised softmax loss of Table 4, on Stanford Online Products.
+    """The normalized softmax loss of Table 4, on Stanford Online Products.
 
     Source: Zhai and Wu, arXiv:1811.12649 (loss, temperature 0.05); arXiv:2102.05644, Table 4. Not stated in the paper:
     every setting of this row. The learning rate of the class weights is ours, and untried.

@@ -1,6 +1,6 @@
 """The figures of the page as inline SVG: lines, and the report's histograms.
 
-Colours come from the style sheet (classes ``s0`` to ``s7``), so that one drawing serves light and dark.
+Colors come from the style sheet (classes ``s0`` to ``s7``), so that one drawing serves light and dark.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-NUM_COLOURS = 8
+NUM_COLORS = 8
 WIDTH_PX = 520
 HEIGHT_PX = 280
 LEFT_PX, RIGHT_PX, TOP_PX, BOTTOM_PX = 46, 14, 10, 42
@@ -146,5 +146,5 @@ def _draw_line(line: Line, number: int, x_axis: Axis, y_axis: Axis) -> Markup:
                 '<circle class="dot" cx="{:.1f}" cy="{:.1f}" r="4"><title>{}: {:.4g}</title></circle>'
             ).format(x, x, *ends, x, y, line.name, value)
     return Markup('<g class="s{}"><title>{}</title><polyline class="curve" points="{}"/>{}</g>').format(
-        number % NUM_COLOURS, line.name, points, marks
+        number % NUM_COLORS, line.name, points, marks
     )

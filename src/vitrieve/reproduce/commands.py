@@ -16,7 +16,7 @@ from typing import Literal
 
 from vitrieve.reproduce.rows import Row, Source, Training
 
-Task = Literal["train", "reduce", "evaluate", "analyse", "gradients"]
+Task = Literal["train", "reduce", "evaluate", "analyze", "gradients"]
 RUNS = "runs"
 CELLS = "cells"
 ANALYSIS_NAME = "analysis.json"
@@ -120,8 +120,8 @@ def _build_steps(row: Row, seed: int, sources: Mapping[str, Source], run: Path |
     first = row.tests[0]
     if not first.startswith(("roxford5k", "rparis6k")):
         out = folder / ANALYSIS_NAME
-        words = ("-m", "vitrieve.reproduce.analyse", "--encoder", encoder, "--data", sources[first].spelling)
-        steps.append(Step(task="analyse", words=(*words, *row.encoder_flags, "--out", str(out)), out=out, test=first))
+        words = ("-m", "vitrieve.reproduce.analyze", "--encoder", encoder, "--data", sources[first].spelling)
+        steps.append(Step(task="analyze", words=(*words, *row.encoder_flags, "--out", str(out)), out=out, test=first))
     if row.has_gradients and row.embedding_dim is None:
         out = folder / GRADIENTS_NAME
         words = ("-m", "vitrieve.reproduce.gradients", "--run", encoder, "--data", sources[first].spelling)

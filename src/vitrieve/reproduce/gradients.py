@@ -60,7 +60,7 @@ def run(arguments: Arguments) -> None:
         seed=config.train.seed,
     )
     gradients = collect_gradients(encoder, loader.batches(0, arguments.num_batches), config.objective.margin)
-    directions = normalise_directions(gradients)
+    directions = normalize_directions(gradients)
     content = {
         "nuclear_norm": nuclear_norm_of_covariance(directions),
         "num_directions": len(directions),
@@ -99,10 +99,10 @@ def collect_gradients(encoder: ImageEncoder, batches: Iterable[Batch], margin: f
     return np.concatenate(gradients)
 
 
-def normalise_directions(gradients: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+def normalize_directions(gradients: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """Scale gradients to unit length; those of length zero have no direction and are left out.
 
-    >>> normalise_directions(np.array([[3.0, 4.0], [0.0, 0.0]])).tolist()
+    >>> normalize_directions(np.array([[3.0, 4.0], [0.0, 0.0]])).tolist()
     [[0.6, 0.8]]
     """
     lengths = np.linalg.norm(gradients, axis=1)
@@ -119,15 +119,15 @@ def nuclear_norm_of_covariance(directions: npt.NDArray[np.float64]) -> float:
         In [0, 1]: 0 where all point the same way (or there is none), 1 where they cancel. A covariance is positive
         semi-definite, so this is its trace, and for unit directions 1 minus the squared length of their mean.
 
-    Source: El-Nouby et al., arXiv:2102.05644, figure 4, whose normalisation is not stated.
+    Source: El-Nouby et al., arXiv:2102.05644, figure 4, whose normalization is not stated.
 
     >>> nuclear_norm_of_covariance(np.array([[1.0, 0.0], [-1.0, 0.0]]))
     1.0
     """
     if not len(directions):
         return 0.0
-    centred = directions - directions.mean(axis=0)
-    return float(np.linalg.svd(centred.T @ centred / len(directions), compute_uv=False).sum())
+    centered = directions - directions.mean(axis=0)
+    return float(np.linalg.svd(centered.T @ centered / len(directions), compute_uv=False).sum())
 
 
 if __name__ == "__main__":

@@ -18,8 +18,8 @@ from markupsafe import Markup
 from vitrieve import __version__
 from vitrieve.artifacts import write_text_durably
 from vitrieve.evaluation.charts import draw_histogram, shown_bins
-from vitrieve.reproduce.analyse import read_histogram
-from vitrieve.reproduce.charts import NUM_COLOURS, Line, draw_lines
+from vitrieve.reproduce.analyze import read_histogram
+from vitrieve.reproduce.charts import NUM_COLORS, Line, draw_lines
 from vitrieve.reproduce.outcome import RowOutcome, outcomes_to_json
 from vitrieve.reproduce.published import PAPER, REIMPLEMENTATION, REIMPLEMENTED, Measure
 from vitrieve.reproduce.rows import Plan
@@ -61,7 +61,7 @@ def write_pages(plan: Plan, outcomes: Sequence[RowOutcome], out: Path) -> tuple[
         "plan": plan,
         "groups": group_outcomes(plan, outcomes),
         "charts": draw_charts(plan, outcomes),
-        "num_colours": NUM_COLOURS,
+        "num_colors": NUM_COLORS,
         "num_run": sum(bool(outcome.results) for outcome in outcomes),
         "num_rows": len(outcomes),
         "num_seeds": max((len(outcome.results) for outcome in outcomes), default=0),

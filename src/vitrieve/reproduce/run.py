@@ -31,7 +31,7 @@ class CellResult:
         seed: Of its training.
         commands: As a reader types them.
         results: For each test set the entries of its ``results.json``.
-        analysis: Energy and histograms (``analyse.py``); empty without.
+        analysis: Energy and histograms (``analyze.py``); empty without.
         gradients: Of ``gradients.py``; empty without.
         seconds: Of each command that was run.
     """
@@ -151,7 +151,7 @@ def _run_cell(cell: Cell, label: str, say: Say, device: Device) -> None:
         _run_step(step, cell.folder / LOG_NAME, device)
         seconds[" ".join(filter(None, (step.task, step.test)))] = round(time.monotonic() - start, 1)
         if step.task == "train":
-            # The optimiser's state is most of a run, and a finished run is never gone on with.
+            # The optimizer's state is most of a run, and a finished run is never gone on with.
             shutil.rmtree(step.out / "state", ignore_errors=True)
     _finish(cell, seconds)
 

@@ -151,7 +151,7 @@ def _table3(stand_in: StandIn, paper: Plan) -> Plan:
 
 
 _OTHER_OBJECTIVES = {
-    "nsoftmax": ("Normalised softmax", ("--objective.normalized-softmax-weight", "1")),
+    "nsoftmax": ("Normalized softmax", ("--objective.normalized-softmax-weight", "1")),
     "snca": ("Scalable NCA", ("--objective.scalable-nca-weight", "1")),
 }
 _NO_CONTRASTIVE = ("--objective.contrastive-weight", "0", "--objective.memory-fraction", "0")

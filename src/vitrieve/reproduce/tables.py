@@ -76,7 +76,7 @@ def build_table3() -> Plan:
 
 
 OBJECTIVES = {
-    "nsoftmax": ("Normalised softmax", Training(recipe="nsoftmax_sop", source="sop")),
+    "nsoftmax": ("Normalized softmax", Training(recipe="nsoftmax_sop", source="sop")),
     "snca": ("Scalable NCA", Training(recipe="snca_sop", source="sop")),
     "contrastive": ("Contrastive (IRT_L)", irt_training("sop", 0)),
 }

@@ -3,6 +3,6 @@
 Only ``torch_engine.py`` imports torch.
 
 The files in reading order, each of which begins with what it is for: ``encoder.py``, ``device.py``, ``engine.py``,
-``choice.py``, ``torch_engine.py``, ``onnx_engine.py``, ``openvino_engine.py``, ``precision.py``, ``quantisation.py``,
+``choice.py``, ``torch_engine.py``, ``onnx_engine.py``, ``openvino_engine.py``, ``precision.py``, ``quantization.py``,
 ``int8.py``.
 """

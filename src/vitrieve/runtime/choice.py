@@ -3,7 +3,7 @@
 With an exported graph ``auto`` takes OpenVINO, then ONNX Runtime, then torch; without one only torch can compute.
 (torch in bf16 is faster than ONNX Runtime, but takes seconds to import; OpenVINO is faster than both, and
 ``vitrieve[train]`` brings it.) ``auto`` computes in bf16 where engine and processor have it, else in fp32. int8 must be
-asked for, and made first (``vitrieve quantise``). dev/LOG.md has what each gains in speed and costs in
+asked for, and made first (``vitrieve quantize``). dev/LOG.md has what each gains in speed and costs in
 quality. All of this holds on the CPU: on a GPU torch computes.
 """
 

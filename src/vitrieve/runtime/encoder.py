@@ -15,7 +15,7 @@ from vitrieve.artifacts import read_manifest
 from vitrieve.data.picture import Picture, open_any_picture
 from vitrieve.data.preprocess import Preprocessing, to_square
 from vitrieve.errors import ArtifactError, ConfigError, WeightsError
-from vitrieve.model.artefact import (
+from vitrieve.model.artifact import (
     INT8_NAMES,
     ONNX_NAME,
     EncoderContents,
@@ -136,7 +136,7 @@ class Encoder:
         return np.concatenate([np.empty((0, self.embedding_dim), np.float32), *parts])
 
     def encode_squares(self, squares: np.ndarray, *, batch_size: int | None = None) -> np.ndarray:
-        """Embed pictures that are resized and cropped, but not yet normalised: the engine does that fastest.
+        """Embed pictures that are resized and cropped, but not yet normalized: the engine does that fastest.
 
         Args:
             squares: ``(B, S, S, 3)`` uint8, from ``to_square``; any B.
@@ -190,7 +190,7 @@ class Encoder:
         self.close()
 
     def patch_tokens(self, pixels: np.ndarray) -> np.ndarray:
-        """Compute the tokens of the patches of prepared pictures, not normalised.
+        """Compute the tokens of the patches of prepared pictures, not normalized.
 
         Args:
             pixels: ``(B, 3, S, S)`` float32, from ``preprocess``; B is at least 1.
@@ -245,7 +245,7 @@ def load_encoder(
         scales: Other shares of that side whose embeddings are combined (with torch only; several for convnets).
         engine: ``auto``: the fastest that is installed and can compute it (``choice.py``).
         precision: Of the matrix products. ``auto``: bf16 where engine and processor have it, else fp32; ``int8`` for an
-            encoder that was quantised.
+            encoder that was quantized.
         num_threads: CPU threads; None: all cores. With torch it holds for the whole process.
         device: Where to compute; ``auto``: on a GPU where torch sees one and the engine may be torch.
 
@@ -388,7 +388,7 @@ def _load_graph(folder: Path, engine: EngineName, wanted: _Wanted, *, name: str,
             folder / ONNX_NAME,
             preprocessing,
             precision=_resolve(wanted.precision, folder, source),
-            quantised_path=folder / INT8_NAMES[0],
+            quantized_path=folder / INT8_NAMES[0],
             num_threads=wanted.num_threads,
         )
     return Encoder(
@@ -409,7 +409,7 @@ def _resolve(precision: PrecisionChoice, folder: Path, source: str) -> str:
     if INT8_NAMES[0] not in read_manifest(folder, "encoder").get("sha256", {}):
         raise ArtifactError(
             f"{source} has no graph in int8; make it with some of your pictures: "
-            f"vitrieve quantise --encoder {source} --images FOLDER"
+            f"vitrieve quantize --encoder {source} --data FOLDER"
         )
     return precision
 

@@ -48,7 +48,7 @@ class Engine(Protocol):
         ...
 
     def encode_squares(self, squares: np.ndarray) -> np.ndarray:
-        """Turn ``(B, S, S, 3)`` uint8, not yet normalised, into what ``encode`` gives; B is at least 1."""
+        """Turn ``(B, S, S, 3)`` uint8, not yet normalized, into what ``encode`` gives; B is at least 1."""
         ...
 
     def patch_tokens(self, pixels: np.ndarray) -> np.ndarray:

@@ -1,6 +1,6 @@
 """An exported encoder in int8: calibrated on pictures, added to its folder, and timed beside the usual precision.
 
-The command ``vitrieve quantise`` calls ``add_int8``.
+The command ``vitrieve quantize`` calls ``add_int8``.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from vitrieve.data.decode import read_image
 from vitrieve.data.preprocess import Preprocessing, to_square
 from vitrieve.data.records import ImageRecord
 from vitrieve.errors import ConfigError, DecodeError
-from vitrieve.model.artefact import INT8_NAMES, read_spec
+from vitrieve.model.artifact import INT8_NAMES, read_spec
 from vitrieve.model.named_graph import has_named_graph, make_named_folder
 from vitrieve.model.pretrained import find_weights, get_export_folder
 from vitrieve.progress import print_message
 from vitrieve.runtime.encoder import find_source_folder, load_encoder
-from vitrieve.runtime.quantisation import Preset, quantise_folder
+from vitrieve.runtime.quantization import Preset, quantize_folder
 
 NUM_TIMED, NUM_ROUNDS = 64, 3
 """Pictures whose embedding is timed, and how often."""
@@ -68,15 +68,15 @@ def add_int8(
         seed: Of the draw.
 
     Raises:
-        InputError: The encoder is not exported, or cannot be quantised.
+        InputError: The encoder is not exported, or cannot be quantized.
     """
     if num_images < 1:
         raise ConfigError(f"num_images is {num_images}; expected 1 or more.")
     folder = _find_folder(encoder, image_size)
     training = [record for record in records if record.split == "train"]
     squares = _read_squares(_draw(training or records, num_images, seed), read_spec(folder).preprocessing)
-    print_message(f"quantising {encoder} on {len(squares)} pictures")
-    cosine = quantise_folder(folder, squares, preset)
+    print_message(f"quantizing {encoder} on {len(squares)} pictures")
+    cosine = quantize_folder(folder, squares, preset)
     return Int8Graph(
         folder=folder,
         num_bytes=sum((folder / name).stat().st_size for name in INT8_NAMES),

@@ -8,7 +8,7 @@ import numpy as np
 
 from vitrieve.data.preprocess import Preprocessing, to_pixels
 from vitrieve.errors import ArtifactError, ConfigError
-from vitrieve.model.artefact import EMBEDDING_OUTPUT, PATCH_TOKENS_OUTPUT, PIXELS_INPUT
+from vitrieve.model.artifact import EMBEDDING_OUTPUT, PATCH_TOKENS_OUTPUT, PIXELS_INPUT
 from vitrieve.runtime.device import DeviceName
 from vitrieve.runtime.engine import CPU_BATCH_SIZE, NO_PATCHES, EngineName
 
@@ -51,7 +51,7 @@ class OnnxEngine:
         return self._run(EMBEDDING_OUTPUT, pixels)
 
     def encode_squares(self, squares: np.ndarray) -> np.ndarray:
-        """Turn ``(B, S, S, 3)`` uint8, not yet normalised, into ``(B, E)`` float32 rows of unit length."""
+        """Turn ``(B, S, S, 3)`` uint8, not yet normalized, into ``(B, E)`` float32 rows of unit length."""
         return self.encode(to_pixels(squares, self._preprocessing))
 
     def patch_tokens(self, pixels: np.ndarray) -> np.ndarray:

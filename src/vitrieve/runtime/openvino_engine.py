@@ -13,7 +13,7 @@ import numpy as np
 
 from vitrieve.data.preprocess import Preprocessing
 from vitrieve.errors import ArtifactError, ConfigError
-from vitrieve.model.artefact import EMBEDDING_OUTPUT, PATCH_TOKENS_OUTPUT, PIXELS_INPUT
+from vitrieve.model.artifact import EMBEDDING_OUTPUT, PATCH_TOKENS_OUTPUT, PIXELS_INPUT
 from vitrieve.runtime.device import DeviceName
 from vitrieve.runtime.engine import CPU_BATCH_SIZE, NO_PATCHES, EngineName
 from vitrieve.runtime.precision import resolve_precision
@@ -54,9 +54,9 @@ class OpenVinoEngine:
 
     Args:
         path: The graph; its checksum is already checked.
-        quantised_path: The graph of the embedding in int8, for the precision ``int8``.
+        quantized_path: The graph of the embedding in int8, for the precision ``int8``.
         preprocessing: Mean and standard deviation, which become part of the graph for ``encode_squares``.
-        precision: ``fp32``, ``bf16`` or ``int8``, in which what is not quantised runs in bf16, where the processor
+        precision: ``fp32``, ``bf16`` or ``int8``, in which what is not quantized runs in bf16, where the processor
             has it; so do patch tokens.
         num_threads: CPU threads of this engine; None: one for each core.
 
@@ -74,7 +74,7 @@ class OpenVinoEngine:
         preprocessing: Preprocessing,
         *,
         precision: str,
-        quantised_path: Path | None = None,
+        quantized_path: Path | None = None,
         num_threads: int | None = None,
     ) -> None:
         import_openvino()
@@ -93,7 +93,7 @@ class OpenVinoEngine:
         self._programs: dict[tuple[str, bool], _Program] = {}
         try:
             self._graph = self._core.read_model(path)
-            self._quantised = self._core.read_model(quantised_path) if precision == "int8" else None
+            self._quantized = self._core.read_model(quantized_path) if precision == "int8" else None
             program = self._program(EMBEDDING_OUTPUT, is_square=True)
             # Two first calls at once can wait for each other for ever: one holds the lock of a table that the bindings
             # are filling and waits for the interpreter's lock, the other the reverse. So the first call is made here.
@@ -107,7 +107,7 @@ class OpenVinoEngine:
         return self._program(EMBEDDING_OUTPUT, is_square=False).run(np.ascontiguousarray(pixels, dtype=np.float32))
 
     def encode_squares(self, squares: np.ndarray) -> np.ndarray:
-        """Turn ``(B, S, S, 3)`` uint8, not yet normalised, into ``(B, E)`` float32 rows of unit length."""
+        """Turn ``(B, S, S, 3)`` uint8, not yet normalized, into ``(B, E)`` float32 rows of unit length."""
         return self._program(EMBEDDING_OUTPUT, is_square=True).run(np.ascontiguousarray(squares, dtype=np.uint8))
 
     def patch_tokens(self, pixels: np.ndarray) -> np.ndarray:
@@ -121,8 +121,8 @@ class OpenVinoEngine:
         with self._lock:
             if (output, is_square) not in self._programs:
                 # One output alone: computing the tokens too would take a tenth more time.
-                is_quantised = self._quantised is not None and output == EMBEDDING_OUTPUT
-                graph = cut_graph(self._quantised if is_quantised else self._graph, output)
+                is_quantized = self._quantized is not None and output == EMBEDDING_OUTPUT
+                graph = cut_graph(self._quantized if is_quantized else self._graph, output)
                 if is_square:
                     graph = add_normalization(graph, self._preprocessing)
                 self._programs[output, is_square] = _Program(self._core.compile_model(graph, "CPU", self._settings))

@@ -41,7 +41,7 @@ class TorchEngine:
         return self._run(self.encoder, pixels)
 
     def encode_squares(self, squares: np.ndarray) -> np.ndarray:
-        """Turn ``(B, S, S, 3)`` uint8, not yet normalised, into ``(B, E)`` float32 rows of unit length."""
+        """Turn ``(B, S, S, 3)`` uint8, not yet normalized, into ``(B, E)`` float32 rows of unit length."""
         return self.encode(to_pixels(squares, self.encoder.spec.preprocessing))
 
     def patch_tokens(self, pixels: np.ndarray) -> np.ndarray:

@@ -32,7 +32,7 @@ MAX_WIDTH_PX = 720
 GAP_PX = 28
 MARGIN_PX = 14
 BACKGROUND = (24, 25, 28)
-"""Near black: lines of every colour are seen on it, and it lies quietly on light and dark pages."""
+"""Near black: lines of every color are seen on it, and it lies quietly on light and dark pages."""
 OUTSIDE_BRIGHTNESS = 0.28
 """Of what the encoder does not see."""
 LEAST_BRIGHTNESS = 0.42
@@ -113,7 +113,7 @@ def _draw_matches(canvas: Image.Image, ends: Sequence[tuple[Point, Point]]) -> N
 
 
 def _choose_color(number: int) -> tuple[int, int, int]:
-    """Choose a colour unlike the ones before: steps of the golden ratio around the circle of hues."""
+    """Choose a color unlike the ones before: steps of the golden ratio around the circle of hues."""
     red, green, blue = colorsys.hsv_to_rgb((0.46 + 0.618034 * number) % 1, 0.72, 0.97)
     return round(255 * red), round(255 * green), round(255 * blue)
 
@@ -127,8 +127,8 @@ class PatchMatch:
     """Two patches, each the other's nearest.
 
     Attributes:
-        query_point: Centre ``(x, y)`` of the query's patch, in pixels of the query's whole picture.
-        result_point: Centre of the result's patch, in pixels of its whole picture.
+        query_point: Center ``(x, y)`` of the query's patch, in pixels of the query's whole picture.
+        result_point: Center of the result's patch, in pixels of its whole picture.
         similarity: Cosine of the two tokens, in (0, 1].
     """
 

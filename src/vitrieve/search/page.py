@@ -35,7 +35,7 @@ def write_search_page(
     Args:
         path: HTML file to write.
         searches: What was asked, and what was found.
-        store: The index that was searched: its size, encoder and licence are named at the foot.
+        store: The index that was searched: its size, encoder and license are named at the foot.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     page = render_search_page(searches, store=store)

@@ -69,11 +69,11 @@ def combine_examples(plus: np.ndarray, minus: np.ndarray) -> FloatArray:
     """Make one vector of examples: the mean of the plus, less a part of the mean of the minus.
 
     Both means are scaled to unit length, so that many examples weigh no more than few:
-    ``normalise(normalise(mean(plus)) - MINUS_WEIGHT * normalise(mean(minus)))``. One plus alone is itself.
+    ``normalize(normalize(mean(plus)) - MINUS_WEIGHT * normalize(mean(minus)))``. One plus alone is itself.
 
     Args:
-        plus: ``(P, E)`` float32, L2-normalised; at least one row.
-        minus: ``(M, E)`` float32, L2-normalised; may have no row. Minus examples that cancel out have no effect.
+        plus: ``(P, E)`` float32, L2-normalized; at least one row.
+        minus: ``(M, E)`` float32, L2-normalized; may have no row. Minus examples that cancel out have no effect.
 
     Returns:
         ``(E,)`` float32 of unit length.
@@ -82,7 +82,7 @@ def combine_examples(plus: np.ndarray, minus: np.ndarray) -> FloatArray:
         ConfigError: The plus examples cancel out.
 
     Source:
-        Rocchio, "Relevance feedback in information retrieval", 1971. There the means are not normalised and stand
+        Rocchio, "Relevance feedback in information retrieval", 1971. There the means are not normalized and stand
         beside the first query, which here is a plus example like the others.
 
     >>> combine_examples(np.float32([[1, 0], [0, 1]]), np.empty((0, 2), np.float32)).tolist()

@@ -1,6 +1,6 @@
-"""Order results again by what their neighbours say.
+"""Order results again by what their neighbors say.
 
-Everything here takes L2-normalised embeddings and cosine similarities of any sign. An image whose similarity is not
+Everything here takes L2-normalized embeddings and cosine similarities of any sign. An image whose similarity is not
 positive is no evidence: its weight is zero, where the usual power of a negative number would be NaN or, for an even
 exponent, positive.
 """
@@ -21,9 +21,9 @@ NUM_EXPANSION_NEIGHBORS = 2
 """Nearest images that a query is expanded by. Few, and chosen on the training splits of Grocery and emoji
 (benchmarks/reranking.py): with a frozen encoder every further one is often of another class, and costs Recall@1."""
 DEFAULT_ALPHA = 3.0
-"""Exponent of a neighbour's weight; Radenović et al. use 3."""
+"""Exponent of a neighbor's weight; Radenović et al. use 3."""
 DEFAULT_K1 = 10
-"""Neighbours whose reciprocity is looked at. Half as many as in Zhong et al. (20 and 6), chosen as above."""
+"""Neighbors whose reciprocity is looked at. Half as many as in Zhong et al. (20 and 6), chosen as above."""
 DEFAULT_K2 = 3
 DEFAULT_DISTANCE_WEIGHT = 0.3
 
@@ -31,12 +31,12 @@ DEFAULT_DISTANCE_WEIGHT = 0.3
 def expand_queries(queries: npt.ArrayLike, neighbors: npt.ArrayLike, *, alpha: float = 0.0) -> FloatArray:
     """Replace every query by the weighted mean of itself and its nearest images.
 
-    A neighbour of similarity s weighs ``s ** alpha`` where s is positive, else nothing; the query weighs 1.
+    A neighbor of similarity s weighs ``s ** alpha`` where s is positive, else nothing; the query weighs 1.
 
     Args:
-        queries: ``(Q, E)`` L2-normalised.
-        neighbors: ``(Q, n, E)`` L2-normalised embeddings of each query's nearest images; n may be 0.
-        alpha: 0 for the plain mean (average query expansion); larger trusts near neighbours more.
+        queries: ``(Q, E)`` L2-normalized.
+        neighbors: ``(Q, n, E)`` L2-normalized embeddings of each query's nearest images; n may be 0.
+        alpha: 0 for the plain mean (average query expansion); larger trusts near neighbors more.
 
     Returns:
         ``(Q, E)`` float32 of unit length; a query of zeros stays zero.
@@ -69,7 +69,7 @@ def augment_database(
     """Replace every image by the weighted mean of itself and its nearest other images: query expansion, offline.
 
     Args:
-        vectors: ``(N, E)`` L2-normalised embeddings of a collection.
+        vectors: ``(N, E)`` L2-normalized embeddings of a collection.
         num_neighbors: Other images that count for each, at least 0; all of a smaller collection.
         alpha: As in ``expand_queries``.
 
@@ -81,7 +81,7 @@ def augment_database(
 
     Source:
         Turcot and Lowe, "Better matching with fewer features", ICCV workshops 2009; Arandjelović and Zisserman,
-        CVPR 2012. There the neighbours share inliers of a homography; here they are the nearest by cosine.
+        CVPR 2012. There the neighbors share inliers of a homography; here they are the nearest by cosine.
     """
     rows = as_embeddings(vectors)
     _check_alpha(alpha)
@@ -115,17 +115,17 @@ def k_reciprocal_distances(
     k2: int = DEFAULT_K2,
     distance_weight: float = DEFAULT_DISTANCE_WEIGHT,
 ) -> npt.NDArray[np.float64]:
-    """Compute distances that count how many reciprocal neighbours two images share.
+    """Compute distances that count how many reciprocal neighbors two images share.
 
-    Two images are k-reciprocal neighbours when each is among the k nearest of the other (itself included). An
-    image's set is that of its ``k1`` neighbours, enlarged by the sets (of half the size) of its members that share two
+    Two images are k-reciprocal neighbors when each is among the k nearest of the other (itself included). An
+    image's set is that of its ``k1`` neighbors, enlarged by the sets (of half the size) of its members that share two
     thirds with it; a member at the distance d weighs ``exp(-d)``. The sets of the ``k2`` nearest are averaged,
     and two images are compared by the Jaccard distance of their weighted sets, mixed with the distance itself.
 
     Args:
         similarities: ``(N, N)`` cosines of queries and gallery together, the queries first.
         num_queries: How many of the rows are queries.
-        k1: Neighbours whose reciprocity is looked at, at least 1; a small set has fewer.
+        k1: Neighbors whose reciprocity is looked at, at least 1; a small set has fewer.
         k2: Nearest images whose sets are averaged, at least 1; 1 for none but its own.
         distance_weight: Part of the distance itself, in [0, 1]; 1 leaves the order as it is.
 
@@ -139,7 +139,7 @@ def k_reciprocal_distances(
         Zhong et al., "Re-ranking Person Re-identification with k-reciprocal Encoding", CVPR 2017, equations 1 to 12,
         and the order of steps of its published Python code. As there, the distance is the squared Euclidean one,
         divided by the largest of the row: it is ``2 - 2 s``, which no sign of s disturbs. Ties are ordered by row
-        except that every image comes first among its own neighbours.
+        except that every image comes first among its own neighbors.
     """
     values = as_embeddings(similarities, "similarities").astype(np.float64)
     _check_reciprocal(values, num_queries, k1, k2, distance_weight)

@@ -126,7 +126,7 @@ def calibrate_embeddings(
     false_accept_rate: float | None = None,
     false_reject_rate: float | None = None,
 ) -> Threshold:
-    """Calibrate a threshold on a labelled collection beside the index, by the labels of its records.
+    """Calibrate a threshold on a labeled collection beside the index, by the labels of its records.
 
     Its images search among themselves. It should be about as large as the index: in a larger collection the nearest
     image is nearer.
@@ -200,7 +200,7 @@ def choose_threshold(
     if false_accept_rate is not None and not has_classes:
         raise ConfigError(
             "a rate of false accepts needs classes, at least two, with images to search for; name the metadata column "
-            "that says what an image shows, or a labelled collection."
+            "that says what an image shows, or a labeled collection."
         )
     if false_accept_rate is None and len(scores.known) < MIN_QUERIES:
         raise DataError(

@@ -13,7 +13,7 @@ from vitrieve.data.picture import encode_jpeg
 from vitrieve.index.kinds import name_kind
 from vitrieve.search.explain import explain_result
 from vitrieve.search.request import SearchRequest
-from vitrieve.serve.body import is_form, parse_form, recognise
+from vitrieve.serve.body import is_form, parse_form, recognize
 from vitrieve.serve.gate import is_authorized
 from vitrieve.serve.limits import MAX_TEXT, Limits
 from vitrieve.serve.observe import CONTENT_TYPE
@@ -117,14 +117,14 @@ async def search(
 
 
 def read_question(request: Request, body: bytes, parameters: SearchParameters, limits: Limits) -> Question:
-    """Recognise what a body is, and read it; in a worker, because a body can be made to take long.
+    """Recognize what a body is, and read it; in a worker, because a body can be made to take long.
 
     Raises:
         HTTPException: 413 too much JSON, 422 nothing that can be searched for.
     """
     if not body:
         raise HTTPException(422, "the body is empty; send the bytes of an image, a form, or JSON.")
-    content, content_type = recognise(body), request.headers.get("content-type", "")
+    content, content_type = recognize(body), request.headers.get("content-type", "")
     if content == "image" or (content == "unknown" and not is_form(content_type)):
         return Question(parameters=parameters, plus=(body,))  # decoding says what is wrong with what is unknown
     if content == "json":

@@ -47,10 +47,10 @@ def find_image_type(head: bytes) -> str | None:
     return next((media_type for media_type, begins in _BEGINNINGS if begins(head)), None)
 
 
-def recognise(data: bytes) -> Content:
+def recognize(data: bytes) -> Content:
     """Tell an image and a JSON object apart, whatever the request's header says.
 
-    >>> recognise(b' {"id": "a.jpg"}')
+    >>> recognize(b' {"id": "a.jpg"}')
     'json'
     """
     if find_image_type(data[:NUM_BYTES]):

@@ -99,7 +99,7 @@ class JsonFormatter(logging.Formatter):
 
 
 def _describe(error: BaseException | None) -> dict[str, str]:
-    """Say what was raised, and where: enough to recognise a fault, in a line."""
+    """Say what was raised, and where: enough to recognize a fault, in a line."""
     if error is None:
         return {}
     frames = traceback.extract_tb(error.__traceback__)

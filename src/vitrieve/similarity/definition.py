@@ -1,6 +1,6 @@
 """The only definition of nearness, in NumPy.
 
-The similarity of two embeddings is their inner product (the cosine, for L2-normalised rows), computed in
+The similarity of two embeddings is their inner product (the cosine, for L2-normalized rows), computed in
 float64 and rounded to float32. It is a function of the two rows alone: not of their places in a matrix,
 the size of a block, the number of threads or the library underneath. Exact duplicates therefore tie
 exactly, and so does a whole collapsed collection, which the metrics rely on (ties count against the query).
@@ -212,7 +212,7 @@ def grid_steps(rows: FloatArray) -> npt.NDArray[np.float64]:
         block = slice(start, start + STEP_BLOCK_SIZE)
         norms = np.sqrt((rows[block].astype(np.float64) ** 2).sum(axis=1))
         if norms.max(initial=0.0) > MAX_NORM:
-            raise InputError(f"an embedding has the norm {norms.max():.3g}; normalise embeddings first.")
+            raise InputError(f"an embedding has the norm {norms.max():.3g}; normalize embeddings first.")
         mantissas, exponents = np.frexp(norms)
         # Norms up to 2^(e + 1/4) belong to exponent e, so that rows of norm 1, give or take a rounding, share one
         # grid. The inner product of two such rows stays below 2^(1/2) times their grids' scales: room to spare.
@@ -251,7 +251,7 @@ def pair_similarities(queries: GridRows, gallery: GridRows, places: IntArray, ro
     Args:
         queries: ``(Q, E)``.
         gallery: ``(G, E)``.
-        places: ``(P,)`` places in ``queries``; fastest where neighbours are the same.
+        places: ``(P,)`` places in ``queries``; fastest where neighbors are the same.
         rows: ``(P,)`` rows of ``gallery``.
 
     Returns:

@@ -46,8 +46,8 @@ from vitrieve.similarity.product import (
 
 MIN_GALLERY = 2048
 """A smaller gallery is compared whole."""
-GROUPS_PER_NEIGHBOUR = 8
-"""The least number of groups for each wanted neighbour: then few groups hold two, and the estimate is close."""
+GROUPS_PER_NEIGHBOR = 8
+"""The least number of groups for each wanted neighbor: then few groups hold two, and the estimate is close."""
 GROUP_SIZES = (64, 32, 16, 8, 4)
 """Rows of which only the largest result is kept; in a collection that is compared with itself there may be more."""
 MAX_SYMMETRIC_SIZE = 1024
@@ -69,7 +69,7 @@ ORDERED_QUERIES = 256
 MIN_SYMMETRIC_SHARE = 0.75
 """With a smaller share of queries among the images of a collection, half of all products is no gain."""
 MAX_CANDIDATES = 512
-"""A query with more candidates than this, beside ten for each neighbour, is left to a more precise product."""
+"""A query with more candidates than this, beside ten for each neighbor, is left to a more precise product."""
 MIN_COPIED_QUERIES = 256
 """From so many queries on, so many pairs are compared that the embeddings are copied on their grid."""
 ROW_BITS = 32
@@ -107,7 +107,7 @@ class Task(NamedTuple):
     Attributes:
         queries: ``(Q, E)`` float32.
         gallery: ``(G, E)`` float32; it may be ``queries``.
-        num_wanted: ``(Q,)`` int64: the number of groups that tell how near the neighbours are.
+        num_wanted: ``(Q,)`` int64: the number of groups that tell how near the neighbors are.
         hidden: Pairs that are not to be found.
     """
 
@@ -231,7 +231,7 @@ class Maxima:
             lines, numbers = np.divmod(np.flatnonzero(is_between), len(members))
             found.append((owners[lines] << ROW_BITS) | members[numbers])
         is_left |= num_open > max_pairs
-        pairs = np.sort(np.concatenate(found))  # the rows of a group are no neighbours
+        pairs = np.sort(np.concatenate(found))  # the rows of a group are no neighbors
         pairs = pairs[~is_left[pairs >> ROW_BITS]]  # a query may have too many only after its first pairs were listed
         return OpenPairs(pairs >> ROW_BITS, pairs & (2**ROW_BITS - 1), num_above, is_left)
 
@@ -298,7 +298,7 @@ def settle(
 
     Args:
         task: Queries and a gallery of ``MIN_GALLERY`` rows at least.
-        chosen: ``(P,)`` the queries that matter, each with at most ``max_wanted`` neighbours.
+        chosen: ``(P,)`` the queries that matter, each with at most ``max_wanted`` neighbors.
         use: Takes the maxima of some queries, ``(Q,)``, and says which of them are left open.
         chunk_size: Queries at a time; None: as many as memory allows.
         may_load_torch: As ``has_bfloat16_for``.
@@ -324,8 +324,8 @@ def settle(
 
 
 def max_wanted(num_gallery: int) -> int:
-    """Return the most neighbours of a query that groups help to find: for more, comparing everything costs no more."""
-    return num_gallery // (GROUPS_PER_NEIGHBOUR * GROUP_SIZES[-1])
+    """Return the most neighbors of a query that groups help to find: for more, comparing everything costs no more."""
+    return num_gallery // (GROUPS_PER_NEIGHBOR * GROUP_SIZES[-1])
 
 
 def top_k(
@@ -336,7 +336,7 @@ def top_k(
     Args:
         queries: ``(Q, E)`` embeddings.
         gallery: ``(G, E)`` embeddings.
-        k: Neighbours to return, at least 1.
+        k: Neighbors to return, at least 1.
         chunk_size: Queries at a time. Changes no value.
 
     Returns:
@@ -392,7 +392,7 @@ def _compute_maxima(
         min_size = GROUP_SIZES[-1]
         while MAXIMA_BYTES * min_size < 4 * num_gallery**2:
             min_size *= 2
-        is_few = task.num_wanted[chosen] <= num_gallery // (GROUPS_PER_NEIGHBOUR * min_size)
+        is_few = task.num_wanted[chosen] <= num_gallery // (GROUPS_PER_NEIGHBOR * min_size)
         few = chosen[is_few]
         is_gain = min_size <= MAX_SYMMETRIC_SIZE and len(few) >= MIN_SYMMETRIC_SHARE * num_gallery
         if is_gain and _is_symmetric(task.hidden):
@@ -412,7 +412,7 @@ def _compute_maxima(
 
 
 def _choose_group_size(num_wanted: int, num_gallery: int) -> int:
-    return next(size for size in GROUP_SIZES if num_gallery >= GROUPS_PER_NEIGHBOUR * num_wanted * size)
+    return next(size for size in GROUP_SIZES if num_gallery >= GROUPS_PER_NEIGHBOR * num_wanted * size)
 
 
 def _is_symmetric(hidden: PairLists) -> bool:

@@ -5,7 +5,7 @@ bound of the similarity settles most pairs, and the definition settles the rest.
 
 **The bound.** Let q and g be rows as given, q' and g' the same rows on the grid of ``definition.py``, and q^, g^ the
 rows that are multiplied. The similarity is float32(q' . g'). Embeddings often lie in a narrow cone, where a product of
-bfloat16 numbers would tell little apart, so the gallery may be centred: with m near the mean of its rows and
+bfloat16 numbers would tell little apart, so the gallery may be centered: with m near the mean of its rows and
 c = g - m, q . g is q . c plus an ``offset`` q . m that belongs to the query alone. q^ is q and g^ is c, either as they
 are or rounded to bfloat16. With d = q^ - q and e = g^ - c, an exact product of the multiplied rows is off by
 
@@ -105,15 +105,15 @@ class Product(Protocol):
 
 
 class Spread(NamedTuple):
-    """Lengths that bound the error of a product: of the longest gallery row, centred row and residual."""
+    """Lengths that bound the error of a product: of the longest gallery row, centered row and residual."""
 
     row: float
-    centred: float
+    centered: float
     residual: float
 
 
 class Float32Product:
-    """The product in float32, by NumPy; it neither copies nor centres the gallery."""
+    """The product in float32, by NumPy; it neither copies nor centers the gallery."""
 
     hidden: ClassVar[Any] = np.float32(-np.inf)
     lowest: ClassVar[float] = -np.inf
@@ -156,7 +156,7 @@ class BFloat16Product:
 
     Results are int16: the bits of the bfloat16 numbers, which are the first 16 bits of the float32 numbers: sign,
     exponent and 8 bits of precision. Read as integers, positive numbers are in order, and negative ones are below
-    them, but not in order. Near rows have a positive product with a query, as the gallery is centred; a query of
+    them, but not in order. Near rows have a positive product with a query, as the gallery is centered; a query of
     which that is not true is left to the float32 product. Integers are compared twice as fast as float32 and much
     faster than torch and NumPy compare bfloat16.
     """
@@ -165,31 +165,31 @@ class BFloat16Product:
     lowest: ClassVar[float] = 1
 
     def __init__(self, gallery: FloatArray) -> None:
-        """Centre, convert and measure a gallery, ``(G, E)`` float32.
+        """Center, convert and measure a gallery, ``(G, E)`` float32.
 
         Raises:
             InputError: A row that is too long.
         """
         import torch
 
-        # About the mean: any centre will do.
+        # About the mean: any center will do.
         some = gallery[:: max(1, len(gallery) // PREPARED_ROWS)]
-        self._centre: FloatArray = some.mean(axis=0, dtype=np.float64).astype(np.float32)
+        self._center: FloatArray = some.mean(axis=0, dtype=np.float64).astype(np.float32)
         self._gallery = torch.empty(gallery.shape, dtype=torch.bfloat16)
         lengths = []
         for number, rows in enumerate(_pieces(gallery)):
-            centred = rows - self._centre
-            rounded, residuals = _to_bfloat16(centred)
+            centered = rows - self._center
+            rounded, residuals = _to_bfloat16(centered)
             first = number * PREPARED_ROWS
             self._gallery[first : first + len(rows)] = rounded
-            lengths.append((max_norm(rows), max_norm(centred), max_norm(residuals)))
+            lengths.append((max_norm(rows), max_norm(centered), max_norm(residuals)))
         self._spread = Spread(*np.max(lengths, axis=0).tolist())
 
     def prepare(self, queries: FloatArray) -> tuple[Any, Bounds]:
         """Return the queries in bfloat16; see ``Product``."""
         rounded, residuals = _to_bfloat16(queries)
         # Summed without a matrix product, whose threads would go on spinning on the cores of the next one.
-        offsets = np.vecdot(queries.astype(np.float64), self._centre.astype(np.float64))
+        offsets = np.vecdot(queries.astype(np.float64), self._center.astype(np.float64))
         return rounded, Bounds(bound(queries, _norms(residuals), self._spread), offsets)
 
     def multiply(self, prepared: Any, columns: slice, out: Results) -> None:
@@ -224,7 +224,7 @@ def has_bfloat16_for(num_queries: int, gallery: FloatArray, *, may_load_torch: b
     """Say whether ``BFloat16Product`` is faster here, for ``num_queries`` and a gallery ``(G, E)``.
 
     torch multiplies bfloat16. Search must not load it, so it serves where the program has loaded it anyway. The
-    neighbours are the same with and without. ``may_load_torch`` loads it, where it is installed, when the product is
+    neighbors are the same with and without. ``may_load_torch`` loads it, where it is installed, when the product is
     large enough to gain by that.
     """
     is_large = 2.0 * num_queries * gallery.size > TORCH_OPERATIONS
@@ -277,9 +277,9 @@ def bound(queries: FloatArray, query_residuals: Numbers, gallery: Spread) -> Num
     if query_norms.max(initial=0.0) > MAX_NORM:
         grid_steps(queries)  # raises
     multiplied = query_norms + query_residuals  # at least |q^|
-    rounding = query_residuals * gallery.centred + multiplied * gallery.residual
+    rounding = query_residuals * gallery.centered + multiplied * gallery.residual
     # |m| is at most |g| + |c|: the offset's share is far below the 2^-10 that everything is widened by.
-    summing = (num_dims * 2.0**-22 + 2.0**-24) * multiplied * (gallery.centred + gallery.residual)
+    summing = (num_dims * 2.0**-22 + 2.0**-24) * multiplied * (gallery.centered + gallery.residual)
     grid = (num_dims**0.5 * 2.0**-24 + 2.0**-23 + num_dims * 2.0**-50) * query_norms * gallery.row
     flushed = num_dims * 2.0**-124 + num_dims**0.5 * 2.0**-125 * (query_norms + gallery.row)
     errors: Numbers = (rounding + summing + grid + flushed) * (1 + 2.0**-10)

@@ -24,7 +24,7 @@ class Change:
     Attributes:
         record: The image, with all its metadata.
         stamp: What its file was.
-        vector: ``(E,)`` float32, L2-normalised.
+        vector: ``(E,)`` float32, L2-normalized.
     """
 
     record: ImageRecord

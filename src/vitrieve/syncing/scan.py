@@ -28,7 +28,7 @@ class Collection:
         records: By ``image_id``.
         failures: ``(image_id, reason)`` of files that cannot be images of it.
         notes: What a user must be told about the collection.
-        license: Licence and attribution of the images; empty when unknown.
+        license: License and attribution of the images; empty when unknown.
         root: Folder below which the names of the images are paths; None where there is none.
         source: How the collection was named, as ``read_collection`` takes it.
         exclude: Patterns of what was left out of a folder.

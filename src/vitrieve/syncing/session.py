@@ -52,7 +52,7 @@ class SyncSession:
         """Make the index hold the images of the collection, and bring what makes searching fast up to date."""
         report = sync_collection(self.ledger, self.encoder, collection, settings)
         if report.is_changed:
-            self.store.optimise()
+            self.store.optimize()
         return replace(report, num_indexed=self.store.count())
 
 
@@ -107,7 +107,7 @@ def open_session(
         index: Folder of the index.
         encoder: Makes the vectors.
         kind: Which store a new index has.
-        license: Licence and attribution of the images, for a new index.
+        license: License and attribution of the images, for a new index.
         exclude: Patterns of what is left out of the collection; remembered for the next sync (``exclusion.py``).
         is_adopted: Take over an index of another collection, or of this one under another path.
 

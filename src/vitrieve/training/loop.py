@@ -1,4 +1,4 @@
-"""The optimiser's steps of a training run, in order.
+"""The optimizer's steps of a training run, in order.
 
 Each line of ``fit_encoder`` is a short function of this folder or of a stage before it; ``run.py``
 adds the data, the measurement and the report.
@@ -200,7 +200,7 @@ def build_state(config: Config, encoder: ImageEncoder, *, num_classes: int, num_
 
 
 def train_step(state: TrainingState, batch: Batch, config: Config) -> dict[str, float]:
-    """Do one optimiser step; return what to log.
+    """Do one optimizer step; return what to log.
 
     Raises:
         NonFiniteLossError: Before the weights change.

@@ -28,7 +28,7 @@ SCRATCH_SHARE = 0.5
 BYTES_PER_WEIGHT = 12
 """Gradient and the two moments of Adam, in float32."""
 RESERVE_BYTES = 2 * GIB // 5
-"""For pictures that are being decoded, temporary copies of the optimiser, and what the allocator keeps: runs of DeiT-S
+"""For pictures that are being decoded, temporary copies of the optimizer, and what the allocator keeps: runs of DeiT-S
 and DINOv2 ViT-S needed 0.3 GiB beyond what is counted."""
 STATUS_OF_PROCESS = Path("/proc/self/statm")
 

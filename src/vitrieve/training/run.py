@@ -1,6 +1,6 @@
 """The story of ``train``: a run from the source of its images to the encoder, the report and the manifest.
 
-The command ``vitrieve train`` (``cli/train.py``) calls the same function. The optimiser's steps are in ``loop.py``.
+The command ``vitrieve train`` (``cli/train.py``) calls the same function. The optimizer's steps are in ``loop.py``.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from vitrieve.embed.collection import EmbedSettings
 from vitrieve.errors import ArtifactError, DataError, UnfinishedRunError, VitrieveError
 from vitrieve.evaluation.protocols import select_records
 from vitrieve.evaluation.run import EMBEDDINGS_FOLDER, REPORT_NAME, EvaluationResult, evaluate_encoder, run_comparison
-from vitrieve.model.artefact import ENCODER_SUBFOLDER
+from vitrieve.model.artifact import ENCODER_SUBFOLDER
 from vitrieve.model.card import ModelCard
 from vitrieve.model.cost import count_cost, format_cost
 from vitrieve.model.encoder import ImageEncoder, build_encoder, save_encoder
@@ -117,7 +117,7 @@ def train(
 
     Args:
         data: A data set, for example of ``read_source``; or a source as that takes it: a folder with one subfolder
-            for each class, ``folder:DIR``, ``manifest:FILE``, ``emoji``.
+            for each class, ``folder:DIR``, ``table:FILE``, ``emoji``.
         recipe: Name of a recipe (``vitrieve.recipes.RECIPES``), or a complete configuration.
         out: Folder of the run; made when it is missing.
         resume: Go on with an unfinished run in ``out``; a folder that is missing or empty is begun.

@@ -1,6 +1,6 @@
 """The state of a run on disk, from which it resumes bit for bit.
 
-One safetensors file holds the weights, their averages, the optimiser and the objective (memories, proxies); its
+One safetensors file holds the weights, their averages, the optimizer and the objective (memories, proxies); its
 header holds the step, the selection and a checksum. Tuples are kept, because they were mined with weights that have
 changed since. Sampler positions and random states are functions of (seed, step) and need no place. A file is written
 beside its final name, read back, flushed to the disk, then renamed: a kill at any moment leaves the previous state or

@@ -24,7 +24,7 @@ async function go(address, { isBack = false, scroll = 0 } = {}) {
   shown = findPlace();
   document.title = next.title;
   page().replaceWith(next.getElementById("page"));
-  status.textContent = summarise();
+  status.textContent = summarize();
   notice.hidden = true;
   setUp();
   page().focus({ preventScroll: true });
@@ -32,7 +32,7 @@ async function go(address, { isBack = false, scroll = 0 } = {}) {
 }
 
 // What a screen reader says once a page is there.
-function summarise() {
+function summarize() {
   const title = page().querySelector("h1")?.textContent ?? "";
   const numResults = page().querySelectorAll(".found .card").length;
   return numResults ? `${title}: ${numResults} ${numResults === 1 ? "result" : "results"}` : title;
@@ -249,7 +249,7 @@ function setUpStage(stage) {
   });
 }
 
-// ---- Colours -------------------------------------------------------------------------------------------------------
+// ---- Colors -------------------------------------------------------------------------------------------------------
 
 const theme = document.getElementById("theme");
 const prefersDark = matchMedia("(prefers-color-scheme: dark)");

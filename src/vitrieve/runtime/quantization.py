@@ -1,4 +1,4 @@
-"""int8: an exported encoder, quantised after training on some of the user's pictures."""
+"""int8: an exported encoder, quantized after training on some of the user's pictures."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import numpy as np
 from vitrieve.artifacts import describe_full_disk
 from vitrieve.data.preprocess import to_pixels
 from vitrieve.errors import ArtifactError, ConfigError, DiskFullError
-from vitrieve.model.artefact import (
+from vitrieve.model.artifact import (
     EMBEDDING_OUTPUT,
     INT8_NAMES,
     ONNX_NAME,
@@ -29,11 +29,11 @@ from vitrieve.runtime.openvino_engine import import_openvino, no_telemetry
 
 Preset = Literal["mixed", "performance"]
 MIN_COSINE = 0.9
-"""Below it between int8 and fp32, on any picture, something went wrong in quantising: nothing is kept."""
+"""Below it between int8 and fp32, on any picture, something went wrong in quantizing: nothing is kept."""
 NUM_COMPARED = 32
 
 
-def quantise_folder(folder: Path, squares: Sequence[np.ndarray], preset: Preset = "mixed") -> float:
+def quantize_folder(folder: Path, squares: Sequence[np.ndarray], preset: Preset = "mixed") -> float:
     """Add ``int8.xml`` and ``int8.bin`` to an exported encoder, or replace them, and note them in the manifest.
 
     Weights and activations of products become int8, with ranges that fit the pictures given; softmax and norms stay.
@@ -53,13 +53,13 @@ def quantise_folder(folder: Path, squares: Sequence[np.ndarray], preset: Preset 
         ConfigError: NNCF or OpenVINO is not installed, or there is no picture.
 
     Source:
-        Post-training quantisation of NNCF with SmoothQuant (Xiao et al., arXiv:2211.10438), as it does for
+        Post-training quantization of NNCF with SmoothQuant (Xiao et al., arXiv:2211.10438), as it does for
         transformers.
     """
     if find_spec("nncf") is None or find_spec("openvino") is None:
-        raise ConfigError("quantising needs NNCF and OpenVINO; install vitrieve[int8].")
+        raise ConfigError("quantizing needs NNCF and OpenVINO; install vitrieve[int8].")
     if not squares:
-        raise ConfigError("quantising needs pictures to calibrate on; give at least one.")
+        raise ConfigError("quantizing needs pictures to calibrate on; give at least one.")
     contents = read_contents(folder)
     if not contents.has_onnx:
         raise ArtifactError(f"{folder} is not exported; run first: vitrieve export --encoder {folder}")
@@ -69,13 +69,13 @@ def quantise_folder(folder: Path, squares: Sequence[np.ndarray], preset: Preset 
     pixels = [to_pixels(square, contents.spec.preprocessing)[None] for square in squares]
     graph = openvino.Core().read_model(folder / ONNX_NAME)
     graph = openvino.Model([graph.output(EMBEDDING_OUTPUT)], graph.get_parameters(), EMBEDDING_OUTPUT)
-    quantised = _quantise(graph, pixels, preset)
-    cosine = _compare(graph, quantised, pixels[:NUM_COMPARED])
+    quantized = _quantize(graph, pixels, preset)
+    cosine = _compare(graph, quantized, pixels[:NUM_COMPARED])
     if not cosine >= MIN_COSINE:
         raise ArtifactError(f"in int8 an embedding has a cosine of {cosine:.3f} to that in fp32; nothing was kept.")
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         with _explaining_stream_errors(folder / INT8_NAMES[0], (folder / ONNX_NAME).stat().st_size):
-            openvino.save_model(quantised, Path(scratch) / INT8_NAMES[0], compress_to_fp16=False)
+            openvino.save_model(quantized, Path(scratch) / INT8_NAMES[0], compress_to_fp16=False)
         forget_export(folder, INT8_NAMES)
         for name in INT8_NAMES:
             shutil.move(Path(scratch) / name, folder / name)
@@ -102,7 +102,7 @@ def _explaining_stream_errors(path: Path, max_bytes: int) -> Iterator[None]:
         raise DiskFullError(describe_full_disk(path)) from error
 
 
-def _quantise(graph: object, pixels: Sequence[np.ndarray], preset: Preset) -> object:
+def _quantize(graph: object, pixels: Sequence[np.ndarray], preset: Preset) -> object:
     with no_telemetry():
         import nncf
     with redirect_stdout(sys.stderr):  # its progress bars
@@ -115,10 +115,10 @@ def _quantise(graph: object, pixels: Sequence[np.ndarray], preset: Preset) -> ob
         )
 
 
-def _compare(graph: object, quantised: object, pixels: Sequence[np.ndarray]) -> float:
+def _compare(graph: object, quantized: object, pixels: Sequence[np.ndarray]) -> float:
     """Return the smallest cosine between the embeddings of two graphs."""
     import openvino
 
     core, settings = openvino.Core(), {"INFERENCE_PRECISION_HINT": "f32"}
-    exact, short = (core.compile_model(model, "CPU", settings) for model in (graph, quantised))
+    exact, short = (core.compile_model(model, "CPU", settings) for model in (graph, quantized))
     return min(float((exact(one)[0] * short(one)[0]).sum()) for one in pixels)

@@ -1,4 +1,4 @@
-"""``python -m vitrieve.reproduce.analyse``: what the figures show of one encoder, as a small JSON file.
+"""``python -m vitrieve.reproduce.analyze``: what the figures show of one encoder, as a small JSON file.
 
 The energy of its principal components (figures 2 and 3) and the histograms of its similarities (figure 5), on the test
 images of a data set; so no embeddings need to be kept.
@@ -78,4 +78,4 @@ def read_histogram(analysis: dict[str, Any]) -> SimilarityHistogram:
 
 
 if __name__ == "__main__":
-    run(tyro.cli(Arguments, prog="python -m vitrieve.reproduce.analyse"))
+    run(tyro.cli(Arguments, prog="python -m vitrieve.reproduce.analyze"))

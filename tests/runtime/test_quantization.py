@@ -1,4 +1,4 @@
-"""int8: quantised on real pictures, and what load_encoder makes of it."""
+"""int8: quantized on real pictures, and what load_encoder makes of it."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from vitrieve.artifacts import read_manifest
 from vitrieve.data.decode import read_image_bytes
 from vitrieve.data.preprocess import Preprocessing, to_square
 from vitrieve.errors import ArtifactError, ConfigError, FingerprintError
-from vitrieve.model.artefact import INT8_NAMES, ONNX_NAME, read_spec
+from vitrieve.model.artifact import INT8_NAMES, ONNX_NAME, read_spec
 from vitrieve.model.export import export_folder
-from vitrieve.runtime import quantisation
+from vitrieve.runtime import quantization
 from vitrieve.runtime.encoder import load_encoder
-from vitrieve.runtime.quantisation import MIN_COSINE, quantise_folder
+from vitrieve.runtime.quantization import MIN_COSINE, quantize_folder
 
 pytestmark = [
     pytest.mark.slow,
@@ -43,17 +43,17 @@ def squares(tiny_encoder_folder: Path, class_folder: Path) -> list[np.ndarray]:
 
 
 @pytest.fixture(scope="module")
-def quantised(tiny_encoder_folder: Path, squares: list[np.ndarray], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("quantised") / "encoder"
+def quantized(tiny_encoder_folder: Path, squares: list[np.ndarray], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("quantized") / "encoder"
     shutil.copytree(tiny_encoder_folder, folder)
-    assert quantise_folder(folder, squares) >= MIN_COSINE
+    assert quantize_folder(folder, squares) >= MIN_COSINE
     return folder
 
 
-def test_int8_is_near_fp32_but_not_it(quantised: Path, squares: list[np.ndarray]) -> None:
+def test_int8_is_near_fp32_but_not_it(quantized: Path, squares: list[np.ndarray]) -> None:
     batch = np.stack(squares)
-    short = load_encoder(quantised, precision="int8")
-    exact = load_encoder(quantised, precision="fp32", engine="openvino")
+    short = load_encoder(quantized, precision="int8")
+    exact = load_encoder(quantized, precision="fp32", engine="openvino")
     assert (short.engine, short.precision) == ("openvino", "int8")
     found, expected = short.encode_squares(batch), exact.encode_squares(batch)
     cosines = (found * expected).sum(axis=1)
@@ -62,24 +62,24 @@ def test_int8_is_near_fp32_but_not_it(quantised: Path, squares: list[np.ndarray]
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
 
 
-def test_int8_has_the_fingerprint_of_its_encoder(quantised: Path, tiny_encoder_folder: Path) -> None:
-    assert load_encoder(quantised, precision="int8").fingerprint == load_encoder(tiny_encoder_folder).fingerprint
+def test_int8_has_the_fingerprint_of_its_encoder(quantized: Path, tiny_encoder_folder: Path) -> None:
+    assert load_encoder(quantized, precision="int8").fingerprint == load_encoder(tiny_encoder_folder).fingerprint
 
 
-def test_auto_does_not_take_int8(quantised: Path) -> None:
-    assert load_encoder(quantised).precision != "int8"
+def test_auto_does_not_take_int8(quantized: Path) -> None:
+    assert load_encoder(quantized).precision != "int8"
 
 
-def test_patch_tokens_of_int8_come_from_the_exported_graph(quantised: Path) -> None:
+def test_patch_tokens_of_int8_come_from_the_exported_graph(quantized: Path) -> None:
     pixels = np.zeros((1, 3, 32, 32), np.float32)
-    exact = load_encoder(quantised, precision="fp32", engine="openvino").patch_tokens(pixels)
-    assert load_encoder(quantised, precision="int8").patch_tokens(pixels).shape == exact.shape
+    exact = load_encoder(quantized, precision="fp32", engine="openvino").patch_tokens(pixels)
+    assert load_encoder(quantized, precision="int8").patch_tokens(pixels).shape == exact.shape
 
 
 @pytest.mark.parametrize("name", INT8_NAMES)
-def test_trap_a_damaged_graph_is_refused(quantised: Path, tmp_path: Path, name: str) -> None:
+def test_trap_a_damaged_graph_is_refused(quantized: Path, tmp_path: Path, name: str) -> None:
     folder = tmp_path / "encoder"
-    shutil.copytree(quantised, folder)
+    shutil.copytree(quantized, folder)
     data = bytearray((folder / name).read_bytes())
     data[len(data) // 2] ^= 1
     (folder / name).write_bytes(data)
@@ -87,23 +87,23 @@ def test_trap_a_damaged_graph_is_refused(quantised: Path, tmp_path: Path, name: 
         load_encoder(folder, precision="int8")
 
 
-def test_quantising_again_replaces_the_graph(quantised: Path, squares: list[np.ndarray], tmp_path: Path) -> None:
+def test_quantizing_again_replaces_the_graph(quantized: Path, squares: list[np.ndarray], tmp_path: Path) -> None:
     folder = tmp_path / "encoder"
-    shutil.copytree(quantised, folder)
+    shutil.copytree(quantized, folder)
     before = read_manifest(folder, "encoder")
-    quantise_folder(folder, squares[:3], "performance")
+    quantize_folder(folder, squares[:3], "performance")
     after = read_manifest(folder, "encoder")
     assert before["sha256"][ONNX_NAME] == after["sha256"][ONNX_NAME]
     assert before["sha256"]["int8.xml"] != after["sha256"]["int8.xml"]
-    assert sorted(path.name for path in folder.iterdir()) == sorted(path.name for path in quantised.iterdir())
+    assert sorted(path.name for path in folder.iterdir()) == sorted(path.name for path in quantized.iterdir())
 
 
 @pytest.mark.parametrize("num_moved", [0, 1, 2])
-def test_quantising_again_stopped_at_any_file_leaves_an_encoder(
-    quantised: Path, squares: list[np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_moved: int
+def test_quantizing_again_stopped_at_any_file_leaves_an_encoder(
+    quantized: Path, squares: list[np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_moved: int
 ) -> None:
     folder = tmp_path / "encoder"
-    shutil.copytree(quantised, folder)
+    shutil.copytree(quantized, folder)
     move, moved = shutil.move, list[Path]()
 
     def move_until_stopped(source: Path, target: Path) -> None:
@@ -116,34 +116,34 @@ def test_quantising_again_stopped_at_any_file_leaves_an_encoder(
 
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "move", move_until_stopped)
-        patch.setattr(quantisation, "note_export", stop)
+        patch.setattr(quantization, "note_export", stop)
         with pytest.raises(KeyboardInterrupt):
-            quantise_folder(folder, squares[:3], "performance")
+            quantize_folder(folder, squares[:3], "performance")
     export_folder(folder)  # notes its own graph, not a mixture of old and new that lies beside it
-    with pytest.raises(ArtifactError, match="vitrieve quantise"):
+    with pytest.raises(ArtifactError, match="vitrieve quantize"):
         load_encoder(folder, precision="int8")
-    quantise_folder(folder, squares[:3], "performance")
+    quantize_folder(folder, squares[:3], "performance")
     load_encoder(folder, precision="int8")
 
 
 def test_int8_without_its_graph_says_how_to_make_it(tiny_encoder_folder: Path) -> None:
-    with pytest.raises(ArtifactError, match="vitrieve quantise --encoder"):
+    with pytest.raises(ArtifactError, match="vitrieve quantize --encoder"):
         load_encoder(tiny_encoder_folder, precision="int8")
 
 
-def test_int8_is_for_openvino(quantised: Path) -> None:
+def test_int8_is_for_openvino(quantized: Path) -> None:
     for engine in ("onnx", "torch"):
         with pytest.raises(ConfigError, match="does not compute in 'int8'"):
-            load_encoder(quantised, precision="int8", engine=engine)  # type: ignore[arg-type]
+            load_encoder(quantized, precision="int8", engine=engine)  # type: ignore[arg-type]
 
 
-def test_quantise_needs_pictures_and_an_export(
+def test_quantize_needs_pictures_and_an_export(
     tiny_encoder_folder: Path, squares: list[np.ndarray], tmp_path: Path
 ) -> None:
     with pytest.raises(ConfigError, match="at least one"):
-        quantise_folder(tiny_encoder_folder, [])
+        quantize_folder(tiny_encoder_folder, [])
     from vitrieve.model.encoder import read_encoder, save_encoder
 
     save_encoder(read_encoder(tiny_encoder_folder), tmp_path / "plain")
     with pytest.raises(ArtifactError, match="vitrieve export"):
-        quantise_folder(tmp_path / "plain", squares)
+        quantize_folder(tmp_path / "plain", squares)

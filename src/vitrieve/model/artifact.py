@@ -3,7 +3,7 @@
 model.safetensors   weights of backbone, head and reduction
 encoder.json        ``EncoderSpec``
 encoder.onnx        the graph, when exported
-int8.xml, int8.bin  the graph in int8, when quantised
+int8.xml, int8.bin  the graph in int8, when quantized
 README.md           model card
 manifest.json       fingerprint and checksums, written last
 """
@@ -61,7 +61,7 @@ def compute_fingerprint(spec: EncoderSpec, states: Mapping[str, np.ndarray]) -> 
     """Compute what identifies an encoder: two encoders with the same fingerprint give embeddings that are comparable.
 
     Hashed are the architecture, the pooling, the preprocessing, several scales, a head's norm, and each weight's name,
-    type, shape and bytes (the reduction's among them); not the engine, the precision, names or licences: queries in
+    type, shape and bytes (the reduction's among them); not the engine, the precision, names or licenses: queries in
     int8 find in an index made in bf16 what queries in bf16 find, but for some thousandths (dev/LOG.md). The
     encoder of a weights name has it too, with torch and without, the same on every machine.
 

@@ -1,4 +1,4 @@
-"""``vitrieve quantise``: an exported encoder in int8, calibrated on the user's pictures."""
+"""``vitrieve quantize``: an exported encoder in int8, calibrated on the user's pictures."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from vitrieve.cli.arguments import Exclude, Switch
 from vitrieve.cli.console import print_json, print_message, print_result
-from vitrieve.runtime.quantisation import Preset
+from vitrieve.runtime.quantization import Preset
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +18,7 @@ class Arguments:
 
     encoder: str
     """A run, an encoder's folder, or a weights name; it must be exported (vitrieve export)."""
-    images: str
+    data: str
     """Pictures like those to embed: a folder, or a source (grocery:DIR, emoji, …). Of a source with a training split
     only that is used."""
     exclude: Exclude = ()
@@ -38,10 +38,10 @@ class Arguments:
 def run(arguments: Arguments) -> int:
     """Calibrate, and print where the graph is and how near it comes."""
     from vitrieve.data.sources import read_collection
-    from vitrieve.model.artefact import INT8_NAMES
+    from vitrieve.model.artifact import INT8_NAMES
     from vitrieve.runtime.int8 import add_int8
 
-    dataset = read_collection(arguments.images, exclude=arguments.exclude)
+    dataset = read_collection(arguments.data, exclude=arguments.exclude)
     print_message(*dataset.notes)
     made = add_int8(
         arguments.encoder,

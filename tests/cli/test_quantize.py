@@ -1,4 +1,4 @@
-"""The command end to end; what it makes is tested in tests/runtime/test_quantisation.py."""
+"""The command end to end; what it makes is tested in tests/runtime/test_quantization.py."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vitrieve.cli.main import main
 
 
 @pytest.mark.slow
-def test_quantise_then_embed_in_int8(tiny_encoder_folder: Path, class_folder: Path, tmp_path: Path) -> None:
+def test_quantize_then_embed_in_int8(tiny_encoder_folder: Path, class_folder: Path, tmp_path: Path) -> None:
     pytest.importorskip("openvino", reason="needs vitrieve[fast]")
     pytest.importorskip("nncf", reason="needs vitrieve[int8]")
     folder = tmp_path / "encoder"
@@ -23,7 +23,7 @@ def test_quantise_then_embed_in_int8(tiny_encoder_folder: Path, class_folder: Pa
     for number, path in enumerate(sorted(class_folder.rglob("*.png"))):
         shutil.copy(path, class_folder_copy / f"{number}.png")
     (class_folder_copy / "broken.png").write_bytes(b"no picture")
-    words = ["quantise", "--encoder", str(folder), "--images", str(class_folder_copy), "--num-images", "12", "--json"]
+    words = ["quantize", "--encoder", str(folder), "--data", str(class_folder_copy), "--num-images", "12", "--json"]
     words += ["--exclude", "0.png"]
     done = subprocess.run([sys.executable, "-m", "vitrieve", *words], capture_output=True, text=True, check=True)
     answer = json.loads(done.stdout)
@@ -32,7 +32,7 @@ def test_quantise_then_embed_in_int8(tiny_encoder_folder: Path, class_folder: Pa
     assert "left out: 1 excluded" in done.stderr
     assert set(answer["images_per_second"]) in ({"bf16", "int8"}, {"fp32", "int8"})
     assert min(answer["images_per_second"].values()) > 0
-    words = ["embed", "--encoder", str(folder), "--images", str(class_folder), "--precision", "int8", "--json"]
+    words = ["embed", "--encoder", str(folder), "--data", str(class_folder), "--precision", "int8", "--json"]
     done = subprocess.run(
         [sys.executable, "-m", "vitrieve", *words, "--out", str(tmp_path / "embeddings")],
         capture_output=True,
@@ -45,11 +45,11 @@ def test_quantise_then_embed_in_int8(tiny_encoder_folder: Path, class_folder: Pa
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
-        (["--encoder", "ENCODER", "--images", "PICTURES", "--num-images", "0"], "num_images is 0"),
-        (["--encoder", "ENCODER", "--images", "PICTURES", "--image-size", "64"], "is for weights names"),
-        (["--encoder", "nothing-of-this-name", "--images", "PICTURES"], "unknown"),
-        (["--encoder", "deit_small_patch16_224", "--images", "PICTURES"], "is not exported"),
-        (["--encoder", "ENCODER", "--images", "emoji", "--exclude", "*.png"], "emoji lists its images itself"),
+        (["--encoder", "ENCODER", "--data", "PICTURES", "--num-images", "0"], "num_images is 0"),
+        (["--encoder", "ENCODER", "--data", "PICTURES", "--image-size", "64"], "is for weights names"),
+        (["--encoder", "nothing-of-this-name", "--data", "PICTURES"], "unknown"),
+        (["--encoder", "deit_small_patch16_224", "--data", "PICTURES"], "is not exported"),
+        (["--encoder", "ENCODER", "--data", "emoji", "--exclude", "*.png"], "emoji lists its images itself"),
     ],
 )
 def test_wrong_use_is_refused_in_one_line(
@@ -63,7 +63,7 @@ def test_wrong_use_is_refused_in_one_line(
 ) -> None:
     monkeypatch.setenv("VITRIEVE_CACHE", str(tmp_path))
     places = {"ENCODER": str(tiny_encoder_folder), "PICTURES": str(class_folder)}
-    assert main(["quantise", *(places.get(word, word) for word in words)]) == 2
+    assert main(["quantize", *(places.get(word, word) for word in words)]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
     assert reason in captured.err
