@@ -1,7 +1,8 @@
 """vitrieve: train a vision transformer to find the same thing again, measure it, and search with it.
 
 The files of this package in reading order, which is also the order of running and the allowed direction
-of import: ``quoting``, ``errors``, ``progress``, ``cache`` | ``config``, ``recipes`` | ``similarity`` | ``artifacts`` |
+of import: ``quoting``, ``errors``, ``progress``, ``cache``, ``machine`` | ``config``, ``config_check``,
+``config_json``, ``config_overrides``, ``recipes`` | ``similarity`` | ``artifacts``, ``replacing`` |
 ``data/`` | ``model/`` | ``runtime/`` | ``objective/`` | ``embed/`` | ``evaluation/`` | ``training/`` | ``index/`` |
 ``syncing/`` | ``search/`` | ``serve/`` | ``reproduce/`` | ``doctor`` | ``cli/``.
 

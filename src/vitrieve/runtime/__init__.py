@@ -1,6 +1,6 @@
 """Engines that turn prepared pictures into embeddings; evaluate, embed and search use the same ones.
 
-Only ``torch_engine.py`` imports torch.
+Only ``torch_engine.py`` imports torch, and ``device.py`` inside its functions.
 
 The files in reading order, each of which begins with what it is for: ``encoder.py``, ``device.py``, ``engine.py``,
 ``choice.py``, ``torch_engine.py``, ``onnx_engine.py``, ``openvino_engine.py``, ``precision.py``, ``quantization.py``,
