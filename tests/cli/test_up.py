@@ -64,7 +64,7 @@ def test_up_serves_a_folder_and_embeds_only_what_is_new_the_next_time(
         (["empty"], "holds no image"),
         (["pictures", "--host", "0.0.0.0"], "needs a token"),
         (["pictures", "--encoder", "nothing-such"], "unknown weights"),
-        ([], "Folder of pictures"),
+        ([], "name the collection once: --data SOURCE"),
     ],
 )
 def test_up_refuses_wrong_use_with_one_message(

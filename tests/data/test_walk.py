@@ -109,7 +109,7 @@ def test_what_is_no_pattern_is_refused(tmp_path: Path) -> None:
     (tmp_path / ".vitrieveignore").write_bytes(b"\xff")
     with pytest.raises(DataError, match="expected UTF-8 text with the rules"):
         walk_pictures(tmp_path)
-    with pytest.raises(ConfigError, match="manifest lists its images itself"):
+    with pytest.raises(ConfigError, match="table lists its images itself"):
         read_source(f"table:{tmp_path / 'images.csv'}", exclude=["*.png"])
 
 
