@@ -59,6 +59,7 @@ TITLES = {
     "syncing": "Indexing",
     "search": "Searching",
     "serve": "Serving",
+    "doctor": "This machine",
     "errors": "Errors",
 }
 """Folder or file of the package that holds a public name -> heading on the page, in the order of the page."""

@@ -149,8 +149,8 @@ def test_torch_free_modules_import_without_torch(without_torch: str) -> None:
 
 
 def test_public_names_exist_and_are_listed() -> None:
-    assert sorted(vitrieve.__all__) == sorted([*vitrieve._PUBLIC_NAMES, "__version__"])
     assert dir(vitrieve) == sorted(vitrieve.__all__)
+    assert {"train", "recipes", "VitrieveError"} < set(vitrieve.__all__)
     for name in vitrieve.__all__:
         assert getattr(vitrieve, name)
     with pytest.raises(AttributeError, match="no_such_name"):

@@ -9,7 +9,45 @@ from pathlib import Path
 import pytest
 
 import vitrieve
-from vitrieve import Searcher, build_index, embed_images, evaluate, read_collection, train
+from vitrieve import (
+    Searcher,
+    build_index,
+    calibrate,
+    check_dataset,
+    embed_collection,
+    embed_images,
+    evaluate,
+    export,
+    load_encoder,
+    quantize,
+    read_collection,
+    read_source,
+    reduce,
+    save_threshold,
+    train,
+)
+from vitrieve.cli.main import COMMANDS
+
+FUNCTIONS = {
+    "doctor": "diagnose",
+    "data check": "check_dataset",
+    "weights pull": "pull_weights",
+    "train": "train",
+    "evaluate": "evaluate",
+    "reduce": "reduce",
+    "export": "export",
+    "quantize": "quantize",
+    "embed": "embed_collection",
+    "index": "build_index",
+    "sync": "sync",
+    "calibrate": "calibrate",
+    "search": "Searcher",
+    "explain": "explain_result",
+    "serve": "create_app",
+}
+"""Command -> what does the same from Python."""
+ONLY_COMMANDS = {"data describe", "weights list", "weights describe", "up", "reproduce"}
+"""Commands that print tables, or join other commands."""
 
 
 def test_train_evaluate_encode_index_and_search(photographs: Path, tiny_weights: Path, tmp_path: Path) -> None:
@@ -29,7 +67,35 @@ def test_train_evaluate_encode_index_and_search(photographs: Path, tiny_weights:
     assert results[0].score == pytest.approx(float(run.encoder.similarity(vector, embeddings.vectors[1])), abs=1e-3)
 
 
-@pytest.mark.parametrize("name", ["train", "evaluate", "sync"])
+def test_every_command_has_its_function() -> None:
+    assert {*FUNCTIONS, *ONLY_COMMANDS} == set(COMMANDS)
+    assert set(FUNCTIONS.values()) < set(vitrieve.__all__)
+
+
+def test_reduce_export_and_calibrate(tiny_encoder_folder: Path, class_folder: Path, tmp_path: Path) -> None:
+    source = f"folder:{class_folder}"
+
+    assert check_dataset(read_source(source)).is_fine
+    reduced = reduce(tiny_encoder_folder, source, 4, tmp_path / "reduced", kind="pca_whitening", device="cpu")
+    exported = export(tmp_path / "reduced")
+    encoder = load_encoder(tmp_path / "reduced", engine="onnx", num_threads=1)
+    embed_collection(encoder, read_collection(source), tmp_path / "embeddings")
+    build_index(tmp_path / "embeddings", tmp_path / "index", store="exact").close()
+    threshold = calibrate(tmp_path / "index")
+    save_threshold(threshold, tmp_path / "index")
+
+    assert (reduced.spec.embedding_dim, reduced.spec.reduction_kind) == (4, "pca_whitening")
+    assert encoder.fingerprint == exported.fingerprint == reduced.fingerprint == threshold.fingerprint
+    with Searcher.open(tmp_path / "index", encoder) as searcher:
+        assert searcher.threshold == threshold
+
+
+def test_quantize_refuses_what_is_not_exported(tmp_path: Path, class_folder: Path) -> None:
+    with pytest.raises(vitrieve.ConfigError, match="num_images is 0"):
+        quantize(tmp_path, class_folder, num_images=0)
+
+
+@pytest.mark.parametrize("name", ["train", "evaluate", "sync", "reduce", "export"])
 def test_a_public_function_stays_one_when_everything_is_imported(name: str) -> None:
     script = (
         "import sys, vitrieve.training.loop, vitrieve.evaluation.metrics, vitrieve.syncing.watch; "

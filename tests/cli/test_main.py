@@ -14,7 +14,7 @@ import pytest
 from vitrieve import __version__
 from vitrieve.cli import console
 from vitrieve.cli import main as cli
-from vitrieve.cli.commands import Command
+from vitrieve.cli.main import Command
 from vitrieve.errors import DataError, NonFiniteLossError
 
 ENTRY = [sys.executable, "-m", "vitrieve"]
@@ -173,7 +173,7 @@ def test_main_names_the_package_that_an_extra_would_bring(
 
 def test_results_spell_a_name_that_is_no_text() -> None:
     script = (
-        "from vitrieve.cli.console import print_json; from vitrieve.cli.streams import spell_every_name; "
+        "from vitrieve.cli.console import print_json; from vitrieve.cli.console import spell_every_name; "
         "spell_every_name(); "
         "print_json({'path': 'caf\\udce9.jpg'})"
     )
@@ -308,7 +308,7 @@ def test_results_go_to_standard_output_alone() -> None:
 NOISY = """
 import ctypes, os, subprocess, sys
 from vitrieve.cli import main as cli
-from vitrieve.cli.commands import Command
+from vitrieve.cli.main import Command
 from vitrieve.cli.console import print_json, print_result
 
 class noisy:

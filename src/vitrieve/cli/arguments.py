@@ -1,4 +1,4 @@
-"""Flags from a dataclass, by tyro, with this project's rules for what goes wrong."""
+"""Flags from a dataclass, by tyro, with this project's rules for what goes wrong; and flags that commands share."""
 
 from __future__ import annotations
 
@@ -6,14 +6,19 @@ import contextlib
 import io
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import tyro
 
-from vitrieve.cli.streams import get_results
+from vitrieve.cli.console import get_results, print_message
 from vitrieve.errors import ConfigError, find_nearest
-from vitrieve.progress import print_message
+
+if TYPE_CHECKING:
+    from vitrieve.cli.search import Arguments as SearchArguments
+    from vitrieve.search.request import Box, Example, SearchRequest
+    from vitrieve.serve.place import Place
 
 T = TypeVar("T")
 D = TypeVar("D", str, Path)
@@ -107,3 +112,92 @@ def _unbox(text: str) -> str:
     first = next(section for section in sections if section.strip())
     message = " ".join(first.split())
     return message if message.endswith(".") else f"{message}."
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProxyArguments:
+    """What a service must know of a proxy in front of it."""
+
+    public_url: str | None = None
+    """What browsers open when a proxy stands in front, such as https://example.org/photos: allows the name, says the
+    prefix, and lets cookies travel by TLS alone."""
+    root_path: str | None = None
+    """Prefix of every path at the proxy, such as /photos; it may take it off or leave it on."""
+    allowed_host: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """A further name by which browsers reach the service through a proxy; repeatable."""
+    proxy_headers: Switch = False
+    """Believe the proxy's X-Forwarded-Proto, so that cookies travel by TLS alone where the browser came by TLS."""
+
+
+def read_place(arguments: ProxyArguments) -> Place:
+    """Read where a proxy shows the service.
+
+    Raises:
+        ConfigError: As ``build_place`` says.
+    """
+    from vitrieve.serve.place import build_place
+
+    return build_place(
+        public_url=arguments.public_url,
+        root_path=arguments.root_path,
+        allowed_hosts=arguments.allowed_host,
+        has_proxy_headers=arguments.proxy_headers,
+    )
+
+
+ID_PREFIX = "id:"
+"""A file whose name begins so is written ``./id:…``."""
+
+
+def read_example_word(word: str, box: Box | None = None) -> Example:
+    """Make an example of a word.
+
+    Args:
+        word: ``PICTURE`` or ``id:IMAGE_ID``.
+        box: The region of the picture to look at.
+
+    Raises:
+        ConfigError: A box on an image of the index, or no box.
+    """
+    from vitrieve.search.request import Example
+
+    if word.startswith(ID_PREFIX):
+        return Example(image_id=word.removeprefix(ID_PREFIX), box=box)
+    return Example(picture=Path(word), box=box)
+
+
+def build_requests(arguments: SearchArguments) -> list[tuple[str, SearchRequest]]:
+    """Make the requests, each with what to call it.
+
+    Raises:
+        ConfigError: No query, or flags that do not belong together.
+    """
+    from vitrieve.search.request import SearchRequest
+
+    if arguments.json and arguments.ids:
+        raise ConfigError("--json and --ids are two ways of printing; give one.")
+    if arguments.null and not arguments.ids:
+        raise ConfigError("--null (-0) separates the names that --ids prints; give both.")
+    words = [*arguments.images, *(ID_PREFIX + image_id for image_id in arguments.id)]
+    if not words and not arguments.plus:
+        raise ConfigError("no query: name one or more pictures, as in vitrieve search --index INDEX PICTURE.")
+    if arguments.box is not None and len(words) != 1:
+        raise ConfigError(f"--box is a region of one picture; {len(words)} are searched for.")
+    plus, minus = (tuple(map(read_example_word, some)) for some in (arguments.plus, arguments.minus))
+    queries = [(word, (read_example_word(word, arguments.box), *plus)) for word in words]
+    return [
+        (
+            name,
+            SearchRequest(
+                plus=examples,
+                minus=minus,
+                k=arguments.k,
+                offset=arguments.offset,
+                filter=arguments.filter,
+                group_by=arguments.group_by,
+                is_near_duplicate_grouped=arguments.near_duplicates,
+                reranking=arguments.rerank,
+            ),
+        )
+        for name, examples in queries or [(" + ".join(arguments.plus), plus)]
+    ]

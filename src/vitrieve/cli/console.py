@@ -1,18 +1,114 @@
 """What is printed where: results on standard output, everything else on standard error.
 
-ruff's rule T20 keeps the bare ``print`` out of the package.
+Libraries print as well (timm tells which weights it reads, C code prints without Python): while a command runs, only
+``print_result``, ``print_json`` and ``print_names`` reach standard output, so that ``--json`` stays JSON. ruff's rule
+T20 keeps the bare ``print`` out of the package.
 """
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import sys
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
+from typing import Any, TextIO
 
-from vitrieve.cli.streams import get_results
 from vitrieve.progress import print_message as print_message
 from vitrieve.quoting import escape_lines, escape_text
+
+STANDARD_OUTPUT, STANDARD_ERROR = 1, 2
+"""File descriptors."""
+
+_results: TextIO | None = None
+"""Where results go while a command runs."""
+
+
+@contextmanager
+def keep_output_for_results() -> Iterator[None]:
+    """Send what is not a result to standard error: of Python, of C code, and of child processes."""
+    global _results
+    outer = _results
+    with ExitStack() as undo:
+        _results = _open_results(undo)
+        undo.callback(_set_results, outer)
+        with redirect_stdout(sys.stderr):
+            yield
+
+
+def _open_results(undo: ExitStack) -> TextIO:
+    """Return a stream to where standard output leads now, and lead the descriptor of that name to standard error."""
+    stream = sys.stdout
+    if stream is None:  # closed by whoever started the process: nobody reads results
+        return io.StringIO()
+    stream.flush()
+    try:
+        kept = os.dup(STANDARD_OUTPUT)
+        os.dup2(STANDARD_ERROR, STANDARD_OUTPUT)
+    except OSError:  # one of the two is closed
+        return stream
+    undo.callback(os.close, kept)
+    undo.callback(os.dup2, kept, STANDARD_OUTPUT)
+    if _get_descriptor(stream) != STANDARD_OUTPUT:  # captured, in a test: it does not use the descriptor
+        return stream
+    buffer = io.BufferedWriter(io.FileIO(kept, "w", closefd=False))
+    results = io.TextIOWrapper(
+        buffer, encoding=stream.encoding, errors="backslashreplace", line_buffering=stream.isatty()
+    )
+    undo.callback(_close_quietly, results)
+    return results
+
+
+def _set_results(stream: TextIO | None) -> None:
+    global _results
+    _results = stream
+
+
+def _get_descriptor(stream: TextIO) -> int | None:
+    try:
+        return stream.fileno()
+    except (OSError, ValueError):  # it is none of the system's
+        return None
+
+
+def _close_quietly(stream: TextIO) -> None:
+    with suppress(OSError):  # who had to know of it was told by flush_results
+        stream.close()
+
+
+def get_results() -> TextIO:
+    """Return the stream for results, and nothing else."""
+    return _results or sys.stdout
+
+
+def flush_results() -> None:
+    """Hand over what was printed.
+
+    Raises:
+        BrokenPipeError: Its reader has gone.
+    """
+    get_results().flush()
+
+
+def spell_every_name() -> None:
+    r"""Let standard output spell what it cannot encode as ``\uNNNN``, as standard error does.
+
+    A file's name on disk is bytes, not always text: printing the result must not fail where the work did not. In JSON
+    the spelling of such a byte is a valid escape, from which Python reads the same name again.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def discard_output() -> None:
+    """Point standard output at nothing, after its reader has gone (``vitrieve … | head``).
+
+    Otherwise the interpreter complains about the broken pipe while it flushes at exit.
+    """
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, get_results().fileno())
+    os.close(nothing)
 
 
 def print_json(value: Any) -> None:

@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING
 import tyro
 
 from vitrieve.artifacts import replacing_durably
-from vitrieve.cli.arguments import MapPaths, Switch
+from vitrieve.cli.arguments import MapPaths, Switch, read_example_word
 from vitrieve.cli.console import print_json, print_result
-from vitrieve.cli.examples import read_example_word
 from vitrieve.config import Device
 from vitrieve.errors import ConfigError, DataError
 from vitrieve.quoting import quote_name

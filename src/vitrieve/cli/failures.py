@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 
-from vitrieve.cli.console import print_error, print_message
-from vitrieve.cli.signals import Terminated
-from vitrieve.cli.streams import discard_output, flush_results
+from vitrieve.cli.console import discard_output, flush_results, print_error, print_message
 from vitrieve.errors import DEBUG_VARIABLE, InputError, VitrieveError, is_debugging
 
 STATUS_DONE = 0
@@ -27,6 +27,31 @@ STATUS_TERMINATED = 128 + signal.SIGTERM
 
 EXTRA_PACKAGES = ("torch", "torchvision", "timm", "tensorboard")
 """What the core does without: their absence is the user's to mend, not a fault of ours."""
+
+
+class Terminated(KeyboardInterrupt):
+    """The process was told to stop by SIGTERM: whatever ends cleanly on Ctrl-C ends so on this too."""
+
+
+@contextmanager
+def interrupted_by_sigterm() -> Iterator[None]:
+    """Let SIGTERM interrupt the block as Ctrl-C does.
+
+    The system's own action would end the process too, but not where it is the first of a container: that one gets no
+    signal that it does not handle, and is killed after a grace period.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

@@ -1,21 +1,88 @@
-"""The entry point: which command is called, and what happens with errors."""
+"""The entry point: the table of commands, which one is called, and what happens with errors.
+
+No command's module is imported before it is called, so that ``vitrieve --help`` is quick and needs no torch.
+"""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from importlib import import_module
 
 from vitrieve import __version__
-from vitrieve.cli.commands import COMMANDS, build_help, find_command, list_commands
-from vitrieve.cli.console import print_message, print_result
-from vitrieve.cli.failures import STATUS_DONE, STATUS_WRONG_USE, debugging, explain_failure
-from vitrieve.cli.former import spell_now
-from vitrieve.cli.signals import interrupted_by_sigterm
-from vitrieve.cli.streams import flush_results, keep_output_for_results, spell_every_name
+from vitrieve.cli.console import (
+    flush_results,
+    keep_output_for_results,
+    print_message,
+    print_result,
+    spell_every_name,
+)
+from vitrieve.cli.failures import (
+    STATUS_DONE,
+    STATUS_WRONG_USE,
+    debugging,
+    explain_failure,
+    interrupted_by_sigterm,
+)
 from vitrieve.errors import ConfigError, unknown_name_message
 
 DEBUG_FLAG = "--debug"
+FORMER_COMMANDS = {"quantise": "quantize"}
+FORMER_FLAGS = {"embed": {"--images": "--data"}, "quantize": {"--images": "--data"}}
+"""Former spellings of commands, and of flags by command; they are still taken, with a note."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """Where a command is and what it does, in a line.
+
+    Attributes:
+        module: Holds ``main(argv, prog)``, or a dataclass of arguments and a function that runs them.
+        summary: One line for ``vitrieve --help``.
+        arguments: Name of the dataclass.
+        run: Name of the function.
+        is_resumable: Whether a stopped run of it goes on with ``--resume``.
+    """
+
+    module: str
+    summary: str
+    arguments: str = "Arguments"
+    run: str = "run"
+    is_resumable: bool = False
+
+
+COMMANDS = {
+    "doctor": Command("vitrieve.cli.doctor", "versions, processor, memory, weights and data: is everything here?"),
+    "data check": Command("vitrieve.cli.data", "count a data set, and find unreadable and duplicate pictures"),
+    "data describe": Command(
+        "vitrieve.cli.data",
+        "where to get a data set, its layout, license and size",
+        "DescribeArguments",
+        "run_describe",
+    ),
+    "weights list": Command("vitrieve.cli.weights", "list the pre-trained weights", "ListArguments", "run_list"),
+    "weights pull": Command("vitrieve.cli.weights", "fetch pre-trained weights", "PullArguments", "run_pull"),
+    "weights describe": Command(
+        "vitrieve.cli.weights", "parameters and FLOPs of a backbone", "DescribeArguments", "run_describe"
+    ),
+    "train": Command(
+        "vitrieve.cli.train", "fine-tune an encoder by a recipe, with a report before and after", is_resumable=True
+    ),
+    "evaluate": Command("vitrieve.cli.evaluate", "measure encoders on a data set, with a report", is_resumable=True),
+    "reduce": Command("vitrieve.cli.reduce", "add a PCA or whitening, fitted on training images, to an encoder"),
+    "reproduce": Command("vitrieve.cli.reproduce", "the paper's tables and figures: published figures beside ours"),
+    "export": Command("vitrieve.cli.export", "write an encoder as ONNX, for use without torch"),
+    "quantize": Command("vitrieve.cli.quantize", "add a graph in int8 to an exported encoder"),
+    "embed": Command("vitrieve.cli.embed", "turn a collection of pictures into embeddings", is_resumable=True),
+    "index": Command("vitrieve.cli.index", "make embeddings searchable"),
+    "sync": Command("vitrieve.cli.sync", "keep an index true to a collection: embed what is new, remove what is gone"),
+    "up": Command("vitrieve.cli.up", "a folder of pictures becomes a search page: sync, then serve"),
+    "calibrate": Command("vitrieve.cli.calibrate", "choose the score below which nothing in an index is a match"),
+    "search": Command("vitrieve.cli.search", "find the pictures most like a given one"),
+    "explain": Command("vitrieve.cli.explain", "show which patches of a query and a result match"),
+    "serve": Command("vitrieve.cli.serve", "serve an index as a search page, and to programs"),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -51,17 +118,17 @@ def _take_debug_flag(argv: Sequence[str]) -> tuple[list[str], bool]:
 
 def _dispatch(words: list[str]) -> int:
     if words[:1] in (["--help"], ["-h"]):
-        print_result(*build_help().split("\n"))
+        print_result(*_build_help().split("\n"))
         return STATUS_DONE
     if words == ["--version"]:
         print_result(f"vitrieve {__version__}")
         return STATUS_DONE
     if not words:
-        print_message(*build_help().split("\n"))
+        print_message(*_build_help().split("\n"))
         return STATUS_WRONG_USE
-    words, notes = spell_now(words)
+    words, notes = _spell_now(words)
     print_message(*notes)
-    name = find_command(words)
+    name = _find_command(words)
     if name is None:
         return _answer_without_command(words)
     return _run_command(name, words[len(name.split()) :])
@@ -75,7 +142,7 @@ def _answer_without_command(words: Sequence[str]) -> int:
     is_help = len(words) > 1 and words[1] in ("--help", "-h")
     if len(words) > 1 and not is_help:
         raise ConfigError(unknown_name_message("command", " ".join(words[:2]), group))
-    (print_result if is_help else print_message)("usage: vitrieve COMMAND [FLAGS]", "", *list_commands(group))
+    (print_result if is_help else print_message)("usage: vitrieve COMMAND [FLAGS]", "", *_list_commands(group))
     return STATUS_DONE if is_help else STATUS_WRONG_USE
 
 
@@ -92,7 +159,60 @@ def _run_command(name: str, argv: list[str]) -> int:
 
 
 def _advise_after_interrupt(words: Sequence[str]) -> str:
-    name = find_command(words)
+    name = _find_command(words)
     if name is None or not COMMANDS[name].is_resumable:
         return ""
     return "what is done is kept: run the same command with --resume to go on."
+
+
+def _find_command(words: Sequence[str]) -> str | None:
+    """Find the command that the words begin with; None where there is none."""
+    for length in (2, 1):
+        name = " ".join(words[:length])
+        if name in COMMANDS:
+            return name
+    return None
+
+
+def _build_help() -> str:
+    """Build the text of ``vitrieve --help``: the commands in the order in which one uses them."""
+    return (
+        "usage: vitrieve COMMAND [FLAGS]\n\n"
+        "Train a vision transformer to find the same thing again, measure it, and search images with it.\n\n"
+        f"{chr(10).join(_list_commands(COMMANDS))}\n\n"
+        "vitrieve COMMAND --help tells a command's flags; vitrieve --version the version. With --debug (or "
+        "VITRIEVE_DEBUG=1) an error\nis shown with its traceback."
+    )
+
+
+def _list_commands(names: Iterable[str]) -> list[str]:
+    """Lay commands out with their summaries, a line each."""
+    width = max(map(len, COMMANDS))
+    return [f"  {name:<{width}}  {COMMANDS[name].summary}" for name in names]
+
+
+def _spell_now(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Replace former spellings by the present ones.
+
+    Args:
+        words: The words after ``vitrieve``.
+
+    Returns:
+        The words as they are spelled now, and a note for each that was replaced.
+
+    >>> _spell_now(["quantise", "--images", "emoji"])[0]
+    ['quantize', '--data', 'emoji']
+    """
+    if not words:
+        return [], []
+    command, *flags = words
+    present = [FORMER_COMMANDS.get(command, command)]
+    notes = [f"the command {command} is called {present[0]} now."] if command in FORMER_COMMANDS else []
+    flag_names = FORMER_FLAGS.get(present[0], {})
+    for word in flags:
+        name, equals, value = word.partition("=")
+        if name in flag_names:
+            notes.append(f"{name} of {present[0]} is called {flag_names[name]} now.")
+            word = flag_names[name] + equals + value
+        present.append(word)
+    return present, notes

@@ -39,13 +39,12 @@ def run(arguments: Arguments) -> int:
     """Calibrate, and print where the graph is and how near it comes."""
     from vitrieve.data.sources import read_collection
     from vitrieve.model.artifact import INT8_NAMES
-    from vitrieve.runtime.int8 import add_int8
+    from vitrieve.runtime.int8 import quantize
 
     dataset = read_collection(arguments.data, exclude=arguments.exclude)
-    print_message(*dataset.notes)
-    made = add_int8(
+    made = quantize(
         arguments.encoder,
-        dataset.records,
+        dataset,
         image_size=arguments.image_size,
         num_images=arguments.num_images,
         preset=arguments.preset,

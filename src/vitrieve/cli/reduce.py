@@ -57,20 +57,18 @@ def run(arguments: Arguments) -> int:
     dataset = read_source(arguments.data, protocol=arguments.protocol, exclude=arguments.exclude)
     if not is_torch_installed():
         raise ConfigError("reducing needs torch: install vitrieve[train], or reduce on another machine.")
-    from vitrieve.training.reduction_run import ReductionRun, run_reduction
+    from vitrieve.training.reduction_run import reduce
 
-    reduced = run_reduction(
-        ReductionRun(
-            encoder=arguments.encoder,
-            dataset=dataset,
-            embedding_dim=arguments.embedding_dim,
-            out=arguments.out,
-            kind=kind,
-            image_size=arguments.image_size,
-            max_bad_fraction=arguments.max_bad_fraction,
-            is_overwrite=arguments.overwrite,
-            device=arguments.device,
-        )
+    reduced = reduce(
+        arguments.encoder,
+        dataset,
+        arguments.embedding_dim,
+        arguments.out,
+        kind=kind,
+        overwrite=arguments.overwrite,
+        image_size=arguments.image_size,
+        max_bad_fraction=arguments.max_bad_fraction,
+        device=arguments.device,
     )
     _print_result(arguments, reduced)
     return 0

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from vitrieve.cli.arguments import MapPaths, Switch
+from vitrieve.cli.arguments import MapPaths, Switch, build_requests
 from vitrieve.cli.console import print_json, print_message, print_names, print_result
-from vitrieve.cli.examples import build_requests
 from vitrieve.config import Device
 from vitrieve.runtime.choice import EngineChoice, PrecisionChoice
 

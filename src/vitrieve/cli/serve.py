@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from vitrieve.cli.arguments import MapPaths
+from vitrieve.cli.arguments import MapPaths, ProxyArguments, read_place
 from vitrieve.cli.console import print_message, print_result
-from vitrieve.cli.proxy import ProxyArguments, read_place
 from vitrieve.config import Device
 from vitrieve.runtime.choice import EngineChoice, PrecisionChoice
 from vitrieve.serve.requirements import check_extra, read_token

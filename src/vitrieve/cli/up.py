@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING
 
 import tyro
 
-from vitrieve.cli.arguments import Exclude, Switch, read_data
+from vitrieve.cli.arguments import Exclude, ProxyArguments, Switch, read_data, read_place
 from vitrieve.cli.console import ask, print_message
-from vitrieve.cli.proxy import ProxyArguments, read_place
 from vitrieve.cli.serve import announce
 from vitrieve.cli.sync import print_findings
 from vitrieve.config import Device

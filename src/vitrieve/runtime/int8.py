@@ -1,6 +1,6 @@
 """An exported encoder in int8: calibrated on pictures, added to its folder, and timed beside the usual precision.
 
-The command ``vitrieve quantize`` calls ``add_int8``.
+The command ``vitrieve quantize`` calls ``quantize``.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from PIL import Image
 
 from vitrieve.data.decode import read_image
 from vitrieve.data.preprocess import Preprocessing, to_square
-from vitrieve.data.records import ImageRecord
+from vitrieve.data.records import Dataset, ImageRecord
+from vitrieve.data.sources import read_collection
 from vitrieve.errors import ConfigError, DecodeError
 from vitrieve.model.artifact import INT8_NAMES, read_spec
 from vitrieve.model.named_graph import has_named_graph, make_named_folder
@@ -48,9 +49,9 @@ class Int8Graph:
     speeds: dict[str, float]
 
 
-def add_int8(
-    encoder: str,
-    records: Sequence[ImageRecord],
+def quantize(
+    encoder: str | Path,
+    data: Dataset | str | Path,
     *,
     image_size: int | None = None,
     num_images: int = 300,
@@ -61,18 +62,22 @@ def add_int8(
 
     Args:
         encoder: A run, an encoder's folder, or a weights name.
-        records: Pictures like those to embed; where some are for training, only those are used.
+        data: Pictures like those to embed: a data set, or a source as ``read_collection`` takes it. Of a data set
+            with a training split only that is used.
         image_size: Of a weights name, which of its exports; None: its own size.
         num_images: Pictures to calibrate on, drawn at random; at least 1.
         preset: ``performance`` is some percent faster, and less exact.
-        seed: Of the draw.
+        seed: Seed of the draw.
 
     Raises:
         InputError: The encoder is not exported, or cannot be quantized.
     """
     if num_images < 1:
         raise ConfigError(f"num_images is {num_images}; expected 1 or more.")
-    folder = _find_folder(encoder, image_size)
+    dataset = data if isinstance(data, Dataset) else read_collection(str(data))
+    print_message(*dataset.notes)
+    folder = _find_folder(str(encoder), image_size)
+    records = dataset.records
     training = [record for record in records if record.split == "train"]
     squares = _read_squares(_draw(training or records, num_images, seed), read_spec(folder).preprocessing)
     print_message(f"quantizing {encoder} on {len(squares)} pictures")

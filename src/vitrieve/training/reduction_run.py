@@ -1,6 +1,6 @@
 """A reduction as a run of its own: from an encoder and training images to a new encoder's folder.
 
-The command ``vitrieve reduce`` calls ``run_reduction``.
+The command ``vitrieve reduce`` calls ``reduce``.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from vitrieve.artifacts import read_manifest
 from vitrieve.config import Device
 from vitrieve.data.readable import find_readable
 from vitrieve.data.records import Dataset, ImageRecord
+from vitrieve.data.sources import read_source
 from vitrieve.errors import ArtifactError, ConfigError, DataError
 from vitrieve.model.card import ModelCard
 from vitrieve.model.encoder import ImageEncoder, build_frozen_encoder, read_encoder, save_encoder
@@ -69,14 +70,51 @@ class ReducedEncoder:
     fingerprint: str
 
 
-def run_reduction(run: ReductionRun) -> ReducedEncoder:
-    """Fit the reduction and write the encoder; whatever may be refused comes before ``out`` is touched.
+def reduce(
+    encoder: str | Path,
+    data: Dataset | str | Path,
+    embedding_dim: int,
+    out: str | Path,
+    *,
+    kind: ReductionKind = "pca",
+    overwrite: bool = False,
+    **settings: Any,
+) -> ReducedEncoder:
+    """Add a PCA or a whitening to an encoder, fitted on the training images of a data set.
+
+    Whatever may be refused comes before ``out`` is touched.
+
+    Args:
+        encoder: A run, an encoder's folder, or a weights name; without a reduction.
+        data: A data set, or a source as ``read_source`` takes it; its training split is what the reduction is fitted
+            on, never its test images.
+        embedding_dim: Dimensions to keep.
+        out: Folder of the new encoder.
+        kind: ``pca``; ``pca_whitening``, which divides each direction by its standard deviation; or
+            ``supervised_whitening``, by what varies within matching pairs.
+        overwrite: Replace what ``out`` holds.
+        settings: Further fields of ``ReductionRun``: ``image_size``, ``max_bad_fraction``, ``device``.
+
+    Returns:
+        What was fitted, and the fingerprint of the new encoder.
 
     Raises:
         InputError: The encoder, the data set or the folder cannot be used, or the images do not suffice.
     """
-    for note in run.dataset.notes:
-        print_message(note)
+    run = ReductionRun(
+        encoder=str(encoder),
+        dataset=data if isinstance(data, Dataset) else read_source(str(data)),
+        embedding_dim=embedding_dim,
+        out=Path(out),
+        kind=kind,
+        is_overwrite=overwrite,
+        **settings,
+    )
+    return _run_reduction(run)
+
+
+def _run_reduction(run: ReductionRun) -> ReducedEncoder:
+    print_message(*run.dataset.notes)
     training = _select_training(run.dataset)
     encoder, config, origin = _load_encoder(run)
     encoder.to(resolve_device(run.device))
