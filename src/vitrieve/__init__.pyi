@@ -55,8 +55,8 @@ from .search.searcher import Searcher as Searcher
 from .search.threshold import Threshold as Threshold
 from .search.threshold import save_threshold as save_threshold
 from .serve.app import create_app as create_app
-from .syncing.run import SyncReport as SyncReport
-from .syncing.run import SyncSettings as SyncSettings
+from .syncing.sync import SyncReport as SyncReport
+from .syncing.sync import SyncSettings as SyncSettings
 from .syncing.sync import sync as sync
 from .training.reduction_run import ReducedEncoder as ReducedEncoder
 from .training.reduction_run import reduce as reduce

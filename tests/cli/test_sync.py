@@ -15,7 +15,7 @@ from PIL import Image
 from vitrieve.cli.main import main
 from vitrieve.errors import ArtifactError
 from vitrieve.runtime.encoder import Encoder, load_encoder
-from vitrieve.syncing.stamps import StampFile
+from vitrieve.syncing.state import StateFile
 from vitrieve.syncing.watch import watch_changes
 
 
@@ -38,7 +38,7 @@ def words(
         (picture_folder / f"{number:02}.png").rename(picture_folder / "drive" / f"{number:02}.png")
     index, folder = str(tmp_path / "index"), str(tiny_encoder_folder)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("vitrieve.syncing.session.load_index_encoder", lambda *args, **kwargs: encoder)
+        patch.setattr("vitrieve.syncing.sync.load_sync_encoder", lambda *args, **kwargs: encoder)
         yield ["sync", str(picture_folder), "--index", index, "--encoder", folder, "--num-threads", "1"]
 
 
@@ -210,11 +210,11 @@ def exclude_beside(index: Path, *patterns: str) -> None:
     """Say what is left out as another sync does, once the watch lets it."""
     while True:
         try:
-            stamp_file = StampFile(index)
+            state_file = StateFile(index)
         except ArtifactError:
             continue
-        stamp_file.write_exclude(patterns)
-        return stamp_file.close()
+        state_file.write_exclude(patterns)
+        return state_file.close()
 
 
 def test_watch_leaves_out_what_an_earlier_sync_did_and_what_one_beside_it_does(

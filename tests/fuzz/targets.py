@@ -33,7 +33,7 @@ from vitrieve.model.artifact import read_arrays, read_spec
 from vitrieve.serve.address import parse_address
 from vitrieve.serve.limits import Limits
 from vitrieve.serve.questions import parse_json
-from vitrieve.syncing.stamps import STAMPS_NAME, StampFile
+from vitrieve.syncing.state import STATE_NAME, StateFile
 
 MAX_PIXELS = 1 << 20
 """Larger pictures are legal, but slow."""
@@ -142,16 +142,16 @@ def read_pickle(data: bytes, folder: Path) -> None:
         read_restricted_pickle(folder / "a.pkl")
 
 
-def read_stamps(data: bytes, folder: Path) -> None:
+def read_states(data: bytes, folder: Path) -> None:
     for suffix in ("", "-journal", "-wal"):
-        (folder / f"{STAMPS_NAME}{suffix}").unlink(missing_ok=True)
-    (folder / STAMPS_NAME).write_bytes(data)
+        (folder / f"{STATE_NAME}{suffix}").unlink(missing_ok=True)
+    (folder / STATE_NAME).write_bytes(data)
     with contextlib.suppress(InputError):
-        stamps = StampFile(folder)
+        states = StateFile(folder)
         try:
-            stamps.read()
+            states.read()
         finally:
-            stamps.close()
+            states.close()
 
 
 _DIVIDER = b"\n--\n"
@@ -211,11 +211,11 @@ def build_vectors() -> bytes:
     return file.getvalue()
 
 
-def build_stamps(folder: Path) -> bytes:
-    stamps = StampFile(folder)
-    stamps.write_fact("a", "b")
-    stamps.close()
-    return (folder / STAMPS_NAME).read_bytes()
+def build_states(folder: Path) -> bytes:
+    states = StateFile(folder)
+    states.write_fact("a", "b")
+    states.close()
+    return (folder / STATE_NAME).read_bytes()
 
 
 def build_targets(folder: Path) -> dict[str, Target]:
@@ -260,7 +260,7 @@ def build_targets(folder: Path) -> dict[str, Target]:
         "vectors": Target(run=read_vectors, seeds=(build_vectors(),)),
         "embeddings": Target(run=read_embeddings, seeds=(build_embeddings(),)),
         "pickle": Target(run=read_pickle, seeds=tuple(pickles)),
-        "stamps": Target(run=read_stamps, seeds=(build_stamps(folder),)),
+        "stamps": Target(run=read_states, seeds=(build_states(folder),)),
     }
 
 

@@ -44,13 +44,13 @@ def test_opening_leaves_the_turns_of_threads_as_they_were(
     index_folder: Path, tiny_encoder_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usual, found = sys.getswitchinterval(), []
-    load = searcher_module.load_encoder
+    load = searcher_module.load_index_encoder
 
     def load_and_look(*given: Any, **options: Any) -> Encoder:
         found.append(sys.getswitchinterval())
         return load(*given, **options)
 
-    monkeypatch.setattr(searcher_module, "load_encoder", load_and_look)
+    monkeypatch.setattr(searcher_module, "load_index_encoder", load_and_look)
     Searcher.open(index_folder, tiny_encoder_folder, engine="onnx").store.close()
     with pytest.raises(ArtifactError):
         Searcher.open(index_folder, index_folder, engine="onnx")

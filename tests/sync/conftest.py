@@ -8,11 +8,10 @@ from tests.search.memory_store import MemoryStore
 from tests.sync.helpers import Sync
 from vitrieve.index.store import StoreInfo
 from vitrieve.runtime.encoder import Encoder, load_encoder
-from vitrieve.syncing import stamps
-from vitrieve.syncing.ledger import Ledger
-from vitrieve.syncing.run import SyncReport, SyncSettings, sync_collection
+from vitrieve.syncing import state
 from vitrieve.syncing.scan import scan_collection
-from vitrieve.syncing.stamps import StampFile
+from vitrieve.syncing.state import StateFile, SyncedIndex
+from vitrieve.syncing.sync import SyncReport, SyncSettings, sync_collection
 
 
 @pytest.fixture(scope="module")
@@ -45,13 +44,13 @@ def sync(encoder: Encoder, store: MemoryStore, index: Path, picture_folder: Path
 
     def run(source: Path | str = picture_folder, *, is_empty_allowed: bool = False, **settings: object) -> SyncReport:
         collection = scan_collection(str(source), index, is_empty_allowed=is_empty_allowed)
-        stamp_file = StampFile(index)
+        state_file = StateFile(index)
         try:
             return sync_collection(
-                Ledger(store, stamp_file), encoder, collection, SyncSettings(batch_size=5, **settings)
+                SyncedIndex(store, state_file), encoder, collection, SyncSettings(batch_size=5, **settings)
             )
         finally:
-            stamp_file.close()
+            state_file.close()
 
     return run
 
@@ -60,7 +59,7 @@ def sync(encoder: Encoder, store: MemoryStore, index: Path, picture_folder: Path
 def _patient_clock(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     """Let the file system of the tests have a fine clock, where a test is not about a coarse one."""
     if "coarse_clock" not in request.fixturenames:
-        monkeypatch.setattr(stamps, "CLOCK_TICK_NS", -10_000_000_000)
+        monkeypatch.setattr(state, "CLOCK_TICK_NS", -10_000_000_000)
 
 
 @pytest.fixture

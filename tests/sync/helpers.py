@@ -10,7 +10,7 @@ import numpy as np
 from tests.search.memory_store import MemoryStore
 from vitrieve.data.decode import read_image
 from vitrieve.runtime.encoder import Encoder
-from vitrieve.syncing.run import SyncReport
+from vitrieve.syncing.sync import SyncReport
 
 Sync = Callable[..., SyncReport]
 

@@ -1,15 +1,20 @@
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 from PIL import Image
 
 from tests.search.memory_store import MemoryStore
 from tests.sync.helpers import Sync, assert_true, counts
+from vitrieve.data import decode
+from vitrieve.errors import DecodeError
 from vitrieve.runtime.encoder import Encoder
-from vitrieve.syncing.removal import find_mass_removal
+from vitrieve.syncing.scan import find_mass_removal
 
 
 def spread(folder: Path, **numbers: range) -> None:
@@ -124,3 +129,44 @@ def test_find_mass_removal_counts_shares_and_folders() -> None:
     assert removal is not None
     assert removal.folders == ("d",)
     assert removal.describe().endswith("have vanished from the collection, among them all of the folder d")
+
+
+@pytest.mark.parametrize("is_checksum", [True, False])
+@pytest.mark.parametrize("failure", ["gone", "unreadable"])
+def test_trap_a_drive_that_vanishes_while_it_is_read_costs_nothing_when_it_is_back(
+    failure: str,
+    is_checksum: bool,
+    sync: Sync,
+    store: MemoryStore,
+    encoder: Encoder,
+    picture_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    spread(picture_folder, drive=range(8))
+    sync()
+    if not is_checksum:
+        for path in (picture_folder / "drive").iterdir():
+            os.utime(path, ns=(1, 1))  # their times make the next sync read them
+    read = decode.read_open_file
+    num_read = 0
+
+    def vanish(file: BinaryIO) -> bytes:
+        nonlocal num_read
+        num_read += 1
+        if num_read == 2 and failure == "gone":
+            (picture_folder / "drive").rename(tmp_path / "drive")
+        if num_read >= 2 and failure == "unreadable":
+            raise DecodeError("the file cannot be read: Input/output error") from OSError(errno.EIO, "I/O error")
+        return read(file)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("vitrieve.syncing.read.read_open_file", vanish)
+        report = sync(is_checksum=is_checksum, max_bad_fraction=1.0, num_threads=1)
+    assert len(report.failures) >= 6
+    assert (counts(report), len(store.images)) == ((0, 0, 0, 0), 12)
+    if failure == "gone":
+        (tmp_path / "drive").rename(picture_folder / "drive")
+    for _ in range(2):
+        assert counts(sync(is_checksum=is_checksum)) == (0, 0, 0, 0)
+    assert_true(store, encoder, picture_folder)

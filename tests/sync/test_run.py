@@ -13,14 +13,14 @@ from tests.search.memory_store import MemoryStore
 from tests.sync.helpers import Sync, assert_true, counts
 from vitrieve.data.decode import read_image
 from vitrieve.errors import ConfigError, DataError, FingerprintError
+from vitrieve.index.open import require_encoder
 from vitrieve.index.store import StoreInfo
 from vitrieve.runtime.encoder import Encoder
-from vitrieve.syncing import stamps
-from vitrieve.syncing.content import CHANGING_REASON
-from vitrieve.syncing.ledger import Ledger
-from vitrieve.syncing.run import SyncSettings, check_encoder, sync_collection
+from vitrieve.syncing import state
+from vitrieve.syncing.read import CHANGING_REASON
 from vitrieve.syncing.scan import CLASH_REASON, Collection, scan_collection
-from vitrieve.syncing.stamps import StampFile
+from vitrieve.syncing.state import StateFile, SyncedIndex
+from vitrieve.syncing.sync import SyncSettings, sync_collection
 
 
 def test_sync_collection_embeds_everything_once(
@@ -70,9 +70,7 @@ def test_sync_collection_follows_files_that_exchange_names(
     sync: Sync, store: MemoryStore, encoder: Encoder, picture_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sync()
-    monkeypatch.setattr(
-        "vitrieve.syncing.intake.COMMIT_SIZE", 1
-    )  # so that holders are overwritten before they are asked
+    monkeypatch.setattr("vitrieve.syncing.sync.COMMIT_SIZE", 1)  # so that holders are overwritten before they are asked
     names = sorted(path.name for path in picture_folder.iterdir())
     picture_folder.rename(picture_folder.with_name("before"))
     picture_folder.mkdir()
@@ -161,12 +159,12 @@ def test_sync_collection_with_checksum_trusts_no_times(
 ) -> None:
     sync()
     Image.new("RGB", (40, 30), "red").save(picture_folder / "03.png")
-    with_times = StampFile(index)  # as on a file system whose times say nothing
-    known = {stamp.image_id: stamp for stamp in with_times.read()}
+    with_times = StateFile(index)  # as on a file system whose times say nothing
+    known = {one.image_id: one for one in with_times.read()}
     changed = known["03.png"]
-    signature = stamps.sign_file((picture_folder / "03.png").stat())
+    signature = state.sign_file((picture_folder / "03.png").stat())
     with_times.write(
-        [stamps.Stamp(**{**{name: getattr(changed, name) for name in changed.__slots__}, "signature": signature})]
+        [state.FileState(**{**{name: getattr(changed, name) for name in changed.__slots__}, "signature": signature})]
     )
     with_times.close()
     assert counts(sync()) == (0, 0, 0, 0)
@@ -179,9 +177,9 @@ def test_trap_a_change_within_the_clock_tick_of_the_sync_is_seen(
     sync: Sync, store: MemoryStore, encoder: Encoder, picture_folder: Path, index: Path, coarse_clock: None
 ) -> None:
     sync()  # the files were written less than two seconds ago
-    stamp_file = StampFile(index)
-    assert {stamp.signature for stamp in stamp_file.read()} == {stamps.NO_SIGNATURE}
-    stamp_file.close()
+    state_file = StateFile(index)
+    assert {one.signature for one in state_file.read()} == {state.NO_SIGNATURE}
+    state_file.close()
     assert counts(sync()) == (0, 0, 0, 0)  # read again, not embedded again
 
 
@@ -200,7 +198,7 @@ def test_sync_collection_leaves_a_file_alone_that_is_being_written(
 
     before = store.images["03.png"]
     with monkeypatch.context() as patch:
-        patch.setattr("vitrieve.syncing.content.read_open_file", read_while_written)
+        patch.setattr("vitrieve.syncing.read.read_open_file", read_while_written)
         report = sync(max_bad_fraction=0.1)
     assert report.failures == (("03.png", CHANGING_REASON),)
     assert store.images["03.png"] is before
@@ -308,21 +306,21 @@ def test_scan_collection_leaves_out_what_is_in_the_index(picture_folder: Path) -
 
 
 def test_sync_collection_of_nothing_changes_nothing(store: MemoryStore, encoder: Encoder, index: Path) -> None:
-    stamp_file = StampFile(index)
-    report = sync_collection(Ledger(store, stamp_file), encoder, Collection(records={}))
-    stamp_file.close()
+    state_file = StateFile(index)
+    report = sync_collection(SyncedIndex(store, state_file), encoder, Collection(records={}))
+    state_file.close()
     assert (counts(report), report.is_too_bad) == ((0, 0, 0, 0), False)
 
 
-def test_check_encoder_refuses_another_and_says_what_to_do(
+def test_require_encoder_refuses_another_and_says_what_to_do(
     store: MemoryStore, encoder: Encoder, tmp_path: Path
 ) -> None:
-    check_encoder(store.info, encoder)
+    require_encoder(store.info, encoder, advice="Take its own.")
     other = StoreInfo(
         kind="exact", fingerprint="another", encoder_source="other", image_size=32, embedding_dim=encoder.embedding_dim
     )
-    with pytest.raises(FingerprintError, match="new --index"):
-        check_encoder(other, encoder)
+    with pytest.raises(FingerprintError, match=r"not comparable\. Take its own\."):
+        require_encoder(other, encoder, advice="Take its own.")
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,9 @@ import pytest
 from tests.search.memory_store import MemoryStore
 from vitrieve.index.store import StoreInfo
 from vitrieve.runtime.encoder import load_encoder
-from vitrieve.syncing.ledger import Ledger
-from vitrieve.syncing.run import SyncSettings, sync_collection
 from vitrieve.syncing.scan import scan_collection
-from vitrieve.syncing.stamps import StampFile
+from vitrieve.syncing.state import StateFile, SyncedIndex
+from vitrieve.syncing.sync import SyncSettings, sync_collection
 
 
 def test_sync_keeps_what_lies_in_a_folder_that_cannot_be_read(
@@ -29,9 +28,12 @@ def test_sync_keeps_what_lies_in_a_folder_that_cannot_be_read(
     index.mkdir()
     (picture_folder / "locked").mkdir()
     (picture_folder / "00.png").rename(picture_folder / "locked" / "00.png")
-    stamp_file = StampFile(index)
+    state_file = StateFile(index)
     sync_collection(
-        Ledger(store, stamp_file), encoder, scan_collection(str(picture_folder), tmp_path / "no index"), SyncSettings()
+        SyncedIndex(store, state_file),
+        encoder,
+        scan_collection(str(picture_folder), tmp_path / "no index"),
+        SyncSettings(),
     )
     assert "locked/00.png" in store.images
 
@@ -46,12 +48,15 @@ def test_sync_keeps_what_lies_in_a_folder_that_cannot_be_read(
         patch.setattr(os, "scandir", refuse)
         (picture_folder / "01.png").unlink()
         collection = scan_collection(str(picture_folder), tmp_path / "no index")
-        report = sync_collection(Ledger(store, stamp_file), encoder, collection, SyncSettings())
+        report = sync_collection(SyncedIndex(store, state_file), encoder, collection, SyncSettings())
         assert (report.num_removed, report.is_too_bad) == (1, False)
         assert "locked/00.png" in store.images
         assert any("locked: Permission denied" in note for note in collection.notes)
     report = sync_collection(
-        Ledger(store, stamp_file), encoder, scan_collection(str(picture_folder), tmp_path / "no index"), SyncSettings()
+        SyncedIndex(store, state_file),
+        encoder,
+        scan_collection(str(picture_folder), tmp_path / "no index"),
+        SyncSettings(),
     )
     assert not report.is_changed
-    stamp_file.close()
+    state_file.close()

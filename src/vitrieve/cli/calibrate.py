@@ -77,8 +77,8 @@ def run(arguments: Arguments) -> int:
 
 
 def _load_encoder(arguments: Arguments) -> Encoder:
+    from vitrieve.index.open import load_index_encoder
     from vitrieve.index.store import read_info
-    from vitrieve.search.searcher import load_index_encoder
 
     info, _ = read_info(arguments.index)
     return load_index_encoder(info, arguments.encoder, num_threads=arguments.num_threads, device=arguments.device)

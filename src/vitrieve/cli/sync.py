@@ -14,7 +14,7 @@ from vitrieve.config import Device
 from vitrieve.errors import ConfigError
 
 if TYPE_CHECKING:
-    from vitrieve.syncing.run import SyncReport
+    from vitrieve.syncing.sync import SyncReport
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,11 +61,9 @@ class Arguments:
 
 def run(arguments: Arguments) -> int:
     """Sync once, and again on every change with ``--watch``."""
-    from vitrieve.syncing.findings import list_findings
-    from vitrieve.syncing.run import SyncSettings
     from vitrieve.syncing.scan import scan_collection
-    from vitrieve.syncing.session import load_index_encoder
-    from vitrieve.syncing.sync import follow, sync
+    from vitrieve.syncing.sync import SyncSettings, load_sync_encoder, sync
+    from vitrieve.syncing.watch import follow
 
     if arguments.json and arguments.watch:
         raise ConfigError("--json prints one object at the end, and --watch has no end; leave one of them out.")
@@ -82,7 +80,7 @@ def run(arguments: Arguments) -> int:
     collection = scan_collection(
         source, arguments.index, exclude=arguments.exclude, is_empty_allowed=arguments.allow_empty
     )
-    encoder = load_index_encoder(
+    encoder = load_sync_encoder(
         arguments.index,
         arguments.encoder,
         image_size=arguments.image_size,
@@ -99,15 +97,15 @@ def run(arguments: Arguments) -> int:
     print_findings(report)
     if not arguments.watch:
         return 1 if report.is_too_bad or report.held else 0
-    previous = report
+    findings = report.failures, report.held, report.unreachable
 
     def tell(report: SyncReport) -> None:
-        nonlocal previous
+        nonlocal findings
         if report.is_changed:
             print_result(f"{arguments.index}: {report}")
-        if list_findings(report) != list_findings(previous):
+        if (report.failures, report.held, report.unreachable) != findings:  # told once for as long as it stays so
             print_findings(report)
-        previous = report
+        findings = report.failures, report.held, report.unreachable
 
     follow(collection, arguments.index, encoder, tell, settings=settings, store=arguments.store, adopt=arguments.adopt)
     return 0
@@ -115,8 +113,6 @@ def run(arguments: Arguments) -> int:
 
 def print_findings(report: SyncReport) -> None:
     """Report the bad images, and what they hinder."""
-    from vitrieve.syncing.findings import list_errors, list_notes
-
-    print_message(*list_notes(report))
-    for text in list_errors(report):
+    print_message(*report.list_notes())
+    for text in report.list_errors():
         print_error(text)

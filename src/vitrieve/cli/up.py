@@ -74,11 +74,8 @@ def run(arguments: Arguments) -> int:
 def _sync(arguments: Arguments) -> tuple[Path, Encoder]:
     """Bring the folder's index up to date."""
     from vitrieve.cache import cache_folder
-    from vitrieve.syncing.exclusion import choose_exclude
-    from vitrieve.syncing.run import SyncSettings
-    from vitrieve.syncing.scan import scan_collection
-    from vitrieve.syncing.session import default_index_folder, load_index_encoder
-    from vitrieve.syncing.sync import sync
+    from vitrieve.syncing.scan import choose_exclude, scan_collection
+    from vitrieve.syncing.sync import SyncSettings, default_index_folder, load_sync_encoder, sync
 
     folder = read_data(arguments.data, arguments.folder, is_note=False)
     if not folder.is_dir():
@@ -86,7 +83,7 @@ def _sync(arguments: Arguments) -> tuple[Path, Encoder]:
     source = os.path.abspath(folder)  # always the folder, even if it is called as a data set is: emoji
     # Before the encoder is loaded, because the folder may be wrong. What the cache holds is nobody's photograph.
     collection = scan_collection(source, arguments.index or cache_folder(), exclude=arguments.exclude)
-    encoder = load_index_encoder(
+    encoder = load_sync_encoder(
         arguments.index,
         arguments.encoder,
         image_size=arguments.image_size,

@@ -10,13 +10,16 @@ from pathlib import Path
 import numpy as np
 
 from vitrieve.artifacts import MANIFEST_NAME
+from vitrieve.config import Device
 from vitrieve.data.records import ImageRecord
 from vitrieve.embed.collection import Embeddings, load_embeddings
-from vitrieve.errors import ArtifactError, ConfigError, DataError, DiskFullError
+from vitrieve.errors import ArtifactError, ConfigError, DataError, DiskFullError, FingerprintError
 from vitrieve.index.batch import check_vectors
 from vitrieve.index.lock import writing
 from vitrieve.index.store import IndexKind, StoreInfo, StoreKind, VectorStore, read_info
 from vitrieve.replacing import replacing_folder
+from vitrieve.runtime.choice import EngineChoice, PrecisionChoice
+from vitrieve.runtime.encoder import Encoder, load_encoder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,3 +171,62 @@ def _fill(
     return MilvusStore.create(
         out, info, *images, uri=str(settings.uri), kind=settings.index_kind, code_bytes=settings.code_bytes
     )
+
+
+def load_index_encoder(
+    info: StoreInfo,
+    source: str | Path | None = None,
+    *,
+    image_size: int | None = None,
+    engine: EngineChoice = "auto",
+    precision: PrecisionChoice = "auto",
+    num_threads: int | None = None,
+    device: Device = "auto",
+) -> Encoder:
+    """Load the encoder of an index, at the input size that the index was made with.
+
+    Args:
+        info: What the index says about itself.
+        source: Folder or weights name of the encoder; None: where the index says that it is.
+        image_size: Side of the input in pixels; None: that of the index.
+        engine: What computes, as ``load_encoder`` takes it.
+        precision: Numeric precision, as ``load_encoder`` takes it.
+        num_threads: CPU threads; None: all cores.
+        device: Where to compute, as ``load_encoder`` takes it.
+
+    Raises:
+        ArtifactError: The encoder is no longer where it was.
+    """
+    given = info.encoder_source if source is None else source
+    if source is None and Path(given).is_absolute() and not Path(given).exists():
+        raise ArtifactError(
+            f"the index was made with the encoder in {given}, which is no longer there; name where it is now with "
+            "--encoder (in Python: the argument encoder)."
+        )
+    return load_encoder(
+        given,
+        image_size=image_size or info.image_size,
+        engine=engine,
+        precision=precision,
+        num_threads=num_threads,
+        device=device,
+    )
+
+
+def require_encoder(info: StoreInfo, encoder: Encoder, *, advice: str) -> None:
+    """Refuse an encoder that did not make the vectors of an index.
+
+    Args:
+        info: What the index says about itself.
+        encoder: The encoder.
+        advice: What to do, as a sentence.
+
+    Raises:
+        FingerprintError: It is another encoder.
+    """
+    if encoder.fingerprint != info.fingerprint:
+        raise FingerprintError(
+            f"the index was made by {info.encoder_source} at {info.image_size} px (fingerprint "
+            f"{info.fingerprint[:12]}…), not by {encoder.source} at {encoder.preprocessing.image_size} px "
+            f"({encoder.fingerprint[:12]}…): their vectors are not comparable. {advice}"
+        )

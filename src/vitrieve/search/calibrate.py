@@ -11,11 +11,11 @@ from vitrieve.data.sources import read_source
 from vitrieve.embed.collection import embed_images
 from vitrieve.errors import ConfigError, unknown_name_message
 from vitrieve.evaluation.protocols import select_records
-from vitrieve.index.open import open_index
+from vitrieve.index.open import load_index_encoder, open_index
 from vitrieve.index.store import VectorStore
 from vitrieve.progress import print_message
 from vitrieve.runtime.encoder import Encoder
-from vitrieve.search.searcher import Searcher, load_index_encoder
+from vitrieve.search.searcher import Searcher
 from vitrieve.search.threshold import Threshold, calibrate_embeddings, calibrate_index
 
 DEFAULT_COLUMN = "label"

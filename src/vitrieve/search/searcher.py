@@ -15,16 +15,17 @@ from vitrieve.config import Device
 from vitrieve.data.picture import Picture
 from vitrieve.errors import ArtifactError, ConfigError, FingerprintError, unknown_name_message
 from vitrieve.index.filter import FilterLike
-from vitrieve.index.open import open_index
-from vitrieve.index.store import Hit, StoreInfo, VectorStore, find_name, read_info
+from vitrieve.index.open import load_index_encoder, open_index, require_encoder
+from vitrieve.index.store import Hit, VectorStore, find_name, read_info
 from vitrieve.runtime.choice import EngineChoice, PrecisionChoice
-from vitrieve.runtime.encoder import Encoder, load_encoder
+from vitrieve.runtime.encoder import Encoder
 from vitrieve.search.mapped import PathMap, map_paths
 from vitrieve.search.query import build_query
 from vitrieve.search.ranking import MAX_DEPTH, group_hits, rank_images
 from vitrieve.search.request import Example, SearchAnswer, SearchRequest, SearchResult
 from vitrieve.search.threshold import Threshold, load_threshold
 
+WRONG_ENCODER_ADVICE = "Search with the index's own encoder, or embed and index the collection again with this one."
 TURN_SECONDS = 0.0005
 
 
@@ -47,7 +48,7 @@ class Searcher:
         Raises:
             FingerprintError: The index, or the threshold, was made by another encoder.
         """
-        _check_fingerprint(store.info, encoder)
+        require_encoder(store.info, encoder, advice=WRONG_ENCODER_ADVICE)
         if threshold is not None and threshold.fingerprint != encoder.fingerprint:
             raise FingerprintError(
                 "the threshold was calibrated with another encoder than the index's; run vitrieve calibrate again."
@@ -270,51 +271,3 @@ class _QuickTurns:
 
 
 _QUICK_TURNS = _QuickTurns()
-
-
-def _check_fingerprint(info: StoreInfo, encoder: Encoder) -> None:
-    if encoder.fingerprint != info.fingerprint:
-        raise FingerprintError(
-            f"the index was made by {info.encoder_source} at {info.image_size} px (fingerprint "
-            f"{info.fingerprint[:12]}…), not by {encoder.source} at {encoder.preprocessing.image_size} px "
-            f"({encoder.fingerprint[:12]}…): their vectors are not comparable. Search with the index's own "
-            "encoder, or embed and index the collection again with this one."
-        )
-
-
-def load_index_encoder(
-    info: StoreInfo,
-    source: str | Path | None = None,
-    *,
-    engine: EngineChoice = "auto",
-    precision: PrecisionChoice = "auto",
-    num_threads: int | None = None,
-    device: Device = "auto",
-) -> Encoder:
-    """Load the encoder of an index at the input size that the index was made with.
-
-    Args:
-        info: Of the index.
-        source: The encoder's folder or weights name; None: where the index says that it is.
-        engine: As ``load_encoder``.
-        precision: As ``load_encoder``.
-        num_threads: CPU threads; None: all cores.
-        device: As ``load_encoder``.
-
-    Raises:
-        ArtifactError: The encoder is no longer where it was.
-    """
-    given = info.encoder_source if source is None else source
-    if source is None and Path(given).is_absolute() and not Path(given).exists():
-        raise ArtifactError(
-            f"the index was made with the encoder in {given}, which is no longer there; "
-            "name where it is now with --encoder (in Python: Searcher.open(index, encoder))."
-        )
-    return load_encoder(
-        given,
-        image_size=info.image_size,
-        engine=engine,
-        precision=precision,
-        num_threads=num_threads,
-        device=device,
-    )

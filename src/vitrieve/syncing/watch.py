@@ -1,4 +1,4 @@
-"""Syncing again whenever the collection changes.
+"""``follow``: sync again whenever the collection changes. ``vitrieve sync --watch`` calls it.
 
 The operating system's notices (through ``watchfiles``) only say when to look; what has changed is found by scanning
 the whole collection. So a notice that is lost, or never comes (network drives, links to other places), delays a
@@ -12,14 +12,21 @@ import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from threading import Event
 
 from watchfiles import Change, watch
 
+from vitrieve.artifacts import MANIFEST_NAME
 from vitrieve.data.decode import list_image_suffixes
 from vitrieve.data.ignore import IGNORE_NAME, Rules
-from vitrieve.errors import DataError
+from vitrieve.data.sources import find_source_path
+from vitrieve.errors import ConfigError, DataError, InputError
+from vitrieve.progress import print_message
+from vitrieve.runtime.encoder import Encoder
+from vitrieve.syncing.scan import Collection, recall_exclude, scan_collection
+from vitrieve.syncing.sync import NewStoreKind, SyncReport, SyncSettings, open_synced, sync_collection
 
 DEBOUNCE_MS = 1_600
 """Longest time for which notices are gathered while they keep coming: many files are copied at once."""
@@ -32,6 +39,72 @@ RETRY_SECONDS = 5.0
 _MOUNTS = Path("/proc/self/mountinfo")
 RESCAN_SECONDS = 300.0
 """Time between looks without a notice."""
+
+
+def follow(
+    collection: Collection,
+    index: Path,
+    encoder: Encoder,
+    tell: Callable[[SyncReport], None],
+    *,
+    settings: SyncSettings,
+    store: NewStoreKind = "lance",
+    adopt: bool = False,
+) -> None:
+    """Sync again and again until Ctrl-C, which is the ordinary end: every sync leaves a consistent index.
+
+    Nothing but that ends it: a full disk, a drive that is off, an index that was deleted or replaced are told in one
+    line, and the next look tries again.
+
+    Args:
+        collection: What ``scan_collection`` found; it is scanned again each time.
+        index: Folder of the index.
+        encoder: Makes the vectors.
+        tell: Told what each sync did.
+        settings: How the collection is compared and embedded. Bad files that have not changed are not read again, and
+            nobody is asked.
+        store: What an index is that has to be made again.
+        adopt: Take over an index of another collection, or of this one under another path.
+
+    Raises:
+        ConfigError: The collection has no folder or file that could be watched.
+    """
+    path = find_source_path(collection.source)
+    if path is None:
+        raise ConfigError(f"{collection.source} names no folder or file that could be watched.")
+    settings = replace(settings, is_bad_retried=False, confirm=None)
+    troubles: list[str] = []  # the one that hinders syncing now, if any
+    try:
+        print_message(f"watching {path}; Ctrl-C ends it.")
+        looks = watch_changes(path, index, exclude=collection.exclude, is_pending=lambda: bool(troubles))
+        for _ in looks:
+            try:
+                report = _sync_again(collection, index, encoder, settings, store, adopt)
+            except (InputError, OSError) as error:
+                if [str(error)] != troubles:  # once, not at every attempt
+                    print_message(f"not synced: {error}")
+                troubles[:] = [str(error)]
+                continue
+            troubles.clear()
+            tell(report)
+    except KeyboardInterrupt:
+        print_message(f"stopped; {index} is as the last sync left it, and the next one goes on from there.")
+
+
+def _sync_again(
+    collection: Collection, index: Path, encoder: Encoder, settings: SyncSettings, store: NewStoreKind, adopt: bool
+) -> SyncReport:
+    """Sync once; the index is opened anew, as it may have been deleted, replaced or repaired since the last time.
+
+    Another sync may have been told to leave out something else meanwhile: the last word counts.
+    """
+    exclude = () if recall_exclude(index) is not None else collection.exclude
+    now = scan_collection(collection.source, index, exclude=exclude, is_empty_allowed=collection.is_empty_allowed)
+    is_gone = not (index / MANIFEST_NAME).exists()
+    with open_synced(now, index, encoder, kind=store, is_adopted=adopt) as synced:
+        if is_gone:
+            print_message(f"{index} was deleted; it is made again.")
+        return sync_collection(synced, encoder, now, settings)
 
 
 def watch_changes(

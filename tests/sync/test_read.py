@@ -12,8 +12,8 @@ from PIL import Image
 from vitrieve.data import decode
 from vitrieve.data.preprocess import build_preprocessing
 from vitrieve.data.records import ImageRecord
-from vitrieve.syncing.content import MEMORY_REASON, read_content
-from vitrieve.syncing.stamps import sign_file
+from vitrieve.syncing.read import MEMORY_REASON, read_file
+from vitrieve.syncing.state import sign_file
 
 
 @pytest.fixture
@@ -24,21 +24,21 @@ def record(tmp_path: Path) -> ImageRecord:
 
 def test_missing_end_is_noted_and_the_picture_is_used(record: ImageRecord) -> None:
     preprocessing = build_preprocessing(8)
-    whole = read_content(record, preprocessing, lambda _: None)
+    whole = read_file(record, preprocessing, lambda _: None)
     record.path.write_bytes(record.path.read_bytes()[:-2])
-    cut = read_content(record, preprocessing, lambda _: None)
-    assert "note" not in whole.stamp.metadata
-    assert cut.stamp.metadata["note"] == decode.MISSING_END
-    assert cut.stamp.reason is None
+    cut = read_file(record, preprocessing, lambda _: None)
+    assert "note" not in whole.state.metadata
+    assert cut.state.metadata["note"] == decode.MISSING_END
+    assert cut.state.reason is None
     assert whole.square is not None
     assert cut.square is not None
     assert (whole.square == cut.square).all()
 
 
-def test_stamp_is_of_the_file_that_was_read_wherever_its_path_leads_before_and_after(
+def test_state_is_of_the_file_that_was_read_wherever_its_path_leads_before_and_after(
     record: ImageRecord, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A stamp of one file with the content of another would stay for ever: neither changes any more."""
+    """A state of one file with the content of another would stay for ever: neither changes any more."""
     Image.new("RGB", (30, 10), (0, 200, 0)).save(tmp_path / "b.jpg")
     (tmp_path / "link.jpg").symlink_to(tmp_path / "a.jpg")
     link = replace(record, path=tmp_path / "link.jpg")
@@ -53,9 +53,9 @@ def test_stamp_is_of_the_file_that_was_read_wherever_its_path_leads_before_and_a
         return descriptor
 
     monkeypatch.setattr(decode.os, "open", open_elsewhere)
-    stamp = read_content(link, build_preprocessing(8), lambda _: None).stamp
-    assert stamp.sha256 == hashlib.sha256((tmp_path / "b.jpg").read_bytes()).hexdigest()
-    assert stamp.signature == sign_file((tmp_path / "b.jpg").stat())
+    state = read_file(link, build_preprocessing(8), lambda _: None).state
+    assert state.sha256 == hashlib.sha256((tmp_path / "b.jpg").read_bytes()).hexdigest()
+    assert state.signature == sign_file((tmp_path / "b.jpg").stat())
 
 
 def test_file_that_changes_while_it_is_read_is_told(record: ImageRecord, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,8 +66,8 @@ def test_file_that_changes_while_it_is_read_is_told(record: ImageRecord, monkeyp
         record.path.write_bytes(data + b"more")
         return data
 
-    monkeypatch.setattr("vitrieve.syncing.content.read_open_file", read_and_change)
-    assert read_content(record, build_preprocessing(8), lambda _: None).is_changing
+    monkeypatch.setattr("vitrieve.syncing.read.read_open_file", read_and_change)
+    assert read_file(record, build_preprocessing(8), lambda _: None).is_undecided
 
 
 def test_shortage_of_memory_is_not_remembered_as_a_bad_picture(
@@ -77,6 +77,6 @@ def test_shortage_of_memory_is_not_remembered_as_a_bad_picture(
         raise MemoryError
 
     monkeypatch.setattr(decode, "_load", run_out)
-    content = read_content(record, build_preprocessing(8), lambda _: None)
-    assert content.is_changing
-    assert content.stamp.reason == MEMORY_REASON
+    content = read_file(record, build_preprocessing(8), lambda _: None)
+    assert content.is_undecided
+    assert content.state.reason == MEMORY_REASON

@@ -1,4 +1,4 @@
-"""A file read once: its hash, metadata and prepared picture, all of the same bytes."""
+"""A file is read once: its hash, its metadata and the prepared picture are of the same bytes."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from vitrieve.data.decode import (
 from vitrieve.data.preprocess import Preprocessing, to_square
 from vitrieve.data.records import ImageRecord
 from vitrieve.errors import DecodeError
-from vitrieve.syncing.stamps import NO_SIGNATURE, Stamp, is_settled, sign_file
+from vitrieve.syncing.state import NO_SIGNATURE, FileState, is_settled, sign_file
 
 NUM_FOLDER_LEVELS = 4
 """Folder levels that become a column of their own; deeper ones stand in ``folder`` alone."""
 
 
-def describe_place(image_id: str) -> dict[str, str]:
+def describe_folders(image_id: str) -> dict[str, str]:
     """Describe the folders above an image: all of them, and each level.
 
     Args:
         image_id: Path below the collection's folder. One directly in it, absolute, or leading out of it, has none.
 
-    >>> describe_place("fruit/apple/1.jpg")
+    >>> describe_folders("fruit/apple/1.jpg")
     {'folder': 'fruit/apple', 'folder_1': 'fruit', 'folder_2': 'apple'}
     """
     parts = PurePosixPath(image_id).parts[:-1]
@@ -50,8 +50,8 @@ def describe_content(data: bytes, width_px: int, height_px: int) -> dict[str, st
 
     Args:
         data: The whole file.
-        width_px: Of the upright picture, after EXIF orientation.
-        height_px: The same.
+        width_px: Width of the upright picture, after EXIF orientation.
+        height_px: Height of the same picture.
 
     Returns:
         ``width_px``, ``height_px``, ``size_bytes``, where the camera wrote it ``date`` as ``2026-11-23T10:00:00``,
@@ -64,8 +64,8 @@ def describe_content(data: bytes, width_px: int, height_px: int) -> dict[str, st
 
 
 def complete_record(record: ImageRecord, content_metadata: Mapping[str, str]) -> ImageRecord:
-    """Add what place and content say to a record, under what its source says."""
-    return replace(record, metadata={**describe_place(record.image_id), **content_metadata, **record.metadata})
+    """Add what folders and content say to a record, under what its source says."""
+    return replace(record, metadata={**describe_folders(record.image_id), **content_metadata, **record.metadata})
 
 
 def spell_box(record: ImageRecord) -> str:
@@ -90,33 +90,33 @@ def hash_record(record: ImageRecord) -> str:
 CHANGING_REASON = "the file changed while it was read; the next sync reads it again"
 MEMORY_REASON = "the memory did not suffice to decode it; the next sync tries again"
 
-FindHolder = Callable[[tuple[str, str]], Stamp | None]
+FindHolder = Callable[[tuple[str, str]], FileState | None]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Content:
-    """What became of one file.
+class ReadFile:
+    """One file after it was read.
 
     Attributes:
         record: The image, as its source describes it.
-        stamp: What the file was; its reason says why the image can have no vector.
+        state: What the file was; its reason says why the image can have no vector.
         square: ``(S, S, 3)`` uint8; None where there is no picture, or the store has the vector of this content.
-        is_changing: The file changed while it was read, so that nothing can be said of it now.
+        is_undecided: Nothing can be said of the content now: the file could not be read, or changed while it was read.
     """
 
     record: ImageRecord
-    stamp: Stamp
+    state: FileState
     square: np.ndarray | None = None
-    is_changing: bool = False
+    is_undecided: bool = False
 
 
-def read_content(record: ImageRecord, preprocessing: Preprocessing, find_holder: FindHolder) -> Content:
+def read_file(record: ImageRecord, preprocessing: Preprocessing, find_holder: FindHolder) -> ReadFile:
     """Read a file once, and prepare its picture unless its vector is known.
 
     Args:
         record: The image.
-        preprocessing: Of the encoder.
-        find_holder: Finds the stamp of an image that has the vector of a content; None when there is none.
+        preprocessing: Preprocessing of the encoder.
+        find_holder: Finds the state of an image that has the vector of a content; None when there is none.
     """
     now_ns = time.time_ns()
     try:
@@ -125,32 +125,34 @@ def read_content(record: ImageRecord, preprocessing: Preprocessing, find_holder:
             data = read_open_file(file)
             after = os.fstat(file.fileno())
     except DecodeError as error:
-        return Content(record=record, stamp=_build_stamp(record, reason=str(error)))
+        # What the system refuses may come back, as a drive does; it says nothing about the content.
+        is_undecided = isinstance(error.__cause__, OSError)
+        return ReadFile(record=record, state=_build_state(record, reason=str(error)), is_undecided=is_undecided)
     if sign_file(before) != sign_file(after):
-        return Content(record=record, stamp=_build_stamp(record, reason=CHANGING_REASON), is_changing=True)
-    stamp = _build_stamp(
+        return ReadFile(record=record, state=_build_state(record, reason=CHANGING_REASON), is_undecided=True)
+    state = _build_state(
         record,
         signature=sign_file(before) if is_settled(before, now_ns) else NO_SIGNATURE,
         sha256=hashlib.sha256(data).hexdigest(),
     )
-    holder = find_holder(stamp.content_key)
+    holder = find_holder(state.content_key)
     if holder is not None:
-        return Content(record=record, stamp=replace(stamp, metadata=dict(holder.metadata)))
+        return ReadFile(record=record, state=replace(state, metadata=dict(holder.metadata)))
     try:
         metadata = describe_content(data, *measure_image(data))
         with open_picture(data, box=record.box) as picture:
             square = to_square(picture, preprocessing)
     except MemoryError:
-        return Content(record=record, stamp=replace(stamp, reason=MEMORY_REASON), is_changing=True)
+        return ReadFile(record=record, state=replace(state, reason=MEMORY_REASON), is_undecided=True)
     except DecodeError as error:
-        return Content(record=record, stamp=replace(stamp, reason=str(error)))
-    return Content(record=record, stamp=replace(stamp, metadata=metadata), square=square)
+        return ReadFile(record=record, state=replace(state, reason=str(error)))
+    return ReadFile(record=record, state=replace(state, metadata=metadata), square=square)
 
 
-def _build_stamp(
+def _build_state(
     record: ImageRecord, *, signature: str = NO_SIGNATURE, sha256: str = "", reason: str | None = None
-) -> Stamp:
-    return Stamp(
+) -> FileState:
+    return FileState(
         image_id=record.image_id,
         signature=signature,
         sha256=sha256,

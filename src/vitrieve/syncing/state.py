@@ -1,7 +1,11 @@
-"""What each file was when it was indexed: one SQLite file inside the index.
+"""What each file was when it was indexed, and the vector store changed in step with it.
 
-SQLite makes a batch of stamps durable whole or not at all, and its exclusive lock, which dies with the process, lets
-one sync at a time work on an index.
+The states of the files stand in one SQLite file inside the index. SQLite makes a batch of states durable whole or not
+at all, and its exclusive lock, which dies with the process, lets one sync at a time work on an index.
+
+A state without a reason says "the store holds the vector of this content under this name". It must never say so
+wrongly, so a change forgets the states first, then changes the store, then writes the new states. A process killed in
+between leaves an image without a state, which the next sync embeds again.
 """
 
 from __future__ import annotations
@@ -9,15 +13,19 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from vitrieve.artifacts import describe_full_disk
-from vitrieve.errors import ArtifactError, DiskFullError
+import numpy as np
 
-STAMPS_NAME = "sync.sqlite"
+from vitrieve.artifacts import describe_full_disk
+from vitrieve.data.records import ImageRecord
+from vitrieve.errors import ArtifactError, DiskFullError
+from vitrieve.index.store import VectorStore
+
+STATE_NAME = "sync.sqlite"
 FORMAT_VERSION = 1
 CLOCK_TICK_NS = 2_000_000_000
 """The coarsest clock of a file system (FAT): within it a second change may leave all times as they are."""
@@ -27,7 +35,7 @@ NO_SIGNATURE = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Stamp:
+class FileState:
     """What a file was when it was read.
 
     Attributes:
@@ -72,14 +80,14 @@ def is_settled(status: os.stat_result, now_ns: int) -> bool:
     return max(status.st_mtime_ns, status.st_ctime_ns) < now_ns - CLOCK_TICK_NS
 
 
-class StampFile:
-    """The stamps of one index, open and locked.
+class StateFile:
+    """The states of one index, open and locked.
 
     Every change is on disk when its call returns. ``close`` gives the lock back, and so does the end of the process.
     """
 
     def __init__(self, index: Path) -> None:
-        """Open or begin the stamps of an index.
+        """Open or begin the states of an index.
 
         Args:
             index: The index's folder, which exists.
@@ -87,7 +95,7 @@ class StampFile:
         Raises:
             ArtifactError: Another sync works on this index, or the file is damaged or of a newer vitrieve.
         """
-        self._path = index / STAMPS_NAME
+        self._path = index / STATE_NAME
         self._connection = sqlite3.connect(self._path, timeout=0, isolation_level=None)
         try:
             with self._explained():
@@ -149,14 +157,14 @@ class StampFile:
                 raise
             self._connection.execute("COMMIT")
 
-    def read(self) -> list[Stamp]:
-        """Read all stamps."""
+    def read(self) -> list[FileState]:
+        """Read all states."""
         with self._explained():
             rows = self._connection.execute(
                 "SELECT image_id, signature, sha256, box, record_hash, metadata, reason FROM stamps"
             ).fetchall()
             return [
-                Stamp(
+                FileState(
                     image_id=image_id,
                     signature=signature,
                     sha256=sha256,
@@ -168,17 +176,17 @@ class StampFile:
                 for image_id, signature, sha256, box, record_hash, metadata, reason in rows
             ]
 
-    def write(self, stamps: Sequence[Stamp]) -> None:
-        """Add stamps, and replace those whose image has one."""
+    def write(self, states: Sequence[FileState]) -> None:
+        """Add states, and replace those whose image has one."""
         rows = [
             (one.image_id, one.signature, one.sha256, one.box, one.record_hash, json.dumps(one.metadata), one.reason)
-            for one in stamps
+            for one in states
         ]
         with self._transaction():
             self._connection.executemany("INSERT OR REPLACE INTO stamps VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
 
     def forget(self, image_ids: Iterable[str]) -> None:
-        """Remove the stamps of images; those that have none are passed over."""
+        """Remove the states of images; those that have none are passed over."""
         with self._transaction():
             self._connection.executemany("DELETE FROM stamps WHERE image_id = ?", [(one,) for one in image_ids])
 
@@ -207,3 +215,113 @@ class StampFile:
     def close(self) -> None:
         """Give the lock back; closing twice is allowed."""
         self._connection.close()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """An image to be put into the store.
+
+    Attributes:
+        record: The image, with all its metadata.
+        state: What its file was.
+        vector: ``(E,)`` float32, L2-normalized.
+    """
+
+    record: ImageRecord
+    state: FileState
+    vector: np.ndarray
+
+
+class SyncedIndex:
+    """A vector store, and the content of which each of its vectors is.
+
+    Attributes:
+        store: The vector store.
+        states: States of the files by ``image_id``; the image of one without a reason is in the store.
+    """
+
+    def __init__(self, store: VectorStore, state_file: StateFile) -> None:
+        """Read the states, and forget those of images that the store does not hold."""
+        self.store = store
+        self._file = state_file
+        self._stored = set(store.image_ids())
+        self.states = {state.image_id: state for state in state_file.read()}
+        self._holders = {state.content_key: state.image_id for state in self.states.values() if state.reason is None}
+        self._forget(
+            state.image_id
+            for state in self.states.values()
+            if state.reason is None and state.image_id not in self._stored
+        )
+
+    def find_holder(self, content_key: tuple[str, str]) -> FileState | None:
+        """Find an image in the store whose vector is of this content. Threads may ask while others change."""
+        state = self.states.get(self._holders.get(content_key, ""))
+        is_holder = state is not None and state.reason is None and state.content_key == content_key
+        return state if is_holder else None
+
+    def get_vectors(self, image_ids: Sequence[str]) -> np.ndarray:
+        """Return the vectors ``(N, E)`` of images in the store."""
+        return self.store.get(image_ids)[0]
+
+    def put(self, changes: Sequence[Change]) -> None:
+        """Put images into the store, or replace them."""
+        if not changes:
+            return
+        image_ids = [change.record.image_id for change in changes]
+        self._forget(image_ids)
+        self.store.upsert(np.stack([change.vector for change in changes]), [change.record for change in changes])
+        self._stored.update(image_ids)
+        self._write([change.state for change in changes])
+
+    def write_states(self, states: Sequence[FileState]) -> None:
+        """Write other file times for contents that are what they were, or the reasons of images without a vector."""
+        if states:
+            self._write(states)
+
+    @property
+    def stored(self) -> Set[str]:
+        """Names of the images in the store."""
+        return self._stored
+
+    def list_surplus(self, wanted: Iterable[str]) -> list[str]:
+        """List, sorted, the images of the store that are not wanted, or not said as being there."""
+        kept = {image_id for image_id in wanted if self._is_claimed(image_id)}
+        return sorted(self._stored - kept)
+
+    def remove(self, image_ids: Sequence[str]) -> None:
+        """Remove images from the store; the state of one that is kept for its reason stays."""
+        if not image_ids:
+            return
+        self._forget(image_id for image_id in image_ids if self._is_claimed(image_id))
+        self.store.delete(image_ids)
+        self._stored.difference_update(image_ids)
+
+    def forget_others(self, wanted: Iterable[str]) -> None:
+        """Forget the states of images that are not wanted and not in the store."""
+        self._forget(set(self.states) - set(wanted) - self._stored)
+
+    def _is_claimed(self, image_id: str) -> bool:
+        state = self.states.get(image_id)
+        return state is not None and state.reason is None
+
+    def _write(self, states: Sequence[FileState]) -> None:
+        self._file.write(states)
+        for state in states:
+            self._release(state.image_id)
+            self.states[state.image_id] = state
+            if state.reason is None:
+                self._holders[state.content_key] = state.image_id
+
+    def _forget(self, image_ids: Iterable[str]) -> None:
+        known = [image_id for image_id in image_ids if image_id in self.states]
+        if not known:
+            return
+        self._file.forget(known)
+        for image_id in known:
+            self._release(image_id)
+
+    def _release(self, image_id: str) -> None:
+        """Let an image's content be looked for elsewhere: its vector is about to change."""
+        state = self.states.pop(image_id, None)
+        if state is not None and self._holders.get(state.content_key) == image_id:
+            del self._holders[state.content_key]
