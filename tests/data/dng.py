@@ -5,13 +5,16 @@ from __future__ import annotations
 import struct
 
 
-def build_dng(preview: bytes | None, *, orientation: int = 1, side: int = 64) -> bytes:
+def build_dng(
+    preview: bytes | None, *, orientation: int = 1, side: int = 64, pixels_size: tuple[int, int] | None = None
+) -> bytes:
     """Build the file.
 
     Args:
-        preview: Bytes of the JPEG in it; None for a file without one.
+        preview: Bytes of the JPEG in it, or of RGB pixels; None for a file without one.
         orientation: EXIF orientation of the photograph.
         side: Width and height of the sensor in pixels.
+        pixels_size: Width and height of a preview that is not compressed; None for a JPEG.
     """
     sensor = struct.pack(f"<{side * side}H", *((x * 1000) % 16384 for x in range(side * side)))
     main = {
@@ -42,7 +45,10 @@ def build_dng(preview: bytes | None, *, orientation: int = 1, side: int = 64) ->
         _write_directory(body, main | common, {273: sensor})
         return bytes(body)
     first = common | {254: (4, [1]), 259: (3, [7]), 262: (3, [6]), 277: (3, [3]), 279: (4, [len(preview)])}
-    first |= {256: (4, [side]), 257: (4, [side]), 258: (3, [8, 8, 8]), 278: (4, [side])}
+    width_px, height_px = pixels_size or (side, side)
+    first |= {256: (4, [width_px]), 257: (4, [height_px]), 258: (3, [8, 8, 8]), 278: (4, [height_px])}
+    if pixels_size:
+        first |= {259: (3, [1]), 262: (3, [2])}
     body = bytearray(b"II*\0" + struct.pack("<I", 8))
     patch = _write_directory(body, first | {330: (4, [0])}, {273: preview})
     struct.pack_into("<I", body, patch[330], len(body))

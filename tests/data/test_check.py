@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from vitrieve.data import check
+from vitrieve.data import check, decode
 from vitrieve.data.check import check_dataset, format_report, report_to_json
 from vitrieve.data.manifest import read_manifest_file
 from vitrieve.data.records import Dataset
@@ -42,6 +42,22 @@ def test_check_dataset_counts_roles_and_classes(folder: Path) -> None:
     )
     assert (report.formats, report.modes) == ({"PNG": 4}, {"RGB": 4})
     assert report.is_fine
+
+
+def test_check_dataset_reports_a_picture_that_the_memory_does_not_suffice_for(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, load = (folder / "red.png").read_bytes(), decode._load
+
+    def run_out(image: object, loaded: bytes) -> object:
+        if loaded == data:
+            raise MemoryError
+        return load(image, loaded)
+
+    monkeypatch.setattr(decode, "_load", run_out)
+    report = check_dataset(build_dataset(folder, "red.png,a,train,1,1", "green.png,a,train,1,1"))
+    assert [(one.image_id, one.reason) for one in report.unreadable] == [("red.png", decode.MEMORY_REASON)]
+    assert report.formats == {"PNG": 1}
 
 
 def test_check_dataset_reports_unreadable_files_with_reasons(folder: Path) -> None:

@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFile, features
 
+from tests.data.isobmff import Item, build_file
 from vitrieve.data import decode
 from vitrieve.data.decode import convert_to_rgb, crop_to_box, decode_image, read_header, read_image, read_image_bytes
 from vitrieve.data.records import ImageRecord
@@ -85,12 +86,12 @@ def test_decode_image_tells_what_heic_needs(monkeypatch: pytest.MonkeyPatch) -> 
         raise ImportError(name)
 
     monkeypatch.setattr(decode.importlib, "import_module", refuse)
-    decode._accepted_formats.cache_clear()
+    decode._list_formats.cache_clear()
     try:
         with pytest.raises(DecodeError, match="pillow-heif"):
-            decode_image(b"\x00\x00\x00\x18ftypheic" + bytes(64))
+            decode_image(build_file([Item(kind=b"hvc1")], b"heic"))
     finally:
-        decode._accepted_formats.cache_clear()
+        decode._list_formats.cache_clear()
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -232,6 +233,29 @@ def test_trap_animated_gives_the_first_picture(image_format: str) -> None:
     options = LOSSLESS[image_format]
     data = encode(frames[0], image_format, save_all=True, append_images=frames[1:], **options)
     assert decode_image(data).getpixel((0, 0)) == RED
+
+
+@pytest.mark.parametrize("image_format", ["GIF", "PNG", "WEBP", "AVIF"])
+def test_pictures_behind_the_first_are_not_decoded(image_format: str) -> None:
+    """They are nonsense here, which a decoder that looks at them finds out."""
+    noise = [Image.fromarray(np.random.default_rng(seed).integers(0, 256, (32, 32, 3), np.uint8)) for seed in range(3)]
+    options = LOSSLESS.get(image_format, {})
+    data = encode(noise[0], image_format, save_all=True, append_images=noise[1:], **options)
+    start, end = len(data) * 5 // 6, len(data) - 64
+    damaged = data[:start] + bytes(end - start) + data[end:]
+    assert len(decode_frames(data)) == 3
+    assert decode_frames(damaged) != decode_frames(data)
+    assert decode_image(damaged).tobytes() == decode_image(data).tobytes()
+
+
+def decode_frames(data: bytes) -> list[bytes]:
+    """Decode all pictures of a file, up to the first that cannot be decoded."""
+    frames: list[bytes] = []
+    with Image.open(io.BytesIO(data)) as opened, contextlib.suppress(OSError, SyntaxError, EOFError, RuntimeError):
+        for number in range(opened.n_frames):
+            opened.seek(number)
+            frames.append(opened.convert("RGB").tobytes())
+    return frames
 
 
 def test_trap_zero_bytes_and_no_pixels_are_errors() -> None:

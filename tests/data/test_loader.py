@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from vitrieve.config import LoaderConfig
+from vitrieve.data import decode
 from vitrieve.data.augment import augment
 from vitrieve.data.loader import TrainingLoader
 from vitrieve.data.preprocess import build_preprocessing, preprocess
@@ -126,6 +127,22 @@ def test_find_readable_leaves_bad_images_out_up_to_a_share(records: list[ImageRe
     assert [image_id for image_id, _ in readable.failures] == ["3.png"]
     with pytest.raises(DataError, match=r"1 of 6 images are unreadable.*3\.png"):
         find_readable(records, max_bad_fraction=0.1)
+
+
+def test_find_readable_leaves_out_what_the_memory_does_not_suffice_for(
+    records: list[ImageRecord], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, load = records[3].path.read_bytes(), decode._load
+
+    def run_out(image: object, loaded: bytes) -> object:
+        if loaded == data:
+            raise MemoryError
+        return load(image, loaded)
+
+    monkeypatch.setattr(decode, "_load", run_out)
+    readable = find_readable(records, max_bad_fraction=0.2)
+    assert readable.failures == (("3.png", decode.MEMORY_REASON),)
+    assert len(readable.records) == len(readable.digests) == 5
 
 
 def test_batches_of_tuples_hold_their_images_and_the_places_of_their_anchors(records: list[ImageRecord]) -> None:

@@ -62,6 +62,39 @@ def test_a_raw_file_is_upright(orientation: int, size: tuple[int, int], blue: tu
     assert blueness > 200 > 100 > red
 
 
+@pytest.mark.parametrize(("orientation", "size"), [(1, (64, 48)), (3, (64, 48)), (6, (48, 64)), (8, (48, 64))])
+def test_a_preview_that_is_not_compressed_is_the_picture(orientation: int, size: tuple[int, int]) -> None:
+    pytest.importorskip("rawpy", reason="needs rawpy")
+    turns = {3: Image.Transpose.ROTATE_180, 6: Image.Transpose.ROTATE_270, 8: Image.Transpose.ROTATE_90}
+    picture = make_picture()
+    data = build_dng(picture.tobytes(), orientation=orientation, pixels_size=picture.size)
+    upright = picture.transpose(turns[orientation]) if orientation in turns else picture
+    assert decode_image(data).tobytes() == upright.tobytes()
+    assert decode_image(data).size == measure_image(data) == size
+
+
+@pytest.mark.parametrize(("size", "error"), [((8000, 8000), DecodeError), ((13_000, 13_000), PictureTooLargeError)])
+def test_a_preview_that_only_announces_its_pixels_is_refused(size: tuple[int, int], error: type[DecodeError]) -> None:
+    pytest.importorskip("rawpy", reason="needs rawpy")
+    with pytest.raises(error, match=r"larger than the file|13000 x 13000 pixels"):
+        decode_image(build_dng(make_picture().tobytes(), pixels_size=size))
+
+
+def test_libraw_works_within_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    rawpy = pytest.importorskip("rawpy", reason="needs rawpy")
+    data = build_dng(save(make_picture()))
+    read, held = rawpy.imread, []
+
+    def note_and_read(file: io.BytesIO) -> object:
+        held.append(raw.BUDGET.num_held)
+        return read(file)
+
+    monkeypatch.setattr(rawpy, "imread", note_and_read)
+    decode_image(data)
+    assert held == [len(data)]
+    assert raw.BUDGET.num_held == 0
+
+
 def test_what_a_raw_file_is_its_content_decides() -> None:
     jpeg = save(make_picture())
     assert is_raw(build_dng(jpeg))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vitrieve.data import decode
 from vitrieve.data.decode import read_image
 from vitrieve.data.records import ImageRecord
 from vitrieve.embed.batches import NUM_BATCHES_AHEAD, encode_batches, encode_in_parallel
@@ -42,6 +43,24 @@ def test_encode_batches_equals_encode(encoder: Encoder, picture_folder: Path) ->
     (batch,) = encode_batches(encoder, [records])
     np.testing.assert_allclose(batch.vectors, encoder.encode([read_image(record) for record in records]), atol=1e-6)
     assert batch.reasons == (None,) * 12
+
+
+def test_a_picture_that_the_memory_does_not_suffice_for_is_one_bad_picture(
+    encoder: Encoder, picture_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = make_records(picture_folder)
+    data = records[2].path.read_bytes()
+    load = decode._load
+
+    def run_out(image: object, loaded: bytes) -> object:
+        if loaded == data:
+            raise MemoryError
+        return load(image, loaded)
+
+    monkeypatch.setattr(decode, "_load", run_out)
+    (batch,) = encode_batches(encoder, [records])
+    assert batch.vectors.shape == (11, encoder.embedding_dim)
+    assert batch.reasons == (None, None, decode.MEMORY_REASON, *[None] * 9)
 
 
 def test_encode_batches_reports_bad_pictures_in_place(encoder: Encoder, picture_folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import shutil
@@ -10,10 +11,13 @@ from collections.abc import Iterator
 from html import unescape
 from pathlib import Path
 
+import numpy as np
 import pytest
 from fastapi import HTTPException
+from PIL import Image
 from starlette.testclient import TestClient
 
+from vitrieve.data import decode
 from vitrieve.data.decode import read_image
 from vitrieve.data.records import ImageRecord
 from vitrieve.embed.collection import Embeddings
@@ -25,7 +29,7 @@ from vitrieve.search.mapped import parse_path_map
 from vitrieve.search.searcher import Searcher
 from vitrieve.serve.app import create_app
 from vitrieve.serve.limits import Limits
-from vitrieve.serve.pictures import Pictures
+from vitrieve.serve.pictures import SIDES_PX, Pictures
 from vitrieve.serve.view import image_url, thumbnail_url
 
 NAMES = (
@@ -145,6 +149,24 @@ def test_a_picture_that_is_exchanged_while_it_is_sent_stays_the_one_that_was_loo
     finally:
         path.unlink()
         path.write_bytes(contents["plain.png"])
+
+
+def test_thumbnails_are_bounded_one_by_one_and_together(
+    named: tuple[TestClient, Searcher, dict[str, bytes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pictures = Pictures(named[1].store, Limits(thumbnail_bytes=3000))
+    for name in NAMES:
+        for side_px in SIDES_PX:
+            pictures.build_thumbnail(name, side_px)
+            assert pictures._cache_bytes == sum(map(len, pictures._cache.values())) <= 3000
+    assert pictures._cache
+    noise = np.random.default_rng(0).integers(0, 256, (SIDES_PX[-1], SIDES_PX[-1] + 1, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(noise).save(file, "PNG", compress_level=0)
+    assert len(pictures.shrink_upload("noise", file.getvalue(), SIDES_PX[-1])) < 2 << 20
+    monkeypatch.setattr(decode, "MAX_FILE_BYTES", 10)  # a file that is larger than what is read of any
+    with pytest.raises(HTTPException, match="410"):
+        pictures.build_thumbnail("plain.png", SIDES_PX[1])
 
 
 def test_no_descriptor_is_left_open(named: tuple[TestClient, Searcher, dict[str, bytes]], pictures: Pictures) -> None:

@@ -12,7 +12,7 @@ from PIL import Image
 from vitrieve.data import decode
 from vitrieve.data.preprocess import build_preprocessing
 from vitrieve.data.records import ImageRecord
-from vitrieve.syncing.read import MEMORY_REASON, read_file
+from vitrieve.syncing.read import read_file
 from vitrieve.syncing.state import sign_file
 
 
@@ -79,4 +79,4 @@ def test_shortage_of_memory_is_not_remembered_as_a_bad_picture(
     monkeypatch.setattr(decode, "_load", run_out)
     content = read_file(record, build_preprocessing(8), lambda _: None)
     assert content.is_undecided
-    assert content.state.reason == MEMORY_REASON
+    assert content.state.reason == "the memory did not suffice to decode it; the next sync tries again"

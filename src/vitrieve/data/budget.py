@@ -8,6 +8,8 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from vitrieve.data.work import MAX_PIXELS
+
 LARGE_PIXELS = 4_000_000
 """From here on the C library is asked to give freed memory back: it keeps blocks of up to 32 MiB for itself."""
 
@@ -54,6 +56,10 @@ class PixelBudget:
                 self._changed.notify_all()
             if taken >= LARGE_PIXELS:
                 _give_memory_back()
+
+
+BUDGET = PixelBudget(MAX_PIXELS)
+"""The budget of this process, over all its pools of threads."""
 
 
 def _find_trim() -> Callable[[int], int] | None:

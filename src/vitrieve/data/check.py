@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from vitrieve.data.decode import decode_image, find_note, get_scale, read_header, read_image_bytes
+from vitrieve.data.decode import decode_image, describe_failure, find_note, get_scale, read_header, read_image_bytes
 from vitrieve.data.records import SPLITS, Dataset, ImageRecord
 from vitrieve.errors import ConfigError, DecodeError
 from vitrieve.progress import track
@@ -229,10 +229,10 @@ def _look_at(record: ImageRecord) -> _Seen | str:
         data = read_image_bytes(record.path)
         header = read_header(data)
         image = decode_image(data, box=record.box)
-    except DecodeError as error:
-        return str(error)
-    pixels = hashlib.sha256(f"{image.width} x {image.height} ".encode())
-    pixels.update(image.tobytes())
+        pixels = hashlib.sha256(f"{image.width} x {image.height} ".encode())
+        pixels.update(image.tobytes())
+    except (DecodeError, MemoryError) as error:
+        return describe_failure(error)
     return _Seen(
         format=header.format,
         mode=header.mode,

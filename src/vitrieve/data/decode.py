@@ -36,8 +36,9 @@ from typing import BinaryIO
 
 from PIL import ExifTags, Image, ImageFile, JpegImagePlugin, UnidentifiedImageError, features
 
-from vitrieve.data.budget import PixelBudget
+from vitrieve.data.budget import BUDGET
 from vitrieve.data.convert import NUM_ROWS_AT_ONCE, convert_to_rgb, read_orientation
+from vitrieve.data.isobmff import HEAD_BYTES, Kind, find_kind
 from vitrieve.data.jpeg import END_MARKER, read_jpeg_layout
 from vitrieve.data.raw import RAW_SUFFIXES, has_rawpy, take_preview
 from vitrieve.data.records import ImageRecord
@@ -45,8 +46,6 @@ from vitrieve.data.work import MAX_PIXELS, MAX_REDUCED_PIXELS, MAX_SCANS, check_
 from vitrieve.errors import DecodeError, PictureTooLargeError
 
 Box = tuple[float, float, float, float]
-BUDGET = PixelBudget(MAX_PIXELS)
-"""Of this process, over all its pools of threads."""
 MISSING_END = "the JPEG lacks its end marker; every pixel is there"
 """What is noted of such a file."""
 MAX_FILE_BYTES = 1 << 29
@@ -60,7 +59,8 @@ _JPEG_START = b"\xff\xd8"
 _OTHER_TAILS = (b"\x55" * 64, b"\xfe" * 64, b"\xd3\x4b\x99" * 22)
 """Data of a scan, one of which would show in the pixels of a JPEG that is cut short."""
 _SCALE = "pixels of the file in a pixel"
-_HEIF_BRANDS = frozenset((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"))
+MEMORY_REASON = "the memory did not suffice to decode it"
+"""Why there is no picture when ``MemoryError`` was raised; another attempt may succeed."""
 
 
 def list_image_suffixes() -> frozenset[str]:
@@ -185,7 +185,7 @@ def open_picture(data: bytes, *, box: Box | None = None, max_pixels: int = MAX_P
     """
     data = take_preview(data)
     # The stored size counts of a picture that is read at half its size, too.
-    with _open_image(data, max_pixels) as image, BUDGET.hold(image.width * image.height):
+    with _open_image(data, max_pixels) as (image, num_pixels), BUDGET.hold(num_pixels):
         scale = _reduce(image, max_pixels)
         loaded = _load(image, data)
         try:
@@ -195,6 +195,11 @@ def open_picture(data: bytes, *, box: Box | None = None, max_pixels: int = MAX_P
         if scale > 1:
             rgb.info[_SCALE] = scale
         yield crop_to_box(rgb, box)
+
+
+def describe_failure(error: DecodeError | MemoryError) -> str:
+    """Return the reason why an image has no picture, for a list of bad images."""
+    return MEMORY_REASON if isinstance(error, MemoryError) else str(error)
 
 
 def get_scale(picture: Image.Image) -> float:
@@ -208,7 +213,7 @@ def measure_image(data: bytes) -> tuple[int, int]:
     Raises:
         DecodeError: As ``decode_image``, as far as the header shows it.
     """
-    with _open_image(take_preview(data), MAX_PIXELS) as image:
+    with _open_image(take_preview(data), MAX_PIXELS) as (image, _):
         width_px, height_px = image.size
         # TIFF says its upright size when it is opened.
         is_lying = image.format != "TIFF" and read_orientation(image) >= 5
@@ -229,7 +234,7 @@ def read_header(data: bytes) -> ImageHeader:
     Raises:
         DecodeError: As ``decode_image``, as far as the header shows it.
     """
-    with _open_image(take_preview(data), MAX_PIXELS) as image:
+    with _open_image(take_preview(data), MAX_PIXELS) as (image, _):
         width_px, height_px = image.size
         return ImageHeader(format=image.format or "unknown", mode=image.mode, width_px=width_px, height_px=height_px)
 
@@ -244,7 +249,7 @@ def read_date_taken(data: bytes) -> str | None:
         For example ``2026-11-23T10:00:00``; None where the file does not say it, or says nonsense.
     """
     try:
-        with _open_image(data, MAX_PIXELS) as image, _explained(data):
+        with _open_image(data, MAX_PIXELS) as (image, _), _explained(data):
             exif = image.getexif()
             details = exif.get_ifd(ExifTags.IFD.Exif)
             texts = (details.get(ExifTags.Base.DateTimeOriginal), details.get(ExifTags.Base.DateTimeDigitized))
@@ -273,14 +278,17 @@ def crop_to_box(image: Image.Image, box: Box | None) -> Image.Image:
 
 
 @contextlib.contextmanager
-def _open_image(data: bytes, max_pixels: int) -> Iterator[ImageFile.ImageFile]:
+def _open_image(data: bytes, max_pixels: int) -> Iterator[tuple[ImageFile.ImageFile, int]]:
     """Open the header, after a look at the work that the file asks for.
 
     What is raised in the block stays as it is: our own faults are not the file's.
+
+    Yields:
+        The opened picture, and the number of pixels that decoding it works on.
     """
     if not data:
         raise DecodeError("the file is empty (0 bytes)")
-    check_work(data)
+    num_coded_pixels = check_work(data)
     with _explained(data, max_pixels):
         image = _open_header(data)
     with image:
@@ -289,14 +297,14 @@ def _open_image(data: bytes, max_pixels: int) -> Iterator[ImageFile.ImageFile]:
         # check_work has seen to it that a JPEG larger than MAX_PIXELS has one scan.
         is_reducible = max_pixels == MAX_PIXELS and image.format == "JPEG"
         check_pixels(*image.size, MAX_REDUCED_PIXELS if is_reducible else max_pixels)
-        yield image
+        yield image, max(image.width * image.height, num_coded_pixels)
 
 
 def _open_header(data: bytes) -> ImageFile.ImageFile:
     if data[:2] == _JPEG_START:
         # Not by Image.open: it would look for more pictures (MPO), and warn of a size that is read at half.
         return JpegImagePlugin.JpegImageFile(io.BytesIO(data))
-    return Image.open(io.BytesIO(data), formats=_accepted_formats(_is_heif(data)))
+    return Image.open(io.BytesIO(data), formats=_list_formats(find_kind(data[:HEAD_BYTES])))
 
 
 @contextlib.contextmanager
@@ -312,7 +320,7 @@ def _explained(data: bytes, max_pixels: int = MAX_PIXELS) -> Iterator[None]:
     except MemoryError:
         raise
     except UnidentifiedImageError:
-        raise DecodeError(_unidentified_reason(data)) from None
+        raise DecodeError(_explain_unidentified(data)) from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise PictureTooLargeError(f"the picture has too many pixels; at most {max_pixels:,} are decoded") from None
     except Exception as error:
@@ -374,24 +382,27 @@ def _is_equal(one: Image.Image, other: Image.Image) -> bool:
 
 
 @functools.cache
-def _accepted_formats(is_heif: bool) -> tuple[str, ...]:
-    """List Pillow's names of the accepted formats; HEIF registers its reader with Pillow once, when first met."""
-    avif = ("AVIF",) if features.check("avif") else ()
-    if not is_heif:
-        return _ALWAYS_ACCEPTED + avif
+def _list_formats(kind: Kind | None) -> tuple[str, ...]:
+    """List Pillow's names of the formats that a file of a kind may have; none where its decoder is not here.
+
+    The package for HEIC registers its reader with Pillow once, when the first such file comes.
+    """
+    if kind is None:
+        return _ALWAYS_ACCEPTED
+    if kind == "avif":
+        return ("AVIF",) if features.check("avif") else ()
     try:
         importlib.import_module("pillow_heif").register_heif_opener()
     except ImportError:
-        return _ALWAYS_ACCEPTED + avif
-    return (*_ALWAYS_ACCEPTED, *avif, "HEIF")
+        return ()
+    return ("HEIF",)
 
 
-def _is_heif(data: bytes) -> bool:
-    return data[4:8] == b"ftyp" and data[8:12] in _HEIF_BRANDS
-
-
-def _unidentified_reason(data: bytes) -> str:
-    if _is_heif(data) and "HEIF" not in _accepted_formats(True):
+def _explain_unidentified(data: bytes) -> str:
+    kind = find_kind(data[:HEAD_BYTES])
+    if kind == "heic" and not _list_formats(kind):
         return "HEIC pictures need the package pillow-heif (pip install pillow-heif)"
-    accepted = ", ".join(_accepted_formats(_is_heif(data)))
+    if kind == "avif" and not _list_formats(kind):
+        return "AVIF pictures need a Pillow that was built with libavif (pip install --upgrade pillow)"
+    accepted = ", ".join(_ALWAYS_ACCEPTED + _list_formats("avif"))
     return f"no readable picture of an accepted format ({accepted}); the content decides, not the file's name"

@@ -13,6 +13,7 @@ import struct
 
 from PIL import Image
 
+from vitrieve.data.budget import BUDGET
 from vitrieve.data.work import check_pixels, read_tiff_directory
 from vitrieve.errors import DecodeError
 
@@ -68,6 +69,12 @@ def take_preview(data: bytes) -> bytes:
         return data
     if not has_rawpy():
         raise DecodeError("RAW pictures need the package rawpy (pip install 'vitrieve[raw]')")
+    # LibRaw copies the file and the preview in it; a pixel of the budget stands for three bytes or more.
+    with BUDGET.hold(len(data)):
+        return _extract_preview(data)
+
+
+def _extract_preview(data: bytes) -> bytes:
     import rawpy
 
     try:
@@ -84,6 +91,8 @@ def take_preview(data: bytes) -> bytes:
         return _orient_jpeg(preview.data, flip)
     height_px, width_px = preview.data.shape[:2]
     check_pixels(width_px, height_px)
+    if preview.data.nbytes > len(data):  # LibRaw lays out what the file announces, and fills what is there
+        raise DecodeError("the RAW file is damaged: its preview is larger than the file")
     picture = Image.fromarray(preview.data)
     if flip in _FLIPS:
         picture = picture.transpose(_FLIPS[flip][1])

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
-from vitrieve.data.decode import read_image
+from vitrieve.data.decode import describe_failure, read_image
 from vitrieve.data.records import ImageRecord
 from vitrieve.errors import DataError, DecodeError
 from vitrieve.machine import count_cores
@@ -75,7 +75,7 @@ def _read(record: ImageRecord) -> bytes | str:
         read_image(record)
         with record.path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").digest()
-    except DecodeError as error:
-        return str(error)
+    except (DecodeError, MemoryError) as error:
+        return describe_failure(error)
     except OSError as error:  # gone since it was decoded
         return f"the file cannot be read: {error.strerror or error}"

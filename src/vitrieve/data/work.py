@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 
+from vitrieve.data.isobmff import HEAD_BYTES, count_coded_pictures, find_kind
 from vitrieve.data.jpeg import read_jpeg_layout
 from vitrieve.errors import PictureTooLargeError
 
@@ -15,6 +16,8 @@ MAX_PIXELS = 89_478_485
 """A quarter of a GiB as RGB: the size from which Pillow itself suspects a decompression bomb."""
 MAX_REDUCED_PIXELS = 4 * MAX_PIXELS
 """A JPEG up to here is read at half its width and height, which the format allows without decoding all pixels."""
+MAX_CODED_PIXELS = 4 * MAX_PIXELS
+"""Pixels of all pictures that an AVIF or HEIC file is put together from: tiles and canvases, transparency too."""
 MAX_SCANNED_PIXELS = 1 << 30
 """Pixels times scans of a JPEG: twelve scans of the largest picture, where a progressive one has about ten. A scan
 that says nothing takes 1 ns a pixel (measured)."""
@@ -37,15 +40,22 @@ _TIFF_STRIPS = frozenset((273, 279, 324, 325))
 _TIFF_JPEG = 7
 
 
-def check_work(data: bytes) -> None:
+def check_work(data: bytes) -> int:
     """Refuse a file that would make the decoder work too much, by its own parts; other formats are not looked at.
 
     Args:
         data: The whole file.
 
+    Returns:
+        The number of pixels of all pictures that an AVIF or HEIC file is put together from; 0 for other formats, where
+        the size of the picture says it.
+
     Raises:
-        PictureTooLargeError: Too many pixels in all scans, or too many parts; the message is the reason.
+        PictureTooLargeError: Too many pixels in all scans or pictures, or too many parts; the message is the reason.
+        DecodeError: The parts of an AVIF or HEIC file are damaged, or coded in a way that is not read.
     """
+    if find_kind(data[:HEAD_BYTES]) is not None:
+        return _count_isobmff(data)
     if data[:2] == b"\xff\xd8":
         _check_jpeg(data)
     elif data[:8] == b"\x89PNG\r\n\x1a\n":
@@ -56,6 +66,9 @@ def check_work(data: bytes) -> None:
         _check_bmp(data)
     elif data[:2] in (b"II", b"MM"):
         _check_tiff(data)
+    elif data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        _check_webp(data)
+    return 0
 
 
 def check_pixels(width_px: int, height_px: int, max_pixels: int = MAX_PIXELS) -> None:
@@ -132,6 +145,32 @@ def _check_bmp(data: bytes) -> None:
         raise PictureTooLargeError(
             f"the BMP is run-length encoded and has {len(data):,} bytes; at most {MAX_RUN_LENGTH_BYTES:,} are decoded"
         )
+
+
+def _check_webp(data: bytes) -> None:
+    """Look at the size: when a WebP is opened, Pillow lays out two canvases of it."""
+    kind, start = data[12:16], 20
+    if kind == b"VP8X" and len(data) >= start + 10:
+        width_px, height_px = (int.from_bytes(data[at : at + 3], "little") + 1 for at in (start + 4, start + 7))
+    elif kind == b"VP8L" and len(data) >= start + 5:
+        both = int.from_bytes(data[start + 1 : start + 5], "little")
+        width_px, height_px = (both & 0x3FFF) + 1, (both >> 14 & 0x3FFF) + 1
+    elif kind == b"VP8 " and len(data) >= start + 10:
+        width_px, height_px = (side & 0x3FFF for side in struct.unpack_from("<HH", data, start + 6))
+    else:
+        return
+    check_pixels(width_px, height_px)
+
+
+def _count_isobmff(data: bytes) -> int:
+    pictures = count_coded_pictures(data, _count_allowed(data))
+    check_pixels(*pictures.largest, MAX_PIXELS)
+    if pictures.num_pixels > MAX_CODED_PIXELS:
+        raise PictureTooLargeError(
+            f"the file is put together from pictures of {pictures.num_pixels:,} pixels (tiles, transparency, frames "
+            f"that are not shown); at most {MAX_CODED_PIXELS:,} are decoded"
+        )
+    return pictures.num_pixels
 
 
 def _check_tiff(data: bytes) -> None:

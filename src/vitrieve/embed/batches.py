@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from vitrieve.data.decode import open_picture, read_image_bytes
+from vitrieve.data.decode import describe_failure, open_picture, read_image_bytes
 from vitrieve.data.preprocess import Preprocessing, to_square
 from vitrieve.data.records import ImageRecord
 from vitrieve.errors import DecodeError
@@ -141,8 +141,8 @@ def _prepare(record: ImageRecord, preprocessing: Preprocessing) -> np.ndarray | 
     try:
         with open_picture(read_image_bytes(record.path), box=record.box) as picture:
             return to_square(picture, preprocessing)
-    except DecodeError as error:
-        return str(error)
+    except (DecodeError, MemoryError) as error:
+        return describe_failure(error)
 
 
 def _encode(encoder: Encoder, prepared: Sequence[np.ndarray | str], batch_size: int | None = None) -> EncodedBatch:

@@ -116,7 +116,7 @@ def encode_thumbnail(record: ImageRecord) -> str:
     """
     try:
         image = ImageOps.fit(read_image(record), (THUMBNAIL_PX, THUMBNAIL_PX))
-    except DecodeError:
+    except (DecodeError, MemoryError):
         return ""
     data = b""
     for quality in JPEG_QUALITIES:

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from vitrieve.data.decode import read_image
+from vitrieve.data.decode import describe_failure, read_image
 from vitrieve.data.preprocess import Preprocessing, to_square
 from vitrieve.data.records import Dataset, ImageRecord
 from vitrieve.data.sources import read_collection
@@ -23,6 +23,7 @@ from vitrieve.model.artifact import INT8_NAMES, read_spec
 from vitrieve.model.named_graph import has_named_graph, make_named_folder
 from vitrieve.model.pretrained import find_weights, get_export_folder
 from vitrieve.progress import print_message
+from vitrieve.quoting import quote_name
 from vitrieve.runtime.encoder import find_source_folder, load_encoder
 from vitrieve.runtime.quantization import Preset, quantize_folder
 
@@ -134,6 +135,6 @@ def _read_squares(records: Sequence[ImageRecord], preprocessing: Preprocessing) 
     for record in records:
         try:
             squares.append(to_square(read_image(record), preprocessing))
-        except DecodeError as error:
-            print_message(str(error))
+        except (DecodeError, MemoryError) as error:
+            print_message(f"{quote_name(record.image_id)}: {describe_failure(error)}")
     return squares

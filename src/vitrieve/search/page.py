@@ -139,7 +139,7 @@ def build_thumbnail(path: Path, box: tuple[float, float, float, float] | None = 
     """
     try:
         return to_data_uri(shrink(read_image_bytes(path), THUMBNAIL_PX, box))
-    except DecodeError:
+    except (DecodeError, MemoryError):
         return None
 
 

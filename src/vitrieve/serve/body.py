@@ -13,25 +13,24 @@ from python_multipart import FormParser
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import Field, File, parse_options_header
 
+from vitrieve.data.isobmff import HEAD_BYTES, find_kind
 from vitrieve.data.raw import RAW_BEGINNINGS
 from vitrieve.serve.front import read_length
 from vitrieve.serve.limits import Limits
 
 Content = Literal["image", "json", "unknown"]
 
-NUM_BYTES = 32
-"""Enough to tell."""
+NUM_BYTES = HEAD_BYTES
+"""Length of the beginning that tells what a body is."""
 
-_AVIF_BRANDS = (b"avif", b"avis")
-_HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 _BEGINNINGS: tuple[tuple[str, Callable[[bytes], bool]], ...] = (
     ("image/jpeg", lambda head: head.startswith(b"\xff\xd8\xff")),
     ("image/png", lambda head: head.startswith(b"\x89PNG\r\n\x1a\n")),
     ("image/gif", lambda head: head.startswith((b"GIF87a", b"GIF89a"))),
     ("image/webp", lambda head: head.startswith(b"RIFF") and head[8:12] == b"WEBP"),
     ("image/tiff", lambda head: head.startswith((b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+"))),
-    ("image/avif", lambda head: head[4:8] == b"ftyp" and head[8:12] in _AVIF_BRANDS),
-    ("image/heic", lambda head: head[4:8] == b"ftyp" and head[8:12] in _HEIF_BRANDS),
+    ("image/avif", lambda head: find_kind(head) == "avif"),
+    ("image/heic", lambda head: find_kind(head) == "heic"),
     ("image/x-raw", lambda head: head.startswith(RAW_BEGINNINGS) or head[4:12] == b"ftypcrx "),
     ("image/bmp", lambda head: head.startswith(b"BM")),
 )

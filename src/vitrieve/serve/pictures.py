@@ -15,7 +15,7 @@ from typing import BinaryIO
 
 from fastapi import HTTPException
 
-from vitrieve.data.decode import measure_image, open_image_file, read_image_bytes
+from vitrieve.data.decode import measure_image, open_image_file, read_image_bytes, read_open_file
 from vitrieve.data.picture import shrink
 from vitrieve.data.records import ImageRecord
 from vitrieve.errors import DataError, DecodeError
@@ -107,7 +107,7 @@ class Pictures:
                 status = os.fstat(file.fileno())
                 stamp = (status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size)
                 key = (str(record.path), record.box, side_px, *stamp)
-                return self._take(key) or self._keep(key, shrink(file.read(), side_px, record.box))
+                return self._take(key) or self._keep(key, shrink(read_open_file(file), side_px, record.box))
         except (OSError, DecodeError, ValueError):
             raise _is_gone(record) from None
 

@@ -13,6 +13,7 @@ from pathlib import PurePosixPath
 import numpy as np
 
 from vitrieve.data.decode import (
+    MEMORY_REASON,
     find_note,
     measure_image,
     open_image_file,
@@ -88,7 +89,7 @@ def hash_record(record: ImageRecord) -> str:
 
 
 CHANGING_REASON = "the file changed while it was read; the next sync reads it again"
-MEMORY_REASON = "the memory did not suffice to decode it; the next sync tries again"
+NEXT_SYNC = "the next sync tries again"
 
 FindHolder = Callable[[tuple[str, str]], FileState | None]
 
@@ -143,7 +144,7 @@ def read_file(record: ImageRecord, preprocessing: Preprocessing, find_holder: Fi
         with open_picture(data, box=record.box) as picture:
             square = to_square(picture, preprocessing)
     except MemoryError:
-        return ReadFile(record=record, state=replace(state, reason=MEMORY_REASON), is_undecided=True)
+        return ReadFile(record=record, state=replace(state, reason=f"{MEMORY_REASON}; {NEXT_SYNC}"), is_undecided=True)
     except DecodeError as error:
         return ReadFile(record=record, state=replace(state, reason=str(error)))
     return ReadFile(record=record, state=replace(state, metadata=metadata), square=square)
