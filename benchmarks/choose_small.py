@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Any
 
 from vitrieve.config import Config, check_config
-from vitrieve.config_json import config_from_json, config_to_json
 from vitrieve.data.records import Dataset
 from vitrieve.data.sources import read_source
 from vitrieve.model.encoder import build_encoder
 from vitrieve.recipes import find_recipe
+from vitrieve.settings import override_config
 from vitrieve.training.average import blend
 from vitrieve.training.loop import fit_encoder
 from vitrieve.training.run import build_evaluate
@@ -34,16 +34,15 @@ FROZEN_SHARES = (0.0, 0.15, 0.25, 0.35, 0.5)
 
 
 def build_config(recipe: str, changes: str, seed: int) -> Config:
-    values = config_to_json(find_recipe(recipe)())
+    overrides: dict[str, Any] = {}
     everything = f"train.seed={seed},train.holdout=false,train.frozen_share=0,train.checkpoint_every=100000,{changes}"
     for change in everything.strip(",").split(","):
         name, text = change.split("=")
-        stage, field = name.split(".")
         try:
-            values[stage][field] = json.loads(text)
+            overrides[name] = json.loads(text)
         except json.JSONDecodeError:
-            values[stage][field] = text
-    config = config_from_json(Config, values)
+            overrides[name] = text
+    config = override_config(find_recipe(recipe)(), overrides)
     check_config(config)
     return config
 

@@ -33,7 +33,8 @@ def build_side(side: str, num_rows: int, margin: float) -> Callable[[], object]:
     if side == PRODUCTS:
         return lambda: (anchors.detach() @ rows.T) @ rows
     if side == OURS:
-        from vitrieve.objective.contrastive import MemoryRows, contrastive_loss
+        from vitrieve.objective.contrastive import contrastive_loss
+        from vitrieve.objective.memory import MemoryRows
 
         memory = MemoryRows(rows, row_labels, torch.arange(num_rows))
         images = torch.full((NUM_ANCHORS,), -1)

@@ -30,16 +30,16 @@ PLAIN = (
     "--num-steps 100 --optimizer.learning-rate 3e-5 --optimizer.layer-decay 1 --optimizer.num-warmup-steps 0 "
     "--optimizer.schedule constant --optimizer.gradient-clip-norm None --train.ema-decay None "
     "--image-size 112 --model.num-frozen-blocks 0 --loader.crop-scale-min 0.3 --train.frozen-share 0 "
-    "--objective.multi-similarity-beta 50 --objective.multi-similarity-base 0.5 "
+    "--objective.multi-similarity.beta 50 --objective.multi-similarity.base 0.5 "
 )
 NO_TERMS = (
-    "--objective.contrastive-weight 0 --objective.multi-similarity-weight 0 --objective.proxy-anchor-weight 0 "
-    "--objective.koleo-weight 0 --objective.memory-fraction 0 --objective.memory-start-step 0 "
+    "--objective.contrastive.weight 0 --objective.multi-similarity.weight 0 --objective.proxy-anchor.weight 0 "
+    "--objective.koleo.weight 0 --objective.memory-fraction 0 --objective.memory-start-step 0 "
 )
 FOUR_A_CLASS = "--loader.sampling m_per_class --loader.images-per-class 4 "
 RANDOM = "--loader.sampling random "
-MEMORY = "--objective.contrastive-weight 1 --objective.memory-fraction 1 "
-KOLEO = "--objective.koleo-weight 0.7 "
+MEMORY = "--objective.contrastive.weight 1 --objective.memory-fraction 1 "
+KOLEO = "--objective.koleo.weight 0.7 "
 SHORT = f"small --num-steps 60 --image-size 112 --train.frozen-share 0 {NO_TERMS}"
 """For the protocols and baselines of the paper: the careful settings of `small`, half of its steps, nothing frozen."""
 LATE_MEMORY = f"{MEMORY}--objective.memory-start-step 20 "
@@ -48,17 +48,17 @@ VARIANTS = {
     "small": "small",
     "irt_r_small": "irt_r_small",
     "irt_l_small": "irt_l_small",
-    "multi_similarity": f"small {PLAIN}{NO_TERMS}{FOUR_A_CLASS}--objective.multi-similarity-weight 1",
-    "proxy_anchor": f"small {PLAIN}{NO_TERMS}{RANDOM}--objective.proxy-anchor-weight 1",
+    "multi_similarity": f"small {PLAIN}{NO_TERMS}{FOUR_A_CLASS}--objective.multi-similarity.weight 1",
+    "proxy_anchor": f"small {PLAIN}{NO_TERMS}{RANDOM}--objective.proxy-anchor.weight 1",
     "contrastive": f"small {PLAIN}{NO_TERMS}{RANDOM}{MEMORY}",
     "contrastive_koleo": f"small {PLAIN}{NO_TERMS}{RANDOM}{MEMORY}{KOLEO}",
-    "contrastive_mean": f"small {PLAIN}{NO_TERMS}{RANDOM}{MEMORY}{KOLEO}--objective.mean-nonzero",
+    "contrastive_mean": f"small {PLAIN}{NO_TERMS}{RANDOM}{MEMORY}{KOLEO}--objective.contrastive.mean-nonzero",
     "momentum_memory": f"{SHORT}{LATE_MEMORY}--objective.memory-momentum 0.99",
     "xbm": f"{SHORT}{LATE_MEMORY}",
-    "tuples": f"{SHORT}--loader.sampling tuples --objective.tuple-contrastive-weight 1 --optimizer.learning-rate 2e-5",
-    "normalized_softmax": f"{SHORT}--objective.normalized-softmax-weight 1 --optimizer.proxy-learning-rate 1e-3",
-    "scalable_nca": f"{SHORT}--objective.scalable-nca-weight 1",
-    "proxy_nca_pp": f"{SHORT}--model.pooling max --objective.proxy-nca-weight 1 --optimizer.proxy-learning-rate 1e-2",
+    "tuples": f"{SHORT}--loader.sampling tuples --objective.tuple-contrastive.weight 1 --optimizer.learning-rate 2e-5",
+    "normalized_softmax": f"{SHORT}--objective.normalized-softmax.weight 1 --optimizer.proxy-learning-rate 1e-3",
+    "scalable_nca": f"{SHORT}--objective.scalable-nca.weight 1",
+    "proxy_nca_pp": f"{SHORT}--model.pooling max --objective.proxy-nca.weight 1 --optimizer.proxy-learning-rate 1e-2",
     "patch_dropout": f"{SHORT}{LATE_MEMORY}--model.patch-drop-rate 0.5",
     "half_frozen": f"{SHORT}{LATE_MEMORY}--model.num-frozen-blocks 6",
     "low_resolution_first": f"{SHORT}{LATE_MEMORY}--train.low-resolution-size 70",

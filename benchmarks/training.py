@@ -95,6 +95,7 @@ def build_ours(
     from vitrieve.config import Config, ModelConfig, ObjectiveConfig, TrainConfig
     from vitrieve.data.loader import Batch
     from vitrieve.model.encoder import build_encoder
+    from vitrieve.objective.contrastive import ContrastiveConfig
     from vitrieve.training.device import prepare_encoder
     from vitrieve.training.loop import build_state, train_step
     from vitrieve.training.microbatch import MemoryPlan
@@ -110,7 +111,7 @@ def build_ours(
     train = TrainConfig(batch_size=BATCH_SIZE, num_steps=MAX_STEPS)
     config = Config(
         model=model,
-        objective=ObjectiveConfig(contrastive_weight=1.0, margin=0.5, memory_fraction=1.0),
+        objective=ObjectiveConfig(contrastive=ContrastiveConfig(weight=1.0, margin=0.5), memory_fraction=1.0),
         train=train if microbatch_size is None else replace(train, microbatch_size=microbatch_size),
     )
     encoder = build_encoder(model, is_pretrained=False)

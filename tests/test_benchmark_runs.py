@@ -55,7 +55,7 @@ def test_benchmark_run_trains_and_evaluates(
     words = ("train", f"irt_r_{name}", "--data", source, "--out", str(run), "--batch-size", "8", *weights, *SMALL)
     trained = run_json(*words)
     assert trained["num_steps"] == 4
-    assert trained["config"]["objective"]["koleo_weight"] == 0.7
+    assert trained["config"]["objective"]["koleo"]["weight"] == 0.7
     words = ("evaluate", "--encoder", str(run), "--data", source, "--out", str(tmp_path / "evaluation"), "--json")
     (result,) = run_json(*words)["results"]
     assert result["dataset"] == name

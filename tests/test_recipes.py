@@ -5,9 +5,10 @@ import json
 import pytest
 
 from vitrieve.config import Config, ObjectiveConfig
-from vitrieve.config_json import config_from_json, config_to_json
 from vitrieve.errors import ConfigError
+from vitrieve.objective.tuple_contrastive import TupleContrastiveConfig
 from vitrieve.recipes import RECIPE_GROUPS, RECIPES, find_recipe
+from vitrieve.settings import config_from_json, config_to_json
 
 
 def test_find_recipe_names_the_nearest() -> None:
@@ -26,10 +27,10 @@ def test_recipes_round_trip_through_json_and_document_themselves(name: str) -> N
 
 def test_irt_r_has_the_papers_values() -> None:
     config = find_recipe("irt_r")()
-    assert config.objective.margin == 0.5
-    assert config.objective.koleo_weight == 0.7
+    assert config.objective.contrastive.margin == 0.5
+    assert config.objective.koleo.weight == 0.7
     assert config.objective.memory_fraction == 1.0
-    assert not config.objective.mean_nonzero
+    assert not config.objective.contrastive.mean_nonzero
     assert (config.optimizer.learning_rate, config.optimizer.weight_decay) == (3e-5, 5e-4)
     assert (config.train.num_steps, config.train.batch_size) == (35_000, 64)
     assert config.loader.augmentation == "random_crop"
@@ -38,10 +39,10 @@ def test_irt_r_has_the_papers_values() -> None:
 
 
 @pytest.mark.parametrize("size", ["", "_small"])
-def test_irt_l_is_irt_r_without_the_regulariser(size: str) -> None:
+def test_irt_l_is_irt_r_without_the_regularizer(size: str) -> None:
     without, with_koleo = config_to_json(find_recipe(f"irt_l{size}")()), config_to_json(find_recipe(f"irt_r{size}")())
-    assert without["objective"].pop("koleo_weight") == 0
-    assert with_koleo["objective"].pop("koleo_weight") == 0.7
+    assert without["objective"]["koleo"].pop("weight") == 0
+    assert with_koleo["objective"]["koleo"].pop("weight") == 0.7
     assert without == with_koleo
 
 
@@ -81,17 +82,17 @@ def test_irt_recipes_of_a_dataset_have_the_papers_values(data: str, num_steps: i
     config = find_recipe(f"irt_r_{data}")()
     assert (config.train.num_steps, config.train.batch_size) == (num_steps, 64)
     assert (config.optimizer.learning_rate, config.optimizer.weight_decay) == (3e-5, 5e-4)
-    assert (config.objective.margin, config.objective.koleo_weight) == (0.5, 0.7)
+    assert (config.objective.contrastive.margin, config.objective.koleo.weight) == (0.5, 0.7)
     memory = (config.objective.memory_fraction, config.objective.memory_momentum)
     assert memory == ((0.2, 0.999) if data == "inshop" else (1.0, None))
     assert (config.loader.augmentation, config.model.image_size) == ("random_crop", 224)
 
 
 @pytest.mark.parametrize("data", DATASETS)
-def test_irt_l_of_a_dataset_is_irt_r_without_the_regulariser(data: str) -> None:
+def test_irt_l_of_a_dataset_is_irt_r_without_the_regularizer(data: str) -> None:
     without, with_koleo = (config_to_json(find_recipe(f"irt_{kind}_{data}")()) for kind in "lr")
-    assert without["objective"].pop("koleo_weight") == 0
-    assert with_koleo["objective"].pop("koleo_weight") == (4.0 if data == "sfm120k" else 0.7)
+    assert without["objective"]["koleo"].pop("weight") == 0
+    assert with_koleo["objective"]["koleo"].pop("weight") == (4.0 if data == "sfm120k" else 0.7)
     assert without == with_koleo
 
 
@@ -100,7 +101,7 @@ def test_irt_l_sfm120k_has_the_protocols_values() -> None:
     assert (config.optimizer.algorithm, config.optimizer.learning_rate) == ("adam", 5e-7)
     assert config.optimizer.weight_decay == 1e-6
     assert config.optimizer.decay_factor == pytest.approx(0.99004983)
-    assert config.objective == ObjectiveConfig(tuple_contrastive_weight=1.0, tuple_margin=0.85)
+    assert config.objective == ObjectiveConfig(tuple_contrastive=TupleContrastiveConfig(weight=1.0, margin=0.85))
     tuples = config.tuples
     assert (tuples.num_pairs, tuples.num_candidates, tuples.num_negatives) == (2_000, 22_000, 5)
     steps_per_epoch = tuples.num_pairs // tuples.tuples_per_batch
@@ -115,8 +116,7 @@ def test_irt_l_sfm120k_has_the_protocols_values() -> None:
 )
 def test_recipes_of_table_4_differ_in_the_loss_only(name: str, weight: str) -> None:
     config, irt = config_to_json(find_recipe(name)()), config_to_json(find_recipe("irt_l_sop")())
-    weights = {field: value for field, value in config["objective"].items() if field.endswith("_weight") and value}
-    assert weights == {f"{weight}_weight": 1.0}
+    assert {name: term.weight for name, term in find_recipe(name)().objective.terms.items()} == {weight: 1.0}
     for stages in (config, irt):
         del stages["objective"], stages["optimizer"]["proxy_learning_rate"]
     assert config == irt

@@ -1,10 +1,10 @@
 """vitrieve: train a vision transformer to find the same thing again, measure it, and search with it.
 
 The files of this package in reading order, which is also the order of running and the allowed direction
-of import: ``quoting``, ``errors``, ``progress``, ``cache``, ``machine`` | ``config``, ``config_check``,
-``config_json``, ``config_overrides``, ``recipes`` | ``similarity`` | ``artifacts``, ``replacing`` |
-``data/`` | ``model/`` | ``runtime/`` | ``objective/`` | ``embed/`` | ``evaluation/`` | ``training/`` | ``index/`` |
-``syncing/`` | ``search/`` | ``serve/`` | ``reproduce/`` | ``doctor`` | ``cli/``.
+of import: ``quoting``, ``errors``, ``progress``, ``cache``, ``machine`` | ``settings``, ``objective/``, ``config``,
+``recipes/`` | ``similarity/`` | ``artifacts``, ``replacing`` | ``data/`` | ``model/`` | ``runtime/`` | ``embed/`` |
+``evaluation/`` | ``training/`` | ``index/`` | ``syncing/`` | ``search/`` | ``serve/`` | ``reproduce/`` | ``doctor`` |
+``cli/``.
 
 The public names stand once, as imports in ``__init__.pyi``, where type checkers read them. Each is imported when it is
 first used (PEP 562), so that importing ``vitrieve`` costs nothing.

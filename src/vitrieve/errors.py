@@ -92,19 +92,23 @@ class UnfinishedRunError(VitrieveError):
 def find_nearest(name: str, names: Iterable[str]) -> list[str]:
     """Find the three names most like ``name``, best first; never empty where there are names.
 
-    A dotted name is also compared by its last part: who forgets the stage finds the field.
+    A dotted name is also compared by each of its ends: who forgets the stage finds the field.
 
-    >>> find_nearest("--koleo-weight", ["--margin", "--objective.koleo-weight"])
-    ['--objective.koleo-weight', '--margin']
+    >>> find_nearest("--koleo-weight", ["--margin", "--objective.koleo.weight"])
+    ['--objective.koleo.weight', '--margin']
     """
-    sought = name.lstrip("-")
+    sought = _join_words(name.split("."))
 
     def likeness(candidate: str) -> float:
-        whole = candidate.lstrip("-")
-        parts = (whole, whole.rsplit(".", 1)[-1])
-        return max(difflib.SequenceMatcher(None, sought, part).ratio() for part in parts)
+        parts = candidate.split(".")
+        ends = (_join_words(parts[start:]) for start in range(len(parts)))
+        return max(difflib.SequenceMatcher(None, sought, end).ratio() for end in ends)
 
     return sorted(names, key=lambda candidate: (-likeness(candidate), candidate))[:NUM_NEAREST]
+
+
+def _join_words(parts: Iterable[str]) -> str:
+    return "-".join(parts).replace("_", "-").lstrip("-")
 
 
 def unknown_name_message(kind: str, name: str, valid: Iterable[str]) -> str:

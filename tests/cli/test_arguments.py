@@ -34,8 +34,8 @@ def test_parse_arguments_reads_flags() -> None:
 
 def test_parse_arguments_changes_single_fields_of_a_default() -> None:
     default = Config()
-    config = parse_arguments(Config, ["--objective.koleo-weight", "0.3"], "vitrieve train small", default)
-    assert config.objective.koleo_weight == 0.3
+    config = parse_arguments(Config, ["--objective.koleo.weight", "0.3"], "vitrieve train small", default)
+    assert config.objective.koleo.weight == 0.3
     assert config.model == default.model
 
 
@@ -55,7 +55,7 @@ def test_parse_arguments_names_the_nearest_flags(words: list[str], nearest: str)
 
 
 def test_parse_arguments_finds_a_dotted_flag_by_its_last_part() -> None:
-    with pytest.raises(ConfigError, match=r"the nearest valid ones: --objective\.koleo-weight"):
+    with pytest.raises(ConfigError, match=r"the nearest valid ones: --objective\.koleo\.weight"):
         parse_arguments(Config, ["--koleo-weight", "1"], "vitrieve train small", Config())
 
 
@@ -92,7 +92,7 @@ def test_list_flags_does_not_depend_on_the_terminal(columns: str, monkeypatch: p
     monkeypatch.setenv("COLUMNS", columns)
     default = Config()
     flags = list_flags(Config, "vitrieve train small", default)
-    assert "--objective.no-mean-nonzero" in flags
+    assert "--objective.contrastive.no-mean-nonzero" in flags
     assert "--train.checkpoint-every" in flags
 
 

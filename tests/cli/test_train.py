@@ -82,8 +82,8 @@ def test_train_refuses_to_resume_with_other_settings(
     assert main([*run_words, "--no-report"]) == 0
     (tmp_path / "run" / "manifest.json").unlink()
     (tmp_path / "run" / ".partial").touch()
-    assert main([*run_words, "--no-report", "--resume", "--objective.margin", "0.25"]) == 2
-    assert "objective.margin" in capsys.readouterr().err
+    assert main([*run_words, "--no-report", "--resume", "--objective.contrastive.margin", "0.25"]) == 2
+    assert "objective.contrastive.margin was 0.5 and is 0.25" in capsys.readouterr().err
 
 
 def test_train_refuses_values_no_run_can_have_and_leaves_nothing(
@@ -125,7 +125,7 @@ def test_train_card_says_when_training_has_seen_the_tested_classes(
         ),
         (
             ["small", "--data", "emoji", "--out", "x", "--koleo-weight", "3"],
-            ["unknown flag '--koleo-weight'", "--objective.koleo-weight"],
+            ["unknown flag '--koleo-weight'", "--objective.koleo.weight"],
         ),
     ],
 )
@@ -135,6 +135,25 @@ def test_train_refuses_wrong_use(words: list[str], parts: list[str], capsys: pyt
     assert "Traceback" not in message
     for part in parts:
         assert part in message
+
+
+def test_flags_of_the_time_of_one_table_of_losses_are_taken_with_a_note(
+    run_words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--objective.koleo-weight", "0.3", "--objective.margin=0.25", "--objective.mean-nonzero"]
+    words += ["--objective.contrastive_weight", "1", "--no-report", "--no-holdout", "--json"]
+    assert main([*run_words, *words]) == 0
+    printed = capsys.readouterr()
+    for former, present in (
+        ("--objective.koleo-weight", "--objective.koleo.weight"),
+        ("--objective.margin", "--objective.contrastive.margin"),
+        ("--objective.mean-nonzero", "--objective.contrastive.mean-nonzero"),
+        ("--objective.contrastive_weight", "--objective.contrastive.weight"),
+    ):
+        assert printed.err.count(f"{former} of train is called {present} now.\n") == 1
+    objective = json.loads(printed.out)["config"]["objective"]
+    assert objective["koleo"] == {"weight": 0.3}
+    assert objective["contrastive"] == {"weight": 1.0, "margin": 0.25, "mean_nonzero": True}
 
 
 def test_train_refuses_one_class_only(class_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -162,14 +181,14 @@ def test_train_help_lists_the_recipes_and_a_recipes_values(capsys: pytest.Captur
     printed = capsys.readouterr().out
     for flag in ("--seed", "--num-steps", "--batch-size", "--image-size", "--num-threads", "--no-holdout"):
         assert flag in printed
-    assert "--objective.koleo-weight" in printed
+    assert "--objective.koleo.weight" in printed
     assert "35000" in printed
 
 
 TUPLES = (
     *("--loader.sampling", "tuples", "--loader.augmentation", "square", "--model.framing", "square"),
-    *("--objective.multi-similarity-weight", "0", "--objective.tuple-contrastive-weight", "1"),
-    *("--objective.koleo-weight", "4", "--optimizer.algorithm", "adam", "--optimizer.schedule", "exponential"),
+    *("--objective.multi-similarity.weight", "0", "--objective.tuple-contrastive.weight", "1"),
+    *("--objective.koleo.weight", "4", "--optimizer.algorithm", "adam", "--optimizer.schedule", "exponential"),
     *("--tuples.num-pairs", "8", "--tuples.num-candidates", "30", "--tuples.tuples-per-batch", "3"),
 )
 

@@ -10,7 +10,8 @@ from pytorch_metric_learning.reducers import AvgNonZeroReducer
 from torch.nn import functional
 
 from tests.objective import reference
-from vitrieve.objective.contrastive import MEMORY_BLOCK_SIZE, MemoryRows, contrastive_loss
+from vitrieve.objective.contrastive import contrastive_loss
+from vitrieve.objective.memory import MEMORY_BLOCK_SIZE, MemoryRows
 
 
 def unit_rows(num_rows, seed=0, dim=6, dtype=torch.float64):

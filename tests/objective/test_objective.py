@@ -6,22 +6,27 @@ import torch
 from tests.objective.test_contrastive import LABELS, unit_rows
 from vitrieve.config import ObjectiveConfig
 from vitrieve.objective.contrastive import contrastive_loss
-from vitrieve.objective.koleo import koleo_loss
+from vitrieve.objective.koleo import KoleoConfig, koleo_loss
+from vitrieve.objective.normalized_softmax import normalized_softmax_loss
 from vitrieve.objective.objective import Objective, similarity_statistics
-from vitrieve.objective.tuple_contrastive import tuple_contrastive_loss
+from vitrieve.objective.proxy_nca import proxy_nca_loss
+from vitrieve.objective.scalable_nca import build_slots, scalable_nca_loss, update_slots
+from vitrieve.objective.tuple_contrastive import TupleContrastiveConfig, tuple_contrastive_loss
+from vitrieve.settings import override_config
 
 ROWS = torch.arange(8)
 
 
 def build_objective(**values: float) -> Objective:
+    """Build an objective of the contrastive loss and of what ``values`` name (``loss_setting``)."""
     torch.manual_seed(0)
-    config = ObjectiveConfig(contrastive_weight=1.0, **values)  # type: ignore[arg-type]
+    config = override_config(ObjectiveConfig(), {"contrastive.weight": 1.0, **values})
     return Objective(config, num_classes=4, num_images=20, embedding_dim=6)
 
 
 def test_objective_is_the_weighted_sum_of_its_terms() -> None:
     embeddings = unit_rows(8, dtype=torch.float32)
-    loss = build_objective(margin=0.1, koleo_weight=0.7)(embeddings, LABELS, ROWS, step=0)
+    loss = build_objective(contrastive_margin=0.1, koleo_weight=0.7)(embeddings, LABELS, ROWS, step=0)
     expected = contrastive_loss(embeddings, LABELS, margin=0.1) + 0.7 * koleo_loss(embeddings)
     assert loss.total.item() == pytest.approx(expected.item())
     assert list(loss.terms) == ["contrastive", "koleo"]
@@ -34,7 +39,10 @@ def test_objective_leaves_terms_of_weight_zero_out() -> None:
 
 
 def test_trap_the_batch_enters_the_memory_after_its_loss() -> None:
-    objective, embeddings = build_objective(memory_fraction=1.0, margin=0.1), unit_rows(8, dtype=torch.float32)
+    objective, embeddings = (
+        build_objective(memory_fraction=1.0, contrastive_margin=0.1),
+        unit_rows(8, dtype=torch.float32),
+    )
     first = objective(embeddings, LABELS, ROWS, step=0)
     assert first.total.item() == pytest.approx(contrastive_loss(embeddings, LABELS, margin=0.1).item())
     assert objective.memory is not None
@@ -65,6 +73,16 @@ def test_objective_state_dict_carries_memory_and_proxies() -> None:
     assert {"memory.num_enqueued", "memory.embeddings", "proxy_anchor.proxies"} <= set(objective.state_dict())
 
 
+def test_objective_names_its_state_as_the_states_of_older_runs_do() -> None:
+    names = ("proxy_anchor", "normalized_softmax", "proxy_nca", "scalable_nca", "koleo", "multi_similarity")
+    objective = build_objective(memory_fraction=1.0, **{f"{name}_weight": 1.0 for name in names})
+    assert list(objective.state_dict()) == [
+        *(f"memory.{name}" for name in ("embeddings", "labels", "rows", "num_enqueued")),
+        *("proxy_anchor.proxies", "normalized_softmax.class_weights", "proxy_nca.proxies"),
+        *(f"scalable_nca.{name}" for name in ("slots", "labels", "is_filled")),
+    ]
+
+
 def test_similarity_statistics_of_known_angles() -> None:
     embeddings = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
     values = similarity_statistics(embeddings, torch.tensor([0, 0, 1]), margin=0.5)
@@ -81,7 +99,12 @@ def test_similarity_statistics_leaves_out_what_there_is_none_of() -> None:
 
 def test_trap_objective_computes_in_float32_under_autocast() -> None:
     embeddings = unit_rows(8, dtype=torch.float32)
-    values = {"memory_fraction": 1.0, "margin": 0.1, "multi_similarity_weight": 1.0, "proxy_anchor_weight": 1.0}
+    values = {
+        "memory_fraction": 1.0,
+        "contrastive_margin": 0.1,
+        "multi_similarity_weight": 1.0,
+        "proxy_anchor_weight": 1.0,
+    }
     objective = build_objective(**values, koleo_weight=0.7)
     objective.enqueue(unit_rows(8, seed=1, dtype=torch.float32), LABELS, ROWS + 8)
     expected = objective(embeddings, LABELS, ROWS, step=1)
@@ -99,8 +122,7 @@ def test_objective_adds_the_baselines_of_the_paper() -> None:
     assert list(loss.terms) == ["contrastive", *names]
     expected = [
         contrastive_loss(embeddings, LABELS),
-        *(0.5 * getattr(objective, name)(embeddings, LABELS) for name in names[:2]),
-        0.5 * objective.scalable_nca(embeddings, LABELS, ROWS),  # type: ignore[misc]
+        *(0.5 * loss.terms[name] for name in names),
     ]
     assert loss.total.item() == pytest.approx(sum(value.item() for value in expected))
     assert all(value.item() > 0 for value in expected)
@@ -116,13 +138,21 @@ def test_objective_hands_settings_to_the_baselines() -> None:
         scalable_nca_temperature=0.3,
         scalable_nca_momentum=0.4,
     )
-    assert objective.normalized_softmax is not None
-    assert objective.proxy_nca is not None
-    assert objective.scalable_nca is not None
-    assert objective.normalized_softmax.temperature == 0.1
-    assert objective.proxy_nca.temperature == 0.2
-    assert (objective.scalable_nca.temperature, objective.scalable_nca.momentum) == (0.3, 0.4)
-    assert (len(objective.scalable_nca.slots), len(objective.proxy_nca.proxies)) == (20, 4)
+    embeddings, others = unit_rows(8).float(), unit_rows(8, seed=1).float()
+    for _ in range(2):
+        objective.enqueue(others, LABELS, ROWS)
+    objective.enqueue(embeddings, LABELS, ROWS)
+    terms = objective(embeddings, LABELS, ROWS + 8, step=1).terms
+    class_weights = objective.get_parameter("normalized_softmax.class_weights")
+    proxies = objective.get_parameter("proxy_nca.proxies")
+    slots = build_slots(20, 6)
+    update_slots(slots, others, LABELS, ROWS)
+    update_slots(slots, embeddings, LABELS, ROWS, momentum=0.4)
+    assert terms["normalized_softmax"] == normalized_softmax_loss(embeddings, LABELS, class_weights, temperature=0.1)
+    assert terms["proxy_nca"] == proxy_nca_loss(embeddings, LABELS, proxies, temperature=0.2)
+    expected = scalable_nca_loss(embeddings, LABELS, ROWS + 8, slots, temperature=0.3)
+    assert terms["scalable_nca"].item() == pytest.approx(expected.item())
+    assert (len(objective.get_buffer("scalable_nca.slots")), len(proxies)) == (20, 4)
 
 
 def test_objective_fills_the_slots_of_scalable_nca_after_the_loss() -> None:
@@ -135,7 +165,7 @@ def test_objective_fills_the_slots_of_scalable_nca_after_the_loss() -> None:
 def test_objective_total_is_the_stacked_sum_in_the_order_of_the_terms() -> None:
     """The bits of a run depend on the order of the additions."""
     weights = {"multi_similarity_weight": 0.3, "proxy_anchor_weight": 0.1, "koleo_weight": 0.7}
-    loss = build_objective(**weights, margin=0.1)(unit_rows(8).float(), LABELS, ROWS, step=0)
+    loss = build_objective(**weights, contrastive_margin=0.1)(unit_rows(8).float(), LABELS, ROWS, step=0)
     assert list(loss.terms) == ["contrastive", "multi_similarity", "proxy_anchor", "koleo"]
     weighted = [weight * value for weight, value in zip((1.0, 0.3, 0.1, 0.7), loss.terms.values(), strict=True)]
     assert torch.equal(loss.total.detach(), torch.stack(weighted).sum())
@@ -146,7 +176,9 @@ def test_objective_of_tuples_is_their_loss_and_koleo_over_different_images() -> 
     embeddings[6] = embeddings[3]
     rows, anchors = torch.tensor([0, 1, 2, 3, 4, 5, 3, 7]), torch.tensor([0, 0, 0, 0, 4, 4, 4, 4])
     labels = torch.tensor([0, 0, 1, 2, 1, 1, 2, 3])
-    config = ObjectiveConfig(tuple_contrastive_weight=1.0, tuple_margin=1.2, koleo_weight=4.0)
+    config = ObjectiveConfig(
+        tuple_contrastive=TupleContrastiveConfig(weight=1.0, margin=1.2), koleo=KoleoConfig(weight=4.0)
+    )
     objective = Objective(config, num_classes=4, num_images=8, embedding_dim=6)
     loss = objective(embeddings, labels, rows, step=0, anchors=anchors)
     different = embeddings[[0, 1, 2, 3, 4, 5, 7]]

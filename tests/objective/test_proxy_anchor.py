@@ -9,37 +9,38 @@ from torch.nn import functional
 
 from tests.objective import reference
 from tests.objective.test_contrastive import LABELS, at_degrees, unit_rows
-from vitrieve.objective.proxy_anchor import ProxyAnchorLoss
+from vitrieve.objective.proxy_anchor import ProxyAnchorConfig, proxy_anchor_loss
+from vitrieve.objective.term import Sizes
 
 
-def build_loss(num_classes, dim=6):
+def draw_proxies(num_classes, dim=6):
     torch.manual_seed(0)
-    return ProxyAnchorLoss(num_classes, dim)
+    return ProxyAnchorConfig().build(Sizes(num_classes, 9, dim)).get_parameter("proxies")
 
 
 def test_proxy_anchor_hand_case():
-    loss = ProxyAnchorLoss(2, 2, margin=0.1, alpha=1)
-    loss.proxies.data = at_degrees(0, 90) * 3
     # One embedding on its own proxy, at right angles to the other.
-    value = loss(at_degrees(0), torch.tensor([0]))
+    value = proxy_anchor_loss(at_degrees(0), torch.tensor([0]), at_degrees(0, 90) * 3, margin=0.1, alpha=1)
     assert value.item() == pytest.approx(math.log(1 + math.exp(-0.9)) + math.log(1 + math.exp(0.1)) / 2)
 
 
 def test_proxy_anchor_equals_double_loop():
-    loss, embeddings = build_loss(5), unit_rows(8)
-    expected = reference.proxy_anchor(embeddings, LABELS, loss.proxies.detach().double(), 0.1, 32)
-    assert loss(embeddings, LABELS).item() == pytest.approx(expected, rel=1e-6)
+    proxies, embeddings = draw_proxies(5), unit_rows(8)
+    expected = reference.proxy_anchor(embeddings, LABELS, proxies.detach().double(), 0.1, 32)
+    assert proxy_anchor_loss(embeddings, LABELS, proxies).item() == pytest.approx(expected, rel=1e-6)
 
 
 def test_proxy_anchor_equals_pytorch_metric_learning():
-    loss, embeddings = build_loss(5), unit_rows(8, dtype=torch.float32)
+    proxies, embeddings = draw_proxies(5), unit_rows(8, dtype=torch.float32)
     public = PublicProxyAnchorLoss(5, 6, margin=0.1, alpha=32)
-    public.proxies.data = loss.proxies.data.clone()
-    assert loss(embeddings, LABELS).item() == pytest.approx(public(embeddings, LABELS).item(), rel=1e-4)
+    public.proxies.data = proxies.data.clone()
+    expected = public(embeddings, LABELS).item()
+    assert proxy_anchor_loss(embeddings, LABELS, proxies).item() == pytest.approx(expected, rel=1e-4)
 
 
 def test_proxy_anchor_gradcheck():
-    loss = build_loss(5).double()
+    proxies = draw_proxies(5).detach().double().requires_grad_()
     assert torch.autograd.gradcheck(
-        lambda raw: loss(functional.normalize(raw, dim=1), LABELS), unit_rows(8, 4).requires_grad_()
+        lambda raw, proxies: proxy_anchor_loss(functional.normalize(raw, dim=1), LABELS, proxies),
+        (unit_rows(8, 4).requires_grad_(), proxies),
     )

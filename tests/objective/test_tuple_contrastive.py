@@ -10,7 +10,8 @@ from pytorch_metric_learning.reducers import DoNothingReducer
 from torch.nn import functional
 
 from tests.objective.test_contrastive import at_degrees, unit_rows
-from vitrieve.objective.tuple_contrastive import find_first_showings, tuple_contrastive_loss, tuple_statistics
+from vitrieve.objective.koleo import find_first_showings
+from vitrieve.objective.tuple_contrastive import tuple_contrastive_loss, tuple_statistics
 
 LABELS = torch.tensor([0, 0, 1, 2, 1, 1, 0, 2, 3])
 """Two tuples: an anchor, a positive, and two or three negatives."""

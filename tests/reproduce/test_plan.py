@@ -1,14 +1,12 @@
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import pytest
 
 from vitrieve.cli.arguments import parse_arguments
 from vitrieve.cli.train import Arguments as TrainArguments
-from vitrieve.config import Config
-from vitrieve.config_check import check_config
+from vitrieve.config import Config, check_config
 from vitrieve.errors import ConfigError
 from vitrieve.recipes import RECIPES, find_recipe
 from vitrieve.reproduce.commands import build_cell
@@ -66,8 +64,8 @@ def test_stand_in_of_table5_is_the_grid_of_the_issue() -> None:
     found = set()
     for row in rows[::5]:
         config = read_config(row)
-        found.add((config.objective.margin, config.objective.koleo_weight))
-        assert row.key == f"b{config.objective.margin:g}-l{config.objective.koleo_weight:g}"
+        found.add((config.objective.contrastive.margin, config.objective.koleo.weight))
+        assert row.key == f"b{config.objective.contrastive.margin:g}-l{config.objective.koleo.weight:g}"
         assert (config.train.num_steps, config.objective.memory_start_step) == (45, 15)
         assert not config.train.holdout
         assert config.train.frozen_share == 0
@@ -86,10 +84,9 @@ def test_stand_in_of_table7_sweeps_dimensions_and_resolution() -> None:
 
 def test_stand_in_of_table4_has_one_objective_a_row() -> None:
     for row in plan_stand_in("table4", StandIn(source="grocery")).rows:
-        weights = dataclasses.asdict(read_config(row).objective)
-        active = [name for name, value in weights.items() if name.endswith("_weight") and value]
+        active = list(read_config(row).objective.terms)
         expected = {"nsoftmax": "normalized_softmax", "snca": "scalable_nca", "contrastive": "contrastive"}
-        assert active == [f"{expected[row.key.split('-')[0]]}_weight"]
+        assert active == [expected[row.key.split("-")[0]]]
         assert (read_config(row).model.backbone == "efficientnet-lite0") == row.key.endswith("convnet")
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import vitrieve
 from vitrieve.cli.main import main
@@ -56,6 +57,57 @@ def test_train_takes_a_data_set_and_a_configuration(
     assert trained.summary["num_images"] == 16
     with pytest.raises(vitrieve.ArtifactError, match="overwrite"):
         vitrieve.train(dataset, config, tmp_path / "run", report=False, **settings)
+
+
+def spread(embeddings: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    return (embeddings @ embeddings.T).square().mean()
+
+
+class Pull(torch.nn.Module):
+    """A term with a setting."""
+
+    def __init__(self, power: float) -> None:
+        super().__init__()
+        self.power = power
+
+    def forward(self, embeddings: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        is_same = labels[:, None] == labels
+        return ((1 - embeddings @ embeddings.T) * is_same).clamp_min(1e-6).pow(self.power).mean()
+
+
+def test_train_on_terms_of_ones_own(
+    photographs: Path, settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    def train(objective: Any, **changes: Any) -> vitrieve.TrainedRun:
+        source, out = f"folder:{photographs}", tmp_path / "run"
+        return vitrieve.train(source, "small", out, report=False, objective=objective, **settings, **changes)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("vitrieve.training.run._finish", stop)
+        with pytest.raises(KeyboardInterrupt):
+            train([spread, (Pull(1.0), 0.5)], koleo_weight=0.1)
+    described = json.loads((tmp_path / "run" / "config.json").read_text())["own_terms"]
+    assert {name: term["weight"] for name, term in described.items()} == {"spread": 1.0, "Pull": 0.5}
+    for objective, part in (
+        ([spread, (Pull(2.0), 0.5)], r"own_terms\.Pull\.settings\.power was 1\.0 and is 2\.0"),
+        ([spread, Pull(1.0)], r"own_terms\.Pull\.weight was 0\.5 and is 1\.0"),
+        (spread, r"own_terms\.Pull was \{.*\} and is none"),
+    ):
+        with pytest.raises(vitrieve.ArtifactError, match=part):
+            train(objective, koleo_weight=0.1, resume=True)
+    trained = train([spread, (Pull(1.0), 0.5)], koleo_weight=0.1, resume=True)
+    logged = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert {"spread", "Pull", "koleo"} <= logged[-1].keys()
+    assert "multi_similarity" not in logged[-1]  # the recipe's own
+    assert logged[-1]["loss"] == pytest.approx(
+        0.1 * logged[-1]["koleo"] + logged[-1]["spread"] + 0.5 * logged[-1]["Pull"], rel=1e-5
+    )
+    assert trained.summary["own_terms"].keys() == {"spread", "Pull"}
+    card = (trained.folder / "encoder" / "README.md").read_text()
+    assert "recipe small with the objective spread (weight 1), Pull (weight 0.5), step 2" in card
 
 
 def test_train_refuses_a_wrong_name_before_anything_is_read(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -22,6 +22,11 @@ from vitrieve.data.loader import TrainingLoader
 from vitrieve.data.records import ImageRecord
 from vitrieve.errors import ArtifactError, DecodeError, NonFiniteLossError
 from vitrieve.model.encoder import ImageEncoder, build_encoder
+from vitrieve.objective.contrastive import ContrastiveConfig
+from vitrieve.objective.koleo import KoleoConfig
+from vitrieve.objective.own import OwnTerm, read_own_terms
+from vitrieve.objective.proxy_anchor import ProxyAnchorConfig
+from vitrieve.settings import override_config
 from vitrieve.training.loop import (
     Evaluate,
     TrainingResult,
@@ -58,7 +63,10 @@ def config(tiny_weights: Path) -> Config:
         loader=LoaderConfig(sampling="m_per_class", images_per_class=2),
         model=ModelConfig(backbone="test_vit", weights=str(tiny_weights), image_size=32, drop_path_rate=0.2),
         objective=ObjectiveConfig(
-            contrastive_weight=1.0, proxy_anchor_weight=0.1, koleo_weight=0.5, memory_fraction=0.8
+            contrastive=ContrastiveConfig(weight=1.0),
+            proxy_anchor=ProxyAnchorConfig(weight=0.1),
+            koleo=KoleoConfig(weight=0.5),
+            memory_fraction=0.8,
         ),
         optimizer=OptimizerConfig(learning_rate=1e-3, num_warmup_steps=2, schedule="cosine", gradient_clip_norm=5.0),
         train=TrainConfig(
@@ -68,9 +76,13 @@ def config(tiny_weights: Path) -> Config:
 
 
 def run_training(
-    config: Config, records: list[ImageRecord], run: Path, evaluate: Evaluate | None = None
+    config: Config,
+    records: list[ImageRecord],
+    run: Path,
+    evaluate: Evaluate | None = None,
+    own_terms: Sequence[OwnTerm] = (),
 ) -> TrainingResult:
-    return fit_encoder(config, build_encoder(config.model), records, run, evaluate)
+    return fit_encoder(config, build_encoder(config.model), records, run, evaluate, own_terms=own_terms)
 
 
 def final_state(run: Path) -> dict[str, torch.Tensor]:
@@ -82,7 +94,9 @@ def assert_same_bits(a: Mapping[str, torch.Tensor], b: Mapping[str, torch.Tensor
     assert [name for name in a if not torch.equal(a[name], b[name])] == []
 
 
-def train_until_ctrl_c(config: Config, records: list[ImageRecord], run: Path, step: int) -> None:
+def train_until_ctrl_c(
+    config: Config, records: list[ImageRecord], run: Path, step: int, own_terms: Sequence[OwnTerm] = ()
+) -> None:
     """Train, measuring after each step, and press Ctrl-C while the measurement after ``step`` runs."""
     run.mkdir(exist_ok=True)
     num_calls = 0
@@ -95,7 +109,7 @@ def train_until_ctrl_c(config: Config, records: list[ImageRecord], run: Path, st
         return {"map_at_r": num_calls / 100}
 
     with pytest.raises(KeyboardInterrupt):
-        run_training(config, records, run, evaluate)
+        run_training(config, records, run, evaluate, own_terms)
 
 
 def grow(start: float = 0.5, by: float = 0.01) -> Callable[[ImageEncoder], dict[str, float]]:
@@ -123,9 +137,7 @@ def test_trap_resume_equals_an_uninterrupted_run_bit_for_bit(
 
 
 def with_momentum(config: Config, momentum: float | None = 0.5, **changes: float) -> Config:
-    return dataclasses.replace(
-        config, objective=dataclasses.replace(config.objective, memory_momentum=momentum, **changes)
-    )
+    return override_config(config, {"memory_momentum": momentum, **changes})
 
 
 def test_trap_resume_of_a_momentum_encoder_and_a_slot_memory_equals_an_uninterrupted_run_bit_for_bit(
@@ -141,6 +153,41 @@ def test_trap_resume_of_a_momentum_encoder_and_a_slot_memory_equals_an_uninterru
     assert {name.split("/")[0] for name in final_state(stopped)} >= {"momentum", "encoder", "objective"}
     run_training(config, records, stopped, grow(0.01 * 5))
     assert_same_bits(final_state(whole), final_state(stopped))
+
+
+class CentersTerm(torch.nn.Module):
+    """A term of a user's own, with a parameter and a buffer that changes in every step."""
+
+    def __init__(self, share: float) -> None:
+        super().__init__()
+        self.share = share
+        self.centers = torch.nn.Parameter(torch.full((NUM_CLASSES, 64), 0.1))
+        self.register_buffer("mean", torch.zeros(64))
+
+    def forward(self, embeddings: torch.Tensor, labels: torch.Tensor, *, step: int) -> torch.Tensor:
+        self.mean.lerp_(embeddings.detach().mean(dim=0), 0.5)
+        pull = (embeddings - self.centers[labels]).square().sum(dim=1).mean()
+        return pull + self.share * (embeddings - self.mean).abs().sum() / (1 + step)
+
+
+def test_trap_resume_of_a_run_with_a_term_of_its_own_equals_an_uninterrupted_run_bit_for_bit(
+    config: Config, records: list[ImageRecord], tmp_path: Path
+) -> None:
+    config = measured_each_step(config)
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    whole.mkdir()
+    term = CentersTerm(0.01)
+    own_terms = read_own_terms([(term, 0.5)])
+    run_training(config, records, whole, grow(0.01), own_terms)
+    train_until_ctrl_c(config, records, stopped, 3, own_terms)
+    run_training(config, records, stopped, grow(0.01 * 5), read_own_terms([(CentersTerm(0.01), 0.5)]))
+    found = final_state(whole)
+    assert_same_bits(found, final_state(stopped))
+    assert torch.equal(term.centers, torch.full((NUM_CLASSES, 64), 0.1))  # what the user holds is left as it was
+    assert not torch.equal(found["objective/own_CentersTerm.centers"], term.centers)
+    assert found["objective/own_CentersTerm.mean"].abs().sum() > 0
+    logged = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
+    assert all(line["CentersTerm"] > 0 for line in logged if "loss" in line)
 
 
 def test_train_without_momentum_saves_no_momentum_encoder(
@@ -542,8 +589,7 @@ def test_train_step_names_the_term_that_is_not_finite(config: Config, records: l
     encoder = build_encoder(config.model)
     loader = TrainingLoader(records, config.loader, encoder.spec.preprocessing, batch_size=6, seed=0)
     state = build_state(config, encoder, num_classes=NUM_CLASSES, num_images=len(records))
-    assert state.objective.proxy_anchor is not None
-    state.objective.proxy_anchor.proxies.data[0, 0] = float("nan")
+    state.objective.get_parameter("proxy_anchor.proxies").data[0, 0] = float("nan")
     before = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
     with pytest.raises(NonFiniteLossError, match="'proxy_anchor' is nan at step 0"):
         train_step(state, next(loader.batches(0, 1)), config)
@@ -566,8 +612,7 @@ def test_train_step_stops_before_a_gradient_that_is_not_finite_reaches_the_weigh
 def test_trap_the_loop_puts_a_batch_into_the_memory_after_its_loss(config: Config, records: list[ImageRecord]) -> None:
     logged = []
     for fraction in (0.0, 0.8):
-        objective = dataclasses.replace(config.objective, memory_fraction=fraction, margin=-0.5)
-        changed = dataclasses.replace(config, objective=objective)
+        changed = override_config(config, {"memory_fraction": fraction, "contrastive.margin": -0.5})
         encoder = build_encoder(config.model)
         loader = TrainingLoader(records, config.loader, encoder.spec.preprocessing, batch_size=6, seed=0)
         state = build_state(changed, encoder, num_classes=NUM_CLASSES, num_images=len(records))

@@ -14,6 +14,7 @@ import torch
 from vitrieve.config import Config, LoaderConfig, ModelConfig, ObjectiveConfig, TrainConfig, TupleConfig
 from vitrieve.errors import ConfigError
 from vitrieve.model.encoder import ImageEncoder, build_encoder
+from vitrieve.objective.contrastive import ContrastiveConfig
 from vitrieve.runtime.precision import has_bf16_instructions
 from vitrieve.training import microbatch
 from vitrieve.training.microbatch import (
@@ -40,7 +41,7 @@ def config(tiny_weights: Path) -> Config:
     return Config(
         loader=LoaderConfig(cache_bytes=0),
         model=ModelConfig(backbone="test_vit", weights=str(tiny_weights), image_size=32, drop_path_rate=0.2),
-        objective=ObjectiveConfig(contrastive_weight=1.0),
+        objective=ObjectiveConfig(contrastive=ContrastiveConfig(weight=1.0)),
         train=TrainConfig(num_steps=6, batch_size=6, microbatch_size=4, precision="fp32"),
     )
 
@@ -208,7 +209,7 @@ torch.set_num_threads(1)
 size, precision = int(sys.argv[1]), sys.argv[2]
 config = Config(
     model=ModelConfig(backbone="vit_tiny_patch16_224", image_size=112, drop_path_rate=0.0),
-    objective=ObjectiveConfig(contrastive_weight=1.0),
+    objective=ObjectiveConfig(contrastive=ContrastiveConfig(weight=1.0)),
     train=TrainConfig(batch_size=size, microbatch_size=8, precision=precision),
 )
 encoder = build_encoder(config.model, is_pretrained=False)

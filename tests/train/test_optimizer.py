@@ -8,15 +8,23 @@ import torch
 from vitrieve.config import ModelConfig, ObjectiveConfig, OptimizerConfig
 from vitrieve.errors import ConfigError
 from vitrieve.model.encoder import ImageEncoder, build_encoder
+from vitrieve.objective.contrastive import ContrastiveConfig
 from vitrieve.objective.objective import Objective
+from vitrieve.objective.proxy_anchor import ProxyAnchorConfig
+from vitrieve.settings import override_config
 from vitrieve.training.optimizer import build_optimizer, schedule_factor, set_learning_rate
+
+CONTRASTIVE = ObjectiveConfig(contrastive=ContrastiveConfig(weight=1.0))
 
 
 def build_parts(num_frozen_blocks: int = 0) -> tuple[ImageEncoder, Objective]:
     config = ModelConfig(backbone="test_vit", image_size=32, num_frozen_blocks=num_frozen_blocks)
     encoder = build_encoder(config, is_pretrained=False)
     objective = Objective(
-        ObjectiveConfig(proxy_anchor_weight=1.0), num_classes=3, num_images=9, embedding_dim=encoder.spec.embedding_dim
+        ObjectiveConfig(proxy_anchor=ProxyAnchorConfig(weight=1.0)),
+        num_classes=3,
+        num_images=9,
+        embedding_dim=encoder.spec.embedding_dim,
     )
     return encoder, objective
 
@@ -118,7 +126,7 @@ def test_build_optimizer_takes_epsilon() -> None:
 def test_build_optimizer_puts_proxies_and_class_weights_into_the_group_of_the_proxy_rate(name: str) -> None:
     encoder, _ = build_parts()
     objective = Objective(
-        ObjectiveConfig(**{f"{name}_weight": 1.0}),  # type: ignore[arg-type]
+        override_config(ObjectiveConfig(), {f"{name}.weight": 1.0}),
         num_classes=3,
         num_images=9,
         embedding_dim=encoder.spec.embedding_dim,
@@ -133,7 +141,10 @@ def test_build_optimizer_trains_the_exponent_of_gem_at_ten_times_the_rate_withou
     config = ModelConfig(backbone="test_vit", image_size=32, pooling="gem", gem_learnable=True)
     encoder = build_encoder(config, is_pretrained=False)
     objective = Objective(
-        ObjectiveConfig(contrastive_weight=1.0), num_classes=3, num_images=9, embedding_dim=encoder.spec.embedding_dim
+        CONTRASTIVE,
+        num_classes=3,
+        num_images=9,
+        embedding_dim=encoder.spec.embedding_dim,
     )
     optimizer = build_optimizer(encoder, objective, OptimizerConfig(learning_rate=1e-4, weight_decay=0.3))
     (group,) = [group for group in optimizer.param_groups if any(p is encoder.gem_p for p in group["params"])]
@@ -143,7 +154,7 @@ def test_build_optimizer_trains_the_exponent_of_gem_at_ten_times_the_rate_withou
 
 def test_build_optimizer_trains_a_head_as_the_last_layer_and_decays_its_matrix_only() -> None:
     encoder = build_encoder(ModelConfig(backbone="test_vit", image_size=32, head_dim=4), is_pretrained=False)
-    objective = Objective(ObjectiveConfig(contrastive_weight=1.0), num_classes=3, num_images=9, embedding_dim=4)
+    objective = Objective(CONTRASTIVE, num_classes=3, num_images=9, embedding_dim=4)
     optimizer = build_optimizer(
         encoder, objective, OptimizerConfig(learning_rate=1e-4, layer_decay=0.5, weight_decay=0.3)
     )

@@ -12,6 +12,7 @@ from vitrieve.config import Config, ModelConfig, ObjectiveConfig, TrainConfig
 from vitrieve.data.records import ImageRecord
 from vitrieve.errors import ConfigError
 from vitrieve.model.encoder import build_encoder
+from vitrieve.objective.contrastive import ContrastiveConfig
 from vitrieve.training.loop import fit_encoder
 from vitrieve.training.resolution import allow_low_resolution, image_size_at
 from vitrieve.training.state import STATE_NAME
@@ -29,7 +30,7 @@ def records(class_folder: Path) -> list[ImageRecord]:
 def config(tiny_weights: Path) -> Config:
     return Config(
         model=ModelConfig(backbone="test_vit", weights=str(tiny_weights), image_size=64, drop_path_rate=0.0),
-        objective=ObjectiveConfig(contrastive_weight=1.0, memory_fraction=0.5),
+        objective=ObjectiveConfig(contrastive=ContrastiveConfig(weight=1.0), memory_fraction=0.5),
         train=TrainConfig(
             num_steps=4, batch_size=4, checkpoint_every=1, precision="fp32", low_resolution_size=32, num_threads=1
         ),

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,13 @@ from vitrieve.config import Config, LoaderConfig, ModelConfig
 from vitrieve.data.records import ImageRecord
 from vitrieve.errors import ArtifactError
 from vitrieve.model.encoder import ImageEncoder, build_encoder
+from vitrieve.recipes import find_recipe
+from vitrieve.settings import config_from_json, override_config
 from vitrieve.training.settings import SETTINGS_NAME, describe_run, settle
 from vitrieve.training.state import STATE_NAME
 
+FLAT = Path(__file__).with_name("flat_config.json")
+"""``config.json`` of a run of the version in which the settings of all losses shared one table."""
 RECORDS = [ImageRecord(image_id=f"{number}", path=Path("unused"), label=number, split="train") for number in range(3)]
 
 
@@ -43,6 +48,42 @@ def test_settle_warns_about_another_machine(tmp_path: Path) -> None:
     settle(tmp_path, {**settings, "machine": {**settings["machine"], "num_threads": 77}})
     (note,) = settle(tmp_path, settings)
     assert "another machine.num_threads: the result may differ in the last bits" in note
+
+
+def build_config_of_flat() -> Config:
+    changes = {
+        **{"contrastive.margin": 0.4, "contrastive.mean_nonzero": True, "memory_momentum": 0.9},
+        **{"multi_similarity.weight": 0.2, "multi_similarity.beta": 20.0},
+        **{"tuple_contrastive.margin": 0.7, "scalable_nca.momentum": 0.25, "num_threads": 1, "precision": "fp32"},
+    }
+    return override_config(find_recipe("irt_r")(), changes)
+
+
+def test_settle_goes_on_with_a_run_of_the_time_of_one_table_of_losses(tmp_path: Path) -> None:
+    shutil.copy(FLAT, tmp_path / SETTINGS_NAME)
+    config = build_config_of_flat()
+    changed = override_config(config, {"koleo.weight": 0.5})
+    with pytest.raises(ArtifactError, match=r"settings: objective\.koleo\.weight was 0\.7 and is 0\.5\. Resume"):
+        settle(tmp_path, describe_run("irt_r", changed, "zero_shot", RECORDS))
+    assert settle(tmp_path, describe_run("irt_r", config, "zero_shot", RECORDS)) == []
+    written = json.loads((tmp_path / SETTINGS_NAME).read_text(encoding="utf-8"))
+    assert written["objective"]["koleo"] == {"weight": 0.7}
+
+
+def test_the_settings_of_such_a_run_load() -> None:
+    saved = json.loads(FLAT.read_text(encoding="utf-8"))
+    stages = {field.name: saved[field.name] for field in dataclasses.fields(Config)}
+    assert config_from_json(Config, stages) == build_config_of_flat()
+
+
+def test_settle_takes_a_loss_that_a_later_version_brought_as_off(tmp_path: Path) -> None:
+    settings = describe_run("small", Config(), "zero_shot", RECORDS)
+    before = {name: value for name, value in settings["objective"].items() if name != "koleo"}
+    settle(tmp_path, {**settings, "objective": before})
+    config = override_config(Config(), {"koleo.weight": 0.3})
+    with pytest.raises(ArtifactError, match=r"objective\.koleo\.weight was 0\.0 and is 0\.3"):
+        settle(tmp_path, describe_run("small", config, "zero_shot", RECORDS))
+    assert settle(tmp_path, settings) == []
 
 
 def test_describe_run_tells_other_pairs_of_the_same_images_apart() -> None:

@@ -36,6 +36,8 @@ from vitrieve.data.records import ImageRecord
 from vitrieve.data.sampler import EpochTuples
 from vitrieve.errors import DataError
 from vitrieve.model.encoder import ImageEncoder, build_encoder
+from vitrieve.objective.koleo import KoleoConfig
+from vitrieve.objective.tuple_contrastive import TupleContrastiveConfig
 from vitrieve.training.loop import fit_encoder
 from vitrieve.training.tuples import TupleMiner, build_miner, draw_class_pairs, find_hard_negatives, find_pair_rows
 
@@ -66,7 +68,7 @@ def config(tiny_weights: Path) -> Config:
         model=ModelConfig(
             backbone="test_vit", weights=str(tiny_weights), image_size=32, drop_path_rate=0.2, framing="square"
         ),
-        objective=ObjectiveConfig(tuple_contrastive_weight=1.0, koleo_weight=4.0),
+        objective=ObjectiveConfig(tuple_contrastive=TupleContrastiveConfig(weight=1.0), koleo=KoleoConfig(weight=4.0)),
         optimizer=OptimizerConfig(
             algorithm="adam", learning_rate=1e-2, schedule="exponential", decay_factor=0.9, decay_every=2
         ),
@@ -269,7 +271,7 @@ def test_trap_killed_in_the_middle_of_an_epoch_of_tuples_a_run_resumes_bit_for_b
     """An epoch is three steps: killed with the state after two on the disk."""
     words: tuple[object, ...] = ("--data", f"folder:{class_folder}", "--model.weights", tiny_weights)
     words += ("--loader.sampling", "tuples", "--tuples.num-pairs", "9", "--tuples.tuples-per-batch", "3")
-    words += ("--objective.tuple-contrastive-weight", "1", "--out")
+    words += ("--objective.tuple-contrastive.weight", "1", "--out")
     whole = tmp_path / "whole"
     assert train_in_process(killed_vitrieve, 10_000, *words, whole) == 0
     assert "tuples/rows" in final_state(whole)

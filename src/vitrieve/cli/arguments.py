@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 D = TypeVar("D", str, Path)
+WIDE = 300
+"""Characters in a line of help that breaks no flag."""
 
 Switch = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 """A flag that is only ever switched on: ``--json`` without ``--no-json``."""
@@ -82,9 +85,23 @@ def parse_arguments(arguments_class: type[T], argv: Sequence[str], prog: str, de
 def list_flags(arguments_class: type[T], prog: str, default: T | None = None) -> tuple[str, ...]:
     """List the long flags of a command, read from its help text: tyro has no public list of them."""
     text = io.StringIO()
-    with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
+    with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit), _on_a_wide_terminal():
         _call_tyro(arguments_class, ["--help"], prog, default)
     return tuple(dict.fromkeys(re.findall(r"(?<![\w-])--[a-z][\w.-]*", text.getvalue())))
+
+
+@contextlib.contextmanager
+def _on_a_wide_terminal() -> Iterator[None]:
+    """Let the help text in the block break no flag: ``--objective.normalized-softmax.temperature`` is long."""
+    before = os.environ.get("COLUMNS")
+    os.environ["COLUMNS"] = str(WIDE)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["COLUMNS"]
+        else:
+            os.environ["COLUMNS"] = before
 
 
 def _call_tyro(arguments_class: type[T], argv: Sequence[str], prog: str, default: T | None) -> T:

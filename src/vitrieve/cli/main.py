@@ -208,11 +208,25 @@ def _spell_now(words: Sequence[str]) -> tuple[list[str], list[str]]:
     command, *flags = words
     present = [FORMER_COMMANDS.get(command, command)]
     notes = [f"the command {command} is called {present[0]} now."] if command in FORMER_COMMANDS else []
-    flag_names = FORMER_FLAGS.get(present[0], {})
+    flag_names = _list_former_train_flags() if present[0] == "train" else FORMER_FLAGS.get(present[0], {})
     for word in flags:
         name, equals, value = word.partition("=")
-        if name in flag_names:
-            notes.append(f"{name} of {present[0]} is called {flag_names[name]} now.")
-            word = flag_names[name] + equals + value
+        found = flag_names.get(name.replace("_", "-"))
+        if found is not None:
+            notes.append(f"{name} of {present[0]} is called {found} now.")
+            word = found + equals + value
         present.append(word)
     return present, notes
+
+
+def _list_former_train_flags() -> dict[str, str]:
+    """List the flags of the time when the settings of all losses shared one table, with the present ones."""
+    from vitrieve.objective.losses import ObjectiveConfig
+
+    names = {former: path.split(".") for former, path in ObjectiveConfig.FORMER_NAMES.items()}
+    flags = {
+        f"--objective.{prefix}{former}": f"--objective.{loss}.{prefix}{field}"
+        for former, (loss, field) in names.items()
+        for prefix in ("", "no-")  # a switch has both
+    }
+    return {former.replace("_", "-"): present.replace("_", "-") for former, present in flags.items()}

@@ -61,8 +61,8 @@ def main(argv: Sequence[str], prog: str) -> int:
 
 def run(recipe: str, arguments: Arguments) -> int:
     """Train, and print what came of it."""
-    from vitrieve.config_overrides import list_overrides
     from vitrieve.data.sources import read_source
+    from vitrieve.settings import list_overrides
     from vitrieve.training.run import train
 
     dataset = read_source(arguments.data, protocol=arguments.protocol, exclude=arguments.exclude)

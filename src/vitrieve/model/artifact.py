@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 
 from vitrieve.artifacts import read_manifest, write_bytes_durably, write_manifest, write_text_durably
-from vitrieve.config_json import config_from_json, config_to_json
 from vitrieve.errors import ArtifactError, ConfigError, FingerprintError
 from vitrieve.model.pretrained import hash_file
 from vitrieve.model.spec import ONE_SCALE, EncoderSpec
+from vitrieve.settings import config_from_json, config_to_json
 
 WEIGHTS_NAME = "model.safetensors"
 SPEC_NAME = "encoder.json"

@@ -1,9 +1,36 @@
-"""The multi-similarity loss with its pair mining."""
+"""The multi-similarity loss with its pair mining.
+
+``L = 1/B Σ_i [ 1/α log(1 + Σ_{j ∈ P_i} exp(-α (s_ij - λ))) + 1/β log(1 + Σ_{j ∈ N_i} exp(β (s_ij - λ))) ]``, where
+``P_i`` and ``N_i`` are the mined positives and negatives.
+
+Source:
+    Wang et al., Multi-Similarity Loss with General Pair Weighting, CVPR 2019, arXiv:1904.06627, Eq. 11–14.
+"""
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from vitrieve.objective.term import LossBatch, TermConfig
+from vitrieve.settings import Cosine, Positive
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+@dataclass(frozen=True, kw_only=True)
+class MultiSimilarityConfig(TermConfig):
+    """The multi-similarity loss, over pairs of the batch."""
+
+    beta: Positive = 50.0
+    """Sharpness towards the hardest negatives."""
+    base: Cosine = 0.5
+    """Similarity around which pairs are weighed."""
+
+    def compute(self, batch: LossBatch, state: nn.Module) -> Tensor:
+        """Compute the loss over the batch."""
+        return multi_similarity_loss(batch.embeddings, batch.labels, beta=self.beta, base=self.base)
 
 
 def multi_similarity_loss(
@@ -30,10 +57,9 @@ def multi_similarity_loss(
 
     Returns:
         A scalar, the mean over all B anchors; anchors without positives or negatives add zero.
-
-    Source:
-        Wang et al., Multi-Similarity Loss with General Pair Weighting, CVPR 2019, arXiv:1904.06627, Eq. 11–14.
     """
+    import torch
+
     similarity = embeddings @ embeddings.T  # (B, B)
     is_same = labels[:, None] == labels
     is_positive = is_same & ~torch.eye(len(labels), dtype=torch.bool, device=labels.device)
@@ -57,6 +83,8 @@ def soft_sum(exponents: Tensor, is_counted: Tensor) -> Tensor:
     Returns:
         ``(R,)``, at least zero.
     """
+    import torch
+
     counted = exponents.masked_fill(~is_counted, -torch.inf)
     one = counted.new_zeros(len(counted), 1)
     return torch.cat([counted, one], dim=1).logsumexp(dim=1)

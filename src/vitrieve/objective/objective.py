@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import copy
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from vitrieve.config import ObjectiveConfig
-from vitrieve.objective.contrastive import MemoryRows, contrastive_loss
-from vitrieve.objective.koleo import koleo_loss
-from vitrieve.objective.memory import CrossBatchMemory
-from vitrieve.objective.multi_similarity import multi_similarity_loss
-from vitrieve.objective.normalized_softmax import NormalizedSoftmaxLoss
-from vitrieve.objective.proxy_anchor import ProxyAnchorLoss
-from vitrieve.objective.proxy_nca import ProxyNcaLoss
-from vitrieve.objective.scalable_nca import ScalableNcaLoss
-from vitrieve.objective.tuple_contrastive import find_first_showings, tuple_contrastive_loss
+from vitrieve.objective.losses import ObjectiveConfig
+from vitrieve.objective.memory import CrossBatchMemory, MemoryRows
+from vitrieve.objective.own import OwnTerm
+from vitrieve.objective.term import LossBatch, Sizes
 
 
 class LossValue(NamedTuple):
@@ -32,24 +27,18 @@ class LossValue(NamedTuple):
     terms: Mapping[str, Tensor]
 
 
-class Term(NamedTuple):
-    """A loss of the sum.
-
-    Attributes:
-        name: As in the log.
-        weight: Its factor; 0 leaves it out.
-        compute: Returns the scalar; called only when the weight is above 0.
-    """
-
-    name: str
-    weight: float
-    compute: Callable[[], Tensor]
-
-
 class Objective(nn.Module):
-    """The terms of ``ObjectiveConfig`` with their state: the memories and the proxies."""
+    """The terms of an objective with their state: the memories, the proxies, and modules of a user's own."""
 
-    def __init__(self, config: ObjectiveConfig, *, num_classes: int, num_images: int, embedding_dim: int) -> None:
+    def __init__(
+        self,
+        config: ObjectiveConfig,
+        *,
+        num_classes: int,
+        num_images: int,
+        embedding_dim: int,
+        own_terms: Sequence[OwnTerm] = (),
+    ) -> None:
         """Build the terms; proxies are drawn from torch's global generator.
 
         Args:
@@ -57,30 +46,20 @@ class Objective(nn.Module):
             num_classes: Labels of a batch lie in ``[0, num_classes)``.
             num_images: Size of the training set, for the size of the memories.
             embedding_dim: Length of an embedding.
+            own_terms: Terms that are not of this package; modules among them are copied.
         """
         super().__init__()
         self.config = config
         self.memory = None
         if config.memory_fraction > 0:
             self.memory = CrossBatchMemory(max(1, round(config.memory_fraction * num_images)), embedding_dim)
-        self.proxy_anchor = None
-        if config.proxy_anchor_weight > 0:
-            self.proxy_anchor = ProxyAnchorLoss(num_classes, embedding_dim)
-        self.normalized_softmax = None
-        if config.normalized_softmax_weight > 0:
-            temperature = config.normalized_softmax_temperature
-            self.normalized_softmax = NormalizedSoftmaxLoss(num_classes, embedding_dim, temperature=temperature)
-        self.proxy_nca = None
-        if config.proxy_nca_weight > 0:
-            self.proxy_nca = ProxyNcaLoss(num_classes, embedding_dim, temperature=config.proxy_nca_temperature)
-        self.scalable_nca = None
-        if config.scalable_nca_weight > 0:
-            self.scalable_nca = ScalableNcaLoss(
-                num_images,
-                embedding_dim,
-                temperature=config.scalable_nca_temperature,
-                momentum=config.scalable_nca_momentum,
-            )
+        sizes = Sizes(num_classes, num_images, embedding_dim)
+        for name, term in config.terms.items():
+            self.add_module(name, term.build(sizes))
+        self.own_terms = tuple(own_terms)
+        for own in own_terms:
+            if isinstance(own.function, nn.Module):
+                self.add_module(_state_name(own), copy.deepcopy(own.function))
 
     def forward(
         self, embeddings: Tensor, labels: Tensor, rows: Tensor, *, step: int, anchors: Tensor | None = None
@@ -90,60 +69,18 @@ class Objective(nn.Module):
         Args:
             embeddings: ``(B, E)``, L2-normalized, float32.
             labels: ``(B,)`` int64.
-            rows: ``(B,)`` int64, the training image each embedding shows.
+            rows: ``(B,)`` int64, the training image that each embedding shows.
             step: Number of finished steps.
-            anchors: ``(B,)`` int64, the place in the batch of each image's anchor; None without tuples.
+            anchors: ``(B,)`` int64, the position in the batch of each image's anchor; None without tuples.
         """
-        terms = [term for term in self._list_terms(embeddings, labels, rows, step, anchors) if term.weight > 0]
+        batch = LossBatch(embeddings, labels, rows, step, anchors, self._read_memory(step))
         with torch.autocast(embeddings.device.type, enabled=False):
-            values = [term.compute() for term in terms]
-        total = torch.stack([term.weight * value for term, value in zip(terms, values, strict=True)]).sum()
-        return LossValue(total, {term.name: value.detach() for term, value in zip(terms, values, strict=True)})
-
-    def _list_terms(
-        self, embeddings: Tensor, labels: Tensor, rows: Tensor, step: int, anchors: Tensor | None
-    ) -> list[Term]:
-        """List all terms, in the order of the sum."""
-        config = self.config
-
-        def contrast() -> Tensor:
-            memory = self._read_memory(step)
-            return contrastive_loss(
-                embeddings,
-                labels,
-                margin=config.margin,
-                rows=rows,
-                memory=memory,
-                is_mean_nonzero=config.mean_nonzero,
-            )
-
-        def compare() -> Tensor:
-            beta, base = config.multi_similarity_beta, config.multi_similarity_base
-            return multi_similarity_loss(embeddings, labels, beta=beta, base=base)
-
-        def contrast_tuples() -> Tensor:
-            assert anchors is not None, "the contrastive loss of tuples needs batches of tuples"
-            return tuple_contrastive_loss(embeddings, labels, anchors, margin=config.tuple_margin)
-
-        def spread() -> Tensor:
-            # Over all images of the tuples, as Eq. 5 says; the anchors alone (five) tell little about the density. An
-            # image that is a negative of two tuples counts once: it cannot be spread from itself.
-            is_plain = anchors is None
-            return koleo_loss(embeddings if is_plain else embeddings.index_select(0, find_first_showings(rows)))
-
-        def call(module: nn.Module | None, *inputs: Tensor) -> Callable[[], Tensor]:
-            return lambda: module(embeddings, labels, *inputs)  # type: ignore[misc]  # built where its weight is above 0
-
-        return [
-            Term("contrastive", config.contrastive_weight, contrast),
-            Term("multi_similarity", config.multi_similarity_weight, compare),
-            Term("proxy_anchor", config.proxy_anchor_weight, call(self.proxy_anchor)),
-            Term("normalized_softmax", config.normalized_softmax_weight, call(self.normalized_softmax)),
-            Term("proxy_nca", config.proxy_nca_weight, call(self.proxy_nca)),
-            Term("scalable_nca", config.scalable_nca_weight, call(self.scalable_nca, rows)),
-            Term("tuple_contrastive", config.tuple_contrastive_weight, contrast_tuples),
-            Term("koleo", config.koleo_weight, spread),
-        ]
+            values = {name: term.compute(batch, self.get_submodule(name)) for name, term in self.config.terms.items()}
+            for own in self.own_terms:
+                values[own.name] = own.compute(getattr(self, _state_name(own), own.function), batch)
+        weights = [*(term.weight for term in self.config.terms.values()), *(own.weight for own in self.own_terms)]
+        total = torch.stack([weight * value for weight, value in zip(weights, values.values(), strict=True)]).sum()
+        return LossValue(total, {name: value.detach() for name, value in values.items()})
 
     def _read_memory(self, step: int) -> MemoryRows | None:
         is_counted = self.memory is not None and step >= self.config.memory_start_step
@@ -160,12 +97,16 @@ class Objective(nn.Module):
         Args:
             embeddings: ``(B, E)``, of the encoder or of its momentum encoder.
             labels: ``(B,)`` int64.
-            rows: ``(B,)`` int64, the training image each embedding shows.
+            rows: ``(B,)`` int64, the training image that each embedding shows.
         """
         if self.memory is not None:
             self.memory.enqueue(embeddings, labels, rows)
-        if self.scalable_nca is not None:
-            self.scalable_nca.update(embeddings, labels, rows)
+        for name, term in self.config.terms.items():
+            term.update(embeddings, labels, rows, self.get_submodule(name))
+
+
+def _state_name(own: OwnTerm) -> str:
+    return f"own_{own.name}"
 
 
 def similarity_statistics(embeddings: Tensor, labels: Tensor, margin: float) -> dict[str, float]:

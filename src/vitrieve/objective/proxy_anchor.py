@@ -1,50 +1,66 @@
-"""The Proxy-Anchor loss: one learned proxy a class asks the batch."""
+"""The Proxy-Anchor loss: one learned proxy for each class is compared with the batch.
+
+``L = 1/|P⁺| Σ_{p ∈ P⁺} log(1 + Σ_{i: y_i = p} exp(-α (z_i·p - δ))) + 1/|P| Σ_p log(1 + Σ_{i: y_i ≠ p} exp(α (z_i·p +
+δ)))``, where ``P`` are all proxies and ``P⁺`` those with an image in the batch.
+
+Source:
+    Kim et al., Proxy Anchor Loss for Deep Metric Learning, CVPR 2020, arXiv:2003.13911, Eq. 4.
+"""
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
-from torch.nn import functional
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from vitrieve.objective.multi_similarity import soft_sum
+from vitrieve.objective.term import LossBatch, Sizes, TermConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 
-class ProxyAnchorLoss(nn.Module):
-    """Proxy-Anchor loss over the batch, with proxies as parameters.
+@dataclass(frozen=True, kw_only=True)
+class ProxyAnchorConfig(TermConfig):
+    """The Proxy-Anchor loss, with one proxy for each class."""
 
-    Source:
-        Kim et al., Proxy Anchor Loss for Deep Metric Learning, CVPR 2020, arXiv:2003.13911, Eq. 4.
+    has_proxies = True
+
+    def build(self, sizes: Sizes) -> nn.Module:
+        """Draw the proxies."""
+        import torch
+        from torch import nn
+
+        proxies = nn.Parameter(torch.empty(sizes.num_classes, sizes.embedding_dim))
+        nn.init.kaiming_normal_(proxies, mode="fan_out")
+        return nn.ParameterDict({"proxies": proxies})
+
+    def compute(self, batch: LossBatch, state: nn.Module) -> Tensor:
+        """Compute the loss over the batch."""
+        return proxy_anchor_loss(batch.embeddings, batch.labels, state.get_parameter("proxies"))
+
+
+def proxy_anchor_loss(
+    embeddings: Tensor, labels: Tensor, proxies: Tensor, *, margin: float = 0.1, alpha: float = 32.0
+) -> Tensor:
+    """Compute the loss; the length of a proxy has no effect on it.
+
+    Args:
+        embeddings: ``(B, E)``, L2-normalized, float32 or float64.
+        labels: ``(B,)`` int64 in ``[0, C)``.
+        proxies: ``(C, E)``, one for each class, of any length.
+        margin: δ of the paper.
+        alpha: Sharpness.
+
+    Returns:
+        A scalar: mean over proxies present in the batch of the pull, plus mean over all of the push.
     """
+    import torch
+    from torch.nn import functional
 
-    def __init__(self, num_classes: int, embedding_dim: int, *, margin: float = 0.1, alpha: float = 32.0) -> None:
-        """Draw the proxies from torch's global generator.
-
-        Args:
-            num_classes: Labels run from 0 to this, exclusive.
-            embedding_dim: Length of an embedding.
-            margin: δ of the paper.
-            alpha: Sharpness.
-        """
-        super().__init__()
-        self.proxies = nn.Parameter(torch.empty(num_classes, embedding_dim))
-        nn.init.kaiming_normal_(self.proxies, mode="fan_out")
-        self.margin = margin
-        self.alpha = alpha
-
-    def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
-        """Compute the loss.
-
-        Args:
-            embeddings: ``(B, E)``, L2-normalized, float32 or float64.
-            labels: ``(B,)`` int64 in ``[0, num_classes)``.
-
-        Returns:
-            A scalar: mean over proxies present in the batch of the pull, plus mean over all of the push.
-        """
-        proxies = functional.normalize(self.proxies.to(embeddings.dtype), dim=1)
-        similarity = proxies @ embeddings.T  # (C, B)
-        is_positive = torch.arange(len(proxies), device=labels.device)[:, None] == labels  # (C, B)
-        pull = soft_sum(-self.alpha * (similarity - self.margin), is_positive)
-        push = soft_sum(self.alpha * (similarity + self.margin), ~is_positive)
-        is_present = is_positive.any(dim=1)
-        return pull[is_present].mean() + push.mean()
+    proxies = functional.normalize(proxies.to(embeddings.dtype), dim=1)
+    similarity = proxies @ embeddings.T  # (C, B)
+    is_positive = torch.arange(len(proxies), device=labels.device)[:, None] == labels  # (C, B)
+    pull = soft_sum(-alpha * (similarity - margin), is_positive)
+    push = soft_sum(alpha * (similarity + margin), ~is_positive)
+    is_present = is_positive.any(dim=1)
+    return pull[is_present].mean() + push.mean()

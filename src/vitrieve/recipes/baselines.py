@@ -10,6 +10,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from vitrieve.config import Config, LoaderConfig, ModelConfig, ObjectiveConfig, OptimizerConfig, TrainConfig
+from vitrieve.objective.contrastive import ContrastiveConfig
+from vitrieve.objective.normalized_softmax import NormalizedSoftmaxConfig
+from vitrieve.objective.proxy_nca import ProxyNcaConfig
+from vitrieve.objective.scalable_nca import ScalableNcaConfig
 from vitrieve.recipes.irt import irt_l_sop
 
 TORCHVISION_CROP_SCALE_MIN = 0.08
@@ -39,7 +43,7 @@ def nsoftmax_sop() -> Config:
     config = irt_l_sop()
     return replace(
         config,
-        objective=ObjectiveConfig(normalized_softmax_weight=1.0, normalized_softmax_temperature=0.05),
+        objective=ObjectiveConfig(normalized_softmax=NormalizedSoftmaxConfig(weight=1.0, temperature=0.05)),
         optimizer=replace(config.optimizer, proxy_learning_rate=1e-3),
     )
 
@@ -52,7 +56,7 @@ def snca_sop() -> Config:
     Command: ``vitrieve train snca_sop --data sop:DIR --out runs/snca_sop``.
     Published: Recall@1 81.1 with DeiT-S, 78.0 with ResNet-50.
     """
-    objective = ObjectiveConfig(scalable_nca_weight=1.0, scalable_nca_temperature=0.05, scalable_nca_momentum=0.5)
+    objective = ObjectiveConfig(scalable_nca=ScalableNcaConfig(weight=1.0, temperature=0.05, momentum=0.5))
     return replace(irt_l_sop(), objective=objective)
 
 
@@ -111,7 +115,9 @@ def xbm_sop() -> Config:
         ),
         model=ModelConfig(backbone="resnet50.tv_in1k", image_size=224, pooling="max", head_dim=128, drop_path_rate=0.0),
         objective=ObjectiveConfig(
-            contrastive_weight=1.0, margin=0.5, memory_fraction=55_000 / 59_551, memory_start_step=1_000
+            contrastive=ContrastiveConfig(weight=1.0, margin=0.5),
+            memory_fraction=55_000 / 59_551,
+            memory_start_step=1_000,
         ),
         optimizer=OptimizerConfig(learning_rate=1e-4, weight_decay=5e-4),
         # One micro-batch, so that batch norm sees the whole batch.
@@ -142,7 +148,7 @@ def _proxynca_pp(*, num_steps: int, batch_size: int, images_per_class: int, rate
         model=ModelConfig(
             backbone="resnet50.tv_in1k", image_size=256, pooling="max", head_norm=True, drop_path_rate=0.0
         ),
-        objective=ObjectiveConfig(proxy_nca_weight=1.0, proxy_nca_temperature=1 / 9),
+        objective=ObjectiveConfig(proxy_nca=ProxyNcaConfig(weight=1.0, temperature=1 / 9)),
         optimizer=OptimizerConfig(learning_rate=rate, proxy_learning_rate=proxy_rate, weight_decay=0.0, epsilon=1.0),
         # One micro-batch, so that batch norm sees the whole batch.
         train=TrainConfig(

@@ -20,9 +20,12 @@ from vitrieve.config import (
     TrainConfig,
     TupleConfig,
 )
+from vitrieve.objective.contrastive import ContrastiveConfig
+from vitrieve.objective.koleo import KoleoConfig
+from vitrieve.objective.tuple_contrastive import TupleContrastiveConfig
 
 KOLEO_WEIGHT = 0.7
-"""λ of the paper for category-level retrieval (PAPER.md, section 2)."""
+"""λ of the paper for category-level retrieval (section 4.1)."""
 KOLEO_WEIGHT_SFM120K = 4.0
 """λ of the paper for particular objects, as in Table 3; 3 and 4 are nearly equal in Table 6."""
 NUM_STEPS_CUB200 = 2_000
@@ -45,14 +48,14 @@ def irt_l() -> Config:
     return Config(
         loader=LoaderConfig(augmentation="random_crop", sampling="random"),
         model=ModelConfig(backbone="deit_small_patch16_224.fb_in1k", image_size=224, drop_path_rate=0.0),
-        objective=ObjectiveConfig(contrastive_weight=1.0, margin=0.5, memory_fraction=1.0),
+        objective=ObjectiveConfig(contrastive=ContrastiveConfig(weight=1.0, margin=0.5), memory_fraction=1.0),
         optimizer=OptimizerConfig(learning_rate=3e-5, weight_decay=5e-4),
         train=TrainConfig(num_steps=35_000, batch_size=64, checkpoint_every=500, holdout=False),
     )
 
 
 def irt_r() -> Config:
-    """IRT_R of the paper: IRT_L plus the KoLeo regulariser with λ = 0.7.
+    """IRT_R of the paper: IRT_L plus the KoLeo regularizer with λ = 0.7.
 
     Source: arXiv:2102.05644, section 4.1; open points as in ``irt_l``.
     Command: ``vitrieve train irt_r --data sop:DIR --out runs/irt_r``.
@@ -115,7 +118,7 @@ def irt_l_sfm120k() -> Config:
         model=ModelConfig(
             backbone="deit_small_patch16_224.fb_in1k", image_size=224, drop_path_rate=0.0, framing="square"
         ),
-        objective=ObjectiveConfig(tuple_contrastive_weight=1.0, tuple_margin=0.85),
+        objective=ObjectiveConfig(tuple_contrastive=TupleContrastiveConfig(weight=1.0, margin=0.85)),
         optimizer=OptimizerConfig(
             algorithm="adam",
             learning_rate=5e-7,
@@ -171,7 +174,7 @@ def irt_r_sfm120k() -> Config:
     """IRT_R for Oxford and Paris, trained on SfM-120k: ``irt_l_sfm120k`` plus KoLeo, λ = 4.
 
     Source: arXiv:2102.05644, section 4.1, Tables 3, 6 and 8. Not stated in the paper: as in ``irt_l_sfm120k``, and
-    over which images of a batch of tuples the regulariser runs.
+    over which images of a batch of tuples the regularizer runs.
     Command: ``vitrieve train irt_r_sfm120k --data sfm120k:DIR --out runs/irt_r_sfm120k``, then
     ``vitrieve evaluate --encoder runs/irt_r_sfm120k --data roxford5k:DIR``.
     Published: mAP, Medium and Hard: ROxford 34.0 and 11.5, RParis 66.1 and 40.2 (DeiT-S at 224 px, Table 3); DeiT-B †
@@ -182,5 +185,5 @@ def irt_r_sfm120k() -> Config:
 
 
 def with_koleo(config: Config, koleo_weight: float = KOLEO_WEIGHT) -> Config:
-    """Add the KoLeo regulariser to a configuration."""
-    return replace(config, objective=replace(config.objective, koleo_weight=koleo_weight))
+    """Add the KoLeo regularizer to a configuration."""
+    return replace(config, objective=replace(config.objective, koleo=KoleoConfig(weight=koleo_weight)))

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from vitrieve.config import Config, LoaderConfig, ModelConfig, ObjectiveConfig, OptimizerConfig, TrainConfig
+from vitrieve.objective.contrastive import ContrastiveConfig
+from vitrieve.objective.multi_similarity import MultiSimilarityConfig
 from vitrieve.recipes.irt import with_koleo
 
 
@@ -22,7 +24,9 @@ def irt_l_small() -> Config:
     return replace(
         config,
         model=replace(config.model, image_size=112),
-        objective=ObjectiveConfig(contrastive_weight=1.0, margin=0.5, memory_fraction=1.0, memory_start_step=40),
+        objective=ObjectiveConfig(
+            contrastive=ContrastiveConfig(weight=1.0, margin=0.5), memory_fraction=1.0, memory_start_step=40
+        ),
         train=replace(config.train, num_steps=200, frozen_share=0.5, evaluate_every=50, checkpoint_every=50),
     )
 
@@ -50,7 +54,7 @@ def small() -> Config:
     return Config(
         loader=LoaderConfig(sampling="m_per_class", images_per_class=4),
         model=ModelConfig(backbone="dinov2-vits14", image_size=126, drop_path_rate=0.1),
-        objective=ObjectiveConfig(multi_similarity_weight=1.0, multi_similarity_beta=20.0, multi_similarity_base=0.4),
+        objective=ObjectiveConfig(multi_similarity=MultiSimilarityConfig(weight=1.0, beta=20.0, base=0.4)),
         optimizer=OptimizerConfig(learning_rate=2e-4, layer_decay=0.8, num_warmup_steps=10, schedule="cosine"),
         train=TrainConfig(
             num_steps=120, microbatch_size=64, frozen_share=0.3, holdout=True, evaluate_every=40, checkpoint_every=40

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from vitrieve.objective.losses import ObjectiveConfig
 from vitrieve.reproduce.rows import Row, Source, Training
 
 Task = Literal["train", "reduce", "evaluate", "analyze", "gradients"]
@@ -90,7 +91,11 @@ def _name_run(training: Training, seed: int, sources: Mapping[str, Source]) -> s
 
 
 def _hash(parts: object) -> str:
-    return hashlib.sha256(repr(parts).encode()).hexdigest()[:HASH_LENGTH]
+    text = repr(parts)
+    for former, present in ObjectiveConfig.FORMER_NAMES.items():  # so that cells of before the renaming are found
+        now, before = (f"'--objective.{name}'".replace("_", "-") for name in (present, former))
+        text = text.replace(now, before)
+    return hashlib.sha256(text.encode()).hexdigest()[:HASH_LENGTH]
 
 
 def _slug(text: str) -> str:

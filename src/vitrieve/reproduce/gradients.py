@@ -15,13 +15,14 @@ from torch import Tensor
 
 from vitrieve.artifacts import read_manifest, write_text_durably
 from vitrieve.config import Config, Device
-from vitrieve.config_json import config_from_json
 from vitrieve.data.loader import Batch, TrainingLoader
 from vitrieve.data.readable import find_readable
 from vitrieve.data.sources import read_source
 from vitrieve.model.encoder import ImageEncoder, read_encoder
-from vitrieve.objective.contrastive import MemoryRows, contrastive_loss
+from vitrieve.objective.contrastive import contrastive_loss
+from vitrieve.objective.memory import MemoryRows
 from vitrieve.runtime.device import resolve_device
+from vitrieve.settings import config_from_json
 from vitrieve.training.device import move_batch
 from vitrieve.training.holdout import split_for_training
 
@@ -59,13 +60,14 @@ def run(arguments: Arguments) -> None:
         batch_size=config.train.batch_size,
         seed=config.train.seed,
     )
-    gradients = collect_gradients(encoder, loader.batches(0, arguments.num_batches), config.objective.margin)
+    margin = config.objective.contrastive.margin
+    gradients = collect_gradients(encoder, loader.batches(0, arguments.num_batches), margin)
     directions = normalize_directions(gradients)
     content = {
         "nuclear_norm": nuclear_norm_of_covariance(directions),
         "num_directions": len(directions),
         "num_without_gradient": len(gradients) - len(directions),
-        "margin": config.objective.margin,
+        "margin": margin,
     }
     write_text_durably(arguments.out, json.dumps(content) + "\n")
 

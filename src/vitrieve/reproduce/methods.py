@@ -47,9 +47,9 @@ def irt_training(
         suffix: End of the recipe's name; None: the source.
     """
     suffix = suffix or source
-    changed = [] if margin == RECIPE_MARGIN else ["--objective.margin", f"{margin:g}"]
+    changed = [] if margin == RECIPE_MARGIN else ["--objective.contrastive.margin", f"{margin:g}"]
     if koleo not in (0, RECIPE_KOLEO.get(suffix, CATEGORY_KOLEO)):
-        changed += ["--objective.koleo-weight", f"{koleo:g}"]
+        changed += ["--objective.koleo.weight", f"{koleo:g}"]
     recipe = f"irt_r_{suffix}" if koleo else f"irt_l_{suffix}"
     return Training(recipe=recipe, source=source, flags=(*flags, *changed))
 

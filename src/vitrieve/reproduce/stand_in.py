@@ -151,10 +151,10 @@ def _table3(stand_in: StandIn, paper: Plan) -> Plan:
 
 
 _OTHER_OBJECTIVES = {
-    "nsoftmax": ("Normalized softmax", ("--objective.normalized-softmax-weight", "1")),
-    "snca": ("Scalable NCA", ("--objective.scalable-nca-weight", "1")),
+    "nsoftmax": ("Normalized softmax", ("--objective.normalized-softmax.weight", "1")),
+    "snca": ("Scalable NCA", ("--objective.scalable-nca.weight", "1")),
 }
-_NO_CONTRASTIVE = ("--objective.contrastive-weight", "0", "--objective.memory-fraction", "0")
+_NO_CONTRASTIVE = ("--objective.contrastive.weight", "0", "--objective.memory-fraction", "0")
 
 
 def _table4(stand_in: StandIn, paper: Plan) -> Plan:

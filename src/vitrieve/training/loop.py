@@ -26,6 +26,7 @@ from vitrieve.data.records import ImageRecord
 from vitrieve.errors import NonFiniteLossError, VitrieveError
 from vitrieve.model.encoder import ImageEncoder, build_encoder
 from vitrieve.objective.objective import Objective, similarity_statistics
+from vitrieve.objective.own import OwnTerm
 from vitrieve.objective.tuple_contrastive import tuple_statistics
 from vitrieve.training.average import WeightAverage
 from vitrieve.training.device import move_batch, prepare_encoder
@@ -68,6 +69,7 @@ def fit_encoder(
     run: Path,
     evaluate: Evaluate | None = None,
     positive_pairs: Sequence[tuple[str, str]] = (),
+    own_terms: Sequence[OwnTerm] = (),
 ) -> TrainingResult:
     """Fine-tune an encoder; resumes from the run's last state, where there is one.
 
@@ -79,6 +81,7 @@ def fit_encoder(
         evaluate: Measures an encoder on held-out classes; its ``map_at_r`` decides which state is kept.
             None: the last state is kept.
         positive_pairs: ``image_id`` of anchors and positives, for training on tuples; empty: the labels say it.
+        own_terms: Terms of the objective that are not of this package.
 
     Raises:
         DataError: Tuples are asked for, and there are no pairs; or an image can no longer be read.
@@ -97,7 +100,7 @@ def fit_encoder(
     miner = build_miner(config, records, positive_pairs, loader)
 
     # State
-    state = build_state(config, encoder, num_classes=loader.num_classes, num_images=len(records))
+    state = build_state(config, encoder, num_classes=loader.num_classes, num_images=len(records), own_terms=own_terms)
     note = _load(state, run)
     num_steps = config.train.num_steps
 
@@ -169,7 +172,14 @@ def _draw_batches(state: TrainingState, loader: TrainingLoader, end_step: int) -
         yield from loader.batches(state.step, epoch_end, state.tuples)
 
 
-def build_state(config: Config, encoder: ImageEncoder, *, num_classes: int, num_images: int) -> TrainingState:
+def build_state(
+    config: Config,
+    encoder: ImageEncoder,
+    *,
+    num_classes: int,
+    num_images: int,
+    own_terms: Sequence[OwnTerm] = (),
+) -> TrainingState:
     """Build the state of a run at step zero, on the encoder's device.
 
     Raises:
@@ -180,6 +190,7 @@ def build_state(config: Config, encoder: ImageEncoder, *, num_classes: int, num_
         num_classes=num_classes,
         num_images=num_images,
         embedding_dim=encoder.spec.embedding_dim,
+        own_terms=own_terms,
     ).to(next(encoder.parameters()).device)
     decay, momentum = config.train.ema_decay, config.objective.memory_momentum
     if config.objective.memory_fraction == 0:
@@ -238,8 +249,8 @@ def train_step(state: TrainingState, batch: Batch, config: Config) -> dict[str, 
 
 def _describe_pairs(embeddings: Tensor, batch: Batch, config: ObjectiveConfig) -> dict[str, float]:
     if batch.anchors is None:
-        return similarity_statistics(embeddings, batch.labels, config.margin)
-    return tuple_statistics(embeddings, batch.labels, batch.anchors, config.tuple_margin)
+        return similarity_statistics(embeddings, batch.labels, config.contrastive.margin)
+    return tuple_statistics(embeddings, batch.labels, batch.anchors, config.tuple_contrastive.margin)
 
 
 def _remember(state: TrainingState, embeddings: Tensor, batch: Batch, config: Config) -> None:

@@ -14,10 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from vitrieve.artifacts import check_folder, prepare_folder, write_manifest
-from vitrieve.config import Config, Device
-from vitrieve.config_check import check_config, find_ineffective
-from vitrieve.config_json import config_to_json
-from vitrieve.config_overrides import override_config
+from vitrieve.config import Config, Device, ObjectiveConfig, check_config, find_ineffective
 from vitrieve.data.readable import Readable, find_readable
 from vitrieve.data.records import Dataset, ImageRecord, find_measurable, require_trainable
 from vitrieve.data.sources import read_source
@@ -30,11 +27,13 @@ from vitrieve.model.card import ModelCard
 from vitrieve.model.cost import count_cost, format_cost
 from vitrieve.model.encoder import ImageEncoder, build_encoder, save_encoder
 from vitrieve.model.export import export_folder
+from vitrieve.objective.own import OwnTerm, describe_own_terms, read_own_terms
 from vitrieve.progress import print_message
 from vitrieve.recipes import find_recipe
 from vitrieve.runtime.device import resolve_device
 from vitrieve.runtime.encoder import Encoder, load_encoder, wrap_encoder
 from vitrieve.runtime.precision import describe_emulation
+from vitrieve.settings import config_to_json, override_config
 from vitrieve.training.holdout import TrainingSplit, split_for_training
 from vitrieve.training.loop import Evaluate, TrainingResult, fit_encoder
 from vitrieve.training.microbatch import has_batch_norm
@@ -57,6 +56,7 @@ class TrainingRun:
         config: The complete settings.
         dataset: What is trained and reported on, with its unreadable images.
         out: Folder of the run.
+        own_terms: Terms of the objective that are not of this package.
         has_report: The run ends with a report before and after on the test classes.
         is_overwrite: What the folder holds is replaced.
         is_resume: An unfinished run in the folder goes on.
@@ -67,6 +67,7 @@ class TrainingRun:
     config: Config
     dataset: Dataset
     out: Path
+    own_terms: tuple[OwnTerm, ...] = ()
     has_report: bool = True
     is_overwrite: bool = False
     is_resume: bool = False
@@ -124,8 +125,11 @@ def train(
         overwrite: Replace what ``out`` holds.
         report: End with a report before and after, on the classes that are kept for testing.
         device: Where to compute; ``auto`` is the recipe's setting, which takes a GPU where torch sees one.
-        overrides: Settings that differ from the recipe, by name (``config_overrides.py``): ``num_steps=200``, or
-            ``**{"objective.koleo_weight": 0.3}``.
+        overrides: Settings that differ from the recipe, by name (``settings.py``): ``num_steps=200``,
+            ``koleo_weight=0.3`` or ``**{"objective.koleo.weight": 0.3}``. ``objective=my_term`` trains on a term of
+            your own instead of the recipe's: a function of embeddings and labels, a module of torch, or a list of
+            them and of pairs of one with its weight (``objective/own.py``). Losses whose weight is named beside it
+            are added.
 
     Returns:
         The run: ``.encoder`` is ready to encode pictures, ``.results`` has the figures.
@@ -137,10 +141,15 @@ def train(
         KeyboardInterrupt: After Ctrl-C; a resumed run goes on.
     """
     base = recipe if isinstance(recipe, Config) else find_recipe(recipe)()
-    config = override_config(base, overrides)
+    config = base
+    own_terms: tuple[OwnTerm, ...] = ()
+    if not isinstance(overrides.get("objective", {}), Mapping | ObjectiveConfig):
+        own_terms = read_own_terms(overrides.pop("objective"))
+        config = replace(config, objective=config.objective.without_terms())
+    config = override_config(config, overrides)
     if device != "auto":
         config = override_config(config, {"train.device": device})
-    check_config(config)
+    check_config(config, own_terms)
     check_folder(Path(out), is_overwrite=overwrite, is_resume=resume)
     return run_training(
         TrainingRun(
@@ -149,6 +158,7 @@ def train(
             config=config,
             dataset=data if isinstance(data, Dataset) else read_source(str(data)),
             out=Path(out),
+            own_terms=own_terms,
             has_report=report,
             is_overwrite=overwrite,
             is_resume=resume,
@@ -173,7 +183,7 @@ def run_training(run: TrainingRun) -> TrainedRun:
     _settle(run, encoder, dataset, split, readable)
     # Training
     evaluate = build_evaluate(split.judge, run.config) if split.judge is not None else None
-    result = fit_encoder(run.config, encoder, split.fit, run.out, evaluate, dataset.positive_pairs)
+    result = fit_encoder(run.config, encoder, split.fit, run.out, evaluate, dataset.positive_pairs, run.own_terms)
     seconds = time.monotonic() - start
     print_message(describe_kept(result))
     # Result
@@ -183,6 +193,7 @@ def run_training(run: TrainingRun) -> TrainedRun:
         "data": dataset.source or dataset.name,
         "protocol": dataset.protocol,
         "config": config_to_json(run.config),
+        **({"own_terms": describe_own_terms(run.own_terms)} if run.own_terms else {}),
         **_summarize(split.fit, result),
         "seconds": round(seconds, 1),
         "encoder_fingerprint": fingerprint,
@@ -220,7 +231,9 @@ def _build_encoder(run: TrainingRun, num_images: int) -> ImageEncoder:
     encoder = build_encoder(model, seed=run.config.train.seed)
     if model.weights is not None and encoder.spec.weights_note:
         print_message(encoder.spec.weights_note)
-    for note in find_ineffective(run.config, run.base, has_batch_norm=has_batch_norm(encoder)):
+    for note in find_ineffective(
+        run.config, run.base, has_batch_norm=has_batch_norm(encoder), has_own_terms=bool(run.own_terms)
+    ):
         print_message(note)
     allow_low_resolution(encoder, run.config)
     print_message(f"{model.backbone}: {format_cost(count_cost(model.backbone, model.image_size))}")
@@ -236,7 +249,7 @@ def _settle(
     digests = {record.image_id: digest for record, digest in zip(readable.records, readable.digests, strict=True)}
     judging = split.judge.records if split.judge is not None else ()
     settings = describe_run(
-        run.recipe, run.config, dataset.protocol, (*split.fit, *judging), dataset.positive_pairs, digests
+        run.recipe, run.config, dataset.protocol, (*split.fit, *judging), dataset.positive_pairs, digests, run.own_terms
     )
     for note in settle(run.out, settings, encoder=encoder):
         print_message(note)
@@ -366,7 +379,8 @@ def _save_encoder(
 ) -> str:
     """Write the encoder: before the report, so that no failing report can cost it, then again with its figures."""
     card = ModelCard(
-        trained_on=f"{dataset.name} ({dataset.protocol}), recipe {run.recipe}, step {result.kept_step}, "
+        trained_on=f"{dataset.name} ({dataset.protocol}), recipe {run.recipe}{_describe_own_terms(run)}, step "
+        f"{result.kept_step}, "
         f"seed {run.config.train.seed}",
         figures={one.encoder: dict(one.metrics) for one in results},
         measured_on=_describe_test(dataset) if results else "",
@@ -374,6 +388,11 @@ def _save_encoder(
         notes=(describe_kept(result) + ".",),
     )
     return save_encoder(result.encoder, run.out / ENCODER_SUBFOLDER, card=card, config=config_to_json(run.config))
+
+
+def _describe_own_terms(run: TrainingRun) -> str:
+    listed = ", ".join(f"{term.name} (weight {term.weight:g})" for term in run.own_terms)
+    return f" with the objective {listed}" if listed else ""
 
 
 def _describe_test(dataset: Dataset) -> str:

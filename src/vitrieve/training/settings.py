@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from vitrieve.artifacts import write_text_durably
-from vitrieve.config import Config
-from vitrieve.config_json import config_to_json
+from vitrieve.config import Config, ObjectiveConfig
 from vitrieve.data.records import ImageRecord
 from vitrieve.errors import ArtifactError
 from vitrieve.model.encoder import ImageEncoder
+from vitrieve.objective.own import OwnTerm, describe_own_terms
 from vitrieve.runtime.device import resolve_device
 from vitrieve.runtime.precision import resolve_precision
+from vitrieve.settings import config_to_json, rename_former
 from vitrieve.training.digest import digest_tensors
 from vitrieve.training.microbatch import has_batch_norm
 from vitrieve.training.state import STATE_NAME
@@ -52,6 +53,7 @@ def describe_run(
     records: Iterable[ImageRecord],
     positive_pairs: Iterable[tuple[str, str]] = (),
     digests: Mapping[str, bytes] | None = None,
+    own_terms: Sequence[OwnTerm] = (),
 ) -> dict[str, Any]:
     """Describe what determines a run, as plain JSON values.
 
@@ -62,6 +64,7 @@ def describe_run(
         records: Images that train and judge, in order.
         positive_pairs: Pairs that the source lists, in order.
         digests: SHA-256 of the file of each image, by ``image_id``; None: the content of the files is not described.
+        own_terms: Terms of the objective that are not of this package.
     """
     names, contents = hashlib.sha256(), hashlib.sha256()
     rows: dict[str, int] = {}
@@ -85,6 +88,7 @@ def describe_run(
             "precision": resolve_precision(config.train.precision, resolve_device(config.train.device).type),
         },
         **config_to_json(config),
+        **({"own_terms": describe_own_terms(own_terms)} if own_terms else {}),
     }
 
 
@@ -141,7 +145,19 @@ def _read_settings(path: Path) -> dict[str, Any]:
         raise _build_damaged_error(path, str(error)) from None
     if not isinstance(found, dict):
         raise _build_damaged_error(path, "it holds no table")
+    if isinstance(found.get("objective"), dict):
+        found["objective"] = _fill_objective(rename_former(ObjectiveConfig, found["objective"]))
     return found
+
+
+def _fill_objective(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """Add the losses and settings that the file does not know, because a later version brought them: they were off."""
+    filled = dict(saved)
+    for name, value in config_to_json(ObjectiveConfig()).items():
+        table = filled.setdefault(name, value)
+        if isinstance(value, dict) and isinstance(table, dict):
+            filled[name] = {**value, **table}
+    return filled
 
 
 def _build_damaged_error(path: Path, reason: str) -> ArtifactError:
