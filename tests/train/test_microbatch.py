@@ -200,7 +200,7 @@ def test_measuring_the_graph_leaves_no_trace(config: Config) -> None:
 GROWTH = """
 import resource, sys
 import torch
-from vitrieve.config import Config, ModelConfig, ObjectiveConfig, TrainConfig
+from vitrieve.config import Config, ModelConfig, TrainConfig
 from vitrieve.model.encoder import build_encoder
 from vitrieve.training.device import prepare_encoder
 from vitrieve.runtime.precision import has_bf16_instructions
@@ -209,7 +209,6 @@ torch.set_num_threads(1)
 size, precision = int(sys.argv[1]), sys.argv[2]
 config = Config(
     model=ModelConfig(backbone="vit_tiny_patch16_224", image_size=112, drop_path_rate=0.0),
-    objective=ObjectiveConfig(contrastive=ContrastiveConfig(weight=1.0)),
     train=TrainConfig(batch_size=size, microbatch_size=8, precision=precision),
 )
 encoder = build_encoder(config.model, is_pretrained=False)
