@@ -19,8 +19,8 @@ from contest import RESULTS, Line
 from jinja2 import ChoiceLoader, Environment, FileSystemLoader, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from vitrieve.reproduce.charts import Line as Curve
-from vitrieve.reproduce.charts import draw_lines
+from vitrieve.evaluation.charts import Line as Curve
+from vitrieve.evaluation.charts import draw_lines
 
 CEILINGS = "ceilings"
 WITHOUT_OPTIONS = "xbm"
@@ -88,7 +88,7 @@ def write_page(machine: dict[str, Any], lines: Sequence[Line], path: Path, *, is
     """Write one self-contained page."""
     loaders = [FileSystemLoader(Path(__file__).parent), PackageLoader("vitrieve.evaluation")]
     environment = Environment(
-        loader=ChoiceLoader([*loaders, PackageLoader("vitrieve.reproduce")]),
+        loader=ChoiceLoader(loaders),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

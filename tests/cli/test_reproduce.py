@@ -6,7 +6,21 @@ from pathlib import Path
 import pytest
 
 from vitrieve.cli.main import main
-from vitrieve.reproduce.plan import PLANS, plan_table
+from vitrieve.reproduce.plans import PLANS, plan_table
+
+
+def read_tables(text: str) -> dict[tuple[str, str, str], str]:
+    """Read the cells of the Markdown tables: heading, row, column -> cell."""
+    cells: dict[tuple[str, str, str], str] = {}
+    heading, header = "", None
+    for line in text.splitlines():
+        if line.startswith("## "):
+            heading, header = line.removeprefix("## "), None
+        elif line.startswith("| "):
+            found = [cell.strip() for cell in line.strip("|").split("|")]
+            header = header or found
+            cells.update({(heading, found[0], column): cell for column, cell in zip(header, found, strict=True)})
+    return cells
 
 
 @pytest.mark.parametrize("name", PLANS)
@@ -15,9 +29,10 @@ def test_plan_lists_published_figures_commands_and_what_is_missing(
 ) -> None:
     assert main(["reproduce", name, "--data-root", str(tmp_path), "--out", str(tmp_path / "out"), "--plan"]) == 0
     text = capsys.readouterr().out
+    tables = read_tables(text)
     for row in plan_table(name).rows:
         for measure, value in row.published.items():
-            assert f"{measure.title} {value:.1f}" in text
+            assert tables[row.group, f"{row.label} (not run)", measure.title] == f"{value:.1f} / –"  # noqa: RUF001
         for source in row.sources:
             assert f"vitrieve data describe {source}" in text
     assert "vitrieve train irt_" in text
@@ -80,6 +95,8 @@ def test_failed_rows_end_with_status_1_and_a_page(tmp_path: Path, capsys: pytest
     printed = capsys.readouterr()
     assert "failed: irt_o, seed 0: " in printed.err
     assert "nothing" in printed.err
-    assert "irt_o: failed" in printed.out
-    assert "irt_r: not run" in printed.out
-    assert (tmp_path / "out" / "table3-nothing.html").is_file()
+    assert "| O: as it is (failed)" in printed.out
+    assert "| R: with KoLeo, against irt_l (not run)" in printed.out
+    page = tmp_path / "out" / "table3-nothing.md"
+    assert f"page: {page}" in printed.out
+    assert "**irt_o, seed 0, failed:**" in page.read_text(encoding="utf-8")

@@ -5,8 +5,7 @@ from collections import Counter
 
 import pytest
 
-from vitrieve.reproduce.figures import build_figure4
-from vitrieve.reproduce.plan import PLANS, plan_table
+from vitrieve.reproduce.plans import PLANS, plan_table
 from vitrieve.reproduce.published import PUBLISHED, REIMPLEMENTED, SOP, Measure, grid_name
 
 NOTES_OF_THE_PAPER = {
@@ -74,7 +73,7 @@ def test_plans_put_figures_where_the_paper_has_them() -> None:
 
 
 def test_figures_list_the_published_figures_of_their_rows() -> None:
-    values = {row.key: row.published[SOP[0]] for row in build_figure4().rows}
+    values = {row.key: row.published[SOP[0]] for row in plan_table("figure4").rows}
     assert len(values) == 25
     assert values["deit_s-b0.9-l1"] == 41.5
     for name in PLANS:

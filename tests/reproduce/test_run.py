@@ -14,11 +14,9 @@ from PIL import Image
 pytest.importorskip("torch", reason="needs vitrieve[train]")
 
 from vitrieve.artifacts import write_manifest
-from vitrieve.reproduce.commands import Cell, build_cell
-from vitrieve.reproduce.outcome import read_outcomes
-from vitrieve.reproduce.page import write_pages
-from vitrieve.reproduce.rows import Plan, Row, Training, choose_rows, find_sources
-from vitrieve.reproduce.run import build_cells, is_finished, read_cells, run_cells
+from vitrieve.reproduce.page import collect_outcomes, write_page
+from vitrieve.reproduce.plans import Plan, TableRow, Training, choose_rows
+from vitrieve.reproduce.run import Cell, build_cell, build_cells, find_sources, is_finished, read_cells, run_cells
 from vitrieve.reproduce.stand_in import StandIn, plan_stand_in
 
 
@@ -85,7 +83,9 @@ def test_run_cells_trains_measures_and_keeps_little(reproduction: Reproduction) 
     assert 0 <= trained.gradients["nuclear_norm"] <= 1
     assert set(trained.seconds) == {"train", *(f"{name} {reproduction.stand_in.source}" for name in (
         "evaluate", "analyze", "gradients"))}  # fmt: skip
-    assert "--resume" not in " ".join(trained.commands)
+    commands = json.loads((reproduction.cells[1].folder / "manifest.json").read_text())["commands"]
+    assert len(commands) == 4
+    assert "--resume" not in " ".join(commands)
     assert not any((reproduction.out / "runs").iterdir())
     sizes = sum(path.stat().st_size for path in reproduction.out.rglob("*") if path.is_file())
     assert sizes < 200_000
@@ -112,27 +112,26 @@ def test_build_cells_gives_untrained_rows_one_seed(reproduction: Reproduction) -
     assert [is_finished(cell) for cell in cells] == [True, True, False, False, False, False, False]
 
 
-def test_pages_of_a_run_hold_its_figures_and_commands(reproduction: Reproduction) -> None:
+def test_page_of_a_run_holds_its_figures_and_commands(reproduction: Reproduction) -> None:
     found = read_cells(reproduction.cells)
-    commands = {cell.row.key: [step.text for step in cell.steps] for cell in reproduction.cells}
-    outcomes = read_outcomes(reproduction.plan, found, (), commands, {})
-    html, markdown, values = write_pages(reproduction.plan, outcomes, reproduction.out)
-    assert html.name == "table3-photographs.html"
+    sources = find_sources(reproduction.plan.sources, None)
+    outcomes = collect_outcomes(reproduction.plan, sources, (), reproduction.out, 1)
+    page = write_page(reproduction.plan, outcomes, reproduction.out)
+    assert page.name == "table3-photographs.md"
     ours = [100 * found[key][0].results[reproduction.stand_in.source][0]["map_at_r"] for key in ("irt_o", "irt_l")]
     assert 0 < ours[0] < 100
     assert ours[1] != ours[0]
-    content = json.loads(values.read_text(encoding="utf-8"))
+    content = json.loads(page.with_suffix(".json").read_text(encoding="utf-8"))
     assert [row["figures"][1]["mean"] for row in content["rows"]] == [*ours, None]
     assert content["rows"][1]["figures"][1]["change_from_reference"] == pytest.approx(ours[1] - ours[0])
-    for page in (html.read_text(encoding="utf-8"), markdown.read_text(encoding="utf-8")):
-        assert f"{ours[1]:.1f}" in page
-        assert "vitrieve train irt_l_small --data folder:" in page
-        assert "83.0" in page  # SOP R@1 of IRT_L in the paper
-        assert "+30.2" in page  # and its change from IRT_O
+    text = page.read_text(encoding="utf-8")
+    assert f"{ours[1]:.1f}" in text
+    assert "vitrieve train irt_l_small --data folder:" in text
+    assert "83.0 (+30.2)" in text  # SOP R@1 of IRT_L in the paper, and its change from IRT_O
 
 
-def make_row(key: str, training: Training | None, encoder: str, source: str) -> Row:
-    return Row(key=key, name=key, label=key, group="g", training=training, encoder=encoder, tests=(source,))
+def make_row(key: str, training: Training | None, encoder: str, source: str) -> TableRow:
+    return TableRow(key=key, name=key, label=key, group="g", training=training, encoder=encoder, tests=(source,))
 
 
 def test_run_cells_goes_on_after_a_failed_row_and_says_which(tmp_path: Path, pictures: Path) -> None:

@@ -15,7 +15,8 @@ from vitrieve.config import Device
 from vitrieve.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from vitrieve.reproduce.rows import Plan, Row, Source
+    from vitrieve.reproduce.plans import Plan, TableRow
+    from vitrieve.reproduce.run import Source
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +51,10 @@ class Arguments:
 
 def run(arguments: Arguments) -> int:
     """List the plan, or run it and write its page."""
-    from vitrieve.reproduce.reproduce import build_plan, plan_to_json, plan_to_lines
-    from vitrieve.reproduce.rows import choose_rows, find_sources
+    from vitrieve.reproduce.page import collect_outcomes, format_page, plan_to_json
+    from vitrieve.reproduce.plans import choose_rows
+    from vitrieve.reproduce.run import find_sources
+    from vitrieve.reproduce.stand_in import build_plan
 
     for name, value in (("--num-seeds", arguments.num_seeds), ("--num-steps", arguments.num_steps)):
         if value is not None and value < 1:
@@ -59,41 +62,33 @@ def run(arguments: Arguments) -> int:
     plan = build_plan(arguments.name, arguments.stand_in, arguments.num_steps)
     rows = choose_rows(plan, arguments.rows)
     sources = find_sources(plan.sources, arguments.data_root)
-    if arguments.plan:
-        shown = replace(plan, rows=rows)
-        if arguments.json:
-            print_json(plan_to_json(shown, sources, arguments.out, arguments.num_seeds))
-        else:
-            print_result(*plan_to_lines(shown, sources, arguments.out, arguments.num_seeds))
-        return 0
-    return _run_plan(arguments, plan, rows, sources)
-
-
-def _run_plan(arguments: Arguments, plan: Plan, rows: Sequence[Row], sources: Mapping[str, Source]) -> int:
-    """Run the rows that can run; the page shows all of the plan, with what earlier calls have found."""
-    from vitrieve.reproduce.page import write_pages
-    from vitrieve.reproduce.reproduce import collect_outcomes, format_outcomes
-    from vitrieve.reproduce.rows import is_runnable, list_missing
-    from vitrieve.reproduce.run import build_cells, run_cells
-
-    missing = list_missing(rows, sources)
-    runnable = [row for row in rows if is_runnable(row, sources)]
-    if not runnable:
-        print_message(*missing)
-        raise DataError(f"no row of {plan.stem} can run, as data is missing; the lines above say which.")
-    for text in missing:
-        print_message(text)
-    failures = run_cells(
-        build_cells(runnable, sources, arguments.out, arguments.num_seeds), print_message, arguments.device
-    )
-    outcomes = collect_outcomes(plan, sources, failures, arguments.out, arguments.num_seeds)
-    html, markdown, _ = write_pages(plan, outcomes, arguments.out)
+    if not arguments.plan:
+        return _run_plan(arguments, plan, rows, sources)
+    plan = replace(plan, rows=rows)
     if arguments.json:
-        from vitrieve.reproduce.outcome import outcomes_to_json
-
-        print_json({"page": str(html), **outcomes_to_json(plan, outcomes)})
+        print_json(plan_to_json(plan, sources, arguments.out, arguments.num_seeds))
     else:
-        print_result(*format_outcomes(outcomes).split("\n"), f"page: {html}, {markdown}")
+        print_result(*format_page(plan, collect_outcomes(plan, sources, (), arguments.out, arguments.num_seeds)))
+    return 0
+
+
+def _run_plan(arguments: Arguments, plan: Plan, rows: Sequence[TableRow], sources: Mapping[str, Source]) -> int:
+    """Run the rows that can run; the page shows all of the plan, with what earlier calls have found."""
+    from vitrieve.reproduce.page import collect_outcomes, format_tables, outcomes_to_json, write_page
+    from vitrieve.reproduce.run import build_cells, list_missing, run_cells
+
+    print_message(*list_missing(rows, sources))
+    runnable = [row for row in rows if not list_missing([row], sources)]
+    if not runnable:
+        raise DataError(f"no row of {plan.stem} can run, as data is missing; the lines above say which.")
+    cells = build_cells(runnable, sources, arguments.out, arguments.num_seeds)
+    failures = run_cells(cells, print_message, arguments.device)
+    outcomes = collect_outcomes(plan, sources, failures, arguments.out, arguments.num_seeds)
+    page = write_page(plan, outcomes, arguments.out)
+    if arguments.json:
+        print_json({"page": str(page), **outcomes_to_json(plan, outcomes)})
+    else:
+        print_result(*format_tables(plan, outcomes), f"page: {page}")
     for failure in failures:
         print_message(f"failed: {failure.key}, seed {failure.seed}: {failure.reason}", f"  {failure.command}")
     return 1 if failures else 0

@@ -1,28 +1,42 @@
-"""Charts of the report as inline SVG.
+"""Charts as inline SVG, for the report, the pages of ``vitrieve reproduce`` and those of the benchmarks.
 
-Colors come from the page's style sheet (classes ``s0`` to ``s3`` for encoders, ``right`` and ``wrong`` for
+Colors come from ``templates/chart.css`` (classes ``s0`` to ``s7`` for encoders and lines, ``right`` and ``wrong`` for
 pairs), so that one drawing serves light and dark. Every function returns escaped markup.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from importlib import resources
 
 import numpy as np
-import numpy.typing as npt
 from markupsafe import Markup
 
 from vitrieve.evaluation.analysis import SimilarityHistogram
 
-NUM_COLORS = 4
+NUM_COLORS = 8
 WIDE_PX = 560
 NARROW_PX = 400
 """Three of these stand side by side on a page, with their letters at full size."""
+PLOT_PX = 230
+"""Height of the plot of a narrow chart."""
+LEFT_PX = 44
+RIGHT_PX = 16
 MAX_ZOOM = 1.15
 """A chart grows with its card up to here; beyond, its letters would outgrow the text."""
 PLOT_BOTTOM_PX = 34
 """Room below a plot for tick labels and the axis title."""
+LEGEND_PX = 18
+"""Height of a line of a legend."""
+NUM_TICKS = 5
+MAX_DOTS = 16
+"""A line of more points than this is a curve, without dots."""
+
+_TEXT = Markup('<text class="{}" x="{:.1f}" y="{:.1f}" text-anchor="{}">{}</text>')
+_LINE = Markup('<line class="{}" x1="{:.1f}" x2="{:.1f}" y1="{:.1f}" y2="{:.1f}"/>')
+_DOT = Markup('<circle class="dot" cx="{:.1f}" cy="{:.1f}" r="{}"/>')
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,87 +48,97 @@ class IntervalSeries:
     intervals: Sequence[tuple[float, float]]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """A line of a chart.
+
+    Attributes:
+        name: Name in the legend.
+        xs: Positions, rising.
+        ys: Values, as many.
+        deviations: Half the length of a bar at each point; empty: no bars.
+    """
+
+    name: str
+    xs: Sequence[float]
+    ys: Sequence[float]
+    deviations: Sequence[float] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Axis:
+    """An axis: its ends as numbers and as pixels, and whether it is logarithmic."""
+
+    low: float
+    high: float
+    low_px: float
+    high_px: float
+    is_log: bool = False
+
+    def to_px(self, value: float) -> float:
+        """Return the pixel of a value; the middle where the axis has no length."""
+        low, high, value = (math.log(number) if self.is_log else number for number in (self.low, self.high, value))
+        share = (value - low) / (high - low) if high > low else 0.5
+        return self.low_px + share * (self.high_px - self.low_px)
+
+
 def draw_intervals(row_names: Sequence[str], series: Sequence[IntervalSeries]) -> Markup:
-    """Draw values with their intervals on one axis from 0 to 100 %, a row a metric, a dot an encoder.
+    """Draw values with their intervals on one axis from 0 to 100 %: a row for each metric, a dot for each encoder.
 
     Args:
         row_names: Names of the metrics.
         series: Encoders, each with as many values as there are rows.
     """
-    left, right, line_px, gap_px = 92, 16, 14, 36
+    left, line_px, gap_px = 92, 14, 36
     row_px = max(line_px * len(series) + gap_px, 56)
     height = row_px * len(row_names)
-    scale = (WIDE_PX - left - right) / 100
-    parts = [_draw_x_tick(left + tick * scale, height, f"{tick}") for tick in (0, 20, 40, 60, 80, 100)]
+    axis = Axis(low=0, high=1, low_px=left, high_px=WIDE_PX - RIGHT_PX)
+    parts = [_draw_x_tick(axis.to_px(tick / 100), height, f"{tick}") for tick in (0, 20, 40, 60, 80, 100)]
     for row, row_name in enumerate(row_names):
         middle = row * row_px + row_px / 2
-        parts.append(
-            Markup('<text class="label" x="{}" y="{:.1f}" text-anchor="end">{}</text>').format(
-                left - 12, middle + 4, row_name
-            )
-        )
+        parts.append(_TEXT.format("label", left - 12, middle + 4, "end", row_name))
         for number, encoder in enumerate(series):
             y = middle + (number - (len(series) - 1) / 2) * line_px
-            value, ends = encoder.values[row] * 100, [end * 100 for end in encoder.intervals[row]]
-            parts.append(
-                Markup(
-                    '<g class="s{}"><title>{}, {}: {:.1f} % ({:.1f} to {:.1f})</title>'
-                    '<line class="interval" x1="{:.1f}" x2="{:.1f}" y1="{:.1f}" y2="{:.1f}"/>'
-                    '<circle class="dot" cx="{:.1f}" cy="{:.1f}" r="4.5"/></g>'
-                ).format(
-                    number % NUM_COLORS,
-                    encoder.name,
-                    row_name,
-                    value,
-                    *ends,
-                    *(left + end * scale for end in ends),
-                    y,
-                    y,
-                    left + value * scale,
-                    y,
-                )
-            )
-    parts.append(_draw_axis_title("percent, with 95 % intervals", left, WIDE_PX - right, height))
-    return _wrap(
-        parts, WIDE_PX, height, "Every metric of every encoder with its interval; the table has the same figures."
-    )
+            value, (low, high) = encoder.values[row], encoder.intervals[row]
+            title = f"{encoder.name}, {row_name}: {value * 100:.1f} % ({low * 100:.1f} to {high * 100:.1f})"
+            bar = _LINE.format("interval", axis.to_px(low), axis.to_px(high), y, y)
+            parts.append(_draw_series(number, title, bar + _DOT.format(axis.to_px(value), y, 4.5)))
+    parts.append(_draw_axis_title("percent, with 95 % intervals", axis, height))
+    label = "Every metric of every encoder with its interval; the table has the same figures."
+    return _wrap(parts, WIDE_PX, height, label)
 
 
-def draw_histogram(histogram: SimilarityHistogram, bins: slice) -> Markup:
+def draw_histogram(histogram: SimilarityHistogram, bins: slice, *, has_legend: bool = False) -> Markup:
     """Draw the similarity histograms of relevant and irrelevant pairs over each other, the highest bin at the top.
 
     Args:
-        histogram: What to draw.
-        bins: The bins to show, the same in charts that are compared.
+        histogram: Histogram to draw.
+        bins: Bins to show, the same in charts that are compared.
+        has_legend: Whether the drawing names the two kinds of pairs; a report does so beside it.
     """
-    left, right, height = 16, 16, 230
     y_max = max(histogram.positive.max(), histogram.negative.max())
     edges = histogram.edges[bins.start : bins.stop + 1]
-    scale = (NARROW_PX - left - right) / (edges[-1] - edges[0])
-    xs = left + (edges - edges[0]) * scale
-    first, last = np.ceil(edges[0] * 5) / 5, np.floor(edges[-1] * 5) / 5
-    ticks = np.arange(round(first * 5), round(last * 5) + 1) / 5
-    parts = [_draw_x_tick(left + (tick - edges[0]) * scale, height, f"{tick:.1f}") for tick in ticks]
+    axis = Axis(low=edges[0], high=edges[-1], low_px=RIGHT_PX, high_px=NARROW_PX - RIGHT_PX)
+    ticks = np.arange(math.ceil(round(edges[0] * 5, 6)), math.floor(round(edges[-1] * 5, 6)) + 1) / 5
+    parts = [_draw_x_tick(axis.to_px(tick), PLOT_PX, f"{tick:.1f}") for tick in ticks]
     for kind, shares, mean in (
         ("wrong", histogram.negative[bins], histogram.negative_mean),
         ("right", histogram.positive[bins], histogram.positive_mean),
     ):
-        ys = height - shares / y_max * (height - 14)
-        outline = " ".join(f"{x:.1f},{y:.1f}" for x, y in _steps(xs, ys))
-        x_mean = left + (mean - edges[0]) * scale
-        parts.append(
-            Markup(
-                '<g class="{}"><polygon class="area" points="{:.1f},{} {} {:.1f},{}"/>'
-                '<polyline class="outline" points="{}"/>'
-                '<line class="mean" x1="{:.1f}" x2="{:.1f}" y1="8" y2="{}"/></g>'
-            ).format(kind, xs[0], height, outline, xs[-1], height, outline, x_mean, x_mean, height)
+        xs = [axis.to_px(edge) for edge in np.repeat(edges, 2)[1:-1]]
+        outline = _join_points(xs, PLOT_PX - np.repeat(shares, 2) / y_max * (PLOT_PX - 14))
+        area = f"{xs[0]:.1f},{PLOT_PX} {outline} {xs[-1]:.1f},{PLOT_PX}"
+        drawn = Markup('<polygon class="area" points="{}"/><polyline class="outline" points="{}"/>{}').format(
+            area, outline, _LINE.format("mean", axis.to_px(mean), axis.to_px(mean), 8, PLOT_PX)
         )
-    parts.append(_draw_axis_title("similarity (cosine)", left, NARROW_PX - right, height))
-    label = (
-        f"Histogram of similarities. Relevant pairs: mean {histogram.positive_mean:.2f}; "
-        f"irrelevant pairs: mean {histogram.negative_mean:.2f}."
-    )
-    return _wrap(parts, NARROW_PX, height, label)
+        parts.append(Markup('<g class="{}">{}</g>').format(kind, drawn))
+    parts.append(_draw_axis_title("similarity (cosine)", axis, PLOT_PX))
+    names = [
+        ("right", f"relevant pairs, mean {histogram.positive_mean:.2f}"),
+        ("wrong", f"irrelevant pairs, mean {histogram.negative_mean:.2f}"),
+    ]
+    label = f"Histogram of similarities: {names[0][1]}; {names[1][1]}."
+    return _wrap(parts, NARROW_PX, PLOT_PX, label, names if has_legend else ())
 
 
 def shown_bins(histograms: Sequence[SimilarityHistogram]) -> slice:
@@ -124,69 +148,101 @@ def shown_bins(histograms: Sequence[SimilarityHistogram]) -> slice:
     return slice(max(0, int(used[0]) - 1), min(num_bins, int(used[-1]) + 2))
 
 
-def draw_energy(names: Sequence[str], energies: Sequence[npt.NDArray[np.float64]]) -> Markup:
-    """Draw the cumulative energy of principal components, one line an encoder, the components on a logarithmic axis.
+def draw_lines(
+    lines: Sequence[Line], x_title: str, y_title: str, *, is_log_x: bool = False, has_legend: bool = False
+) -> Markup:
+    """Draw lines over each other, with dots where there are few.
 
     Args:
-        names: Of the encoders.
-        energies: For each encoder its ``(E,)`` rising shares in [0, 1].
+        lines: Lines with at least one point in all.
+        x_title: Title of the axis below.
+        y_title: What the values are, for readers who do not see the drawing.
+        is_log_x: Whether the axis below is logarithmic; all positions are then positive.
+        has_legend: Whether the drawing names the lines; a page of HTML does so beside it.
     """
-    left, right, height = 44, 16, 230
-    num_most = max(2, *map(len, energies))
-    scale = (NARROW_PX - left - right) / np.log(num_most)
-    plot_px = height - 10
-    parts = [_draw_x_tick(left + np.log(tick) * scale, height, f"{tick}") for tick in _log_ticks(num_most)]
-    parts += [
-        _draw_y_tick(left, NARROW_PX - right, height - tick / 100 * plot_px, f"{tick}") for tick in (25, 50, 75, 100)
-    ]
-    for number, (name, energy) in enumerate(zip(names, energies, strict=True)):
-        xs = left + np.log(np.arange(1, len(energy) + 1)) * scale
-        points = " ".join(f"{x:.1f},{y:.1f}" for x, y in zip(xs, height - energy * plot_px, strict=True))
-        parts.append(
-            Markup('<g class="s{}"><title>{}</title><polyline class="curve" points="{}"/></g>').format(
-                number % NUM_COLORS, name, points
-            )
-        )
-    parts.append(_draw_axis_title("principal components", left, NARROW_PX - right, height))
-    return _wrap(parts, NARROW_PX, height, "Share of the variance in the first principal components, in percent.")
+    xs = sorted({x for line in lines for x in line.xs})
+    spans = [(y - bar, y + bar) for line in lines for y, bar in zip(line.ys, _bars(line), strict=True)]
+    y_ticks = round_ticks(min(low for low, _ in spans), max(high for _, high in spans))
+    x_axis = Axis(low=xs[0], high=xs[-1], low_px=LEFT_PX, high_px=NARROW_PX - RIGHT_PX, is_log=is_log_x)
+    y_axis = Axis(low=y_ticks[0], high=y_ticks[-1], low_px=PLOT_PX, high_px=10)
+    x_ticks = [x for x in _powers_of_two(xs[0], xs[-1])] if is_log_x else xs
+    parts = [_draw_x_tick(x_axis.to_px(tick), PLOT_PX, f"{tick:g}") for tick in x_ticks]
+    for tick in y_ticks:
+        y = y_axis.to_px(tick)
+        parts.append(_LINE.format("grid", LEFT_PX, NARROW_PX - RIGHT_PX, y, y))
+        parts.append(_TEXT.format("tick", LEFT_PX - 8, y + 4, "end", f"{tick:g}"))
+    parts += [_draw_line(number, line, x_axis, y_axis) for number, line in enumerate(lines)]
+    parts.append(_draw_axis_title(x_title, x_axis, PLOT_PX))
+    names = [(f"s{number % NUM_COLORS}", line.name) for number, line in enumerate(lines)]
+    return _wrap(parts, NARROW_PX, PLOT_PX, f"{y_title} against {x_title}", names if has_legend else ())
 
 
-def _steps(xs: npt.NDArray[np.float64], ys: npt.NDArray[np.float64]) -> list[tuple[float, float]]:
-    """Turn bin edges ``(B + 1,)`` and heights ``(B,)`` into the corners of a step line."""
-    return [(float(x), float(y)) for x, y in zip(np.repeat(xs, 2)[1:-1], np.repeat(ys, 2), strict=True)]
+def to_svg_file(chart: Markup) -> str:
+    """Return a chart as the text of an SVG file, with the style sheet in it."""
+    styles = resources.files("vitrieve.evaluation").joinpath("templates", "chart.css").read_text(encoding="utf-8")
+    start, rest = str(chart).split(">", 1)  # a Markup would escape what is put in
+    start = start.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
+    return f"{start}><style>{styles}svg {{ background: var(--card); }}</style>{rest}\n"
 
 
-def _log_ticks(num_most: int) -> list[int]:
-    """Choose ticks of a logarithmic axis from 1: 1, 2, 5, 10, 20, … and the end where it has room.
+def round_ticks(low: float, high: float) -> list[float]:
+    """Choose round ticks around some values.
 
-    >>> _log_ticks(384)
-    [1, 2, 5, 10, 20, 50, 100, 200, 384]
+    >>> round_ticks(81.2, 84.4)
+    [81.0, 82.0, 83.0, 84.0, 85.0]
     """
-    ticks = [step * 10**power for power in range(6) for step in (1, 2, 5)]
-    return [tick for tick in ticks if tick * 1.4 <= num_most] + [num_most]
+    span = max(high - low, 1e-3 * max(1.0, abs(high)))
+    power = 10.0 ** math.floor(math.log10(span / NUM_TICKS))
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power * NUM_TICKS >= span)
+    first, last = math.floor(low / step), math.ceil(high / step)
+    return [round(number * step, 10) for number in range(first, max(last, first + 1) + 1)]
+
+
+def _powers_of_two(low: float, high: float) -> list[float]:
+    return [2.0**power for power in range(math.ceil(math.log2(low)), math.floor(math.log2(high)) + 1)]
+
+
+def _draw_line(number: int, line: Line, x_axis: Axis, y_axis: Axis) -> Markup:
+    xs, ys = [x_axis.to_px(x) for x in line.xs], [y_axis.to_px(y) for y in line.ys]
+    marks = Markup("")
+    if len(xs) <= MAX_DOTS:
+        for x, y, value, bar in zip(xs, ys, line.ys, _bars(line), strict=True):
+            marks += _LINE.format("interval", x, x, y_axis.to_px(value - bar), y_axis.to_px(value + bar))
+            marks += _DOT.format(x, y, 4)
+    curve = Markup('<polyline class="curve" points="{}"/>').format(_join_points(xs, ys))
+    return _draw_series(number, line.name, curve + marks)
+
+
+def _bars(line: Line) -> Sequence[float]:
+    return line.deviations or [0.0] * len(line.ys)
+
+
+def _draw_series(number: int, title: str, drawn: Markup) -> Markup:
+    return Markup('<g class="s{}"><title>{}</title>{}</g>').format(number % NUM_COLORS, title, drawn)
+
+
+def _join_points(xs: Iterable[float], ys: Iterable[float]) -> str:
+    return " ".join(f"{x:.1f},{y:.1f}" for x, y in zip(xs, ys, strict=True))
 
 
 def _draw_x_tick(x: float, height: float, text: str) -> Markup:
+    return _LINE.format("grid", x, x, 0, height) + _TEXT.format("tick", x, height + 15, "middle", text)
+
+
+def _draw_axis_title(text: str, axis: Axis, height: float) -> Markup:
+    return _TEXT.format("tick", (axis.low_px + axis.high_px) / 2, height + 31, "middle", text)
+
+
+def _wrap(
+    parts: Sequence[Markup], width: float, height: float, label: str, legend: Sequence[tuple[str, str]] = ()
+) -> Markup:
+    """Join the parts of a chart; ``legend`` has the class and the name of each line of its legend."""
+    drawn = list(parts)
+    for number, (css_class, name) in enumerate(legend, start=1):
+        y = height + PLOT_BOTTOM_PX + number * LEGEND_PX - 6
+        drawn.append(Markup('<g class="{}">{}</g>').format(css_class, _DOT.format(LEFT_PX, y - 4, 4)))
+        drawn.append(_TEXT.format("label", LEFT_PX + 12, y, "start", name))
+    bottom = height + PLOT_BOTTOM_PX + len(legend) * LEGEND_PX + (4 if legend else 0)
     return Markup(
-        '<line class="grid" x1="{:.1f}" x2="{:.1f}" y1="0" y2="{:.1f}"/>'
-        '<text class="tick" x="{:.1f}" y="{:.1f}" text-anchor="middle">{}</text>'
-    ).format(x, x, height, x, height + 15, text)
-
-
-def _draw_y_tick(left: float, right: float, y: float, text: str) -> Markup:
-    return Markup(
-        '<line class="grid" x1="{:.1f}" x2="{:.1f}" y1="{:.1f}" y2="{:.1f}"/>'
-        '<text class="tick" x="{:.1f}" y="{:.1f}" text-anchor="end">{}</text>'
-    ).format(left, right, y, y, left - 8, y + 4, text)
-
-
-def _draw_axis_title(text: str, left: float, right: float, height: float) -> Markup:
-    return Markup('<text class="tick" x="{:.1f}" y="{:.1f}" text-anchor="middle">{}</text>').format(
-        (left + right) / 2, height + 31, text
-    )
-
-
-def _wrap(parts: Sequence[Markup], width: float, height: float, label: str) -> Markup:
-    return Markup(
-        '<svg class="chart" style="max-width:{}px" viewBox="0 0 {} {:.0f}" role="img" aria-label="{}">{}</svg>'
-    ).format(width * MAX_ZOOM, width, height + PLOT_BOTTOM_PX, label, Markup("").join(parts))
+        '<svg class="chart" style="max-width:{:.0f}px" viewBox="0 0 {} {:.0f}" role="img" aria-label="{}">{}</svg>'
+    ).format(width * MAX_ZOOM, width, bottom, label, Markup("").join(drawn))

@@ -389,3 +389,12 @@ def name_first(scores: Scores) -> str:
 def name_average(scores: Scores) -> str:
     """Spell what ``Scores.average_precision`` of one query or class is."""
     return "AP" if scores.group_name == "query" else display_name(scores.headlines[1])
+
+
+def short_name(metric: str) -> str:
+    """Spell a metric for a narrow column.
+
+    >>> short_name("recall_at_10"), short_name("r_precision")
+    ('R@10', 'R-prec')
+    """
+    return display_name(metric).replace("Recall@", "R@").replace("R-precision", "R-prec")

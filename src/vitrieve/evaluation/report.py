@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
@@ -26,9 +27,10 @@ from vitrieve.evaluation.analysis import (
 from vitrieve.evaluation.charts import (
     NUM_COLORS,
     IntervalSeries,
-    draw_energy,
+    Line,
     draw_histogram,
     draw_intervals,
+    draw_lines,
     shown_bins,
 )
 from vitrieve.evaluation.galleries import Gallery, build_galleries
@@ -43,7 +45,7 @@ ENERGY_SHARE = 0.9
 
 
 @dataclass(frozen=True, kw_only=True)
-class Figure:
+class Estimate:
     """A value with its interval: a fraction, or a difference of fractions."""
 
     value: float
@@ -64,8 +66,8 @@ class MetricRow:
 
     name: str
     is_headline: bool
-    figures: tuple[Figure, ...]
-    differences: tuple[Figure, ...]
+    figures: tuple[Estimate, ...]
+    differences: tuple[Estimate, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,7 +158,9 @@ def write_report(measurements: Sequence[Measurement], path: Path) -> None:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(percent=_format_percent, points=_format_points)
+    environment.filters.update(
+        percent=lambda fraction: f"{100 * fraction:.1f}", points=lambda difference: format_points(100 * difference)
+    )
     page = environment.get_template("report.html.j2").render(
         sections=sections,
         encoders=sections[0].encoders,
@@ -194,7 +198,7 @@ def _build_section(group: Sequence[Measurement], num_protocols: int) -> Section:
             )
             for name, histogram in zip(encoders, histograms, strict=True)
         ),
-        energy_chart=draw_energy(encoders, energies),
+        energy_chart=_draw_energy(encoders, energies),
         spectra=tuple(
             Spectrum(encoder=name, num_dims=int(np.searchsorted(energy, ENERGY_SHARE)) + 1, embedding_dim=len(energy))
             for name, energy in zip(encoders, energies, strict=True)
@@ -237,7 +241,7 @@ def _build_metrics(group: Sequence[Measurement]) -> tuple[MetricRow, ...]:
             name=display_name(name) + ("*" if name in whole else ""),
             is_headline=name in HEADLINES,
             figures=tuple(
-                Figure(
+                Estimate(
                     value=one.result.metrics[name],
                     low=one.result.intervals[name][0],
                     high=one.result.intervals[name][1],
@@ -245,12 +249,20 @@ def _build_metrics(group: Sequence[Measurement]) -> tuple[MetricRow, ...]:
                 for one in group
             ),
             differences=tuple(
-                Figure(value=other.result.metrics[name] - value, low=interval[name][0], high=interval[name][1])
+                Estimate(value=other.result.metrics[name] - value, low=interval[name][0], high=interval[name][1])
                 for other, interval in zip(group[1:], intervals, strict=True)
             ),
         )
         for name, value in first.result.metrics.items()
     )
+
+
+def _draw_energy(encoders: Sequence[str], energies: Sequence[npt.NDArray[np.float64]]) -> Markup:
+    lines = [
+        Line(name=name, xs=range(1, len(energy) + 1), ys=(100 * energy).tolist())
+        for name, energy in zip(encoders, energies, strict=True)
+    ]
+    return draw_lines(lines, "principal components", "Share of the variance, in percent,", is_log_x=True)
 
 
 def _draw_metrics(encoders: Sequence[str], metrics: Sequence[MetricRow]) -> Markup:
@@ -305,20 +317,11 @@ def _count_group(measurement: Measurement, figures: GroupFigures) -> int:
     return figures.num_queries
 
 
-def _format_percent(fraction: float) -> str:
-    """Write a fraction in percent with one decimal.
+def format_points(points: float) -> str:
+    """Write a difference in percentage points, signed, with a true minus.
 
-    >>> _format_percent(0.8254)
-    '82.5'
-    """
-    return f"{fraction * 100:.1f}"
-
-
-def _format_points(difference: float) -> str:
-    """Write a difference of fractions in percentage points, signed, with a true minus.
-
-    >>> _format_points(-0.0312), _format_points(0.00001)
+    >>> format_points(-3.12), format_points(0.001)
     ('−3.1', '0.0')
     """
-    points = round(difference * 100, 1)
+    points = round(points, 1)
     return f"{points:+.1f}".replace("-", "\N{MINUS SIGN}") if points else "0.0"

@@ -1,12 +1,13 @@
-"""``python -m vitrieve.reproduce.analyze``: what the figures show of one encoder, as a small JSON file.
+"""``python -m vitrieve.reproduce.analyze`` writes what figures 2, 3 and 5 show of one encoder into a small JSON file.
 
-The energy of its principal components (figures 2 and 3) and the histograms of its similarities (figure 5), on the test
-images of a data set; so no embeddings need to be kept.
+These are the energy of the principal components and the histograms of the similarities of the test images of a data
+set. So no embeddings need to be kept.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ class Arguments:
     out: Path
     """JSON file to write."""
     device: Device = "auto"
-    """Where to compute; auto: on a GPU where torch sees one."""
+    """Device to compute on; auto: a GPU where torch sees one."""
     image_size: int | None = None
     """Side of the square input in pixels; None: the encoder's own."""
 
@@ -66,7 +67,7 @@ def describe_measurement(measurement: Measurement) -> dict[str, Any]:
     }
 
 
-def read_histogram(analysis: dict[str, Any]) -> SimilarityHistogram:
+def read_histogram(analysis: Mapping[str, Any]) -> SimilarityHistogram:
     """Read the histograms back from ``describe_measurement``."""
     return SimilarityHistogram(
         edges=np.linspace(-1, 1, len(analysis["positive"]) + 1),

@@ -1,4 +1,4 @@
-"""``python -m vitrieve.reproduce.gradients``: in how many ways the contrastive gradient points (figure 4)."""
+"""``python -m vitrieve.reproduce.gradients`` measures in how many ways the contrastive gradient points (figure 4)."""
 
 from __future__ import annotations
 
@@ -27,8 +27,7 @@ from vitrieve.training.device import move_batch
 from vitrieve.training.holdout import split_for_training
 
 NUM_BATCHES = 16
-"""Of the run's own batch size; with 64 images a batch, about a thousand gradients: more than an embedding has
-dimensions."""
+"""With 64 images a batch these are about a thousand gradients: more than an embedding has dimensions."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,11 +37,11 @@ class Arguments:
     run: Path
     """A run of an IRT recipe; its margin, sampling and seed are taken."""
     data: str
-    """The source it was trained on; training images are embedded."""
+    """The source that it was trained on; training images are embedded."""
     out: Path
     """JSON file to write."""
     device: Device = "auto"
-    """Where to compute; auto: on a GPU where torch sees one."""
+    """Device to compute on; auto: a GPU where torch sees one."""
     num_batches: int = NUM_BATCHES
     """Training batches whose gradients are taken."""
 
@@ -75,15 +74,15 @@ def run(arguments: Arguments) -> None:
 def collect_gradients(encoder: ImageEncoder, batches: Iterable[Batch], margin: float) -> npt.NDArray[np.float64]:
     """Compute the gradient of Eq. 1 with respect to each embedding of some training batches.
 
-    The memory holds the batches before, embedded with the same weights: what a memory holds once training moves little.
+    The memory holds the batches before, embedded with the same weights, as it does once training moves little.
 
     Args:
-        encoder: In evaluation mode, on any device; not changed.
+        encoder: Encoder in evaluation mode, on any device; not changed.
         batches: Training batches, in order.
         margin: β of Eq. 1.
 
     Returns:
-        ``(N, E)``, a row an image, with zeros where no pair of it costs anything.
+        ``(N, E)``, a row for each image, with zeros where no pair of it costs anything.
     """
     remembered: list[tuple[Tensor, Tensor, Tensor]] = []
     gradients = []
@@ -118,8 +117,8 @@ def nuclear_norm_of_covariance(directions: npt.NDArray[np.float64]) -> float:
         directions: ``(N, E)``, rows of unit length.
 
     Returns:
-        In [0, 1]: 0 where all point the same way (or there is none), 1 where they cancel. A covariance is positive
-        semi-definite, so this is its trace, and for unit directions 1 minus the squared length of their mean.
+        A number in [0, 1]: 0 where all point the same way (or there is none), 1 where they cancel. A covariance is
+        positive semi-definite, so this is its trace, and for unit directions 1 minus the squared length of their mean.
 
     Source: El-Nouby et al., arXiv:2102.05644, figure 4, whose normalization is not stated.
 

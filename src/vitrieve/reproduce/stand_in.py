@@ -1,19 +1,26 @@
-"""The same grids on data that is here, with a short budget.
+"""The same tables and figures on data that is here, with a short budget.
 
-What can be compared with the paper is the direction of a change, not a figure: other pictures, another backbone, and a
-hundredth of the steps.
+The direction of a change can be compared with the paper, not a number: the pictures and the backbone are others, and
+the steps are a hundredth.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from vitrieve.errors import ConfigError
-from vitrieve.reproduce.methods import CATEGORY_KOLEO, RECIPE_MARGIN, irt_training
-from vitrieve.reproduce.plan import plan_table, require_known
-from vitrieve.reproduce.published import SOP, TABLE3, TABLE4, TABLE5, TABLE7, TABLE9, Figures, Measure, grid_name
-from vitrieve.reproduce.rows import Plan, Row, Training
+from vitrieve.reproduce.plans import (
+    CATEGORY_KOLEO,
+    POOLINGS,
+    RECIPE_MARGIN,
+    Plan,
+    TableRow,
+    Training,
+    irt_training,
+    plan_table,
+)
+from vitrieve.reproduce.published import PUBLISHED, SOP, Measure, Percentages, grid_name
 
 NAMES = ("grocery", "emoji")
 NUM_STEPS = 60
@@ -21,8 +28,6 @@ MEMORY_START_SHARE = 3
 """The memory counts after this part of the steps, 1 / 3, as in the recipe."""
 MARGINS = (0.3, 0.5, 0.7)
 KOLEO_WEIGHTS = (0.0, 0.3, 0.7, 1.0)
-SWEEP_DIMS = (8, 16, 32, 64, 128, 256, 384)
-SHORT_DIM = 128
 NO_STAND_IN = {
     "table2": "it compares with figures of other methods on its own data sets, which nothing here can stand for; "
     "table4 has the objectives",
@@ -32,16 +37,16 @@ NO_STAND_IN = {
 
 @dataclass(frozen=True, kw_only=True)
 class StandIn:
-    """What stands for the paper's data and models.
+    """The data and the models that take the part of the paper's.
 
     Attributes:
         source: ``grocery``, ``emoji``, or any source as ``NAME:PATH``.
         vit: Weights name of the transformer.
-        vit_flags: Its flags of ``vitrieve train``; empty: the recipe's own.
-        convnet: Weights name of the convolutional side.
+        vit_flags: Flags of ``vitrieve train`` for it; empty: the recipe's own backbone.
+        convnet: Weights name of the convolutional network.
         image_sizes: Sides in pixels, the first of them everywhere but in the sweep of resolutions.
         sweep_dims: Dimensions of the sweep of Table 7, the last of them the transformer's own.
-        short_dim: Dimensions of the rows that are 128 in the paper.
+        short_dim: Dimensions of the rows that have 128 in the paper.
         num_steps: Length of each training.
     """
 
@@ -50,33 +55,90 @@ class StandIn:
     vit_flags: tuple[str, ...] = ()
     convnet: str = "efficientnet-lite0"
     image_sizes: tuple[int, ...] = (112, 168, 224)
-    sweep_dims: tuple[int, ...] = SWEEP_DIMS
-    short_dim: int = SHORT_DIM
+    sweep_dims: tuple[int, ...] = (8, 16, 32, 64, 128, 256, 384)
+    short_dim: int = 128
     num_steps: int = NUM_STEPS
 
-    @property
-    def shown(self) -> tuple[Measure, ...]:
-        """The measures of every row."""
-        return (Measure(self.source, "recall_at_1"), Measure(self.source, "map_at_r"))
-
     def convnet_flags(self, pooling: str = "average") -> tuple[str, ...]:
-        """Return the flags of ``vitrieve train`` for the convolutional side.
+        """Return the flags of ``vitrieve train`` for the convolutional network.
 
         Its batch norms keep their statistics: in so few steps the running ones do not follow the batch's.
         """
         return ("--model.backbone", self.convnet, "--model.pooling", pooling, "--train.freeze-batch-norm")
 
+    def train(
+        self, koleo: float, *, margin: float = RECIPE_MARGIN, flags: Sequence[str] = (), has_memory: bool = True
+    ) -> Training:
+        """Build a training of the small recipes; ``flags`` choose the backbone where it is not the transformer."""
+        always = ["--num-steps", f"{self.num_steps}", "--no-holdout", "--train.frozen-share", "0"]
+        if has_memory:
+            always += ["--objective.memory-start-step", f"{self.num_steps // MEMORY_START_SHARE}"]
+        flags = (*always, *(flags or self.vit_flags))
+        return irt_training(self.source, koleo, margin=margin, flags=flags, suffix="small")
 
-def check_source(source: str) -> None:
-    """Refuse what is no stand-in before anything is planned.
+    def row(
+        self, key: str, label: str, training: Training | None, published: Percentages, *, reference: str = ""
+    ) -> TableRow:
+        """Build a row; without training it is the transformer as it is."""
+        row = TableRow(
+            key=key,
+            name=key,
+            label=label,
+            group=self.source,
+            training=training,
+            tests=(self.source,),
+            published=published,
+            # Eq. 1 with its memory is the subject of figure 4; other objectives have no β.
+            has_gradients=training is not None,
+            reference=reference,
+        )
+        if training is not None:
+            return row
+        return replace(row, encoder=self.vit, encoder_flags=("--image-size", f"{self.image_sizes[0]}"))
+
+    def grid(self, margins: Iterable[float], weights: Sequence[float]) -> list[TableRow]:
+        """Build the rows of some margins β and weights λ."""
+        rows = []
+        for margin in margins:
+            for weight in weights:
+                row = self.row(
+                    f"b{margin:g}-l{weight:g}",
+                    f"β {margin:g}, λ {weight:g}",
+                    self.train(weight, margin=margin),
+                    PUBLISHED["table5"].get(grid_name("deit_s", margin, weight), {}),
+                    reference="" if weight == 0 else f"b{margin:g}-l0",
+                )
+                rows.append(replace(row, series=f"β = {margin:g}", x=weight))
+        return rows
+
+
+def build_plan(name: str, stand_in: str | None, num_steps: int | None) -> Plan:
+    """Build the plan of a table or figure: on the paper's data, or on a stand-in for it.
+
+    Args:
+        name: ``table2`` to ``table9``, or ``figure2`` to ``figure5``.
+        stand_in: Source of data that is here; None: the paper's data sets.
+        num_steps: Steps of each training; None: the recipes' own, of a stand-in few.
 
     Raises:
-        ConfigError: Neither a name of ``NAMES`` nor a source with its path.
+        ConfigError: The table or the stand-in is unknown, or they do not go together.
     """
-    if source not in NAMES and ":" not in source:
-        raise ConfigError(
-            f"unknown stand-in {source!r}. Valid: {', '.join(NAMES)}, or any source with its path, folder:DIR."
-        )
+    if stand_in is not None:
+        if stand_in not in NAMES and ":" not in stand_in:
+            raise ConfigError(
+                f"unknown stand-in {stand_in!r}. Valid: {', '.join(NAMES)}, or any source with its path, folder:DIR."
+            )
+        return plan_stand_in(name, StandIn(source=stand_in, num_steps=num_steps or NUM_STEPS))
+    plan = plan_table(name)
+    if num_steps is None:
+        return plan
+    return replace(plan, rows=tuple(_set_num_steps(row, num_steps) for row in plan.rows))
+
+
+def _set_num_steps(row: TableRow, num_steps: int) -> TableRow:
+    if row.training is None:
+        return row
+    return replace(row, training=replace(row.training, flags=(*row.training.flags, "--num-steps", f"{num_steps}")))
 
 
 def plan_stand_in(name: str, stand_in: StandIn) -> Plan:
@@ -87,12 +149,13 @@ def plan_stand_in(name: str, stand_in: StandIn) -> Plan:
         stand_in: Data, models, and length.
 
     Raises:
-        ConfigError: An unknown name, or one without a sensible stand-in; the message says why.
+        ConfigError: The name is unknown, or has no sensible stand-in; the message says why.
     """
-    require_known(name)
     if name in NO_STAND_IN:
-        raise ConfigError(f"{name} has no stand-in: {NO_STAND_IN[name]}. Valid: {', '.join(_PLANS)}.")
-    paper = plan_table(name)
+        raise ConfigError(f"{name} has no stand-in: {NO_STAND_IN[name]}. Valid: {', '.join(_ROWS)}.")
+    plan = plan_table(name)
+    if name == "table7":
+        plan = replace(plan, chart="sweep", x_name="dimensions", is_log_x=True)
     notes = (
         f"A stand-in: {stand_in.source} in place of the paper's data, {stand_in.vit} (for DeiT-S) and "
         f"{stand_in.convnet} (for ResNet-50) as backbones, {stand_in.num_steps} steps of training. Compare the "
@@ -100,239 +163,146 @@ def plan_stand_in(name: str, stand_in: StandIn) -> Plan:
         "Every training image trains, the last state is kept, and no frozen weights are blended in, so that a training "
         "that collapses shows as one.",
     )
-    return replace(_PLANS[name](stand_in, paper), stand_in=stand_in.source, shown=stand_in.shown, notes=notes)
+    shown = (Measure(stand_in.source, "recall_at_1"), Measure(stand_in.source, "map_at_r"))
+    return replace(plan, rows=tuple(_ROWS[name](stand_in)), stand_in=stand_in.source, shown=shown, notes=notes)
 
 
-def _train(stand_in: StandIn, koleo: float, *, margin: float = RECIPE_MARGIN, flags: Sequence[str] = ()) -> Training:
-    """Build a training of the small recipes; ``flags`` choose the backbone where it is not the transformer."""
-    always = (
-        "--num-steps",
-        f"{stand_in.num_steps}",
-        "--no-holdout",
-        "--train.frozen-share",
-        "0",
-        "--objective.memory-start-step",
-        f"{stand_in.num_steps // MEMORY_START_SHARE}",
-    )
-    chosen = (*always, *(flags or stand_in.vit_flags))
-    return irt_training(stand_in.source, koleo, margin=margin, flags=chosen, suffix="small")
+def _of_sop(table: str, name: str) -> Mapping[Measure, float]:
+    """Take the published Recall@1 on SOP of a row."""
+    return {SOP[0]: PUBLISHED[table][name][SOP[0]]}
 
 
-def _row(stand_in: StandIn, name: str, label: str, training: Training | None, published: Figures) -> Row:
-    """Build a row; without training the transformer as it is."""
-    is_frozen = training is None
-    return Row(
-        key=name,
-        name=name,
-        label=label,
-        group=stand_in.source,
-        training=training,
-        encoder=stand_in.vit if is_frozen else "",
-        encoder_flags=("--image-size", f"{stand_in.image_sizes[0]}") if is_frozen else (),
-        tests=(stand_in.source,),
-        published=published,
-        # Eq. 1 with its memory is what figure 4 is about; other objectives have no β.
-        has_gradients=not is_frozen,
-    )
+def _table3(stand_in: StandIn) -> list[TableRow]:
+    return [
+        stand_in.row("irt_o", "O: as it is", None, _of_sop("table3", "irt_o")),
+        stand_in.row("irt_l", "L: fine-tuned", stand_in.train(0), _of_sop("table3", "irt_l"), reference="irt_o"),
+        stand_in.row(
+            "irt_r", "R: with KoLeo", stand_in.train(CATEGORY_KOLEO), _of_sop("table3", "irt_r"), reference="irt_l"
+        ),
+    ]
 
 
-def _take_sop(figures: Figures) -> Figures:
-    return {measure: value for measure, value in figures.items() if measure == SOP[0]}
-
-
-def _table3(stand_in: StandIn, paper: Plan) -> Plan:
-    rows = (
-        _row(stand_in, "irt_o", "O: as it is", None, _take_sop(TABLE3["irt_o"])),
-        _row(stand_in, "irt_l", "L: fine-tuned", _train(stand_in, 0), _take_sop(TABLE3["irt_l"])),
-        _row(stand_in, "irt_r", "R: with KoLeo", _train(stand_in, CATEGORY_KOLEO), _take_sop(TABLE3["irt_r"])),
-    )
-    changes = (rows[0], replace(rows[1], reference="irt_o"), replace(rows[2], reference="irt_l"))
-    return replace(paper, rows=changes)
-
-
-_OTHER_OBJECTIVES = {
-    "nsoftmax": ("Normalized softmax", ("--objective.normalized-softmax.weight", "1")),
-    "snca": ("Scalable NCA", ("--objective.scalable-nca.weight", "1")),
-}
-_NO_CONTRASTIVE = ("--objective.contrastive.weight", "0", "--objective.memory-fraction", "0")
-
-
-def _table4(stand_in: StandIn, paper: Plan) -> Plan:
+def _table4(stand_in: StandIn) -> list[TableRow]:
     rows = []
-    for backbone, flags in (("r50", stand_in.convnet_flags()), ("deit_s", stand_in.vit_flags)):
-        title = stand_in.convnet if backbone == "r50" else stand_in.vit
-        side = "convnet" if backbone == "r50" else "vit"
-        for name, (label, changed) in _OTHER_OBJECTIVES.items():
-            training = _train(stand_in, 0, flags=flags)
+    for side, title, flags, parallel in (
+        ("convnet", stand_in.convnet, stand_in.convnet_flags(), "r50"),
+        ("vit", stand_in.vit, stand_in.vit_flags, "deit_s"),
+    ):
+        for name, label, weight in (
+            ("nsoftmax", "Normalized softmax", "--objective.normalized-softmax.weight"),
+            ("snca", "Scalable NCA", "--objective.scalable-nca.weight"),
+        ):
             # The memory is Eq. 1's; without it its start is a setting without effect.
-            kept = _drop_flag(training.flags, "--objective.memory-start-step")
-            training = replace(training, flags=(*kept, *_NO_CONTRASTIVE, *changed))
-            row = _row(stand_in, f"{name}-{side}", f"{label}, {title}", training, TABLE4[f"{name}-{backbone}"])
-            rows.append(replace(row, has_gradients=False, reference=f"contrastive-{side}"))
-        training = _train(stand_in, 0, flags=flags)
-        label = f"Contrastive (IRT_L), {title}"
-        rows.append(_row(stand_in, f"contrastive-{side}", label, training, TABLE4[f"contrastive-{backbone}"]))
-    return replace(paper, rows=tuple(rows))
-
-
-def _drop_flag(flags: Sequence[str], name: str) -> tuple[str, ...]:
-    """Leave a flag and its value out."""
-    place = flags.index(name)
-    return (*flags[:place], *flags[place + 2 :])
-
-
-def _grid(stand_in: StandIn, margins: Sequence[float], weights: Sequence[float]) -> list[Row]:
-    rows = []
-    for margin in margins:
-        for weight in weights:
-            name = f"b{margin:g}-l{weight:g}"
-            row = _row(
-                stand_in,
-                name,
-                f"β {margin:g}, λ {weight:g}",
-                _train(stand_in, weight, margin=margin),
-                TABLE5.get(grid_name("deit_s", margin, weight), {}),
+            training = stand_in.train(0, flags=flags, has_memory=False)
+            changed = ("--objective.contrastive.weight", "0", "--objective.memory-fraction", "0", weight, "1")
+            training = replace(training, flags=(*training.flags, *changed))
+            published = PUBLISHED["table4"][f"{name}-{parallel}"]
+            row = stand_in.row(
+                f"{name}-{side}", f"{label}, {title}", training, published, reference=f"contrastive-{side}"
             )
-            reference = "" if weight == 0 else f"b{margin:g}-l0"
-            rows.append(replace(row, series=f"β = {margin:g}", x=weight, reference=reference))
+            rows.append(replace(row, has_gradients=False))
+        published = PUBLISHED["table4"][f"contrastive-{parallel}"]
+        training = stand_in.train(0, flags=flags)
+        rows.append(stand_in.row(f"contrastive-{side}", f"Contrastive (IRT_L), {title}", training, published))
     return rows
 
 
-def _table5(stand_in: StandIn, paper: Plan) -> Plan:
-    return replace(paper, rows=tuple(_grid(stand_in, MARGINS, KOLEO_WEIGHTS)))
+def _table5(stand_in: StandIn) -> list[TableRow]:
+    return stand_in.grid(MARGINS, KOLEO_WEIGHTS)
 
 
-def _table6(stand_in: StandIn, paper: Plan) -> Plan:
-    # The paper's figures are mean average precision on Oxford and Paris: nothing here is like them.
-    rows = _grid(stand_in, (RECIPE_MARGIN,), (0.0, 1.0, 2.0, 3.0, 4.0, 5.0))
-    return replace(
-        paper, rows=tuple(replace(row, published={}, series=stand_in.vit, label=f"λ {row.x:g}") for row in rows)
-    )
+def _table6(stand_in: StandIn) -> list[TableRow]:
+    # The published percentages are mean average precision on Oxford and Paris: nothing here is like them.
+    rows = stand_in.grid((RECIPE_MARGIN,), (0.0, 1.0, 2.0, 3.0, 4.0, 5.0))
+    return [replace(row, published={}, series=stand_in.vit, label=f"λ {row.x:g}") for row in rows]
 
 
-def _table7(stand_in: StandIn, paper: Plan) -> Plan:
-    return replace(
-        paper,
-        rows=(*_backbone_rows(stand_in), *_sweep_rows(stand_in)),
-        chart="sweep",
-        x_name="dimensions",
-        is_log_x=True,
-    )
-
-
-def _backbone_rows(stand_in: StandIn) -> list[Row]:
-    """Build the rows of backbones and resolutions, each with all and with few dimensions."""
-    models: list[tuple[str, str, int, tuple[str, ...], str]] = [
-        (
-            f"convnet_{pooling}-{stand_in.image_sizes[0]}",
-            f"{stand_in.convnet}, {title}",
-            stand_in.image_sizes[0],
-            stand_in.convnet_flags(pooling),
-            f"r50_{pooling}-224",
-        )
+def _table7(stand_in: StandIn) -> list[TableRow]:
+    """Build the rows of backbones and resolutions, with all and with few dimensions, and the sweep of dimensions."""
+    first = stand_in.image_sizes[0]
+    models = [
+        (f"convnet_{pooling}-{first}", f"{stand_in.convnet}, {title}", first, stand_in.convnet_flags(pooling))
         for pooling, title in (("gem", "GeM"), ("rmac", "R-MAC"))
     ]
-    for size, published in zip(stand_in.image_sizes, ("deit_s_distilled-224", "", ""), strict=False):
-        models.append((f"vit-{size}", stand_in.vit, size, stand_in.vit_flags, published))
+    models += [(f"vit-{size}", stand_in.vit, size, stand_in.vit_flags) for size in stand_in.image_sizes]
+    parallels = ("r50_gem-224", "r50_rmac-224", "deit_s_distilled-224")
     rows = []
-    for key, label, size, flags, parallel in models:
-        sized = flags if size == stand_in.image_sizes[0] else (*flags, "--image-size", f"{size}")
-        training = _train(stand_in, 0, flags=sized)
+    for number, (key, label, size, flags) in enumerate(models):
+        sized = flags if size == first else (*flags, "--image-size", f"{size}")
         for dims, name in ((None, "full"), (stand_in.short_dim, f"{stand_in.short_dim}")):
-            figures = TABLE7.get(f"{parallel}-{'full' if dims is None else '128'}", {})
-            row = _row(stand_in, f"{key}-{name}", f"{label}, {name} dimensions", training, figures)
-            rows.append(
-                replace(
-                    row,
-                    group=f"{stand_in.source}, {size} px",
-                    embedding_dim=dims,
-                    reference="" if dims is None else f"{key}-full",
-                )
+            parallel = f"{parallels[number] if number < len(parallels) else ''}-{'128' if dims else 'full'}"
+            row = stand_in.row(
+                f"{key}-{name}",
+                f"{label}, {name} dimensions",
+                stand_in.train(0, flags=sized),
+                PUBLISHED["table7"].get(parallel, {}),
+                reference=f"{key}-full" if dims else "",
             )
-    return rows
-
-
-def _sweep_rows(stand_in: StandIn) -> list[Row]:
-    rows = []
+            rows.append(replace(row, group=f"{stand_in.source}, {size} px", embedding_dim=dims))
     for name, koleo in (("irt_l", 0.0), ("irt_r", CATEGORY_KOLEO)):
         for dims in stand_in.sweep_dims:
-            is_full = dims == stand_in.sweep_dims[-1]
-            title = f"{name.upper()}, {dims} d"
-            row = _row(stand_in, f"{name}-{dims}", title, _train(stand_in, koleo), {})
-            rows.append(
-                replace(
-                    row,
-                    group=f"{stand_in.source}, dimensions by PCA",
-                    series=name.upper(),
-                    x=float(dims),
-                    embedding_dim=None if is_full else dims,
-                    reference="" if name == "irt_l" else f"irt_l-{dims}",
-                )
+            row = stand_in.row(
+                f"{name}-{dims}",
+                f"{name.upper()}, {dims} d",
+                stand_in.train(koleo),
+                {},
+                reference="" if name == "irt_l" else f"irt_l-{dims}",
             )
+            row = replace(row, group=f"{stand_in.source}, dimensions by PCA", series=name.upper(), x=float(dims))
+            rows.append(replace(row, embedding_dim=None if dims == stand_in.sweep_dims[-1] else dims))
     return rows
 
 
-def _table9(stand_in: StandIn, paper: Plan) -> Plan:
+def _table9(stand_in: StandIn) -> list[TableRow]:
     rows = []
-    for name, label in (("average", "Average"), ("max", "Max"), ("gem", "GeM"), ("cls", "CLS token")):
-        # CLS is the recipe's own: without the flag the training is Table 3's.
-        flags = stand_in.vit_flags if name == "cls" else (*stand_in.vit_flags, "--model.pooling", name)
-        row = _row(stand_in, name, label, _train(stand_in, 0, flags=flags), _take_sop(TABLE9[name]))
-        rows.append(replace(row, reference="" if name == "cls" else "cls"))
-    return replace(paper, rows=tuple(rows))
+    for name, label in POOLINGS.items():
+        flags = () if name == "cls" else (*stand_in.vit_flags, "--model.pooling", name)
+        training, reference = stand_in.train(0, flags=flags), "" if name == "cls" else "cls"
+        rows.append(stand_in.row(name, label, training, _of_sop("table9", name), reference=reference))
+    return rows
 
 
-def _figure2(stand_in: StandIn, paper: Plan) -> Plan:
-    rows = _grid(stand_in, (RECIPE_MARGIN,), KOLEO_WEIGHTS)
-    frozen = replace(_table3(stand_in, paper).rows[0], series="as it is")
-    return replace(paper, rows=(frozen, *(replace(row, series=f"λ = {row.x:g}") for row in rows)))
+def _figure2(stand_in: StandIn) -> list[TableRow]:
+    frozen = replace(_table3(stand_in)[0], series="as it is")
+    rows = stand_in.grid((RECIPE_MARGIN,), KOLEO_WEIGHTS)
+    return [frozen, *(replace(row, series=f"λ = {row.x:g}") for row in rows)]
 
 
-def _figure3(stand_in: StandIn, paper: Plan) -> Plan:
+def _figure3(stand_in: StandIn) -> list[TableRow]:
     rows = []
-    frozen = _table3(stand_in, paper).rows[0]
-    sides = (
-        ("vit", stand_in.vit, stand_in.vit_flags, frozen),
-        (
-            "convnet",
-            stand_in.convnet,
-            stand_in.convnet_flags(),
-            replace(frozen, encoder=stand_in.convnet, published={}),
-        ),
-    )
-    for side, title, flags, as_it_is in sides:
-        rows.append(
-            replace(
-                as_it_is,
-                key=f"irt_o-{side}",
-                name=f"irt_o-{side}",
-                label=f"{title}, as it is",
-                series=f"{title}, as it is",
-            )
-        )
+    frozen = _table3(stand_in)[0]
+    for side, title, flags, parallel in (
+        ("vit", stand_in.vit, stand_in.vit_flags, "deit_s"),
+        ("convnet", stand_in.convnet, stand_in.convnet_flags(), "r50"),
+    ):
+        as_it_is, key = f"{title}, as it is", f"irt_o-{side}"
+        start = replace(frozen, key=key, name=key, label=as_it_is, series=as_it_is)
+        rows.append(start if side == "vit" else replace(start, encoder=title, published={}))
         for name, koleo in (("irt_l", 0.0), ("irt_r", CATEGORY_KOLEO)):
-            backbone = "deit_s" if side == "vit" else "r50"
-            published = TABLE5[grid_name(backbone, RECIPE_MARGIN, koleo)]
-            row = _row(
-                stand_in, f"{name}-{side}", f"{title}, λ {koleo:g}", _train(stand_in, koleo, flags=flags), published
+            row = stand_in.row(
+                f"{name}-{side}",
+                f"{title}, λ {koleo:g}",
+                stand_in.train(koleo, flags=flags),
+                PUBLISHED["table5"][grid_name(parallel, RECIPE_MARGIN, koleo)],
+                reference="" if name == "irt_l" else f"irt_l-{side}",
             )
-            rows.append(
-                replace(row, series=f"{title}, λ = {koleo:g}", reference="" if name == "irt_l" else f"irt_l-{side}")
-            )
-    return replace(paper, rows=tuple(rows))
+            rows.append(replace(row, series=f"{title}, λ = {koleo:g}"))
+    return rows
 
 
-def _figure4(stand_in: StandIn, paper: Plan) -> Plan:
-    rows = [replace(row, series=f"λ = {row.x:g}") for row in _grid(stand_in, MARGINS, KOLEO_WEIGHTS)]
-    margins = [margin for margin in MARGINS for _ in KOLEO_WEIGHTS]
-    return replace(paper, rows=tuple(replace(row, x=margin) for row, margin in zip(rows, margins, strict=True)))
+def _figure4(stand_in: StandIn) -> list[TableRow]:
+    return [
+        replace(row, series=f"λ = {row.x:g}", x=margin)
+        for margin in MARGINS
+        for row in stand_in.grid((margin,), KOLEO_WEIGHTS)
+    ]
 
 
-def _figure5(stand_in: StandIn, paper: Plan) -> Plan:
-    return replace(paper, rows=tuple(replace(row, series=row.label) for row in _table3(stand_in, paper).rows))
+def _figure5(stand_in: StandIn) -> list[TableRow]:
+    return [replace(row, series=row.label) for row in _table3(stand_in)]
 
 
-_PLANS: dict[str, Callable[[StandIn, Plan], Plan]] = {
+_ROWS: dict[str, Callable[[StandIn], list[TableRow]]] = {
     "table3": _table3,
     "table4": _table4,
     "table5": _table5,

@@ -9,10 +9,9 @@ from vitrieve.cli.train import Arguments as TrainArguments
 from vitrieve.config import Config, check_config
 from vitrieve.errors import ConfigError
 from vitrieve.recipes import RECIPES, find_recipe
-from vitrieve.reproduce.commands import build_cell
-from vitrieve.reproduce.plan import PLANS, plan_table
-from vitrieve.reproduce.rows import Plan, Row, choose_rows, find_sources, is_runnable, list_missing
-from vitrieve.reproduce.stand_in import KOLEO_WEIGHTS, MARGINS, StandIn, check_source, plan_stand_in
+from vitrieve.reproduce.plans import PLANS, Plan, TableRow, choose_rows, plan_table
+from vitrieve.reproduce.run import build_cell, find_sources, list_missing
+from vitrieve.reproduce.stand_in import KOLEO_WEIGHTS, MARGINS, StandIn, build_plan, plan_stand_in
 
 STAND_INS = ("table3", "table4", "table5", "table6", "table7", "table9", "figure2", "figure3", "figure4", "figure5")
 
@@ -28,7 +27,7 @@ def plan(request: pytest.FixtureRequest) -> Plan:
     return request.param
 
 
-def read_config(row: Row) -> Config:
+def read_config(row: TableRow) -> Config:
     """Resolve a training as the command line does."""
     assert row.training is not None
     words = ["--data", row.training.source, "--out", "RUN", *row.training.flags, "--seed", "3"]
@@ -101,11 +100,18 @@ def test_plan_table_lists_valid_names() -> None:
         plan_table("table1")
 
 
-def test_check_source_lists_valid_stand_ins() -> None:
-    check_source("emoji")
-    check_source("folder:my/pictures")
+def test_build_plan_lists_valid_stand_ins() -> None:
+    assert build_plan("table3", "emoji", None).stand_in == "emoji"
+    assert build_plan("table3", "folder:my/pictures", None).stand_in == "folder:my/pictures"
     with pytest.raises(ConfigError, match=r"unknown stand-in 'grocerys'. Valid: grocery, emoji, .*folder:DIR"):
-        check_source("grocerys")
+        build_plan("table3", "grocerys", None)
+
+
+@pytest.mark.parametrize("name", ["table1", "table0"])
+def test_build_plan_refuses_unknown_names_with_and_without_a_stand_in(name: str) -> None:
+    for stand_in in (None, "emoji"):
+        with pytest.raises(ConfigError, match="unknown table or figure"):
+            build_plan(name, stand_in, None)
 
 
 def test_choose_rows_takes_keys_and_shared_names() -> None:
@@ -144,7 +150,7 @@ def test_find_sources_tells_what_is_missing_and_where_it_looked(tmp_path: Path) 
     plan = plan_table("table9")
     sources = find_sources(plan.sources, tmp_path)
     assert sources["sop"].spelling == f"sop:{tmp_path / 'Stanford_Online_Products'}"
-    assert [row.tests for row in plan.rows if is_runnable(row, sources)] == [("sop",)] * 4
+    assert [row.tests for row in plan.rows if not list_missing([row], sources)] == [("sop",)] * 4
     (text,) = (text for text in list_missing(plan.rows, sources) if text.startswith("cub200"))
     assert str(tmp_path) in text
     assert "vitrieve data describe cub200" in text
