@@ -190,11 +190,14 @@ def round_ticks(low: float, high: float) -> list[float]:
 
     >>> round_ticks(81.2, 84.4)
     [81.0, 82.0, 83.0, 84.0, 85.0]
+    >>> round_ticks(0.0, 100.00000001)[-1]
+    100.0
     """
     span = max(high - low, 1e-3 * max(1.0, abs(high)))
     power = 10.0 ** math.floor(math.log10(span / NUM_TICKS))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power * NUM_TICKS >= span)
-    first, last = math.floor(low / step), math.ceil(high / step)
+    # What is a rounding beyond a tick is on it.
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [round(number * step, 10) for number in range(first, max(last, first + 1) + 1)]
 
 
