@@ -26,9 +26,7 @@ from vitrieve.data.restricted_pickle import read_restricted_pickle
 from vitrieve.embed.collection import load_embeddings, read_vectors_file
 from vitrieve.embed.rows import SCHEMA, build_table
 from vitrieve.errors import DataError, DecodeError, InputError
-from vitrieve.index.comparison import passes, resolve_filter
-from vitrieve.index.filter import format_condition, parse_filter
-from vitrieve.index.kinds import Kinds
+from vitrieve.index.filter import Kinds, format_condition, parse_filter, passes, resolve_filter
 from vitrieve.model.artifact import read_arrays, read_spec
 from vitrieve.serve.address import parse_address
 from vitrieve.serve.limits import Limits

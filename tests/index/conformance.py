@@ -14,9 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from vitrieve.data.records import ImageRecord
 from vitrieve.errors import DataError, InputError
-from vitrieve.index.comparison import passes, resolve_filter
-from vitrieve.index.filter import Condition, Exact, Filter
-from vitrieve.index.kinds import NOTHING, Kinds, read_kinds
+from vitrieve.index.filter import NOTHING, Condition, Exact, Filter, Kinds, passes, read_kinds, resolve_filter
 from vitrieve.index.store import StoreInfo, VectorStore
 
 WIDTH = 8

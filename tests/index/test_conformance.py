@@ -31,8 +31,7 @@ from tests.index.conformance import (
 from vitrieve.embed.collection import Embeddings
 from vitrieve.errors import ArtifactError, ConfigError, FingerprintError, InputError
 from vitrieve.index import resident
-from vitrieve.index.filter import parse_filter
-from vitrieve.index.kinds import name_kind
+from vitrieve.index.filter import name_kind, parse_filter
 from vitrieve.index.open import IndexSettings, build_index, create_index, open_index
 from vitrieve.index.store import VectorStore
 
@@ -62,7 +61,7 @@ def test_any_sequence_of_operations_equals_the_model(kind: str, settings_of: Ind
     run_state_machine_as_test(
         Machine,
         settings=settings(
-            max_examples=200 if IS_LONG else 12,
+            max_examples=200 if IS_LONG else 8,
             stateful_step_count=30,
             deadline=None,
             suppress_health_check=list(HealthCheck),
@@ -356,10 +355,10 @@ def _count_in_another_process(store: VectorStore) -> int:
     return store.count()
 
 
-def test_store_travels_to_spawned_processes(store: VectorStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_store_travels_to_a_spawned_process(store: VectorStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(CHECKOUT)  # the new process imports this file
     fill(store, 25)
-    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         assert list(pool.map(_count_in_another_process, [store, store])) == [25, 25]
 
 
@@ -425,7 +424,7 @@ def test_trap_a_killed_writer_loses_nothing_acknowledged(
     generator = np.random.default_rng(0)
     expected: dict[int, int] = {}
     first = 0
-    for kill in range(100 if IS_LONG else 5):
+    for kill in range(100 if IS_LONG else 3):
         process = subprocess.Popen(
             [sys.executable, str(tmp_path / "writer.py"), str(tmp_path / "index"), str(first)],
             stdout=subprocess.PIPE,

@@ -15,7 +15,7 @@ from vitrieve.embed.collection import Embeddings
 from vitrieve.errors import ArtifactError, DataError
 from vitrieve.index import exact, segments
 from vitrieve.index.exact import ExactStore
-from vitrieve.index.lock import writing
+from vitrieve.index.folder import writing
 from vitrieve.index.open import build_index, open_index
 from vitrieve.similarity import normalize, top_k
 
@@ -122,12 +122,12 @@ def test_search_finds_negative_similarities(tmp_path: Path) -> None:
 
 
 def test_upsert_merges_small_segments(tmp_path: Path) -> None:
-    vectors = random_vectors(256)
+    vectors = random_vectors(64)
     records = make_embeddings(vectors).records
     store = build(vectors[:1], tmp_path / "index")
-    for row in range(1, 256):
+    for row in range(1, 64):
         store.upsert(vectors[row : row + 1], records[row : row + 1])
-    assert len(list_segments(tmp_path / "index")) <= 2 * 10  # two files a segment, about log2(256) segments
+    assert len(list_segments(tmp_path / "index")) <= 2 * 8  # two files a segment, about log2(64) segments
     assert_equals_top_k(store, vectors[:3], vectors, 5)
 
 
@@ -159,7 +159,7 @@ def test_change_removes_what_a_killed_writer_left(store: ExactStore, tmp_path: P
 def test_change_waits_for_another_writer_and_says_so(
     store: ExactStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vitrieve.index.lock.WAIT_SECONDS", 0.05)
+    monkeypatch.setattr("vitrieve.index.folder.WAIT_SECONDS", 0.05)
     with writing(tmp_path / "index"), pytest.raises(ArtifactError, match="another process"):
         store.delete(["picture-0000.png"])
     assert store.delete(["picture-0000.png"]) == 1

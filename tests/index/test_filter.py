@@ -13,9 +13,20 @@ from hypothesis import strategies as st
 
 from vitrieve.data.manifest import read_manifest_file
 from vitrieve.errors import ConfigError, InputError
-from vitrieve.index.comparison import passes, resolve_filter
-from vitrieve.index.filter import Condition, Exact, FilterLike, build_condition, format_condition, parse_filter
-from vitrieve.index.kinds import Kinds, name_kind, read_kinds, read_number
+from vitrieve.index.filter import (
+    Condition,
+    Exact,
+    FilterLike,
+    Kinds,
+    build_condition,
+    format_condition,
+    name_kind,
+    parse_filter,
+    passes,
+    read_kinds,
+    read_number,
+    resolve_filter,
+)
 from vitrieve.index.milvus_rows import from_key, to_key
 
 ANY = Kinds.TEXT | Kinds.NUMBER

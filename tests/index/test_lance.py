@@ -13,8 +13,7 @@ from tests.index.conformance import make_info, make_many, make_record
 from vitrieve.errors import ArtifactError, ConfigError
 from vitrieve.index import lance
 from vitrieve.index.lance import LanceStore
-from vitrieve.index.lance_files import CHECKSUMS_NAME
-from vitrieve.index.lance_schema import table_path
+from vitrieve.index.lance_files import CHECKSUMS_NAME, table_path
 from vitrieve.index.open import IndexSettings, create_index, open_index
 from vitrieve.index.store import IndexKind
 

@@ -13,7 +13,7 @@ import pytest
 
 from tests.index.conformance import make_info, make_record, normalized
 from vitrieve.errors import InputError
-from vitrieve.index.kinds import name_kind
+from vitrieve.index.filter import name_kind
 from vitrieve.index.open import open_index
 from vitrieve.index.store import VectorStore
 

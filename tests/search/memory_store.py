@@ -9,9 +9,7 @@ import numpy as np
 
 from vitrieve.data.records import ImageRecord
 from vitrieve.errors import DataError
-from vitrieve.index.comparison import passes, resolve_filter
-from vitrieve.index.filter import FilterLike
-from vitrieve.index.kinds import NOTHING, Kinds, read_kinds
+from vitrieve.index.filter import NOTHING, FilterLike, Kinds, passes, read_kinds, resolve_filter
 from vitrieve.index.store import Hit, StoreInfo
 from vitrieve.similarity import similarity
 

@@ -14,9 +14,7 @@ from starlette.datastructures import QueryParams
 from starlette.testclient import TestClient
 
 from tests.serve.conftest import Connect, make_picture
-from vitrieve.index.comparison import passes, resolve_filter
-from vitrieve.index.filter import Condition, parse_filter
-from vitrieve.index.kinds import read_kinds
+from vitrieve.index.filter import Condition, parse_filter, passes, read_kinds, resolve_filter
 from vitrieve.search.request import SearchResult
 from vitrieve.search.searcher import Searcher
 from vitrieve.serve.address import Address, parse_address

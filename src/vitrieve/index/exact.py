@@ -1,14 +1,12 @@
-"""The exact store: vectors in files, every one of them compared.
+"""The exact store: vectors in files, every one of them compared. It is for up to a few 100,000 images.
 
-For evaluation, and for up to a few 100,000 images. Exact search finds what ``similarity.top_k`` finds, at the speed
+Exact search finds what ``similarity.top_k`` finds, at the speed
 of a float32 product: the product only chooses candidates, with a bound on its error, and the candidates are
 compared exactly. The files are those of ``segments.py``.
 """
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,17 +18,9 @@ import pyarrow as pa
 from vitrieve.artifacts import prepare_folder, sync_folder, write_manifest
 from vitrieve.data.records import ImageRecord
 from vitrieve.embed.rows import build_table, to_records
-from vitrieve.errors import ArtifactError, DataError
-from vitrieve.index.batch import (
-    check_batch,
-    check_queries,
-    check_size,
-    missing_message,
-)
-from vitrieve.index.comparison import resolve_filter
-from vitrieve.index.filter import FilterLike
-from vitrieve.index.identity import FileStamp, Identity, guarded, read_stamp
-from vitrieve.index.kinds import Kinds
+from vitrieve.errors import ArtifactError
+from vitrieve.index.filter import FilterLike, Kinds, resolve_filter
+from vitrieve.index.folder import FileStamp, Identity, guarded, link_or_copy, read_stamp
 from vitrieve.index.segments import (
     FOLDER_NAME,
     STATE_NAME,
@@ -44,8 +34,20 @@ from vitrieve.index.segments import (
     write_segment,
     write_state,
 )
-from vitrieve.index.store import Hit, StoreInfo, describe, read_info, require_fingerprint
-from vitrieve.similarity import FloatArray, top_k
+from vitrieve.index.store import (
+    Hit,
+    StoreInfo,
+    check_batch,
+    check_queries,
+    check_size,
+    choose,
+    describe,
+    error_bound,
+    rank_candidates,
+    read_info,
+    require_fingerprint,
+)
+from vitrieve.similarity import FloatArray
 
 BLOCK_BYTES = 128 * 2**20
 """Memory for the similarities of the queries that are compared at one time."""
@@ -167,11 +169,8 @@ class ExactStore:
         state = self._read()
         if not image_ids:
             return np.empty((0, self._info.embedding_dim), dtype=np.float32), []
-        positions = [state.find(image_id) for image_id in image_ids]
-        missing = [image_id for image_id, position in zip(image_ids, positions, strict=True) if position is None]
-        if missing:
-            raise DataError(missing_message(missing))
-        vectors, rows = state.take(np.array(positions, dtype=np.int64))
+        positions = {name: position for name in image_ids if (position := state.find(name)) is not None}
+        vectors, rows = state.take(np.array(choose(image_ids, positions), dtype=np.int64))
         return vectors, list(to_records(rows))
 
     @guarded
@@ -320,47 +319,10 @@ class ExactStore:
         return replace(state, next_number=state.next_number + 1, parts=(*state.parts, merged))
 
 
-def error_bound(query: FloatArray) -> np.float32:
-    """Bound the distance of a float32 product with a normalized row from the exact similarity.
-
-    Summing E rounded products in any order errs by less than about ``E * 2^-24`` of the product of the norms; the
-    grid and the rounding of ``similarity`` add less than that again. Doubled for the norms' tolerance.
-    """
-    return np.float32(query.size * 2.0**-22 * max(1.0, float(np.linalg.norm(query))))
-
-
-def rank_candidates(
-    query: FloatArray, vectors: np.ndarray, image_ids: Sequence[str], k: int
-) -> list[tuple[int, float]]:
-    """Compare candidates exactly.
-
-    Args:
-        query: ``(E,)``.
-        vectors: ``(N, E)`` full vectors of the candidates.
-        image_ids: Their names.
-        k: How many to keep.
-
-    Returns:
-        Place among the candidates and similarity, nearest first; equal similarities ordered by ``image_id``.
-    """
-    order = sorted(range(len(image_ids)), key=lambda place: image_ids[place])
-    similarities, places = top_k(query[None], np.asarray(vectors)[order], k)
-    return [(order[place], float(score)) for score, place in zip(similarities[0], places[0], strict=True)]
-
-
-def link_or_copy(source: Path | str, target: Path | str) -> None:
-    """Link a file that never changes; copy it where the disk has no links."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
-
-
 def _rank(state: State, query: FloatArray, candidates: np.ndarray, k: int) -> list[Hit]:
     vectors, rows = state.take(candidates)
-    ranked = rank_candidates(query, vectors, rows["image_id"].to_pylist(), k)
-    records = to_records(rows.take(pa.array([place for place, _ in ranked])))
-    return [Hit(record=record, score=score) for record, (_, score) in zip(records, ranked, strict=True)]
+    names = rows["image_id"].to_pylist()
+    return rank_candidates(query, vectors, names, k, lambda ranked: to_records(rows.take(pa.array(ranked))))
 
 
 def _approximate(state: State, queries: FloatArray) -> FloatArray:
@@ -380,7 +342,7 @@ def _find_allowed(state: State, filter: FilterLike) -> np.ndarray:
     for test in tests:
         for one, part in zip(allowed, state.parts, strict=True):
             column = part.segment.column(test.column)
-            # Each distinct value is judged once; the last place is for images without the column.
+            # Each distinct value is tested once; the last one is that of images without the column.
             verdicts = np.array([test.holds(text) for text in (*column.dictionary.to_pylist(), None)])
             one &= verdicts[column.indices.fill_null(len(column.dictionary)).to_numpy(zero_copy_only=False)]
     return np.concatenate(allowed) if allowed else np.empty(0, dtype=np.bool_)

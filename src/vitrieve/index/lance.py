@@ -10,32 +10,33 @@ import os
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import pyarrow as pa
 
 from vitrieve.artifacts import prepare_folder, write_manifest
 from vitrieve.data.records import ImageRecord
-from vitrieve.errors import ArtifactError, DataError
-from vitrieve.index.batch import (
-    check_batch,
-    check_queries,
-    check_size,
-    find_wrong_norms,
-    missing_message,
-)
-from vitrieve.index.comparison import resolve_filter
-from vitrieve.index.engine_errors import translate_errors
-from vitrieve.index.exact import error_bound, rank_candidates
-from vitrieve.index.filter import FilterLike, parse_filter
-from vitrieve.index.identity import Identity, guarded
-from vitrieve.index.kinds import Kinds
-from vitrieve.index.lance_files import SyncedFiles, connect, find_broken_files, find_lost_version, read_version_stamp
-from vitrieve.index.lance_kinds import KnownKinds
-from vitrieve.index.lance_library import PQ_DISTANCE, BTree, Table, build_config
-from vitrieve.index.lance_schema import (
+from vitrieve.errors import ArtifactError
+from vitrieve.index.filter import FilterLike, Kinds, parse_filter, resolve_filter
+from vitrieve.index.folder import Identity, guarded, translating
+from vitrieve.index.lance_files import (
     TABLE_NAME,
+    BTree,
+    HnswSq,
+    IvfPq,
+    IvfRq,
+    SyncedFiles,
+    Table,
+    connect,
+    find_broken_files,
+    find_lost_version,
+    read_version_stamp,
+    table_path,
+    versions_path,
+)
+from vitrieve.index.lance_table import (
+    KnownKinds,
     build_rows,
     build_schema,
     metadata_columns,
@@ -44,12 +45,26 @@ from vitrieve.index.lance_schema import (
     read_records,
     read_vectors,
     record_names,
-    table_path,
     to_sql,
-    versions_path,
 )
 from vitrieve.index.resident import ResidentCopy, ResidentRows, count_bytes, has_faiss
-from vitrieve.index.store import Hit, IndexKind, StoreInfo, describe, read_info, require_fingerprint
+from vitrieve.index.store import (
+    PQ_SUB_VECTOR_WIDTH,
+    Hit,
+    IndexKind,
+    StoreInfo,
+    check_batch,
+    check_queries,
+    check_size,
+    choose,
+    count_candidates,
+    describe,
+    error_bound,
+    find_row_faults,
+    rank_candidates,
+    read_info,
+    require_fingerprint,
+)
 from vitrieve.similarity import FloatArray
 
 MIN_INDEXED_ROWS = 5_000
@@ -63,10 +78,12 @@ KEPT_VERSION_AGE = timedelta(minutes=1)
 MIN_CANDIDATES = 32
 CANDIDATES_PER_HIT: dict[IndexKind, int] = {"flat": 2, "ivf_hnsw_sq": 4, "ivf_pq": 24, "ivf_rq": 10}
 """Candidates from the short codes for each image to find: shorter codes need more."""
+PQ_DISTANCE: Literal["l2"] = "l2"
+"""Of unit vectors it orders as the inner product does; for it LanceDB codes the differences from the centers of the
+lists, for the inner product the vectors themselves, which finds far fewer of the nearest (dev/LOG.md)."""
 _VECTOR_INDEX, _NAME_INDEX = "vector_index", "image_id_index"
 
 
-@translate_errors
 class LanceStore:
     """An index in a LanceDB table; satisfies ``VectorStore``.
 
@@ -89,7 +106,7 @@ class LanceStore:
         self._kinds = KnownKinds(folder)
         self._copy: ResidentCopy | None = None
         self._open_table: Table | None = connect(folder).open_table(TABLE_NAME)
-        self._schema  # noqa: B018  refuses the table of another encoder
+        self._read_schema()  # refuses the table of another encoder
 
     @classmethod
     def open(cls, folder: Path | str) -> LanceStore:
@@ -142,8 +159,10 @@ class LanceStore:
                 vectors[start : start + BLOCK_ROWS], records[start : start + BLOCK_ROWS], schema
             ).to_batches()
         )
-        connect(folder).create_table(TABLE_NAME, data=pa.RecordBatchReader.from_batches(schema, blocks), schema=schema)
-        store = cls(folder, info, kind, code_bytes, Identity(folder))
+        with translating(folder):
+            data = pa.RecordBatchReader.from_batches(schema, blocks)
+            connect(folder).create_table(TABLE_NAME, data=data, schema=schema)
+            store = cls(folder, info, kind, code_bytes, Identity(folder))
         store.optimize()
         write_manifest(folder, "index", {**describe(info), "index_kind": kind, "code_bytes": code_bytes})
         store._identity = Identity(folder)
@@ -172,9 +191,8 @@ class LanceStore:
             )
         return self._open_table
 
-    @property
-    def _schema(self) -> pa.Schema:
-        """Return the newest schema; the fingerprint in it is compared again, because the table may be exchanged."""
+    def _read_schema(self) -> pa.Schema:
+        """Read the newest schema; the fingerprint in it is compared again, because the table may be exchanged."""
         schema = self._table.schema
         require_fingerprint(self._folder, self._info, (schema.metadata or {}).get(b"fingerprint", b"").decode())
         return schema
@@ -188,7 +206,7 @@ class LanceStore:
             new = {name for record in records for name in record.metadata} - set(self.columns())
             if new:
                 self._table.add_columns(metadata_fields(sorted(new)))
-            rows = build_rows(checked, records, self._schema)
+            rows = build_rows(checked, records, self._read_schema())
             self._table.merge_insert("image_id").when_matched_update_all().when_not_matched_insert_all().execute(rows)
             self._finish_change()
 
@@ -224,20 +242,16 @@ class LanceStore:
         if (copy := self._find_resident()) is not None and (held := copy.get(image_ids)) is not None:
             return held
         table = self._table
-        names = [*record_names(self._schema), "vector"]
+        names = [*record_names(self._read_schema()), "vector"]
         wanted = sorted(set(image_ids))
         found: dict[str, tuple[np.ndarray, ImageRecord]] = {}
         for start in range(0, len(wanted), BLOCK_ROWS):
             rows = table.search().where(names_sql(wanted[start : start + BLOCK_ROWS])).select(names).to_arrow()
             for vector, record in zip(read_vectors(rows, self._info.embedding_dim), read_records(rows), strict=True):
                 found[record.image_id] = (vector, record)
-        missing = [image_id for image_id in image_ids if image_id not in found]
-        if missing:
-            raise DataError(missing_message(missing))
-        vectors = np.empty((len(image_ids), self._info.embedding_dim), dtype=np.float32)
-        for row, image_id in enumerate(image_ids):
-            vectors[row] = found[image_id][0]
-        return vectors, [found[image_id][1] for image_id in image_ids]
+        chosen = choose(image_ids, found)
+        vectors = np.array([vector for vector, _ in chosen], dtype=np.float32).reshape(-1, self._info.embedding_dim)
+        return vectors, [record for _, record in chosen]
 
     @guarded
     def image_ids(self) -> Iterator[str]:
@@ -253,7 +267,7 @@ class LanceStore:
     @guarded
     def columns(self) -> tuple[str, ...]:
         """Return the names of the metadata columns, sorted."""
-        return metadata_columns(self._schema)
+        return metadata_columns(self._read_schema())
 
     @guarded
     def kinds(self, columns: Sequence[str]) -> dict[str, Kinds]:
@@ -263,7 +277,7 @@ class LanceStore:
     @guarded
     def count(self, filter: FilterLike = ()) -> int:
         """Count the images that pass the filter."""
-        self._schema  # noqa: B018  as in __init__
+        self._read_schema()  # as in __init__
         return int(self._table.count_rows(self._to_sql(filter)))
 
     def optimize(self) -> None:
@@ -284,21 +298,13 @@ class LanceStore:
         faults = find_broken_files(self._folder) or find_lost_version(self._folder, self._table)
         if faults:
             return faults
-        seen: set[str] = set()
-        num_rows = num_wrong = 0
+        blocks = (pa.Table.from_batches([batch]) for batch in self._table.search().to_batches(BLOCK_ROWS))
         try:
-            for batch in self._table.search().to_batches(BLOCK_ROWS):
-                rows = pa.Table.from_batches([batch])
-                num_rows += rows.num_rows
-                seen.update(rows["image_id"].to_pylist())
-                num_wrong += len(find_wrong_norms(read_vectors(rows, self._info.embedding_dim))[1])
+            return find_row_faults(
+                (rows["image_id"].to_pylist(), read_vectors(rows, self._info.embedding_dim)) for rows in blocks
+            )[1]
         except (OSError, RuntimeError, ValueError) as error:
             return [f"{table_path(self._folder)} cannot be read: {str(error).splitlines()[0]}"]
-        if num_wrong:
-            faults.append(f"{num_wrong} vectors are not L2-normalized.")
-        if len(seen) != num_rows:
-            faults.append(f"{num_rows - len(seen)} images occur twice.")
-        return faults
 
     def snapshot(self, out: Path) -> None:
         """Write a copy of the index as it is now to a new folder; files are linked where the disk allows it."""
@@ -316,7 +322,7 @@ class LanceStore:
 
         def load() -> ResidentRows | None:
             self._identity.require()
-            self._schema  # noqa: B018  as in __init__
+            self._read_schema()  # as in __init__
             table = self._table
             num_images = table.count_rows()
             if count_bytes(num_images, self._info.embedding_dim) > max_bytes:
@@ -341,8 +347,7 @@ class LanceStore:
         return None if self._copy is None else self._copy.find_current()
 
     def _search_one(self, query: FloatArray, k: int, condition: str | None, *, is_indexed: bool) -> list[Hit]:
-        # A power of two, so that neighboring k look at the same candidates: pages of one answer fit together.
-        num_candidates = max(MIN_CANDIDATES, CANDIDATES_PER_HIT[self._kind] * (1 << (k - 1).bit_length()))
+        num_candidates = count_candidates(k, CANDIDATES_PER_HIT[self._kind], MIN_CANDIDATES)
         if is_indexed:
             rows = self._find_candidates(query, num_candidates, condition, is_indexed=True)
             if rows.num_rows >= k:
@@ -357,7 +362,7 @@ class LanceStore:
     def _find_candidates(
         self, query: FloatArray, num_candidates: int, condition: str | None, *, is_indexed: bool
     ) -> pa.Table:
-        table, names = self._table, record_names(self._schema)
+        table, names = self._table, record_names(self._read_schema())
         distance = PQ_DISTANCE if is_indexed and self._kind == "ivf_pq" else "dot"
         search = cast(Any, table.search(query, vector_column_name="vector")).distance_type(distance)
         search = search.limit(num_candidates)
@@ -371,14 +376,10 @@ class LanceStore:
 
     def _rank(self, query: FloatArray, rows: pa.Table, k: int) -> tuple[list[Hit], bool]:
         """Rank candidates by full vectors; say too whether no image beyond them can belong to the first ``k``."""
-        if not rows.num_rows:
-            return [], True
-        vectors = read_vectors(rows, self._info.embedding_dim)
-        ranked = rank_candidates(query, vectors, rows["image_id"].to_pylist(), k)
-        records = read_records(rows.take(pa.array([place for place, _ in ranked])))
-        farthest = 1 - max(rows["_distance"].to_pylist())  # the engine's distance is 1 - inner product
-        is_certain = len(ranked) == k and ranked[-1][1] > farthest + 2 * float(error_bound(query))
-        hits = [Hit(record=record, score=score) for record, (_, score) in zip(records, ranked, strict=True)]
+        vectors, names = read_vectors(rows, self._info.embedding_dim), rows["image_id"].to_pylist()
+        hits = rank_candidates(query, vectors, names, k, lambda ranked: read_records(rows.take(pa.array(ranked))))
+        farthest = 1 - max(rows["_distance"].to_pylist(), default=0.0)  # the engine's distance is 1 - inner product
+        is_certain = len(hits) == k and hits[-1].score > farthest + 2 * float(error_bound(query))
         return hits, is_certain
 
     def _has_index(self, name: str) -> bool:
@@ -396,3 +397,11 @@ class LanceStore:
         self._table.optimize(cleanup_older_than=KEPT_VERSION_AGE, delete_unverified=True)
         self._files.sync(self._table.version)
         self._num_changes = 0
+
+
+def build_config(kind: IndexKind, code_bytes: int | None, embedding_dim: int) -> HnswSq | IvfPq | IvfRq:
+    """Say how LanceDB is to build an index of one of the kinds of short codes."""
+    if kind == "ivf_pq":
+        num_bytes = code_bytes or max(1, embedding_dim // PQ_SUB_VECTOR_WIDTH)
+        return IvfPq(distance_type=PQ_DISTANCE, num_sub_vectors=num_bytes)
+    return IvfRq(distance_type="dot") if kind == "ivf_rq" else HnswSq(distance_type="dot")

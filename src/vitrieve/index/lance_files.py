@@ -1,28 +1,77 @@
-"""The files of a LanceDB table: opened, made durable, told from those of another version."""
+"""LanceDB imported, and the files of a table: opened, made durable, told from those of another version.
+
+``import lancedb`` also imports a generated client of a server that is never asked here, which takes half of its two
+seconds, for the sake of a few classes that stand in a module beside it. A search in a new process would wait for that.
+So the package that holds both runs its own body only when somebody asks for something that the body defines.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
+import sys
 import zlib
 from collections.abc import Hashable
 from datetime import timedelta
+from importlib.util import find_spec, module_from_spec
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 from vitrieve.artifacts import sync_file, sync_folder, write_text_durably
 from vitrieve.errors import ArtifactError
-from vitrieve.index.exact import link_or_copy
-from vitrieve.index.lance_library import Table, lancedb
-from vitrieve.index.lance_schema import table_path, versions_path
-from vitrieve.index.segments import compute_checksum
+from vitrieve.index.folder import compute_checksum, link_or_copy
 
+CLOUD_CLIENT = "lance_namespace_urllib3_client"
+
+
+class _OnDemand(ModuleType):
+    """A package of which submodules can be imported before its own body has run."""
+
+    def __getattr__(self, name: str) -> Any:
+        """Run the body, once: only what is not there yet is asked for here."""
+        self.__class__ = ModuleType  # type: ignore[assignment]
+        spec: Any = self.__spec__
+        spec.loader.exec_module(self)
+        return getattr(self, name)
+
+
+def postpone(package: str) -> None:
+    """Let a package's body wait until it is needed; where it is imported already, or not installed, do nothing."""
+    spec = None if package in sys.modules else find_spec(package)
+    if spec is not None:
+        module = module_from_spec(spec)
+        module.__class__ = _OnDemand
+        sys.modules[package] = module
+
+
+postpone(CLOUD_CLIENT)
+
+import lancedb  # noqa: E402
+from lancedb.index import BTree as BTree  # noqa: E402
+from lancedb.index import HnswSq as HnswSq  # noqa: E402
+from lancedb.index import IvfPq as IvfPq  # noqa: E402
+from lancedb.index import IvfRq as IvfRq  # noqa: E402
+from lancedb.table import Table as Table  # noqa: E402
+
+TABLE_NAME = "images"
 _ENDINGS = {".lance": b"LANC", ".idx": b"LANC", ".manifest": b"LANC", ".arrow": b"ARROW1"}
 _FIXED_SUFFIXES = (*_ENDINGS, ".bin", ".txn")
 """Of the files that never change once they are written; latest_version_hint.json does."""
 _NUM_END_BYTES = max(map(len, _ENDINGS.values()))
 _READ_BYTES = 1 << 20
 CHECKSUMS_NAME = "checksums.json"
+
+
+def table_path(folder: Path) -> Path:
+    """Return where LanceDB keeps the table's files."""
+    return folder / f"{TABLE_NAME}.lance"
+
+
+def versions_path(folder: Path) -> Path:
+    """Return where LanceDB keeps a file for each version of the table."""
+    return table_path(folder) / "_versions"
 
 
 def connect(folder: Path) -> lancedb.DBConnection:

@@ -7,10 +7,13 @@ with strong consistency: it sees every change that was acknowledged before it.
 
 from __future__ import annotations
 
+import logging
+import os
 import time
 import uuid
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import reduce
 from itertools import islice
 from operator import or_
@@ -21,19 +24,9 @@ import numpy as np
 
 from vitrieve.artifacts import prepare_folder, write_manifest
 from vitrieve.data.records import ImageRecord
-from vitrieve.errors import ArtifactError, ConfigError, DataError
-from vitrieve.index.batch import (
-    check_batch,
-    check_queries,
-    check_size,
-    find_wrong_norms,
-    missing_message,
-)
-from vitrieve.index.comparison import resolve_filter
-from vitrieve.index.exact import error_bound, rank_candidates
-from vitrieve.index.filter import FilterLike
-from vitrieve.index.identity import Identity, guarded
-from vitrieve.index.kinds import NOTHING, Kinds, read_kinds
+from vitrieve.errors import ArtifactError, ConfigError
+from vitrieve.index.filter import NOTHING, FilterLike, Kinds, read_kinds, resolve_filter
+from vitrieve.index.folder import Identity, guarded
 from vitrieve.index.milvus_rows import (
     NO_IMAGE_KEY,
     ROW_FIELDS,
@@ -46,22 +39,21 @@ from vitrieve.index.milvus_rows import (
     to_key,
     unknown_kinds_expression,
 )
-from vitrieve.index.milvus_server import (
-    about_row,
-    connect,
-    create_about,
-    create_collection,
-    grpc_error,
-    reason_of,
-    reported,
-    search_parameters,
-)
 from vitrieve.index.store import (
     MAX_BATCH_ROWS,
+    PQ_SUB_VECTOR_WIDTH,
     Hit,
     IndexKind,
     StoreInfo,
+    check_batch,
+    check_queries,
+    check_size,
+    choose,
+    count_candidates,
     describe,
+    error_bound,
+    find_row_faults,
+    rank_candidates,
     read_info,
     require_fingerprint,
 )
@@ -79,6 +71,8 @@ PAGE_ROWS = 1_000
 GET_ROWS = 500
 """Images fetched with their vectors at a time: an answer stays far below Milvus's 64 MB."""
 SNAPSHOT_POLL_SECONDS = 1.0
+TOKEN_VARIABLE = "VITRIEVE_MILVUS_TOKEN"
+TIMEOUT_SECONDS = 60.0
 
 
 class MilvusStore:
@@ -216,10 +210,7 @@ class MilvusStore:
                 keys = wanted[start : start + GET_ROWS]
                 rows = self._client.get(self._name, ids=keys, output_fields=list(ROW_FIELDS))
                 found |= {from_key(row["key"]): row for row in rows}
-        missing = [image_id for image_id in image_ids if image_id not in found]
-        if missing:
-            raise DataError(missing_message(missing))
-        rows = [found[image_id] for image_id in image_ids]
+        rows = choose(image_ids, found)
         return read_vectors(rows, self._info.embedding_dim), list(read_records(rows))
 
     @guarded
@@ -272,19 +263,12 @@ class MilvusStore:
 
     def verify(self) -> list[str]:
         """Read every vector; say which are not normalized, and whether the server counts what it holds."""
-        num_rows, num_wrong, keys = 0, 0, set()
-        rows: list[dict[str, Any]] = []
-        for row in self._iterate(self._name, ["key", "vector"]):
-            num_rows += 1
-            keys.add(row["key"])
-            rows.append(row)
-            if len(rows) == PAGE_ROWS:
-                num_wrong += len(find_wrong_norms(read_vectors(rows, self._info.embedding_dim))[1])
-                rows = []
-        num_wrong += len(find_wrong_norms(read_vectors(rows, self._info.embedding_dim))[1])
-        faults = [f"{num_wrong} vectors are not L2-normalized."] if num_wrong else []
-        if len(keys) != num_rows:
-            faults.append(f"{num_rows - len(keys)} images occur twice; optimize mends that.")
+        entities = self._iterate(self._name, ["key", "vector"])
+        pages = iter(lambda: list(islice(entities, PAGE_ROWS)), [])
+        num_rows, faults = find_row_faults(
+            (([row["key"] for row in rows], read_vectors(rows, self._info.embedding_dim)) for rows in pages),
+            advice="; optimize mends that",
+        )
         if self.count() != num_rows:
             faults.append(f"the server counts {self.count()} images, but returns {num_rows}.")
         return faults
@@ -366,8 +350,7 @@ class MilvusStore:
             iterator.close()
 
     def _search_one(self, query: FloatArray, k: int, expression: str) -> list[Hit]:
-        # A power of two, so that neighboring k look at the same candidates: pages of one answer fit together.
-        num_candidates = max(MIN_CANDIDATES, CANDIDATES_PER_HIT[self._kind] * (1 << (k - 1).bit_length()))
+        num_candidates = count_candidates(k, CANDIDATES_PER_HIT[self._kind], MIN_CANDIDATES)
         while True:  # images that tie with the last candidate would be left out by chance
             num_candidates = min(num_candidates, MAX_CANDIDATES)
             (found,) = self._client.search(
@@ -388,10 +371,113 @@ class MilvusStore:
             num_candidates *= 4
 
     def _rank(self, query: FloatArray, rows: list[dict[str, Any]], k: int) -> list[Hit]:
-        if not rows:
-            return []
         rows = list({row["key"]: row for row in rows}.values())  # see optimize: a row may occur twice
-        names = [from_key(row["key"]) for row in rows]
-        ranked = rank_candidates(query, read_vectors(rows, self._info.embedding_dim), names, k)
-        records = read_records([rows[place] for place, _ in ranked])
-        return [Hit(record=record, score=score) for record, (_, score) in zip(records, ranked, strict=True)]
+        vectors, names = read_vectors(rows, self._info.embedding_dim), [from_key(row["key"]) for row in rows]
+        return rank_candidates(query, vectors, names, k, lambda ranked: read_records([rows[row] for row in ranked]))
+
+
+# The server
+
+
+def connect(uri: str) -> MilvusClient:
+    """Connect to a server.
+
+    Raises:
+        ConfigError: pymilvus is not installed, or ``uri`` is no address.
+        ArtifactError: The server does not answer.
+    """
+    if not uri.startswith(("http://", "https://", "tcp://")):
+        raise ConfigError(f"{uri!r} is no address of a Milvus server; give one like http://localhost:19530.")
+    try:
+        from pymilvus import MilvusClient
+        from pymilvus.exceptions import MilvusException
+    except ImportError:
+        raise ConfigError("the store milvus needs pymilvus: pip install 'vitrieve[milvus]'.") from None
+    # It logs every failed call with a traceback before it raises; the errors below say what is wrong.
+    logging.getLogger("pymilvus").setLevel(logging.CRITICAL)
+    token = os.environ.get(TOKEN_VARIABLE, "")
+    try:
+        return MilvusClient(uri, token=token, timeout=TIMEOUT_SECONDS)
+    except (MilvusException, grpc_error()):
+        # Clients of one address share a channel, and a server may just have closed it (milvus-lite calls the client's
+        # pings too many). The client tries other calls again by itself, but not its first.
+        with reported(uri):
+            return MilvusClient(uri, token=token, timeout=TIMEOUT_SECONDS)
+
+
+def create_collection(
+    client: MilvusClient, name: str, embedding_dim: int, kind: IndexKind, code_bytes: int | None
+) -> None:
+    """Make the collection of images; arguments as ``MilvusStore.create``."""
+    from pymilvus import DataType
+
+    schema = client.create_schema(auto_id=False, enable_dynamic_field=False)
+    schema.add_field("key", DataType.VARCHAR, is_primary=True, max_length=65_535)
+    schema.add_field("vector", DataType.FLOAT_VECTOR, dim=embedding_dim)
+    schema.add_field("record", DataType.JSON)
+    schema.add_field("terms", DataType.JSON)
+    index = client.prepare_index_params()
+    engine_kind, parameters = _index_parameters(kind, code_bytes or max(1, embedding_dim // PQ_SUB_VECTOR_WIDTH))
+    index.add_index("vector", index_type=engine_kind, metric_type="IP", params=parameters)
+    client.create_collection(name, schema=schema, index_params=index, consistency_level="Strong")
+
+
+def create_about(client: MilvusClient, name: str, fingerprint: str) -> None:
+    """Make the small collection beside it: the encoder's fingerprint, and the names of the metadata columns."""
+    from pymilvus import DataType
+
+    schema = client.create_schema(auto_id=False, enable_dynamic_field=False)
+    schema.add_field("key", DataType.VARCHAR, is_primary=True, max_length=65_535)
+    schema.add_field("value", DataType.VARCHAR, max_length=65_535)
+    schema.add_field("nothing", DataType.FLOAT_VECTOR, dim=2)  # Milvus wants a vector in every collection
+    index = client.prepare_index_params()
+    index.add_index("nothing", index_type="FLAT", metric_type="IP")
+    client.create_collection(name, schema=schema, index_params=index, consistency_level="Strong")
+    client.upsert(name, [about_row("fingerprint", fingerprint)])
+
+
+def about_row(key: str, value: str) -> dict[str, Any]:
+    """Build an entity of the small collection."""
+    return {"key": key, "value": value, "nothing": [0.0, 0.0]}
+
+
+def _index_parameters(kind: IndexKind, code_bytes: int) -> tuple[str, dict[str, Any]]:
+    """Return Milvus's name and settings of an index kind; 1,024 lists suit its segments of about a million images."""
+    parameters: dict[IndexKind, tuple[str, dict[str, Any]]] = {
+        "flat": ("FLAT", {}),
+        "ivf_hnsw_sq": ("HNSW_SQ", {"M": 20, "efConstruction": 200, "sq_type": "SQ8"}),
+        "ivf_pq": ("IVF_PQ", {"nlist": 1024, "m": code_bytes, "nbits": 8}),
+        "ivf_rq": ("IVF_RABITQ", {"nlist": 1024}),
+    }
+    return parameters[kind]
+
+
+def search_parameters(kind: IndexKind, num_candidates: int) -> dict[str, Any]:
+    """Return how thoroughly to search an index of a kind."""
+    if kind == "flat":
+        return {}
+    return {"ef": max(2 * num_candidates, 100)} if kind == "ivf_hnsw_sq" else {"nprobe": 64}
+
+
+@contextmanager
+def reported(uri: str) -> Iterator[None]:
+    """Turn what the client raises into our error."""
+    from pymilvus.exceptions import MilvusException
+
+    try:
+        yield
+    except (MilvusException, grpc_error()) as error:
+        raise ArtifactError(f"the Milvus server {uri} refused or did not answer: {reason_of(error)}") from None
+
+
+def grpc_error() -> type[Exception]:
+    """Return what a call raises that the server does not know, or that does not reach it."""
+    from grpc import RpcError
+
+    return RpcError  # type: ignore[no-any-return]
+
+
+def reason_of(error: Exception) -> str:
+    """Return the first line of what a server says."""
+    lines = str(getattr(error, "message", None) or error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

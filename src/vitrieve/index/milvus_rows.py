@@ -16,8 +16,7 @@ import pyarrow as pa
 
 from vitrieve.data.records import ImageRecord
 from vitrieve.embed.rows import SCHEMA, build_table, to_records
-from vitrieve.index.comparison import ColumnTest, Span
-from vitrieve.index.kinds import Kinds, read_kinds, read_number
+from vitrieve.index.filter import ColumnTest, Kinds, Span, read_kinds, read_number
 
 ROW_FIELDS = ("key", "record", "vector")
 NO_IMAGE_KEY = "none"
@@ -82,32 +81,32 @@ def to_expression(tests: Iterable[ColumnTest]) -> str:
 
 def other_kinds_expression(column: str, known: Iterable[Kinds]) -> str:
     """Write that an image has a value of other kinds than these."""
-    place = f'terms["{_KINDS}{to_key(column)}"]'
-    return " and ".join([f"exists {place}", *(f"{place} != {kinds.value}" for kinds in known)])
+    term = f'terms["{_KINDS}{to_key(column)}"]'
+    return " and ".join([f"exists {term}", *(f"{term} != {kinds.value}" for kinds in known)])
 
 
 def unknown_kinds_expression(column: str) -> str:
     """Write that an image has a value of which no kind is written down: those of indexes before there were kinds."""
-    text, place = (f'terms["{prefix}{to_key(column)}"]' for prefix in (_TEXT, _KINDS))
-    return f'exists {text} and not (exists {place}) and not ({text} == "{to_key("")}")'
+    text, kinds = (f'terms["{prefix}{to_key(column)}"]' for prefix in (_TEXT, _KINDS))
+    return f'exists {text} and not (exists {kinds}) and not ({text} == "{to_key("")}")'
 
 
 def _write_test(test: ColumnTest) -> str:
     column = to_key(test.column)
     if test.is_negated:
         return " and ".join(
-            f"(not (exists {_place(column, span)}) or not ({_write(column, span)}))" for span in test.spans
+            f"(not (exists {_name_term(column, span)}) or not ({_write(column, span)}))" for span in test.spans
         )
     return " or ".join(f"({_write(column, span)})" for span in test.spans)
 
 
-def _place(column: str, span: Span) -> str:
+def _name_term(column: str, span: Span) -> str:
     return f'terms["{_TEXT if span.is_text else _NUMBER}{column}"]'
 
 
 def _write(column: str, span: Span) -> str:
-    place = _place(column, span)
+    term = _name_term(column, span)
     literals = [
         (sign, f'"{to_key(end)}"' if isinstance(end, str) else repr(float(end) + 0.0)) for sign, end in span.limits
     ]
-    return " and ".join(f"{place} {'==' if sign == '=' else sign} {literal}" for sign, literal in literals)
+    return " and ".join(f"{term} {'==' if sign == '=' else sign} {literal}" for sign, literal in literals)

@@ -14,9 +14,8 @@ from vitrieve.config import Device
 from vitrieve.data.records import ImageRecord
 from vitrieve.embed.collection import Embeddings, load_embeddings
 from vitrieve.errors import ArtifactError, ConfigError, DataError, DiskFullError, FingerprintError
-from vitrieve.index.batch import check_vectors
-from vitrieve.index.lock import writing
-from vitrieve.index.store import IndexKind, StoreInfo, StoreKind, VectorStore, read_info
+from vitrieve.index.folder import writing
+from vitrieve.index.store import IndexKind, StoreInfo, StoreKind, VectorStore, check_vectors, read_info
 from vitrieve.replacing import replacing_folder
 from vitrieve.runtime.choice import EngineChoice, PrecisionChoice
 from vitrieve.runtime.encoder import Encoder, load_encoder

@@ -19,9 +19,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from vitrieve.data.records import ImageRecord
-from vitrieve.index.lance_library import Table
-from vitrieve.index.lance_schema import read_records, read_vectors, record_names
-from vitrieve.index.store import Hit
+from vitrieve.index.lance_files import Table
+from vitrieve.index.lance_table import read_records, read_vectors, record_names
+from vitrieve.index.store import Hit, count_candidates
 from vitrieve.similarity import FloatArray, top_k
 
 RECORD_BYTES = 2_000
@@ -72,16 +72,15 @@ class ResidentRows:
 
     def __init__(self, table: Table, embedding_dim: int, *, is_exact: bool) -> None:
         self._vectors, self._records = _read_sorted(table, embedding_dim)
-        self._places = {name: place for place, name in enumerate(self._records["image_id"].to_pylist())}
+        self._rows = {name: row for row, name in enumerate(self._records["image_id"].to_pylist())}
         self._index = None if is_exact else _build_lists(self._vectors)
 
     def search(self, query: FloatArray, k: int) -> list[Hit] | None:
         """Find the nearest images of one query ``(E,)``; None where the candidates are too few, or would be many."""
         if self._index is None:
-            similarities, places = top_k(query[None], self._vectors, k)
-            return self._to_hits(places[0], similarities[0])
-        # A power of two, so that neighboring k look at the same candidates: pages of one answer fit together.
-        num_candidates = max(MIN_CANDIDATES, CANDIDATES_PER_HIT * (1 << (k - 1).bit_length()))
+            similarities, rows = top_k(query[None], self._vectors, k)
+            return self._to_hits(rows[0], similarities[0])
+        num_candidates = count_candidates(k, CANDIDATES_PER_HIT, MIN_CANDIDATES)
         if num_candidates > MAX_CANDIDATES:
             return None
         found = self._index.search(query[None], num_candidates)[1][0]
@@ -93,13 +92,13 @@ class ResidentRows:
 
     def get(self, image_ids: Sequence[str]) -> tuple[FloatArray, list[ImageRecord]] | None:
         """Return vectors and images by name, in the order asked for; None when one is not there."""
-        places = [self._places.get(image_id, -1) for image_id in image_ids]
-        if not places or min(places) < 0:
+        rows = [self._rows.get(image_id, -1) for image_id in image_ids]
+        if not rows or min(rows) < 0:
             return None
-        return self._vectors[places], list(read_records(self._records.take(pa.array(places))))
+        return self._vectors[rows], list(read_records(self._records.take(pa.array(rows))))
 
-    def _to_hits(self, places: np.ndarray, similarities: FloatArray) -> list[Hit]:
-        records = read_records(self._records.take(pa.array(places)))
+    def _to_hits(self, rows: np.ndarray, similarities: FloatArray) -> list[Hit]:
+        records = read_records(self._records.take(pa.array(rows)))
         return [Hit(record=record, score=float(score)) for record, score in zip(records, similarities, strict=True)]
 
 

@@ -3,13 +3,18 @@
 A segment is ``NNNNNN.npy`` (vectors), ``NNNNNN.parquet`` (rows of ``embed/rows.py``) and, once images of it are
 gone, ``NNNNNN.dead.npy`` of a later number. ``state.json`` names the segments that count and is replaced in one
 step: a reader sees a change whole or not at all, and so does whoever comes after a crash.
+
+Vectors are not mapped into memory: where a mapped file is cut short, or its disk fails or is pulled out, while a search
+reads it, the system ends the process with a bus error. A read raises, and the search is refused in one line.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import weakref
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, reduce
 from operator import or_
@@ -22,16 +27,90 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from vitrieve.artifacts import replacing_durably, write_text_durably, write_vectors_durably
+from vitrieve.embed.collection import read_vectors_file
 from vitrieve.embed.rows import read_rows
 from vitrieve.errors import ArtifactError
-from vitrieve.index.batch import BLOCK_ROWS, find_wrong_norms
-from vitrieve.index.identity import FileStamp, read_stamp
-from vitrieve.index.kinds import NOTHING, Kinds, read_kinds
-from vitrieve.index.vectors_file import VectorsFile
+from vitrieve.index.filter import NOTHING, Kinds, read_kinds
+from vitrieve.index.folder import FileStamp, compute_checksum, read_stamp
+from vitrieve.index.store import BLOCK_ROWS, find_wrong_norms
 
 STATE_NAME = "state.json"
 FOLDER_NAME = "segments"
-_READ_BYTES = 2**24
+BLOCK_BYTES = 2**22
+"""Read at a time: what the processor's cache holds is multiplied while it is there."""
+MIN_SHARE = 8
+"""From one row in so many on, reading all of them is faster than one after the other."""
+
+
+class VectorsFile:
+    """``(N, E)`` float32 in a ``.npy`` file that never changes; the file stays readable when it is removed.
+
+    Args:
+        path: The file.
+        shape: ``(N, E)``.
+
+    Raises:
+        ArtifactError: The file is missing, damaged, or not float32 of ``shape``.
+    """
+
+    def __init__(self, path: Path, shape: tuple[int, int]) -> None:
+        self.shape = shape
+        self._path = path
+        try:
+            self._descriptor = os.open(path, os.O_RDONLY)
+        except OSError as error:
+            raise ArtifactError(f"{path} cannot be read ({error}); make the artifact again.") from None
+        weakref.finalize(self, os.close, self._descriptor)
+        self._offset = int(getattr(read_vectors_file(path, shape), "offset", 0))
+        self._held: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def hold(self) -> None:
+        """Keep all vectors in memory from now on."""
+        if self._held is None:
+            self._held = self._read(0, len(self))
+
+    def blocks(self) -> Iterator[np.ndarray]:
+        """Yield the vectors in blocks of rows, in order; a block is valid until the next one.
+
+        Raises:
+            ArtifactError: The file was cut short, or its disk fails.
+        """
+        if self._held is not None:
+            yield self._held
+            return
+        num_rows = max(1, BLOCK_BYTES // (4 * self.shape[1]))
+        buffer = np.empty((min(num_rows, len(self)), self.shape[1]), dtype=np.float32)
+        for start in range(0, len(self), num_rows):
+            yield self._read(start, min(start + num_rows, len(self)), buffer)
+
+    def take(self, rows: np.ndarray) -> np.ndarray:
+        """Return some rows, ``(n, E)``, in the order that is asked for; raises as ``blocks``."""
+        if self._held is not None:
+            return np.asarray(self._held[rows])
+        if len(rows) * MIN_SHARE >= len(self):
+            return np.asarray(self._read(0, len(self))[rows])
+        taken = np.empty((len(rows), self.shape[1]), dtype=np.float32)
+        for position, row in enumerate(rows.tolist()):
+            self._read(row, row + 1, taken[position : position + 1])
+        return taken
+
+    def _read(self, start: int, stop: int, buffer: np.ndarray | None = None) -> np.ndarray:
+        """Read the rows from ``start`` to ``stop``, into the beginning of ``buffer`` if one is given."""
+        rows = np.empty((stop - start, self.shape[1]), np.float32) if buffer is None else buffer[: stop - start]
+        left = memoryview(rows.data).cast("B") if rows.size else memoryview(b"")
+        offset = self._offset + 4 * self.shape[1] * start
+        while left:
+            try:
+                num_read = os.preadv(self._descriptor, [left], offset)
+            except OSError as error:
+                raise ArtifactError(f"{self._path} cannot be read ({error.strerror}).") from None
+            if not num_read:
+                raise ArtifactError(f"{self._path} is not what was written: it has been cut short.")
+            left, offset = left[num_read:], offset + num_read
+        return rows
 
 
 @dataclass(frozen=True)
@@ -43,7 +122,7 @@ class Segment:
         vectors: ``(N, E)`` float32, in their file.
         rows: The images, one row a vector.
         checksums: CRC-32 of the two files.
-        stamp: Of the file of vectors when it was opened.
+        stamp: Stamp of the file of vectors when it was opened.
     """
 
     name: str
@@ -118,7 +197,7 @@ class State:
     """The whole store at one moment.
 
     Attributes:
-        fingerprint: Of the encoder; the manifest must say the same.
+        fingerprint: Fingerprint of the encoder; the manifest must say the same.
         next_number: No file has this number or a higher one.
         columns: Metadata columns, sorted.
         parts: Oldest first.
@@ -333,15 +412,6 @@ def list_files(state: State) -> set[str]:
     """Return the names of the files that a state needs."""
     names = {f"{part.segment.name}{ending}" for part in state.parts for ending in (".npy", ".parquet")}
     return names | {f"{part.dead_name}.dead.npy" for part in state.parts if part.dead_name is not None}
-
-
-def compute_checksum(path: Path) -> int:
-    """Compute the CRC-32 of a file."""
-    checksum = 0
-    with path.open("rb") as file:
-        while block := file.read(_READ_BYTES):
-            checksum = zlib.crc32(block, checksum)
-    return checksum
 
 
 def vectors_path(folder: Path, name: str) -> Path:

@@ -1,21 +1,23 @@
-"""What a vector store is: the one protocol behind the exact, the LanceDB and the Milvus index."""
+"""What a vector store is: the one protocol behind the exact, the LanceDB and the Milvus index, and what they share."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 from unicodedata import normalize
 
 import numpy as np
 
 from vitrieve.artifacts import read_manifest
 from vitrieve.data.records import ImageRecord
-from vitrieve.errors import ArtifactError, DataError, FingerprintError
-from vitrieve.index.filter import FilterLike
-from vitrieve.index.kinds import Kinds
+from vitrieve.errors import ArtifactError, DataError, FingerprintError, InputError
+from vitrieve.index.filter import FilterLike, Kinds
+from vitrieve.similarity import FloatArray, as_embeddings, top_k
+
+T = TypeVar("T")
 
 StoreKind = Literal["exact", "lance", "milvus"]
 IndexKind = Literal["flat", "ivf_hnsw_sq", "ivf_pq", "ivf_rq"]
@@ -23,6 +25,12 @@ IndexKind = Literal["flat", "ivf_hnsw_sq", "ivf_pq", "ivf_rq"]
 codes; codes of a bit a dimension (RaBitQ). The last three choose candidates, whose full vectors are compared."""
 MAX_BATCH_ROWS = 4096
 """Images in one change: a change is atomic, and Milvus takes at most 64 MB in one message."""
+BLOCK_ROWS = 65_536
+"""Vectors checked or copied at a time."""
+NORM_TOLERANCE = 1e-3
+"""How far from one the length of an L2-normalized float32 row may be."""
+PQ_SUB_VECTOR_WIDTH = 8
+"""Dimensions that one byte of a product-quantized code stands for, unless ``code_bytes`` says otherwise."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +39,7 @@ class StoreInfo:
 
     Attributes:
         kind: Which store holds it.
-        fingerprint: Of the encoder that made the vectors, and must make the queries.
+        fingerprint: Fingerprint of the encoder that made the vectors, and must make the queries.
         encoder_source: Where that encoder came from: a folder or a weights name.
         image_size: Side of that encoder's input in pixels.
         embedding_dim: Length of a vector.
@@ -255,3 +263,172 @@ def find_name(store: VectorStore, image_id: str) -> str:
             store.get([name])
             return name
     return image_id
+
+
+# What every store checks before it changes or searches anything
+
+
+def check_batch(vectors: np.ndarray, records: Sequence[ImageRecord], embedding_dim: int) -> FloatArray:
+    """Check the arguments of ``upsert``; return the vectors as float32.
+
+    Raises:
+        DataError: As ``VectorStore.upsert``.
+    """
+    given = np.asarray(vectors)
+    if given.ndim != 2 or given.shape != (len(records), embedding_dim):
+        raise DataError(
+            f"vectors of shape {given.shape} do not belong to {len(records)} images in an index of {embedding_dim} "
+            "dimensions."
+        )
+    check_size(len(records))
+    check_vectors(given, records)
+    return np.ascontiguousarray(given, dtype=np.float32)
+
+
+def check_size(num_images: int) -> None:
+    """Refuse a change of more images than one change may have."""
+    if num_images > MAX_BATCH_ROWS:
+        raise DataError(f"{num_images} images in one change; give at most {MAX_BATCH_ROWS}, one batch after another.")
+
+
+def check_vectors(vectors: np.ndarray, records: Sequence[ImageRecord]) -> None:
+    """Check any number of vectors and their images.
+
+    Raises:
+        DataError: Vectors that are not normalized or not finite, an ``image_id`` that occurs twice, or text that is
+            not UTF-8.
+    """
+    for start in range(0, len(vectors), BLOCK_ROWS):
+        norms, wrong = find_wrong_norms(vectors[start : start + BLOCK_ROWS])
+        if wrong.size:
+            image_id = records[start + int(wrong[0])].image_id
+            raise DataError(
+                f"the vector of {image_id} has the length {norms[wrong[0]]:.4g}; "
+                "vectors must be finite and L2-normalized."
+            )
+    seen: set[str] = set()
+    for record in records:
+        if record.image_id in seen:
+            raise DataError(f"the image_id {record.image_id!r} occurs twice; every image needs its own.")
+        seen.add(record.image_id)
+        _check_text(record)
+
+
+def find_wrong_norms(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the lengths of all rows, and which rows have a length that is neither one nor zero."""
+    with np.errstate(over="ignore"):  # an infinite length is wrong, and counts so
+        norms = np.linalg.norm(vectors, axis=1)
+    # Written so that NaN counts as wrong. A length of zero is what normalizing zeros gives.
+    return norms, np.flatnonzero(~((np.abs(norms - 1) <= NORM_TOLERANCE) | (norms == 0)))
+
+
+def _check_text(record: ImageRecord) -> None:
+    """Refuse lone surrogates and NUL, which no engine stores."""
+    texts = [record.image_id, *record.metadata.keys(), *record.metadata.values()]
+    for text in texts:
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError:
+            raise DataError(f"{text!r} of {record.image_id!r} is not UTF-8.") from None
+        if "\0" in text:
+            raise DataError(f"{text!r} of {record.image_id!r} holds the character NUL.")
+
+
+def check_queries(queries: np.ndarray, k: int, embedding_dim: int) -> FloatArray:
+    """Check the arguments of ``search``; return the queries as float32.
+
+    Raises:
+        InputError: ``k`` below 1, another width, or a number that is not finite.
+    """
+    if k < 1:
+        raise InputError(f"k is {k}; expected at least 1.")
+    checked = as_embeddings(queries, "query embeddings")
+    if checked.shape[1] != embedding_dim:
+        raise InputError(
+            f"query embeddings have {checked.shape[1]} dimensions and the index {embedding_dim}; "
+            "they must come from the same encoder."
+        )
+    return checked
+
+
+# What stores do with the rows of their engine
+
+
+def choose(image_ids: Sequence[str], found: Mapping[str, T]) -> list[T]:
+    """Return what was found of images, in the order asked for.
+
+    Raises:
+        DataError: One of them is missing.
+    """
+    missing = [image_id for image_id in image_ids if image_id not in found]
+    if missing:
+        others = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+        raise DataError(f"the image {missing[0]!r}{others} is not in the index.")
+    return [found[image_id] for image_id in image_ids]
+
+
+def count_candidates(k: int, per_hit: int, at_least: int) -> int:
+    """Return how many candidates short codes are asked for, so that the nearest ``k`` images are among them.
+
+    It is computed from a power of two, so that neighboring ``k`` look at the same candidates: pages of one answer fit
+    together.
+    """
+    return max(at_least, per_hit * (1 << (k - 1).bit_length()))
+
+
+def rank_candidates(
+    query: FloatArray,
+    vectors: np.ndarray,
+    image_ids: Sequence[str],
+    k: int,
+    read_records: Callable[[list[int]], Sequence[ImageRecord]],
+) -> list[Hit]:
+    """Compare candidates exactly.
+
+    Args:
+        query: ``(E,)``.
+        vectors: ``(N, E)`` full vectors of the candidates.
+        image_ids: Names of the candidates.
+        k: How many to keep.
+        read_records: Reads the records of some candidates, given their rows.
+
+    Returns:
+        The hits, nearest first; equal scores ordered by ``image_id``.
+    """
+    if not image_ids:
+        return []
+    order = sorted(range(len(image_ids)), key=lambda row: image_ids[row])
+    (scores,), (ranks,) = top_k(query[None], np.asarray(vectors)[order], k)
+    records = read_records([order[row] for row in ranks])
+    return [Hit(record=record, score=float(score)) for record, score in zip(records, scores, strict=True)]
+
+
+def error_bound(query: FloatArray) -> np.float32:
+    """Bound the distance of a float32 product with a normalized row from the exact similarity.
+
+    Summing E rounded products in any order errs by less than about ``E * 2^-24`` of the product of the norms; the
+    grid and the rounding of ``similarity`` add less than that again. Doubled for the norms' tolerance.
+    """
+    return np.float32(query.size * 2.0**-22 * max(1.0, float(np.linalg.norm(query))))
+
+
+def find_row_faults(blocks: Iterable[tuple[Sequence[str], np.ndarray]], *, advice: str = "") -> tuple[int, list[str]]:
+    """Check the names and vectors of all rows of an index.
+
+    Args:
+        blocks: ``(image_ids, vectors)`` of some rows at a time.
+        advice: A clause that says what mends images that occur twice.
+
+    Returns:
+        The number of rows, and the faults in words.
+    """
+    seen: set[str] = set()
+    num_rows = num_wrong = 0
+    for image_ids, vectors in blocks:
+        num_rows += len(image_ids)
+        seen.update(image_ids)
+        num_wrong += find_wrong_norms(vectors)[1].size
+    faults = [f"{num_wrong} vectors are not L2-normalized."] if num_wrong else []
+    if len(seen) != num_rows:
+        faults.append(f"{num_rows - len(seen)} images occur twice{advice}.")
+    return num_rows, faults

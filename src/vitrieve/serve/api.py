@@ -10,7 +10,7 @@ from fastapi.responses import FileResponse
 from starlette.types import Receive, Scope, Send
 
 from vitrieve.data.picture import encode_jpeg
-from vitrieve.index.kinds import name_kind
+from vitrieve.index.filter import name_kind
 from vitrieve.search.explain import explain_result
 from vitrieve.search.request import SearchRequest
 from vitrieve.serve.body import is_form, parse_form, recognize

@@ -6,8 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Base64Bytes, BaseModel, ConfigDict, Field, StrictBool
 
-from vitrieve.index.filter import Condition, Operator
-from vitrieve.index.kinds import ColumnKind
+from vitrieve.index.filter import ColumnKind, Condition, Operator
 from vitrieve.search.request import Reranking, SearchAnswer, SearchResult
 from vitrieve.serve.limits import MAX_LIST, MAX_TEXT, MAX_VECTOR
 

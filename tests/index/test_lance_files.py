@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from vitrieve.index.lance_library import CLOUD_CLIENT, postpone
+from vitrieve.index.lance_files import CLOUD_CLIENT, postpone
 
 
 def test_a_postponed_body_runs_once_when_it_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

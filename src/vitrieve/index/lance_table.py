@@ -1,13 +1,15 @@
 """How images and filters look in a LanceDB table.
 
 Every metadata column of the collection is two columns of the table: its text, and the number that the text reads as
-(null where it is none), so that a filter in SQL means what ``comparison.passes`` says.
+(null where it is none), so that a filter in SQL means what ``filter.passes`` says.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
+from functools import reduce
+from operator import or_
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +18,19 @@ import pyarrow as pa
 from vitrieve.data.records import ImageRecord
 from vitrieve.embed.rows import SCHEMA as ROWS_SCHEMA
 from vitrieve.embed.rows import build_table, to_records
-from vitrieve.index.comparison import ColumnTest
-from vitrieve.index.kinds import BOOLEANS, CODE_PATTERN, DATE_PATTERN, YEAR_PATTERN, Kinds, read_number
+from vitrieve.index.filter import (
+    BOOLEANS,
+    CODE_PATTERN,
+    DATE_PATTERN,
+    NOTHING,
+    YEAR_PATTERN,
+    ColumnTest,
+    Kinds,
+    read_number,
+)
+from vitrieve.index.lance_files import Table, read_version_stamp
 
 RECORD_COLUMNS = ("image_id", "path", "label", "split", "is_query", "is_gallery", "box")
-TABLE_NAME = "images"
 _TEXT, _NUMBER = "text_", "number_"
 
 
@@ -51,7 +61,7 @@ def build_rows(vectors: np.ndarray, records: Sequence[ImageRecord], schema: pa.S
     Args:
         vectors: ``(N, E)`` float32.
         records: Their images; all their metadata columns are in ``schema``.
-        schema: Of the table.
+        schema: Schema of the table.
     """
     table = build_table(records, [None] * len(records), 0)
     arrays = {name: table[name] for name in RECORD_COLUMNS}
@@ -156,11 +166,35 @@ def _decode(name: str) -> str:
     )
 
 
-def table_path(folder: Path) -> Path:
-    """Return where LanceDB keeps the table's files."""
-    return folder / f"{TABLE_NAME}.lance"
+class KnownKinds:
+    """The kinds of columns that were asked for, of one version of the table.
+
+    Args:
+        folder: The index.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        # Replaced as one, because threads search at the same time.
+        self._known: tuple[Hashable, dict[str, Kinds]] = (None, {})
+
+    def find(self, table: Table, columns: Sequence[str]) -> dict[str, Kinds]:
+        """Find the kinds of some columns, as the table is now."""
+        stamp = read_version_stamp(self._folder)  # before the table is read: what is found is of then or later
+        known = self._known[1] if stamp is not None and stamp == self._known[0] else {}
+        found = {column: known[column] if column in known else _find_kinds(table, column) for column in columns}
+        self._known = (stamp, {**known, **found})
+        return found
 
 
-def versions_path(folder: Path) -> Path:
-    """Return where LanceDB keeps a file for each version of the table."""
-    return table_path(folder) / "_versions"
+def _find_kinds(table: Table, column: str) -> Kinds:
+    """Look for one value of each kind."""
+    return reduce(
+        or_,
+        (
+            kind
+            for kind, condition in kinds_sql(column).items()
+            if table.search().where(condition).select(["image_id"]).limit(1).to_arrow().num_rows
+        ),
+        NOTHING,
+    )

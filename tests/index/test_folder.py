@@ -13,8 +13,8 @@ import pytest
 from tests.index.conformance import WIDTH, fill, make_info, make_many, make_record
 from vitrieve.embed.collection import Embeddings
 from vitrieve.errors import ArtifactError, InputError, ReplacedError
-from vitrieve.index import identity, lock
-from vitrieve.index.lance_schema import table_path
+from vitrieve.index import folder as guards
+from vitrieve.index.lance_files import table_path
 from vitrieve.index.open import IndexSettings, build_index, create_index, open_index
 from vitrieve.index.segments import FOLDER_NAME
 from vitrieve.index.store import VectorStore
@@ -128,9 +128,9 @@ def test_what_was_read_while_the_index_was_replaced_is_not_returned(tmp_path: Pa
     class Reader:
         def __init__(self, folder: Path) -> None:
             self._folder = folder
-            self._identity = identity.Identity(folder)
+            self._identity = guards.Identity(folder)
 
-        @identity.guarded
+        @guards.guarded
         def read(self, fault: Exception | None = None) -> str:
             (tmp_path / "new").write_text("{}")
             (tmp_path / "new").replace(self._folder / "manifest.json")
@@ -146,28 +146,28 @@ def test_what_was_read_while_the_index_was_replaced_is_not_returned(tmp_path: Pa
 
 def test_overwriting_waits_for_whoever_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     create_index(make_info("exact"), tmp_path / "index").close()
-    monkeypatch.setattr(lock, "WAIT_SECONDS", 0.05)
-    with lock.writing(tmp_path / "index"), pytest.raises(ArtifactError, match="being written by another process"):
+    monkeypatch.setattr(guards, "WAIT_SECONDS", 0.05)
+    with guards.writing(tmp_path / "index"), pytest.raises(ArtifactError, match="being written by another process"):
         overwrite(tmp_path / "index", "exact", IndexSettings(), fingerprint="f" * 64, width=WIDTH)
     assert open_index(tmp_path / "index").count() == 0
 
 
 def test_the_lock_of_a_deleted_file_does_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Somebody who waited for the lock gets it when the index is made anew, on a file that nobody else sees."""
-    flock = lock.fcntl.flock
+    flock = guards.fcntl.flock
     num_locked = 0
 
     def lock_late(descriptor: int, operation: int) -> None:
         nonlocal num_locked
         num_locked += 1
         if num_locked == 1:
-            (tmp_path / lock.LOCK_NAME).unlink()
+            (tmp_path / guards.LOCK_NAME).unlink()
         flock(descriptor, operation)
 
-    monkeypatch.setattr(lock.fcntl, "flock", lock_late)
-    with lock.writing(tmp_path):
+    monkeypatch.setattr(guards.fcntl, "flock", lock_late)
+    with guards.writing(tmp_path):
         assert num_locked == 2
-        with pytest.raises(ArtifactError, match="being written"), lock.writing(tmp_path, wait_seconds=0):
+        with pytest.raises(ArtifactError, match="being written"), guards.writing(tmp_path, wait_seconds=0):
             pass
 
 
