@@ -5,14 +5,16 @@ import json
 import signal
 import subprocess
 import sys
+import threading
 import types
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from vitrieve import __version__
-from vitrieve.cli import console
+from vitrieve.cli import console, failures
 from vitrieve.cli import main as cli
 from vitrieve.cli.main import Command
 from vitrieve.errors import DataError, NonFiniteLossError
@@ -257,6 +259,49 @@ def test_sigterm_ends_a_command_as_ctrl_c_does(
     assert cli.main(["fake"]) == 143
     assert capsys.readouterr().err == "interrupted.\n"
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_sigterm_that_some_code_drops_comes_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(argv: list[str], prog: str) -> int:
+        with suppress(BaseException):
+            signal.raise_signal(signal.SIGTERM)
+        threading.Event().wait(60)
+        return 0
+
+    before = signal.getsignal(signal.SIGALRM)
+    monkeypatch.setattr(failures, "REMINDER_SECONDS", 0.01)
+    install(monkeypatch, run)
+    assert cli.main(["fake"]) == 143
+    assert signal.getsignal(signal.SIGALRM) is before
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+
+
+def test_no_reminder_of_a_sigterm_disturbs_the_cleaning_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    num_reminders, is_clean, is_ending = 0, False, failures._is_ending
+
+    def count(error: BaseException | None) -> bool:
+        nonlocal num_reminders
+        num_reminders += 1
+        return is_ending(error)
+
+    def run(argv: list[str], prog: str) -> int:
+        nonlocal is_clean
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        finally:
+            try:
+                raise OSError  # what it meets on the way is another error
+            except OSError:
+                while num_reminders < 3:
+                    signal.pause()
+            is_clean = True
+        return 0
+
+    monkeypatch.setattr(failures, "REMINDER_SECONDS", 0.01)
+    monkeypatch.setattr(failures, "_is_ending", count)
+    install(monkeypatch, run)
+    assert cli.main(["fake"]) == 143
+    assert is_clean
 
 
 @pytest.mark.parametrize(("is_resumable", "part"), [(True, "--resume"), (False, "interrupted.")])

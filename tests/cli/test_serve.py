@@ -92,3 +92,29 @@ def test_read_token_takes_the_flag_before_the_variable(monkeypatch: pytest.Monke
     assert read_token("127.0.0.1", "from-the-flag-instead") == "from-the-flag-instead"
     monkeypatch.delenv("VITRIEVE_TOKEN")
     assert read_token("127.0.0.1", None) is None
+
+
+@pytest.mark.parametrize(
+    ("module", "status"), [("vitrieve.search.searcher", 143), ("fastapi", 143), ("uvicorn.lifespan.on", 0)]
+)
+def test_a_service_told_to_stop_while_it_starts_stops(module: str, status: int, index_folder: Path) -> None:
+    """The signal comes while a module is imported, and what it raises there is dropped, as Python's own import does.
+
+    The last module is imported when uvicorn handles signals: from then on a stop is the ordinary end.
+    """
+    script = (
+        "import os, signal, sys\n"
+        "class Finder:\n"
+        "    def find_spec(name, path=None, target=None):\n"
+        f"        if name == {module!r}:\n"
+        "            try: os.kill(os.getpid(), signal.SIGTERM)\n"
+        "            except BaseException: pass\n"
+        "sys.meta_path.insert(0, Finder)\n"
+        "from vitrieve.cli.main import main\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    words = [sys.executable, "-c", script, "serve", "--index", str(index_folder), "--port", "0", "--num-threads", "1"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120)
+    assert done.returncode == status, done.stderr
+    assert ("interrupted." in done.stderr) == (status == 143)
+    assert "Traceback" not in done.stderr

@@ -116,8 +116,16 @@ def picture(class_folder: Path) -> bytes:
 class Server:
     """The service on a port of its own, in a thread; a real server for real clients."""
 
-    def __init__(self, app: FastAPI, port: int = 0, protocol: type[BoundedProtocol] | None = None) -> None:
-        self._listener = listen("127.0.0.1", port)
+    def __init__(
+        self,
+        app: FastAPI,
+        port: int = 0,
+        protocol: type[BoundedProtocol] | None = None,
+        host: str = "127.0.0.1",
+        has_own_loop: bool = False,
+    ) -> None:
+        """Start it; ``has_own_loop`` takes uvicorn's event loop, as ``vitrieve serve`` does."""
+        self._listener = listen(host, port)
         self.address = spell_address(self._listener, Place()).rstrip("/")
         self.port = self._listener.getsockname()[1]
         config = configure(app)
@@ -125,10 +133,19 @@ class Server:
         if protocol is not None:
             config.http = protocol
         self._server = uvicorn.Server(config)
-        self._thread = threading.Thread(target=asyncio.run, args=(self._run(),))
+        self._runner = asyncio.Runner(loop_factory=config.get_loop_factory() if has_own_loop else None)
+        self._thread = threading.Thread(target=self._run_in_loop)
         self._thread.start()
         while httpx.get(f"{self.address}/readyz").status_code == 503:
             time.sleep(0.01)
+
+    @property
+    def num_connections(self) -> int:
+        return len(self._server.server_state.connections)
+
+    def _run_in_loop(self) -> None:
+        with self._runner:
+            self._runner.run(self._run())
 
     async def _run(self) -> None:
         await self._server.serve(sockets=[self._listener])

@@ -18,7 +18,7 @@ from starlette.datastructures import QueryParams
 from tests.serve.conftest import Connect, make_picture
 from vitrieve.errors import ArtifactError, ConfigError
 from vitrieve.search.searcher import Searcher
-from vitrieve.serve import api, questions
+from vitrieve.serve import api, front, pictures, questions
 from vitrieve.serve.address import Address, parse_address
 from vitrieve.serve.app import create_app
 from vitrieve.serve.body import BodyReader, parse_form
@@ -338,3 +338,30 @@ def test_readiness_tells_strangers_nothing_else(connect: Connect) -> None:
 def test_an_address_says_the_same_after_it_was_spelled() -> None:
     address = Address(plus=("a" * 4096,), filter=("a=" + "b" * 4000,))
     assert parse_address(QueryParams(address.spell().partition("?")[2]), Limits()) == address
+
+
+def test_a_shortage_of_memory_is_told_with_the_time_to_come_again(
+    connect: Connect, searcher: Searcher, picture: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> object:
+        raise MemoryError
+
+    client = connect()
+    with monkeypatch.context() as short:
+        short.setattr(searcher, "answer", fail)
+        short.setattr(pictures, "shrink", fail)
+        short.setattr(BodyReader, "_hold", fail)
+        answers = [
+            client.post("/search", content=picture),
+            client.get("/?plus=class0/0.png", headers={"Accept": "text/html"}),
+            client.get("/thumbnails/class0/0.png"),
+            client.post("/uploads", files={"image": picture}, headers={"Accept": "text/html"}),
+        ]
+        short.setattr(front, "find_head_refusal", fail)  # before any endpoint
+        answers.append(client.get("/healthz"))
+    for answer in answers:
+        assert answer.status_code == 503
+        assert answer.headers["retry-after"] == "2"
+        assert "too little free memory" in answer.text
+    assert client.post("/search", content=picture).status_code == 200
+    assert client.app.state.service.bodies.held_bytes == 0

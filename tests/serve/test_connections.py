@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import logging
 import socket
+import struct
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
@@ -13,6 +16,7 @@ import httpx
 import pytest
 
 from tests.serve.conftest import Server
+from vitrieve.search.request import SearchAnswer, SearchRequest
 from vitrieve.search.searcher import Searcher
 from vitrieve.serve.app import create_app
 from vitrieve.serve.connections import BoundedProtocol, find_network
@@ -240,3 +244,45 @@ def test_networks_of_ipv6_count_as_one_client() -> None:
     assert [find_network(text) for text in ("::ffff:192.0.2.1", "192.0.2.1", "fe80::1%eth0", "testclient")] == [
         *("192.0.2.1", "192.0.2.1", "fe80::/64", "testclient"),
     ]
+
+
+def test_a_client_that_pipelines_and_leaves_is_no_failure(
+    searcher: Searcher, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """uvicorn tells only the last request that its client has gone; the first would write to a closed connection."""
+    may_answer, begun, answer_now = threading.Event(), threading.Event(), searcher.answer
+
+    def answer_later(request: SearchRequest) -> SearchAnswer:
+        begun.set()
+        may_answer.wait(WATCHDOG_SECONDS)
+        return answer_now(request)
+
+    def is_answered() -> bool:
+        fields = [getattr(record, "fields", {}) for record in caplog.records]
+        return any(one.get("route") == "/search" for one in fields)
+
+    server = Server(create_app(searcher), has_own_loop=True)
+    monkeypatch.setattr(searcher, "answer", answer_later)
+    monkeypatch.setattr(logging.getLogger("vitrieve.serve"), "propagate", True)
+    try:
+        with caplog.at_level(logging.INFO), connect(server) as connection:
+            body = b'{"id": "class0/0.png"}'
+            search = b"POST /search HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
+            connection.sendall(search + REQUEST)
+            assert begun.wait(WATCHDOG_SECONDS)
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # closing resets
+            connection.close()
+            wait_until(lambda: server.num_connections == 0)
+            may_answer.set()
+            wait_until(is_answered)
+        assert [record.getMessage() for record in caplog.records if record.levelno > logging.INFO] == []
+    finally:
+        may_answer.set()
+        server.stop()
+
+
+def wait_until(is_true: Callable[[], bool]) -> None:
+    until = time.monotonic() + WATCHDOG_SECONDS
+    while not is_true():
+        assert time.monotonic() < until
+        time.sleep(0.01)

@@ -1,9 +1,21 @@
 from __future__ import annotations
 
+import asyncio
+import socket
+
+import httpx
 import pytest
+from fastapi import FastAPI
 
 from tests.serve.conftest import Connect
+from vitrieve.errors import ConfigError
+from vitrieve.search.searcher import Searcher
+from vitrieve.serve import run
+from vitrieve.serve.app import create_app
 from vitrieve.serve.gate import COOKIE, LOCAL_NAMES, is_local, split_host
+from vitrieve.serve.place import Place
+from vitrieve.serve.requirements import read_token
+from vitrieve.serve.run import listen, local_hosts, spell_address
 
 TOKEN = "a-token-of-some-length"
 
@@ -90,7 +102,7 @@ def test_a_page_of_another_site_cannot_post(connect: Connect, picture: bytes) ->
     ("host", "expected"),
     [
         *(("127.0.0.1", True), ("127.9.9.9", True), ("::1", True), ("localhost", True), ("0.0.0.0", False)),
-        *(("::", False), ("192.168.1.2", False), ("example.org", False), ("", False), ("localhost.example.org", False)),
+        *(("::", False), ("192.168.1.2", False), ("", False), ("\0", False), ("a" * 100, False)),
     ],
 )
 def test_is_local_knows_what_other_machines_reach(host: str, expected: bool) -> None:
@@ -101,3 +113,47 @@ def test_split_host_takes_the_name() -> None:
     texts = ("a.b:80", "[::1]:80", "[", "", "A.B", "a:x", "a/b", "u@a", "a?b", "a#b")
     names = [("a.b", 80), ("::1", 80), ("", None), ("", None), ("a.b", None), *[("", None)] * 5]
     assert [split_host(text) for text in texts] == names
+
+
+@pytest.mark.parametrize(
+    "host", ["127.0.0.2", "127.1", "localhost", "LocalHost", "::1", "0:0:0:0:0:0:0:1", "::ffff:127.0.0.1", "2130706433"]
+)
+def test_every_spelling_of_a_loopback_is_local_and_answers_under_its_own_name(host: str, searcher: Searcher) -> None:
+    assert is_local(host)
+    assert read_token(host, None) is None
+    try:
+        listener = listen(host, 0)
+    except ConfigError:
+        pytest.skip(f"this machine has no {host}")
+    with listener:
+        names = local_hosts(host, listener)
+        printed = httpx.URL(spell_address(listener, Place())).netloc.decode()
+    app = create_app(searcher, hosts=names)
+    typed = f"[{host}]:80" if ":" in host else f"{host}:80"
+    for name in (printed, typed, "localhost:80", "[::ffff:7f00:1]:80"):
+        assert asyncio.run(ask(app, name)) == 200, name
+    assert asyncio.run(ask(app, "evil.example")) == 400
+
+
+async def ask(app: FastAPI, host: str) -> int:
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+        return (await client.get("/healthz", headers={"Host": host})).status_code
+
+
+def test_a_name_is_local_where_all_its_addresses_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    addresses = {"both.example": ["127.0.0.1", "192.0.2.1"], "mine.example": ["127.0.0.3", "::1"]}
+
+    def look_up(host: str, *_: object, **__: object) -> list[object]:
+        return [(0, 0, 0, "", (address, 0)) for address in addresses[host]]
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    assert [is_local(name) for name in addresses] == [False, True]
+
+
+def test_serve_trusts_the_address_and_not_the_name(searcher: Searcher, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name that was local when the token was asked for may lead elsewhere when the service listens."""
+    listener = socket.create_server(("0.0.0.0", 0))
+    monkeypatch.setattr(run, "listen", lambda host, port: listener)
+    with pytest.raises(ConfigError, match=r"mine\.example is 0\.0\.0\.0, .* needs a token"):
+        run.serve(searcher, host="mine.example", port=0)
+    assert listener.fileno() == -1

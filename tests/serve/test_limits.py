@@ -9,12 +9,15 @@ from collections.abc import AsyncIterator, Iterator
 
 import httpx
 import pytest
+from fastapi import HTTPException
 from starlette.testclient import TestClient
 
 from tests.serve.conftest import Connect, make_picture
 from tests.serve.test_hostile import png_of
+from vitrieve.data import decode
 from vitrieve.errors import ConfigError
 from vitrieve.search.searcher import Searcher
+from vitrieve.serve import pictures, service
 from vitrieve.serve.app import create_app
 from vitrieve.serve.limits import Limits
 
@@ -150,3 +153,36 @@ def test_not_ready_says_when_to_try_again(searcher: Searcher) -> None:
     answer = client.get("/readyz")
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "2")
     assert client.get("/healthz").status_code == 200
+
+
+def test_warming_up_is_tried_again_and_readiness_says_so(searcher: Searcher, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service, "WARM_UP_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(service, "MAX_WARM_UP_PAUSE_SECONDS", 0.02)
+    has_memory, num_attempts = threading.Event(), 0
+
+    def hold(_: int) -> bool:
+        nonlocal num_attempts
+        num_attempts += 1
+        if not has_memory.is_set():
+            raise MemoryError
+        return False
+
+    monkeypatch.setattr(searcher.store, "hold", hold)
+    with TestClient(create_app(searcher)) as client:
+        while num_attempts < 3:
+            answer = client.get("/readyz")
+            assert (answer.status_code, answer.headers["retry-after"]) == (503, "2")
+        assert "the first search failed; the log says why" in client.get("/readyz").json()["detail"]
+        has_memory.set()
+        while (answer := client.get("/readyz")).status_code == 503:
+            assert "tried again" in answer.json()["detail"]
+        assert answer.json()["num_images"] == 20
+
+
+def test_the_file_of_a_thumbnail_is_bounded_in_bytes(searcher: Searcher, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may grow after its size was looked at."""
+    monkeypatch.setattr(decode, "MAX_FILE_BYTES", 100)
+    monkeypatch.setattr(pictures, "open_image_file", lambda path: path.open("rb"))
+    with pytest.raises(HTTPException) as gone:
+        pictures.Pictures(searcher.store, Limits()).build_thumbnail("class0/0.png", 160)
+    assert gone.value.status_code == 410

@@ -14,6 +14,7 @@ from starlette.datastructures import QueryParams
 from starlette.testclient import TestClient
 
 from tests.serve.conftest import Connect, make_picture
+from vitrieve.data import decode
 from vitrieve.index.filter import Condition, parse_filter, passes, read_kinds, resolve_filter
 from vitrieve.search.request import SearchResult
 from vitrieve.search.searcher import Searcher
@@ -240,3 +241,17 @@ def test_the_start_page_asks_for_a_few_names_alone(
     page = client.get("/")
     assert page.status_code == 200
     assert page.text.count("/thumbnails/") >= 12
+
+
+@pytest.mark.parametrize("has_extras", [True, False])
+def test_the_picker_names_the_formats_that_can_be_read_here(
+    searcher: Searcher, monkeypatch: pytest.MonkeyPatch, has_extras: bool
+) -> None:
+    monkeypatch.setattr(decode, "_list_formats", lambda kind: (kind,) if has_extras else ())
+    monkeypatch.setattr(decode, "has_rawpy", lambda: has_extras)
+    page = TestClient(create_app(searcher)).get("/").text
+    expected = "BMP, TIFF, AVIF, HEIC or RAW" if has_extras else "BMP or TIFF"
+    assert f"JPEG, PNG, WebP, GIF, {expected}, up to 25 MiB" in page
+    accepted = re.findall(r'accept="([^"]*)"', page)[0]
+    assert {"image/*", ".heic"} <= set(accepted.split(","))
+    assert (".cr2" in accepted) == has_extras

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import traceback
 from collections.abc import Iterator
@@ -29,6 +30,10 @@ EXTRA_PACKAGES = ("torch", "torchvision", "timm", "tensorboard")
 """What the core does without: their absence is the user's to mend, not a fault of ours."""
 
 
+REMINDER_SECONDS = 0.5
+"""Time from a SIGTERM, or a reminder of it, to the next reminder."""
+
+
 class Terminated(KeyboardInterrupt):
     """The process was told to stop by SIGTERM: whatever ends cleanly on Ctrl-C ends so on this too."""
 
@@ -39,19 +44,33 @@ def interrupted_by_sigterm() -> Iterator[None]:
 
     The system's own action would end the process too, but not where it is the first of a container: that one gets no
     signal that it does not handle, and is killed after a grace period.
+
+    Python drops an exception that is raised while it calls back, as it does at every import to forget a lock, and some
+    libraries drop every exception. So a timer raises it again until it is on its way out.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def stop(number: int, frame: FrameType | None) -> None:
-        raise Terminated
+        signal.setitimer(signal.ITIMER_REAL, REMINDER_SECONDS)
+        if number == signal.SIGTERM or not _is_ending(sys.exc_info()[1]):
+            raise Terminated
 
-    before = signal.signal(signal.SIGTERM, stop)
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGALRM)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _is_ending(error: BaseException | None) -> bool:
+    """Say whether the code that runs now cleans up after a ``Terminated``, given the error that is being handled."""
+    while error is not None and not isinstance(error, Terminated):
+        error = error.__context__
+    return error is not None
 
 
 @contextmanager

@@ -89,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run ``vitrieve`` and return its exit status.
 
     0: done. 1: the checked thing is not fine. 2: wrong use or input, after one message on standard error.
-    130: interrupted.
+    3: a fault of vitrieve. 130 and 143: interrupted by Ctrl-C and by SIGTERM, but for a service, whose end that is.
 
     Args:
         argv: The words after ``vitrieve``; None: those of this process.

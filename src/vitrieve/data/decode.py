@@ -68,6 +68,12 @@ def list_image_suffixes() -> frozenset[str]:
     return IMAGE_SUFFIXES.union(RAW_SUFFIXES) if has_rawpy() else IMAGE_SUFFIXES
 
 
+def list_formats() -> list[str]:
+    """List the formats that can be read here, as people call them."""
+    extras = {"AVIF": _list_formats("avif"), "HEIC": _list_formats("heic"), "RAW": has_rawpy()}
+    return ["JPEG", "PNG", "WebP", "GIF", "BMP", "TIFF", *(name for name, is_there in extras.items() if is_there)]
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImageHeader:
     """What a file says about itself before its pixels are decoded.

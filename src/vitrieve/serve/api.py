@@ -303,7 +303,7 @@ async def get_readiness(request: Request, service: CurrentService) -> ReadyBody:
     """Ask the index how many images it has; without the token it is only said that it answers."""
     if not service.is_ready:
         seconds = str(service.limits.retry_after_seconds)
-        raise HTTPException(503, "the encoder and the index are being loaded.", {"Retry-After": seconds})
+        raise HTTPException(503, service.readiness, {"Retry-After": seconds})
     store = service.searcher.store
     num_images, columns = await service.look_up(lambda: (store.count(), store.columns()))
     if service.token is not None and not is_authorized(request, service.token):

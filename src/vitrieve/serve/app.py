@@ -78,7 +78,7 @@ def create_app(
         answer_unauthorized=answer_unauthorized,
     )
     app.add_middleware(Front, limits=limits, root_path=place.root_path)
-    app.add_middleware(Observe, metrics=service.metrics)
+    app.add_middleware(Observe, metrics=service.metrics, retry_after_seconds=limits.retry_after_seconds)
     app.openapi = lambda: build_openapi(app)  # type: ignore[method-assign]
     return app
 

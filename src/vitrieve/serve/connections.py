@@ -14,7 +14,7 @@ from collections import Counter
 from http import HTTPStatus
 from typing import Any
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 IPV6_NETWORK_BITS = 64
 """Of what one household or machine gets as a whole."""
@@ -46,6 +46,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self.client_network = ""
         self.idle_since = self.loop.time()
         self.url = b""
+        self._cycles: list[RequestResponseCycle] = []
         self._num_silent_bytes = 0
         self._is_refused = False
         self._is_gone = False
@@ -69,8 +70,12 @@ class BoundedProtocol(HttpToolsProtocol):
             self._is_refused = True
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Let go of everything."""
+        """Let go of everything, and tell all requests: uvicorn itself only tells the one that came last."""
         self._is_gone = True
+        for cycle in self._cycles:
+            cycle.disconnected = True
+            cycle.message_event.set()
+        self._cycles.clear()
         self._stop_head_deadline()
         self.resume_writing()
         super().connection_lost(exc)
@@ -94,6 +99,8 @@ class BoundedProtocol(HttpToolsProtocol):
         self._num_silent_bytes = 0
         self._stop_head_deadline()
         super().on_headers_complete()
+        if self.cycle is not None:
+            self._cycles.append(self.cycle)
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Note a header; what comes behind a body in place of the head (trailers) is dropped."""
@@ -113,7 +120,11 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         """Be idle from now on, unless the next request is here already."""
         self.idle_since = self.loop.time()
+        self._cycles = [cycle for cycle in self._cycles if not cycle.response_complete]
         super().on_response_complete()
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """Say nothing in the log: the request is answered as if it asked for no other protocol."""
 
     def pause_writing(self) -> None:
         """Give the client some time to read."""

@@ -136,9 +136,11 @@ def take_prefix_off(path: str, root_path: str) -> str:
     return path
 
 
-async def send_refusal(send: Send, status: int, detail: str) -> None:
+async def send_refusal(send: Send, status: int, detail: str, retry_after_seconds: int | None = None) -> None:
     """Answer with a status and one sentence."""
     body = json.dumps({"detail": detail}).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    if retry_after_seconds is not None:
+        headers.append((b"retry-after", str(retry_after_seconds).encode()))
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import ipaddress
+import socket
 from collections.abc import Callable, Collection
 from urllib.parse import urlsplit
 
@@ -118,15 +119,33 @@ def build_cookie(token: str) -> str:
 
 
 def is_local(host: str) -> bool:
-    """Say whether an address can be reached from this machine only.
+    """Say whether an address, or every address of a name, can be reached from this machine only.
 
-    >>> is_local("127.0.0.1"), is_local("localhost"), is_local("0.0.0.0"), is_local("::1")
+    >>> is_local("127.0.0.2"), is_local("127.1"), is_local("0.0.0.0"), is_local("::1")
     (True, True, False, True)
     """
     try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
+        found = {str(entry[4][0]) for entry in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)} if host else ()
+    except (OSError, UnicodeError):  # listening there will say what is wrong with it
         return False
+    return bool(found) and all(_is_loopback(address) for address in found)
+
+
+def _is_loopback(address: str) -> bool:
+    return ipaddress.ip_address(normalize_address(address).partition("%")[0]).is_loopback
+
+
+def normalize_address(name: str) -> str:
+    """Spell an address in its one way; a name that is no address stays as it is.
+
+    >>> normalize_address("::ffff:7f00:1"), normalize_address("0:0:0:0:0:0:0:1"), normalize_address("localhost")
+    ('127.0.0.1', '::1', 'localhost')
+    """
+    try:
+        address = ipaddress.ip_address(name)
+    except ValueError:
+        return name
+    return str(getattr(address, "ipv4_mapped", None) or address)
 
 
 def split_host(header: str, default_port: int | None = None) -> Host:
@@ -138,7 +157,7 @@ def split_host(header: str, default_port: int | None = None) -> Host:
     try:
         parts = urlsplit(f"//{header}")
         is_name = parts.netloc == header and "@" not in header
-        return (parts.hostname or "", parts.port or default_port) if is_name else ("", None)
+        return (normalize_address(parts.hostname or ""), parts.port or default_port) if is_name else ("", None)
     except ValueError:
         return "", None
 

@@ -132,6 +132,7 @@ def log_failure(event: str, **fields: object) -> None:
     LOGGER.error(event, extra={"fields": fields}, exc_info=True)
 
 
+OUT_OF_MEMORY = "the server has too little free memory for this now; try again later, or with a smaller picture."
 TIMINGS = "vitrieve.timings_seconds"
 """Key of the scope under which an endpoint leaves the times of a search."""
 CLIENT_CLOSED = 499
@@ -156,9 +157,10 @@ SECURITY_HEADERS = {
 class Observe:
     """ASGI middleware, the outermost: nothing leaves the service without it."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, retry_after_seconds: int) -> None:
         self._app = app
         self._metrics = metrics
+        self._retry_after_seconds = retry_after_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, and note what became of it."""
@@ -182,6 +184,10 @@ class Observe:
             await self._app(scope, receive, send_with_headers)
         except ClientDisconnect:  # while it sent a body: nobody is there to read an answer
             status = status or CLIENT_CLOSED
+        except MemoryError:
+            log_failure("out of memory", request_id=request_id)
+            if not status:
+                await send_refusal(send_with_headers, 503, OUT_OF_MEMORY, self._retry_after_seconds)
         except Exception:  # a fault of ours: the client learns a number, the log the rest
             log_failure("failure", request_id=request_id)
             if not status:

@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from vitrieve.errors import ArtifactError, DataError, DecodeError, InputError, PictureTooLargeError, WeightsError
-from vitrieve.serve.observe import log_failure
+from vitrieve.serve.observe import OUT_OF_MEMORY, log_failure
 from vitrieve.serve.service import get_service
 
 
@@ -31,7 +31,8 @@ def get_refusal(error: Exception) -> tuple[int, str]:
     if isinstance(error, PictureTooLargeError):
         return 413, str(error)
     if isinstance(error, MemoryError):
-        return 503, "the server has too little free memory for this now; try again later, or with a smaller picture."
+        log_failure("out of memory")
+        return 503, OUT_OF_MEMORY
     if isinstance(error, SERVICE_ERRORS):  # its message names paths of this machine; the log has it
         log_failure("the index cannot be read")
         return 503, "the index is gone, damaged or being replaced; the service reads it again once it is whole."
@@ -42,9 +43,9 @@ def get_refusal(error: Exception) -> tuple[int, str]:
 async def answer_error(request: Request, error: Exception) -> Response:
     """Answer with the refusal: a page where a browser opens a page, JSON everywhere else."""
     status, detail = get_refusal(error)
-    headers = getattr(error, "headers", None)
-    if isinstance(error, SERVICE_ERRORS):
-        headers = {"Retry-After": str(get_service(request).limits.retry_after_seconds)}
+    headers = dict(getattr(error, "headers", None) or {})
+    if status in (503, 504):
+        headers.setdefault("Retry-After", str(get_service(request).limits.retry_after_seconds))
     if not is_page(request):
         return JSONResponse({"detail": detail}, status, headers)
     title = HTTPStatus(status).phrase

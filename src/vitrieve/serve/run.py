@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 import sys
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
+from types import FrameType
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -14,7 +16,7 @@ from vitrieve.errors import ConfigError
 from vitrieve.search.searcher import Searcher
 from vitrieve.serve.app import create_app
 from vitrieve.serve.connections import BoundedProtocol
-from vitrieve.serve.gate import LOCAL_NAMES, is_local
+from vitrieve.serve.gate import LOCAL_NAMES, is_local, normalize_address
 from vitrieve.serve.limits import Limits
 from vitrieve.serve.observe import write_logs_to_standard_error
 from vitrieve.serve.place import Place
@@ -40,8 +42,7 @@ def serve(
 ) -> None:
     """Serve until the process is told to stop (SIGINT, SIGTERM); requests in progress are finished.
 
-    Being stopped is the ordinary end, so nothing is raised then: uvicorn, which has handled the signal, sends it again
-    when all is done.
+    Being stopped is the ordinary end, so nothing is raised then.
 
     Args:
         searcher: What is searched.
@@ -53,26 +54,26 @@ def serve(
         announce: Called with the address once connections are accepted.
 
     Raises:
-        ConfigError: The address cannot be listened on.
+        ConfigError: The address cannot be listened on, or other machines can reach it and there is no token.
     """
     listener = listen(host, port)
     hosts = None
-    if is_local(host) and token is None:
-        hosts = tuple(dict.fromkeys((*LOCAL_NAMES, host, listener.getsockname()[0])))
+    if token is None:
+        address = listener.getsockname()[0]  # a name may lead elsewhere than when the token was asked for
+        if not is_local(address):
+            listener.close()
+            raise ConfigError(f"{host} is {address}, which can be reached from other machines, so it needs a token.")
+        hosts = local_hosts(host, listener)
     app = create_app(searcher, limits=limits, token=token, hosts=hosts, place=place)
     sys.setswitchinterval(SWITCH_SECONDS)
     write_logs_to_standard_error()
-    with listener, suppress(KeyboardInterrupt):
+    with listener:
         address = spell_address(listener, place or Place())
         _Server(configure(app), lambda: announce(address) if announce else None).run(sockets=[listener])
 
 
 class _Server(uvicorn.Server):
-    """Announces itself once it accepts connections and stops on a signal.
-
-    Who reads the address may stop the service at once. A signal that comes before uvicorn handles them raises an
-    exception, which is lost where Python happens to be in a callback of its own.
-    """
+    """Announces itself once it accepts connections and stops on a signal, which is its ordinary end."""
 
     def __init__(self, config: uvicorn.Config, announce: Callable[[], None]) -> None:
         super().__init__(config)
@@ -82,6 +83,11 @@ class _Server(uvicorn.Server):
         await super().startup(sockets)
         if self.started:
             self._announce()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """End, and on a second Ctrl-C at once; uvicorn's own would send the signal again when all is done."""
+        self.force_exit = self.should_exit and sig == signal.SIGINT
+        self.should_exit = True
 
 
 def configure(app: ASGIApp) -> uvicorn.Config:
@@ -120,6 +126,12 @@ def listen(host: str, port: int) -> socket.socket:
         raise ConfigError(
             f"cannot listen on {host}, port {port}: {error.strerror}. Give another --port or --host."
         ) from None
+
+
+def local_hosts(host: str, listener: socket.socket) -> tuple[str, ...]:
+    """List the names by which a local service may be called: as it was asked for, and as it is."""
+    names = (*LOCAL_NAMES, normalize_address(host.lower()), normalize_address(listener.getsockname()[0]))
+    return tuple(dict.fromkeys(names))
 
 
 def spell_address(listener: socket.socket, place: Place) -> str:

@@ -51,9 +51,9 @@ class WorkerPool:
         if self.num_unfinished >= self._num_most:
             self.num_refused += 1
             raise self._refuse(503, f"the server is busy: {self.num_unfinished} requests are being worked on or wait.")
-        self.num_unfinished += 1
         loop = asyncio.get_running_loop()
         future = self._executor.submit(work)
+        self.num_unfinished += 1  # after it: where no thread can be started, nothing is in work
         # A done callback runs in the worker's thread; the counter belongs to the event loop.
         future.add_done_callback(lambda _: _call_soon(loop, self._finish))
         try:
@@ -82,7 +82,10 @@ def _call_soon(loop: asyncio.AbstractEventLoop, callback: Callable[[], None]) ->
 NUM_LOOKUP_WORKERS = 2
 NUM_THUMBNAIL_WORKERS = 2
 RELOAD_PAUSE_SECONDS = 5.0
-"""Between two attempts to open an index that was replaced: its encoder may take seconds to load, and not be there."""
+"""Time between two attempts to open an index that was replaced: its encoder may take seconds to load, or be gone."""
+WARM_UP_PAUSE_SECONDS = 1.0
+"""Time between the first two attempts to warm up; each further one is twice as long, up to the next number."""
+MAX_WARM_UP_PAUSE_SECONDS = 60.0
 
 
 class Service:
@@ -96,6 +99,7 @@ class Service:
         self.token = token
         self.place = place
         self.is_ready = False
+        self.readiness = "the encoder and the index are being loaded."
         self.metrics = Metrics()
         self.bodies = BodyReader(limits)
         self._serve(searcher)
@@ -114,16 +118,27 @@ class Service:
         self.renderer = Renderer(searcher.store.info, self.limits, root_path=self.place.root_path)
 
     async def warm_up(self) -> None:
-        """Load the index into memory, where it fits, answer a first search, and be ready; else say why not in the log.
+        """Load the index into memory, where it fits, and answer a first search, which loads what is loaded once.
 
-        A first search loads what the first one loads.
+        What fails is told in the log and by ``/readyz``, and tried again until it works: memory becomes free, and an
+        index that is being replaced becomes whole.
         """
-        try:
-            is_resident = await self._searches.run(self._prepare, seconds=None)
-            self.is_ready = True
-            log_event("ready", is_index_resident=is_resident)
-        except Exception:
-            log_failure("not ready")
+        pause = WARM_UP_PAUSE_SECONDS
+        while True:
+            try:
+                is_resident = await self._searches.run(self._prepare, seconds=None)
+                self.is_ready = True
+                log_event("ready", is_index_resident=is_resident)
+                return
+            except Exception as error:
+                self.readiness = (
+                    f"the first search failed; the log says why. It is tried again every {pause:g} seconds."
+                )
+                log_failure("not ready", next_attempt_seconds=pause)
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, MAX_WARM_UP_PAUSE_SECONDS)
+                if isinstance(error, ReplacedError):
+                    await self._reopen()
 
     async def search(self, request: Request, build: Callable[[], SearchRequest]) -> SearchAnswer:
         """Build a request and answer it, both in a worker; leave the times for the log.
@@ -178,20 +193,25 @@ class Service:
             self._reloading = asyncio.create_task(self._reload())
 
     async def _reload(self) -> None:
-        """Open the index that is there now, and serve it; what still uses the old one is refused."""
+        """Serve the index that is there now, and warm up for it."""
+        if await self._reopen():
+            await self.warm_up()
+
+    async def _reopen(self) -> bool:
+        """Open the index that is there now, and return whether that worked; what still uses the old one is refused."""
         old = self.searcher
         try:
             new = await asyncio.to_thread(old.reopen)
         except Exception:
             log_failure("not reloaded")
-            return
+            return False
         finally:
             self._may_reload_at = time.monotonic() + RELOAD_PAUSE_SECONDS
         self._serve(new)
         if old is not self._given:
             old.close()
         log_event("reloaded", encoder_fingerprint=new.store.info.fingerprint)
-        await self.warm_up()
+        return True
 
     def _prepare(self) -> bool:
         is_resident = self.limits.resident_bytes > 0 and self.searcher.store.hold(self.limits.resident_bytes)

@@ -11,6 +11,7 @@ from urllib.parse import quote
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from vitrieve import __version__
+from vitrieve.data.decode import list_formats, list_image_suffixes
 from vitrieve.data.records import ImageRecord
 from vitrieve.index.filter import Condition, Exact, format_condition
 from vitrieve.index.store import StoreInfo
@@ -44,6 +45,9 @@ class Renderer:
             image_size=info.image_size,
             license=info.license,
             max_body_bytes=limits.body_bytes,
+            formats=list_formats(),
+            # What browsers do not count among their images by themselves.
+            accepted_files=",".join(["image/*", *sorted(list_image_suffixes())]),
             nums_results=[number for number in NUM_RESULTS if number <= limits.k],
         )
 
