@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from vitrieve.cache import cache_folder
 from vitrieve.data.records import ImageRecord
 from vitrieve.data.sources import read_source
+from vitrieve.machine import cache_folder
 
 ENCODER, IMAGE_SIZE = "dinov2-vits14", 112
 FEW = 3_000

@@ -24,7 +24,7 @@ import open_metric_learning
 from collections_here import ensure_real_vectors, make_vectors
 from contest import FP32, Line, alternate_processes, best_product, has_avx512, main, max_seconds, time_lines
 
-from vitrieve.cache import cache_folder
+from vitrieve.machine import cache_folder
 
 Others = Mapping[str, tuple[list[str], dict[str, Any]]]
 SECTION = "exact ranking"

@@ -87,7 +87,7 @@ def test_a_full_disk_stops_a_command_with_one_message_and_loses_nothing(
 ) -> None:
     if "quantize" in words:
         pytest.importorskip("nncf", reason="needs vitrieve[int8]")
-        monkeypatch.setattr("vitrieve.runtime.quantization._quantize", lambda graph, pixels, preset: graph)
+        monkeypatch.setattr("vitrieve.runtime.int8._quantize", lambda graph, pixels, preset: graph)
     if "{disk}/encoder" in words:
         shutil.copytree(tiny_encoder_folder, disk / "encoder")
     if "{disk}/index" in words:

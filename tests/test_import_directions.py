@@ -15,10 +15,10 @@ import vitrieve
 SOURCE = Path(__file__).resolve().parents[1] / "src" / "vitrieve"
 
 ROWS = (
-    ("quoting", "errors", "progress", "cache", "machine"),
+    ("quoting", "errors", "progress", "machine"),
     ("settings", "objective", "config", "recipes"),
     ("similarity",),
-    ("artifacts", "replacing"),
+    ("artifacts",),
     ("data",),
     ("model",),
     ("runtime",),
@@ -38,7 +38,6 @@ RANKS = {name: rank for rank, name in enumerate(name for row in ROWS for name in
 
 TRAINING_PACKAGES = {"torch", "torchvision", "timm", "tensorboard"}
 MAY_USE_TORCH = {
-    "data/augment.py",
     "data/loader.py",
     "runtime/device.py",
     "runtime/torch_engine.py",
@@ -51,17 +50,11 @@ MAY_USE_TORCH = {
         for name in (
             "backbone",
             "checkpoint",
-            "cost",
             "encoder",
             "export",
-            "going_on",
-            "hub",
-            "key_names",
-            "local_weights",
             "pooling",
+            "pretrained",
             "reduction",
-            "scales",
-            "wheels",
         )
     ),
 }

@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from vitrieve import replacing
-from vitrieve.artifacts import prepare_folder, write_manifest
+from vitrieve import artifacts
+from vitrieve.artifacts import prepare_folder, replacing_folder, write_manifest
 from vitrieve.errors import ArtifactError
-from vitrieve.replacing import replacing_folder
 
 
 def write(folder: Path, text: str) -> None:
@@ -29,7 +28,7 @@ def test_replacing_folder_swaps_when_all_is_done(
     finished: Path, monkeypatch: pytest.MonkeyPatch, is_at_once: bool
 ) -> None:
     if not is_at_once:
-        monkeypatch.setattr(replacing, "_exchange_at_once", lambda one, other: False)
+        monkeypatch.setattr(artifacts, "_exchange_at_once", lambda one, other: False)
     with replacing_folder(finished, is_overwrite=True) as folder:
         write(folder, "new")
         assert (finished / "content").read_text() == "old"

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from vitrieve import __version__
-from vitrieve.cache import cache_folder
+from vitrieve.machine import cache_folder
 
 CORE_PACKAGES = (
     "numpy",

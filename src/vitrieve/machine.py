@@ -1,8 +1,11 @@
-"""What this machine has, for numbers that follow it: how many threads, workers and pictures at a time."""
+"""What this machine has: processor cores, for numbers that follow them, and a folder for what is fetched."""
 
 from __future__ import annotations
 
 import os
+from pathlib import Path
+
+from vitrieve.errors import ConfigError
 
 
 def count_cores() -> int:
@@ -11,3 +14,45 @@ def count_cores() -> int:
         return len(os.sched_getaffinity(0))
     except AttributeError:  # not on macOS and Windows
         return os.cpu_count() or 1
+
+
+CACHE_VARIABLE = "VITRIEVE_CACHE"
+
+
+def cache_folder() -> Path:
+    """Return the cache folder: ``VITRIEVE_CACHE``, or ``vitrieve`` in the user's cache folder.
+
+    Raises:
+        ConfigError: The variable names a user that does not exist, or there is neither variable nor home folder.
+    """
+    chosen = os.environ.get(CACHE_VARIABLE)
+    if chosen:
+        return expand_variable(CACHE_VARIABLE, chosen)
+    if os.environ.get("XDG_CACHE_HOME"):
+        return Path(os.environ["XDG_CACHE_HOME"]) / "vitrieve"
+    try:
+        return Path.home() / ".cache" / "vitrieve"
+    except RuntimeError:  # a container's user without an entry in the list of users, and no HOME
+        raise ConfigError(
+            f"this user has no home folder, so set {CACHE_VARIABLE} to a folder that can be written: fetched weights "
+            "and the indexes of vitrieve up are kept there."
+        ) from None
+
+
+def expand_variable(variable: str, value: str) -> Path:
+    """Expand the ``~`` in a folder that an environment variable names.
+
+    Args:
+        variable: Name of the variable, for the message.
+        value: What it says.
+
+    Raises:
+        ConfigError: The user after ``~`` does not exist, or has no home folder.
+    """
+    try:
+        return Path(value).expanduser()
+    except RuntimeError:
+        user = value.split("/", 1)[0]
+        raise ConfigError(
+            f"{variable} is {value!r}, but the home folder of {user} is not known; give a whole path."
+        ) from None

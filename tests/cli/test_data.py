@@ -8,7 +8,7 @@ from PIL import Image
 
 from tests.data import benchmark_trees as trees
 from vitrieve.cli.main import main
-from vitrieve.data.descriptions import DESCRIPTIONS
+from vitrieve.data.sources import DESCRIPTIONS
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The command end to end; what it makes is tested in tests/runtime/test_quantization.py."""
+"""The command end to end; what it makes is tested in tests/runtime/test_int8.py."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from vitrieve.config import LoaderConfig
-from vitrieve.data.augment import augment
+from vitrieve.data.preprocess import augment
 
 
 def gradient_picture(width: int = 60, height: int = 40) -> Image.Image:

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from vitrieve.data.budget import PixelBudget
+from vitrieve.data.work import PixelBudget
 
 SECONDS = 60
 

@@ -8,14 +8,14 @@ from PIL import Image
 
 from vitrieve.data import check, decode
 from vitrieve.data.check import check_dataset, format_report, report_to_json
-from vitrieve.data.manifest import read_manifest_file
 from vitrieve.data.records import Dataset
+from vitrieve.data.table import read_table
 from vitrieve.errors import ConfigError
 
 
 def build_dataset(folder: Path, *rows: str) -> Dataset:
     (folder / "images.csv").write_text("\n".join(["path,label,split,is_query,is_gallery", *rows]))
-    return read_manifest_file(folder / "images.csv")
+    return read_table(folder / "images.csv")
 
 
 @pytest.fixture
@@ -117,7 +117,7 @@ def test_check_dataset_does_not_confuse_boxes_or_shapes(tmp_path: Path) -> None:
     (tmp_path / "images.csv").write_text(
         "path,label,x_1,y_1,x_2,y_2\ntwo.png,a,0,0,2,2\ntwo.png,a,2,0,4,2\ntall.png,a,,,,\n"
     )
-    report = check_dataset(read_manifest_file(tmp_path / "images.csv"))
+    report = check_dataset(read_table(tmp_path / "images.csv"))
     assert report.duplicates == ()
     assert report.width_px == check.Range(min=1, median=2, max=2)
 

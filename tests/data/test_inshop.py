@@ -82,7 +82,7 @@ def test_read_inshop_notes_missing_extra_repeated_and_a_wrong_announcement(folde
 
 def test_read_inshop_notes_a_garment_in_train_and_test(folder: Path) -> None:
     edit_lines(folder / "Eval/list_eval_partition.txt", 10, "img/a.jpg id_00000001 gallery")
-    assert any("1 test classes are also trained on" in note for note in read_inshop(folder).notes)
+    assert any("1 of 3 test classes are also trained on" in note for note in read_inshop(folder).notes)
 
 
 @pytest.mark.parametrize(

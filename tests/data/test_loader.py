@@ -10,12 +10,10 @@ from PIL import Image
 
 from vitrieve.config import LoaderConfig
 from vitrieve.data import decode
-from vitrieve.data.augment import augment
-from vitrieve.data.loader import TrainingLoader
-from vitrieve.data.preprocess import build_preprocessing, preprocess
-from vitrieve.data.readable import find_readable
+from vitrieve.data.check import find_readable
+from vitrieve.data.loader import EpochTuples, TrainingLoader
+from vitrieve.data.preprocess import augment, build_preprocessing, preprocess
 from vitrieve.data.records import ImageRecord
-from vitrieve.data.sampler import EpochTuples
 from vitrieve.errors import DataError, DecodeError
 
 LABELS = (40, 7, 7, 19, 40, 19)

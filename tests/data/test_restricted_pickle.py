@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vitrieve.data.restricted_pickle import read_restricted_pickle
+from vitrieve.data.layout import read_restricted_pickle
 from vitrieve.errors import DataError
 
 PROTOCOLS = range(pickle.HIGHEST_PROTOCOL + 1)
@@ -158,7 +158,7 @@ def hand_made(module: str, name: str, end: bytes = b"") -> bytes:
         ("numpy", "ndarray.tofile"),
         ("builtins", "set.__class__"),
         ("numpy.core.multiarray", "_reconstruct.__globals__"),
-        ("vitrieve.data.restricted_pickle", "os"),
+        ("vitrieve.data.layout", "os"),
         ("numpy", "core"),
         ("copyreg", "_reconstructor"),
         ("numpy.core.multiarray", "fromfile"),

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vitrieve.config import Sampling
-from vitrieve.data.sampler import EpochTuples, Sampler
+from vitrieve.data.loader import EpochTuples, Sampler
 from vitrieve.errors import ConfigError
 
 LABELS = [0] * 5 + [1] * 3 + [2] * 1 + [3] * 8 + [4] * 4

@@ -59,7 +59,7 @@ def test_read_sop_notes_missing_extra_and_repeated(folder: Path) -> None:
 
 def test_read_sop_notes_a_class_in_both_lists(folder: Path) -> None:
     edit_lines(folder / "Ebay_test.txt", 2, "5 1 1 bicycle_final/11103_0.JPG")
-    assert "1 test classes are also trained on: figures are not about unseen classes." in read_sop(folder).notes
+    assert "1 of 3 test classes are also trained on: figures are not about unseen classes." in read_sop(folder).notes
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from tests.data import benchmark_trees as trees
-from vitrieve.data.descriptions import DESCRIPTIONS
 from vitrieve.data.sources import (
     _SOURCES,
+    DESCRIPTIONS,
     find_source_folder,
     find_source_path,
     list_protocols,

@@ -7,10 +7,9 @@ from pathlib import Path
 import pytest
 
 from vitrieve.data.folder import read_flat_folder, read_folder
-from vitrieve.data.ignore import Rules
 from vitrieve.data.records import Dataset
 from vitrieve.data.sources import read_collection, read_source
-from vitrieve.data.walk import walk_pictures
+from vitrieve.data.walk import Rules, walk_pictures
 from vitrieve.errors import ConfigError, DataError
 
 

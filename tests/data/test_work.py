@@ -13,7 +13,7 @@ from PIL import EpsImagePlugin, Image
 
 from vitrieve.data import decode, work
 from vitrieve.data.decode import decode_image, find_note, get_scale, measure_image, open_picture, read_header
-from vitrieve.data.jpeg import read_jpeg_layout
+from vitrieve.data.work import read_jpeg_layout
 from vitrieve.errors import DecodeError, PictureTooLargeError
 
 END = b"\xff\xd9"

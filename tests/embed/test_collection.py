@@ -14,7 +14,7 @@ import pytest
 
 from vitrieve.data.records import Dataset, ImageRecord
 from vitrieve.data.sources import read_collection
-from vitrieve.embed import parts
+from vitrieve.embed import collection
 from vitrieve.embed.collection import (
     Embeddings,
     EmbedSettings,
@@ -36,7 +36,7 @@ def encoder(tiny_encoder_folder: Path) -> Encoder:
 
 @pytest.fixture(autouse=True)
 def _small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parts, "PART_SIZE", 5)
+    monkeypatch.setattr(collection, "PART_SIZE", 5)
 
 
 class CountingEngine:
@@ -189,7 +189,7 @@ def test_embed_collection_goes_on_after_an_interruption(
     assert engine.num_seen == 12 - num_until_interrupt // 5 * 5
 
 
-SMALL_PARTS = "from vitrieve.embed import parts\nparts.PART_SIZE = 2\n"
+SMALL_PARTS = "from vitrieve.embed import collection\ncollection.PART_SIZE = 2\n"
 
 
 def embed_until_killed(script: str, num_syncs: int, *words: Any) -> int:

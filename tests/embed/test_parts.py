@@ -7,7 +7,7 @@ import pytest
 
 from vitrieve.data.records import ImageRecord
 from vitrieve.embed.batches import EncodedBatch
-from vitrieve.embed.parts import (
+from vitrieve.embed.collection import (
     PART_SIZE,
     num_parts,
     open_parts,

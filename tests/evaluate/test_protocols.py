@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vitrieve.data.manifest import read_manifest_file
 from vitrieve.data.records import Dataset, GroundTruth, ImageRecord
+from vitrieve.data.table import read_table
 from vitrieve.errors import DataError
 from vitrieve.evaluation.metrics import score_queries
 from vitrieve.evaluation.protocols import (
@@ -145,7 +145,7 @@ def test_junk_groups_measure_re_identification_across_cameras(tmp_path: Path) ->
     for number in range(len(rows)):
         (tmp_path / f"{number}.jpg").touch()
     (tmp_path / "people.csv").write_text("\n".join(["path,label,split,junk_group", *lines]))
-    dataset = read_manifest_file(tmp_path / "people.csv")
+    dataset = read_table(tmp_path / "people.csv")
     task = build_task(dataset, select_records(dataset))
     angles = np.deg2rad([angle for _, _, angle in rows])
     vectors = np.stack([np.cos(angles), np.sin(angles)], axis=1)

@@ -21,8 +21,8 @@ from starlette.datastructures import QueryParams
 
 from vitrieve.artifacts import MANIFEST_NAME, read_manifest
 from vitrieve.data.decode import decode_image, find_note, measure_image, read_date_taken, read_header
-from vitrieve.data.manifest import read_manifest_file
-from vitrieve.data.restricted_pickle import read_restricted_pickle
+from vitrieve.data.layout import read_restricted_pickle
+from vitrieve.data.table import read_table
 from vitrieve.embed.collection import load_embeddings, read_vectors_file
 from vitrieve.embed.rows import SCHEMA, build_table
 from vitrieve.errors import DataError, DecodeError, InputError
@@ -94,13 +94,13 @@ def read_filter(data: bytes, folder: Path) -> None:
 def read_csv(data: bytes, folder: Path) -> None:
     (folder / "table.csv").write_bytes(data)
     with contextlib.suppress(DataError):
-        read_manifest_file(folder / "table.csv")
+        read_table(folder / "table.csv")
 
 
 def read_parquet(data: bytes, folder: Path) -> None:
     (folder / "table.parquet").write_bytes(data)
     with contextlib.suppress(DataError):
-        read_manifest_file(folder / "table.parquet")
+        read_table(folder / "table.parquet")
 
 
 def read_settings(data: bytes, folder: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vitrieve.data.manifest import read_manifest_file
+from vitrieve.data.table import read_table
 from vitrieve.errors import ConfigError, InputError
 from vitrieve.index.filter import (
     Condition,
@@ -262,7 +262,7 @@ def test_typed_columns_of_a_table_keep_their_kind(tmp_path: Path) -> None:
         "text": ["pear", None],
     }
     pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "table.parquet")
-    first, second = (record.metadata for record in read_manifest_file(tmp_path / "table.parquet").records)
+    first, second = (record.metadata for record in read_table(tmp_path / "table.parquet").records)
     assert first == {
         "year": "2020", "count": "3", "price": "2.5", "flag": "true", "day": "2020-03-01",
         "moment": "2020-03-01T12:30:00", "text": "pear",

@@ -17,9 +17,8 @@ from torch import Tensor, nn
 from vitrieve.config import ModelConfig
 from vitrieve.errors import WeightsError
 from vitrieve.model.backbone import build_backbone
-from vitrieve.model.checkpoint import load_backbone_states
+from vitrieve.model.checkpoint import load_backbone_states, strip_prefix
 from vitrieve.model.encoder import ImageEncoder, add_reduction, build_encoder, save_encoder
-from vitrieve.model.key_names import strip_prefix
 from vitrieve.model.reduction import fit_pca
 
 BuildTiny = Callable[..., ImageEncoder]

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from vitrieve.errors import ConfigError
-from vitrieve.model.cost import Cost, count_cost, format_cost
+from vitrieve.model.backbone import Cost, count_cost, format_cost
 
 DEIT_S, DEIT_B = "deit_small_patch16_224.fb_in1k", "deit_base_patch16_224.fb_in1k"
 DEIT_S_DISTILLED = "deit_small_distilled_patch16_224.fb_in1k"

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from vitrieve.config import ModelConfig, Pooling
 from vitrieve.errors import ArtifactError, ConfigError, FingerprintError
-from vitrieve.model.card import ModelCard
+from vitrieve.model.artifact import ModelCard
 from vitrieve.model.encoder import (
     ImageEncoder,
     add_reduction,

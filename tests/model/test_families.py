@@ -16,10 +16,10 @@ from torch import nn
 from vitrieve.config import Config, ModelConfig, TrainConfig
 from vitrieve.data.preprocess import build_preprocessing
 from vitrieve.errors import ConfigError
+from vitrieve.model.artifact import EncoderSpec
 from vitrieve.model.backbone import describe_tokens
 from vitrieve.model.encoder import ImageEncoder, build_encoder, fingerprint_encoder, read_encoder, save_encoder
 from vitrieve.model.export import MIN_COSINE, export_folder, export_onnx
-from vitrieve.model.spec import EncoderSpec
 from vitrieve.runtime.encoder import load_encoder
 from vitrieve.training.resolution import allow_low_resolution
 

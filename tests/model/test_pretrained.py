@@ -184,7 +184,7 @@ def test_pull_weights_names_a_cache_that_cannot_be_written(
 
 def test_efficientnet_needs_torch_once(without_torch: str) -> None:
     script = without_torch + (
-        "from vitrieve.model.wheels import read_efficientnet_pickle\n"
+        "from vitrieve.model.pretrained import read_efficientnet_pickle\n"
         "from vitrieve.errors import WeightsError\n"
         "try:\n    read_efficientnet_pickle(b'')\n"
         "except WeightsError as error:\n    print(error)\n"

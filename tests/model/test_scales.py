@@ -11,8 +11,8 @@ import torch
 from vitrieve.errors import ConfigError
 from vitrieve.model.encoder import ImageEncoder, add_reduction, fingerprint_encoder, read_encoder, save_encoder
 from vitrieve.model.export import MIN_COSINE, export_onnx
+from vitrieve.model.pooling import combine_scales, resize_pixels
 from vitrieve.model.reduction import fit_pca
-from vitrieve.model.scales import combine_scales, resize_pixels
 
 BuildTiny = Callable[..., ImageEncoder]
 SCALES = (1.0, 2**-0.5, 0.5)

@@ -6,8 +6,8 @@ import sys
 import pytest
 
 from vitrieve.errors import ConfigError
-from vitrieve.runtime import choice
-from vitrieve.runtime.choice import PRECISIONS, EngineChoice, PrecisionChoice, choose_engine
+from vitrieve.runtime import engine
+from vitrieve.runtime.engine import PRECISIONS, EngineChoice, PrecisionChoice, choose_engine
 
 ALL = frozenset(PRECISIONS)
 
@@ -17,10 +17,10 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     """What the test says is installed."""
     names: set[str] = set()
     packages = {"openvino": "openvino", "onnx": "onnxruntime", "torch": "torch"}
-    monkeypatch.setattr(choice, "_PACKAGES", {engine: (package,) for engine, package in packages.items()})
+    monkeypatch.setattr(engine, "_PACKAGES", {engine: (package,) for engine, package in packages.items()})
     is_there = {package: engine for engine, package in packages.items()}
-    monkeypatch.setattr(choice, "find_spec", lambda package: package if is_there[package] in names else None)
-    monkeypatch.setattr(choice, "has_bf16_instructions", lambda: True)
+    monkeypatch.setattr(engine, "find_spec", lambda package: package if is_there[package] in names else None)
+    monkeypatch.setattr(engine, "has_bf16_instructions", lambda: True)
     return names
 
 
@@ -67,7 +67,7 @@ def test_choose_engine_refuses_bf16_that_would_be_emulated(
     installed: set[str], monkeypatch: pytest.MonkeyPatch, engine: EngineChoice
 ) -> None:
     installed |= ALL
-    monkeypatch.setattr(choice, "has_bf16_instructions", lambda: False)
+    monkeypatch.setattr(engine, "has_bf16_instructions", lambda: False)
     assert choose_engine("auto", "auto", has_graph=True) == "openvino"
     with pytest.raises(ConfigError, match="no bf16 instructions"):
         choose_engine(engine, "bf16", has_graph=True)
@@ -76,7 +76,7 @@ def test_choose_engine_refuses_bf16_that_would_be_emulated(
 def test_choosing_imports_no_engine() -> None:
     script = (
         "import sys\n"
-        "from vitrieve.runtime.choice import choose_engine\n"
+        "from vitrieve.runtime.engine import choose_engine\n"
         "choose_engine('auto', 'auto', has_graph=True)\n"
         "sys.exit(bool({'torch', 'onnxruntime', 'openvino'} & set(sys.modules)))\n"
     )

@@ -16,9 +16,8 @@ from tests.pretend_cuda import pretend_cuda
 from vitrieve.cli.main import main
 from vitrieve.errors import ConfigError
 from vitrieve.runtime import device as device_module
-from vitrieve.runtime.choice import choose_device
 from vitrieve.runtime.encoder import load_encoder
-from vitrieve.runtime.engine import CPU_BATCH_SIZE, GPU_BATCH_SIZE
+from vitrieve.runtime.engine import CPU_BATCH_SIZE, GPU_BATCH_SIZE, choose_device
 from vitrieve.runtime.torch_engine import TorchEngine
 
 
@@ -26,7 +25,7 @@ from vitrieve.runtime.torch_engine import TorchEngine
 def _driver() -> Iterator[None]:
     """A machine whose files say that it may have a GPU, which torch sees."""
     with (
-        mock.patch("vitrieve.runtime.choice.may_have_cuda", return_value=True),
+        mock.patch("vitrieve.runtime.engine.may_have_cuda", return_value=True),
         mock.patch("vitrieve.runtime.device.has_cuda", return_value=True),
     ):
         yield
@@ -58,7 +57,7 @@ def test_auto_is_a_gpu_unless_something_for_cpus_is_asked_for() -> None:
 
 def test_without_torch_or_a_gpu_there_is_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("vitrieve.runtime.choice.is_torch_installed", lambda: False)
+        patch.setattr("vitrieve.runtime.engine.is_torch_installed", lambda: False)
         assert choose_device("auto", "auto", "auto") == "cpu"
         with pytest.raises(ConfigError, match=r"the device cuda needs the extra vitrieve\[train\]"):
             choose_device("cuda", "auto", "auto")

@@ -18,11 +18,10 @@ from vitrieve.errors import ArtifactError, ConfigError, DecodeError, Fingerprint
 from vitrieve.model.encoder import build_encoder, build_frozen_encoder, read_encoder, save_encoder
 from vitrieve.model.export import export_folder
 from vitrieve.model.pretrained import find_exported_sizes, get_export_folder
-from vitrieve.runtime.choice import EngineChoice
+from vitrieve.runtime.device import has_bf16_instructions
 from vitrieve.runtime.encoder import Encoder, load_encoder, wrap_encoder
-from vitrieve.runtime.engine import CPU_BATCH_SIZE
-from vitrieve.runtime.openvino_engine import OpenVinoEngine
-from vitrieve.runtime.precision import has_bf16_instructions
+from vitrieve.runtime.engine import CPU_BATCH_SIZE, EngineChoice
+from vitrieve.runtime.graph_engines import OpenVinoEngine
 
 MIN_BF16_COSINE = 0.999
 """Between an embedding in bf16 and in fp32; DeiT-S and DINOv2 come to 0.9999."""

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from vitrieve.runtime import precision
-from vitrieve.runtime.precision import describe_emulation, has_bf16_instructions, resolve_precision
+from vitrieve.runtime import device
+from vitrieve.runtime.device import describe_emulation, has_bf16_instructions, resolve_precision
 
 
 @pytest.mark.parametrize(
@@ -35,10 +35,10 @@ def test_resolve_precision_keeps_a_choice() -> None:
 
 
 def test_describe_emulation_warns_of_bf16_without_instructions_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(precision, "has_bf16_instructions", lambda: False)
+    monkeypatch.setattr(device, "has_bf16_instructions", lambda: False)
     assert "emulating" in describe_emulation("bf16")
     assert not describe_emulation("bf16", "cuda")
     assert not describe_emulation("fp32")
     assert not describe_emulation("auto")
-    monkeypatch.setattr(precision, "has_bf16_instructions", lambda: True)
+    monkeypatch.setattr(device, "has_bf16_instructions", lambda: True)
     assert not describe_emulation("bf16")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from vitrieve.runtime.openvino_engine import TELEMETRY, no_telemetry
+from vitrieve.runtime.graph_engines import TELEMETRY, no_telemetry
 
 LOAD = """
 import os, sys

@@ -15,7 +15,7 @@ from vitrieve.config import Config, LoaderConfig, ModelConfig, ObjectiveConfig, 
 from vitrieve.errors import ConfigError
 from vitrieve.model.encoder import ImageEncoder, build_encoder
 from vitrieve.objective.contrastive import ContrastiveConfig
-from vitrieve.runtime.precision import has_bf16_instructions
+from vitrieve.runtime.device import has_bf16_instructions
 from vitrieve.training import microbatch
 from vitrieve.training.microbatch import (
     GIB,
@@ -203,7 +203,7 @@ import torch
 from vitrieve.config import Config, ModelConfig, TrainConfig
 from vitrieve.model.encoder import build_encoder
 from vitrieve.training.device import prepare_encoder
-from vitrieve.runtime.precision import has_bf16_instructions
+from vitrieve.runtime.device import has_bf16_instructions
 from vitrieve.training.microbatch import MemoryPlan, encode_batch, measure_graph_bytes, _count_process_bytes
 torch.set_num_threads(1)
 size, precision = int(sys.argv[1]), sys.argv[2]

@@ -31,9 +31,8 @@ from vitrieve.config import (
     TrainConfig,
     TupleConfig,
 )
-from vitrieve.data.loader import TrainingLoader
+from vitrieve.data.loader import EpochTuples, TrainingLoader
 from vitrieve.data.records import ImageRecord
-from vitrieve.data.sampler import EpochTuples
 from vitrieve.errors import DataError
 from vitrieve.model.encoder import ImageEncoder, build_encoder
 from vitrieve.objective.koleo import KoleoConfig

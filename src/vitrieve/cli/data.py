@@ -59,8 +59,7 @@ def run(arguments: Arguments) -> int:
 
 def run_describe(arguments: DescribeArguments) -> int:
     """Print the description of a data set."""
-    from vitrieve.data.descriptions import find_description, format_description
-    from vitrieve.data.sources import find_source_folder, spell_source
+    from vitrieve.data.sources import find_description, find_source_folder, format_description, spell_source
 
     name = arguments.name
     description = find_description(name)

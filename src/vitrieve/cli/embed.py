@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from vitrieve.cli.arguments import Exclude, Switch
 from vitrieve.cli.console import print_json, print_message, print_result
 from vitrieve.config import Device
-from vitrieve.runtime.choice import EngineChoice, PrecisionChoice
+from vitrieve.runtime.engine import EngineChoice, PrecisionChoice
 
 if TYPE_CHECKING:
     from vitrieve.embed.collection import Embeddings

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from vitrieve.cli.arguments import Exclude, Switch
 from vitrieve.cli.console import print_json, print_message, print_result
-from vitrieve.runtime.quantization import Preset
+from vitrieve.runtime.int8 import Preset
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from vitrieve.config import Device
 from vitrieve.errors import ConfigError
 
 if TYPE_CHECKING:
-    from vitrieve.model.spec import ReductionKind
+    from vitrieve.model.artifact import ReductionKind
     from vitrieve.training.reduction_run import ReducedEncoder
 
 
@@ -51,7 +51,7 @@ class Arguments:
 def run(arguments: Arguments) -> int:
     """Fit the reduction, and print what was made."""
     from vitrieve.data.sources import read_source
-    from vitrieve.runtime.choice import is_torch_installed
+    from vitrieve.runtime.engine import is_torch_installed
 
     kind = _choose_kind(arguments)
     dataset = read_source(arguments.data, protocol=arguments.protocol, exclude=arguments.exclude)

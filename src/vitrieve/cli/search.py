@@ -12,7 +12,7 @@ import tyro
 from vitrieve.cli.arguments import MapPaths, Switch, build_requests
 from vitrieve.cli.console import print_json, print_message, print_names, print_result
 from vitrieve.config import Device
-from vitrieve.runtime.choice import EngineChoice, PrecisionChoice
+from vitrieve.runtime.engine import EngineChoice, PrecisionChoice
 
 if TYPE_CHECKING:
     from vitrieve.search.request import SearchRequest

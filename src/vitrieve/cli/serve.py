@@ -8,7 +8,7 @@ from pathlib import Path
 from vitrieve.cli.arguments import MapPaths, ProxyArguments, read_place
 from vitrieve.cli.console import print_message, print_result
 from vitrieve.config import Device
-from vitrieve.runtime.choice import EngineChoice, PrecisionChoice
+from vitrieve.runtime.engine import EngineChoice, PrecisionChoice
 from vitrieve.serve.requirements import check_extra, read_token
 
 

@@ -73,7 +73,7 @@ def run(arguments: Arguments) -> int:
 
 def _sync(arguments: Arguments) -> tuple[Path, Encoder]:
     """Bring the folder's index up to date."""
-    from vitrieve.cache import cache_folder
+    from vitrieve.machine import cache_folder
     from vitrieve.syncing.scan import choose_exclude, scan_collection
     from vitrieve.syncing.sync import SyncSettings, default_index_folder, load_sync_encoder, sync
 

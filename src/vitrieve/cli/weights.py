@@ -101,7 +101,7 @@ def run_pull(arguments: PullArguments) -> int:
 
 def run_describe(arguments: DescribeArguments) -> int:
     """Count parameters and operations, and print them."""
-    from vitrieve.model.cost import count_cost, format_cost
+    from vitrieve.model.backbone import count_cost, format_cost
     from vitrieve.model.pretrained import find_weights
 
     entry = find_weights(arguments.name)

@@ -1,4 +1,4 @@
-"""What is in a data set, and what is wrong with it: ``vitrieve data check``.
+"""What is in a data set, and what is wrong with it: ``vitrieve data check``, and the look before a training.
 
 Every image is decoded once, by the rule of ``decode.py``.
 """
@@ -7,24 +7,102 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import os
 import statistics
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
-from vitrieve.data.decode import decode_image, describe_failure, find_note, get_scale, read_header, read_image_bytes
+from vitrieve.data.decode import (
+    decode_image,
+    describe_failure,
+    find_note,
+    get_scale,
+    read_header,
+    read_image,
+    read_image_bytes,
+)
 from vitrieve.data.records import SPLITS, Dataset, ImageRecord
-from vitrieve.errors import ConfigError, DecodeError
+from vitrieve.errors import ConfigError, DataError, DecodeError
+from vitrieve.machine import count_cores
 from vitrieve.progress import track
 from vitrieve.quoting import escape_text
 
-NUM_THREADS_MAX = 4
+NUM_REASONS_SHOWN = 3
+NUM_THREADS = max(2, min(32, count_cores()))
+"""Pictures decoded at a time."""
+BLOCK_SIZE = 1024
+"""Images handed to the threads at once: a million waiting tasks would take a gigabyte."""
+Found = TypeVar("Found")
+
+
+class Readable(NamedTuple):
+    """Images that can be decoded, and those that cannot.
+
+    Attributes:
+        records: The readable ones, in order.
+        failures: ``(image_id, reason)`` of the others.
+        digests: SHA-256 of the file of each readable one, in order.
+    """
+
+    records: tuple[ImageRecord, ...]
+    failures: tuple[tuple[str, str], ...]
+    digests: tuple[bytes, ...]
+
+
+def find_readable(records: Sequence[ImageRecord], *, max_bad_fraction: float, show_progress: bool = False) -> Readable:
+    """Decode every image once.
+
+    Args:
+        records: All images of a source, whatever their split: the share of unreadable ones is one of the whole.
+        max_bad_fraction: Largest share of undecodable images that is put up with, in [0, 1].
+        show_progress: Report progress on standard error.
+
+    Raises:
+        DataError: More images than that are undecodable; the message names the first reasons.
+    """
+    outcomes = list(
+        track(_map_ahead(_read, records, NUM_THREADS), "read images", total=len(records), is_shown=show_progress)
+    )
+    pairs = list(zip(records, outcomes, strict=True))
+    failures = tuple((record.image_id, outcome) for record, outcome in pairs if isinstance(outcome, str))
+    if len(failures) > max_bad_fraction * len(records):
+        shown = "; ".join(f"{image_id}: {reason}" for image_id, reason in failures[:NUM_REASONS_SHOWN])
+        raise DataError(
+            f"{len(failures)} of {len(records)} images are unreadable, more than the {max_bad_fraction:.0%} "
+            f"that --train.max-bad-fraction allows ({shown}). `vitrieve data check` lists them all."
+        )
+    return Readable(
+        records=tuple(record for record, outcome in pairs if isinstance(outcome, bytes)),
+        failures=failures,
+        digests=tuple(outcome for outcome in outcomes if isinstance(outcome, bytes)),
+    )
+
+
+def _map_ahead(
+    function: Callable[[ImageRecord], Found], records: Sequence[ImageRecord], num_threads: int
+) -> Iterator[Found]:
+    """Apply a function to records in threads, in order."""
+    remaining = iter(records)
+    with ThreadPoolExecutor(num_threads) as pool:
+        while block := list(itertools.islice(remaining, BLOCK_SIZE)):
+            yield from pool.map(function, block)
+
+
+def _read(record: ImageRecord) -> bytes | str:
+    try:
+        read_image(record)
+        with record.path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").digest()
+    except (DecodeError, MemoryError) as error:
+        return describe_failure(error)
+    except OSError as error:  # gone since it was decoded
+        return f"the file cannot be read: {error.strerror or error}"
+
+
+NUM_CHECK_THREADS_MAX = 4
 """Pillow decodes without the interpreter lock, but hashing and small files do not gain from many threads."""
-BLOCK_SIZE = 256
-"""Images handed to the threads at once: bounds the memory, and the wait after Ctrl-C."""
 NUM_LISTED = 10
 """Entries of one kind that the text names; the JSON has them all."""
 
@@ -67,7 +145,7 @@ class Duplicates:
     """Images with the same pixels.
 
     Attributes:
-        image_ids: In the order of the data set.
+        image_ids: Names of the images, in the order of the data set.
         splits: The splits they are in, in the order train, validation, test.
         class_names: Their classes, sorted; several mean contradictory labels.
         is_across_train_and_test: One of them is seen in training or used to choose a model, and another tested.
@@ -87,15 +165,15 @@ class DataReport:
         name: Name of the data set.
         protocol: The protocol that the roles follow.
         num_images: Images in all.
-        roles: By role: train, validation, test, query, gallery.
+        roles: Counts of each role: train, validation, test, query, gallery.
         images_per_class: Over all splits.
         classes: Every class in the order of the labels, also those without an image.
         single_image_classes: Names of the classes with exactly one image: no positive for it, anywhere.
-        width_px: Of the readable images as they are used: turned, and cropped to their box.
-        height_px: Likewise.
+        width_px: Widths of the readable images as they are used: turned, and cropped to their box.
+        height_px: Heights of the same images.
         formats: Readable images by file format.
         modes: Readable images by the pixel layout in the file.
-        unreadable: In the order of the data set.
+        unreadable: Images that cannot be decoded, in the order of the data set.
         duplicates: Groups of at least two images.
         notes: What the source says about itself, for example how it was split.
         license: License and attribution of the images, empty when unknown.
@@ -154,7 +232,7 @@ def check_dataset(dataset: Dataset, *, num_threads: int | None = None, show_prog
     """
     if num_threads is not None and num_threads < 1:
         raise ConfigError(f"num_threads is {num_threads}; it must be 1 or more.")
-    looked_at = _look_at_all(dataset.records, num_threads or min(NUM_THREADS_MAX, os.cpu_count() or 1))
+    looked_at = _map_ahead(_look_at, dataset.records, num_threads or min(NUM_CHECK_THREADS_MAX, count_cores()))
     tracked = track(looked_at, "check", total=len(dataset.records), is_shown=show_progress)
     outcomes = list(zip(dataset.records, tracked, strict=True))
     seen = [outcome for _, outcome in outcomes if isinstance(outcome, _Seen)]
@@ -214,14 +292,6 @@ def format_report(report: DataReport) -> str:
         _format_verdict(report),
     ]
     return "\n".join(map(escape_text, lines))
-
-
-def _look_at_all(records: Sequence[ImageRecord], num_threads: int) -> Iterator[_Seen | str]:
-    """Yield what is known of each image, or the reason why it is unreadable, in order."""
-    remaining = iter(records)
-    with ThreadPoolExecutor(num_threads) as pool:
-        while block := list(itertools.islice(remaining, BLOCK_SIZE)):
-            yield from pool.map(_look_at, block)
 
 
 def _look_at(record: ImageRecord) -> _Seen | str:

@@ -24,9 +24,9 @@ from pathlib import Path
 from typing import Any
 
 from vitrieve.artifacts import explaining_full_disk, write_text_durably
-from vitrieve.cache import cache_folder
 from vitrieve.data.records import Dataset, ImageRecord, Split
 from vitrieve.errors import DataError, unknown_name_message
+from vitrieve.machine import cache_folder
 from vitrieve.progress import track
 
 PROTOCOLS = ("zero_shot", "across_houses")

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from vitrieve.data.folder import note_shared_classes
 from vitrieve.data.layout import Row, check_relative, drop_repeated, find_root, note_counts, note_files, split_lines
 from vitrieve.data.records import Dataset, ImageRecord, Split
 from vitrieve.errors import DataError, unknown_name_message
@@ -69,7 +70,7 @@ def read_inshop(folder: Path, protocol: str = PROTOCOLS[0]) -> Dataset:
         notes=(
             *note_counts(COUNTS, _count(rows)),
             *notes,
-            *_note_shared(rows),
+            *note_shared_classes(records),
             *note_files(on_disk, root, pictures.relative_to(root).as_posix()),
         ),
         license=LICENSE,
@@ -144,11 +145,3 @@ def _count(rows: Sequence[Row]) -> dict[str, int]:
     train, query, gallery = (ids[status] for status in _STATUSES)
     found = (len(train), len(set(train)), len(query), len(gallery), len({*query, *gallery}))
     return dict(zip(COUNTS, found, strict=True))
-
-
-def _note_shared(rows: Sequence[Row]) -> tuple[str, ...]:
-    train = {row.cells[1] for row in rows if row.cells[2] == "train"}
-    test = {row.cells[1] for row in rows if row.cells[2] != "train"}
-    if not train & test:
-        return ()
-    return (f"{len(train & test):,} test classes are also trained on: figures are not about unseen classes.",)

@@ -1,6 +1,6 @@
 """One record type for every image source, and the data set that holds records.
 
-A reader of a source (``grocery.py``, ``emoji.py``, ``folder.py``, ``manifest.py``) returns a
+A reader of a source (``grocery.py``, ``emoji.py``, ``folder.py``, ``table.py``) returns a
 ``Dataset``; training, evaluation and embedding know nothing else.
 """
 
@@ -29,7 +29,7 @@ class ImageRecord:
 
     Attributes:
         image_id: Stable name, unique within its data set (for files: the path below the source's folder).
-        path: Where the bytes are.
+        path: File that holds the bytes.
         label: Class or instance id, an index into ``Dataset.label_names``.
         split: Which part of the data set the image belongs to.
         is_query: The image asks, in evaluation (ignored in training).
@@ -80,7 +80,7 @@ class Dataset:
         positive_pairs: ``(image_id of the query, image_id of its positive)``, where a benchmark lists which
             images match, in its order; training and validation pairs together, told apart by the records'
             splits. Empty where the labels alone say it.
-        ground_truth: For each query's ``image_id`` its easy, hard and junk images, where a benchmark lists them
+        ground_truth: Easy, hard and junk images of each query, by its ``image_id``, where a benchmark lists them
             query by query (revisited Oxford and Paris); the labels then say nothing about relevance. None
             where the labels decide.
         source: How the source was spelled (``folder:photos``); empty for a data set that was made in memory.

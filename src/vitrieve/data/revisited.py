@@ -2,8 +2,8 @@
 
 Source: Radenović, Iscen, Tolias, Avrithis and Chum, "Revisiting Oxford and Paris: Large-Scale Image Retrieval
 Benchmarking", CVPR 2018, arXiv:1803.11285; layout as in github.com/filipradenovic/revisitop. The ground truth is
-``gnd_NAME.pkl``, read by ``restricted_pickle.py``. What an image shows is known per query only, so all images have
-label 0, and ``Dataset.ground_truth`` says what each query should find.
+``gnd_NAME.pkl``, of which nothing is run (``layout.py``). What an image shows is known per query only, so all images
+have label 0, and ``Dataset.ground_truth`` says what each query should find.
 """
 
 from __future__ import annotations
@@ -17,9 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from vitrieve.data.layout import check_relative, find_root, name_some, note_counts, note_files
+from vitrieve.data.layout import check_relative, find_root, name_some, note_counts, note_files, read_restricted_pickle
 from vitrieve.data.records import Dataset, GroundTruth, ImageRecord
-from vitrieve.data.restricted_pickle import read_restricted_pickle
 from vitrieve.data.walk import walk_pictures
 from vitrieve.errors import DataError, unknown_name_message
 

@@ -15,9 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from vitrieve.data.layout import check_relative, find_root, name_some, note_counts, note_files
+from vitrieve.data.layout import check_relative, find_root, name_some, note_counts, note_files, read_restricted_pickle
 from vitrieve.data.records import Dataset, ImageRecord, Split
-from vitrieve.data.restricted_pickle import read_restricted_pickle
 from vitrieve.errors import DataError, unknown_name_message
 
 PROTOCOLS = ("standard",)

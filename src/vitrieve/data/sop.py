@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from vitrieve.data.folder import note_shared_classes
 from vitrieve.data.layout import (
     check_relative,
     drop_repeated,
@@ -78,7 +79,7 @@ def read_sop(folder: Path, protocol: str = PROTOCOLS[0]) -> Dataset:
         notes=(
             *note_counts(COUNTS, dict(zip(COUNTS, found, strict=True))),
             *notes,
-            *_note_shared(class_ids),
+            *note_shared_classes(records),
             *note_files([record.image_id for record in records], root, ""),
         ),
         license=LICENSE,
@@ -108,10 +109,3 @@ def _check_lists(root: Path, parts: dict[Split, list[ImageRecord]]) -> None:
         raise DataError(f"{root}: {len(both)} images are in both {' and '.join(_LISTS.values())}: {name_some(both)}.")
     if not train and not test:
         raise DataError(f"{root}: {' and '.join(_LISTS.values())} list no image.")
-
-
-def _note_shared(class_ids: dict[Split, list[int]]) -> tuple[str, ...]:
-    shared = set(class_ids["train"]) & set(class_ids["test"])
-    if not shared:
-        return ()
-    return (f"{len(shared):,} test classes are also trained on: figures are not about unseen classes.",)

@@ -1,5 +1,4 @@
 """Collection to vectors: resumable, bad files reported.
 
-The files in reading order, each of which begins with what it is for: ``rows.py``, ``batches.py``, ``parts.py``,
-``collection.py``.
+The files in reading order, each of which begins with what it is for: ``rows.py``, ``batches.py``, ``collection.py``.
 """

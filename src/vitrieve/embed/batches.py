@@ -34,7 +34,7 @@ class EncodedBatch:
 
     Attributes:
         vectors: ``(G, E)`` float32, one row for each good record, in order.
-        reasons: For each record None when it is good, else why it has no vector.
+        reasons: Reason why a record has no vector, for each record; None where it has one.
     """
 
     vectors: np.ndarray

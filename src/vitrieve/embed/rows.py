@@ -38,7 +38,7 @@ def build_table(records: Sequence[ImageRecord], reasons: Sequence[str | None], f
 
     Args:
         records: Any number of records.
-        reasons: For each record None when it has a vector, else why it has none.
+        reasons: Reason why a record has no vector, for each record; None where it has one.
         first_row: Row in ``vectors.npy`` of the first good record.
 
     Returns:

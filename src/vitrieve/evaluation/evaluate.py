@@ -9,7 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from vitrieve.artifacts import write_manifest
+from vitrieve.artifacts import replacing_folder, write_manifest
 from vitrieve.config import Device
 from vitrieve.data.records import Dataset
 from vitrieve.embed.collection import EmbedSettings
@@ -17,7 +17,6 @@ from vitrieve.evaluation.data import EvaluationData, read_evaluation_data, requi
 from vitrieve.evaluation.run import REPORT_NAME, EvaluationResult, choose_names, run_comparison
 from vitrieve.evaluation.table import format_results
 from vitrieve.progress import print_message
-from vitrieve.replacing import replacing_folder
 from vitrieve.runtime.encoder import Encoder, load_encoder
 
 Source = Encoder | str | Path

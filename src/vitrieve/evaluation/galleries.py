@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 from PIL import ImageOps
 
-from vitrieve.data.decode import read_image
-from vitrieve.data.picture import encode_jpeg, to_data_uri
+from vitrieve.data.decode import encode_jpeg, read_image, to_data_uri
 from vitrieve.data.records import ImageRecord
 from vitrieve.errors import DecodeError
 from vitrieve.evaluation.analysis import Neighbor, Verdict, find_neighbors, pick_changed, pick_random, pick_worst

@@ -9,16 +9,15 @@ from pathlib import Path
 
 import numpy as np
 
-from vitrieve.artifacts import MANIFEST_NAME
+from vitrieve.artifacts import MANIFEST_NAME, replacing_folder
 from vitrieve.config import Device
 from vitrieve.data.records import ImageRecord
 from vitrieve.embed.collection import Embeddings, load_embeddings
 from vitrieve.errors import ArtifactError, ConfigError, DataError, DiskFullError, FingerprintError
 from vitrieve.index.folder import writing
 from vitrieve.index.store import IndexKind, StoreInfo, StoreKind, VectorStore, check_vectors, read_info
-from vitrieve.replacing import replacing_folder
-from vitrieve.runtime.choice import EngineChoice, PrecisionChoice
 from vitrieve.runtime.encoder import Encoder, load_encoder
+from vitrieve.runtime.engine import EngineChoice, PrecisionChoice
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""The encoder's folder, without torch: its files, the fingerprint, and the check that they belong together.
+"""The encoder's folder, without torch: what an encoder is, its files, and the check that they belong together.
 
 model.safetensors   weights of backbone, head and reduction
 encoder.json        ``EncoderSpec``
@@ -13,17 +13,60 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from vitrieve.artifacts import read_manifest, write_bytes_durably, write_manifest, write_text_durably
+from vitrieve.config import Pooling
+from vitrieve.data.preprocess import Preprocessing
 from vitrieve.errors import ArtifactError, ConfigError, FingerprintError
 from vitrieve.model.pretrained import hash_file
-from vitrieve.model.spec import ONE_SCALE, EncoderSpec
 from vitrieve.settings import config_from_json, config_to_json
+
+ReductionKind = Literal["pca", "pca_whitening", "supervised_whitening"]
+ONE_SCALE = (1.0,)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderSpec:
+    """Everything but the weights that decides an embedding, and where the encoder comes from.
+
+    Attributes:
+        backbone: The name it was asked for by: a name of ``pretrained.py`` or a timm model name.
+        architecture: timm's model name without the tag.
+        pooling: How tokens become one vector.
+        preprocessing: How a picture becomes the input.
+        embedding_dim: Length of the embedding (after head and reduction, where there are any).
+        head_norm: The head standardizes the pooled features of each image.
+        head_dim: Outputs of the head's linear layer; None: it has none.
+        reduction: Name of the set the PCA was fitted on; None without reduction.
+        reduction_kind: What the reduction does beside dropping dimensions; read with a reduction only.
+        scales: Sides of the input, as shares of the image size, whose embeddings are combined into one
+            (``encoder.py``); several are for convnets.
+        weights_source: Origin of the pre-trained weights, in a few words.
+        weights_license: License of the weights, as text for the model card.
+        weights_note: What a user must know about the pre-trained weights.
+        trained_on: One line about the data and recipe of the fine-tuning; empty for frozen weights.
+    """
+
+    backbone: str
+    architecture: str
+    pooling: Pooling
+    preprocessing: Preprocessing
+    embedding_dim: int
+    head_norm: bool = False
+    head_dim: int | None = None
+    reduction: str | None = None
+    reduction_kind: ReductionKind = "pca"
+    scales: tuple[float, ...] = ONE_SCALE
+    weights_source: str = "unknown"
+    weights_license: str = "unknown"
+    weights_note: str = ""
+    trained_on: str = ""
+
 
 WEIGHTS_NAME = "model.safetensors"
 SPEC_NAME = "encoder.json"
@@ -37,7 +80,7 @@ EMBEDDING_OUTPUT = "embedding"
 PATCH_TOKENS_OUTPUT = "patch_tokens"
 """Names in the exported graph."""
 ENCODER_SUBFOLDER = "encoder"
-"""Where a run keeps its encoder."""
+"""Folder of a run that holds its encoder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +90,7 @@ class EncoderContents:
     Attributes:
         spec: What the encoder is.
         states: Weights by name.
-        fingerprint: Of the contents, equal to the manifest's.
+        fingerprint: Fingerprint of the contents, equal to the manifest's.
         has_onnx: The exported graph is there (its checksum is right too).
     """
 
@@ -238,3 +281,109 @@ def find_encoder_folder(folder: Path) -> Path | None:
         if (candidate / SPEC_NAME).is_file():
             return candidate
     return None
+
+
+_REDUCTIONS: dict[ReductionKind, str] = {
+    "pca": "PCA",
+    "pca_whitening": "PCA with whitening",
+    "supervised_whitening": "supervised whitening",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelCard:
+    """What a reader of the card must know beyond the encoder itself.
+
+    Attributes:
+        trained_on: One line about data, recipe, steps and seed; empty for frozen weights.
+        figures: Rows of a table: name of the row to name of the metric to a fraction in [0, 1].
+        measured_on: Data set and protocol of the figures.
+        data_license: License of the training images.
+        notes: Further sentences, one a paragraph.
+    """
+
+    trained_on: str = ""
+    figures: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    measured_on: str = ""
+    data_license: str = ""
+    notes: tuple[str, ...] = ()
+
+
+def format_card(spec: EncoderSpec, card: ModelCard, fingerprint: str) -> str:
+    """Write the model card as Markdown.
+
+    Args:
+        spec: What the encoder is.
+        card: What training and measuring add.
+        fingerprint: Identity of the encoder.
+    """
+    sections = [
+        _format_title(spec, fingerprint),
+        _format_training(spec, card),
+        _format_figures(card),
+        _format_weights(spec, card),
+        _USE,
+        *card.notes,
+    ]
+    return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def _format_title(spec: EncoderSpec, fingerprint: str) -> str:
+    norm = ", standardized" if spec.head_norm else ""
+    head = "" if spec.head_dim is None else f", linear layer to {spec.head_dim} dimensions"
+    reduction = f", {_REDUCTIONS[spec.reduction_kind]} fitted on {spec.reduction}" if spec.reduction else ""
+    is_one_scale = spec.scales == ONE_SCALE
+    scales = "" if is_one_scale else f"| scales of the input | {', '.join(f'{scale:g}' for scale in spec.scales)} |\n"
+    return (
+        f"# Image encoder: {spec.backbone}\n\n"
+        f"Turns an image into {spec.embedding_dim} numbers of unit length; a larger dot product means more alike.\n\n"
+        "| | |\n|---|---|\n"
+        f"| backbone | {spec.backbone} (timm `{spec.architecture}`) |\n"
+        f"| pooling | {spec.pooling}{norm}{head}{reduction} |\n"
+        f"| input | {_format_input(spec.preprocessing)} |\n"
+        f"{scales}"
+        f"| fingerprint | `{fingerprint}` |"
+    )
+
+
+def _format_input(size: Preprocessing) -> str:
+    if size.framing == "square":
+        return f"RGB, the whole picture squeezed to {size.image_size} px square ({size.interpolation})"
+    return f"RGB, short side to {size.resize_size} px ({size.interpolation}), center square of {size.image_size} px"
+
+
+def _format_training(spec: EncoderSpec, card: ModelCard) -> str:
+    if not spec.trained_on:
+        return "## Training\n\nNone: the pre-trained weights as they are."
+    data_license = f" License of the images: {card.data_license}." if card.data_license else ""
+    return f"## Training\n\n{spec.trained_on}.{data_license}"
+
+
+def _format_figures(card: ModelCard) -> str:
+    if not card.figures:
+        return ""
+    metrics = list(dict.fromkeys(metric for row in card.figures.values() for metric in row))
+    lines = ["| % | " + " | ".join(metrics) + " |", "|---|" + "---|" * len(metrics)]
+    for name, row in card.figures.items():
+        cells = [f"{100 * row[metric]:.1f}" if metric in row else "" for metric in metrics]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    where = f"Measured on {card.measured_on}.\n\n" if card.measured_on else ""
+    return f"## Figures\n\n{where}" + "\n".join(lines)
+
+
+def _format_weights(spec: EncoderSpec, card: ModelCard) -> str:
+    note = f" {spec.weights_note}" if spec.weights_note else ""
+    return f"## Weights\n\nPre-trained weights: {spec.weights_source}. License: {spec.weights_license}.{note}"
+
+
+_USE = """## Use
+
+```python
+from vitrieve import load_encoder
+
+encoder = load_encoder("FOLDER")            # this folder
+embeddings = encoder.encode([image])        # paths or PIL images -> (N, E) float32, unit length
+```
+
+`vitrieve embed --encoder FOLDER --data IMAGES --out EMBEDDINGS` embeds a collection. `vitrieve export --encoder
+FOLDER` adds `encoder.onnx`, with which both work without torch. Weights are safetensors: loading runs no code."""

@@ -1,4 +1,8 @@
-"""Backbones: any timm vision transformer or convnet, at any fitting image size."""
+"""Backbones: any timm vision transformer or convnet, at any fitting image size, and what one costs.
+
+torch counts the operations (``FlopCounterMode``) while a model runs on the ``meta`` device: shapes without numbers, so
+that nothing is allocated and no weights are needed.
+"""
 
 from __future__ import annotations
 
@@ -11,16 +15,23 @@ from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from vitrieve.errors import ConfigError
-from vitrieve.model.checkpoint import count_class_tokens, count_prefix_tokens, is_transformer, load_backbone_states
-from vitrieve.model.local_weights import LocalWeights, read_local_weights
+from vitrieve.model.checkpoint import (
+    LocalWeights,
+    count_class_tokens,
+    count_prefix_tokens,
+    is_transformer,
+    load_backbone_states,
+    read_local_weights,
+)
 from vitrieve.model.pretrained import find_weights, pull_weights
 
 MIN_CONVNET_PX = 32
 """The usual convnet halves its input five times."""
 MAX_REASON_LENGTH = 150
-"""Of what timm says about a setting."""
+"""Characters of what timm says about a setting."""
 
 
 OwnPooling = Literal["cls", "average", "native"]
@@ -68,8 +79,8 @@ def build_backbone(
     Args:
         name: A weights name of ``pretrained.py`` or any timm model name.
         image_size: Side of the square input in pixels; for a transformer a multiple of its patch. The position
-            embedding of the weights is resampled to it (``positions.py``).
-        weights: A local file or folder with the backbone's weights (``local_weights.py``), or None for the name's own.
+            embedding of the weights is resampled to it.
+        weights: A local file or folder with the backbone's weights (``checkpoint.py``), or None for the name's own.
         drop_path_rate: Stochastic depth of the last block, in [0, 1); earlier blocks linearly less.
         patch_drop_rate: Share of the patches left out in training, in [0, 1), drawn for each image from torch's
             global generator; prefix tokens stay (Liu et al., arXiv:2208.07220). For transformers.
@@ -293,7 +304,7 @@ def pool_native(backbone: nn.Module, features: Any) -> Tensor:
 
     Args:
         backbone: Any timm model.
-        features: From ``compute_features``.
+        features: Result of ``compute_features``.
 
     Returns:
         ``(B, D)`` float32, not normalized: timm's ``forward_head(pre_logits=True)``.
@@ -338,3 +349,80 @@ def freeze_lower_blocks(backbone: nn.Module, num_blocks: int) -> None:
 
 _CLASS_BLOCKS = frozenset({"blocks_token_only", "cls_attn_blocks"})
 """Names of the blocks of CaiT and XCiT in which the class token looks at the patches."""
+
+
+LINEAR_OPERATORS = frozenset({"aten.convolution", "aten.addmm", "aten.mm"})
+"""Products with weights: convolutions (the patch embedding is one) and linear layers. The rest (``aten.bmm``) are the
+products of tokens with tokens in attention."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """The cost of a backbone without classifier; pooling and reduction add less than a thousandth.
+
+    A multiplication with its addition counts as two operations; biases, norms and activations do not count.
+
+    Attributes:
+        image_size: Side of the input in pixels.
+        num_parameters: All of them, among them the position embedding of that size.
+        linear_flops: Operations for one image in linear layers and convolutions: the published figures' way.
+        flops: The same with the two matrix products of attention.
+        num_tokens: Tokens (positions of a feature map) that come out, prefix tokens included; 0: no row of tokens.
+        width: Length of a token.
+    """
+
+    image_size: int
+    num_parameters: int
+    linear_flops: int
+    flops: int
+    num_tokens: int
+    width: int
+
+
+def count_cost(name: str, image_size: int) -> Cost:
+    """Count parameters and operations of a backbone; takes no weights and leaves the random state alone.
+
+    Args:
+        name: A weights name of ``pretrained.py`` or any timm model name.
+        image_size: Side of the square input in pixels.
+
+    Raises:
+        ConfigError: The image size does not fit.
+        WeightsError: The name is unknown.
+
+    Source:
+        The figures of arXiv:2102.05644, Tables 2, 7 and 8, are reproduced for DeiT to 0.1 GFLOPs. Those of ResNet-50
+        and -101 (8.3 and 15.7) are 0.13 and 0.10 above the convolutions alone (8.17 and 15.60); the paper does not
+        say what was added. Published parameters count the classifier of DeiT; the 46 M of ResNet-101 are neither with
+        (44.5 M) nor without it (42.5 M).
+    """
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        backbone = build_backbone(name, image_size=image_size, is_pretrained=False).eval()
+        pixels = torch.zeros(1, 3, image_size, image_size)
+        layout = describe_tokens(backbone, image_size, name)
+    use_explicit_attention(backbone)
+    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        compute_features(backbone, pixels)
+    flops = {str(operator): int(count) for operator, count in counter.get_flop_counts()["Global"].items()}
+    return Cost(
+        image_size=image_size,
+        num_parameters=sum(parameter.numel() for parameter in backbone.parameters()),
+        linear_flops=sum(count for operator, count in flops.items() if operator in LINEAR_OPERATORS),
+        flops=sum(flops.values()),
+        num_tokens=layout.num_tokens,
+        width=layout.width,
+    )
+
+
+def format_cost(cost: Cost) -> str:
+    """Describe a cost in one line.
+
+    >>> format_cost(Cost(image_size=224, num_parameters=21_665_664, linear_flops=8_481_669_120, flops=9_196_996_608,
+    ...                  num_tokens=197, width=384))
+    '21.7 M parameters; 8.5 GFLOPs an image at 224 px in linear layers, 9.2 with attention'
+    """
+    attention = f", {cost.flops / 1e9:.1f} with attention" if cost.flops != cost.linear_flops else ""
+    return (
+        f"{cost.num_parameters / 1e6:.1f} M parameters; {cost.linear_flops / 1e9:.1f} GFLOPs an image at "
+        f"{cost.image_size} px in linear layers{attention}"
+    )

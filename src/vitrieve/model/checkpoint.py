@@ -1,19 +1,334 @@
-"""Weights from a file into a backbone: names of other publishers, prefixes, positions."""
+"""Weights of a file or folder in a backbone: what the file holds, names of other publishers, prefixes, positions.
+
+A user may name a safetensors file, a checkpoint of torch, or the folder of a run or an encoder. No code that a file
+holds is run. Names are turned into timm's, and a position embedding of another size is resampled.
+"""
 
 from __future__ import annotations
 
+import argparse
 import math
+import pickle
+import re
 import sys
-from collections.abc import Mapping
-from typing import Any, cast
+from collections import Counter
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from vitrieve.errors import WeightsError
-from vitrieve.model.artifact import describe_non_finite
-from vitrieve.model.key_names import Renamed, rename_hugging_face, shorten_names, strip_prefix
-from vitrieve.model.positions import resample_positions
+from vitrieve.model.artifact import (
+    SPEC_NAME,
+    WEIGHTS_NAME,
+    EncoderSpec,
+    describe_non_finite,
+    find_encoder_folder,
+    read_contents,
+)
+from vitrieve.model.named_graph import resample_positions
+from vitrieve.quoting import quote_name
+
+NUM_KEYS_SHOWN = 4
+MIN_SHARE_FOUND = 0.5
+"""Share of a backbone's own names that must stand behind a prefix which not all names have."""
+_PREFERRED_WORDS = ("teacher", "ema", "model", "backbone", "encoder", "visual")
+"""Which of several copies of a model is taken: the one whose prefix has the earliest of these words."""
+
+
+class Renamed(NamedTuple):
+    """Weights under other names.
+
+    Attributes:
+        states: Name to tensor.
+        notes: What was changed or left out, in sentences.
+    """
+
+    states: Mapping[str, Tensor]
+    notes: tuple[str, ...]
+
+
+def strip_prefix(states: Mapping[str, Tensor], expected: Collection[str], source: str) -> Renamed:
+    """Take off what stands before the names of a backbone: ``module.``, ``model.``, ``teacher.backbone.``.
+
+    A prefix that all names share is taken off. Where some names have another, or none, the prefix is the one behind
+    which the backbone's own names stand; the other tensors are left out, and named.
+
+    Args:
+        states: Name to tensor.
+        expected: The backbone's own names.
+        source: Name of the file, for the message.
+
+    Raises:
+        WeightsError: The backbone is there under several prefixes, none of which is preferred.
+    """
+    prefix = _find_common_prefix(states, expected)
+    inner = {name.removeprefix(prefix): tensor for name, tensor in states.items()}
+    if not any(name in expected for name in inner):
+        further = _find_inner_prefix(inner, expected, source)
+        prefix += further
+        inner = {name.removeprefix(further): tensor for name, tensor in inner.items() if name.startswith(further)}
+    if not prefix:
+        return Renamed(states, ())
+    note = f"the names in {source} begin with {quote_name(prefix)}, which was taken off."
+    left_out = sorted(name for name in states if not name.startswith(prefix))
+    if left_out:
+        note += f" Left out, for they do not: {shorten_names(left_out)}."
+    return Renamed(inner, (note,))
+
+
+def _find_common_prefix(names: Collection[str], expected: Collection[str]) -> str:
+    prefix = ""
+    while True:
+        parts = {name.removeprefix(prefix).partition(".")[:2] for name in names}
+        if len(parts) != 1:
+            return prefix
+        part, dot = parts.pop()
+        if not dot or any(name.startswith(f"{part}.") for name in expected):
+            return prefix
+        prefix += f"{part}."
+
+
+def _find_inner_prefix(names: Collection[str], expected: Collection[str], source: str) -> str:
+    anchors = {*expected, *_HUGGING_FACE_ANCHORS}
+    counts: Counter[str] = Counter()
+    for name in names:
+        places = [place + 1 for place, sign in enumerate(name) if sign == "."]
+        counts.update(name[:place] for place in places if name[place:] in anchors)
+    whole = [prefix for prefix, count in counts.items() if count >= MIN_SHARE_FOUND * len(expected)]
+    whole = whole or [prefix for prefix in counts if prefix + _HUGGING_FACE_ANCHORS[0] in names]
+    ranks = {prefix: _rank_prefix(prefix) for prefix in whole}
+    best = [prefix for prefix in whole if ranks[prefix] == min(ranks.values())]
+    if len(best) > 1:
+        raise WeightsError(
+            f"{source} holds the backbone under several names: {shorten_names(sorted(best))}. Save the one you want "
+            "alone, with safetensors.torch.save_file."
+        )
+    return best[0] if best else ""
+
+
+def _rank_prefix(prefix: str) -> int:
+    return next((rank for rank, word in enumerate(_PREFERRED_WORDS) if word in prefix), len(_PREFERRED_WORDS))
+
+
+def shorten_names(names: list[str]) -> str:
+    """List the first few of many names."""
+    rest = len(names) - NUM_KEYS_SHOWN
+    return ", ".join(map(quote_name, names[:NUM_KEYS_SHOWN])) + (f", and {rest} more" if rest > 0 else "")
+
+
+_HUGGING_FACE_ANCHORS = ("embeddings.cls_token",)
+_HUGGING_FACE_NAMES = tuple(
+    (re.compile(pattern), replacement)
+    for pattern, replacement in (
+        (r"^embeddings\.position_embeddings$", "pos_embed"),
+        (r"^embeddings\.distillation_token$", "dist_token"),
+        (r"^embeddings\.patch_embeddings\.(projection\.)?(?=weight|bias)", "patch_embed.proj."),
+        (r"^embeddings\.", ""),
+        (r"^((model|encoder)\.)?layer\.(\d+)\.", r"blocks.\3."),
+        (r"^(layernorm|norm)\.", "norm."),
+        (r"\.layernorm_before\.", ".norm1."),
+        (r"\.layernorm_after\.", ".norm2."),
+        (r"\.attention\.(attention\.)?(query|key|value)\.", r".\2."),
+        (r"\.attention\.(q)_proj\.", ".query."),
+        (r"\.attention\.(k)_proj\.", ".key."),
+        (r"\.attention\.(v)_proj\.", ".value."),
+        (r"\.attention\.(output\.dense|o_proj)\.", ".attn.proj."),
+        (r"\.layer_scale([12])\.lambda1$", r".ls\1.gamma"),
+        (r"\.intermediate\.dense\.", ".mlp.fc1."),
+        (r"(\.\d+)\.output\.dense\.", r"\1.mlp.fc2."),
+        (r"\.mlp\.weights_in\.", ".mlp.w12."),
+        (r"\.mlp\.weights_out\.", ".mlp.w3."),
+    )
+)
+_PARTS = ("query", "key", "value")
+
+
+def rename_hugging_face(states: Mapping[str, Tensor], source: str) -> Renamed:
+    """Turn the names that Hugging Face's transformers give to ViT, DeiT, DINOv2 and DINOv3 into their authors'.
+
+    timm's own filters take it from there. Other weights are handed on as they are.
+    """
+    if _HUGGING_FACE_ANCHORS[0] not in states:
+        return Renamed(states, ())
+    is_dinov3 = any(name.endswith("_proj.weight") for name in states)
+    is_gated = any(".mlp.gate_proj." in name for name in states)
+    layers = ("norm", "layernorm", "embeddings", "encoder", "layer", "model")
+    left_out = sorted(name for name in states if name.partition(".")[0] not in layers)
+    named = {_rename(name): tensor for name, tensor in states.items() if name not in left_out}
+    if is_dinov3:
+        named = {_rename_dinov3(name, is_gated): tensor for name, tensor in named.items()}
+    elif "register_tokens" in named or any(name.endswith(".ls1.gamma") for name in named):
+        named.setdefault("mask_token", torch.zeros(1))  # by which timm knows DINOv2
+    note = f"the names in {source} are Hugging Face's; they were turned into timm's."
+    if left_out:
+        note += f" Left out: {shorten_names(left_out)}."
+    return Renamed(_join_parts(named), (note,))
+
+
+def _rename(name: str) -> str:
+    for pattern, replacement in _HUGGING_FACE_NAMES:
+        name = pattern.sub(replacement, name)
+    return name
+
+
+def _rename_dinov3(name: str, is_gated: bool) -> str:
+    inner = {"gate_proj": "w1", "up_proj": "w2", "down_proj": "w3"}
+    plain = {"up_proj": "fc1", "down_proj": "fc2"}
+    for theirs, ours in (inner if is_gated else plain).items():
+        name = name.replace(f".mlp.{theirs}.", f".mlp.{ours}.")
+    return "storage_tokens" if name == "register_tokens" else name
+
+
+def _join_parts(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Put query, key and value, which stand apart, into one matrix; a missing bias (DINOv3's key) is zero."""
+    joined = {name: tensor for name, tensor in named.items() if name.split(".")[-2:-1][:1] not in ([p] for p in _PARTS)}
+    blocks = {name.rpartition(".query.")[0] for name in named if ".query." in name}
+    for block in sorted(blocks):
+        for kind in ("weight", "bias"):
+            parts = [named.get(f"{block}.{part}.{kind}") for part in _PARTS]
+            like = next((part for part in parts if part is not None), None)
+            if like is not None:
+                whole = [torch.zeros_like(like) if part is None else part for part in parts]
+                joined[f"{block}.attn.qkv.{kind}"] = torch.cat(whole)  # (3 D, D) or (3 D,)
+    return joined
+
+
+PICKLE_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".tar")
+_PREFERRED_KEYS = ("state_dict_ema", "model_ema", "ema", "teacher", "state_dict", "model", "model_state_dict", "module")
+"""Names under which checkpoints keep a model, best first: an average before what was averaged, as timm has it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalWeights:
+    """Weights of a file or a folder, under the names that they have there.
+
+    Attributes:
+        path: What the user gave.
+        states: Name to tensor.
+        spec: What the encoder is that they are of; None: a file of somebody else.
+        notes: What was chosen in reading them, in sentences.
+    """
+
+    path: Path
+    states: Mapping[str, Tensor]
+    spec: EncoderSpec | None = None
+    notes: tuple[str, ...] = ()
+
+
+def read_local_weights(path: Path) -> LocalWeights:
+    """Read weights; runs no code that the file may hold.
+
+    Args:
+        path: A safetensors file, a checkpoint of torch (``.pth``, ``.pt``, ``.bin``, ``.ckpt``), the folder of a run or
+            of an encoder, or the weights inside one.
+
+    Raises:
+        WeightsError: Missing, damaged, of another format, or holding more than tensors.
+        ArtifactError: An encoder's folder that is incomplete or damaged.
+    """
+    own = find_encoder_folder(path) if path.is_dir() else None
+    if path.name == WEIGHTS_NAME and (path.parent / SPEC_NAME).is_file():
+        own = path.parent
+    if own is not None:
+        contents = read_contents(own)
+        states = {name: torch.tensor(array) for name, array in contents.states.items()}
+        return LocalWeights(path=path, states=states, spec=contents.spec)
+    file = path / WEIGHTS_NAME if path.is_dir() else path
+    if not file.is_file():
+        raise WeightsError(
+            f"the weights {path} {'hold no ' + WEIGHTS_NAME if path.is_dir() else 'do not exist'}; give a .safetensors "
+            "or .pth file, or the folder of a finished run or of an encoder."
+        )
+    if file.suffix in PICKLE_SUFFIXES:
+        return _read_checkpoint(file)
+    return LocalWeights(path=path, states=read_states(file))
+
+
+def read_states(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file; never a pickle.
+
+    Raises:
+        WeightsError: Missing, another format or damaged.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if path.suffix != ".safetensors":
+        raise WeightsError(
+            f"{path} is neither a .safetensors file nor a checkpoint of torch ({', '.join(PICKLE_SUFFIXES)}); save the "
+            "model's state_dict() with safetensors.torch.save_file."
+        )
+    if not path.is_file():
+        raise WeightsError(f"the weights file {path} does not exist; give a .safetensors file.")
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f"{path} cannot be read ({error}); fetch or make it again.") from None
+
+
+def _read_checkpoint(path: Path) -> LocalWeights:
+    try:
+        # Tensors and plain containers alone; of classes only the one of parsed arguments, which many keep beside them.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise WeightsError(
+            f"{path} holds more than tensors, and opening the rest can run code. Where you trust it, save the tensors "
+            f"alone: torch.save(model.state_dict(), {path.name!r}), or safetensors.torch.save_file."
+        ) from None
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        reason = str(error).partition("\n")[0].rstrip(".")
+        raise WeightsError(f"{path} cannot be read ({reason}); fetch or make it again.") from None
+    place, states = find_tensors(loaded, str(path))
+    notes = (f"of what {path} holds, {'.'.join(place)} was read.",) if place else ()
+    return LocalWeights(path=path, states=states, notes=notes)
+
+
+def find_tensors(loaded: Any, source: str) -> tuple[tuple[str, ...], dict[str, Tensor]]:
+    """Find the weights in what a checkpoint holds, however deep they lie.
+
+    Args:
+        loaded: What ``torch.load`` returned.
+        source: Name of the file, for the message.
+
+    Returns:
+        The names that lead to the weights, and the weights by name.
+
+    Raises:
+        WeightsError: There are none, or several of which none is known by its name.
+
+    >>> find_tensors({"epoch": 3, "model": {"weight": torch.zeros(1)}}, "x.pth")[0]
+    ('model',)
+    """
+    place: tuple[str, ...] = ()
+    while True:
+        if not isinstance(loaded, Mapping):
+            raise WeightsError(f"{source} holds no weights by name; save the model's state_dict().")
+        tensors = {name: value for name, value in loaded.items() if isinstance(name, str) and isinstance(value, Tensor)}
+        inner = [name for name, value in loaded.items() if isinstance(name, str) and _holds_tensors(value)]
+        if tensors or not inner:
+            if not tensors:
+                raise WeightsError(f"{source} holds no weights by name; save the model's state_dict().")
+            return place, tensors
+        known = [name for name in _PREFERRED_KEYS if name in inner]
+        if not known and len(inner) > 1:
+            raise WeightsError(
+                f"{source} holds several sets of weights: {shorten_names(sorted(inner))}; save the one you want alone."
+            )
+        chosen = known[0] if known else inner[0]
+        place, loaded = (*place, chosen), loaded[chosen]
+
+
+def _holds_tensors(value: Any) -> bool:
+    if not isinstance(value, Mapping):
+        return False
+    return any(
+        isinstance(name, str) and (isinstance(one, Tensor) or _holds_tensors(one)) for name, one in value.items()
+    )
 
 
 def is_transformer(backbone: nn.Module) -> bool:
@@ -41,14 +356,14 @@ def load_backbone_states(backbone: nn.Module, states: Mapping[str, Tensor], sour
     """Load weights into a backbone, strictly, after timm's own filter.
 
     The filter of the model's family renames keys of other publishers. A position embedding of another size is resampled
-    by ``positions.py``, or by the filter where it is laid out in another way. The classifier of the weights is left
-    out: the backbone has none. A prefix before the names is taken off, and Hugging Face's names are understood
-    (``key_names.py``). Weights of a vitrieve encoder (``backbone.…``) are accepted too.
+    by ``resample_positions``, or by the filter where it is laid out in another way. The classifier is left
+    out: the backbone has none. A prefix before the names is taken off, and Hugging Face's names are understood.
+    Weights of a vitrieve encoder (``backbone.…``) are accepted too.
 
     Args:
         backbone: The model; changed in place.
         states: Name to tensor.
-        source: Where they come from, for the message.
+        source: Name of the file, for the message.
 
     Returns:
         What was changed in the names, or left out, in sentences for the user; empty where nothing was.

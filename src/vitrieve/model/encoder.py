@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from types import MappingProxyType
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -14,8 +15,16 @@ from torch.nn import functional as F
 
 from vitrieve.config import Framing, ModelConfig, Pooling
 from vitrieve.data.preprocess import Preprocessing, build_preprocessing
-from vitrieve.errors import ConfigError
-from vitrieve.model.artifact import compute_fingerprint, read_contents, write_contents
+from vitrieve.errors import ConfigError, WeightsError
+from vitrieve.model.artifact import (
+    ONE_SCALE,
+    EncoderSpec,
+    ModelCard,
+    compute_fingerprint,
+    format_card,
+    read_contents,
+    write_contents,
+)
 from vitrieve.model.backbone import (
     TokenLayout,
     build_backbone,
@@ -26,15 +35,93 @@ from vitrieve.model.backbone import (
     pool_native,
 )
 from vitrieve.model.backbone import evaluation_mode as evaluation_mode
-from vitrieve.model.card import ModelCard, format_card
-from vitrieve.model.checkpoint import load_backbone_states
-from vitrieve.model.going_on import settle_start
-from vitrieve.model.local_weights import LocalWeights
-from vitrieve.model.pooling import GEM_P, check_pooling, pool_tokens
+from vitrieve.model.checkpoint import LocalWeights, load_backbone_states, read_local_weights
+from vitrieve.model.pooling import GEM_P, check_pooling, check_scales, combine_scales, pool_tokens, resize_pixels
 from vitrieve.model.pretrained import WeightsEntry, find_weights
 from vitrieve.model.reduction import Pca, Reduction, build_reduction
-from vitrieve.model.scales import check_scales, combine_scales, resize_pixels
-from vitrieve.model.spec import ONE_SCALE, EncoderSpec
+
+
+class Start(NamedTuple):
+    """What training starts from.
+
+    Attributes:
+        entry: The name's weights, with the preprocessing of the encoder that is gone on from.
+        config: The settings, with the pooling and the head of that encoder where they say none.
+        weights: Local weights of the backbone; None: the name's own.
+        head: Trained weights of the head; empty: it starts at random, or there is none.
+        gem_p: The encoder's exponent of GeM; None: it has none of its own.
+        notes: What is left out, in sentences.
+    """
+
+    entry: WeightsEntry
+    config: ModelConfig
+    weights: LocalWeights | None = None
+    head: Mapping[str, Tensor] = MappingProxyType({})
+    gem_p: float | None = None
+    notes: tuple[str, ...] = ()
+
+
+def settle_start(entry: WeightsEntry, config: ModelConfig) -> Start:
+    """Read the local weights that the settings name, where they name any.
+
+    Of an encoder of ours, backbone, pooling, head, exponent of GeM and preprocessing of the channels are kept, unless
+    the settings ask for others; a reduction is not, because it was fitted on features that training changes.
+
+    Raises:
+        WeightsError: The weights cannot be read, or are of another backbone.
+        ArtifactError: They are of an encoder that is incomplete or damaged.
+    """
+    if config.weights is None:
+        return Start(entry, config)
+    weights = read_local_weights(Path(config.weights))
+    spec = weights.spec
+    if spec is None:
+        return Start(entry, config, weights)
+    if spec.architecture != entry.architecture:
+        raise WeightsError(
+            f"{config.weights} is an encoder of {spec.backbone}, not of {entry.name}; give --model.backbone "
+            f"{spec.backbone}."
+        )
+    head = _select(weights.states, "head.")
+    asked = (config.head_norm, config.head_dim)
+    is_head_kept = asked in ((False, None), (spec.head_norm, spec.head_dim))
+    kept = dataclasses.replace(
+        config,
+        pooling=config.pooling or spec.pooling,
+        head_norm=spec.head_norm if is_head_kept else config.head_norm,
+        head_dim=spec.head_dim if is_head_kept else config.head_dim,
+    )
+    preprocessing = spec.preprocessing
+    return Start(
+        entry=dataclasses.replace(
+            entry, mean=preprocessing.mean, std=preprocessing.std, interpolation=preprocessing.interpolation
+        ),
+        config=kept,
+        weights=dataclasses.replace(weights, states=_select(weights.states, "backbone.")),
+        head=head if is_head_kept else {},
+        gem_p=weights.states["gem_p"].item() if "gem_p" in weights.states and kept.pooling == "gem" else None,
+        notes=tuple(_list_left_out(spec, kept, is_head_kept)),
+    )
+
+
+def _select(states: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in states.items() if name.startswith(prefix)}
+
+
+def _list_left_out(spec: EncoderSpec, kept: ModelConfig, is_head_kept: bool) -> list[str]:
+    left_out = []
+    if spec.pooling != kept.pooling:
+        left_out.append(f"its pooling {spec.pooling}: the settings ask for {kept.pooling}")
+    if not is_head_kept and (spec.head_norm or spec.head_dim is not None):
+        left_out.append("its head: the settings ask for another")
+    if spec.reduction is not None:
+        left_out.append(
+            f"its reduction to {spec.embedding_dim} dimensions, fitted on {spec.reduction}: training changes what it "
+            f"was fitted on (--model.embedding-dim {spec.embedding_dim} fits a new one)"
+        )
+    if spec.scales != ONE_SCALE:
+        left_out.append("its several scales: training sees one")
+    return [f"of the encoder that training goes on from is left out {one}." for one in left_out]
 
 
 def build_head(width: int, spec: EncoderSpec) -> nn.Sequential:
@@ -69,7 +156,7 @@ class ImageEncoder(nn.Module):
         backbone: A timm model without classifier.
         spec: What the encoder is; ``embedding_dim`` must fit.
         reduction: A fitted PCA, or None.
-        gem_p: Where the learnable exponent of GeM starts (it is then a parameter, ``gem_p``); None: fixed at 3.
+        gem_p: Start of the learnable exponent of GeM (it is then a parameter, ``gem_p``); None: fixed at 3.
         layout: What ``describe_tokens`` says of the backbone; None: it is asked.
 
     Raises:
@@ -183,9 +270,9 @@ def build_encoder(config: ModelConfig, *, is_pretrained: bool = True, seed: int 
 
     Args:
         config: Backbone, weights, image size, pooling, drop-path and frozen blocks. Where the weights are an encoder of
-            ours, its head is kept too (``going_on.py``).
+            ours, its head is kept too.
         is_pretrained: False leaves the weights random (from torch's global generator).
-        seed: Of that generator, from which a head is drawn, too; None: as it is.
+        seed: Seed of that generator, from which a head is drawn, too; None: as it is.
 
     Returns:
         The encoder in training mode.
@@ -321,7 +408,7 @@ def save_encoder(
 
     Args:
         encoder: What to write; float32.
-        folder: Where to; made when it is missing.
+        folder: Folder to write; made when it is missing.
         card: What the model card says about training and figures.
         config: Resolved configuration that led to the encoder, as JSON values.
 

@@ -1,9 +1,12 @@
-"""The encoder of a weights name without torch: its folder in the cache, made when first asked for."""
+"""The encoder of a weights name without torch: its folder in the cache, made when first asked for.
+
+The graph is written node by node, from the weights of a DINOv2 of the package index. Its position table is resampled to
+the size of the input with the same bits as ``checkpoint.py`` gets with torch, so that both have one fingerprint.
+"""
 
 from __future__ import annotations
 
-import os
-import shutil
+import math
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vitrieve.artifacts import MANIFEST_NAME, replacing_durably
 from vitrieve.data.preprocess import build_preprocessing
 from vitrieve.errors import ConfigError, WeightsError
 from vitrieve.model.artifact import (
@@ -18,25 +22,79 @@ from vitrieve.model.artifact import (
     ONNX_NAME,
     PATCH_TOKENS_OUTPUT,
     PIXELS_INPUT,
+    EncoderSpec,
+    ModelCard,
     compute_fingerprint,
+    format_card,
     note_export,
     read_arrays,
     write_contents,
 )
-from vitrieve.model.card import ModelCard, format_card
-from vitrieve.model.positions import resample_positions
-from vitrieve.model.pretrained import WeightsEntry, get_export_folder, pull_weights
-from vitrieve.model.spec import EncoderSpec
+from vitrieve.model.pretrained import WeightsEntry, get_export_folder, publish_folder, pull_weights
 
 if TYPE_CHECKING:
     import onnx
+
+CUBIC_SHARPNESS = -0.5
+"""a of Keys's cubic, as torch and Pillow take it when they smooth."""
+
+
+def resample_positions(table: np.ndarray, num_prefix: int, side: int) -> np.ndarray:
+    """Resample the learnt positions of a transformer to another number of patches along a side.
+
+    Bicubic with smoothing, as timm does it with torch (equal but for the last bits). Only sums in a fixed order, in
+    double precision: every machine gets the same bits, so that an encoder has one fingerprint everywhere.
+
+    Args:
+        table: ``(1, P + H * H, D)``: positions of the prefix tokens, then of the patches row by row.
+        num_prefix: P.
+        side: Patches along the new side.
+
+    Returns:
+        ``(1, P + side * side, D)`` float32.
+
+    Source:
+        Keys, Cubic convolution interpolation, IEEE TASSP 29 (1981), the kernel stretched by the factor of shrinking.
+    """
+    prefix, patches = table[0, :num_prefix], table[0, num_prefix:]
+    old_side = math.isqrt(len(patches))
+    assert old_side * old_side == len(patches), f"{len(patches)} positions are no square"
+    grid = patches.reshape(old_side, old_side, -1).astype(np.float64)
+    weights = _cubic_weights(old_side, side)
+    rows = _mix(weights, grid)  # (side, H, D)
+    both = _mix(weights, rows.transpose(1, 0, 2)).transpose(1, 0, 2)  # (side, side, D)
+    resampled = np.ascontiguousarray(both).reshape(side * side, -1).astype(np.float32)
+    return np.concatenate([prefix.astype(np.float32), resampled])[None]
+
+
+def _mix(weights: np.ndarray, grid: np.ndarray) -> np.ndarray:
+    """Multiply ``(S, H)`` by ``(H, W, D)``, term by term: a library's product sums in an order of its own."""
+    mixed = np.zeros((len(weights), *grid.shape[1:]))
+    for column, line in zip(weights.T, grid, strict=True):
+        mixed += column[:, None, None] * line
+    return mixed
+
+
+def _cubic_weights(old_side: int, side: int) -> np.ndarray:
+    """Return ``(side, old_side)``: the share of every old position in every new one; rows sum to 1."""
+    stretch = max(old_side / side, 1.0)
+    centers = (np.arange(side) + 0.5) * (old_side / side)
+    distance = np.abs(np.arange(old_side) + 0.5 - centers[:, None]) / stretch
+    a = CUBIC_SHARPNESS
+    near = ((a + 2) * distance - (a + 3)) * distance * distance + 1
+    far = (((distance - 5) * distance + 8) * distance - 4) * a
+    weights = np.where(distance < 1, near, np.where(distance < 2, far, 0.0))
+    total = np.zeros((side, 1))
+    for column in weights.T:
+        total += column[:, None]
+    return weights / total
 
 
 OPSET = 17
 """The first with LayerNormalization as one operator."""
 IR_VERSION = 8
 HEAD_WIDTH = 64
-"""Of every DeiT and DINOv2 model."""
+"""Width of an attention head in every DeiT and DINOv2 model."""
 NORM_EPSILON = 1e-6
 SMALLEST_NORM = 1e-12
 
@@ -196,7 +254,7 @@ def make_named_folder(entry: WeightsEntry, image_size: int) -> Path:
         WeightsError: The weights cannot be had, or there is no space for the encoder.
     """
     folder = get_export_folder(entry.name, image_size)
-    if (folder / "manifest.json").is_file():
+    if (folder / MANIFEST_NAME).is_file():
         return folder
     states = _read_states(entry, image_size)
     spec = EncoderSpec(
@@ -216,7 +274,7 @@ def make_named_folder(entry: WeightsEntry, image_size: int) -> Path:
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{entry.name}-") as temporary:
             complete = Path(temporary) / "complete"
             _write(complete, spec, states)
-            _move(complete, folder)
+            publish_folder(complete, folder, (folder / MANIFEST_NAME).is_file)
     except OSError as error:
         raise WeightsError(
             f"cannot write the encoder {entry.name!r} to {folder}: {error.strerror or error}. Free some space, or name "
@@ -244,15 +302,6 @@ def _write(folder: Path, spec: EncoderSpec, states: dict[str, np.ndarray]) -> No
 
     named = {STATE_PREFIX + name: array for name, array in states.items()}
     write_contents(folder, spec, named, format_card(spec, ModelCard(), compute_fingerprint(spec, named)), {})
-    onnx.save_model(build_vit_graph(states, spec.preprocessing.image_size), str(folder / ONNX_NAME))
+    with replacing_durably(folder / ONNX_NAME) as temporary:
+        onnx.save_model(build_vit_graph(states, spec.preprocessing.image_size), str(temporary))
     note_export(folder, (ONNX_NAME,))
-
-
-def _move(complete: Path, folder: Path) -> None:
-    """Give a complete folder its name; another process that was quicker wins."""
-    try:
-        os.rename(complete, folder)
-    except OSError:
-        if not (folder / "manifest.json").is_file():  # left by a crash
-            shutil.rmtree(folder, ignore_errors=True)
-            os.rename(complete, folder)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from vitrieve.errors import ConfigError
-from vitrieve.model.spec import ReductionKind
+from vitrieve.model.artifact import ReductionKind
 
 MIN_VARIANCE_FRACTION = 1e-6
 """Directions with less than this share of the largest variance are noise of the arithmetic: they are not kept."""

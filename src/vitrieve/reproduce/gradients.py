@@ -15,8 +15,8 @@ from torch import Tensor
 
 from vitrieve.artifacts import read_manifest, write_text_durably
 from vitrieve.config import Config, Device
+from vitrieve.data.check import find_readable
 from vitrieve.data.loader import Batch, TrainingLoader
-from vitrieve.data.readable import find_readable
 from vitrieve.data.sources import read_source
 from vitrieve.model.encoder import ImageEncoder, read_encoder
 from vitrieve.objective.contrastive import contrastive_loss

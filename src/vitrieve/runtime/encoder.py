@@ -12,11 +12,12 @@ import numpy as np
 from PIL import Image
 
 from vitrieve.artifacts import read_manifest
-from vitrieve.data.picture import Picture, open_any_picture
+from vitrieve.data.decode import Picture, open_any_picture
 from vitrieve.data.preprocess import Preprocessing, to_square
 from vitrieve.errors import ArtifactError, ConfigError, WeightsError
 from vitrieve.model.artifact import (
     INT8_NAMES,
+    ONE_SCALE,
     ONNX_NAME,
     EncoderContents,
     find_encoder_folder,
@@ -25,13 +26,17 @@ from vitrieve.model.artifact import (
 )
 from vitrieve.model.named_graph import has_named_graph, make_named_folder
 from vitrieve.model.pretrained import WEIGHTS, find_exported_sizes, find_weights, get_export_folder
-from vitrieve.model.spec import ONE_SCALE
-from vitrieve.runtime.choice import EngineChoice, PrecisionChoice, choose_device, choose_engine
-from vitrieve.runtime.device import DeviceName
-from vitrieve.runtime.engine import ClosedEngine, Engine, EngineName
-from vitrieve.runtime.onnx_engine import OnnxEngine
-from vitrieve.runtime.openvino_engine import OpenVinoEngine
-from vitrieve.runtime.precision import resolve_precision
+from vitrieve.runtime.device import DeviceName, resolve_precision
+from vitrieve.runtime.engine import (
+    ClosedEngine,
+    Engine,
+    EngineChoice,
+    EngineName,
+    PrecisionChoice,
+    choose_device,
+    choose_engine,
+)
+from vitrieve.runtime.graph_engines import OnnxEngine, OpenVinoEngine
 from vitrieve.similarity import normalize, similarity
 
 if TYPE_CHECKING:
@@ -44,8 +49,8 @@ class Encoder:
     """Turns pictures into embeddings of unit length, with whatever engine is there.
 
     Attributes:
-        name: For people: the folder's name or the weights name.
-        source: Where it came from, as ``load_encoder`` takes it: a path or a weights name.
+        name: Name for people: the folder's or that of the weights.
+        source: Origin, as ``load_encoder`` takes it: a path or a weights name.
         fingerprint: Identity of weights, pooling, reduction and preprocessing; engine and precision do not count.
         embedding_dim: Length of an embedding.
         preprocessing: What happens to a picture first.
@@ -243,11 +248,11 @@ def load_encoder(
         source: A run's folder, an encoder's folder, or a weights name.
         image_size: Another side in pixels than the folder's or the name's own (with torch only).
         scales: Other shares of that side whose embeddings are combined (with torch only; several for convnets).
-        engine: ``auto``: the fastest that is installed and can compute it (``choice.py``).
-        precision: Of the matrix products. ``auto``: bf16 where engine and processor have it, else fp32; ``int8`` for an
-            encoder that was quantized.
+        engine: ``auto``: the fastest that is installed and can compute it (``engine.py``).
+        precision: Precision of the matrix products. ``auto``: bf16 where engine and processor have it, else fp32;
+            ``int8`` for an encoder that was quantized.
         num_threads: CPU threads; None: all cores. With torch it holds for the whole process.
-        device: Where to compute; ``auto``: on a GPU where torch sees one and the engine may be torch.
+        device: Device to compute on; ``auto``: on a GPU where torch sees one and the engine may be torch.
 
     Raises:
         ArtifactError: The path is missing, or not a finished run or encoder, or not exported as the engine needs it.
@@ -290,10 +295,10 @@ def wrap_encoder(
 
     Args:
         encoder: Run in evaluation mode, on the device it is on; left in the mode it was in.
-        name: For people.
-        source: Where it came from; empty: nowhere on disk.
+        name: Name for people.
+        source: Origin of the encoder; empty: nowhere on disk.
         num_threads: CPU threads of the whole process; None: as it is.
-        precision: Of the matrix products.
+        precision: Precision of the matrix products.
     """
     from vitrieve.model.encoder import fingerprint_encoder
     from vitrieve.runtime.torch_engine import TorchEngine

@@ -7,13 +7,12 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from vitrieve.artifacts import MANIFEST_NAME, explaining_full_disk, read_manifest, write_bytes_durably
+from vitrieve.artifacts import MANIFEST_NAME, explaining_full_disk, read_manifest, replacing_folder, write_bytes_durably
 from vitrieve.errors import ConfigError
 from vitrieve.model.artifact import ONNX_NAME, read_spec
 from vitrieve.progress import print_message
-from vitrieve.replacing import replacing_folder
-from vitrieve.runtime.choice import is_torch_installed
 from vitrieve.runtime.encoder import find_source_folder
+from vitrieve.runtime.engine import is_torch_installed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +124,7 @@ def _copy_folder(
     if source.resolve().is_relative_to(out.resolve()):
         raise ConfigError(f"--out {out} holds the encoder itself; leave --out away to add the graph to it.")
     if is_resized or is_rescaled:
-        from vitrieve.model.card import ModelCard
+        from vitrieve.model.artifact import ModelCard
         from vitrieve.model.encoder import read_encoder, save_encoder
 
         encoder = read_encoder(source, image_size=image_size, scales=scales or None)

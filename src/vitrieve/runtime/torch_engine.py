@@ -11,9 +11,8 @@ from torch import Tensor
 from vitrieve.config import Precision
 from vitrieve.data.preprocess import to_pixels
 from vitrieve.model.encoder import ImageEncoder, evaluation_mode
-from vitrieve.runtime.device import DeviceName
+from vitrieve.runtime.device import DeviceName, resolve_precision
 from vitrieve.runtime.engine import EngineName, choose_batch_size
-from vitrieve.runtime.precision import resolve_precision
 
 
 class TorchEngine:

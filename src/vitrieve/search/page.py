@@ -11,8 +11,7 @@ from PIL import Image
 
 from vitrieve import __version__
 from vitrieve.artifacts import write_bytes_durably
-from vitrieve.data.decode import read_image_bytes
-from vitrieve.data.picture import encode_jpeg, shrink, to_data_uri
+from vitrieve.data.decode import encode_jpeg, read_image_bytes, shrink, to_data_uri
 from vitrieve.errors import DecodeError
 from vitrieve.index.filter import format_condition, parse_filter
 from vitrieve.index.store import VectorStore, find_name

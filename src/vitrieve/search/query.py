@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from vitrieve.data.picture import Picture, open_any_picture
+from vitrieve.data.decode import Picture, open_any_picture
 from vitrieve.data.preprocess import Preprocessing, to_square
 from vitrieve.errors import ConfigError
 from vitrieve.index.store import VectorStore

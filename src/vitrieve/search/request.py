@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from vitrieve.data.picture import Picture
+from vitrieve.data.decode import Picture
 from vitrieve.errors import ConfigError
 from vitrieve.index.filter import FilterLike, parse_filter
 

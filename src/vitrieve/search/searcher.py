@@ -12,13 +12,13 @@ from functools import partial
 from pathlib import Path
 
 from vitrieve.config import Device
-from vitrieve.data.picture import Picture
+from vitrieve.data.decode import Picture
 from vitrieve.errors import ArtifactError, ConfigError, FingerprintError, unknown_name_message
 from vitrieve.index.filter import FilterLike
 from vitrieve.index.open import load_index_encoder, open_index, require_encoder
 from vitrieve.index.store import Hit, VectorStore, find_name, read_info
-from vitrieve.runtime.choice import EngineChoice, PrecisionChoice
 from vitrieve.runtime.encoder import Encoder
+from vitrieve.runtime.engine import EngineChoice, PrecisionChoice
 from vitrieve.search.mapped import PathMap, map_paths
 from vitrieve.search.query import build_query
 from vitrieve.search.ranking import MAX_DEPTH, group_hits, rank_images

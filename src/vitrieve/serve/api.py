@@ -9,7 +9,7 @@ from fastapi import APIRouter, HTTPException, Query, Request, Response
 from fastapi.responses import FileResponse
 from starlette.types import Receive, Scope, Send
 
-from vitrieve.data.picture import encode_jpeg
+from vitrieve.data.decode import encode_jpeg
 from vitrieve.index.filter import name_kind
 from vitrieve.search.explain import explain_result
 from vitrieve.search.request import SearchRequest

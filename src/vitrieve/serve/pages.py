@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, HTTPException, Query, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse
 
-from vitrieve.data.picture import encode_jpeg
+from vitrieve.data.decode import encode_jpeg
 from vitrieve.data.records import ImageRecord
 from vitrieve.errors import InputError
 from vitrieve.search.explain import explain_result

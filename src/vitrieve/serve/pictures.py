@@ -15,8 +15,7 @@ from typing import BinaryIO
 
 from fastapi import HTTPException
 
-from vitrieve.data.decode import measure_image, open_image_file, read_image_bytes, read_open_file
-from vitrieve.data.picture import shrink
+from vitrieve.data.decode import measure_image, open_image_file, read_image_bytes, read_open_file, shrink
 from vitrieve.data.records import ImageRecord
 from vitrieve.errors import DataError, DecodeError
 from vitrieve.index.store import VectorStore, find_name

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vitrieve.data.folder import read_flat_folder
-from vitrieve.data.ignore import Rules
 from vitrieve.data.records import Dataset, ImageRecord
 from vitrieve.data.sources import find_source_path, is_folder_source, read_collection
+from vitrieve.data.walk import Rules
 from vitrieve.embed.collection import name_labels
 from vitrieve.errors import DataError
 from vitrieve.quoting import quote_name

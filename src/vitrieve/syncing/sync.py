@@ -20,7 +20,6 @@ from typing import Literal
 import numpy as np
 
 from vitrieve.artifacts import MANIFEST_NAME, explaining_full_disk, sync_folder
-from vitrieve.cache import cache_folder
 from vitrieve.config import Device
 from vitrieve.data.records import ImageRecord
 from vitrieve.data.sources import find_source_path
@@ -29,6 +28,7 @@ from vitrieve.embed.collection import EmbedSettings, describe_source
 from vitrieve.errors import ArtifactError
 from vitrieve.index.open import create_index, load_index_encoder, open_index, require_encoder
 from vitrieve.index.store import StoreInfo, VectorStore, read_info
+from vitrieve.machine import cache_folder
 from vitrieve.progress import print_message, track
 from vitrieve.quoting import quote_name
 from vitrieve.runtime.encoder import Encoder, load_encoder

@@ -20,8 +20,8 @@ from watchfiles import Change, watch
 
 from vitrieve.artifacts import MANIFEST_NAME
 from vitrieve.data.decode import list_image_suffixes
-from vitrieve.data.ignore import IGNORE_NAME, Rules
 from vitrieve.data.sources import find_source_path
+from vitrieve.data.walk import IGNORE_NAME, Rules
 from vitrieve.errors import ConfigError, DataError, InputError
 from vitrieve.progress import print_message
 from vitrieve.runtime.encoder import Encoder

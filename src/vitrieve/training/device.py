@@ -14,8 +14,7 @@ from vitrieve.config import Config
 from vitrieve.data.loader import Batch
 from vitrieve.model.backbone import use_explicit_attention
 from vitrieve.model.encoder import ImageEncoder
-from vitrieve.runtime.device import resolve_device
-from vitrieve.runtime.precision import resolve_precision
+from vitrieve.runtime.device import resolve_device, resolve_precision
 
 # Of glibc's malloc.h: which freed memory goes back to the system, and which blocks are asked of it one by one.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3

@@ -20,7 +20,7 @@ from vitrieve.config import Config
 from vitrieve.data.loader import bound_cache
 from vitrieve.errors import ConfigError
 from vitrieve.model.encoder import ImageEncoder
-from vitrieve.runtime.precision import resolve_precision
+from vitrieve.runtime.device import resolve_precision
 
 GIB = 2**30
 SCRATCH_SHARE = 0.5

@@ -12,12 +12,12 @@ from vitrieve.data.decode import read_image
 from vitrieve.data.preprocess import preprocess
 from vitrieve.data.records import Dataset, ImageRecord
 from vitrieve.errors import ConfigError
+from vitrieve.model.artifact import ReductionKind
 from vitrieve.model.encoder import ImageEncoder, add_reduction
 from vitrieve.model.reduction import fit_pca, fit_supervised_whitening
-from vitrieve.model.spec import ReductionKind
 from vitrieve.progress import track
+from vitrieve.runtime.device import resolve_precision
 from vitrieve.runtime.engine import choose_batch_size
-from vitrieve.runtime.precision import resolve_precision
 
 PAIRS_SEED = 0
 """Which images of a class become pairs is drawn from this."""

@@ -10,17 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vitrieve.artifacts import read_manifest
+from vitrieve.artifacts import read_manifest, replacing_folder
 from vitrieve.config import Device
-from vitrieve.data.readable import find_readable
+from vitrieve.data.check import find_readable
 from vitrieve.data.records import Dataset, ImageRecord
 from vitrieve.data.sources import read_source
 from vitrieve.errors import ArtifactError, ConfigError, DataError
-from vitrieve.model.card import ModelCard
+from vitrieve.model.artifact import EncoderSpec, ModelCard, ReductionKind
 from vitrieve.model.encoder import ImageEncoder, build_frozen_encoder, read_encoder, save_encoder
-from vitrieve.model.spec import EncoderSpec, ReductionKind
 from vitrieve.progress import print_message
-from vitrieve.replacing import replacing_folder
 from vitrieve.runtime.device import resolve_device
 from vitrieve.runtime.encoder import find_source_folder
 from vitrieve.training.reduce import find_pairs, reduce_encoder, require_reducible

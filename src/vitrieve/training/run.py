@@ -15,24 +15,22 @@ from typing import Any
 
 from vitrieve.artifacts import check_folder, prepare_folder, write_manifest
 from vitrieve.config import Config, Device, ObjectiveConfig, check_config, find_ineffective
-from vitrieve.data.readable import Readable, find_readable
+from vitrieve.data.check import Readable, find_readable
 from vitrieve.data.records import Dataset, ImageRecord, find_measurable, require_trainable
 from vitrieve.data.sources import read_source
 from vitrieve.embed.collection import EmbedSettings
 from vitrieve.errors import ArtifactError, DataError, UnfinishedRunError, VitrieveError
 from vitrieve.evaluation.protocols import select_records
 from vitrieve.evaluation.run import EMBEDDINGS_FOLDER, REPORT_NAME, EvaluationResult, evaluate_encoder, run_comparison
-from vitrieve.model.artifact import ENCODER_SUBFOLDER
-from vitrieve.model.card import ModelCard
-from vitrieve.model.cost import count_cost, format_cost
+from vitrieve.model.artifact import ENCODER_SUBFOLDER, ModelCard
+from vitrieve.model.backbone import count_cost, format_cost
 from vitrieve.model.encoder import ImageEncoder, build_encoder, save_encoder
 from vitrieve.model.export import export_folder
 from vitrieve.objective.own import OwnTerm, describe_own_terms, read_own_terms
 from vitrieve.progress import print_message
 from vitrieve.recipes import find_recipe
-from vitrieve.runtime.device import resolve_device
+from vitrieve.runtime.device import describe_emulation, resolve_device
 from vitrieve.runtime.encoder import Encoder, load_encoder, wrap_encoder
-from vitrieve.runtime.precision import describe_emulation
 from vitrieve.settings import config_to_json, override_config
 from vitrieve.training.holdout import TrainingSplit, split_for_training
 from vitrieve.training.loop import Evaluate, TrainingResult, fit_encoder

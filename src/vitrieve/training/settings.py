@@ -16,8 +16,7 @@ from vitrieve.data.records import ImageRecord
 from vitrieve.errors import ArtifactError
 from vitrieve.model.encoder import ImageEncoder
 from vitrieve.objective.own import OwnTerm, describe_own_terms
-from vitrieve.runtime.device import resolve_device
-from vitrieve.runtime.precision import resolve_precision
+from vitrieve.runtime.device import resolve_device, resolve_precision
 from vitrieve.settings import config_to_json, rename_former
 from vitrieve.training.digest import digest_tensors
 from vitrieve.training.microbatch import has_batch_norm

@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from vitrieve.artifacts import replacing_durably
-from vitrieve.data.sampler import EpochTuples
+from vitrieve.data.loader import EpochTuples
 from vitrieve.errors import ArtifactError, DiskFullError
 from vitrieve.model.encoder import ImageEncoder
 from vitrieve.objective.objective import Objective

@@ -13,13 +13,12 @@ import numpy as np
 import torch
 
 from vitrieve.config import Config
-from vitrieve.data.loader import TrainingLoader
+from vitrieve.data.loader import EpochTuples, TrainingLoader, count_tuple_steps
 from vitrieve.data.records import ImageRecord
-from vitrieve.data.sampler import EpochTuples, count_tuple_steps
 from vitrieve.errors import DataError
 from vitrieve.model.encoder import ImageEncoder, evaluation_mode
+from vitrieve.runtime.device import resolve_precision
 from vitrieve.runtime.engine import choose_batch_size
-from vitrieve.runtime.precision import resolve_precision
 from vitrieve.similarity import similarity_chunks
 
 _PAIRS, _CANDIDATES = 4, 5

@@ -10,8 +10,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from vitrieve.data.manifest import read_manifest_file
 from vitrieve.data.records import Dataset, require_trainable
+from vitrieve.data.table import read_table
 from vitrieve.errors import DataError
 
 
@@ -24,12 +24,12 @@ def folder(tmp_path: Path) -> Path:
 
 def read_csv(folder: Path, text: str, encoding: str = "utf-8") -> Dataset:
     (folder / "images.csv").write_text(text, encoding=encoding)
-    return read_manifest_file(folder / "images.csv")
+    return read_table(folder / "images.csv")
 
 
 def read_parquet(folder: Path, columns: Mapping[str, Sequence[object]]) -> Dataset:
     pyarrow.parquet.write_table(pyarrow.table(columns), folder / "images.parquet")
-    return read_manifest_file(folder / "images.parquet")
+    return read_table(folder / "images.parquet")
 
 
 def test_read_manifest_file_reads_every_column(folder: Path) -> None:
@@ -139,14 +139,14 @@ def test_read_manifest_file_refuses_other_encodings(folder: Path) -> None:
 
 def test_read_manifest_file_refuses_other_files(folder: Path) -> None:
     with pytest.raises(DataError, match="does not exist"):
-        read_manifest_file(folder / "absent.csv")
+        read_table(folder / "absent.csv")
     with pytest.raises(DataError, match="not a file"):
-        read_manifest_file(folder)
+        read_table(folder)
     with pytest.raises(DataError, match=r"must end in \.csv"):
-        read_manifest_file(folder / "a.jpg")
+        read_table(folder / "a.jpg")
     (folder / "broken.parquet").write_bytes(b"PAR1 and then nothing")
     with pytest.raises(DataError, match="not a readable Parquet file"):
-        read_manifest_file(folder / "broken.parquet")
+        read_table(folder / "broken.parquet")
 
 
 def test_read_manifest_file_names_the_row_of_a_parquet_file(folder: Path) -> None:
@@ -279,7 +279,7 @@ def test_two_files_of_one_name_are_refused(folder: Path) -> None:
     (folder / "a" / "a.jpg").write_bytes(b"")
     (folder / "a" / "images.csv").write_text("path,label\na.jpg,x\n../a.jpg,y\n")
     with pytest.raises(DataError, match=r"line 3: 'a.jpg' was listed before .* for another file; move the table up"):
-        read_manifest_file(folder / "a" / "images.csv")
+        read_table(folder / "a" / "images.csv")
 
 
 @pytest.mark.parametrize(("on_disk", "in_table"), [("NFC", "NFD"), ("NFD", "NFC")])

@@ -5,6 +5,9 @@ Columns: ``path`` (relative to the table's folder); optional ``label`` (needed t
 ``x_1, y_1, x_2, y_2`` in pixels, ``junk_group`` (for a query, the images of its own group are neither right nor wrong
 in an evaluation); every other column is metadata. A malformed table is an error that names the row; a listed image
 that turns out to be missing or damaged is reported by whoever decodes it, unless not a single one is there.
+
+Tables come from other machines and other programs. A path is recognized by its form: what can be read is read, and
+what cannot is refused with what to do.
 """
 
 from __future__ import annotations
@@ -13,11 +16,16 @@ import csv
 import io
 import math
 import os
+import posixpath
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from datetime import date
 from pathlib import Path
+from typing import Any, Literal, NamedTuple
+from urllib.parse import unquote, urlsplit
 
 from vitrieve.data.folder import note_class_split, note_shared_classes
 from vitrieve.data.records import (
@@ -29,9 +37,119 @@ from vitrieve.data.records import (
     hold_out_labels,
     printable_name,
 )
-from vitrieve.data.table_cells import check_type, mend_gaps, spell_cell
-from vitrieve.data.table_paths import FoundPath, find_path
 from vitrieve.errors import DataError, unknown_name_message
+
+
+def check_type(file: Path, name: str, kind: Any) -> None:
+    """Refuse a type whose spelling is no name: a list as a label would become the class ``['a', 'b']``."""
+    from pyarrow import types
+
+    value = kind.value_type if types.is_dictionary(kind) else kind
+    is_text = types.is_string(value) or types.is_large_string(value) or types.is_string_view(value)
+    if is_text or types.is_null(value) or (name == "label" and (types.is_integer(value) or types.is_boolean(value))):
+        return
+    accepted = "text" if name == "path" else "text or whole numbers, one label a row"
+    raise DataError(f"{file}: the column {name!r} is of the type {kind}; accepted: {accepted}.")
+
+
+def mend_gaps(cells: list[object]) -> list[object]:
+    """Make whole numbers with gaps, which pandas keeps as floating-point numbers (``2020.0``), whole again."""
+    given = [cell for cell in cells if not _is_missing(cell)]
+    if len(given) == len(cells) or not all(isinstance(cell, float) and cell.is_integer() for cell in given):
+        return cells
+    return [int(cell) if isinstance(cell, float) and cell.is_integer() else None for cell in cells]
+
+
+def _is_missing(cell: object) -> bool:
+    return cell is None or (isinstance(cell, float) and math.isnan(cell))
+
+
+def spell_cell(cell: object) -> str:
+    """Spell a typed cell: ``true``, dates and times in ISO 8601; a missing one (null, NaN) is empty."""
+    if _is_missing(cell):
+        return ""
+    if isinstance(cell, bool):
+        return str(cell).lower()
+    return cell.isoformat() if isinstance(cell, date) else str(cell)
+
+
+_DRIVE = re.compile(r"[A-Za-z]:[\\/]")
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+_LOCAL_HOSTS = ("", "localhost")
+
+
+class FoundPath(NamedTuple):
+    """A cell of the column ``path``, understood.
+
+    Attributes:
+        image_id: The normalized path, without ``./`` and leading ``../``.
+        path: Place of the file, which need not exist.
+        is_respelled: Whether the file was found under the other Unicode form of the name only.
+    """
+
+    image_id: str
+    path: Path
+    is_respelled: bool = False
+
+
+def find_path(text: str, folder: Path, where: str) -> FoundPath:
+    r"""Understand a path of a table.
+
+    Args:
+        text: The cell: relative to the table's folder, absolute, ``~/…`` or ``file:///…``, with slashes or backslashes.
+        folder: Folder of the table.
+        where: How a message names the row.
+
+    Returns:
+        The path; whether the file exists is not looked at where nothing depends on it.
+
+    Raises:
+        DataError: A path of another machine, or an address.
+
+    >>> [find_path(text, Path("/t"), "row 1").image_id for text in ("./a.jpg", "a/../b.jpg", "../p/a.jpg", "a//b.jpg")]
+    ['a.jpg', 'b.jpg', 'p/a.jpg', 'a/b.jpg']
+    """
+    _refuse_foreign(text, where)
+    if text.lower().startswith("file://"):
+        text = _read_uri(text, where)
+    plain = os.path.expanduser(text) if text.startswith("~") else text
+    if "\\" in plain and not os.path.lexists(folder / plain):
+        plain = plain.replace("\\", "/")
+    tidy = posixpath.normpath(plain)
+    image_id = re.sub(r"^(\.\./)+", "", tidy)
+    found = FoundPath(image_id, folder / (plain if "/../" in f"/{plain}" else tidy))
+    if plain.isascii() or os.path.lexists(found.path):
+        return found
+    forms: tuple[Literal["NFC"], Literal["NFD"]] = ("NFC", "NFD")
+    for form in forms:
+        other = unicodedata.normalize(form, plain)
+        if other != plain and os.path.lexists(folder / other):
+            return FoundPath(image_id, folder / other, is_respelled=True)
+    return found
+
+
+def _refuse_foreign(text: str, where: str) -> None:
+    if os.name != "nt" and (_DRIVE.match(text) or text.startswith("\\\\")):
+        kind = "a path of a Windows machine" if _DRIVE.match(text) else "a network path of Windows"
+        raise DataError(
+            f"{where}: path is {text!r}, {kind}, which is not reached from here. Copy the images beside the table, and "
+            "write their paths relative to it: photographs/a.jpg."
+        )
+    if _SCHEME.match(text) and not text.lower().startswith("file://"):
+        raise DataError(
+            f"{where}: path is {text!r}, an address; only files are read. Download the images, and write their paths "
+            "relative to the table: photographs/a.jpg."
+        )
+
+
+def _read_uri(text: str, where: str) -> str:
+    parts = urlsplit(text)
+    if parts.netloc.lower() not in _LOCAL_HOSTS:
+        raise DataError(
+            f"{where}: path is {text!r}, a file of the machine {parts.netloc!r}; write file:///… or a path."
+        )
+    return unquote(parts.path)
+
 
 PROTOCOLS = ("own_classes",)
 REQUIRED_COLUMNS = ("path",)
@@ -74,7 +192,7 @@ class _Entry:
     metadata: Mapping[str, str]
 
 
-def read_manifest_file(file: Path, protocol: str = PROTOCOLS[0]) -> Dataset:
+def read_table(file: Path, protocol: str = PROTOCOLS[0]) -> Dataset:
     """Read a table of images.
 
     Without a column ``split``, the labels are sorted and every fifth, from the fifth, is for testing; the notes
@@ -92,8 +210,8 @@ def read_manifest_file(file: Path, protocol: str = PROTOCOLS[0]) -> Dataset:
         DataError: The file is missing or malformed (the message names the row), or none of its images exists.
     """
     if protocol not in PROTOCOLS:
-        raise DataError(unknown_name_message("protocol of a manifest", protocol, PROTOCOLS))
-    columns, rows = _read_table(file)
+        raise DataError(unknown_name_message("protocol of a table", protocol, PROTOCOLS))
+    columns, rows = _open_table(file)
     _check_columns(file, columns)
     readable_rows, notes = _replace_nul(list(rows))
     entries = _join_roles([_check_row(row, file.parent) for row in readable_rows])
@@ -171,7 +289,7 @@ def _join_roles(entries: list[_Entry]) -> list[_Entry]:
     return list(joined.values())
 
 
-def _read_table(file: Path) -> tuple[list[str], Iterator[_Row]]:
+def _open_table(file: Path) -> tuple[list[str], Iterator[_Row]]:
     """Open a table as text: its checked column names, and its rows one by one."""
     if not file.is_file():
         kind = "is not a file" if file.exists() else "does not exist"

@@ -14,9 +14,9 @@ from vitrieve.data.preprocess import Preprocessing, to_square
 from vitrieve.errors import ArtifactError, ConfigError, FingerprintError
 from vitrieve.model.artifact import INT8_NAMES, ONNX_NAME, read_spec
 from vitrieve.model.export import export_folder
-from vitrieve.runtime import quantization
+from vitrieve.runtime import int8
 from vitrieve.runtime.encoder import load_encoder
-from vitrieve.runtime.quantization import MIN_COSINE, quantize_folder
+from vitrieve.runtime.int8 import MIN_COSINE, quantize_folder
 
 pytestmark = [
     pytest.mark.slow,
@@ -116,7 +116,7 @@ def test_quantizing_again_stopped_at_any_file_leaves_an_encoder(
 
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "move", move_until_stopped)
-        patch.setattr(quantization, "note_export", stop)
+        patch.setattr(int8, "note_export", stop)
         with pytest.raises(KeyboardInterrupt):
             quantize_folder(folder, squares[:3], "performance")
     export_folder(folder)  # notes its own graph, not a mixture of old and new that lies beside it

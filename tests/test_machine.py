@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from vitrieve.cache import cache_folder
 from vitrieve.cli.main import main
 from vitrieve.errors import ConfigError
+from vitrieve.machine import cache_folder
 
 
 def test_cache_folder_is_the_named_one_or_the_user_s(monkeypatch: pytest.MonkeyPatch) -> None:
