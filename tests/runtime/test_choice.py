@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from vitrieve.errors import ConfigError
-from vitrieve.runtime import engine
+from vitrieve.runtime import engine as engine_module
 from vitrieve.runtime.engine import PRECISIONS, EngineChoice, PrecisionChoice, choose_engine
 
 ALL = frozenset(PRECISIONS)
@@ -17,10 +17,10 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     """What the test says is installed."""
     names: set[str] = set()
     packages = {"openvino": "openvino", "onnx": "onnxruntime", "torch": "torch"}
-    monkeypatch.setattr(engine, "_PACKAGES", {engine: (package,) for engine, package in packages.items()})
+    monkeypatch.setattr(engine_module, "_PACKAGES", {engine: (package,) for engine, package in packages.items()})
     is_there = {package: engine for engine, package in packages.items()}
-    monkeypatch.setattr(engine, "find_spec", lambda package: package if is_there[package] in names else None)
-    monkeypatch.setattr(engine, "has_bf16_instructions", lambda: True)
+    monkeypatch.setattr(engine_module, "find_spec", lambda package: package if is_there[package] in names else None)
+    monkeypatch.setattr(engine_module, "has_bf16_instructions", lambda: True)
     return names
 
 
@@ -67,7 +67,7 @@ def test_choose_engine_refuses_bf16_that_would_be_emulated(
     installed: set[str], monkeypatch: pytest.MonkeyPatch, engine: EngineChoice
 ) -> None:
     installed |= ALL
-    monkeypatch.setattr(engine, "has_bf16_instructions", lambda: False)
+    monkeypatch.setattr(engine_module, "has_bf16_instructions", lambda: False)
     assert choose_engine("auto", "auto", has_graph=True) == "openvino"
     with pytest.raises(ConfigError, match="no bf16 instructions"):
         choose_engine(engine, "bf16", has_graph=True)
