@@ -32,7 +32,7 @@ def read_parquet(folder: Path, columns: Mapping[str, Sequence[object]]) -> Datas
     return read_table(folder / "images.parquet")
 
 
-def test_read_manifest_file_reads_every_column(folder: Path) -> None:
+def test_read_table_reads_every_column(folder: Path) -> None:
     dataset = read_csv(
         folder,
         "path,label,split,is_query,is_gallery,x_1,y_1,x_2,y_2,photographer\n"
@@ -48,7 +48,7 @@ def test_read_manifest_file_reads_every_column(folder: Path) -> None:
     assert (third.split, third.is_query, third.box) == ("validation", False, None)
 
 
-def test_read_manifest_file_reads_the_same_from_csv_and_parquet(folder: Path) -> None:
+def test_read_table_reads_the_same_from_csv_and_parquet(folder: Path) -> None:
     text = (
         "path,label,split,is_query,x_1,y_1,x_2,y_2,year\na.jpg,7,train,true,,,,,2020\nb.jpg,8,test,false,1,2,3,4.5,\n"
     )
@@ -66,31 +66,31 @@ def test_read_manifest_file_reads_the_same_from_csv_and_parquet(folder: Path) ->
     assert read_csv(folder, text) == read_parquet(folder, columns)
 
 
-def test_read_manifest_file_without_split_tests_on_every_fifth_label(folder: Path) -> None:
+def test_read_table_without_split_tests_on_every_fifth_label(folder: Path) -> None:
     rows = [f"a.jpg,{label},{label},0,{label + 1},{side}" for label in range(10, 20) for side in (1, 2)]
     dataset = read_csv(folder, "path,label,x_1,y_1,x_2,y_2\n" + "\n".join(rows))
     assert {dataset.label_names[record.label] for record in dataset.split("test")} == {"14", "19"}
     assert any("every fifth" in note for note in dataset.notes)
 
 
-def test_read_manifest_file_keeps_labels_as_text(folder: Path) -> None:
+def test_read_table_keeps_labels_as_text(folder: Path) -> None:
     dataset = read_csv(folder, "path,label\na.jpg,01\nb.jpg,1\nc.jpg,10\n")
     assert dataset.label_names == ("01", "1", "10")
 
 
-def test_read_manifest_file_notes_classes_on_both_sides(folder: Path) -> None:
+def test_read_table_notes_classes_on_both_sides(folder: Path) -> None:
     dataset = read_csv(folder, "path,label,split\na.jpg,x,train\nb.jpg,x,test\nc.jpg,y,test\n")
     assert any("1 of 2 test classes" in note for note in dataset.notes)
     assert not read_csv(folder, "path,label,split\na.jpg,x,train\nb.jpg,y,test\n").notes
 
 
-def test_read_manifest_file_distinguishes_boxes_of_one_path(folder: Path) -> None:
+def test_read_table_distinguishes_boxes_of_one_path(folder: Path) -> None:
     dataset = read_csv(folder, "path,label,x_1,y_1,x_2,y_2\na.jpg,x,0,0,5,5\na.jpg,y,5.25,0,9,5\na.jpg,z,,,,\n")
     assert [record.image_id for record in dataset.records] == ["a.jpg#0,0,5,5", "a.jpg#5.25,0,9,5", "a.jpg"]
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-8"])
-def test_read_manifest_file_accepts_spreadsheet_habits(folder: Path, encoding: str) -> None:
+def test_read_table_accepts_spreadsheet_habits(folder: Path, encoding: str) -> None:
     dataset = read_csv(folder, "path, label ,split,\r\na.jpg, é ,train,\r\n\r\nb.jpg,z, test ,\r\n", encoding)
     assert (dataset.label_names, [record.split for record in dataset.records]) == (("z", "é"), ["train", "test"])
 
@@ -124,20 +124,20 @@ def test_read_manifest_file_accepts_spreadsheet_habits(folder: Path, encoding: s
         ("path,label\ngone/1.jpg,x\ngone/2.jpg,x\n", "line 2: 'gone/1.jpg'. Paths are relative"),
     ],
 )
-def test_read_manifest_file_refuses_malformed_csv(folder: Path, text: str, said: str) -> None:
+def test_read_table_refuses_malformed_csv(folder: Path, text: str, said: str) -> None:
     with pytest.raises(DataError) as caught:
         read_csv(folder, text)
     assert said in str(caught.value)
     assert "images.csv" in str(caught.value)
 
 
-def test_read_manifest_file_refuses_other_encodings(folder: Path) -> None:
+def test_read_table_refuses_other_encodings(folder: Path) -> None:
     for encoding in ("latin-1", "utf-16"):
         with pytest.raises(DataError, match="not UTF-8"):
             read_csv(folder, "path,label\na.jpg,é\n", encoding)
 
 
-def test_read_manifest_file_refuses_other_files(folder: Path) -> None:
+def test_read_table_refuses_other_files(folder: Path) -> None:
     with pytest.raises(DataError, match="does not exist"):
         read_table(folder / "absent.csv")
     with pytest.raises(DataError, match="not a file"):
@@ -149,17 +149,17 @@ def test_read_manifest_file_refuses_other_files(folder: Path) -> None:
         read_table(folder / "broken.parquet")
 
 
-def test_read_manifest_file_names_the_row_of_a_parquet_file(folder: Path) -> None:
+def test_read_table_names_the_row_of_a_parquet_file(folder: Path) -> None:
     with pytest.raises(DataError, match=r"images.parquet, row 2: label is empty"):
         read_parquet(folder, {"path": ["a.jpg", "b.jpg"], "label": ["x", None]})
 
 
-def test_read_manifest_file_tolerates_single_missing_images(folder: Path) -> None:
+def test_read_table_tolerates_single_missing_images(folder: Path) -> None:
     dataset = read_csv(folder, "path,label\ngone.jpg,x\na.jpg,x\n")
     assert len(dataset.records) == 2
 
 
-def test_read_manifest_file_reads_junk_groups(folder: Path) -> None:
+def test_read_table_reads_junk_groups(folder: Path) -> None:
     dataset = read_csv(folder, "path,label,junk_group\na.jpg,p1,p1 c1\nb.jpg,p1,p1 c1\nc.jpg,p2,\n")
     assert dataset.junk_key == "junk_group"
     assert [dict(record.metadata) for record in dataset.records] == [{"junk_group": "p1 c1"}] * 2 + [{}]
@@ -168,7 +168,7 @@ def test_read_manifest_file_reads_junk_groups(folder: Path) -> None:
         read_csv(folder, "path,label,Junk Group\na.jpg,p1,x\n")
 
 
-def test_read_manifest_file_spells_typed_cells_as_people_filter_by_them(folder: Path) -> None:
+def test_read_table_spells_typed_cells_as_people_filter_by_them(folder: Path) -> None:
     columns = {
         "path": ["a.jpg", "b.jpg"],
         "label": ["x", "y"],
