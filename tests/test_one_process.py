@@ -67,7 +67,8 @@ def build(store, settings=None):
 
 
 def train(number):
-    run = vitrieve.train(dataset, "small", work / f"run-{number}", model=model, num_steps=2, batch_size=6, holdout=False)
+    settings = {"model": model, "num_steps": 2, "batch_size": 6, "holdout": False}
+    run = vitrieve.train(dataset, "small", work / f"run-{number}", **settings)
     assert run.report.is_file()
 
 

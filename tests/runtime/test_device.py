@@ -10,6 +10,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import vitrieve
 from tests.pretend_cuda import pretend_cuda
@@ -142,6 +143,32 @@ def test_every_command_that_embeds_takes_a_device(
         with pretend_cuda():
             assert main([name, *words, *flags]) == 0, name
         assert set(devices) == (set() if name in ("index", "reduce") else {"cuda"}), name
+
+
+@pytest.mark.parametrize("name", ["serve", "up"])
+def test_a_service_embeds_on_the_device(
+    name: str,
+    tiny_encoder_folder: Path,
+    picture_folder: Path,
+    tmp_path: Path,
+    devices: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found: list[np.ndarray] = []
+
+    def answer(searcher: vitrieve.Searcher, **_: Any) -> None:
+        with Image.open(sorted(picture_folder.rglob("*.*"))[0]) as picture:
+            found.append(searcher.encoder.encode([picture]))
+
+    monkeypatch.setattr("vitrieve.serve.run.serve", answer)
+    index, encoder = str(tmp_path / "index"), str(tiny_encoder_folder)
+    assert main(["sync", str(picture_folder), "--index", index, "--encoder", encoder, "--device", "cpu"]) == 0
+    words = {"serve": ["--index", index], "up": [str(picture_folder), "--index", index, "--encoder", encoder]}
+    devices.clear()
+    with pretend_cuda():
+        assert main([name, *words[name], "--port", "0", "--device", "cuda"]) == 0
+    assert devices == ["cuda"]
+    np.testing.assert_allclose(np.linalg.norm(found[0], axis=1), 1, atol=1e-5)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
