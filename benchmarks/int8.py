@@ -68,8 +68,8 @@ def measure_quality(folders: dict[str, str], source: str, is_quick: bool) -> dic
 
     from vitrieve.data.sources import read_source
     from vitrieve.embed.collection import embed_images
+    from vitrieve.evaluation.measure import measure as measure_embeddings
     from vitrieve.evaluation.protocols import select_records
-    from vitrieve.evaluation.run import measure as measure_embeddings
 
     dataset = read_source(source)
     if is_quick:

@@ -28,12 +28,12 @@ from .errors import ReplacedError as ReplacedError
 from .errors import UnfinishedRunError as UnfinishedRunError
 from .errors import VitrieveError as VitrieveError
 from .errors import WeightsError as WeightsError
-from .evaluation.evaluate import Evaluation as Evaluation
-from .evaluation.evaluate import evaluate as evaluate
 from .evaluation.metrics import map_at_r as map_at_r
 from .evaluation.metrics import r_precision as r_precision
 from .evaluation.metrics import recall_at_k as recall_at_k
 from .evaluation.revisited import revisited_metrics as revisited_metrics
+from .evaluation.run import Evaluation as Evaluation
+from .evaluation.run import evaluate as evaluate
 from .index.open import IndexSettings as IndexSettings
 from .index.open import build_index as build_index
 from .index.open import open_index as open_index

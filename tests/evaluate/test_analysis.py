@@ -17,8 +17,8 @@ from vitrieve.evaluation.analysis import (
     pick_random,
     pick_worst,
 )
+from vitrieve.evaluation.measure import Measurement, measure
 from vitrieve.evaluation.metrics import QueryScores
-from vitrieve.evaluation.run import Measurement, measure
 from vitrieve.similarity import similarity
 
 from .conftest import MakeEncoder

@@ -3,8 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from vitrieve.evaluation.bootstrap import bootstrap_intervals, bootstrap_means
-from vitrieve.evaluation.metrics import QueryScores, score_queries
+from vitrieve.evaluation.metrics import QueryScores, bootstrap_intervals, bootstrap_means, score_queries
 from vitrieve.similarity import normalize
 
 

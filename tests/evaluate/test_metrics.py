@@ -12,8 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vitrieve.errors import InputError
-from vitrieve.evaluation.metrics import QueryScores, map_at_r, r_precision, recall_at_k, score_queries
-from vitrieve.evaluation.relevance import Exclusions
+from vitrieve.evaluation.metrics import Exclusions, QueryScores, map_at_r, r_precision, recall_at_k, score_queries
 from vitrieve.similarity import normalize, similarity
 from vitrieve.similarity.nearest import MAXIMA_BYTES
 

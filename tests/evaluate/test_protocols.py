@@ -85,19 +85,19 @@ def test_build_task_turns_a_ground_truth_into_gallery_rows(
 ) -> None:
     dataset = dataclasses.replace(judged, protocol=protocol)
     task = build_task(dataset, select_records(dataset))
-    assert task.judgements is not None
-    assert task.relevance is task.judgements
-    assert [rows.tolist() for rows in task.judgements.positive_rows] == positive
-    assert [rows.tolist() for rows in task.judgements.ignored_rows] == ignored
-    assert task.judgements.num_positives.tolist() == num_positives
+    assert task.listed is not None
+    assert task.relevance is task.listed
+    assert [rows.tolist() for rows in task.listed.positive_rows] == positive
+    assert [rows.tolist() for rows in task.listed.ignored_rows] == ignored
+    assert task.listed.num_positives.tolist() == num_positives
 
 
 def test_build_task_counts_positives_that_cannot_be_read_as_not_found(judged: Dataset) -> None:
     readable = [record for number, record in enumerate(select_records(judged)) if number != 1]
     task = build_task(judged, readable)
-    assert task.judgements is not None
-    assert [rows.tolist() for rows in task.judgements.positive_rows] == [[0], [2, 3], []]
-    assert task.judgements.num_positives.tolist() == [2, 2, 0]
+    assert task.listed is not None
+    assert [rows.tolist() for rows in task.listed.positive_rows] == [[0], [2, 3], []]
+    assert task.listed.num_positives.tolist() == [2, 2, 0]
 
 
 def test_select_records_refuses_a_ground_truth_that_does_not_fit(judged: Dataset) -> None:

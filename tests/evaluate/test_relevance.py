@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from vitrieve.errors import InputError
-from vitrieve.evaluation.relevance import Exclusions, Relevance
+from vitrieve.evaluation.metrics import Exclusions, Relevance
 
 
 def test_relevance_lists_rows_by_label_and_leaves_out_own_and_junk() -> None:

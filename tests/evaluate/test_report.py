@@ -17,7 +17,7 @@ from PIL import Image
 
 from vitrieve.data.records import Dataset, ImageRecord
 from vitrieve.embed.collection import EmbedSettings
-from vitrieve.evaluation.galleries import MAX_QUERIES, THUMBNAIL_BYTES, THUMBNAIL_PX, encode_thumbnail
+from vitrieve.evaluation.analysis import MAX_QUERIES, THUMBNAIL_BYTES, THUMBNAIL_PX, encode_thumbnail
 from vitrieve.evaluation.run import run_comparison
 
 from .conftest import MakeEncoder

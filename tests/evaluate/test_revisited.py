@@ -12,12 +12,12 @@ import pytest
 import vitrieve
 from vitrieve.errors import InputError
 from vitrieve.evaluation import revisited
-from vitrieve.evaluation.relevance import Judgements
+from vitrieve.evaluation.metrics import ListedRelevance
 from vitrieve.evaluation.revisited import (
     REVISITED_ROLES,
     RevisitedScores,
     revisited_metrics,
-    score_judged,
+    score_listed,
     trapezoidal_average_precision,
 )
 
@@ -136,10 +136,10 @@ def test_trap_revisited_junk_is_not_ranked() -> None:
     assert found.mean_average_precision == 1.0  # three junk images before it would make it 0.125
     assert found.mean_precision_at == {1: 1.0, 5: 1.0, 10: 1.0}
     blocks = [(slice(0, 1), np.float32([[0.1, 0.9, 0.8, 0.7, 0.0]]))]
-    judged = Judgements(
+    judged = ListedRelevance(
         positive_rows=(np.array([0]),), ignored_rows=(np.array([1, 2, 3]),), num_positives=np.ones(1, dtype=np.int64)
     )
-    assert score_judged(blocks, judged).means((1,)) == {"mean_average_precision": 1.0, "mp_at_1": 1.0}
+    assert score_listed(blocks, judged).means((1,)) == {"mean_average_precision": 1.0, "mp_at_1": 1.0}
 
 
 def test_trap_revisited_average_precision_is_trapezoidal_not_stepwise() -> None:
@@ -171,15 +171,15 @@ def test_trap_revisited_uses_no_name_that_numpy_dropped() -> None:
 
 
 def test_trap_revisited_constant_embeddings_score_below_chance() -> None:
-    judged = Judgements(
+    judged = ListedRelevance(
         positive_rows=(np.array([0, 1]),), ignored_rows=(np.array([2]),), num_positives=np.array([2], dtype=np.int64)
     )
-    scores = score_judged([(slice(0, 1), np.ones((1, 100), dtype=np.float32))], judged)
+    scores = score_listed([(slice(0, 1), np.ones((1, 100), dtype=np.float32))], judged)
     assert scores.found_ranks[0].tolist() == [97, 98]
     assert scores.means((1, 10))["mp_at_10"] == 0.0
 
 
-def test_score_judged_equals_revisited_metrics_of_the_sorted_similarities() -> None:
+def test_score_listed_equals_revisited_metrics_of_the_sorted_similarities() -> None:
     generator = np.random.default_rng(1)
     num_gallery, num_queries = 60, 9
     truths = [draw_truth(generator, num_gallery) for _ in range(num_queries)]
@@ -188,14 +188,14 @@ def test_score_judged_equals_revisited_metrics_of_the_sorted_similarities() -> N
     for protocol, roles in REVISITED_ROLES.items():
         positive = [np.array([row for part in roles.positive for row in one[part]], dtype=np.int64) for one in truths]
         ignored = [np.array([row for part in roles.ignored for row in one[part]], dtype=np.int64) for one in truths]
-        judged = Judgements(
+        judged = ListedRelevance(
             positive_rows=tuple(positive),
             ignored_rows=tuple(ignored),
             num_positives=np.array([len(rows) for rows in positive]),
         )
         blocks = [(slice(start, start + 4), similarities[start : start + 4].copy()) for start in (0, 4)]
         blocks.append((slice(8, 9), similarities[8:].copy()))
-        scores = score_judged(blocks, judged)
+        scores = score_listed(blocks, judged)
         assert scores.average_precision == pytest.approx(found[protocol].average_precision, abs=1e-12)
         assert scores.num_skipped == found[protocol].num_skipped_queries
         means = scores.means(KS)

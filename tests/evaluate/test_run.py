@@ -10,10 +10,10 @@ import pytest
 
 from vitrieve.data.records import Dataset
 from vitrieve.embed.collection import EmbedSettings, embed_images
-from vitrieve.errors import ConfigError, DataError, InputError
+from vitrieve.errors import ConfigError, DataError
 from vitrieve.evaluation.metrics import score_queries
 from vitrieve.evaluation.revisited import REVISITED_ROLES, revisited_metrics
-from vitrieve.evaluation.run import evaluate_encoder, measure_embeddings, name_encoders, run_comparison
+from vitrieve.evaluation.run import evaluate_encoder, name_encoders, run_comparison
 from vitrieve.runtime.encoder import Encoder
 from vitrieve.similarity import top_k
 
@@ -59,7 +59,7 @@ def test_evaluate_encoder_without_intervals_draws_nothing_and_finds_the_same_fig
 ) -> None:
     with_intervals = evaluate_encoder(make_encoder("grid"), dataset, settings=ONE_THREAD)
     assert with_intervals.intervals.keys() == with_intervals.metrics.keys()
-    monkeypatch.delattr("vitrieve.evaluation.run.bootstrap_intervals")
+    monkeypatch.delattr("vitrieve.evaluation.measure.bootstrap_intervals")
     without = evaluate_encoder(make_encoder("grid"), dataset, settings=ONE_THREAD, has_intervals=False)
     assert (without.metrics, without.intervals) == (with_intervals.metrics, {})
 
@@ -71,17 +71,6 @@ def test_evaluate_encoder_counts_unreadable_images(dataset: Dataset, make_encode
     assert (result.num_unreadable, result.num_queries, result.num_gallery) == (1, 15, 15)
     with pytest.raises(DataError, match="1 of 16 images"):
         evaluate_encoder(make_encoder("grid"), dataset, settings=ONE_THREAD)
-
-
-def test_measure_embeddings_is_the_self_retrieval_of_the_metrics() -> None:
-    generator = np.random.default_rng(0)
-    vectors, labels = generator.standard_normal((30, 4)), generator.integers(0, 5, 30)
-    means = score_queries(vectors, labels).means((1,))
-    found = measure_embeddings(vectors, labels)
-    assert found == {"recall_at_1": means["recall_at_1"], "map_at_r": means["map_at_r"]}
-    assert measure_embeddings(vectors, labels, junk_groups=np.arange(30)) == found
-    with pytest.raises(InputError, match="nothing to average"):
-        measure_embeddings(vectors, np.arange(30))
 
 
 def test_run_comparison_writes_a_result_for_each_encoder_and_protocol(

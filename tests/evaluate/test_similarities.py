@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from vitrieve.evaluation import run as similarities
-from vitrieve.evaluation.run import similarity_blocks
+from vitrieve.evaluation import measure as similarities
+from vitrieve.evaluation.measure import similarity_blocks
 from vitrieve.similarity import normalize, similarity
 
 

@@ -1,4 +1,4 @@
-"""``vitrieve evaluate`` reads the flags and prints the figures; ``evaluation/evaluate.py`` measures."""
+"""``vitrieve evaluate`` reads the flags and prints the figures; ``evaluation/run.py`` measures."""
 
 from __future__ import annotations
 
@@ -70,8 +70,8 @@ class Arguments:
 
 def run(arguments: Arguments) -> int:
     """Measure every encoder under every protocol; print the figures."""
-    from vitrieve.evaluation.data import DataChoices, read_evaluation_data
-    from vitrieve.evaluation.evaluate import evaluate
+    from vitrieve.evaluation.protocols import DataChoices, read_evaluation_data
+    from vitrieve.evaluation.run import evaluate
     from vitrieve.runtime.encoder import load_encoder
 
     choices = DataChoices(

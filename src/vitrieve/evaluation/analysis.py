@@ -1,6 +1,6 @@
-"""What the report shows beside the figures: classes, similarity histograms, spectra, neighbors.
+"""What the report shows beside the figures: classes, similarity histograms, spectra, and queries with their neighbors.
 
-Pure computations on measurements; nothing here knows HTML.
+Nothing here knows HTML.
 """
 
 from __future__ import annotations
@@ -11,11 +11,13 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
+from PIL import ImageOps
 
-from vitrieve.evaluation.bootstrap import bootstrap_means, percentile_interval
-from vitrieve.evaluation.metrics import Scores
-from vitrieve.evaluation.relevance import RelevanceRule
-from vitrieve.evaluation.run import Measurement, similarity_blocks
+from vitrieve.data.decode import encode_jpeg, read_image, to_data_uri
+from vitrieve.data.records import ImageRecord
+from vitrieve.errors import DecodeError
+from vitrieve.evaluation.measure import Measurement, similarity_blocks
+from vitrieve.evaluation.metrics import RelevanceRule, Scores, bootstrap_means, name_average, percentile_interval
 from vitrieve.similarity import FloatArray, IntArray, order_nearest
 
 Verdict = Literal["right", "wrong", "junk"]
@@ -24,6 +26,17 @@ NUM_BINS = 80
 NUM_HISTOGRAM_QUERIES = 2000
 """Queries whose pairs are counted in a histogram: with every gallery image, enough for a smooth curve."""
 ENERGY_BLOCK_SIZE = 8192
+NUM_NEIGHBORS = 8
+MAX_ENCODERS = 3
+"""Encoders in a gallery: the first ones and, where there are more, the last."""
+THUMBNAIL_PX = 96
+THUMBNAIL_BYTES = 3_400
+"""The most bytes of a picture, before base64; a busier picture is compressed more."""
+MAX_THUMBNAILS = 900
+"""The most pictures in a whole report: together with THUMBNAIL_BYTES this keeps it below 5 MB."""
+MAX_QUERIES = 8
+"""The most queries in one gallery."""
+JPEG_QUALITIES = (80, 65, 50, 35, 20)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +44,7 @@ class GroupFigures:
     """One group of queries under one encoder.
 
     Attributes:
-        group: As in ``Scores.groups``: the label of a class, or the number of a query.
+        group: Number in ``Scores.groups``: the label of a class, or the number of a query.
         num_queries: Scored queries of the group.
         first: Their mean of the first headline metric (Recall@1, mP@1), in [0, 1].
         average: Their mean of the second one (MAP@R, mAP), in [0, 1].
@@ -64,7 +77,7 @@ class SimilarityHistogram:
 
 @dataclass(frozen=True, kw_only=True)
 class Neighbor:
-    """One place of a query's ranking: gallery image by row of the task's records."""
+    """A gallery image in a query's ranking; ``row`` is its row in the task's records."""
 
     row: int
     similarity: float
@@ -98,8 +111,8 @@ def count_similarities(measurement: Measurement, *, seed: int = 0) -> Similarity
     """Build the histograms of the similarities of relevant and irrelevant pairs.
 
     Args:
-        measurement: Of one encoder. Beyond ``NUM_HISTOGRAM_QUERIES`` queries a random choice is counted.
-        seed: Of the generator of that choice.
+        measurement: Measurement of one encoder. Beyond ``NUM_HISTOGRAM_QUERIES`` queries a random choice is counted.
+        seed: Seed of the generator of that choice.
     """
     task, relevance = measurement.task, measurement.task.relevance
     chosen = np.arange(len(task.query_rows))
@@ -168,7 +181,7 @@ def find_neighbors(measurement: Measurement, queries: Sequence[int], k: int) -> 
     Their own images and junk by metadata are left out; junk of a ground truth is shown and named.
 
     Args:
-        measurement: Of one encoder.
+        measurement: Measurement of one encoder.
         queries: Positions in ``task.query_rows``.
         k: Neighbors a query, or fewer where the gallery has fewer.
     """
@@ -179,10 +192,10 @@ def find_neighbors(measurement: Measurement, queries: Sequence[int], k: int) -> 
         for query, similarities in zip(chosen[rows], block, strict=True):
             junk = relevance.shown_junk_rows(query)
             similarities[np.setdiff1d(relevance.excluded_rows(query), junk)] = -np.inf
-            values, places = order_nearest(similarities[None], k)
-            right = np.isin(places[0], relevance.relevant_rows(query))
-            verdicts = np.where(np.isin(places[0], junk), "junk", np.where(right, "right", "wrong")).tolist()
-            nearest = zip(task.gallery_rows[places[0]], values[0], verdicts, strict=True)
+            values, columns = order_nearest(similarities[None], k)
+            right = np.isin(columns[0], relevance.relevant_rows(query))
+            verdicts = np.where(np.isin(columns[0], junk), "junk", np.where(right, "right", "wrong")).tolist()
+            nearest = zip(task.gallery_rows[columns[0]], values[0], verdicts, strict=True)
             found.append(
                 [
                     Neighbor(row=int(row), similarity=float(value), verdict=verdict)
@@ -231,3 +244,184 @@ def _pick_spread(order: IntArray, groups: IntArray, num_picked: int) -> list[int
     is_first[firsts] = True
     picked = np.concatenate([order[is_first], order[~is_first]])[:num_picked]
     return [int(query) for query in picked]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """A small picture with its names.
+
+    Attributes:
+        uri: A data URI; empty when the file can no longer be read.
+        class_name: Name of its label.
+        image_id: Which image it is.
+    """
+
+    uri: str
+    class_name: str
+    image_id: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankedPicture:
+    """A picture in a ranking, with its similarity and whether it is right."""
+
+    picture: Picture
+    similarity: float
+    verdict: Verdict
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranking:
+    """The first neighbors that one encoder finds for a query, with its number among the encoders and its figures.
+
+    ``first_rank`` is 0 where nothing is found, because the relevant images could not be read.
+    """
+
+    encoder: str
+    number: int
+    first_rank: int
+    average_precision: float
+    pictures: tuple[RankedPicture, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GalleryItem:
+    """A query with a ranking for each encoder."""
+
+    query: Picture
+    num_relevant: int
+    rankings: tuple[Ranking, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gallery:
+    """Some queries, why they were chosen, and the name of the figure beside each ranking."""
+
+    title: str
+    explanation: str
+    average_name: str
+    items: tuple[GalleryItem, ...]
+
+
+class Thumbnails:
+    """Small pictures of records, each made once."""
+
+    def __init__(self, label_names: Sequence[str]) -> None:
+        """Start without pictures.
+
+        Args:
+            label_names: Names of the labels of all records to come.
+        """
+        self._label_names = label_names
+        self._pictures: dict[str, Picture] = {}
+
+    def picture(self, record: ImageRecord) -> Picture:
+        """Return the thumbnail of a record, with its names."""
+        if record.image_id not in self._pictures:
+            self._pictures[record.image_id] = Picture(
+                uri=encode_thumbnail(record),
+                class_name=self._label_names[record.label],
+                image_id=record.image_id,
+            )
+        return self._pictures[record.image_id]
+
+
+def encode_thumbnail(record: ImageRecord) -> str:
+    """Encode the center square of a picture as a JPEG data URI of at most ``THUMBNAIL_BYTES`` (before base64).
+
+    Returns:
+        The URI; empty when the picture cannot be read, which a report must survive.
+    """
+    try:
+        image = ImageOps.fit(read_image(record), (THUMBNAIL_PX, THUMBNAIL_PX))
+    except (DecodeError, MemoryError):
+        return ""
+    data = b""
+    for quality in JPEG_QUALITIES:
+        data = encode_jpeg(image, quality)
+        if len(data) <= THUMBNAIL_BYTES:
+            break
+    return to_data_uri(data)
+
+
+def build_galleries(measurements: Sequence[Measurement], num_protocols: int) -> list[Gallery]:
+    """Choose queries under one protocol and show what they find.
+
+    The worst are the worst of the last encoder. With several encoders two more galleries show the largest gains
+    and losses from the first to the last.
+
+    Args:
+        measurements: Measurements of all encoders under one protocol.
+        num_protocols: Protocols in the report, which share its size.
+    """
+    before, after = measurements[0], measurements[-1]
+    is_compared = len(measurements) > 1
+    shown = list(enumerate(measurements))
+    if len(shown) > MAX_ENCODERS:
+        shown = [*shown[: MAX_ENCODERS - 1], shown[-1]]
+    num_galleries = 4 if is_compared else 2
+    num_pictures = 1 + NUM_NEIGHBORS * len(shown)
+    num_picked = max(1, min(MAX_QUERIES, MAX_THUMBNAILS // (num_protocols * num_galleries * num_pictures)))
+    last, average_name = after.result.encoder, name_average(after.scores)
+    spread = ", at most one a class where there are enough classes" if after.scores.group_name == "class" else ""
+    choices = [
+        (
+            "Worst queries",
+            f"The lowest {average_name} under {last}{spread}.",
+            pick_worst(after.scores, num_picked),
+        ),
+        ("Random queries", "Chosen by chance, not by result.", pick_random(after.scores, num_picked)),
+    ]
+    if is_compared:
+        change = f"{average_name} from {before.result.encoder} to {last}."
+        gains = pick_changed(before.scores, after.scores, num_picked, is_gain=True)
+        losses = pick_changed(before.scores, after.scores, num_picked, is_gain=False)
+        choices += [("Largest gains", change, gains), ("Largest losses", change, losses)]
+    thumbnails = Thumbnails(after.dataset.label_names)
+    return [
+        Gallery(
+            title=title,
+            explanation=explanation,
+            average_name=average_name,
+            items=_build_items(shown, queries, thumbnails),
+        )
+        for title, explanation, queries in choices
+        if queries
+    ]
+
+
+def _build_items(
+    shown: Sequence[tuple[int, Measurement]], queries: Sequence[int], thumbnails: Thumbnails
+) -> tuple[GalleryItem, ...]:
+    task, scores = shown[0][1].task, shown[0][1].scores
+    found = [find_neighbors(measurement, queries, NUM_NEIGHBORS) for _, measurement in shown]
+    return tuple(
+        GalleryItem(
+            query=thumbnails.picture(task.records[task.query_rows[query]]),
+            num_relevant=int(scores.num_relevant[query]),
+            rankings=tuple(
+                Ranking(
+                    encoder=measurement.result.encoder,
+                    number=number,
+                    first_rank=int(measurement.scores.first_rank[query]),
+                    average_precision=float(measurement.scores.average_precision[query]),
+                    pictures=_build_pictures(neighbors[position], task.records, thumbnails),
+                )
+                for (number, measurement), neighbors in zip(shown, found, strict=True)
+            ),
+        )
+        for position, query in enumerate(queries)
+    )
+
+
+def _build_pictures(
+    neighbors: Sequence[Neighbor], records: Sequence[ImageRecord], thumbnails: Thumbnails
+) -> tuple[RankedPicture, ...]:
+    return tuple(
+        RankedPicture(
+            picture=thumbnails.picture(records[neighbor.row]),
+            similarity=neighbor.similarity,
+            verdict=neighbor.verdict,
+        )
+        for neighbor in neighbors
+    )

@@ -1,32 +1,133 @@
-"""From the records of a data set to the arrays that the metrics take: queries, gallery, junk; and distractors."""
+"""What an evaluation measures: a source under each protocol, then queries, gallery and junk as arrays."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 
 from vitrieve.data.records import Dataset, GroundTruth, ImageRecord
-from vitrieve.errors import DataError, unknown_name_message
-from vitrieve.evaluation.relevance import NO_GROUP, NO_ROW, Exclusions, Judgements, Relevance, RelevanceRule
+from vitrieve.data.revisited import use_whole_queries
+from vitrieve.data.sources import is_folder_source, list_protocols, read_collection, read_source
+from vitrieve.errors import ConfigError, DataError, unknown_name_message
+from vitrieve.evaluation.metrics import (
+    NO_GROUP,
+    NO_ROW,
+    Exclusions,
+    ListedRelevance,
+    Relevance,
+    RelevanceRule,
+    check_cut_offs,
+)
 from vitrieve.evaluation.revisited import REVISITED_ROLES, Roles
 from vitrieve.similarity import IntArray
+
+Classes = Literal["test", "all"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationData:
+    """Data sets to measure on, with the choices behind them, which an evaluation's manifest records.
+
+    Attributes:
+        datasets: One for each protocol; the first says the cut-offs.
+        distractors: Source of the images that were added to the gallery; None: none were.
+        whole_queries: The queries of a revisited benchmark are not cropped to their boxes.
+        classes: Whether the classes kept for testing are measured, or all.
+    """
+
+    datasets: tuple[Dataset, ...]
+    distractors: str | None = None
+    whole_queries: bool = False
+    classes: Classes = "test"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataChoices:
+    """How a source is measured.
+
+    Attributes:
+        protocols: Protocols of the source; empty: its first, and of a revisited benchmark all three.
+        classes: ``test``: the classes (or images) that the source keeps for testing; ``all``: every class, also those
+            that training may have seen.
+        ks: Cut-offs K of Recall@K (mP@K); empty: those that the field reports on the data set.
+        distractors: Source of images that are added to the gallery and wrong for every query; None: none.
+        whole_queries: Do not crop the queries of roxford5k and rparis6k to their boxes.
+        exclude: Patterns of files to leave out of a folder, with the rules of gitignore.
+    """
+
+    protocols: tuple[str, ...] = ()
+    classes: Classes = "test"
+    ks: tuple[int, ...] = ()
+    distractors: str | None = None
+    whole_queries: bool = False
+    exclude: tuple[str, ...] = ()
+
+
+def read_evaluation_data(source: str, choices: DataChoices | None = None) -> EvaluationData:
+    """Read a source under each protocol, as an evaluation measures it.
+
+    Args:
+        source: Source as ``read_source`` takes it.
+        choices: Choice of what is measured of it; None: its first protocol (or all three of a revisited benchmark).
+
+    Raises:
+        DataError: The source cannot be read, or has nothing to measure on.
+        ConfigError: A choice does not fit the source.
+    """
+    choices = choices or DataChoices()
+    ks = tuple(sorted(set(check_cut_offs(choices.ks))))
+    # Patterns leave files out of every folder; where there is none, the reader of the data set refuses them.
+    is_data_meant = choices.distractors is None or not is_folder_source(choices.distractors)
+    exclude = choices.exclude if is_data_meant or is_folder_source(source) else ()
+    datasets = _read_protocols(source, choices.protocols, exclude)
+    if choices.classes == "all":
+        datasets = [take_all_classes(dataset) for dataset in datasets]
+    if ks:
+        datasets = [replace(dataset, ks=ks) for dataset in datasets]
+    if choices.whole_queries:
+        if datasets[0].ground_truth is None:
+            raise ConfigError(
+                f"--whole-queries is for roxford5k and rparis6k, not for {datasets[0].name}; leave it out."
+            )
+        datasets = [use_whole_queries(dataset) for dataset in datasets]
+    if choices.distractors is not None:
+        added = read_collection(choices.distractors, exclude=() if is_data_meant else choices.exclude)
+        datasets = [add_distractors(dataset, added) for dataset in datasets]
+    return EvaluationData(
+        datasets=tuple(datasets),
+        distractors=choices.distractors,
+        whole_queries=choices.whole_queries,
+        classes=choices.classes,
+    )
+
+
+def _read_protocols(source: str, protocols: Sequence[str], exclude: Sequence[str]) -> list[Dataset]:
+    """Read the data set under each protocol that is asked for, or that is measured without asking."""
+    chosen = tuple(dict.fromkeys(protocols))  # a protocol given twice is one
+    datasets = [read_source(source, protocol=protocol, exclude=exclude) for protocol in chosen or (None,)]
+    if not chosen and datasets[0].ground_truth is not None:
+        # Easy, medium and hard differ in what counts, not in images, and are published together.
+        offered = list_protocols(source)
+        datasets = [read_source(source, protocol=protocol) for protocol in REVISITED_ROLES if protocol in offered]
+    return datasets
 
 
 @dataclass(frozen=True, kw_only=True)
 class RetrievalTask:
-    """Who asks, what can be found, and what is right.
+    """Queries, gallery, and which images are right.
 
     Attributes:
         records: ``N`` images, each once, also those that are query and gallery.
-        query_rows: ``(Q,)`` rows of ``records`` that ask.
-        gallery_rows: ``(G,)`` rows of ``records`` that can be found.
+        query_rows: ``(Q,)`` rows of the queries in ``records``.
+        gallery_rows: ``(G,)`` rows of the gallery in ``records``.
         labels: ``(N,)`` int64.
         junk_groups: ``(N,)`` int64, images of one group are junk for each other (``NO_GROUP``: for nobody);
             None without junk.
-        judgements: Right and ignored images listed query by query; None: labels and ``junk_groups`` decide.
+        listed: Right and ignored images listed query by query; None: labels and ``junk_groups`` decide.
     """
 
     records: tuple[ImageRecord, ...]
@@ -34,42 +135,42 @@ class RetrievalTask:
     gallery_rows: IntArray
     labels: IntArray
     junk_groups: IntArray | None = None
-    judgements: Judgements | None = None
+    listed: ListedRelevance | None = None
 
     @property
     def query_labels(self) -> IntArray:
-        """``(Q,)``."""
+        """``(Q,)`` labels of the queries."""
         return self.labels[self.query_rows]
 
     @property
     def gallery_labels(self) -> IntArray:
-        """``(G,)``."""
+        """``(G,)`` labels of the gallery."""
         return self.labels[self.gallery_rows]
 
     @property
     def exclusions(self) -> Exclusions:
-        """What a query's ranking leaves out: its own image, by row, and junk."""
-        gallery_places = np.full(len(self.records), NO_ROW, dtype=np.int64)
-        gallery_places[self.gallery_rows] = np.arange(len(self.gallery_rows))
+        """Images that a query's ranking leaves out: its own image, by row, and junk."""
+        gallery_positions = np.full(len(self.records), NO_ROW, dtype=np.int64)
+        gallery_positions[self.gallery_rows] = np.arange(len(self.gallery_rows))
         junk = self.junk_groups
         return Exclusions(
-            query_rows=gallery_places[self.query_rows],
+            query_rows=gallery_positions[self.query_rows],
             query_junk=None if junk is None else junk[self.query_rows],
             gallery_junk=None if junk is None else junk[self.gallery_rows],
         )
 
     @property
     def relevance(self) -> RelevanceRule:
-        """Who is right and who is left out, query by query."""
-        return self.judgements or Relevance(self.query_labels, self.gallery_labels, self.exclusions)
+        """Which images are right and which are left out, query by query."""
+        return self.listed or Relevance(self.query_labels, self.gallery_labels, self.exclusions)
 
 
 def add_distractors(dataset: Dataset, distractors: Dataset) -> Dataset:
     """Add images that are wrong for every query to the gallery of the test split.
 
     Args:
-        dataset: Under any protocol.
-        distractors: All its images are taken, whatever their splits, roles and labels.
+        dataset: Data set under any protocol.
+        distractors: Source of the images; all are taken, whatever their splits, roles and labels.
 
     Returns:
         ``dataset`` with the distractors behind its records: gallery only, ``NAME/`` before their ``image_id``, of one
@@ -112,10 +213,10 @@ def take_all_classes(dataset: Dataset) -> Dataset:
     """Move every image into the test split, so that all classes are measured, not only those held out for testing.
 
     Args:
-        dataset: Under a protocol whose labels decide what is right. Queries and gallery keep their roles.
+        dataset: Data set under a protocol whose labels decide what is right. Queries and gallery keep their roles.
 
     Raises:
-        DataError: The data set has a ground truth query by query; its queries are what they are.
+        DataError: The data set has a ground truth query by query; its queries are fixed.
     """
     if dataset.ground_truth is not None:
         raise DataError(
@@ -145,7 +246,7 @@ def find_whole_cut_offs(task: RetrievalTask, ks: Sequence[int]) -> tuple[int, ..
         The cut-offs that are at least as large as the number of gallery images that the luckiest query can find: the
         gallery without the query's own image and without its junk.
     """
-    if task.judgements is not None:  # mP@K is a precision, which a large K lowers
+    if task.listed is not None:  # mP@K is a precision, which a large K lowers
         return ()
     relevance, length = task.relevance, 0
     for query in range(len(task.query_rows)):
@@ -156,7 +257,7 @@ def find_whole_cut_offs(task: RetrievalTask, ks: Sequence[int]) -> tuple[int, ..
 
 
 def select_records(dataset: Dataset) -> tuple[ImageRecord, ...]:
-    """Select the images of the test split that ask or can be found, each once, in order.
+    """Select the queries and gallery images of the test split, each once, in order.
 
     Raises:
         DataError: No query, nothing to find, a gallery of one class, or of no query's class; with a ground truth a
@@ -224,9 +325,9 @@ def build_task(dataset: Dataset, records: Sequence[ImageRecord]) -> RetrievalTas
     """Build the arrays of an evaluation.
 
     Args:
-        dataset: Names the metadata that makes images junk for each other (``junk_key``), or lists for each query what
-            is right and what is ignored (``ground_truth``).
-        records: Of ``select_records``, without those that could not be read.
+        dataset: Data set, which names the metadata that makes images junk for each other (``junk_key``), or lists for
+            each query what is right and what is ignored (``ground_truth``).
+        records: Records of ``select_records``, without those that could not be read.
     """
     labels = np.array([record.label for record in records], dtype=np.int64)
     return RetrievalTask(
@@ -235,27 +336,29 @@ def build_task(dataset: Dataset, records: Sequence[ImageRecord]) -> RetrievalTas
         gallery_rows=np.flatnonzero([record.is_gallery for record in records]),
         labels=labels,
         junk_groups=None if dataset.junk_key is None else _number_groups(records, dataset.junk_key),
-        judgements=None if dataset.ground_truth is None else _judge(dataset, dataset.ground_truth, records),
+        listed=None if dataset.ground_truth is None else _list_relevance(dataset, dataset.ground_truth, records),
     )
 
 
-def _judge(dataset: Dataset, ground_truth: Mapping[str, GroundTruth], records: Sequence[ImageRecord]) -> Judgements:
+def _list_relevance(
+    dataset: Dataset, ground_truth: Mapping[str, GroundTruth], records: Sequence[ImageRecord]
+) -> ListedRelevance:
     """Turn the names of a ground truth into gallery rows; an image that is not among ``records`` has none."""
     roles = _find_roles(dataset)
     gallery = (record.image_id for record in records if record.is_gallery)
-    places = {image_id: place for place, image_id in enumerate(gallery)}
+    rows = {image_id: row for row, image_id in enumerate(gallery)}
     truths = [ground_truth[record.image_id] for record in records if record.is_query]
     positives = [_list_images(truth, roles.positive) for truth in truths]
     ignored = [_list_images(truth, roles.ignored) for truth in truths]
-    return Judgements(
-        positive_rows=tuple(_find_rows(places, image_ids) for image_ids in positives),
-        ignored_rows=tuple(_find_rows(places, image_ids) for image_ids in ignored),
+    return ListedRelevance(
+        positive_rows=tuple(_find_rows(rows, image_ids) for image_ids in positives),
+        ignored_rows=tuple(_find_rows(rows, image_ids) for image_ids in ignored),
         num_positives=np.array([len(image_ids) for image_ids in positives], dtype=np.int64),
     )
 
 
-def _find_rows(places: Mapping[str, int], image_ids: Sequence[str]) -> IntArray:
-    return np.array([places[image_id] for image_id in image_ids if image_id in places], dtype=np.int64)
+def _find_rows(rows: Mapping[str, int], image_ids: Sequence[str]) -> IntArray:
+    return np.array([rows[image_id] for image_id in image_ids if image_id in rows], dtype=np.int64)
 
 
 def _number_groups(records: Sequence[ImageRecord], key: str) -> IntArray:

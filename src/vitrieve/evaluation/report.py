@@ -18,7 +18,9 @@ from markupsafe import Markup
 from vitrieve import __version__
 from vitrieve.artifacts import write_text_durably
 from vitrieve.evaluation.analysis import (
+    Gallery,
     GroupFigures,
+    build_galleries,
     count_similarities,
     cumulative_energy,
     difference_interval,
@@ -33,9 +35,8 @@ from vitrieve.evaluation.charts import (
     draw_lines,
     shown_bins,
 )
-from vitrieve.evaluation.galleries import Gallery, build_galleries
+from vitrieve.evaluation.measure import Measurement
 from vitrieve.evaluation.metrics import display_name, name_average, name_first
-from vitrieve.evaluation.run import Measurement
 
 MAX_GROUP_ROWS = 400
 """Classes, or queries, in the table: beyond these (the worst), a page becomes heavy and nobody reads on."""
@@ -143,8 +144,8 @@ def write_report(measurements: Sequence[Measurement], path: Path) -> None:
     The size stays below 5 MB: pictures are small and their number is bounded.
 
     Args:
-        measurements: Of every encoder under every protocol, encoders in the same order under each; the first
-            encoder is the reference. The pictures are read again, for thumbnails.
+        measurements: Measurements of every encoder under every protocol, encoders in the same order under each; the
+            first encoder is the reference. The pictures are read again, for thumbnails.
         path: File to write.
     """
     groups: dict[tuple[str, str], list[Measurement]] = {}
@@ -218,7 +219,7 @@ def _list_facts(group: Sequence[Measurement]) -> tuple[str, ...]:
         f"{result.num_gallery:,} gallery images",
         f"input of {sizes} px",
     ]
-    if task.judgements is None:
+    if task.listed is None:
         facts.insert(2, f"{len(np.unique(task.gallery_labels)):,} classes in the gallery")
     if np.array_equal(task.query_rows, task.gallery_rows):
         facts.append("every image searches among all others")

@@ -2,7 +2,7 @@
 
 Every query lists its easy, hard and junk images; a protocol says which of them are to be found and which are
 ignored (taken out of the ranking before it is scored). ``revisited_metrics`` scores rankings of any origin, also
-truncated ones; ``score_judged`` scores similarities, so that a ranking of a million images is never held.
+truncated ones; ``score_listed`` scores similarities, so that a ranking of a million images is never held.
 """
 
 from __future__ import annotations
@@ -16,8 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vitrieve.errors import InputError
-from vitrieve.evaluation.metrics import check_cut_offs
-from vitrieve.evaluation.relevance import Judgements, as_labels
+from vitrieve.evaluation.metrics import ListedRelevance, Scores, as_labels, check_cut_offs
 from vitrieve.similarity import FloatArray, IntArray
 
 REVISITED_KS = (1, 5, 10)
@@ -40,8 +39,8 @@ REVISITED_ROLES: Mapping[str, Roles] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class RevisitedScores:
-    """What became of every query under one protocol, in the order of the queries.
+class RevisitedScores(Scores):
+    """The scores of every query under one protocol, in the order of the queries.
 
     Attributes:
         num_relevant: ``(Q,)`` int64, positives of each query, found or not. Zero: not scored.
@@ -51,6 +50,10 @@ class RevisitedScores:
 
     headlines: ClassVar[tuple[str, str]] = ("mp_at_1", "mean_average_precision")
     group_name: ClassVar[str] = "query"
+    nothing_relevant: ClassVar[str] = (
+        "none of {} queries has an image to be found under this protocol, so there is nothing to average; look at the "
+        "ground truth, or choose another protocol."
+    )
 
     num_relevant: IntArray
     found_ranks: tuple[IntArray, ...]
@@ -62,23 +65,8 @@ class RevisitedScores:
 
     @property
     def groups(self) -> IntArray:
-        """``(Q,)``: every query is its own group, as intervals are over queries."""
+        """``(Q,)`` groups: every query is its own one, as intervals are over queries."""
         return np.arange(len(self.num_relevant))
-
-    @property
-    def is_scored(self) -> npt.NDArray[np.bool_]:
-        """``(Q,)``: the query has positives, so it counts in the means."""
-        return self.num_relevant > 0
-
-    @property
-    def num_scored(self) -> int:
-        """Queries that count in the means."""
-        return int(np.count_nonzero(self.is_scored))
-
-    @property
-    def num_skipped(self) -> int:
-        """Queries left out because they have no positives."""
-        return len(self.num_relevant) - self.num_scored
 
     @property
     def first_rank(self) -> IntArray:
@@ -100,19 +88,6 @@ class RevisitedScores:
         scored = self.is_scored
         precisions = {f"mp_at_{k}": self.precision_at(k)[scored] for k in check_cut_offs(ks)}
         return {"mean_average_precision": self.average_precision[scored], **precisions}
-
-    def means(self, ks: Sequence[int] = REVISITED_KS) -> dict[str, float]:
-        """Return each metric's mean over the scored queries, in [0, 1].
-
-        Raises:
-            InputError: No query has positives.
-        """
-        if self.num_scored == 0:
-            raise InputError(
-                f"none of {len(self.num_relevant)} queries has an image to be found under this protocol, so there is "
-                "nothing to average; look at the ground truth, or choose another protocol."
-            )
-        return {name: float(values.mean()) for name, values in self.values(ks).items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,9 +147,9 @@ def revisited_metrics(
     num_relevant: dict[str, list[int]] = {protocol: [] for protocol in REVISITED_ROLES}
     for query, given in enumerate(ground_truth):
         rows = _read_parts(given, query)
-        places = _find_places(rankings[:, query], rows, query)
+        found_at = _find_ranks(rankings[:, query], rows, query)
         for protocol, roles in REVISITED_ROLES.items():
-            positive, ignored = _join(places, roles.positive), _join(places, roles.ignored)
+            positive, ignored = _join(found_at, roles.positive), _join(found_at, roles.ignored)
             found[protocol].append(positive - np.searchsorted(ignored, positive))
             num_relevant[protocol].append(sum(len(rows[part]) for part in roles.positive))
     return {
@@ -196,7 +171,7 @@ def trapezoidal_average_precision(ranks: npt.ArrayLike, num_positives: int) -> f
 
     Args:
         ranks: Ranks of the positives that are found, from 0, rising, ignored images taken out.
-        num_positives: How many there are to find, at least as many as are found and at least 1.
+        num_positives: Number of images to be found, at least as many as are found and at least 1.
 
     Returns:
         The average precision, in [0, 1]; zero when nothing is found.
@@ -210,27 +185,27 @@ def trapezoidal_average_precision(ranks: npt.ArrayLike, num_positives: int) -> f
     >>> trapezoidal_average_precision([1], 1), trapezoidal_average_precision([0, 2], 2)
     (0.25, 0.7916666666666666)
     """
-    places = as_labels(ranks, "ranks")
-    if num_positives < max(1, len(places)):
+    found = as_labels(ranks, "ranks")
+    if num_positives < max(1, len(found)):
         raise InputError(
-            f"num_positives is {num_positives} with {len(places)} positives found; expected at least "
-            f"{max(1, len(places))}."
+            f"num_positives is {num_positives} with {len(found)} positives found; expected at least "
+            f"{max(1, len(found))}."
         )
-    if (np.diff(places, prepend=-1) < 1).any():
-        raise InputError(f"ranks are {places[:10].tolist()}; expected them rising, from 0 on, none twice.")
-    num_before = np.arange(len(places))
+    if (np.diff(found, prepend=-1) < 1).any():
+        raise InputError(f"ranks are {found[:10].tolist()}; expected them rising, from 0 on, none twice.")
+    num_before = np.arange(len(found))
     # At rank 0 nothing lies before, and the curve starts from precision 1.
-    precision_before = np.where(places == 0, 1.0, num_before / np.maximum(places, 1))
-    precision_after = (num_before + 1) / (places + 1)
+    precision_before = np.where(found == 0, 1.0, num_before / np.maximum(found, 1))
+    precision_after = (num_before + 1) / (found + 1)
     return float((precision_before + precision_after).sum() / (2 * num_positives))
 
 
-def score_judged(blocks: Iterable[tuple[slice, FloatArray]], judgements: Judgements) -> RevisitedScores:
-    """Score similarities under judgements: of equally similar images the wrong ones stand before the right ones.
+def score_listed(blocks: Iterable[tuple[slice, FloatArray]], listed: ListedRelevance) -> RevisitedScores:
+    """Score similarities under listed relevance: of equally similar images the wrong ones stand before the right ones.
 
     Args:
         blocks: Which queries, in order, and their ``(q, G)`` similarities, which are changed.
-        judgements: Who is right and who is ignored for each query.
+        listed: Images that are right and ignored for each query.
 
     Returns:
         The scores of every query; positives without a gallery row count as not found.
@@ -238,17 +213,17 @@ def score_judged(blocks: Iterable[tuple[slice, FloatArray]], judgements: Judgeme
     found = []
     for rows, block in blocks:
         for query, similarities in zip(range(rows.start, rows.stop), block, strict=True):
-            found.append(_rank_positives(similarities, judgements, query))
-    return RevisitedScores(num_relevant=judgements.num_positives, found_ranks=tuple(found))
+            found.append(_rank_positives(similarities, listed, query))
+    return RevisitedScores(num_relevant=listed.num_positives, found_ranks=tuple(found))
 
 
-def _rank_positives(similarities: FloatArray, judgements: Judgements, query: int) -> IntArray:
+def _rank_positives(similarities: FloatArray, listed: ListedRelevance, query: int) -> IntArray:
     """Find the ranks of a query's positives, from 0, in the ranking without ignored images."""
-    positive = np.sort(similarities[judgements.relevant_rows(query)])[::-1]
+    positive = np.sort(similarities[listed.relevant_rows(query)])[::-1]
     if len(positive) == 0:
         return np.empty(0, dtype=np.int64)
-    similarities[judgements.relevant_rows(query)] = -np.inf
-    similarities[judgements.excluded_rows(query)] = -np.inf
+    similarities[listed.relevant_rows(query)] = -np.inf
+    similarities[listed.excluded_rows(query)] = -np.inf
     wrong = np.sort(similarities[similarities >= positive[-1]])
     ranks: IntArray = np.arange(len(positive)) + len(wrong) - np.searchsorted(wrong, positive, side="left")
     return ranks
@@ -303,19 +278,19 @@ def _read_parts(given: Mapping[str, npt.ArrayLike], query: int) -> dict[str, Int
     return rows
 
 
-def _find_places(ranking: IntArray, rows: Mapping[str, IntArray], query: int) -> dict[str, IntArray]:
-    """Find where the rows of each part stand in one ranking: places from 0, rising."""
+def _find_ranks(ranking: IntArray, rows: Mapping[str, IntArray], query: int) -> dict[str, IntArray]:
+    """Find the ranks of the rows of each part in one ranking, from 0, rising."""
     # One pass over a ranking that may hold a million rows; the parts are then looked up among the few found.
     column = np.ascontiguousarray(ranking, dtype=np.int64)
-    places = np.flatnonzero(np.isin(column, _join(rows, PARTS)))
-    found = column[places]
+    ranks = np.flatnonzero(np.isin(column, _join(rows, PARTS)))
+    found = column[ranks]
     values, counts = np.unique(found, return_counts=True)
     if (counts > 1).any():
         raise InputError(
             f"gallery row {values[counts > 1][0]} stands {counts.max()} times in the ranking of query {query}; "
             "expected every row at most once in a column of ranks."
         )
-    return {part: places[np.isin(found, rows[part])] for part in PARTS}
+    return {part: ranks[np.isin(found, rows[part])] for part in PARTS}
 
 
 def _join(rows: Mapping[str, IntArray], parts: Sequence[str]) -> IntArray:

@@ -1,4 +1,7 @@
-"""Measure encoders on data sets: embed, score, and write ``results.json`` and the report."""
+"""``evaluate`` measures encoders on a data set in one call, as ``vitrieve evaluate`` does.
+
+``run_comparison`` embeds, measures, and writes ``results.json`` and the report.
+"""
 
 from __future__ import annotations
 
@@ -8,148 +11,145 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
-from vitrieve.artifacts import MANIFEST_NAME, write_text_durably
+from vitrieve.artifacts import MANIFEST_NAME, replacing_folder, write_manifest, write_text_durably
+from vitrieve.config import Device
 from vitrieve.data.records import Dataset, ImageRecord
 from vitrieve.embed.collection import Embeddings, EmbedSettings, embed_collection, embed_images, load_embeddings
 from vitrieve.errors import ConfigError
-from vitrieve.evaluation.bootstrap import bootstrap_intervals
-from vitrieve.evaluation.metrics import Scores, score_queries
-from vitrieve.evaluation.protocols import RetrievalTask, build_task, find_whole_cut_offs, select_records
-from vitrieve.evaluation.relevance import Exclusions
-from vitrieve.evaluation.revisited import score_judged
-from vitrieve.runtime.encoder import Encoder
-from vitrieve.similarity import FloatArray, IntArray, similarity
-
-QUERY_BLOCK_BYTES = 512 * 2**20
-"""Of similarities at a time: the 70 queries of revisited Oxford and a million distractors take 281 MB."""
-GALLERY_BLOCK_SIZE = 8192
-"""Gallery rows taken from the embeddings, which may be a memory map larger than memory, at a time."""
-
-
-def similarity_blocks(
-    vectors: FloatArray, query_rows: IntArray, gallery_rows: IntArray, *, block_bytes: int = QUERY_BLOCK_BYTES
-) -> Iterator[tuple[slice, FloatArray]]:
-    """Compute the similarities of some queries to the whole gallery at a time, in order.
-
-    Unlike ``similarity.similarity_chunks`` it never holds a copy of the gallery's embeddings.
-
-    Args:
-        vectors: ``(N, E)`` embeddings, also a memory map.
-        query_rows: ``(Q,)`` rows of ``vectors`` that ask.
-        gallery_rows: ``(G,)`` rows of ``vectors`` that can be found, at least one.
-        block_bytes: Size of a block of similarities to stay below, where one query allows it. Changes no value.
-
-    Yields:
-        Which queries, and their ``(q, G)`` similarities: a fresh array that the caller may change.
-    """
-    num_gallery = len(gallery_rows)
-    num_rows = max(1, block_bytes // (4 * num_gallery))
-    for start in range(0, len(query_rows), num_rows):
-        queries = np.asarray(vectors[query_rows[start : start + num_rows]])
-        block = np.empty((len(queries), num_gallery), dtype=np.float32)
-        for first in range(0, num_gallery, GALLERY_BLOCK_SIZE):
-            places = slice(first, first + GALLERY_BLOCK_SIZE)
-            block[:, places] = similarity(queries, vectors[gallery_rows[places]])
-        yield slice(start, start + len(queries)), block
-
+from vitrieve.evaluation.measure import EvaluationResult, Measurement, format_results, measure
+from vitrieve.evaluation.protocols import EvaluationData, read_evaluation_data, select_records
+from vitrieve.progress import print_message
+from vitrieve.runtime.encoder import Encoder, load_encoder
 
 RESULTS_NAME = "results.json"
 REPORT_NAME = "report.html"
 EMBEDDINGS_FOLDER = "embeddings"
 """Inside an unfinished evaluation: what a resumed one need not embed again."""
+Source = Encoder | str | Path
+"""An encoder, or what ``load_encoder`` loads it from."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluationResult:
-    """The figures of one encoder under one protocol.
+class Evaluation:
+    """What an evaluation found; printed, it is a table.
 
     Attributes:
-        encoder: Name of the encoder.
-        dataset: Name of the data set.
-        protocol: Its protocol.
-        num_queries: Queries that the means are over.
-        num_skipped_queries: Further queries, for which nothing relevant is in the gallery.
-        num_gallery: Images that can be found, among them the queries' own.
-        num_unreadable: Images of the protocol that could not be read, and so are in none of these counts.
-        embedding_dim: Length of an embedding.
-        image_size: Side of the encoder's input in pixels.
-        metrics: ``recall_at_K`` for the data set's cut-offs, ``r_precision`` and ``map_at_r``, in [0, 1]; with a
-            ground truth ``mean_average_precision`` and ``mp_at_K``.
-        intervals: For each metric its 95 % bootstrap interval over classes, with a ground truth over queries; empty
-            where they were not asked for.
-        whole_cut_offs: Cut-offs K as large as the gallery: their Recall@K is 1 whatever the encoder does.
+        results: One for each encoder and protocol: all of the first encoder, then of the next.
+        folder: Folder with ``results.json``; None where nothing was written.
+        report: The report, a web page; None where there is none.
     """
 
-    encoder: str
-    dataset: str
-    protocol: str
-    num_queries: int
-    num_skipped_queries: int
-    num_gallery: int
-    num_unreadable: int
-    embedding_dim: int
-    image_size: int
-    metrics: Mapping[str, float]
-    intervals: Mapping[str, tuple[float, float]]
-    whole_cut_offs: tuple[int, ...] = ()
+    results: tuple[EvaluationResult, ...]
+    folder: Path | None = None
+    report: Path | None = None
 
-    def to_json(self) -> dict[str, Any]:
-        """Convert to plain JSON values; the metrics stand beside the counts."""
-        values = dataclasses.asdict(self)
-        metrics, intervals, whole = values.pop("metrics"), values.pop("intervals"), values.pop("whole_cut_offs")
-        ends = {name: list(ends) for name, ends in intervals.items()}
-        return {**values, **metrics, "intervals": ends, "whole_cut_offs": list(whole)}
+    def __str__(self) -> str:
+        return format_results(self.results)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Measurement:
-    """A result with what it was computed from, for the report.
+def evaluate(
+    encoder: Source | Sequence[Source],
+    data: EvaluationData | Dataset | str | Path,
+    out: str | Path | None = None,
+    *,
+    report: bool = True,
+    resume: bool = False,
+    overwrite: bool = False,
+    device: Device = "auto",
+    **settings: Any,
+) -> Evaluation:
+    """Measure encoders on the test split of a data set, each figure with its interval.
 
-    Attributes:
-        result: The figures.
-        dataset: What was measured on.
-        task: Queries, gallery and junk among the readable images.
-        vectors: ``(N, E)`` embeddings of ``task.records``; may be a memory map.
-        scores: Of every query.
-        failures: ``(image_id, reason)`` of the protocol's unreadable images.
-    """
-
-    result: EvaluationResult
-    dataset: Dataset
-    task: RetrievalTask
-    vectors: FloatArray
-    scores: Scores
-    failures: tuple[tuple[str, str], ...]
-
-
-def measure_embeddings(
-    vectors: npt.ArrayLike, labels: npt.ArrayLike, *, junk_groups: npt.ArrayLike | None = None
-) -> dict[str, float]:
-    """Measure embeddings in which every image searches among the others, as training does on held-out classes.
+    ``evaluate("run", "folder:photos")`` measures in memory; with ``out`` it leaves the folder of ``vitrieve evaluate``.
 
     Args:
-        vectors: ``(N, E)``, L2-normalized.
-        labels: ``(N,)`` integers.
-        junk_groups: ``(N,)`` integers; images of one group are junk for each other (-1: for nobody). None: no junk.
+        encoder: An encoder, a run, an encoder's folder or a weights name; or several, the first of which is the
+            reference ("before") that the report compares the others with.
+        data: A source as ``read_source`` takes it, a data set, or what ``read_evaluation_data`` made of a source.
+        out: Folder to write; None: nothing is written, and there is no report.
+        report: Write the report, which reads some pictures again.
+        resume: Go on with an unfinished evaluation in ``out``.
+        overwrite: Replace what ``out`` holds.
+        device: Device of encoders that are loaded here; ``auto``: on a GPU where torch sees one.
+        settings: Fields of ``EmbedSettings``: ``batch_size``, ``num_threads``, ``max_bad_fraction``,
+            ``show_progress``.
 
     Returns:
-        ``recall_at_1`` and ``map_at_r``, in [0, 1].
+        The figures.
 
     Raises:
-        InputError: Shapes that do not fit, non-finite embeddings, or no two images of a class.
-
-    >>> measure_embeddings([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]], [3, 3, 4])
-    {'recall_at_1': 1.0, 'map_at_r': 1.0}
+        InputError: An encoder or the data cannot be used, or ``out`` is not free.
     """
-    means = score_queries(vectors, labels, exclusions=Exclusions(query_junk=junk_groups)).means((1,))
-    return {name: means[name] for name in ("recall_at_1", "map_at_r")}
+    embed_settings = EmbedSettings(**settings)
+    if isinstance(data, (str, Path)):
+        data = read_evaluation_data(str(data))
+    elif isinstance(data, Dataset):
+        data = EvaluationData(datasets=(data,))
+    # Whatever may be refused comes before the folder is begun: a wrong setting must not leave an unfinished one.
+    for note in dict.fromkeys(note for dataset in data.datasets for note in dataset.notes):
+        print_message(note)
+    for dataset in data.datasets:
+        select_records(dataset)
+    sources = [encoder] if isinstance(encoder, (Encoder, str, Path)) else list(encoder)
+    encoders = [one if isinstance(one, Encoder) else load_encoder(one, device=device) for one in sources]
+    names = choose_names(encoders)
+    with _folder_for(out, is_overwrite=overwrite, is_resume=resume) as folder:
+        results = run_comparison(
+            encoders,
+            data.datasets,
+            folder,
+            names=names,
+            settings=embed_settings,
+            is_report=report and out is not None,
+            show_progress=embed_settings.show_progress,
+        )
+        if out is None:
+            return Evaluation(results=tuple(results))
+        write_manifest(folder, "evaluation", _describe(data, encoders))
+    report_path = Path(out) / REPORT_NAME if report else None
+    return Evaluation(results=tuple(results), folder=Path(out), report=report_path)
+
+
+@contextmanager
+def _folder_for(out: str | Path | None, *, is_overwrite: bool, is_resume: bool) -> Iterator[Path]:
+    """Prepare the folder of an evaluation, or one that vanishes with the block."""
+    if out is None:
+        with TemporaryDirectory(prefix="vitrieve-") as temporary:
+            yield Path(temporary)
+        return
+    with replacing_folder(Path(out), is_overwrite=is_overwrite, is_resume=is_resume) as folder:
+        yield folder
+
+
+def _describe(data: EvaluationData, encoders: Sequence[Encoder]) -> dict[str, object]:
+    """Collect what the figures depend on, for the manifest."""
+    first = data.datasets[0]
+    return {
+        "data": first.source or first.name,
+        "protocols": [dataset.protocol for dataset in data.datasets],
+        "encoders": [
+            {
+                "name": encoder.name,
+                "source": str(encoder.source),
+                "fingerprint": encoder.fingerprint,
+                "image_size": encoder.preprocessing.image_size,
+                "scales": list(encoder.scales),
+                "engine": encoder.engine,
+                "precision": encoder.precision,
+            }
+            for encoder in encoders
+        ],
+        "distractors": data.distractors,
+        "whole_queries": data.whole_queries,
+        "classes": data.classes,
+        "ks": list(first.ks),
+    }
 
 
 def evaluate_encoder(
@@ -165,7 +165,7 @@ def evaluate_encoder(
     Args:
         encoder: Turns pictures into embeddings.
         dataset: Its test split is measured on.
-        settings: How the images are embedded; None: the defaults.
+        settings: Settings of the embedding; None: the defaults.
         show_progress: Report progress on standard error.
         has_intervals: Whether the result has intervals; without them 100,000 classes are measured seconds sooner.
 
@@ -207,8 +207,8 @@ def run_comparison(
         datasets: Protocols; those with the same data set name are protocols of one source, in which an image_id
             means the same file, and the same embedding too unless the protocols crop it differently.
         out: Folder for the files; made when missing.
-        names: What to call the encoders, all different; None: their own names, or where those repeat, their sources.
-        settings: How the images are embedded; None: the defaults.
+        names: Names for the encoders, all different; None: their own names, or where those repeat, their sources.
+        settings: Settings of the embedding; None: the defaults.
         is_report: Write the report, not only the results.
         show_progress: Report progress on standard error.
 
@@ -237,70 +237,6 @@ def run_comparison(
         write_report(measurements, out / REPORT_NAME)
     shutil.rmtree(out / EMBEDDINGS_FOLDER)
     return results
-
-
-def measure(dataset: Dataset, embeddings: Embeddings, encoder_name: str, *, has_intervals: bool = True) -> Measurement:
-    """Score the embeddings of a data set under its protocol.
-
-    Args:
-        dataset: Says who asks and what can be found.
-        embeddings: Of all images of the protocol, or more; matched by image_id.
-        encoder_name: For the result.
-        has_intervals: Whether the result has intervals.
-
-    Raises:
-        DataError: Nothing to measure on.
-        InputError: No query with anything relevant.
-    """
-    rows = {record.image_id: row for row, record in enumerate(embeddings.records)}
-    wanted = select_records(dataset)
-    readable = [record for record in wanted if record.image_id in rows]
-    wanted_ids = {record.image_id for record in wanted}
-    failures = [failure for failure in embeddings.failures if failure[0] in wanted_ids]
-    task = build_task(dataset, readable)
-    vectors = _take_rows(embeddings.vectors, [rows[record.image_id] for record in readable])
-    scores = _score(task, vectors)
-    result = EvaluationResult(
-        encoder=encoder_name,
-        dataset=dataset.name,
-        protocol=dataset.protocol,
-        num_queries=scores.num_scored,
-        num_skipped_queries=scores.num_skipped,
-        num_gallery=len(task.gallery_rows),
-        num_unreadable=len(failures),
-        embedding_dim=vectors.shape[1],
-        image_size=embeddings.image_size,
-        metrics=scores.means(dataset.ks),
-        intervals=bootstrap_intervals(scores, dataset.ks) if has_intervals else {},
-        whole_cut_offs=find_whole_cut_offs(task, dataset.ks),
-    )
-    return Measurement(
-        result=result, dataset=dataset, task=task, vectors=vectors, scores=scores, failures=tuple(failures)
-    )
-
-
-def _take_rows(vectors: FloatArray, rows: Sequence[int] | IntArray) -> FloatArray:
-    """Take rows in order; all of them are taken without a copy, as a million distractors are too many for one."""
-    chosen = np.asarray(rows, dtype=np.int64)
-    if np.array_equal(chosen, np.arange(len(vectors))):
-        return vectors
-    return np.asarray(vectors[chosen])
-
-
-def _score(task: RetrievalTask, vectors: FloatArray) -> Scores:
-    """Score every query: by the ground truth where there is one, else by labels."""
-    if task.judgements is not None:
-        blocks = similarity_blocks(vectors, task.query_rows, task.gallery_rows)
-        return score_judged(blocks, task.judgements)
-    queries = _take_rows(vectors, task.query_rows)
-    is_same = np.array_equal(task.query_rows, task.gallery_rows)  # then half of the products are computed
-    return score_queries(
-        queries,
-        task.query_labels,
-        queries if is_same else _take_rows(vectors, task.gallery_rows),
-        task.gallery_labels,
-        exclusions=task.exclusions,
-    )
 
 
 def _embed_sources(
@@ -347,11 +283,11 @@ def _embed_once(encoder: Encoder, dataset: Dataset, folder: Path, settings: Embe
 
 
 def choose_names(encoders: Sequence[Encoder], names: Sequence[str] | None = None) -> tuple[str, ...]:
-    """Choose what to call the encoders.
+    """Choose the names of the encoders.
 
     Args:
-        encoders: At least one.
-        names: All different; None: their own names, or where those repeat, their sources.
+        encoders: Encoders, at least one.
+        names: Names, all different; None: their own names, or where those repeat, their sources.
 
     Raises:
         ConfigError: No encoder, or names that do not tell them apart.

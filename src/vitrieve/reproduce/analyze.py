@@ -18,7 +18,7 @@ import tyro
 from vitrieve.artifacts import write_text_durably
 from vitrieve.config import Device
 from vitrieve.evaluation.analysis import SimilarityHistogram, count_similarities, cumulative_energy
-from vitrieve.evaluation.run import Measurement
+from vitrieve.evaluation.measure import Measurement
 
 DECIMALS = 6
 
@@ -43,8 +43,8 @@ def run(arguments: Arguments) -> None:
     """Embed the test images and write the file."""
     from vitrieve.data.sources import read_source
     from vitrieve.embed.collection import embed_images
+    from vitrieve.evaluation.measure import measure
     from vitrieve.evaluation.protocols import select_records
-    from vitrieve.evaluation.run import measure
     from vitrieve.runtime.encoder import load_encoder
 
     dataset = read_source(arguments.data)

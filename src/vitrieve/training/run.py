@@ -20,8 +20,9 @@ from vitrieve.data.records import Dataset, ImageRecord, find_measurable, require
 from vitrieve.data.sources import read_source
 from vitrieve.embed.collection import EmbedSettings
 from vitrieve.errors import ArtifactError, DataError, UnfinishedRunError, VitrieveError
+from vitrieve.evaluation.measure import EvaluationResult
 from vitrieve.evaluation.protocols import select_records
-from vitrieve.evaluation.run import EMBEDDINGS_FOLDER, REPORT_NAME, EvaluationResult, evaluate_encoder, run_comparison
+from vitrieve.evaluation.run import EMBEDDINGS_FOLDER, REPORT_NAME, evaluate_encoder, run_comparison
 from vitrieve.model.artifact import ENCODER_SUBFOLDER, ModelCard
 from vitrieve.model.backbone import count_cost, format_cost
 from vitrieve.model.encoder import ImageEncoder, build_encoder, save_encoder
