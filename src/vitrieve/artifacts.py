@@ -92,6 +92,12 @@ def is_partial(folder: Path) -> bool:
     return (folder / _PARTIAL_NAME).exists() and not has_artifact(folder)
 
 
+def reopen_folder(folder: Path) -> None:
+    """Make an artifact partial, whether it is finished or not: what it holds stays."""
+    (folder / _PARTIAL_NAME).touch()
+    (folder / MANIFEST_NAME).unlink(missing_ok=True)
+
+
 def _is_ours(path: Path) -> bool:
     """Tell our manifest from the ``manifest.json`` of a web page or another program."""
     try:
@@ -102,8 +108,7 @@ def _is_ours(path: Path) -> bool:
 
 def _empty_folder(folder: Path) -> None:
     """Delete an artifact; killed in between, it is partial, not a finished one with files missing."""
-    (folder / _PARTIAL_NAME).touch()
-    (folder / MANIFEST_NAME).unlink(missing_ok=True)
+    reopen_folder(folder)
     shutil.rmtree(folder)
 
 
@@ -287,6 +292,9 @@ def sync_folder(folder: Path) -> None:
 
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
+_NEW_NAME = ".new"
+"""A file in the folder that is to take the place of another: it tells the new artifact from the old one, which stands
+beside it once they have changed places."""
 
 
 @contextmanager
@@ -314,15 +322,19 @@ def replacing_folder(
         ArtifactError: As ``prepare_folder``.
     """
     place = folder.resolve()  # of a link, what it leads to
-    beside = place.parent / f".{place.name}.new"
-    is_going_on = is_resume and has_artifact(place) and is_partial(beside)
+    beside = _find_beside(place)
+    is_going_on = is_resume and _is_begun(place)
     if not is_going_on and not (is_overwrite and has_artifact(place) and _can_be_replaced(place)):
         prepare_folder(folder, is_overwrite=is_overwrite, is_resume=is_resume, is_resumable=is_resumable)
         yield folder
         return
-    if not is_going_on:
+    (place / _NEW_NAME).unlink(missing_ok=True)
+    if is_going_on:
+        reopen_folder(beside)  # killed before the exchange, it is complete; the block finishes it again
+    else:
         shutil.rmtree(beside, ignore_errors=True)  # of a block that was killed
-    prepare_folder(beside, is_resume=is_going_on)
+        prepare_folder(beside)
+        (beside / _NEW_NAME).touch()
     try:
         yield beside
         with locked or nullcontext():
@@ -331,7 +343,28 @@ def replacing_folder(
         if not is_resumable:
             shutil.rmtree(beside, ignore_errors=True)
         raise
+    (place / _NEW_NAME).unlink(missing_ok=True)
     shutil.rmtree(beside, ignore_errors=True)  # the old artifact
+
+
+def check_replacing(folder: Path, *, is_overwrite: bool = False, is_resume: bool = False) -> None:
+    """Refuse a folder that ``replacing_folder`` would refuse, and change nothing: before long work, for example.
+
+    Raises:
+        ArtifactError: As ``prepare_folder``.
+    """
+    if not (is_resume and _is_begun(folder.resolve())):
+        check_folder(folder, is_overwrite=is_overwrite, is_resume=is_resume)
+
+
+def _find_beside(place: Path) -> Path:
+    return place.parent / f".{place.name}.new"
+
+
+def _is_begun(place: Path) -> bool:
+    """Tell whether a block was stopped that replaces the finished artifact at ``place``."""
+    beside = _find_beside(place)
+    return has_artifact(place) and ((beside / _NEW_NAME).exists() or is_partial(beside))
 
 
 def exchange_folders(one: Path, other: Path) -> None:

@@ -7,8 +7,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -17,6 +15,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from tests.train.conftest import ForkedVitrieve
 from vitrieve.config import Config, LoaderConfig, ModelConfig, ObjectiveConfig, OptimizerConfig, TrainConfig
 from vitrieve.data.loader import TrainingLoader
 from vitrieve.data.records import ImageRecord
@@ -270,32 +269,107 @@ def test_momentum_without_a_memory_builds_nothing(config: Config, records: list[
     assert build_state(config, build_encoder(config.model), num_classes=5, num_images=20).momentum is None
 
 
-def train_in_process(script: str, num_syncs: int, *words: object) -> int:
-    command = [sys.executable, "-c", script, str(num_syncs), "train", "irt_r_small", "--model.backbone", "test_vit"]
-    command += ["--image-size", "32", "--num-steps", "4", "--batch-size", "6", "--num-threads", "1", "--no-report"]
-    command += ["--objective.memory-start-step", "1", "--train.ema-decay", "0.9", "--train.evaluate-every", "1"]
-    command += ["--train.checkpoint-every", "2", *map(str, words)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert "Traceback" not in done.stderr, done.stderr
-    return done.returncode
+def list_train_words(*words: object) -> list[object]:
+    return [
+        *("train", "irt_r_small", "--model.backbone", "test_vit", "--image-size", 32, "--num-steps", 4),
+        *("--batch-size", 6, "--num-threads", 1, "--no-report", "--objective.memory-start-step", 1),
+        *("--train.ema-decay", 0.9, "--train.evaluate-every", 1, "--train.checkpoint-every", 2, *words),
+    ]
+
+
+@pytest.fixture(scope="module")
+def train_words(tiny_weights: Path, class_folder: Path) -> list[object]:
+    return list_train_words("--data", f"folder:{class_folder}", "--model.weights", tiny_weights, "--out")
+
+
+@pytest.fixture(scope="module")
+def whole_run(
+    forked_vitrieve: ForkedVitrieve, train_words: list[object], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A run that nothing stopped."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    assert forked_vitrieve([*train_words, out]).status == 0
+    return out
+
+
+NUM_SYNCS = 22
+"""Of a whole run: settings, two states, encoder and manifest."""
+
+
+def read_weights(run: Path) -> bytes:
+    return (run / "encoder" / "model.safetensors").read_bytes()
 
 
 @pytest.mark.slow
 def test_trap_killed_at_any_moment_a_run_resumes_bit_for_bit(
-    killed_vitrieve: str, tiny_weights: Path, class_folder: Path, tmp_path: Path
+    forked_vitrieve: ForkedVitrieve, train_words: list[object], whole_run: Path, tmp_path: Path
 ) -> None:
-    """Killed before and inside the writing of the settings, of both states and of the encoder."""
-    words = ("--data", f"folder:{class_folder}", "--model.weights", tiny_weights, "--out")
-    whole = tmp_path / "whole"
-    assert train_in_process(killed_vitrieve, 10_000, *words, whole) == 0
-    for num_syncs in (1, 2, 3, 4, 7):
-        out = tmp_path / f"killed{num_syncs}"
-        assert train_in_process(killed_vitrieve, num_syncs, *words, out) == -signal.SIGKILL
+    """Killed again and again: inside the writing of the settings, of both states, and of the encoder."""
+    out, resume = tmp_path / "killed", []
+    # The number of the sync is that of the process. One that resumes writes the settings and, where there is one, the
+    # log again, with two syncs each.
+    for num_syncs, states in ((1, []), (2, []), (5, [2]), (4, [2]), (5, [2, 4]), (5, [2, 4])):
+        assert forked_vitrieve([*train_words, out, *resume], num_syncs=num_syncs).status == -signal.SIGKILL
         assert not (out / "manifest.json").exists()
-        assert train_in_process(killed_vitrieve, 10_000, *words, out, "--resume") == 0
-        assert_same_bits(final_state(whole), final_state(out))
-        weights = "encoder/model.safetensors"
-        assert (whole / weights).read_bytes() == (out / weights).read_bytes()
+        assert [int(path.stem[5:]) for path in sorted(out.glob("state/*.safetensors"))] == states
+        resume = ["--resume"]
+    assert (out / "encoder").exists()
+    assert forked_vitrieve([*train_words, out, *resume]).status == 0
+    assert_same_bits(final_state(whole_run), final_state(out))
+    assert read_weights(whole_run) == read_weights(out)
+
+
+def read_tree(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.mark.slow
+def test_an_overwrite_that_is_killed_leaves_the_old_run_or_the_new_one_and_resumes(
+    forked_vitrieve: ForkedVitrieve, train_words: list[object], whole_run: Path, tmp_path: Path
+) -> None:
+    expected, out, beside = tmp_path / "expected", tmp_path / "run", tmp_path / ".run.new"
+    shutil.copytree(whole_run, out)
+    old = read_tree(out)
+    other = [*train_words, out, "--seed", 1]
+    whole = forked_vitrieve([*train_words, expected, "--seed", 1])
+    assert (whole.status, whole.num_syncs) == (0, NUM_SYNCS)
+    # Twice begun, stopped with each of the states on the disk, and resumed until the manifest is written: that run
+    # writes settings and log, and no state.
+    last = NUM_SYNCS - 3
+    for num_syncs, flag in ((0, "--overwrite"), (3, "--overwrite"), (5, "--resume"), (last, "--resume")):
+        assert forked_vitrieve([*other, flag], num_syncs=num_syncs).status == -signal.SIGKILL
+        assert read_tree(out) == old
+    assert (beside / "manifest.json").exists()  # complete, and killed before the exchange
+    refused = forked_vitrieve([*train_words, out, "--seed", 2, "--resume"])
+    assert (refused.status, "train.seed was 1 and is 2" in refused.printed) == (2, True)
+    assert read_tree(out) == old
+    resumed = forked_vitrieve([*other, "--resume"])
+    assert resumed.status == 0
+    assert_same_bits(final_state(expected), final_state(out))
+    assert read_weights(expected) == read_weights(out) != read_weights(whole_run)
+    assert sorted(path.name for path in out.iterdir()) == sorted(path.name for path in expected.iterdir())
+    assert not any(b".run.new" in content for content in read_tree(out).values())
+    assert not beside.exists()
+    assert "run with --overwrite" not in resumed.printed
+    assert forked_vitrieve([*other, "--resume"]).status == 2  # a finished run
+
+
+@pytest.mark.slow
+def test_an_overwrite_that_is_killed_after_the_exchange_has_happened(
+    forked_vitrieve: ForkedVitrieve, train_words: list[object], whole_run: Path, tmp_path: Path
+) -> None:
+    out, beside = tmp_path / "run", tmp_path / ".run.new"
+    shutil.copytree(whole_run, out)
+    shutil.rmtree(out / "state")  # so that the old run is told from the new one
+    # The sync after those of the run itself is that of the exchange.
+    killed = forked_vitrieve([*train_words, out, "--overwrite"], num_syncs=NUM_SYNCS)
+    assert killed.status == -signal.SIGKILL
+    assert (out / "state").is_dir()
+    assert not (beside / "state").exists()
+    refused = forked_vitrieve([*train_words, out, "--resume"])
+    assert refused.status == 2
+    assert "holds a finished result" in refused.printed
+    assert (out / "state").is_dir()
 
 
 def test_train_drops_the_half_written_state_of_a_killed_run(

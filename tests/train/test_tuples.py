@@ -13,13 +13,14 @@ import numpy as np
 import pytest
 import torch
 
+from tests.train.conftest import ForkedVitrieve
 from tests.train.test_loop import (
     assert_same_bits,
     final_state,
     grow,
+    list_train_words,
     measured_each_step,
     run_training,
-    train_in_process,
     train_until_ctrl_c,
 )
 from vitrieve.config import (
@@ -265,19 +266,18 @@ def test_trap_resume_in_the_middle_of_an_epoch_keeps_its_tuples_bit_for_bit(
 
 @pytest.mark.slow
 def test_trap_killed_in_the_middle_of_an_epoch_of_tuples_a_run_resumes_bit_for_bit(
-    killed_vitrieve: str, tiny_weights: Path, class_folder: Path, tmp_path: Path
+    forked_vitrieve: ForkedVitrieve, tiny_weights: Path, class_folder: Path, tmp_path: Path
 ) -> None:
     """An epoch is three steps: killed with the state after two on the disk."""
-    words: tuple[object, ...] = ("--data", f"folder:{class_folder}", "--model.weights", tiny_weights)
-    words += ("--loader.sampling", "tuples", "--tuples.num-pairs", "9", "--tuples.tuples-per-batch", "3")
-    words += ("--objective.tuple-contrastive.weight", "1", "--out")
-    whole = tmp_path / "whole"
-    assert train_in_process(killed_vitrieve, 10_000, *words, whole) == 0
+    words = list_train_words("--data", f"folder:{class_folder}", "--model.weights", tiny_weights)
+    words += ["--loader.sampling", "tuples", "--tuples.num-pairs", 9, "--tuples.tuples-per-batch", 3]
+    words += ["--objective.tuple-contrastive.weight", 1, "--out"]
+    whole, out = tmp_path / "whole", tmp_path / "killed"
+    assert forked_vitrieve([*words, whole]).status == 0
     assert "tuples/rows" in final_state(whole)
-    out = tmp_path / "killed"
-    assert train_in_process(killed_vitrieve, 4, *words, out) == -signal.SIGKILL
+    assert forked_vitrieve([*words, out], num_syncs=4).status == -signal.SIGKILL
     assert (out / "state" / "step_0000002.safetensors").is_file()
-    assert train_in_process(killed_vitrieve, 10_000, *words, out, "--resume") == 0
+    assert forked_vitrieve([*words, out, "--resume"]).status == 0
     assert_same_bits(final_state(whole), final_state(out))
 
 

@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from vitrieve.artifacts import check_folder, prepare_folder, write_manifest
+from vitrieve.artifacts import check_replacing, replacing_folder, write_manifest
 from vitrieve.config import Config, Device, ObjectiveConfig, check_config, find_ineffective
 from vitrieve.data.check import Readable, find_readable
 from vitrieve.data.records import Dataset, ImageRecord, find_measurable, require_trainable
@@ -121,7 +121,8 @@ def train(
         recipe: Name of a recipe (``vitrieve.recipes.RECIPES``), or a complete configuration.
         out: Folder of the run; made when it is missing.
         resume: Go on with an unfinished run in ``out``; a folder that is missing or empty is begun.
-        overwrite: Replace what ``out`` holds.
+        overwrite: Replace what ``out`` holds once the new run is complete. Until then it is written beside the old
+            one, and ``resume`` goes on there.
         report: End with a report before and after, on the classes that are kept for testing.
         device: Where to compute; ``auto`` is the recipe's setting, which takes a GPU where torch sees one.
         overrides: Settings that differ from the recipe, by name (``settings.py``): ``num_steps=200``,
@@ -149,7 +150,7 @@ def train(
     if device != "auto":
         config = override_config(config, {"train.device": device})
     check_config(config, own_terms)
-    check_folder(Path(out), is_overwrite=overwrite, is_resume=resume)
+    check_replacing(Path(out), is_overwrite=overwrite, is_resume=resume)
     return run_training(
         TrainingRun(
             recipe=OWN_RECIPE if isinstance(recipe, Config) else recipe,
@@ -178,27 +179,29 @@ def run_training(run: TrainingRun) -> TrainedRun:
     run = replace(run, config=replace(run.config, model=model))
     if run.is_resume and not run.out.exists():
         print_message(f"{run.out} does not exist yet: there is nothing to resume, a new run begins")
-    prepare_folder(run.out, is_overwrite=run.is_overwrite, is_resume=run.is_resume)
-    _settle(run, encoder, dataset, split, readable)
-    # Training
-    evaluate = build_evaluate(split.judge, run.config) if split.judge is not None else None
-    result = fit_encoder(run.config, encoder, split.fit, run.out, evaluate, dataset.positive_pairs, run.own_terms)
-    seconds = time.monotonic() - start
-    print_message(describe_kept(result))
-    # Result
-    fingerprint, results = _finish(run, dataset, split, result)
-    summary = {
-        "recipe": run.recipe,
-        "data": dataset.source or dataset.name,
-        "protocol": dataset.protocol,
-        "config": config_to_json(run.config),
-        **({"own_terms": describe_own_terms(run.own_terms)} if run.own_terms else {}),
-        **_summarize(split.fit, result),
-        "seconds": round(seconds, 1),
-        "encoder_fingerprint": fingerprint,
-    }
-    write_manifest(run.out, "run", summary)
-    return TrainedRun(folder=run.out, summary=summary, results=tuple(results), device=run.config.train.device)
+    out = run.out
+    with replacing_folder(out, is_overwrite=run.is_overwrite, is_resume=run.is_resume) as folder:
+        run = replace(run, out=folder)  # beside the run that it replaces, until it is complete
+        _settle(run, encoder, dataset, split, readable)
+        # Training
+        evaluate = build_evaluate(split.judge, run.config) if split.judge is not None else None
+        result = fit_encoder(run.config, encoder, split.fit, folder, evaluate, dataset.positive_pairs, run.own_terms)
+        seconds = time.monotonic() - start
+        print_message(describe_kept(result))
+        # Result
+        fingerprint, results = _finish(run, dataset, split, result)
+        summary = {
+            "recipe": run.recipe,
+            "data": dataset.source or dataset.name,
+            "protocol": dataset.protocol,
+            "config": config_to_json(run.config),
+            **({"own_terms": describe_own_terms(run.own_terms)} if run.own_terms else {}),
+            **_summarize(split.fit, result),
+            "seconds": round(seconds, 1),
+            "encoder_fingerprint": fingerprint,
+        }
+        write_manifest(folder, "run", summary)
+    return TrainedRun(folder=out, summary=summary, results=tuple(results), device=run.config.train.device)
 
 
 def _read_images(run: TrainingRun) -> tuple[Dataset, Readable]:
