@@ -99,7 +99,6 @@ def test_frames_of_a_film_count_by_the_largest_size_that_they_may_choose() -> No
             build_file([Item(kind=b"grid", content=build_grid(1, 1, (16, 16)), references={b"dimg": [1]})]),
             "made of each other",
         ),
-        (build_file([Item(kind=b"j2k1")]), "kind 'j2k1'"),
         (build_file([Item(kind=b"av01")], b"avif", build_file([])[24:]), "two boxes 'meta'"),
         (build_file([Item(kind=b"av01", content=b"\x0a\xff\xff\xff\xff\xff\xff\xff\xff\xff")]), "no length"),
         (build_file([Item(kind=b"grid")]), "end early"),
@@ -109,6 +108,11 @@ def test_frames_of_a_film_count_by_the_largest_size_that_they_may_choose() -> No
 def test_damaged_boxes_are_one_reason(data: bytes, reason: str) -> None:
     with pytest.raises(DecodeError, match=reason):
         decode_image(data)
+
+
+def test_an_auxiliary_picture_of_another_coding_is_no_reason_to_refuse_a_file() -> None:
+    items = [Item(kind=b"av01", content=build_av1((16, 16))), Item(kind=b"jpeg", references={b"auxl": [1]})]
+    assert count_coded_pictures(build_file(items), MAX_PARTS).num_pixels == 2 * 16 * 16
 
 
 def test_every_shorter_file_is_an_error_of_one_line() -> None:

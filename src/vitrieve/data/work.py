@@ -134,7 +134,6 @@ MAX_DEPTH = 8
 _AVIF_BRANDS = frozenset((b"avif", b"avis"))
 _HEIC_BRANDS = frozenset((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"))
 _GENERAL_BRANDS = frozenset((b"mif1", b"msf1"))
-_DERIVED = frozenset((b"grid", b"iovl", b"iden", b"tmap"))
 _UNIQUE = frozenset((b"ftyp", b"meta", b"moov", b"pitm", b"iinf", b"iloc", b"iref", b"iprp", b"ipco", b"idat"))
 """Readers differ in which of two they take."""
 
@@ -185,7 +184,7 @@ def count_coded_pictures(data: bytes, max_parts: int) -> CodedPictures:
         max_parts: Most boxes, entries and units that are looked at.
 
     Raises:
-        DecodeError: The boxes are damaged, or hold a picture of a kind that is not read here.
+        DecodeError: The boxes are damaged, or keep a picture in a way that is not read here.
         PictureTooLargeError: More parts or items than are looked at.
     """
     try:
@@ -200,7 +199,7 @@ class _Item:
 
     kind: bytes = b""
     extents: list[tuple[int, int]] = field(default_factory=list)
-    is_in_meta: bool = False
+    method: int = 0
     properties: list[int] = field(default_factory=list)
     parts: list[int] = field(default_factory=list)
     is_auxiliary: bool = False
@@ -328,9 +327,7 @@ class _IsobmffFile:
             if item.extents:
                 raise DecodeError("the file is damaged: an item has two places")
             method = numbers.read(2) & 15 if version else 0
-            if method > 1:
-                raise DecodeError("a picture of the file is kept inside another item, which is not read here")
-            item.is_in_meta = method == 1
+            item.method = method
             numbers.read(2)
             base = numbers.read(base_width)
             for _ in range(numbers.read(2)):
@@ -396,14 +393,12 @@ class _IsobmffFile:
             return max(canvas, self._measure_canvas(content, 4))
         if item.kind == b"iovl":
             return max(canvas, self._measure_canvas(content, 10))
-        if item.kind in _DERIVED:
-            return canvas
-        raise DecodeError(
-            f"the file holds a picture of the kind {item.kind.decode('latin-1')!r}; AV1 and HEVC are read"
-        )
+        return canvas  # of other codings, too: no decoder here reads them
 
     def _read_content(self, item: _Item) -> bytes:
-        start, end = self._meta_data if item.is_in_meta else (0, len(self._data))
+        if item.method > 1:
+            raise DecodeError("a picture of the file is kept inside another item, which is not read here")
+        start, end = self._meta_data if item.method == 1 else (0, len(self._data))
         pieces = []
         for offset, length in item.extents:
             pieces.append(self._data[start + offset : min(start + offset + length, end) if length else end])
@@ -662,7 +657,12 @@ def _check_bmp(data: bytes) -> None:
 
 
 def _check_webp(data: bytes) -> None:
-    """Look at the size: when a WebP is opened, Pillow lays out two canvases of it."""
+    """Look at the size and the chunks: when a WebP is opened, Pillow lays out two canvases and a list of the frames."""
+    at, num_parts, num_allowed = 12, 0, _count_allowed(data)
+    while at + 8 <= len(data) and num_parts <= num_allowed:
+        num_parts += 1
+        at += 8 + (int.from_bytes(data[at + 4 : at + 8], "little") + 1 & ~1)
+    _check_parts(data, num_parts)
     kind, start = data[12:16], 20
     if kind == b"VP8X" and len(data) >= start + 10:
         width_px, height_px = (int.from_bytes(data[at : at + 3], "little") + 1 for at in (start + 4, start + 7))
