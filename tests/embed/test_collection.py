@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from vitrieve.cli.main import main
 from vitrieve.data.records import Dataset, ImageRecord
 from vitrieve.data.sources import read_collection
 from vitrieve.embed import collection
@@ -192,11 +193,6 @@ def test_embed_collection_goes_on_after_an_interruption(
 SMALL_PARTS = "from vitrieve.embed import collection\ncollection.PART_SIZE = 2\n"
 
 
-def embed_until_killed(script: str, num_syncs: int, *words: Any) -> int:
-    command = [sys.executable, "-c", script, str(num_syncs), "embed", *map(str, words)]
-    return subprocess.run(command, capture_output=True, check=False).returncode
-
-
 @pytest.mark.parametrize("num_syncs", [0, 1, 2, 3, 8, 14, 15, 16])
 def test_a_killed_process_resumes_to_the_same_embeddings(
     without_torch: str,
@@ -204,15 +200,18 @@ def test_a_killed_process_resumes_to_the_same_embeddings(
     tiny_encoder_folder: Path,
     picture_folder: Path,
     tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     num_syncs: int,
 ) -> None:
     script = without_torch + SMALL_PARTS + killed_vitrieve
     words = ("--encoder", tiny_encoder_folder, "--data", picture_folder, "--out")
-    assert embed_until_killed(script, num_syncs, *words, tmp_path / "out") == -signal.SIGKILL
+    command = [sys.executable, "-c", script, str(num_syncs), "embed", *map(str, words), str(tmp_path / "out")]
+    assert subprocess.run(command, capture_output=True, check=False).returncode == -signal.SIGKILL
     with pytest.raises(ArtifactError, match="unfinished"):
         load_embeddings(tmp_path / "out")
-    assert embed_until_killed(script, 1000, *words, tmp_path / "out", "--resume") == 0
-    assert embed_until_killed(script, 1000, *words, tmp_path / "whole") == 0
+    monkeypatch.setattr(collection, "PART_SIZE", 2)
+    assert main(["embed", *map(str, words), str(tmp_path / "out"), "--resume"]) == 0
+    assert main(["embed", *map(str, words), str(tmp_path / "whole")]) == 0
     assert_equal(load_embeddings(tmp_path / "out"), load_embeddings(tmp_path / "whole"))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
@@ -87,12 +88,28 @@ def test_trap_a_damaged_graph_is_refused(quantized: Path, tmp_path: Path, name: 
         load_encoder(folder, precision="int8")
 
 
-def test_quantizing_again_replaces_the_graph(quantized: Path, squares: list[np.ndarray], tmp_path: Path) -> None:
-    folder = tmp_path / "encoder"
+@pytest.fixture(scope="module")
+def quantized_again(
+    quantized: Path, squares: list[np.ndarray], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, object]:
+    """The folder of an encoder that was quantized twice, and the second graph, so that NNCF need not make it again."""
+    folder = tmp_path_factory.mktemp("quantized_again") / "encoder"
     shutil.copytree(quantized, folder)
-    before = read_manifest(folder, "encoder")
-    quantize_folder(folder, squares[:3], "performance")
-    after = read_manifest(folder, "encoder")
+    quantize, graphs = int8._quantize, list[object]()
+
+    def quantize_and_keep(*given: object) -> object:
+        graphs.append(quantize(*given))  # type: ignore[arg-type]
+        return graphs[0]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(int8, "_quantize", quantize_and_keep)
+        quantize_folder(folder, squares[:3], "performance")
+    return folder, graphs[0]
+
+
+def test_quantizing_again_replaces_the_graph(quantized: Path, quantized_again: tuple[Path, object]) -> None:
+    folder, _ = quantized_again
+    before, after = read_manifest(quantized, "encoder"), read_manifest(folder, "encoder")
     assert before["sha256"][ONNX_NAME] == after["sha256"][ONNX_NAME]
     assert before["sha256"]["int8.xml"] != after["sha256"]["int8.xml"]
     assert sorted(path.name for path in folder.iterdir()) == sorted(path.name for path in quantized.iterdir())
@@ -100,25 +117,33 @@ def test_quantizing_again_replaces_the_graph(quantized: Path, squares: list[np.n
 
 @pytest.mark.parametrize("num_moved", [0, 1, 2])
 def test_quantizing_again_stopped_at_any_file_leaves_an_encoder(
-    quantized: Path, squares: list[np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_moved: int
+    quantized: Path,
+    quantized_again: tuple[Path, object],
+    squares: list[np.ndarray],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    num_moved: int,
 ) -> None:
     folder = tmp_path / "encoder"
     shutil.copytree(quantized, folder)
-    move, moved = shutil.move, list[Path]()
+    monkeypatch.setattr(int8, "_quantize", lambda *_: quantized_again[1])
+    replace, moved = int8.replacing_durably, list[Path]()
 
-    def move_until_stopped(source: Path, target: Path) -> None:
+    def replace_until_stopped(path: Path) -> AbstractContextManager[Path]:
         if len(moved) == num_moved:
             raise KeyboardInterrupt
-        moved.append(move(source, target))
+        moved.append(path)
+        return replace(path)
 
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(shutil, "move", move_until_stopped)
+        patch.setattr(int8, "replacing_durably", replace_until_stopped)
         patch.setattr(int8, "note_export", stop)
         with pytest.raises(KeyboardInterrupt):
             quantize_folder(folder, squares[:3], "performance")
+    assert len(moved) == num_moved
     export_folder(folder)  # notes its own graph, not a mixture of old and new that lies beside it
     with pytest.raises(ArtifactError, match="vitrieve quantize"):
         load_encoder(folder, precision="int8")
