@@ -321,14 +321,14 @@ def replacing_folder(
     Raises:
         ArtifactError: As ``prepare_folder``.
     """
-    place = folder.resolve()  # of a link, what it leads to
-    beside = _find_beside(place)
-    is_going_on = is_resume and _is_begun(place)
-    if not is_going_on and not (is_overwrite and has_artifact(place) and _can_be_replaced(place)):
+    target = folder.resolve()  # of a link, what it leads to
+    beside = _find_beside(target)
+    is_going_on = is_resume and _is_begun(target)
+    if not is_going_on and not (is_overwrite and has_artifact(target) and _can_be_replaced(target)):
         prepare_folder(folder, is_overwrite=is_overwrite, is_resume=is_resume, is_resumable=is_resumable)
         yield folder
         return
-    (place / _NEW_NAME).unlink(missing_ok=True)
+    (target / _NEW_NAME).unlink(missing_ok=True)
     if is_going_on:
         reopen_folder(beside)  # killed before the exchange, it is complete; the block finishes it again
     else:
@@ -338,12 +338,12 @@ def replacing_folder(
     try:
         yield beside
         with locked or nullcontext():
-            exchange_folders(beside, place)
+            exchange_folders(beside, target)
     except BaseException:
         if not is_resumable:
             shutil.rmtree(beside, ignore_errors=True)
         raise
-    (place / _NEW_NAME).unlink(missing_ok=True)
+    (target / _NEW_NAME).unlink(missing_ok=True)
     shutil.rmtree(beside, ignore_errors=True)  # the old artifact
 
 
@@ -357,14 +357,14 @@ def check_replacing(folder: Path, *, is_overwrite: bool = False, is_resume: bool
         check_folder(folder, is_overwrite=is_overwrite, is_resume=is_resume)
 
 
-def _find_beside(place: Path) -> Path:
-    return place.parent / f".{place.name}.new"
+def _find_beside(target: Path) -> Path:
+    return target.parent / f".{target.name}.new"
 
 
-def _is_begun(place: Path) -> bool:
-    """Tell whether a block was stopped that replaces the finished artifact at ``place``."""
-    beside = _find_beside(place)
-    return has_artifact(place) and ((beside / _NEW_NAME).exists() or is_partial(beside))
+def _is_begun(target: Path) -> bool:
+    """Tell whether a block was stopped that replaces the finished artifact at ``target``."""
+    beside = _find_beside(target)
+    return has_artifact(target) and ((beside / _NEW_NAME).exists() or is_partial(beside))
 
 
 def exchange_folders(one: Path, other: Path) -> None:
@@ -385,12 +385,12 @@ def _exchange_at_once(one: Path, other: Path) -> bool:
     return int(status) == 0
 
 
-def _can_be_replaced(place: Path) -> bool:
+def _can_be_replaced(target: Path) -> bool:
     """Say whether a folder can be renamed; tell it where it cannot."""
-    if not os.path.ismount(place) and os.access(place.parent, os.W_OK | os.X_OK):
+    if not os.path.ismount(target) and os.access(target.parent, os.W_OK | os.X_OK):
         return True
     print_message(
-        f"{place} cannot be renamed (it is a mount point, or the folder around it is read-only): what it holds is "
+        f"{target} cannot be renamed (it is a mount point, or the folder around it is read-only): what it holds is "
         "deleted before the new content is complete."
     )
     return False

@@ -153,7 +153,7 @@ def test_read_revisited_keeps_a_query_that_nothing_answers(edit: Callable[..., D
         (lambda content: content["gnd"][1].update(bbx=[0, 0, float("nan"), 9]), "entry 1: bbx is"),
         (lambda content: content["gnd"].__setitem__(0, 3), "gnd, entry 0: bbx is None"),
         (lambda content: content["gnd"][1].pop("junk"), "gnd, entry 1 has no 'junk'"),
-        (lambda content: content["gnd"][1].update(easy=[14]), "easy holds 14; expected a place below 14 in imlist"),
+        (lambda content: content["gnd"][1].update(easy=[14]), "easy holds 14; expected a position below 14 in imlist"),
         (lambda content: content["gnd"][1].update(hard=[-1]), "hard holds -1"),
         (lambda content: content["gnd"][1].update(hard=[0.5]), "hard holds 0.5"),
         (lambda content: content["gnd"][1].update(hard=["a"]), "hard holds 'a'"),

@@ -128,7 +128,7 @@ def test_read_sfm120k_reads_arrays_and_goes_without_boxes(edit: Callable[..., Da
         (lambda content: content["val"]["bbxs"].pop(), "val: 6 cids, but 5 bbxs"),
         (lambda content: content["val"]["cluster"].__setitem__(0, "a"), "val: cluster holds something"),
         (lambda content: content["val"]["pidxs"].pop(), "val: 4 qidxs do not belong to 3 pidxs"),
-        (lambda content: content["val"]["pidxs"].__setitem__(0, 6), "val, pidxs holds 6; expected a place below 6"),
+        (lambda content: content["val"]["pidxs"].__setitem__(0, 6), "val, pidxs holds 6; expected a position below 6"),
         (lambda content: content["val"]["qidxs"].__setitem__(0, -1), "val, qidxs holds -1"),
         (lambda content: content["val"]["cids"].__setitem__(2, "abc"), "val, cids, entry 2: 'abc' is not a name"),
         (lambda content: content["val"]["cids"].__setitem__(2, "../../x"), "entry 2: '../../x' is not a name"),

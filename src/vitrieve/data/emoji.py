@@ -180,9 +180,9 @@ def drop_duplicates(drawings: Sequence[Drawing], digests: Sequence[str]) -> list
         The kept drawings, in order.
     """
     num_sets = Counter(drawing.name for drawing in drawings)
-    order = sorted(range(len(drawings)), key=lambda place: (-num_sets[drawings[place].name], drawings[place].name))
-    keeper = {digests[place]: place for place in reversed(order)}
-    kept = [drawing for place, drawing in enumerate(drawings) if keeper[digests[place]] == place]
+    order = sorted(range(len(drawings)), key=lambda row: (-num_sets[drawings[row].name], drawings[row].name))
+    keeper = {digests[row]: row for row in reversed(order)}
+    kept = [drawing for row, drawing in enumerate(drawings) if keeper[digests[row]] == row]
     num_kept = Counter(drawing.name for drawing in kept)
     return [drawing for drawing in kept if num_kept[drawing.name] >= NUM_SETS_MIN]
 

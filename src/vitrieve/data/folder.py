@@ -40,7 +40,7 @@ ROLES = {
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Place:
+class Entry:
     """Where a picture belongs.
 
     Attributes:
@@ -61,7 +61,7 @@ class Reading:
     """How the folders were read.
 
     Attributes:
-        places: Place of every picture that has a class, in the order of the paths.
+        entries: One entry for every picture that has a class, in the order of the paths.
         bases: The folders whose direct subfolders are classes: the given one (``""``), the one that was looked
             through, or one for each split.
         split_names: Names of the folders that were read as splits, as the disk has them.
@@ -69,7 +69,7 @@ class Reading:
         notes: What the user must be told about it.
     """
 
-    places: tuple[Place, ...]
+    entries: tuple[Entry, ...]
     bases: tuple[str, ...]
     split_names: tuple[str, ...]
     num_outside: int
@@ -96,22 +96,22 @@ def read_class_folders(paths: Sequence[str]) -> Reading:
         bases = {name: _look_through(children[name], _join(base, name)) for name in split_names}
     else:
         bases = {"": base}
-    places = [
-        place
+    entries = [
+        entry
         for name, class_base in bases.items()
-        for place in _place(children[name] if name else paths, class_base, ROLES.get(name.casefold()))
+        for entry in _list_entries(children[name] if name else paths, class_base, ROLES.get(name.casefold()))
     ]
-    if split_names and not places:
+    if split_names and not entries:
         raise DataError(
             f"the folders {', '.join(split_names)} are names of splits but hold their pictures directly; expected one "
             f"folder for each class in them, as in {split_names[0]}/CLASS/NAME.jpg."
         )
     return Reading(
-        places=tuple(sorted(places, key=lambda place: place.path)),
+        entries=tuple(sorted(entries, key=lambda entry: entry.path)),
         bases=tuple(dict.fromkeys((base, *bases.values()))),
         split_names=split_names,
-        num_outside=len(paths) - len(places),
-        notes=(*notes, *_note_splits(places, split_names), *_note_nested(places)),
+        num_outside=len(paths) - len(entries),
+        notes=(*notes, *_note_splits(entries, split_names), *_note_nested(entries)),
     )
 
 
@@ -153,13 +153,13 @@ def _choose_splits(base: str, children: dict[str, list[str]], notes: list[str]) 
     return ()
 
 
-def _place(paths: Iterable[str], base: str, role: Role | None) -> list[Place]:
-    places = []
+def _list_entries(paths: Iterable[str], base: str, role: Role | None) -> list[Entry]:
+    entries = []
     for path in paths:
         class_name, *rest = path[len(base) :].lstrip("/").split("/") if base else path.split("/")
         if rest:
-            places.append(Place(path=path, class_name=class_name, role=role, is_nested=len(rest) > 1))
-    return places
+            entries.append(Entry(path=path, class_name=class_name, role=role, is_nested=len(rest) > 1))
+    return entries
 
 
 def _list_children(paths: Iterable[str], base: str) -> dict[str, list[str]]:
@@ -178,17 +178,17 @@ def _join(base: str, name: str) -> str:
     return f"{base}/{name}" if base else name
 
 
-def _note_splits(places: Sequence[Place], split_names: Sequence[str]) -> tuple[str, ...]:
+def _note_splits(entries: Sequence[Entry], split_names: Sequence[str]) -> tuple[str, ...]:
     if not split_names:
         return ()
-    counts = Counter(place.role.split for place in places if place.role)
+    counts = Counter(entry.role.split for entry in entries if entry.role)
     shares = ", ".join(f"{split} {number:,}" for split, number in counts.items())
     missing = "" if counts["test"] else "; no folder is for testing"
     return (f"{', '.join(split_names)}: read as splits, the folders in them as classes (images: {shares}{missing}).",)
 
 
-def _note_nested(places: Sequence[Place]) -> tuple[str, ...]:
-    folders = sorted({place.path.rpartition("/")[0] for place in places if place.is_nested})
+def _note_nested(entries: Sequence[Entry]) -> tuple[str, ...]:
+    folders = sorted({entry.path.rpartition("/")[0] for entry in entries if entry.is_nested})
     if not folders:
         return ()
     example = f"the {len(folders):,} folders" if len(folders) > 1 else "the folder"
@@ -230,9 +230,9 @@ def read_folder(folder: Path, protocol: str = PROTOCOLS[0], *, exclude: Sequence
         raise DataError(f"unknown protocol {protocol!r} of a folder. Valid: {', '.join(PROTOCOLS)}.")
     walk = walk_pictures(folder, exclude)
     reading = read_class_folders(walk.paths)
-    if not reading.places:
+    if not reading.entries:
         raise DataError(_no_class_message(folder, reading.num_outside, walk))
-    names = {place.class_name: _normalize(place.class_name) for place in reading.places}
+    names = {entry.class_name: _normalize(entry.class_name) for entry in reading.entries}
     label_names = tuple(sorted(set(names.values())))
     numbers = {name: label for label, name in enumerate(label_names)}
     labels = {raw: numbers[name] for raw, name in names.items()}
@@ -320,17 +320,17 @@ def note_shared_classes(records: Iterable[ImageRecord]) -> tuple[str, ...]:
 
 
 def _build_records(folder: Path, reading: Reading, labels: dict[str, int]) -> tuple[ImageRecord, ...]:
-    num_images = Counter(labels[place.class_name] for place in reading.places)
+    num_images = Counter(labels[entry.class_name] for entry in reading.entries)
     # A class for testing needs two images, of which one can find the other.
     held_out = hold_out_labels(labels.values(), {label for label, count in num_images.items() if count > 1})
     records = []
-    for place in reading.places:
-        label = labels[place.class_name]
-        role = place.role or Role("test" if label in held_out else "train")
+    for entry in reading.entries:
+        label = labels[entry.class_name]
+        role = entry.role or Role("test" if label in held_out else "train")
         records.append(
             ImageRecord(
-                image_id=printable_name(place.path),
-                path=folder / place.path,
+                image_id=printable_name(entry.path),
+                path=folder / entry.path,
                 label=label,
                 split=role.split,
                 is_query=role.is_query,

@@ -29,7 +29,7 @@ COUNTS = {
 }
 
 _LIST = "list_eval_partition.txt"
-_LIST_PLACES = (f"Eval/{_LIST}", _LIST)
+_LIST_PATHS = (f"Eval/{_LIST}", _LIST)
 _LISTED_FOLDER = "img"
 _PICTURES = {"standard": ("img", "Img/img"), "high_resolution": ("img_highres", "Img/img_highres")}
 _STATUSES = ("train", "query", "gallery")
@@ -79,11 +79,11 @@ def read_inshop(folder: Path, protocol: str = PROTOCOLS[0]) -> Dataset:
 
 def _find_list(folder: Path) -> tuple[Path, Path]:
     """Find the data set's root and its list."""
-    for place in (folder, *(folder / name for name in FOLDER_NAMES)):
-        for name in _LIST_PLACES:
-            if (place / name).is_file():
-                return place, place / name
-    return find_root("inshop", folder, _LIST_PLACES[:1], FOLDER_NAMES), folder  # never returns: the list is nowhere
+    for candidate in (folder, *(folder / name for name in FOLDER_NAMES)):
+        for name in _LIST_PATHS:
+            if (candidate / name).is_file():
+                return candidate, candidate / name
+    return find_root("inshop", folder, _LIST_PATHS[:1], FOLDER_NAMES), folder  # never returns: the list is nowhere
 
 
 def _find_pictures(root: Path, protocol: str) -> Path:

@@ -237,7 +237,7 @@ def _check_memory(content: bytes) -> None:
     for operation, number, _ in pickletools.genops(content):
         is_place = operation.name in ("PUT", "BINPUT", "LONG_BINPUT")
         if is_place and isinstance(number, int) and not 0 <= number <= len(content):
-            raise _Refused(f"a place in memory with the number {number}")
+            raise _Refused(f"a cell of memory with the number {number}")
 
 
 class _Finisher:
@@ -317,12 +317,12 @@ def find_root(source: str, folder: Path, wanted: Sequence[str], nested: Sequence
         nested: Paths below ``folder`` that may be the root; ``folder`` itself is tried first.
 
     Raises:
-        DataError: None of the places holds all that is wanted; the message names the places and what they lack.
+        DataError: None of the folders holds all that is wanted; the message names the folders and what they lack.
     """
-    places = [folder, *(folder / name for name in nested)]
-    for place in places:
-        if all((place / name).exists() for name in wanted):
-            return place
+    candidates = [folder, *(folder / name for name in nested)]
+    for candidate in candidates:
+        if all((candidate / name).exists() for name in wanted):
+            return candidate
     if not folder.is_dir():
         kind = "is not a folder" if folder.exists() else "does not exist"
         raise DataError(f"{source}:{folder}: the folder {kind}. {_advise(source)}")

@@ -1,7 +1,7 @@
 """The training batches: the choice of their images, which are decoded once and augmented ahead of their step.
 
 A batch is a pure function of (seed, step): every random choice is drawn from a generator made of the seed,
-the step and the place in the batch. Resuming at a step therefore needs no state, and the number of threads
+the step and the position in the batch. Resuming at a step therefore needs no state, and the number of threads
 changes nothing.
 """
 
@@ -34,7 +34,7 @@ class EpochTuples:
     Attributes:
         epoch: Number of finished epochs.
         rows: ``(T, 2 + num_negatives)`` int64 rows of the training set: anchor, positive, negatives; −1 in the last
-            places of an anchor for which there are fewer negatives. T is the same in every epoch.
+            positions of an anchor for which there are fewer negatives. T is the same in every epoch.
         tuples_per_batch: Tuples in a step. A last batch that would hold fewer is left out, unless it is the only one.
     """
 
@@ -53,7 +53,7 @@ class EpochTuples:
         return (self.epoch + 1) * count_tuple_steps(len(self.rows), self.tuples_per_batch)
 
     def batch_rows(self, step: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return the ``(B,)`` int64 rows of a step and, for each, the place of its anchor in the batch."""
+        """Return the ``(B,)`` int64 rows of a step and, for each, the position of its anchor in the batch."""
         assert self.start_step <= step < self.end_step, f"step {step} lies outside epoch {self.epoch}"
         start = (step - self.start_step) * self.tuples_per_batch
         tuples = self.rows[start : start + self.tuples_per_batch]
@@ -174,7 +174,7 @@ class Batch(NamedTuple):
         pixels: ``(B, 3, S, S)`` float32, normalized per channel.
         labels: ``(B,)`` int64 in ``[0, num_classes)``: positions among the sorted training labels.
         rows: ``(B,)`` int64, positions among the training records.
-        anchors: ``(B,)`` int64, the place in the batch of each image's anchor; None without tuples.
+        anchors: ``(B,)`` int64, the position in the batch of each image's anchor; None without tuples.
     """
 
     pixels: Tensor
@@ -282,8 +282,8 @@ class TrainingLoader:
         rows, anchors = (self._sampler.batch_rows(step), None) if tuples is None else tuples.batch_rows(step)
         views = list(pool.map(self._make_view, rows.tolist(), [step] * len(rows), range(len(rows))))
         picked = torch.from_numpy(rows)
-        places = None if anchors is None else torch.from_numpy(anchors)
-        batch = Batch(torch.from_numpy(np.stack(views)), self._labels[picked], picked, places)
+        positions = None if anchors is None else torch.from_numpy(anchors)
+        batch = Batch(torch.from_numpy(np.stack(views)), self._labels[picked], picked, positions)
         if not self._is_pinned:
             return batch
         return Batch(*(None if one is None else one.pin_memory() for one in batch))  # type: ignore[arg-type]
@@ -291,12 +291,12 @@ class TrainingLoader:
     def _make_plain(self, row: int) -> np.ndarray:
         return preprocess(self._read(row), self._preprocessing)
 
-    def _make_view(self, row: int, step: int, place: int) -> np.ndarray:
+    def _make_view(self, row: int, step: int, position: int) -> np.ndarray:
         """Make a ``(3, S, S)`` float32 view.
 
         In NumPy, because torch would start a second team of threads here, which spins against the training step's.
         """
-        generator = np.random.default_rng([self._seed, _VIEWS, step, place])
+        generator = np.random.default_rng([self._seed, _VIEWS, step, position])
         view = augment(self._read(row), self._config, self._image_size_at(step), generator)
         return to_pixels(view, self._preprocessing)
 

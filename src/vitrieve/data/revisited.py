@@ -153,7 +153,7 @@ def _read_ground_truth_file(file: Path) -> dict[str, list[Any]]:
 
 
 def _read_gallery(file: Path, names: Sequence[object]) -> tuple[list[str], tuple[str, ...]]:
-    """Return the image_id at every place of ``imlist`` (the ground truth counts places), and a note about repeats."""
+    """Return the image_id at every position of ``imlist``, which the ground truth counts, and a note about repeats."""
     image_ids = [
         f"{_PICTURES}/{_read_name(name, f'{file}, imlist, entry {number}')}" for number, name in enumerate(names)
     ]
@@ -189,18 +189,20 @@ def _build_query(root: Path, name: str, answers: object, where: str) -> ImageRec
 
 
 def _read_answers(answers: Mapping[str, object], gallery_ids: Sequence[str], where: str) -> GroundTruth:
-    """Turn places in ``imlist`` into image ids; each once, in order."""
+    """Turn positions in ``imlist`` into image ids; each once, in order."""
     ids: dict[str, tuple[str, ...]] = {}
     for key in ("easy", "hard", "junk"):
         if key not in answers:
             raise DataError(f"{where} has no {key!r}.")
-        places = np.asarray(answers[key]).ravel().tolist()
-        for place in places:
+        positions = np.asarray(answers[key]).ravel().tolist()
+        for position in positions:
             # Old files hold whole numbers as floats, empty arrays as float64.
-            is_whole = isinstance(place, int | float) and float(place).is_integer()
-            if not is_whole or not 0 <= place < len(gallery_ids):
-                raise DataError(f"{where}: {key} holds {place!r}; expected a place below {len(gallery_ids)} in imlist.")
-        ids[key] = tuple(dict.fromkeys(gallery_ids[int(place)] for place in places))
+            is_whole = isinstance(position, int | float) and float(position).is_integer()
+            if not is_whole or not 0 <= position < len(gallery_ids):
+                raise DataError(
+                    f"{where}: {key} holds {position!r}; expected a position below {len(gallery_ids)} in imlist."
+                )
+        ids[key] = tuple(dict.fromkeys(gallery_ids[int(position)] for position in positions))
     if shared := (set(ids["easy"]) & set(ids["hard"])) | (set(ids["junk"]) & {*ids["easy"], *ids["hard"]}):
         raise DataError(f"{where}: {name_some(sorted(shared))} is in two of easy, hard and junk.")
     return GroundTruth(easy=ids["easy"], hard=ids["hard"], junk=ids["junk"])

@@ -166,7 +166,7 @@ def _read_list(value: object, where: str) -> list[Any]:
 def _read_rows(rows: Sequence[Any], num_images: int, where: str) -> Sequence[int]:
     for row in rows:
         if not isinstance(row, int) or not 0 <= row < num_images:
-            raise DataError(f"{where} holds {row!r}; expected a place below {num_images} in cids.")
+            raise DataError(f"{where} holds {row!r}; expected a position below {num_images} in cids.")
     return rows
 
 

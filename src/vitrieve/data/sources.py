@@ -51,9 +51,9 @@ _OWN_LICENSE = "your own images: whatever you have agreed for them"
 _OWN_SIZE = "any"
 
 
-def _describe_revisited(name: str, place: str, images: str, size: str) -> Description:
+def _describe_revisited(name: str, city: str, images: str, size: str) -> Description:
     return Description(
-        title=f"revisited {place}: photographs of buildings, 70 queries with easy, hard and junk answers",
+        title=f"revisited {city}: photographs of buildings, 70 queries with easy, hard and junk answers",
         origin=f"{images} ({_FACES}); gnd_{name}.pkl with the code of "
         "https://github.com/filipradenovic/cnnimageretrieval-pytorch",
         layout=(

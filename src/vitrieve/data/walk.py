@@ -103,7 +103,7 @@ class Rules:
         Raises:
             DataError: As ``why_left_out``.
         """
-        ends = [place for place, sign in enumerate(path) if sign == "/"]
+        ends = [position for position, sign in enumerate(path) if sign == "/"]
         if any(self.why_left_out(path[:end], is_folder=True) for end in ends):
             return True
         # What has vanished may have been a folder: then only what holds for both counts.

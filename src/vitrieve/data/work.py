@@ -112,7 +112,7 @@ def _note_segment(layout: JpegLayout, marker: int, content: bytes) -> None:
     if marker in _FRAMES and len(content) >= 6 and not layout.width_px:
         layout.height_px, layout.width_px = struct.unpack_from(">HH", content, 1)
         layout.is_progressive = marker in _PROGRESSIVE
-        layout.precision = {content[place]: {} for place in range(6, len(content), 3)}
+        layout.precision = {content[position]: {} for position in range(6, len(content), 3)}
     elif marker == _SCAN:
         layout.num_scans += 1
         num_components = content[0] if content else 0
@@ -288,7 +288,7 @@ class _IsobmffFile:
         self._meta_data = boxes.get(b"idat", (0, 0))
         for name, read in (
             (b"iinf", self._read_kinds),
-            (b"iloc", self._read_places),
+            (b"iloc", self._read_locations),
             (b"iref", self._read_references),
             (b"iprp", self._read_properties),
         ):
@@ -315,7 +315,7 @@ class _IsobmffFile:
                 number = _Numbers(self._data, at + 4, stop).read(num_bytes)
                 self._get_item(number).kind = self._data[at + 6 + num_bytes : at + 10 + num_bytes]
 
-    def _read_places(self, start: int, end: int) -> None:
+    def _read_locations(self, start: int, end: int) -> None:
         version = self._data[start]
         numbers = _Numbers(self._data, start + 4, end)
         widths, more_widths = numbers.read(1), numbers.read(1)
@@ -325,7 +325,7 @@ class _IsobmffFile:
         for _ in range(numbers.read(number_width)):
             item = self._get_item(numbers.read(number_width))
             if item.extents:
-                raise DecodeError("the file is damaged: an item has two places")
+                raise DecodeError("the file is damaged: an item has two locations")
             method = numbers.read(2) & 15 if version else 0
             item.method = method
             numbers.read(2)
@@ -376,9 +376,9 @@ class _IsobmffFile:
 
     def _measure_item(self, item: _Item) -> int:
         found = {}
-        for place in item.properties:
-            if 0 < place <= len(self._properties):
-                kind, start, stop = self._properties[place - 1]
+        for position in item.properties:
+            if 0 < position <= len(self._properties):
+                kind, start, stop = self._properties[position - 1]
                 found[kind] = self._data[start:stop]
         width_px, height_px = struct.unpack_from(">4xII", found.get(b"ispe", bytes(12)))
         canvas = self._note(width_px, height_px)
@@ -474,10 +474,10 @@ class _IsobmffFile:
 def _read_leb128(stream: bytes, at: int) -> tuple[int, int]:
     """Read a number of seven bits a byte, the lowest first; return it and where it ends."""
     number = 0
-    for place in range(8):
-        number |= (stream[at + place] & 127) << 7 * place
-        if not stream[at + place] & 128:
-            return number, at + place + 1
+    for position in range(8):
+        number |= (stream[at + position] & 127) << 7 * position
+        if not stream[at + position] & 128:
+            return number, at + position + 1
     raise DecodeError("the file is damaged: a unit of its stream has no length")
 
 

@@ -96,8 +96,8 @@ def _find_inner_prefix(names: Collection[str], expected: Collection[str], source
     anchors = {*expected, *_HUGGING_FACE_ANCHORS}
     counts: Counter[str] = Counter()
     for name in names:
-        places = [place + 1 for place, sign in enumerate(name) if sign == "."]
-        counts.update(name[:place] for place in places if name[place:] in anchors)
+        ends = [position + 1 for position, sign in enumerate(name) if sign == "."]
+        counts.update(name[:end] for end in ends if name[end:] in anchors)
     whole = [prefix for prefix, count in counts.items() if count >= MIN_SHARE_FOUND * len(expected)]
     whole = whole or [prefix for prefix in counts if prefix + _HUGGING_FACE_ANCHORS[0] in names]
     ranks = {prefix: _rank_prefix(prefix) for prefix in whole}
@@ -283,8 +283,8 @@ def _read_checkpoint(path: Path) -> LocalWeights:
     except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
         reason = str(error).partition("\n")[0].rstrip(".")
         raise WeightsError(f"{path} cannot be read ({reason}); fetch or make it again.") from None
-    place, states = find_tensors(loaded, str(path))
-    notes = (f"of what {path} holds, {'.'.join(place)} was read.",) if place else ()
+    keys, states = find_tensors(loaded, str(path))
+    notes = (f"of what {path} holds, {'.'.join(keys)} was read.",) if keys else ()
     return LocalWeights(path=path, states=states, notes=notes)
 
 
@@ -304,7 +304,7 @@ def find_tensors(loaded: Any, source: str) -> tuple[tuple[str, ...], dict[str, T
     >>> find_tensors({"epoch": 3, "model": {"weight": torch.zeros(1)}}, "x.pth")[0]
     ('model',)
     """
-    place: tuple[str, ...] = ()
+    keys: tuple[str, ...] = ()
     while True:
         if not isinstance(loaded, Mapping):
             raise WeightsError(f"{source} holds no weights by name; save the model's state_dict().")
@@ -313,14 +313,14 @@ def find_tensors(loaded: Any, source: str) -> tuple[tuple[str, ...], dict[str, T
         if tensors or not inner:
             if not tensors:
                 raise WeightsError(f"{source} holds no weights by name; save the model's state_dict().")
-            return place, tensors
+            return keys, tensors
         known = [name for name in _PREFERRED_KEYS if name in inner]
         if not known and len(inner) > 1:
             raise WeightsError(
                 f"{source} holds several sets of weights: {shorten_names(sorted(inner))}; save the one you want alone."
             )
         chosen = known[0] if known else inner[0]
-        place, loaded = (*place, chosen), loaded[chosen]
+        keys, loaded = (*keys, chosen), loaded[chosen]
 
 
 def _holds_tensors(value: Any) -> bool:

@@ -61,7 +61,7 @@ class Start(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
-def settle_start(entry: WeightsEntry, config: ModelConfig) -> Start:
+def read_start(entry: WeightsEntry, config: ModelConfig) -> Start:
     """Read the local weights that the settings name, where they name any.
 
     Of an encoder of ours, backbone, pooling, head, exponent of GeM and preprocessing of the channels are kept, unless
@@ -283,7 +283,7 @@ def build_encoder(config: ModelConfig, *, is_pretrained: bool = True, seed: int 
     """
     if seed is not None:
         torch.manual_seed(seed)
-    start = settle_start(find_weights(config.backbone), config)
+    start = read_start(find_weights(config.backbone), config)
     entry, config, notes = start.entry, start.config, list(start.notes)
     backbone = build_backbone(
         config.backbone,

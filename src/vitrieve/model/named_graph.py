@@ -186,12 +186,12 @@ def _write_block(writer: _Writer, tokens: str, states: Mapping[str, np.ndarray],
 
 def _write_attention(writer: _Writer, tokens: str, states: Mapping[str, np.ndarray], width: int) -> str:
     parts = []
-    for place in range(3):  # query, key, value: each (B, heads, N, width of a head)
-        rows = slice(place * width, (place + 1) * width)
+    for position in range(3):  # query, key, value: each (B, heads, N, width of a head)
+        rows = slice(position * width, (position + 1) * width)
         of_part = {f"part.{kind}": states[f"attn.qkv.{kind}"][rows] for kind in ("weight", "bias")}
         heads = np.array([0, 0, width // HEAD_WIDTH, HEAD_WIDTH], dtype=np.int64)
         split = writer.apply("Reshape", writer.linear(tokens, of_part, "part"), heads)
-        parts.append(writer.apply("Transpose", split, perm=[0, 2, 3, 1] if place == 1 else [0, 2, 1, 3]))
+        parts.append(writer.apply("Transpose", split, perm=[0, 2, 3, 1] if position == 1 else [0, 2, 1, 3]))
     query, key, value = parts
     scores = writer.apply("MatMul", writer.apply("Mul", query, _number(HEAD_WIDTH**-0.5)), key)
     mixed = writer.apply("MatMul", writer.apply("Softmax", scores, axis=-1), value)

@@ -159,7 +159,7 @@ def list_rmac_regions(side: int, num_scales: int = NUM_RMAC_SCALES) -> list[tupl
     regions = []
     for scale in range(1, num_scales + 1):
         extent = max(1, 2 * side // (scale + 1))
-        starts = [place * (side - extent) // max(1, scale - 1) for place in range(scale)]
+        starts = [position * (side - extent) // max(1, scale - 1) for position in range(scale)]
         regions += [(top, left, extent) for top in starts for left in starts]
     return regions
 

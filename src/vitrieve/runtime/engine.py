@@ -66,7 +66,7 @@ class Engine(Protocol):
 
 
 class ClosedEngine:
-    """What stands in the place of an engine that was let go: it says so to whoever still uses it."""
+    """An engine that was let go: it says so to whoever still uses it."""
 
     def __init__(self, engine: Engine) -> None:
         self.name, self.precision, self.num_parallel = engine.name, engine.precision, engine.num_parallel

@@ -241,7 +241,7 @@ def _find_folder(encoder: str, image_size: int | None) -> Path:
 
 def _draw(records: Sequence[ImageRecord], num_images: int, seed: int) -> list[ImageRecord]:
     order = np.random.default_rng(seed).permutation(len(records))
-    return [records[place] for place in order[:num_images]]
+    return [records[row] for row in order[:num_images]]
 
 
 def _read_squares(records: Sequence[ImageRecord], preprocessing: Preprocessing) -> list[np.ndarray]:
