@@ -66,7 +66,7 @@ def main() -> None:
     with path.open("w", encoding="utf-8") as file:
         for name, other in zip(SOURCES, reversed(SOURCES), strict=True):
             own, foreign = take_split(found[name], "test"), take_split(found[other], "test")
-            store = build_index(own, arguments.out / f"{name}-index", store="exact", is_overwrite=True)
+            store = build_index(own, arguments.out / f"{name}-index", store="exact", overwrite=True)
             generator = np.random.default_rng(0)
             drawn = [generator.choice(len(some.records), arguments.num_queries, False) for some in (own, foreign)]
             own_examples = [Example(image_id=own.records[row].image_id) for row in drawn[0]]

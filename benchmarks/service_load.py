@@ -51,7 +51,7 @@ def ensure_index(work: Path, folder: Path, num_vectors: int) -> Path:
         settings = EmbedSettings(show_progress=True)
         shutil.rmtree(work / "embeddings", ignore_errors=True)
         embeddings = embed_collection(encoder, dataset, work / "embeddings", settings=settings)
-        build_index(perturb(embeddings, num_vectors), index, is_overwrite=True).close()
+        build_index(perturb(embeddings, num_vectors), index, overwrite=True).close()
     return index
 
 

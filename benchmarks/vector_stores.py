@@ -37,9 +37,9 @@ from vector_stores_report import Result, ShortVectors, to_markdown, write_report
 from vitrieve.data.records import ImageRecord
 from vitrieve.data.sources import read_source
 from vitrieve.embed.collection import Embeddings, embed_collection
-from vitrieve.index.open import IndexSettings, build_index, open_index
+from vitrieve.index.open import build_index, open_index
 from vitrieve.index.resident import count_bytes as count_resident_bytes
-from vitrieve.index.store import StoreKind
+from vitrieve.index.store import IndexSettings, StoreKind
 from vitrieve.runtime.encoder import load_encoder
 from vitrieve.similarity import normalize, top_k
 
@@ -152,7 +152,7 @@ def build_ours(
     collection: Collection, work: Path, store: StoreKind, settings: IndexSettings, data_folder: Path | None = None
 ) -> Built:
     rows = {record.image_id: row for row, record in enumerate(collection.embeddings.records)}
-    opened = build_index(collection.embeddings, work, store=store, settings=settings, is_overwrite=True)
+    opened = build_index(collection.embeddings, work, store=store, settings=settings, overwrite=True)
     opened.optimize()
 
     def search(query: np.ndarray) -> list[int]:

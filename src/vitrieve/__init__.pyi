@@ -34,9 +34,9 @@ from .evaluation.metrics import recall_at_k as recall_at_k
 from .evaluation.revisited import revisited_metrics as revisited_metrics
 from .evaluation.run import Evaluation as Evaluation
 from .evaluation.run import evaluate as evaluate
-from .index.open import IndexSettings as IndexSettings
 from .index.open import build_index as build_index
 from .index.open import open_index as open_index
+from .index.store import IndexSettings as IndexSettings
 from .model.pretrained import pull_weights as pull_weights
 from .runtime.encoder import Encoder as Encoder
 from .runtime.encoder import load_encoder as load_encoder

@@ -9,8 +9,8 @@ import pytest
 
 from tests.index.conformance import make_info
 from tests.index.milvus_lite import Server
-from vitrieve.index.open import IndexSettings, create_index
-from vitrieve.index.store import VectorStore
+from vitrieve.index.open import create_index
+from vitrieve.index.store import IndexSettings, VectorStore
 
 STORES = ("exact", "lance", "milvus")
 

@@ -32,8 +32,8 @@ from vitrieve.embed.collection import Embeddings
 from vitrieve.errors import ArtifactError, ConfigError, FingerprintError, InputError
 from vitrieve.index import resident
 from vitrieve.index.filter import name_kind, parse_filter
-from vitrieve.index.open import IndexSettings, build_index, create_index, open_index
-from vitrieve.index.store import VectorStore
+from vitrieve.index.open import build_index, create_index, open_index
+from vitrieve.index.store import IndexSettings, VectorStore
 
 IS_LONG = os.environ.get("VITRIEVE_LONG_TESTS") == "1"
 """`make test-all`: more sequences, more kills."""

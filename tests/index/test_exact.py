@@ -140,7 +140,7 @@ def test_optimize_leaves_one_segment_without_gaps(store: ExactStore, tmp_path: P
 
 
 def test_reader_keeps_what_it_holds_while_a_writer_replaces_the_files(store: ExactStore, tmp_path: Path) -> None:
-    reader = ExactStore.open(tmp_path / "index")
+    reader = open_index(tmp_path / "index")
     names = list(reader.image_ids())
     iterator = reader.image_ids()
     first = next(iterator)
@@ -220,7 +220,7 @@ def test_verify_notices_a_change_in_what_says_which_images_count(
     changed = content.replace(b'"row"', b'"raw"') if path.suffix == ".json" else content[:-8] + bytes([2] + [0] * 7)
     assert changed != content
     path.write_bytes(changed)
-    (fault,) = ExactStore.open(tmp_path / "index").verify() if path.suffix == ".npy" else store.verify()
+    (fault,) = open_index(tmp_path / "index").verify() if path.suffix == ".npy" else store.verify()
     assert "is not what was written" in fault
     assert path.name in fault
 
@@ -231,7 +231,7 @@ def test_an_index_of_before_there_were_these_checksums_opens(store: ExactStore, 
     state = json.loads(path.read_text())
     del state["crc32"], state["segments"][0]["dead_crc32"]
     path.write_text(json.dumps(state))
-    old = ExactStore.open(tmp_path / "index")
+    old = open_index(tmp_path / "index")
     assert (old.count(), old.verify()) == (49, [])
 
 
@@ -258,7 +258,7 @@ def test_search_is_refused_when_a_file_is_cut_while_it_runs(store: ExactStore, t
 
 def test_held_vectors_follow_a_change(store: ExactStore, tmp_path: Path) -> None:
     assert store.hold(10**9)
-    ExactStore.open(tmp_path / "index").delete(["picture-0001.png"])
+    open_index(tmp_path / "index").delete(["picture-0001.png"])
     assert store.count() == 49
     vectors = np.delete(random_vectors(50), 1, axis=0)
     scores, _ = top_k(random_vectors(3, seed=1), vectors, 5)

@@ -15,9 +15,9 @@ from vitrieve.embed.collection import Embeddings
 from vitrieve.errors import ArtifactError, InputError, ReplacedError
 from vitrieve.index import folder as guards
 from vitrieve.index.lance_files import table_path
-from vitrieve.index.open import IndexSettings, build_index, create_index, open_index
+from vitrieve.index.open import build_index, create_index, open_index
 from vitrieve.index.segments import FOLDER_NAME
-from vitrieve.index.store import VectorStore
+from vitrieve.index.store import IndexSettings, VectorStore
 
 MANY_BYTES = 2**30
 
@@ -49,7 +49,7 @@ def overwrite(folder: Path, kind: str, settings: IndexSettings, *, fingerprint: 
         image_size=48,
         license="",
     )
-    return build_index(embeddings, folder, store=kind, settings=settings, is_overwrite=True)  # type: ignore[arg-type]
+    return build_index(embeddings, folder, store=kind, settings=settings, overwrite=True)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,8 @@ from vitrieve.errors import ArtifactError, ConfigError
 from vitrieve.index import lance
 from vitrieve.index.lance import LanceStore
 from vitrieve.index.lance_files import CHECKSUMS_NAME, table_path
-from vitrieve.index.open import IndexSettings, create_index, open_index
-from vitrieve.index.store import IndexKind
+from vitrieve.index.open import create_index, open_index
+from vitrieve.index.store import IndexKind, IndexSettings
 
 SUFFIXES = (".lance", ".manifest", ".txn", ".arrow", ".bin", ".idx")
 
@@ -132,7 +132,7 @@ def test_verify_notices_that_the_newest_version_is_gone(tmp_path: Path) -> None:
     store.close()
     for name in set(list_versions(tmp_path / "index")) - before:
         (table_path(tmp_path / "index") / "_versions" / name).unlink()
-    store = LanceStore.open(tmp_path / "index")
+    store = open_index(tmp_path / "index")
     assert store.count() == 40
     (fault,) = store.verify()
     assert "has lost version" in fault

@@ -15,8 +15,8 @@ from tests.index.milvus_lite import Server
 from vitrieve.errors import ArtifactError, ConfigError, InputError
 from vitrieve.index import milvus_rows
 from vitrieve.index.milvus import MAX_CANDIDATES, MilvusStore
-from vitrieve.index.open import IndexSettings, create_index, open_index
-from vitrieve.index.store import IndexKind
+from vitrieve.index.open import create_index, open_index
+from vitrieve.index.store import IndexKind, IndexSettings
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +89,7 @@ def test_trap_a_server_killed_at_the_end_of_a_flush_leaves_no_image_twice(server
     for number, path in logs.items():  # as they stood when the flush had ended
         shutil.copy(tmp_path / str(number), path)
     server.start()
-    store = MilvusStore.open(tmp_path / "index")
+    store = open_index(tmp_path / "index")
     assert any("occur twice" in fault for fault in store.verify())
     assert len(list(store.image_ids())) == 40
     assert store.search(vectors[:1], 1)[0][0].record == records[0]
@@ -110,7 +110,7 @@ def test_trap_a_server_killed_between_two_logs_shows_the_newest_images_once_opti
     store.close()
     server.kill()
     server.start()  # which begins a second log
-    store = MilvusStore.open(tmp_path / "index")
+    store = open_index(tmp_path / "index")
     newer = [replace(record, metadata={"state": "newer"}) for record in records]
     store.upsert(vectors, newer)
     (first,) = [path for path in server.folder.rglob(f"{store._name}/wal/*") if "000001" in path.name]
@@ -121,7 +121,7 @@ def test_trap_a_server_killed_between_two_logs_shows_the_newest_images_once_opti
     assert not first.exists()
     shutil.copy(tmp_path / "log", first)
     server.start()
-    store = MilvusStore.open(tmp_path / "index")
+    store = open_index(tmp_path / "index")
     assert store.get([records[0].image_id])[1] != newer[:1], "milvus-lite is mended: remove the workaround"
     store.optimize()
     assert store.verify() == []

@@ -43,7 +43,7 @@ def build(folder: Path, encoder: Encoder, pictures: Path, kind: StoreKind, name:
         image_size=encoder.preprocessing.image_size,
         license="",
     )
-    build_index(embeddings, folder, store=kind, is_overwrite=True).close()
+    build_index(embeddings, folder, store=kind, overwrite=True).close()
 
 
 def path_to_picture(path: Path):  # type: ignore[no-untyped-def]

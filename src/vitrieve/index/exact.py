@@ -21,6 +21,7 @@ from vitrieve.embed.rows import build_table, to_records
 from vitrieve.errors import ArtifactError
 from vitrieve.index.filter import FilterLike, Kinds, resolve_filter
 from vitrieve.index.folder import FileStamp, Identity, guarded, link_or_copy, read_stamp
+from vitrieve.index.open import open_index
 from vitrieve.index.segments import (
     FOLDER_NAME,
     STATE_NAME,
@@ -36,6 +37,7 @@ from vitrieve.index.segments import (
 )
 from vitrieve.index.store import (
     Hit,
+    IndexSettings,
     StoreInfo,
     check_batch,
     check_queries,
@@ -44,7 +46,6 @@ from vitrieve.index.store import (
     describe,
     error_bound,
     rank_candidates,
-    read_info,
     require_fingerprint,
 )
 from vitrieve.similarity import FloatArray
@@ -63,7 +64,7 @@ class ExactStore:
     """
 
     def __init__(self, folder: Path, info: StoreInfo, identity: Identity) -> None:
-        """Join a folder with what its manifest says; use ``open`` or ``create``."""
+        """Join a folder with what its manifest says; use ``open_index``."""
         self._folder = folder
         self._identity = identity
         self._info = info
@@ -73,28 +74,22 @@ class ExactStore:
         self._read()
 
     @classmethod
-    def open(cls, folder: Path | str) -> ExactStore:
-        """Open an index.
-
-        Raises:
-            ArtifactError: The folder is missing, unfinished, damaged or of another kind.
-            FingerprintError: Its manifest and its vectors are of different encoders.
-        """
-        identity = Identity(Path(folder))
-        info, _ = read_info(Path(folder))
-        if info.kind != "exact":
-            raise ArtifactError(f"{folder} is an index of the store {info.kind!r}; expected 'exact'.")
-        return cls(Path(folder), info, identity)
+    def open(cls, folder: Path, info: StoreInfo, manifest: dict[str, Any], identity: Identity) -> ExactStore:
+        """Open an index; ``open_index`` calls it."""
+        return cls(folder, info, identity)
 
     @classmethod
-    def create(cls, folder: Path, info: StoreInfo, vectors: np.ndarray, records: Sequence[ImageRecord]) -> ExactStore:
-        """Write a new index into a folder that ``artifacts.prepare_folder`` has made; its arguments are checked.
+    def create(
+        cls, folder: Path, info: StoreInfo, vectors: np.ndarray, records: Sequence[ImageRecord], settings: IndexSettings
+    ) -> ExactStore:
+        """Write a new index into an empty folder; ``build_index`` calls it, and has checked the arguments.
 
         Args:
             folder: Where to write.
             info: What the index says about itself.
             vectors: ``(N, E)`` float32, any number; may be a memory map.
             records: The ``N`` images.
+            settings: Settings that an exact store does not have.
         """
         (folder / FOLDER_NAME).mkdir(exist_ok=True)
         state = State(info.fingerprint)
@@ -107,7 +102,7 @@ class ExactStore:
         return cls(folder, info, Identity(folder))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (ExactStore.open, (self._folder,))
+        return (open_index, (self._folder,))
 
     @property
     def info(self) -> StoreInfo:

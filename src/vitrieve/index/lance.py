@@ -47,11 +47,13 @@ from vitrieve.index.lance_table import (
     record_names,
     to_sql,
 )
+from vitrieve.index.open import open_index
 from vitrieve.index.resident import ResidentCopy, ResidentRows, count_bytes, has_faiss
 from vitrieve.index.store import (
     PQ_SUB_VECTOR_WIDTH,
     Hit,
     IndexKind,
+    IndexSettings,
     StoreInfo,
     check_batch,
     check_queries,
@@ -62,7 +64,6 @@ from vitrieve.index.store import (
     error_bound,
     find_row_faults,
     rank_candidates,
-    read_info,
     require_fingerprint,
 )
 from vitrieve.similarity import FloatArray
@@ -91,15 +92,13 @@ class LanceStore:
     survive one.
     """
 
-    def __init__(
-        self, folder: Path, info: StoreInfo, kind: IndexKind, code_bytes: int | None, identity: Identity
-    ) -> None:
-        """Join a folder with what its manifest says; use ``open`` or ``create``."""
+    def __init__(self, folder: Path, info: StoreInfo, settings: IndexSettings, identity: Identity) -> None:
+        """Join a folder with what its manifest says; use ``open_index``."""
         self._folder = folder
         self._identity = identity
         self._info = info
-        self._kind = kind
-        self._code_bytes = code_bytes
+        self._kind = settings.index_kind
+        self._code_bytes = settings.code_bytes
         self._process_id = os.getpid()
         self._num_changes = len(os.listdir(versions_path(folder)))
         self._files = SyncedFiles(folder)
@@ -109,19 +108,11 @@ class LanceStore:
         self._read_schema()  # refuses the table of another encoder
 
     @classmethod
-    def open(cls, folder: Path | str) -> LanceStore:
-        """Open an index.
-
-        Raises:
-            ArtifactError: The folder is missing, unfinished, damaged or of another kind.
-            FingerprintError: Its manifest and its vectors are of different encoders.
-        """
-        identity = Identity(Path(folder))
-        info, manifest = read_info(Path(folder))
-        if info.kind != "lance":
-            raise ArtifactError(f"{folder} is an index of the store {info.kind!r}; expected 'lance'.")
+    def open(cls, folder: Path, info: StoreInfo, manifest: dict[str, Any], identity: Identity) -> LanceStore:
+        """Open an index; ``open_index`` calls it."""
         try:
-            return cls(Path(folder), info, manifest["index_kind"], manifest["code_bytes"], identity)
+            settings = IndexSettings(index_kind=manifest["index_kind"], code_bytes=manifest["code_bytes"])
+            return cls(folder, info, settings, identity)
         except ArtifactError:
             raise
         except (OSError, RuntimeError, ValueError, KeyError) as error:
@@ -130,24 +121,16 @@ class LanceStore:
 
     @classmethod
     def create(
-        cls,
-        folder: Path,
-        info: StoreInfo,
-        vectors: np.ndarray,
-        records: Sequence[ImageRecord],
-        *,
-        kind: IndexKind = "ivf_hnsw_sq",
-        code_bytes: int | None = None,
+        cls, folder: Path, info: StoreInfo, vectors: np.ndarray, records: Sequence[ImageRecord], settings: IndexSettings
     ) -> LanceStore:
-        """Write a new index into a folder that ``artifacts.prepare_folder`` has made; its arguments are checked.
+        """Write a new index into an empty folder; ``build_index`` calls it, and has checked the arguments.
 
         Args:
             folder: Where to write.
             info: What the index says about itself.
             vectors: ``(N, E)`` float32, any number; may be a memory map.
             records: The ``N`` images.
-            kind: Which codes to search in.
-            code_bytes: Bytes of one product-quantized code (``ivf_pq``); None: an eighth of the dimensions.
+            settings: Which codes to search in.
         """
         schema = build_schema(
             info.embedding_dim, sorted({name for record in records for name in record.metadata}), info.fingerprint
@@ -162,14 +145,14 @@ class LanceStore:
         with translating(folder):
             data = pa.RecordBatchReader.from_batches(schema, blocks)
             connect(folder).create_table(TABLE_NAME, data=data, schema=schema)
-            store = cls(folder, info, kind, code_bytes, Identity(folder))
+            store = cls(folder, info, settings, Identity(folder))
         store.optimize()
-        write_manifest(folder, "index", {**describe(info), "index_kind": kind, "code_bytes": code_bytes})
+        write_manifest(folder, "index", store._describe())
         store._identity = Identity(folder)
         return store
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (LanceStore.open, (self._folder,))
+        return (open_index, (self._folder,))
 
     @property
     def info(self) -> StoreInfo:
@@ -312,8 +295,10 @@ class LanceStore:
         with self._identity.writing():
             self._table  # noqa: B018  a closed store is refused before anything is copied
             self._files.copy(out)
-        fields = {"index_kind": self._kind, "code_bytes": self._code_bytes}
-        write_manifest(out, "index", {**describe(self._info), **fields})
+        write_manifest(out, "index", self._describe())
+
+    def _describe(self) -> dict[str, Any]:
+        return {**describe(self._info), "index_kind": self._kind, "code_bytes": self._code_bytes}
 
     def hold(self, max_bytes: int) -> bool:
         """Answer from a copy in memory as long as it fits and is the newest state; as ``VectorStore.hold``."""

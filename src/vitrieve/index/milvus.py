@@ -39,11 +39,13 @@ from vitrieve.index.milvus_rows import (
     to_key,
     unknown_kinds_expression,
 )
+from vitrieve.index.open import open_index
 from vitrieve.index.store import (
     MAX_BATCH_ROWS,
     PQ_SUB_VECTOR_WIDTH,
     Hit,
     IndexKind,
+    IndexSettings,
     StoreInfo,
     check_batch,
     check_queries,
@@ -54,7 +56,6 @@ from vitrieve.index.store import (
     error_bound,
     find_row_faults,
     rank_candidates,
-    read_info,
     require_fingerprint,
 )
 from vitrieve.similarity import FloatArray
@@ -79,7 +80,7 @@ class MilvusStore:
     """An index in a Milvus collection; satisfies ``VectorStore``. May be sent to another process."""
 
     def __init__(self, folder: Path, info: StoreInfo, manifest: dict[str, Any], identity: Identity) -> None:
-        """Join a folder with its collection; use ``open`` or ``create``."""
+        """Join a folder with its collection; use ``open_index``."""
         self._folder = folder
         self._identity = identity
         self._info = info
@@ -89,19 +90,8 @@ class MilvusStore:
         self._open_client: MilvusClient | None = connect(self._uri)
 
     @classmethod
-    def open(cls, folder: Path | str) -> MilvusStore:
-        """Open an index.
-
-        Raises:
-            ArtifactError: The folder is missing or of another kind; the server or the collection cannot be reached.
-            FingerprintError: The manifest and the collection are of different encoders.
-            ConfigError: pymilvus is not installed.
-        """
-        folder = Path(folder)
-        identity = Identity(folder)
-        info, manifest = read_info(folder)
-        if info.kind != "milvus":
-            raise ArtifactError(f"{folder} is an index of the store {info.kind!r}; expected 'milvus'.")
+    def open(cls, folder: Path, info: StoreInfo, manifest: dict[str, Any], identity: Identity) -> MilvusStore:
+        """Open an index; ``open_index`` calls it."""
         store = cls(folder, info, manifest, identity)
         with reported(store._uri):
             if not store._client.has_collection(store._about):
@@ -114,31 +104,22 @@ class MilvusStore:
 
     @classmethod
     def create(
-        cls,
-        folder: Path,
-        info: StoreInfo,
-        vectors: np.ndarray,
-        records: Sequence[ImageRecord],
-        *,
-        uri: str,
-        kind: IndexKind = "ivf_hnsw_sq",
-        code_bytes: int | None = None,
+        cls, folder: Path, info: StoreInfo, vectors: np.ndarray, records: Sequence[ImageRecord], settings: IndexSettings
     ) -> MilvusStore:
-        """Make a new collection, and a folder that names it; the arguments are checked.
+        """Make a new collection, and let an empty folder name it; ``build_index`` has checked the arguments.
 
         Args:
-            folder: Made by ``artifacts.prepare_folder``.
+            folder: Where the manifest is written.
             info: What the index says about itself.
             vectors: ``(N, E)`` float32, any number; may be a memory map.
             records: The ``N`` images.
-            uri: Address of the server.
-            kind: Which codes to search in.
-            code_bytes: Bytes of one product-quantized code (``ivf_pq``); None: an eighth of the dimensions.
+            settings: Address of the server, and which codes to search in.
         """
+        uri, kind = str(settings.uri), settings.index_kind
         manifest = {"uri": uri, "collection": f"vitrieve_{uuid.uuid4().hex}", "index_kind": kind}
         store = cls(folder, info, manifest, Identity(folder))
         with reported(uri):
-            create_collection(store._client, store._name, info.embedding_dim, kind, code_bytes)
+            create_collection(store._client, store._name, info.embedding_dim, kind, settings.code_bytes)
             create_about(store._client, store._about, info.fingerprint)
         for start in range(0, len(records), MAX_BATCH_ROWS):
             store.upsert(vectors[start : start + MAX_BATCH_ROWS], records[start : start + MAX_BATCH_ROWS])
@@ -147,7 +128,7 @@ class MilvusStore:
         return store
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (MilvusStore.open, (self._folder,))
+        return (open_index, (self._folder,))
 
     @property
     def info(self) -> StoreInfo:
@@ -408,7 +389,7 @@ def connect(uri: str) -> MilvusClient:
 def create_collection(
     client: MilvusClient, name: str, embedding_dim: int, kind: IndexKind, code_bytes: int | None
 ) -> None:
-    """Make the collection of images; arguments as ``MilvusStore.create``."""
+    """Make the collection of images."""
     from pymilvus import DataType
 
     schema = client.create_schema(auto_id=False, enable_dynamic_field=False)

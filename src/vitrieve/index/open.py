@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -13,40 +13,16 @@ from vitrieve.artifacts import MANIFEST_NAME, replacing_folder
 from vitrieve.config import Device
 from vitrieve.data.records import ImageRecord
 from vitrieve.embed.collection import Embeddings, load_embeddings
-from vitrieve.errors import ArtifactError, ConfigError, DataError, DiskFullError, FingerprintError
-from vitrieve.index.folder import writing
-from vitrieve.index.store import IndexKind, StoreInfo, StoreKind, VectorStore, check_vectors, read_info
+from vitrieve.errors import ArtifactError, DataError, DiskFullError, FingerprintError
+from vitrieve.index.folder import Identity, writing
+from vitrieve.index.store import IndexSettings, StoreInfo, StoreKind, VectorStore, check_vectors, read_info
 from vitrieve.runtime.encoder import Encoder, load_encoder
 from vitrieve.runtime.engine import EngineChoice, PrecisionChoice
 
-
-@dataclass(frozen=True, kw_only=True)
-class IndexSettings:
-    """How an approximate store searches, and where a Milvus server is; the exact store has nothing to set."""
-
-    index_kind: IndexKind = "ivf_hnsw_sq"
-    """What is searched for candidates: full vectors, a graph over bytes, product-quantized codes, or bits."""
-    code_bytes: int | None = None
-    """Bytes of one code of ivf_pq, a divisor of the dimensions; None: an eighth of them."""
-    uri: str | None = None
-    """Address of the Milvus server, as http://localhost:19530; its token is read from VITRIEVE_MILVUS_TOKEN."""
-
-    def check(self, info: StoreInfo) -> None:
-        """Refuse settings that do not belong together.
-
-        Raises:
-            ConfigError: As it says.
-        """
-        if (info.kind == "milvus") != (self.uri is not None):
-            raise ConfigError("uri is the address of a Milvus server: give it with the store milvus, and only there.")
-        if info.kind == "exact" and self.index_kind not in ("flat", "ivf_hnsw_sq"):
-            raise ConfigError(f"index_kind {self.index_kind!r} is for the stores lance and milvus; exact has no codes.")
-        if self.code_bytes is None:
-            return
-        if self.index_kind != "ivf_pq":
-            raise ConfigError(f"code_bytes belongs to the index_kind ivf_pq, not to {self.index_kind}.")
-        if self.code_bytes < 1 or info.embedding_dim % self.code_bytes:
-            raise ConfigError(f"code_bytes is {self.code_bytes}; it must divide the {info.embedding_dim} dimensions.")
+if TYPE_CHECKING:
+    from vitrieve.index.exact import ExactStore
+    from vitrieve.index.lance import LanceStore
+    from vitrieve.index.milvus import MilvusStore
 
 
 def open_index(folder: Path | str) -> VectorStore:
@@ -57,19 +33,26 @@ def open_index(folder: Path | str) -> VectorStore:
         FingerprintError: Its manifest and its vectors are of different encoders.
         ConfigError: The client of its store is not installed.
     """
-    info, _ = read_info(Path(folder))
+    folder = Path(folder)
+    identity = Identity(folder)  # before the manifest is read: it may be replaced meanwhile
+    info, manifest = read_info(folder)
+    return _load_store(folder, info).open(folder, info, manifest, identity)
+
+
+def _load_store(folder: Path, info: StoreInfo) -> type[ExactStore] | type[LanceStore] | type[MilvusStore]:
+    """Import the class of a store; LanceDB and the client of Milvus take time, or may not be installed."""
     if info.kind == "exact":
         from vitrieve.index.exact import ExactStore
 
-        return ExactStore.open(folder)
+        return ExactStore
     if info.kind == "lance":
         from vitrieve.index.lance import LanceStore
 
-        return LanceStore.open(folder)
+        return LanceStore
     if info.kind == "milvus":
         from vitrieve.index.milvus import MilvusStore
 
-        return MilvusStore.open(folder)
+        return MilvusStore
     raise ArtifactError(f"{folder} is an index of the unknown store {info.kind!r}; known: exact, lance, milvus.")
 
 
@@ -79,7 +62,7 @@ def build_index(
     *,
     store: StoreKind = "lance",
     settings: IndexSettings | None = None,
-    is_overwrite: bool = False,
+    overwrite: bool = False,
 ) -> VectorStore:
     """Make embeddings searchable.
 
@@ -88,7 +71,7 @@ def build_index(
         out: Folder to write; for Milvus it names the server and the collection.
         store: Which store holds them.
         settings: How it searches; None: the defaults.
-        is_overwrite: Replace what is there.
+        overwrite: Replace what is there.
 
     Returns:
         The index, open for searching.
@@ -112,11 +95,11 @@ def build_index(
         embedding_dim=source.vectors.shape[1],
         license=source.license,
     )
-    return _create(Path(out), info, (source.vectors, source.records), settings, is_overwrite)
+    return _create(Path(out), info, (source.vectors, source.records), settings, overwrite)
 
 
 def create_index(
-    info: StoreInfo, out: Path | str, *, settings: IndexSettings | None = None, is_overwrite: bool = False
+    info: StoreInfo, out: Path | str, *, settings: IndexSettings | None = None, overwrite: bool = False
 ) -> VectorStore:
     """Make an index without images, to be filled by ``upsert``; errors as ``build_index``.
 
@@ -124,10 +107,10 @@ def create_index(
         info: What the index says about itself; ``info.kind`` is the store.
         out: Folder to write.
         settings: How it searches; None: the defaults.
-        is_overwrite: Replace what is there.
+        overwrite: Replace what is there.
     """
     nothing = np.empty((0, info.embedding_dim), dtype=np.float32)
-    return _create(Path(out), info, (nothing, ()), settings, is_overwrite)
+    return _create(Path(out), info, (nothing, ()), settings, overwrite)
 
 
 def _create(
@@ -135,15 +118,15 @@ def _create(
     info: StoreInfo,
     images: tuple[np.ndarray, Sequence[ImageRecord]],
     settings: IndexSettings | None,
-    is_overwrite: bool,
+    overwrite: bool,
 ) -> VectorStore:
     settings = settings or IndexSettings()
     settings.check(info)
     # Whoever writes finishes its change first, and then finds that the index is another one.
-    locked = writing(out) if is_overwrite and (out / MANIFEST_NAME).is_file() else None
-    with replacing_folder(out, is_overwrite=is_overwrite, is_resumable=False, locked=locked) as folder:
+    locked = writing(out) if overwrite and (out / MANIFEST_NAME).is_file() else None
+    with replacing_folder(out, is_overwrite=overwrite, is_resumable=False, locked=locked) as folder:
         try:
-            store = _fill(folder, info, images, settings)
+            store = _load_store(folder, info).create(folder, info, *images, settings)
         except DiskFullError:
             shutil.rmtree(folder, ignore_errors=True)  # the same command can then be given again
             raise
@@ -151,24 +134,6 @@ def _create(
             return store
         store.close()  # what it has opened is about to get another name
     return open_index(out)
-
-
-def _fill(
-    out: Path, info: StoreInfo, images: tuple[np.ndarray, Sequence[ImageRecord]], settings: IndexSettings
-) -> VectorStore:
-    if info.kind == "exact":
-        from vitrieve.index.exact import ExactStore
-
-        return ExactStore.create(out, info, *images)
-    if info.kind == "lance":
-        from vitrieve.index.lance import LanceStore
-
-        return LanceStore.create(out, info, *images, kind=settings.index_kind, code_bytes=settings.code_bytes)
-    from vitrieve.index.milvus import MilvusStore
-
-    return MilvusStore.create(
-        out, info, *images, uri=str(settings.uri), kind=settings.index_kind, code_bytes=settings.code_bytes
-    )
 
 
 def load_index_encoder(

@@ -13,7 +13,7 @@ import numpy as np
 
 from vitrieve.artifacts import read_manifest
 from vitrieve.data.records import ImageRecord
-from vitrieve.errors import ArtifactError, DataError, FingerprintError, InputError
+from vitrieve.errors import ArtifactError, ConfigError, DataError, FingerprintError, InputError
 from vitrieve.index.filter import FilterLike, Kinds
 from vitrieve.similarity import FloatArray, as_embeddings, top_k
 
@@ -52,6 +52,35 @@ class StoreInfo:
     image_size: int
     embedding_dim: int
     license: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class IndexSettings:
+    """How an approximate store searches, and where a Milvus server is; the exact store has nothing to set."""
+
+    index_kind: IndexKind = "ivf_hnsw_sq"
+    """What is searched for candidates: full vectors, a graph over bytes, product-quantized codes, or bits."""
+    code_bytes: int | None = None
+    """Bytes of one code of ivf_pq, a divisor of the dimensions; None: an eighth of them."""
+    uri: str | None = None
+    """Address of the Milvus server, as http://localhost:19530; its token is read from VITRIEVE_MILVUS_TOKEN."""
+
+    def check(self, info: StoreInfo) -> None:
+        """Refuse settings that do not belong together.
+
+        Raises:
+            ConfigError: As it says.
+        """
+        if (info.kind == "milvus") != (self.uri is not None):
+            raise ConfigError("uri is the address of a Milvus server: give it with the store milvus, and only there.")
+        if info.kind == "exact" and self.index_kind not in ("flat", "ivf_hnsw_sq"):
+            raise ConfigError(f"index_kind {self.index_kind!r} is for the stores lance and milvus; exact has no codes.")
+        if self.code_bytes is None:
+            return
+        if self.index_kind != "ivf_pq":
+            raise ConfigError(f"code_bytes belongs to the index_kind ivf_pq, not to {self.index_kind}.")
+        if self.code_bytes < 1 or info.embedding_dim % self.code_bytes:
+            raise ConfigError(f"code_bytes is {self.code_bytes}; it must divide the {info.embedding_dim} dimensions.")
 
 
 @dataclass(frozen=True, kw_only=True)
