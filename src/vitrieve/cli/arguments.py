@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import tyro
 
 from vitrieve.cli.console import get_results, print_message
+from vitrieve.config import Device
 from vitrieve.errors import ConfigError, find_nearest
+from vitrieve.runtime.engine import EngineChoice, PrecisionChoice
 
 if TYPE_CHECKING:
     from vitrieve.cli.search import Arguments as SearchArguments
@@ -29,11 +31,36 @@ WIDE = 300
 Switch = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 """A flag that is only ever switched on: ``--json`` without ``--no-json``."""
 
-Exclude = tyro.conf.UseAppendAction[tuple[str, ...]]
-"""``--exclude GLOB``, as often as one likes."""
+# Flags that several commands have, each with its help.
 
-MapPaths = tyro.conf.UseAppendAction[tuple[str, ...]]
-"""``--map-path OLD=NEW``, as often as one likes."""
+Json = Annotated[Switch, tyro.conf.arg(help="Print one JSON object.")]
+Overwrite = Annotated[Switch, tyro.conf.arg(help="Replace what --out holds.")]
+Resume = Annotated[Switch, tyro.conf.arg(help="Go on with an unfinished --out.")]
+DeviceFlag = Annotated[Device, tyro.conf.arg(help="Where to compute; auto: on a GPU where torch sees one.")]
+Engine = Annotated[
+    EngineChoice, tyro.conf.arg(help="What computes; auto: the fastest that is installed (vitrieve[fast]).")
+]
+Precision = Annotated[
+    PrecisionChoice,
+    tyro.conf.arg(help="Number format of the products; auto: bf16 where engine and processor have it, else fp32."),
+]
+NumThreads = Annotated[int | None, tyro.conf.arg(help="CPU threads; None: all cores.")]
+BatchSize = Annotated[
+    int | None,
+    tyro.conf.arg(help="Pictures in one forward pass; None: as many as are fastest, 16 on a CPU, 128 on a GPU."),
+]
+_EXCLUDE_HELP = "Leave out of the folder, like a line of .vitrieveignore: --exclude drafts/ --exclude '*_small.jpg'."
+Exclude = Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(help=_EXCLUDE_HELP)]
+ExcludeAsBefore = Annotated[
+    tyro.conf.UseAppendAction[tuple[str, ...]],
+    tyro.conf.arg(help=f"{_EXCLUDE_HELP} None given: what the last sync left out; --exclude '' takes it in again."),
+]
+MapPaths = Annotated[
+    tyro.conf.UseAppendAction[tuple[str, ...]],
+    tyro.conf.arg(
+        help="OLD=NEW: photographs that lay below OLD when the index was made lie below NEW here, as in a container."
+    ),
+]
 
 
 def read_data(data: D | None, alone: D | None, *, is_note: bool = True) -> D:

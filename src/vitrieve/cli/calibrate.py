@@ -6,9 +6,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vitrieve.cli.arguments import Exclude, Switch
+from vitrieve.cli.arguments import DeviceFlag, Exclude, Json, NumThreads
 from vitrieve.cli.console import print_json, print_message, print_result
-from vitrieve.config import Device
 from vitrieve.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -37,12 +36,9 @@ class Arguments:
     """Share of things in the collection that may be turned away."""
     encoder: str | None = None
     """With --data: where the index's encoder is now; None: where it was when the index was made."""
-    device: Device = "auto"
-    """Where to compute; auto: on a GPU where torch sees one."""
-    num_threads: int | None = None
-    """CPU threads; None: all cores."""
-    json: Switch = False
-    """Print one JSON object."""
+    device: DeviceFlag = "auto"
+    num_threads: NumThreads = None
+    json: Json = False
 
 
 def run(arguments: Arguments) -> int:

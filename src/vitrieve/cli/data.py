@@ -7,7 +7,7 @@ from typing import Annotated
 
 import tyro
 
-from vitrieve.cli.arguments import Exclude, Switch, read_data
+from vitrieve.cli.arguments import Exclude, Json, Switch, read_data
 from vitrieve.cli.console import print_json, print_result
 
 
@@ -25,7 +25,6 @@ class Arguments:
     protocol: str | None = None
     """Which of the source's protocols the roles follow; by default its first."""
     exclude: Exclude = ()
-    """Leave out of the folder, like a line of .vitrieveignore: --exclude drafts/ --exclude '*_small.jpg'."""
     num_threads: int | None = None
     """Decoding threads; by default one for each core, up to four."""
     json: Switch = False
@@ -38,8 +37,7 @@ class DescribeArguments:
 
     name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")]
     """grocery, emoji, cub200, sop, inshop, sfm120k, roxford5k, rparis6k, revisitop1m, folder or table."""
-    json: Switch = False
-    """Print one JSON object."""
+    json: Json = False
 
 
 def run(arguments: Arguments) -> int:

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from vitrieve.cli.arguments import Switch
+from vitrieve.cli.arguments import Json
 from vitrieve.cli.console import print_json, print_result
 from vitrieve.doctor import Diagnosis, diagnose, format_bytes
 
@@ -15,8 +15,7 @@ from vitrieve.doctor import Diagnosis, diagnose, format_bytes
 class Arguments:
     """Show versions, processor, memory, disk, weights and data sets; exit status 1 when something is not fine."""
 
-    json: Switch = False
-    """Print one JSON object."""
+    json: Json = False
 
 
 def run(arguments: Arguments) -> int:

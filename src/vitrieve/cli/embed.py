@@ -6,10 +6,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vitrieve.cli.arguments import Exclude, Switch
+from vitrieve.cli.arguments import (
+    BatchSize,
+    DeviceFlag,
+    Engine,
+    Exclude,
+    Json,
+    NumThreads,
+    Overwrite,
+    Precision,
+    Resume,
+)
 from vitrieve.cli.console import print_json, print_message, print_result
-from vitrieve.config import Device
-from vitrieve.runtime.engine import EngineChoice, PrecisionChoice
 
 if TYPE_CHECKING:
     from vitrieve.embed.collection import Embeddings
@@ -30,29 +38,20 @@ class Arguments:
     protocol: str | None = None
     """One of the source's protocols, where they hold different pictures; None: its first."""
     exclude: Exclude = ()
-    """Leave out of the folder, like a line of .vitrieveignore: --exclude drafts/ --exclude '*_small.jpg'."""
-    batch_size: int | None = None
-    """Pictures in one forward pass; None: as many as are fastest, 16 on a CPU, 128 on a GPU."""
+    batch_size: BatchSize = None
     image_size: int | None = None
     """Side of the square input in pixels; None: the encoder's own."""
     scales: tuple[float, ...] = ()
     """Shares of that side whose embeddings are combined, for convnets: 1 0.7071 0.5. None given: the encoder's own."""
-    engine: EngineChoice = "auto"
-    """What computes; auto: the fastest that is installed (vitrieve[fast])."""
-    precision: PrecisionChoice = "auto"
-    """Of the matrix products; auto: bf16 where engine and processor have it, else fp32."""
-    device: Device = "auto"
-    """Where to compute; auto: on a GPU where torch sees one."""
-    num_threads: int | None = None
-    """CPU threads; None: all cores."""
+    engine: Engine = "auto"
+    precision: Precision = "auto"
+    device: DeviceFlag = "auto"
+    num_threads: NumThreads = None
     max_bad_fraction: float = 0.05
     """Largest share of pictures that may be unreadable."""
-    overwrite: Switch = False
-    """Replace what --out holds."""
-    resume: Switch = False
-    """Go on with an unfinished --out."""
-    json: Switch = False
-    """Print one JSON object."""
+    overwrite: Overwrite = False
+    resume: Resume = False
+    json: Json = False
 
 
 def run(arguments: Arguments) -> int:

@@ -9,9 +9,8 @@ from typing import Annotated, Literal
 
 import tyro
 
-from vitrieve.cli.arguments import Exclude, Switch
+from vitrieve.cli.arguments import BatchSize, DeviceFlag, Exclude, Json, NumThreads, Overwrite, Resume, Switch
 from vitrieve.cli.console import print_json, print_message, print_result
-from vitrieve.config import Device
 
 Names = Annotated[tuple[tuple[str, ...], ...], tyro.conf.UseAppendAction]
 """Several names after one flag, or the flag several times: tyro alone would keep the last one only."""
@@ -50,22 +49,16 @@ class Arguments:
     """Side of the square input in pixels; None: each encoder's own."""
     scales: tuple[float, ...] = ()
     """Shares of that side whose embeddings are combined, for convnets: 1 0.7071 0.5. None given: each encoder's own."""
-    batch_size: int | None = None
-    """Pictures in one forward pass; None: as many as are fastest, 16 on a CPU, 128 on a GPU."""
-    device: Device = "auto"
-    """Where to compute; auto: on a GPU where torch sees one."""
-    num_threads: int | None = None
-    """CPU threads; None: all cores."""
+    batch_size: BatchSize = None
+    device: DeviceFlag = "auto"
+    num_threads: NumThreads = None
     max_bad_fraction: float = 0.05
     """Largest share of pictures that may be unreadable."""
     report: bool = True
     """Write the report, which reads some pictures again."""
-    overwrite: Switch = False
-    """Replace what --out holds."""
-    resume: Switch = False
-    """Go on with an unfinished --out."""
-    json: Switch = False
-    """Print one JSON object."""
+    overwrite: Overwrite = False
+    resume: Resume = False
+    json: Json = False
 
 
 def run(arguments: Arguments) -> int:

@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING
 import tyro
 
 from vitrieve.artifacts import replacing_durably
-from vitrieve.cli.arguments import MapPaths, Switch, read_example_word
+from vitrieve.cli.arguments import DeviceFlag, MapPaths, NumThreads, Switch, read_example_word
 from vitrieve.cli.console import print_json, print_result
-from vitrieve.config import Device
 from vitrieve.errors import ConfigError, DataError
 from vitrieve.quoting import quote_name
 
@@ -45,11 +44,8 @@ class Arguments:
     encoder: str | None = None
     """Where the index's encoder is now; None: where it was when the index was made."""
     map_path: MapPaths = ()
-    """OLD=NEW: photographs that lay below OLD when the index was made lie below NEW here, as in a container."""
-    device: Device = "auto"
-    """Where to compute; auto: on a GPU where torch sees one."""
-    num_threads: int | None = None
-    """CPU threads; None: all cores."""
+    device: DeviceFlag = "auto"
+    num_threads: NumThreads = None
     json: Switch = False
     """Print one JSON object, with the matches in pixels of both pictures."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from vitrieve.cli.arguments import Switch
+from vitrieve.cli.arguments import Json, Switch
 from vitrieve.cli.console import print_json, print_result
 
 
@@ -24,8 +24,7 @@ class Arguments:
     weights name the encoder goes into the cache, where the name finds it."""
     overwrite: Switch = False
     """Replace what is in --out."""
-    json: Switch = False
-    """Print one JSON object."""
+    json: Json = False
 
 
 def run(arguments: Arguments) -> int:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from vitrieve.artifacts import MANIFEST_NAME
-from vitrieve.cli.arguments import Switch
+from vitrieve.cli.arguments import Json, Overwrite, Switch
 from vitrieve.cli.console import print_json, print_message, print_result
 from vitrieve.errors import ArtifactError, ConfigError, FingerprintError
 
@@ -35,10 +35,8 @@ class Arguments:
     """Read the whole index at --index and check it; changes nothing. Exit status 1 when it has faults."""
     index: Path | None = None
     """Index to check with --verify."""
-    overwrite: Switch = False
-    """Replace what --out holds."""
-    json: Switch = False
-    """Print one JSON object."""
+    overwrite: Overwrite = False
+    json: Json = False
 
 
 def run(arguments: Arguments) -> int:
@@ -51,7 +49,8 @@ def run(arguments: Arguments) -> int:
         raise ConfigError("no folder for the index: name one with --out.")
     if arguments.embeddings is None:
         raise ConfigError("no embeddings: name the folder that vitrieve embed wrote with --embeddings.")
-    from vitrieve.index.open import IndexSettings, build_index
+    from vitrieve.index.open import build_index
+    from vitrieve.index.store import IndexSettings
 
     settings = IndexSettings(index_kind=arguments.index_kind, code_bytes=arguments.code_bytes, uri=arguments.uri)
     store = build_index(
@@ -59,7 +58,7 @@ def run(arguments: Arguments) -> int:
         arguments.out,
         store=arguments.store,
         settings=settings,
-        is_overwrite=arguments.overwrite,
+        overwrite=arguments.overwrite,
     )
     description = _describe(arguments.out, store)
     store.close()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vitrieve.cli.arguments import Exclude, Switch
+from vitrieve.cli.arguments import Exclude, Json
 from vitrieve.cli.console import print_json, print_message, print_result
 from vitrieve.runtime.int8 import Preset
 
@@ -22,7 +22,6 @@ class Arguments:
     """Pictures like those to embed: a folder, or a source (grocery:DIR, emoji, …). Of a source with a training split
     only that is used."""
     exclude: Exclude = ()
-    """Leave out of the folder, like a line of .vitrieveignore: --exclude drafts/ --exclude '*_small.jpg'."""
     image_size: int | None = None
     """Of a weights name: which of its exports; by default its own size."""
     num_images: int = 300
@@ -31,8 +30,7 @@ class Arguments:
     """performance: some percent faster, and less exact."""
     seed: int = 0
     """Of the draw."""
-    json: Switch = False
-    """Print one JSON object."""
+    json: Json = False
 
 
 def run(arguments: Arguments) -> int:

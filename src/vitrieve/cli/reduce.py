@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vitrieve.cli.arguments import Exclude, Switch
+from vitrieve.cli.arguments import DeviceFlag, Exclude, Json, Overwrite, Switch
 from vitrieve.cli.console import print_json, print_message, print_result
-from vitrieve.config import Device
 from vitrieve.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -31,21 +30,17 @@ class Arguments:
     protocol: str | None = None
     """One of the source's protocols; by default its first."""
     exclude: Exclude = ()
-    """Leave out of the folder, like a line of .vitrieveignore: --exclude drafts/ --exclude '*_small.jpg'."""
     whiten: Switch = False
     """Divide each direction of the PCA by its standard deviation."""
     supervised: Switch = False
     """Whiten by what varies within matching pairs: the data set's pairs, or images of one class."""
     image_size: int | None = None
     """Side of the square input in pixels; by default the encoder's own."""
-    device: Device = "auto"
-    """Where to compute; auto: on a GPU where torch sees one."""
+    device: DeviceFlag = "auto"
     max_bad_fraction: float = 0.05
     """Largest share of training images that may be unreadable."""
-    overwrite: Switch = False
-    """Replace what --out holds."""
-    json: Switch = False
-    """Print one JSON object."""
+    overwrite: Overwrite = False
+    json: Json = False
 
 
 def run(arguments: Arguments) -> int:

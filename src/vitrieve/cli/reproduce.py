@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from vitrieve.cli.arguments import Switch
+from vitrieve.cli.arguments import DeviceFlag, Json, Switch
 from vitrieve.cli.console import print_json, print_message, print_result
-from vitrieve.config import Device
 from vitrieve.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -41,12 +40,10 @@ class Arguments:
     """Run the same grid on data that is here, with a short budget: grocery, emoji, or any source as NAME:PATH."""
     num_steps: int | None = None
     """Steps of each training; None: the recipes' own, with --stand-in 60."""
-    device: Device = "auto"
-    """Where to compute; auto: on a GPU where torch sees one."""
+    device: DeviceFlag = "auto"
     plan: Switch = False
     """Only list the rows, their published figures and commands, and what is missing."""
-    json: Switch = False
-    """Print one JSON object."""
+    json: Json = False
 
 
 def run(arguments: Arguments) -> int:

@@ -9,10 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from vitrieve.cli.arguments import MapPaths, Switch, build_requests
+from vitrieve.cli.arguments import DeviceFlag, Engine, Json, MapPaths, NumThreads, Precision, Switch, build_requests
 from vitrieve.cli.console import print_json, print_message, print_names, print_result
-from vitrieve.config import Device
-from vitrieve.runtime.engine import EngineChoice, PrecisionChoice
 
 if TYPE_CHECKING:
     from vitrieve.search.request import SearchRequest
@@ -57,19 +55,13 @@ class Arguments:
     encoder: str | None = None
     """Where the index's encoder is now; None: where it was when the index was made."""
     map_path: MapPaths = ()
-    """OLD=NEW: photographs that lay below OLD when the index was made lie below NEW here, as in a container."""
-    engine: EngineChoice = "auto"
-    """What computes; auto: the fastest that is installed (vitrieve[fast])."""
-    precision: PrecisionChoice = "auto"
-    """Of the matrix products; auto: bf16 where engine and processor have it, else fp32."""
-    device: Device = "auto"
-    """Where to compute; auto: on a GPU where torch sees one."""
-    num_threads: int | None = None
-    """CPU threads; None: all cores."""
+    engine: Engine = "auto"
+    precision: Precision = "auto"
+    device: DeviceFlag = "auto"
+    num_threads: NumThreads = None
     html: Path | None = None
     """Write the result as a web page, one file that needs nothing else."""
-    json: Switch = False
-    """Print one JSON object."""
+    json: Json = False
     ids: Switch = False
     """Print only the names of the images found, one a line, for pipes."""
     null: Annotated[bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(aliases=["-0"])] = False

@@ -5,10 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from vitrieve.cli.arguments import MapPaths, ProxyArguments, read_place
+from vitrieve.cli.arguments import DeviceFlag, Engine, MapPaths, Precision, ProxyArguments, read_place
 from vitrieve.cli.console import print_message, print_result
-from vitrieve.config import Device
-from vitrieve.runtime.engine import EngineChoice, PrecisionChoice
 from vitrieve.serve.requirements import check_extra, read_token
 
 
@@ -28,13 +26,9 @@ class Arguments(ProxyArguments):
     encoder: str | None = None
     """Where the index's encoder is now; None: where it was when the index was made."""
     map_path: MapPaths = ()
-    """OLD=NEW: photographs that lay below OLD when the index was made lie below NEW here, as in a container."""
-    engine: EngineChoice = "auto"
-    """What computes; auto: the fastest that is installed (vitrieve[fast])."""
-    precision: PrecisionChoice = "auto"
-    """Of the matrix products; auto: bf16 where engine and processor have it, else fp32."""
-    device: Device = "auto"
-    """Where to compute; auto: on a GPU where torch sees one."""
+    engine: Engine = "auto"
+    precision: Precision = "auto"
+    device: DeviceFlag = "auto"
     num_threads: int | None = None
     """CPU threads of one search; None: all cores."""
     num_workers: int | None = None

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Literal
 
 import tyro
 
-from vitrieve.cli.arguments import Exclude, Switch, read_data
+from vitrieve.cli.arguments import BatchSize, DeviceFlag, ExcludeAsBefore, Json, NumThreads, Switch, read_data
 from vitrieve.cli.console import ask, print_error, print_json, print_message, print_result
-from vitrieve.config import Device
 from vitrieve.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -27,21 +26,16 @@ class Arguments:
     """A folder of pictures, or a source: table:FILE, folder:DIR, grocery:DIR, …"""
     index: Path
     """Folder of the index; made when it is not there."""
-    exclude: Exclude = ()
-    """Leave out of the folder, like a line of .vitrieveignore: --exclude drafts/ --exclude '*_small.jpg'. None given:
-    what the last sync left out; --exclude '' takes it in again."""
+    exclude: ExcludeAsBefore = ()
     encoder: str | None = None
     """A run, an encoder folder or a weights name; None: the index's own, for a new one dinov2-vits14."""
     store: Literal["lance", "exact"] = "lance"
     """What a new index is."""
     image_size: int | None = None
     """Side of the square input in pixels; None: the index's or the encoder's own."""
-    batch_size: int | None = None
-    """Pictures in one forward pass; None: as many as are fastest, 16 on a CPU, 128 on a GPU."""
-    device: Device = "auto"
-    """Where to compute; auto: on a GPU where torch sees one."""
-    num_threads: int | None = None
-    """CPU threads; None: all cores."""
+    batch_size: BatchSize = None
+    device: DeviceFlag = "auto"
+    num_threads: NumThreads = None
     max_bad_fraction: float = 0.05
     """Largest share of pictures that may be unreadable; above it nothing is removed, and the exit status is 1."""
     checksum: Switch = False
@@ -55,8 +49,7 @@ class Arguments:
     a person at a terminal is asked; else the images stay, as a drive may be off."""
     watch: Switch = False
     """Go on, and sync again whenever the collection changes, until Ctrl-C."""
-    json: Switch = False
-    """Print one JSON object."""
+    json: Json = False
 
 
 def run(arguments: Arguments) -> int:

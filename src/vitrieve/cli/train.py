@@ -10,7 +10,7 @@ from typing import Annotated
 
 import tyro
 
-from vitrieve.cli.arguments import Exclude, Switch, parse_arguments
+from vitrieve.cli.arguments import Exclude, Json, Overwrite, Resume, parse_arguments
 from vitrieve.cli.console import print_json, print_message, print_result
 from vitrieve.config import Config
 from vitrieve.errors import ConfigError
@@ -29,15 +29,11 @@ class Arguments:
     protocol: str | None = None
     """One of the source's protocols; by default its first."""
     exclude: Exclude = ()
-    """Leave out of the folder, like a line of .vitrieveignore: --exclude drafts/ --exclude '*_small.jpg'."""
     report: bool = True
     """End with a report before and after on the test classes."""
-    overwrite: Switch = False
-    """Replace what --out holds."""
-    resume: Switch = False
-    """Go on with an unfinished --out."""
-    json: Switch = False
-    """Print one JSON object."""
+    overwrite: Overwrite = False
+    resume: Resume = False
+    json: Json = False
     config: Annotated[Config, tyro.conf.arg(name="")] = Config()
 
 

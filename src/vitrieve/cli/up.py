@@ -9,11 +9,18 @@ from typing import TYPE_CHECKING
 
 import tyro
 
-from vitrieve.cli.arguments import Exclude, ProxyArguments, Switch, read_data, read_place
+from vitrieve.cli.arguments import (
+    DeviceFlag,
+    ExcludeAsBefore,
+    NumThreads,
+    ProxyArguments,
+    Switch,
+    read_data,
+    read_place,
+)
 from vitrieve.cli.console import ask, print_message
 from vitrieve.cli.serve import announce
 from vitrieve.cli.sync import print_findings
-from vitrieve.config import Device
 from vitrieve.errors import DataError
 from vitrieve.serve.requirements import check_extra, read_token
 
@@ -29,9 +36,7 @@ class Arguments(ProxyArguments):
     """The same as --data."""
     data: Path | None = None
     """Folder of pictures, at any depth; an image's id is its path below it."""
-    exclude: Exclude = ()
-    """Leave out of the folder, like a line of .vitrieveignore: --exclude drafts/ --exclude '*_small.jpg'. None given:
-    what the last sync left out; --exclude '' takes it in again."""
+    exclude: ExcludeAsBefore = ()
     port: int = 8000
     """Port; 0: any that is free."""
     host: str = "127.0.0.1"
@@ -44,10 +49,8 @@ class Arguments(ProxyArguments):
     """Folder of the index; None: one of this folder and encoder in the cache (vitrieve doctor says where that is)."""
     image_size: int | None = None
     """Side of the square input in pixels; None: the index's or the encoder's own."""
-    device: Device = "auto"
-    """Where to compute; auto: on a GPU where torch sees one."""
-    num_threads: int | None = None
-    """CPU threads; None: all cores."""
+    device: DeviceFlag = "auto"
+    num_threads: NumThreads = None
     max_bad_fraction: float = 0.05
     """Largest share of pictures that may be unreadable; above it nothing is removed from the index."""
     allow_removals: Switch = False

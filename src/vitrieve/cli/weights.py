@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from vitrieve.cli.arguments import Switch
+from vitrieve.cli.arguments import Json
 from vitrieve.cli.console import print_json, print_result
 
 
@@ -16,8 +16,7 @@ from vitrieve.cli.console import print_json, print_result
 class ListArguments:
     """List the pre-trained weights that have a name here. Any other timm model name works too, through the hub."""
 
-    json: Switch = False
-    """Print one JSON object."""
+    json: Json = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,8 +25,7 @@ class PullArguments:
 
     name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")]
     """A name of `vitrieve weights list`, or any timm model name."""
-    json: Switch = False
-    """Print one JSON object."""
+    json: Json = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,8 +36,7 @@ class DescribeArguments:
     """A name of `vitrieve weights list`, or any timm model name."""
     image_size: int | None = None
     """Side of the square input in pixels; None: the name's own."""
-    json: Switch = False
-    """Print one JSON object."""
+    json: Json = False
 
 
 def run_list(arguments: ListArguments) -> int:
