@@ -70,13 +70,14 @@ def test_file_that_changes_while_it_is_read_is_told(record: ImageRecord, monkeyp
     assert read_file(record, build_preprocessing(8), lambda _: None).is_undecided
 
 
+@pytest.mark.parametrize("function", ["vitrieve.data.decode._load", "vitrieve.syncing.read.read_open_file"])
 def test_shortage_of_memory_is_not_remembered_as_a_bad_picture(
-    record: ImageRecord, monkeypatch: pytest.MonkeyPatch
+    record: ImageRecord, monkeypatch: pytest.MonkeyPatch, function: str
 ) -> None:
     def run_out(*_: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(decode, "_load", run_out)
+    monkeypatch.setattr(function, run_out)
     content = read_file(record, build_preprocessing(8), lambda _: None)
     assert content.is_undecided
     assert content.state.reason == "the memory did not suffice to decode it; the next sync tries again"

@@ -89,7 +89,7 @@ def hash_record(record: ImageRecord) -> str:
 
 
 CHANGING_REASON = "the file changed while it was read; the next sync reads it again"
-NEXT_SYNC = "the next sync tries again"
+LATER_REASON = f"{MEMORY_REASON}; the next sync tries again"
 
 FindHolder = Callable[[tuple[str, str]], FileState | None]
 
@@ -125,6 +125,8 @@ def read_file(record: ImageRecord, preprocessing: Preprocessing, find_holder: Fi
             before = os.fstat(file.fileno())
             data = read_open_file(file)
             after = os.fstat(file.fileno())
+    except MemoryError:
+        return ReadFile(record=record, state=_build_state(record, reason=LATER_REASON), is_undecided=True)
     except DecodeError as error:
         # What the system refuses may come back, as a drive does; it says nothing about the content.
         is_undecided = isinstance(error.__cause__, OSError)
@@ -144,7 +146,7 @@ def read_file(record: ImageRecord, preprocessing: Preprocessing, find_holder: Fi
         with open_picture(data, box=record.box) as picture:
             square = to_square(picture, preprocessing)
     except MemoryError:
-        return ReadFile(record=record, state=replace(state, reason=f"{MEMORY_REASON}; {NEXT_SYNC}"), is_undecided=True)
+        return ReadFile(record=record, state=replace(state, reason=LATER_REASON), is_undecided=True)
     except DecodeError as error:
         return ReadFile(record=record, state=replace(state, reason=str(error)))
     return ReadFile(record=record, state=replace(state, metadata=metadata), square=square)
