@@ -8,6 +8,7 @@ import pytest
 from tests.data.benchmark_trees import edit_lines, write_cub200
 from vitrieve.data.cub200 import read_cub200
 from vitrieve.data.decode import read_image
+from vitrieve.data.sources import read_source
 from vitrieve.errors import DataError
 
 
@@ -129,4 +130,4 @@ def test_read_cub200_says_what_it_looked_for(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="the folder is not a folder"):
         read_cub200(tmp_path / "holiday.jpg")
     with pytest.raises(DataError, match="zero_shot"):
-        read_cub200(tmp_path, "zeroshot")
+        read_source(f"cub200:{tmp_path}", protocol="zeroshot")

@@ -10,6 +10,7 @@ import pytest
 
 from vitrieve.data import emoji
 from vitrieve.data.emoji import CACHE_NAME, SETS, Drawing, drop_duplicates, find_candidates, read_emoji, stem
+from vitrieve.data.sources import read_source
 from vitrieve.errors import DataError
 
 SET_NAMES = ("noto", "noto-v1", "twemoji", "openmoji", "fxemoji")
@@ -72,7 +73,7 @@ def test_read_emoji_across_houses_names_the_junk(cached: Path) -> None:
     houses = {record.metadata["set"]: record.metadata["house"] for record in dataset.records}
     assert houses == {"noto": "google", "noto-v1": "google", "twemoji": "twitter", "openmoji": "openmoji"}
     with pytest.raises(DataError, match="across_houses"):
-        read_emoji("across")
+        read_source("emoji", protocol="across")
 
 
 def test_read_emoji_attributes_every_set(cached: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from vitrieve.data.decode import read_image
 from vitrieve.data.grocery import read_grocery
+from vitrieve.data.sources import read_source
 from vitrieve.errors import DataError
 
 HEADER = "Class Name (str),Class ID (int),Coarse Class Name (str),Coarse Class ID (int),Iconic Image Path (str),Text"
@@ -74,7 +75,7 @@ def test_read_grocery_refuses_what_is_not_the_data_set(tiny_folder: Path, tmp_pa
     with pytest.raises(DataError, match=r"classes.csv cannot be read .*GroceryStoreDataset"):
         read_grocery(tmp_path / "absent")
     with pytest.raises(DataError, match="'zero_shot'"):
-        read_grocery(tiny_folder, "zeroshot")
+        read_source(f"grocery:{tiny_folder}", protocol="zeroshot")
     shutil.rmtree(tiny_folder / "iconic")
     with pytest.raises(DataError, match="no folder 'iconic'"):
         read_grocery(tiny_folder, "phone_to_catalogue")

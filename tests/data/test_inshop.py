@@ -8,6 +8,7 @@ import pytest
 from tests.data.benchmark_trees import edit_lines, write_inshop
 from vitrieve.data.decode import read_image
 from vitrieve.data.inshop import read_inshop
+from vitrieve.data.sources import read_source
 from vitrieve.errors import DataError
 
 
@@ -122,4 +123,4 @@ def test_read_inshop_says_what_it_looked_for(folder: Path, tmp_path: Path) -> No
     with pytest.raises(DataError, match=r"looked for Eval/list_eval_partition\.txt"):
         read_inshop(folder)
     with pytest.raises(DataError, match="high_resolution"):
-        read_inshop(folder, "highres")
+        read_source(f"inshop:{folder}", protocol="highres")

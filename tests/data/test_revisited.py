@@ -12,6 +12,7 @@ from tests.data.benchmark_trees import QUERY_BOX, write_revisited, write_revisit
 from vitrieve.data.decode import read_image
 from vitrieve.data.records import Dataset, GroundTruth
 from vitrieve.data.revisited import PROTOCOLS, read_distractors, read_revisited, use_whole_queries
+from vitrieve.data.sources import read_source
 from vitrieve.errors import DataError
 
 NAME = "roxford5k"
@@ -178,7 +179,7 @@ def test_read_revisited_says_what_it_looked_for(folder: Path) -> None:
     with pytest.raises(DataError, match=r"rparis6k:.*: looked for gnd_rparis6k.pkl, jpg there and in rparis6k, "):
         read_revisited("rparis6k", folder)
     with pytest.raises(DataError, match="'medium'"):
-        read_revisited(NAME, folder, "mediun")
+        read_source(f"{NAME}:{folder}", protocol="mediun")
 
 
 def test_read_distractors_lists_the_gallery_sorted(tmp_path: Path) -> None:
@@ -205,4 +206,4 @@ def test_read_distractors_refuses_what_are_none(folder: Path, tmp_path: Path) ->
     with pytest.raises(DataError, match="holds no image"):
         read_distractors(tmp_path)
     with pytest.raises(DataError, match="Valid: distractors"):
-        read_distractors(tmp_path, "medium")
+        read_source(f"revisitop1m:{tmp_path}", protocol="medium")

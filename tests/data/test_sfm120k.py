@@ -13,6 +13,7 @@ from tests.data.benchmark_trees import write_sfm120k
 from vitrieve.data.decode import read_image
 from vitrieve.data.records import Dataset
 from vitrieve.data.sfm120k import build_cid_path, read_sfm120k
+from vitrieve.data.sources import read_source
 from vitrieve.errors import DataError
 
 
@@ -146,4 +147,4 @@ def test_read_sfm120k_says_what_it_looked_for(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"looked for retrieval-SfM-120k.pkl, ims there and in retrieval-SfM-120k, "):
         read_sfm120k(tmp_path)
     with pytest.raises(DataError, match="'standard'"):
-        read_sfm120k(tmp_path, "standart")
+        read_source(f"sfm120k:{tmp_path}", protocol="standart")

@@ -7,6 +7,7 @@ import pytest
 from tests.data.benchmark_trees import edit_lines, write_sop
 from vitrieve.data.decode import read_image
 from vitrieve.data.sop import read_sop
+from vitrieve.data.sources import read_source
 from vitrieve.errors import DataError
 
 
@@ -87,7 +88,7 @@ def test_read_sop_says_what_it_looked_for(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"looked for Ebay_train.txt, Ebay_test.txt .* lacks Ebay_test.txt"):
         read_sop(folder)
     with pytest.raises(DataError, match="zero_shot"):
-        read_sop(folder, "zero")
+        read_source(f"sop:{folder}", protocol="zero")
 
 
 def test_read_sop_refuses_lists_without_an_image(folder: Path) -> None:

@@ -20,7 +20,7 @@ from vitrieve.data.layout import (
     read_rows,
 )
 from vitrieve.data.records import Dataset, ImageRecord
-from vitrieve.errors import DataError, unknown_name_message
+from vitrieve.errors import DataError
 
 PROTOCOLS = ("zero_shot",)
 FOLDER_NAMES = ("cub200", "CUB_200_2011")
@@ -48,11 +48,9 @@ def read_cub200(folder: Path, protocol: str = PROTOCOLS[0]) -> Dataset:
         images that are not listed are in the notes.
 
     Raises:
-        DataError: Another folder, a malformed or contradictory row (the message names the line), an image without
-            a class, or an unknown protocol.
+        DataError: Another folder, a malformed or contradictory row (the message names the line), or an image
+            without a class.
     """
-    if protocol not in PROTOCOLS:
-        raise DataError(unknown_name_message("protocol of cub200", protocol, PROTOCOLS))
     root = find_root("cub200", folder, (_IMAGES, _LABELS, _PICTURES), FOLDER_NAMES[::-1])
     rows, repeated = drop_repeated(root / _IMAGES, read_rows(root / _IMAGES, 2), key=0)
     drop_repeated(root / _IMAGES, rows, key=1)

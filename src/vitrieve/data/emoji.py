@@ -25,7 +25,7 @@ from typing import Any
 
 from vitrieve.artifacts import explaining_full_disk, write_text_durably
 from vitrieve.data.records import Dataset, ImageRecord, Split
-from vitrieve.errors import DataError, unknown_name_message
+from vitrieve.errors import DataError
 from vitrieve.machine import cache_folder
 from vitrieve.progress import track
 
@@ -79,10 +79,8 @@ def read_emoji(protocol: str = "zero_shot", *, show_progress: bool = True) -> Da
         show_progress: Report the first call's work on standard error.
 
     Raises:
-        DataError: npm or resvg-py is missing, npm cannot fetch a package, or the protocol is unknown.
+        DataError: npm or resvg-py is missing, or npm cannot fetch a package.
     """
-    if protocol not in PROTOCOLS:
-        raise DataError(unknown_name_message("protocol of emoji", protocol, PROTOCOLS))
     folder = ensure_emoji(show_progress=show_progress)
     drawings: list[dict[str, str]] = json.loads((folder / "drawings.json").read_text(encoding="utf-8"))
     names = sorted({drawing["name"] for drawing in drawings})

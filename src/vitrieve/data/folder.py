@@ -226,8 +226,6 @@ def read_folder(folder: Path, protocol: str = PROTOCOLS[0], *, exclude: Sequence
     Raises:
         DataError: The folder is missing, unreadable, or holds no image in a class folder.
     """
-    if protocol not in PROTOCOLS:
-        raise DataError(f"unknown protocol {protocol!r} of a folder. Valid: {', '.join(PROTOCOLS)}.")
     walk = walk_pictures(folder, exclude)
     reading = read_class_folders(walk.paths)
     if not reading.entries:

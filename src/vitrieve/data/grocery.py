@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vitrieve.data.records import Dataset, ImageRecord, Split
-from vitrieve.errors import DataError, unknown_name_message
+from vitrieve.errors import DataError
 
 PROTOCOLS = ("zero_shot", "phone_to_catalogue")
 FOLDER_NAMES = ("grocery-store", "grocery")
@@ -56,10 +56,8 @@ def read_grocery(folder: Path, protocol: str = PROTOCOLS[0]) -> Dataset:
         is in the notes.
 
     Raises:
-        DataError: A missing or malformed file, or an unknown protocol.
+        DataError: A missing or malformed file.
     """
-    if protocol not in PROTOCOLS:
-        raise DataError(unknown_name_message("protocol of grocery", protocol, PROTOCOLS))
     products = _read_products(folder)
     photographs = [record for name in _LISTS for record in _read_list(folder, name, products)]
     records = tuple(photographs)

@@ -12,7 +12,7 @@ from pathlib import Path
 from vitrieve.data.folder import note_shared_classes
 from vitrieve.data.layout import Row, check_relative, drop_repeated, find_root, note_counts, note_files, split_lines
 from vitrieve.data.records import Dataset, ImageRecord, Split
-from vitrieve.errors import DataError, unknown_name_message
+from vitrieve.errors import DataError
 
 PROTOCOLS = ("standard", "high_resolution")
 """The picture folders ``img`` (fitted into 256 x 256) and ``img_highres``."""
@@ -49,11 +49,9 @@ def read_inshop(folder: Path, protocol: str = PROTOCOLS[0]) -> Dataset:
         images are in the notes.
 
     Raises:
-        DataError: Another folder, no pictures of the protocol, a malformed or contradictory row (the message names
-            the line), or an unknown protocol.
+        DataError: Another folder, no pictures of the protocol, or a malformed or contradictory row (the message names
+            the line).
     """
-    if protocol not in PROTOCOLS:
-        raise DataError(unknown_name_message("protocol of inshop", protocol, PROTOCOLS))
     root, file = _find_list(folder)
     pictures = _find_pictures(root, protocol)
     rows, notes = _read_partition(file)

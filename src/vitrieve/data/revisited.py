@@ -20,7 +20,7 @@ import numpy as np
 from vitrieve.data.layout import check_relative, find_root, name_some, note_counts, note_files, read_restricted_pickle
 from vitrieve.data.records import Dataset, GroundTruth, ImageRecord
 from vitrieve.data.walk import walk_pictures
-from vitrieve.errors import DataError, unknown_name_message
+from vitrieve.errors import DataError
 
 PROTOCOLS = ("medium", "hard", "easy")
 """Which answers count; published tables show the first two."""
@@ -55,10 +55,8 @@ def read_revisited(name: str, folder: Path, protocol: str = PROTOCOLS[0]) -> Dat
         that differ from the published ones and missing images are in the notes.
 
     Raises:
-        DataError: Another folder, a pickle that is refused or has another structure, or an unknown protocol.
+        DataError: Another folder, or a pickle that is refused or has another structure.
     """
-    if protocol not in PROTOCOLS:
-        raise DataError(unknown_name_message(f"protocol of {name}", protocol, PROTOCOLS))
     pickle_name = f"gnd_{name}.pkl"
     root = find_root(name, folder, (pickle_name, _PICTURES), (name, f"test/{name}", f"datasets/{name}"))
     file = root / pickle_name
@@ -109,10 +107,8 @@ def read_distractors(folder: Path, protocol: str = DISTRACTOR_PROTOCOLS[0]) -> D
         the data set's folder.
 
     Raises:
-        DataError: Another folder, no image, or an unknown protocol.
+        DataError: Another folder, or no image.
     """
-    if protocol not in DISTRACTOR_PROTOCOLS:
-        raise DataError(unknown_name_message(f"protocol of {DISTRACTORS}", protocol, DISTRACTOR_PROTOCOLS))
     root = find_root(DISTRACTORS, folder, (_PICTURES,), (DISTRACTORS, f"datasets/{DISTRACTORS}"))
     if benchmark := next((name for name in COUNTS if (root / f"gnd_{name}.pkl").exists()), None):
         raise DataError(f"{root} is {benchmark}, whose images are no distractors; give the folder of {DISTRACTORS}.")

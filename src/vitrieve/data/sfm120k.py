@@ -17,7 +17,7 @@ import numpy as np
 
 from vitrieve.data.layout import check_relative, find_root, name_some, note_counts, note_files, read_restricted_pickle
 from vitrieve.data.records import Dataset, ImageRecord, Split
-from vitrieve.errors import DataError, unknown_name_message
+from vitrieve.errors import DataError
 
 PROTOCOLS = ("standard",)
 PICKLE = "retrieval-SfM-120k.pkl"
@@ -47,10 +47,8 @@ def read_sfm120k(folder: Path, protocol: str = PROTOCOLS[0]) -> Dataset:
         unlisted images are in the notes.
 
     Raises:
-        DataError: Another folder, a pickle that is refused or has another structure, or an unknown protocol.
+        DataError: Another folder, or a pickle that is refused or has another structure.
     """
-    if protocol not in PROTOCOLS:
-        raise DataError(unknown_name_message("protocol of sfm120k", protocol, PROTOCOLS))
     root = find_root("sfm120k", folder, (PICKLE, _PICTURES), _NESTED)
     parts = _read_parts(root / PICKLE)
     builder = _Builder(root)

@@ -21,7 +21,7 @@ from vitrieve.data.layout import (
     read_rows,
 )
 from vitrieve.data.records import Dataset, ImageRecord, Split
-from vitrieve.errors import DataError, unknown_name_message
+from vitrieve.errors import DataError
 
 PROTOCOLS = ("zero_shot",)
 FOLDER_NAMES = ("sop", "Stanford_Online_Products")
@@ -46,11 +46,9 @@ def read_sop(folder: Path, protocol: str = PROTOCOLS[0]) -> Dataset:
         from the published ones, classes in both lists, missing and unlisted images are in the notes.
 
     Raises:
-        DataError: Another folder, a malformed or contradictory row (the message names the line), an image in both
-            lists, or an unknown protocol.
+        DataError: Another folder, a malformed or contradictory row (the message names the line), or an image in
+            both lists.
     """
-    if protocol not in PROTOCOLS:
-        raise DataError(unknown_name_message("protocol of sop", protocol, PROTOCOLS))
     root = find_root("sop", folder, tuple(_LISTS.values()), FOLDER_NAMES[::-1])
     class_ids: dict[Split, list[int]] = {}
     parts: dict[Split, list[ImageRecord]] = {}

@@ -37,7 +37,7 @@ from vitrieve.data.records import (
     hold_out_labels,
     printable_name,
 )
-from vitrieve.errors import DataError, unknown_name_message
+from vitrieve.errors import DataError
 
 
 def check_type(file: Path, name: str, kind: Any) -> None:
@@ -209,8 +209,6 @@ def read_table(file: Path, protocol: str = PROTOCOLS[0]) -> Dataset:
     Raises:
         DataError: The file is missing or malformed (the message names the row), or none of its images exists.
     """
-    if protocol not in PROTOCOLS:
-        raise DataError(unknown_name_message("protocol of a table", protocol, PROTOCOLS))
     columns, rows = _open_table(file)
     _check_columns(file, columns)
     readable_rows, notes = _replace_nul(list(rows))
