@@ -30,8 +30,7 @@ from vitrieve.data.sources import read_source
 from vitrieve.embed.collection import embed_collection, load_embeddings
 from vitrieve.evaluation.metrics import score_queries
 from vitrieve.runtime.encoder import load_encoder
-from vitrieve.search.ranking import RERANK_DEPTH
-from vitrieve.search.rerank import augment_database, expand_queries, k_reciprocal_distances
+from vitrieve.search.ranking import RERANK_DEPTH, augment_database, expand_queries, k_reciprocal_distances
 from vitrieve.similarity import order_nearest, similarity
 
 ENCODER, IMAGE_SIZE = "dinov2-vits14", 112

@@ -44,7 +44,6 @@ from .runtime.export import ExportedEncoder as ExportedEncoder
 from .runtime.export import export as export
 from .runtime.int8 import Int8Graph as Int8Graph
 from .runtime.int8 import quantize as quantize
-from .search.calibrate import calibrate as calibrate
 from .search.explain import Explanation as Explanation
 from .search.explain import explain_result as explain_result
 from .search.request import Example as Example
@@ -53,6 +52,7 @@ from .search.request import SearchRequest as SearchRequest
 from .search.request import SearchResult as SearchResult
 from .search.searcher import Searcher as Searcher
 from .search.threshold import Threshold as Threshold
+from .search.threshold import calibrate as calibrate
 from .search.threshold import save_threshold as save_threshold
 from .serve.app import create_app as create_app
 from .syncing.sync import SyncReport as SyncReport

@@ -16,7 +16,7 @@ from vitrieve.data.sources import read_collection
 from vitrieve.embed.collection import embed_collection
 from vitrieve.index.open import build_index
 from vitrieve.runtime.encoder import load_encoder
-from vitrieve.serve.requirements import read_token
+from vitrieve.serve.settings import read_token
 
 
 @pytest.fixture

@@ -28,9 +28,9 @@ from vitrieve.embed.rows import SCHEMA, build_table
 from vitrieve.errors import DataError, DecodeError, InputError
 from vitrieve.index.filter import Kinds, format_condition, parse_filter, passes, resolve_filter
 from vitrieve.model.artifact import read_arrays, read_spec
-from vitrieve.serve.address import parse_address
-from vitrieve.serve.limits import Limits
-from vitrieve.serve.questions import parse_json
+from vitrieve.serve.schemas import parse_json
+from vitrieve.serve.settings import Limits
+from vitrieve.serve.views import parse_address
 from vitrieve.syncing.state import STATE_NAME, StateFile
 
 MAX_PIXELS = 1 << 20

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from vitrieve.data.records import ImageRecord
 from vitrieve.embed.collection import Embeddings
 from vitrieve.errors import InputError
-from vitrieve.search.rerank import augment_database, augment_embeddings, expand_queries, k_reciprocal_distances
+from vitrieve.search.ranking import augment_database, augment_embeddings, expand_queries, k_reciprocal_distances
 from vitrieve.similarity import normalize, similarity
 
 

@@ -24,10 +24,8 @@ from vitrieve.index.open import build_index
 from vitrieve.runtime.encoder import load_encoder
 from vitrieve.search.searcher import Searcher
 from vitrieve.serve.app import create_app
-from vitrieve.serve.connections import BoundedProtocol
-from vitrieve.serve.limits import Limits
-from vitrieve.serve.place import Place
-from vitrieve.serve.run import configure, listen, spell_address
+from vitrieve.serve.server import BoundedProtocol, configure, listen, spell_address
+from vitrieve.serve.settings import Limits, ProxySettings
 
 SECRET = "this must never be served"
 Connect = Callable[..., TestClient]
@@ -88,9 +86,9 @@ def connect(searcher: Searcher) -> Iterator[Connect]:
         limits: Limits | None = None,
         token: str | None = None,
         hosts: tuple[str, ...] | None = None,
-        place: Place | None = None,
+        proxy: ProxySettings | None = None,
     ) -> TestClient:
-        app = create_app(searcher, limits=limits, token=token, hosts=hosts, place=place)
+        app = create_app(searcher, limits=limits, token=token, hosts=hosts, proxy=proxy)
         client = TestClient(app, raise_server_exceptions=False, follow_redirects=False)
         clients.append(client.__enter__())
         while client.get("/readyz").status_code == 503:
@@ -126,7 +124,7 @@ class Server:
     ) -> None:
         """Start it; ``has_own_loop`` takes uvicorn's event loop, as ``vitrieve serve`` does."""
         self._listener = listen(host, port)
-        self.address = spell_address(self._listener, Place()).rstrip("/")
+        self.address = spell_address(self._listener, ProxySettings()).rstrip("/")
         self.port = self._listener.getsockname()[1]
         config = configure(app)
         config.timeout_graceful_shutdown = 1

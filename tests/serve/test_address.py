@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 from starlette.datastructures import QueryParams
 
 from vitrieve.errors import ConfigError
-from vitrieve.serve.address import Address, parse_address
-from vitrieve.serve.limits import Limits
+from vitrieve.serve.settings import Limits
+from vitrieve.serve.views import Address, parse_address
 
 texts = st.lists(st.text(min_size=1, max_size=8), max_size=3, unique=True).map(tuple)
 sides = st.integers(0, 100).map(float)

@@ -18,8 +18,7 @@ from tests.serve.conftest import Connect, Server, make_picture
 from vitrieve.errors import ConfigError
 from vitrieve.search.searcher import Searcher
 from vitrieve.serve.app import create_app
-from vitrieve.serve.gate import LOCAL_NAMES
-from vitrieve.serve.place import Place, build_place
+from vitrieve.serve.settings import LOCAL_NAMES, ProxySettings, build_proxy_settings
 
 TOKEN = "a-token-of-some-length"
 NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
@@ -34,8 +33,8 @@ def proxy(tmp_path: Path, searcher: Searcher) -> Iterator[Proxy]:
     servers: list[Server] = []
     processes: list[subprocess.Popen[bytes]] = []
 
-    def start(location: str, headers: str = "", place: Place | None = None, token: str | None = None) -> str:
-        servers.append(Server(create_app(searcher, token=token, hosts=LOCAL_NAMES, place=place)))
+    def start(location: str, headers: str = "", settings: ProxySettings | None = None, token: str | None = None) -> str:
+        servers.append(Server(create_app(searcher, token=token, hosts=LOCAL_NAMES, proxy=settings)))
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
         path = tmp_path / "nginx.conf"
@@ -67,8 +66,10 @@ def proxy(tmp_path: Path, searcher: Searcher) -> Iterator[Proxy]:
 
 @pytest.mark.parametrize("headers", ["", "proxy_set_header Host $host:443;", "proxy_set_header Host $http_host;"])
 def test_nginx_passes_pages_uploads_and_head_on(proxy: Proxy, headers: str) -> None:
-    place = build_place(public_url="https://Photos.example", root_path=None, allowed_hosts=(), has_proxy_headers=False)
-    address = proxy("/ { proxy_pass UPSTREAM; }", headers, place)
+    settings = build_proxy_settings(
+        public_url="https://Photos.example", root_path=None, allowed_hosts=(), has_proxy_headers=False
+    )
+    address = proxy("/ { proxy_pass UPSTREAM; }", headers, settings)
     browser = {"Host": "PHOTOS.example", "Origin": "https://photos.example"}
     picture = make_picture((900, 900), "BMP")
     with httpx.Client(base_url=address, headers=browser) as client:
@@ -83,9 +84,9 @@ def test_nginx_passes_pages_uploads_and_head_on(proxy: Proxy, headers: str) -> N
 
 @pytest.mark.parametrize("upstream", ["UPSTREAM/", "UPSTREAM"], ids=["prefix taken off", "prefix left on"])
 def test_nginx_shows_it_under_a_prefix_with_a_token(proxy: Proxy, upstream: str) -> None:
-    place = Place(root_path="/photos", allowed_hosts=("photos.example",), has_proxy_headers=True)
+    settings = ProxySettings(root_path="/photos", allowed_hosts=("photos.example",), has_proxy_headers=True)
     headers = "proxy_set_header X-Forwarded-Proto https;"
-    address = proxy(f"/photos/ {{ proxy_pass {upstream}; }}", headers, place, TOKEN)
+    address = proxy(f"/photos/ {{ proxy_pass {upstream}; }}", headers, settings, TOKEN)
     with httpx.Client(base_url=address, headers={"Origin": "https://photos.example", "Accept": "text/html"}) as client:
         assert client.get("/photos/metrics").status_code == 401
         signed_in = client.post("/photos/login", files={"token": (None, TOKEN), "after": (None, "/?plus=class0/0.png")})
@@ -101,7 +102,7 @@ def test_nginx_shows_it_under_a_prefix_with_a_token(proxy: Proxy, upstream: str)
 
 
 def test_names_of_a_proxy_are_known_in_every_spelling(connect: Connect, picture: bytes) -> None:
-    client = connect(hosts=LOCAL_NAMES, place=Place(allowed_hosts=("photos.example", "other.example:8443")))
+    client = connect(hosts=LOCAL_NAMES, proxy=ProxySettings(allowed_hosts=("photos.example", "other.example:8443")))
     for host in ("photos.example", "Photos.Example", "photos.example:443", "other.example:8443"):
         assert client.get("/", headers={"Host": host}).status_code == 200, host
     for host in ("other.example", "evil.example", "photos.example.evil.example"):
@@ -124,17 +125,19 @@ def test_names_of_a_proxy_are_known_in_every_spelling(connect: Connect, picture:
 
 
 @pytest.mark.parametrize(
-    ("place", "proto", "is_secure"),
+    ("settings", "proto", "is_secure"),
     [
-        (Place(), "https", False),
-        (Place(has_proxy_headers=True), "https", True),
-        (Place(has_proxy_headers=True), "http", False),
-        (Place(is_secure=True), None, True),
+        (ProxySettings(), "https", False),
+        (ProxySettings(has_proxy_headers=True), "https", True),
+        (ProxySettings(has_proxy_headers=True), "http", False),
+        (ProxySettings(is_secure=True), None, True),
     ],
 )
-def test_the_cookie_is_secure_behind_tls(connect: Connect, place: Place, proto: str | None, is_secure: bool) -> None:
+def test_the_cookie_is_secure_behind_tls(
+    connect: Connect, settings: ProxySettings, proto: str | None, is_secure: bool
+) -> None:
     headers = {} if proto is None else {"X-Forwarded-Proto": proto}
-    answer = connect(token=TOKEN, place=place).post("/login", files={"token": (None, TOKEN)}, headers=headers)
+    answer = connect(token=TOKEN, proxy=settings).post("/login", files={"token": (None, TOKEN)}, headers=headers)
     assert ("secure" in answer.headers["set-cookie"].lower()) == is_secure
 
 
@@ -159,4 +162,4 @@ def test_the_cookie_is_secure_behind_tls(connect: Connect, place: Place, proto: 
 def test_places_that_cannot_be_are_refused(values: dict[str, object]) -> None:
     usual = {"public_url": None, "root_path": None, "allowed_hosts": (), "has_proxy_headers": False}
     with pytest.raises(ConfigError):
-        build_place(**{**usual, **values})  # type: ignore[arg-type]
+        build_proxy_settings(**{**usual, **values})  # type: ignore[arg-type]

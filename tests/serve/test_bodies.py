@@ -18,13 +18,12 @@ from starlette.datastructures import QueryParams
 from tests.serve.conftest import Connect, make_picture
 from vitrieve.errors import ArtifactError, ConfigError
 from vitrieve.search.searcher import Searcher
-from vitrieve.serve import api, front, pictures, questions
-from vitrieve.serve.address import Address, parse_address
+from vitrieve.serve import middleware, pictures, schemas
 from vitrieve.serve.app import create_app
 from vitrieve.serve.body import BodyReader, parse_form
-from vitrieve.serve.limits import Limits
-from vitrieve.serve.questions import parse_json
-from vitrieve.serve.schemas import SearchBody
+from vitrieve.serve.schemas import SearchBody, parse_json
+from vitrieve.serve.settings import Limits
+from vitrieve.serve.views import Address, parse_address
 
 TOKEN = "a-token-of-some-length"
 HTML = {"Accept": "text/html"}
@@ -87,8 +86,8 @@ def test_bodies_are_read_in_a_worker(connect: Connect, monkeypatch: pytest.Monke
 
         return read_and_note
 
-    monkeypatch.setattr(api, "parse_json", note(api.parse_json))
-    monkeypatch.setattr(api, "parse_form", note(api.parse_form))
+    monkeypatch.setattr(schemas, "parse_json", note(schemas.parse_json))
+    monkeypatch.setattr(schemas, "parse_form", note(schemas.parse_form))
     body = {"json": {"id": "class0/0.png"}} if kind == "json" else {"files": {"id": (None, "class0/0.png")}}
     assert connect().post("/search", **body).status_code == 200  # type: ignore[arg-type]
     assert len(threads) == 1
@@ -162,7 +161,7 @@ def test_programs_may_send_long_values_too(connect: Connect) -> None:
 
 
 def test_no_model_is_built_without_validation() -> None:
-    for path in Path(questions.__file__).parent.glob("*.py"):
+    for path in Path(schemas.__file__).parent.glob("*.py"):
         assert "model_construct" not in path.read_text(), path.name
 
 
@@ -357,7 +356,7 @@ def test_a_shortage_of_memory_is_told_with_the_time_to_come_again(
             client.get("/thumbnails/class0/0.png"),
             client.post("/uploads", files={"image": picture}, headers={"Accept": "text/html"}),
         ]
-        short.setattr(front, "find_head_refusal", fail)  # before any endpoint
+        short.setattr(middleware, "find_head_refusal", fail)  # before any endpoint
         answers.append(client.get("/healthz"))
     for answer in answers:
         assert answer.status_code == 503

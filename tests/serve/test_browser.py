@@ -14,7 +14,7 @@ from tests.serve.conftest import Server, make_picture
 from vitrieve.search.searcher import Searcher
 from vitrieve.search.threshold import Threshold
 from vitrieve.serve.app import STATIC_FOLDER, create_app
-from vitrieve.serve.limits import Limits
+from vitrieve.serve.settings import Limits
 
 playwright_api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
 axe_api = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs axe-playwright-python")

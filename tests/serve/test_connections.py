@@ -19,7 +19,7 @@ from tests.serve.conftest import Server
 from vitrieve.search.request import SearchAnswer, SearchRequest
 from vitrieve.search.searcher import Searcher
 from vitrieve.serve.app import create_app
-from vitrieve.serve.connections import BoundedProtocol, find_network
+from vitrieve.serve.server import BoundedProtocol, find_network
 
 TOKEN = "a-token-of-some-length"
 WATCHDOG_SECONDS = 60

@@ -19,7 +19,7 @@ from vitrieve.errors import ConfigError
 from vitrieve.search.searcher import Searcher
 from vitrieve.serve import pictures, service
 from vitrieve.serve.app import create_app
-from vitrieve.serve.limits import Limits
+from vitrieve.serve.settings import Limits
 
 
 def test_limits_refuse_what_nothing_could_pass() -> None:

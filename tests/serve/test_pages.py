@@ -18,10 +18,9 @@ from vitrieve.data import decode
 from vitrieve.index.filter import Condition, parse_filter, passes, read_kinds, resolve_filter
 from vitrieve.search.request import SearchResult
 from vitrieve.search.searcher import Searcher
-from vitrieve.serve.address import Address, parse_address
 from vitrieve.serve.app import create_app
-from vitrieve.serve.limits import Limits
-from vitrieve.serve.view import spell_group
+from vitrieve.serve.settings import Limits
+from vitrieve.serve.views import Address, parse_address, spell_group
 
 HTML = {"Accept": "text/html"}
 

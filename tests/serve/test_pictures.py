@@ -25,12 +25,11 @@ from vitrieve.errors import ConfigError
 from vitrieve.index.open import build_index
 from vitrieve.index.store import StoreKind
 from vitrieve.runtime.encoder import load_encoder
-from vitrieve.search.mapped import parse_path_map
-from vitrieve.search.searcher import Searcher
+from vitrieve.search.searcher import Searcher, parse_path_map
 from vitrieve.serve.app import create_app
-from vitrieve.serve.limits import Limits
 from vitrieve.serve.pictures import SIDES_PX, Pictures
-from vitrieve.serve.view import image_url, thumbnail_url
+from vitrieve.serve.settings import Limits
+from vitrieve.serve.views import image_url, thumbnail_url
 
 NAMES = (
     "plain.png",

@@ -21,7 +21,7 @@ from vitrieve.runtime.engine import EngineChoice, PrecisionChoice
 if TYPE_CHECKING:
     from vitrieve.cli.search import Arguments as SearchArguments
     from vitrieve.search.request import Box, Example, SearchRequest
-    from vitrieve.serve.place import Place
+    from vitrieve.serve.settings import ProxySettings
 
 T = TypeVar("T")
 D = TypeVar("D", str, Path)
@@ -173,15 +173,15 @@ class ProxyArguments:
     """Believe the proxy's X-Forwarded-Proto, so that cookies travel by TLS alone where the browser came by TLS."""
 
 
-def read_place(arguments: ProxyArguments) -> Place:
+def read_proxy(arguments: ProxyArguments) -> ProxySettings:
     """Read where a proxy shows the service.
 
     Raises:
-        ConfigError: As ``build_place`` says.
+        ConfigError: As ``build_proxy`` says.
     """
-    from vitrieve.serve.place import build_place
+    from vitrieve.serve.settings import build_proxy_settings
 
-    return build_place(
+    return build_proxy_settings(
         public_url=arguments.public_url,
         root_path=arguments.root_path,
         allowed_hosts=arguments.allowed_host,

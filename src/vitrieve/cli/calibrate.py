@@ -1,4 +1,4 @@
-"""``vitrieve calibrate`` reads the flags and prints the threshold; ``search/calibrate.py`` chooses it."""
+"""``vitrieve calibrate`` reads the flags and prints the threshold; ``search/threshold.py`` chooses it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from vitrieve.search.threshold import Threshold
 
 MUCH_ERROR = 0.2
-"""Of false rejects or accepts: from here on the user is told that the encoder does not separate the classes."""
+"""Rate of false rejects or accepts from which on the user is told that the encoder does not separate the classes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,8 +44,7 @@ class Arguments:
 def run(arguments: Arguments) -> int:
     """Calibrate, write the threshold, and say what it does."""
     from vitrieve.data.sources import read_source
-    from vitrieve.search.calibrate import calibrate, check_column
-    from vitrieve.search.threshold import save_threshold
+    from vitrieve.search.threshold import calibrate, check_column, save_threshold
 
     if arguments.exclude and arguments.data is None:
         raise ConfigError("--exclude leaves files out of the folder of --data; give both or none.")

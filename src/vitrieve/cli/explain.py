@@ -56,8 +56,7 @@ def run(arguments: Arguments) -> int:
         raise ConfigError(f"--out {arguments.out}: the picture is written as .png or .jpg; end its name so.")
     example = read_example_word(arguments.image, arguments.box)
     from vitrieve.search.explain import explain_result
-    from vitrieve.search.mapped import parse_path_map
-    from vitrieve.search.searcher import Searcher
+    from vitrieve.search.searcher import Searcher, parse_path_map
 
     with Searcher.open(
         arguments.index,

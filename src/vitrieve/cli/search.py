@@ -70,8 +70,7 @@ class Arguments:
 
 def run(arguments: Arguments) -> int:
     """Search for every query, print the results, and write the page."""
-    from vitrieve.search.mapped import parse_path_map
-    from vitrieve.search.searcher import Searcher
+    from vitrieve.search.searcher import Searcher, parse_path_map
 
     requests = build_requests(arguments)
     with Searcher.open(
@@ -88,8 +87,8 @@ def run(arguments: Arguments) -> int:
 
 
 def _search(searcher: Searcher, requests: Sequence[tuple[str, SearchRequest]], arguments: Arguments) -> None:
-    from vitrieve.search.page import write_search_page
-    from vitrieve.search.text import answer_to_json, answer_to_text, list_names
+    from vitrieve.search.request import answer_to_json, answer_to_text, list_names
+    from vitrieve.serve.views import write_search_page
 
     print_message(f"engine: {searcher.encoder.engine} {searcher.encoder.precision}")
     found = [(name, request, searcher.answer(request)) for name, request in requests]

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from vitrieve.cli.arguments import DeviceFlag, Engine, MapPaths, Precision, ProxyArguments, read_place
+from vitrieve.cli.arguments import DeviceFlag, Engine, MapPaths, Precision, ProxyArguments, read_proxy
 from vitrieve.cli.console import print_message, print_result
-from vitrieve.serve.requirements import check_extra, read_token
+from vitrieve.serve.settings import check_extra, read_token
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,10 +44,9 @@ def run(arguments: Arguments) -> int:
     """Open the index and serve it until it is stopped."""
     token = read_token(arguments.host, arguments.token)
     check_extra()
-    place = read_place(arguments)
-    from vitrieve.search.mapped import parse_path_map
-    from vitrieve.search.searcher import Searcher
-    from vitrieve.serve.limits import MEBIBYTE, Limits
+    proxy = read_proxy(arguments)
+    from vitrieve.search.searcher import Searcher, parse_path_map
+    from vitrieve.serve.settings import MEBIBYTE, Limits
 
     limits = Limits(
         **({} if arguments.num_workers is None else {"num_workers": arguments.num_workers}),
@@ -64,7 +63,7 @@ def run(arguments: Arguments) -> int:
         maps=[parse_path_map(text) for text in arguments.map_path],
     ) as searcher:
         print_message(f"engine: {searcher.encoder.engine} {searcher.encoder.precision}")
-        from vitrieve.serve.run import serve
+        from vitrieve.serve.server import serve
 
         serve(
             searcher,
@@ -72,7 +71,7 @@ def run(arguments: Arguments) -> int:
             port=arguments.port,
             token=token,
             limits=limits,
-            place=place,
+            proxy=proxy,
             announce=announce,
         )
     return 0

@@ -16,13 +16,13 @@ from vitrieve.cli.arguments import (
     ProxyArguments,
     Switch,
     read_data,
-    read_place,
+    read_proxy,
 )
 from vitrieve.cli.console import ask, print_message
 from vitrieve.cli.serve import announce
 from vitrieve.cli.sync import print_findings
 from vitrieve.errors import DataError
-from vitrieve.serve.requirements import check_extra, read_token
+from vitrieve.serve.settings import check_extra, read_token
 
 if TYPE_CHECKING:
     from vitrieve.runtime.encoder import Encoder
@@ -63,14 +63,14 @@ def run(arguments: Arguments) -> int:
     """Sync and serve; whatever may be refused comes before the first picture is embedded."""
     token = read_token(arguments.host, arguments.token)
     check_extra()
-    place = read_place(arguments)
+    proxy = read_proxy(arguments)
     from vitrieve.search.searcher import Searcher
-    from vitrieve.serve.run import listen, serve
+    from vitrieve.serve.server import listen, serve
 
     listen(arguments.host, arguments.port).close()
     index, encoder = _sync(arguments)
     with Searcher.open(index, encoder) as searcher:
-        serve(searcher, host=arguments.host, port=arguments.port, token=token, place=place, announce=announce)
+        serve(searcher, host=arguments.host, port=arguments.port, token=token, proxy=proxy, announce=announce)
     return 0
 
 

@@ -1,6 +1,11 @@
 """Searching an index: by picture, image, vector, region or several examples.
 
-The files in reading order, each of which begins with what it is for: ``request.py``, ``query.py``, ``ranking.py``,
-``rerank.py``, ``threshold.py``, ``searcher.py``, ``mapped.py``, ``explain.py``, ``page.py``, ``text.py``,
-``calibrate.py``.
+The files in reading order:
+
+- ``request.py``: what can be asked, and the answer.
+- ``query.py`` makes one vector of the examples of a request.
+- ``ranking.py`` fetches the nearest images, orders them again, and groups them.
+- ``threshold.py``: from which score on a result counts as the wanted thing, and how that is calibrated.
+- ``searcher.py`` joins an index with its encoder and answers requests.
+- ``explain.py`` finds which patches of a query and a result match, and draws them.
 """

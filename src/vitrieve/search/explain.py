@@ -1,4 +1,4 @@
-"""Why did this match? Which patches of two pictures answer each other, as data and as a picture.
+"""This file explains a match: which patches of two pictures are each other's nearest, as data and as a picture.
 
 Patches are compared by the cosine of their tokens, and two match when each is the other's nearest. The mean token of
 both pictures is not subtracted first: with that, shelf answered shelf before fruit answered fruit (looked at on
@@ -28,13 +28,13 @@ from vitrieve.similarity import FloatArray, normalize, similarity
 
 HEIGHT_PX = 420
 MAX_WIDTH_PX = 720
-"""Of one picture; a wider one is lower than the other and stands in the middle."""
+"""Largest width of one picture; a wider one is drawn lower than the other and stands in the middle."""
 GAP_PX = 28
 MARGIN_PX = 14
 BACKGROUND = (24, 25, 28)
 """Near black: lines of every color are seen on it, and it lies quietly on light and dark pages."""
 OUTSIDE_BRIGHTNESS = 0.28
-"""Of what the encoder does not see."""
+"""Brightness of what the encoder does not see."""
 LEAST_BRIGHTNESS = 0.42
 SMOOTHING = 2
 """Everything is drawn this many times as large and then reduced: Pillow's lines are jagged."""
@@ -55,9 +55,9 @@ def draw_overlay(
     Args:
         pictures: Two RGB pictures of any sizes.
         boxes: The part of each that the encoder sees, in its pixels.
-        heats: For each ``(P, P)`` in [0, 1]; parts of low value are darkened.
-        points: For each the places of its matches, in its pixels, the best first; the n-th of one belongs to the n-th
-            of the other.
+        heats: Arrays ``(P, P)`` in [0, 1], one for each picture; parts of low value are darkened.
+        points: Points of the matches of each picture, in its pixels, the best first; the n-th of one belongs to
+            the n-th of the other.
 
     Returns:
         An RGB picture, at most ``2 * MAX_WIDTH_PX + GAP_PX + 2 * MARGIN_PX`` wide.
@@ -139,7 +139,7 @@ class PatchMatch:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Explanation:
-    """What of two pictures answers each other.
+    """The patches of two pictures that are each other's nearest.
 
     Attributes:
         matches: Best first, at most ``NUM_MATCHES``; empty where the pictures share nothing.

@@ -1,4 +1,4 @@
-"""From examples to the one vector that is searched for."""
+"""This file makes the one vector of a search from its examples."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MIN_NORM = 1e-6
 
 @dataclass(frozen=True, kw_only=True)
 class Query:
-    """What is searched for.
+    """The vector of a search.
 
     Attributes:
         vector: ``(E,)`` float32, of unit length (zeros where the one example's embedding is zeros).

@@ -1,18 +1,19 @@
-"""What can be asked of a collection, and the answer."""
+"""What can be asked of a collection, and the answer: as values, as JSON and as text for a terminal."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from vitrieve.data.decode import Picture
-from vitrieve.errors import ConfigError
+from vitrieve.errors import ConfigError, DataError
 from vitrieve.index.filter import FilterLike, parse_filter
+from vitrieve.quoting import quote_name
 
 Box = tuple[float, float, float, float]
 """``(x_1, y_1, x_2, y_2)`` in pixels, after EXIF orientation."""
@@ -49,18 +50,18 @@ class Example:
 
 @dataclass(frozen=True, kw_only=True)
 class SearchRequest:
-    """One question.
+    """One search.
 
     Attributes:
-        plus: What is wanted: one example, or several whose mean direction counts.
-        minus: What is not wanted; may be empty.
+        plus: Examples of what is wanted; of several the mean direction counts.
+        minus: Examples of what is not wanted; may be empty.
         k: Results to return, at least 1 (groups, where results are grouped).
         offset: Results to leave out at the front: the pages of an answer are stable and do not overlap.
         filter: Conditions on the metadata, in any form that ``parse_filter`` reads: ``"year>=2020"``, or several.
         group_by: Metadata column; of the images that share its value only the nearest is a result, the others
             stand behind it. None: no groups.
         is_near_duplicate_grouped: Images nearly equal to a nearer result stand behind it.
-        reranking: How the first results are ordered again.
+        reranking: Method that orders the first results again.
     """
 
     plus: tuple[Example, ...]
@@ -90,7 +91,7 @@ class SearchResult:
     Attributes:
         image_id: Its name in the collection.
         score: Cosine similarity to the query, in [-1, 1]; higher is nearer.
-        path: Where the picture was when it was embedded.
+        path: File of the picture when it was embedded.
         metadata: Further columns of its source, as text.
         box: The region of the picture that was embedded; None for all of it.
         others: Images of its group (or nearly equal ones) that are further from the query, nearest first.
@@ -110,9 +111,9 @@ class SearchAnswer:
 
     Attributes:
         results: Nearest first (in the order of the re-ranking, where one was asked for).
-        is_match: Whether the nearest result is likely the wanted thing at all; None: the index has no threshold.
+        is_match: Verdict whether the nearest result is likely the wanted thing; None: the index has no threshold.
         threshold: The score that decides it; None: the index has none.
-        has_more: Whether a further page would hold results.
+        has_more: Flag that a further page would hold results.
         timings_seconds: Time for ``decode``, ``encode`` and ``search``.
     """
 
@@ -123,5 +124,88 @@ class SearchAnswer:
     timings_seconds: Mapping[str, float] = field(default_factory=dict)
 
 
-def _is_box(box: Box) -> bool:
-    return len(box) == 4 and all(map(math.isfinite, box)) and box[0] < box[2] and box[1] < box[3]
+def parse_box(text: str | None) -> Box | None:
+    """Read ``x_1,y_1,x_2,y_2``; None where there is no text.
+
+    Raises:
+        ConfigError: Anything else.
+
+    >>> parse_box("0,0,10.5,20")
+    (0.0, 0.0, 10.5, 20.0)
+    """
+    if not text:
+        return None
+    try:
+        return to_box([float(part) for part in text.split(",")])
+    except ValueError:
+        raise ConfigError(
+            f"{text[:100]!r} is no box; write x_1,y_1,x_2,y_2 in pixels, with x_1 < x_2 and y_1 < y_2."
+        ) from None
+
+
+def to_box(numbers: Sequence[float]) -> Box:
+    """Check the four sides of a box.
+
+    Raises:
+        ConfigError: Another count, numbers that no picture has, or sides in the wrong order.
+    """
+    if not _is_box(numbers):
+        raise ConfigError(f"{list(numbers)} is no box; give x_1, y_1, x_2, y_2 with x_1 < x_2 and y_1 < y_2.")
+    x_1, y_1, x_2, y_2 = numbers
+    return (x_1, y_1, x_2, y_2)
+
+
+def _is_box(box: Sequence[float]) -> bool:
+    # Beyond what a picture can have, rounding to whole pixels would make numbers of many digits.
+    has_sides = len(box) == 4 and all(math.isfinite(side) and abs(side) < 1e9 for side in box)
+    return has_sides and box[0] < box[2] and box[1] < box[3]
+
+
+def answer_to_json(answer: SearchAnswer) -> dict[str, Any]:
+    """Turn an answer into plain JSON values."""
+    return {
+        "results": [_result_to_json(result) for result in answer.results],
+        "is_match": answer.is_match,
+        "threshold": answer.threshold,
+        "has_more": answer.has_more,
+        "timings_seconds": {name: round(seconds, 6) for name, seconds in answer.timings_seconds.items()},
+    }
+
+
+def _result_to_json(result: SearchResult) -> dict[str, Any]:
+    return {
+        "image_id": result.image_id,
+        "score": result.score,
+        "path": str(result.path),
+        "metadata": dict(result.metadata),
+        "box": None if result.box is None else list(result.box),
+        "others": [_result_to_json(other) for other in result.others],
+    }
+
+
+def answer_to_text(name: str, answer: SearchAnswer, offset: int) -> str:
+    """Lay an answer out as plain text, a line for each result, under the name of its query."""
+    lines = [quote_name(name)]
+    if answer.is_match is False:
+        lines.append(f"      probably not in this collection: nothing reaches the threshold {answer.threshold:.4f}")
+    for rank, result in enumerate(answer.results, start=offset + 1):
+        others = f"  (+{len(result.others)})" if result.others else ""
+        lines.append(f"{rank:>4}  {result.score:.4f}  {quote_name(result.image_id)}{others}")
+    return "\n".join(lines)
+
+
+def list_names(answers: Sequence[SearchAnswer], *, is_one_a_line: bool) -> list[str]:
+    """List the names of the images found, in order.
+
+    Args:
+        answers: Any number.
+        is_one_a_line: The names are printed one a line, so that none may hold a line break.
+
+    Raises:
+        DataError: A name holds one.
+    """
+    names = [result.image_id for answer in answers for result in answer.results]
+    broken = next((name for name in names if is_one_a_line and len(name.splitlines()) > 1), None)
+    if broken is not None:
+        raise DataError(f"the name {broken!r} holds a line break; print the names with -0, for xargs -0.")
+    return names

@@ -1,4 +1,8 @@
-"""Search an index: by picture, image, vector, region or several examples."""
+"""Search an index: by picture, image, vector, region or several examples.
+
+The photographs of an index may lie under another path now, in a container or on another machine: then the paths of its
+images are replaced as they are read, and the index is not changed.
+"""
 
 from __future__ import annotations
 
@@ -10,16 +14,19 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import numpy as np
 
 from vitrieve.config import Device
 from vitrieve.data.decode import Picture
+from vitrieve.data.records import ImageRecord
 from vitrieve.errors import ArtifactError, ConfigError, FingerprintError, unknown_name_message
 from vitrieve.index.filter import FilterLike
 from vitrieve.index.open import load_index_encoder, open_index, require_encoder
 from vitrieve.index.store import Hit, VectorStore, find_name, read_info
 from vitrieve.runtime.encoder import Encoder
 from vitrieve.runtime.engine import EngineChoice, PrecisionChoice
-from vitrieve.search.mapped import PathMap, map_paths
 from vitrieve.search.query import build_query
 from vitrieve.search.ranking import MAX_DEPTH, group_hits, rank_images
 from vitrieve.search.request import Example, SearchAnswer, SearchRequest, SearchResult
@@ -41,9 +48,9 @@ class Searcher:
         """Join an index with an encoder.
 
         Args:
-            store: What is searched.
-            encoder: What makes the queries' vectors.
-            threshold: From which score on a result is a match; None: answers do not say.
+            store: Index to search.
+            encoder: Encoder that makes the queries' vectors.
+            threshold: Score from which on a result is a match; None: answers do not say.
 
         Raises:
             FingerprintError: The index, or the threshold, was made by another encoder.
@@ -76,10 +83,10 @@ class Searcher:
         Args:
             index_folder: Made by ``build_index``, of any kind of store.
             encoder: An encoder, its folder or its weights name; None: where the index says that its encoder is.
-            engine: Of an encoder that is loaded here.
-            precision: Of its matrix products.
+            engine: What computes, for an encoder that is loaded here.
+            precision: Numeric precision of its matrix products.
             num_threads: CPU threads of an encoder that is loaded here; None: all cores.
-            device: Where an encoder that is loaded here computes; ``auto``: on a GPU where torch sees one.
+            device: Device of an encoder that is loaded here; ``auto``: on a GPU where torch sees one.
             maps: Folders of the photographs that lie elsewhere than when the index was made.
 
         Raises:
@@ -271,3 +278,67 @@ class _QuickTurns:
 
 
 _QUICK_TURNS = _QuickTurns()
+
+
+class PathMap(NamedTuple):
+    """A folder that the index names, and where it is now.
+
+    Attributes:
+        old: Absolute path, as it was when the index was made.
+        new: Absolute path of the same folder here.
+    """
+
+    old: Path
+    new: Path
+
+
+def parse_path_map(text: str) -> PathMap:
+    """Read ``OLD=NEW``.
+
+    Raises:
+        ConfigError: There is no ``=``, or one of the two is no absolute path.
+
+    >>> parse_path_map("/srv/photos=/photos").new
+    PosixPath('/photos')
+    """
+    old, separator, new = text.partition("=")
+    if not separator or not Path(old).is_absolute() or not Path(new).is_absolute():
+        raise ConfigError(
+            f"--map-path is {text!r}; expected OLD=NEW with two absolute paths: --map-path /home/me/photos=/photos."
+        )
+    return PathMap(Path(old), Path(new))
+
+
+def map_paths(store: VectorStore, maps: Sequence[PathMap]) -> VectorStore:
+    """Wrap a store so that the images it returns lie where they are now; without maps it is returned as it is."""
+    return cast(VectorStore, _MappedStore(store, maps)) if maps else store
+
+
+class _MappedStore:
+    """A store whose images have other paths; everything else is the store's."""
+
+    def __init__(self, store: VectorStore, maps: Sequence[PathMap]) -> None:
+        self._store = store
+        # Of two folders, one in the other, the inner one says more.
+        self._maps = sorted(maps, key=lambda one: -len(one.old.parts))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    def search(self, queries: np.ndarray, k: int, filter: FilterLike = ()) -> list[list[Hit]]:
+        """Search the store."""
+        return [
+            [replace(hit, record=self._move(hit.record)) for hit in hits]
+            for hits in self._store.search(queries, k, filter)
+        ]
+
+    def get(self, image_ids: Sequence[str]) -> tuple[np.ndarray, list[ImageRecord]]:
+        """Read from the store."""
+        vectors, records = self._store.get(image_ids)
+        return vectors, [self._move(record) for record in records]
+
+    def _move(self, record: ImageRecord) -> ImageRecord:
+        for old, new in self._maps:
+            if record.path.is_relative_to(old):
+                return replace(record, path=new / record.path.relative_to(old))
+        return record

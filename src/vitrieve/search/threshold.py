@@ -1,4 +1,4 @@
-"""From which score on a result is the wanted thing at all.
+"""From which score on a result is the wanted thing at all. ``vitrieve calibrate`` calls ``calibrate``.
 
 What is wanted may not be in the collection, and yet some image is always the nearest. The threshold comes from images
 whose answer is known: each is searched for as a query, itself left out.
@@ -16,6 +16,7 @@ import dataclasses
 import json
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,15 @@ import numpy as np
 import numpy.typing as npt
 
 from vitrieve.artifacts import write_text_durably
-from vitrieve.embed.collection import Embeddings
-from vitrieve.errors import ArtifactError, ConfigError, DataError
+from vitrieve.config import Device
+from vitrieve.data.records import Dataset
+from vitrieve.embed.collection import Embeddings, embed_images
+from vitrieve.errors import ArtifactError, ConfigError, DataError, unknown_name_message
 from vitrieve.index.filter import Condition, Exact
+from vitrieve.index.open import load_index_encoder, open_index, require_encoder
 from vitrieve.index.store import Hit, VectorStore
+from vitrieve.progress import print_message
+from vitrieve.runtime.encoder import Encoder
 from vitrieve.similarity import FloatArray, similarity_chunks
 
 THRESHOLD_NAME = "threshold.json"
@@ -47,8 +53,8 @@ class Threshold:
 
     Attributes:
         score: Cosine similarity; a nearest image at or above it is a match.
-        fingerprint: Of the encoder whose similarities were looked at.
-        method: How, in a sentence.
+        fingerprint: Fingerprint of the encoder that made the similarities.
+        method: Description of the method, in a sentence.
         false_reject_rate: Share of the known queries that it rejects; None: not counted.
         false_accept_rate: Share of the unknown queries that it accepts; None: not counted, for want of classes.
         num_known: Known queries looked at.
@@ -69,8 +75,9 @@ class NearestScores:
     """Best similarities of queries with a known answer.
 
     Attributes:
-        known: ``(n,)`` to any other image, of queries whose class has another image (or of all, without classes).
-        unknown: ``(m,)`` to an image of another class; empty without classes.
+        known: ``(n,)`` similarities to any other image, of queries whose class has another image;
+            without classes, of all.
+        unknown: ``(m,)`` similarities to an image of another class; empty without classes.
     """
 
     known: FloatArray
@@ -132,8 +139,8 @@ def calibrate_embeddings(
     image is nearer.
 
     Args:
-        embeddings: By the encoder of the index.
-        name: What the collection is called.
+        embeddings: Embeddings of the labeled collection, made by the encoder of the index.
+        name: Name of the collection.
         false_accept_rate: As in ``calibrate_index``.
         false_reject_rate: As in ``calibrate_index``.
 
@@ -183,9 +190,9 @@ def choose_threshold(
     """Choose the score that keeps a stated rate, or balances the two errors.
 
     Args:
-        scores: Of queries with a known answer.
-        fingerprint: Of their encoder.
-        where: On what they were measured.
+        scores: Best similarities of queries with a known answer.
+        fingerprint: Fingerprint of their encoder.
+        where: Images on which they were measured.
         false_accept_rate: The lowest score that accepts at most this share of the unknown.
         false_reject_rate: The highest score that rejects at most this share of the known.
 
@@ -302,3 +309,79 @@ def _find_unknown(
     is_another_class = Condition(column=column, operator="!=", values=(Exact(value),))
     (found,) = store.search(vector[None], 1, (is_another_class,))
     return found[0].score if found else None
+
+
+DEFAULT_COLUMN = "label"
+
+
+def calibrate(
+    index: str | Path,
+    data: Dataset | str | Path | None = None,
+    encoder: Encoder | str | Path | None = None,
+    *,
+    column: str | None = None,
+    false_accept_rate: float | None = None,
+    false_reject_rate: float | None = None,
+    device: Device = "auto",
+) -> Threshold:
+    """Choose the score below which a search answers: probably not in this collection.
+
+    ``save_threshold(calibrate(index), index)`` makes searches use it.
+
+    Args:
+        index: Folder of the index.
+        data: Labeled images to calibrate on, a source or a data set; None: the index's own.
+        encoder: The index's encoder, or where it is now, needed with ``data`` alone; None: where it was when the index
+            was made.
+        column: Metadata column of the index that says what an image shows; None: label, where the index has it.
+        false_accept_rate: Share of things not in the collection that may pass for a match; None, with no other rate:
+            both errors are made alike.
+        false_reject_rate: Share of things in the collection that may be turned away.
+        device: Device of an encoder that is loaded here; ``auto``: on a GPU where torch sees one.
+
+    Raises:
+        InputError: The index or the data cannot be used, or have too few images.
+    """
+    from vitrieve.data.sources import read_source
+    from vitrieve.evaluation.protocols import select_records
+
+    check_column(column, has_data=data is not None)
+    with closing(open_index(index)) as store:
+        if data is None:
+            return calibrate_index(
+                store,
+                column=_find_column(store, column),
+                false_accept_rate=false_accept_rate,
+                false_reject_rate=false_reject_rate,
+            )
+        if not isinstance(encoder, Encoder):
+            encoder = load_index_encoder(store.info, encoder, device=device)
+        require_encoder(store.info, encoder, advice="Calibrate with the index's own encoder.")
+        dataset = data if isinstance(data, Dataset) else read_source(str(data))
+        print_message(*dataset.notes)
+        embeddings = embed_images(encoder, select_records(dataset), show_progress=True)
+        return calibrate_embeddings(
+            embeddings,
+            name=dataset.name,
+            false_accept_rate=false_accept_rate,
+            false_reject_rate=false_reject_rate,
+        )
+
+
+def check_column(column: str | None, *, has_data: bool) -> None:
+    """Refuse a column beside data.
+
+    Raises:
+        ConfigError: Both are given.
+    """
+    if column is not None and has_data:
+        raise ConfigError("--column belongs to the index's own images; the labels of --data say what they show.")
+
+
+def _find_column(store: VectorStore, column: str | None) -> str | None:
+    columns = store.columns()
+    if column is None:
+        return DEFAULT_COLUMN if DEFAULT_COLUMN in columns else None
+    if column not in columns:
+        raise ConfigError(unknown_name_message("metadata column", column, columns))
+    return column

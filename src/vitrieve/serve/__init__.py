@@ -1,7 +1,16 @@
 """Searching over HTTP, for programs and for people.
 
-The files in reading order, each of which begins with what it is for: ``app.py``, ``limits.py``, ``service.py``,
-``observe.py``, ``front.py``, ``gate.py``, ``place.py``, ``connections.py``, ``body.py``, ``schemas.py``,
-``questions.py``, ``pictures.py``, ``api.py``, ``address.py``, ``view.py``, ``pages.py``, ``refusals.py``, ``run.py``,
-``requirements.py``.
+The files in reading order:
+
+- ``app.py`` makes the application from its arguments.
+- ``settings.py`` holds what whoever runs the service decides: bounds, proxy, token.
+- ``middleware.py`` is what every request passes first: log, bounds of the head, who may come in.
+- ``body.py`` receives a body within bounds, recognizes what it is, and takes forms apart.
+- ``schemas.py`` has the models of JSON, and turns a body into a ``SearchRequest``.
+- ``pictures.py`` finds pictures of the index, makes small copies, and holds what visitors sent.
+- ``service.py`` is one running service: its workers, and the index that is being served.
+- ``api.py`` has the endpoints for programs.
+- ``views.py`` is what the templates are given, and the address that says what a page shows; also as one file.
+- ``pages.py`` has the endpoints for people, and the answer to an exception.
+- ``server.py`` runs all of it with uvicorn, and bounds every connection.
 """

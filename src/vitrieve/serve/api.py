@@ -13,12 +13,8 @@ from vitrieve.data.decode import encode_jpeg
 from vitrieve.index.filter import name_kind
 from vitrieve.search.explain import explain_result
 from vitrieve.search.request import SearchRequest
-from vitrieve.serve.body import is_form, parse_form, recognize
-from vitrieve.serve.gate import is_authorized
-from vitrieve.serve.limits import MAX_TEXT, Limits
-from vitrieve.serve.observe import CONTENT_TYPE
+from vitrieve.serve.middleware import CONTENT_TYPE, is_authorized
 from vitrieve.serve.pictures import SIDES_PX
-from vitrieve.serve.questions import Question, build_request, parse_json, read_form, validate
 from vitrieve.serve.schemas import (
     AnswerBody,
     ColumnsBody,
@@ -29,9 +25,13 @@ from vitrieve.serve.schemas import (
     ReadyBody,
     SearchBody,
     SearchParameters,
+    build_request,
+    read_request,
     to_answer_body,
+    validate,
 )
 from vitrieve.serve.service import CurrentService, Service
+from vitrieve.serve.settings import MAX_TEXT
 
 router = APIRouter()
 
@@ -106,30 +106,12 @@ async def search(
     request: Request, parameters: Annotated[SearchParameters, Query()], service: CurrentService
 ) -> AnswerBody:
     """Send an image's bytes as the body, a browser's form, or JSON; the content decides which it is."""
+    content_type = request.headers.get("content-type", "")
     async with service.bodies.receive(request) as body:
-
-        def build() -> SearchRequest:
-            question = read_question(request, body, parameters, service.limits)
-            return build_request(question, service.pictures, service.limits)
-
-        answer = await service.search(request, build)
+        answer = await service.search(
+            request, lambda: read_request(content_type, body, parameters, service.pictures, service.limits)
+        )
     return to_answer_body(answer)
-
-
-def read_question(request: Request, body: bytes, parameters: SearchParameters, limits: Limits) -> Question:
-    """Recognize what a body is, and read it; in a worker, because a body can be made to take long.
-
-    Raises:
-        HTTPException: 413 too much JSON, 422 nothing that can be searched for.
-    """
-    if not body:
-        raise HTTPException(422, "the body is empty; send the bytes of an image, a form, or JSON.")
-    content, content_type = recognize(body), request.headers.get("content-type", "")
-    if content == "image" or (content == "unknown" and not is_form(content_type)):
-        return Question(parameters=parameters, plus=(body,))  # decoding says what is wrong with what is unknown
-    if content == "json":
-        return Question(parameters=parameters, body=parse_json(body, limits))
-    return read_form(parse_form(content_type, body, max_files=limits.examples), parameters)
 
 
 class OpenFileResponse(FileResponse):
@@ -225,10 +207,11 @@ async def explain(
 ) -> Response:
     """Show which patches of the query and of the result match."""
 
-    def read() -> Question:
-        return Question(parameters=validate(SearchParameters, {"box": box}), body=validate(SearchBody, {"id": id}))
+    def build() -> SearchRequest:
+        parameters, body = validate(SearchParameters, {"box": box}), validate(SearchBody, {"id": id})
+        return build_request(parameters, body, service.pictures, service.limits)
 
-    return await answer_explanation(service, read, image_id, format)
+    return await answer_explanation(service, build, image_id, format)
 
 
 @router.post(
@@ -246,22 +229,28 @@ async def explain_picture(
     format: Format = "picture",
 ) -> Response:
     """Send the query as for ``/search``; it must be one picture."""
+    content_type = request.headers.get("content-type", "")
     async with service.bodies.receive(request) as body:
         parameters = validate(SearchParameters, {"box": box})
         return await answer_explanation(
-            service, lambda: read_question(request, body, parameters, service.limits), image_id, format
+            service,
+            lambda: read_request(content_type, body, parameters, service.pictures, service.limits),
+            image_id,
+            format,
         )
 
 
-async def answer_explanation(service: Service, read: Callable[[], Question], image_id: str, format: str) -> Response:
-    """Read the question and explain in a worker, and answer in the form that was asked for.
+async def answer_explanation(
+    service: Service, build: Callable[[], SearchRequest], image_id: str, format: str
+) -> Response:
+    """Build the request and explain in a worker, and answer in the form that was asked for.
 
     Raises:
         HTTPException: 422 when the query is not one picture, or as ``build_request``.
     """
 
     def work() -> Response:
-        request = build_request(read(), service.pictures, service.limits)
+        request = build()
         if len(request.plus) != 1 or request.minus:
             raise HTTPException(422, "only a search by one picture can be explained.")
         explanation = explain_result(service.searcher, request.plus[0], image_id)

@@ -1,7 +1,6 @@
 """``create_app``: the service from its arguments, without globals.
 
-From outside in: ``observe.py`` (headers, log, metrics), ``front.py`` (prefix, bounds, unread bodies), ``gate.py`` (who
-may come in), the endpoints of ``api.py`` and ``pages.py``.
+A request passes the three classes of ``middleware.py``, and then reaches an endpoint of ``api.py`` or ``pages.py``.
 """
 
 from __future__ import annotations
@@ -19,14 +18,11 @@ from fastapi.staticfiles import StaticFiles
 from vitrieve import __version__
 from vitrieve.search.searcher import Searcher
 from vitrieve.serve import api, pages
-from vitrieve.serve.front import Front
-from vitrieve.serve.gate import Gate
-from vitrieve.serve.limits import Limits
-from vitrieve.serve.observe import Observe
-from vitrieve.serve.place import Place
-from vitrieve.serve.refusals import ERRORS, answer_error, answer_unauthorized
+from vitrieve.serve.middleware import AccessControl, RequestBounds, RequestLog
+from vitrieve.serve.pages import ERRORS, answer_error, answer_unauthorized
 from vitrieve.serve.schemas import SearchBody
 from vitrieve.serve.service import Service
+from vitrieve.serve.settings import Limits, ProxySettings
 
 STATIC_FOLDER = Path(__file__).parent / "static"
 
@@ -37,19 +33,19 @@ def create_app(
     limits: Limits | None = None,
     token: str | None = None,
     hosts: Collection[str] | None = None,
-    place: Place | None = None,
+    proxy: ProxySettings | None = None,
 ) -> FastAPI:
     """Make the service: an ASGI application for uvicorn or any other server.
 
     Args:
-        searcher: What is searched; not closed here.
-        limits: What a request may take; None: as ``Limits`` says.
-        token: What every request must bring as ``Authorization: Bearer``; None: nobody is asked.
-        hosts: Names by which it may be called, besides those of ``place``; None: any.
-        place: Where a proxy shows it; None: there is none.
+        searcher: Index and encoder to search with; the caller closes it.
+        limits: Bounds of requests; None: the defaults of ``Limits``.
+        token: Token that every request must bring as ``Authorization: Bearer``; None: no token is asked for.
+        hosts: Names by which it may be called, besides those of ``proxy``; None: any.
+        proxy: Settings for a proxy in front; None: there is no proxy.
     """
-    limits, place = limits or Limits(), place or Place()
-    service = Service(searcher, limits, token, place)
+    limits, proxy = limits or Limits(), proxy or ProxySettings()
+    service = Service(searcher, limits, token, proxy)
 
     @asynccontextmanager
     async def run(_: FastAPI) -> AsyncIterator[None]:
@@ -71,14 +67,14 @@ def create_app(
         app.add_exception_handler(error, answer_error)
     # The one added last is the outermost.
     app.add_middleware(
-        Gate,
+        AccessControl,
         token=token,
         hosts=hosts,
-        allowed_hosts=place.allowed_hosts,
+        allowed_hosts=proxy.allowed_hosts,
         answer_unauthorized=answer_unauthorized,
     )
-    app.add_middleware(Front, limits=limits, root_path=place.root_path)
-    app.add_middleware(Observe, metrics=service.metrics, retry_after_seconds=limits.retry_after_seconds)
+    app.add_middleware(RequestBounds, limits=limits, root_path=proxy.root_path)
+    app.add_middleware(RequestLog, metrics=service.metrics, retry_after_seconds=limits.retry_after_seconds)
     app.openapi = lambda: build_openapi(app)  # type: ignore[method-assign]
     return app
 

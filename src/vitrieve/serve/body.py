@@ -1,4 +1,4 @@
-"""Receiving a body, bounded in bytes and time, and taking a form apart in memory."""
+"""This file receives a body within bounds of bytes and time, recognizes it, and takes a form apart in memory."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from python_multipart.multipart import Field, File, parse_options_header
 
 from vitrieve.data.decode import RAW_BEGINNINGS
 from vitrieve.data.work import HEAD_BYTES, find_kind
-from vitrieve.serve.front import read_length
-from vitrieve.serve.limits import Limits
+from vitrieve.serve.middleware import read_length
+from vitrieve.serve.settings import Limits
 
 Content = Literal["image", "json", "unknown"]
 
@@ -78,7 +78,7 @@ class BodyReader:
     """Receives bodies and knows how many bytes all of them together hold.
 
     Attributes:
-        held_bytes: Of all bodies inside ``receive`` now.
+        held_bytes: Number of bytes of all bodies that are inside ``receive`` now.
     """
 
     def __init__(self, limits: Limits) -> None:
@@ -89,10 +89,10 @@ class BodyReader:
     async def receive(self, request: Request, max_bytes: int | None = None) -> AsyncIterator[bytes]:
         """Receive the whole body, which counts as held until the block is left.
 
-        What is left of a body that is refused, ``front.py`` receives and drops.
+        ``RequestBounds`` receives and drops what is left of a body that is refused.
 
         Args:
-            request: Whose body it is.
+            request: Request whose body is received.
             max_bytes: Most that is received; None: as ``Limits`` says.
 
         Raises:

@@ -1,35 +1,38 @@
-"""The pages for people; what they show is in the address alone."""
+"""The pages for people, whose content is in the address alone; and the answer to an exception, as a page or JSON."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Annotated, Any
+from urllib.parse import quote
 
-from fastapi import APIRouter, HTTPException, Query, Request, Response
+from fastapi import APIRouter, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse
+from starlette.exceptions import HTTPException
 
 from vitrieve.data.decode import encode_jpeg
 from vitrieve.data.records import ImageRecord
-from vitrieve.errors import InputError
+from vitrieve.errors import ArtifactError, DataError, DecodeError, InputError, PictureTooLargeError, WeightsError
 from vitrieve.search.explain import explain_result
-from vitrieve.search.request import SearchAnswer, SearchRequest
-from vitrieve.serve.address import Address, parse_address
+from vitrieve.search.request import Example, SearchAnswer, SearchRequest
 from vitrieve.serve.api import answer_jpeg, check_side
 from vitrieve.serve.body import parse_form
-from vitrieve.serve.gate import COOKIE, build_cookie, is_token
+from vitrieve.serve.middleware import COOKIE, OUT_OF_MEMORY, build_cookie, is_token, log_failure
 from vitrieve.serve.pictures import Upload
-from vitrieve.serve.questions import Question, build_request, list_examples, validate
-from vitrieve.serve.refusals import get_refusal
-from vitrieve.serve.schemas import SearchBody, SearchParameters
-from vitrieve.serve.service import CurrentService, Service
-from vitrieve.serve.view import (
+from vitrieve.serve.schemas import build_example, check_search
+from vitrieve.serve.service import CurrentService, Service, get_service
+from vitrieve.serve.views import (
     YOUR_PICTURE,
+    Address,
     View,
     describe_conditions,
     describe_examples,
     describe_results,
     describe_samples,
     find_title,
+    parse_address,
     thumbnail_url,
     upload_url,
 )
@@ -43,7 +46,7 @@ MAX_VALUES = 200
 MAX_VALUE_LENGTH = 60
 _HELPER_FIELDS = ("column", "operator", "value", "x_1", "y_1", "x_2", "y_2")
 MAX_LOGIN_BYTES = 64 * 1024
-"""Of the one form that strangers may send: bodies of theirs must not take the memory that pictures need."""
+"""Size of the one form that strangers may send: their bodies must not take the memory that pictures need."""
 EXPIRED = "This picture is no longer here"
 
 
@@ -53,10 +56,10 @@ class Stage:
 
     Attributes:
         picture: Address of a copy of it.
-        title: What it shows.
+        title: Name of what the picture shows.
         width_px: Width after EXIF orientation.
         height_px: Height after EXIF orientation.
-        has_box_tool: Whether a box can be drawn: not where only a region of the picture was indexed.
+        has_box_tool: Flag that a box can be drawn; it is off where only a region of the picture was indexed.
     """
 
     picture: str
@@ -72,7 +75,7 @@ async def show_search(request: Request, service: CurrentService) -> Response:
     address = parse_address(request.query_params, service.limits)
     if any(name in _HELPER_FIELDS or not value for name, value in request.query_params.multi_items()):
         return RedirectResponse(
-            service.place.root_path + address.spell(), 303
+            service.proxy.root_path + address.spell(), 303
         )  # a form's long address gives way to the short one
     if not address.has_query:
         return await _show_start(service)
@@ -140,20 +143,30 @@ def build_page_request(address: Address, service: Service) -> SearchRequest:
     """Turn an address into a request; in a worker.
 
     Raises:
-        HTTPException: 410 when an upload is no longer held, or as ``build_request``.
+        HTTPException: 410 when an upload is no longer held, or as ``check_search`` and ``build_example``.
     """
-    values = {
-        "k": address.k,
-        "offset": (address.page - 1) * address.k,
-        "box": None if address.box is None else ",".join(f"{side:g}" for side in address.box),
-        "filter": address.filter,
-        "group_by": address.group_by or None,
-        "is_near_duplicate_grouped": address.is_near_duplicate_grouped,
-    }
-    uploads = tuple(find_upload(service, upload_id).data for upload_id in address.uploads)
-    body = validate(SearchBody, {"examples": list_examples(address.plus, address.minus)})
-    question = Question(parameters=validate(SearchParameters, values), plus=uploads, body=body)
-    return build_request(question, service.pictures, service.limits)
+    offset = (address.page - 1) * address.k
+    check_search(
+        service.limits,
+        k=address.k,
+        offset=offset,
+        num_examples=address.num_examples,
+        num_filters=len(address.filter),
+        box=address.box,
+    )
+    uploads = [find_upload(service, upload_id).data for upload_id in address.uploads]
+    return SearchRequest(
+        plus=(
+            *(Example(picture=data, box=address.box) for data in uploads),
+            *(build_example(service.pictures, id=image_id, box=address.box) for image_id in address.plus),
+        ),
+        minus=tuple(Example(image_id=image_id) for image_id in address.minus),
+        k=address.k,
+        offset=offset,
+        filter=address.filter,
+        group_by=address.group_by or None,
+        is_near_duplicate_grouped=address.is_near_duplicate_grouped,
+    )
 
 
 def find_upload(service: Service, upload_id: str) -> Upload:
@@ -227,23 +240,23 @@ async def show_comparison(request: Request, image_id: str, service: CurrentServi
     answer, problem = await _search(request, service, address)
     results = await service.look_up(lambda: describe_results(answer, address)) if answer else []
     found = [result for one in results for result in (one, *one["others"])]
-    place = next((row for row, result in enumerate(found) if result["image_id"] == image_id), None)
-    if problem is None and place is None:
+    row = next((number for number, result in enumerate(found) if result["image_id"] == image_id), None)
+    if problem is None and row is None:
         problem = {
             "status": 404,
             "title": "There is no such result",
             "detail": "It is not on this page of the results.",
         }
-    if problem is not None or place is None:
+    if problem is not None or row is None:
         return _show_problem(service, problem or {}, address)
     page = service.renderer.render(
         "compare.html",
         address=address,
-        result=found[place],
+        result=found[row],
         large=thumbnail_url(image_id, 640),
         overlay=address.spell("/compare/overlay", image_id=image_id) if address.num_examples == 1 else None,
-        previous=found[place - 1]["compare"] if place > 0 else None,
-        following=found[place + 1]["compare"] if place + 1 < len(found) else None,
+        previous=found[row - 1]["compare"] if row > 0 else None,
+        following=found[row + 1]["compare"] if row + 1 < len(found) else None,
         **await _describe_query(service, address),
     )
     return HTMLResponse(page)
@@ -276,7 +289,7 @@ async def receive_upload(request: Request, service: CurrentService) -> Response:
             return service.uploads.add(files[0])
 
         upload = await service.compute(keep)
-    address = service.place.root_path + Address(uploads=(upload.upload_id,)).spell()
+    address = service.proxy.root_path + Address(uploads=(upload.upload_id,)).spell()
     if "application/json" in request.headers.get("accept", ""):
         return JSONResponse({"address": address})
     return RedirectResponse(address, 303)
@@ -306,7 +319,7 @@ async def log_in(request: Request, service: CurrentService) -> Response:
     token, after = (form.texts.get(name, [""])[-1] for name in ("token", "after"))
     if not is_local_path(after):
         after = "/"
-    answer = RedirectResponse(service.place.root_path + after, 303)
+    answer = RedirectResponse(service.proxy.root_path + after, 303)
     if service.token is None:
         return answer
     if not is_token(token.strip(), service.token):
@@ -315,10 +328,10 @@ async def log_in(request: Request, service: CurrentService) -> Response:
     answer.set_cookie(
         COOKIE,
         build_cookie(service.token),
-        path=service.place.root_path or "/",
+        path=service.proxy.root_path or "/",
         httponly=True,
         samesite="lax",
-        secure=service.place.is_by_tls(request),
+        secure=service.proxy.is_by_tls(request),
     )
     return answer
 
@@ -339,3 +352,73 @@ def _show_problem(service: Service, problem: dict[str, Any], address: Address | 
 
 def _retry(status: int, service: Service) -> dict[str, str]:
     return {"Retry-After": str(service.limits.retry_after_seconds)} if status in (503, 504) else {}
+
+
+def get_refusal(error: Exception) -> tuple[int, str]:
+    """Return the status and the message of something that was raised on purpose.
+
+    An ``InputError`` is 422, but for three kinds: a ``DataError`` that is no ``DecodeError`` is an ``image_id`` that
+    the index does not have, 404; a picture that is too large is 413; and what is wrong with the index or its encoder is
+    no fault of the client's, so it is 503, as a shortage of memory, and the log says what it is.
+    """
+    if isinstance(error, HTTPException):
+        return error.status_code, str(error.detail)
+    if isinstance(error, RequestValidationError):
+        parts = (f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
+        return 422, "; ".join(list(parts)[:5])
+    if isinstance(error, PictureTooLargeError):
+        return 413, str(error)
+    if isinstance(error, MemoryError):
+        log_failure("out of memory")
+        return 503, OUT_OF_MEMORY
+    if isinstance(error, SERVICE_ERRORS):  # its message names paths of this machine; the log has it
+        log_failure("the index cannot be read")
+        return 503, "the index is gone, damaged or being replaced; the service reads it again once it is whole."
+    is_unknown_id = isinstance(error, DataError) and not isinstance(error, DecodeError)
+    return 404 if is_unknown_id else 422, str(error)
+
+
+async def answer_error(request: Request, error: Exception) -> Response:
+    """Answer with the refusal: a page where a browser opens a page, JSON everywhere else."""
+    status, detail = get_refusal(error)
+    headers = dict(getattr(error, "headers", None) or {})
+    if status in (503, 504):
+        headers.setdefault("Retry-After", str(get_service(request).limits.retry_after_seconds))
+    if not is_page(request):
+        return JSONResponse({"detail": detail}, status, headers)
+    title = HTTPStatus(status).phrase
+    if (status, detail) == (404, "Not Found"):
+        title, detail = "Page not found", "Nothing is at this address. Start a new search here."
+    problem = {"status": status, "title": title, "detail": detail}
+    page = get_service(request).renderer.render("problem.html", problem=problem, back="/")
+    return HTMLResponse(page, status, headers)
+
+
+def answer_unauthorized(request: Request) -> Response:
+    """Ask for the token: with a form where a browser opens a page, with the standard's header everywhere else."""
+    headers = {"WWW-Authenticate": "Bearer"}
+    if not wants_page(request):
+        detail = "this service needs its token: send the header Authorization: Bearer TOKEN."
+        return JSONResponse({"detail": detail}, 401, headers)
+    # Not request.url: it begins with whatever the client wrote into the header Host.
+    query = request.scope["query_string"].decode("latin-1")
+    after = quote(request.scope["path"]) + (f"?{query}" if query else "")
+    page = get_service(request).renderer.render("login.html", is_wrong=False, after=after)
+    return HTMLResponse(page, 401, headers)
+
+
+def is_page(request: Request) -> bool:
+    """Say whether an answer is looked at in a browser: not when it comes from an endpoint for programs."""
+    is_documented = getattr(request.scope.get("route"), "include_in_schema", False)
+    return wants_page(request) and not is_documented
+
+
+def wants_page(request: Request) -> bool:
+    """Say whether the client prefers a page."""
+    return "text/html" in request.headers.get("accept", "")
+
+
+SERVICE_ERRORS = (ArtifactError, WeightsError)
+"""What is no fault of the client's: an index or an encoder that is gone, damaged or cannot be reached."""
+ERRORS = (HTTPException, RequestValidationError, InputError, MemoryError)
+"""What is answered so; anything else is a fault of ours."""

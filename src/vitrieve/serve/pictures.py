@@ -20,7 +20,7 @@ from vitrieve.data.records import ImageRecord
 from vitrieve.errors import DataError, DecodeError
 from vitrieve.index.store import VectorStore, find_name
 from vitrieve.serve.body import NUM_BYTES, find_image_type
-from vitrieve.serve.limits import Limits
+from vitrieve.serve.settings import Limits
 
 SIDES_PX = (160, 320, 640, 1280)
 """Longest sides that can be asked for: a few, so that a stranger cannot fill the memory with all others."""
@@ -31,8 +31,8 @@ class PictureFile:
     """An image file that may be sent: the open file whose content was looked at, wherever its path leads by now.
 
     Attributes:
-        file: For reading; whoever sends it closes it.
-        media_type: By its content.
+        file: The open file, for reading; whoever sends it closes it.
+        media_type: Media type that the content shows.
     """
 
     file: BinaryIO

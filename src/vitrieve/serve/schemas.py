@@ -1,14 +1,19 @@
-"""What goes in and out over HTTP, as the OpenAPI document describes it."""
+"""What goes in and out over HTTP, as the OpenAPI document describes it, and how it becomes a ``SearchRequest``."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Literal, TypeVar
 
-from pydantic import Base64Bytes, BaseModel, ConfigDict, Field, StrictBool
+import numpy as np
+from fastapi import HTTPException
+from pydantic import Base64Bytes, BaseModel, ConfigDict, Field, StrictBool, ValidationError
 
 from vitrieve.index.filter import ColumnKind, Condition, Operator
-from vitrieve.search.request import Reranking, SearchAnswer, SearchResult
-from vitrieve.serve.limits import MAX_LIST, MAX_TEXT, MAX_VECTOR
+from vitrieve.search.request import Box, Example, Reranking, SearchAnswer, SearchRequest, parse_box, to_box
+from vitrieve.serve.body import Form, is_form, parse_form, recognize
+from vitrieve.serve.pictures import Pictures
+from vitrieve.serve.settings import MAX_LIST, MAX_TEXT, MAX_VECTOR, Limits
 
 Text = Annotated[str, Field(max_length=MAX_TEXT)]
 FiniteNumber = Annotated[float, Field(allow_inf_nan=False)]
@@ -168,19 +173,215 @@ class ReadyBody(BaseModel):
 
 def to_answer_body(answer: SearchAnswer) -> AnswerBody:
     """Spell an answer for the wire; the server's paths stay where they are."""
-    return AnswerBody(
-        results=[_to_result_body(result) for result in answer.results],
-        is_match=answer.is_match,
-        threshold=answer.threshold,
-        has_more=answer.has_more,
-        timings_seconds=dict(answer.timings_seconds),
+    return AnswerBody.model_validate(answer, from_attributes=True)
+
+
+MAX_NAME_SHOWN = 60
+"""Characters of a field's name in a message: an unknown one may be as long as the body."""
+M = TypeVar("M", bound=BaseModel)
+_ID_FIELDS = {"plus": "id", "minus": "minus_id"}
+"""Form fields that name images of the index."""
+_LISTS = ("filter",)
+"""Form fields that may occur several times; of the others the last counts."""
+
+
+def validate(model: type[M], values: Mapping[str, object]) -> M:
+    """Build a model of ``schemas.py`` from what a client sent, in whatever form; no other way leads to one.
+
+    Raises:
+        HTTPException: 422, naming every field that does not fit.
+    """
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise HTTPException(422, describe_validation(error)) from None
+
+
+def parse_json(data: bytes, limits: Limits) -> SearchBody:
+    """Read a JSON body; in a worker.
+
+    What is too much is refused before it is parsed: a parser makes some 50 bytes of every ``1,``.
+
+    Raises:
+        HTTPException: 413 too large, 422 naming every field that does not fit.
+    """
+    if len(data) > limits.json_bytes:
+        largest = limits.json_bytes / 2**20
+        raise HTTPException(413, f"the JSON is larger than {largest:g} MiB; send pictures as files in a form.")
+    for sign, most in ((b",", limits.json_values), (b":", limits.json_fields)):
+        if (count := data.count(sign)) > most:
+            raise HTTPException(422, f"the JSON has {count:,} {sign.decode()!r}; at most {most:,} are read.")
+    try:
+        return SearchBody.model_validate_json(data)
+    except ValidationError as error:
+        raise HTTPException(422, describe_validation(error)) from None
+
+
+def read_request(
+    content_type: str, data: bytes, parameters: SearchParameters, pictures: Pictures, limits: Limits
+) -> SearchRequest:
+    """Recognize what a body is, and turn it into a request; in a worker, because a body can be made to take long.
+
+    Args:
+        content_type: The header, which only matters for a form.
+        data: The whole body.
+        parameters: What stood in the address.
+        pictures: The pictures of the index.
+        limits: The bounds of the service.
+
+    Raises:
+        HTTPException: 404 unknown ``id``, 413 too much JSON, 422 nothing that can be searched for.
+        InputError: As ``SearchRequest`` says.
+    """
+    if not data:
+        raise HTTPException(422, "the body is empty; send the bytes of an image, a form, or JSON.")
+    content = recognize(data)
+    if content == "image" or (content == "unknown" and not is_form(content_type)):
+        # Decoding says what is wrong with what is unknown.
+        return build_request(parameters, SearchBody(), pictures, limits, plus=[data])
+    if content == "json":
+        return build_request(parameters, parse_json(data, limits), pictures, limits)
+    form = parse_form(content_type, data, max_files=limits.examples)
+    parameters, body = read_form(form, parameters)
+    plus, minus = form.files.get("image", []), form.files.get("minus_image", [])
+    return build_request(parameters, body, pictures, limits, plus=plus, minus=minus)
+
+
+def read_form(form: Form, parameters: SearchParameters) -> tuple[SearchParameters, SearchBody]:
+    """Read the fields of a form: files ``image`` and ``minus_image``, ids ``id`` and ``minus_id``, and parameters.
+
+    Raises:
+        HTTPException: 422 when a field is unknown or does not fit.
+    """
+    accepted_texts = {"id", "minus_id", *SearchParameters.model_fields}
+    unknown = [*(set(form.files) - {"image", "minus_image"}), *(set(form.texts) - accepted_texts - {"image"})]
+    if unknown:
+        files, fields = "image, minus_image", ", ".join(sorted(accepted_texts))
+        raise HTTPException(422, f"unknown form fields {sorted(unknown)}; accepted files: {files}; fields: {fields}.")
+    given = {
+        name: values if name in _LISTS else values[-1]
+        for name, values in form.texts.items()
+        if name in SearchParameters.model_fields and any(values)  # a form sends what was left empty too
+    }
+    merged = validate(SearchParameters, {**parameters.model_dump(exclude_unset=True), **given})
+    signed = [(name, sign) for sign in ("plus", "minus") for name in form.texts.get(_ID_FIELDS[sign], []) if name]
+    return merged, validate(SearchBody, {"examples": [{"id": image_id, "sign": sign} for image_id, sign in signed]})
+
+
+def build_request(
+    parameters: SearchParameters,
+    body: SearchBody,
+    pictures: Pictures,
+    limits: Limits,
+    *,
+    plus: Sequence[bytes] = (),
+    minus: Sequence[bytes] = (),
+) -> SearchRequest:
+    """Turn a search into a request, checked against the limits; it reads stored pictures, so it belongs into a worker.
+
+    Args:
+        parameters: What stood in the address or in a form.
+        body: What the JSON says, which wins over the parameters.
+        pictures: The pictures of the index.
+        limits: The bounds of the service.
+        plus: Files of pictures that are wanted.
+        minus: Files of pictures that are not.
+
+    Raises:
+        HTTPException: 404 unknown ``id``, 422 anything else that cannot be searched.
+        InputError: As ``SearchRequest`` says.
+    """
+    parameters = _merge(parameters, body)
+    conditions = parameters.filter if body.filter is None else body.filter
+    box = parse_box(parameters.box) if body.box is None else to_box(body.box)
+    check_search(
+        limits,
+        k=parameters.k,
+        offset=parameters.offset,
+        num_examples=len(plus)
+        + len(minus)
+        + len(body.examples)
+        + sum(one is not None for one in (body.id, body.vector)),
+        num_filters=len(conditions),
+        box=box,
+    )
+    wanted = [Example(picture=data, box=box) for data in plus]
+    unwanted = [Example(picture=data, box=box) for data in minus]
+    if body.id is not None:
+        wanted.append(build_example(pictures, id=body.id, box=box))
+    if body.vector is not None:
+        wanted.append(build_example(pictures, vector=body.vector, box=box))
+    for one in body.examples:
+        own_box = box or (None if one.box is None else to_box(one.box))
+        example = build_example(pictures, id=one.id, vector=one.vector, image=one.image, box=own_box)
+        (wanted if one.sign == "plus" else unwanted).append(example)
+    return SearchRequest(
+        plus=tuple(wanted),
+        minus=tuple(unwanted),
+        k=parameters.k,
+        offset=parameters.offset,
+        filter=[one if isinstance(one, str) else one.to_condition() for one in conditions],
+        group_by=parameters.group_by or None,
+        is_near_duplicate_grouped=parameters.is_near_duplicate_grouped,
+        reranking=parameters.reranking,
     )
 
 
-def _to_result_body(result: SearchResult) -> ResultBody:
-    return ResultBody(
-        image_id=result.image_id,
-        score=result.score,
-        metadata=dict(result.metadata),
-        others=[_to_result_body(other) for other in result.others],
+def check_search(
+    limits: Limits, *, k: int, offset: int, num_examples: int, num_filters: int, box: Box | None = None
+) -> None:
+    """Refuse a search of more than the service allows, and a box whose picture is not clear.
+
+    Raises:
+        HTTPException: 422.
+    """
+    for name, count, most in (
+        ("k", k, limits.k),
+        ("offset", offset, limits.offset),
+        ("the number of examples", num_examples, limits.examples),
+        ("the number of filters", num_filters, limits.filters),
+    ):
+        if count > most:
+            raise HTTPException(422, f"{name} is {count}; this server allows at most {most:,}.")
+    if box is not None and num_examples != 1:
+        raise HTTPException(422, "a box belongs to one picture; with several examples give each its own box.")
+
+
+def build_example(
+    pictures: Pictures,
+    *,
+    id: str | None = None,
+    vector: Sequence[float] | None = None,
+    image: bytes | None = None,
+    box: Box | None = None,
+) -> Example:
+    """Make an example of an image of the index, a vector or a file; a box on an image of the index reads its file.
+
+    Raises:
+        HTTPException: 404 unknown ``id``, 410 its file is gone, 422 not exactly one of the three, or a box on a vector.
+    """
+    if sum(part is not None for part in (id, vector, image)) != 1:
+        raise HTTPException(422, "an example is exactly one of id, vector and image.")
+    if image is not None:
+        return Example(picture=image, box=box)
+    if vector is not None:
+        if box is not None:
+            raise HTTPException(422, "a box belongs to a picture, not to a vector.")
+        return Example(vector=np.asarray(vector, dtype=np.float64))
+    assert id is not None
+    return Example(image_id=id) if box is None else Example(picture=pictures.read(pictures.find(id)), box=box)
+
+
+def _merge(parameters: SearchParameters, body: SearchBody) -> SearchParameters:
+    """Let what the JSON says win over the address; the box and the filter have other forms in each."""
+    given = body.model_dump(include=set(SearchParameters.model_fields) - {"box", "filter"}, exclude_none=True)
+    return validate(SearchParameters, {**parameters.model_dump(), **given})
+
+
+def describe_validation(error: ValidationError) -> str:
+    """Say in one line what does not fit, without repeating what was sent."""
+    parts = (
+        f"{'.'.join(str(name)[:MAX_NAME_SHOWN] for name in one['loc']) or 'the body'}: {one['msg']}"
+        for one in error.errors(include_url=False, include_context=False, include_input=False)[:5]
     )
+    return "; ".join(parts)

@@ -15,11 +15,10 @@ from vitrieve.errors import ReplacedError
 from vitrieve.search.request import SearchAnswer, SearchRequest
 from vitrieve.search.searcher import Searcher
 from vitrieve.serve.body import BodyReader
-from vitrieve.serve.limits import Limits
-from vitrieve.serve.observe import TIMINGS, Metrics, log_event, log_failure
+from vitrieve.serve.middleware import TIMINGS, Metrics, log_event, log_failure
 from vitrieve.serve.pictures import Pictures, Uploads
-from vitrieve.serve.place import Place
-from vitrieve.serve.view import Renderer
+from vitrieve.serve.settings import Limits, ProxySettings
+from vitrieve.serve.views import Renderer
 
 T = TypeVar("T")
 
@@ -28,7 +27,7 @@ class WorkerPool:
     """Threads with a bounded queue.
 
     Attributes:
-        name: For people: of the threads, in metrics and messages.
+        name: Name of the pool in metrics, and of its threads.
         num_unfinished: Pieces of work that run or wait.
         num_refused: Pieces turned away because the queue was full.
     """
@@ -94,10 +93,10 @@ class Service:
     Three pools, so that no kind of work waits behind another: searches, thumbnails, and look-ups in the index.
     """
 
-    def __init__(self, searcher: Searcher, limits: Limits, token: str | None, place: Place) -> None:
+    def __init__(self, searcher: Searcher, limits: Limits, token: str | None, proxy: ProxySettings) -> None:
         self.limits = limits
         self.token = token
-        self.place = place
+        self.proxy = proxy
         self.is_ready = False
         self.readiness = "the encoder and the index are being loaded."
         self.metrics = Metrics()
@@ -115,7 +114,7 @@ class Service:
     def _serve(self, searcher: Searcher) -> None:
         self.searcher = searcher
         self.pictures = Pictures(searcher.store, self.limits)
-        self.renderer = Renderer(searcher.store.info, self.limits, root_path=self.place.root_path)
+        self.renderer = Renderer(searcher.store.info, self.limits, root_path=self.proxy.root_path)
 
     async def warm_up(self) -> None:
         """Load the index into memory, where it fits, and answer a first search, which loads what is loaded once.

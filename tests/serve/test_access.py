@@ -10,12 +10,11 @@ from fastapi import FastAPI
 from tests.serve.conftest import Connect
 from vitrieve.errors import ConfigError
 from vitrieve.search.searcher import Searcher
-from vitrieve.serve import run
+from vitrieve.serve import server
 from vitrieve.serve.app import create_app
-from vitrieve.serve.gate import COOKIE, LOCAL_NAMES, is_local, split_host
-from vitrieve.serve.place import Place
-from vitrieve.serve.requirements import read_token
-from vitrieve.serve.run import listen, local_hosts, spell_address
+from vitrieve.serve.middleware import COOKIE, split_host
+from vitrieve.serve.server import listen, local_hosts, spell_address
+from vitrieve.serve.settings import LOCAL_NAMES, ProxySettings, is_local, read_token
 
 TOKEN = "a-token-of-some-length"
 
@@ -127,7 +126,7 @@ def test_every_spelling_of_a_loopback_is_local_and_answers_under_its_own_name(ho
         pytest.skip(f"this machine has no {host}")
     with listener:
         names = local_hosts(host, listener)
-        printed = httpx.URL(spell_address(listener, Place())).netloc.decode()
+        printed = httpx.URL(spell_address(listener, ProxySettings())).netloc.decode()
     app = create_app(searcher, hosts=names)
     typed = f"[{host}]:80" if ":" in host else f"{host}:80"
     for name in (printed, typed, "localhost:80", "[::ffff:7f00:1]:80"):
@@ -153,7 +152,7 @@ def test_a_name_is_local_where_all_its_addresses_are(monkeypatch: pytest.MonkeyP
 def test_serve_trusts_the_address_and_not_the_name(searcher: Searcher, monkeypatch: pytest.MonkeyPatch) -> None:
     """A name that was local when the token was asked for may lead elsewhere when the service listens."""
     listener = socket.create_server(("0.0.0.0", 0))
-    monkeypatch.setattr(run, "listen", lambda host, port: listener)
+    monkeypatch.setattr(server, "listen", lambda host, port: listener)
     with pytest.raises(ConfigError, match=r"mine\.example is 0\.0\.0\.0, .* needs a token"):
-        run.serve(searcher, host="mine.example", port=0)
+        server.serve(searcher, host="mine.example", port=0)
     assert listener.fileno() == -1

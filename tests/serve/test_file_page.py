@@ -14,8 +14,8 @@ from vitrieve.embed.collection import Embeddings
 from vitrieve.index.filter import parse_filter
 from vitrieve.index.open import build_index
 from vitrieve.index.store import VectorStore
-from vitrieve.search.page import THUMBNAIL_PX, build_thumbnail, render_search_page, write_search_page
 from vitrieve.search.request import Example, SearchAnswer, SearchRequest, SearchResult
+from vitrieve.serve.views import THUMBNAIL_PX, build_thumbnail, render_search_page, write_search_page
 
 EVIL = "<script>alert('x')</script>"
 
@@ -78,8 +78,8 @@ def test_page_takes_scores_outside_zero_to_one(store: VectorStore, picture_folde
     path = picture_folder / "00.png"
     results = [SearchResult(image_id="a", score=score, path=path, metadata={}) for score in (1.0000001, -0.25)]
     page = render_search_page(ask(path, results), store=store)
-    assert "width: 100.0%" in page
-    assert "width: 0.0%" in page
+    assert 'class="fill" width="100.0"' in page
+    assert 'class="fill" width="0.0"' in page
     assert "-0.250" in page
 
 

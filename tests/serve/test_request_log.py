@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from vitrieve.serve.observe import JsonFormatter
+from vitrieve.serve.middleware import JsonFormatter
 
 
 def spell(event: str, **fields: object) -> str:
@@ -27,7 +27,7 @@ def test_a_failure_is_one_line_that_no_name_breaks(monkeypatch: pytest.MonkeyPat
     values = json.loads(line)
     assert values["image_id"] == name
     assert values["error"].startswith("KeyError")
-    assert values["where"].startswith("test_logs.py:")
+    assert values["where"].startswith("test_request_log.py:")
     assert "traceback" not in values
 
 

@@ -12,8 +12,7 @@ import pytest
 from tests.serve.conftest import Connect, make_picture
 from vitrieve.search.searcher import Searcher
 from vitrieve.serve.app import create_app
-from vitrieve.serve.limits import Limits
-from vitrieve.serve.place import Place
+from vitrieve.serve.settings import Limits, ProxySettings
 
 TOKEN = "a-token-of-some-length"
 GUARDED = (
@@ -166,7 +165,7 @@ async def count_received(app: object, path: str, headers: dict[str, str], chunks
 
 def test_every_link_stays_behind_the_prefix(connect: Connect, picture: bytes) -> None:
     """Of a proxy that takes the prefix off, and of one that leaves it on."""
-    client = connect(place=Place(root_path="/photos"))
+    client = connect(proxy=ProxySettings(root_path="/photos"))
     sent = client.post("/uploads", files={"image": picture}, headers={"Accept": "application/json"}).json()["address"]
     assert sent.startswith("/photos/?upload=")
     near = "group_by=label&near_duplicates=together&filter=label!%3Dx"
@@ -202,7 +201,7 @@ def test_every_link_stays_behind_the_prefix(connect: Connect, picture: bytes) ->
 
 
 def test_the_prefix_changes_nothing_about_the_token(connect: Connect) -> None:
-    client = connect(token=TOKEN, place=Place(root_path="/photos"))
+    client = connect(token=TOKEN, proxy=ProxySettings(root_path="/photos"))
     for path in ("/photos/metrics", "/metrics", "/photos/photos/healthz", "/photos/images/class0/0.png", "/photos"):
         assert client.get(path).status_code == 401, path
     assert client.get("/photos/healthz").status_code == 200

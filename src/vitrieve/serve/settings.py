@@ -1,0 +1,271 @@
+"""What whoever runs the service decides: bounds of requests, the proxy in front, the token; and what must be installed.
+
+It imports no package of the service, so that a missing one is told in a sentence.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import re
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from vitrieve.errors import ConfigError
+from vitrieve.machine import count_cores
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+
+MEBIBYTE = 2**20
+MAX_TEXT = 4096
+"""Characters of a text: the longest path of Linux, because an image's name is one."""
+MAX_LIST = 1000
+"""Entries of a list, and values of a condition; a server allows fewer, but a list is never read further than this."""
+MAX_VECTOR = 16_384
+"""Numbers of a vector."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """The bounds of the service; every one can be met by a stranger's request, and none is exceeded.
+
+    What a picture may take is one rule for the service and for collections, in ``data/work.py``.
+
+    Attributes:
+        address_bytes: Size of a request's path and query: the longest path (4,095 bytes) fits, spelled in ``%xx``.
+        header_bytes: Size of a request's headers, names and values together.
+        num_headers: Headers of one request.
+        body_bytes: Size of a request's body. A photograph of 50 megapixels has about 20 million bytes.
+        drained_bytes: Size up to which a refused body is received and dropped, so that the client reads the
+            answer; a larger one is cut off.
+        json_bytes: Size of a request's JSON, in which a picture takes a third more than its file.
+        json_values: Numbers, texts and fields of one request's JSON, counted by their commas before it is parsed.
+        json_fields: Fields of it, counted by their colons.
+        held_bytes: Size of all bodies that are being received or worked on.
+        k: Results on one page of an answer.
+        offset: Results before that page.
+        examples: Pictures, ids and vectors in one search.
+        filters: Conditions in one search.
+        body_seconds: Time to receive a body; the connection of a client that takes longer is closed.
+        request_seconds: Time to wait for a worker and its work.
+        num_workers: Searches computed at the same time: one for each core, as more would only slow each other.
+        num_waiting: Searches that wait for a worker; the next one is turned away.
+        num_waiting_thumbnails: Thumbnails that wait for a worker; one page asks for dozens.
+        retry_after_seconds: Time after which a client that is turned away is told to come again.
+        upload_bytes: Size of the pictures that visitors sent, kept so that a result's address can be opened again.
+        num_uploads: Number of those pictures.
+        thumbnail_bytes: Size of the thumbnails kept in memory.
+        resident_bytes: Size of the copy of the index that answers searches; a larger index is searched on disk.
+    """
+
+    address_bytes: int = 16 * 1024
+    header_bytes: int = 32 * 1024
+    num_headers: int = 100
+    body_bytes: int = 25 * MEBIBYTE
+    drained_bytes: int = 100 * MEBIBYTE
+    json_bytes: int = 8 * MEBIBYTE
+    json_values: int = 300_000
+    json_fields: int = 2000
+    held_bytes: int = 256 * MEBIBYTE
+    k: int = 200
+    offset: int = 10_000
+    examples: int = 16
+    filters: int = 16
+    body_seconds: float = 30.0
+    request_seconds: float = 20.0
+    num_workers: int = field(default_factory=lambda: max(2, count_cores()))
+    num_waiting: int = 32
+    num_waiting_thumbnails: int = 512
+    retry_after_seconds: int = 2
+    upload_bytes: int = 128 * MEBIBYTE
+    num_uploads: int = 1000
+    thumbnail_bytes: int = 64 * MEBIBYTE
+    resident_bytes: int = 1024 * MEBIBYTE
+
+    def __post_init__(self) -> None:
+        """Refuse bounds that nothing could pass."""
+        for one in fields(self):
+            least = 0 if one.name in ("num_waiting", "resident_bytes") else 1
+            value = getattr(self, one.name)
+            if one.type != "float" and value < least:
+                raise ConfigError(f"the limit {one.name} is {value}; give {least} or more.")
+            if one.type == "float" and not value > 0:
+                raise ConfigError(f"the limit {one.name} is {value}; give a positive number of seconds.")
+
+
+OWN_PATHS = (
+    *("compare", "explain", "healthz", "images", "login", "metrics", "openapi.json", "readyz", "search", "static"),
+    *("thumbnails", "uploads"),
+)
+"""First parts of the service's own paths; a prefix that begins with one could not be told from them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProxySettings:
+    """What browsers see of the service.
+
+    Attributes:
+        allowed_hosts: Names in the browser's address, each with or without a port; without: any port.
+        root_path: Prefix of every path, such as ``/photos``; empty: none.
+        is_secure: Flag that every browser comes by TLS.
+        has_proxy_headers: Flag that a proxy says in ``X-Forwarded-Proto`` how the browser came. Who forges it only
+            changes the cookie that it is given itself.
+    """
+
+    allowed_hosts: tuple[str, ...] = ()
+    root_path: str = ""
+    is_secure: bool = False
+    has_proxy_headers: bool = False
+
+    def is_by_tls(self, request: Request) -> bool:
+        """Say whether a browser sent a request by TLS, so that its cookie never leaves without it."""
+        forwarded = request.headers.get("x-forwarded-proto", "").split(",")[0].strip().lower()
+        return self.is_secure or request.scope["scheme"] == "https" or (self.has_proxy_headers and forwarded == "https")
+
+
+def build_proxy_settings(
+    *, public_url: str | None, root_path: str | None, allowed_hosts: Sequence[str], has_proxy_headers: bool
+) -> ProxySettings:
+    """Build the settings from what the command line says; the public address says name, prefix and TLS at once.
+
+    Raises:
+        ConfigError: An address, a prefix or a name that cannot be one, or a prefix said twice.
+
+    >>> address = "https://a.example/photos/"
+    >>> build_proxy_settings(public_url=address, root_path=None, allowed_hosts=(), has_proxy_headers=False)
+    ProxySettings(allowed_hosts=('a.example',), root_path='/photos', is_secure=True, has_proxy_headers=False)
+    """
+    names = tuple(map(check_name, allowed_hosts))
+    if public_url is None:
+        return ProxySettings(
+            allowed_hosts=names, root_path=check_prefix(root_path or ""), has_proxy_headers=has_proxy_headers
+        )
+    try:
+        parts = urlsplit(public_url)
+        is_address = parts.scheme in ("http", "https") and bool(parts.hostname) and not (parts.query or parts.fragment)
+    except ValueError:
+        is_address = False
+    if not is_address or "@" in parts.netloc:
+        raise ConfigError(
+            f"--public-url is {public_url!r}; give what browsers open, such as https://example.org/photos."
+        )
+    prefix = check_prefix(parts.path)
+    if root_path is not None and check_prefix(root_path) != prefix:
+        raise ConfigError(f"--public-url has the prefix {prefix!r} and --root-path is {root_path!r}; leave one out.")
+    return ProxySettings(
+        allowed_hosts=(check_name(parts.netloc), *names),
+        root_path=prefix,
+        is_secure=parts.scheme == "https",
+        has_proxy_headers=has_proxy_headers,
+    )
+
+
+def check_prefix(text: str) -> str:
+    """Return a prefix in its one spelling: a slash in front, none at its end; ``/`` is none at all.
+
+    Raises:
+        ConfigError: Characters that a prefix cannot have, or a first part that is a path of the service itself.
+    """
+    prefix = "/" + text.strip("/")
+    if prefix == "/":
+        return ""
+    parts = prefix[1:].split("/")
+    if not all(re.fullmatch(r"[A-Za-z0-9_~.-]+", part) and part not in (".", "..") for part in parts):
+        raise ConfigError(f"the prefix is {text!r}; give one of letters, digits, - _ . ~ such as /photos.")
+    if parts[0] in OWN_PATHS:
+        raise ConfigError(
+            f"the prefix is {text!r}, but /{parts[0]} is a path of the service; give another, as /photos."
+        )
+    return prefix
+
+
+def check_name(text: str) -> str:
+    """Return a name, with or without a port, as browsers spell it in an address.
+
+    Raises:
+        ConfigError: Anything else, such as a whole address or a pattern.
+    """
+    if not re.fullmatch(r"([A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?", text):
+        raise ConfigError(
+            f"{text!r} is no host name; give one as browsers show it, such as photos.example or [::1]:8443."
+        )
+    return text.lower()
+
+
+TOKEN_VARIABLE = "VITRIEVE_TOKEN"
+EXTRA_PACKAGES = ("fastapi", "httptools", "prometheus_client", "python_multipart", "uvicorn")
+MIN_TOKEN_LENGTH = 16
+"""A token can be tried as fast as the network allows; shorter ones are words."""
+
+
+def check_extra() -> None:
+    """Refuse to go on without the packages of the service.
+
+    Raises:
+        ConfigError: One is missing.
+    """
+    for package in EXTRA_PACKAGES:
+        if find_spec(package) is None:
+            raise ConfigError(
+                f"this needs the package {package!r}, which is not installed: pip install 'vitrieve[serve]'."
+            )
+
+
+def read_token(host: str, token: str | None) -> str | None:
+    """Return the token, from the flag or the variable VITRIEVE_TOKEN; None on a local address without one.
+
+    Raises:
+        ConfigError: None although other machines can reach the address, or one that is too short or no ASCII.
+    """
+    token = token or os.environ.get(TOKEN_VARIABLE) or None
+    if token is None:
+        if not is_local(host):
+            raise ConfigError(
+                f"--host {host} can be reached from other machines, so it needs a token: set {TOKEN_VARIABLE} "
+                "(python -c 'import secrets; print(secrets.token_urlsafe())' makes one), or leave --host out."
+            )
+        return None
+    if len(token) < MIN_TOKEN_LENGTH or not token.isascii() or not token.isprintable() or " " in token:
+        raise ConfigError(
+            f"the token has {len(token)} characters; it must be {MIN_TOKEN_LENGTH} or more printable ASCII "
+            "characters without spaces."
+        )
+    return token
+
+
+LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
+
+
+def is_local(host: str) -> bool:
+    """Say whether an address, or every address of a name, can be reached from this machine only.
+
+    >>> is_local("127.0.0.2"), is_local("127.1"), is_local("0.0.0.0"), is_local("::1")
+    (True, True, False, True)
+    """
+    try:
+        found = {str(entry[4][0]) for entry in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)} if host else ()
+    except (OSError, UnicodeError):  # listening there will say what is wrong with it
+        return False
+    return bool(found) and all(_is_loopback(address) for address in found)
+
+
+def _is_loopback(address: str) -> bool:
+    return ipaddress.ip_address(normalize_address(address).partition("%")[0]).is_loopback
+
+
+def normalize_address(name: str) -> str:
+    """Spell an address in its one way; a name that is no address stays as it is.
+
+    >>> normalize_address("::ffff:7f00:1"), normalize_address("0:0:0:0:0:0:0:1"), normalize_address("localhost")
+    ('127.0.0.1', '::1', 'localhost')
+    """
+    try:
+        address = ipaddress.ip_address(name)
+    except ValueError:
+        return name
+    return str(getattr(address, "ipv4_mapped", None) or address)
