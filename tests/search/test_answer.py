@@ -13,7 +13,7 @@ from vitrieve.errors import ConfigError, DataError, DecodeError, FingerprintErro
 from vitrieve.index.filter import Condition, FilterLike, parse_filter
 from vitrieve.index.store import StoreInfo, VectorStore
 from vitrieve.runtime.encoder import Encoder, load_encoder
-from vitrieve.search.query import MINUS_WEIGHT, combine_examples, read_query
+from vitrieve.search.query import MINUS_WEIGHT, combine_examples, read_example
 from vitrieve.search.request import Example, SearchAnswer, SearchRequest
 from vitrieve.search.searcher import Searcher
 from vitrieve.search.threshold import Threshold
@@ -145,7 +145,7 @@ def test_answer_joins_examples_of_every_kind_in_order(
     searcher: Searcher, store: MemoryStore, encoder: Encoder, picture_folder: Path
 ) -> None:
     stored, given = store.get(["0100", "0101"])[0]
-    pictures = encoder.encode([read_query(picture_folder / f"0{n}.png") for n in (1, 2)])
+    pictures = encoder.encode([read_example(Example(picture=picture_folder / f"0{n}.png")) for n in (1, 2)])
     mixed = SearchRequest(
         plus=(
             Example(picture=picture_folder / "01.png"),

@@ -1,17 +1,14 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vitrieve.data.records import ImageRecord
-from vitrieve.embed.collection import Embeddings
 from vitrieve.errors import InputError
-from vitrieve.search.ranking import augment_database, augment_embeddings, expand_queries, k_reciprocal_distances
+from vitrieve.search.ranking import augment_database, expand_queries, k_reciprocal_distances
 from vitrieve.similarity import normalize, similarity
 
 
@@ -99,17 +96,6 @@ def test_augment_database_changes_nothing_it_is_given() -> None:
     before = vectors.copy()
     augment_database(vectors)
     np.testing.assert_array_equal(vectors, before)
-
-
-def test_augment_embeddings_keeps_all_but_the_vectors() -> None:
-    vectors = draw_embeddings(3)
-    records = tuple(ImageRecord(image_id=str(n), path=Path("a"), label=0, split="test") for n in range(3))
-    given_ = Embeddings(
-        vectors=vectors, records=records, failures=(), fingerprint="f", encoder_source="e", image_size=32, license=""
-    )
-    augmented = augment_embeddings(given_, num_neighbors=1)
-    assert (augmented.records, augmented.fingerprint) == (records, "f")
-    np.testing.assert_array_equal(augmented.vectors, augment_database(vectors, num_neighbors=1))
 
 
 def re_rank_slowly(similarities: np.ndarray, num_queries: int, k1: int, k2: int, weight: float) -> np.ndarray:

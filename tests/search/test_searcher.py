@@ -19,7 +19,8 @@ from vitrieve.index.open import build_index, open_index
 from vitrieve.index.store import VectorStore
 from vitrieve.runtime.encoder import Encoder, load_encoder
 from vitrieve.search import searcher as searcher_module
-from vitrieve.search.query import read_query
+from vitrieve.search.query import read_example
+from vitrieve.search.request import Example
 from vitrieve.search.searcher import Searcher
 
 
@@ -76,7 +77,7 @@ def test_search_takes_paths_bytes_and_pictures_alike(searcher: Searcher, picture
 
 
 def test_search_equals_a_product_with_every_vector(searcher: Searcher, picture_folder: Path) -> None:
-    query = searcher.encoder.encode([read_query(picture_folder / "05.png")])
+    query = searcher.encoder.encode([read_example(Example(picture=picture_folder / "05.png"))])
     similarities = (
         query.astype(np.float64) @ searcher.store.get(list(searcher.store.image_ids()))[0].astype(np.float64).T
     )[0]
@@ -115,14 +116,14 @@ def test_read_query_lays_transparency_on_white_like_a_file() -> None:
     picture = Image.new("RGBA", (8, 8), (200, 0, 0, 0))
     file = io.BytesIO()
     picture.save(file, format="PNG")
-    assert read_query(picture).getpixel((0, 0)) == (255, 255, 255)
-    assert read_query(file.getvalue()).tobytes() == read_query(picture).tobytes()
+    assert read_example(Example(picture=picture)).getpixel((0, 0)) == (255, 255, 255)
+    assert read_example(Example(picture=file.getvalue())).tobytes() == read_example(Example(picture=picture)).tobytes()
 
 
 def test_read_query_refuses_a_truncated_picture(picture_folder: Path) -> None:
     data = (picture_folder / "02.png").read_bytes()
     with Image.open(io.BytesIO(data[: len(data) - 30])) as picture, pytest.raises(DecodeError, match="query picture"):
-        read_query(picture)
+        read_example(Example(picture=picture))
 
 
 def test_trap_another_encoder_is_refused(index_folder: Path, tiny_encoder_folder: Path, encoder: Encoder) -> None:

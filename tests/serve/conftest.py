@@ -134,7 +134,7 @@ class Server:
         self._runner = asyncio.Runner(loop_factory=config.get_loop_factory() if has_own_loop else None)
         self._thread = threading.Thread(target=self._run_in_loop)
         self._thread.start()
-        while httpx.get(f"{self.address}/readyz").status_code == 503:
+        while httpx.get(f"{self.address}/readyz", verify=False).status_code == 503:  # there is no TLS to get ready for
             time.sleep(0.01)
 
     @property

@@ -103,10 +103,10 @@ def combine_examples(plus: np.ndarray, minus: np.ndarray) -> FloatArray:
 
 
 def read_example(example: Example) -> Image.Image:
-    """Read the picture of an example, and cut out its box.
+    """Read the picture of an example, by the same rule as the pictures of a collection, and cut out its box.
 
     Raises:
-        DecodeError: As ``read_query``, or the box holds no pixel of the picture.
+        DecodeError: The picture cannot be read or decoded, or the box holds no pixel of it; the message names a file.
     """
     assert example.picture is not None
     with open_any_picture(example.picture, _name(example.picture), box=example.box) as picture:
@@ -122,15 +122,6 @@ def prepare_example(example: Example, preprocessing: Preprocessing) -> np.ndarra
     assert example.picture is not None
     with open_any_picture(example.picture, _name(example.picture), box=example.box) as picture:
         return to_square(picture, preprocessing)
-
-
-def read_query(image: Picture) -> Image.Image:
-    """Turn a query into an RGB picture, by the same rule as the pictures of a collection.
-
-    Raises:
-        DecodeError: The picture cannot be read or decoded; the message names a file.
-    """
-    return read_example(Example(picture=image))
 
 
 def _name(picture: Picture) -> str:

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from vitrieve.embed.collection import Embeddings
 from vitrieve.errors import InputError
 from vitrieve.index.filter import FilterLike
 from vitrieve.index.store import Hit, VectorStore
@@ -267,14 +266,6 @@ def augment_database(
         _, nearest = order_nearest(similarities, num_others)
         augmented[chunk] = expand_queries(rows[chunk], rows[nearest], alpha=alpha)
     return augmented
-
-
-def augment_embeddings(
-    embeddings: Embeddings, *, num_neighbors: int = NUM_EXPANSION_NEIGHBORS, alpha: float = DEFAULT_ALPHA
-) -> Embeddings:
-    """Augment the vectors of a collection before they are indexed; see ``augment_database``."""
-    vectors = augment_database(embeddings.vectors, num_neighbors=num_neighbors, alpha=alpha)
-    return dataclasses.replace(embeddings, vectors=vectors)
 
 
 def k_reciprocal_distances(
