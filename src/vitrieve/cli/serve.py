@@ -46,6 +46,7 @@ def run(arguments: Arguments) -> int:
     check_extra()
     proxy = read_proxy(arguments)
     from vitrieve.search.searcher import Searcher, parse_path_map
+    from vitrieve.serve.server import listen, serve
     from vitrieve.serve.settings import MEBIBYTE, Limits
 
     limits = Limits(
@@ -53,6 +54,7 @@ def run(arguments: Arguments) -> int:
         body_bytes=arguments.max_body_mib * MEBIBYTE,
         resident_bytes=arguments.resident_mib * MEBIBYTE,
     )
+    listen(arguments.host, arguments.port).close()  # a wrong address is told before anything is loaded
     with Searcher.open(
         arguments.index,
         arguments.encoder,
@@ -63,8 +65,6 @@ def run(arguments: Arguments) -> int:
         maps=[parse_path_map(text) for text in arguments.map_path],
     ) as searcher:
         print_message(f"engine: {searcher.encoder.engine} {searcher.encoder.precision}")
-        from vitrieve.serve.server import serve
-
         serve(
             searcher,
             host=arguments.host,
