@@ -177,7 +177,7 @@ def read_proxy(arguments: ProxyArguments) -> ProxySettings:
     """Read where a proxy shows the service.
 
     Raises:
-        ConfigError: As ``build_proxy`` says.
+        ConfigError: As ``build_proxy_settings`` says.
     """
     from vitrieve.serve.settings import build_proxy_settings
 

@@ -88,11 +88,12 @@ def run(arguments: Arguments) -> int:
 
 def _search(searcher: Searcher, requests: Sequence[tuple[str, SearchRequest]], arguments: Arguments) -> None:
     from vitrieve.search.request import answer_to_json, answer_to_text, list_names
-    from vitrieve.serve.views import write_search_page
 
     print_message(f"engine: {searcher.encoder.engine} {searcher.encoder.precision}")
     found = [(name, request, searcher.answer(request)) for name, request in requests]
     if arguments.html is not None:
+        from vitrieve.serve.views import write_search_page
+
         write_search_page(arguments.html, [(request, answer) for _, request, answer in found], store=searcher.store)
         print_message(f"result page: {arguments.html}")
     if arguments.json:
