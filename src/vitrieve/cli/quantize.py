@@ -23,13 +23,13 @@ class Arguments:
     only that is used."""
     exclude: Exclude = ()
     image_size: int | None = None
-    """Of a weights name: which of its exports; by default its own size."""
+    """Image size of the export that a weights name stands for; by default its own."""
     num_images: int = 300
     """Pictures to calibrate on, drawn at random."""
     preset: Preset = "mixed"
     """performance: some percent faster, and less exact."""
     seed: int = 0
-    """Of the draw."""
+    """Seed of the draw."""
     json: Json = False
 
 

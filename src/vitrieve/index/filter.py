@@ -49,7 +49,7 @@ DATE_PATTERN = (
     "([T ]([01][0-9]|2[0-3])(:[0-5][0-9](:[0-5][0-9]([.][0-9]+)?)?)?(Z|[+-][0-9]{2}(:?[0-9]{2})?)?)?)?"
 )
 CODE_PATTERN = "[+-]?(0[0-9].*|[0-9]{16,})"
-"""Of what reads as a number: names made of digits, ``007`` or a barcode of twenty, of which a number loses some."""
+"""Names made of digits, which read as numbers: ``007``, or a barcode of twenty digits, of which a number loses some."""
 
 _YEAR, _DATE, _CODE = (re.compile(pattern) for pattern in (YEAR_PATTERN, DATE_PATTERN, CODE_PATTERN))
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d{1,3})?", re.ASCII)

@@ -80,8 +80,8 @@ MIN_CANDIDATES = 32
 CANDIDATES_PER_HIT: dict[IndexKind, int] = {"flat": 2, "ivf_hnsw_sq": 4, "ivf_pq": 24, "ivf_rq": 10}
 """Candidates from the short codes for each image to find: shorter codes need more."""
 PQ_DISTANCE: Literal["l2"] = "l2"
-"""Of unit vectors it orders as the inner product does; for it LanceDB codes the differences from the centers of the
-lists, for the inner product the vectors themselves, which finds far fewer of the nearest (dev/LOG.md)."""
+"""This distance orders unit vectors as the inner product does. For it LanceDB codes the differences from the centers of
+the lists, for the inner product the vectors themselves, which finds far fewer of the nearest (dev/LOG.md)."""
 _VECTOR_INDEX, _NAME_INDEX = "vector_index", "image_id_index"
 
 

@@ -58,7 +58,7 @@ from lancedb.table import Table as Table  # noqa: E402
 TABLE_NAME = "images"
 _ENDINGS = {".lance": b"LANC", ".idx": b"LANC", ".manifest": b"LANC", ".arrow": b"ARROW1"}
 _FIXED_SUFFIXES = (*_ENDINGS, ".bin", ".txn")
-"""Of the files that never change once they are written; latest_version_hint.json does."""
+"""Suffixes of the files that never change once they are written; latest_version_hint.json does."""
 _NUM_END_BYTES = max(map(len, _ENDINGS.values()))
 _READ_BYTES = 1 << 20
 CHECKSUMS_NAME = "checksums.json"

@@ -37,7 +37,7 @@ class Collection:
     """The images of a collection.
 
     Attributes:
-        records: By ``image_id``.
+        records: The images by ``image_id``.
         failures: ``(image_id, reason)`` of files that cannot be images of it.
         notes: What a user must be told about the collection.
         license: License and attribution of the images; empty when unknown.
@@ -81,7 +81,7 @@ def scan_collection(
     """List the images of a collection.
 
     Args:
-        source: As ``read_collection`` takes it.
+        source: The collection, as ``read_collection`` takes it.
         index: Folder of the index; files in it are none of the collection's.
         exclude: Patterns of what to leave out of a folder, with the rules of gitignore; none given: those of the
             index's last sync.
@@ -147,8 +147,8 @@ def find_differences(
     """Compare the images of a collection with their states.
 
     Args:
-        records: The collection's.
-        states: By ``image_id``.
+        records: The images of the collection.
+        states: States of the files by ``image_id``.
         is_checksum: Read every file, whatever its size and times say.
         is_bad_retried: Read also the bad files that have not changed; what reads them may have.
     """

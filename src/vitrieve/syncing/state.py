@@ -31,7 +31,7 @@ CLOCK_TICK_NS = 2_000_000_000
 """The coarsest clock of a file system (FAT): within it a second change may leave all times as they are."""
 _EXCLUDE_FACT = "exclude"
 NO_SIGNATURE = ""
-"""Of a file whose times prove nothing: its content is compared at the next sync."""
+"""Signature of a file whose times prove nothing: its content is compared at the next sync."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,9 +41,9 @@ class FileState:
     Attributes:
         image_id: The image.
         signature: Size and times of the file, from ``sign_file``.
-        sha256: Of the bytes, in hexadecimal; empty when they could not be read.
+        sha256: Hash of the bytes, in hexadecimal; empty when they could not be read.
         box: The region that was embedded, as text; empty for the whole picture.
-        record_hash: Of what the source said about the image, from ``describe.hash_record``.
+        record_hash: Hash of what the source said about the image, from ``read.hash_record``.
         metadata: What the content says about itself, for example its date.
         reason: Why the image has no vector; None: it has one, in the store.
     """
@@ -74,7 +74,7 @@ def is_settled(status: os.stat_result, now_ns: int) -> bool:
     """Say whether a later change of the file must show in its times (git calls the contrary racy).
 
     Args:
-        status: Of the file, before it was read.
+        status: Size and times of the file, before it was read.
         now_ns: The time then, in nanoseconds since 1970.
     """
     return max(status.st_mtime_ns, status.st_ctime_ns) < now_ns - CLOCK_TICK_NS
