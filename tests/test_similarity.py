@@ -14,6 +14,7 @@ from vitrieve.errors import InputError
 from vitrieve.similarity import (
     GALLERY_BLOCK_SIZE,
     as_embeddings,
+    definition,
     normalize,
     order_nearest,
     similarity,
@@ -114,12 +115,14 @@ def test_similarity_chunks_cover_all_queries_in_order(chunk_size: int | None) ->
     queries=hnp.arrays(np.int64, st.tuples(st.integers(0, 5), st.just(2)), elements=COORDINATES),
     gallery=hnp.arrays(np.int64, st.tuples(st.integers(0, 9), st.just(2)), elements=COORDINATES),
     k=st.integers(1, 12),
-    chunk_size=st.sampled_from([1, 2, None]),
+    chunk_size=st.sampled_from([1, 2, 1024]),
 )
 def test_top_k_orders_as_a_sort_with_ties_by_row(
-    queries: npt.NDArray[np.int64], gallery: npt.NDArray[np.int64], k: int, chunk_size: int | None
+    queries: npt.NDArray[np.int64], gallery: npt.NDArray[np.int64], k: int, chunk_size: int
 ) -> None:
-    similarities, rows = top_k(queries, gallery, k, chunk_size=chunk_size)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(definition, "MAX_CHUNK_SIZE", chunk_size)
+        similarities, rows = top_k(queries, gallery, k)
     assert similarities.shape == rows.shape == (len(queries), min(k, len(gallery)))
     for query, found_values, found_rows in zip(queries, similarities, rows, strict=True):
         products = [sum(int(a) * int(b) for a, b in zip(query, one, strict=True)) for one in gallery]

@@ -1,9 +1,10 @@
-"""``diagnose``: is everything here? It looks, imports nothing heavy and changes nothing."""
+"""``diagnose`` checks this machine and installation; it imports nothing heavy and changes nothing."""
 
 from __future__ import annotations
 
 import os
 import platform
+import re
 import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -14,17 +15,7 @@ from typing import Any
 from vitrieve import __version__
 from vitrieve.machine import cache_folder
 
-CORE_PACKAGES = (
-    "numpy",
-    "pillow",
-    "pyarrow",
-    "safetensors",
-    "onnx",
-    "onnxruntime",
-    "tyro",
-    "rich",
-    "jinja2",
-)
+INSTALL_PAIR = "Install the pair, in the checkout: pip install '.[train]'"
 TRAIN_PACKAGES = ("torch", "torchvision", "timm", "tensorboard")
 OTHER_PACKAGES = ("openvino", "resvg-py", "pillow-heif", "faiss-cpu")
 CPU_FEATURES = {
@@ -41,7 +32,7 @@ MIN_FREE_BYTES = 2**30
 
 @dataclass(frozen=True, kw_only=True)
 class Diagnosis:
-    """What the doctor found; ``problems`` says what to do about each."""
+    """The findings of ``diagnose``; ``problems`` says what to do about each."""
 
     problems: tuple[str, ...]
     versions: Mapping[str, str | None]
@@ -54,7 +45,7 @@ class Diagnosis:
 
 
 def diagnose() -> Diagnosis:
-    """Look at this machine and installation."""
+    """Check this machine and installation."""
     versions = read_versions()
     pair = is_torch_pair(versions["torch"], versions["torchvision"])
     memory, disk = read_memory(), read_disk(cache_folder())
@@ -70,10 +61,19 @@ def diagnose() -> Diagnosis:
     )
 
 
+def list_required() -> tuple[str, ...]:
+    """List the packages that vitrieve needs whatever it is used for, from its own metadata; none where it has none."""
+    try:
+        requirements = metadata.requires("vitrieve") or []
+    except metadata.PackageNotFoundError:
+        return ()
+    return tuple(re.split(r"[^\w.-]", text)[0].lower() for text in requirements if "extra ==" not in text)
+
+
 def read_versions() -> dict[str, str | None]:
     """Read the versions of Python and the packages, from their metadata; None: not installed."""
     versions: dict[str, str | None] = {"python": platform.python_version(), "vitrieve": __version__}
-    for package in (*CORE_PACKAGES, *TRAIN_PACKAGES, *OTHER_PACKAGES):
+    for package in (*list_required(), *TRAIN_PACKAGES, *OTHER_PACKAGES):
         try:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
@@ -141,11 +141,9 @@ def find_weights_here() -> dict[str, bool]:
 def find_data_here() -> dict[str, str | None]:
     """Find the data sets that need no download; None: not here (emoji: fetched when first used)."""
     from vitrieve.data.emoji import CACHE_NAME
+    from vitrieve.data.sources import find_source_folder
 
-    parents = [Path("../shared/datasets")]
-    if os.environ.get("VITRIEVE_DATA"):
-        parents.insert(0, Path(os.environ["VITRIEVE_DATA"]))
-    grocery = next((parent / "grocery-store" for parent in parents if (parent / "grocery-store").is_dir()), None)
+    grocery = find_source_folder("grocery")
     emoji = cache_folder() / CACHE_NAME
     return {
         "grocery": None if grocery is None else str(grocery),
@@ -156,16 +154,16 @@ def find_data_here() -> dict[str, str | None]:
 def _find_problems(
     versions: Mapping[str, str | None], pair: bool | None, memory: Mapping[str, int | None], disk: Mapping[str, Any]
 ) -> Iterable[str]:
-    missing = [package for package in CORE_PACKAGES if versions[package] is None]
+    missing = [package for package in list_required() if versions[package] is None]
     if missing:
-        yield f"missing packages: {', '.join(missing)}. Install them: pip install vitrieve"
+        yield f"missing packages: {', '.join(missing)}. Install them, in the checkout: pip install ."
     if pair is False:
         yield (
             f"torch {versions['torch']} and torchvision {versions['torchvision']} do not belong together. "
-            "Install the pair: pip install 'vitrieve[train]'"
+            f"{INSTALL_PAIR}"
         )
     if (versions["torch"] is None) != (versions["torchvision"] is None):
-        yield "of torch and torchvision only one is installed. Install the pair: pip install 'vitrieve[train]'"
+        yield f"of torch and torchvision only one is installed. {INSTALL_PAIR}"
     available = memory["available_bytes"]
     if available is not None and available < MIN_FREE_BYTES:
         yield f"only {format_bytes(available)} of memory is free; close other programs."

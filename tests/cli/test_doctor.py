@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -64,6 +66,17 @@ def test_doctor_reports_a_missing_core_package(monkeypatch: pytest.MonkeyPatch) 
     versions = doctor.read_versions() | {"onnxruntime": None}
     monkeypatch.setattr(doctor, "read_versions", lambda: versions)
     assert "missing packages: onnxruntime" in doctor.diagnose().problems[0]
+
+
+def test_every_dependency_of_the_package_is_required(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8")
+    project = tomllib.loads(text)["project"]
+    extras = [f"{one}; extra == 'some'" for one in project["optional-dependencies"]["train"]]
+    monkeypatch.setattr(doctor.metadata, "requires", lambda name: [*project["dependencies"], *extras])
+    names = [re.match(r"[\w-]+", one)[0] for one in project["dependencies"]]  # type: ignore[index]
+    assert list(doctor.list_required()) == names
+    assert {"lancedb", "watchfiles"} < set(names)
+    assert set(names) < set(doctor.read_versions())
 
 
 def test_doctor_reports_a_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

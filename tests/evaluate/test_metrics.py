@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from vitrieve.errors import InputError
 from vitrieve.evaluation.metrics import Exclusions, QueryScores, map_at_r, r_precision, recall_at_k, score_queries
-from vitrieve.similarity import normalize, similarity
+from vitrieve.similarity import definition, normalize, similarity
 from vitrieve.similarity.nearest import MAXIMA_BYTES
 
 KS = (1, 2, 4, 8)
@@ -31,11 +31,9 @@ class Case:
     query_junk: list[int]
     gallery_junk: list[int]
 
-    def score(self, **arguments: Any) -> QueryScores:
+    def score(self) -> QueryScores:
         exclusions = Exclusions(query_rows=self.own_rows, query_junk=self.query_junk, gallery_junk=self.gallery_junk)
-        return score_queries(
-            self.queries, self.query_labels, self.gallery, self.gallery_labels, exclusions=exclusions, **arguments
-        )
+        return score_queries(self.queries, self.query_labels, self.gallery, self.gallery_labels, exclusions=exclusions)
 
 
 @st.composite
@@ -92,9 +90,11 @@ def score_slowly(case: Case) -> list[dict[str, float]]:
     return results
 
 
-@given(case=cases(), chunk_size=st.sampled_from([1, 2, 5, None]))
-def test_score_queries_equals_the_full_matrix_reference(case: Case, chunk_size: int | None) -> None:
-    scores = case.score(chunk_size=chunk_size)
+@given(case=cases(), chunk_size=st.sampled_from([1, 2, 5, 1024]))
+def test_score_queries_equals_the_full_matrix_reference(case: Case, chunk_size: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(definition, "MAX_CHUNK_SIZE", chunk_size)
+        scores = case.score()
     expected = score_slowly(case)
     assert scores.num_scored == len(expected)
     assert scores.num_skipped == len(case.queries) - len(expected)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.similarity.hard_collections import HARD_COLLECTIONS, NUM_ROWS, clusters, random
-from vitrieve.similarity import Counts, FloatArray, IntArray, RankedQuery, count_before, counting, similarity
+from vitrieve.similarity import Counts, FloatArray, IntArray, RankedQuery, count_before, counting, nearest, similarity
 from vitrieve.similarity.product import MIN_BFLOAT16_QUERIES
 
 Collection = Callable[[np.random.Generator], FloatArray]
@@ -108,11 +108,14 @@ def test_count_before_without_queries_or_relevant_images() -> None:
         assert len(count_before(gallery[:num_queries], gallery, ranked).owners) == 0
 
 
-@pytest.mark.parametrize("chunk_size", [1, 64, None])
-def test_count_before_does_not_depend_on_the_chunks(chunk_size: int | None) -> None:
+@pytest.mark.parametrize("max_queries", [7, 64])
+def test_count_before_does_not_depend_on_the_queries_at_a_time(
+    max_queries: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nearest, "MAX_QUERIES", max_queries)
     gallery = clusters(np.random.default_rng(5))
     labels = np.random.default_rng(6).integers(0, 300, NUM_ROWS)
     ranked = rank_by_label(labels, np.arange(NUM_QUERIES[1]))
     queries = gallery[: NUM_QUERIES[1]]
     expected = count_slowly(queries, gallery, ranked)
-    check_counts(count_before(queries, gallery, ranked, chunk_size=chunk_size), expected)
+    check_counts(count_before(queries, gallery, ranked), expected)

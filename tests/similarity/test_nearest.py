@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.similarity.hard_collections import HARD_COLLECTIONS, clusters, random
-from vitrieve.similarity import FloatArray, order_nearest, similarity, top_k
+from vitrieve.similarity import FloatArray, nearest, order_nearest, similarity, top_k
 from vitrieve.similarity.product import MIN_BFLOAT16_QUERIES, has_bfloat16_for
 
 Collection = Callable[[np.random.Generator], FloatArray]
@@ -42,14 +42,18 @@ def test_top_k_of_queries_that_are_not_in_the_gallery(num_queries: int, bfloat16
     np.testing.assert_array_equal(rows, order_nearest(similarity(queries, gallery), 7)[1])
 
 
-@pytest.mark.parametrize("chunk_size", [1, 100, 10_000])
-def test_top_k_of_a_large_gallery_does_not_depend_on_the_chunks(chunk_size: int) -> None:
+@pytest.mark.parametrize("max_queries", [5, 100])
+def test_top_k_of_a_large_gallery_does_not_depend_on_the_queries_at_a_time(
+    max_queries: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     gallery = clusters(np.random.default_rng(2))
     for number in (11, MIN_BFLOAT16_QUERIES):
-        for found, expected in zip(
-            top_k(gallery[:number], gallery, 5, chunk_size=chunk_size), top_k(gallery[:number], gallery, 5), strict=True
-        ):
-            np.testing.assert_array_equal(found, expected)
+        expected = top_k(gallery[:number], gallery, 5)
+        with monkeypatch.context() as patch:
+            patch.setattr(nearest, "MAX_QUERIES", max_queries)
+            found = top_k(gallery[:number], gallery, 5)
+        for one, other in zip(found, expected, strict=True):
+            np.testing.assert_array_equal(one, other)
 
 
 def test_top_k_of_no_queries_in_a_large_gallery() -> None:

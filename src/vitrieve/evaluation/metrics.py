@@ -429,17 +429,15 @@ def score_queries(
     gallery_labels: npt.ArrayLike | None = None,
     *,
     exclusions: Exclusions | None = None,
-    chunk_size: int | None = None,
 ) -> QueryScores:
     """Rank the gallery for every query in one chunked pass; all metrics are means of the result.
 
     Args:
-        query_embeddings: ``(Q, E)``; all arguments but the last are those of ``recall_at_k``.
+        query_embeddings: ``(Q, E)``; all arguments are those of ``recall_at_k``.
         query_labels: ``(Q,)`` integers.
         gallery_embeddings: ``(G, E)`` or None.
         gallery_labels: ``(G,)`` integers or None.
         exclusions: Images that a ranking leaves out.
-        chunk_size: Queries held at a time; by default as many as memory allows. The result does not depend on it.
 
     Returns:
         The scores of every query, those with nothing relevant included.
@@ -451,7 +449,7 @@ def score_queries(
         query_embeddings, query_labels, gallery_embeddings, gallery_labels, exclusions
     )
     ranked = [_list_known_rows(relevance, query) for query in range(len(queries))]
-    counts = count_before(queries, gallery, ranked, chunk_size=chunk_size)
+    counts = count_before(queries, gallery, ranked)
     num_relevant = np.array([len(one.relevant) for one in ranked], dtype=np.int64)
     first_rank, precision, average = _score_counts(counts.num_before, num_relevant)
     return QueryScores(

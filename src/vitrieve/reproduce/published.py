@@ -1,4 +1,4 @@
-"""Every number that the paper published in its tables, in one place.
+"""Every number that the paper published in its tables.
 
 Source: El-Nouby, Neverova, Laptev and Jégou, "Training Vision Transformers for Image Retrieval", arXiv:2102.05644v1,
 Tables 2 to 9. All of them are percentages; nothing is computed from them here.

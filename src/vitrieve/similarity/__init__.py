@@ -1,7 +1,7 @@
-"""Nearness: what it is, and the ways to compute it fast that find the same, bit for bit.
+"""Nearness: its one definition, and fast paths that find the same, bit for bit.
 
 In reading order:
-    definition.py   the only definition of similarity, in NumPy; blocks of similarities, and how ties are ordered
+    definition.py   the only definition of similarity, in NumPy; blocks of similarities, and the order of ties
     product.py      products in float32 and, where the processor has it, bfloat16, with a bound on their error
     nearest.py      the k nearest rows: a bounded product chooses candidates, the definition decides
     counting.py     how many other images stand before each relevant one: counting instead of sorting

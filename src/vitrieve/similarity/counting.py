@@ -2,14 +2,12 @@
 
 Recall@K, R-precision and MAP@R need no ranking, only these counts: ties count against the query, so an irrelevant
 image stands before a relevant one when it is at least as similar. The relevant ones are few and compared exactly.
-Against their similarities a bounded product (``product.py``) settles nearly all of the rest: what is surely nearer
-than the best of them is counted, what is surely below all that matter is left out, and what is between is compared
-exactly.
+A bounded product (``product.py``) decides about nearly all others: an image that is surely nearer than the best of
+them is counted, one that is surely below all that matter is left out, and one between is compared exactly.
 
 Of R relevant images, one with R irrelevant ones before it is not among the first R, whatever else stands before it.
 So the R-th largest product, estimated by the maxima of groups of columns as in ``nearest.py``, bounds what matters;
 only for the best relevant image, whose rank is wanted, everything before it is counted.
-
 """
 
 from __future__ import annotations
@@ -28,7 +26,15 @@ from vitrieve.similarity.definition import (
     pair_similarities,
     similarity_chunks,
 )
-from vitrieve.similarity.nearest import MIN_GALLERY, Maxima, PairLists, Task, max_wanted, round_both, settle
+from vitrieve.similarity.nearest import (
+    MIN_GALLERY,
+    Maxima,
+    QuerySet,
+    RowLists,
+    compare_by_products,
+    max_wanted,
+    round_both,
+)
 
 MAX_OPEN = 1024
 """A query with more open pairs than this, beside ten for each relevant image, is left to a more precise product."""
@@ -75,16 +81,13 @@ class _Relevant(NamedTuple):
     counts: IntArray
 
 
-def count_before(
-    queries: FloatArray, gallery: FloatArray, ranked: Sequence[RankedQuery], *, chunk_size: int | None = None
-) -> Counts:
+def count_before(queries: FloatArray, gallery: FloatArray, ranked: Sequence[RankedQuery]) -> Counts:
     """Count the irrelevant images before each relevant one.
 
     Args:
         queries: ``(Q, E)`` float32, finite.
         gallery: ``(G, E)`` float32, finite; it may be ``queries``.
-        ranked: What is relevant and what is hidden, ``Q`` of them.
-        chunk_size: Queries at a time. Changes nothing that is promised.
+        ranked: Relevant and hidden rows of each query.
 
     Raises:
         InputError: Rows that are too long.
@@ -97,16 +100,16 @@ def count_before(
     parts = [Counts(few[:0], few[:0])]
     if len(gallery) >= MIN_GALLERY and len(few):
         grids = round_both(queries, gallery)
-        known = PairLists.of_lists([np.concatenate(one) for one in ranked])
+        known = RowLists.of_lists([np.concatenate(one) for one in ranked])
 
         def count(maxima: Maxima) -> npt.NDArray[np.bool_]:
             counts, is_left = _count_fast(maxima, ranked, grids)
             parts.append(counts)
             return is_left
 
-        task = Task(queries, gallery, num_relevant, known)
-        few = settle(task, few, count, chunk_size=chunk_size, may_load_torch=True)
-    parts.extend(_count_all(np.concatenate([few, many]), queries, gallery, ranked, chunk_size))
+        query_set = QuerySet(queries, gallery, num_relevant, known)
+        few = compare_by_products(query_set, few, count, may_load_torch=True)
+    parts.extend(_count_all(np.concatenate([few, many]), queries, gallery, ranked))
     owners, num_before = (np.concatenate(columns) for columns in zip(*parts, strict=True))
     order = np.argsort(owners, kind="stable")
     return Counts(owners[order], num_before[order])
@@ -117,12 +120,11 @@ def _count_all(
     queries: FloatArray,
     gallery: FloatArray,
     ranked: Sequence[RankedQuery],
-    chunk_size: int | None,
 ) -> Iterator[Counts]:
-    """Compare everything: the definition, and what the fast way must equal."""
+    """Compare everything by the definition, which the fast path must equal."""
     if not len(chosen):
         return
-    for chunk, block in similarity_chunks(queries[chosen], gallery, chunk_size=chunk_size):
+    for chunk, block in similarity_chunks(queries[chosen], gallery):
         for query, similarities in zip(chosen[chunk], block, strict=True):
             relevant, hidden = ranked[query]
             found = np.sort(similarities[relevant])[::-1]
@@ -141,7 +143,7 @@ def _count_fast(
     """Count for some queries, of which relevant and hidden rows are hidden, by a bounded product.
 
     Returns:
-        The counts of those that are settled, and ``(q,)`` whether a query is left open.
+        The counts of the queries that are done, and ``(q,)`` whether a query is left open.
     """
     chosen = maxima.chosen
     relevant = _compare_relevant(chosen, [ranked[query].relevant for query in chosen], grids)
@@ -153,12 +155,12 @@ def _count_fast(
     pairs = maxima.find_pairs(np.minimum(best, np.maximum(worst, reached)), best, MAX_OPEN + 10 * num_wanted)
     similarities = pair_similarities(*grids, chosen[pairs.owners], pairs.rows)
     num_before = pairs.num_above[relevant.owners] + _count_pairs(pairs.owners, similarities, relevant)
-    is_settled = ~pairs.is_left[relevant.owners]
-    return Counts(chosen[relevant.owners[is_settled]], num_before[is_settled]), pairs.is_left
+    is_done = ~pairs.is_left[relevant.owners]
+    return Counts(chosen[relevant.owners[is_done]], num_before[is_done]), pairs.is_left
 
 
 def _compare_relevant(chosen: IntArray, rows: Sequence[IntArray], grids: tuple[GridRows, GridRows]) -> _Relevant:
-    owners, pair_rows = PairLists.of_lists(rows).take(np.arange(len(rows)))
+    owners, pair_rows = RowLists.of_lists(rows).take(np.arange(len(rows)))
     similarities = pair_similarities(*grids, chosen[owners], pair_rows)
     similarities = similarities[np.argsort(nearest_first_keys(owners, similarities))]
     counts = np.bincount(owners, minlength=len(chosen))

@@ -1,7 +1,7 @@
 """The only definition of nearness, in NumPy.
 
 The similarity of two embeddings is their inner product (the cosine, for L2-normalized rows), computed in
-float64 and rounded to float32. It is a function of the two rows alone: not of their places in a matrix,
+float64 and rounded to float32. It is a function of the two rows alone: not of their position in a matrix,
 the size of a block, the number of threads or the library underneath. Exact duplicates therefore tie
 exactly, and so does a whole collapsed collection, which the metrics rely on (ties count against the query).
 
@@ -31,11 +31,12 @@ BLOCK_BYTES = 64 * 2**20
 MAX_CHUNK_SIZE = 1024
 """Queries in one block at most: larger products are no faster."""
 GALLERY_BLOCK_SIZE = 8192
-"""Gallery rows converted to float64 at a time."""
+"""Gallery rows that are converted to float64 at a time."""
 STEP_BLOCK_SIZE = 1024
 """Rows whose norms are computed at a time: few enough to stay in the cache."""
 PAIR_BLOCK_NUMBERS = 2**17 + 2**16
-"""Coordinates of listed pairs compared at a time (512 pairs of 384): as above, and enough work for a thread."""
+"""Coordinates of listed pairs that are compared at a time (512 pairs of 384): they stay in the cache, and are enough work
+for a thread."""
 MIN_PAIRS_A_THREAD = 4096
 """Fewer pairs are not worth a thread."""
 GRID_COPY_BYTES = 256 * 2**20
@@ -70,7 +71,7 @@ def as_embeddings(vectors: npt.ArrayLike, name: str = "embeddings") -> FloatArra
 
     Args:
         vectors: ``(N, E)`` real numbers, E at least 1.
-        name: What the message calls them.
+        name: Name for the message.
 
     Raises:
         InputError: Another shape or type, NaN, infinity, or numbers too large for float32.
@@ -163,14 +164,14 @@ def order_nearest(similarities: FloatArray, k: int) -> tuple[FloatArray, IntArra
     return np.take_along_axis(similarities, columns, axis=1), columns
 
 
-def nearest_first_keys(places: IntArray, similarities: FloatArray) -> IntArray:
+def nearest_first_keys(owners: IntArray, similarities: FloatArray) -> IntArray:
     """Return integers that order listed pairs by query, and under one query from near to far; equal where both are.
 
     Args:
-        places: ``(P,)`` queries, below 2^30.
+        owners: ``(P,)`` the query of each pair, below 2^30.
         similarities: ``(P,)`` float32 without NaN.
     """
-    return (places << 32) - _order_as_integers(similarities)
+    return (owners << 32) - _order_as_integers(similarities)
 
 
 def _order_as_integers(similarities: FloatArray) -> IntArray:
@@ -245,19 +246,19 @@ class GridRows:
         return taken.astype(np.float64) if self._is_rounded else _to_grid(taken, grid_steps(taken))
 
 
-def pair_similarities(queries: GridRows, gallery: GridRows, places: IntArray, rows: IntArray) -> FloatArray:
+def pair_similarities(queries: GridRows, gallery: GridRows, query_rows: IntArray, gallery_rows: IntArray) -> FloatArray:
     """Compute the similarities of listed pairs, bit for bit those of ``similarity``.
 
     Args:
         queries: ``(Q, E)``.
         gallery: ``(G, E)``.
-        places: ``(P,)`` places in ``queries``; fastest where neighbors are the same.
-        rows: ``(P,)`` rows of ``gallery``.
+        query_rows: ``(P,)`` rows of ``queries``; fastest where neighbors are the same.
+        gallery_rows: ``(P,)`` rows of ``gallery``.
 
     Returns:
         ``(P,)`` float32.
     """
-    found = np.empty(len(places), dtype=np.float32)
+    found = np.empty(len(query_rows), dtype=np.float32)
 
     block_size = max(1, PAIR_BLOCK_NUMBERS // queries.num_dims)
 
@@ -266,7 +267,7 @@ def pair_similarities(queries: GridRows, gallery: GridRows, places: IntArray, ro
             pairs = slice(start, min(start + block_size, stop))
             # A dot product a pair, not a matrix product of which few entries are wanted: OpenBLAS would compute that
             # in threads that go on spinning for a while, on the cores that the next bfloat16 product needs.
-            found[pairs] = np.vecdot(gallery.take(rows[pairs]), queries.take(places[pairs]))
+            found[pairs] = np.vecdot(gallery.take(gallery_rows[pairs]), queries.take(query_rows[pairs]))
 
     num_threads = max(1, min(os.cpu_count() or 1, len(found) // MIN_PAIRS_A_THREAD))
     borders = np.linspace(0, len(found), num_threads + 1, dtype=int).tolist()

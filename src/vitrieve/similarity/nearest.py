@@ -2,12 +2,11 @@
 
 If k products of a query are at least t, then k similarities are at least t less the error bound b, and a row among
 the k nearest has a product of at least t - 2 b. t is the k-th largest of the maxima of groups of gallery rows: a lower
-estimate of the k-th largest product that costs a comparison for every product, but no sorting. Of the product only
-these maxima are kept (``Maxima``). The few groups whose maximum is large enough are opened: their products are computed
+estimate of the k-th largest product that costs a comparison for every product, but no sorting. Only these maxima of the product are kept (``Maxima``). The few groups whose maximum is large enough are opened: their products are computed
 once more in float32, for all queries that open a group at once.
 
-A collection that is compared with itself in float32 needs half of the product: a tile of results x . y serves its rows
-and its columns. Where the hardware multiplies bfloat16, that product is faster than half of the one in float32.
+A collection that is compared with itself in float32 needs half of the product, because a tile of results x . y serves
+its rows and its columns. Where the hardware multiplies bfloat16, that product is faster than half of the one in float32.
 
 A group is the rows of a panel that are equal modulo ``PANEL_GROUPS``, the same for every query, so that whole rows of
 a tile, and whole stretches of them, are compared with each other.
@@ -17,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -76,7 +75,7 @@ ROW_BITS = 32
 """A pair is one integer, to be sorted: the query above so many bits for the gallery row."""
 
 
-class PairLists(NamedTuple):
+class RowLists(NamedTuple):
     """Lists of gallery rows, one a query.
 
     Attributes:
@@ -88,7 +87,7 @@ class PairLists(NamedTuple):
     rows: IntArray
 
     @classmethod
-    def of_lists(cls, lists: Sequence[IntArray]) -> PairLists:
+    def of_lists(cls, lists: Sequence[IntArray]) -> RowLists:
         """Store lists one after the other."""
         starts = np.cumsum([0, *(len(one) for one in lists)], dtype=np.int64)
         return cls(starts, np.concatenate([np.empty(0, dtype=np.int64), *lists]))
@@ -101,8 +100,8 @@ class PairLists(NamedTuple):
         return owners, self.rows[np.arange(len(owners)) + firsts[owners]]
 
 
-class Task(NamedTuple):
-    """Queries and what they look for.
+class QuerySet(NamedTuple):
+    """Queries, and how many neighbors each looks for in a gallery.
 
     Attributes:
         queries: ``(Q, E)`` float32.
@@ -114,10 +113,10 @@ class Task(NamedTuple):
     queries: FloatArray
     gallery: FloatArray
     num_wanted: IntArray
-    hidden: PairLists
+    hidden: RowLists
 
 
-class OpenPairs(NamedTuple):
+class CandidatePairs(NamedTuple):
     """Pairs that are to be compared exactly, and what is known of the others.
 
     Attributes:
@@ -137,14 +136,14 @@ class Maxima:
     """The largest product of every group of gallery rows with some queries.
 
     Attributes:
-        chosen: ``(Q,)`` int64: the queries, as rows of ``Task.queries``.
+        chosen: ``(Q,)`` int64: the queries, as rows of ``QuerySet.queries``.
     """
 
-    def __init__(self, task: Task, product: Product, precise: Float32Product, group_size: int) -> None:
+    def __init__(self, query_set: QuerySet, product: Product, precise: Float32Product, group_size: int) -> None:
         """Begin without queries; ``compute`` or ``take`` gives them."""
-        self._task, self._product, self._precise = task, product, precise
+        self._query_set, self._product, self._precise = query_set, product, precise
         self._panel_rows = PANEL_GROUPS * group_size
-        self._num_groups = PANEL_GROUPS * -(-len(task.gallery) // self._panel_rows)
+        self._num_groups = PANEL_GROUPS * -(-len(query_set.gallery) // self._panel_rows)
         self.chosen: IntArray = np.empty(0, dtype=np.int64)
         self._bounds = Bounds(np.empty(0), np.empty(0))
         self._largest: Results = np.empty((self._num_groups, 0), dtype=product.hidden.dtype)
@@ -171,7 +170,7 @@ class Maxima:
         bounds = []
         for start in range(0, len(chosen), strip_rows):
             strip = slice(start, min(start + strip_rows, len(chosen)))
-            prepared, measured = self._product.prepare(self._task.queries[chosen[strip]])
+            prepared, measured = self._product.prepare(self._query_set.queries[chosen[strip]])
             bounds.append(measured)
             for first, columns, results in self._multiply(prepared, chosen[strip], start if is_symmetric else 0):
                 self._keep_largest_of_rows(results, strip, first)
@@ -182,7 +181,7 @@ class Maxima:
 
     def take(self, chosen: IntArray) -> Maxima:
         """Return the maxima of some queries, after ``compute`` of all rows of a collection."""
-        taken = Maxima(self._task, self._product, self._precise, self._panel_rows // PANEL_GROUPS)
+        taken = Maxima(self._query_set, self._product, self._precise, self._panel_rows // PANEL_GROUPS)
         taken.chosen, taken._largest = chosen, self._largest[:, chosen]
         taken._bounds = Bounds(self._bounds.errors[chosen], self._bounds.offsets[chosen])
         return taken
@@ -196,7 +195,7 @@ class Maxima:
         ]
         return self._product.lower(np.concatenate(parts)) + self._bounds.offsets - self._bounds.errors
 
-    def find_pairs(self, least: Numbers, limits: Numbers, max_pairs: int) -> OpenPairs:
+    def find_pairs(self, least: Numbers, limits: Numbers, max_pairs: int) -> CandidatePairs:
         """List the gallery rows whose similarity may be at least ``least`` but does not surely reach ``limits``.
 
         Args:
@@ -204,13 +203,13 @@ class Maxima:
             limits: ``(Q,)``; infinity: everything is listed.
             max_pairs: The most pairs that are listed of a query.
         """
-        product, task = self._product, self._task
+        product, query_set = self._product, self._query_set
         floors = product.floor(least - self._bounds.offsets - self._bounds.errors)
         is_left = floors < product.lowest
         is_open = self._largest >= floors
         is_left |= np.count_nonzero(is_open, axis=0) > max_pairs  # each would be found to hold one open pair or more
         is_open[:, is_left] = False
-        errors = self._precise.prepare(task.queries[self.chosen])[1].errors
+        errors = self._precise.prepare(query_set.queries[self.chosen])[1].errors
         floors = np.nextafter((least - errors).astype(np.float32), np.float32(-np.inf))
         limits = np.nextafter((limits + errors).astype(np.float32), np.float32(np.inf))
         num_above, num_open = np.zeros(len(self.chosen), dtype=np.int64), np.zeros(len(self.chosen), dtype=np.int64)
@@ -221,7 +220,7 @@ class Maxima:
         for start, stop in pairwise(borders.tolist()):
             group, owners = int(groups[start]), openers[start:stop]
             members = self._members(group)
-            results = task.queries[self.chosen[owners]] @ task.gallery[members].T
+            results = query_set.queries[self.chosen[owners]] @ query_set.gallery[members].T
             _hide(results, hidden, group, owners, members)
             is_above = results >= limits[owners, None]
             is_between = (results >= floors[owners, None]) & ~is_above
@@ -233,18 +232,18 @@ class Maxima:
         is_left |= num_open > max_pairs
         pairs = np.sort(np.concatenate(found))  # the rows of a group are no neighbors
         pairs = pairs[~is_left[pairs >> ROW_BITS]]  # a query may have too many only after its first pairs were listed
-        return OpenPairs(pairs >> ROW_BITS, pairs & (2**ROW_BITS - 1), num_above, is_left)
+        return CandidatePairs(pairs >> ROW_BITS, pairs & (2**ROW_BITS - 1), num_above, is_left)
 
-    def _multiply(self, prepared: object, queries: IntArray, start: int) -> Iterator[tuple[int, slice, Results]]:
+    def _multiply(self, prepared: Any, queries: IntArray, start: int) -> Iterator[tuple[int, slice, Results]]:
         """Yield tiles of results of a strip: the first column, the columns with results, and ``(q, C)`` results.
 
         A tile consists of whole panels; its columns before ``start`` and behind the gallery are hidden.
         """
-        num_gallery, hidden = len(self._task.gallery), self._product.hidden
+        num_gallery, hidden = len(self._query_set.gallery), self._product.hidden
         num_panels = max(1, min(TILE_NUMBERS // (len(queries) * self._panel_rows), num_gallery // self._panel_rows + 1))
         width = num_panels * self._panel_rows
         buffer = np.empty((len(queries), width), dtype=hidden.dtype)
-        owners, rows = self._task.hidden.take(queries)
+        owners, rows = self._query_set.hidden.take(queries)
         for first in range(start // self._panel_rows * self._panel_rows, num_gallery, width):
             columns = slice(max(first, start), min(first + width, num_gallery))
             buffer[:, : columns.start - first] = hidden
@@ -274,7 +273,7 @@ class Maxima:
 
     def _hidden_by_group(self) -> tuple[IntArray, IntArray, IntArray]:
         """Return the hidden pairs, group by group: the start of each group, positions of queries, gallery rows."""
-        owners, rows = self._task.hidden.take(self.chosen)
+        owners, rows = self._query_set.hidden.take(self.chosen)
         groups = rows // self._panel_rows * PANEL_GROUPS + rows % PANEL_GROUPS
         order = np.argsort(groups, kind="stable")
         return np.searchsorted(groups[order], np.arange(self._num_groups + 1)), owners[order], rows[order]
@@ -283,25 +282,23 @@ class Maxima:
         """Return the gallery rows of a group."""
         panel, number = divmod(group, PANEL_GROUPS)
         first = panel * self._panel_rows
-        return np.arange(first + number, min(first + self._panel_rows, len(self._task.gallery)), PANEL_GROUPS)
+        return np.arange(first + number, min(first + self._panel_rows, len(self._query_set.gallery)), PANEL_GROUPS)
 
 
-def settle(
-    task: Task,
+def compare_by_products(
+    query_set: QuerySet,
     chosen: IntArray,
     use: Callable[[Maxima], npt.NDArray[np.bool_]],
     *,
-    chunk_size: int | None = None,
     may_load_torch: bool = False,
 ) -> IntArray:
     """Compare queries by products, from fast to precise: a query that one leaves open is for the next.
 
     Args:
-        task: Queries and a gallery of ``MIN_GALLERY`` rows at least.
+        query_set: Queries and a gallery of ``MIN_GALLERY`` rows at least.
         chosen: ``(P,)`` the queries that matter, each with at most ``max_wanted`` neighbors.
         use: Takes the maxima of some queries, ``(Q,)``, and says which of them are left open.
-        chunk_size: Queries at a time; None: as many as memory allows.
-        may_load_torch: As ``has_bfloat16_for``.
+        may_load_torch: Whether ``has_bfloat16_for`` may load torch.
 
     Returns:
         The queries that are left: the definition is to compare them with everything.
@@ -309,15 +306,15 @@ def settle(
     Raises:
         InputError: Rows that are too long.
     """
-    if task.gallery.shape[1] > MAX_DIMS:
+    if query_set.gallery.shape[1] > MAX_DIMS:
         return chosen
-    precise = Float32Product(task.gallery)
+    precise = Float32Product(query_set.gallery)
     products: list[Product] = [precise]
-    if has_bfloat16_for(len(chosen), task.gallery, may_load_torch=may_load_torch):
-        products.insert(0, BFloat16Product(task.gallery))
+    if has_bfloat16_for(len(chosen), query_set.gallery, may_load_torch=may_load_torch):
+        products.insert(0, BFloat16Product(query_set.gallery))
     for product in products:
         left = [chosen[:0]]
-        for maxima in _compute_maxima(task, product, precise, chosen, chunk_size):
+        for maxima in _compute_maxima(query_set, product, precise, chosen):
             left.append(maxima.chosen[use(maxima)])
         chosen = np.concatenate(left)
     return chosen
@@ -328,16 +325,13 @@ def max_wanted(num_gallery: int) -> int:
     return num_gallery // (GROUPS_PER_NEIGHBOR * GROUP_SIZES[-1])
 
 
-def top_k(
-    queries: npt.ArrayLike, gallery: npt.ArrayLike, k: int, *, chunk_size: int | None = None
-) -> tuple[FloatArray, IntArray]:
+def top_k(queries: npt.ArrayLike, gallery: npt.ArrayLike, k: int) -> tuple[FloatArray, IntArray]:
     """Find the nearest gallery rows of every query, exactly.
 
     Args:
         queries: ``(Q, E)`` embeddings.
         gallery: ``(G, E)`` embeddings.
         k: Neighbors to return, at least 1.
-        chunk_size: Queries at a time. Changes no value.
 
     Returns:
         Similarities ``(Q, K)`` float32, falling, and gallery rows ``(Q, K)`` int64, where K is ``k`` or the
@@ -358,7 +352,7 @@ def top_k(
     left = np.arange(len(queries))
     if k <= max_wanted(len(gallery)) and len(gallery) >= MIN_GALLERY and len(queries):
         grids = round_both(queries, gallery)
-        task = Task(queries, gallery, np.full(len(queries), k), PairLists.of_lists([left[:0]] * len(queries)))
+        query_set = QuerySet(queries, gallery, np.full(len(queries), k), RowLists.of_lists([left[:0]] * len(queries)))
 
         def order(maxima: Maxima) -> npt.NDArray[np.bool_]:
             pairs = maxima.find_pairs(maxima.reach(k), np.full(len(maxima.chosen), np.inf), MAX_CANDIDATES + 10 * k)
@@ -366,8 +360,8 @@ def top_k(
             similarities[done], gallery_rows[done] = _order(grids, maxima.chosen, pairs, k)
             return pairs.is_left
 
-        left = settle(task, left, order, chunk_size=chunk_size)
-    for chunk, block in similarity_chunks(queries[left], gallery, chunk_size=chunk_size) if len(left) else ():
+        left = compare_by_products(query_set, left, order)
+    for chunk, block in similarity_chunks(queries[left], gallery) if len(left) else ():
         similarities[left[chunk]], gallery_rows[left[chunk]] = order_nearest(block, k)
     return similarities, gallery_rows
 
@@ -384,38 +378,37 @@ def round_both(queries: FloatArray, gallery: FloatArray) -> tuple[GridRows, Grid
 
 
 def _compute_maxima(
-    task: Task, product: Product, precise: Float32Product, chosen: IntArray, chunk_size: int | None
+    query_set: QuerySet, product: Product, precise: Float32Product, chosen: IntArray
 ) -> Iterator[Maxima]:
     """Yield the maxima of all chosen queries: of those in a collection that is compared with itself by half of it."""
-    num_gallery = len(task.gallery)
-    if product is precise and chunk_size is None and task.queries is task.gallery:
+    num_gallery = len(query_set.gallery)
+    if product is precise and query_set.queries is query_set.gallery:
         min_size = GROUP_SIZES[-1]
         while MAXIMA_BYTES * min_size < 4 * num_gallery**2:
             min_size *= 2
-        is_few = task.num_wanted[chosen] <= num_gallery // (GROUPS_PER_NEIGHBOR * min_size)
+        is_few = query_set.num_wanted[chosen] <= num_gallery // (GROUPS_PER_NEIGHBOR * min_size)
         few = chosen[is_few]
         is_gain = min_size <= MAX_SYMMETRIC_SIZE and len(few) >= MIN_SYMMETRIC_SHARE * num_gallery
-        if is_gain and _is_symmetric(task.hidden):
-            size = max(min_size, _choose_group_size(int(task.num_wanted[few].max()), num_gallery))
-            whole = Maxima(task, product, precise, size)
+        if is_gain and _is_symmetric(query_set.hidden):
+            size = max(min_size, _choose_group_size(int(query_set.num_wanted[few].max()), num_gallery))
+            whole = Maxima(query_set, product, precise, size)
             whole.compute(np.arange(num_gallery), is_symmetric=True)
             for start in range(0, len(few), MAX_QUERIES):
                 yield whole.take(few[start : start + MAX_QUERIES])
             chosen = chosen[~is_few]
     while len(chosen):
-        num_wanted = int(task.num_wanted[chosen[:MAX_QUERIES]].max())
-        maxima = Maxima(task, product, precise, _choose_group_size(num_wanted, num_gallery))
-        num_queries = chunk_size or maxima.queries_that_fit
-        maxima.compute(chosen[:num_queries])
+        num_wanted = int(query_set.num_wanted[chosen[:MAX_QUERIES]].max())
+        maxima = Maxima(query_set, product, precise, _choose_group_size(num_wanted, num_gallery))
+        maxima.compute(chosen[: maxima.queries_that_fit])
         yield maxima
-        chosen = chosen[num_queries:]
+        chosen = chosen[maxima.queries_that_fit :]
 
 
 def _choose_group_size(num_wanted: int, num_gallery: int) -> int:
     return next(size for size in GROUP_SIZES if num_gallery >= GROUPS_PER_NEIGHBOR * num_wanted * size)
 
 
-def _is_symmetric(hidden: PairLists) -> bool:
+def _is_symmetric(hidden: RowLists) -> bool:
     """Say whether with every pair of a collection its mirror image is hidden."""
     owners, rows = hidden.take(np.arange(len(hidden.starts) - 1))
     return np.array_equal(np.sort((owners << ROW_BITS) | rows), np.sort((rows << ROW_BITS) | owners))
@@ -433,7 +426,7 @@ def _hide(
 
 
 def _order(
-    grids: tuple[GridRows, GridRows], chosen: IntArray, candidates: OpenPairs, k: int
+    grids: tuple[GridRows, GridRows], chosen: IntArray, candidates: CandidatePairs, k: int
 ) -> tuple[FloatArray, IntArray]:
     """Return the similarities and rows of the k nearest of every query that has candidates, by the definition."""
     similarities = pair_similarities(*grids, chosen[candidates.owners], candidates.rows)

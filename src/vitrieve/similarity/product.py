@@ -1,7 +1,7 @@
 """Products of lower precision than the definition, with a proven bound on their error.
 
 A ranking needs similarities only to choose which pairs are compared exactly. A product that is known to lie within a
-bound of the similarity settles most pairs, and the definition settles the rest.
+bound of the similarity decides about most pairs, and the definition about the rest.
 
 **The bound.** Let q and g be rows as given, q' and g' the same rows on the grid of ``definition.py``, and q^, g^ the
 rows that are multiplied. The similarity is float32(q' . g'). Embeddings often lie in a narrow cone, where a product of
@@ -36,7 +36,7 @@ import sys
 from collections.abc import Iterator
 from functools import lru_cache
 from importlib.util import find_spec
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -52,7 +52,7 @@ TORCH_OPERATIONS = 1e12
 MIN_BFLOAT16_QUERIES = 512
 """For fewer queries, converting the gallery costs more than multiplying it in float32."""
 TRIAL_QUERIES = 256
-"""The number of queries with which bfloat16 sums are tried."""
+"""The number of queries with which sums of bfloat16 numbers are tried."""
 MAX_TRIED_DIMS = 2**11
 """With twice as many dimensions the bound, which grows with them, would hide sums that are rounded to bfloat16."""
 
@@ -72,39 +72,7 @@ class Bounds(NamedTuple):
     offsets: Numbers
 
 
-class Product(Protocol):
-    """Products of queries with a gallery. Results are ordered as numbers of their type are.
-
-    Attributes:
-        hidden: The result that is below every other; it is written over pairs that are not to be found. Its type is
-            that of all results.
-        lowest: Results below this one are not in order among themselves: that they are below it is all they say.
-    """
-
-    hidden: ClassVar[Any]
-    lowest: ClassVar[float]
-
-    def prepare(self, queries: FloatArray) -> tuple[Any, Bounds]:
-        """Return ``(Q, E)`` queries as ``multiply`` takes them, and the bounds of their products.
-
-        Raises:
-            InputError: A query that is too long.
-        """
-
-    def multiply(self, prepared: Any, columns: slice, out: Results) -> None:
-        """Write the results of queries with some gallery rows to ``out``, ``(Q, C)``."""
-
-    def largest(self, members: Results) -> Results:
-        """Return the largest of ``(Q, P, S, N)`` results over S: ``(Q, P, N)``."""
-
-    def floor(self, values: Numbers) -> Results:
-        """Return the smallest result that a product of at least ``values`` can give."""
-
-    def lower(self, results: Results) -> Numbers:
-        """Return numbers that the products which gave ``results`` were not below."""
-
-
-class Spread(NamedTuple):
+class Lengths(NamedTuple):
     """Lengths that bound the error of a product: of the longest gallery row, centered row and residual."""
 
     row: float
@@ -113,7 +81,13 @@ class Spread(NamedTuple):
 
 
 class Float32Product:
-    """The product in float32, by NumPy; it neither copies nor centers the gallery."""
+    """The product in float32, by NumPy; it neither copies nor centers the gallery.
+
+    Attributes:
+        hidden: The result that is below every other; it is written over pairs that are not to be found. Its type is
+            that of all results, and results are ordered as numbers of their type are.
+        lowest: Results below this one are not in order among themselves: that they are below it is all they say.
+    """
 
     hidden: ClassVar[Any] = np.float32(-np.inf)
     lowest: ClassVar[float] = -np.inf
@@ -126,33 +100,42 @@ class Float32Product:
         """
         self._gallery = gallery
         longest = max(max_norm(rows) for rows in _pieces(gallery))
-        self._spread = Spread(longest, longest, 0.0)
+        self._lengths = Lengths(longest, longest, 0.0)
 
     def prepare(self, queries: FloatArray) -> tuple[FloatArray, Bounds]:
-        """Return the queries as they are; see ``Product``."""
+        """Return ``(Q, E)`` queries as ``multiply`` takes them, and the bounds of their products.
+
+        Raises:
+            InputError: A query is too long.
+        """
         nothing = np.zeros(len(queries))
-        return queries, Bounds(bound(queries, nothing, self._spread), nothing)
+        return queries, Bounds(bound(queries, nothing, self._lengths), nothing)
 
     def multiply(self, prepared: FloatArray, columns: slice, out: Results) -> None:
-        """Multiply; see ``Product``."""
+        """Write the results of queries with some gallery rows to ``out``, ``(Q, C)``."""
         np.matmul(prepared, self._gallery[columns].T, out=out)
 
     def largest(self, members: Results) -> Results:
-        """Compare whole stretches of results with each other; see ``Product``."""
+        """Return the largest of ``(Q, P, S, N)`` results over S: ``(Q, P, N)``."""
         found: Results = members.max(axis=2)
         return found
 
     def floor(self, values: Numbers) -> Results:
-        """Return the next float32 number below: nothing is rounded after the sum."""
+        """Return the smallest result that a product of at least ``values`` can give.
+
+        It is the next float32 number below, because nothing is rounded after the sum.
+        """
         return np.nextafter(values.astype(np.float32), np.float32(-np.inf))
 
     def lower(self, results: Results) -> Numbers:
-        """Return the results."""
+        """Return numbers that the products which gave ``results`` were not below: the results themselves."""
         return results.astype(np.float64)
 
 
 class BFloat16Product:
     """The product in bfloat16 with sums in float32, by torch: about four times as fast where the hardware has it.
+
+    Its methods do what those of ``Float32Product`` do.
 
     Results are int16: the bits of the bfloat16 numbers, which are the first 16 bits of the float32 numbers: sign,
     exponent and 8 bits of precision. Read as integers, positive numbers are in order, and negative ones are below
@@ -183,17 +166,17 @@ class BFloat16Product:
             first = number * PREPARED_ROWS
             self._gallery[first : first + len(rows)] = rounded
             lengths.append((max_norm(rows), max_norm(centered), max_norm(residuals)))
-        self._spread = Spread(*np.max(lengths, axis=0).tolist())
+        self._lengths = Lengths(*np.max(lengths, axis=0).tolist())
 
     def prepare(self, queries: FloatArray) -> tuple[Any, Bounds]:
-        """Return the queries in bfloat16; see ``Product``."""
+        """Return the queries in bfloat16, and the bounds of their products."""
         rounded, residuals = _to_bfloat16(queries)
         # Summed without a matrix product, whose threads would go on spinning on the cores of the next one.
         offsets = np.vecdot(queries.astype(np.float64), self._center.astype(np.float64))
-        return rounded, Bounds(bound(queries, _norms(residuals), self._spread), offsets)
+        return rounded, Bounds(bound(queries, _norms(residuals), self._lengths), offsets)
 
     def multiply(self, prepared: Any, columns: slice, out: Results) -> None:
-        """Multiply; see ``Product``."""
+        """Write the results, as the bits of bfloat16 numbers, to ``out``."""
         import torch
 
         rows = self._gallery[columns].T
@@ -203,7 +186,7 @@ class BFloat16Product:
             out[:] = torch.mm(prepared, rows).view(torch.int16).numpy()
 
     def largest(self, members: Results) -> Results:
-        """Compare by torch; see ``Product``."""
+        """Return the largest results, compared by torch."""
         import torch
 
         found: Results = torch.from_numpy(members).amax(dim=2).numpy()
@@ -218,6 +201,9 @@ class BFloat16Product:
         """Return the next bfloat16 number below: the products lie above it, however they were rounded."""
         bits = np.maximum(results.astype(np.int32) - 1, 0) << 16
         return np.where(results >= self.lowest, bits.view(np.float32), -np.inf)
+
+
+Product = Float32Product | BFloat16Product
 
 
 def has_bfloat16_for(num_queries: int, gallery: FloatArray, *, may_load_torch: bool = False) -> bool:
@@ -261,7 +247,7 @@ def has_fast_bfloat16(num_dims: int) -> bool:
     return bool(is_within[exact > errors].all())
 
 
-def bound(queries: FloatArray, query_residuals: Numbers, gallery: Spread) -> Numbers:
+def bound(queries: FloatArray, query_residuals: Numbers, gallery: Lengths) -> Numbers:
     """Return the error of each query's products, as derived above.
 
     Args:
