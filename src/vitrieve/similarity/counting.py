@@ -90,7 +90,7 @@ def count_before(queries: FloatArray, gallery: FloatArray, ranked: Sequence[Rank
         ranked: Relevant and hidden rows of each query.
 
     Raises:
-        InputError: Rows that are too long.
+        InputError: A row is too long.
     """
     num_relevant = np.array([len(one.relevant) for one in ranked], dtype=np.int64)
     with_any = np.flatnonzero(num_relevant)

@@ -35,8 +35,8 @@ GALLERY_BLOCK_SIZE = 8192
 STEP_BLOCK_SIZE = 1024
 """Rows whose norms are computed at a time: few enough to stay in the cache."""
 PAIR_BLOCK_NUMBERS = 2**17 + 2**16
-"""Coordinates of listed pairs that are compared at a time (512 pairs of 384): they stay in the cache, and are enough work
-for a thread."""
+"""Coordinates of listed pairs that are compared at a time (512 pairs of 384): they stay in the cache, and are
+enough work for a thread."""
 MIN_PAIRS_A_THREAD = 4096
 """Fewer pairs are not worth a thread."""
 GRID_COPY_BYTES = 256 * 2**20
@@ -56,7 +56,7 @@ def normalize(vectors: npt.ArrayLike) -> FloatArray:
         ``(N, E)`` float32; norms are computed in float64. A row of zeros stays zero: equally similar to everything.
 
     Raises:
-        InputError: Not a matrix of finite numbers.
+        InputError: ``vectors`` is no matrix of finite numbers.
 
     >>> normalize([[3.0, 4.0], [0.0, 0.0]]).tolist()
     [[0.6000000238418579, 0.800000011920929], [0.0, 0.0]]
@@ -74,7 +74,7 @@ def as_embeddings(vectors: npt.ArrayLike, name: str = "embeddings") -> FloatArra
         name: Name for the message.
 
     Raises:
-        InputError: Another shape or type, NaN, infinity, or numbers too large for float32.
+        InputError: ``vectors`` has another shape or type, or holds NaN, infinity, or numbers too large for float32.
     """
     given = np.asarray(vectors)
     if given.ndim != 2 or given.shape[1] == 0 or given.dtype.kind not in "fiub":
@@ -108,7 +108,7 @@ def similarity(queries: npt.ArrayLike, gallery: npt.ArrayLike) -> FloatArray:
         ``(Q, G)`` float32; each value depends on its two rows alone, and a pair gives the same value in either order.
 
     Raises:
-        InputError: Embeddings that are not finite matrices of the same width.
+        InputError: The embeddings are no finite matrices of the same width.
 
     >>> similarity([[1.0, 0.0]], [[0.0, 1.0], [0.5, 0.5], [-1.0, 0.0]]).tolist()
     [[0.0, 0.5, -1.0]]
@@ -184,7 +184,7 @@ def check_pair(queries: npt.ArrayLike, gallery: npt.ArrayLike) -> tuple[FloatArr
     """Check two sets of embeddings that are to be compared, and convert them to float32.
 
     Raises:
-        InputError: Not finite matrices of the same width.
+        InputError: The embeddings are no finite matrices of the same width.
     """
     query_rows = as_embeddings(queries, "query embeddings")
     gallery_rows = query_rows if gallery is queries else as_embeddings(gallery, "gallery embeddings")
@@ -206,7 +206,7 @@ def grid_steps(rows: FloatArray) -> npt.NDArray[np.float64]:
         ``(N,)`` float64, powers of two: multiplying and dividing by them is exact.
 
     Raises:
-        InputError: A norm above ``MAX_NORM``.
+        InputError: A norm is above ``MAX_NORM``.
     """
     steps = np.empty(len(rows))
     for start in range(0, len(rows), STEP_BLOCK_SIZE):
@@ -234,7 +234,7 @@ class GridRows:
                 larger embeddings than ``GRID_COPY_BYTES`` are not copied nevertheless.
 
         Raises:
-            InputError: A norm above ``MAX_NORM``, among rows that are copied.
+            InputError: A norm is above ``MAX_NORM``, among rows that are copied.
         """
         self._is_rounded = is_copied and rows.nbytes <= GRID_COPY_BYTES
         self._rows = round_to_grid(rows) if self._is_rounded else rows
@@ -286,7 +286,7 @@ def round_to_grid(embeddings: FloatArray) -> FloatArray:
     smaller one needs at most 24 bits.
 
     Raises:
-        InputError: A norm above ``MAX_NORM``.
+        InputError: A norm is above ``MAX_NORM``.
     """
     rounded = np.empty_like(embeddings)
     for start in range(0, len(embeddings), GALLERY_BLOCK_SIZE):

@@ -2,11 +2,13 @@
 
 If k products of a query are at least t, then k similarities are at least t less the error bound b, and a row among
 the k nearest has a product of at least t - 2 b. t is the k-th largest of the maxima of groups of gallery rows: a lower
-estimate of the k-th largest product that costs a comparison for every product, but no sorting. Only these maxima of the product are kept (``Maxima``). The few groups whose maximum is large enough are opened: their products are computed
+estimate of the k-th largest product that costs a comparison for every product, but no sorting. Only these maxima of
+the product are kept (``Maxima``). The few groups whose maximum is large enough are opened: their products are computed
 once more in float32, for all queries that open a group at once.
 
 A collection that is compared with itself in float32 needs half of the product, because a tile of results x . y serves
-its rows and its columns. Where the hardware multiplies bfloat16, that product is faster than half of the one in float32.
+its rows and its columns. Where the hardware multiplies bfloat16, that product is faster than half of the one in
+float32.
 
 A group is the rows of a panel that are equal modulo ``PANEL_GROUPS``, the same for every query, so that whole rows of
 a tile, and whole stretches of them, are compared with each other.
@@ -162,7 +164,7 @@ class Maxima:
                 half of the products is computed.
 
         Raises:
-            InputError: A query that is too long.
+            InputError: A query is too long.
         """
         self.chosen = chosen
         self._largest = np.full((self._num_groups, len(chosen)), self._product.hidden)
@@ -304,7 +306,7 @@ def compare_by_products(
         The queries that are left: the definition is to compare them with everything.
 
     Raises:
-        InputError: Rows that are too long.
+        InputError: A row is too long.
     """
     if query_set.gallery.shape[1] > MAX_DIMS:
         return chosen
@@ -339,7 +341,7 @@ def top_k(queries: npt.ArrayLike, gallery: npt.ArrayLike, k: int) -> tuple[Float
         embeddings of up to 256 MiB and, for many queries where torch is loaded, one of the gallery in bfloat16.
 
     Raises:
-        InputError: ``k`` below 1, or as in ``similarity``.
+        InputError: ``k`` is below 1, or the embeddings are no finite matrices of the same width.
 
     >>> top_k([[1.0, 0.0]], [[0.0, 1.0], [0.5, 0.5], [0.5, 0.5]], 2)[1].tolist()
     [[1, 2]]
@@ -370,7 +372,7 @@ def round_both(queries: FloatArray, gallery: FloatArray) -> tuple[GridRows, Grid
     """Return queries and gallery on their grids; one copy serves both where they are the same.
 
     Raises:
-        InputError: A row that is too long.
+        InputError: A row is too long.
     """
     is_copied = len(queries) >= MIN_COPIED_QUERIES
     query_grid = GridRows(queries, is_copied=is_copied)

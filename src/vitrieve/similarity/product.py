@@ -96,7 +96,7 @@ class Float32Product:
         """Measure a gallery, ``(G, E)`` float32.
 
         Raises:
-            InputError: A row that is too long.
+            InputError: A row is too long.
         """
         self._gallery = gallery
         longest = max(max_norm(rows) for rows in _pieces(gallery))
@@ -151,7 +151,7 @@ class BFloat16Product:
         """Center, convert and measure a gallery, ``(G, E)`` float32.
 
         Raises:
-            InputError: A row that is too long.
+            InputError: A row is too long.
         """
         import torch
 
@@ -256,7 +256,7 @@ def bound(queries: FloatArray, query_residuals: Numbers, gallery: Lengths) -> Nu
         gallery: The largest lengths of the gallery.
 
     Raises:
-        InputError: A query that is too long.
+        InputError: A query is too long.
     """
     num_dims = queries.shape[1]
     query_norms = _norms(queries)
