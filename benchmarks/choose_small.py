@@ -26,8 +26,8 @@ from vitrieve.data.sources import read_source
 from vitrieve.model.encoder import build_encoder
 from vitrieve.recipes import find_recipe
 from vitrieve.settings import override_config
-from vitrieve.training.average import blend
 from vitrieve.training.loop import fit_encoder
+from vitrieve.training.optimizer import blend
 from vitrieve.training.run import build_evaluate
 
 FROZEN_SHARES = (0.0, 0.15, 0.25, 0.35, 0.5)

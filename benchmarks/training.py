@@ -96,9 +96,8 @@ def build_ours(
     from vitrieve.data.loader import Batch
     from vitrieve.model.encoder import build_encoder
     from vitrieve.objective.contrastive import ContrastiveConfig
-    from vitrieve.training.device import prepare_encoder
+    from vitrieve.training.compute import MemoryPlan, prepare_encoder
     from vitrieve.training.loop import build_state, train_step
-    from vitrieve.training.microbatch import MemoryPlan
 
     generator = torch.Generator().manual_seed(0)
     model = ModelConfig(

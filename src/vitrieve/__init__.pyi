@@ -58,7 +58,7 @@ from .serve.app import create_app as create_app
 from .syncing.sync import SyncReport as SyncReport
 from .syncing.sync import SyncSettings as SyncSettings
 from .syncing.sync import sync as sync
-from .training.reduction_run import ReducedEncoder as ReducedEncoder
-from .training.reduction_run import reduce as reduce
+from .training.reduction import ReducedEncoder as ReducedEncoder
+from .training.reduction import reduce as reduce
 from .training.run import TrainedRun as TrainedRun
 from .training.run import train as train

@@ -22,7 +22,7 @@ from vitrieve.model.backbone import describe_tokens
 from vitrieve.model.encoder import ImageEncoder, build_encoder, fingerprint_encoder, read_encoder, save_encoder
 from vitrieve.model.export import MIN_COSINE, export_folder, export_onnx
 from vitrieve.runtime.encoder import load_encoder
-from vitrieve.training.resolution import allow_low_resolution
+from vitrieve.training.compute import allow_low_resolution
 
 VIT: dict[str, Any] = {"img_size": 64, "depth": 1, "embed_dim": 48, "num_heads": 3}
 FAMILIES = [

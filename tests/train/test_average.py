@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from vitrieve.training.average import WeightAverage, blend
+from vitrieve.training.optimizer import WeightAverage, blend
 
 
 def build_module() -> nn.Module:

@@ -26,7 +26,7 @@ def labels_of(records: tuple[ImageRecord, ...]) -> set[int]:
 
 def test_split_for_training_holds_out_every_fifth_class_from_the_fifth() -> None:
     split = split_for_training(build_dataset(12), is_holdout=True)
-    assert labels_of(split.judge.records) == {4, 9}
+    assert labels_of(split.held_out.records) == {4, 9}
     assert labels_of(split.fit) == {0, 1, 2, 3, 5, 6, 7, 8, 10, 11}
 
 
@@ -35,38 +35,38 @@ def test_trap_nothing_is_chosen_on_test_classes() -> None:
     test_ids = {record.image_id for record in dataset.split("test")}
     for is_holdout in (False, True):
         split = split_for_training(dataset, is_holdout=is_holdout)
-        used = (*split.fit, *(split.judge.records if split.judge else ()))
+        used = (*split.fit, *(split.held_out.records if split.held_out else ()))
         assert test_ids.isdisjoint(record.image_id for record in used)
 
 
-def test_trap_what_judges_does_not_train() -> None:
+def test_trap_what_is_held_out_does_not_train() -> None:
     for dataset in (build_dataset(12), build_dataset(12, 3)):
         split = split_for_training(dataset, is_holdout=True)
-        assert labels_of(split.fit).isdisjoint(labels_of(split.judge.records))
+        assert labels_of(split.fit).isdisjoint(labels_of(split.held_out.records))
 
 
 def test_split_for_training_searches_a_single_held_out_class_among_the_others() -> None:
     split = split_for_training(build_dataset(6), is_holdout=True)
     assert labels_of(split.fit) == {0, 1, 2, 3, 5}
-    assert labels_of(tuple(r for r in split.judge.records if r.is_query)) == {4}
-    assert labels_of(split.judge.records) == set(range(6))
+    assert labels_of(tuple(r for r in split.held_out.records if r.is_query)) == {4}
+    assert labels_of(split.held_out.records) == set(range(6))
 
 
 def test_split_for_training_prefers_the_sources_validation_split() -> None:
     split = split_for_training(build_dataset(12, 3), is_holdout=True)
-    assert labels_of(split.judge.records) == {12, 13, 14}
+    assert labels_of(split.held_out.records) == {12, 13, 14}
     assert labels_of(split.fit) == set(range(12))
 
 
 def test_split_for_training_without_holdout_trains_on_everything_but_the_test() -> None:
     split = split_for_training(build_dataset(12, 3), is_holdout=False)
     assert labels_of(split.fit) == set(range(15))
-    assert split.judge is None
+    assert split.held_out is None
 
 
 def test_split_for_training_of_few_classes_says_that_nothing_is_held_out() -> None:
     split = split_for_training(build_dataset(4), is_holdout=True)
-    assert split.judge is None
+    assert split.held_out is None
     assert labels_of(split.fit) == set(range(4))
     assert "too few" in split.note
 
@@ -80,12 +80,12 @@ def test_has_pairs_needs_two_classes_and_two_images() -> None:
 
 
 @pytest.mark.parametrize("shared_with", ["train", "test"])
-def test_trap_a_validation_split_of_classes_that_train_or_test_does_not_judge(shared_with: Split) -> None:
+def test_trap_a_validation_split_of_classes_that_train_or_test_is_not_held_out(shared_with: Split) -> None:
     dataset = build_dataset(12, 0, 3)
     shared = tuple(
         replace(record, image_id=f"validation {record.image_id}", split="validation")
         for record in dataset.split(shared_with)
     )
     split = split_for_training(replace(dataset, records=(*dataset.records, *shared)), is_holdout=True)
-    assert labels_of(split.judge.records) == {4, 9}
+    assert labels_of(split.held_out.records) == {4, 9}
     assert "not used" in split.note

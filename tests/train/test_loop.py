@@ -581,7 +581,7 @@ def test_a_failure_within_the_change_of_the_weights_saves_nothing_half_done(
         if step == 4:
             raise MemoryError
 
-    monkeypatch.setattr("vitrieve.training.average.WeightAverage.update", fail)
+    monkeypatch.setattr("vitrieve.training.optimizer.WeightAverage.update", fail)
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, checkpoint_every=3))
     with pytest.raises(MemoryError) as told:
         run_training(config, records, tmp_path)

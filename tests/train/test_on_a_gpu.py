@@ -19,7 +19,7 @@ from vitrieve.model.encoder import ImageEncoder, add_reduction, build_encoder
 from vitrieve.model.reduction import fit_pca
 from vitrieve.runtime.encoder import wrap_encoder
 from vitrieve.runtime.engine import CPU_BATCH_SIZE, GPU_BATCH_SIZE
-from vitrieve.training.reduce import reduce_encoder
+from vitrieve.training.reduction import reduce_encoder
 from vitrieve.training.run import train
 
 
@@ -103,7 +103,7 @@ def test_a_whole_training_on_a_gpu(
     name: str, photographs: Path, settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if "memory_limit_gib" in CASES[name]:  # so that each batch is embedded twice
-        monkeypatch.setattr("vitrieve.training.microbatch.measure_graph_bytes", lambda *_: (0, 10_000_000))
+        monkeypatch.setattr("vitrieve.training.compute.measure_graph_bytes", lambda *_: (0, 10_000_000))
     devices = record_devices(monkeypatch)
     report = "embedding_dim" in CASES[name]
     with pretend_cuda():

@@ -13,8 +13,8 @@ from vitrieve.data.records import ImageRecord
 from vitrieve.errors import ConfigError
 from vitrieve.model.encoder import build_encoder
 from vitrieve.objective.contrastive import ContrastiveConfig
+from vitrieve.training.compute import allow_low_resolution, image_size_at
 from vitrieve.training.loop import fit_encoder
-from vitrieve.training.resolution import allow_low_resolution, image_size_at
 from vitrieve.training.state import STATE_NAME
 
 

@@ -32,6 +32,18 @@ def write_pictures(folder: Path, sizes: dict[str, int]) -> Path:
     return folder
 
 
+@pytest.fixture(autouse=True)
+def _exports_are_quick(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave the export out, which takes as long as all else of a tiny run, where a test is not about it."""
+    if "exported" not in request.fixturenames:
+        monkeypatch.setattr("vitrieve.training.run.export_folder", lambda folder: None)
+
+
+@pytest.fixture
+def exported() -> None:
+    """What a test takes that is about the export."""
+
+
 @pytest.fixture
 def run_train(tiny_weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Run:
     def run(source: str, *words: str, out: Path | None = None) -> tuple[int, str, str]:
@@ -66,7 +78,7 @@ def test_one_class_is_called_one_class(run_train: Run, tmp_path: Path) -> None:
     assert "held out to choose: 4 images of 1 class\n" in run_train(f"folder:{folder}", "--no-report")[2]
 
 
-def test_too_few_classes_to_hold_out_are_said_with_their_counts(run_train: Run, tmp_path: Path) -> None:
+def test_too_few_classes_to_hold_out_are_said_with_their_counts(exported: None, run_train: Run, tmp_path: Path) -> None:
     folder = write_pictures(tmp_path / "photographs", {**dict.fromkeys("abcde", 1), "f": 4})
     status, _, err = run_train(f"folder:{folder}")
     assert status == 0
@@ -115,7 +127,7 @@ STAGES = {
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_nothing_after_the_last_step_costs_a_finished_training(
-    run_train: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+    exported: None, run_train: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
 ) -> None:
     source = f"folder:{write_pictures(tmp_path / 'photographs', LARGER)}"
     words = ["--model.embedding-dim", "8"]
@@ -136,6 +148,7 @@ def test_nothing_after_the_last_step_costs_a_finished_training(
     assert (tmp_path / "run" / "report" / "report.html").is_file()
     spec = json.loads((tmp_path / "run" / ENCODER_SUBFOLDER / "encoder.json").read_text())
     assert spec["reduction_kind"] == "pca"
+    assert (tmp_path / "run" / ENCODER_SUBFOLDER / "encoder.onnx").is_file()
 
 
 def test_the_last_measurement_costs_no_training_and_is_made_by_a_resumed_run(
@@ -156,12 +169,7 @@ def test_the_last_measurement_costs_no_training_and_is_made_by_a_resumed_run(
         status, _, err = run_train(source, "--no-report")
     assert (status, "measuring the last state failed: " in err) == (1, True)
     assert run_train(source, "--no-report", "--resume")[0] == 0
-    found, expected = (
-        json.loads((folder / "manifest.json").read_text())["fields"]
-        if "fields" in json.loads((folder / "manifest.json").read_text())
-        else json.loads((folder / "manifest.json").read_text())
-        for folder in (tmp_path / "run", whole)
-    )
+    found, expected = (json.loads((folder / "manifest.json").read_text()) for folder in (tmp_path / "run", whole))
     for name in ("holdout_map_at_r", "kept_step", "encoder_fingerprint"):
         assert found[name] == expected[name]
 

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from vitrieve.training.selection import Selection
+from vitrieve.training.holdout import Selection
 
 
 def select(*values: float) -> Selection:

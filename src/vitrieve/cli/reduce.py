@@ -1,4 +1,4 @@
-"""``vitrieve reduce`` reads the flags and prints the result; ``training/reduction_run.py`` reduces."""
+"""``vitrieve reduce`` reads the flags and prints the result; ``training/reduction.py`` reduces."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vitrieve.errors import ConfigError
 
 if TYPE_CHECKING:
     from vitrieve.model.artifact import ReductionKind
-    from vitrieve.training.reduction_run import ReducedEncoder
+    from vitrieve.training.reduction import ReducedEncoder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +52,7 @@ def run(arguments: Arguments) -> int:
     dataset = read_source(arguments.data, protocol=arguments.protocol, exclude=arguments.exclude)
     if not is_torch_installed():
         raise ConfigError("reducing needs torch: install vitrieve[train], or reduce on another machine.")
-    from vitrieve.training.reduction_run import reduce
+    from vitrieve.training.reduction import reduce
 
     reduced = reduce(
         arguments.encoder,

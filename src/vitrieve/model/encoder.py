@@ -179,7 +179,7 @@ class ImageEncoder(nn.Module):
         self.gem_p = None if gem_p is None else nn.Parameter(torch.tensor([gem_p]))
         self.spec = spec
         self.extra_image_sizes: tuple[int, ...] = ()
-        """Sides that are accepted beside the spec's, in training (``training/resolution.py``)."""
+        """Sides that are accepted beside the spec's, in training (``training/compute.py``)."""
         self.layout = layout
         check_pooling(spec.pooling, layout, spec.backbone)
         check_scales(spec, backbone, layout)

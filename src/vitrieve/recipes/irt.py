@@ -107,7 +107,7 @@ def irt_l_sfm120k() -> Config:
     Source: arXiv:2102.05644, section 4.1, and the protocol it follows: Radenović, Tolias and Chum, arXiv:1711.02512
     (2,000 pairs and 22,000 candidates an epoch, 5 tuples of 1 + 1 + 5 images a batch, margin 0.85, Adam, learning
     rate times exp(-0.01) an epoch; batch norm of convnets keeps its statistics); with hold-out its validation part
-    judges instead of training. Not stated in the paper: whether that decay is kept, drop-path, warm-up.
+    measures the states instead of training. Not stated in the paper: whether that decay is kept, drop-path, warm-up.
     Command: ``vitrieve train irt_l_sfm120k --data sfm120k:DIR --out runs/irt_l_sfm120k``, then
     ``vitrieve evaluate --encoder runs/irt_l_sfm120k --data roxford5k:DIR``.
     Published: mAP, Medium and Hard: ROxford 32.7 and 11.4, RParis 63.6 and 37.8 (DeiT-S at 224 px, Table 3).

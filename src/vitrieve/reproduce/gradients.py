@@ -23,7 +23,7 @@ from vitrieve.objective.contrastive import contrastive_loss
 from vitrieve.objective.memory import MemoryRows
 from vitrieve.runtime.device import resolve_device
 from vitrieve.settings import config_from_json
-from vitrieve.training.device import move_batch
+from vitrieve.training.compute import move_batch
 from vitrieve.training.holdout import split_for_training
 
 NUM_BATCHES = 16

@@ -1,10 +1,10 @@
-"""Which training images train, and which judge."""
+"""Which training images train, which are held out, and which state of a run their measurements choose."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from vitrieve.data.records import Dataset, ImageRecord, find_measurable, hold_out_labels
@@ -15,23 +15,24 @@ class TrainingSplit(NamedTuple):
 
     Attributes:
         fit: What the encoder learns from.
-        judge: A data set whose test split measures every state; None without hold-out. Holds no test image of
+        held_out: A data set whose test split measures every state; None without hold-out. It has no test image of
             the source.
-        note: How they were parted, for the user.
+        note: Sentence for the user about how the images were divided.
     """
 
     fit: tuple[ImageRecord, ...]
-    judge: Dataset | None
+    held_out: Dataset | None
     note: str
 
 
 def split_for_training(dataset: Dataset, *, is_holdout: bool) -> TrainingSplit:
-    """Part the training images.
+    """Divide the training images.
 
-    With hold-out, the validation split judges, where the source has one with classes of its own: on classes that also
-    train every state looks better than the frozen start, and classes that test must not choose. Otherwise one of every
-    five training classes judges (``hold_out_labels``), among those that can be measured. A single held-out class is
-    searched for among the images that train, too. Without hold-out, everything but the test split trains.
+    With hold-out, the states are measured on the validation split, where the source has one with classes of its own: on
+    classes that also train every state looks better than the frozen start, and classes that test must not choose.
+    Otherwise one of every five training classes is held out (``hold_out_labels``), among those that can be measured. A
+    single held-out class is searched for among the images that train, too. Without hold-out, everything but the test
+    split trains.
 
     Args:
         dataset: From a source, without unreadable images: a class of which one image is left measures nothing.
@@ -41,9 +42,11 @@ def split_for_training(dataset: Dataset, *, is_holdout: bool) -> TrainingSplit:
     if not is_holdout:
         everything = (*train, *validation)
         return TrainingSplit(everything, None, f"training on all {_count(everything)}; nothing is held out")
-    if _can_judge(dataset, validation) and _labels(validation).isdisjoint(_labels(dataset.split("train", "test"))):
-        note = f"training on {_count(train)}; the source's validation split judges: {_count(validation)}"
-        return TrainingSplit(train, _build_judge(dataset, validation), note)
+    others = _labels(dataset.split("train", "test"))
+    if _can_be_measured(dataset, validation) and _labels(validation).isdisjoint(others):
+        measured = f"the states are measured on the source's validation split: {_count(validation)}"
+        note = f"training on {_count(train)}; {measured}"
+        return TrainingSplit(train, _build_held_out(dataset, validation), note)
     unused = "; the validation split has no pairs or no classes of its own, and is not used" if validation else ""
     measurable = find_measurable(_give_roles(train), dataset.junk_key)
     labels = hold_out_labels(_labels(train), measurable)
@@ -57,7 +60,7 @@ def split_for_training(dataset: Dataset, *, is_holdout: bool) -> TrainingSplit:
         )
         return TrainingSplit(train, None, note)
     note = f"training on {_count(fit)}; held out to choose: {_count(held_out)}{unused}"
-    return TrainingSplit(fit, _build_judge(dataset, held_out, fit if len(labels) == 1 else ()), note)
+    return TrainingSplit(fit, _build_held_out(dataset, held_out, fit if len(labels) == 1 else ()), note)
 
 
 def has_pairs(records: Sequence[ImageRecord]) -> bool:
@@ -70,18 +73,20 @@ def _labels(records: Sequence[ImageRecord]) -> set[int]:
     return {record.label for record in records}
 
 
-def _can_judge(dataset: Dataset, records: Sequence[ImageRecord]) -> bool:
+def _can_be_measured(dataset: Dataset, records: Sequence[ImageRecord]) -> bool:
     """Tell whether a measurement among these images, of two classes at least, can be made."""
     return len(_labels(records)) > 1 and bool(find_measurable(_give_roles(records), dataset.junk_key))
 
 
 def _give_roles(records: Sequence[ImageRecord]) -> list[ImageRecord]:
-    """Let every image ask and be found."""
+    """Make every image a query and part of the gallery."""
     return [replace(record, split="test", is_query=True, is_gallery=True) for record in records]
 
 
-def _build_judge(dataset: Dataset, held_out: Sequence[ImageRecord], distractors: Sequence[ImageRecord] = ()) -> Dataset:
-    """Build the data set that judges: the held-out images ask and are found, the distractors are only found."""
+def _build_held_out(
+    dataset: Dataset, held_out: Sequence[ImageRecord], distractors: Sequence[ImageRecord] = ()
+) -> Dataset:
+    """Build the data set of held-out images, which are queries and gallery; distractors are gallery only."""
     records = _give_roles(held_out)
     records += [replace(record, split="test", is_query=False, is_gallery=True) for record in distractors]
     return replace(dataset, name=f"{dataset.name}, held out", records=tuple(records))
@@ -91,3 +96,45 @@ def _count(records: Sequence[ImageRecord]) -> str:
     num_classes = len(_labels(records))
     images = "1 image" if len(records) == 1 else f"{len(records)} images"
     return f"{images} of {'1 class' if num_classes == 1 else f'{num_classes} classes'}"
+
+
+SELECTION_METRIC = "map_at_r"
+"""MAP@R, not Recall@1: on small collections Recall@1 is full long before the space is in order."""
+
+
+@dataclass(kw_only=True)
+class Selection:
+    """The measurements of a run so far and the step they speak for.
+
+    Attributes:
+        values: The metric by step; step 0 is the frozen start.
+        best_step: Step of the best value; earlier steps win ties, so the frozen start wins them all.
+        num_worse: Measurements in a row below the frozen start.
+    """
+
+    values: dict[int, float] = field(default_factory=dict)
+    best_step: int = 0
+    num_worse: int = 0
+
+    def add(self, step: int, value: float) -> bool:
+        """Record a measurement; return whether it is the best so far."""
+        is_best = not self.values or value > self.values[self.best_step]
+        self.values[step] = value
+        self.num_worse = self.num_worse + 1 if value < self.values[0] else 0
+        if is_best:
+            self.best_step = step
+        return is_best
+
+    def describe(self) -> str:
+        """Say what is kept and by how much, in one sentence."""
+        frozen, best = self.values[0], self.values[self.best_step]
+        if self.best_step == 0:
+            tried = max((value for step, value in self.values.items() if step), default=frozen)
+            return (
+                f"kept the frozen start: no state was better on the held-out classes "
+                f"(MAP@R {100 * frozen:.1f}, best of training {100 * tried:.1f})"
+            )
+        return (
+            f"kept step {self.best_step}: MAP@R on the held-out classes {100 * best:.1f}, "
+            f"{100 * (best - frozen):+.1f} points from the frozen {100 * frozen:.1f}"
+        )

@@ -28,13 +28,20 @@ from vitrieve.model.encoder import ImageEncoder, build_encoder
 from vitrieve.objective.objective import Objective, similarity_statistics
 from vitrieve.objective.own import OwnTerm
 from vitrieve.objective.tuple_contrastive import tuple_statistics
-from vitrieve.training.average import WeightAverage
-from vitrieve.training.device import move_batch, prepare_encoder
+from vitrieve.training.compute import (
+    MemoryPlan,
+    allow_low_resolution,
+    encode_batch,
+    encode_pieces,
+    has_batch_norm,
+    image_size_at,
+    move_batch,
+    plan_memory,
+    prepare_encoder,
+)
+from vitrieve.training.holdout import SELECTION_METRIC, Selection
 from vitrieve.training.metrics_log import METRICS_NAME, MetricsLog
-from vitrieve.training.microbatch import MemoryPlan, encode_batch, encode_pieces, has_batch_norm, plan_memory
-from vitrieve.training.optimizer import build_optimizer, set_learning_rate
-from vitrieve.training.resolution import allow_low_resolution, image_size_at
-from vitrieve.training.selection import SELECTION_METRIC, Selection
+from vitrieve.training.optimizer import WeightAverage, build_optimizer, set_learning_rate
 from vitrieve.training.state import STATE_NAME, TrainingState
 from vitrieve.training.tuples import TupleMiner, build_miner
 

@@ -1,4 +1,4 @@
-"""The story of ``train``: a run from the source of its images to the encoder, the report and the manifest.
+"""The whole of ``train``: a run from the source of its images to the encoder, the report and the manifest.
 
 The command ``vitrieve train`` (``cli/train.py``) calls the same function. The optimizer's steps are in ``loop.py``.
 """
@@ -33,12 +33,11 @@ from vitrieve.recipes import find_recipe
 from vitrieve.runtime.device import describe_emulation, resolve_device
 from vitrieve.runtime.encoder import Encoder, load_encoder, wrap_encoder
 from vitrieve.settings import config_to_json, override_config
+from vitrieve.training.compute import allow_low_resolution, has_batch_norm
 from vitrieve.training.holdout import TrainingSplit, split_for_training
+from vitrieve.training.identity import describe_run, require_same_run
 from vitrieve.training.loop import Evaluate, TrainingResult, fit_encoder
-from vitrieve.training.microbatch import has_batch_norm
-from vitrieve.training.reduce import reduce_encoder, require_reducible
-from vitrieve.training.resolution import allow_low_resolution
-from vitrieve.training.settings import describe_run, settle
+from vitrieve.training.reduction import reduce_encoder, require_reducible
 
 REPORT_FOLDER = "report"
 OWN_RECIPE = "own"
@@ -167,7 +166,7 @@ def train(
 
 
 def run_training(run: TrainingRun) -> TrainedRun:
-    """Train, keep the encoder, report: the story of ``train``, which has checked the settings and the folder."""
+    """Train, keep the encoder, report; ``train`` has checked the settings and the folder."""
     start = time.monotonic()
     # Images
     dataset, readable = _read_images(run)
@@ -182,9 +181,9 @@ def run_training(run: TrainingRun) -> TrainedRun:
     out = run.out
     with replacing_folder(out, is_overwrite=run.is_overwrite, is_resume=run.is_resume) as folder:
         run = replace(run, out=folder)  # beside the run that it replaces, until it is complete
-        _settle(run, encoder, dataset, split, readable)
+        _write_settings(run, encoder, dataset, split, readable)
         # Training
-        evaluate = build_evaluate(split.judge, run.config) if split.judge is not None else None
+        evaluate = build_evaluate(split.held_out, run.config) if split.held_out is not None else None
         result = fit_encoder(run.config, encoder, split.fit, folder, evaluate, dataset.positive_pairs, run.own_terms)
         seconds = time.monotonic() - start
         print_message(describe_kept(result))
@@ -244,27 +243,26 @@ def _build_encoder(run: TrainingRun, num_images: int) -> ImageEncoder:
     return encoder
 
 
-def _settle(
+def _write_settings(
     run: TrainingRun, encoder: ImageEncoder, dataset: Dataset, split: TrainingSplit, readable: Readable
 ) -> None:
     """Write down what the run is of, or refuse to go on with another one."""
     digests = {record.image_id: digest for record, digest in zip(readable.records, readable.digests, strict=True)}
-    judging = split.judge.records if split.judge is not None else ()
-    settings = describe_run(
-        run.recipe, run.config, dataset.protocol, (*split.fit, *judging), dataset.positive_pairs, digests, run.own_terms
-    )
-    for note in settle(run.out, settings, encoder=encoder):
+    held_out = split.held_out.records if split.held_out is not None else ()
+    images, pairs = (*split.fit, *held_out), dataset.positive_pairs
+    settings = describe_run(run.recipe, run.config, dataset.protocol, images, pairs, digests, run.own_terms)
+    for note in require_same_run(run.out, settings, encoder=encoder):
         print_message(note)
 
 
-def build_evaluate(judge: Dataset, config: Config) -> Evaluate:
+def build_evaluate(held_out: Dataset, config: Config) -> Evaluate:
     """Build the measurement on held-out classes that the training loop calls."""
     # Every image was readable when the run began. Were some left out later, the states would not be comparable.
     settings = EmbedSettings(max_bad_fraction=0.0)
 
     def evaluate(encoder: ImageEncoder) -> dict[str, float]:
         wrapped = wrap_encoder(encoder, name="training", precision=config.train.precision)
-        metrics = evaluate_encoder(wrapped, judge, settings=settings, has_intervals=False).metrics
+        metrics = evaluate_encoder(wrapped, held_out, settings=settings, has_intervals=False).metrics
         return {name: metrics[name] for name in ("recall_at_1", "map_at_r")}
 
     return evaluate
@@ -273,7 +271,7 @@ def build_evaluate(judge: Dataset, config: Config) -> Evaluate:
 def describe_kept(result: TrainingResult) -> str:
     """Say in a sentence which state of a run is kept, and why."""
     if not result.selection.values:
-        return f"kept the last state, after step {result.num_steps} (nothing was held out to judge it)"
+        return f"kept the last state, after step {result.num_steps} (nothing was held out to measure it)"
     return result.selection.describe()
 
 

@@ -2,7 +2,7 @@
 
 One safetensors file holds the weights, their averages, the optimizer and the objective (memories, proxies); its
 header holds the step, the selection and a checksum. Tuples are kept, because they were mined with weights that have
-changed since. Sampler positions and random states are functions of (seed, step) and need no place. A file is written
+changed since. Sampler positions and random states are functions of (seed, step) and are not saved. A file is written
 beside its final name, read back, flushed to the disk, then renamed: a kill at any moment leaves the previous state or
 the new one. The previous one is kept beside the new one, for the day on which the new one is found damaged.
 """
@@ -26,10 +26,9 @@ from vitrieve.data.loader import EpochTuples
 from vitrieve.errors import ArtifactError, DiskFullError
 from vitrieve.model.encoder import ImageEncoder
 from vitrieve.objective.objective import Objective
-from vitrieve.training.average import WeightAverage, blend
-from vitrieve.training.digest import digest_tensors
-from vitrieve.training.microbatch import MemoryPlan
-from vitrieve.training.selection import Selection
+from vitrieve.training.compute import MemoryPlan
+from vitrieve.training.holdout import Selection
+from vitrieve.training.optimizer import WeightAverage, blend
 
 STATE_NAME = "state"
 NUM_KEPT = 2
@@ -243,3 +242,19 @@ def _read_description(description: Mapping[str, object]) -> tuple[int, Selection
         num_worse=values["num_worse"],
     )
     return step, selection
+
+
+def digest_tensors(tensors: Iterable[tuple[str, Tensor]]) -> str:
+    """Compute the SHA-256 of named tensors: of each its name, its shape and its bytes.
+
+    Args:
+        tensors: Names and tensors, in the order of the names; one at a time is held.
+
+    Returns:
+        64 hexadecimal digits.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in tensors:
+        digest.update(f"{name} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -88,12 +88,12 @@ class TupleMiner:
             pairs = self.pairs[drawing.permutation(len(self.pairs))[: self.num_tuples]]
         order = np.random.default_rng([seed, _CANDIDATES, epoch]).permutation(len(self.labels))
         candidates = np.sort(order[: tuples.num_candidates])
-        embedded, places = np.unique(np.concatenate([pairs[:, 0], candidates]), return_inverse=True)
+        embedded, positions = np.unique(np.concatenate([pairs[:, 0], candidates]), return_inverse=True)
         embeddings = self._embed(encoder, embedded, track)
         negatives = find_hard_negatives(
-            embeddings[places[: len(pairs)]],
+            embeddings[positions[: len(pairs)]],
             self.labels[pairs[:, 0]],
-            embeddings[places[len(pairs) :]],
+            embeddings[positions[len(pairs) :]],
             self.labels[candidates],
             tuples.num_negatives,
         )
@@ -185,7 +185,7 @@ def draw_class_pairs(labels: np.ndarray, num_pairs: int, generator: np.random.Ge
     first, last = (np.searchsorted(ordered, labels[anchors], side=side) for side in ("left", "right"))
     own = np.empty(len(labels), dtype=np.int64)
     own[order] = np.arange(len(labels))
-    # A step of 1 to n − 1 from the anchor's own place, around the n images of its class.
+    # A step of 1 to n − 1 from the anchor's own position, around the n images of its class.
     steps = generator.integers(1, last - first)
     positives = order[first + (own[anchors] - first + steps) % (last - first)]
     return np.stack([anchors, positives], axis=1)
@@ -208,7 +208,7 @@ def find_hard_negatives(
         num_negatives: Candidates for each anchor.
 
     Returns:
-        ``(P, num_negatives)`` int64 rows of ``candidates``, most similar first; −1 in the last places where the other
+        ``(P, num_negatives)`` int64 rows of ``candidates``, most similar first; −1 in the last columns where the other
         labels are fewer. Ties are ordered by label, under one label by row.
 
     Source:
@@ -224,14 +224,14 @@ def find_hard_negatives(
         best = np.maximum.reduceat(by_label, starts, axis=1)  # (P', L)
         best[anchor_labels[chunk, None] == labels] = -np.inf
         nearest = np.argsort(-best, axis=1, kind="stable")[:, :num_negatives]
-        for row, places in enumerate(nearest):
-            for rank, place in enumerate(places[np.isfinite(best[row, places])]):
-                start = starts[place]
-                found[chunk.start + row, rank] = order[start + by_label[row, start : ends[place]].argmax()]
+        for row, positions in enumerate(nearest):
+            for rank, position in enumerate(positions[np.isfinite(best[row, positions])]):
+                start = starts[position]
+                found[chunk.start + row, rank] = order[start + by_label[row, start : ends[position]].argmax()]
     return found
 
 
 def _find_anchors(labels: np.ndarray) -> np.ndarray:
     """Find the rows whose class has another image."""
-    _, places, counts = np.unique(labels, return_inverse=True, return_counts=True)
-    return np.flatnonzero(counts[places] > 1)
+    _, positions, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    return np.flatnonzero(counts[positions] > 1)

@@ -13,7 +13,7 @@ from vitrieve.errors import ArtifactError
 from vitrieve.model.encoder import ImageEncoder, build_encoder
 from vitrieve.recipes import find_recipe
 from vitrieve.settings import config_from_json, override_config
-from vitrieve.training.settings import SETTINGS_NAME, describe_run, settle
+from vitrieve.training.identity import SETTINGS_NAME, describe_run, require_same_run
 from vitrieve.training.state import STATE_NAME
 
 FLAT = Path(__file__).with_name("flat_config.json")
@@ -21,32 +21,32 @@ FLAT = Path(__file__).with_name("flat_config.json")
 RECORDS = [ImageRecord(image_id=f"{number}", path=Path("unused"), label=number, split="train") for number in range(3)]
 
 
-def test_settle_writes_and_accepts_the_same_settings_again(tmp_path: Path) -> None:
+def test_require_same_run_writes_and_accepts_the_same_settings_again(tmp_path: Path) -> None:
     settings = describe_run("small", Config(), "zero_shot", RECORDS)
-    assert settle(tmp_path, settings) == []
-    assert settle(tmp_path, settings) == []
+    assert require_same_run(tmp_path, settings) == []
+    assert require_same_run(tmp_path, settings) == []
     assert json.loads((tmp_path / SETTINGS_NAME).read_text(encoding="utf-8")) == settings
 
 
-def test_settle_refuses_other_settings_and_names_them(tmp_path: Path) -> None:
-    settle(tmp_path, describe_run("small", Config(), "zero_shot", RECORDS))
+def test_require_same_run_refuses_other_settings_and_names_them(tmp_path: Path) -> None:
+    require_same_run(tmp_path, describe_run("small", Config(), "zero_shot", RECORDS))
     other = Config(loader=LoaderConfig(flip=False))
     with pytest.raises(ArtifactError, match=r"other settings: loader\.flip was true and is false\. Resume with"):
-        settle(tmp_path, describe_run("small", other, "zero_shot", RECORDS))
+        require_same_run(tmp_path, describe_run("small", other, "zero_shot", RECORDS))
 
 
-def test_settle_refuses_other_images(tmp_path: Path) -> None:
-    settle(tmp_path, describe_run("small", Config(), "zero_shot", RECORDS))
+def test_require_same_run_refuses_other_images(tmp_path: Path) -> None:
+    require_same_run(tmp_path, describe_run("small", Config(), "zero_shot", RECORDS))
     relabeled = [dataclasses.replace(RECORDS[0], label=9), *RECORDS[1:]]
     for records in (RECORDS[:2], RECORDS[::-1], relabeled):
         with pytest.raises(ArtifactError, match=r"data\.images"):
-            settle(tmp_path, describe_run("small", Config(), "zero_shot", records))
+            require_same_run(tmp_path, describe_run("small", Config(), "zero_shot", records))
 
 
-def test_settle_warns_about_another_machine(tmp_path: Path) -> None:
+def test_require_same_run_warns_about_another_machine(tmp_path: Path) -> None:
     settings = describe_run("small", Config(), "zero_shot", RECORDS)
-    settle(tmp_path, {**settings, "machine": {**settings["machine"], "num_threads": 77}})
-    (note,) = settle(tmp_path, settings)
+    require_same_run(tmp_path, {**settings, "machine": {**settings["machine"], "num_threads": 77}})
+    (note,) = require_same_run(tmp_path, settings)
     assert "another machine.num_threads: the result may differ in the last bits" in note
 
 
@@ -59,13 +59,13 @@ def build_config_of_flat() -> Config:
     return override_config(find_recipe("irt_r")(), changes)
 
 
-def test_settle_goes_on_with_a_run_of_the_time_of_one_table_of_losses(tmp_path: Path) -> None:
+def test_require_same_run_goes_on_with_a_run_of_the_time_of_one_table_of_losses(tmp_path: Path) -> None:
     shutil.copy(FLAT, tmp_path / SETTINGS_NAME)
     config = build_config_of_flat()
     changed = override_config(config, {"koleo.weight": 0.5})
     with pytest.raises(ArtifactError, match=r"settings: objective\.koleo\.weight was 0\.7 and is 0\.5\. Resume"):
-        settle(tmp_path, describe_run("irt_r", changed, "zero_shot", RECORDS))
-    assert settle(tmp_path, describe_run("irt_r", config, "zero_shot", RECORDS)) == []
+        require_same_run(tmp_path, describe_run("irt_r", changed, "zero_shot", RECORDS))
+    assert require_same_run(tmp_path, describe_run("irt_r", config, "zero_shot", RECORDS)) == []
     written = json.loads((tmp_path / SETTINGS_NAME).read_text(encoding="utf-8"))
     assert written["objective"]["koleo"] == {"weight": 0.7}
 
@@ -76,14 +76,14 @@ def test_the_settings_of_such_a_run_load() -> None:
     assert config_from_json(Config, stages) == build_config_of_flat()
 
 
-def test_settle_takes_a_loss_that_a_later_version_brought_as_off(tmp_path: Path) -> None:
+def test_require_same_run_takes_a_loss_that_a_later_version_brought_as_off(tmp_path: Path) -> None:
     settings = describe_run("small", Config(), "zero_shot", RECORDS)
     before = {name: value for name, value in settings["objective"].items() if name != "koleo"}
-    settle(tmp_path, {**settings, "objective": before})
+    require_same_run(tmp_path, {**settings, "objective": before})
     config = override_config(Config(), {"koleo.weight": 0.3})
     with pytest.raises(ArtifactError, match=r"objective\.koleo\.weight was 0\.0 and is 0\.3"):
-        settle(tmp_path, describe_run("small", config, "zero_shot", RECORDS))
-    assert settle(tmp_path, settings) == []
+        require_same_run(tmp_path, describe_run("small", config, "zero_shot", RECORDS))
+    assert require_same_run(tmp_path, settings) == []
 
 
 def test_describe_run_tells_other_pairs_of_the_same_images_apart() -> None:
@@ -111,20 +111,20 @@ def with_train(**changes: object) -> Config:
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_settle_accepts_settings_that_cannot_change_the_mathematics(tmp_path: Path, config: Config, said: str) -> None:
-    settle(tmp_path, describe_run("small", Config(), "zero_shot", RECORDS))
+def test_require_same_run_accepts_ways_to_compute(tmp_path: Path, config: Config, said: str) -> None:
+    require_same_run(tmp_path, describe_run("small", Config(), "zero_shot", RECORDS))
     changed = describe_run("small", config, "zero_shot", RECORDS)
-    assert settle(tmp_path, changed) == [f"accepted, as no step depends on it: {said}"]
-    assert settle(tmp_path, changed) == []  # what was accepted is what the run has now
+    assert require_same_run(tmp_path, changed) == [f"accepted, as no step depends on it: {said}"]
+    assert require_same_run(tmp_path, changed) == []  # what was accepted is what the run has now
 
 
-def test_settle_names_all_that_differs_with_its_values(tmp_path: Path) -> None:
-    settle(tmp_path, describe_run("small", Config(), "zero_shot", RECORDS))
+def test_require_same_run_names_all_that_differs_with_its_values(tmp_path: Path) -> None:
+    require_same_run(tmp_path, describe_run("small", Config(), "zero_shot", RECORDS))
     config = with_train(num_steps=7, batch_size=8, memory_limit_gib=1.0)
     with pytest.raises(
         ArtifactError, match=r"train.batch_size was 64 and is 8; train.num_steps was 100 and is 7\. "
     ) as told:
-        settle(tmp_path, describe_run("irt_l", config, "zero_shot", RECORDS))
+        require_same_run(tmp_path, describe_run("irt_l", config, "zero_shot", RECORDS))
     assert "recipe was small and is irt_l" in str(told.value)
     assert "memory_limit_gib" not in str(told.value)
 
@@ -137,57 +137,57 @@ def move(records: list[ImageRecord]) -> tuple[list[ImageRecord], dict[str, bytes
     return moved, {f"/new/{image_id}": digest for image_id, digest in DIGESTS.items()}
 
 
-def test_settle_recognizes_images_that_were_moved_by_their_content(tmp_path: Path) -> None:
-    settle(tmp_path, describe_run("small", Config(), "own_classes", RECORDS, digests=DIGESTS))
+def test_require_same_run_recognizes_images_that_were_moved_by_their_content(tmp_path: Path) -> None:
+    require_same_run(tmp_path, describe_run("small", Config(), "own_classes", RECORDS, digests=DIGESTS))
     moved, digests = move(RECORDS)
-    (note,) = settle(tmp_path, describe_run("small", Config(), "own_classes", moved, digests=digests))
+    (note,) = require_same_run(tmp_path, describe_run("small", Config(), "own_classes", moved, digests=digests))
     assert note == "the images have other names than when the run was begun, but the same content"
 
 
-def test_settle_refuses_other_content_under_the_same_names(tmp_path: Path) -> None:
-    settle(tmp_path, describe_run("small", Config(), "own_classes", RECORDS, digests=DIGESTS))
+def test_require_same_run_refuses_other_content_under_the_same_names(tmp_path: Path) -> None:
+    require_same_run(tmp_path, describe_run("small", Config(), "own_classes", RECORDS, digests=DIGESTS))
     edited = {**DIGESTS, "1": bytes(32)}
     with pytest.raises(ArtifactError, match=r"data\.content was \w{8}… and is \w{8}…\. "):
-        settle(tmp_path, describe_run("small", Config(), "own_classes", RECORDS, digests=edited))
+        require_same_run(tmp_path, describe_run("small", Config(), "own_classes", RECORDS, digests=edited))
     moved, digests = move(RECORDS[::-1])
     with pytest.raises(ArtifactError, match=r"data\.images"):
-        settle(tmp_path, describe_run("small", Config(), "own_classes", moved, digests=digests))
+        require_same_run(tmp_path, describe_run("small", Config(), "own_classes", moved, digests=digests))
 
 
-def test_settle_goes_on_with_a_run_of_a_version_that_knew_no_content(tmp_path: Path) -> None:
-    settle(tmp_path, describe_run("small", Config(), "own_classes", RECORDS))
-    assert settle(tmp_path, describe_run("small", Config(), "own_classes", RECORDS, digests=DIGESTS)) == []
+def test_require_same_run_goes_on_with_a_run_of_a_version_that_knew_no_content(tmp_path: Path) -> None:
+    require_same_run(tmp_path, describe_run("small", Config(), "own_classes", RECORDS))
+    assert require_same_run(tmp_path, describe_run("small", Config(), "own_classes", RECORDS, digests=DIGESTS)) == []
     moved, digests = move(RECORDS)
     with pytest.raises(ArtifactError, match=r"data\.content|data\.images"):
-        settle(tmp_path, describe_run("small", Config(), "own_classes", moved[:2], digests=digests))
+        require_same_run(tmp_path, describe_run("small", Config(), "own_classes", moved[:2], digests=digests))
 
 
 @pytest.mark.parametrize("content", [b"", b'{"recipe": ', b"[1]", b"\xff\xfe"])
-def test_settle_says_what_is_lost_with_a_damaged_file(tmp_path: Path, content: bytes) -> None:
+def test_require_same_run_says_what_is_lost_with_a_damaged_file(tmp_path: Path, content: bytes) -> None:
     (tmp_path / SETTINGS_NAME).write_bytes(content)
     with pytest.raises(ArtifactError, match=r"config\.json is damaged .* the steps so far are lost then"):
-        settle(tmp_path, describe_run("small", Config(), "zero_shot", RECORDS))
+        require_same_run(tmp_path, describe_run("small", Config(), "zero_shot", RECORDS))
     assert (tmp_path / SETTINGS_NAME).read_bytes() == content
 
 
-def test_settle_refuses_a_run_whose_settings_are_missing(tmp_path: Path) -> None:
+def test_require_same_run_refuses_a_run_whose_settings_are_missing(tmp_path: Path) -> None:
     settings = describe_run("small", Config(), "zero_shot", RECORDS)
     (tmp_path / STATE_NAME).mkdir()
-    assert settle(tmp_path, settings) == []  # killed before its first state, so nothing is lost
+    assert require_same_run(tmp_path, settings) == []  # killed before its first state, so nothing is lost
     (tmp_path / SETTINGS_NAME).unlink()
     (tmp_path / STATE_NAME / "step_0000025.safetensors").touch()
     with pytest.raises(ArtifactError, match=r"config\.json is missing, but .* holds a training state; .* --overwrite"):
-        settle(tmp_path, settings)
+        require_same_run(tmp_path, settings)
     assert not (tmp_path / SETTINGS_NAME).exists()
 
 
-def test_settle_accepts_another_recipe_with_equal_settings(tmp_path: Path) -> None:
-    settle(tmp_path, describe_run("small", Config(), "zero_shot", RECORDS))
-    (note,) = settle(tmp_path, describe_run("irt_r", Config(), "zero_shot", RECORDS))
+def test_require_same_run_accepts_another_recipe_with_equal_settings(tmp_path: Path) -> None:
+    require_same_run(tmp_path, describe_run("small", Config(), "zero_shot", RECORDS))
+    (note,) = require_same_run(tmp_path, describe_run("irt_r", Config(), "zero_shot", RECORDS))
     assert note == "begun with the recipe small; the settings of irt_r are equal"
-    settle(tmp_path, describe_run("small", with_train(checkpoint_every=2), "zero_shot", RECORDS))
+    require_same_run(tmp_path, describe_run("small", with_train(checkpoint_every=2), "zero_shot", RECORDS))
     with pytest.raises(ArtifactError, match=r"recipe was small and is irt_r; train\.num_steps was 100 and is 7"):
-        settle(tmp_path, describe_run("irt_r", with_train(num_steps=7), "zero_shot", RECORDS))
+        require_same_run(tmp_path, describe_run("irt_r", with_train(num_steps=7), "zero_shot", RECORDS))
 
 
 def build_tiny(backbone: str) -> ImageEncoder:
@@ -195,7 +195,7 @@ def build_tiny(backbone: str) -> ImageEncoder:
     return build_encoder(model, is_pretrained=False, seed=0)
 
 
-def test_settle_accepts_another_micro_batch_unless_batch_norm_trains(tmp_path: Path) -> None:
+def test_require_same_run_accepts_another_micro_batch_unless_batch_norm_trains(tmp_path: Path) -> None:
     smaller = {"microbatch_size": 8, "memory_limit_gib": 4.0}
     listed = "train.memory_limit_gib was none and is 4.0; train.microbatch_size was 32 and is 8"
     for name, encoder, is_frozen in (
@@ -205,33 +205,33 @@ def test_settle_accepts_another_micro_batch_unless_batch_norm_trains(tmp_path: P
         run = tmp_path / name
         run.mkdir()
         before, now = (with_train(freeze_batch_norm=is_frozen, **changes) for changes in ({}, smaller))
-        settle(run, describe_run("small", before, "zero_shot", RECORDS), encoder=encoder)
-        notes = settle(run, describe_run("small", now, "zero_shot", RECORDS), encoder=encoder)
+        require_same_run(run, describe_run("small", before, "zero_shot", RECORDS), encoder=encoder)
+        notes = require_same_run(run, describe_run("small", now, "zero_shot", RECORDS), encoder=encoder)
         assert notes[0] == f"accepted, as no step depends on it: {listed}"
         assert "dropped by chance in each micro-batch" in notes[1]
     encoder = build_tiny("test_resnet")
-    settle(tmp_path, describe_run("small", Config(), "zero_shot", RECORDS), encoder=encoder)
+    require_same_run(tmp_path, describe_run("small", Config(), "zero_shot", RECORDS), encoder=encoder)
     with pytest.raises(ArtifactError, match=r"other settings: train.microbatch_size was 32 and is 8\. "):
-        settle(tmp_path, describe_run("small", with_train(**smaller), "zero_shot", RECORDS), encoder=encoder)
+        require_same_run(tmp_path, describe_run("small", with_train(**smaller), "zero_shot", RECORDS), encoder=encoder)
     limited = describe_run("small", with_train(memory_limit_gib=4.0), "zero_shot", RECORDS)
-    assert "batch norm trains on micro-batches" in settle(tmp_path, limited, encoder=encoder)[1]
+    assert "batch norm trains on micro-batches" in require_same_run(tmp_path, limited, encoder=encoder)[1]
 
 
-def test_settle_recognizes_moved_images_with_listed_pairs_and_refuses_other_pairs(tmp_path: Path) -> None:
+def test_require_same_run_recognizes_moved_images_with_listed_pairs_and_refuses_other_pairs(tmp_path: Path) -> None:
     """A pair with an image that does not train is of no account."""
-    settle(
+    require_same_run(
         tmp_path, describe_run("small", Config(), "own_classes", RECORDS, [("0", "2"), ("gone", "1")], digests=DIGESTS)
     )
     moved, digests = move(RECORDS)
     pairs = [("/new/0", "/new/2"), ("/elsewhere/gone", "/new/1")]
-    (note,) = settle(tmp_path, describe_run("small", Config(), "own_classes", moved, pairs, digests=digests))
+    (note,) = require_same_run(tmp_path, describe_run("small", Config(), "own_classes", moved, pairs, digests=digests))
     assert note == "the images have other names than when the run was begun, but the same content"
     for others in ([], [("/new/2", "/new/0")], [("/new/0", "/new/1")]):
         with pytest.raises(ArtifactError, match=r"data\.content"):
-            settle(tmp_path, describe_run("small", Config(), "own_classes", moved, others, digests=digests))
+            require_same_run(tmp_path, describe_run("small", Config(), "own_classes", moved, others, digests=digests))
 
 
-def test_settle_counts_images_that_are_gone(tmp_path: Path) -> None:
-    settle(tmp_path, describe_run("small", Config(), "own_classes", RECORDS, digests=DIGESTS))
+def test_require_same_run_counts_images_that_are_gone(tmp_path: Path) -> None:
+    require_same_run(tmp_path, describe_run("small", Config(), "own_classes", RECORDS, digests=DIGESTS))
     with pytest.raises(ArtifactError, match=r"data\.num_images was 3 and is 2"):
-        settle(tmp_path, describe_run("small", Config(), "own_classes", RECORDS[:2], digests=DIGESTS))
+        require_same_run(tmp_path, describe_run("small", Config(), "own_classes", RECORDS[:2], digests=DIGESTS))

@@ -1,26 +1,136 @@
-"""The forward and backward pass of a batch, in pieces: small ones stay in the cache, and need less memory.
+"""How a run computes: the device and its kernels, smaller pictures at first, and micro-batches that fit the memory.
 
-The graph of all pieces is kept, so that one loss looks at the whole batch. Where a limit leaves no room for that, the
-batch is embedded twice: without a graph for the loss and its gradient in the embeddings, then piece by piece with
-one. The result is the same, up to rounding, for a third more work (Gao et al., Scaling Deep Contrastive Learning Batch
-Size under Memory Limited Setup, arXiv:2101.06983).
+A batch is embedded in pieces: small ones stay in the cache, and need less memory. The graph of all pieces is kept, so
+that one loss looks at the whole batch. Where a limit leaves no room for that, the batch is embedded twice: without a
+graph for the loss and its gradient in the embeddings, then piece by piece with one. The result is the same, up to
+rounding, for a third more work (Gao et al., Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup,
+arXiv:2101.06983).
+
+Smaller pictures at first cost less. Source of the idea: Touvron et al., Fixing the train-test resolution discrepancy,
+arXiv:1906.06423, and Howard's progressive resizing.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+from timm.layers import Format
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from vitrieve.config import Config
-from vitrieve.data.loader import bound_cache
+from vitrieve.data.loader import Batch, bound_cache
 from vitrieve.errors import ConfigError
+from vitrieve.model.backbone import describe_tokens, get_patch_px, use_explicit_attention
 from vitrieve.model.encoder import ImageEncoder
-from vitrieve.runtime.device import resolve_precision
+from vitrieve.runtime.device import resolve_device, resolve_precision
+
+# Of glibc's malloc.h: which freed memory goes back to the system, and which blocks are asked of it one by one.
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+MAX_MMAP_THRESHOLD = 2**25
+"""The most that glibc accepts."""
+
+
+def prepare_encoder(encoder: ImageEncoder, config: Config) -> torch.device:
+    """Move an encoder to the device of its run and choose the fast kernels there; return the device.
+
+    On a CPU freed memory is kept, and attention in bf16 is written out (``use_explicit_attention``). On CUDA float32
+    products may use TF32, convnets keep their channels last, and the encoder is compiled, unless ``train.compile`` says
+    otherwise.
+
+    Raises:
+        ConfigError: As ``resolve_device``.
+    """
+    device = resolve_device(config.train.device)
+    encoder.to(device)
+    if device.type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = True
+        torch.backends.cudnn.allow_tf32 = True
+        if not encoder.layout.is_transformer:
+            encoder.to(memory_format=torch.channels_last)
+    else:
+        if resolve_precision(config.train.precision) == "bf16":
+            use_explicit_attention(encoder.backbone)
+        keep_freed_memory()
+    if config.train.compile if config.train.compile is not None else device.type == "cuda":
+        encoder.compile()
+    return device
+
+
+def keep_freed_memory() -> bool:
+    """Let this process keep what a step frees for the next step; return whether the C library could be told.
+
+    A step frees all of its activations, gigabytes. By default glibc gives them back to the system, which hands them out
+    again a page at a time, each cleared first: some 100,000 page faults a step. The most that a process needs at a
+    time does not change.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    try:
+        change_option = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):  # another C library
+        return False
+    return bool(change_option(M_TRIM_THRESHOLD, 2**31 - 1) and change_option(M_MMAP_THRESHOLD, MAX_MMAP_THRESHOLD))
+
+
+def move_batch(batch: Batch, device: torch.device) -> Batch:
+    """Copy a batch to the device, without waiting where it is pinned (the loader's are); on a CPU it is itself."""
+    if device.type == "cpu":
+        return batch
+    moved = [None if one is None else one.to(device, non_blocking=True) for one in batch]
+    return Batch(*moved)  # type: ignore[arg-type]
+
+
+def image_size_at(config: Config, step: int) -> int:
+    """Return the side of the pictures of the step after ``step`` finished ones, in pixels.
+
+    >>> from vitrieve.config import TrainConfig
+    >>> config = Config(train=TrainConfig(num_steps=10, low_resolution_size=64, low_resolution_share=0.5))
+    >>> image_size_at(config, 4), image_size_at(config, 5) == config.model.image_size
+    (64, True)
+    """
+    low = config.train.low_resolution_size
+    is_low = low is not None and step < config.train.low_resolution_share * config.train.num_steps
+    return low if low is not None and is_low else config.model.image_size
+
+
+def allow_low_resolution(encoder: ImageEncoder, config: Config) -> None:
+    """Let an encoder take the smaller pictures too; positions are resampled in each of their steps.
+
+    Raises:
+        ConfigError: The size is not below the encoder's, no multiple of the patch, or the backbone is of a family that
+            takes pictures of one size only.
+    """
+    size = config.train.low_resolution_size
+    if size is None:
+        return
+    if size >= config.model.image_size:
+        raise ConfigError(
+            f"train.low_resolution_size is {size}; expected less than model.image_size, {config.model.image_size}."
+        )
+    backbone: Any = encoder.backbone
+    patch = get_patch_px(backbone)
+    if patch and size % patch:
+        raise ConfigError(f"train.low_resolution_size is {size}; expected a multiple of the patch, {patch} px.")
+    if isinstance(encoder.backbone, VisionTransformer):
+        backbone.dynamic_img_size = True
+        patches = backbone.patch_embed
+        patches.strict_img_size, patches.flatten, patches.output_fmt = False, False, Format.NHWC
+    try:
+        describe_tokens(backbone, size, encoder.spec.architecture)
+    except ConfigError as error:
+        raise ConfigError(
+            f"train.low_resolution_size is {size}, but {encoder.spec.backbone} takes pictures of one size only; leave "
+            "it out, or choose a backbone that takes several: ViT, DeiT, DINOv2, DINOv3, or a convnet."
+        ) from error
+    encoder.extra_image_sizes = (size,)
+
 
 GIB = 2**30
 SCRATCH_SHARE = 0.5
@@ -52,8 +162,8 @@ class MemoryPlan(NamedTuple):
         return f"memory: {way}micro-batches of {self.microbatch_size}, about {self.bytes_needed / GIB:.1f} GiB in all"
 
 
-class EncodedBatch(NamedTuple):
-    """The embeddings of a batch, and how a loss over them reaches the weights.
+class ForwardPass(NamedTuple):
+    """The embeddings of a batch, and the way of a loss over them to the weights.
 
     Attributes:
         embeddings: ``(B, E)`` float32, with gradient.
@@ -64,7 +174,7 @@ class EncodedBatch(NamedTuple):
     backward: Callable[[Tensor], None]
 
 
-def encode_batch(encoder: ImageEncoder, pixels: Tensor, config: Config, plan: MemoryPlan) -> EncodedBatch:
+def encode_batch(encoder: ImageEncoder, pixels: Tensor, config: Config, plan: MemoryPlan) -> ForwardPass:
     """Encode a batch for a loss over all of it.
 
     Args:
@@ -75,7 +185,7 @@ def encode_batch(encoder: ImageEncoder, pixels: Tensor, config: Config, plan: Me
     """
     set_train_mode(encoder, config)
     if not plan.is_encoded_twice:
-        return EncodedBatch(encode_pieces(encoder, pixels, config, plan.microbatch_size), torch.autograd.backward)
+        return ForwardPass(encode_pieces(encoder, pixels, config, plan.microbatch_size), torch.autograd.backward)
     pieces = torch.split(pixels, plan.microbatch_size)
     random_states = []
     with torch.no_grad():
@@ -88,7 +198,7 @@ def encode_batch(encoder: ImageEncoder, pixels: Tensor, config: Config, plan: Me
     def backward(loss: Tensor) -> None:
         torch.autograd.backward(loss)
         assert embeddings.grad is not None
-        # Batch norm has seen every piece once; the second look must not count.
+        # Batch norm has seen every piece once; the second pass must not count.
         buffers = [buffer.clone() for buffer in encoder.buffers()]
         after = _get_random_state(pixels.device)
         gradients = torch.split(embeddings.grad, plan.microbatch_size)
@@ -99,7 +209,7 @@ def encode_batch(encoder: ImageEncoder, pixels: Tensor, config: Config, plan: Me
         for buffer, before in zip(encoder.buffers(), buffers, strict=True):
             buffer.copy_(before)
 
-    return EncodedBatch(embeddings, backward)
+    return ForwardPass(embeddings, backward)
 
 
 def encode_pieces(encoder: ImageEncoder, pixels: Tensor, config: Config, microbatch_size: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""What determines a run, written at its beginning and compared when it resumes."""
+"""What determines a run: it is written when the run begins, and compared when it resumes."""
 
 from __future__ import annotations
 
@@ -18,9 +18,8 @@ from vitrieve.model.encoder import ImageEncoder
 from vitrieve.objective.own import OwnTerm, describe_own_terms
 from vitrieve.runtime.device import resolve_device, resolve_precision
 from vitrieve.settings import config_to_json, rename_former
-from vitrieve.training.digest import digest_tensors
-from vitrieve.training.microbatch import has_batch_norm
-from vitrieve.training.state import STATE_NAME
+from vitrieve.training.compute import has_batch_norm
+from vitrieve.training.state import STATE_NAME, digest_tensors
 
 SETTINGS_NAME = "config.json"
 MACHINE = "machine"
@@ -60,7 +59,7 @@ def describe_run(
         recipe: Name the configuration began with.
         config: Resolved configuration.
         protocol: The source's protocol.
-        records: Images that train and judge, in order.
+        records: Images that train or are held out, in order.
         positive_pairs: Pairs that the source lists, in order.
         digests: SHA-256 of the file of each image, by ``image_id``; None: the content of the files is not described.
         own_terms: Terms of the objective that are not of this package.
@@ -75,7 +74,8 @@ def describe_run(
     for pair in positive_pairs:
         names.update(f"{pair[0]!r} {pair[1]!r}\n".encode())
         if pair[0] in rows and pair[1] in rows:  # other pairs train nothing
-            contents.update(f"{rows[pair[0]]} {rows[pair[1]]}\n".encode())  # places: images that were moved keep theirs
+            # Their positions, because images that were moved keep them.
+            contents.update(f"{rows[pair[0]]} {rows[pair[1]]}\n".encode())
     data: dict[str, Any] = {"protocol": protocol, "num_images": len(rows), "images": names.hexdigest()}
     if digests is not None:
         data["content"] = contents.hexdigest()
@@ -96,7 +96,7 @@ def digest_weights(encoder: ImageEncoder) -> str:
     return digest_tensors(sorted(encoder.state_dict().items()))
 
 
-def settle(run: Path, settings: Mapping[str, Any], *, encoder: ImageEncoder | None = None) -> list[str]:
+def require_same_run(run: Path, settings: Mapping[str, Any], *, encoder: ImageEncoder | None = None) -> list[str]:
     """Write the settings of a run, or compare them with what it was begun with.
 
     Args:
@@ -126,7 +126,7 @@ def settle(run: Path, settings: Mapping[str, Any], *, encoder: ImageEncoder | No
         before = _read_settings(path)
         changes = _list_changes(before, now)
         trains_batch_norm = encoder is not None and has_batch_norm(encoder) and not now["train"]["freeze_batch_norm"]
-        notes = _take_accepted(changes, before, trains_batch_norm=trains_batch_norm)
+        notes = _accept_accepted(changes, before, trains_batch_norm=trains_batch_norm)
         if changes:
             listed = "; ".join(f"{name} was {_spell(old)} and is {_spell(new)}" for name, (old, new) in changes.items())
             raise ArtifactError(
@@ -181,7 +181,7 @@ def _list_changes(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str
     return changes
 
 
-def _take_accepted(changes: Changes, before: Mapping[str, Any], *, trains_batch_norm: bool) -> list[str]:
+def _accept_accepted(changes: Changes, before: Mapping[str, Any], *, trains_batch_norm: bool) -> list[str]:
     """Take the changes that a resumed run may have out of ``changes``, and return what to say of them."""
     data = before.get("data", {})
     for name, has_it in (
@@ -191,15 +191,15 @@ def _take_accepted(changes: Changes, before: Mapping[str, Any], *, trains_batch_
     ):
         if name in changes and not has_it:  # begun by a version that did not write it
             del changes[name]
-    notes = _take_moved(changes, before)
-    notes += _take_ways_to_compute(changes, trains_batch_norm=trains_batch_norm)
+    notes = _accept_moved(changes, before)
+    notes += _accept_free(changes, trains_batch_norm=trains_batch_norm)
     if changes.keys() == {"recipe"}:
         old, new = changes.pop("recipe")
         notes.append(f"begun with the recipe {old}; the settings of {new} are equal")
     return notes
 
 
-def _take_moved(changes: Changes, before: Mapping[str, Any]) -> list[str]:
+def _accept_moved(changes: Changes, before: Mapping[str, Any]) -> list[str]:
     notes = []
     if "data.images" in changes and "data.content" not in changes and "content" in before.get("data", {}):
         del changes["data.images"]
@@ -210,7 +210,7 @@ def _take_moved(changes: Changes, before: Mapping[str, Any]) -> list[str]:
     return notes
 
 
-def _take_ways_to_compute(changes: Changes, *, trains_batch_norm: bool) -> list[str]:
+def _accept_free(changes: Changes, *, trains_batch_norm: bool) -> list[str]:
     notes = []
     free = sorted((FREE_SETTINGS if trains_batch_norm else FREE_SETTINGS | {MICROBATCH}) & changes.keys())
     if free:

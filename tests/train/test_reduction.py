@@ -7,7 +7,7 @@ import pytest
 
 from vitrieve.data.records import Dataset, ImageRecord
 from vitrieve.errors import ConfigError
-from vitrieve.training.reduce import find_pairs, require_reducible
+from vitrieve.training.reduction import find_pairs, require_reducible
 
 
 def test_require_reducible_accepts_what_a_pca_can_give() -> None:
