@@ -61,7 +61,7 @@ PROXIES = Needs(
 
 @dataclass(frozen=True, kw_only=True)
 class LoaderConfig:
-    """What the encoder sees in training."""
+    """The pictures that the encoder sees in training."""
 
     augmentation: Augmentation = "random_resized_crop"
     """random_crop: resize to a square, crop, flip (the paper's). random_resized_crop: a random part, flipped.
@@ -81,7 +81,7 @@ class LoaderConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TupleConfig:
-    """What a batch and an epoch hold, with loader.sampling tuples."""
+    """The tuples of a batch and of an epoch, with loader.sampling tuples."""
 
     num_pairs: Annotated[Count, TUPLES] = 2_000
     """Pairs of an anchor and a positive in an epoch, one a tuple; fewer where there are fewer."""
@@ -105,10 +105,11 @@ class ModelConfig:
     image_size: Annotated[int, FLAT] = 112
     """Side of the square input in pixels, a multiple of the patch size."""
     framing: Framing = "crop"
-    """What is measured of a picture. crop: its center, after resizing the short side. square: all of it, squeezed."""
+    """The part of a picture that is measured. crop: its center, after the short side is resized. square: all
+    of it, squeezed."""
     pooling: Pooling | None = None
     """How tokens become one vector; rmac is for convnets, cls for transformers. native: the model's own pool, as timm
-    has it before the classifier. None: as those who made the model do: cls, average or native."""
+    has it before the classifier. None: as the makers of the model do: cls, average or native."""
     gem_learnable: Annotated[bool, GEM] = False
     """Train the exponent of gem (from 3, at ten times the learning rate, without decay) instead of keeping it at 3."""
     head_norm: bool = False
@@ -134,13 +135,13 @@ class OptimizerConfig:
     algorithm: Algorithm = "adamw"
     """adamw: the decay shrinks the weights. adam: it is added to the gradient."""
     learning_rate: Positive = 3e-5
-    """Of the last layers; lower ones less by layer_decay."""
+    """Learning rate of the last layers; that of lower ones is less by layer_decay."""
     layer_decay: PositiveShare = 1.0
     """Factor from one block to the one below it, in (0, 1]."""
     proxy_learning_rate: Annotated[Positive, PROXIES] = 1e-2
-    """Of proxies and class weights."""
+    """Learning rate of proxies, class weights and terms of your own."""
     weight_decay: NotNegative = 5e-4
-    """Of matrices; biases, norms and other vectors are not decayed."""
+    """Decay of matrices; biases, norms and other vectors are not decayed."""
     epsilon: Positive = 1e-8
     """Added to the root of the mean squared gradient that divides each step; near 1, Adam is nearly momentum SGD."""
     num_warmup_steps: CountOrZero = 0
@@ -148,7 +149,7 @@ class OptimizerConfig:
     schedule: Schedule = "constant"
     """After the warm-up: constant; cosine: to zero at the last step; exponential: times decay_factor now and then."""
     decay_factor: Annotated[PositiveShare, EXPONENTIAL] = 0.99
-    """Of the learning rate, with the exponential schedule, in (0, 1]."""
+    """Factor on the learning rate, with the exponential schedule, in (0, 1]."""
     decay_every: Annotated[Count, EXPONENTIAL] = 400
     """Steps from one such multiplication to the next."""
     gradient_clip_norm: Positive | None = None
@@ -157,7 +158,7 @@ class OptimizerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """How long and how a run goes."""
+    """Length of a run, and how it is computed and measured."""
 
     num_steps: Annotated[Count, FLAT] = 100
     """Optimizer steps."""
@@ -169,7 +170,7 @@ class TrainConfig:
     """Memory of the process, in GiB, the loader's cache included: chooses a smaller micro-batch, and embeds each batch
     twice, where it must. None: no limit."""
     device: Annotated[Device, tyro.conf.arg(prefix_name=False, aliases=["--train.device"])] = "auto"
-    """Where to compute; auto: cuda where torch sees one."""
+    """Device that computes; auto: cuda if torch sees one."""
     compile: bool | None = None
     """torch.compile the encoder; None: on cuda only."""
     low_resolution_size: Count | None = None
@@ -185,7 +186,7 @@ class TrainConfig:
     ema_decay: BelowOne | None = None
     """Average the weights over steps with this decay and keep the average; None keeps the last weights."""
     frozen_share: BelowOne = 0.0
-    """Share of the frozen weights in what is kept (and measured), in [0, 1); 0 keeps the trained weights alone."""
+    """Share of the frozen weights in the encoder that is kept and measured, in [0, 1); 0: the trained weights alone."""
     precision: Precision = "auto"
     """auto: bf16 where the processor has instructions for it."""
     holdout: Annotated[bool, FLAT] = False

@@ -70,7 +70,7 @@ class CrossBatchMemory(nn.Module):
         return min(int(self.num_enqueued), self.memory_size)
 
     def contents(self) -> MemoryRows:
-        """Return what is kept, without gradient, in no particular order; views, not copies."""
+        """Return the embeddings that are kept, without gradient, in no particular order; views, not copies."""
         kept = len(self)
         return MemoryRows(self.embeddings[:kept], self.labels[:kept], self.rows[:kept])
 

@@ -30,9 +30,9 @@ class OwnTerm:
     Attributes:
         name: Its name in the log: that of the function or the class.
         weight: Its factor in the sum.
-        function: Takes embeddings and labels, and by keyword what ``arguments`` names; returns a scalar. A module of
-            torch may have parameters, which are trained, and buffers.
-        arguments: Names of ``OFFERED``.
+        function: Function of embeddings and labels, and by keyword of what ``arguments`` names; it returns a scalar. A
+            module of torch may have parameters, which are trained, and buffers.
+        arguments: Those names of ``OFFERED`` that the function takes.
     """
 
     name: str

@@ -50,7 +50,7 @@ def tuple_contrastive_loss(embeddings: Tensor, labels: Tensor, anchors: Tensor, 
         embeddings: ``(B, E)``, L2-normalized, float32 or float64.
         labels: ``(B,)`` int64.
         anchors: ``(B,)`` int64, the position in the batch of each image's anchor; an anchor's is its own.
-        margin: Above 0; unit vectors are at most 2 apart.
+        margin: Distance above 0 beyond which a negative costs nothing; unit vectors are at most 2 apart.
 
     Returns:
         A scalar with gradient into both sides of a pair; zero for anchors alone. A negative that equals its anchor

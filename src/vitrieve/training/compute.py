@@ -1,7 +1,7 @@
 """How a run computes: the device and its kernels, smaller pictures at first, and micro-batches that fit the memory.
 
 A batch is embedded in pieces: small ones stay in the cache, and need less memory. The graph of all pieces is kept, so
-that one loss looks at the whole batch. Where a limit leaves no room for that, the batch is embedded twice: without a
+that one loss sees the whole batch. Where a limit leaves no room for that, the batch is embedded twice: without a
 graph for the loss and its gradient in the embeddings, then piece by piece with one. The result is the same, up to
 rounding, for a third more work (Gao et al., Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup,
 arXiv:2101.06983).
@@ -34,7 +34,7 @@ from vitrieve.runtime.device import resolve_device, resolve_precision
 # Of glibc's malloc.h: which freed memory goes back to the system, and which blocks are asked of it one by one.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 MAX_MMAP_THRESHOLD = 2**25
-"""The most that glibc accepts."""
+"""The largest value that glibc accepts."""
 
 
 def prepare_encoder(encoder: ImageEncoder, config: Config) -> torch.device:
@@ -134,11 +134,11 @@ def allow_low_resolution(encoder: ImageEncoder, config: Config) -> None:
 
 GIB = 2**30
 SCRATCH_SHARE = 0.5
-"""What a backward pass needs beside the graph of its piece: gradients of the largest activations."""
+"""Share of the graph of a piece that its backward pass needs beside it: gradients of the largest activations."""
 BYTES_PER_WEIGHT = 12
-"""Gradient and the two moments of Adam, in float32."""
+"""Bytes of the gradient and of the two moments of Adam, in float32."""
 RESERVE_BYTES = 2 * GIB // 5
-"""For pictures that are being decoded, temporary copies of the optimizer, and what the allocator keeps: runs of DeiT-S
+"""Reserve for pictures that are being decoded, temporary copies of the optimizer, and the allocator: runs of DeiT-S
 and DINOv2 ViT-S needed 0.3 GiB beyond what is counted."""
 STATUS_OF_PROCESS = Path("/proc/self/statm")
 
@@ -167,7 +167,7 @@ class ForwardPass(NamedTuple):
 
     Attributes:
         embeddings: ``(B, E)`` float32, with gradient.
-        backward: Takes the loss, a scalar, and adds to the gradients of all weights.
+        backward: Function that takes the loss, a scalar, and adds to the gradients of all weights.
     """
 
     embeddings: Tensor
@@ -178,10 +178,10 @@ def encode_batch(encoder: ImageEncoder, pixels: Tensor, config: Config, plan: Me
     """Encode a batch for a loss over all of it.
 
     Args:
-        encoder: In train mode afterwards.
+        encoder: Encoder, which is in train mode afterwards.
         pixels: ``(B, 3, S, S)``.
-        config: Precision, and whether batch norm is frozen.
-        plan: From ``plan_memory``.
+        config: Settings that say the precision, and whether batch norm is frozen.
+        plan: Result of ``plan_memory``.
     """
     set_train_mode(encoder, config)
     if not plan.is_encoded_twice:
@@ -235,8 +235,9 @@ def count_batch_images(config: Config, num_classes: int | None = None) -> int:
     """Return the most images that a training step sees: of tuples all members of each.
 
     Args:
-        config: Sampling, and the size of batches or tuples.
-        num_classes: Of the training images; there are no more negatives than other classes. None: as many as asked for.
+        config: Settings of sampling, and of the size of batches or tuples.
+        num_classes: Number of classes of the training images, which bounds the negatives of a tuple. None: there are
+            enough for all that are asked for.
 
     >>> from vitrieve.config import LoaderConfig
     >>> count_batch_images(Config()), count_batch_images(Config(loader=LoaderConfig(sampling="tuples")))
@@ -263,11 +264,12 @@ def plan_memory(
     the graph, whose size is measured on one and on two images.
 
     Args:
-        encoder: On its device; left as it was.
+        encoder: Encoder on its device, which is left as it was.
         config: ``train.memory_limit_gib``, None for no limit, and the rest of the run's settings.
-        num_unfilled_bytes: Of memories that exist but are not filled: the CPU's are counted when they are written.
+        num_unfilled_bytes: Size of memories that are not filled: on a CPU they take room when they are written.
         num_images: Size of the training set, which bounds what the loader can keep; None: its cache is filled.
-        num_classes: Of the training set, which bounds the size of a tuple; None: tuples are as large as asked for.
+        num_classes: Number of classes of the training set, which bounds the size of a tuple; None: tuples are as large
+            as asked for.
 
     Raises:
         ConfigError: The limit is below what micro-batches of one image need.
@@ -305,8 +307,8 @@ def measure_graph_bytes(encoder: ImageEncoder, config: Config) -> tuple[int, int
     """Measure what the graph of a forward pass keeps, on blank images.
 
     Args:
-        encoder: Left as it was, and so is torch's random state.
-        config: Precision, image size.
+        encoder: Encoder, which is left as it was, and so is torch's random state.
+        config: Settings that say precision and image size.
 
     Returns:
         Bytes whatever the number of images (weights in half precision), and bytes for each image.

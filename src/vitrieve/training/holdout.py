@@ -14,7 +14,7 @@ class TrainingSplit(NamedTuple):
     """The images of a run.
 
     Attributes:
-        fit: What the encoder learns from.
+        fit: Images that the encoder learns from.
         held_out: A data set whose test split measures every state; None without hold-out. It has no test image of
             the source.
         note: Sentence for the user about how the images were divided.
@@ -35,8 +35,8 @@ def split_for_training(dataset: Dataset, *, is_holdout: bool) -> TrainingSplit:
     split trains.
 
     Args:
-        dataset: From a source, without unreadable images: a class of which one image is left measures nothing.
-        is_holdout: Whether anything is held out.
+        dataset: Data set of a source, without unreadable images: a class of which one image is left measures nothing.
+        is_holdout: Whether classes are held out.
     """
     train, validation = dataset.split("train"), dataset.split("validation")
     if not is_holdout:
@@ -99,12 +99,12 @@ def _count(records: Sequence[ImageRecord]) -> str:
 
 
 SELECTION_METRIC = "map_at_r"
-"""MAP@R, not Recall@1: on small collections Recall@1 is full long before the space is in order."""
+"""The metric is MAP@R and not Recall@1, which on small collections is full long before the space is in order."""
 
 
 @dataclass(kw_only=True)
 class Selection:
-    """The measurements of a run so far and the step they speak for.
+    """The measurements of a run so far, and the step that they choose.
 
     Attributes:
         values: The metric by step; step 0 is the frozen start.
@@ -126,7 +126,7 @@ class Selection:
         return is_best
 
     def describe(self) -> str:
-        """Say what is kept and by how much, in one sentence."""
+        """Say which state is kept, and by how much it is better, in one sentence."""
         frozen, best = self.values[0], self.values[self.best_step]
         if self.best_step == 0:
             tried = max((value for step, value in self.values.items() if step), default=frozen)

@@ -41,7 +41,7 @@ FREE_SETTINGS = frozenset(
 that a run that ran out of memory goes on with less; another device or number of threads may change the last bits of the
 result. The others are about the reduction, which is fitted after the last step."""
 MICROBATCH = "train.microbatch_size"
-"""May change as well, unless batch norm trains, whose means and variances are those of a micro-batch."""
+"""A setting that may change as well, unless batch norm trains, whose means and variances are those of a micro-batch."""
 
 
 def describe_run(
@@ -56,7 +56,7 @@ def describe_run(
     """Describe what determines a run, as plain JSON values.
 
     Args:
-        recipe: Name the configuration began with.
+        recipe: Name of the recipe that the configuration began with.
         config: Resolved configuration.
         protocol: The source's protocol.
         records: Images that train or are held out, in order.
@@ -101,8 +101,9 @@ def require_same_run(run: Path, settings: Mapping[str, Any], *, encoder: ImageEn
 
     Args:
         run: Folder of the run.
-        settings: Of ``describe_run``.
-        encoder: What the run starts from; a file of weights that was moved is recognized by it. None: by its name.
+        settings: Result of ``describe_run``.
+        encoder: Encoder that the run starts from, by which a file of weights that was moved is recognized; None: it is
+            recognized by its name.
 
     Returns:
         Sentences about what has changed and is accepted: settings that cannot change the mathematics, another machine,

@@ -49,7 +49,7 @@ Evaluate = Callable[[ImageEncoder], Mapping[str, float]]
 
 
 class TrainingResult(NamedTuple):
-    """What a run ends with.
+    """The end of a run.
 
     Attributes:
         encoder: The encoder that is kept, in eval mode.
@@ -78,14 +78,14 @@ def fit_encoder(
     positive_pairs: Sequence[tuple[str, str]] = (),
     own_terms: Sequence[OwnTerm] = (),
 ) -> TrainingResult:
-    """Fine-tune an encoder; resumes from the run's last state, where there is one.
+    """Fine-tune an encoder; a run with a state goes on from the last one.
 
     Args:
         config: The complete settings.
-        encoder: Fresh from ``build_encoder(config.model)``; changed.
+        encoder: Fresh result of ``build_encoder(config.model)``; changed.
         records: Training images, without held-out classes.
-        run: An existing folder; gets ``metrics.jsonl``, ``tensorboard/`` and ``state/``.
-        evaluate: Measures an encoder on held-out classes; its ``map_at_r`` decides which state is kept.
+        run: Existing folder, which gets ``metrics.jsonl``, ``tensorboard/`` and ``state/``.
+        evaluate: Function that measures an encoder on held-out classes; its ``map_at_r`` decides which state is kept.
             None: the last state is kept.
         positive_pairs: ``image_id`` of anchors and positives, for training on tuples; empty: the labels say it.
         own_terms: Terms of the objective that are not of this package.
@@ -173,7 +173,7 @@ def _mine_when_due(state: TrainingState, miner: TupleMiner | None, end_step: int
 
 
 def _draw_batches(state: TrainingState, loader: TrainingLoader, end_step: int) -> Iterator[Batch]:
-    """Yield the batches up to ``end_step``; of tuples, epoch by epoch, so that none is prepared before it is mined."""
+    """Yield the batches up to ``end_step``; tuples come one epoch at a time, because the next are not mined yet."""
     while state.step < end_step:
         epoch_end = end_step if state.tuples is None else min(state.tuples.end_step, end_step)
         yield from loader.batches(state.step, epoch_end, state.tuples)
@@ -218,7 +218,7 @@ def build_state(
 
 
 def train_step(state: TrainingState, batch: Batch, config: Config) -> dict[str, float]:
-    """Do one optimizer step; return what to log.
+    """Do one optimizer step; return the figures for the log.
 
     Raises:
         NonFiniteLossError: Before the weights change.
@@ -348,7 +348,7 @@ def _keep(state: TrainingState, config: Config) -> ImageEncoder:
 
 
 def _load(state: TrainingState, run: Path) -> str | None:
-    """Load the newest state, where there is one; return what to say of it."""
+    """Load the newest state, if any; return a sentence for the user about it."""
     note = state.load(run)
     if note is None and (run / METRICS_NAME).is_file():
         return f"{run} holds no training state; beginning at step 0"

@@ -1,4 +1,4 @@
-"""What a run writes about itself: ``metrics.jsonl``, TensorBoard events, and lines or a bar on standard error."""
+"""The log of a run: ``metrics.jsonl``, TensorBoard events, and lines or a bar on standard error."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ class MetricsLog:
         """Open the log; what a killed run left of steps that are done again is dropped, and so are damaged lines.
 
         Args:
-            folder: Of the run.
-            start_step: Step of the state that the run goes on from; 0: from the start, measurement included.
-            num_steps: Length of the run.
+            folder: Folder of the run.
+            start_step: Step of the state that the run goes on from; 0 is the start, measurement included.
+            num_steps: Number of steps of the run.
         """
         self._path = folder / METRICS_NAME
         note = _take_up(self._path, start_step)
@@ -122,7 +122,7 @@ class _EventsFile:
 
 
 def _take_up(path: Path, step: int) -> str:
-    """Leave of a log what belongs to the steps up to ``step``; return what to say of it."""
+    """Cut a log after the lines of ``step``; return a sentence for the user, or nothing."""
     if not path.is_file():
         return f"{path} is missing: the figures of the steps before are lost" if step else ""
     kept, num_damaged = _read_until(path, step) if step else ([], 0)

@@ -63,10 +63,10 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, config: OptimizerConfig,
     """Set the learning rates of a step; return the factor on the base rates, in [0, 1].
 
     Args:
-        optimizer: From ``build_optimizer``; changed.
-        config: Warm-up and schedule.
+        optimizer: Result of ``build_optimizer``; changed.
+        config: Settings of warm-up and schedule.
         step: Number of finished steps.
-        num_steps: Length of the run.
+        num_steps: Number of steps of the run.
     """
     factor = schedule_factor(config, step, num_steps)
     for group in optimizer.param_groups:

@@ -37,7 +37,7 @@ class ReductionRun:
     Attributes:
         encoder: A run, an encoder's folder, or a weights name; without a reduction.
         dataset: Its training split is what the reduction is fitted on.
-        embedding_dim: Dimensions to keep.
+        embedding_dim: Number of dimensions to keep.
         out: Folder of the new encoder.
         kind: What is fitted.
         image_size: Side of the square input in pixels; None: the encoder's own.
@@ -62,10 +62,10 @@ class ReducedEncoder:
     """What a reduction ends with.
 
     Attributes:
-        spec: Of the new encoder.
+        spec: Specification of the new encoder.
         num_images: Images that the reduction was fitted on.
         num_pairs: Matching pairs among them that it was fitted on; 0 without supervision.
-        fingerprint: Of the new encoder.
+        fingerprint: Fingerprint of the new encoder.
     """
 
     spec: EncoderSpec
@@ -92,7 +92,7 @@ def reduce(
         encoder: A run, an encoder's folder, or a weights name; without a reduction.
         data: A data set, or a source as ``read_source`` takes it; its training split is what the reduction is fitted
             on, never its test images.
-        embedding_dim: Dimensions to keep.
+        embedding_dim: Number of dimensions to keep.
         out: Folder of the new encoder.
         kind: ``pca``; ``pca_whitening``, which divides each direction by its standard deviation; or
             ``supervised_whitening``, by what varies within matching pairs.
@@ -174,14 +174,14 @@ def _save(run: ReductionRun, encoder: ImageEncoder, config: dict[str, Any], note
 
 
 PAIRS_SEED = 0
-"""Which images of a class become pairs is drawn from this."""
+"""The seed of the draw of which images of a class become pairs."""
 
 
 def require_reducible(embedding_dim: int, width: int, num_images: int) -> None:
-    """Refuse before a run what its PCA would refuse at the end.
+    """Refuse before a run an ``embedding_dim`` that its PCA would refuse at the end.
 
     Args:
-        embedding_dim: Dimensions to keep.
+        embedding_dim: Number of dimensions to keep.
         width: Dimensions that the encoder pools.
         num_images: Training images.
 
@@ -209,12 +209,12 @@ def reduce_encoder(
     """Fit a PCA or a whitening on training images, without augmentation, and put it into the encoder.
 
     Args:
-        encoder: In evaluation mode, without a reduction, on any device; its backbone is shared with the result.
+        encoder: Encoder in evaluation mode, without a reduction, on any device. Its backbone is shared with the result.
         records: Readable training images, more than ``embedding_dim``; never test images.
-        embedding_dim: Dimensions to keep.
+        embedding_dim: Number of dimensions to keep.
         fitted_on: Name of the set, recorded in the encoder.
-        precision: Of the matrix products.
-        kind: What to fit.
+        precision: Precision of the matrix products.
+        kind: Kind of reduction to fit.
         pairs: ``(P, 2)`` rows of ``records`` that match (``find_pairs``), for ``supervised_whitening``.
 
     Raises:
@@ -238,11 +238,12 @@ def reduce_encoder(
 def find_pairs(dataset: Dataset, records: Sequence[ImageRecord]) -> np.ndarray:
     """List matching pairs among training images, for supervised whitening.
 
-    The data set's own pairs where it lists them. Otherwise the images of each class in a random ring, each with the
-    next: as many pairs as images (one for a class of two), so that a large class counts by its size, not its square.
+    The pairs are the data set's own where it lists them. Otherwise the images of a class form a random ring, and each
+    is paired with the next: as many pairs as images (one for a class of two), so that a large class counts by its size,
+    not its square.
 
     Args:
-        dataset: May list ``positive_pairs``.
+        dataset: Data set, which may list ``positive_pairs``.
         records: Training images; pairs with any other image are left out.
 
     Returns:

@@ -46,18 +46,18 @@ OWN_RECIPE = "own"
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingRun:
-    """What a run is asked for.
+    """The order for a run.
 
     Attributes:
         recipe: Name that the configuration began with.
         base: The recipe's own configuration.
         config: The complete settings.
-        dataset: What is trained and reported on, with its unreadable images.
+        dataset: Data set that is trained and reported on, with its unreadable images.
         out: Folder of the run.
         own_terms: Terms of the objective that are not of this package.
-        has_report: The run ends with a report before and after on the test classes.
-        is_overwrite: What the folder holds is replaced.
-        is_resume: An unfinished run in the folder goes on.
+        has_report: Whether the run ends with a report before and after on the test classes.
+        is_overwrite: Whether what the folder holds is replaced.
+        is_resume: Whether an unfinished run in the folder goes on.
     """
 
     recipe: str
@@ -79,7 +79,7 @@ class TrainedRun:
         folder: Folder of the run; ``vitrieve embed --encoder`` and ``load_encoder`` take it.
         summary: Contents of the run's manifest, as plain JSON values.
         results: Figures of the frozen start and of the trained encoder on the test classes; empty without a report.
-        device: Where the run was trained, and where ``encoder`` computes.
+        device: Device that the run was trained on, and that ``encoder`` computes on.
     """
 
     folder: Path
@@ -94,7 +94,7 @@ class TrainedRun:
 
     @property
     def report(self) -> Path | None:
-        """The report before and after, a web page; None where there is none."""
+        """The report before and after, a web page; None without a report."""
         return self.folder / REPORT_FOLDER / REPORT_NAME if self.results else None
 
 
@@ -123,7 +123,7 @@ def train(
         overwrite: Replace what ``out`` holds once the new run is complete. Until then it is written beside the old
             one, and ``resume`` goes on there.
         report: End with a report before and after, on the classes that are kept for testing.
-        device: Where to compute; ``auto`` is the recipe's setting, which takes a GPU where torch sees one.
+        device: Device that computes; ``auto`` is the recipe's setting, which takes a GPU where torch sees one.
         overrides: Settings that differ from the recipe, by name (``settings.py``): ``num_steps=200``,
             ``koleo_weight=0.3`` or ``**{"objective.koleo.weight": 0.3}``. ``objective=my_term`` trains on a term of
             your own instead of the recipe's: a function of embeddings and labels, a module of torch, or a list of
@@ -246,7 +246,7 @@ def _build_encoder(run: TrainingRun, num_images: int) -> ImageEncoder:
 def _write_settings(
     run: TrainingRun, encoder: ImageEncoder, dataset: Dataset, split: TrainingSplit, readable: Readable
 ) -> None:
-    """Write down what the run is of, or refuse to go on with another one."""
+    """Write the settings of a new run, or refuse to go on with another one."""
     digests = {record.image_id: digest for record, digest in zip(readable.records, readable.digests, strict=True)}
     held_out = split.held_out.records if split.held_out is not None else ()
     images, pairs = (*split.fit, *held_out), dataset.positive_pairs

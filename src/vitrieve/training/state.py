@@ -32,9 +32,9 @@ from vitrieve.training.optimizer import WeightAverage, blend
 
 STATE_NAME = "state"
 NUM_KEPT = 2
-"""States on the disk: the newest, and the one before it."""
+"""Number of states on the disk: the newest, and the one before it."""
 DAMAGE = (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError)
-"""What reading a damaged state, or one of another run, raises."""
+"""Exceptions that reading a damaged state, or one of another run, raises."""
 FULL_DISK_ADVICE = "The state before is whole: make room, then go on with the same command and --resume."
 
 
@@ -43,20 +43,20 @@ class TrainingState:
     """Everything that changes while training.
 
     Attributes:
-        encoder: What is trained.
-        plan: How its batches are encoded.
-        objective: The loss terms with their memories and proxies.
-        optimizer: Over both.
+        encoder: Encoder that is trained.
+        plan: Plan of how its batches are encoded.
+        objective: Loss terms with their memories and proxies.
+        optimizer: Optimizer of the weights of both.
         average: Running average of the encoder's weights, or None.
         momentum: The momentum encoder that fills the memory, always in eval mode, or None: the encoder fills it.
         tuples: Tuples of the current epoch, or None: the run trains on none, or has not mined any yet.
         best_weights: Weights of the best measured state; None while that is the frozen start.
         selection: Measurements on held-out classes.
         frozen: Parameters of the start, by name, for ``frozen_share``; not saved, they are the pre-trained ones.
-        frozen_share: Their weight in what is kept, in [0, 1).
+        frozen_share: Their weight in the encoder that is kept, in [0, 1).
         step: Number of finished steps.
         saved_step: Step of the newest state on the disk, or None.
-        is_whole: False while a step changes the parts one after the other.
+        is_whole: Whether all parts are of one step; False while a step changes them one after the other.
     """
 
     encoder: ImageEncoder
@@ -75,7 +75,7 @@ class TrainingState:
     is_whole: bool = True
 
     def build_result(self) -> ImageEncoder:
-        """Build what would be kept now: the trained encoder or its average, blended with the frozen start."""
+        """Build the encoder to keep now: the trained one or its average, blended with the frozen start."""
         trained = self.average.module if self.average is not None else self.encoder
         return blend(trained, self.frozen, self.frozen_share) if self.frozen_share > 0 else trained
 
@@ -107,7 +107,7 @@ class TrainingState:
         """Continue from the newest state in the run's folder that is whole.
 
         Returns:
-            A sentence about which one that is; None where there is no state.
+            A sentence about which one that is; None without a state.
 
         Raises:
             ArtifactError: No state is whole, or none fits this run's configuration.

@@ -22,10 +22,10 @@ from vitrieve.runtime.engine import choose_batch_size
 from vitrieve.similarity import similarity_chunks
 
 _PAIRS, _CANDIDATES = 4, 5
-"""Keep the generators of the two purposes apart, and from those of sampler and loader."""
+"""Numbers that keep the generators of the two purposes apart, and apart from those of sampler and loader."""
 
 Track = Callable[[Iterator[torch.Tensor], str, int], Iterator[torch.Tensor]]
-"""Shows progress over batches: what is worked through, a few words, the number of batches."""
+"""A function that shows progress over batches; it takes the batches, a few words, and their number."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,9 +33,9 @@ class TupleMiner:
     """Makes the tuples of each epoch.
 
     Attributes:
-        config: Tuples, seed and precision.
-        loader: Of the training images.
-        labels: ``(N,)`` int64, of the training images.
+        config: Settings of tuples, seed and precision.
+        loader: Loader of the training images.
+        labels: ``(N,)`` int64, labels of the training images.
         pairs: ``(P, 2)`` int64 rows of the pairs that the source lists; None: any two images of a class are a pair.
     """
 
@@ -51,7 +51,7 @@ class TupleMiner:
         return min(self.config.tuples.num_pairs, num_anchors)
 
     def describe(self) -> str:
-        """Say how long an epoch is, and what there is less of than asked for."""
+        """Say how long an epoch is, and which images or pairs are fewer than asked for."""
         tuples = self.config.tuples
         num_steps = count_tuple_steps(self.num_tuples, tuples.tuples_per_batch)
         text = (
@@ -75,9 +75,9 @@ class TupleMiner:
         """Draw the pairs of the step's epoch and find the negatives of each anchor with the encoder's weights.
 
         Args:
-            encoder: Run in evaluation mode; left in the mode it was in.
+            encoder: Encoder, which is run in evaluation mode and left in the mode it was in.
             step: Number of finished steps.
-            track: Shows how far embedding is.
+            track: Function that shows how far embedding is.
         """
         tuples, seed = self.config.tuples, self.config.train.seed
         epoch = step // count_tuple_steps(self.num_tuples, tuples.tuples_per_batch)
@@ -129,7 +129,7 @@ def build_miner(
         records: Training images.
         positive_pairs: ``image_id`` of anchors and positives; pairs of images that do not train are left out. Empty:
             any two images of a class are a pair.
-        loader: Of the training images, in the same order.
+        loader: Loader of the training images, in the same order.
 
     Raises:
         DataError: No pair to train on, or a pair of images with different labels.
@@ -174,7 +174,7 @@ def draw_class_pairs(labels: np.ndarray, num_pairs: int, generator: np.random.Ge
     Args:
         labels: ``(N,)`` int64.
         num_pairs: At most as many come back as there are images with another of their class.
-        generator: All randomness comes from it.
+        generator: Source of all randomness.
 
     Returns:
         ``(P, 2)`` int64 rows, anchor and positive, which always differ.
