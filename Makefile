@@ -40,15 +40,11 @@ check: $(STAMP) ## Check format, lint, types and the direction of imports, and b
 docs: $(STAMP) ## Build the documentation site into site/; open site/index.html
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
-# Training is tested in a process of its own: behind some 3,000 tests that load OpenVINO, FAISS, gRPC and LanceDB into
-# one process, its first step once ended in a segmentation fault in CI (not understood; never seen by itself).
 test: $(STAMP) ## Run the tests; says which it skipped, and why
-	$(BIN)/pytest --quiet --ignore=tests/train
-	$(BIN)/pytest --quiet tests/train
+	$(BIN)/pytest --quiet
 
 test-all: $(STAMP) ## Run the tests with the long versions of those that draw samples (about an hour)
-	VITRIEVE_LONG_TESTS=1 $(BIN)/pytest --quiet --ignore=tests/train
-	VITRIEVE_LONG_TESTS=1 $(BIN)/pytest --quiet tests/train
+	VITRIEVE_LONG_TESTS=1 $(BIN)/pytest --quiet
 
 # The lowest version that pyproject.toml allows of every package named there; torch and torchvision stay the pinned pair,
 # because another build of them is gigabytes. Training has its own pins, so its tests are not repeated here. What those
