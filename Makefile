@@ -51,6 +51,8 @@ test-all: $(STAMP) ## Run the tests with the long versions of those that draw sa
 # packages need in turn is the newest: an old package uses what a newer one calls deprecated, and that is not our fault.
 LOWEST := .venv-lowest
 DEPRECATED := -W default::DeprecationWarning -W default::PendingDeprecationWarning -W default::FutureWarning
+# Nor are sockets that an old playwright leaves open.
+DEPRECATED += -W default::pytest.PytestUnraisableExceptionWarning
 test-lowest: ## Run the tests, without training, with the lowest allowed versions (its own environment)
 	test -x $(LOWEST)/bin/python || $(PYTHON) -m venv $(LOWEST)
 	$(LOWEST)/bin/python .ci/lowest.py train emoji serve heic milvus test | sed '/^torch\(vision\)\{0,1\}==/d' > $(LOWEST)/lowest.txt

@@ -65,7 +65,8 @@ def assert_told(status: int, printed: str, place: Path) -> None:
         ("reduce --encoder {encoder} --data folder:{made}/classes --embedding-dim 4 --out {disk}/out", 4_096, "out"),
         ("export --encoder {encoder} --out {disk}/out", 1 << 20, "out"),
         ("export --encoder {disk}/encoder", 4_096, "encoder/encoder.onnx"),
-        ("quantize --encoder {disk}/encoder --data {made}/classes --num-images 2", 4_096, "encoder/int8.xml"),
+        # Releases of OpenVINO write graphs of different sizes, so the file that finds no room differs.
+        ("quantize --encoder {disk}/encoder --data {made}/classes --num-images 2", 4_096, "encoder"),
         ("evaluate --encoder {encoder} --data folder:{made}/classes --out {disk}/out", 0, "out"),
         ("evaluate --encoder {encoder} --data folder:{made}/classes --out {disk}/out", 204_800, "out/report.html"),
         ("index --embeddings {made}/embeddings --store exact --out {disk}/out", 8_192, "out"),
