@@ -59,7 +59,7 @@ test-lowest: ## Run the tests, without training, with the lowest allowed version
 	$(LOWEST)/bin/python -m pip install --disable-pip-version-check torch==2.14.1 torchvision==0.29.1
 	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check --constraint $(LOWEST)/lowest.txt \
 	    --editable '.[train,emoji,serve,heic,milvus,test]'
-	$(LOWEST)/bin/pytest --quiet $(DEPRECATED) --ignore=tests/train
+	$(LOWEST)/bin/pytest --quiet $(DEPRECATED) --ignore=tests/training
 
 # The demo is four artifacts, each made by one command from the one before. A manifest is written last, so it
 # says "finished": a demo that was stopped goes on where it was when `make demo` runs again.

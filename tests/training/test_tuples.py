@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from tests.train.conftest import ForkedVitrieve
-from tests.train.test_loop import (
+from tests.training.conftest import ForkedVitrieve
+from tests.training.test_loop import (
     assert_same_bits,
     final_state,
     grow,

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from tests.search.memory_store import MemoryStore
-from tests.sync.helpers import Sync, assert_true, counts
+from tests.syncing.helpers import Sync, assert_true, counts
 from vitrieve.data.decode import read_image
 from vitrieve.errors import ConfigError, DataError, FingerprintError
 from vitrieve.index.open import require_encoder

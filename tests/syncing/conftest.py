@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.search.memory_store import MemoryStore
-from tests.sync.helpers import Sync
+from tests.syncing.helpers import Sync
 from vitrieve.index.store import StoreInfo
 from vitrieve.runtime.encoder import Encoder, load_encoder
 from vitrieve.syncing import state
