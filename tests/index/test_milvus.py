@@ -16,7 +16,7 @@ from vitrieve.errors import ArtifactError, ConfigError, InputError
 from vitrieve.index import milvus_rows
 from vitrieve.index.milvus import MAX_CANDIDATES, MilvusStore
 from vitrieve.index.open import create_index, open_index
-from vitrieve.index.store import IndexKind, IndexSettings
+from vitrieve.index.store import IndexKind, IndexSettings, read_info
 
 
 @pytest.fixture(scope="module")
@@ -140,6 +140,23 @@ def test_two_indexes_share_a_server(server: Server, tmp_path: Path) -> None:
     one, other = (make_store(server, tmp_path / name) for name in ("one", "other"))
     one.upsert(*make_many(3))
     assert (one.count(), other.count()) == (3, 0)
+
+
+def test_an_index_that_is_replaced_leaves_no_collection_behind(server: Server, tmp_path: Path) -> None:
+    make_store(server, tmp_path / "index").close()
+    first = read_info(tmp_path / "index")[1]["collection"]
+    create_index(make_info("exact"), tmp_path / "index", overwrite=True).close()
+    again = make_store(server, tmp_path / "other")
+    with pytest.raises(ArtifactError, match="holds a finished result"):
+        make_store(server, tmp_path / "other")
+    assert not again._client.has_collection(first)
+    settings = IndexSettings(index_kind="flat", uri=server.uri)
+    second = create_index(make_info("milvus"), tmp_path / "other", settings=settings, overwrite=True)
+    assert isinstance(second, MilvusStore)
+    assert second._client.has_collection(second._name)
+    assert not second._client.has_collection(again._name)
+    again.close()
+    second.close()
 
 
 def test_search_refuses_more_than_milvus_returns(server: Server, tmp_path: Path) -> None:

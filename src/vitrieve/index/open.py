@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,9 +13,10 @@ from vitrieve.artifacts import MANIFEST_NAME, replacing_folder
 from vitrieve.config import Device
 from vitrieve.data.records import ImageRecord
 from vitrieve.embed.collection import Embeddings, load_embeddings
-from vitrieve.errors import ArtifactError, DataError, DiskFullError, FingerprintError
+from vitrieve.errors import ArtifactError, DataError, DiskFullError, FingerprintError, VitrieveError
 from vitrieve.index.folder import Identity, writing
 from vitrieve.index.store import IndexSettings, StoreInfo, StoreKind, VectorStore, check_vectors, read_info
+from vitrieve.progress import print_message
 from vitrieve.runtime.encoder import Encoder, load_encoder
 from vitrieve.runtime.engine import EngineChoice, PrecisionChoice
 
@@ -122,6 +123,7 @@ def _create(
 ) -> VectorStore:
     settings = settings or IndexSettings()
     settings.check(info)
+    replaced = _read_replaced(out) if overwrite else None
     # Whoever writes finishes its change first, and then finds that the index is another one.
     locked = writing(out) if overwrite and (out / MANIFEST_NAME).is_file() else None
     with replacing_folder(out, is_overwrite=overwrite, is_resumable=False, locked=locked) as folder:
@@ -130,10 +132,31 @@ def _create(
         except DiskFullError:
             shutil.rmtree(folder, ignore_errors=True)  # the same command can then be given again
             raise
-        if folder == out:
-            return store
-        store.close()  # what it has opened is about to get another name
-    return open_index(out)
+        is_in_place = folder == out
+        if not is_in_place:
+            store.close()  # what it has opened is about to get another name
+    if replaced is not None:
+        _drop_collection(out, *replaced)
+    return store if is_in_place else open_index(out)
+
+
+def _read_replaced(out: Path) -> tuple[StoreInfo, dict[str, Any]] | None:
+    """Read which collection of a Milvus server the index in a folder has; None where it has none."""
+    try:
+        info, manifest = read_info(out)
+    except VitrieveError:
+        return None  # nothing is there, or nothing that tells
+    return (info, manifest) if info.kind == "milvus" else None
+
+
+def _drop_collection(out: Path, info: StoreInfo, manifest: dict[str, Any]) -> None:
+    """Remove the collection of an index that was replaced; its folder is gone, so nobody else would."""
+    from vitrieve.index.milvus import MilvusStore
+
+    try:
+        MilvusStore(out, info, manifest, Identity(out)).drop()
+    except VitrieveError as error:
+        print_message(f"the collection {manifest['collection']} of the index before stays on its server: {error}")
 
 
 def load_index_encoder(

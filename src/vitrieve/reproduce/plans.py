@@ -309,8 +309,8 @@ def _table3() -> Plan:
         ]
     return Plan(
         name="table3",
-        title="Supervision: off the shelf, fine-tuned, fine-tuned with the entropy regulariser (DeiT-S, 224 px)",
-        claim="Fine-tuning gains much everywhere (O to L), the regulariser a little more (L to R).",
+        title="Supervision: off the shelf, fine-tuned, fine-tuned with the entropy regularizer (DeiT-S, 224 px)",
+        claim="Fine-tuning gains much everywhere (O to L), the regularizer a little more (L to R).",
         rows=tuple(rows),
     )
 
@@ -338,8 +338,8 @@ def _table4() -> Plan:
 def _table5() -> Plan:
     return Plan(
         name="table5",
-        title="Margin β and weight of the regulariser λ, on SOP",
-        claim="The regulariser helps where the margin is not too small; training collapses where β and λ are both "
+        title="Margin β and weight of the regularizer λ, on SOP",
+        claim="The regularizer helps where the margin is not too small; training collapses where β and λ are both "
         "high, with ResNet-50 sooner than with DeiT-S.",
         rows=tuple(row for backbone in ("r50", "deit_s") for row in _grid_rows(backbone, MARGINS, KOLEO_WEIGHTS)),
         notes=(CONVNET_NOTE,),
@@ -356,7 +356,7 @@ def _table6() -> Plan:
         rows.append(replace(row, series="DeiT-S", x=weight))
     return Plan(
         name="table6",
-        title="Weight of the regulariser for particular objects (DeiT-S, 224 px)",
+        title="Weight of the regularizer for particular objects (DeiT-S, 224 px)",
         claim="λ of 3 to 4 is best; 5 is too much.",
         rows=tuple(rows),
         chart="sweep",
@@ -409,7 +409,7 @@ def _table8() -> Plan:
     return Plan(
         name="table8",
         title="The largest model for particular objects (DeiT-B† at 384 px)",
-        claim="The regulariser gains much at 768 dimensions, next to nothing at 128.",
+        claim="The regularizer gains much at 768 dimensions, next to nothing at 128.",
         rows=tuple(rows),
     )
 
@@ -438,7 +438,7 @@ def _figure2() -> Plan:
     return Plan(
         name="figure2",
         title="Energy of the principal components for several λ, on SOP (DeiT-S)",
-        claim="Training collapses dimensions: few components hold nearly all energy. The regulariser spreads it again, "
+        claim="Training collapses dimensions: few components hold nearly all energy. The regularizer spreads it again, "
         "the more the larger λ.",
         rows=tuple(replace(row, series=f"λ = {row.x:g}") for row in rows),
         notes=(f"{NO_NUMBERS}; the table has Recall@1 of Table 5.",),
@@ -489,7 +489,7 @@ def _figure5() -> Plan:
     return Plan(
         name="figure5",
         title="Similarities of positive and negative pairs for O, L and R, on SOP (DeiT-S)",
-        claim="How far training parts the two kinds of pairs, and what the regulariser adds.",
+        claim="How far training parts the two kinds of pairs, and what the regularizer adds.",
         rows=tuple(replace(row, series=row.label) for row in rows),
         notes=(f"{NO_NUMBERS}.",),
         chart="histograms",
