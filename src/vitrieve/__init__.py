@@ -1,8 +1,8 @@
 """vitrieve: train a vision transformer to find the same thing again, measure it, and search with it.
 
 The files of this package in reading order, which is also the order of running and the allowed direction
-of import: ``quoting``, ``errors``, ``progress``, ``cache``, ``machine`` | ``settings``, ``objective/``, ``config``,
-``recipes/`` | ``similarity/`` | ``artifacts``, ``replacing`` | ``data/`` | ``model/`` | ``runtime/`` | ``embed/`` |
+of import: ``quoting``, ``errors``, ``progress``, ``machine`` | ``settings``, ``objective/``, ``config``,
+``recipes/`` | ``similarity/`` | ``artifacts`` | ``data/`` | ``model/`` | ``runtime/`` | ``embed/`` |
 ``evaluation/`` | ``training/`` | ``index/`` | ``syncing/`` | ``search/`` | ``serve/`` | ``reproduce/`` | ``doctor`` |
 ``cli/``.
 

@@ -1,7 +1,7 @@
 """The same tables and figures on data that is here, with a short budget.
 
 The direction of a change can be compared with the paper, not a number: the pictures and the backbone are others, and
-the steps are a hundredth.
+the steps are few (60 instead of thousands).
 """
 
 from __future__ import annotations
