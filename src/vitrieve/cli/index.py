@@ -92,24 +92,16 @@ def _verify(arguments: Arguments) -> int:
     except ArtifactError as error:
         if not (folder / MANIFEST_NAME).is_file():
             raise
-        return _report_damage(folder, arguments.json, find_broken_files(folder) or [str(error)])
-    faults = store.verify()
-    description = _describe(folder, store)
-    store.close()
+        description: dict[str, object] = {"out": str(folder)}  # it cannot even be opened
+        faults = find_broken_files(folder) or [str(error)]
+    else:
+        description, faults = _describe(folder, store), store.verify()
+        store.close()
     if arguments.json:
         print_json({**description, "faults": faults})
     else:
         print_result(*(faults or [f"{folder}: {description['num_vectors']} vectors, no fault found"]))
     return 1 if faults else 0
-
-
-def _report_damage(folder: Path, is_json: bool, faults: list[str]) -> int:
-    """Report an index that cannot even be opened."""
-    if is_json:
-        print_json({"out": str(folder), "faults": faults})
-    else:
-        print_result(*faults)
-    return 1
 
 
 def _describe(out: Path, store: VectorStore) -> dict[str, object]:
