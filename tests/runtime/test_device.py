@@ -160,7 +160,7 @@ def test_a_service_embeds_on_the_device(
         with Image.open(sorted(picture_folder.rglob("*.*"))[0]) as picture:
             found.append(searcher.encoder.encode([picture]))
 
-    monkeypatch.setattr("vitrieve.serve.run.serve", answer)
+    monkeypatch.setattr("vitrieve.serve.server.serve", answer)
     index, encoder = str(tmp_path / "index"), str(tiny_encoder_folder)
     assert main(["sync", str(picture_folder), "--index", index, "--encoder", encoder, "--device", "cpu"]) == 0
     words = {"serve": ["--index", index], "up": [str(picture_folder), "--index", index, "--encoder", encoder]}
