@@ -92,7 +92,7 @@ def test_check_config_accepts_every_recipe(name: str) -> None:
         (ObjectiveConfig(), "nothing to minimize"),
         (
             ObjectiveConfig(koleo=KoleoConfig(weight=1), memory_fraction=0.5),
-            r"no term reads the memory; give one that does a weight \(objective.contrastive.weight\)",
+            r"does a weight \(objective.contrastive.weight, objective.recall_at_k.weight\)",
         ),
     ],
 )

@@ -54,7 +54,7 @@ EXPONENTIAL = Needs("the exponential schedule", lambda config: config.optimizer.
 LOW_RESOLUTION = Needs("a low_resolution_size", lambda config: config.train.low_resolution_size is not None)
 HOLDOUT = Needs("hold-out", lambda config: config.train.holdout)
 PROXIES = Needs(
-    "proxies (Proxy-Anchor, ProxyNCA++), class weights (the normalized softmax loss) or a term of your own",
+    "a loss that has parameters (proxies, class weights, centers, a projection) or a term of your own",
     lambda config: any(term.has_proxies for term in config.objective.terms.values()),
 )
 
@@ -139,7 +139,7 @@ class OptimizerConfig:
     layer_decay: PositiveShare = 1.0
     """Factor from one block to the one below it, in (0, 1]."""
     proxy_learning_rate: Annotated[Positive, PROXIES] = 1e-2
-    """Learning rate of proxies, class weights and terms of your own."""
+    """Learning rate of what losses learn (proxies, class weights, centers, a projection) and of terms of your own."""
     weight_decay: NotNegative = 5e-4
     """Decay of matrices; biases, norms and other vectors are not decayed."""
     epsilon: Positive = 1e-8

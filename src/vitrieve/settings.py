@@ -7,6 +7,7 @@ A setting is named by its dotted path, ``objective.koleo.weight``, or by any end
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import types
 import typing
@@ -25,15 +26,15 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Range:
-    """The numbers that a field accepts beyond its type. It stands on the field: ``Annotated[float, Range(...)]``.
+    """The values that a field accepts beyond its type. It stands on the field: ``Annotated[float, Range(...)]``.
 
     Attributes:
         accepted: Words for the message: "1 or more".
-        is_valid: Whether a number is accepted. None is accepted where the field's type has it.
+        is_valid: Whether a value is accepted. None is accepted where the field's type has it.
     """
 
     accepted: str
-    is_valid: Callable[[float], bool]
+    is_valid: Callable[[Any], bool]
 
 
 @dataclass(frozen=True)
@@ -115,8 +116,9 @@ def check_ranges(settings: Any) -> None:
 
 
 def config_to_json(config: Any) -> dict[str, Any]:
-    """Convert a configuration dataclass to plain JSON values."""
-    return dataclasses.asdict(config)
+    """Convert a configuration dataclass to plain JSON values, as a file gives them back: a tuple is a list."""
+    values: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
+    return values
 
 
 def config_from_json(cls: type[T], values: Mapping[str, Any]) -> T:

@@ -172,6 +172,7 @@ def test_train_help_lists_the_recipes_and_a_recipes_values(capsys: pytest.Captur
     titles = [line for line in listing if line.startswith("recipes, ")]
     assert titles == [
         "recipes, for your own images:",
+        "recipes, methods to compare, with the budget of small:",
         "recipes, the paper's methods:",
         "recipes, what it compares with:",
     ]

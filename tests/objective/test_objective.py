@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
+from torch.nn import functional
 
 from tests.objective.test_contrastive import LABELS, unit_rows
 from vitrieve.config import ObjectiveConfig
+from vitrieve.errors import ConfigError
 from vitrieve.objective.contrastive import contrastive_loss
 from vitrieve.objective.koleo import KoleoConfig, koleo_loss
 from vitrieve.objective.normalized_softmax import normalized_softmax_loss
@@ -185,3 +189,51 @@ def test_objective_of_tuples_is_their_loss_and_koleo_over_different_images() -> 
     expected = tuple_contrastive_loss(embeddings, labels, anchors, margin=1.2) + 4 * koleo_loss(different)
     assert loss.total.item() == pytest.approx(expected.item())
     assert list(loss.terms) == ["tuple_contrastive", "koleo"]
+
+
+EVERY_LOSS = [name for name, loss in ObjectiveConfig().losses.items() if not loss.needs_tuples]
+
+
+def cut(embeddings: torch.Tensor, length: int) -> torch.Tensor:
+    return functional.normalize(embeddings[:, :length], dim=1)
+
+
+@pytest.mark.parametrize("name", EVERY_LOSS)
+def test_objective_with_prefixes_is_the_sum_of_separate_losses(name: str) -> None:
+    """Each part has a state of its own; the memory is cut."""
+    memory_fraction = 0.8 if ObjectiveConfig().losses[name].reads_memory else 0.0
+    whole = build_objective(**{"contrastive.weight": 0.0, f"{name}.weight": 0.5, "memory_fraction": memory_fraction})
+    config = dataclasses.replace(whole.config, prefixes=(2, 4))
+    objective = Objective(config, num_classes=4, num_images=20, embedding_dim=6)
+    separate = [Objective(whole.config, num_classes=4, num_images=20, embedding_dim=length) for length in (6, 2, 4)]
+    for part, prefix in zip(separate, ("", "prefix2.", "prefix4."), strict=True):
+        state = {
+            key: value if key.startswith("memory.") else objective.state_dict()[prefix + key]
+            for key, value in part.state_dict().items()
+        }
+        part.load_state_dict(state)
+    embeddings, others = unit_rows(8, dtype=torch.float32), unit_rows(8, seed=1, dtype=torch.float32)
+    objective.enqueue(others, LABELS, ROWS + 8)
+    expected = 0.0
+    for part, length in zip(separate, (6, 2, 4), strict=True):
+        part.enqueue(cut(others, length), LABELS, ROWS + 8)
+        expected += part(cut(embeddings, length), LABELS, ROWS, step=1).total.item()
+    loss = objective(embeddings, LABELS, ROWS, step=1)
+    assert loss.total.item() == pytest.approx(expected, rel=1e-5)
+    assert list(loss.terms) == [name]
+    assert loss.total.item() == pytest.approx(0.5 * loss.terms[name].item())
+
+
+def test_objective_with_prefixes_gradcheck() -> None:
+    config = dataclasses.replace(build_objective(contrastive_margin=0.1, koleo_weight=0.3).config, prefixes=(3, 4))
+    objective = Objective(config, num_classes=4, num_images=20, embedding_dim=6)
+    assert torch.autograd.gradcheck(
+        lambda raw: objective(functional.normalize(raw, dim=1), LABELS, ROWS, step=0).total,
+        unit_rows(8).requires_grad_(),
+    )
+
+
+def test_objective_refuses_a_prefix_as_long_as_the_embedding() -> None:
+    config = dataclasses.replace(build_objective().config, prefixes=(2, 6))
+    with pytest.raises(ConfigError, match=r"objective\.prefixes has 6; expected lengths below .* embedding, 6"):
+        Objective(config, num_classes=4, num_images=20, embedding_dim=6)

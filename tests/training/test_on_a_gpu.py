@@ -90,6 +90,11 @@ CASES: dict[str, dict[str, Any]] = {
         **{"proxy_anchor_weight": 1.0, "proxy_nca_weight": 1.0, "normalized_softmax_weight": 1.0},
         **{"scalable_nca_weight": 1.0, "head_norm": True, "head_dim": 16, "holdout": False, "low_resolution_size": 16},
     },
+    "losses over pairs and ranks, with prefixes": {
+        **{f"{name}_weight": 1.0 for name in ("supervised_contrastive", "smooth_ap", "recall_at_k", "circle")},
+        **{"triplet_weight": 1.0, "hyperbolic_weight": 1.0, "margin_softmax_weight": 1.0, "memory_fraction": 0.5},
+        **{"margin_softmax.from_images": True, "num_centers": 2, "prefixes": (16, 32), "holdout": False},
+    },
     "tuples in little memory": {
         **{"sampling": "tuples", "multi_similarity_weight": 0.0, "tuple_contrastive_weight": 1.0, "koleo_weight": 1.0},
         **{"num_pairs": 4, "num_candidates": 12, "tuples_per_batch": 2, "holdout": False},

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vitrieve.objective.term import LossBatch, TermConfig
+from vitrieve.objective.term import LossBatch, TermConfig, loss_function, mark_pairs
 from vitrieve.settings import Cosine
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ class ContrastiveConfig(TermConfig):
         )
 
 
+@loss_function
 def contrastive_loss(
     embeddings: Tensor,
     labels: Tensor,
@@ -74,8 +75,7 @@ def contrastive_loss(
 
     from vitrieve.objective.memory import MemoryCost
 
-    is_same, is_pair = _match_batch(labels)
-    costs = [_pair_costs(embeddings @ embeddings.T, is_same & is_pair, ~is_same, margin)]
+    costs = [_pair_costs(embeddings @ embeddings.T, *mark_pairs(labels), margin)]
     if not is_mean_nonzero:
         total = sum((side.sum() for side in costs[0]), embeddings.new_zeros(()))
         if memory is not None and len(memory.labels):
@@ -96,15 +96,6 @@ def _list_memory_costs(
     is_same = labels[:, None] == memory.labels
     is_other_image = rows[:, None] != memory.rows
     return _pair_costs(embeddings @ memory.embeddings.T, is_same & is_other_image, ~is_same, margin)
-
-
-def _match_batch(labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Return ``(B, B)`` masks: pairs of the same label, and pairs of different positions."""
-    import torch
-
-    is_same = labels[:, None] == labels
-    is_pair = ~torch.eye(len(labels), dtype=torch.bool, device=labels.device)
-    return is_same, is_pair
 
 
 def _pair_costs(similarity: Tensor, is_positive: Tensor, is_negative: Tensor, margin: float) -> tuple[Tensor, Tensor]:

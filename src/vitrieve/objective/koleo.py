@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vitrieve.objective.term import LossBatch, TermConfig
+from vitrieve.objective.term import LossBatch, TermConfig, loss_function
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -33,11 +33,11 @@ class KoleoConfig(TermConfig):
         return koleo_loss(batch.embeddings.index_select(0, find_first_showings(batch.rows)))
 
 
+@loss_function
 def koleo_loss(embeddings: Tensor) -> Tensor:
     """Compute Eq. 5: minus the mean logarithm of the distance to the nearest other embedding of the batch.
 
-    Half-precision input is computed in float32, float64 stays; autocast is switched off. The gradient runs
-    into both ends of each nearest pair; it is zero for pairs closer than ``DISTANCE_MIN``.
+    The gradient runs into both ends of each nearest pair; it is zero for pairs closer than ``DISTANCE_MIN``.
 
     Args:
         embeddings: ``(B, E)``, L2-normalized.
@@ -45,16 +45,12 @@ def koleo_loss(embeddings: Tensor) -> Tensor:
     Returns:
         A scalar, at least ``-log 2`` for unit vectors; zero (with zero gradient) for fewer than two.
     """
-    import torch
-
-    with torch.autocast(embeddings.device.type, enabled=False):
-        precise = embeddings if embeddings.dtype == torch.float64 else embeddings.float()
-        if len(precise) < 2:
-            return precise.sum() * 0
-        nearest = _nearest_rows(precise.detach())
-        # index_select, because the gradient of precise[nearest] adds up in the order in which threads come by.
-        squared = (precise - precise.index_select(0, nearest)).square().sum(dim=1)  # (B,)
-        return -0.5 * squared.clamp_min(DISTANCE_MIN**2).log().mean()
+    if len(embeddings) < 2:
+        return embeddings.sum() * 0
+    nearest = _nearest_rows(embeddings.detach())
+    # index_select, because the gradient of embeddings[nearest] adds up in the order in which threads come by.
+    squared = (embeddings - embeddings.index_select(0, nearest)).square().sum(dim=1)  # (B,)
+    return -0.5 * squared.clamp_min(DISTANCE_MIN**2).log().mean()
 
 
 def _nearest_rows(embeddings: Tensor) -> Tensor:

@@ -10,17 +10,33 @@ from dataclasses import dataclass, fields, replace
 from types import MappingProxyType
 from typing import Annotated, ClassVar
 
+from vitrieve.objective.circle import CircleConfig
 from vitrieve.objective.contrastive import ContrastiveConfig
+from vitrieve.objective.hyperbolic import HyperbolicConfig
 from vitrieve.objective.koleo import KoleoConfig
+from vitrieve.objective.margin_softmax import MarginSoftmaxConfig
 from vitrieve.objective.multi_similarity import MultiSimilarityConfig
 from vitrieve.objective.normalized_softmax import NormalizedSoftmaxConfig
 from vitrieve.objective.proxy_anchor import ProxyAnchorConfig
 from vitrieve.objective.proxy_nca import ProxyNcaConfig
+from vitrieve.objective.recall_at_k import RecallAtKConfig
 from vitrieve.objective.scalable_nca import ScalableNcaConfig
+from vitrieve.objective.smooth_ap import SmoothApConfig
+from vitrieve.objective.supervised_contrastive import SupervisedContrastiveConfig
 from vitrieve.objective.term import TermConfig
+from vitrieve.objective.triplet import TripletConfig
 from vitrieve.objective.tuple_contrastive import TupleContrastiveConfig
-from vitrieve.settings import BelowOne, CountOrZero, Needs, NotNegative
+from vitrieve.settings import BelowOne, CountOrZero, Needs, NotNegative, Range
 
+
+def _are_different(lengths: tuple[int, ...]) -> bool:
+    return len(set(lengths)) == len(lengths)
+
+
+Prefixes = Annotated[
+    tuple[int, ...],
+    Range("different whole numbers above 0", lambda lengths: min(lengths, default=1) > 0 and _are_different(lengths)),
+]
 MEMORY = Needs("a memory", lambda config: config.objective.memory_fraction > 0)
 
 
@@ -36,6 +52,13 @@ class ObjectiveConfig:
     scalable_nca: ScalableNcaConfig = ScalableNcaConfig()
     tuple_contrastive: TupleContrastiveConfig = TupleContrastiveConfig()
     koleo: KoleoConfig = KoleoConfig()
+    supervised_contrastive: SupervisedContrastiveConfig = SupervisedContrastiveConfig()
+    smooth_ap: SmoothApConfig = SmoothApConfig()
+    recall_at_k: RecallAtKConfig = RecallAtKConfig()
+    hyperbolic: HyperbolicConfig = HyperbolicConfig()
+    margin_softmax: MarginSoftmaxConfig = MarginSoftmaxConfig()
+    circle: CircleConfig = CircleConfig()
+    triplet: TripletConfig = TripletConfig()
 
     memory_fraction: NotNegative = 0.0
     """Rows of the cross-batch memory as a share of the training set; 0 is off."""
@@ -43,6 +66,10 @@ class ObjectiveConfig:
     """First step at which the memory counts in the loss (it fills from the start)."""
     memory_momentum: Annotated[BelowOne | None, MEMORY] = None
     """Fill the memory by a momentum encoder, the moving average of the encoder with this decay; None is off."""
+
+    prefixes: Prefixes = ()
+    """Lengths of leading parts of the embedding, for example 64 128 256. Every loss of the package is computed on each
+    of them too, normalized, and added up (Matryoshka); none: on the whole embedding only."""
 
     FORMER_NAMES: ClassVar[Mapping[str, str]] = MappingProxyType(
         {

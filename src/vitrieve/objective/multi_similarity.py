@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vitrieve.objective.term import LossBatch, TermConfig
+from vitrieve.objective.term import LossBatch, TermConfig, loss_function, mark_pairs
 from vitrieve.settings import Cosine, Positive
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ class MultiSimilarityConfig(TermConfig):
         return multi_similarity_loss(batch.embeddings, batch.labels, beta=self.beta, base=self.base)
 
 
+@loss_function
 def multi_similarity_loss(
     embeddings: Tensor,
     labels: Tensor,
@@ -61,13 +62,12 @@ def multi_similarity_loss(
     import torch
 
     similarity = embeddings @ embeddings.T  # (B, B)
-    is_same = labels[:, None] == labels
-    is_positive = is_same & ~torch.eye(len(labels), dtype=torch.bool, device=labels.device)
+    is_positive, is_negative = mark_pairs(labels)
     fixed = similarity.detach()
-    hardest_negative = fixed.masked_fill(is_same, -torch.inf).amax(dim=1, keepdim=True)  # (B, 1)
+    hardest_negative = fixed.masked_fill(~is_negative, -torch.inf).amax(dim=1, keepdim=True)  # (B, 1)
     hardest_positive = fixed.masked_fill(~is_positive, torch.inf).amin(dim=1, keepdim=True)  # (B, 1)
     is_mined_positive = is_positive & (fixed - mining_margin < hardest_negative)
-    is_mined_negative = ~is_same & (fixed + mining_margin > hardest_positive)
+    is_mined_negative = is_negative & (fixed + mining_margin > hardest_positive)
     positive = soft_sum(-alpha * (similarity - base), is_mined_positive) / alpha
     negative = soft_sum(beta * (similarity - base), is_mined_negative) / beta
     return (positive + negative).mean()

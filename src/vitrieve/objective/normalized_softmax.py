@@ -15,7 +15,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vitrieve.objective.term import LossBatch, Sizes, TermConfig
+from vitrieve.objective.proxies import ProxyTermConfig
+from vitrieve.objective.term import LossBatch, Sizes, loss_function
 from vitrieve.settings import Positive
 
 if TYPE_CHECKING:
@@ -23,29 +24,27 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class NormalizedSoftmaxConfig(TermConfig):
+class NormalizedSoftmaxConfig(ProxyTermConfig):
     """The normalized softmax loss, with one weight vector for each class."""
 
     temperature: Positive = 0.05
     """Divides the cosines."""
 
-    has_proxies = True
-
-    def build(self, sizes: Sizes) -> nn.Module:
+    def draw(self, sizes: Sizes) -> dict[str, Tensor]:
         """Draw the class weights."""
         import torch
         from torch import nn
 
-        class_weights = nn.Parameter(torch.empty(sizes.num_classes, sizes.embedding_dim))
-        nn.init.kaiming_normal_(class_weights, mode="fan_out")
-        return nn.ParameterDict({"class_weights": class_weights})
+        class_weights = torch.empty(sizes.num_classes, sizes.embedding_dim)
+        return {"class_weights": nn.init.kaiming_normal_(class_weights, mode="fan_out")}
 
     def compute(self, batch: LossBatch, state: nn.Module) -> Tensor:
         """Compute the loss over the batch."""
-        class_weights = state.get_parameter("class_weights")
-        return normalized_softmax_loss(batch.embeddings, batch.labels, class_weights, temperature=self.temperature)
+        class_weights, labels = self.select("class_weights", batch, state)
+        return normalized_softmax_loss(batch.embeddings, labels, class_weights, temperature=self.temperature)
 
 
+@loss_function
 def normalized_softmax_loss(
     embeddings: Tensor, labels: Tensor, class_weights: Tensor, *, temperature: float = 0.05
 ) -> Tensor:

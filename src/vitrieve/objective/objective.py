@@ -8,7 +8,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
+from vitrieve.errors import ConfigError
 from vitrieve.objective.losses import ObjectiveConfig
 from vitrieve.objective.memory import CrossBatchMemory, MemoryRows
 from vitrieve.objective.own import OwnTerm
@@ -28,7 +30,15 @@ class LossValue(NamedTuple):
 
 
 class Objective(nn.Module):
-    """The terms of an objective with their state: the memories, the proxies, and modules of a user's own."""
+    """The terms of an objective with their state: the memories, the proxies, and modules of a user's own.
+
+    With prefixes, every loss of the package is the sum of itself on the whole embedding and on each leading part of it,
+    normalized, with proxies and slots of its own for each; the memory is shared. A user's own terms see the whole
+    embedding.
+
+    Source:
+        Kusupati et al., Matryoshka Representation Learning, NeurIPS 2022, arXiv:2205.13147, Eq. 1 with all weights 1.
+    """
 
     def __init__(
         self,
@@ -47,15 +57,27 @@ class Objective(nn.Module):
             num_images: Size of the training set, for the size of the memories.
             embedding_dim: Length of an embedding.
             own_terms: Terms that are not of this package; modules among them are copied.
+
+        Raises:
+            ConfigError: A prefix is not shorter than the embedding.
         """
         super().__init__()
         self.config = config
         self.memory = None
         if config.memory_fraction > 0:
             self.memory = CrossBatchMemory(max(1, round(config.memory_fraction * num_images)), embedding_dim)
+        if max(config.prefixes, default=0) >= embedding_dim:
+            raise ConfigError(
+                f"objective.prefixes has {max(config.prefixes)}; expected lengths below that of the embedding, "
+                f"{embedding_dim}, which counts anyway."
+            )
         sizes = Sizes(num_classes, num_images, embedding_dim)
         for name, term in config.terms.items():
             self.add_module(name, term.build(sizes))
+        for length in config.prefixes:
+            of_prefix = sizes._replace(embedding_dim=length)
+            parts = {name: term.build(of_prefix) for name, term in config.terms.items()}
+            self.add_module(_prefix_name(length), nn.ModuleDict(parts))
         self.own_terms = tuple(own_terms)
         for own in own_terms:
             if isinstance(own.function, nn.Module):
@@ -76,6 +98,10 @@ class Objective(nn.Module):
         batch = LossBatch(embeddings, labels, rows, step, anchors, self._read_memory(step))
         with torch.autocast(embeddings.device.type, enabled=False):
             values = {name: term.compute(batch, self.get_submodule(name)) for name, term in self.config.terms.items()}
+            for length in self.config.prefixes:
+                part, states = _cut_batch(batch, length), self.get_submodule(_prefix_name(length))
+                for name, term in self.config.terms.items():
+                    values[name] = values[name] + term.compute(part, states.get_submodule(name))
             for own in self.own_terms:
                 values[own.name] = own.compute(getattr(self, _state_name(own), own.function), batch)
         weights = [*(term.weight for term in self.config.terms.values()), *(own.weight for own in self.own_terms)]
@@ -103,6 +129,25 @@ class Objective(nn.Module):
             self.memory.enqueue(embeddings, labels, rows)
         for name, term in self.config.terms.items():
             term.update(embeddings, labels, rows, self.get_submodule(name))
+            for length in self.config.prefixes:
+                state = self.get_submodule(f"{_prefix_name(length)}.{name}")
+                term.update(cut_embeddings(embeddings, length), labels, rows, state)
+
+
+def _prefix_name(length: int) -> str:
+    return f"prefix{length}"
+
+
+def cut_embeddings(embeddings: Tensor, length: int) -> Tensor:
+    """Cut embeddings to their first ``length`` dimensions and normalize what remains, ``(B, length)``."""
+    return functional.normalize(embeddings[:, :length], dim=1)
+
+
+def _cut_batch(batch: LossBatch, length: int) -> LossBatch:
+    memory = batch.memory
+    if memory is not None:
+        memory = memory._replace(embeddings=cut_embeddings(memory.embeddings, length))
+    return batch._replace(embeddings=cut_embeddings(batch.embeddings, length), memory=memory)
 
 
 def _state_name(own: OwnTerm) -> str:

@@ -13,32 +13,39 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vitrieve.objective.multi_similarity import soft_sum
-from vitrieve.objective.term import LossBatch, Sizes, TermConfig
+from vitrieve.objective.proxies import ProxyTermConfig
+from vitrieve.objective.term import LossBatch, Sizes, loss_function
+from vitrieve.settings import Cosine, Positive
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProxyAnchorConfig(TermConfig):
+class ProxyAnchorConfig(ProxyTermConfig):
     """The Proxy-Anchor loss, with one proxy for each class."""
 
-    has_proxies = True
+    margin: Cosine = 0.1
+    """delta of Eq. 4: positives more similar than this are pulled less, negatives less similar than minus this are
+    pushed less."""
+    alpha: Positive = 32.0
+    """Sharpness towards the hardest images of each proxy."""
 
-    def build(self, sizes: Sizes) -> nn.Module:
+    def draw(self, sizes: Sizes) -> dict[str, Tensor]:
         """Draw the proxies."""
         import torch
         from torch import nn
 
-        proxies = nn.Parameter(torch.empty(sizes.num_classes, sizes.embedding_dim))
-        nn.init.kaiming_normal_(proxies, mode="fan_out")
-        return nn.ParameterDict({"proxies": proxies})
+        proxies = torch.empty(sizes.num_classes, sizes.embedding_dim)
+        return {"proxies": nn.init.kaiming_normal_(proxies, mode="fan_out")}
 
     def compute(self, batch: LossBatch, state: nn.Module) -> Tensor:
         """Compute the loss over the batch."""
-        return proxy_anchor_loss(batch.embeddings, batch.labels, state.get_parameter("proxies"))
+        proxies, labels = self.select("proxies", batch, state)
+        return proxy_anchor_loss(batch.embeddings, labels, proxies, margin=self.margin, alpha=self.alpha)
 
 
+@loss_function
 def proxy_anchor_loss(
     embeddings: Tensor, labels: Tensor, proxies: Tensor, *, margin: float = 0.1, alpha: float = 32.0
 ) -> Tensor:

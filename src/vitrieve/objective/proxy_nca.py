@@ -16,7 +16,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vitrieve.objective.term import LossBatch, Sizes, TermConfig
+from vitrieve.objective.proxies import ProxyTermConfig
+from vitrieve.objective.term import LossBatch, Sizes, loss_function
 from vitrieve.settings import Positive
 
 if TYPE_CHECKING:
@@ -28,28 +29,25 @@ proxy's direction counts, so its length sets how far one step of a given learnin
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProxyNcaConfig(TermConfig):
+class ProxyNcaConfig(ProxyTermConfig):
     """The ProxyNCA++ loss, with one proxy for each class."""
 
     temperature: Positive = 1 / 9
     """Divides the squared distances."""
 
-    has_proxies = True
-
-    def build(self, sizes: Sizes) -> nn.Module:
+    def draw(self, sizes: Sizes) -> dict[str, Tensor]:
         """Draw the proxies."""
         import torch
-        from torch import nn
 
-        proxies = PROXY_SPREAD * torch.randn(sizes.num_classes, sizes.embedding_dim)
-        return nn.ParameterDict({"proxies": nn.Parameter(proxies)})
+        return {"proxies": PROXY_SPREAD * torch.randn(sizes.num_classes, sizes.embedding_dim)}
 
     def compute(self, batch: LossBatch, state: nn.Module) -> Tensor:
         """Compute the loss over the batch."""
-        proxies = state.get_parameter("proxies")
-        return proxy_nca_loss(batch.embeddings, batch.labels, proxies, temperature=self.temperature)
+        proxies, labels = self.select("proxies", batch, state)
+        return proxy_nca_loss(batch.embeddings, labels, proxies, temperature=self.temperature)
 
 
+@loss_function
 def proxy_nca_loss(embeddings: Tensor, labels: Tensor, proxies: Tensor, *, temperature: float = 1 / 9) -> Tensor:
     """Compute the loss; the length of a proxy has no effect on it.
 

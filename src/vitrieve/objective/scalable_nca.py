@@ -16,7 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from vitrieve.objective.term import LossBatch, Sizes, TermConfig
+from vitrieve.objective.term import LossBatch, Sizes, TermConfig, loss_function
 from vitrieve.settings import BelowOne, Positive
 
 if TYPE_CHECKING:
@@ -80,6 +80,7 @@ def build_slots(num_images: int, embedding_dim: int) -> Slots:
     )
 
 
+@loss_function
 def scalable_nca_loss(
     embeddings: Tensor, labels: Tensor, rows: Tensor, slots: Slots, *, temperature: float = 0.05
 ) -> Tensor:

@@ -7,9 +7,11 @@ torch.
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, ParamSpec
 
 from vitrieve.settings import NotNegative
 
@@ -17,6 +19,9 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from vitrieve.objective.memory import MemoryRows
+
+
+Args = ParamSpec("Args")
 
 
 class LossBatch(NamedTuple):
@@ -89,3 +94,59 @@ class TermConfig(ABC):
             rows: ``(B,)`` int64, the training image that each embedding shows.
             state: What ``build`` returned; changed.
         """
+
+
+def loss_function(compute: Callable[Args, Tensor]) -> Callable[Args, Tensor]:
+    """Make a function of tensors a loss that can be trusted in any precision and with any input.
+
+    Arguments in half precision are widened to float32, autocast is off, and embeddings that are not finite make the
+    loss NaN, also where it would leave them out: a comparison with NaN is false, so a loss that chooses its pairs by
+    comparing would call such a batch perfect.
+
+    Args:
+        compute: Function whose first tensor is the embeddings, and which returns a scalar.
+    """
+
+    @functools.wraps(compute)
+    def guarded(*args: Args.args, **kwargs: Args.kwargs) -> Tensor:
+        import torch
+
+        given: Any = [_widen(value) for value in args]
+        named: Any = {name: _widen(value) for name, value in kwargs.items()}
+        embeddings = next(value for value in (*given, *named.values()) if isinstance(value, torch.Tensor))
+        with torch.autocast(embeddings.device.type, enabled=False):
+            return compute(*given, **named) + 0 * embeddings.sum()  # 0 * NaN and 0 * inf are NaN
+
+    return guarded
+
+
+def _widen(value: Any) -> Any:
+    from torch import Tensor
+
+    return widen(value) if isinstance(value, Tensor) else value
+
+
+def widen(tensor: Tensor) -> Tensor:
+    """Widen half precision to float32; everything else stays."""
+    import torch
+
+    return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
+
+
+def mark_pairs(labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Mark the positives and the negatives of each image of a batch.
+
+    Args:
+        labels: ``(B,)`` int64.
+
+    Returns:
+        Two ``(B, B)`` bool masks: images of the same label but the image itself, and images of other labels.
+
+    >>> import torch
+    >>> [mask.long().tolist() for mask in mark_pairs(torch.tensor([0, 0, 1]))]
+    [[[0, 1, 0], [1, 0, 0], [0, 0, 0]], [[0, 0, 1], [0, 0, 1], [1, 1, 0]]]
+    """
+    import torch
+
+    is_same = labels[:, None] == labels
+    return is_same & ~torch.eye(len(labels), dtype=torch.bool, device=labels.device), ~is_same

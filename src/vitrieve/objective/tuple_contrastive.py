@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vitrieve.objective.term import LossBatch, TermConfig
+from vitrieve.objective.term import LossBatch, TermConfig, loss_function
 from vitrieve.settings import Positive
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ class TupleContrastiveConfig(TermConfig):
         return tuple_contrastive_loss(batch.embeddings, batch.labels, batch.anchors, margin=self.margin)
 
 
+@loss_function
 def tuple_contrastive_loss(embeddings: Tensor, labels: Tensor, anchors: Tensor, *, margin: float = 0.85) -> Tensor:
     """Compute the loss of tuples: positives pulled to distance 0, negatives pushed beyond the margin.
 

@@ -2,7 +2,7 @@
 
 Each docstring tells the source, the exact command, the expected or the published result, and what the source does not
 state. A variant is a function with ``dataclasses.replace``; single fields change on the command line. Read ``irt.py``,
-``baselines.py``, then ``small.py``.
+``baselines.py``, ``small.py``, then ``methods.py``.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 
 from vitrieve.config import Config
 from vitrieve.errors import ConfigError, unknown_name_message
-from vitrieve.recipes import baselines, irt
+from vitrieve.recipes import baselines, irt, methods
 from vitrieve.recipes import small as own
 
 Recipe = Callable[[], Config]
@@ -23,6 +23,23 @@ def _by_name(*recipes: Recipe) -> dict[str, Recipe]:
 
 RECIPE_GROUPS: Mapping[str, Mapping[str, Recipe]] = {
     "for your own images": _by_name(own.small, own.irt_l_small, own.irt_r_small),
+    "methods to compare, with the budget of small": _by_name(
+        methods.contrastive,
+        methods.multi_similarity,
+        methods.supervised_contrastive,
+        methods.triplet,
+        methods.circle,
+        methods.smooth_ap,
+        methods.recall_at_k,
+        methods.hyperbolic,
+        methods.spherical,
+        methods.normalized_softmax,
+        methods.proxy_nca_pp,
+        methods.proxy_anchor,
+        methods.cosface,
+        methods.arcface,
+        methods.large_batch,
+    ),
     "the paper's methods": _by_name(
         irt.irt_l,
         irt.irt_r,
