@@ -32,7 +32,7 @@ def irt_l_small() -> Config:
 
 
 def irt_r_small() -> Config:
-    """IRT_R's objective with careful settings for small collections on a CPU: ``irt_l_small`` plus KoLeo, λ = 0.7.
+    """IRT_R's objective with careful settings for small collections: ``irt_l_small`` plus KoLeo, λ = 0.7.
 
     Source: the objective of ``irt_r``; settings and time as in ``irt_l_small``.
     Command: ``vitrieve train irt_r_small --data grocery:DIR --out runs/irt_r_small``.
