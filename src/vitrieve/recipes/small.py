@@ -42,7 +42,7 @@ def irt_r_small() -> Config:
 
 
 def small() -> Config:
-    """The default for own data: multi-similarity with layer-wise learning rates, for small collections on a CPU.
+    """The default for own data: multi-similarity with layer-wise learning rates, quick on a CPU.
 
     Source: Wang et al., arXiv:1904.06627 (loss); Clark et al., arXiv:2003.10555 (layer-wise decay of the learning
     rate); Wortsman et al., arXiv:2109.01903 (three tenths of the frozen weights in the result). The settings are
