@@ -35,6 +35,7 @@ FUNCTIONS = {
     "train": "train",
     "evaluate": "evaluate",
     "reduce": "reduce",
+    "adapt": "adapt",
     "export": "export",
     "quantize": "quantize",
     "embed": "embed_collection",

@@ -58,6 +58,8 @@ from .serve.app import create_app as create_app
 from .syncing.sync import SyncReport as SyncReport
 from .syncing.sync import SyncSettings as SyncSettings
 from .syncing.sync import sync as sync
+from .training.adaptation import AdaptedEncoder as AdaptedEncoder
+from .training.adaptation import adapt as adapt
 from .training.reduction import ReducedEncoder as ReducedEncoder
 from .training.reduction import reduce as reduce
 from .training.run import TrainedRun as TrainedRun

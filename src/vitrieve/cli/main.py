@@ -71,6 +71,7 @@ COMMANDS = {
     ),
     "evaluate": Command("vitrieve.cli.evaluate", "measure encoders on a data set, with a report", is_resumable=True),
     "reduce": Command("vitrieve.cli.reduce", "add a PCA or whitening, fitted on training images, to an encoder"),
+    "adapt": Command("vitrieve.cli.adapt", "learn a linear head on stored embeddings in seconds, for their encoder"),
     "reproduce": Command("vitrieve.cli.reproduce", "the paper's tables and figures: published figures beside ours"),
     "export": Command("vitrieve.cli.export", "write an encoder as ONNX, for use without torch"),
     "quantize": Command("vitrieve.cli.quantize", "add a graph in int8 to an exported encoder"),

@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,6 +27,7 @@ from vitrieve.artifacts import (
     read_manifest,
     replacing_durably,
     replacing_folder,
+    write_bytes_durably,
     write_manifest,
     write_text_durably,
     write_vectors_durably,
@@ -156,6 +157,8 @@ def remove_parts(folder: Path) -> None:
 VECTORS_NAME = "vectors.npy"
 ROWS_NAME = "rows.parquet"
 NUM_REASONS_SHOWN = 3
+MAPPED_BLOCK_SIZE = 8192
+"""Vectors that are mapped at a time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -307,6 +310,41 @@ def embed_collection(
         }
         write_manifest(folder, "embeddings", manifest)
         remove_parts(folder)
+    return load_embeddings(out)
+
+
+def write_mapped_embeddings(
+    source: Path,
+    out: Path,
+    map_block: Callable[[np.ndarray], np.ndarray],
+    *,
+    manifest: Mapping[str, Any],
+    is_overwrite: bool = False,
+) -> Embeddings:
+    """Write embeddings that are made of stored ones, a block at a time; the pictures are not read.
+
+    Args:
+        source: Folder of the stored embeddings.
+        out: Folder to write.
+        map_block: Function from ``(n, D)`` to ``(n, E)`` float32, rows of unit length.
+        manifest: ``fingerprint``, ``encoder_source`` and ``embedding_dim`` of the encoder that the new ones are of.
+        is_overwrite: Replace what ``out`` holds.
+
+    Returns:
+        The new embeddings, read back from the folder.
+
+    Raises:
+        ArtifactError: ``source`` cannot be read, or ``out`` is not free.
+    """
+    vectors = load_embeddings(source).vectors
+    blocks = (
+        map_block(vectors[start : start + MAPPED_BLOCK_SIZE]) for start in range(0, len(vectors), MAPPED_BLOCK_SIZE)
+    )
+    with replacing_folder(out, is_overwrite=is_overwrite, is_resumable=False) as folder:
+        write_vectors_durably(folder / VECTORS_NAME, (len(vectors), manifest["embedding_dim"]), blocks)
+        rows = (source / ROWS_NAME).read_bytes()
+        write_bytes_durably(folder / ROWS_NAME, rows)
+        write_manifest(folder, "embeddings", {**read_manifest(source, "embeddings"), **manifest})
     return load_embeddings(out)
 
 

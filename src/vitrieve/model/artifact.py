@@ -26,7 +26,7 @@ from vitrieve.errors import ArtifactError, ConfigError, FingerprintError
 from vitrieve.model.pretrained import hash_file
 from vitrieve.settings import config_from_json, config_to_json
 
-ReductionKind = Literal["pca", "pca_whitening", "supervised_whitening"]
+ReductionKind = Literal["pca", "pca_whitening", "supervised_whitening", "linear_head"]
 ONE_SCALE = (1.0,)
 
 
@@ -42,8 +42,8 @@ class EncoderSpec:
         embedding_dim: Length of the embedding (after head and reduction, where there are any).
         head_norm: The head standardizes the pooled features of each image.
         head_dim: Outputs of the head's linear layer; None: it has none.
-        reduction: Name of the set the PCA was fitted on; None without reduction.
-        reduction_kind: What the reduction does beside dropping dimensions; read with a reduction only.
+        reduction: Name of the set the reduction was fitted on; None without reduction.
+        reduction_kind: What the linear map does beside dropping dimensions; read with a reduction only.
         scales: Sides of the input, as shares of the image size, whose embeddings are combined into one
             (``encoder.py``); several are for convnets.
         weights_source: Origin of the pre-trained weights, in a few words.
@@ -287,6 +287,7 @@ _REDUCTIONS: dict[ReductionKind, str] = {
     "pca": "PCA",
     "pca_whitening": "PCA with whitening",
     "supervised_whitening": "supervised whitening",
+    "linear_head": "linear head",
 }
 
 

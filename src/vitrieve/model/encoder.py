@@ -384,9 +384,49 @@ def add_reduction(encoder: ImageEncoder, pca: Pca) -> ImageEncoder:
             f"this encoder has a reduction already, fitted on {encoder.spec.reduction}; give the encoder it was made "
             "from."
         )
-    num_components, width = pca.components.shape
+    width = pca.components.shape[1]
     if width != encoder.spec.embedding_dim:
         raise ConfigError(f"the PCA was fitted on {width} dimensions; this encoder has {encoder.spec.embedding_dim}.")
+    return _put_reduction(encoder, pca)
+
+
+def add_linear_head(encoder: ImageEncoder, components: np.ndarray, *, fitted_on: str) -> ImageEncoder:
+    """Make an encoder whose embeddings are those of another, multiplied by a matrix and normalized again.
+
+    A map without a constant term gives the same whether what it maps was normalized before or not. So it is stored as
+    the encoder's reduction: alone, or multiplied with the reduction that is there.
+
+    Args:
+        encoder: Encoder of one scale, with or without a reduction; its backbone is shared.
+        components: ``(E, D)`` float32, for embeddings of D dimensions.
+        fitted_on: Name of the set that the matrix was learnt on.
+
+    Raises:
+        ConfigError: The encoder combines several scales: each is normalized before they are combined.
+    """
+    if encoder.spec.scales != ONE_SCALE:
+        raise ConfigError(
+            f"this encoder combines {len(encoder.spec.scales)} scales after they are normalized, so that no linear map "
+            "behind that can be a part of it; embed with one scale (--scales 1)."
+        )
+    mean = np.zeros(components.shape[1], dtype=np.float32)
+    product = components.astype(np.float64)
+    if encoder.reduction is not None:
+        mean = encoder.reduction.mean.cpu().numpy()
+        product = product @ encoder.reduction.components.double().cpu().numpy()
+    head = Pca(
+        mean=mean,
+        components=product.astype(np.float32),
+        variances=np.square(product).sum(axis=1),
+        fitted_on=fitted_on,
+        kind="linear_head",
+    )
+    return _put_reduction(encoder, head)
+
+
+def _put_reduction(encoder: ImageEncoder, pca: Pca) -> ImageEncoder:
+    """Make an encoder with a reduction, instead of the one that it may have; the backbone is shared."""
+    num_components = len(pca.components)
     spec = dataclasses.replace(
         encoder.spec, embedding_dim=num_components, reduction=pca.fitted_on, reduction_kind=pca.kind
     )

@@ -1,4 +1,4 @@
-"""Reduction: PCA to fewer dimensions, with or without whitening, before the L2 normalization.
+"""Reduction: PCA to fewer dimensions, with or without whitening, or a linear head, before the L2 normalization.
 
 Every eigendecomposition is of a symmetric matrix, in float64, by the symmetric solver (``eigh``): the general one can
 return complex values. No eigenvalue is divided by below a floor.
@@ -29,11 +29,12 @@ class Pca:
     Attributes:
         mean: Mean of the set, ``(D,)`` float32.
         components: Rows by falling variance, ``(E, D)`` float32: orthonormal for ``pca``, the same divided by their
-            standard deviations for ``pca_whitening``, of any length and angle for ``supervised_whitening``.
+            standard deviations for ``pca_whitening``, of any length and angle for ``supervised_whitening`` and
+            ``linear_head``.
         variances: Variance that orders the rows, ``(E,)`` float64: before the division by ``pca_whitening``, after
-            the whitening within pairs by ``supervised_whitening``.
+            the whitening within pairs by ``supervised_whitening``; of ``linear_head`` the squared length of each row.
         fitted_on: Name of the set.
-        kind: Which of the three.
+        kind: Kind of the linear map.
     """
 
     mean: np.ndarray
@@ -116,7 +117,7 @@ def fit_supervised_whitening(features: np.ndarray, pairs: np.ndarray, num_compon
     directions, variances = _find_directions(centered @ whitening, num_components, fitted_on)
     return Pca(
         mean=mean.astype(np.float32),
-        components=_fix_signs(directions @ whitening).astype(np.float32),  # (E, D)
+        components=fix_signs(directions @ whitening).astype(np.float32),  # (E, D)
         variances=variances,
         fitted_on=fitted_on,
         kind="supervised_whitening",
@@ -146,10 +147,10 @@ def _find_directions(centered: np.ndarray, num_components: int, fitted_on: str) 
             f"{num_images} features of {fitted_on!r} vary in {num_usable} directions only; fit the reduction to "
             f"{num_components} dimensions on more images, or choose fewer dimensions."
         )
-    return _fix_signs(vectors[:, :num_components].T), variances[:num_components].copy()
+    return fix_signs(vectors[:, :num_components].T), variances[:num_components].copy()
 
 
-def _fix_signs(rows: np.ndarray) -> np.ndarray:
+def fix_signs(rows: np.ndarray) -> np.ndarray:
     """Turn each row so that its largest entry is positive."""
     largest = rows[np.arange(len(rows)), np.abs(rows).argmax(axis=1)]
     return np.ascontiguousarray(rows * np.sign(largest)[:, None])
@@ -161,7 +162,7 @@ def _raise_to_floor(variances: np.ndarray) -> np.ndarray:
 
 
 class Reduction(nn.Module):
-    """A fitted PCA or whitening as part of an encoder: ``(B, D)`` to ``(B, E)``, float32, not trained.
+    """A fitted PCA, whitening or head as part of an encoder: ``(B, D)`` to ``(B, E)``, float32, not trained with it.
 
     Args:
         width: Dimensions before, D.
