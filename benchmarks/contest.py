@@ -7,7 +7,6 @@ starts each in a process of its own and makes one page of all lines.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import importlib.metadata
 import json
 import os
@@ -21,6 +20,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from vitrieve.machine import read_peak_memory, restart_peak_memory
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = (
@@ -242,16 +243,13 @@ def _answer_rounds(build_side: BuildSide, words: str) -> None:
 
 def _restart_peak() -> float:
     """Forget the most memory so far, which building a side may have needed for a moment; return what is held now."""
-    with contextlib.suppress(OSError):  # not on Linux: the peak stays what it is
-        Path("/proc/self/clear_refs").write_text("5")
+    restart_peak_memory()  # not on Linux: the peak stays what it is
     return _peak_mib()
 
 
 def _peak_mib() -> float:
-    path = Path("/proc/self/status")
-    lines = path.read_text().splitlines() if path.exists() else []
-    kib = [int(line.split()[1]) for line in lines if line.startswith("VmHWM")]
-    return (kib[0] if kib else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) / 1024
+    num_bytes = read_peak_memory()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 if num_bytes is None else num_bytes / 2**20
 
 
 def rate_lines(

@@ -16,15 +16,16 @@ from statistics import mean
 from typing import Any
 
 from contest import RESULTS, Line
-from jinja2 import ChoiceLoader, Environment, FileSystemLoader, PackageLoader, StrictUndefined
+from jinja2 import FileSystemLoader
 from markupsafe import Markup
 
 from vitrieve.evaluation.charts import Line as Curve
 from vitrieve.evaluation.charts import draw_lines
+from vitrieve.evaluation.report import render_page
 
 CEILINGS = "ceilings"
 WITHOUT_OPTIONS = "xbm"
-"""The variant of small_recipes.py that its variants with an option are compared with."""
+"""The variant that those with an option are compared with."""
 OPTIONS = {
     WITHOUT_OPTIONS: "without any",
     "patch_dropout": "patch dropout 0.5",
@@ -86,25 +87,21 @@ class EffectView:
 
 def write_page(machine: dict[str, Any], lines: Sequence[Line], path: Path, *, is_quick: bool) -> None:
     """Write one self-contained page."""
-    loaders = [FileSystemLoader(Path(__file__).parent), PackageLoader("vitrieve.evaluation")]
-    environment = Environment(
-        loader=ChoiceLoader(loaders),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+    text = render_page(
+        "page.html.j2",
+        FileSystemLoader(Path(__file__).parent),
+        machine=machine,
+        sections=view_sections(lines),
+        effects=read_effects(path.parent),
+        is_quick=is_quick,
+        figure=format_figure,
+        rounds=format_rounds,
     )
-    environment.filters.update(figure=format_figure, rounds=format_rounds)
-    template = environment.get_template("page.html.j2")
-    path.write_text(
-        template.render(
-            machine=machine, sections=view_sections(lines), effects=read_effects(path.parent), is_quick=is_quick
-        )
-    )
+    path.write_text(text)
 
 
 def read_effects(folder: Path) -> list[EffectView]:
-    """Read what the options of training cost in quality, from the newest file of ``small_recipes.py`` about them."""
+    """Read what the options of training cost in quality, from the newest file about them."""
     files = sorted(folder.glob("options_*.jsonl")) or sorted(RESULTS.glob("options_*.jsonl"))
     if not files:
         return []

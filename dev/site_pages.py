@@ -54,6 +54,7 @@ TITLES = {
     "embed": "Embedding",
     "evaluate": "Evaluating",
     "evaluation": "Evaluating",
+    "comparison": "Evaluating",
     "index": "Indexing",
     "sync": "Indexing",
     "syncing": "Indexing",

@@ -25,6 +25,7 @@ ROWS = (
     ("embed",),
     ("evaluation",),
     ("training",),
+    ("comparison",),
     ("index",),
     ("syncing",),
     ("search",),
@@ -38,6 +39,7 @@ RANKS = {name: rank for rank, name in enumerate(name for row in ROWS for name in
 
 TRAINING_PACKAGES = {"torch", "torchvision", "timm", "tensorboard"}
 MAY_USE_TORCH = {
+    "comparison/contest.py",
     "data/loader.py",
     "runtime/device.py",
     "runtime/torch_engine.py",

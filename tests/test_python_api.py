@@ -34,6 +34,7 @@ FUNCTIONS = {
     "weights pull": "pull_weights",
     "train": "train",
     "evaluate": "evaluate",
+    "compare": "compare",
     "reduce": "reduce",
     "adapt": "adapt",
     "export": "export",

@@ -1,6 +1,8 @@
 __version__: str
 
 from . import recipes as recipes
+from .comparison.contest import Comparison as Comparison
+from .comparison.contest import compare as compare
 from .config import Config as Config
 from .data.check import DataReport as DataReport
 from .data.check import check_dataset as check_dataset

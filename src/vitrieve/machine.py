@@ -1,4 +1,4 @@
-"""What this machine has: processor cores, for numbers that follow them, and a folder for what is fetched."""
+"""What this machine has: processor cores, for numbers that follow them, memory, and a folder for what is fetched."""
 
 from __future__ import annotations
 
@@ -14,6 +14,27 @@ def count_cores() -> int:
         return len(os.sched_getaffinity(0))
     except AttributeError:  # not on macOS and Windows
         return os.cpu_count() or 1
+
+
+def restart_peak_memory() -> bool:
+    """Forget the most memory that this process has held; return whether the system can, which Linux can."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True
+
+
+def read_peak_memory() -> int | None:
+    """Return the most bytes that this process has held, since it began or since ``restart_peak_memory``.
+
+    None where the system does not tell, as outside Linux.
+    """
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return None
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM")), None)
 
 
 CACHE_VARIABLE = "VITRIEVE_CACHE"

@@ -26,7 +26,7 @@ STATUS_OUR_FAULT = 3
 STATUS_INTERRUPTED = 128 + signal.SIGINT
 STATUS_TERMINATED = 128 + signal.SIGTERM
 
-EXTRA_PACKAGES = ("torch", "torchvision", "timm", "tensorboard")
+EXTRA_PACKAGES = ("torch", "torchvision", "timm", "tensorboard", "scipy")
 """What the core does without: their absence is the user's to mend, not a fault of ours."""
 
 

@@ -70,6 +70,9 @@ COMMANDS = {
         "vitrieve.cli.train", "fine-tune an encoder by a recipe, with a report before and after", is_resumable=True
     ),
     "evaluate": Command("vitrieve.cli.evaluate", "measure encoders on a data set, with a report", is_resumable=True),
+    "compare": Command(
+        "vitrieve.cli.compare", "one honest contest of training methods on data sets, with a page", is_resumable=True
+    ),
     "reduce": Command("vitrieve.cli.reduce", "add a PCA or whitening, fitted on training images, to an encoder"),
     "adapt": Command("vitrieve.cli.adapt", "learn a linear head on stored embeddings in seconds, for their encoder"),
     "reproduce": Command("vitrieve.cli.reproduce", "the paper's tables and figures: published figures beside ours"),

@@ -1,4 +1,4 @@
-"""Charts as inline SVG, for the report, the pages of ``vitrieve reproduce`` and those of the benchmarks.
+"""Charts as inline SVG, for the report, the pages of ``vitrieve reproduce`` and ``compare``, and the benchmarks' pages.
 
 Colors come from ``templates/chart.css`` (classes ``s0`` to ``s7`` for encoders and lines, ``right`` and ``wrong`` for
 pairs), so that one drawing serves light and dark. Every function returns escaped markup.
@@ -31,6 +31,8 @@ PLOT_BOTTOM_PX = 34
 LEGEND_PX = 18
 """Height of a line of a legend."""
 NUM_TICKS = 5
+MAX_NAME = 19
+"""Characters of a name beside a critical-difference diagram."""
 MAX_DOTS = 16
 """A line of more points than this is a curve, without dots."""
 
@@ -175,6 +177,50 @@ def draw_lines(
     parts.append(_draw_axis_title(x_title, x_axis, PLOT_PX))
     names = [(f"s{number % NUM_COLORS}", line.name) for number, line in enumerate(lines)]
     return _wrap(parts, NARROW_PX, PLOT_PX, f"{y_title} against {x_title}", names if has_legend else ())
+
+
+def draw_critical_difference(
+    names: Sequence[str], average_ranks: Sequence[float], difference: float, cliques: Sequence[tuple[int, int]]
+) -> Markup:
+    """Draw a critical-difference diagram: methods at their average ranks, bars over those that are not told apart.
+
+    Args:
+        names: Names of two or more methods, the best first.
+        average_ranks: Their average ranks, rising.
+        difference: The critical difference, drawn as a bar at the top.
+        cliques: First and last position of each group that a bar joins.
+
+    Source: Demšar, "Statistical Comparisons of Classifiers over Multiple Data Sets" (JMLR 7, 2006), figure 1.
+    """
+    label_px, axis_y, line_px, clique_px = 166.0, 44.0, 18.0, 8.0
+    axis = Axis(low=1, high=len(names), low_px=label_px, high_px=WIDE_PX - label_px)
+    parts = [_LINE.format("axis", axis.low_px, axis.high_px, axis_y, axis_y)]
+    for rank in range(1, len(names) + 1):
+        parts.append(_LINE.format("axis", axis.to_px(rank), axis.to_px(rank), axis_y - 5, axis_y))
+        parts.append(_TEXT.format("tick", axis.to_px(rank), axis_y - 10, "middle", rank))
+    bar_end = axis.low_px + difference * (axis.to_px(2) - axis.low_px)
+    parts.append(_LINE.format("clique", axis.low_px, min(bar_end, WIDE_PX), 8, 8))
+    parts.append(_TEXT.format("tick", axis.low_px - 8, 12, "end", f"critical difference {difference:.2f}"))
+    for number, (first, last) in enumerate(cliques):
+        y = axis_y + (number + 1) * clique_px
+        left, right = axis.to_px(average_ranks[first]) - 3, axis.to_px(average_ranks[last]) + 3
+        parts.append(_LINE.format("clique", left, right, y, y))
+    top = axis_y + (len(cliques) + 1) * clique_px + line_px / 2
+    num_left = (len(names) + 1) // 2
+    for number, (name, rank) in enumerate(zip(names, average_ranks, strict=True)):
+        is_left = number < num_left
+        y = top + line_px * (number if is_left else len(names) - 1 - number)
+        x, end = axis.to_px(rank), label_px - 6 if is_left else WIDE_PX - label_px + 6
+        elbow = Markup('<polyline class="elbow" points="{}"/>').format(_join_points((x, x, end), (axis_y, y, y)))
+        text = f"{_clip(name)} {rank:.2f}" if is_left else f"{rank:.2f} {_clip(name)}"
+        label = _TEXT.format("label", end - 4 if is_left else end + 4, y + 4, "end" if is_left else "start", text)
+        parts.append(Markup("<g><title>{}: {:.2f}</title>{}{}</g>").format(name, rank, elbow, label))
+    about = "Average ranks of the methods; a bar joins those that are not told apart. The table has the same figures."
+    return _wrap(parts, WIDE_PX, top + line_px * (num_left - 1) - PLOT_BOTTOM_PX + 12, about)
+
+
+def _clip(name: str) -> str:
+    return name if len(name) <= MAX_NAME else name[: MAX_NAME - 1] + "…"
 
 
 def to_svg_file(chart: Markup) -> str:

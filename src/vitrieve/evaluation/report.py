@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import BaseLoader, ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from vitrieve import __version__
@@ -152,17 +153,8 @@ def write_report(measurements: Sequence[Measurement], path: Path) -> None:
     for measurement in measurements:
         groups.setdefault((measurement.result.dataset, measurement.result.protocol), []).append(measurement)
     sections = [_build_section(group, len(groups)) for group in groups.values()]
-    environment = Environment(
-        loader=PackageLoader("vitrieve.evaluation"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(
-        percent=lambda fraction: f"{100 * fraction:.1f}", points=lambda difference: format_points(100 * difference)
-    )
-    page = environment.get_template("report.html.j2").render(
+    page = render_page(
+        "report.html.j2",
         sections=sections,
         encoders=sections[0].encoders,
         num_colors=NUM_COLORS,
@@ -171,6 +163,27 @@ def write_report(measurements: Sequence[Measurement], path: Path) -> None:
         version=__version__,
     )
     write_text_durably(path, page)
+
+
+def render_page(template: str, *loaders: BaseLoader, **context: Any) -> str:
+    """Render a page in the report's style; all text in it is escaped.
+
+    Args:
+        template: Name of the template.
+        loaders: Where templates are found beside those of the report.
+        context: What the template is given, every name that it uses.
+    """
+    environment = Environment(
+        loader=ChoiceLoader([*loaders, PackageLoader("vitrieve.evaluation")]),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        percent=lambda fraction: f"{100 * fraction:.1f}", points=lambda difference: format_points(100 * difference)
+    )
+    return environment.get_template(template).render(context)
 
 
 def _build_section(group: Sequence[Measurement], num_protocols: int) -> Section:

@@ -175,16 +175,48 @@ def evaluate_encoder(
     Raises:
         DataError: Nothing to measure on, or too many unreadable images.
     """
+    settings = dataclasses.replace(settings or EmbedSettings(), show_progress=show_progress)
+    return measure_protocols(encoder, [dataset], encoder.name, settings=settings, has_intervals=has_intervals)[0].result
+
+
+def measure_protocols(
+    encoder: Encoder,
+    datasets: Sequence[Dataset],
+    name: str,
+    *,
+    settings: EmbedSettings | None = None,
+    has_intervals: bool = False,
+) -> list[Measurement]:
+    """Measure one encoder under protocols, in memory; protocols of one source share their embeddings.
+
+    Args:
+        encoder: Turns pictures into embeddings.
+        datasets: Data sets, or one source under several protocols; their test splits are measured on.
+        name: Name of the encoder in the results.
+        settings: Settings of the embedding; None: the defaults.
+        has_intervals: Whether the results have intervals.
+
+    Returns:
+        One measurement for each protocol, with the scores of every query.
+
+    Raises:
+        DataError: Nothing to measure on, or too many unreadable images.
+    """
     settings = settings or EmbedSettings()
-    embeddings = embed_images(
-        encoder,
-        select_records(dataset),
-        batch_size=settings.batch_size,
-        num_threads=settings.num_threads,
-        max_bad_fraction=settings.max_bad_fraction,
-        show_progress=show_progress,
-    )
-    return measure(dataset, embeddings, encoder.name, has_intervals=has_intervals).result
+    sources, numbers = _group_by_source(datasets)
+    embedded = [
+        embed_images(
+            encoder,
+            source.records,
+            batch_size=settings.batch_size,
+            num_threads=settings.num_threads,
+            max_bad_fraction=settings.max_bad_fraction,
+            show_progress=settings.show_progress,
+        )
+        for source in sources
+    ]
+    pairs = zip(datasets, numbers, strict=True)
+    return [measure(dataset, embedded[number], name, has_intervals=has_intervals) for dataset, number in pairs]
 
 
 def run_comparison(
@@ -243,6 +275,16 @@ def _embed_sources(
     encoder: Encoder, datasets: Sequence[Dataset], folder: Path, settings: EmbedSettings
 ) -> list[Embeddings]:
     """Embed the images of each source once, and return for each data set the embeddings that hold its images."""
+    sources, numbers = _group_by_source(datasets)
+    embedded = [
+        _embed_once(encoder, source, folder / f"{encoder.fingerprint[:16]}-{number}", settings)
+        for number, source in enumerate(sources)
+    ]
+    return [embedded[number] for number in numbers]
+
+
+def _group_by_source(datasets: Sequence[Dataset]) -> tuple[list[Dataset], list[int]]:
+    """Join the test images of data sets that share them; return the joined ones, and the number of each one's."""
     sources: list[tuple[Dataset, dict[str, ImageRecord]]] = []
     numbers = []
     for dataset in datasets:
@@ -251,11 +293,7 @@ def _embed_sources(
         if numbers[-1] == len(sources):
             sources.append((dataset, {}))
         sources[numbers[-1]][1].update(records)
-    embedded = []
-    for number, (dataset, records) in enumerate(sources):
-        source = dataclasses.replace(dataset, records=tuple(records.values()))
-        embedded.append(_embed_once(encoder, source, folder / f"{encoder.fingerprint[:16]}-{number}", settings))
-    return [embedded[number] for number in numbers]
+    return [dataclasses.replace(dataset, records=tuple(records.values())) for dataset, records in sources], numbers
 
 
 def _find_source(
