@@ -195,9 +195,9 @@ def draw_critical_difference(
     label_px, axis_y, line_px, clique_px = 166.0, 44.0, 18.0, 8.0
     axis = Axis(low=1, high=len(names), low_px=label_px, high_px=WIDE_PX - label_px)
     parts = [_LINE.format("axis", axis.low_px, axis.high_px, axis_y, axis_y)]
-    for rank in range(1, len(names) + 1):
-        parts.append(_LINE.format("axis", axis.to_px(rank), axis.to_px(rank), axis_y - 5, axis_y))
-        parts.append(_TEXT.format("tick", axis.to_px(rank), axis_y - 10, "middle", rank))
+    for tick in range(1, len(names) + 1):
+        parts.append(_LINE.format("axis", axis.to_px(tick), axis.to_px(tick), axis_y - 5, axis_y))
+        parts.append(_TEXT.format("tick", axis.to_px(tick), axis_y - 10, "middle", tick))
     bar_end = axis.low_px + difference * (axis.to_px(2) - axis.low_px)
     parts.append(_LINE.format("clique", axis.low_px, min(bar_end, WIDE_PX), 8, 8))
     parts.append(_TEXT.format("tick", axis.low_px - 8, 12, "end", f"critical difference {difference:.2f}"))
