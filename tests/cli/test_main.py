@@ -29,6 +29,7 @@ IN_ORDER = [
     "weights describe",
     "train",
     "evaluate",
+    "compare",
     "reduce",
     "reproduce",
     "export",
