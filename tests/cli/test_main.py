@@ -31,6 +31,7 @@ IN_ORDER = [
     "evaluate",
     "compare",
     "reduce",
+    "adapt",
     "reproduce",
     "export",
     "quantize",
