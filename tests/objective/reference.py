@@ -73,8 +73,8 @@ def multi_similarity(embeddings, labels, alpha, beta, base, mining_margin):
     return total / len(embeddings)
 
 
-def proxy_anchor(embeddings, labels, proxies, margin, alpha):
-    """Eq. 4 of arXiv:2003.13911; ``proxies`` are normalized here."""
+def proxy_anchor(embeddings, labels, proxies, margin, alpha, base=0.0):
+    """Eq. 4 of arXiv:2003.13911 around the similarity ``base``; ``proxies`` are normalized here."""
     pull, push, num_present = 0.0, 0.0, 0
     for label, proxy in enumerate(proxies):
         norm = math.sqrt(dot(proxy, proxy))
@@ -82,10 +82,10 @@ def proxy_anchor(embeddings, labels, proxies, margin, alpha):
         inner_pull, inner_push, is_present = 0.0, 0.0, False
         for embedding, own in zip(embeddings, labels, strict=True):
             if own == label:
-                inner_pull += math.exp(-alpha * (dot(unit, embedding) - margin))
+                inner_pull += math.exp(-alpha * (dot(unit, embedding) - base - margin))
                 is_present = True
             else:
-                inner_push += math.exp(alpha * (dot(unit, embedding) + margin))
+                inner_push += math.exp(alpha * (dot(unit, embedding) - base + margin))
         push += math.log(1 + inner_push)
         if is_present:
             pull += math.log(1 + inner_pull)

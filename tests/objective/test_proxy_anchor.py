@@ -30,6 +30,13 @@ def test_proxy_anchor_equals_double_loop():
     assert proxy_anchor_loss(embeddings, LABELS, proxies).item() == pytest.approx(expected, rel=1e-6)
 
 
+def test_proxy_anchor_around_another_similarity_equals_double_loop():
+    proxies, embeddings = draw_proxies(5), unit_rows(8)
+    given = {"margin": 0.2, "alpha": 16.0, "base": 0.4}
+    expected = reference.proxy_anchor(embeddings, LABELS, proxies.detach().double(), **given)
+    assert proxy_anchor_loss(embeddings, LABELS, proxies, **given).item() == pytest.approx(expected, rel=1e-6)
+
+
 def test_proxy_anchor_equals_pytorch_metric_learning():
     proxies, embeddings = draw_proxies(5), unit_rows(8, dtype=torch.float32)
     public = PublicProxyAnchorLoss(5, 6, margin=0.1, alpha=32)

@@ -30,6 +30,8 @@ class ProxyAnchorConfig(ProxyTermConfig):
     pushed less."""
     alpha: Positive = 32.0
     """Sharpness towards the hardest images of each proxy."""
+    base: Cosine = 0.0
+    """Similarity around which images are weighed; 0 is the paper's. Features whose images are all alike want more."""
 
     def draw(self, sizes: Sizes) -> dict[str, Tensor]:
         """Draw the proxies."""
@@ -42,12 +44,20 @@ class ProxyAnchorConfig(ProxyTermConfig):
     def compute(self, batch: LossBatch, state: nn.Module) -> Tensor:
         """Compute the loss over the batch."""
         proxies, labels = self.select("proxies", batch, state)
-        return proxy_anchor_loss(batch.embeddings, labels, proxies, margin=self.margin, alpha=self.alpha)
+        return proxy_anchor_loss(
+            batch.embeddings, labels, proxies, margin=self.margin, alpha=self.alpha, base=self.base
+        )
 
 
 @loss_function
 def proxy_anchor_loss(
-    embeddings: Tensor, labels: Tensor, proxies: Tensor, *, margin: float = 0.1, alpha: float = 32.0
+    embeddings: Tensor,
+    labels: Tensor,
+    proxies: Tensor,
+    *,
+    margin: float = 0.1,
+    alpha: float = 32.0,
+    base: float = 0.0,
 ) -> Tensor:
     """Compute the loss; the length of a proxy has no effect on it.
 
@@ -57,6 +67,7 @@ def proxy_anchor_loss(
         proxies: ``(C, E)``, one for each class, of any length.
         margin: δ of the paper.
         alpha: Sharpness.
+        base: Subtracted from every similarity, in [-1, 1); 0 is Eq. 4.
 
     Returns:
         A scalar: mean over proxies present in the batch of the pull, plus mean over all of the push.
@@ -65,7 +76,7 @@ def proxy_anchor_loss(
     from torch.nn import functional
 
     proxies = functional.normalize(proxies.to(embeddings.dtype), dim=1)
-    similarity = proxies @ embeddings.T  # (C, B)
+    similarity = proxies @ embeddings.T - base  # (C, B)
     is_positive = torch.arange(len(proxies), device=labels.device)[:, None] == labels  # (C, B)
     pull = soft_sum(-alpha * (similarity - margin), is_positive)
     push = soft_sum(alpha * (similarity + margin), ~is_positive)

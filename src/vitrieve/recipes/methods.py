@@ -3,8 +3,8 @@
 Backbone, image size, number of images, sampler, optimizer, hold-out and share of the frozen weights are those of
 `small`; a method brings its loss with the values of its source, and the learning rate of what the loss learns. So they
 differ in the method alone, and a setting that deserves tuning is a flag. None of these settings was chosen on a test
-class. Losses with learned vectors for each class begin them at images (``from_images``): under this budget a class is
-met a few times (docs/method/losses.md, Proxy-Anchor).
+class. Losses with learned vectors for each class begin them at images (``from_images``) and draw random batches, as
+they need no pairs: under this budget a class is met a few times (docs/method/losses.md, Proxy-Anchor).
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ def normalized_softmax() -> Config:
     Command: ``vitrieve train normalized_softmax --data folder:DIR --out runs/normalized_softmax``.
     """
     loss = NormalizedSoftmaxConfig(weight=1.0, temperature=0.05, from_images=True)
-    return _vary_small(ObjectiveConfig(normalized_softmax=loss), proxy_learning_rate=PROXY_RATE)
+    return _learn_vectors(ObjectiveConfig(normalized_softmax=loss))
 
 
 def proxy_nca_pp() -> Config:
@@ -144,33 +144,32 @@ def proxy_nca_pp() -> Config:
     Command: ``vitrieve train proxy_nca_pp --data folder:DIR --out runs/proxy_nca_pp``.
     """
     loss = ProxyNcaConfig(weight=1.0, temperature=1 / 9, from_images=True)
-    return _vary_small(ObjectiveConfig(proxy_nca=loss), proxy_learning_rate=PROXY_RATE)
+    return _learn_vectors(ObjectiveConfig(proxy_nca=loss))
 
 
 def proxy_anchor() -> Config:
-    """Proxy-Anchor; proxies begin at images, and learn slowly.
+    """Proxy-Anchor around the similarity 0.5; proxies begin at images, and learn slowly.
 
     Source: Kim et al., arXiv:2003.13911, with margin 0.1 and α = 32. What differs: their proxies begin at random, learn
-    100 times as fast as the backbone, and train alone in the first epoch; docs/method/losses.md tells why that
-    collapses in a few steps on many classes.
+    100 times as fast as the backbone, and train alone in the first epoch, and similarities are weighed around 0;
+    docs/method/losses.md tells why that collapses in a few steps on many classes.
     Command: ``vitrieve train proxy_anchor --data folder:DIR --out runs/proxy_anchor``.
     """
-    loss = ProxyAnchorConfig(weight=1.0, margin=0.1, alpha=32.0, from_images=True)
-    return _vary_small(ObjectiveConfig(proxy_anchor=loss), proxy_learning_rate=PROXY_RATE)
+    loss = ProxyAnchorConfig(weight=1.0, margin=0.1, alpha=32.0, base=0.5, from_images=True)
+    return _learn_vectors(ObjectiveConfig(proxy_anchor=loss))
 
 
 def cosface() -> Config:
     """CosFace with three sub-centers, which begin at images.
 
     Source: Wang et al., arXiv:1801.09414, with margin 0.35; sub-centers: Deng et al., ECCV 2020, three of a class. What
-    differs: a scale of 16, where faces have 64: with few steps a sharp softmax sees its nearest centers only (assumed,
-    not measured).
+    differs: a scale of 32, where faces have 64, better than 16 on synthetic features (benchmarks/proxies.py).
     Command: ``vitrieve train cosface --data folder:DIR --out runs/cosface``.
     """
     loss = MarginSoftmaxConfig(
-        weight=1.0, margin_on="cosine", margin=0.35, temperature=1 / 16, num_centers=3, from_images=True
+        weight=1.0, margin_on="cosine", margin=0.35, temperature=1 / 32, num_centers=3, from_images=True
     )
-    return _vary_small(ObjectiveConfig(margin_softmax=loss), proxy_learning_rate=PROXY_RATE)
+    return _learn_vectors(ObjectiveConfig(margin_softmax=loss))
 
 
 def arcface() -> Config:
@@ -181,9 +180,9 @@ def arcface() -> Config:
     Command: ``vitrieve train arcface --data folder:DIR --out runs/arcface``.
     """
     loss = MarginSoftmaxConfig(
-        weight=1.0, margin_on="angle", margin=0.5, temperature=1 / 16, num_centers=3, from_images=True
+        weight=1.0, margin_on="angle", margin=0.5, temperature=1 / 32, num_centers=3, from_images=True
     )
-    return _vary_small(ObjectiveConfig(margin_softmax=loss), proxy_learning_rate=PROXY_RATE)
+    return _learn_vectors(ObjectiveConfig(margin_softmax=loss))
 
 
 def large_batch() -> Config:
@@ -215,6 +214,11 @@ def large_batch() -> Config:
         checkpoint_every=num_steps // 3,
     )
     return replace(config, optimizer=optimizer, train=train)
+
+
+def _learn_vectors(objective: ObjectiveConfig) -> Config:
+    config = _vary_small(objective, proxy_learning_rate=PROXY_RATE)
+    return replace(config, loader=replace(config.loader, sampling="random"))
 
 
 def _vary_small(objective: ObjectiveConfig, **optimizer: Any) -> Config:
