@@ -4,8 +4,8 @@
 
 Features of 384 dimensions imitate those of a frozen backbone: all images share a direction (cosines of 0.56 on
 average), classes differ in 40 directions, and images of a class in 40 others. A linear layer that begins as the
-identity is trained with the losses of the package in batches of 64, on 800 classes of 6 images or 41 classes of 117, and
-measured on 200 other classes. Of Proxy-Anchor it also prints what becomes of the proxies. A linear layer cannot be
+identity is trained with the losses of the package in batches of 64, on 800 classes of 6 images or 41 classes of 117,
+and measured on 200 other classes. Of Proxy-Anchor it also prints what becomes of the proxies. A linear layer cannot be
 damaged as a network can: what the table shows is which proxies learn their class in time.
 """
 
