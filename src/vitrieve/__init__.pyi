@@ -30,6 +30,9 @@ from .errors import ReplacedError as ReplacedError
 from .errors import UnfinishedRunError as UnfinishedRunError
 from .errors import VitrieveError as VitrieveError
 from .errors import WeightsError as WeightsError
+from .evaluation.export import DeltaCost as DeltaCost
+from .evaluation.export import ExportedEncoder as ExportedEncoder
+from .evaluation.export import export as export
 from .evaluation.metrics import map_at_r as map_at_r
 from .evaluation.metrics import r_precision as r_precision
 from .evaluation.metrics import recall_at_k as recall_at_k
@@ -42,8 +45,6 @@ from .index.store import IndexSettings as IndexSettings
 from .model.pretrained import pull_weights as pull_weights
 from .runtime.encoder import Encoder as Encoder
 from .runtime.encoder import load_encoder as load_encoder
-from .runtime.export import ExportedEncoder as ExportedEncoder
-from .runtime.export import export as export
 from .runtime.int8 import Int8Graph as Int8Graph
 from .runtime.int8 import quantize as quantize
 from .search.explain import Explanation as Explanation

@@ -34,6 +34,10 @@ from vitrieve.settings import (
 FLAT = tyro.conf.arg(prefix_name=False)
 """Marks the fields whose flag is short, ``--seed``; all others are dotted, ``--objective.koleo.weight``."""
 
+DEFAULT_WEIGHTS = "dinov2-vits14"
+"""Name of the weights that ``up`` and ``sync`` take and that training starts from where none is given. Must be one that
+runs without torch."""
+
 Augmentation = Literal["random_crop", "random_resized_crop", "square"]
 Sampling = Literal["random", "m_per_class", "tuples"]
 Framing = Literal["crop", "square"]
@@ -97,7 +101,7 @@ class TupleConfig:
 class ModelConfig:
     """The encoder to fine-tune."""
 
-    backbone: str = "dinov2-vits14"
+    backbone: str = DEFAULT_WEIGHTS
     """A weights name of `vitrieve weights list`, or any timm model name."""
     weights: str | None = None
     """Local weights of the backbone: a .safetensors or .pth file, or the folder of a run or an encoder, whose head is

@@ -5,7 +5,12 @@ from pathlib import Path
 
 import pytest
 
+import vitrieve
 from vitrieve.cli.main import main
+from vitrieve.config import DEFAULT_WEIGHTS, ModelConfig
+from vitrieve.model.named_graph import has_named_graph
+from vitrieve.model.pretrained import WEIGHTS
+from vitrieve.recipes.small import small
 
 
 def test_weights_list_prints_the_table(
@@ -28,6 +33,20 @@ def test_weights_list_json(capsys: pytest.CaptureFixture[str], tmp_path: Path, m
     assert rows["dinov2-vits14"]["num_bytes"] == 90_210_194
     assert "may have been fine-tuned" in rows["dinov2-vits14"]["note"]
     assert "Apache-2.0" in rows["dinov2-vits14"]["license"]
+
+
+def test_one_constant_is_the_default_of_all_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["weights", "list", "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert listed["default"] == DEFAULT_WEIGHTS == ModelConfig().backbone == small().model.backbone
+    assert [row["name"] for row in listed["weights"] if row["is_default"]] == [DEFAULT_WEIGHTS]
+    assert has_named_graph(WEIGHTS[DEFAULT_WEIGHTS])  # it must run without torch
+    source = Path(vitrieve.__file__).parent
+    spelled = {
+        str(path.relative_to(source)) for path in source.rglob("*.py") if '"dinov2-vits14"' in path.read_text("utf-8")
+    }
+    # The table, the constant, and what stands for the paper's DeiT-S in recorded results.
+    assert spelled == {"model/pretrained.py", "config.py", "reproduce/stand_in.py"}
 
 
 def test_weights_pull_unknown_name_lists_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:

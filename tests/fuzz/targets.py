@@ -27,7 +27,8 @@ from vitrieve.embed.collection import load_embeddings, read_vectors_file
 from vitrieve.embed.rows import SCHEMA, build_table
 from vitrieve.errors import DataError, DecodeError, InputError
 from vitrieve.index.filter import Kinds, format_condition, parse_filter, passes, resolve_filter
-from vitrieve.model.artifact import read_arrays, read_spec
+from vitrieve.model.artifact import read_spec
+from vitrieve.model.tensors import read_arrays
 from vitrieve.serve.schemas import parse_json
 from vitrieve.serve.settings import Limits
 from vitrieve.serve.views import parse_address

@@ -7,7 +7,7 @@ import pytest
 import torch
 from timm.layers import resample_abs_pos_embed
 
-from vitrieve.model.named_graph import resample_positions
+from vitrieve.model.positions import resample_positions
 
 
 def draw_table(side: int, num_prefix: int = 1, width: int = 6) -> np.ndarray:

@@ -41,6 +41,7 @@ class DescribeArguments:
 
 def run_list(arguments: ListArguments) -> int:
     """Print the table of weights."""
+    from vitrieve.config import DEFAULT_WEIGHTS
     from vitrieve.model.pretrained import WEIGHTS, find_pulled
 
     rows: list[dict[str, Any]] = [
@@ -51,12 +52,13 @@ def run_list(arguments: ListArguments) -> int:
             "license": entry.license,
             "num_bytes": entry.num_bytes,
             "is_present": find_pulled(entry.name) is not None,
+            "is_default": entry.name == DEFAULT_WEIGHTS,
             "note": entry.note,
         }
         for entry in WEIGHTS.values()
     ]
     if arguments.json:
-        print_json({"weights": rows})
+        print_json({"default": DEFAULT_WEIGHTS, "weights": rows})
         return 0
     width = max(len(entry.name) for entry in WEIGHTS.values())
     for row in rows:

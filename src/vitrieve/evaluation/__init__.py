@@ -9,4 +9,5 @@ In reading order:
     charts.py       charts as SVG
     report.py       one self-contained HTML page
     run.py          all of it in one call, which is public: embed, measure, write results.json and the report
+    export.py       an encoder as a graph, or as a small difference, and what that costs
 """

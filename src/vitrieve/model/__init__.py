@@ -1,7 +1,8 @@
 """The encoder: from pixels to an embedding.
 
-``pretrained``, ``artifact`` and ``named_graph`` need no torch.
+``tensors``, ``positions``, ``delta``, ``pretrained``, ``artifact`` and ``named_graph`` need no torch.
 
-The files in reading order, each of which begins with what it is for: ``pretrained.py``, ``artifact.py``,
-``named_graph.py``, ``checkpoint.py``, ``backbone.py``, ``pooling.py``, ``reduction.py``, ``encoder.py``, ``export.py``.
+The files in reading order, each of which begins with what it is for: ``tensors.py``, ``positions.py``,
+``delta.py``, ``pretrained.py``, ``artifact.py``, ``named_graph.py``, ``checkpoint.py``, ``backbone.py``,
+``pooling.py``, ``reduction.py``, ``encoder.py``, ``export.py``.
 """

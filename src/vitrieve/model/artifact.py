@@ -1,6 +1,7 @@
 """The encoder's folder, without torch: what an encoder is, its files, and the check that they belong together.
 
-model.safetensors   weights of backbone, head and reduction
+model.safetensors   weights of backbone, head and reduction; or instead of it
+delta.safetensors   what they differ in from the weights of a name (``delta.py``)
 encoder.json        ``EncoderSpec``
 encoder.onnx        the graph, when exported
 int8.xml, int8.bin  the graph in int8, when quantized
@@ -23,7 +24,9 @@ from vitrieve.artifacts import read_manifest, write_bytes_durably, write_manifes
 from vitrieve.config import Pooling
 from vitrieve.data.preprocess import Preprocessing
 from vitrieve.errors import ArtifactError, ConfigError, FingerprintError
-from vitrieve.model.pretrained import hash_file
+from vitrieve.model.delta import DELTA_NAME, Delta, read_delta, write_delta
+from vitrieve.model.pretrained import hash_file, restore_from_base
+from vitrieve.model.tensors import read_arrays, update_digest
 from vitrieve.settings import config_from_json, config_to_json
 
 ReductionKind = Literal["pca", "pca_whitening", "supervised_whitening", "linear_head"]
@@ -73,7 +76,7 @@ SPEC_NAME = "encoder.json"
 ONNX_NAME = "encoder.onnx"
 INT8_NAMES = ("int8.xml", "int8.bin")
 CARD_NAME = "README.md"
-CHECKED_NAMES = (SPEC_NAME, ONNX_NAME, *INT8_NAMES)
+CHECKED_NAMES = (SPEC_NAME, DELTA_NAME, ONNX_NAME, *INT8_NAMES)
 """Files whose checksum the manifest holds; the weights are checked by the fingerprint, the card is for people."""
 PIXELS_INPUT = "pixels"
 EMBEDDING_OUTPUT = "embedding"
@@ -128,15 +131,17 @@ def compute_fingerprint(spec: EncoderSpec, states: Mapping[str, np.ndarray]) -> 
     if spec.head_norm:
         identity["head_norm"] = True
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode())
-    for name in sorted(states):
-        array = np.asarray(states[name], order="C")
-        digest.update(f"\n{name} {array.dtype.str} {array.shape}\n".encode())
-        digest.update(array.reshape(-1).view(np.uint8).data)
+    update_digest(digest, states)
     return digest.hexdigest()
 
 
 def write_contents(
-    folder: Path, spec: EncoderSpec, states: Mapping[str, np.ndarray], card: str, config: Mapping[str, Any]
+    folder: Path,
+    spec: EncoderSpec,
+    states: Mapping[str, np.ndarray],
+    card: str,
+    config: Mapping[str, Any],
+    delta: Delta | None = None,
 ) -> str:
     """Write an encoder's folder, the manifest last; what was exported before is removed.
 
@@ -146,6 +151,7 @@ def write_contents(
         states: Weights by name.
         card: Text of the model card.
         config: Resolved configuration that led to the encoder, as JSON values; empty for frozen weights.
+        delta: Difference that ``states`` were restored from, which is written in their place.
 
     Returns:
         The fingerprint.
@@ -153,15 +159,20 @@ def write_contents(
     from safetensors.numpy import save
 
     folder.mkdir(parents=True, exist_ok=True)
-    for name in ("manifest.json", ONNX_NAME, *INT8_NAMES):
+    for name in ("manifest.json", WEIGHTS_NAME, DELTA_NAME, ONNX_NAME, *INT8_NAMES):
         (folder / name).unlink(missing_ok=True)
-    weights = save({name: np.asarray(array, order="C") for name, array in states.items()})
-    write_bytes_durably(folder / WEIGHTS_NAME, weights)
+    if delta is None:
+        weights = save({name: np.asarray(array, order="C") for name, array in states.items()})
+        write_bytes_durably(folder / WEIGHTS_NAME, weights)
+    else:
+        write_delta(folder / DELTA_NAME, delta)
     spec_text = json.dumps(config_to_json(spec), indent=2) + "\n"
     write_bytes_durably(folder / SPEC_NAME, spec_text.encode())
     write_text_durably(folder / CARD_NAME, card)
     fingerprint = compute_fingerprint(spec, states)
-    _write_encoder_manifest(folder, {"fingerprint": fingerprint, "config": config}, spec, (SPEC_NAME,))
+    _write_encoder_manifest(
+        folder, {"fingerprint": fingerprint, "config": config}, spec, (SPEC_NAME, *([DELTA_NAME] if delta else []))
+    )
     return fingerprint
 
 
@@ -211,11 +222,14 @@ def read_contents(folder: Path) -> EncoderContents:
     Raises:
         ArtifactError: Missing, unfinished or damaged.
         FingerprintError: The weights or the settings are not those the manifest was written for.
+        WeightsError: The weights that it is a difference to cannot be had, or are others.
     """
     manifest = read_manifest(folder, "encoder")
-    _check_files(folder, manifest.get("sha256", {}))
+    check_files(folder, manifest.get("sha256", {}))
     spec = read_spec(folder)
-    states = read_arrays(folder / WEIGHTS_NAME)
+    states = restore_from_base(read_delta(folder / DELTA_NAME), str(folder)) if is_delta(folder) else None
+    if states is None:
+        states = read_arrays(folder / WEIGHTS_NAME)
     fingerprint = compute_fingerprint(spec, states)
     if fingerprint != manifest.get("fingerprint"):
         raise FingerprintError(
@@ -227,7 +241,18 @@ def read_contents(folder: Path) -> EncoderContents:
     )
 
 
-def _check_files(folder: Path, checksums: Mapping[str, str]) -> None:
+def is_delta(folder: Path) -> bool:
+    """Say whether an encoder's folder holds a difference to other weights instead of its own."""
+    return (folder / DELTA_NAME).is_file()
+
+
+def check_files(folder: Path, checksums: Mapping[str, str]) -> None:
+    """Compare an encoder's files, but for the weights, with their checksums.
+
+    Raises:
+        ArtifactError: A file is missing.
+        FingerprintError: A file was changed or damaged.
+    """
     for name, expected in checksums.items():
         path = folder / name
         if name not in CHECKED_NAMES or not path.is_file():
@@ -239,40 +264,6 @@ def _check_files(folder: Path, checksums: Mapping[str, str]) -> None:
             )
     if SPEC_NAME not in checksums:
         raise ArtifactError(f"the manifest of {folder} has no checksum of {SPEC_NAME}; make the encoder again.")
-
-
-def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """Read the tensors of a safetensors file.
-
-    Raises:
-        ArtifactError: The file is missing or damaged, or a tensor holds NaN or infinity.
-    """
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
-    try:
-        states = load_file(path)
-    except (SafetensorError, OSError, ValueError, KeyError) as error:
-        raise ArtifactError(f"{path} is missing or damaged ({error}); fetch, copy or make it again.") from None
-    found = describe_non_finite(states)
-    if found:
-        raise ArtifactError(f"{path} cannot be used: {found}. Fetch, copy or make it again.")
-    return states
-
-
-def describe_non_finite(states: Mapping[str, np.ndarray]) -> str:
-    """Name the first tensor that holds NaN or infinity, and count the others; empty when there is none.
-
-    >>> describe_non_finite({"bias": np.zeros(2), "weight": np.array([0.0, np.nan])})
-    "the tensor 'weight' holds NaN or infinity (1 of 2 values)"
-    """
-    broken = {name: int(np.count_nonzero(~np.isfinite(states[name]))) for name in sorted(states)}
-    broken = {name: count for name, count in broken.items() if count}
-    if not broken:
-        return ""
-    name, count = next(iter(broken.items()))
-    further = f", and so do {len(broken) - 1} others" if len(broken) > 1 else ""
-    return f"the tensor {name!r} holds NaN or infinity ({count:,} of {states[name].size:,} values){further}"
 
 
 def find_encoder_folder(folder: Path) -> Path | None:

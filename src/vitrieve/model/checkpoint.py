@@ -25,11 +25,11 @@ from vitrieve.model.artifact import (
     SPEC_NAME,
     WEIGHTS_NAME,
     EncoderSpec,
-    describe_non_finite,
     find_encoder_folder,
     read_contents,
 )
-from vitrieve.model.named_graph import resample_positions
+from vitrieve.model.positions import resample_positions
+from vitrieve.model.tensors import describe_non_finite
 from vitrieve.quoting import quote_name
 
 NUM_KEYS_SHOWN = 4

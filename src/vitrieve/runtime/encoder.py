@@ -24,7 +24,7 @@ from vitrieve.model.artifact import (
     read_contents,
     read_spec,
 )
-from vitrieve.model.named_graph import has_named_graph, make_named_folder
+from vitrieve.model.named_graph import has_named_graph, make_delta_folder, make_named_folder
 from vitrieve.model.pretrained import WEIGHTS, find_exported_sizes, find_weights, get_export_folder
 from vitrieve.runtime.device import DeviceName, resolve_precision
 from vitrieve.runtime.engine import (
@@ -270,6 +270,7 @@ def load_encoder(
     if folder is None:
         return _load_named(str(source), wanted)
     name = Path(source).resolve().name
+    folder = _find_graph_folder(folder, wanted)
     chosen = choose_engine(engine, precision, has_graph=_has_graph(folder, wanted), device=chosen_device)
     if chosen == "torch":
         assert precision != "int8", "torch does not compute in it: choose_engine has refused"
@@ -358,6 +359,14 @@ def _load_named(name: str, wanted: _Wanted) -> Encoder:
     if not folder.is_dir():
         raise WeightsError(_describe_missing_export(name, size))
     return _load_graph(folder, chosen, wanted, name=name, source=name)
+
+
+def _find_graph_folder(folder: Path, wanted: _Wanted) -> Path:
+    """Return the folder to load: for a difference to other weights one with a graph, made in the cache, if possible."""
+    is_own_size = wanted.image_size in (None, read_manifest(folder, "encoder")["image_size"])
+    if wanted.engine == "torch" or wanted.device != "cpu" or not is_own_size or wanted.scales is not None:
+        return folder
+    return make_delta_folder(folder)
 
 
 def _has_graph(folder: Path, wanted: _Wanted) -> bool:

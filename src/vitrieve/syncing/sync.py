@@ -20,7 +20,7 @@ from typing import Literal
 import numpy as np
 
 from vitrieve.artifacts import MANIFEST_NAME, explaining_full_disk, sync_folder
-from vitrieve.config import Device
+from vitrieve.config import DEFAULT_WEIGHTS, Device
 from vitrieve.data.records import ImageRecord
 from vitrieve.data.sources import find_source_path
 from vitrieve.embed.batches import choose_chunk_size, encode_in_parallel, prepare_ahead
@@ -44,8 +44,6 @@ from vitrieve.syncing.scan import (
 )
 from vitrieve.syncing.state import Change, FileState, StateFile, SyncedIndex
 
-DEFAULT_ENCODER = "dinov2-vits14"
-"""Runs without torch."""
 NewStoreKind = Literal["lance", "exact"]
 COMMIT_SIZE = 256
 """Images in one durable change of the store: what a kill can cost, seconds of work on a fast machine."""
@@ -163,7 +161,7 @@ def sync(
             ``scan_collection`` made of one.
         index: Folder of the index.
         encoder: An encoder, a run, an encoder's folder or a weights name; None: the index's own, and for a new index
-            dinov2-vits14.
+            ``DEFAULT_WEIGHTS``.
         settings: How the collection is compared and embedded; None: the defaults.
         store: What a new index is.
         adopt: Take over an index of another collection, or of this one under another path.
@@ -211,7 +209,7 @@ def load_sync_encoder(
 
     Args:
         index: Folder of the index, there or not; None: a new one.
-        source: A run, an encoder folder or a weights name; None: that of the index, or ``DEFAULT_ENCODER``.
+        source: A run, an encoder folder or a weights name; None: that of the index, or ``DEFAULT_WEIGHTS``.
         image_size: Side of the input in pixels; None: that of the index, or the encoder's own.
         num_threads: CPU threads; None: all cores.
         device: Where to compute, as ``load_encoder`` takes it.
@@ -222,7 +220,7 @@ def load_sync_encoder(
     if index is not None and _has_manifest(index):
         info, _ = read_info(index)
         return load_index_encoder(info, source, image_size=image_size, num_threads=num_threads, device=device)
-    return load_encoder(source or DEFAULT_ENCODER, image_size=image_size, num_threads=num_threads, device=device)
+    return load_encoder(source or DEFAULT_WEIGHTS, image_size=image_size, num_threads=num_threads, device=device)
 
 
 @contextmanager
