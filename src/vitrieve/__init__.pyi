@@ -8,6 +8,7 @@ from .data.check import DataReport as DataReport
 from .data.check import check_dataset as check_dataset
 from .data.records import Dataset as Dataset
 from .data.records import ImageRecord as ImageRecord
+from .data.several import read_sources as read_sources
 from .data.sources import read_collection as read_collection
 from .data.sources import read_source as read_source
 from .doctor import Diagnosis as Diagnosis

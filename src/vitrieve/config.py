@@ -40,6 +40,7 @@ runs without torch."""
 
 Augmentation = Literal["random_crop", "random_resized_crop", "square"]
 Sampling = Literal["random", "m_per_class", "tuples"]
+SourceRule = Literal["mixed", "one", "together"]
 Framing = Literal["crop", "square"]
 Pooling = Literal["cls", "average", "max", "gem", "rmac", "native"]
 Schedule = Literal["constant", "cosine", "exponential"]
@@ -79,6 +80,10 @@ class LoaderConfig:
     tuples: an anchor, a positive and its hardest negatives, mined again each epoch (settings: tuples)."""
     images_per_class: Annotated[Count, CLASS_SAMPLING] = 4
     """Images of one class in a batch, with m_per_class."""
+    sources: Annotated[SourceRule, NO_TUPLES] = "mixed"
+    """Where several sources train. mixed: the classes of a batch (random: its images) come from the sources in turn.
+    one: each batch is of one source, in turn. together: a source counts by its number of classes (random: of images).
+    """
     cache_bytes: CountOrZero = 2 * 2**30
     """Decoded training pictures are kept in memory up to this size; what does not fit is decoded each time."""
 
@@ -253,7 +258,12 @@ def check_config(config: Config, own_terms: Sequence[OwnTerm] = ()) -> None:
 
 
 def find_ineffective(
-    config: Config, recipe: Config, *, has_batch_norm: bool = True, has_own_terms: bool = False
+    config: Config,
+    recipe: Config,
+    *,
+    has_batch_norm: bool = True,
+    has_own_terms: bool = False,
+    num_sources: int = 1,
 ) -> list[str]:
     """List the changes of a recipe that change nothing, as sentences for the user.
 
@@ -262,6 +272,7 @@ def find_ineffective(
         recipe: What they began with.
         has_batch_norm: Whether the encoder has layers of batch norm.
         has_own_terms: Whether the objective has terms that are not of this package, which may have parameters.
+        num_sources: Number of sources that train.
 
     >>> find_ineffective(Config(loader=LoaderConfig(images_per_class=8)), Config())
     ['loader.images_per_class has no effect without m_per_class sampling']
@@ -270,6 +281,8 @@ def find_ineffective(
     notes = list(_find_ineffective(config, recipe, met))
     if not has_batch_norm and config.train.freeze_batch_norm and not recipe.train.freeze_batch_norm:
         notes.append("train.freeze_batch_norm has no effect without batch norm, which this backbone lacks")
+    if num_sources == 1 and config.loader.sources != recipe.loader.sources:
+        notes.append("loader.sources has no effect without a second source")
     return notes
 
 

@@ -1,14 +1,16 @@
 from __future__ import annotations
 
+import itertools
 import sys
 from collections import Counter
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vitrieve.config import Sampling
+from vitrieve.config import Sampling, SourceRule
 from vitrieve.data.loader import EpochTuples, Sampler
 from vitrieve.errors import ConfigError
 
@@ -144,3 +146,98 @@ def test_sampler_is_set_up_by_as_many_calls_for_many_classes_as_for_few() -> Non
 
     count_calls(2)  # imports what NumPy loads at its first use
     assert count_calls(5_000) == count_calls(10)
+
+
+SOURCES = {0: [20, 21, 22], 1: [5, 6, 7, 8, 9, 10, 11], 2: [40]}
+"""Labels of three sources: of three classes, of seven, and of one."""
+OF_SOURCES = [label for source in SOURCES for label in SOURCES[source] for _ in range(2 + label % 4)]
+SOURCE_OF = [source for label in OF_SOURCES for source in SOURCES if label in SOURCES[source]]
+
+
+def build_mixing_sampler(sampling: Sampling, rule: SourceRule, batch_size: int = 10, seed: int = 5) -> Sampler:
+    return Sampler(
+        OF_SOURCES,
+        batch_size=batch_size,
+        sampling=sampling,
+        images_per_class=4,
+        seed=seed,
+        sources=SOURCE_OF,
+        rule=rule,
+    )
+
+
+@pytest.mark.parametrize("sampling", ["random", "m_per_class"])
+@pytest.mark.parametrize("rule", ["mixed", "one"])
+def test_batch_rows_of_sources_equal_those_of_a_walk_from_the_first_step(sampling: Sampling, rule: SourceRule) -> None:
+    # The definition, written as one long walk: every source deals from its own pack, and shuffles a new one when it is
+    # through; the sources deal in turn.
+    def deal(source: int) -> Iterator[int]:
+        for epoch in itertools.count():
+            things = SOURCES[source] if sampling == "m_per_class" else find_rows(source)
+            yield from np.random.default_rng([5, 1, epoch, source]).permutation(sorted(things)).tolist()
+
+    def find_rows(source: int) -> list[int]:
+        return [row for row, other in enumerate(SOURCE_OF) if other == source]
+
+    packs, turn = [deal(source) for source in SOURCES], itertools.cycle(SOURCES)
+    sampler = build_mixing_sampler(sampling, rule)
+    expected = []
+    for step in range(40):
+        if sampling == "random":
+            whose = [next(turn)] * 10 if rule == "one" else [next(turn) for _ in range(10)]
+            expected.append([next(packs[source]) for source in whose])
+            continue
+        whose = [next(turn)] * 3 if rule == "one" else [next(turn) for _ in range(3)]
+        generator, rows = np.random.default_rng([5, 2, step]), []
+        for label, times in Counter(next(packs[source]) for source in whose).items():
+            some: list[int] = []
+            while len(some) < 4 * times:
+                images = [row for row, other in enumerate(OF_SOURCES) if other == label]
+                some += generator.permutation(images).tolist()
+            rows += some[: 4 * times]
+        expected.append(rows[:10])
+    assert [sampler.batch_rows(step).tolist() for step in range(40)] == expected
+    assert [build_mixing_sampler(sampling, rule).batch_rows(step).tolist() for step in (31, 7)] == [
+        expected[31],
+        expected[7],
+    ]
+
+
+def test_sources_are_shown_equally_often_whatever_their_size_unless_they_are_thrown_together() -> None:
+    def count(rule: SourceRule, sampling: Sampling) -> dict[int, int]:
+        sampler = build_mixing_sampler(sampling, rule, batch_size=12)
+        rows = np.concatenate([sampler.batch_rows(step) for step in range(231)])
+        return Counter(SOURCE_OF[row] for row in rows.tolist())
+
+    for rule in ("mixed", "one"):
+        for sampling in ("random", "m_per_class"):
+            assert count(rule, sampling) == dict.fromkeys(SOURCES, 231 * 4)
+    assert count("together", "m_per_class") == {0: 252 * 3, 1: 252 * 7, 2: 252}  # as many as they have classes
+    num_images = Counter(SOURCE_OF)
+    assert count("together", "random") == {
+        source: pytest.approx(231 * 12 * num_images[source] / len(SOURCE_OF), abs=12) for source in SOURCES
+    }
+
+
+def test_every_class_of_a_source_comes_before_one_comes_again() -> None:
+    sampler = build_mixing_sampler("m_per_class", "mixed", batch_size=12)
+    shown = Counter(OF_SOURCES[row] for step in range(7) for row in sampler.batch_rows(step).tolist())
+    assert {label: shown[label] for label in SOURCES[1]} == dict.fromkeys(SOURCES[1], 4)
+
+
+def test_a_batch_of_one_source_holds_no_other() -> None:
+    sampler = build_mixing_sampler("m_per_class", "one")
+    shown = [{SOURCE_OF[row] for row in sampler.batch_rows(step).tolist()} for step in range(9)]
+    assert shown == [{0}, {1}, {2}] * 3
+
+
+@pytest.mark.parametrize("sampling", ["random", "m_per_class"])
+@pytest.mark.parametrize("rule", ["mixed", "one", "together"])
+def test_one_source_is_sampled_as_if_there_were_no_rule(sampling: Sampling, rule: SourceRule) -> None:
+    alone = Sampler(LABELS, batch_size=8, sampling=sampling, images_per_class=2, seed=3, sources=[0] * 21, rule=rule)
+    plain = build_sampler(sampling, seed=3)
+    together = Sampler(
+        LABELS, batch_size=8, sampling=sampling, images_per_class=2, seed=3, sources=[0] * 8 + [1] * 13, rule="together"
+    )
+    for step in range(30):
+        assert plain.batch_rows(step).tolist() == alone.batch_rows(step).tolist() == together.batch_rows(step).tolist()

@@ -5,15 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-import tyro
-
-from vitrieve.cli.arguments import BatchSize, DeviceFlag, Exclude, Json, NumThreads, Overwrite, Resume, Switch
+from vitrieve.cli.arguments import BatchSize, DeviceFlag, Exclude, Json, Names, NumThreads, Overwrite, Resume, Switch
 from vitrieve.cli.console import print_json, print_message, print_result
-
-Names = Annotated[tuple[tuple[str, ...], ...], tyro.conf.UseAppendAction]
-"""Several names after one flag, or the flag several times: tyro alone would keep the last one only."""
 
 
 @dataclass(frozen=True, kw_only=True)

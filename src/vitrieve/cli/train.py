@@ -5,12 +5,13 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
-from vitrieve.cli.arguments import Exclude, Json, Overwrite, Resume, parse_arguments
+from vitrieve.cli.arguments import Exclude, Json, Names, Overwrite, Resume, parse_arguments
 from vitrieve.cli.console import print_json, print_message, print_result
 from vitrieve.config import Config
 from vitrieve.errors import ConfigError
@@ -22,12 +23,15 @@ from vitrieve.recipes import RECIPE_GROUPS, RECIPES, Recipe, find_recipe
 class Arguments:
     """Fine-tune an encoder; a stopped run goes on with --resume."""
 
-    data: str
-    """A source: grocery:DIR, emoji, sop:DIR, folder:DIR, table:FILE, … (vitrieve data describe)."""
+    data: Names = ()
+    """A source: grocery:DIR, emoji, sop:DIR, folder:DIR, table:FILE, … (vitrieve data describe); or several, whose
+    images train one encoder together."""
     out: Path
     """Folder of the run."""
-    protocol: str | None = None
-    """One of the source's protocols; by default its first."""
+    protocol: Names = ()
+    """One of the source's protocols; of several sources one for each, in order. None given: the first of each."""
+    classes: Literal["train", "all"] = "train"
+    """train: the classes that each source keeps for training. all: every class; the report is then left out."""
     exclude: Exclude = ()
     report: bool = True
     """End with a report before and after on the test classes."""
@@ -51,19 +55,24 @@ def main(argv: Sequence[str], prog: str) -> int:
             f"the recipe comes first: {prog} RECIPE --data SOURCE --out RUN. Valid: {', '.join(RECIPES)}."
         )
     config = find_recipe(argv[0])()
-    default = Arguments(data=tyro.MISSING, out=tyro.MISSING, config=config)
+    default = Arguments(out=tyro.MISSING, config=config)
     return run(argv[0], parse_arguments(Arguments, argv[1:], f"{prog} {argv[0]}", default))
 
 
 def run(recipe: str, arguments: Arguments) -> int:
     """Train, and print what came of it."""
-    from vitrieve.data.sources import read_source
+    from vitrieve.data.several import read_sources
     from vitrieve.settings import list_overrides
     from vitrieve.training.run import train
 
-    dataset = read_source(arguments.data, protocol=arguments.protocol, exclude=arguments.exclude)
+    datasets = read_sources(
+        tuple(chain(*arguments.data)),
+        protocols=tuple(chain(*arguments.protocol)),
+        exclude=arguments.exclude,
+        classes=arguments.classes,
+    )
     trained = train(
-        dataset,
+        datasets,
         recipe,
         arguments.out,
         resume=arguments.resume,
@@ -77,7 +86,8 @@ def run(recipe: str, arguments: Arguments) -> int:
         return 0
     for one in trained.results:
         figures = "  ".join(f"{name} {100 * value:.1f}" for name, value in one.metrics.items())
-        print_result(f"{one.encoder}: {figures}")
+        name = f"{one.dataset}, {one.encoder}" if len(datasets) > 1 else one.encoder
+        print_result(f"{name}: {figures}")
     print_result(f"encoder: {trained.folder / ENCODER_SUBFOLDER}")
     if trained.report is not None:
         print_result(f"report: {trained.report}")

@@ -1,6 +1,7 @@
 """Images and their labels: from a source on disk to batches of pictures.
 
-The files in reading order, each of which begins with what it is for: ``records.py``, ``sources.py``, ``walk.py``,
-``folder.py``, ``table.py``, ``layout.py``, ``grocery.py``, ``emoji.py``, ``cub200.py``, ``sop.py``, ``inshop.py``,
-``sfm120k.py``, ``revisited.py``, ``work.py``, ``decode.py``, ``preprocess.py``, ``check.py``, ``loader.py``.
+The files in reading order, each of which begins with what it is for: ``records.py``, ``sources.py``, ``several.py``,
+``walk.py``, ``folder.py``, ``table.py``, ``layout.py``, ``grocery.py``, ``emoji.py``, ``cub200.py``, ``sop.py``,
+``inshop.py``, ``sfm120k.py``, ``revisited.py``, ``work.py``, ``decode.py``, ``preprocess.py``, ``check.py``,
+``loader.py``.
 """

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vitrieve.config import LoaderConfig, Sampling
+from vitrieve.config import LoaderConfig, Sampling, SourceRule
 from vitrieve.data.decode import read_image
 from vitrieve.data.preprocess import Preprocessing, augment, preprocess, to_pixels
 from vitrieve.data.records import ImageRecord
@@ -75,7 +75,15 @@ class Sampler:
     """Batches of rows of the training set, by step."""
 
     def __init__(
-        self, labels: Sequence[int], *, batch_size: int, sampling: Sampling, images_per_class: int, seed: int
+        self,
+        labels: Sequence[int],
+        *,
+        batch_size: int,
+        sampling: Sampling,
+        images_per_class: int,
+        seed: int,
+        sources: Sequence[int] | None = None,
+        rule: SourceRule = "mixed",
     ) -> None:
         """Prepare the sampling of a training set.
 
@@ -87,6 +95,10 @@ class Sampler:
                 of each, without repetition where the class has enough.
             images_per_class: Images of one class, with ``m_per_class``.
             seed: Two samplers with the same seed and labels give the same batches.
+            sources: Number of the source of each row, from 0; no class is of two. None: one source.
+            rule: ``mixed``: the classes of a batch (with ``random`` its images) come from the sources in turn, and from
+                each as an endless row of permutations of its own. ``one``: so do whole batches. ``together``: sources
+                count for nothing.
 
         Raises:
             ConfigError: A size is not positive, or a batch is smaller than ``images_per_class``.
@@ -101,20 +113,28 @@ class Sampler:
         self._sampling = sampling
         self._images_per_class = images_per_class
         self._seed = seed
-        self._num_rows = len(labels)
-        _, class_of_row, class_sizes = np.unique(np.asarray(labels), return_inverse=True, return_counts=True)
+        first_rows, class_of_row, class_sizes = np.unique(
+            np.asarray(labels), return_index=True, return_inverse=True, return_counts=True
+        )[1:]
         # One sort serves every class: a search for each class would look at all images once a class.
         self._rows_by_class = np.argsort(class_of_row, kind="stable")
         self._class_ends = np.cumsum(class_sizes)
         self._class_sizes = class_sizes
-        self._orders: dict[int, np.ndarray] = {}
+        source_of_row = (
+            np.zeros(len(labels), np.int64) if sources is None or rule == "together" else np.asarray(sources)
+        )
+        source_of_item = source_of_row if sampling == "random" else source_of_row[first_rows]
+        self._items = [np.flatnonzero(source_of_item == source) for source in range(int(source_of_item.max()) + 1)]
+        """For each source the rows (``random``) or the positions of the classes (``m_per_class``) that are drawn."""
+        self._has_pure_batches = rule == "one"
+        self._orders: list[dict[int, np.ndarray]] = [{} for _ in self._items]
 
     def batch_rows(self, step: int) -> np.ndarray:
         """Return the ``(B,)`` int64 rows of a step, counted from zero."""
         if self._sampling == "random":
-            return self._stream(self._num_rows, step * self._batch_size, self._batch_size)
+            return self._draw_items(step, self._batch_size)
         num_classes = -(-self._batch_size // self._images_per_class)
-        classes = self._stream(len(self._class_sizes), step * num_classes, num_classes)
+        classes = self._draw_items(step, num_classes)
         generator = np.random.default_rng([self._seed, _IMAGES_OF_CLASS, step])
         # A class met twice in a batch (few classes, or two permutations meeting) gives new images, not the same.
         rows = [
@@ -128,21 +148,41 @@ class Sampler:
         end = self._class_ends[position]
         return self._rows_by_class[end - self._class_sizes[position] : end]
 
-    def _stream(self, num_items: int, start: int, count: int) -> np.ndarray:
-        """Return items ``start`` to ``start + count`` of an endless row of permutations."""
+    def _draw_items(self, step: int, count: int) -> np.ndarray:
+        """Return the ``(count,)`` rows or classes of a step, from the sources whose turn it is.
+
+        A turn is one row or class, or the whole batch. Turn ``t`` is that of source ``t`` modulo the number of sources,
+        so that nobody has to count what a source has given in earlier steps.
+        """
+        num_sources = len(self._items)
+        turn_size = count if self._has_pure_batches else 1
+        turns = np.arange(step * count, (step + 1) * count) // turn_size
+        items = np.empty(count, np.int64)
+        for source in range(num_sources):
+            is_own = turns % num_sources == source
+            if is_own.any():
+                start = int(turns[is_own][0]) // num_sources * turn_size
+                items[is_own] = self._stream(source, start, int(is_own.sum()))
+        return items
+
+    def _stream(self, source: int, start: int, count: int) -> np.ndarray:
+        """Return ``start`` to ``start + count`` of an endless row of permutations of a source's rows or classes."""
+        num_items = len(self._items[source])
         parts = []
         for epoch in range(start // num_items, (start + count - 1) // num_items + 1):
             first = max(start - epoch * num_items, 0)
-            parts.append(self._order(epoch, num_items)[first : start + count - epoch * num_items])
+            parts.append(self._order(source, epoch)[first : start + count - epoch * num_items])
         return np.concatenate(parts)
 
-    def _order(self, epoch: int, num_items: int) -> np.ndarray:
+    def _order(self, source: int, epoch: int) -> np.ndarray:
         """Return the permutation of an epoch; two are kept, because shuffling a million images takes a while."""
-        if epoch not in self._orders:
-            kept = {other: order for other, order in self._orders.items() if other == epoch - 1}
-            order = np.random.default_rng([self._seed, _ORDER, epoch]).permutation(num_items)
-            self._orders = {**kept, epoch: order}
-        return self._orders[epoch]
+        orders = self._orders[source]
+        if epoch not in orders:
+            # The first source draws as a lone one does, because NumPy fills a short seed up with zeros.
+            generator = np.random.default_rng([self._seed, _ORDER, epoch, source])
+            kept = {other: order for other, order in orders.items() if other == epoch - 1}
+            self._orders[source] = orders = {**kept, epoch: generator.permutation(self._items[source])}
+        return orders[epoch]
 
 
 _ORDER, _IMAGES_OF_CLASS = 1, 2
@@ -232,6 +272,8 @@ class TrainingLoader:
             sampling=config.sampling,
             images_per_class=config.images_per_class,
             seed=seed,
+            sources=_number_sources(records),
+            rule=config.sources,
         )
         self._decoded: dict[int, Image.Image] = {}
         self._free_bytes = bound_cache(config, len(self._records), preprocessing.image_size)
@@ -309,6 +351,12 @@ class TrainingLoader:
                 self._decoded[row] = image
                 self._free_bytes -= num_bytes
         return image
+
+
+def _number_sources(records: Sequence[ImageRecord]) -> list[int]:
+    """Number the sources in the order in which they appear."""
+    numbers = {name: number for number, name in enumerate(dict.fromkeys(record.source for record in records))}
+    return [numbers[record.source] for record in records]
 
 
 def _read_named(record: ImageRecord) -> Image.Image:

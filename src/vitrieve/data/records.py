@@ -36,6 +36,7 @@ class ImageRecord:
         is_gallery: The image can be found, in evaluation.
         box: ``(x_1, y_1, x_2, y_2)`` in pixels after EXIF orientation, or None for the whole image.
         metadata: Further columns of the source, as text.
+        source: Name of the image's source where several train together (``several.py``); else empty.
     """
 
     image_id: str
@@ -46,6 +47,7 @@ class ImageRecord:
     is_gallery: bool = True
     box: tuple[float, float, float, float] | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
+    source: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -41,11 +41,11 @@ def split_for_training(dataset: Dataset, *, is_holdout: bool) -> TrainingSplit:
     train, validation = dataset.split("train"), dataset.split("validation")
     if not is_holdout:
         everything = (*train, *validation)
-        return TrainingSplit(everything, None, f"training on all {_count(everything)}; nothing is held out")
+        return TrainingSplit(everything, None, f"training on all {count_images(everything)}; nothing is held out")
     others = _labels(dataset.split("train", "test"))
     if _can_be_measured(dataset, validation) and _labels(validation).isdisjoint(others):
-        measured = f"the states are measured on the source's validation split: {_count(validation)}"
-        note = f"training on {_count(train)}; {measured}"
+        measured = f"the states are measured on the source's validation split: {count_images(validation)}"
+        note = f"training on {count_images(train)}; {measured}"
         return TrainingSplit(train, _build_held_out(dataset, validation), note)
     unused = "; the validation split has no pairs or no classes of its own, and is not used" if validation else ""
     measurable = find_measurable(_give_roles(train), dataset.junk_key)
@@ -54,12 +54,12 @@ def split_for_training(dataset: Dataset, *, is_holdout: bool) -> TrainingSplit:
     held_out = tuple(record for record in train if record.label in labels)
     if not labels or not has_pairs(fit):
         note = (
-            f"training on all {_count(train)}; too few to hold classes out (five or more, of which two have two "
+            f"training on all {count_images(train)}; too few to hold classes out (five or more, of which two have two "
             f"readable images each, are needed; of {len(_labels(train))} here {len(measurable)} have), so the last "
             f"state is kept, unmeasured{unused}"
         )
         return TrainingSplit(train, None, note)
-    note = f"training on {_count(fit)}; held out to choose: {_count(held_out)}{unused}"
+    note = f"training on {count_images(fit)}; held out to choose: {count_images(held_out)}{unused}"
     return TrainingSplit(fit, _build_held_out(dataset, held_out, fit if len(labels) == 1 else ()), note)
 
 
@@ -92,7 +92,8 @@ def _build_held_out(
     return replace(dataset, name=f"{dataset.name}, held out", records=tuple(records))
 
 
-def _count(records: Sequence[ImageRecord]) -> str:
+def count_images(records: Sequence[ImageRecord]) -> str:
+    """Count images and their classes in words: 12 images of 3 classes."""
     num_classes = len(_labels(records))
     images = "1 image" if len(records) == 1 else f"{len(records)} images"
     return f"{images} of {'1 class' if num_classes == 1 else f'{num_classes} classes'}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 
 from vitrieve.artifacts import write_text_durably
-from vitrieve.config import Config, ObjectiveConfig
+from vitrieve.config import Config, LoaderConfig, ObjectiveConfig
 from vitrieve.data.records import ImageRecord
 from vitrieve.errors import ArtifactError
 from vitrieve.model.encoder import ImageEncoder
@@ -66,8 +67,14 @@ def describe_run(
     """
     names, contents = hashlib.sha256(), hashlib.sha256()
     rows: dict[str, int] = {}
+    num_of_source: Counter[str] = Counter()
+    source = ""
     for record in records:
+        num_of_source[record.source] += record.image_id not in rows  # what trains may be searched among as well
         rows[record.image_id] = len(rows)
+        if record.source != source:
+            source = record.source
+            contents.update(b"next source\n")
         role = f"{record.label} {record.split}\n"
         names.update(f"{record.image_id!r} {role}".encode())
         contents.update((b"" if digests is None else digests[record.image_id]) + f"{record.box} {role}".encode())
@@ -77,6 +84,8 @@ def describe_run(
             # Their positions, because images that were moved keep them.
             contents.update(f"{rows[pair[0]]} {rows[pair[1]]}\n".encode())
     data: dict[str, Any] = {"protocol": protocol, "num_images": len(rows), "images": names.hexdigest()}
+    if source:
+        data["sources"] = [list(counted) for counted in num_of_source.items()]
     if digests is not None:
         data["content"] = contents.hexdigest()
     return {
@@ -145,6 +154,9 @@ def _read_settings(path: Path) -> dict[str, Any]:
         raise _build_damaged_error(path, str(error)) from None
     if not isinstance(found, dict):
         raise _build_damaged_error(path, "it holds no table")
+    if isinstance(found.get("loader"), dict):
+        # Runs of a version that knew no second source have one, to which the setting means nothing.
+        found["loader"].setdefault("sources", LoaderConfig().sources)
     if isinstance(found.get("objective"), dict):
         found["objective"] = _fill_objective(rename_former(ObjectiveConfig, found["objective"]))
     return found
@@ -204,6 +216,7 @@ def _accept_moved(changes: Changes, before: Mapping[str, Any]) -> list[str]:
     notes = []
     if "data.images" in changes and "data.content" not in changes and "content" in before.get("data", {}):
         del changes["data.images"]
+        changes.pop("data.sources", None)  # their names; where one ends and the next begins is in the content
         notes.append("the images have other names than when the run was begun, but the same content")
     if "model.weights" in changes and "start.weights" not in changes and "start" in before:
         del changes["model.weights"]

@@ -10,16 +10,19 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from statistics import fmean
+from typing import Any, NamedTuple
 
 from vitrieve.artifacts import check_replacing, replacing_folder, write_manifest
 from vitrieve.config import Config, Device, ObjectiveConfig, check_config, find_ineffective
-from vitrieve.data.check import Readable, find_readable
+from vitrieve.data.check import find_readable
 from vitrieve.data.records import Dataset, ImageRecord, find_measurable, require_trainable
+from vitrieve.data.several import set_apart
 from vitrieve.data.sources import read_source
 from vitrieve.embed.collection import EmbedSettings
-from vitrieve.errors import ArtifactError, DataError, UnfinishedRunError, VitrieveError
+from vitrieve.errors import ArtifactError, ConfigError, DataError, UnfinishedRunError, VitrieveError
 from vitrieve.evaluation.measure import EvaluationResult
 from vitrieve.evaluation.protocols import select_records
 from vitrieve.evaluation.run import EMBEDDINGS_FOLDER, REPORT_NAME, evaluate_encoder, run_comparison
@@ -34,11 +37,13 @@ from vitrieve.runtime.device import describe_emulation, resolve_device
 from vitrieve.runtime.encoder import Encoder, load_encoder, wrap_encoder
 from vitrieve.settings import config_to_json, override_config
 from vitrieve.training.compute import allow_low_resolution, has_batch_norm
-from vitrieve.training.holdout import TrainingSplit, split_for_training
+from vitrieve.training.holdout import TrainingSplit, count_images, split_for_training
 from vitrieve.training.identity import describe_run, require_same_run
 from vitrieve.training.loop import Evaluate, TrainingResult, fit_encoder
 from vitrieve.training.reduction import reduce_encoder, require_reducible
 
+Data = Dataset | str | Path
+"""A data set, or a source as ``read_source`` takes it."""
 REPORT_FOLDER = "report"
 OWN_RECIPE = "own"
 """Name of a configuration that did not begin with a recipe."""
@@ -52,7 +57,7 @@ class TrainingRun:
         recipe: Name that the configuration began with.
         base: The recipe's own configuration.
         config: The complete settings.
-        dataset: Data set that is trained and reported on, with its unreadable images.
+        datasets: Data sets that are trained and reported on, with their unreadable images, kept apart by ``set_apart``.
         out: Folder of the run.
         own_terms: Terms of the objective that are not of this package.
         has_report: Whether the run ends with a report before and after on the test classes.
@@ -63,12 +68,51 @@ class TrainingRun:
     recipe: str
     base: Config
     config: Config
-    dataset: Dataset
+    datasets: tuple[Dataset, ...]
     out: Path
     own_terms: tuple[OwnTerm, ...] = ()
     has_report: bool = True
     is_overwrite: bool = False
     is_resume: bool = False
+
+
+class _Images(NamedTuple):
+    """The readable images of a run.
+
+    Attributes:
+        datasets: Data sets without their unreadable images.
+        splits: Division of the training images of each.
+        digests: SHA-256 of the file of each image, by ``image_id``.
+    """
+
+    datasets: tuple[Dataset, ...]
+    splits: tuple[TrainingSplit, ...]
+    digests: Mapping[str, bytes]
+
+    @property
+    def fit(self) -> tuple[ImageRecord, ...]:
+        """Images that the encoder learns from."""
+        return tuple(chain.from_iterable(split.fit for split in self.splits))
+
+    @property
+    def held_out(self) -> dict[str, Dataset]:
+        """Images that measure the states, by the name of their source."""
+        pairs = zip(self.datasets, self.splits, strict=True)
+        return {dataset.name: split.held_out for dataset, split in pairs if split.held_out is not None}
+
+    @property
+    def positive_pairs(self) -> tuple[tuple[str, str], ...]:
+        """Pairs that the sources list."""
+        return tuple(chain.from_iterable(dataset.positive_pairs for dataset in self.datasets))
+
+    def describe(self) -> str:
+        """Name the sources, each with its protocol."""
+        return ", ".join(f"{dataset.name} ({dataset.protocol})" for dataset in self.datasets)
+
+    def tell(self, dataset: Dataset, *sentences: str) -> None:
+        """Tell the user about one data set, by its name where there are several."""
+        name = f"{dataset.name}: " if len(self.datasets) > 1 else ""
+        print_message(*(name + sentence for sentence in sentences if sentence))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +143,7 @@ class TrainedRun:
 
 
 def train(
-    data: Dataset | str | Path,
+    data: Data | Sequence[Data],
     recipe: str | Config = "small",
     out: str | Path = "run",
     *,
@@ -114,9 +158,13 @@ def train(
     ``train("folder:photos", num_steps=200, batch_size=64)`` is ``vitrieve train small --data folder:photos --num-steps
     200 --batch-size 64``, and makes the same folder. Progress is shown on standard error.
 
+    Of several sources, ``train(["folder:photos", "emoji"])``, each keeps its own classes, splits and protocol: equal
+    names of classes in two of them are two classes, the same share of each source's classes is held out, the mean of
+    the measurements on them chooses the state, and each is reported on its own test classes.
+
     Args:
-        data: A data set, for example of ``read_source``; or a source as that takes it: a folder with one subfolder
-            for each class, ``folder:DIR``, ``table:FILE``, ``emoji``.
+        data: A data set, for example of ``read_source``; a source as that takes it: a folder with one subfolder
+            for each class, ``folder:DIR``, ``table:FILE``, ``emoji``; or several of them (``read_sources``).
         recipe: Name of a recipe (``vitrieve.recipes.RECIPES``), or a complete configuration.
         out: Folder of the run; made when it is missing.
         resume: Go on with an unfinished run in ``out``; a folder that is missing or empty is begun.
@@ -155,7 +203,7 @@ def train(
             recipe=OWN_RECIPE if isinstance(recipe, Config) else recipe,
             base=base,
             config=config,
-            dataset=data if isinstance(data, Dataset) else read_source(str(data)),
+            datasets=set_apart(_read_data(data)),
             out=Path(out),
             own_terms=own_terms,
             has_report=report,
@@ -165,15 +213,21 @@ def train(
     )
 
 
+def _read_data(data: Data | Sequence[Data]) -> list[Dataset]:
+    several = [data] if isinstance(data, Dataset | str | Path) else list(data)
+    if not several:
+        raise ConfigError("there is nothing to train on; give a data set, a source, or a list of them.")
+    return [one if isinstance(one, Dataset) else read_source(str(one)) for one in several]
+
+
 def run_training(run: TrainingRun) -> TrainedRun:
     """Train, keep the encoder, report; ``train`` has checked the settings and the folder."""
     start = time.monotonic()
     # Images
-    dataset, readable = _read_images(run)
-    split = split_for_training(dataset, is_holdout=run.config.train.holdout)
-    _tell_notes(run, dataset, split)
+    images = _read_images(run)
+    _tell_notes(run, images)
     # Encoder and folder
-    encoder = _build_encoder(run, len(split.fit))  # before the folder is made: weights may be out of reach
+    encoder = _build_encoder(run, len(images.fit))  # before the folder is made: weights may be out of reach
     model = replace(run.config.model, pooling=encoder.spec.pooling)  # by default the model's own
     run = replace(run, config=replace(run.config, model=model))
     if run.is_resume and not run.out.exists():
@@ -181,21 +235,20 @@ def run_training(run: TrainingRun) -> TrainedRun:
     out = run.out
     with replacing_folder(out, is_overwrite=run.is_overwrite, is_resume=run.is_resume) as folder:
         run = replace(run, out=folder)  # beside the run that it replaces, until it is complete
-        _write_settings(run, encoder, dataset, split, readable)
+        _write_settings(run, encoder, images)
         # Training
-        evaluate = build_evaluate(split.held_out, run.config) if split.held_out is not None else None
-        result = fit_encoder(run.config, encoder, split.fit, folder, evaluate, dataset.positive_pairs, run.own_terms)
+        evaluate = build_mean_evaluate(images.held_out, run.config)
+        result = fit_encoder(run.config, encoder, images.fit, folder, evaluate, images.positive_pairs, run.own_terms)
         seconds = time.monotonic() - start
-        print_message(describe_kept(result))
+        print_message(describe_kept(result, len(images.held_out)))
         # Result
-        fingerprint, results = _finish(run, dataset, split, result)
+        fingerprint, results = _finish(run, images, result)
         summary = {
             "recipe": run.recipe,
-            "data": dataset.source or dataset.name,
-            "protocol": dataset.protocol,
+            **_summarize_sources(images),
             "config": config_to_json(run.config),
             **({"own_terms": describe_own_terms(run.own_terms)} if run.own_terms else {}),
-            **_summarize(split.fit, result),
+            **_summarize(images.fit, result),
             "seconds": round(seconds, 1),
             "encoder_fingerprint": fingerprint,
         }
@@ -203,28 +256,67 @@ def run_training(run: TrainingRun) -> TrainedRun:
     return TrainedRun(folder=out, summary=summary, results=tuple(results), device=run.config.train.device)
 
 
-def _read_images(run: TrainingRun) -> tuple[Dataset, Readable]:
-    """Leave unreadable images out of every part of the data set, once, so that no later stage meets one."""
-    dataset = run.dataset
-    require_trainable(dataset)
-    readable = find_readable(dataset.records, max_bad_fraction=run.config.train.max_bad_fraction, show_progress=True)
+def _read_images(run: TrainingRun) -> _Images:
+    """Leave unreadable images out of every part of the data sets, once, so that no later stage meets one."""
+    for dataset in run.datasets:
+        require_trainable(dataset)
+    if run.config.loader.sampling == "tuples":
+        _check_pairs(run.datasets)
+    pairs = [_drop_unreadable(dataset, run.config.train.max_bad_fraction) for dataset in run.datasets]
+    datasets = tuple(dataset for dataset, _ in pairs)
+    splits = tuple(split_for_training(dataset, is_holdout=run.config.train.holdout) for dataset in datasets)
+    return _Images(datasets, splits, {name: digest for _, digests in pairs for name, digest in digests.items()})
+
+
+def _check_pairs(datasets: Sequence[Dataset]) -> None:
+    """Refuse pairs listed by some sources only, because the classes of the others would give no anchor.
+
+    Raises:
+        ConfigError: The message names a source of each kind.
+    """
+    listing = [dataset.name for dataset in datasets if dataset.positive_pairs]
+    others = [dataset.name for dataset in datasets if not dataset.positive_pairs]
+    if listing and others:
+        raise ConfigError(
+            f"{listing[0]} lists the pairs that make tuples, and {others[0]} does not; train on tuples of one of them "
+            "alone, or choose another loader.sampling."
+        )
+
+
+def _drop_unreadable(dataset: Dataset, max_bad_fraction: float) -> tuple[Dataset, dict[str, bytes]]:
+    """Return the readable part of a data set, and the digests of its files by ``image_id``."""
+    readable = find_readable(dataset.records, max_bad_fraction=max_bad_fraction, show_progress=True)
+    digests = {record.image_id: digest for record, digest in zip(readable.records, readable.digests, strict=True)}
     if not readable.failures:
-        return dataset, readable
+        return dataset, digests
     for image_id, reason in readable.failures:
         print_message(f"left out: {image_id}: {reason}")
     verb = "is" if len(readable.failures) == 1 else "are"
     note = f"{len(readable.failures)} of {len(dataset.records)} images {verb} unreadable and left out."
     dataset = replace(dataset, records=readable.records, notes=(*dataset.notes, note))
     require_trainable(dataset)
-    return dataset, readable
+    return dataset, digests
 
 
-def _tell_notes(run: TrainingRun, dataset: Dataset, split: TrainingSplit) -> None:
+_SOURCE_RULES = {
+    "mixed": "the classes of a batch come from the sources in turn",
+    "one": "each batch is of one source, in turn",
+    "together": "the sources are thrown together",
+}
+
+
+def _tell_notes(run: TrainingRun, images: _Images) -> None:
     config = run.config
+    for dataset, split in zip(images.datasets, images.splits, strict=True):
+        images.tell(dataset, *dataset.notes, split.note)
+    if len(images.datasets) > 1:
+        rule = "" if config.loader.sampling == "tuples" else f"; {_SOURCE_RULES[config.loader.sources]}"
+        print_message(f"training on {count_images(images.fit)} from {len(images.datasets)} sources{rule}")
+    if len(images.held_out) > 1:
+        print_message(f"the mean over the held-out classes of {', '.join(images.held_out)} chooses the state")
     emulation = describe_emulation(config.train.precision, resolve_device(config.train.device).type)
-    for note in (*dataset.notes, split.note, emulation):
-        if note:
-            print_message(note)
+    if emulation:
+        print_message(emulation)
 
 
 def _build_encoder(run: TrainingRun, num_images: int) -> ImageEncoder:
@@ -233,7 +325,11 @@ def _build_encoder(run: TrainingRun, num_images: int) -> ImageEncoder:
     if model.weights is not None and encoder.spec.weights_note:
         print_message(encoder.spec.weights_note)
     for note in find_ineffective(
-        run.config, run.base, has_batch_norm=has_batch_norm(encoder), has_own_terms=bool(run.own_terms)
+        run.config,
+        run.base,
+        has_batch_norm=has_batch_norm(encoder),
+        has_own_terms=bool(run.own_terms),
+        num_sources=len(run.datasets),
     ):
         print_message(note)
     allow_low_resolution(encoder, run.config)
@@ -243,14 +339,13 @@ def _build_encoder(run: TrainingRun, num_images: int) -> ImageEncoder:
     return encoder
 
 
-def _write_settings(
-    run: TrainingRun, encoder: ImageEncoder, dataset: Dataset, split: TrainingSplit, readable: Readable
-) -> None:
+def _write_settings(run: TrainingRun, encoder: ImageEncoder, images: _Images) -> None:
     """Write the settings of a new run, or refuse to go on with another one."""
-    digests = {record.image_id: digest for record, digest in zip(readable.records, readable.digests, strict=True)}
-    held_out = split.held_out.records if split.held_out is not None else ()
-    images, pairs = (*split.fit, *held_out), dataset.positive_pairs
-    settings = describe_run(run.recipe, run.config, dataset.protocol, images, pairs, digests, run.own_terms)
+    records = (*images.fit, *chain.from_iterable(dataset.records for dataset in images.held_out.values()))
+    protocol = ", ".join(dataset.protocol for dataset in images.datasets)
+    settings = describe_run(
+        run.recipe, run.config, protocol, records, images.positive_pairs, images.digests, run.own_terms
+    )
     for note in require_same_run(run.out, settings, encoder=encoder):
         print_message(note)
 
@@ -268,16 +363,42 @@ def build_evaluate(held_out: Dataset, config: Config) -> Evaluate:
     return evaluate
 
 
-def describe_kept(result: TrainingResult) -> str:
-    """Say in a sentence which state of a run is kept, and why."""
+def build_mean_evaluate(held_out: Mapping[str, Dataset], config: Config) -> Evaluate | None:
+    """Build the measurement on held-out classes of several sources: its mean over them, and that of each.
+
+    The mean counts every source once, so that a large one does not decide alone.
+
+    Args:
+        held_out: Held-out images of each source that has some, by its name.
+        config: The complete settings.
+    """
+    evaluates = {name: build_evaluate(dataset, config) for name, dataset in held_out.items()}
+    if len(evaluates) < 2:
+        return next(iter(evaluates.values()), None)
+
+    def evaluate(encoder: ImageEncoder) -> dict[str, float]:
+        found = {name: evaluate_one(encoder) for name, evaluate_one in evaluates.items()}
+        metrics = next(iter(found.values()))
+        means = {metric: fmean(values[metric] for values in found.values()) for metric in metrics}
+        return means | {f"{metric}/{name}": found[name][metric] for name in found for metric in metrics}
+
+    return evaluate
+
+
+def describe_kept(result: TrainingResult, num_measured: int = 1) -> str:
+    """Say in a sentence which state of a run is kept, and why.
+
+    Args:
+        result: End of the run.
+        num_measured: Number of sources over which the measurements are means.
+    """
     if not result.selection.values:
         return f"kept the last state, after step {result.num_steps} (nothing was held out to measure it)"
-    return result.selection.describe()
+    mean = f" (the mean over {num_measured} sources)" if num_measured > 1 else ""
+    return f"{result.selection.describe()}{mean}"
 
 
-def _finish(
-    run: TrainingRun, dataset: Dataset, split: TrainingSplit, result: TrainingResult
-) -> tuple[str, list[EvaluationResult]]:
+def _finish(run: TrainingRun, images: _Images, result: TrainingResult) -> tuple[str, list[EvaluationResult]]:
     """Do everything that follows the last step; whatever fails in it costs neither the encoder nor the rest.
 
     Raises:
@@ -288,16 +409,16 @@ def _finish(
         failures.append(("measuring the last state", result.failure))
     if run.config.model.embedding_dim is not None:
         try:
-            result = _reduce(run, result, split.fit, dataset.name)
+            result = _reduce(run, images, result)
         except Exception as error:
             failures.append(("the reduction", error))
-    fingerprint = _save_encoder(run, dataset, result)
+    fingerprint = _save_encoder(run, images, result)
     results: list[EvaluationResult] = []
     if not failures and run.has_report:
         try:
-            results = _report(run, dataset, result)
+            results = _report(run, images, result)
             if results:
-                _save_encoder(run, dataset, result, results)
+                _save_encoder(run, images, result, results)
         except Exception as error:
             failures.append(("the report", error))
     print_message("exporting to ONNX")
@@ -329,31 +450,37 @@ def _describe(error: Exception) -> str:
     return str(error) if is_told else f"{type(error).__name__}: {error}"
 
 
-def _reduce(
-    run: TrainingRun, result: TrainingResult, records: Sequence[ImageRecord], dataset_name: str
-) -> TrainingResult:
+def _reduce(run: TrainingRun, images: _Images, result: TrainingResult) -> TrainingResult:
     config = run.config
     assert config.model.embedding_dim is not None
     encoder = reduce_encoder(
         result.encoder,
-        records,
+        images.fit,
         config.model.embedding_dim,
-        fitted_on=f"training images of {dataset_name}",
+        fitted_on=f"training images of {', '.join(dataset.name for dataset in images.datasets)}",
         precision=config.train.precision,
         kind="pca_whitening" if config.model.whiten else "pca",
     )
     return result._replace(encoder=encoder)
 
 
-def _report(run: TrainingRun, dataset: Dataset, result: TrainingResult) -> list[EvaluationResult]:
-    """Measure the frozen start and the result on the test classes; a source without tests only says so."""
+def _has_tests(images: _Images, dataset: Dataset) -> bool:
+    """Tell whether a source can be reported on; one without tests only says so."""
     try:
         tested = select_records(dataset)
     except DataError as error:
-        print_message(f"no report: {error}")
-        return []
+        images.tell(dataset, f"no report: {error}")
+        return False
     if dataset.ground_truth is None and not find_measurable(tested, dataset.junk_key):
-        print_message("no report: no query of the test split has another readable image of its class to find")
+        images.tell(dataset, "no report: no query of the test split has another readable image of its class to find")
+        return False
+    return True
+
+
+def _report(run: TrainingRun, images: _Images, result: TrainingResult) -> list[EvaluationResult]:
+    """Measure the frozen start and the result on the test classes of each source."""
+    tested = [dataset for dataset in images.datasets if _has_tests(images, dataset)]
+    if not tested:
         return []
     config = run.config
     headless = replace(config.model, head_norm=False, head_dim=None)  # an untrained head says nothing of the backbone
@@ -365,7 +492,7 @@ def _report(run: TrainingRun, dataset: Dataset, result: TrainingResult) -> list[
     settings = EmbedSettings(max_bad_fraction=config.train.max_bad_fraction)
 
     def compare() -> list[EvaluationResult]:
-        return run_comparison([frozen, tuned], [dataset], folder, names=names, settings=settings, show_progress=True)
+        return run_comparison([frozen, tuned], tested, folder, names=names, settings=settings, show_progress=True)
 
     try:
         return compare()
@@ -375,17 +502,19 @@ def _report(run: TrainingRun, dataset: Dataset, result: TrainingResult) -> list[
 
 
 def _save_encoder(
-    run: TrainingRun, dataset: Dataset, result: TrainingResult, results: Sequence[EvaluationResult] = ()
+    run: TrainingRun, images: _Images, result: TrainingResult, results: Sequence[EvaluationResult] = ()
 ) -> str:
     """Write the encoder: before the report, so that no failing report can cost it, then again with its figures."""
+    measured = {one.dataset for one in results}
+    is_alone = len(images.datasets) == 1
+    licenses = {dataset.name: dataset.license for dataset in images.datasets if dataset.license}
     card = ModelCard(
-        trained_on=f"{dataset.name} ({dataset.protocol}), recipe {run.recipe}{_describe_own_terms(run)}, step "
-        f"{result.kept_step}, "
+        trained_on=f"{images.describe()}, recipe {run.recipe}{_describe_own_terms(run)}, step {result.kept_step}, "
         f"seed {run.config.train.seed}",
-        figures={one.encoder: dict(one.metrics) for one in results},
-        measured_on=_describe_test(dataset) if results else "",
-        data_license=dataset.license,
-        notes=(describe_kept(result) + ".",),
+        figures={one.encoder if is_alone else f"{one.encoder}, on {one.dataset}": one.metrics for one in results},
+        measured_on="; ".join(_describe_test(one) for one in images.datasets if one.name in measured),
+        data_license="; ".join(text if is_alone else f"{name}: {text}" for name, text in licenses.items()),
+        notes=(describe_kept(result, len(images.held_out)) + ".",),
     )
     return save_encoder(result.encoder, run.out / ENCODER_SUBFOLDER, card=card, config=config_to_json(run.config))
 
@@ -401,6 +530,30 @@ def _describe_test(dataset: Dataset) -> str:
     asked = {record.label for record in dataset.split("test") if record.is_query}
     share = f"{len(asked & seen)} of {len(asked)} classes also seen" if asked & seen else "classes not seen"
     return f"{dataset.name} ({dataset.protocol}), {share} in training"
+
+
+def _summarize_sources(images: _Images) -> dict[str, Any]:
+    """Describe what trained: the spelling and protocol of the source, or a list of them, and the images of each."""
+    spellings = [dataset.source or dataset.name for dataset in images.datasets]
+    protocols = [dataset.protocol for dataset in images.datasets]
+    is_alone = len(spellings) == 1
+    return {
+        "data": spellings[0] if is_alone else spellings,
+        "protocol": protocols[0] if is_alone else protocols,
+        "sources": [
+            {
+                "name": dataset.name,
+                "num_images": len(split.fit),
+                "num_classes": len({record.label for record in split.fit}),
+                "num_held_out_classes": 0 if split.held_out is None else _count_asked(split.held_out),
+            }
+            for dataset, split in zip(images.datasets, images.splits, strict=True)
+        ],
+    }
+
+
+def _count_asked(dataset: Dataset) -> int:
+    return len({record.label for record in dataset.split("test") if record.is_query})
 
 
 def _summarize(records: Sequence[ImageRecord], result: TrainingResult) -> dict[str, Any]:
