@@ -1,4 +1,4 @@
-"""Photographs and real embeddings for the benchmarks: Grocery where it is, emoji otherwise."""
+"""Collections, photographs and real embeddings for the benchmarks: Grocery where it is, emoji otherwise."""
 
 from __future__ import annotations
 
@@ -20,10 +20,26 @@ NOISE_NORM = 0.35
 
 
 def find_grocery() -> Path | None:
-    """Return the folder of Grocery, below ``VITRIEVE_DATA`` or beside the checkout; None where it is not."""
+    """Return the folder of Grocery; None where it is not."""
+    return find_folder("grocery-store")
+
+
+def find_folder(name: str) -> Path | None:
+    """Return the folder of a data set, below ``VITRIEVE_DATA`` or beside the checkout; None where it is not."""
     roots = [Path(os.environ["VITRIEVE_DATA"])] if "VITRIEVE_DATA" in os.environ else []
     roots.append(Path(__file__).parents[2] / "shared" / "datasets")
-    return next((root / "grocery-store" for root in roots if (root / "grocery-store").is_dir()), None)
+    return next((root / name for root in roots if (root / name).is_dir()), None)
+
+
+def find_collections() -> dict[str, str]:
+    """Return the source of each collection that is here, by its name; emoji are fetched when they are first read."""
+    folders = {
+        "grocery": ("grocery:{}", find_grocery()),
+        "clothing-small": ("folder:{}/images", find_folder("clothing-small")),
+        "cub200-subset": ("cub200:{}", find_folder("cub200-subset")),
+    }
+    found = {name: spelling.format(folder) for name, (spelling, folder) in folders.items() if folder is not None}
+    return {"emoji": "emoji", **found}
 
 
 def read_photographs() -> tuple[str, list[ImageRecord]]:

@@ -1,0 +1,289 @@
+"""Train a general encoder on collections that anybody may train on, and judge it on those that it never saw.
+
+    python benchmarks/general_encoder.py OUT [--seeds 0 1 2] [--steps 200] [--rule mixed] [--quick]
+
+Leave one collection out: for each of Grocery, emoji and `clothing-small` an encoder is trained on *all* classes of the
+other two, and measured on the test classes of the one left out. One more is trained on all three, and measured on the
+birds of cub200-subset, on which nothing is ever trained, because its terms forbid it. The frozen start is measured on
+the same. What is held out to choose a state are classes of the collections that train.
+
+A line of OUT/results.jsonl is a finished run, which is not repeated; a run that was stopped goes on. After each run, or
+with --table alone, OUT/general_encoder.json and OUT/general_encoder.md tell the mean and deviation over the seeds. The
+encoders stay in OUT/encoders. A seed is four runs, each a training and a measurement; --quick is one step of one seed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import shutil
+import statistics
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from collections_here import find_collections
+from contest import describe_machine
+
+from vitrieve.config import Config
+from vitrieve.data.several import read_sources
+from vitrieve.evaluation.protocols import DataChoices, read_evaluation_data
+from vitrieve.evaluation.run import evaluate
+from vitrieve.model.artifact import ENCODER_SUBFOLDER
+from vitrieve.model.encoder import build_encoder
+from vitrieve.recipes import find_recipe
+from vitrieve.runtime.encoder import Encoder, load_encoder, wrap_encoder
+from vitrieve.settings import override_config
+from vitrieve.training.run import train
+
+FROZEN = "frozen"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Test:
+    """What an encoder is measured on: one collection under one protocol."""
+
+    collection: str
+    protocol: str
+    classes: str = "test"
+    metrics: tuple[str, ...] = ("recall_at_1", "map_at_r")
+
+    @property
+    def name(self) -> str:
+        """Collection, protocol, and which classes."""
+        return f"{self.collection}, {self.protocol}{', all classes' if self.classes == 'all' else ''}"
+
+
+TRAINING = ("grocery", "emoji", "clothing-small")
+"""Collections whose licenses let anybody train on them (MIT, the licenses of the emoji sets, CC0)."""
+LICENSES = {"clothing-small": "CC0 1.0 (clothing dataset of A. Grigorev)"}
+"""Licenses that a folder does not tell, for the model card."""
+JUDGE = "cub200-subset"
+"""The collection that only judges: its terms allow research and education."""
+TESTS = (
+    Test(collection="grocery", protocol="zero_shot"),
+    Test(collection="grocery", protocol="phone_to_catalogue", metrics=("recall_at_1", "recall_at_5")),
+    Test(collection="emoji", protocol="zero_shot"),
+    Test(collection="emoji", protocol="across_houses"),
+    Test(collection="clothing-small", protocol="own_classes"),
+    # The two test classes of ten say little, and no encoder that is measured here has seen the other eight.
+    Test(collection="clothing-small", protocol="own_classes", classes="all"),
+    Test(collection=JUDGE, protocol="zero_shot"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What is trained and measured.
+
+    Attributes:
+        sources: Source of each collection, by its name.
+        recipe: Name of the recipe.
+        overrides: Settings that differ from the recipe's, apart from the seed.
+        seeds: Seeds of the runs.
+        tests: What is measured.
+    """
+
+    sources: Mapping[str, str]
+    recipe: str = "small"
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    seeds: Sequence[int] = (0, 1, 2)
+    tests: Sequence[Test] = TESTS
+
+    @property
+    def left_out(self) -> list[str]:
+        """What is left out in turn: a collection of `TRAINING`, or the judge, for the encoder of all of them."""
+        return [name for name in (*TRAINING, JUDGE) if name in self.sources]
+
+    def list_trained(self, left_out: str) -> list[str]:
+        """List the collections that train where one is left out."""
+        return [name for name in TRAINING if name in self.sources and name != left_out]
+
+    def build_config(self) -> Config:
+        """Build the complete settings."""
+        return override_config(find_recipe(self.recipe)(), dict(self.overrides))
+
+    def describe(self, left_out: str, seed: int | None) -> dict[str, Any]:
+        """Describe a run so that another one is told apart; the frozen start has no seed and was trained on nothing."""
+        is_frozen = seed is None
+        settings = {name: str(value) for name, value in sorted(self.overrides.items())}
+        return {
+            "left_out": left_out,
+            "seed": seed,
+            "trained_on": [] if is_frozen else self.list_trained(left_out),
+            "recipe": self.recipe,
+            "settings": {name: value for name, value in settings.items() if not is_frozen or name.startswith("model")},
+        }
+
+
+def measure(plan: Plan, encoder: Encoder, collection: str) -> dict[str, dict[str, Any]]:
+    """Measure an encoder under each test of a collection; by the test's name."""
+    found = {}
+    for test in plan.tests:
+        if test.collection == collection:
+            choices = DataChoices(protocols=(test.protocol,), classes=test.classes)  # type: ignore[arg-type]
+            data = read_evaluation_data(plan.sources[collection], choices)
+            (result,) = evaluate(encoder, data, show_progress=True).results
+            found[test.name] = {**dict(result.metrics), "num_queries": result.num_queries}
+    return found
+
+
+def measure_frozen(plan: Plan, left_out: str) -> dict[str, Any]:
+    """Measure the start of the training, at its size."""
+    start = wrap_encoder(build_encoder(plan.build_config().model), name=FROZEN)
+    return {"tests": measure(plan, start, left_out)}
+
+
+def train_and_measure(plan: Plan, left_out: str, seed: int, out: Path) -> dict[str, Any]:
+    """Train on all classes of the other collections, keep the encoder, and measure it on the one left out."""
+    trained = plan.list_trained(left_out)
+    assert left_out not in trained
+    assert JUDGE not in trained
+    label = f"{'-'.join(trained)}-{plan.overrides['loader.sources']}-seed{seed}"
+    kept, run = out / "encoders" / label, out / "runs" / label
+    if not (run / "manifest.json").is_file():  # a stopped run goes on
+        datasets = read_sources([plan.sources[name] for name in trained], classes="all")
+        named = [
+            replace(dataset, name=name, license=dataset.license or LICENSES.get(name, ""))
+            for name, dataset in zip(trained, datasets, strict=True)
+        ]
+        train(named, plan.recipe, run, resume=True, report=False, **plan.overrides, seed=seed)
+    summary = json.loads((run / "manifest.json").read_text())
+    tests = measure(plan, load_encoder(run), left_out)
+    shutil.rmtree(kept, ignore_errors=True)
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    (run / ENCODER_SUBFOLDER).rename(kept)
+    shutil.rmtree(run)  # its states are six times as large as the encoder
+    names = ("data", "protocol", "sources", "kept_step", "num_steps", "holdout_map_at_r", "seconds")
+    return {**{name: summary[name] for name in names}, "encoder": str(kept.relative_to(out)), "tests": tests}
+
+
+def run_plan(plan: Plan, out: Path) -> None:
+    """Make every run that is not in OUT/results.jsonl."""
+    out.mkdir(parents=True, exist_ok=True)
+    for seed in (None, *plan.seeds):
+        for left_out in plan.left_out:
+            key = plan.describe(left_out, seed)
+            if any(is_of(line, key) for line in read_lines(out)):
+                continue
+            print(f"{FROZEN if seed is None else f'seed {seed}'}, judged on {left_out}", file=sys.stderr, flush=True)
+            found = measure_frozen(plan, left_out) if seed is None else train_and_measure(plan, left_out, seed, out)
+            line = {**key, **found, "date": time.strftime("%Y-%m-%d"), "machine": find_machine()}
+            with (out / "results.jsonl").open("a") as file:
+                file.write(json.dumps(line) + "\n")
+            write_results(plan, out)
+
+
+def write_results(plan: Plan, out: Path) -> str:
+    """Write the JSON and the table of the runs of this plan that are there; return the table."""
+    keys = [plan.describe(left_out, seed) for seed in (None, *plan.seeds) for left_out in plan.left_out]
+    lines = [line for key in keys for line in read_lines(out) if is_of(line, key)]
+    table = format_table(plan, lines)
+    contents = {"rows": summarize(plan, lines), "runs": lines}
+    (out / "general_encoder.json").write_text(json.dumps(contents, indent=1) + "\n")
+    (out / "general_encoder.md").write_text(table + "\n")
+    return table
+
+
+@functools.cache
+def find_machine() -> dict[str, Any]:
+    """Describe the machine, once: a process is started for that."""
+    return describe_machine()
+
+
+def read_lines(out: Path) -> list[dict[str, Any]]:
+    path = out / "results.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+
+def is_of(line: Mapping[str, Any], key: Mapping[str, Any]) -> bool:
+    return all(line[name] == value for name, value in key.items())
+
+
+def summarize(plan: Plan, lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Collect each metric of each test: of the frozen start, and the mean and deviation over the seeds."""
+    rows = []
+    for test in plan.tests:
+        own = [line for line in lines if line["left_out"] == test.collection]
+        tuned = [line for line in own if line["seed"] is not None]
+        frozen = next((line["tests"][test.name] for line in own if line["seed"] is None), None)
+        for metric in test.metrics if tuned else ():
+            values = [line["tests"][test.name][metric] for line in tuned]
+            rows.append(
+                {
+                    **asdict(test),
+                    "metric": metric,
+                    "frozen": None if frozen is None else frozen[metric],
+                    "mean": statistics.mean(values),
+                    "deviation": statistics.stdev(values) if len(values) > 1 else None,
+                    "values": values,
+                    "trained_on": {one["name"]: one for one in tuned[0]["sources"]},
+                    "mean_seconds": statistics.mean(line["seconds"] for line in tuned),
+                }
+            )
+    return rows
+
+
+def format_table(plan: Plan, lines: Sequence[dict[str, Any]]) -> str:
+    """Write a row for each test, its metrics in percent, frozen and tuned."""
+    summary = summarize(plan, lines)
+    rows = [
+        "| measured on, never trained on | trained on all classes of | metric, % | frozen | trained | seconds |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in summary:
+        test = Test(**{name: row[name] for name in ("collection", "protocol", "classes")})
+        trained = ", ".join(
+            f"{name} ({one['num_images']:,} images of {one['num_classes']:,} classes, "
+            f"{one['num_held_out_classes']:,} more held out)"
+            for name, one in row["trained_on"].items()
+        )
+        deviation = "" if row["deviation"] is None else f" ± {100 * row['deviation']:.1f}"
+        frozen = "" if row["frozen"] is None else f"{100 * row['frozen']:.1f}"
+        figures = f"{frozen} | {100 * row['mean']:.1f}{deviation} (n={len(row['values'])})"
+        rows.append(f"| {test.name} | {trained} | {row['metric']} | {figures} | {row['mean_seconds']:.0f} |")
+    machines = {f"{line['date']}, {line['machine']['processor']}" for line in lines}
+    settings = [f"{name} {value}" for name, value in plan.describe(JUDGE, plan.seeds[0])["settings"].items()]
+    return "\n".join([f"{', '.join([f'recipe {plan.recipe}', *settings])}; {'; '.join(sorted(machines))}.", "", *rows])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--rule", default="mixed", choices=["mixed", "one", "together"])
+    parser.add_argument("--recipe", default="small")
+    parser.add_argument("--set", nargs="+", default=[], metavar="SETTING=VALUE", help="further settings, as in Python")
+    parser.add_argument("--quick", action="store_true", help="one step, one seed")
+    parser.add_argument("--table", action="store_true", help="only write the table of what is there")
+    arguments = parser.parse_args()
+    changes = dict(pair.split("=", 1) for pair in arguments.set)
+    plan = Plan(
+        sources=find_collections(),
+        recipe=arguments.recipe,
+        overrides={
+            "num_steps": 1 if arguments.quick else arguments.steps,
+            "loader.sources": arguments.rule,
+            **{name: read_setting(text) for name, text in changes.items()},
+        },
+        seeds=arguments.seeds[:1] if arguments.quick else arguments.seeds,
+    )
+    if not arguments.table:
+        run_plan(plan, arguments.out)
+    print(write_results(plan, arguments.out))
+
+
+def read_setting(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+if __name__ == "__main__":
+    main()
