@@ -75,6 +75,9 @@ class LoaderConfig:
     """Smallest share of the picture's area in a random resized crop, in (0, 1]."""
     flip: Annotated[bool, CROP] = True
     """Mirror half of the pictures left to right."""
+    background_share: Share = 0.0
+    """Share of the pictures on a plain background (drawings, catalogue pictures) that are cut out and shown on a part
+    of another training picture, in [0, 1]; photographs stay as they are."""
     sampling: Sampling = "random"
     """random: a permutation of all images each epoch. m_per_class: equally many images of each class in a batch.
     tuples: an anchor, a positive and its hardest negatives, mined again each epoch (settings: tuples)."""

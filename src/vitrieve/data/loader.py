@@ -19,6 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from vitrieve.config import LoaderConfig, Sampling, SourceRule
+from vitrieve.data.background import find_cutout, paste
 from vitrieve.data.decode import read_image
 from vitrieve.data.preprocess import Preprocessing, augment, preprocess, to_pixels
 from vitrieve.data.records import ImageRecord
@@ -339,8 +340,19 @@ class TrainingLoader:
         In NumPy, because torch would start a second team of threads here, which spins against the training step's.
         """
         generator = np.random.default_rng([self._seed, _VIEWS, step, position])
-        view = augment(self._read(row), self._config, self._image_size_at(step), generator)
+        image = self._read(row)
+        # Without the share nothing is drawn, so that the views are those of a version without it.
+        if self._config.background_share and generator.random() < self._config.background_share:
+            image = self._change_background(image, generator)
+        view = augment(image, self._config, self._image_size_at(step), generator)
         return to_pixels(view, self._preprocessing)
+
+    def _change_background(self, image: Image.Image, generator: np.random.Generator) -> Image.Image:
+        """Show what is on a plain background on a part of another picture; leave any other picture as it is."""
+        cutout = find_cutout(image)
+        if cutout is None:
+            return image
+        return paste(image, cutout, self._read(int(generator.integers(len(self._records)))), generator)
 
     def _read(self, row: int) -> Image.Image:
         image = self._decoded.get(row)

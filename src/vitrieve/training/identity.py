@@ -155,8 +155,8 @@ def _read_settings(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise _build_damaged_error(path, "it holds no table")
     if isinstance(found.get("loader"), dict):
-        # Runs of a version that knew no second source have one, to which the setting means nothing.
-        found["loader"].setdefault("sources", LoaderConfig().sources)
+        # What a later version brought is off by default, or means nothing to a run of before, such as the sources.
+        found["loader"] = {**config_to_json(LoaderConfig()), **found["loader"]}
     if isinstance(found.get("objective"), dict):
         found["objective"] = _fill_objective(rename_former(ObjectiveConfig, found["objective"]))
     return found
