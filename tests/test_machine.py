@@ -2,11 +2,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from vitrieve.cli.main import main
 from vitrieve.errors import ConfigError
-from vitrieve.machine import cache_folder
+from vitrieve.machine import cache_folder, read_peak_memory, restart_peak_memory
 
 
 def test_cache_folder_is_the_named_one_or_the_user_s(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -39,3 +40,14 @@ def test_a_user_without_a_home_folder_is_one_message(
     printed = capsys.readouterr().err
     assert printed.startswith("error: this user has no home folder, so set VITRIEVE_CACHE")
     assert len(printed.splitlines()) == 1
+
+
+def test_peak_memory_is_kept_until_it_is_restarted() -> None:
+    if not restart_peak_memory():
+        pytest.skip("the system does not forget the peak")
+    before = read_peak_memory() or 0
+    held = np.ones(8 * 2**20)  # 64 MiB
+    del held
+    assert (read_peak_memory() or 0) - before > 60 * 2**20
+    restart_peak_memory()
+    assert (read_peak_memory() or 0) - before < 30 * 2**20

@@ -231,6 +231,12 @@ def test_summarize_says_that_nothing_won() -> None:
     assert summary["verdict"]["differences"][FROZEN]["verdict"] == "better"
 
 
+def test_verdict_names_three_of_many() -> None:
+    text = summarize(make_contest(dict.fromkeys("abcde", 0.5)))["verdict"]["text"]
+    assert text.count("+0.0 points") == 3
+    assert "; and over 1 more. By their ranks" in text
+
+
 def test_summarize_puts_a_method_that_failed_last_and_names_it() -> None:
     failed = make_outcome("strong", "bb", 1, 0, reason="the loss is nan")
     summary = summarize(make_contest({"weak": 0.5, "strong": 0.6}, failed))

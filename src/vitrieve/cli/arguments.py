@@ -30,6 +30,8 @@ WIDE = 300
 
 Switch = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 """A flag that is only ever switched on: ``--json`` without ``--no-json``."""
+Names = Annotated[tuple[tuple[str, ...], ...], tyro.conf.UseAppendAction]
+"""Several names after one flag, or the flag several times: tyro alone would keep the last one only."""
 
 # Flags that several commands have, each with its help.
 

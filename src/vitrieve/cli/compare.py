@@ -10,12 +10,9 @@ from typing import Annotated
 
 import tyro
 
-from vitrieve.cli.arguments import Json, Overwrite, Resume
+from vitrieve.cli.arguments import Json, Names, Overwrite, Resume
 from vitrieve.cli.console import print_json, print_message, print_result
 from vitrieve.comparison.methods import ContestSettings
-
-Sources = Annotated[tuple[tuple[str, ...], ...], tyro.conf.UseAppendAction]
-"""Several names after one flag, or the flag several times: tyro alone would keep the last one only."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +25,7 @@ class Arguments:
 
     methods: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="METHOD")]
     """Recipes, with changed settings where wanted: small, small:koleo.weight=0.3,optimizer.learning_rate=1e-4."""
-    data: Sources
+    data: Names
     """What to train and measure on: grocery:DIR, emoji, folder:DIR, …; several after one flag."""
     out: Path = Path("comparison")
     """Folder of the contest: comparison.html and comparison.json."""

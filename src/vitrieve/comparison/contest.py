@@ -450,7 +450,7 @@ class _ContestRun:
             "num_images": images_per_step * manifest["num_steps"],
             "kept_step": manifest["kept_step"],
             "holdout_map_at_r": manifest["holdout_map_at_r"],
-            "training_seconds": round(sum(images_per_step / step["images_per_second"] for step in steps), 1),
+            "training_seconds": sum(images_per_step / step["images_per_second"] for step in steps),
             "peak_bytes": peak_bytes,
         }
 

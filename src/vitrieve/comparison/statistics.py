@@ -31,6 +31,8 @@ NUM_PERMUTATIONS = 20_000
 COLLAPSED_COSINE = 0.95
 COLLAPSED_RANK = 2.0
 """Embeddings nearer to each other on average, or of a lower effective rank, are one point or a line."""
+MAX_CLOSE = 3
+"""Methods within the spread that the sentence names; the JSON file has all."""
 ROUNDING = 1e-12
 MAX_COUNTS = 2**22
 """Counts that are turned into floats at a time: 32 MiB."""
@@ -529,7 +531,8 @@ def _spell_verdict(
     over = "on one data set" if num_sets == 1 else f"over {num_sets} data sets"
     rank = "" if ranks is None else f" with an average rank of {ranks['average_ranks'][leader]:.1f}"
     if close:
-        listed = "; ".join(f"over {name}, {_spell_points(differences[name])}" for name in close)
+        listed = "; ".join(f"over {name}, {_spell_points(differences[name])}" for name in close[:MAX_CLOSE])
+        listed += f"; and over {len(close) - MAX_CLOSE} more" if len(close) > MAX_CLOSE else ""
         text = f"Nothing won: {leader} leads {over}{rank}, but within the spread: {listed}."
     elif differences:
         second = next(iter(differences))
