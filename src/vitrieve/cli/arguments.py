@@ -51,8 +51,6 @@ BatchSize = Annotated[
     int | None,
     tyro.conf.arg(help="Pictures in one forward pass; None: as many as are fastest, 16 on a CPU, 128 on a GPU."),
 ]
-Names = Annotated[tuple[tuple[str, ...], ...], tyro.conf.UseAppendAction]
-"""Several names after one flag, or the flag several times: tyro alone would keep the last one only."""
 _EXCLUDE_HELP = "Leave out of the folder, like a line of .vitrieveignore: --exclude drafts/ --exclude '*_small.jpg'."
 Exclude = Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(help=_EXCLUDE_HELP)]
 ExcludeAsBefore = Annotated[
