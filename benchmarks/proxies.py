@@ -45,6 +45,7 @@ class Case(NamedTuple):
 ANCHOR = ProxyAnchorConfig(weight=1.0)
 BEGUN = ProxyAnchorConfig(weight=1.0, from_images=True)
 CENTERED = ProxyAnchorConfig(weight=1.0, from_images=True, base=0.5)
+SOFT = ProxyAnchorConfig(weight=1.0, from_images=True, base=0.5, alpha=8.0)
 SOFTMAX = NormalizedSoftmaxConfig(weight=1.0)
 SOFTMAX_BEGUN = NormalizedSoftmaxConfig(weight=1.0, from_images=True)
 ARCFACE = MarginSoftmaxConfig(weight=1.0, from_images=True, num_centers=3, temperature=1 / 32)
@@ -56,6 +57,7 @@ CASES = (
     Case("Proxy-Anchor, 4 a class", ANCHOR, 1e-2, "m_per_class"),
     Case("Proxy-Anchor, begun at images", BEGUN, has_trace=True),
     Case("Proxy-Anchor, begun at images, around 0.5", CENTERED, has_trace=True),
+    Case("Proxy-Anchor, begun at images, around 0.5, alpha 8", SOFT, has_trace=True),
     Case("Proxy-Anchor, begun at images, around 0.5, 4 a class", CENTERED, sampling="m_per_class"),
     Case("normalized softmax, 4 a class", SOFTMAX, sampling="m_per_class"),
     Case("normalized softmax, begun at images, 4 a class", SOFTMAX_BEGUN, sampling="m_per_class"),

@@ -148,14 +148,14 @@ def proxy_nca_pp() -> Config:
 
 
 def proxy_anchor() -> Config:
-    """Proxy-Anchor around the similarity 0.5; proxies begin at images, and learn slowly.
+    """Proxy-Anchor around the similarity 0.5, less sharp; proxies begin at images, and learn slowly.
 
-    Source: Kim et al., arXiv:2003.13911, with margin 0.1 and α = 32. What differs: their proxies begin at random, learn
-    100 times as fast as the backbone, and train alone in the first epoch, and similarities are weighed around 0;
-    docs/method/losses.md tells why that collapses in a few steps on many classes.
+    Source: Kim et al., arXiv:2003.13911, with margin 0.1. What differs: their α is 32, 8 here; their proxies begin at
+    random, learn 100 times as fast as the backbone, and train alone in the first epoch, and similarities are weighed
+    around 0; docs/method/losses.md tells why that collapses in a few steps.
     Command: ``vitrieve train proxy_anchor --data folder:DIR --out runs/proxy_anchor``.
     """
-    loss = ProxyAnchorConfig(weight=1.0, margin=0.1, alpha=32.0, base=0.5, from_images=True)
+    loss = ProxyAnchorConfig(weight=1.0, margin=0.1, alpha=8.0, base=0.5, from_images=True)
     return _learn_vectors(ObjectiveConfig(proxy_anchor=loss))
 
 
