@@ -14,6 +14,11 @@ help: ## Show the targets
 
 setup: $(STAMP) ## Install vitrieve and its tools into .venv
 
+# The demo draws its pictures while pip fetches torch: drawing needs little of what is installed. Where it fails, training
+# draws what is missing, or says why it cannot.
+IS_DEMO := $(filter demo,$(MAKECMDGOALS))
+DRAW := $(BIN)/python -c 'from vitrieve.data.emoji import ensure_emoji; ensure_emoji(show_progress=False)'
+
 # The stamp is younger than pyproject.toml once everything in there is installed.
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
@@ -22,8 +27,10 @@ $(STAMP): pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { \
 	    echo "'$(PYTHON) -m venv' does not work here; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
 	@echo "installing into $(VENV) (torch is large: this takes a few minutes the first time)" >&2
-	$(BIN)/python -m pip install --disable-pip-version-check torch==2.14.1 torchvision==0.29.1
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[train,emoji,serve,test,check,docs]'
+	$(if $(IS_DEMO),$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[emoji]')
+	$(if $(IS_DEMO),$(DRAW) &) $(BIN)/python -m pip install --disable-pip-version-check torch==2.14.1 torchvision==0.29.1 && \
+	    $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[train,emoji,serve,test,check,docs]'; \
+	    status=$$?; wait; exit $$status
 	@touch $@
 
 format: $(STAMP) ## Format the code and fix what the linter can fix

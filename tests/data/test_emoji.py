@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 from collections.abc import Mapping
@@ -151,3 +152,24 @@ def test_rasterise_draws_on_white(tmp_path: Path) -> None:
     image = decode_image((tmp_path / "noto" / "half.png").read_bytes())
     assert image.size == (emoji.IMAGE_SIZE, emoji.IMAGE_SIZE)
     assert (image.getpixel((10, 10)), image.getpixel((250, 10))) == ((255, 0, 0), (255, 255, 255))
+
+
+@pytest.mark.parametrize("num_cores", [1, 2])
+def test_drawings_are_the_same_on_any_number_of_cores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_cores: int
+) -> None:
+    resvg = pytest.importorskip("resvg_py", reason="needs vitrieve[emoji]")
+    monkeypatch.setattr(emoji, "count_cores", lambda: num_cores)
+    drawings = [
+        Drawing(
+            f"n{number}",
+            "noto",
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 9 9"><path d="M0 0h{number}v9z"/></svg>',
+        )
+        for number in range(1, 6)
+    ]
+    digests = emoji._rasterise_all(drawings, tmp_path, False)
+    for drawing, digest in zip(drawings, digests, strict=True):
+        png = bytes(resvg.svg_to_bytes(svg_string=drawing.svg, width=256, height=256, background="white"))
+        assert (tmp_path / "noto" / f"{drawing.name}.png").read_bytes() == png
+        assert hashlib.sha256(png).hexdigest() == digest

@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -267,3 +269,84 @@ def test_embeddings_refuse_what_does_not_fit(vectors: np.ndarray) -> None:
 def test_load_embeddings_refuses_a_missing_folder(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="does not exist"):
         load_embeddings(tmp_path / "nothing")
+
+
+# Embeddings that are reused
+
+
+def count(encoder: Encoder) -> tuple[Encoder, CountingEngine]:
+    engine = CountingEngine(encoder.runner)
+    return dataclasses.replace(encoder, runner=engine), engine
+
+
+def wait_for_the_clock_of_files(folder: Path) -> None:
+    """Let what is written next be younger than all files so far, whatever the resolution of the times of files."""
+    for path in folder.iterdir():
+        os.utime(path, (1, 1))
+
+
+@pytest.fixture
+def aged(picture_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Pictures that were written long before anything else; the change time of a file cannot be set, so it is 1970."""
+    wait_for_the_clock_of_files(picture_folder)
+    stat = os.stat
+
+    def stat_in_the_past(path: Any, **given: Any) -> Any:
+        status = stat(path, **given)
+        return (
+            SimpleNamespace(st_mtime=status.st_mtime, st_ctime=status.st_mtime)
+            if str(path).endswith(".png")
+            else status
+        )
+
+    monkeypatch.setattr(collection.os, "stat", stat_in_the_past)
+    return picture_folder
+
+
+def test_reuse_encodes_only_what_is_new_and_gives_the_same(encoder: Encoder, aged: Path, tmp_path: Path) -> None:
+    dataset = read_collection(str(aged))
+    some = dataclasses.replace(dataset, records=dataset.records[1:11:2])
+    embed_collection(encoder, some, tmp_path / "some")
+    expected = embed_collection(encoder, dataset, tmp_path / "all")
+    counted, engine = count(encoder)
+    found = embed_collection(counted, dataset, tmp_path / "out", reuse=tmp_path / "some")
+    assert engine.num_seen == len(dataset.records) - 5
+    assert found.records == expected.records
+    np.testing.assert_allclose(found.vectors, expected.vectors, atol=1e-6)
+    again, engine = count(encoder)
+    assert_equal(embed_collection(again, dataset, tmp_path / "again", reuse=tmp_path / "out"), found)
+    assert engine.num_seen == 0
+
+
+def test_trap_reuse_encodes_what_has_changed_or_is_unreadable(encoder: Encoder, aged: Path, tmp_path: Path) -> None:
+    dataset = read_collection(str(aged))
+    embed_collection(encoder, dataset, tmp_path / "before")
+    first, second, third, *_ = dataset.records
+    first.path.write_bytes(second.path.read_bytes())
+    third.path.unlink()
+    counted, engine = count(encoder)
+    found = embed_collection(counted, dataset, tmp_path / "out", reuse=tmp_path / "before", settings=ALL_ALLOWED)
+    assert engine.num_seen == 1
+    np.testing.assert_allclose(found.vectors[0], found.vectors[1], atol=1e-6)
+    assert [image_id for image_id, _ in found.failures] == [third.image_id]
+    cropped = tuple(dataclasses.replace(record, box=(0.0, 0.0, 9.0, 9.0)) for record in dataset.records[3:])
+    embed_collection(
+        counted, dataclasses.replace(dataset, records=cropped), tmp_path / "cropped", reuse=tmp_path / "before"
+    )
+    assert engine.num_seen == 1 + len(cropped)
+
+
+def test_reuse_refuses_another_encoder_and_embeddings_without_a_time(
+    encoder: Encoder, aged: Path, tmp_path: Path
+) -> None:
+    dataset = read_collection(str(aged))
+    embed_collection(encoder, dataset, tmp_path / "before")
+    other = dataclasses.replace(encoder, fingerprint="0" * 64)
+    with pytest.raises(FingerprintError, match="Leave --reuse out"):
+        embed_collection(other, dataset, tmp_path / "out", reuse=tmp_path / "before")
+    manifest = json.loads((tmp_path / "before" / "manifest.json").read_text())
+    del manifest["begun"]
+    (tmp_path / "before" / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ArtifactError, match="does not say when it was begun"):
+        embed_collection(encoder, dataset, tmp_path / "out", reuse=tmp_path / "before")
+    assert not (tmp_path / "out").exists()

@@ -15,7 +15,9 @@ import pytest
 from PIL import Image
 
 from vitrieve.cli.main import main
+from vitrieve.data.sources import read_source
 from vitrieve.model.artifact import ENCODER_SUBFOLDER
+from vitrieve.recipes import find_recipe
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -309,3 +311,63 @@ def test_a_full_disk_names_the_state_and_leaves_the_one_before_whole(
     wide = tmp_path / "wide"
     shutil.copytree(run, wide)
     assert run_train(source, "--no-report", "--no-holdout", "--resume", out=wide)[0] == 0
+
+
+TOLERANCE = 0.002
+"""What rounding in another engine may change of a figure in [0, 1]."""
+
+
+def test_the_report_measures_the_graph_and_finds_what_torch_finds(
+    exported: None, run_train: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vitrieve.evaluation.run import evaluate_encoder
+    from vitrieve.runtime.encoder import load_encoder
+    from vitrieve.training import run as run_module
+
+    seen = []
+    compare = run_module.run_comparison
+
+    def note(encoders: Any, *given: Any, **named: Any) -> Any:
+        seen.extend(encoders)
+        return compare(encoders, *given, **named)
+
+    monkeypatch.setattr(run_module, "run_comparison", note)
+    source = f"folder:{write_pictures(tmp_path / 'photographs', LARGER)}"
+    status, out, _ = run_train(source, "--json", "--train.precision", "fp32")
+    assert status == 0
+    assert [encoder.engine for encoder in seen] == ["torch", "openvino"]  # the weights of the start are a local file
+    folder = tmp_path / "run" / ENCODER_SUBFOLDER
+    with_torch = load_encoder(folder, engine="torch", precision="fp32")
+    expected = evaluate_encoder(with_torch, read_source(source)).metrics
+    reported = json.loads(out)["results"][1]
+    assert {name: reported[name] for name in expected} == pytest.approx(expected, abs=TOLERANCE)
+    card = (folder / "README.md").read_text()
+    assert "## Figures" in card
+    assert (folder / "encoder.onnx").is_file()
+
+
+@pytest.mark.data
+def test_the_frozen_start_is_measured_by_the_graph_of_its_name(
+    dinov2_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vitrieve.model.named_graph import make_named_folder
+    from vitrieve.model.pretrained import find_weights
+    from vitrieve.runtime.encoder import load_encoder
+    from vitrieve.settings import override_config
+    from vitrieve.training.run import _load_frozen
+
+    def find_folder(name: str, size: int) -> Path:
+        return tmp_path / f"{name}-{size}"
+
+    monkeypatch.setattr("vitrieve.model.named_graph.get_export_folder", find_folder)
+    config = override_config(find_recipe("small")(), {"image_size": 28, "precision": "fp32", "num_threads": 1})
+    folder = make_named_folder(find_weights("dinov2-vits14"), 28)
+    tuned = load_encoder(folder, precision="fp32", num_threads=1, device="cpu")
+    frozen = _load_frozen(config, tuned)
+    assert frozen.engine == tuned.engine != "torch"
+    averaged = _load_frozen(override_config(config, {"pooling": "average"}), tuned)
+    assert averaged.engine == "torch"
+    by_torch = load_encoder("dinov2-vits14", image_size=28, engine="torch", precision="fp32")
+    assert frozen.fingerprint == by_torch.fingerprint != averaged.fingerprint
+    squares = np.random.default_rng(0).integers(0, 256, (3, 28, 28, 3), dtype=np.uint8)
+    np.testing.assert_allclose(frozen.encode_squares(squares), by_torch.encode_squares(squares), atol=1e-3)

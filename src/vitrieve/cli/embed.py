@@ -38,6 +38,8 @@ class Arguments:
     protocol: str | None = None
     """One of the source's protocols, where they hold different pictures; None: its first."""
     exclude: Exclude = ()
+    reuse: Path | None = None
+    """Embeddings of the same encoder: pictures that are in there and have not changed since are not encoded again."""
     batch_size: BatchSize = None
     image_size: int | None = None
     """Side of the square input in pixels; None: the encoder's own."""
@@ -84,6 +86,7 @@ def run(arguments: Arguments) -> int:
         dataset,
         arguments.out,
         settings=settings,
+        reuse=arguments.reuse,
         is_resume=arguments.resume,
         is_overwrite=arguments.overwrite,
     )

@@ -26,7 +26,7 @@ from typing import Any
 from vitrieve.artifacts import explaining_full_disk, write_text_durably
 from vitrieve.data.records import Dataset, ImageRecord, Split
 from vitrieve.errors import DataError
-from vitrieve.machine import cache_folder
+from vitrieve.machine import cache_folder, count_cores
 from vitrieve.progress import track
 
 PROTOCOLS = ("zero_shot", "across_houses")
@@ -254,7 +254,7 @@ def _rasterise_all(drawings: Sequence[Drawing], folder: Path, show_progress: boo
     for emoji_set in SETS:
         (folder / emoji_set.name).mkdir(exist_ok=True)
     # Processes, because resvg-py holds the interpreter lock while it draws.
-    with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(count_cores(), mp_context=multiprocessing.get_context("spawn")) as pool:
         done = pool.map(_rasterise, drawings, itertools.repeat(folder), chunksize=32)
         return list(track(done, "emoji: draw", total=len(drawings), is_shown=show_progress))
 

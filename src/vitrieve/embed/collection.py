@@ -40,6 +40,7 @@ from vitrieve.model.artifact import find_encoder_folder
 from vitrieve.progress import track
 from vitrieve.runtime.encoder import Encoder
 
+PLAN_NAME = "plan.json"
 PART_SIZE = 256
 """Records in a part: what a kill can cost (seconds of work on a fast machine), and the size of one durable write."""
 
@@ -60,7 +61,7 @@ def open_parts(folder: Path, fingerprint: str, records: Sequence[ImageRecord]) -
         ArtifactError: The earlier run had another collection, or was none of embed.
     """
     plan = {"fingerprint": fingerprint, "num_records": len(records), "records_sha256": _digest(records)}
-    path = folder / "plan.json"
+    path = folder / PLAN_NAME
     if path.is_file():
         _check_plan(folder, json.loads(path.read_text(encoding="utf-8")), plan)
     else:
@@ -87,7 +88,7 @@ def _check_plan(folder: Path, found: dict[str, Any], plan: dict[str, Any]) -> No
 
 def _check_nothing_else(folder: Path) -> None:
     """Refuse to resume, as embeddings, what another command has begun (a run, say)."""
-    others = [path.name for path in folder.iterdir() if not path.name.startswith((".", "plan.json"))]
+    others = [path.name for path in folder.iterdir() if not path.name.startswith((".", PLAN_NAME))]
     if others:
         raise ArtifactError(f"{folder} was not begun by embed: it holds {others[0]}. Give another --out.")
 
@@ -151,7 +152,7 @@ def read_reasons(path: Path) -> tuple[str | None, ...]:
 def remove_parts(folder: Path) -> None:
     """Remove parts and plan of an artifact that is finished."""
     shutil.rmtree(folder / "parts", ignore_errors=True)
-    (folder / "plan.json").unlink(missing_ok=True)
+    (folder / PLAN_NAME).unlink(missing_ok=True)
 
 
 VECTORS_NAME = "vectors.npy"
@@ -264,6 +265,7 @@ def embed_collection(
     out: Path,
     *,
     settings: EmbedSettings | None = None,
+    reuse: Path | str | None = None,
     is_resume: bool = False,
     is_overwrite: bool = False,
 ) -> Embeddings:
@@ -277,6 +279,8 @@ def embed_collection(
         dataset: The collection; every record is embedded, in order.
         out: Folder to write.
         settings: Batch size, threads, share of unreadable images; None: the defaults.
+        reuse: Embeddings of the same encoder; pictures that have a vector in there and have not changed since are not
+            encoded again. None: all are encoded.
         is_resume: Go on with an unfinished folder.
         is_overwrite: Replace what is there.
 
@@ -286,14 +290,16 @@ def embed_collection(
     Raises:
         DataError: No image, no readable image, or more unreadable ones than allowed; what is done is kept.
         ArtifactError: The folder is finished or of another collection.
-        FingerprintError: The folder was begun with another encoder.
+        FingerprintError: The folder was begun with another encoder, or ``reuse`` is of another one.
     """
     settings = settings or EmbedSettings()
     records = name_labels(dataset)
     _check_any(records)
+    known = {} if reuse is None else _find_known(Path(reuse), encoder, records)
     with replacing_folder(out, is_overwrite=is_overwrite, is_resume=is_resume) as folder:
         parts = open_parts(folder, encoder.fingerprint, records)
-        _write_missing_parts(encoder, records, parts, settings)
+        begun = (folder / PLAN_NAME).stat().st_mtime
+        _write_missing_parts(encoder, records, parts, settings, known)
         num_good = _merge_parts(records, parts, folder, encoder.embedding_dim)
         manifest = {
             "fingerprint": encoder.fingerprint,
@@ -305,6 +311,7 @@ def embed_collection(
             "dtype": "float32",
             "num_images": len(records),
             "num_embedded": num_good,
+            "begun": begun,
             "collection": dataset.name,
             "license": dataset.license,
         }
@@ -401,7 +408,11 @@ def read_vectors_file(path: Path, shape: tuple[int, int]) -> np.ndarray:
 
 
 def _write_missing_parts(
-    encoder: Encoder, records: Sequence[ImageRecord], parts: Path, settings: EmbedSettings
+    encoder: Encoder,
+    records: Sequence[ImageRecord],
+    parts: Path,
+    settings: EmbedSettings,
+    known: Mapping[str, np.ndarray],
 ) -> None:
     numbers = range(num_parts(len(records)))
     missing = [number for number in numbers if not part_path(parts, number).is_file()]
@@ -409,17 +420,71 @@ def _write_missing_parts(
     for number in set(numbers) - set(missing):
         failures += _collect_failures(records_of_part(records, number), read_reasons(part_path(parts, number)))
     size = choose_chunk_size(encoder, settings.batch_size)
-    num_left = sum(len(records_of_part(records, number)) for number in missing)
-    batches = (batch for number in missing for batch in _slices(records_of_part(records, number), size))
+    unknown = {
+        number: [record for record in records_of_part(records, number) if record.image_id not in known]
+        for number in missing
+    }
+    num_left = sum(map(len, unknown.values()))
+    batches = (batch for some in unknown.values() for batch in _slices(some, size))
     with closing(_track_batches(encoder, batches, num_left, settings)) as encoded:
         for number in missing:
             part_records = records_of_part(records, number)
-            num_batches = -(-len(part_records) // size)
-            part = write_part(part_path(parts, number), [next(encoded) for _ in range(num_batches)])
+            encoded_here = [next(encoded) for _ in _slices(unknown[number], size)]
+            part = write_part(part_path(parts, number), _merge_known(part_records, encoded_here, known))
             failures += _collect_failures(part_records, part.reasons)
             _check_failures(failures, len(records), settings.max_bad_fraction, advice=_ADVICE_ON_DISK)
         next(encoded, None)  # there is none left: this lets the progress say that it is done
     _check_failures(failures, len(records), settings.max_bad_fraction, advice=_ADVICE_ON_DISK)
+
+
+def _find_known(folder: Path, encoder: Encoder, records: Sequence[ImageRecord]) -> dict[str, np.ndarray]:
+    """Find the vectors of pictures that were embedded before, and are the same now, by their ``image_id``."""
+    stored, begun = load_embeddings(folder), read_manifest(folder, "embeddings").get("begun")
+    if stored.fingerprint != encoder.fingerprint:
+        raise FingerprintError(
+            f"{folder} was made by another encoder (fingerprint {stored.fingerprint[:12]}…) than {encoder.source} "
+            f"({encoder.fingerprint[:12]}…): their vectors are not comparable. Leave --reuse out."
+        )
+    if not isinstance(begun, int | float):
+        raise ArtifactError(
+            f"{folder} does not say when it was begun, so that nobody can tell which pictures have changed since (an "
+            "older vitrieve made it). Leave --reuse out."
+        )
+    rows = {record.image_id: row for row, record in enumerate(stored.records)}
+    known = {}
+    for record in records:
+        row = rows.get(record.image_id)
+        if row is not None and _is_same_picture(record, stored.records[row], begun):
+            known[record.image_id] = stored.vectors[row]
+    return known
+
+
+def _is_same_picture(record: ImageRecord, before: ImageRecord, begun: float) -> bool:
+    """Tell whether a record is the region of the file that it was, and the file not written or moved since a time."""
+    if (os.path.abspath(record.path), record.box) != (str(before.path), before.box):
+        return False
+    try:
+        status = os.stat(record.path)
+    except OSError:
+        return False  # the reason why it cannot be read is found by who reads it
+    return max(status.st_mtime, status.st_ctime) < begun
+
+
+def _merge_known(
+    records: Sequence[ImageRecord], encoded: Sequence[EncodedBatch], known: Mapping[str, np.ndarray]
+) -> list[EncodedBatch]:
+    """Put the vectors that are known between those that were encoded, in the order of the records."""
+    if not any(record.image_id in known for record in records):
+        return list(encoded)
+    vectors = iter([vector for batch in encoded for vector in batch.vectors])
+    reasons = iter([reason for batch in encoded for reason in batch.reasons])
+    all_reasons = tuple(None if record.image_id in known else next(reasons) for record in records)
+    rows = [
+        known[record.image_id] if record.image_id in known else next(vectors)
+        for record, reason in zip(records, all_reasons, strict=True)
+        if reason is None
+    ]
+    return [EncodedBatch(np.stack(rows), all_reasons)]
 
 
 def _merge_parts(records: Sequence[ImageRecord], parts: Path, out: Path, embedding_dim: int) -> int:

@@ -13,10 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vitrieve.artifacts import write_text_durably
 from vitrieve.config import Framing, ModelConfig, Pooling
 from vitrieve.data.preprocess import Preprocessing, build_preprocessing
 from vitrieve.errors import ConfigError, WeightsError
 from vitrieve.model.artifact import (
+    CARD_NAME,
     ONE_SCALE,
     EncoderSpec,
     ModelCard,
@@ -460,6 +462,18 @@ def save_encoder(
     states = _to_arrays(encoder)
     text = format_card(spec, card, compute_fingerprint(spec, states))
     return write_contents(folder, spec, states, text, config or {})
+
+
+def write_card(encoder: ImageEncoder, folder: Path, card: ModelCard) -> None:
+    """Write the model card of an encoder's folder again, which nothing else in it depends on: its graphs stay.
+
+    Args:
+        encoder: Encoder that the folder holds.
+        folder: Folder of a complete encoder.
+        card: What the card says.
+    """
+    spec = dataclasses.replace(encoder.spec, trained_on=card.trained_on or encoder.spec.trained_on)
+    write_text_durably(folder / CARD_NAME, format_card(spec, card, fingerprint_encoder(encoder)))
 
 
 def _to_arrays(encoder: ImageEncoder) -> dict[str, np.ndarray]:

@@ -25,11 +25,18 @@ from vitrieve.embed.collection import EmbedSettings
 from vitrieve.errors import ArtifactError, ConfigError, DataError, UnfinishedRunError, VitrieveError
 from vitrieve.evaluation.measure import EvaluationResult
 from vitrieve.evaluation.protocols import select_records
-from vitrieve.evaluation.run import EMBEDDINGS_FOLDER, REPORT_NAME, evaluate_encoder, run_comparison
+from vitrieve.evaluation.run import (
+    EMBEDDINGS_FOLDER,
+    REPORT_NAME,
+    evaluate_encoder,
+    run_comparison,
+)
 from vitrieve.model.artifact import ENCODER_SUBFOLDER, ModelCard
 from vitrieve.model.backbone import count_cost, format_cost
-from vitrieve.model.encoder import ImageEncoder, build_encoder, save_encoder
+from vitrieve.model.encoder import ImageEncoder, build_encoder, fingerprint_encoder, save_encoder, write_card
 from vitrieve.model.export import export_folder
+from vitrieve.model.named_graph import has_named_graph, make_named_folder
+from vitrieve.model.pretrained import find_weights
 from vitrieve.objective.own import OwnTerm, describe_own_terms, read_own_terms
 from vitrieve.progress import print_message
 from vitrieve.recipes import find_recipe
@@ -404,6 +411,7 @@ def _finish(run: TrainingRun, images: _Images, result: TrainingResult) -> tuple[
     Raises:
         UnfinishedRunError: Something failed; the encoder is saved.
     """
+    folder = run.out / ENCODER_SUBFOLDER
     failures: list[tuple[str, Exception]] = []
     if result.failure is not None:
         failures.append(("measuring the last state", result.failure))
@@ -412,20 +420,22 @@ def _finish(run: TrainingRun, images: _Images, result: TrainingResult) -> tuple[
             result = _reduce(run, images, result)
         except Exception as error:
             failures.append(("the reduction", error))
-    fingerprint = _save_encoder(run, images, result)
+    may_report = not failures and run.has_report
+    card = _build_card(run, images, result)
+    fingerprint = save_encoder(result.encoder, folder, card=card, config=config_to_json(run.config))
+    print_message("exporting to ONNX")
+    try:
+        export_folder(folder)
+    except Exception as error:
+        failures.append(("the export", error))
     results: list[EvaluationResult] = []
-    if not failures and run.has_report:
+    if may_report:
         try:
             results = _report(run, images, result)
             if results:
-                _save_encoder(run, images, result, results)
+                write_card(result.encoder, folder, _build_card(run, images, result, results))
         except Exception as error:
             failures.append(("the report", error))
-    print_message("exporting to ONNX")
-    try:
-        export_folder(run.out / ENCODER_SUBFOLDER)
-    except Exception as error:
-        failures.append(("the export", error))
     if failures:
         raise _build_unfinished_error(run, failures) from failures[0][1]
     return fingerprint, results
@@ -483,10 +493,8 @@ def _report(run: TrainingRun, images: _Images, result: TrainingResult) -> list[E
     if not tested:
         return []
     config = run.config
-    headless = replace(config.model, head_norm=False, head_dim=None)  # an untrained head says nothing of the backbone
-    device = next(result.encoder.parameters()).device
-    frozen = wrap_encoder(build_encoder(headless).to(device), name="before", precision=config.train.precision)
-    tuned = wrap_encoder(result.encoder, name="after", precision=config.train.precision)
+    tuned = _load(run.out / ENCODER_SUBFOLDER, config)
+    frozen = _load_frozen(config, tuned)
     names = (f"{config.model.backbone}, frozen", f"{run.recipe}, step {result.kept_step}")
     folder = run.out / REPORT_FOLDER
     settings = EmbedSettings(max_bad_fraction=config.train.max_bad_fraction)
@@ -501,14 +509,32 @@ def _report(run: TrainingRun, images: _Images, result: TrainingResult) -> list[E
         return compare()
 
 
-def _save_encoder(
+def _load(folder: Path, config: Config) -> Encoder:
+    """Load an encoder to measure it with the engine that ``vitrieve embed`` takes: the fastest that has its graph."""
+    train = config.train
+    return load_encoder(folder, device=train.device, precision=train.precision, num_threads=train.num_threads)
+
+
+def _load_frozen(config: Config, tuned: Encoder) -> Encoder:
+    """Load the start of the run: from the graph of its name, where that is the same encoder, else with torch."""
+    headless = replace(config.model, head_norm=False, head_dim=None)  # an untrained head says nothing of the backbone
+    frozen = build_encoder(headless).to(resolve_device(config.train.device))
+    is_named = config.model.weights is None and has_named_graph(find_weights(config.model.backbone))
+    if is_named and tuned.engine != "torch":
+        named = _load(make_named_folder(find_weights(config.model.backbone), config.model.image_size), config)
+        if named.fingerprint == fingerprint_encoder(frozen):
+            return named
+    return wrap_encoder(frozen, name="before", precision=config.train.precision)
+
+
+def _build_card(
     run: TrainingRun, images: _Images, result: TrainingResult, results: Sequence[EvaluationResult] = ()
-) -> str:
-    """Write the encoder: before the report, so that no failing report can cost it, then again with its figures."""
+) -> ModelCard:
+    """Build the model card: before the report, which must not be able to cost the encoder, then with its figures."""
     measured = {one.dataset for one in results}
     is_alone = len(images.datasets) == 1
     licenses = {dataset.name: dataset.license for dataset in images.datasets if dataset.license}
-    card = ModelCard(
+    return ModelCard(
         trained_on=f"{images.describe()}, recipe {run.recipe}{_describe_own_terms(run)}, step {result.kept_step}, "
         f"seed {run.config.train.seed}",
         figures={one.encoder if is_alone else f"{one.encoder}, on {one.dataset}": one.metrics for one in results},
@@ -516,7 +542,6 @@ def _save_encoder(
         data_license="; ".join(text if is_alone else f"{name}: {text}" for name, text in licenses.items()),
         notes=(describe_kept(result, len(images.held_out)) + ".",),
     )
-    return save_encoder(result.encoder, run.out / ENCODER_SUBFOLDER, card=card, config=config_to_json(run.config))
 
 
 def _describe_own_terms(run: TrainingRun) -> str:
