@@ -47,15 +47,11 @@ check: $(STAMP) ## Check format, lint, types and the direction of imports, and b
 docs: $(STAMP) ## Build the documentation site into site/; open site/index.html
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
-# Training is tested in a process of its own: behind some 3,900 tests in one process its first steps ended in a
-# segmentation fault twice (dev/LOG.md, 28 November 2026). tests/test_one_process.py looks for the cause.
 test: $(STAMP) ## Run the tests; says which it skipped, and why
-	$(BIN)/pytest --quiet --ignore=tests/training
-	$(BIN)/pytest --quiet tests/training
+	$(BIN)/pytest --quiet
 
 test-all: $(STAMP) ## Run the tests with the long versions of those that draw samples (about an hour)
-	VITRIEVE_LONG_TESTS=1 $(BIN)/pytest --quiet --ignore=tests/training
-	VITRIEVE_LONG_TESTS=1 $(BIN)/pytest --quiet tests/training
+	VITRIEVE_LONG_TESTS=1 $(BIN)/pytest --quiet
 
 # The lowest version that pyproject.toml allows of every package named there; torch and torchvision stay the pinned pair,
 # because another build of them is gigabytes. Training has its own pins, so its tests are not repeated here. What those

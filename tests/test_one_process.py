@@ -1,8 +1,8 @@
 """Everything in one process: users train, report, index and serve from one notebook.
 
-The first step of a training once ended in a segmentation fault in CI, behind some 3,000 tests that had loaded OpenVINO,
-ONNX Runtime, FAISS, gRPC (Milvus), LanceDB and a browser into the process. Here a process of its own uses all of these
-in an order that a number decides, trains between them, and uses them again; Python prints the stack where it dies.
+A process of its own uses OpenVINO, ONNX Runtime, FAISS, gRPC (Milvus), LanceDB and the service in an order that a number
+decides, trains between them, and uses them again; Python prints the stack where it dies. What once made trainings die
+in the process of all tests is in ``tests/runtime/test_signals.py``.
 """
 
 from __future__ import annotations

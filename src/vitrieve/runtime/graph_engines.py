@@ -91,10 +91,23 @@ def no_telemetry() -> Iterator[None]:
             del modules[TELEMETRY]
 
 
-def import_openvino() -> None:
-    """Import OpenVINO, the first time in this process, without telemetry."""
-    with no_telemetry():
-        import openvino  # noqa: F401
+_cores: list[openvino.Core] = []
+_cores_lock = threading.Lock()
+
+
+def get_openvino_core() -> openvino.Core:
+    """Return the OpenVINO core of this process, which is made once, without telemetry, and never let go.
+
+    Its CPU plugin gives the thread that made it another stack for signal handlers. A core that is let go by another
+    thread, or before a core that was made earlier, leaves the address of memory that is gone behind, and the next
+    Ctrl-C or SIGTERM ends the process in a segmentation fault (OpenVINO 2026.4; ``tests/runtime/test_signals.py``).
+    """
+    with _cores_lock:
+        if not _cores:
+            with no_telemetry():
+                import openvino
+            _cores.append(openvino.Core())
+    return _cores[0]
 
 
 class OpenVinoEngine:
@@ -128,12 +141,9 @@ class OpenVinoEngine:
         quantized_path: Path | None = None,
         num_threads: int | None = None,
     ) -> None:
-        import_openvino()
-        import openvino
-
         self.precision = precision
         self._preprocessing = preprocessing
-        self._core = openvino.Core()
+        self._core = get_openvino_core()
         around = resolve_precision("auto") if precision == "int8" else precision
         self._settings: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": "bf16" if around == "bf16" else "f32",

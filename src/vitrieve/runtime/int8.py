@@ -42,7 +42,7 @@ from vitrieve.model.pretrained import find_weights, get_export_folder
 from vitrieve.progress import print_message
 from vitrieve.quoting import quote_name
 from vitrieve.runtime.encoder import find_source_folder, load_encoder
-from vitrieve.runtime.graph_engines import import_openvino, no_telemetry
+from vitrieve.runtime.graph_engines import get_openvino_core, no_telemetry
 
 Preset = Literal["mixed", "performance"]
 MIN_COSINE = 0.9
@@ -80,11 +80,11 @@ def quantize_folder(folder: Path, squares: Sequence[np.ndarray], preset: Preset 
     contents = read_contents(folder)
     if not contents.has_onnx:
         raise ArtifactError(f"{folder} is not exported; run first: vitrieve export --encoder {folder}")
-    import_openvino()
+    core = get_openvino_core()
     import openvino
 
     pixels = [to_pixels(square, contents.spec.preprocessing)[None] for square in squares]
-    graph = openvino.Core().read_model(folder / ONNX_NAME)
+    graph = core.read_model(folder / ONNX_NAME)
     graph = openvino.Model([graph.output(EMBEDDING_OUTPUT)], graph.get_parameters(), EMBEDDING_OUTPUT)
     quantized = _quantize(graph, pixels, preset)
     cosine = _compare(graph, quantized, pixels[:NUM_COMPARED])
@@ -135,9 +135,7 @@ def _quantize(graph: object, pixels: Sequence[np.ndarray], preset: Preset) -> ob
 
 def _compare(graph: object, quantized: object, pixels: Sequence[np.ndarray]) -> float:
     """Return the smallest cosine between the embeddings of two graphs."""
-    import openvino
-
-    core, settings = openvino.Core(), {"INFERENCE_PRECISION_HINT": "f32"}
+    core, settings = get_openvino_core(), {"INFERENCE_PRECISION_HINT": "f32"}
     exact, short = (core.compile_model(model, "CPU", settings) for model in (graph, quantized))
     return min(float((exact(one)[0] * short(one)[0]).sum()) for one in pixels)
 
