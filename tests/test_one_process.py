@@ -1,8 +1,8 @@
 """Everything in one process: users train, report, index and serve from one notebook.
 
-A process of its own uses OpenVINO, ONNX Runtime, FAISS, gRPC (Milvus), LanceDB and the service in an order that a number
-decides, trains between them, and uses them again; Python prints the stack where it dies. What once made trainings die
-in the process of all tests is in ``tests/runtime/test_signals.py``.
+A process of its own uses OpenVINO, ONNX Runtime, FAISS, gRPC (Milvus), LanceDB and the service in an order that a
+number decides, trains between them, and uses them again; Python prints the stack where it dies. What once made
+trainings die in the process of all tests is in ``tests/runtime/test_signals.py``.
 """
 
 from __future__ import annotations
