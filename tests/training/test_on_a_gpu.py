@@ -17,7 +17,7 @@ from vitrieve.data.sources import read_source
 from vitrieve.errors import ConfigError
 from vitrieve.model.encoder import ImageEncoder, add_reduction, build_encoder
 from vitrieve.model.reduction import fit_pca
-from vitrieve.runtime.encoder import wrap_encoder
+from vitrieve.runtime.encoder import Encoder, load_encoder, wrap_encoder
 from vitrieve.runtime.engine import CPU_BATCH_SIZE, GPU_BATCH_SIZE
 from vitrieve.training.reduction import reduce_encoder
 from vitrieve.training.run import train
@@ -126,13 +126,19 @@ def record_devices(monkeypatch: pytest.MonkeyPatch) -> dict[str, set[str]]:
     """Note where each encoder that measures computes."""
     devices: dict[str, set[str]] = {}
 
-    def wrap(encoder: ImageEncoder, *, name: str, **given: Any) -> Any:
-        wrapped = wrap_encoder(encoder, name=name, **given)
+    def note(name: str, wrapped: Encoder) -> Encoder:
         devices.setdefault(name, set()).add(wrapped.device)
         assert wrapped.batch_size == {"cpu": CPU_BATCH_SIZE, "cuda": GPU_BATCH_SIZE}[wrapped.device]
         return wrapped
 
+    def wrap(encoder: ImageEncoder, *, name: str, **given: Any) -> Encoder:
+        return note(name, wrap_encoder(encoder, name=name, **given))
+
+    def load(source: Path, **given: Any) -> Encoder:
+        return note("after", load_encoder(source, **given))
+
     monkeypatch.setattr("vitrieve.training.run.wrap_encoder", wrap)
+    monkeypatch.setattr("vitrieve.training.run.load_encoder", load)
     return devices
 
 
