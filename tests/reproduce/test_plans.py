@@ -31,7 +31,7 @@ def read_config(row: TableRow) -> Config:
     """Resolve a training as the command line does."""
     assert row.training is not None
     words = ["--data", row.training.source, "--out", "RUN", *row.training.flags, "--seed", "3"]
-    default = TrainArguments(data="", out=Path("RUN"), config=find_recipe(row.training.recipe)())
+    default = TrainArguments(data=(), out=Path("RUN"), config=find_recipe(row.training.recipe)())
     return parse_arguments(TrainArguments, words, "train", default).config
 
 
