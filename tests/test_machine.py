@@ -9,7 +9,7 @@ import pytest
 
 from vitrieve.cli.main import main
 from vitrieve.errors import ConfigError
-from vitrieve.machine import cache_folder, read_peak_memory, restart_peak_memory
+from vitrieve.machine import cache_folder
 
 
 def test_cache_folder_is_the_named_one_or_the_user_s(monkeypatch: pytest.MonkeyPatch) -> None:
