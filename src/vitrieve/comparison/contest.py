@@ -64,7 +64,7 @@ from vitrieve.runtime.device import resolve_device
 from vitrieve.runtime.encoder import load_encoder
 from vitrieve.settings import list_overrides, override_config
 from vitrieve.training.metrics_log import METRICS_NAME
-from vitrieve.training.run import train
+from vitrieve.training.run import choose_unseen_start, train
 
 PLAN_NAME = "contest.json"
 SUMMARY_NAME = "comparison.json"
@@ -171,6 +171,8 @@ def compare(
     sources = tuple(_read_source(str(source)) for source in dict.fromkeys(data))
     if not sources:
         raise ConfigError("there is no data set to compare on; name one or more with --data.")
+    start = choose_unseen_start(competing[0].config, [source.dataset for source in sources]).model.backbone
+    competing = tuple(method.with_backbone(start) for method in competing)
     folder = Path(out)
     run = _ContestRun(folder, chosen, competing, sources)
     if resume:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, NamedTuple
 
 from vitrieve.config import Config, Device, check_config
@@ -97,6 +97,10 @@ class Method:
     name: str
     recipe: str
     config: Config
+
+    def with_backbone(self, name: str) -> Method:
+        """Return the method with another backbone."""
+        return replace(self, config=override_config(self.config, {"model.backbone": name}))
 
 
 class Trial(NamedTuple):

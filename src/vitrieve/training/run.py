@@ -36,7 +36,7 @@ from vitrieve.model.backbone import count_cost, format_cost
 from vitrieve.model.encoder import ImageEncoder, build_encoder, fingerprint_encoder, save_encoder, write_card
 from vitrieve.model.export import export_folder
 from vitrieve.model.named_graph import has_named_graph, make_named_folder
-from vitrieve.model.pretrained import find_weights
+from vitrieve.model.pretrained import WEIGHTS, find_weights, list_seen
 from vitrieve.objective.own import OwnTerm, describe_own_terms, read_own_terms
 from vitrieve.progress import print_message
 from vitrieve.recipes import find_recipe
@@ -205,12 +205,14 @@ def train(
         config = override_config(config, {"train.device": device})
     check_config(config, own_terms)
     check_replacing(Path(out), is_overwrite=overwrite, is_resume=resume)
+    datasets = _read_data(data)
+    config = choose_unseen_start(config, datasets)
     return run_training(
         TrainingRun(
             recipe=OWN_RECIPE if isinstance(recipe, Config) else recipe,
             base=base,
             config=config,
-            datasets=set_apart(_read_data(data)),
+            datasets=set_apart(datasets),
             out=Path(out),
             own_terms=own_terms,
             has_report=report,
@@ -225,6 +227,27 @@ def _read_data(data: Data | Sequence[Data]) -> list[Dataset]:
     if not several:
         raise ConfigError("there is nothing to train on; give a data set, a source, or a list of them.")
     return [one if isinstance(one, Dataset) else read_source(str(one)) for one in several]
+
+
+def choose_unseen_start(config: Config, datasets: Sequence[Dataset]) -> Config:
+    """Start from other weights where those of a configuration were trained on the test classes of a data set.
+
+    They are the weights that the former are a difference to. Without test classes nothing is measured, and any start
+    is fair.
+
+    Args:
+        config: Settings of a training.
+        datasets: Data sets that it trains on and is measured on.
+    """
+    entry = WEIGHTS.get(config.model.backbone)
+    if entry is None or entry.delta is None or config.model.weights is not None:
+        return config
+    seen = list_seen(entry.name, [dataset.name for dataset in datasets if dataset.split("test")])
+    if not seen:
+        return config
+    unseen = entry.delta.base
+    print_message(f"{entry.name} has seen the test classes of {', '.join(seen)}: training starts from {unseen}")
+    return override_config(config, {"model.backbone": unseen})
 
 
 def run_training(run: TrainingRun) -> TrainedRun:
