@@ -82,7 +82,8 @@ $(DEMO)/run/manifest.json: | $(STAMP)
 	$(VITRIEVE) train small --data emoji --out $(DEMO)/run --resume
 
 $(DEMO)/embeddings/manifest.json: $(DEMO)/run/manifest.json
-	$(VITRIEVE) embed --encoder $(DEMO)/run --data emoji --out $(DEMO)/embeddings $(if $(wildcard $@),--overwrite,--resume)
+	$(VITRIEVE) embed --encoder $(DEMO)/run --data emoji --out $(DEMO)/embeddings \
+	    --reuse $(DEMO)/run/report/test_embeddings $(if $(wildcard $@),--overwrite,--resume)
 
 $(DEMO)/index/manifest.json: $(DEMO)/embeddings/manifest.json
 	$(VITRIEVE) index --embeddings $(DEMO)/embeddings --out $(DEMO)/index --overwrite

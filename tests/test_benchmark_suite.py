@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -55,6 +56,43 @@ def test_ratio_and_share_of_the_ceiling(contest: ModuleType) -> None:
     assert rate.share_of(ceiling) == pytest.approx(0.5)
     assert rate.times_better_than(replace(rate, value=20.0)) == pytest.approx(2.5)
     assert replace(rate, gflop=None).share_of(replace(ceiling, unit="images/s")) == pytest.approx(0.25)
+
+
+DEMO = """
+demo:
+\ttest ! -e demo && test -d "$$VITRIEVE_CACHE/weights" && test "$(VENV)" = /venv
+\tmkdir -p "$$VITRIEVE_CACHE/emoji-v2" demo/run/encoder demo/run/report demo/embeddings demo/index
+\ttouch -d @2000000010 "$$VITRIEVE_CACHE/emoji-v2/drawings.json"
+\ttouch -d @2000000040 demo/run/metrics.jsonl
+\ttouch -d @2000000100 demo/run/encoder/encoder.onnx
+\ttouch -d @2000000090 demo/run/report/report.html
+\ttouch -d @2000000101 demo/embeddings/manifest.json
+\ttouch -d @2000000103 demo/index/manifest.json
+\ttouch -d @2000000104 demo/search.html
+"""
+"""A demo whose report comes before the export, as in older states of the project."""
+
+
+def test_the_demo_is_timed_part_by_part_from_an_empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if shutil.which("make") is None:
+        pytest.skip("needs make")
+    (tmp_path / "cache" / "weights").mkdir(parents=True)
+    (tmp_path / "checkout" / "demo").mkdir(parents=True)
+    (tmp_path / "checkout" / "Makefile").write_text(DEMO)
+    monkeypatch.setenv("VITRIEVE_CACHE", str(tmp_path / "cache"))
+    demo = import_module("demo")
+    monkeypatch.setattr(demo.time, "time", lambda: 2_000_000_000.0)
+    seconds = demo.run_demo(tmp_path / "checkout", Path("/venv"))
+    assert list(seconds.items()) == [
+        ("drawing", 10),
+        ("training", 30),
+        ("report", 50),
+        ("export", 10),
+        ("embedding", 1),
+        ("index", 2),
+        ("search", 1),
+        ("all", 0),
+    ]
 
 
 def test_lines_hold_the_median_and_the_spread(contest: ModuleType) -> None:

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import subprocess
+import tarfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -130,16 +132,55 @@ def test_read_emoji_without_npm_says_what_to_do(tmp_path: Path, monkeypatch: pyt
         read_emoji(show_progress=False)
 
 
+REFUSED = """npm error code ECONNREFUSED
+npm error syscall connect
+npm error errno ECONNREFUSED
+npm error FetchError: request to http://127.0.0.1:9/@iconify-json%2fnoto failed, reason: connect ECONNREFUSED
+npm error     at ClientRequest.emit (node:events:524:28)
+npm error A complete log of this run can be found in: /root/.npm/_logs/debug-0.log
+"""
+"""What npm 11 prints where nothing listens at the registry's address."""
+
+
 def test_read_emoji_without_network_gives_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(command: list[str], **options: object) -> subprocess.CompletedProcess[str]:
-        return subprocess.CompletedProcess(command, 1, stdout="", stderr="npm error network unreachable\n")
+        return subprocess.CompletedProcess(command, 1, stdout="", stderr=REFUSED)
 
     monkeypatch.setenv("VITRIEVE_CACHE", str(tmp_path))
     monkeypatch.setattr(emoji.shutil, "which", lambda name: name)
     monkeypatch.setattr(emoji.subprocess, "run", fail)
-    with pytest.raises(DataError, match=r"could not fetch @iconify-json/noto@\S+: npm error network unreachable"):
+    with pytest.raises(
+        DataError, match=r"could not fetch @iconify-json/noto@\S+ and 9 more packages: FetchError: .*REFUSED\."
+    ):
         read_emoji(show_progress=False)
     assert not (tmp_path / CACHE_NAME / "drawings.json").exists()
+
+
+def test_packages_are_fetched_in_one_call_and_belong_to_their_sets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+
+    def pack(command: list[str], cwd: Path, **options: object) -> subprocess.CompletedProcess[str]:
+        calls.append(command)
+        names = []
+        for one in SETS:
+            names.append(f"iconify-json-{one.name}-{one.version}.tgz")
+            content = json.dumps({"icons": {one.name: {"body": ""}}}).encode()
+            with tarfile.open(cwd / names[-1], "w:gz") as archive:
+                header = tarfile.TarInfo("package/icons.json")
+                header.size = len(content)
+                archive.addfile(header, io.BytesIO(content))
+        return subprocess.CompletedProcess(command, 0, stdout="\n".join(names) + "\n", stderr="")
+
+    monkeypatch.setattr(emoji.shutil, "which", lambda name: name)
+    monkeypatch.setattr(emoji.subprocess, "run", pack)
+    packages = emoji._fetch_packages(tmp_path, show_progress=False)
+    assert {name: list(package["icons"]) for name, package in packages.items()} == {
+        one.name: [one.name] for one in SETS
+    }
+    (command,) = calls
+    assert command[-len(SETS) :] == [f"@iconify-json/{one.name}@{one.version}" for one in SETS]
 
 
 def test_rasterise_draws_on_white(tmp_path: Path) -> None:

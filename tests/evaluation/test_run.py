@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from vitrieve.data.records import Dataset
-from vitrieve.embed.collection import EmbedSettings, embed_images
+from vitrieve.embed.collection import EmbedSettings, embed_images, load_embeddings
 from vitrieve.errors import ConfigError, DataError
 from vitrieve.evaluation.metrics import score_queries
 from vitrieve.evaluation.revisited import REVISITED_ROLES, revisited_metrics
@@ -112,6 +112,20 @@ def test_run_comparison_goes_on_after_an_interruption(
     assert run_comparison(resumed, [dataset], tmp_path / "out", settings=ONE_THREAD) == expected
     assert [engine_of(encoder).num_seen for encoder in resumed] == [0, 16]
     assert not (tmp_path / "out" / "embeddings").exists()
+
+
+def test_run_comparison_keeps_the_embeddings_of_the_last_encoder(
+    dataset: Dataset, make_encoder: MakeEncoder, tmp_path: Path
+) -> None:
+    encoders = [make_encoder("a", side=1), make_encoder("b", side=2)]
+    out, kept = tmp_path / "out", tmp_path / "out" / "kept"
+    for _ in range(2):  # what an interrupted call has kept is replaced
+        run_comparison(encoders, [dataset, across(dataset)], out, settings=ONE_THREAD, is_report=False, kept=kept)
+    assert sorted(path.name for path in out.iterdir()) == ["kept", "results.json"]
+    found, expected = load_embeddings(kept), embed_images(encoders[1], dataset.split("test"), num_threads=1)
+    assert found.fingerprint == encoders[1].fingerprint
+    assert [record.image_id for record in found.records] == [record.image_id for record in expected.records]
+    np.testing.assert_array_equal(found.vectors, expected.vectors)
 
 
 def test_run_comparison_embeds_again_when_the_images_are_others(

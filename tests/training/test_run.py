@@ -333,7 +333,7 @@ def test_the_report_measures_the_graph_and_finds_what_torch_finds(
 
     monkeypatch.setattr(run_module, "run_comparison", note)
     source = f"folder:{write_pictures(tmp_path / 'photographs', LARGER)}"
-    status, out, _ = run_train(source, "--json", "--train.precision", "fp32")
+    status, out, _ = run_train(source, "--json", "--no-holdout", "--train.precision", "fp32")
     assert status == 0
     assert [encoder.engine for encoder in seen] == ["torch", "openvino"]  # the weights of the start are a local file
     folder = tmp_path / "run" / ENCODER_SUBFOLDER
@@ -344,6 +344,33 @@ def test_the_report_measures_the_graph_and_finds_what_torch_finds(
     card = (folder / "README.md").read_text()
     assert "## Figures" in card
     assert (folder / "encoder.onnx").is_file()
+
+
+def test_the_report_leaves_its_embeddings_for_those_of_the_whole_collection(run_train: Run, tmp_path: Path) -> None:
+    from vitrieve.embed.collection import load_embeddings
+
+    source = f"folder:{write_pictures(tmp_path / 'photographs', LARGER)}"
+    tested = [record.image_id for record in read_source(source).split("test")]
+    kept = tmp_path / "run" / "report" / "test_embeddings"
+    for words in ([], ["--overwrite"]):  # an overwriting run is written beside the old one
+        assert run_train(source, *words)[0] == 0
+        embeddings = load_embeddings(kept)
+        assert [record.image_id for record in embeddings.records] == tested
+        assert embeddings.encoder_source == str(tmp_path / "run" / ENCODER_SUBFOLDER)
+    words = ["embed", "--encoder", str(tmp_path / "run"), "--data", source, "--engine", "torch", "--precision", "fp32"]
+    assert main([*words, "--out", str(tmp_path / "whole"), "--reuse", str(kept)]) == 0
+    whole = load_embeddings(tmp_path / "whole")
+    rows = [row for row, record in enumerate(whole.records) if record.image_id in tested]
+    assert len(whole.records) == 48 > len(rows) == len(tested)
+    np.testing.assert_array_equal(whole.vectors[rows], embeddings.vectors)
+
+
+def test_a_run_on_several_sources_keeps_no_embeddings_whose_images_have_other_names(
+    run_train: Run, tmp_path: Path
+) -> None:
+    sources = [f"folder:{write_pictures(tmp_path / name, LARGER)}" for name in ("one", "two")]
+    assert run_train(sources[0], sources[1])[0] == 0
+    assert sorted(path.name for path in (tmp_path / "run" / "report").iterdir()) == ["report.html", "results.json"]
 
 
 @pytest.mark.data

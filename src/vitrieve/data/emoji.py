@@ -27,7 +27,7 @@ from vitrieve.artifacts import explaining_full_disk, write_text_durably
 from vitrieve.data.records import Dataset, ImageRecord, Split
 from vitrieve.errors import DataError
 from vitrieve.machine import cache_folder, count_cores
-from vitrieve.progress import track
+from vitrieve.progress import print_message, track
 
 PROTOCOLS = ("zero_shot", "across_houses")
 NUM_SETS_MIN = 4
@@ -226,23 +226,35 @@ def _fetch_packages(scratch: Path, show_progress: bool) -> dict[str, Any]:
             "the emoji data set comes from npm packages, but no npm command was found; install Node.js with npm, "
             "or use another source (grocery:DIR, folder:DIR, table:FILE)."
         )
-    packages = {}
-    for emoji_set in track(SETS, "emoji: fetch packages", total=len(SETS), is_shown=show_progress):
-        package = f"@iconify-json/{emoji_set.name}@{emoji_set.version}"
-        done = subprocess.run(
-            [npm, "pack", "--silent", *NPM_PATIENCE, package], cwd=scratch, capture_output=True, text=True, check=False
+    if show_progress:
+        print_message(f"emoji: fetching {len(SETS)} packages of drawings with npm")
+    names = [f"@iconify-json/{one.name}@{one.version}" for one in SETS]
+    command = [npm, "pack", "--loglevel=error", *NPM_PATIENCE, *names]
+    done = subprocess.run(command, cwd=scratch, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise DataError(
+            f"npm could not fetch {names[0]} and {len(names) - 1} more packages: {_find_reason(done.stderr)}. The "
+            "emoji data set needs the npm registry once; check the network, or use another source (grocery:DIR, "
+            "folder:DIR, table:FILE)."
         )
-        if done.returncode != 0:
-            reason = (done.stderr.strip() or done.stdout.strip() or "no reason given").splitlines()[-1]
-            raise DataError(
-                f"npm could not fetch {package}: {reason}. The emoji data set needs the npm registry once; "
-                "check the network, or use another source (grocery:DIR, folder:DIR, table:FILE)."
-            )
-        with tarfile.open(scratch / done.stdout.split()[-1]) as archive:
+    packages = {}
+    for emoji_set, archive_name in zip(SETS, done.stdout.split(), strict=True):
+        with tarfile.open(scratch / archive_name) as archive:
             file = archive.extractfile("package/icons.json")
             assert file is not None
             packages[emoji_set.name] = json.load(file)
     return packages
+
+
+def _find_reason(text: str) -> str:
+    r"""Find the sentence among the lines that npm prints about an error.
+
+    >>> _find_reason("npm error code ETARGET\nnpm error notarget No matching version found for noto@9.\n")
+    'notarget No matching version found for noto@9'
+    """
+    lines = [re.sub(r"^npm (error|ERR!) ?", "", line) for line in text.strip().splitlines()]
+    told = [line for line in lines if not re.match(r"(code|syscall|errno|path)\b", line)]
+    return next(iter(told or lines), "it gives no reason").rstrip(".")
 
 
 def _rasterise_all(drawings: Sequence[Drawing], folder: Path, show_progress: bool) -> list[str]:

@@ -109,7 +109,6 @@ def evaluate(
             names=names,
             settings=embed_settings,
             is_report=report and out is not None,
-            show_progress=embed_settings.show_progress,
         )
         if out is None:
             return Evaluation(results=tuple(results))
@@ -238,7 +237,7 @@ def run_comparison(
     names: Sequence[str] | None = None,
     settings: EmbedSettings | None = None,
     is_report: bool = True,
-    show_progress: bool = False,
+    kept: Path | None = None,
 ) -> list[EvaluationResult]:
     """Measure encoders under protocols, and write ``results.json`` and ``report.html``.
 
@@ -253,7 +252,8 @@ def run_comparison(
         names: Names for the encoders, all different; None: their own names, or where those repeat, their sources.
         settings: Settings of the embedding; None: the defaults.
         is_report: Write the report, not only the results.
-        show_progress: Report progress on standard error.
+        kept: Folder that the last encoder's embeddings of the first source's test images are moved to; None: no
+            embeddings stay.
 
     Returns:
         One result for each encoder and protocol: all of the first encoder, then of the next.
@@ -265,10 +265,10 @@ def run_comparison(
     names = choose_names(encoders, names)
     if not datasets:
         raise ConfigError("there is no data set to measure on; give at least one.")
-    settings = dataclasses.replace(settings or EmbedSettings(), show_progress=show_progress)
+    settings = settings or EmbedSettings()
     measurements: list[Measurement] = []
     for encoder, name in zip(encoders, names, strict=True):
-        embedded = _embed_sources(encoder, datasets, out / EMBEDDINGS_FOLDER, settings)
+        embedded = _embed_sources(encoder, datasets, out, settings)
         measurements += [measure(dataset, found, name) for dataset, found in zip(datasets, embedded, strict=True)]
     results = [measurement.result for measurement in measurements]
     out.mkdir(parents=True, exist_ok=True)
@@ -278,20 +278,27 @@ def run_comparison(
         from vitrieve.evaluation.report import write_report
 
         write_report(measurements, out / REPORT_NAME)
+    if kept is not None:
+        shutil.rmtree(kept, ignore_errors=True)
+        _embeddings_folder(out, encoders[-1], 0).rename(kept)
     shutil.rmtree(out / EMBEDDINGS_FOLDER)
     return results
 
 
 def _embed_sources(
-    encoder: Encoder, datasets: Sequence[Dataset], folder: Path, settings: EmbedSettings
+    encoder: Encoder, datasets: Sequence[Dataset], out: Path, settings: EmbedSettings
 ) -> list[Embeddings]:
     """Embed the images of each source once, and return for each data set the embeddings that hold its images."""
     sources, numbers = _group_by_source(datasets)
     embedded = [
-        _embed_once(encoder, source, folder / f"{encoder.fingerprint[:16]}-{number}", settings)
+        _embed_once(encoder, source, _embeddings_folder(out, encoder, number), settings)
         for number, source in enumerate(sources)
     ]
     return [embedded[number] for number in numbers]
+
+
+def _embeddings_folder(out: Path, encoder: Encoder, number: int) -> Path:
+    return out / EMBEDDINGS_FOLDER / f"{encoder.fingerprint[:16]}-{number}"
 
 
 def _group_by_source(datasets: Sequence[Dataset]) -> tuple[list[Dataset], list[int]]:

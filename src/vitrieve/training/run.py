@@ -52,6 +52,8 @@ from vitrieve.training.reduction import reduce_encoder, require_reducible
 Data = Dataset | str | Path
 """A data set, or a source as ``read_source`` takes it."""
 REPORT_FOLDER = "report"
+TEST_EMBEDDINGS_FOLDER = "test_embeddings"
+"""Inside the report of a run on one source: the embeddings of the test images, which ``embed --reuse`` takes."""
 OWN_RECIPE = "own"
 """Name of a configuration that did not begin with a recipe."""
 
@@ -272,7 +274,7 @@ def run_training(run: TrainingRun) -> TrainedRun:
         seconds = time.monotonic() - start
         print_message(describe_kept(result, len(images.held_out)))
         # Result
-        fingerprint, results = _finish(run, images, result)
+        fingerprint, results = _finish(run, images, result, out.absolute() / ENCODER_SUBFOLDER)
         summary = {
             "recipe": run.recipe,
             **_summarize_sources(images),
@@ -428,8 +430,19 @@ def describe_kept(result: TrainingResult, num_measured: int = 1) -> str:
     return f"{result.selection.describe()}{mean}"
 
 
-def _finish(run: TrainingRun, images: _Images, result: TrainingResult) -> tuple[str, list[EvaluationResult]]:
+def _finish(
+    run: TrainingRun, images: _Images, result: TrainingResult, final_folder: Path
+) -> tuple[str, list[EvaluationResult]]:
     """Do everything that follows the last step; whatever fails in it costs neither the encoder nor the rest.
+
+    Args:
+        run: Order for the run, with the folder that is written now.
+        images: Readable images.
+        result: End of the training.
+        final_folder: Folder of the encoder once the run is complete.
+
+    Returns:
+        Fingerprint of the encoder, and the figures of the report.
 
     Raises:
         UnfinishedRunError: Something failed; the encoder is saved.
@@ -454,7 +467,7 @@ def _finish(run: TrainingRun, images: _Images, result: TrainingResult) -> tuple[
     results: list[EvaluationResult] = []
     if may_report:
         try:
-            results = _report(run, images, result)
+            results = _report(run, images, result, final_folder)
             if results:
                 write_card(result.encoder, folder, _build_card(run, images, result, results))
         except Exception as error:
@@ -510,20 +523,22 @@ def _has_tests(images: _Images, dataset: Dataset) -> bool:
     return True
 
 
-def _report(run: TrainingRun, images: _Images, result: TrainingResult) -> list[EvaluationResult]:
+def _report(run: TrainingRun, images: _Images, result: TrainingResult, final_folder: Path) -> list[EvaluationResult]:
     """Measure the frozen start and the result on the test classes of each source."""
     tested = [dataset for dataset in images.datasets if _has_tests(images, dataset)]
     if not tested:
         return []
     config = run.config
-    tuned = _load(run.out / ENCODER_SUBFOLDER, config)
+    tuned = replace(_load(run.out / ENCODER_SUBFOLDER, config), source=str(final_folder))
     frozen = _load_frozen(config, tuned)
     names = (f"{config.model.backbone}, frozen", f"{run.recipe}, step {result.kept_step}")
     folder = run.out / REPORT_FOLDER
-    settings = EmbedSettings(max_bad_fraction=config.train.max_bad_fraction)
+    settings = EmbedSettings(max_bad_fraction=config.train.max_bad_fraction, show_progress=True)
+    # In a training on several sources the images have other names than in an embedding of one of them.
+    kept = folder / TEST_EMBEDDINGS_FOLDER if len(images.datasets) == 1 else None
 
     def compare() -> list[EvaluationResult]:
-        return run_comparison([frozen, tuned], tested, folder, names=names, settings=settings, show_progress=True)
+        return run_comparison([frozen, tuned], tested, folder, names=names, settings=settings, kept=kept)
 
     try:
         return compare()
@@ -539,9 +554,11 @@ def _load(folder: Path, config: Config) -> Encoder:
 
 
 def _load_frozen(config: Config, tuned: Encoder) -> Encoder:
-    """Load the start of the run: from the graph of its name, where that is the same encoder, else with torch."""
+    """Load the start of the run: from a graph, where one is of the same encoder, else with torch."""
     headless = replace(config.model, head_norm=False, head_dim=None)  # an untrained head says nothing of the backbone
     frozen = build_encoder(headless).to(resolve_device(config.train.device))
+    if fingerprint_encoder(frozen) == tuned.fingerprint:  # no state was better, and the start was kept
+        return tuned
     is_named = config.model.weights is None and has_named_graph(find_weights(config.model.backbone))
     if is_named and tuned.engine != "torch":
         named = _load(make_named_folder(find_weights(config.model.backbone), config.model.image_size), config)
