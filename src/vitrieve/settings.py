@@ -7,6 +7,7 @@ A setting is named by its dotted path, ``objective.koleo.weight``, or by any end
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import types
@@ -87,13 +88,19 @@ def _find_marks(hint: Any, kind: type[T]) -> Iterator[T]:
 
 def list_settings(settings: Any, prefix: str = "") -> Iterator[Setting]:
     """Yield every setting of a dataclass and of the dataclasses in it, in the order of the fields."""
-    hints = typing.get_type_hints(type(settings), include_extras=True)
+    hints = _read_hints(type(settings))  # type: ignore[arg-type]  # mypy takes no class for hashable
     for field in dataclasses.fields(settings):
         value, name = getattr(settings, field.name), prefix + field.name
         if _is_stage(value):
             yield from list_settings(value, f"{name}.")
         else:
             yield Setting(name, value, hints[field.name])
+
+
+@functools.cache
+def _read_hints(cls: type[Any]) -> dict[str, Any]:
+    """Read the types of the fields, with their marks; the text of each is evaluated once in a process."""
+    return typing.get_type_hints(cls, include_extras=True)
 
 
 def _is_stage(value: Any) -> bool:

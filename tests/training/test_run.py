@@ -369,7 +369,7 @@ def test_a_run_on_several_sources_keeps_no_embeddings_whose_images_have_other_na
     run_train: Run, tmp_path: Path
 ) -> None:
     sources = [f"folder:{write_pictures(tmp_path / name, LARGER)}" for name in ("one", "two")]
-    assert run_train(sources[0], sources[1])[0] == 0
+    assert run_train(sources[0], "--data", sources[1])[0] == 0
     assert sorted(path.name for path in (tmp_path / "run" / "report").iterdir()) == ["report.html", "results.json"]
 
 

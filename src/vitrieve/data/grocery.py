@@ -31,12 +31,15 @@ _COLUMNS = ("Class Name (str)", "Class ID (int)", "Coarse Class Name (str)", "Ic
 
 @dataclass(frozen=True, kw_only=True)
 class _Product:
+    """A class of products, as ``classes.csv`` lists it."""
+
     name: str
     coarse_name: str
     iconic_path: str
 
     @property
     def metadata(self) -> dict[str, str]:
+        """Return what every photograph of the product has as metadata."""
         return {"class_name": self.name, "coarse_class": self.coarse_name}
 
 

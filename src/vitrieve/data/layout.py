@@ -55,6 +55,7 @@ class _Dtype:
         self._byte_order = state[1]
 
     def build(self) -> np.dtype[Any]:
+        """Build the type, with its byte order."""
         dtype = np.dtype(self._spec)
         return dtype if self._byte_order == "|" else dtype.newbyteorder(self._byte_order)  # type: ignore[arg-type]
 
@@ -81,6 +82,7 @@ class _Array:
         self._parts = shape, dtype, is_fortran, bytes(content)
 
     def build(self) -> np.ndarray:
+        """Build the array; refuse one whose bytes do not fill its shape."""
         if self._parts is None:
             raise _Refused("an array without content")
         shape, kind, is_fortran, data = self._parts
@@ -197,6 +199,7 @@ class _Unpickler(pickle.Unpickler):
     """Resolves the names of ``_BUILDERS`` and no other."""
 
     def find_class(self, module: str, name: str) -> Any:
+        """Find what builds an object of this name; the unpickler calls it."""
         builder = _BUILDERS.get((module, name))
         if builder is None:
             raise _Refused(f"{module}.{name}")
@@ -248,6 +251,7 @@ class _Finisher:
         self._kept: list[object] = []  # so that no id is used twice
 
     def finish(self, value: object) -> object:
+        """Return the value with all arrays in it built; refuse what is no plain data, or holds itself."""
         if not isinstance(value, list | tuple | dict | set | frozenset | _Array):
             if value is None or isinstance(value, str | bytes | bytearray | int | float | complex):
                 return value

@@ -212,6 +212,7 @@ class _Numbers:
         self._data, self._at, self._end = data, at, end
 
     def read(self, num_bytes: int) -> int:
+        """Read an unsigned number of so many bytes; raise ``IndexError`` beyond the end."""
         start, self._at = self._at, self._at + num_bytes
         if self._at > self._end:
             raise IndexError
@@ -225,6 +226,7 @@ class _Bits:
         self._number, self._num_left = int.from_bytes(data, "big"), 8 * len(data)
 
     def read(self, num_bits: int) -> int:
+        """Read an unsigned number of so many bits; raise ``IndexError`` beyond the end."""
         self._num_left -= num_bits
         if self._num_left < 0:
             raise IndexError
@@ -245,6 +247,7 @@ class _IsobmffFile:
         self._largest = (0, 0)
 
     def count(self) -> CodedPictures:
+        """Count the pixels of all items and of all tracks."""
         boxes = self._read_boxes(0, len(self._data))
         num_pixels = 0
         if b"meta" in boxes:

@@ -175,6 +175,7 @@ class _Groups:
         self._stops = np.searchsorted(gallery_values, query_values, side="right", sorter=self._order)
 
     def rows(self, query: int) -> IntArray:
+        """List the gallery rows with the value of a query, by its row, in rising order."""
         found: IntArray = self._order[self._starts[query] : self._stops[query]]
         return found
 

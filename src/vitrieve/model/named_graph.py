@@ -86,14 +86,17 @@ class _Writer:
         return name
 
     def linear(self, tokens: str, states: Mapping[str, np.ndarray], name: str) -> str:
+        """Add a linear layer with a bias."""
         product = self.apply("MatMul", tokens, states[f"{name}.weight"].T)
         return self.apply("Add", product, states[f"{name}.bias"])
 
     def norm(self, tokens: str, states: Mapping[str, np.ndarray], name: str) -> str:
+        """Add a layer norm over the last axis."""
         weight, bias = states[f"{name}.weight"], states[f"{name}.bias"]
         return self.apply("LayerNormalization", tokens, weight, bias, axis=-1, epsilon=NORM_EPSILON)
 
     def gelu(self, values: str) -> str:
+        """Add a GELU, by the error function."""
         error = self.apply("Erf", self.apply("Mul", values, _number(np.sqrt(0.5))))
         return self.apply("Mul", self.apply("Mul", values, _number(0.5)), self.apply("Add", error, _number(1)))
 

@@ -168,6 +168,59 @@ def adapt(
     dataset = _select_embedded(dataset, stored, source)
     original, config = _load_encoder(stored, encoder, out)
 
+    learnt = _learn(stored, dataset, head_settings)
+    changed, card = _put_into(original, dataset, learnt, head_settings.seed)
+
+    with replacing_folder(out, is_overwrite=overwrite, is_resumable=False) as folder:
+        fingerprint = save_encoder(changed, folder, card=card, config=config)
+        print_message("exporting to ONNX")
+        export_folder(folder)
+    adapted = AdaptedEncoder(
+        folder=out,
+        fingerprint=fingerprint,
+        embedding_dim=changed.spec.embedding_dim,
+        is_adapted=learnt.kept is not None,
+        num_epochs=learnt.head.num_epochs,
+        num_images=learnt.num_images,
+        num_classes=learnt.num_classes,
+        gain=learnt.gain,
+        held_out=learnt.held_out,
+        test=learnt.test,
+        embeddings=embeddings_out,
+        seconds=learnt.seconds,
+    )
+    if embeddings_out is not None:
+        _write_embeddings(source, adapted, learnt.kept, is_overwrite=overwrite)
+    return adapted
+
+
+class _Learnt(NamedTuple):
+    """What came of learning.
+
+    Attributes:
+        head: The best head.
+        kept: Its components; None where it is not better than none beyond chance.
+        gain: As ``AdaptedEncoder.gain``; ``held_out``, ``test`` and ``seconds`` too.
+        num_images: Images that it learns from.
+        num_classes: Classes that it learns to tell apart.
+    """
+
+    head: FittedHead
+    kept: np.ndarray | None
+    gain: tuple[float, float]
+    held_out: tuple[EvaluationResult, ...]
+    test: tuple[EvaluationResult, ...]
+    num_images: int
+    num_classes: int
+    seconds: float
+
+
+def _learn(stored: Embeddings, dataset: Dataset, settings: HeadSettings) -> _Learnt:
+    """Fit a head on the training classes, and let the held-out ones decide.
+
+    Raises:
+        DataError: There are too few classes to hold some out.
+    """
     start = time.monotonic()
     split = split_for_training(dataset, is_holdout=True)
     print_message(*dataset.notes, split.note)
@@ -177,49 +230,47 @@ def adapt(
             "worse than the encoder as it is. Give a source of ten classes or more, with several images each."
         )
     held_out = _take(stored, split.held_out)
-    dims = _choose_dims(stored.vectors.shape[1], head_settings.embedding_dim)
-    head = fit_head(*_read_training(stored, split.fit), split.held_out, held_out, dims, seed=head_settings.seed)
-    measured = _measure_both(split.held_out, held_out, head.components)
-    gain = difference_interval(measured[0].scores, measured[1].scores, split.held_out.ks)[SELECTION_METRIC]
-    components = head.components if gain[0] > 0 else None
-    results, tested = tuple(one.result for one in measured), _measure_test(dataset, stored, components)
-    seconds = time.monotonic() - start
+    dims = _choose_dims(stored.vectors.shape[1], settings.embedding_dim)
+    head = fit_head(*_read_training(stored, split.fit), split.held_out, held_out, dims, seed=settings.seed)
+    before, after = (_measure(split.held_out, held_out, components) for components in (None, head.components))
+    gain = difference_interval(before.scores, after.scores, split.held_out.ks)[SELECTION_METRIC]
+    kept = head.components if gain[0] > 0 else None
+    tested = _measure_test(dataset, stored, kept)
     print_message(_describe(head, gain))
-
-    changed, card = original, _describe_refusal(dataset)
-    if components is not None:
-        fitted_on = f"training images of {dataset.name} ({dataset.protocol})"
-        changed = add_linear_head(original, components, fitted_on=fitted_on)
-        card = _build_card(original, dataset, head, tested or results, head_settings.seed)
-    with replacing_folder(out, is_overwrite=overwrite, is_resumable=False) as folder:
-        fingerprint = save_encoder(changed, folder, card=card, config=config)
-        print_message("exporting to ONNX")
-        export_folder(folder)
-    if embeddings_out is not None:
-        write_mapped_embeddings(
-            source,
-            embeddings_out,
-            lambda vectors: map_vectors(vectors, components),
-            manifest={
-                "fingerprint": fingerprint,
-                "encoder_source": os.path.abspath(out),
-                "embedding_dim": changed.spec.embedding_dim,
-            },
-            is_overwrite=overwrite,
-        )
-    return AdaptedEncoder(
-        folder=out,
-        fingerprint=fingerprint,
-        embedding_dim=changed.spec.embedding_dim,
-        is_adapted=components is not None,
-        num_epochs=head.num_epochs,
+    return _Learnt(
+        head=head,
+        kept=kept,
+        gain=gain,
+        held_out=(before.result, after.result),
+        test=tested,
         num_images=len(split.fit),
         num_classes=len({record.label for record in split.fit}),
-        gain=gain,
-        held_out=results,
-        test=tested,
-        embeddings=embeddings_out,
-        seconds=seconds,
+        seconds=time.monotonic() - start,
+    )
+
+
+def _put_into(original: ImageEncoder, dataset: Dataset, learnt: _Learnt, seed: int) -> tuple[ImageEncoder, ModelCard]:
+    """Put the head into the encoder where it is kept; return the encoder with its model card."""
+    if learnt.kept is None:
+        return original, _describe_refusal(dataset)
+    fitted_on = f"training images of {dataset.name} ({dataset.protocol})"
+    changed = add_linear_head(original, learnt.kept, fitted_on=fitted_on)
+    return changed, _build_card(original, dataset, learnt.head, learnt.test or learnt.held_out, seed)
+
+
+def _write_embeddings(source: Path, adapted: AdaptedEncoder, kept: np.ndarray | None, *, is_overwrite: bool) -> None:
+    """Write the stored embeddings as the adapted encoder makes them."""
+    assert adapted.embeddings is not None
+    write_mapped_embeddings(
+        source,
+        adapted.embeddings,
+        lambda vectors: map_vectors(vectors, kept),
+        manifest={
+            "fingerprint": adapted.fingerprint,
+            "encoder_source": os.path.abspath(adapted.folder),
+            "embedding_dim": adapted.embedding_dim,
+        },
+        is_overwrite=is_overwrite,
     )
 
 
@@ -468,10 +519,6 @@ def _measure(
 ) -> Measurement:
     mapped = replace(embeddings, vectors=map_vectors(embeddings.vectors, components))
     return measure(dataset, mapped, BEFORE if components is None else AFTER, has_intervals=has_intervals)
-
-
-def _measure_both(dataset: Dataset, embeddings: Embeddings, components: np.ndarray) -> tuple[Measurement, Measurement]:
-    return _measure(dataset, embeddings, None), _measure(dataset, embeddings, components)
 
 
 def _measure_test(

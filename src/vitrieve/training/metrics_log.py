@@ -109,10 +109,12 @@ class _EventsFile:
         self._write(Event(step=purge_step, session_log=SessionLog(status=SessionLog.START)))
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Record values of a step."""
         summary = Summary(value=[Summary.Value(tag=name, simple_value=value) for name, value in values.items()])
         self._write(Event(step=step, summary=summary))
 
     def close(self) -> None:
+        """Close the file."""
         self._file.close()
 
     def _write(self, event: Event) -> None:
@@ -167,27 +169,34 @@ def _format(values: Mapping[str, float]) -> str:
 
 
 class _LineDisplay:
+    """Shows a run as lines, one every ten seconds and one for the last step."""
+
     def __init__(self, num_steps: int) -> None:
         self._num_steps = num_steps
         self._last = float("-inf")
 
     def show(self, step: int, values: Mapping[str, float]) -> None:
+        """Print the values of a step, unless the last line is too young."""
         now = time.monotonic()
         if now - self._last >= LINE_EVERY_SECONDS or step == self._num_steps:
             self._last = now
             self.say(f"step {step}/{self._num_steps}  {_format(values)}")
 
     def say(self, text: str) -> None:
+        """Print a sentence."""
         print(escape_text(text), file=sys.stderr, flush=True)
 
     def track(self, items: Iterator[T], description: str, total: int) -> Iterator[T]:
+        """Yield items, with a line now and then."""
         return track(items, description, total=total)
 
     def close(self) -> None:
-        pass
+        """End the display, which for lines is nothing."""
 
 
 class _BarDisplay:
+    """Shows a run as a bar on a terminal, with the figures of the last step beside it."""
+
     def __init__(self, start_step: int, num_steps: int) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -205,13 +214,15 @@ class _BarDisplay:
         self._progress.start()
 
     def show(self, step: int, values: Mapping[str, float]) -> None:
+        """Move the bar to a step."""
         self._progress.update(self._task, completed=step, description=_format(values))
 
     def say(self, text: str) -> None:
+        """Print a sentence above the bar."""
         self._progress.console.print(escape_text(text), highlight=False, markup=False)
 
     def track(self, items: Iterator[T], description: str, total: int) -> Iterator[T]:
-        # A second bar of the same display: two displays would draw over each other.
+        """Yield items, with a second bar of the same display: two displays would draw over each other."""
         task = self._progress.add_task("", total=total, work=description)
         try:
             for item in items:
@@ -221,4 +232,5 @@ class _BarDisplay:
             self._progress.remove_task(task)
 
     def close(self) -> None:
+        """End the display; its last state stays on the terminal."""
         self._progress.stop()
