@@ -16,6 +16,8 @@ from PIL import Image
 settings.register_profile("no deadline", deadline=None)  # a busy machine is no fault of the code
 settings.load_profile("no deadline")
 
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test asks a real hub; its client reads this when it is imported
+
 CHECKOUT = Path(__file__).resolve().parents[1]
 
 

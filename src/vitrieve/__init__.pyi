@@ -44,6 +44,8 @@ from .index.open import build_index as build_index
 from .index.open import open_index as open_index
 from .index.store import IndexSettings as IndexSettings
 from .model.pretrained import pull_weights as pull_weights
+from .model.published import PulledEncoder as PulledEncoder
+from .model.published import pull_encoder as pull_encoder
 from .runtime.encoder import Encoder as Encoder
 from .runtime.encoder import load_encoder as load_encoder
 from .runtime.int8 import Int8Graph as Int8Graph

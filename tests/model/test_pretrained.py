@@ -265,3 +265,7 @@ def test_pull_weights_downloads_from_the_hub(run_pull: PullScript) -> None:
     assert Path(pulled["path"]).read_bytes() == HubHandler.content
     assert pulled["sha256"] == hashlib.sha256(HubHandler.content).hexdigest()
     assert run_pull("http://127.0.0.1:9").returncode == 0  # it is here now: no network is needed
+    Path(pulled["path"]).resolve().write_bytes(b"weights of the tesT")
+    damaged = run_pull("http://127.0.0.1:9")
+    assert damaged.returncode == 2
+    assert "it is damaged. Delete /" in damaged.stderr

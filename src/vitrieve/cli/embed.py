@@ -30,7 +30,7 @@ class Arguments:
     """Turn a collection of pictures into embeddings; a stopped run goes on with --resume."""
 
     encoder: str
-    """A run, an encoder folder or a weights name (vitrieve weights list)."""
+    """A run, an encoder folder, a weights name (vitrieve weights list), or hf:OWNER/NAME@REVISION of the hub."""
     data: str
     """A folder of pictures, or a source: grocery:DIR, emoji, sop:DIR, folder:DIR, table:FILE, …"""
     out: Path

@@ -19,7 +19,7 @@ class Arguments:
     """
 
     encoder: str
-    """A run, an encoder folder or a weights name (vitrieve weights list): the reference, "before"."""
+    """A run, an encoder folder, a weights name (vitrieve weights list) or hf:OWNER/NAME: the reference, "before"."""
     compare: Names = ()
     """Further encoders, compared with the reference: "after"."""
     data: str

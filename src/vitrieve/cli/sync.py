@@ -28,7 +28,7 @@ class Arguments:
     """Folder of the index; made when it is not there."""
     exclude: ExcludeAsBefore = ()
     encoder: str | None = None
-    """A run, an encoder folder or a weights name; None: the index's own, for a new one the default of
+    """A run, an encoder folder, a weights name or hf:OWNER/NAME; None: the index's own, for a new one the default of
     `vitrieve weights list`."""
     store: Literal["lance", "exact"] = "lance"
     """What a new index is."""

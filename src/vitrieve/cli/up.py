@@ -44,7 +44,7 @@ class Arguments(ProxyArguments):
     token: str | None = None
     """What requests must bring as Authorization: Bearer; better in the variable VITRIEVE_TOKEN."""
     encoder: str | None = None
-    """A run, an encoder folder or a weights name; None: the default of `vitrieve weights list`."""
+    """A run, an encoder folder, a weights name or hf:OWNER/NAME; None: the default of `vitrieve weights list`."""
     index: Path | None = None
     """Folder of the index; None: one of this folder and encoder in the cache (vitrieve doctor says where that is)."""
     image_size: int | None = None

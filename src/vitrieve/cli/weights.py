@@ -24,7 +24,8 @@ class PullArguments:
     """Fetch pre-trained weights into the cache, once, and check them."""
 
     name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")]
-    """A name of `vitrieve weights list`, or any timm model name."""
+    """A name of `vitrieve weights list`, any timm model name, or hf:OWNER/NAME, an encoder or ONNX export of the hub,
+    whose newest state later commands then take too."""
     json: Json = False
 
 
@@ -55,33 +56,14 @@ def run_list(arguments: ListArguments) -> int:
 
 
 def run_pull(arguments: PullArguments) -> int:
-    """Fetch weights, and print where they are."""
-    from vitrieve.model.pretrained import find_pulled, find_weights, pull_weights, verify_pulled
+    """Fetch weights or an encoder, and print where they are."""
+    from vitrieve.model.chooser import pull_by_name
 
-    entry = find_weights(arguments.name)
-    was_present = find_pulled(entry.name) is not None
-    path = pull_weights(entry.name)
-    checksum = verify_pulled(entry.name)
-    num_bytes = path.stat().st_size
+    described, lines = pull_by_name(arguments.name)
     if arguments.json:
-        print_json(
-            {
-                "name": entry.name,
-                "path": str(path),
-                "sha256": checksum,
-                "num_bytes": num_bytes,
-                "was_present": was_present,
-                "license": entry.license,
-                "note": entry.note,
-            }
-        )
-        return 0
-    state = "already here" if was_present else "fetched"
-    print_result(
-        f"{entry.name}: {state}, {num_bytes / 1e6:.1f} MB, checksum right", str(path), f"license: {entry.license}"
-    )
-    if entry.note:
-        print_result(entry.note)
+        print_json(described)
+    else:
+        print_result(*lines)
     return 0
 
 

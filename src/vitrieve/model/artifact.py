@@ -49,6 +49,8 @@ class EncoderSpec:
         reduction_kind: What the linear map does beside dropping dimensions; read with a reduction only.
         scales: Sides of the input, as shares of the image size, whose embeddings are combined into one
             (``encoder.py``); several are for convnets.
+        graph_sha256: Checksums of the graph that others published, and of its files, where the encoder is one and so
+            has no weights by name (``published.py``); empty: it has.
         weights_source: Origin of the pre-trained weights, in a few words.
         weights_license: License of the weights, as text for the model card.
         weights_note: What a user must know about the pre-trained weights.
@@ -65,6 +67,7 @@ class EncoderSpec:
     reduction: str | None = None
     reduction_kind: ReductionKind = "pca"
     scales: tuple[float, ...] = ONE_SCALE
+    graph_sha256: str = ""
     weights_source: str = "unknown"
     weights_license: str = "unknown"
     weights_note: str = ""
@@ -107,9 +110,10 @@ def compute_fingerprint(spec: EncoderSpec, states: Mapping[str, np.ndarray]) -> 
     """Compute what identifies an encoder: two encoders with the same fingerprint give embeddings that are comparable.
 
     Hashed are the architecture, the pooling, the preprocessing, several scales, a head's norm, and each weight's name,
-    type, shape and bytes (the reduction's among them); not the engine, the precision, names or licenses: queries in
-    int8 find in an index made in bf16 what queries in bf16 find, but for some thousandths (dev/LOG.md). The
-    encoder of a weights name has it too, with torch and without, the same on every machine.
+    type, shape and bytes (the reduction's among them), or the checksum of a published graph; not the engine, the
+    precision, names or licenses: queries in int8 find in an index made in bf16 what queries in bf16 find, but for some
+    thousandths (dev/LOG.md). The encoder of a weights name has it too, with torch and without, the same on every
+    machine.
 
     Args:
         spec: What the encoder is.
@@ -130,6 +134,8 @@ def compute_fingerprint(spec: EncoderSpec, states: Mapping[str, np.ndarray]) -> 
         identity["scales"] = list(spec.scales)
     if spec.head_norm:
         identity["head_norm"] = True
+    if spec.graph_sha256:
+        identity["graph_sha256"] = spec.graph_sha256
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode())
     update_digest(digest, states)
     return digest.hexdigest()
@@ -330,7 +336,7 @@ def _format_title(spec: EncoderSpec, fingerprint: str) -> str:
         f"# Image encoder: {spec.backbone}\n\n"
         f"Turns an image into {spec.embedding_dim} numbers of unit length; a larger dot product means more alike.\n\n"
         "| | |\n|---|---|\n"
-        f"| backbone | {spec.backbone} (timm `{spec.architecture}`) |\n"
+        f"| backbone | {spec.backbone} ({'type' if spec.graph_sha256 else 'timm'} `{spec.architecture}`) |\n"
         f"| pooling | {spec.pooling}{norm}{head}{reduction} |\n"
         f"| input | {_format_input(spec.preprocessing)} |\n"
         f"{scales}"

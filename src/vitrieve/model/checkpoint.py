@@ -28,7 +28,9 @@ from vitrieve.model.artifact import (
     find_encoder_folder,
     read_contents,
 )
+from vitrieve.model.hub import is_hub_name
 from vitrieve.model.positions import resample_positions
+from vitrieve.model.published import pull_encoder, require_weights
 from vitrieve.model.tensors import describe_non_finite
 from vitrieve.quoting import quote_name
 
@@ -224,17 +226,20 @@ def read_local_weights(path: Path) -> LocalWeights:
 
     Args:
         path: A safetensors file, a checkpoint of torch (``.pth``, ``.pt``, ``.bin``, ``.ckpt``), the folder of a run or
-            of an encoder, or the weights inside one.
+            of an encoder, the weights inside one, or ``hf:OWNER/NAME``, an encoder of the hub.
 
     Raises:
         WeightsError: Missing, damaged, of another format, or holding more than tensors.
         ArtifactError: An encoder's folder that is incomplete or damaged.
     """
+    if is_hub_name(path):
+        path = pull_encoder(path).folder
     own = find_encoder_folder(path) if path.is_dir() else None
     if path.name == WEIGHTS_NAME and (path.parent / SPEC_NAME).is_file():
         own = path.parent
     if own is not None:
         contents = read_contents(own)
+        require_weights(own, contents.spec)
         states = {name: torch.tensor(array) for name, array in contents.states.items()}
         return LocalWeights(path=path, states=states, spec=contents.spec)
     file = path / WEIGHTS_NAME if path.is_dir() else path

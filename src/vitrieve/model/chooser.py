@@ -1,4 +1,4 @@
-"""The rows of ``vitrieve weights list``: what each name is, costs, asks and is known to do."""
+"""The rows of ``vitrieve weights list``, what each name is, costs, asks and is known to do; and what was fetched."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from typing import Any
 
 from vitrieve.config import DEFAULT_WEIGHTS
 from vitrieve.model.catalog import FAMILIES, Facts, Published, read_facts, read_speed_note
-from vitrieve.model.pretrained import WEIGHTS, WeightsEntry, find_pulled
+from vitrieve.model.hub import is_hub_name
+from vitrieve.model.pretrained import WEIGHTS, WeightsEntry, find_pulled, find_weights, pull_weights, verify_pulled
+from vitrieve.model.published import pull_encoder
 
 OXFORD = "revisited Oxford"
 PACKAGE_INDEX = "Without a model hub"
@@ -113,3 +115,39 @@ def _format_row(row: WeightsRow, width: int, has_speeds: bool) -> str:
         f"{mark} {entry.name:<{width}}{entry.image_size:>4}{numbers:>8}{gflops:>8}{speed}{row.pooling:>9}"
         f"{oxford:>8}{state:>9}"
     )
+
+
+def pull_by_name(name: str) -> tuple[dict[str, Any], list[str]]:
+    """Fetch weights, or the newest state of an encoder of the hub, unless it is here, and check it.
+
+    Args:
+        name: A weights name, or ``hf:OWNER/NAME``.
+
+    Returns:
+        What was fetched, as plain JSON values and as lines.
+
+    Raises:
+        WeightsError: As ``pull_weights`` and ``pull_encoder``.
+    """
+    if is_hub_name(name):
+        pulled = pull_encoder(name, is_asked_anew=True)
+        return pulled.to_json(), pulled.describe()
+    entry = find_weights(name)
+    was_present = find_pulled(entry.name) is not None
+    path = pull_weights(entry.name)
+    described = {
+        "name": entry.name,
+        "path": str(path),
+        "sha256": verify_pulled(entry.name),
+        "num_bytes": path.stat().st_size,
+        "was_present": was_present,
+        "license": entry.license,
+        "note": entry.note,
+    }
+    state = "already here" if was_present else "fetched"
+    lines = [
+        f"{entry.name}: {state}, {path.stat().st_size / 1e6:.1f} MB, checksum right",
+        str(path),
+        f"license: {entry.license}",
+    ]
+    return described, [*lines, *([entry.note] if entry.note else [])]

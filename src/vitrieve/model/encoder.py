@@ -40,6 +40,7 @@ from vitrieve.model.backbone import evaluation_mode as evaluation_mode
 from vitrieve.model.checkpoint import LocalWeights, load_backbone_states, read_local_weights
 from vitrieve.model.pooling import GEM_P, check_pooling, check_scales, combine_scales, pool_tokens, resize_pixels
 from vitrieve.model.pretrained import WeightsEntry, find_weights
+from vitrieve.model.published import require_weights
 from vitrieve.model.reduction import Pca, Reduction, build_reduction
 
 
@@ -500,6 +501,7 @@ def read_encoder(
         ConfigError: The image size or the scales do not fit.
     """
     contents = read_contents(folder)
+    require_weights(folder, contents.spec)
     states = {name: torch.tensor(array) for name, array in contents.states.items()}
     spec = contents.spec
     if image_size is not None and image_size != spec.preprocessing.image_size:

@@ -283,13 +283,15 @@ def verify_pulled(name: str) -> str | None:
         return None
     found = hash_file(path)
     description = path.parent / DESCRIPTION_FILE
-    if not description.is_file():  # in the hub's cache, which keeps its own record
-        return found
-    expected = json.loads(description.read_text(encoding="utf-8"))["safetensors_sha256"]
+    if description.is_file():
+        expected, damaged = json.loads(description.read_text(encoding="utf-8"))["safetensors_sha256"], path.parent
+    else:  # in the hub's cache, where the name of a large file is its checksum
+        damaged = path.resolve()
+        expected = damaged.name if len(damaged.name) == len(found) else found
     if found != expected:
         raise WeightsError(
             f"{path} has checksum {found}, but {expected} was noted when it was made: it is damaged. "
-            f"Delete the folder {path.parent} and run: vitrieve weights pull {name}"
+            f"Delete {'the folder ' if damaged.is_dir() else ''}{damaged} and run: vitrieve weights pull {name}"
         )
     return found
 

@@ -24,8 +24,10 @@ from vitrieve.model.artifact import (
     read_contents,
     read_spec,
 )
+from vitrieve.model.hub import is_hub_name, parse_hub_name
 from vitrieve.model.named_graph import has_named_graph, make_delta_folder, make_named_folder
 from vitrieve.model.pretrained import WEIGHTS, find_exported_sizes, find_weights, get_export_folder
+from vitrieve.model.published import pull_encoder, require_weights
 from vitrieve.runtime.device import DeviceName, resolve_precision
 from vitrieve.runtime.engine import (
     ClosedEngine,
@@ -247,7 +249,8 @@ def load_encoder(
     """Load an encoder.
 
     Args:
-        source: A run's folder, an encoder's folder, or a weights name.
+        source: A run's folder, an encoder's folder, a weights name, or ``hf:OWNER/NAME@REVISION``, an encoder of the
+            hub or a published ONNX export there. Without a revision: the state that the cache has, else the newest.
         image_size: Another side in pixels than the folder's or the name's own (with torch only).
         scales: Other shares of that side whose embeddings are combined (with torch only; several for convnets).
         engine: ``auto``: the fastest that is installed and can compute it (``engine.py``).
@@ -266,12 +269,16 @@ def load_encoder(
         raise ConfigError(
             f"num_threads {num_threads} is not a number of threads; give 1 or more, or none for all cores."
         )
+    if is_hub_name(source):
+        source = pull_encoder(source).name  # with the commit, which whoever uses the encoder notes
+    folder = find_source_folder(source)
+    if folder is not None and device == "auto" and read_spec(folder).graph_sha256:
+        device = "cpu"  # what others published only runs there
     chosen_device = choose_device(device, engine, precision)
     wanted = _Wanted(image_size, scales, engine, precision, num_threads, chosen_device)
-    folder = find_source_folder(source)
     if folder is None:
         return _load_named(str(source), wanted)
-    name = Path(source).resolve().name
+    name = parse_hub_name(source).repository if is_hub_name(source) else Path(source).resolve().name
     folder = _find_graph_folder(folder, wanted)
     chosen = choose_engine(engine, precision, has_graph=_has_graph(folder, wanted), device=chosen_device)
     if chosen == "torch":
@@ -321,9 +328,14 @@ def wrap_encoder(
 def find_source_folder(source: str | Path) -> Path | None:
     """Return the encoder's folder behind a run's or encoder's path; None when ``source`` can only be a weights name.
 
+    An encoder of the hub is fetched.
+
     Raises:
         ArtifactError: A path that is missing or something else.
+        WeightsError: The hub does not give the encoder.
     """
+    if is_hub_name(source):
+        return pull_encoder(source).folder
     path = Path(source)
     folder = find_encoder_folder(path)
     if folder is not None or str(source) in WEIGHTS:
@@ -337,7 +349,7 @@ def find_source_folder(source: str | Path) -> Path | None:
 
 def _describe_accepted() -> str:
     return (
-        "Accepted: the folder of a finished run, the folder of an encoder, or a weights name "
+        "Accepted: the folder of a finished run, the folder of an encoder, hf:OWNER/NAME, or a weights name "
         f"({', '.join(list(WEIGHTS)[:3])}, …: see vitrieve weights list)."
     )
 
@@ -439,6 +451,8 @@ def _check_export(contents: EncoderContents, folder: Path, wanted: _Wanted) -> N
             f"vitrieve export --encoder {folder}"
         )
     exported = contents.spec.preprocessing.image_size
+    if wanted.image_size not in (None, exported) or wanted.scales not in (None, contents.spec.scales):
+        require_weights(folder, contents.spec)  # only those with weights can be exported otherwise
     if wanted.image_size not in (None, exported):
         raise ConfigError(
             f"{folder} was exported for {exported} px; the graph holds the positions of that size, so it cannot run at "

@@ -1,0 +1,553 @@
+"""``pull_encoder``: an encoder's folder in the cache, made of a repository of the hub. No torch.
+
+Two kinds of repositories are read: an encoder's folder of vitrieve, as ``artifact.py`` describes it, and an ONNX export
+as others publish it (``onnx/model.onnx``, or of a model of pictures and texts ``onnx/vision_model.onnx``) beside its
+``config.json`` and ``preprocessor_config.json``. Such a graph is kept as it is, between an input and an output that are
+named as ours; what these files do not tell clearly is refused. ``hub.py`` fetches and checks the files.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vitrieve.artifacts import MANIFEST_NAME, explaining_full_disk, read_manifest, replacing_durably, write_text_durably
+from vitrieve.config import Pooling
+from vitrieve.data.preprocess import Interpolation, Preprocessing
+from vitrieve.errors import ArtifactError, ConfigError, WeightsError
+from vitrieve.model.artifact import (
+    CARD_NAME,
+    CHECKED_NAMES,
+    EMBEDDING_OUTPUT,
+    ONNX_NAME,
+    PATCH_TOKENS_OUTPUT,
+    PIXELS_INPUT,
+    SPEC_NAME,
+    WEIGHTS_NAME,
+    EncoderSpec,
+    ModelCard,
+    compute_fingerprint,
+    format_card,
+    note_export,
+    read_contents,
+    read_spec,
+    write_contents,
+)
+from vitrieve.model.hub import (
+    COMMIT,
+    MAX_SMALL_BYTES,
+    HubFile,
+    HubName,
+    HubState,
+    fetch_file,
+    parse_hub_name,
+    read_state,
+)
+from vitrieve.model.pretrained import publish_folder
+from vitrieve.progress import print_message
+from vitrieve.quoting import quote_name
+
+if TYPE_CHECKING:
+    import onnx
+
+REVISIONS_FILE = "revisions.json"
+GRAPH_NAMES = ("onnx/vision_model.onnx", "vision_model.onnx", "onnx/model.onnx", "model.onnx")
+"""Where exports stand, the first that is there: beside a graph of pictures alone, ``model.onnx`` wants texts too."""
+CONFIG_NAME = "config.json"
+PREPROCESSOR_NAME = "preprocessor_config.json"
+MAX_GRAPH_BYTES = 2**31 - 1
+"""Most bytes of a graph that is one file (protobuf's limit)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PulledEncoder:
+    """An encoder that was fetched.
+
+    Attributes:
+        name: ``hf:OWNER/NAME@COMMIT``, which names these bytes and no others.
+        folder: The encoder's folder in the cache.
+        fingerprint: Its identity.
+        spec: What the encoder is.
+        was_present: It was here already.
+    """
+
+    name: str
+    folder: Path
+    fingerprint: str
+    spec: EncoderSpec
+    was_present: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """Convert to plain JSON values."""
+        return {
+            "name": self.name,
+            "path": str(self.folder),
+            "fingerprint": self.fingerprint,
+            "was_present": self.was_present,
+            "license": self.spec.weights_license,
+            "note": self.spec.weights_note,
+            "embedding_dim": self.spec.embedding_dim,
+            "image_size": self.spec.preprocessing.image_size,
+            "pooling": self.spec.pooling,
+        }
+
+    def describe(self) -> list[str]:
+        """Tell in lines what it is, where it is, and its license."""
+        state = "already here" if self.was_present else "fetched"
+        size = self.spec.preprocessing.image_size
+        return [
+            f"{self.name}: {state}, checksums right; {self.spec.embedding_dim} numbers for an image of {size} px",
+            str(self.folder),
+            f"license: {self.spec.weights_license}",
+            *([self.spec.weights_note] if self.spec.weights_note else []),
+        ]
+
+
+def pull_encoder(source: str | Path, *, is_asked_anew: bool = False, show_progress: bool = True) -> PulledEncoder:
+    """Return an encoder of the hub, fetched, checked and made ready when it is not here yet.
+
+    The commit that a name without one stands for is asked for once and noted in the cache; ``is_asked_anew`` asks
+    again.
+
+    Args:
+        source: ``hf:OWNER/NAME``, or ``hf:OWNER/NAME@REVISION`` with a branch, a tag or a commit.
+        is_asked_anew: Ask the hub what the revision is now, and check what is here already.
+        show_progress: Show the download on standard error.
+
+    Raises:
+        WeightsError: Another form, an unreachable hub, a missing or private repository, a file that is damaged or too
+            large, or a repository that holds no encoder that can be read without torch.
+        ArtifactError: The folder of an encoder that is incomplete or damaged.
+        DiskFullError: There is no room; what was fetched is kept, and the next call goes on.
+    """
+    name = parse_hub_name(source)
+    if not is_asked_anew:
+        found = _find_pulled(name)
+        if found is not None:
+            return found
+    state = read_state(name)
+    with explaining_full_disk(name.folder):
+        name.folder.mkdir(parents=True, exist_ok=True)
+        with _locking(name.folder):
+            found = _find_pulled(state.name)
+            if found is None:
+                _make_folder(state, show_progress)
+            else:
+                read_contents(found.folder)  # checks it
+            _note_revision(name, state.commit)
+    return replace(found or _require_pulled(state.name), was_present=found is not None)
+
+
+def _locking(folder: Path) -> Any:
+    from huggingface_hub.utils import WeakFileLock
+
+    return WeakFileLock(folder / "writer.lock")
+
+
+def _find_pulled(name: HubName) -> PulledEncoder | None:
+    commit = name.commit or _read_revisions(name).get(name.revision or "")
+    if commit is None or not (name.folder / commit / MANIFEST_NAME).is_file():
+        return None
+    return _require_pulled(replace(name, revision=commit))
+
+
+def _require_pulled(name: HubName) -> PulledEncoder:
+    folder = name.folder / str(name.commit)
+    fingerprint = read_manifest(folder, "encoder")["fingerprint"]
+    return PulledEncoder(
+        name=str(name), folder=folder, fingerprint=fingerprint, spec=read_spec(folder), was_present=True
+    )
+
+
+def _read_revisions(name: HubName) -> dict[str, str]:
+    """Read which commit each revision was when it was asked for; the main branch has the empty name."""
+    try:
+        noted = json.loads((name.folder / REVISIONS_FILE).read_text(encoding="utf-8"))
+        return {str(one): commit for one, commit in noted.items() if COMMIT.fullmatch(commit)}
+    except (OSError, ValueError, AttributeError, TypeError):
+        return {}
+
+
+def _note_revision(name: HubName, commit: str) -> None:
+    noted = {**_read_revisions(name), name.revision or "": commit}
+    write_text_durably(name.folder / REVISIONS_FILE, json.dumps(noted, indent=2) + "\n")
+
+
+def _make_folder(state: HubState, show_progress: bool) -> None:
+    """Fetch what makes the encoder; its folder appears under its name only when it is complete."""
+    from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
+
+    (enable_progress_bars if show_progress else disable_progress_bars)()
+    folder = state.name.folder / state.commit
+    fetched = state.name.folder / f"{state.commit}.fetched"
+    make = _make_own if {SPEC_NAME, MANIFEST_NAME} <= state.files.keys() else _make_of_export
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{state.commit}-") as temporary:
+        complete = Path(temporary) / "complete"
+        complete.mkdir()
+        num_bytes = make(state, fetched, complete)
+        publish_folder(complete, folder, (folder / MANIFEST_NAME).is_file)
+    shutil.rmtree(fetched)
+    print_message(f"{state.name}: {num_bytes / 1e6:.1f} MB, checksums right; license: {state.license}")
+
+
+def _make_own(state: HubState, fetched: Path, complete: Path) -> int:
+    """Make an encoder of the folder of one; return the bytes that were fetched."""
+    large = (WEIGHTS_NAME, *(name for name in CHECKED_NAMES if name != SPEC_NAME))
+    names = [name for name in (SPEC_NAME, CARD_NAME, *large, MANIFEST_NAME) if name in state.files]
+    paths = [fetch_file(state, name, fetched, max_bytes=None if name in large else MAX_SMALL_BYTES) for name in names]
+    for path in paths:  # the manifest last
+        path.rename(complete / path.name)
+    read_contents(complete)
+    return sum(state.files[name].num_bytes for name in names)
+
+
+# An export of others
+
+
+def _make_of_export(state: HubState, fetched: Path, complete: Path) -> int:
+    graph_name = next((name for name in GRAPH_NAMES if name in state.files), None)
+    if graph_name is None or not {CONFIG_NAME, PREPROCESSOR_NAME} <= state.files.keys():
+        raise WeightsError(
+            f"{state.name} holds no encoder that can be read without torch: neither one of vitrieve ({SPEC_NAME}, "
+            f"{MANIFEST_NAME}) nor an ONNX export ({' or '.join(GRAPH_NAMES)}) with {CONFIG_NAME} and "
+            f"{PREPROCESSOR_NAME}. Weights of timm are asked for by timm's name (vitrieve weights list)."
+        )
+    try:
+        config, preprocessor = (_fetch_json(state, name, fetched) for name in (CONFIG_NAME, PREPROCESSOR_NAME))
+        preprocessing = read_preprocessor(preprocessor)
+        model, files = _fetch_graph(state, graph_name, fetched)
+        export = wrap_graph(model, config, preprocessing)
+    except ConfigError as error:
+        raise WeightsError(
+            f"the ONNX export of {state.name} cannot be used: {error} Use another repository, or export the model "
+            "yourself (vitrieve export)."
+        ) from None
+    spec = EncoderSpec(
+        backbone=str(state.name),
+        architecture=export.architecture,
+        pooling=export.pooling,
+        preprocessing=preprocessing,
+        embedding_dim=export.embedding_dim,
+        graph_sha256=" ".join(_find_checksum(file) for file in files),
+        weights_source=f"hub {state.name.repository}, commit {state.commit}",
+        weights_license=state.license,
+        weights_note="The graph is used as it was published; it cannot be trained further.",
+    )
+    write_contents(complete, spec, {}, format_card(spec, ModelCard(), compute_fingerprint(spec, {})), {})
+    with replacing_durably(complete / ONNX_NAME) as path:
+        path.write_bytes(model.SerializeToString())
+        _check_graph(path, export, preprocessing.image_size)
+    note_export(complete, (ONNX_NAME,))
+    return sum(file.num_bytes for file in files)
+
+
+def _find_checksum(file: HubFile) -> str:
+    return file.sha256 or file.git_sha1
+
+
+def _fetch_json(state: HubState, name: str, fetched: Path) -> dict[str, Any]:
+    path = fetch_file(state, name, fetched, max_bytes=MAX_SMALL_BYTES)
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{name} is no JSON ({error}).") from None
+    if not isinstance(found, dict):
+        raise ConfigError(f"{name} holds no table.")
+    return found
+
+
+def _fetch_graph(state: HubState, name: str, fetched: Path) -> tuple[onnx.ModelProto, list[HubFile]]:
+    """Fetch a graph with the files of weights that it names, and read it."""
+    import onnx
+    from google.protobuf.message import DecodeError
+    from onnx.external_data_helper import load_external_data_for_model, uses_external_data
+
+    path = fetch_file(state, name, fetched, max_bytes=MAX_GRAPH_BYTES)
+    try:
+        model = onnx.load_model(path, load_external_data=False)
+    except DecodeError as error:
+        raise ConfigError(f"{name} is no ONNX graph ({error}).") from None
+    entries = [
+        entry for tensor in model.graph.initializer if uses_external_data(tensor) for entry in tensor.external_data
+    ]
+    files = [state.files[name]]
+    for location in sorted({entry.value for entry in entries if entry.key == "location"}):
+        beside = name.removesuffix(Path(name).name) + location
+        if "/" in location or "\\" in location or beside not in state.files:
+            raise ConfigError(f"its weights are said to be in {quote_name(location)}, which is no file beside {name}.")
+        files.append(state.files[beside])
+    if sum(file.num_bytes for file in files) > MAX_GRAPH_BYTES:
+        raise ConfigError("graph and weights have more than 2 GB; a smaller model is needed.")
+    for file in files[1:]:
+        fetch_file(state, file.name, fetched)
+    load_external_data_for_model(model, str(fetched))
+    return model, files
+
+
+RESCALE_FACTOR = 1 / 255
+_FILTERS: dict[int, Interpolation] = {2: "bilinear", 3: "bicubic"}
+"""Pillow's numbers of the filters that vitrieve has."""
+MAX_PX = 2_048
+"""Largest side of a picture; with strangers' sizes the first run could take all memory."""
+MAX_CROPPED_PX = 384
+"""Size from which the preprocessor of ConvNeXt squeezes pictures instead of cropping them."""
+
+
+def read_preprocessor(found: Mapping[str, Any]) -> Preprocessing:
+    """Read how an export's pictures are prepared.
+
+    Source: the image processors of Hugging Face's transformers, whose settings ``preprocessor_config.json`` holds.
+
+    Raises:
+        ConfigError: Something is missing, or done in a way that vitrieve has not.
+    """
+    try:
+        if not found.get("do_resize", True):
+            raise ConfigError(f"{PREPROCESSOR_NAME} does not resize pictures, so the size of the input is not known.")
+        if not np.isclose(found.get("rescale_factor", RESCALE_FACTOR), RESCALE_FACTOR, rtol=1e-3):
+            raise ConfigError(f"{PREPROCESSOR_NAME} rescales by {found['rescale_factor']!r}; expected 1/255.")
+        image_size, resize_size, is_cropped = _read_sizes(found)
+        if max(image_size, resize_size) > MAX_PX:
+            raise ConfigError(f"{PREPROCESSOR_NAME} wants pictures of {resize_size} px; at most {MAX_PX} are taken.")
+        is_normalized = bool(found.get("do_normalize", True))
+        return Preprocessing(
+            image_size=image_size,
+            resize_size=resize_size,
+            interpolation=_FILTERS[found["resample"]],
+            mean=_read_channels(found["image_mean"]) if is_normalized else (0.0,) * 3,
+            std=_read_channels(found["image_std"]) if is_normalized else (1.0,) * 3,
+            framing="crop" if is_cropped else "square",
+        )
+    except KeyError as error:
+        raise ConfigError(
+            f"{PREPROCESSOR_NAME} does not tell, or tells wrongly: {quote_name(error.args[0])}."
+        ) from None
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{PREPROCESSOR_NAME} is not as expected: {error}") from None
+
+
+def _read_channels(values: Sequence[float]) -> tuple[float, ...]:
+    channels = tuple(map(float, values))
+    if len(channels) != 3 or not np.all(np.isfinite(channels)):
+        raise ConfigError(f"{PREPROCESSOR_NAME} has {list(values)!r} where three channels are expected.")
+    return channels
+
+
+def _read_sizes(found: Mapping[str, Any]) -> tuple[int, int, bool]:
+    """Return the side of the input, the side before the crop, and whether there is a crop."""
+    size, is_cropped = found["size"], bool(found.get("do_center_crop", False))
+    is_short_side = "shortest_edge" in size if isinstance(size, Mapping) else is_cropped
+    side = int(size["shortest_edge"]) if isinstance(size, Mapping) and is_short_side else _read_square(size)
+    if is_short_side and is_cropped:
+        return _read_square(found["crop_size"]), side, True
+    if is_short_side and found.get("crop_pct"):  # ConvNeXt's
+        is_small = side < MAX_CROPPED_PX
+        return side, int(side / float(found["crop_pct"])) if is_small else side, is_small
+    if is_short_side:
+        raise ConfigError(f"{PREPROCESSOR_NAME} resizes the short side and cuts nothing: the input is no square.")
+    if is_cropped and _read_square(found["crop_size"]) != side:
+        raise ConfigError(f"{PREPROCESSOR_NAME} squeezes pictures and then cuts a part out, which vitrieve does not.")
+    return side, side, False
+
+
+def _read_square(size: Any) -> int:
+    if not isinstance(size, Mapping):
+        return int(size)
+    if size["height"] != size["width"]:
+        raise ConfigError(f"{PREPROCESSOR_NAME} has {size['height']} by {size['width']} px; vitrieve takes squares.")
+    return int(size["height"])
+
+
+NUM_CLS = {"vit": 1, "vit_msn": 1, "deit": 2, "dinov2": 1, "dinov2_with_registers": 1, "dinov3_vit": 1}
+"""Class tokens before the patches, by ``model_type``: of these models the first token is the embedding. Their
+``pooler_output``, where they have one, is the same or a layer that was not trained for this."""
+_OPERATORS = 10
+"""Version of ONNX's operators from which on those that are added here mean the same."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WrappedGraph:
+    """What was found out of a published graph.
+
+    Attributes:
+        architecture: ``model_type`` of its configuration.
+        pooling: ``cls``: the first token. ``native``: the graph pools itself.
+        embedding_dim: Length of the embedding.
+        has_patches: It puts out tokens of patches.
+    """
+
+    architecture: str
+    pooling: Pooling
+    embedding_dim: int
+    has_patches: bool
+
+
+def wrap_graph(model: onnx.ModelProto, config: Mapping[str, Any], preprocessing: Preprocessing) -> WrappedGraph:
+    """Put a published graph between an input and outputs as ours, in place.
+
+    Args:
+        model: Graph from pictures ``(B, 3, S, S)`` to tokens or features.
+        config: The model's configuration.
+        preprocessing: How pictures are prepared.
+
+    Raises:
+        ConfigError: It cannot be told what is its input, or its embedding.
+    """
+    from onnx import compose
+
+    vision = config.get("vision_config")
+    of_pictures = vision if isinstance(vision, Mapping) else config
+    architecture = quote_name(of_pictures.get("model_type") or config.get("model_type") or "unknown")
+    _check_operators(model)
+    pixels = _find_input(model, preprocessing.image_size)
+    pooling, output = _find_output(model, architecture)
+    num_registers = of_pictures.get("num_register_tokens", 0)
+    num_prefix = NUM_CLS.get(architecture, 0) + (num_registers if isinstance(num_registers, int) else 0)
+    shape = _measure_output(model, pixels, output, preprocessing.image_size)
+    if len(shape) < 2 or (pooling == "cls" and (len(shape) != 3 or shape[1] <= num_prefix)):
+        raise ConfigError(f"its output {quote_name(output)} has the shape {shape}, of which no embedding can be taken.")
+    embedding_dim = shape[-1] if pooling == "cls" else int(np.prod(shape[1:]))
+    compose.add_prefix(model, _PREFIX, inplace=True)
+    outputs = _add_nodes(model, _PREFIX + output, pooling, num_prefix, embedding_dim)
+    _rename_ends(model, _PREFIX + pixels, outputs, preprocessing.image_size)
+    return WrappedGraph(
+        architecture=architecture, pooling=pooling, embedding_dim=embedding_dim, has_patches=len(outputs) > 1
+    )
+
+
+_PREFIX = "published/"
+
+
+def _check_operators(model: onnx.ModelProto) -> None:
+    version = next((one.version for one in model.opset_import if one.domain in ("", "ai.onnx")), 0)
+    if version < _OPERATORS:
+        raise ConfigError(f"it is written for version {version} of ONNX's operators; expected {_OPERATORS} or later.")
+
+
+def _find_input(model: onnx.ModelProto, image_size: int) -> str:
+    constants = {tensor.name for tensor in model.graph.initializer}
+    inputs = [one for one in model.graph.input if one.name not in constants]
+    names = ", ".join(quote_name(one.name) for one in inputs)
+    if len(inputs) != 1:
+        raise ConfigError(f"its graph wants the inputs {names}; expected pictures alone.")
+    sides = [dim.dim_value for dim in inputs[0].type.tensor_type.shape.dim]
+    if inputs[0].type.tensor_type.elem_type != 1 or len(sides) != 4:  # 1: float32
+        raise ConfigError(f"its input {names} is no batch of pictures in float32.")
+    fixed = [found or free for found, free in zip(sides, (0, 3, image_size, image_size), strict=True)]
+    if fixed != [0, 3, image_size, image_size]:
+        raise ConfigError(
+            f"its input {names} has the shape {sides} (0 is free); expected any number of pictures of 3 channels and "
+            f"{image_size} px, as {PREPROCESSOR_NAME} has it."
+        )
+    return str(inputs[0].name)
+
+
+def _find_output(model: onnx.ModelProto, architecture: str) -> tuple[Pooling, str]:
+    names = [one.name for one in model.graph.output]
+    if "image_embeds" in names:
+        return "native", "image_embeds"
+    if architecture in NUM_CLS and "last_hidden_state" in names:
+        return "cls", "last_hidden_state"
+    if "pooler_output" in names and architecture not in NUM_CLS:
+        return "native", "pooler_output"
+    raise ConfigError(
+        f"of its outputs {', '.join(map(quote_name, names))} and the model type {architecture} it cannot be told which "
+        f"is the embedding; expected image_embeds, pooler_output, or last_hidden_state of {', '.join(NUM_CLS)}."
+    )
+
+
+def _run(model: onnx.ModelProto | Path, inputs: Mapping[str, np.ndarray], outputs: list[str]) -> list[np.ndarray]:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    try:
+        given = str(model) if isinstance(model, Path) else model.SerializeToString()
+        session = onnxruntime.InferenceSession(given, options, providers=["CPUExecutionProvider"])
+        return [np.asarray(array) for array in session.run(outputs, dict(inputs))]
+    except Exception as error:  # its exceptions share no public base class
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise ConfigError(f"ONNX Runtime cannot run its graph ({quote_name(reason[0])}).") from error
+
+
+def _measure_output(model: onnx.ModelProto, pixels: str, output: str, image_size: int) -> tuple[int, ...]:
+    return _run(model, {pixels: _draw_pixels(image_size)}, [output])[0].shape
+
+
+def _draw_pixels(image_size: int) -> np.ndarray:
+    return np.random.default_rng(0).standard_normal((2, 3, image_size, image_size), dtype=np.float32)
+
+
+def _add_nodes(
+    model: onnx.ModelProto, output: str, pooling: Pooling, num_prefix: int, embedding_dim: int
+) -> dict[str, str]:
+    """Add the nodes that pool and normalize; return what is put out under which name."""
+    from onnx import helper, numpy_helper
+
+    def apply(operator: str, *inputs: str | np.ndarray, **attributes: Any) -> str:
+        names = []
+        for one in inputs:
+            if isinstance(one, np.ndarray):
+                constant = numpy_helper.from_array(one, f"constant{len(model.graph.initializer)}")
+                model.graph.initializer.append(constant)
+                one = constant.name
+            names.append(one)
+        result = f"added{len(model.graph.node)}"
+        model.graph.node.append(helper.make_node(operator, names, [result], **attributes))
+        return result
+
+    if pooling == "cls":
+        pooled = apply("Gather", output, np.array(0, dtype=np.int64), axis=1)  # (B, D)
+    else:
+        pooled = apply("Flatten", output, axis=1)  # (B, D): some graphs keep a picture of one point
+    # Not ReduceL2: its arguments changed between the versions that graphs are written for.
+    squares = apply("MatMul", apply("Mul", pooled, pooled), np.ones((embedding_dim, 1), dtype=np.float32))
+    length = apply("Max", apply("Sqrt", squares), np.array(1e-12, dtype=np.float32))
+    outputs = {EMBEDDING_OUTPUT: apply("Div", pooled, length)}
+    if pooling == "cls":
+        bounds = [np.array([value], dtype=np.int64) for value in (num_prefix, 2**31, 1)]
+        outputs[PATCH_TOKENS_OUTPUT] = apply("Slice", output, *bounds)  # (B, N, D)
+    return outputs
+
+
+def _rename_ends(model: onnx.ModelProto, pixels: str, outputs: Mapping[str, str], image_size: int) -> None:
+    from onnx import TensorProto, helper
+
+    graph = model.graph
+    constants = [one for one in graph.input if one.name != pixels]
+    batch = helper.make_tensor_value_info(PIXELS_INPUT, TensorProto.FLOAT, ["B", 3, image_size, image_size])
+    del graph.input[:], graph.output[:]
+    graph.input.extend([batch, *constants])
+    graph.node.insert(0, helper.make_node("Identity", [PIXELS_INPUT], [pixels]))
+    for rank, (name, result) in enumerate(outputs.items(), start=1):
+        graph.node.append(helper.make_node("Identity", [result], [name]))
+        graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, ["B", *([None] * rank)]))
+
+
+def _check_graph(path: Path, export: WrappedGraph, image_size: int) -> None:
+    """Run the graph on noise: the embeddings must be finite, of unit length and not all the same."""
+    (found,) = _run(path, {PIXELS_INPUT: _draw_pixels(image_size)}, [EMBEDDING_OUTPUT])
+    lengths = np.linalg.norm(found, axis=1)
+    if found.shape != (2, export.embedding_dim) or not np.allclose(lengths, 1, atol=1e-3):
+        raise ConfigError(f"it gives embeddings of shape {found.shape} and lengths {lengths} for two pictures.")
+
+
+def require_weights(folder: Path, spec: EncoderSpec) -> None:
+    """Refuse an encoder that is a published graph where its weights are needed.
+
+    Raises:
+        ArtifactError: It is one.
+    """
+    if spec.graph_sha256:
+        raise ArtifactError(
+            f"{folder} is the graph of {spec.backbone} as it was published, without weights that torch could read: it "
+            "encodes pictures on the CPU, at its own size, and cannot be trained, reduced, adapted or exported. For "
+            "that, give the weights that it was made of (vitrieve weights list)."
+        )
