@@ -39,6 +39,7 @@ RANKS = {name: rank for rank, name in enumerate(name for row in ROWS for name in
 
 TRAINING_PACKAGES = {"torch", "torchvision", "timm", "tensorboard"}
 MAY_USE_TORCH = {
+    "comparison/cells.py",
     "comparison/contest.py",
     "data/loader.py",
     "runtime/device.py",

@@ -15,7 +15,7 @@ from PIL import Image
 
 import vitrieve
 from vitrieve.cli.main import main
-from vitrieve.comparison import contest
+from vitrieve.comparison import cells, contest
 from vitrieve.errors import ArtifactError, DataError
 from vitrieve.training import run as training_run
 
@@ -34,7 +34,7 @@ def _costs_are_counted_once() -> Iterator[None]:
 @pytest.fixture
 def _without_export(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let torch measure: most of the time of a tiny run is its export, which the test of the command has."""
-    for module in (contest, training_run):
+    for module in (cells, training_run):
         monkeypatch.setattr(module, "export_folder", lambda folder: 1.0)
 
 
@@ -90,7 +90,7 @@ def test_a_contest_with_a_failing_method_is_stopped_and_goes_on_to_the_same(
     methods = [SMALL, EXPLODING]
     whole = vitrieve.compare(methods, sources[:1], tmp_path / "whole", **settings)
 
-    train, calls = contest.train, []
+    train, calls = cells.train, []
 
     def stopping_train(data: Any, recipe: Any, out: Path, **given: Any) -> Any:
         calls.append(out.name)
@@ -98,7 +98,7 @@ def test_a_contest_with_a_failing_method_is_stopped_and_goes_on_to_the_same(
             raise KeyboardInterrupt
         return train(data, recipe, out, **given)
 
-    monkeypatch.setattr(contest, "train", stopping_train)
+    monkeypatch.setattr(cells, "train", stopping_train)
     with pytest.raises(KeyboardInterrupt):
         vitrieve.compare(methods, sources[:1], tmp_path / "stopped", **settings)
     # Seed 0 of both methods is done, and the page is there.
@@ -138,15 +138,15 @@ def test_trials_are_chosen_on_held_out_classes_and_contests_grow(
     sources: tuple[str, str], settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rates: list[float] = []
-    train = contest.train
+    train = cells.train
 
     def counting_train(data: Any, recipe: Any, out: Path, **given: Any) -> Any:
         rates.append(given.get("optimizer.learning_rate", 2e-4))
         return train(data, recipe, out, **given)
 
-    monkeypatch.setattr(contest, "train", counting_train)
+    monkeypatch.setattr(cells, "train", counting_train)
     held_out = {"as it is": 0.2, "0.333 times learning_rate": 0.4}
-    monkeypatch.setattr(contest, "_best_held_out", lambda one: held_out[one["name"]])
+    monkeypatch.setattr(cells, "_best_held_out", lambda one: held_out[one["name"]])
     settings |= {"trials": 2}
     first = vitrieve.compare([SMALL], sources[:1], tmp_path / "out", **settings)
     assert rates == pytest.approx([2e-4, 2e-4 / 3, 2e-4 / 3])  # two with seed 0, the chosen one with seed 1
@@ -156,6 +156,10 @@ def test_trials_are_chosen_on_held_out_classes_and_contests_grow(
 
     grown = vitrieve.compare([SMALL], sources, tmp_path / "out", resume=True, **{**settings, "seeds": 1})
     assert len(rates) == 3 + 2
+    path = next((tmp_path / "out" / "results").glob("*/small*-seed-0.json"))
+    path.write_text(path.read_text().replace("0.333 times learning_rate", "0.5 times margin"))
+    with pytest.raises(ArtifactError, match="had other settings or trials"):
+        vitrieve.compare([SMALL], sources, tmp_path / "out", resume=True, **{**settings, "seeds": 1})
     assert grown.summary["data"] == list(sources)
     assert grown.summary["ranks"]["map_at_r"]["num_data_sets"] == 2
     page = grown.page.read_text()
@@ -191,11 +195,11 @@ def test_the_command_measures_the_speed_once_and_prints_json(
 def test_a_training_that_ended_the_process_twice_is_a_row(tmp_path: Path) -> None:
     begun = tmp_path / "run.begun"
     begun.write_text("1")  # a process has begun it, and is gone
-    with contest._counting_beginnings(tmp_path / "run"):
+    with cells._counting_beginnings(tmp_path / "run"):
         assert begun.read_text() == "2"
     assert not begun.exists()  # it has ended with a word
     begun.write_text("2")
-    with pytest.raises(vitrieve.ConfigError, match="ended 2 times"), contest._counting_beginnings(tmp_path / "run"):
+    with pytest.raises(vitrieve.ConfigError, match="ended 2 times"), cells._counting_beginnings(tmp_path / "run"):
         pass
     assert not begun.exists()
 

@@ -107,6 +107,13 @@ def test_every_recipe_has_as_many_valid_and_different_trials(name: str) -> None:
 
 def test_the_main_setting_is_that_of_the_heaviest_loss() -> None:
     assert find_knob(find_recipe("small")()) == ("objective.multi_similarity.base", 1.5)
+    assert find_knob(find_recipe("irt_r")()) == ("objective.contrastive.margin", 1.5)
+    anchors = find_recipe("proxy_anchor")()
+    assert find_knob(anchors) == ("objective.proxy_anchor.alpha", 2.0)  # not its margin
+    assert [trial.changes for trial in list_trials(anchors, 5)[3:]] == [
+        {"objective.proxy_anchor.alpha": 4.0},
+        {"objective.proxy_anchor.alpha": 16.0},
+    ]
     config = override_config(find_recipe("small")(), {"multi_similarity.weight": 0.0, "koleo.weight": 1.0})
     assert find_knob(config) is None
     assert [trial.name for trial in list_trials(config, 5)] == [

@@ -49,9 +49,11 @@ RATE_EXPONENTS = (0.0, -1.0, 1.0, -0.5, 0.5, -2.0, 2.0, -1.5, 1.5)
 """Powers of 3 that multiply the learning rate of a method without a main setting, in the order of the trials."""
 GRID = ((0, 0), (-1, 0), (1, 0), (0, -1), (0, 1), (-1, -1), (-1, 1), (1, -1), (1, 1))
 """For a method with a main setting: powers that multiply the learning rate (of 3) and the setting, in that order."""
-KNOBS = {"temperature": 2.0, "margin": 1.5, "base": 1.5, "beta": 2.0}
-"""Main setting of a loss -> its factor from a trial to the next. The first one that the loss has is taken. (Assumed:
-the first two move the figures of a loss most, as their papers' ablations say.)"""
+KNOBS = {"proxy_anchor.alpha": 2.0, "temperature": 2.0, "margin": 1.5, "base": 1.5, "beta": 2.0}
+"""Main setting of a loss -> its factor from a trial to the next. The first one that the loss has is taken; one with a
+dot is a single loss's. (Measured for Proxy-Anchor, which draws all images together where alpha is too large:
+``docs/method/losses.md``. Assumed for the others: temperature and margin move the figures of a loss most, as their
+papers' ablations say.)"""
 MAX_TRIALS = len(GRID)
 TrialCount = Annotated[int, Range(f"a whole number in [1, {MAX_TRIALS}]", lambda value: 1 <= value <= MAX_TRIALS)]
 
@@ -253,9 +255,10 @@ def find_knob(config: Config) -> tuple[str, float] | None:
     """
     terms = sorted(config.objective.terms.items(), key=lambda item: -item[1].weight)
     for term, loss in terms:
-        for name, base in KNOBS.items():
+        for knob, base in KNOBS.items():
+            owner, _, name = knob.rpartition(".")
             path = f"objective.{term}.{name}"
-            if getattr(loss, name, None) and _is_in_range(config, path, base):
+            if owner in ("", term) and getattr(loss, name, None) and _is_in_range(config, path, base):
                 return path, base
     return None
 

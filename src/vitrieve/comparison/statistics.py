@@ -323,7 +323,7 @@ class Outcome:
         data: Spelling of the source.
         method: Name of the method.
         seed: Seed of the training; of the frozen backbone 0.
-        contents: The result as JSON (``contest.py`` says what is in it).
+        contents: The result as JSON (``cells.py`` says what is in it).
         queries: For each protocol the class of each scored query, and its value of each metric.
     """
 
