@@ -95,6 +95,22 @@ def test_the_demo_is_timed_part_by_part_from_an_empty_cache(tmp_path: Path, monk
     ]
 
 
+def test_speeds_of_the_catalog_are_all_of_one_machine() -> None:
+    pytest.importorskip("torch", reason="needs vitrieve[train]")
+    catalog_script = import_module("weights_catalog")
+    catalog = {
+        "speed_note": "torch 1.0, 8 threads of another, 2020-01-01",
+        "weights": {"a": {"images_per_second": 9.0}},
+    }
+    catalog_script.begin_speeds(catalog)
+    assert catalog["weights"] == {"a": {}}
+    catalog["weights"]["a"]["images_per_second"] = 5.0
+    catalog["speed_note"] = catalog["speed_note"][:-10] + "2020-01-01"
+    catalog_script.begin_speeds(catalog)  # a later day of the same machine
+    assert catalog["weights"] == {"a": {"images_per_second": 5.0}}
+    assert not catalog["speed_note"].endswith("2020-01-01")
+
+
 def test_lines_hold_the_median_and_the_spread(contest: ModuleType) -> None:
     (rate,) = contest.rate_lines("s", "t", {"vitrieve": [4.0, 1.0, 2.0]}, 8, "images/s")
     assert (rate.value, rate.low, rate.high) == (4.0, 2.0, 8.0)
