@@ -32,6 +32,7 @@ FUNCTIONS = {
     "doctor": "diagnose",
     "data check": "check_dataset",
     "weights pull": "pull_weights",
+    "weights use": "use_weights",
     "train": "train",
     "evaluate": "evaluate",
     "compare": "compare",

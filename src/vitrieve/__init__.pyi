@@ -43,6 +43,7 @@ from .evaluation.run import evaluate as evaluate
 from .index.open import build_index as build_index
 from .index.open import open_index as open_index
 from .index.store import IndexSettings as IndexSettings
+from .model.default import use_weights as use_weights
 from .model.pretrained import pull_weights as pull_weights
 from .model.published import PulledEncoder as PulledEncoder
 from .model.published import pull_encoder as pull_encoder

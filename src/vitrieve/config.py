@@ -35,8 +35,8 @@ FLAT = tyro.conf.arg(prefix_name=False)
 """Marks the fields whose flag is short, ``--seed``; all others are dotted, ``--objective.koleo.weight``."""
 
 DEFAULT_WEIGHTS = "dinov2-vits14"
-"""Name of the weights that ``up`` and ``sync`` take and that training starts from where none is given. Must be one that
-runs without torch."""
+"""Name of the weights that training starts from where none is given, and that ``up`` and ``sync`` take unless another
+was chosen (``model/default.py``). Must be one that runs without torch."""
 
 Augmentation = Literal["random_crop", "random_resized_crop", "square"]
 Sampling = Literal["random", "m_per_class", "tuples"]

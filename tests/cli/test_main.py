@@ -26,6 +26,7 @@ IN_ORDER = [
     "data describe",
     "weights list",
     "weights pull",
+    "weights use",
     "weights describe",
     "train",
     "evaluate",

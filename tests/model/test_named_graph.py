@@ -86,5 +86,7 @@ def test_dinov2_by_name_needs_no_torch(dinov2_weights: Path, without_torch: str)
 
 def test_has_named_graph_of_dinov2_alone() -> None:
     assert has_named_graph(find_weights("dinov2-vits14"))
+    assert has_named_graph(find_weights("vit_base_patch14_dinov2.lvd142m"))
+    assert not has_named_graph(find_weights("vit_base_patch14_reg4_dinov2.lvd142m"))
     assert not has_named_graph(find_weights("efficientnet-lite0"))
     assert not has_named_graph(find_weights("deit_small_patch16_224.fb_in1k"))

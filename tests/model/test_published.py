@@ -10,13 +10,11 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import huggingface_hub.constants
-import huggingface_hub.file_download
 import numpy as np
 import onnx
 import pytest
@@ -139,24 +137,11 @@ def unit(vector: np.ndarray) -> np.ndarray:
 
 
 @pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """A hub with one repository, an empty cache, and a client that does not rest between its attempts."""
-    monkeypatch.setenv("VITRIEVE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.delenv("HF_TOKEN", raising=False)
-    with Hub() as hub:
-        for name, value in {
-            "ENDPOINT": hub.address,
-            "HUGGINGFACE_CO_URL_TEMPLATE": hub.address + "/{repo_id}/resolve/{revision}/{filename}",
-            "HF_HUB_OFFLINE": False,
-            "HF_HUB_DOWNLOAD_TIMEOUT": 0.3,
-            "DOWNLOAD_CHUNK_SIZE": 1_000,
-        }.items():
-            monkeypatch.setattr(huggingface_hub.constants, name, value)
-        monkeypatch.setattr(huggingface_hub.file_download, "time", SimpleNamespace(sleep=lambda seconds: None))
-        hub.repositories["owner/name"] = build_export()
-        yield hub
+def hub(empty_hub: Hub, monkeypatch: pytest.MonkeyPatch) -> Hub:
+    """A hub with one repository, of whose files the client writes a thousand bytes at a time."""
+    monkeypatch.setattr(huggingface_hub.constants, "DOWNLOAD_CHUNK_SIZE", 1_000)
+    empty_hub.repositories["owner/name"] = build_export()
+    return empty_hub
 
 
 def list_cache(tmp_path: Path) -> list[str]:
@@ -439,11 +424,14 @@ def test_without_the_client_the_message_names_the_extra(without_torch: str, tmp_
     [[cut(3_000)], [cut(3_000), ignore_range], [stall(2_000)]],
     ids=["broken", "broken and sent whole", "paused"],
 )
-def test_a_broken_download_goes_on_where_it_was(hub: Hub, faults: list[Callable[[Handler, bytes], None]]) -> None:
+def test_a_broken_download_goes_on_where_it_was(
+    hub: Hub, faults: list[Callable[[Handler, bytes], None]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DOWNLOAD_TIMEOUT", 1)  # a pause is a broken connection
     hub.faults[GRAPH] = list(faults)
     encoder = load_encoder(NAME, engine="onnx")
     np.testing.assert_allclose(encoder.encode(draw_picture()), unit(compute_tokens(draw_picture())[0]), atol=1e-4)
-    first, second = hub.list_ranges(GRAPH)
+    first, second, *_ = hub.list_ranges(GRAPH)  # more on a machine so busy that it pauses too
     assert first == ""
     assert second.startswith("bytes=")
     assert second != "bytes=0-"

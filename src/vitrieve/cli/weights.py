@@ -1,4 +1,4 @@
-"""``vitrieve weights list``, ``pull`` and ``describe``: pre-trained weights by name."""
+"""``vitrieve weights list``, ``pull``, ``use`` and ``describe``: pre-trained weights by name."""
 
 from __future__ import annotations
 
@@ -30,6 +30,15 @@ class PullArguments:
 
 
 @dataclass(frozen=True, kw_only=True)
+class UseArguments:
+    """Choose the encoder that `up` and `sync` take for a new index where none is named; recipes name their own."""
+
+    name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")]
+    """A name of `vitrieve weights list`, any timm model name, or hf:OWNER/NAME; it is fetched when it is not here."""
+    json: Json = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class DescribeArguments:
     """Tell all that is known of a backbone: cost, license, pooling, published figures. Needs no weights."""
 
@@ -45,11 +54,13 @@ def run_list(arguments: ListArguments) -> int:
     from vitrieve.config import DEFAULT_WEIGHTS
     from vitrieve.model.catalog import read_speed_note
     from vitrieve.model.chooser import format_rows, list_weights
+    from vitrieve.model.default import get_default_encoder
 
     rows = list_weights()
     if arguments.json:
         listed = [row.to_json() for row in rows]
-        print_json({"default": DEFAULT_WEIGHTS, "speed_note": read_speed_note(), "weights": listed})
+        defaults = {"default": get_default_encoder(), "default_of_recipes": DEFAULT_WEIGHTS}
+        print_json({**defaults, "speed_note": read_speed_note(), "weights": listed})
     else:
         print_result(*format_rows(rows))
     return 0
@@ -64,6 +75,18 @@ def run_pull(arguments: PullArguments) -> int:
         print_json(described)
     else:
         print_result(*lines)
+    return 0
+
+
+def run_use(arguments: UseArguments) -> int:
+    """Keep the choice in the cache."""
+    from vitrieve.model.default import use_weights
+
+    name = use_weights(arguments.name)
+    if arguments.json:
+        print_json({"default": name})
+    else:
+        print_result(f"{name} is the default encoder of new indexes here")
     return 0
 
 

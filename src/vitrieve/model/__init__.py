@@ -4,5 +4,6 @@
 
 The files in reading order, each of which begins with what it is for: ``tensors.py``, ``positions.py``,
 ``delta.py``, ``catalog.py``, ``pretrained.py``, ``artifact.py``, ``named_graph.py``, ``hub.py``, ``published.py``,
-``chooser.py``, ``checkpoint.py``, ``backbone.py``, ``pooling.py``, ``reduction.py``, ``encoder.py``, ``export.py``.
+``default.py``, ``chooser.py``, ``checkpoint.py``, ``backbone.py``, ``pooling.py``, ``reduction.py``, ``encoder.py``,
+``export.py``.
 """

