@@ -6,6 +6,9 @@ from .comparison.contest import compare as compare
 from .config import Config as Config
 from .data.check import DataReport as DataReport
 from .data.check import check_dataset as check_dataset
+from .data.pack import PackReport as PackReport
+from .data.pack import PackSettings as PackSettings
+from .data.pack import pack_dataset as pack_dataset
 from .data.records import Dataset as Dataset
 from .data.records import ImageRecord as ImageRecord
 from .data.several import read_sources as read_sources

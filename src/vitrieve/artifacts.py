@@ -1,9 +1,9 @@
 """Artifacts: folders on disk whose manifest is written last, and the durable writing of their files.
 
-A run, an encoder, embeddings, an index, an evaluation, a reproduction and a comparison are artifacts. A folder without
-``manifest.json`` is partial: it can be resumed, not used. Every reader goes through ``read_manifest`` and so refuses
-what does not fit. To overwrite a finished artifact, the new one is built beside it and takes its place when it is
-complete: a failure or a kill at any moment leaves the old artifact.
+A run, an encoder, embeddings, an index, an evaluation, a reproduction, a comparison and packed shards are artifacts.
+A folder without ``manifest.json`` is partial: it can be resumed, not used. Every reader goes through ``read_manifest``
+and so refuses what does not fit. To overwrite a finished artifact, the new one is built beside it and takes its place
+when it is complete: a failure or a kill at any moment leaves the old artifact.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from vitrieve.progress import print_message
 if TYPE_CHECKING:
     import numpy as np
 
-Kind = Literal["run", "encoder", "embeddings", "index", "evaluation", "reproduction", "comparison"]
+Kind = Literal["run", "encoder", "embeddings", "index", "evaluation", "reproduction", "comparison", "shards"]
 MANIFEST_NAME = "manifest.json"
 FORMAT_VERSION = 1
 _PARTIAL_NAME = ".partial"

@@ -75,7 +75,7 @@ def test_read_collection_takes_a_source_with_its_labels(classes: Path) -> None:
         ("grocry:classes", "unknown source 'grocry'. Did you mean 'grocery'"),
         ("emojy", "Did you mean 'emoji'"),
         ("absent", "Write grocery:DIR, emoji, cub200:DIR, sop:DIR,"),
-        ("absent", "folder:DIR, table:FILE, or an existing folder"),
+        ("absent", "folder:DIR, table:FILE, shards:DIR, hf:DIR, or an existing folder"),
         ("no/such/folder", "no/such/folder is not a folder that exists"),
         ("classes/a/1.png", "is not a folder"),
         ("", "unknown source ''"),

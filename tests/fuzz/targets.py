@@ -7,6 +7,7 @@ import io
 import json
 import os
 import pickle
+import tarfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +21,11 @@ from safetensors.numpy import save
 from starlette.datastructures import QueryParams
 
 from vitrieve.artifacts import MANIFEST_NAME, read_manifest
-from vitrieve.data.decode import decode_image, find_note, measure_image, read_date_taken, read_header
+from vitrieve.data.decode import decode_image, find_note, measure_image, read_date_taken, read_header, read_image
 from vitrieve.data.layout import read_restricted_pickle
+from vitrieve.data.records import GroundTruth
+from vitrieve.data.shards import SCHEMA as SHARD_SCHEMA
+from vitrieve.data.shards import Shard, ShardSet, add_set, read_shards
 from vitrieve.data.table import read_table
 from vitrieve.embed.collection import load_embeddings, read_vectors_file
 from vitrieve.embed.rows import SCHEMA, build_table
@@ -153,6 +157,24 @@ def read_states(data: bytes, folder: Path) -> None:
             states.close()
 
 
+def read_shard_index(data: bytes, folder: Path) -> None:
+    (folder / "000000.tar").write_bytes(bytes(2048))
+    (folder / "index.parquet").write_bytes(data)
+    with contextlib.suppress(DataError):
+        for record in read_shards(folder).records:
+            with contextlib.suppress(DecodeError):
+                read_image(record)
+
+
+def read_archive(data: bytes, folder: Path) -> None:
+    (folder / "index.parquet").unlink(missing_ok=True)
+    (folder / "a.tar").write_bytes(data)
+    with contextlib.suppress(DataError), contextlib.redirect_stderr(io.StringIO()):
+        for record in read_shards(folder).records:
+            with contextlib.suppress(DecodeError):
+                read_image(record)
+
+
 _DIVIDER = b"\n--\n"
 
 
@@ -217,6 +239,42 @@ def build_states(folder: Path) -> bytes:
     return (folder / STATE_NAME).read_bytes()
 
 
+def build_shard_index(is_packed: bool) -> bytes:
+    said = ShardSet(
+        name="a",
+        protocol="b",
+        label_names=("x", "y"),
+        shards=(Shard(name="000000.tar", num_bytes=2048),),
+        is_packed=is_packed,
+        positive_pairs=(("1", "2"),),
+        ground_truth={"1": GroundTruth(easy=("2",))},
+    )
+    rows = [
+        {"key": "1", "image_id": "1", "offset": 512, "length": 9, "label": "x", "metadata": [("a", "b")]},
+        {"key": "2", "image_id": "2", "offset": 1536, "length": 9, "label": "y", "metadata": []},
+    ]
+    same = {"shard": "000000.tar", "suffix": ".jpg", "split": "train", "is_query": True, "is_gallery": True}
+    file = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist([{**row, **same} for row in rows], add_set(SHARD_SCHEMA, said)), file)
+    return file.getvalue().to_pybytes()
+
+
+def build_archives() -> tuple[bytes, ...]:
+    picture = _encode(Image.new("RGB", (4, 4)), "JPEG")
+    contents = {"a/1.jpg": picture, "a/1.cls": b"3", "2.png": b"x", "2.json": b'{"label": "b", "c": 1}', "2.txt": b"d"}
+    made = []
+    for tar_format in (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
+        file = io.BytesIO()
+        with tarfile.open(fileobj=file, mode="w", format=tar_format) as archive:
+            for name, content in {**contents, "long" * 40 + ".jpg": picture}.items():
+                if tar_format != tarfile.USTAR_FORMAT or len(name) < 100:
+                    info = tarfile.TarInfo(name)
+                    info.size = len(content)
+                    archive.addfile(info, io.BytesIO(content))
+        made.append(file.getvalue())
+    return tuple(made)
+
+
 def build_targets(folder: Path) -> dict[str, Target]:
     """Build all targets with their seeds.
 
@@ -259,6 +317,8 @@ def build_targets(folder: Path) -> dict[str, Target]:
         "vectors": Target(run=read_vectors, seeds=(build_vectors(),)),
         "embeddings": Target(run=read_embeddings, seeds=(build_embeddings(),)),
         "pickle": Target(run=read_pickle, seeds=tuple(pickles)),
+        "shard index": Target(run=read_shard_index, seeds=tuple(map(build_shard_index, (True, False)))),
+        "archive": Target(run=read_archive, seeds=build_archives()),
         "stamps": Target(run=read_states, seeds=(build_states(folder),)),
     }
 

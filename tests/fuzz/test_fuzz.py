@@ -21,7 +21,7 @@ NUM_INPUTS = 100
 """Of each target in every run."""
 NAMES = (
     "decode", "json", "address", "filter", "csv", "parquet", "settings", "weights", "vectors", "embeddings", "pickle",
-    "stamps",
+    "stamps", "shard index", "archive",
 )  # fmt: skip
 ROOT = Path(__file__).parents[2]
 LONG_SECONDS = 600.0

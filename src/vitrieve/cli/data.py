@@ -36,7 +36,7 @@ class DescribeArguments:
     """Tell where to get a data set, its layout, license, expected counts and size."""
 
     name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")]
-    """grocery, emoji, cub200, sop, inshop, sfm120k, roxford5k, rparis6k, revisitop1m, folder or table."""
+    """grocery, emoji, cub200, sop, inshop, sfm120k, roxford5k, rparis6k, revisitop1m, folder, table, shards or hf."""
     json: Json = False
 
 

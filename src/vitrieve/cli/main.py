@@ -55,6 +55,9 @@ class Command:
 COMMANDS = {
     "doctor": Command("vitrieve.cli.doctor", "versions, processor, memory, weights and data: is everything here?"),
     "data check": Command("vitrieve.cli.data", "count a data set, and find unreadable and duplicate pictures"),
+    "data pack": Command(
+        "vitrieve.cli.data_pack", "pack the pictures of a source into shards that read quickly", is_resumable=True
+    ),
     "data describe": Command(
         "vitrieve.cli.data",
         "where to get a data set, its layout, license and size",

@@ -20,7 +20,6 @@ from vitrieve.data.decode import (
     find_note,
     get_scale,
     read_header,
-    read_image,
     read_image_bytes,
 )
 from vitrieve.data.records import SPLITS, Dataset, ImageRecord
@@ -92,13 +91,11 @@ def _map_ahead(
 
 def _read(record: ImageRecord) -> bytes | str:
     try:
-        read_image(record)
-        with record.path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").digest()
+        data = read_image_bytes(record.path)
+        decode_image(data, box=record.box)
+        return hashlib.sha256(data).digest()
     except (DecodeError, MemoryError) as error:
         return describe_failure(error)
-    except OSError as error:  # gone since it was decoded
-        return f"the file cannot be read: {error.strerror or error}"
 
 
 NUM_CHECK_THREADS_MAX = 4

@@ -32,16 +32,18 @@ import io
 import os
 import stat
 import struct
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 from PIL import ExifTags, Image, ImageFile, JpegImagePlugin, UnidentifiedImageError, features
 
+from vitrieve.data.parts import Part, PartFile, open_part, parse_part
 from vitrieve.data.records import ImageRecord
 from vitrieve.data.work import (
     BUDGET,
@@ -353,6 +355,9 @@ def open_image_file(path: Path) -> BinaryIO:
         # Without O_NONBLOCK the opening itself waits, where the path is a pipe that nobody writes to.
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
     except OSError as error:
+        part = parse_part(Path(path))
+        if part is not None:
+            return _open_part(part)
         raise DecodeError(f"the file cannot be read: {error.strerror or error}") from error
     except ValueError as error:
         raise DecodeError(f"the path is not valid: {error}") from error  # a NUL character in it
@@ -366,6 +371,32 @@ def open_image_file(path: Path) -> BinaryIO:
         os.close(descriptor)
         raise DecodeError(problem)
     return os.fdopen(descriptor, "rb")
+
+
+def _open_part(part: Part) -> BinaryIO:
+    if part.length > MAX_FILE_BYTES:
+        raise DecodeError(f"the picture has {part.length:,} bytes; at most {MAX_FILE_BYTES:,} are read")
+    return cast(BinaryIO, open_part(part))
+
+
+def open_file_to_send(path: Path) -> BinaryIO:
+    """Open a picture as ``open_image_file`` does, with a descriptor that leads to nothing else.
+
+    Of a picture in a shard the bytes are copied into a file without a name, as its descriptor is that of the shard.
+
+    Raises:
+        DecodeError: As ``open_image_file``.
+        OSError: There is no room for the copy.
+    """
+    file = open_image_file(path)
+    if not isinstance(file, PartFile):
+        return file
+    with file:
+        data = read_open_file(file)
+    with tempfile.TemporaryFile(buffering=0) as copy:
+        copy.write(data)
+        copy.seek(0)
+        return os.fdopen(os.dup(copy.fileno()), "rb")
 
 
 def decode_image(data: bytes, *, box: Box | None = None, max_pixels: int = MAX_PIXELS) -> Image.Image:

@@ -8,6 +8,7 @@ which is looked through.
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
@@ -37,6 +38,18 @@ ROLES = {
     "gallery": Role("test", is_query=False),
 }
 """Roles by the name of a folder, in lower case."""
+_ROLE_PREFIX = re.compile(r"([a-z]+)(?:[^a-z].*)?", re.IGNORECASE)
+
+
+def find_role(path: str) -> Role | None:
+    """Find the first part of a path that begins with the name of a split, for archives and tables of many pictures.
+
+    >>> find_role("data/train-00000-of-00002.parquet"), find_role("trains/1.tar")
+    (Role(split='train', is_query=True, is_gallery=True), None)
+    """
+    found = (_ROLE_PREFIX.fullmatch(part) for part in path.split("/"))
+    roles = (ROLES.get(one[1].casefold()) for one in found if one)
+    return next((role for role in roles if role), None)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

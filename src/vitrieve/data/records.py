@@ -29,7 +29,7 @@ class ImageRecord:
 
     Attributes:
         image_id: Stable name, unique within its data set (for files: the path below the source's folder).
-        path: File that holds the bytes.
+        path: File that holds the bytes, or their place in a shard, as ``parts.py`` spells it.
         label: Class or instance id, an index into ``Dataset.label_names``.
         split: Which part of the data set the image belongs to.
         is_query: The image asks, in evaluation (ignored in training).
@@ -72,7 +72,8 @@ class Dataset:
     Attributes:
         name: The source's name, for example ``grocery``.
         protocol: Which of the source's protocols the roles follow.
-        records: All images, in a stable order.
+        records: All images, in a stable order: a tuple, or a table that makes them when they are asked for
+            (``shards.py``).
         label_names: Names of the labels; ``label_names[record.label]``.
         ks: The cut-offs at which the field reports Recall@K on this data set.
         junk_key: Metadata key; gallery images that share the query's value are neither right nor
@@ -92,7 +93,7 @@ class Dataset:
 
     name: str
     protocol: str
-    records: tuple[ImageRecord, ...]
+    records: Sequence[ImageRecord]
     label_names: tuple[str, ...]
     ks: tuple[int, ...] = (1, 2, 4, 8)
     junk_key: str | None = None

@@ -1,9 +1,9 @@
 """The one spelling of every image source, ``NAME:PATH``, and the reader behind each name.
 
-``grocery:DIR``, ``emoji``, ``cub200:DIR``, …, ``folder:DIR``, ``table:FILE``; an existing folder alone means
-``folder:DIR``. A published data set may be named without its folder: it is then looked for in ``VITRIEVE_DATA`` and
-beside the checkout. ``DESCRIPTIONS`` has what a person must know to get each of them (``vitrieve data describe NAME``);
-sizes marked "about" are rounded, and where the authors state none, it says so.
+``grocery:DIR``, ``emoji``, ``cub200:DIR``, …, ``folder:DIR``, ``table:FILE``, ``shards:DIR``; an existing folder
+alone means ``folder:DIR``. A published data set may be named without its folder: it is then looked for in
+``VITRIEVE_DATA`` and beside the checkout. ``DESCRIPTIONS`` has what a person must know to get each of them
+(``vitrieve data describe NAME``); sizes marked "about" are rounded, and where the authors state none, it says so.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
-from vitrieve.data import cub200, emoji, folder, grocery, inshop, revisited, sfm120k, sop, table
+from vitrieve.data import cub200, emoji, folder, grocery, huggingface, inshop, revisited, sfm120k, shards, sop, table
 from vitrieve.data.layout import DATA_VARIABLE, data_parents, find_data_folder
 from vitrieve.data.records import Dataset
 from vitrieve.errors import ConfigError, DataError, unknown_name_message
@@ -194,6 +194,30 @@ DESCRIPTIONS: Mapping[str, Description] = {
         license=_OWN_LICENSE,
         size=_OWN_SIZE,
         protocols=("own_classes",),
+    ),
+    "shards": Description(
+        title="images in tar archives with an index, which are read in any order",
+        origin="vitrieve data pack SOURCE --out DIR, or archives of WebDataset",
+        layout=(
+            "index.parquet, 000000.tar, 000001.tar, …    as vitrieve data pack writes them",
+            "or NAME.tar, at any depth, of samples KEY.jpg (png, webp) with KEY.cls, KEY.json or KEY.txt;",
+            "train-NAME.tar, val-NAME.tar or test/NAME.tar say the split. They are indexed when first opened",
+        ),
+        license="that of the images",
+        size=_OWN_SIZE,
+        protocols=shards.PROTOCOLS,
+    ),
+    "hf": Description(
+        title="a data set of the library datasets of Hugging Face, in a folder",
+        origin="downloaded with huggingface_hub, or written by datasets (to_parquet)",
+        layout=(
+            "data/train-00000-of-00002.parquet, …    with a column image of bytes, and label",
+            "or metadata.csv (metadata.jsonl) with the column file_name, optional label; beside or above the pictures",
+            "or class folders, as in folder:DIR",
+        ),
+        license="that of the data set; its README.md says it",
+        size=_OWN_SIZE,
+        protocols=huggingface.PROTOCOLS,
     ),
 }
 
@@ -464,5 +488,15 @@ _SOURCES = {
         path_kind="FILE",
         protocols=table.PROTOCOLS,
         read=lambda path, protocol: table.read_table(_path(path), protocol),
+    ),
+    "shards": _Source(
+        path_kind="DIR",
+        protocols=shards.PROTOCOLS,
+        read=lambda path, protocol: shards.read_shards(_path(path), protocol),
+    ),
+    "hf": _Source(
+        path_kind="DIR",
+        protocols=huggingface.PROTOCOLS,
+        read=lambda path, protocol: huggingface.read_huggingface(_path(path), protocol),
     ),
 }

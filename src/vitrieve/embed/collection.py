@@ -32,6 +32,7 @@ from vitrieve.artifacts import (
     write_text_durably,
     write_vectors_durably,
 )
+from vitrieve.data.parts import stat_picture
 from vitrieve.data.records import Dataset, ImageRecord
 from vitrieve.embed.batches import EncodedBatch, choose_chunk_size, encode_batches
 from vitrieve.embed.rows import SCHEMA, STATUS_OK, build_table, read_rows, to_records
@@ -464,7 +465,7 @@ def _is_same_picture(record: ImageRecord, before: ImageRecord, begun: float) -> 
     if (os.path.abspath(record.path), record.box) != (str(before.path), before.box):
         return False
     try:
-        status = os.stat(record.path)
+        status = stat_picture(record.path)
     except OSError:
         return False  # the reason why it cannot be read is found by who reads it
     return max(status.st_mtime, status.st_ctime) < begun
@@ -550,7 +551,7 @@ def _check_any(records: Sequence[ImageRecord]) -> None:
 def name_labels(dataset: Dataset) -> tuple[ImageRecord, ...]:
     """Add the name of each record's class to its metadata, where there are classes."""
     if len(dataset.label_names) < 2:
-        return dataset.records
+        return tuple(dataset.records)
     names = dataset.label_names
     return tuple(
         replace(record, metadata={"label": names[record.label], **record.metadata}) for record in dataset.records

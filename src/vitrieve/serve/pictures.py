@@ -15,7 +15,14 @@ from typing import BinaryIO
 
 from fastapi import HTTPException
 
-from vitrieve.data.decode import measure_image, open_image_file, read_image_bytes, read_open_file, shrink
+from vitrieve.data.decode import (
+    measure_image,
+    open_file_to_send,
+    open_image_file,
+    read_image_bytes,
+    read_open_file,
+    shrink,
+)
 from vitrieve.data.records import ImageRecord
 from vitrieve.errors import DataError, DecodeError
 from vitrieve.index.store import VectorStore, find_name
@@ -82,8 +89,8 @@ class Pictures:
         """
         record = self.find(image_id)
         try:
-            file = open_image_file(record.path)
-        except DecodeError:
+            file = open_file_to_send(record.path)
+        except (DecodeError, OSError):
             raise _is_gone(record) from None
         try:
             media_type = find_image_type(os.pread(file.fileno(), NUM_BYTES, 0))

@@ -21,6 +21,7 @@ from vitrieve.data.decode import (
     read_date_taken,
     read_open_file,
 )
+from vitrieve.data.parts import stat_picture
 from vitrieve.data.preprocess import Preprocessing, to_square
 from vitrieve.data.records import ImageRecord
 from vitrieve.errors import DecodeError
@@ -169,6 +170,6 @@ def _build_state(
 def find_status(record: ImageRecord) -> os.stat_result | None:
     """Ask for size and times of a record's file; None when there is none, or it may not be asked for."""
     try:
-        return record.path.stat()
+        return stat_picture(record.path)
     except (OSError, ValueError):  # ValueError: a NUL character in a manifest's path
         return None

@@ -365,7 +365,7 @@ def _read_training(embeddings: Embeddings, records: Sequence[ImageRecord]) -> tu
 def _take(embeddings: Embeddings, dataset: Dataset) -> Embeddings:
     """Take the vectors of a data set's images, all of which have one, into memory."""
     vectors, _ = _read_training(embeddings, dataset.records)
-    return replace(embeddings, vectors=vectors, records=dataset.records, failures=())
+    return replace(embeddings, vectors=vectors, records=tuple(dataset.records), failures=())
 
 
 # The head

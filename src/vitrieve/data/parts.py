@@ -1,0 +1,158 @@
+"""A picture inside a shard: how its place is spelled as a path, and how its bytes are read.
+
+``SHARDS/000003.tar/@1536+20480.jpg`` means the 20,480 bytes from the byte 1,536 of the file ``SHARDS/000003.tar``,
+and ``FILE.parquet/@17+0`` the cell of row 17 in the first column. No such file exists, so that the spelling takes no
+name from any: it is understood only where no file of that name can be opened. Embeddings, indexes and states store it
+as they store every path, and ``--map-path`` moves it.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from vitrieve.data.cells import read_cell
+from vitrieve.data.tars import BLOCK_BYTES, is_header_of
+from vitrieve.errors import DecodeError
+from vitrieve.quoting import quote_name
+
+SHARD_SUFFIX, PARQUET_SUFFIX = ".tar", ".parquet"
+_NAME = re.compile(r"@(\d{1,15})\+(\d{1,15})(?:\.[a-z]{1,5})?")
+
+
+class Part(NamedTuple):
+    """Where the bytes of a picture are: from ``offset`` on, ``length`` of them.
+
+    In a Parquet file they are a cell: ``offset`` is its row, and ``length`` the number of its column.
+    """
+
+    shard: Path
+    offset: int
+    length: int
+
+
+def spell_part(shard: str, offset: int, length: int, suffix: str) -> Path:
+    """Spell the place of a picture as a path.
+
+    >>> parse_part(spell_part("/shards/000003.tar", 1536, 20480, ".jpg"))[1:]
+    (1536, 20480)
+    """
+    return Path(f"{shard}/@{offset}+{length}{suffix}")
+
+
+def parse_part(path: Path) -> Part | None:
+    """Read a path that ``spell_part`` spelled; None for any other."""
+    found = _NAME.fullmatch(path.name)
+    if found is None or path.parent.suffix not in (SHARD_SUFFIX, PARQUET_SUFFIX):
+        return None
+    return Part(path.parent, int(found[1]), int(found[2]))
+
+
+def stat_picture(path: Path) -> os.stat_result:
+    """Ask for size and times of the file that holds a picture: the shard's, where it is in one.
+
+    Raises:
+        OSError: There is no such file.
+    """
+    try:
+        return path.stat()
+    except NotADirectoryError:
+        part = parse_part(path)
+        if part is None:
+            raise
+        return part.shard.stat()
+
+
+class PartFile(io.RawIOBase):
+    """The bytes of one part, for reading from first to last.
+
+    Its descriptor is that of the whole shard, whose size and times it tells; nothing may be sent from it.
+    """
+
+    def __init__(self, descriptor: int, part: Part, read_range: Callable[[int, int], bytes]) -> None:
+        """Take over an open shard.
+
+        Args:
+            descriptor: The shard's; closed with this file.
+            part: What is read of it.
+            read_range: Returns so many bytes (second) from an offset (first) on, fewer only at the end of the shard.
+        """
+        self._descriptor, self._part, self._read_range = descriptor, part, read_range
+        self._position = 0
+
+    def fileno(self) -> int:
+        """Return the descriptor of the shard."""
+        return self._descriptor
+
+    def readable(self) -> bool:
+        """Say that it can be read."""
+        return True
+
+    def read(self, size: int | None = -1) -> bytes:
+        """Read up to ``size`` bytes of the part; all that are left where it is negative."""
+        left = self._part.length - self._position
+        wanted = left if size is None or size < 0 else min(size, left)
+        data = self._read_range(self._part.offset + self._position, wanted)
+        self._position += len(data)
+        return data
+
+    def close(self) -> None:
+        """Close the shard."""
+        if not self.closed:
+            os.close(self._descriptor)
+        super().close()
+
+
+def open_part(part: Part) -> PartFile:
+    """Open a picture in a shard, after a look at the header in front of it.
+
+    Raises:
+        DecodeError: The shard is gone or is no file, or no such picture is there any more.
+    """
+    try:
+        descriptor = os.open(part.shard, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
+    except OSError as error:
+        raise DecodeError(f"the shard {_name(part)} cannot be read: {error.strerror or error}") from error
+    try:
+        return _check_part(descriptor, part)
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def _check_part(descriptor: int, part: Part) -> PartFile:
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        raise DecodeError(f"the shard {_name(part)} is not a regular file")
+
+    def read_range(offset: int, length: int) -> bytes:
+        return _read_local(descriptor, part, offset, length)
+
+    if part.shard.suffix == PARQUET_SUFFIX:
+        cell = read_cell(part.shard, part.offset, part.length)
+        return PartFile(descriptor, Part(part.shard, 0, len(cell)), lambda offset, length: cell[offset:][:length])
+    header_at = part.offset - BLOCK_BYTES
+    header = read_range(header_at, BLOCK_BYTES) if header_at >= 0 else b""
+    if not is_header_of(header, part.length):
+        raise DecodeError(f"the shard {_name(part)} has changed since it was indexed; index or pack it again")
+    return PartFile(descriptor, part, read_range)
+
+
+def _read_local(descriptor: int, part: Part, offset: int, length: int) -> bytes:
+    """Read from an open shard; a disk that fails is one bad picture."""
+    pieces = []
+    try:
+        while length > 0 and (piece := os.pread(descriptor, length, offset)):
+            pieces.append(piece)
+            offset, length = offset + len(piece), length - len(piece)
+    except OSError as error:
+        raise DecodeError(f"the shard {_name(part)} cannot be read: {error.strerror or error}") from error
+    return b"".join(pieces)
+
+
+def _name(part: Part) -> str:
+    return quote_name(part.shard.name)
