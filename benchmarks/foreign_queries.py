@@ -2,9 +2,10 @@
 
     python benchmarks/foreign_queries.py OUT [--num-queries 500]
 
-Frozen dinov2-vits14 at 112 px; embeddings are kept in OUT (those of benchmarks/reranking.py are taken). For each
-collection an exact index of its test split is calibrated four ways, and asked by its own images (each leaves itself
-out) and by those of the other collection. Writes benchmarks/results/foreign_queries_DATE.jsonl and prints a table.
+Frozen dinov2-vits14 at 112 px; embeddings are kept in OUT (those of benchmarks/reranking_settings.py are taken). For
+each collection an exact index of its test split is calibrated four ways, and asked by its own images (each leaves
+itself out) and by those of the other collection. Writes benchmarks/results/foreign_queries_DATE.jsonl and prints a
+table.
 """
 
 from __future__ import annotations

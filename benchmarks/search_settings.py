@@ -2,7 +2,7 @@
 
     python benchmarks/search_settings.py OUT
 
-Frozen dinov2-vits14 at 112 px; embeddings are kept in OUT (those of benchmarks/reranking.py are taken). Writes
+Frozen dinov2-vits14 at 112 px; embeddings are kept in OUT (those of benchmarks/reranking_settings.py are taken). Writes
 benchmarks/results/search_settings_DATE.jsonl, and prints it.
 
 - minus: 800 images of the training split ask; the first of the ten nearest that is of another class is the minus

@@ -59,6 +59,7 @@ TITLES = {
     "sync": "Indexing",
     "syncing": "Indexing",
     "search": "Searching",
+    "rerank": "Searching",
     "serve": "Serving",
     "doctor": "This machine",
     "errors": "Errors",

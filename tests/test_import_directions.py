@@ -23,6 +23,7 @@ ROWS = (
     ("model",),
     ("runtime",),
     ("embed",),
+    ("rerank",),
     ("evaluation",),
     ("training",),
     ("comparison",),

@@ -50,12 +50,14 @@ from .model.default import use_weights as use_weights
 from .model.pretrained import pull_weights as pull_weights
 from .model.published import PulledEncoder as PulledEncoder
 from .model.published import pull_encoder as pull_encoder
+from .rerank.remember import KeptReranking as KeptReranking
 from .runtime.encoder import Encoder as Encoder
 from .runtime.encoder import load_encoder as load_encoder
 from .runtime.int8 import Int8Graph as Int8Graph
 from .runtime.int8 import quantize as quantize
 from .search.explain import Explanation as Explanation
 from .search.explain import explain_result as explain_result
+from .search.part_store import keep_reranking as keep_reranking
 from .search.request import Example as Example
 from .search.request import SearchAnswer as SearchAnswer
 from .search.request import SearchRequest as SearchRequest

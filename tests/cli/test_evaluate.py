@@ -371,3 +371,68 @@ def test_evaluate_refuses_a_cut_off_of_nothing(run_evaluate: Any, tmp_path: Path
     status, _, err = run_evaluate("--ks", "0")
     assert (status, "a cut-off K is 0; expected integers of at least 1" in err) == (2, True)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def colors(tmp_path: Path) -> Path:
+    """Twelve classes of four pictures of one color, every fourth class for testing."""
+    generator = np.random.default_rng(0)
+    path = tmp_path / "colors.csv"
+    with path.open("w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file)
+        rows.writerow(["path", "label", "split"])
+        for label in range(12):
+            color = generator.integers(0, 200, 3)
+            for copy in range(4):
+                pixels = (color + generator.integers(0, 56, (40, 36, 3))).astype(np.uint8)
+                Image.fromarray(pixels).save(tmp_path / f"{label}-{copy}.png")
+                rows.writerow([f"{label}-{copy}.png", f"class {label}", "train" if label % 4 else "test"])
+    return path
+
+
+def test_evaluate_chooses_a_reranking_that_the_index_remembers(
+    run_evaluate: Any, colors: Path, tiny_encoder_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, index = f"table:{colors}", tmp_path / "index"
+    assert main(["embed", "--encoder", str(tiny_encoder_folder), "--data", data, "--out", str(tmp_path / "e")]) == 0
+    assert main(["index", "--embeddings", str(tmp_path / "e"), "--out", str(index), "--store", "exact"]) == 0
+    capsys.readouterr()
+    status, out, err = run_evaluate("--no-report", "--rerank", "auto", "--index", index, "--json", data=data)
+    assert status == 0
+    choice = json.loads(out)["rerankings"][0]
+    names = {row["reranking"] for row in choice["rows"]}
+    assert {"none", "superglobal", "chamfer", "optimal_transport", "tiles"} <= names
+    assert choice["chosen"] in names
+    assert choice["dataset"] == "colors, held out"
+    kept = json.loads((index / "reranker.json").read_text())
+    assert (kept["name"], kept["reason"]) == (choice["chosen"], choice["reason"])
+    assert f"remembers the re-ranking {choice['chosen']}" in err
+    assert main(["search", "--index", str(index), str(tmp_path / "1-1.png"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["queries"][0]["reranking"] == choice["chosen"]
+
+
+def test_evaluate_prints_the_table_of_named_rerankings(run_evaluate: Any) -> None:
+    status, out, _ = run_evaluate("--no-report", "--rerank", "superglobal,chamfer")
+    table = out.split("\n\n")[1].splitlines()
+    assert status == 0
+    assert [line.split()[0] for line in table[1:5]] == ["re-ranking", "none", "superglobal", "chamfer"]
+    assert table[4].split()[-1] == "256"
+    assert table[-1] == "measured on the test split"
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (("--rerank", "magic"), "unknown re-ranking 'magic'"),
+        (("--rerank", "auto,chamfer"), "give it alone"),
+        (("--rerank", "chamfer", "--index", "index"), "--rerank auto, one encoder and one protocol"),
+        (("--rerank", "auto", "--index", "missing"), "missing"),
+    ],
+)
+def test_evaluate_refuses_wrong_rerankings_before_measuring(
+    run_evaluate: Any, tmp_path: Path, words: tuple[str, ...], reason: str
+) -> None:
+    status, out, err = run_evaluate(*words)
+    assert (status, out) == (2, "")
+    assert reason in err
+    assert not (tmp_path / "out").exists()

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from vitrieve.training.holdout import Selection
+from vitrieve.training.selection import Selection
 
 
 def select(*values: float) -> Selection:

@@ -44,6 +44,12 @@ class Arguments:
     """Side of the square input in pixels; None: each encoder's own."""
     scales: tuple[float, ...] = ()
     """Shares of that side whose embeddings are combined, for convnets: 1 0.7071 0.5. None given: each encoder's own."""
+    rerank: str = ""
+    """auto: measure every re-ranking on held-out training classes, and keep one or none; or names, separated by commas,
+    to measure on the test split: average_query_expansion, alpha_query_expansion, k_reciprocal, superglobal, chamfer,
+    optimal_transport, query_tiles, image_tiles, tiles. Empty: none."""
+    index: Path | None = None
+    """With --rerank auto: index of this encoder that remembers what was kept, for vitrieve search and the service."""
     batch_size: BatchSize = None
     device: DeviceFlag = "auto"
     num_threads: NumThreads = None
@@ -61,6 +67,7 @@ def run(arguments: Arguments) -> int:
     from vitrieve.evaluation.protocols import DataChoices, read_evaluation_data
     from vitrieve.evaluation.run import evaluate
     from vitrieve.runtime.encoder import load_encoder
+    from vitrieve.search.part_store import check_remembers, keep_reranking
 
     choices = DataChoices(
         protocols=tuple(chain(*arguments.protocol)),
@@ -81,6 +88,8 @@ def run(arguments: Arguments) -> int:
         )
         for source in (arguments.encoder, *chain(*arguments.compare))
     ]
+    if arguments.index is not None:
+        check_remembers(arguments.index, encoders, data, arguments.rerank)
     evaluation = evaluate(
         encoders,
         data,
@@ -91,11 +100,15 @@ def run(arguments: Arguments) -> int:
         batch_size=arguments.batch_size,
         num_threads=arguments.num_threads,
         max_bad_fraction=arguments.max_bad_fraction,
+        rerank=arguments.rerank,
         show_progress=True,
     )
+    if arguments.index is not None:
+        kept = keep_reranking(evaluation, arguments.index, encoders[0], show_progress=True)
+        print_message(f"{arguments.index} remembers the re-ranking {kept.name}")
     report = evaluation.report
     if arguments.json:
-        print_json({"results": [one.to_json() for one in evaluation.results], "report": report and str(report)})
+        print_json({**evaluation.to_json(), "report": report and str(report)})
     else:
         print_result(*str(evaluation).split("\n"))
         print_message(f"report: {report}" if report else f"figures: {arguments.out}/results.json")

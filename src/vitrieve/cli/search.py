@@ -50,8 +50,21 @@ class Arguments:
     """Metadata column; of the pictures that share its value only the nearest is a result."""
     near_duplicates: Switch = False
     """Put pictures nearly equal to a nearer result behind it."""
-    rerank: Literal["none", "average_query_expansion", "alpha_query_expansion", "k_reciprocal"] = "none"
-    """Order the results again by what their neighbors say."""
+    rerank: Literal[
+        "auto",
+        "none",
+        "average_query_expansion",
+        "alpha_query_expansion",
+        "k_reciprocal",
+        "superglobal",
+        "chamfer",
+        "optimal_transport",
+        "query_tiles",
+        "image_tiles",
+        "tiles",
+    ] = "auto"
+    """Order the first results again, by their neighbors or by parts of the pictures; auto: as the index remembers
+    (vitrieve evaluate --rerank auto --index INDEX), else not at all."""
     encoder: str | None = None
     """Where the index's encoder is now; None: where it was when the index was made."""
     map_path: MapPaths = ()

@@ -5,6 +5,7 @@ In reading order:
     revisited.py    easy, medium, hard: trapezoidal average precision and mP@k
     protocols.py    a source under its protocols -> queries, gallery, junk; distractors
     measure.py      the figures of one encoder under one protocol, and the same as text
+    reranking.py    what re-ranking adds, measured on held-out training classes; one is kept, or none
     analysis.py     what the report shows: classes, histograms, spectra, queries with their neighbors
     charts.py       charts as SVG
     report.py       one self-contained HTML page

@@ -17,7 +17,7 @@ histograms and galleries of the report use the same one.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
@@ -456,6 +456,36 @@ def score_queries(
     return QueryScores(
         labels=relevance.query_labels,
         num_relevant=num_relevant,
+        first_rank=first_rank,
+        r_precision=precision,
+        map_at_r=average,
+    )
+
+
+def score_rows(rows: Iterable[FloatArray], relevance: Relevance) -> QueryScores:
+    """Score rankings that are given as similarities, where they are not those of embeddings (re-ranking).
+
+    Args:
+        rows: ``(G,)`` similarities of each query to the gallery, in the order of the queries.
+        relevance: Which gallery rows are right and which are left out.
+
+    Returns:
+        The scores of every query. Ties count against the query, as in ``score_queries``.
+    """
+    num_relevant, num_before = [], [np.empty(0, dtype=np.int64)]
+    for query, similarities in enumerate(rows):
+        known = _list_known_rows(relevance, query)
+        is_wrong = np.ones(len(similarities), dtype=bool)
+        is_wrong[known.relevant] = is_wrong[known.hidden] = False
+        wrong = np.sort(similarities[is_wrong])
+        found = np.sort(similarities[known.relevant])[::-1]
+        num_relevant.append(len(found))
+        num_before.append(len(wrong) - np.searchsorted(wrong, found, side="left"))
+    counts = np.array(num_relevant, dtype=np.int64)
+    first_rank, precision, average = _score_counts(np.concatenate(num_before), counts)
+    return QueryScores(
+        labels=relevance.query_labels,
+        num_relevant=counts,
         first_rank=first_rank,
         r_precision=precision,
         map_at_r=average,

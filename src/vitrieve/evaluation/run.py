@@ -24,6 +24,7 @@ from vitrieve.embed.collection import Embeddings, EmbedSettings, embed_collectio
 from vitrieve.errors import ConfigError
 from vitrieve.evaluation.measure import EvaluationResult, Measurement, format_results, measure
 from vitrieve.evaluation.protocols import EvaluationData, read_evaluation_data, select_records
+from vitrieve.evaluation.reranking import RerankingReport, parse_rerankings, report_rerankings
 from vitrieve.model.pretrained import list_seen
 from vitrieve.progress import print_message
 from vitrieve.runtime.encoder import Encoder, load_encoder
@@ -44,14 +45,29 @@ class Evaluation:
         results: One for each encoder and protocol: all of the first encoder, then of the next.
         folder: Folder with ``results.json``; None where nothing was written.
         report: The report, a web page; None where there is none.
+        rerankings: What re-ranking adds, where that was asked for: for each encoder and protocol the choice on held-out
+            classes, and the figures on the test split.
     """
 
     results: tuple[EvaluationResult, ...]
     folder: Path | None = None
     report: Path | None = None
+    rerankings: tuple[RerankingReport, ...] = ()
 
     def __str__(self) -> str:
-        return format_results(self.results)
+        return "\n\n".join([format_results(self.results), *map(str, self.rerankings)])
+
+    def to_json(self) -> dict[str, Any]:
+        """Convert to plain JSON values: the content of ``results.json``."""
+        return _to_json(self.results, self.rerankings)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationSettings(EmbedSettings):
+    """How encoders are measured."""
+
+    rerank: str | Sequence[str] = ()
+    """Re-ranking to measure: auto, or names of ``rerank/reranker.py``; commas separate several in one text."""
 
 
 def evaluate(
@@ -78,8 +94,9 @@ def evaluate(
         resume: Go on with an unfinished evaluation in ``out``.
         overwrite: Replace what ``out`` holds.
         device: Device of encoders that are loaded here; ``auto``: on a GPU where torch sees one.
-        settings: Fields of ``EmbedSettings``: ``batch_size``, ``num_threads``, ``max_bad_fraction``,
-            ``show_progress``.
+        settings: Fields of ``EvaluationSettings``: ``batch_size``, ``num_threads``, ``max_bad_fraction``,
+            ``show_progress``, and ``rerank``: ``auto`` measures every re-ranking on held-out training classes and keeps
+            one or none; names measure these on the test split.
 
     Returns:
         The figures.
@@ -87,7 +104,8 @@ def evaluate(
     Raises:
         InputError: An encoder or the data cannot be used, or ``out`` is not free.
     """
-    embed_settings = EmbedSettings(**settings)
+    evaluation_settings = EvaluationSettings(**settings)
+    rerankings = parse_rerankings(evaluation_settings.rerank)
     if isinstance(data, (str, Path)):
         data = read_evaluation_data(str(data))
     elif isinstance(data, Dataset):
@@ -102,19 +120,22 @@ def evaluate(
     names = choose_names(encoders)
     _tell_seen(encoders, data.datasets)
     with _folder_for(out, is_overwrite=overwrite, is_resume=resume) as folder:
-        results = run_comparison(
-            encoders,
-            data.datasets,
-            folder,
-            names=names,
-            settings=embed_settings,
-            is_report=report and out is not None,
-        )
+        measurements = _measure_all(encoders, data.datasets, folder, names, evaluation_settings)
+        # All protocols of the first encoder, then of the next: as the measurements stand.
+        owners = [encoder for encoder in encoders for _ in data.datasets]
+        reranked = [
+            one
+            for measurement, owner in zip(measurements, owners, strict=True)
+            for one in report_rerankings(measurement, owner, rerankings, evaluation_settings)
+        ]
+        _write(measurements, reranked, folder, is_report=report and out is not None)
+        shutil.rmtree(folder / EMBEDDINGS_FOLDER)
+        results = tuple(measurement.result for measurement in measurements)
         if out is None:
-            return Evaluation(results=tuple(results))
+            return Evaluation(results=results, rerankings=tuple(reranked))
         write_manifest(folder, "evaluation", _describe(data, encoders))
     report_path = Path(out) / REPORT_NAME if report else None
-    return Evaluation(results=tuple(results), folder=Path(out), report=report_path)
+    return Evaluation(results=results, folder=Path(out), report=report_path, rerankings=tuple(reranked))
 
 
 def _tell_seen(encoders: Sequence[Encoder], datasets: Sequence[Dataset]) -> None:
@@ -263,26 +284,44 @@ def run_comparison(
         ConfigError: No encoder, no data set, or names that do not tell the encoders apart.
     """
     names = choose_names(encoders, names)
+    measurements = _measure_all(encoders, datasets, out, names, settings or EmbedSettings())
+    _write(measurements, (), out, is_report=is_report)
+    if kept is not None:
+        shutil.rmtree(kept, ignore_errors=True)
+        _embeddings_folder(out, encoders[-1], 0).rename(kept)
+    shutil.rmtree(out / EMBEDDINGS_FOLDER)
+    return [measurement.result for measurement in measurements]
+
+
+def _measure_all(
+    encoders: Sequence[Encoder], datasets: Sequence[Dataset], out: Path, names: Sequence[str], settings: EmbedSettings
+) -> list[Measurement]:
+    """Measure every encoder under every protocol; the embeddings stay in ``out``."""
     if not datasets:
         raise ConfigError("there is no data set to measure on; give at least one.")
-    settings = settings or EmbedSettings()
     measurements: list[Measurement] = []
     for encoder, name in zip(encoders, names, strict=True):
         embedded = _embed_sources(encoder, datasets, out, settings)
         measurements += [measure(dataset, found, name) for dataset, found in zip(datasets, embedded, strict=True)]
-    results = [measurement.result for measurement in measurements]
+    return measurements
+
+
+def _write(
+    measurements: Sequence[Measurement], rerankings: Sequence[RerankingReport], out: Path, *, is_report: bool
+) -> None:
+    """Write the results and the report; the embeddings stay."""
     out.mkdir(parents=True, exist_ok=True)
-    content = {"results": [result.to_json() for result in results]}
+    content = _to_json([measurement.result for measurement in measurements], rerankings)
     write_text_durably(out / RESULTS_NAME, json.dumps(content, indent=2) + "\n")
     if is_report:
         from vitrieve.evaluation.report import write_report
 
         write_report(measurements, out / REPORT_NAME)
-    if kept is not None:
-        shutil.rmtree(kept, ignore_errors=True)
-        _embeddings_folder(out, encoders[-1], 0).rename(kept)
-    shutil.rmtree(out / EMBEDDINGS_FOLDER)
-    return results
+
+
+def _to_json(results: Sequence[EvaluationResult], rerankings: Sequence[RerankingReport]) -> dict[str, Any]:
+    content: dict[str, Any] = {"results": [result.to_json() for result in results]}
+    return {**content, "rerankings": [report.to_json() for report in rerankings]} if rerankings else content
 
 
 def _embed_sources(

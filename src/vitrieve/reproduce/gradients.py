@@ -16,6 +16,7 @@ from torch import Tensor
 from vitrieve.artifacts import read_manifest, write_text_durably
 from vitrieve.config import Config, Device
 from vitrieve.data.check import find_readable
+from vitrieve.data.holdout import split_for_training
 from vitrieve.data.loader import Batch, TrainingLoader
 from vitrieve.data.sources import read_source
 from vitrieve.model.encoder import ImageEncoder, read_encoder
@@ -24,7 +25,6 @@ from vitrieve.objective.memory import MemoryRows
 from vitrieve.runtime.device import resolve_device
 from vitrieve.settings import config_from_json
 from vitrieve.training.compute import move_batch
-from vitrieve.training.holdout import split_for_training
 
 NUM_BATCHES = 16
 """With 64 images a batch these are about a thousand gradients: more than an embedding has dimensions."""

@@ -4,7 +4,8 @@ The files in reading order:
 
 - ``request.py``: what can be asked, and the answer.
 - ``query.py`` makes one vector of the examples of a request.
-- ``ranking.py`` fetches the nearest images, orders them again, and groups them.
+- ``ranking.py`` fetches the nearest images, puts the first in another order, and groups them.
+- ``part_store.py`` keeps the parts of the images that some re-rankings compare.
 - ``threshold.py``: from which score on a result counts as the wanted thing, and how that is calibrated.
 - ``searcher.py`` joins an index with its encoder and answers requests.
 - ``explain.py`` finds which patches of a query and a result match, and draws them.

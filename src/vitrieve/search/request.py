@@ -14,10 +14,12 @@ from vitrieve.data.decode import Picture
 from vitrieve.errors import ConfigError, DataError
 from vitrieve.index.filter import FilterLike, parse_filter
 from vitrieve.quoting import quote_name
+from vitrieve.rerank.reranker import RerankerName
 
 Box = tuple[float, float, float, float]
 """``(x_1, y_1, x_2, y_2)`` in pixels, after EXIF orientation."""
-Reranking = Literal["none", "average_query_expansion", "alpha_query_expansion", "k_reciprocal"]
+Reranking = Literal["auto", "none", RerankerName]
+"""``auto`` is what the index remembers (``vitrieve evaluate --rerank auto --index``)."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -61,7 +63,8 @@ class SearchRequest:
         group_by: Metadata column; of the images that share its value only the nearest is a result, the others
             stand behind it. None: no groups.
         is_near_duplicate_grouped: Images nearly equal to a nearer result stand behind it.
-        reranking: Method that orders the first results again.
+        reranking: Method that orders the first results again; ``auto``: the one that the index remembers, where it
+            does and the request has what it compares, else none.
     """
 
     plus: tuple[Example, ...]
@@ -71,7 +74,7 @@ class SearchRequest:
     filter: FilterLike = ()
     group_by: str | None = None
     is_near_duplicate_grouped: bool = False
-    reranking: Reranking = "none"
+    reranking: Reranking = "auto"
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
@@ -115,6 +118,7 @@ class SearchAnswer:
         threshold: The score that decides it; None: the index has none.
         has_more: Flag that a further page would hold results.
         timings_seconds: Time for ``decode``, ``encode`` and ``search``.
+        reranking: Method that ordered the first results again, or ``none``.
     """
 
     results: tuple[SearchResult, ...]
@@ -122,6 +126,7 @@ class SearchAnswer:
     threshold: float | None = None
     has_more: bool = False
     timings_seconds: Mapping[str, float] = field(default_factory=dict)
+    reranking: str = "none"
 
 
 def parse_box(text: str | None) -> Box | None:
@@ -168,6 +173,7 @@ def answer_to_json(answer: SearchAnswer) -> dict[str, Any]:
         "is_match": answer.is_match,
         "threshold": answer.threshold,
         "has_more": answer.has_more,
+        "reranking": answer.reranking,
         "timings_seconds": {name: round(seconds, 6) for name, seconds in answer.timings_seconds.items()},
     }
 

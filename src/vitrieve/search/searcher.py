@@ -25,10 +25,14 @@ from vitrieve.errors import ArtifactError, ConfigError, FingerprintError, unknow
 from vitrieve.index.filter import FilterLike
 from vitrieve.index.open import load_index_encoder, open_index, require_encoder
 from vitrieve.index.store import Hit, VectorStore, find_name, read_info
+from vitrieve.rerank.parts import ByteArray, PartKind, encode_parts, prepare_parts
+from vitrieve.rerank.remember import KeptReranking, load_kept
+from vitrieve.rerank.reranker import NO_RERANKING, Reranker, Shortlist, find_reranker
 from vitrieve.runtime.encoder import Encoder
 from vitrieve.runtime.engine import EngineChoice, PrecisionChoice
-from vitrieve.search.query import build_query
-from vitrieve.search.ranking import MAX_DEPTH, group_hits, rank_images
+from vitrieve.search.part_store import PartStore
+from vitrieve.search.query import Query, build_query, read_example
+from vitrieve.search.ranking import MAX_DEPTH, group_hits, rank_images, read_vectors
 from vitrieve.search.request import Example, SearchAnswer, SearchRequest, SearchResult
 from vitrieve.search.threshold import Threshold, load_threshold
 
@@ -44,25 +48,43 @@ class Searcher:
     the end of the block.
     """
 
-    def __init__(self, store: VectorStore, encoder: Encoder, *, threshold: Threshold | None = None) -> None:
+    def __init__(
+        self,
+        store: VectorStore,
+        encoder: Encoder,
+        *,
+        threshold: Threshold | None = None,
+        kept: KeptReranking | None = None,
+        folder: Path | None = None,
+    ) -> None:
         """Join an index with an encoder.
 
         Args:
             store: Index to search.
             encoder: Encoder that makes the queries' vectors.
             threshold: Score from which on a result is a match; None: answers do not say.
+            kept: Re-ranking that the index remembers, for requests that leave the choice to it; None: none.
+            folder: Folder of the index, which keeps the parts of pictures that a re-ranking compares; None: they are
+                computed again for each search.
 
         Raises:
-            FingerprintError: The index, or the threshold, was made by another encoder.
+            FingerprintError: The index, the threshold or the re-ranking was made by another encoder.
         """
         require_encoder(store.info, encoder, advice=WRONG_ENCODER_ADVICE)
         if threshold is not None and threshold.fingerprint != encoder.fingerprint:
             raise FingerprintError(
                 "the threshold was calibrated with another encoder than the index's; run vitrieve calibrate again."
             )
+        if kept is not None and kept.fingerprint != encoder.fingerprint:
+            raise FingerprintError(
+                "the re-ranking was measured with another encoder than the index's; run vitrieve evaluate --rerank "
+                "auto --index again, or delete reranker.json in the index."
+            )
         self.store = store
         self.encoder = encoder
         self.threshold = threshold
+        self.kept = kept
+        self.parts = PartStore(folder, encoder)
         self._open_again: Callable[[Encoder | str | Path | None], Searcher] | None = None
         self._is_closed = False
 
@@ -155,7 +177,13 @@ class Searcher:
     def _join(cls, store: VectorStore, encoder: Encoder, index_folder: Path | str) -> Searcher:
         """Join what belongs together; what does not is closed."""
         try:
-            return cls(store, encoder, threshold=load_threshold(index_folder))
+            return cls(
+                store,
+                encoder,
+                threshold=load_threshold(index_folder),
+                kept=load_kept(index_folder),
+                folder=Path(index_folder),
+            )
         except Exception:
             store.close()
             raise
@@ -193,9 +221,14 @@ class Searcher:
         """
         self._check(request)
         request = self._find_names(request)
+        reranker = choose_reranker(request, self.kept)
         query = build_query(request, self.store, self.encoder)
         started = time.perf_counter()
-        ranking = rank_images(self.store, query, request)
+        if reranker is None:
+            ranking = rank_images(self.store, query, request)
+        else:
+            reorder = partial(self._reorder, reranker=reranker, query=query, request=request)
+            ranking = rank_images(self.store, query, request, reorder=reorder, num_reordered=reranker.depth)
         groups = group_hits(self.store, ranking.levels, request)
         page = groups[request.offset : request.offset + request.k]
         is_judged = self.threshold is not None and len(request.plus) == 1 and not request.minus
@@ -206,7 +239,28 @@ class Searcher:
             threshold=threshold,
             has_more=len(groups) > request.offset + request.k,
             timings_seconds={**query.timings_seconds, "search": time.perf_counter() - started},
+            reranking=NO_RERANKING if reranker is None else reranker.name,
         )
+
+    def _reorder(self, hits: Sequence[Hit], *, reranker: Reranker, query: Query, request: SearchRequest) -> list[Hit]:
+        """Order the first hits of a request again."""
+        vectors = read_vectors(self.store, hits)
+
+        def find_parts(kind: PartKind) -> tuple[ByteArray, ByteArray]:
+            images = self.parts.find(kind, [hit.record for hit in hits], vectors)
+            return self._find_query_parts(kind, request.plus[0]), images
+
+        shortlist = Shortlist(query=query.vector, vectors=vectors, find_parts=find_parts)
+        return [hits[row] for row in reranker.order(shortlist)]
+
+    def _find_query_parts(self, kind: PartKind, example: Example) -> ByteArray:
+        if example.image_id is not None:
+            vectors, records = self.store.get([example.image_id])
+            (parts,) = self.parts.find(kind, records, vectors)
+        else:
+            squares = prepare_parts(read_example(example), self.encoder, kind)
+            (parts,) = encode_parts(squares[None], self.encoder, kind)
+        return np.asarray(parts)
 
     def _find_names(self, request: SearchRequest) -> SearchRequest:
         """Name the examples as the index does, in whichever Unicode form they were asked for."""
@@ -230,6 +284,37 @@ class Searcher:
                 if columns
                 else f"the images of this index have no metadata, so they cannot be grouped by {request.group_by!r}."
             )
+
+
+def choose_reranker(request: SearchRequest, kept: KeptReranking | None) -> Reranker | None:
+    """Choose what orders the first images of a request again.
+
+    Args:
+        request: The search. What compares parts of pictures needs one picture or image of the index to ask with.
+        kept: What the index remembers.
+
+    Returns:
+        The re-ranking; None for none, also where the index's own cannot order what was asked for.
+
+    Raises:
+        ConfigError: A re-ranking by parts was named for a search by a vector or by several examples.
+    """
+    if request.reranking == "auto":
+        reranker = None if kept is None else kept.reranker
+    else:
+        reranker = None if request.reranking == NO_RERANKING else find_reranker(request.reranking)
+    if reranker is None or reranker.parts is None:
+        return reranker
+    has_parts = len(request.plus) == 1 and not request.minus and request.plus[0].vector is None
+    if has_parts:
+        return reranker
+    if request.reranking == "auto":
+        return None
+    raise ConfigError(
+        f"the re-ranking {reranker.name} compares parts of two pictures, so it takes one picture or one image of the "
+        "index to ask with; a vector has no parts, and several examples have several. Leave it out, or choose one of "
+        "vectors: k_reciprocal, superglobal."
+    )
 
 
 def is_match(nearest_score: float | None, threshold: float) -> bool:

@@ -65,7 +65,9 @@ class SearchParameters(BaseModel):
     )
     group_by: Text | None = Field(None, description="Metadata column; one result for each of its values.")
     is_near_duplicate_grouped: bool = Field(False, description="Put images nearly equal to a nearer one behind it.")
-    reranking: Reranking = Field("none", description="How the first results are ordered again.")
+    reranking: Reranking = Field(
+        "auto", description="How the first results are ordered again; auto: as the index remembers, else not at all."
+    )
 
 
 class ExampleBody(BaseModel):
@@ -122,6 +124,7 @@ class AnswerBody(BaseModel):
     is_match: bool | None = Field(description="Whether the nearest is likely the wanted thing; null: not known.")
     threshold: float | None = Field(description="The score that decides it.")
     has_more: bool = Field(description="Whether a further page would hold results.")
+    reranking: str = Field(description="How the first results were ordered again; none: they were not.")
     timings_seconds: dict[str, float] = Field(description="For decode, encode and search.")
 
 

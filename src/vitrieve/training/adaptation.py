@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vitrieve.artifacts import check_replacing, read_manifest, replacing_folder
+from vitrieve.data.holdout import split_for_training
 from vitrieve.data.records import Dataset, ImageRecord, require_trainable
 from vitrieve.data.sources import read_source
 from vitrieve.embed.collection import Embeddings, load_embeddings, write_mapped_embeddings
@@ -43,7 +44,7 @@ from vitrieve.progress import print_message
 from vitrieve.quoting import quote_name
 from vitrieve.runtime.encoder import find_source_folder
 from vitrieve.similarity import normalize
-from vitrieve.training.holdout import SELECTION_METRIC, split_for_training
+from vitrieve.training.selection import SELECTION_METRIC
 
 SCALE = 16.0
 """The cosines are multiplied by this."""

@@ -39,9 +39,9 @@ from vitrieve.training.compute import (
     plan_memory,
     prepare_encoder,
 )
-from vitrieve.training.holdout import SELECTION_METRIC, Selection
 from vitrieve.training.metrics_log import METRICS_NAME, MetricsLog
 from vitrieve.training.optimizer import WeightAverage, build_optimizer, set_learning_rate
+from vitrieve.training.selection import SELECTION_METRIC, Selection
 from vitrieve.training.state import STATE_NAME, TrainingState
 from vitrieve.training.tuples import TupleMiner, build_miner
 

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from vitrieve.artifacts import check_replacing, replacing_folder, write_manifest
 from vitrieve.config import Config, Device, ObjectiveConfig, check_config, find_ineffective
 from vitrieve.data.check import find_readable
+from vitrieve.data.holdout import TrainingSplit, count_images, split_for_training
 from vitrieve.data.records import Dataset, ImageRecord, find_measurable, require_trainable
 from vitrieve.data.several import set_apart
 from vitrieve.data.sources import read_source
@@ -44,7 +45,6 @@ from vitrieve.runtime.device import describe_emulation, resolve_device
 from vitrieve.runtime.encoder import Encoder, load_encoder, wrap_encoder
 from vitrieve.settings import config_to_json, override_config
 from vitrieve.training.compute import allow_low_resolution, has_batch_norm
-from vitrieve.training.holdout import TrainingSplit, count_images, split_for_training
 from vitrieve.training.identity import describe_run, require_same_run
 from vitrieve.training.loop import Evaluate, TrainingResult, fit_encoder
 from vitrieve.training.reduction import reduce_encoder, require_reducible

@@ -27,8 +27,8 @@ from vitrieve.errors import ArtifactError, DiskFullError
 from vitrieve.model.encoder import ImageEncoder
 from vitrieve.objective.objective import Objective
 from vitrieve.training.compute import MemoryPlan
-from vitrieve.training.holdout import Selection
 from vitrieve.training.optimizer import WeightAverage, blend
+from vitrieve.training.selection import Selection
 
 STATE_NAME = "state"
 NUM_KEPT = 2

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vitrieve.errors import InputError
-from vitrieve.search.ranking import augment_database, expand_queries, k_reciprocal_distances
+from vitrieve.rerank.neighbors import augment_database, expand_queries, k_reciprocal_distances, superglobal_scores
 from vitrieve.similarity import normalize, similarity
 
 
@@ -202,3 +202,58 @@ def test_k_reciprocal_refuses(settings: dict[str, float]) -> None:
         k_reciprocal_distances(**{"similarities": np.eye(4), "num_queries": 1, **settings})  # type: ignore[arg-type]
     with pytest.raises(InputError, match="square"):
         k_reciprocal_distances(np.ones((3, 4)), 1)
+
+
+def score_superglobal_slowly(query: np.ndarray, images: np.ndarray, k: int, weight: float, pooled: int) -> list[float]:
+    def dot(a: list[float], b: list[float]) -> float:
+        return sum(x * y for x, y in zip(a, b, strict=True))
+
+    asked, rows = [float(value) for value in query], [[float(value) for value in row] for row in images]
+    refined = []
+    for number, row in enumerate(rows):
+        others = sorted(
+            ((dot(row, other), place) for place, other in enumerate(rows) if place != number),
+            key=lambda pair: (-pair[0], pair[1]),
+        )
+        total, mass = list(row), 1.0
+        for cosine, place in others[:k]:
+            part = weight * max(cosine, 0.0)
+            total = [value + part * other for value, other in zip(total, rows[place], strict=True)]
+            mass += part
+        refined.append([value / mass for value in total])
+    first = [dot(asked, row) for row in refined]
+    best = sorted(range(len(rows)), key=lambda place: -first[place])[:pooled]
+    second = [max(refined[place][column] for place in best) for column in range(len(asked))]
+    return [(one + dot(second, row)) / 2 for one, row in zip(first, rows, strict=True)]
+
+
+@pytest.mark.parametrize(("num_images", "k", "weight", "pooled"), [(25, 9, 0.15, 10), (25, 3, 0.5, 1), (4, 9, 1.0, 10)])
+def test_superglobal_equals_a_slow_reference(num_images: int, k: int, weight: float, pooled: int) -> None:
+    query, images = draw_embeddings(1)[0], draw_embeddings(num_images, seed=1)
+    found = superglobal_scores(query, images, num_neighbors=k, weight=weight, num_pooled=pooled)
+    np.testing.assert_allclose(found, score_superglobal_slowly(query, images, k, weight, pooled), atol=1e-6)
+
+
+def test_superglobal_by_hand() -> None:
+    # s = 0.96, weight 0.48: refined (1.088, 0.984) / 1.48 and (0.984, 1.088) / 1.48; the first is the second query.
+    images = [[0.8, 0.6], [0.6, 0.8]]
+    found = superglobal_scores([1.0, 0.0], images, num_neighbors=1, weight=0.5, num_pooled=1)
+    np.testing.assert_allclose(found, [0.861081, 0.818919], atol=1e-6)
+
+
+def test_superglobal_of_none_one_and_duplicates() -> None:
+    query = [1.0, 0.0]
+    assert superglobal_scores(query, np.empty((0, 2))).shape == (0,)
+    np.testing.assert_allclose(superglobal_scores(query, [[0.6, 0.8]]), [(0.6 + 1.0) / 2])
+    same = superglobal_scores(query, [[0.6, 0.8]] * 3)
+    assert np.ptp(same) < 1e-12
+    away = superglobal_scores(query, [[0.6, 0.8], [-0.6, -0.8]], num_pooled=1)  # of no weight for each other
+    np.testing.assert_allclose(away, [(0.6 + 1.0) / 2, (-0.6 - 1.0) / 2], atol=1e-6)
+
+
+@pytest.mark.parametrize("settings", [{"num_neighbors": -1}, {"weight": -0.1}, {"num_pooled": 0}])
+def test_superglobal_refuses_wrong_settings(settings: dict[str, float]) -> None:
+    with pytest.raises(InputError, match="expected"):
+        superglobal_scores([1.0, 0.0], [[0.6, 0.8]], **settings)
+    with pytest.raises(InputError, match="expected"):
+        superglobal_scores([1.0, 0.0, 0.0], [[0.6, 0.8]])

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from vitrieve.data.holdout import has_pairs, split_for_training
 from vitrieve.data.records import Dataset, ImageRecord, Split
-from vitrieve.training.holdout import has_pairs, split_for_training
 
 
 def build_dataset(num_train: int, num_validation: int = 0, num_test: int = 2) -> Dataset:

@@ -1,0 +1,420 @@
+"""What re-ranking adds: every way measured on held-out training classes, and one of them kept, or none.
+
+One is kept only if it raises the average precision by more than chance (the 95 % interval of the difference, widened
+for the number of ways that were tried) and does not lower the first headline metric. Test classes never choose.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from vitrieve.data.holdout import split_for_training
+from vitrieve.data.records import Dataset, ImageRecord
+from vitrieve.embed.collection import EmbedSettings, embed_images
+from vitrieve.errors import ConfigError, unknown_name_message
+from vitrieve.evaluation.measure import Measurement, measure, similarity_blocks
+from vitrieve.evaluation.metrics import Relevance, Scores, bootstrap_means, score_rows, short_name
+from vitrieve.evaluation.revisited import score_listed
+from vitrieve.progress import print_message, track
+from vitrieve.quoting import quote_name
+from vitrieve.rerank.parts import ByteArray, PartKind, compute_parts, has_patches, stack_parts
+from vitrieve.rerank.reranker import NO_RERANKING, RERANKERS, Reranker, Shortlist
+from vitrieve.runtime.encoder import Encoder
+from vitrieve.similarity import FloatArray, IntArray, order_nearest
+
+AUTO = "auto"
+MAX_IMAGES = 3_000
+"""Images of held-out classes that choose; more make the interval narrower and the choice minutes longer."""
+CHANCE = 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class RerankingRow:
+    """One way of re-ranking under one protocol.
+
+    Attributes:
+        reranking: Its name; ``none`` for the order that the embeddings give.
+        metrics: The metrics of the data set, in [0, 1].
+        gain: Interval of what it adds to the average precision (MAP@R or mAP), paired over the draws, that holds for
+            all ways of the table together with 95 %; None for ``none``.
+        milliseconds: Time that ordering takes for a query, with the parts of the images at hand.
+        bytes_per_image: Size of the parts that are kept of an image, beside its embedding.
+    """
+
+    reranking: str
+    metrics: Mapping[str, float]
+    gain: tuple[float, float] | None
+    milliseconds: float
+    bytes_per_image: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class RerankingReport:
+    """What re-ranking adds for one encoder on some images; printed, it is a table.
+
+    Attributes:
+        encoder: Name of the encoder.
+        fingerprint: Its fingerprint.
+        dataset: Name of the data set.
+        protocol: Its protocol.
+        num_queries: Queries that the means are over.
+        rows: The order of the embeddings first, then every way that was tried.
+        chosen: The one that is kept, or None for none.
+        reason: Why, in a sentence; of rows that choose nothing, what they were measured on.
+        chooses: Whether these rows choose: those of held-out classes do, those of test classes do not.
+    """
+
+    encoder: str
+    fingerprint: str
+    dataset: str
+    protocol: str
+    num_queries: int
+    rows: tuple[RerankingRow, ...]
+    chosen: Reranker | None
+    reason: str
+    chooses: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """Convert to plain JSON values."""
+        values: dict[str, Any] = {
+            "encoder": self.encoder,
+            "dataset": self.dataset,
+            "protocol": self.protocol,
+            "num_queries": self.num_queries,
+            "rows": [{**dataclasses.asdict(row), "gain": row.gain and list(row.gain)} for row in self.rows],
+            "reason": self.reason,
+        }
+        return {**values, "chosen": self.chosen.name if self.chosen else NO_RERANKING} if self.chooses else values
+
+    def __str__(self) -> str:
+        if not self.rows:
+            return self.reason
+        names = list(self.rows[0].metrics)
+        average = short_name(names[-1] if "mean_average_precision" not in names else "mean_average_precision")
+        table = [["re-ranking", *map(short_name, names), f"gain in {average}", "ms a query", "bytes an image"]]
+        for row in self.rows:
+            gain = "" if row.gain is None else " to ".join(f"{100 * end:+.1f}" for end in row.gain)
+            figures = [f"{100 * value:.1f}" for value in row.metrics.values()]
+            table.append([row.reranking, *figures, gain, f"{row.milliseconds:.1f}", f"{row.bytes_per_image:,}"])
+        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+        lines = [
+            "  ".join([cells[0].ljust(widths[0]), *map(str.rjust, cells[1:], widths[1:])]).rstrip() for cells in table
+        ]
+        head = (
+            f"{quote_name(self.encoder)} on {quote_name(self.dataset)}, {self.protocol}: {self.num_queries:,} queries"
+        )
+        return "\n".join([head, *lines, self.reason])
+
+
+def parse_rerankings(given: str | Sequence[str]) -> tuple[str, ...]:
+    """Read ``auto``, or names; commas separate several in one text.
+
+    Raises:
+        ConfigError: An unknown name, or ``auto`` beside names.
+
+    >>> parse_rerankings("k_reciprocal,superglobal")
+    ('k_reciprocal', 'superglobal')
+    """
+    words = [given] if isinstance(given, str) else given
+    names = tuple(dict.fromkeys(name.strip() for word in words for name in word.split(",") if name.strip()))
+    unknown = next((name for name in names if name not in (AUTO, *RERANKERS)), None)
+    if unknown is not None:
+        raise ConfigError(unknown_name_message("re-ranking", unknown, (AUTO, *RERANKERS)))
+    if AUTO in names and len(names) > 1:
+        raise ConfigError("auto tries every re-ranking; give it alone, or name those to be measured on the test split.")
+    return names
+
+
+class _Parts:
+    """The parts of the images of a measurement, computed when they are first asked for."""
+
+    def __init__(self, encoder: Encoder, records: Sequence[ImageRecord], *, show_progress: bool) -> None:
+        self._encoder, self._records, self._show_progress = encoder, records, show_progress
+        self._found: dict[PartKind, ByteArray] = {}
+
+    def find(self, kind: PartKind) -> ByteArray:
+        """Return ``(N, P, D)`` bytes."""
+        if kind not in self._found:
+            parts = compute_parts(self._encoder, self._records, kind, show_progress=self._show_progress)
+            self._found[kind] = stack_parts(parts)
+        return self._found[kind]
+
+    @cached_property
+    def has_patches(self) -> bool:
+        """Whether the encoder puts out patches."""
+        return has_patches(self._encoder)
+
+
+def measure_rerankings(
+    measurement: Measurement, encoder: Encoder, rerankers: Sequence[Reranker], *, show_progress: bool = False
+) -> tuple[RerankingRow, ...]:
+    """Measure ways of re-ranking on what an encoder was measured on.
+
+    Args:
+        measurement: The order that the embeddings give.
+        encoder: The encoder, which computes parts of pictures where they are compared.
+        rerankers: Any number.
+        show_progress: Report progress on standard error.
+
+    Returns:
+        The row of the embeddings' order, then one for each; a way that compares patches is left out where the encoder
+        has none, and a message says so.
+    """
+    ks = measurement.dataset.ks
+    parts = _Parts(encoder, measurement.task.records, show_progress=show_progress)
+    metrics = measurement.scores.means(ks)
+    rows = [RerankingRow(reranking=NO_RERANKING, metrics=metrics, gain=None, milliseconds=0.0, bytes_per_image=0)]
+    if any(one.parts == "patches" for one in rerankers) and not parts.has_patches:
+        print_message(f"{encoder.name} puts out no tokens of patches; what compares them is left out.")
+        rerankers = [one for one in rerankers if one.parts != "patches"]
+    for reranker in rerankers:
+        size = parts.find(reranker.parts)[0].nbytes if reranker.parts else 0  # computed before time is measured
+        scores, seconds = _rerank(measurement, reranker, parts, show_progress=show_progress)
+        rows.append(
+            RerankingRow(
+                reranking=reranker.name,
+                metrics=scores.means(ks),
+                gain=_compute_gain(measurement.scores, scores, len(rerankers)),
+                milliseconds=1000 * seconds / len(measurement.task.query_rows),
+                bytes_per_image=size,
+            )
+        )
+    return tuple(rows)
+
+
+def _rerank(
+    measurement: Measurement, reranker: Reranker, parts: _Parts, *, show_progress: bool
+) -> tuple[Scores, float]:
+    """Score the order of a re-ranking; return the scores, and the seconds that ordering took."""
+    task, vectors, spent = measurement.task, measurement.vectors, [0.0]
+
+    def reorder() -> Iterator[tuple[slice, FloatArray]]:
+        for rows, block in similarity_blocks(vectors, task.query_rows, task.gallery_rows):
+            for query, similarities in zip(range(rows.start, rows.stop), block, strict=True):
+                first = _find_first(similarities, task.relevance.excluded_rows(query), reranker.depth)
+                shortlist = _build_shortlist(measurement, parts, query, first)
+                started = time.perf_counter()
+                scores = reranker.score(shortlist)
+                spent[0] += time.perf_counter() - started
+                # Above every cosine, equal scores alike: ties count against the query.
+                similarities[first] = 2 + np.unique(scores, return_inverse=True)[1]
+            yield rows, block
+
+    tracked = track(reorder(), f"re-ranking by {reranker.name}", is_shown=show_progress)
+    if task.listed is not None:
+        return score_listed(tracked, task.listed), spent[0]
+    relevance = task.relevance
+    assert isinstance(relevance, Relevance), "without a list the labels decide"
+    return score_rows((row for _, block in tracked for row in block), relevance), spent[0]
+
+
+def _find_first(similarities: FloatArray, excluded: IntArray, depth: int) -> IntArray:
+    """Find the gallery rows that a query is first shown, without those that its ranking leaves out."""
+    allowed = similarities.copy()
+    allowed[excluded] = -np.inf
+    num_shown = len(allowed) - len(np.unique(excluded))
+    return order_nearest(allowed[None], min(depth, num_shown))[1][0] if num_shown else np.empty(0, dtype=np.int64)
+
+
+def _build_shortlist(measurement: Measurement, parts: _Parts, query: int, first: IntArray) -> Shortlist:
+    query_row, rows = measurement.task.query_rows[query], measurement.task.gallery_rows[first]
+
+    def find_parts(kind: PartKind) -> tuple[ByteArray, ByteArray]:
+        found = parts.find(kind)
+        return found[query_row], found[rows]
+
+    return Shortlist(
+        query=np.asarray(measurement.vectors[query_row]),
+        vectors=np.asarray(measurement.vectors[rows]),
+        find_parts=find_parts,
+    )
+
+
+def _compute_gain(before: Scores, after: Scores, num_tried: int) -> tuple[float, float]:
+    """Compute the interval of the gain in the average precision that holds for all ``num_tried`` together."""
+    average = before.headlines[1]
+    differences = bootstrap_means(after, (1,))[average] - bootstrap_means(before, (1,))[average]
+    tail = CHANCE / 2 / max(1, num_tried)  # Bonferroni: the best of many is good by chance more easily
+    low, high = np.quantile(differences, (tail, 1 - tail))
+    return float(low), float(high)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChoiceData:
+    """The images that a re-ranking is chosen with; none of them is of a test class.
+
+    Attributes:
+        held_out: Data set whose test split measures: held-out training classes.
+        fit: Training images of the other classes, which a head may learn from.
+        note: Sentence about how they were divided.
+    """
+
+    held_out: Dataset
+    fit: tuple[ImageRecord, ...]
+    note: str
+
+
+def divide_for_choice(dataset: Dataset) -> ChoiceData | None:
+    """Divide the training images of a data set as a training does (``data/holdout.py``).
+
+    Where the data set has pictures that only can be found (the catalogue of ``phone_to_catalogue``), those of training
+    classes are what the held-out images look for, so that the choice is made for the task that is measured. Beyond
+    ``MAX_IMAGES`` the last held-out classes are left out.
+
+    Returns:
+        The images; None where too few classes are there to hold some out.
+    """
+    split = split_for_training(dataset, is_holdout=True)
+    if split.held_out is None:
+        return None
+    shown = _list_shown(dataset)
+    asking = _limit([record for record in split.held_out.records if record.is_query])
+    labels = {record.label for record in asking}
+    others = [record for record in split.held_out.records if not record.is_query]
+    if labels & {record.label for record in shown}:
+        asking, others = [dataclasses.replace(record, is_gallery=False) for record in asking], list(shown)
+    fit = (*split.fit, *(record for record in shown if record.label not in labels))
+    held_out = dataclasses.replace(split.held_out, records=(*asking, *others))
+    return ChoiceData(held_out=held_out, fit=fit, note=split.note)
+
+
+def _list_shown(dataset: Dataset) -> tuple[ImageRecord, ...]:
+    """List the pictures of training classes that can only be found; of none of them does a test query ask."""
+    test = dataset.split("test")
+    asked = {record.label for record in test if record.is_query}
+    trained = {record.label for record in dataset.split("train")}
+    return tuple(record for record in test if not record.is_query and record.label in trained - asked)
+
+
+def _limit(records: Sequence[ImageRecord]) -> list[ImageRecord]:
+    """Keep whole classes, as many as fit into ``MAX_IMAGES``, at least two."""
+    of_label: dict[int, list[ImageRecord]] = {}
+    for record in records:
+        of_label.setdefault(record.label, []).append(record)
+    kept: list[ImageRecord] = []
+    for number, label in enumerate(sorted(of_label)):
+        if number >= 2 and len(kept) + len(of_label[label]) > MAX_IMAGES:
+            break
+        kept += of_label[label]
+    return kept
+
+
+def choose_reranking(encoder: Encoder, dataset: Dataset, *, name: str, settings: EmbedSettings) -> RerankingReport:
+    """Measure every re-ranking on held-out training classes, and keep the best that gains beyond chance, or none.
+
+    Args:
+        encoder: The encoder.
+        dataset: Its training split chooses; its test split is not looked at.
+        name: Name of the encoder in the report.
+        settings: How images are embedded.
+
+    Raises:
+        DataError: Too many unreadable images.
+    """
+    data = divide_for_choice(dataset)
+    if data is None:
+        reason = (
+            f"kept none: {quote_name(dataset.name)} has too few training classes to hold some out, and a re-ranking "
+            "that is not measured may be worse than none"
+        )
+        return _report(name, encoder, dataset, 0, (), None, reason)
+    print_message(f"choosing a re-ranking on held-out training classes; {data.note}")
+    records = data.held_out.records
+    embeddings = embed_images(
+        encoder,
+        records,
+        batch_size=settings.batch_size,
+        num_threads=settings.num_threads,
+        max_bad_fraction=settings.max_bad_fraction,
+        show_progress=settings.show_progress,
+    )
+    measurement = measure(data.held_out, embeddings, name, has_intervals=False)
+    rerankers = {**RERANKERS}
+    rows = measure_rerankings(measurement, encoder, list(rerankers.values()), show_progress=settings.show_progress)
+    best = choose_row(rows, measurement.scores.headlines)
+    chosen = None if best is None else rerankers[best.reranking]
+    reason = _explain(best, rows, measurement.scores.headlines[1])
+    return _report(name, encoder, data.held_out, measurement.scores.num_scored, rows, chosen, reason)
+
+
+def choose_row(rows: Sequence[RerankingRow], headlines: tuple[str, str]) -> RerankingRow | None:
+    """Choose the row with the best average precision of those that gain beyond chance and cost no first rank.
+
+    Args:
+        rows: The order of the embeddings first.
+        headlines: Names of the metric of the first rank and of the average precision.
+
+    Returns:
+        The best; of equal ones the first; None where no row qualifies.
+    """
+    first, average = headlines
+    better = [row for row in rows[1:] if row.gain and row.gain[0] > 0 and row.metrics[first] >= rows[0].metrics[first]]
+    return max(better, key=lambda row: row.metrics[average], default=None)
+
+
+def _explain(best: RerankingRow | None, rows: Sequence[RerankingRow], average: str) -> str:
+    if best is None:
+        return f"kept none: of {len(rows) - 1} re-rankings none is better beyond chance on the held-out classes"
+    assert best.gain is not None
+    low, high = (100 * end for end in best.gain)
+    return (
+        f"kept {best.reranking}: {low:+.1f} to {high:+.1f} points of {short_name(average)} on the held-out classes, "
+        f"for {best.milliseconds:.1f} ms a query and {best.bytes_per_image:,} bytes an image"
+    )
+
+
+def _report(
+    name: str,
+    encoder: Encoder,
+    dataset: Dataset,
+    num_queries: int,
+    rows: tuple[RerankingRow, ...],
+    chosen: Reranker | None,
+    reason: str,
+) -> RerankingReport:
+    return RerankingReport(
+        encoder=name,
+        fingerprint=encoder.fingerprint,
+        dataset=dataset.name,
+        protocol=dataset.protocol,
+        num_queries=num_queries,
+        rows=rows,
+        chosen=chosen,
+        reason=reason,
+        chooses=True,
+    )
+
+
+def report_rerankings(
+    measurement: Measurement, encoder: Encoder, names: Sequence[str], settings: EmbedSettings
+) -> list[RerankingReport]:
+    """Measure the re-rankings that were asked for, and with ``auto`` choose one first.
+
+    Args:
+        measurement: What the encoder was measured on.
+        encoder: The encoder.
+        names: ``auto``, or names of re-rankings.
+        settings: How images are embedded.
+
+    Returns:
+        With ``auto`` the report of the choice, then one of the test split where something was chosen; else the latter.
+    """
+    name, reports, rerankers = measurement.result.encoder, [], [RERANKERS[one] for one in names if one != AUTO]
+    if AUTO in names:
+        choice = choose_reranking(encoder, measurement.dataset, name=name, settings=settings)
+        reports.append(choice)
+        rerankers = [choice.chosen] if choice.chosen is not None else []
+    if rerankers:
+        rows = measure_rerankings(measurement, encoder, rerankers, show_progress=settings.show_progress)
+        tested = _report(
+            name, encoder, measurement.dataset, measurement.scores.num_scored, rows, None, "measured on the test split"
+        )
+        reports.append(dataclasses.replace(tested, chooses=False))
+    return reports

@@ -1,0 +1,248 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vitrieve.data.preprocess import build_preprocessing, to_pixels
+from vitrieve.data.records import Dataset, ImageRecord
+from vitrieve.embed.collection import EmbedSettings, embed_images
+from vitrieve.errors import ConfigError
+from vitrieve.evaluation.measure import Measurement, measure
+from vitrieve.evaluation.metrics import Exclusions, Relevance, score_queries, score_rows
+from vitrieve.evaluation.reranking import (
+    RerankingRow,
+    choose_reranking,
+    choose_row,
+    divide_for_choice,
+    measure_rerankings,
+    parse_rerankings,
+)
+from vitrieve.evaluation.run import evaluate
+from vitrieve.rerank.reranker import RERANKERS, Shortlist
+from vitrieve.runtime.device import DeviceName
+from vitrieve.runtime.encoder import Encoder
+from vitrieve.runtime.engine import EngineName
+from vitrieve.similarity import normalize, similarity
+
+NUM_CLASSES, NUM_IMAGES, NUM_TEST_CLASSES = 20, 5, 2
+SETTINGS = EmbedSettings(num_threads=1)
+HEADLINES = ("recall_at_1", "map_at_r")
+
+
+@dataclass
+class SquareEngine:
+    """Sees the colors that tell classes apart in the patches, and in the embedding only where it is not blind."""
+
+    is_blind: bool
+    has_patches: bool = True
+    name: EngineName = "onnx"
+    precision: str = "fp32"
+    num_parallel: int = 1
+    device: DeviceName = "cpu"
+    batch_size = 16
+
+    def encode(self, pixels: np.ndarray) -> np.ndarray:
+        means = pixels.mean(axis=(2, 3))
+        return normalize(
+            np.concatenate([means[:, :1], np.ones((len(means), 1))], axis=1) if self.is_blind else means[:, 1:]
+        )
+
+    def encode_squares(self, squares: np.ndarray) -> np.ndarray:
+        return self.encode(to_pixels(squares, build_preprocessing(16)))
+
+    def patch_tokens(self, pixels: np.ndarray) -> np.ndarray:
+        if not self.has_patches:
+            raise ConfigError("no patches")
+        grid = pixels.reshape(len(pixels), 3, 4, 4, 4, 4).mean(axis=(3, 5)).reshape(len(pixels), 3, 16)
+        return grid.transpose(0, 2, 1)[:, :, 1:]
+
+
+def build(is_blind: bool, *, has_patches: bool = True) -> Encoder:
+    engine = SquareEngine(is_blind, has_patches)
+    return Encoder(
+        name="square",
+        source="square",
+        fingerprint="ab" * 32,
+        embedding_dim=2,
+        preprocessing=build_preprocessing(16),
+        runner=engine,
+    )
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """Classes of one hue of green and blue each, with any red; the files of the test classes are missing."""
+    folder = tmp_path_factory.mktemp("colors")
+    generator = np.random.default_rng(0)
+    records = []
+    for label in range(NUM_CLASSES):
+        angle = 2 * np.pi * label / NUM_CLASSES
+        for number in range(NUM_IMAGES):
+            color = [generator.uniform(0, 255), 120 + 100 * np.cos(angle), 120 + 100 * np.sin(angle)]
+            noise = generator.normal(0, 4, (20, 20, 3))
+            path = folder / f"{label:02}-{number}.png"
+            Image.fromarray(np.clip(noise + color, 0, 255).astype(np.uint8)).save(path)
+            records.append(ImageRecord(image_id=path.name, path=path, label=label, split="train"))
+    for label in range(NUM_CLASSES, NUM_CLASSES + NUM_TEST_CLASSES):
+        records += [
+            ImageRecord(image_id=f"test {label} {n}", path=folder / "missing.png", label=label, split="test")
+            for n in range(3)
+        ]
+    names = tuple(f"class {label}" for label in range(NUM_CLASSES + NUM_TEST_CLASSES))
+    return Dataset(name="colors", protocol="all", records=tuple(records), label_names=names, ks=(1, 2))
+
+
+def measure_held_out(dataset: Dataset, encoder: Encoder) -> Measurement:
+    data = divide_for_choice(dataset)
+    assert data is not None
+    embeddings = embed_images(encoder, data.held_out.records, num_threads=1)
+    return measure(data.held_out, embeddings, encoder.name, has_intervals=False)
+
+
+def test_score_rows_equals_score_queries_with_ties_and_junk() -> None:
+    generator = np.random.default_rng(0)
+    vectors = normalize(generator.integers(-1, 2, (40, 3)) + 0.0)  # many are equal
+    labels, junk = generator.integers(0, 6, 40), generator.integers(-1, 3, 40)
+    exclusions = Exclusions(query_junk=junk)
+    expected = score_queries(vectors, labels, exclusions=exclusions)
+    found = score_rows(similarity(vectors, vectors), Relevance(labels, None, exclusions))
+    np.testing.assert_array_equal(found.first_rank, expected.first_rank)
+    np.testing.assert_array_equal(found.map_at_r, expected.map_at_r)
+    np.testing.assert_array_equal(found.r_precision, expected.r_precision)
+
+
+def score_slowly(measurement: Measurement, name: str, depth: int) -> tuple[float, float]:
+    """Recall@1 and MAP@R of one way, query by query, with a sorted list of names."""
+    task, vectors, recalls, averages = measurement.task, np.asarray(measurement.vectors), [], []
+    for query in task.query_rows:
+        others = [row for row in task.gallery_rows if row != query]
+        ranked = sorted(others, key=lambda row: -float(similarity(vectors[query][None], vectors[row][None])[0, 0]))
+        first = ranked[:depth]
+        scores = RERANKERS[name].score(Shortlist(query=vectors[query], vectors=vectors[first]))
+        ranked = [row for _, row in sorted(zip(-scores, first, strict=True), key=lambda pair: pair[0])] + ranked[depth:]
+        right = [task.labels[row] == task.labels[query] for row in ranked]
+        num_relevant = sum(right)
+        recalls.append(right[0])
+        averages.append(sum(sum(right[: k + 1]) / (k + 1) for k in range(num_relevant) if right[k]) / num_relevant)
+    return float(np.mean(recalls)), float(np.mean(averages))
+
+
+@pytest.mark.parametrize("depth", [5, 400])
+@pytest.mark.parametrize("name", ["superglobal", "k_reciprocal", "average_query_expansion"])
+def test_measure_rerankings_equals_a_slow_reference(dataset: Dataset, name: str, depth: int) -> None:
+    encoder = build(is_blind=False)
+    measurement = measure_held_out(dataset, encoder)
+    reranker = dataclasses.replace(RERANKERS[name], depth=depth)
+    none, row = measure_rerankings(measurement, encoder, [reranker])
+    assert none.metrics == measurement.result.metrics
+    assert (none.reranking, none.gain, row.reranking, row.bytes_per_image) == ("none", None, name, 0)
+    recall, average = score_slowly(measurement, name, depth)
+    assert row.metrics["recall_at_1"] == pytest.approx(recall)
+    assert row.metrics["map_at_r"] == pytest.approx(average)
+
+
+def test_auto_keeps_what_helps_and_never_reads_test_images(dataset: Dataset) -> None:
+    report = choose_reranking(build(is_blind=True), dataset, name="square", settings=SETTINGS)
+    assert report.chosen is not None
+    assert report.chosen.parts == "patches"
+    rows = {row.reranking: row for row in report.rows}
+    assert set(rows) == {"none", *RERANKERS}
+    kept = rows[report.chosen.name]
+    assert kept.metrics["map_at_r"] == max(row.metrics["map_at_r"] for row in report.rows)
+    assert kept.metrics["map_at_r"] > rows["none"].metrics["map_at_r"] + 0.2
+    assert kept.gain is not None
+    assert kept.gain[0] > 0
+    assert kept.bytes_per_image == 16 * 2
+    assert (report.num_queries, report.dataset) == (4 * NUM_IMAGES, "colors, held out")
+    assert report.reason.startswith(f"kept {report.chosen.name}: +")
+    assert json.loads(json.dumps(report.to_json()))["chosen"] == report.chosen.name
+    assert report.chosen.name in str(report)
+
+
+def test_auto_keeps_none_where_nothing_helps(dataset: Dataset) -> None:
+    report = choose_reranking(build(is_blind=False), dataset, name="square", settings=SETTINGS)
+    assert report.chosen is None
+    assert report.reason.startswith("kept none")
+    assert report.to_json()["chosen"] == "none"
+
+
+def test_auto_keeps_none_without_enough_classes_and_leaves_patches_out_where_there_are_none(
+    dataset: Dataset, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = dataclasses.replace(
+        dataset, records=tuple(record for record in dataset.records if record.label in (0, 1, 20))
+    )
+    report = choose_reranking(build(is_blind=True), few, name="square", settings=SETTINGS)
+    assert (report.chosen, report.rows) == (None, ())
+    assert "too few training classes" in str(report)
+    flat = choose_reranking(build(is_blind=True, has_patches=False), dataset, name="square", settings=SETTINGS)
+    assert {row.reranking for row in flat.rows} == {"none"} | {
+        n for n, one in RERANKERS.items() if one.parts != "patches"
+    }
+    assert "no tokens of patches" in capsys.readouterr().err
+
+
+def test_choose_row_wants_a_gain_beyond_chance_and_no_loss_of_the_first_rank() -> None:
+    def row(name: str, recall: float, average: float, gain: tuple[float, float] | None) -> RerankingRow:
+        metrics = {"recall_at_1": recall, "map_at_r": average}
+        return RerankingRow(reranking=name, metrics=metrics, gain=gain, milliseconds=1.0, bytes_per_image=0)
+
+    none = row("none", 0.8, 0.5, None)
+    unsure, costly = row("unsure", 0.9, 0.7, (-0.01, 0.4)), row("costly", 0.79, 0.65, (0.1, 0.2))
+    good, better = row("good", 0.8, 0.55, (0.01, 0.1)), row("better", 0.8, 0.6, (0.02, 0.2))
+    assert choose_row([none, unsure, costly], HEADLINES) is None
+    assert choose_row([none, unsure, costly, good, better], HEADLINES) is better
+
+
+def test_held_out_images_look_for_the_catalogue_where_there_is_one(dataset: Dataset) -> None:
+    shown = [
+        ImageRecord(image_id=f"shown {label}", path=Path("x"), label=label, split="test", is_query=False)
+        for label in range(NUM_CLASSES + NUM_TEST_CLASSES)
+    ]
+    data = divide_for_choice(dataclasses.replace(dataset, records=(*dataset.records, *shown)))
+    assert data is not None
+    queries = [record for record in data.held_out.records if record.is_query]
+    gallery = [record for record in data.held_out.records if record.is_gallery]
+    assert {record.label for record in queries} == {4, 9, 14, 19}
+    assert [record.image_id for record in gallery] == [f"shown {label}" for label in range(NUM_CLASSES)]
+    assert {record.label for record in data.fit}.isdisjoint({4, 9, 14, 19, *range(NUM_CLASSES, 100)})
+
+
+def test_the_choice_is_made_with_so_many_images(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vitrieve.evaluation.reranking.MAX_IMAGES", 3 * NUM_IMAGES + 1)
+    data = divide_for_choice(dataset)
+    assert data is not None
+    assert {record.label for record in data.held_out.records} == {4, 9, 14}
+
+
+def test_parse_rerankings_refuses_unknown_names() -> None:
+    assert parse_rerankings("") == ()
+    assert parse_rerankings(["superglobal", "chamfer, superglobal"]) == ("superglobal", "chamfer")
+    with pytest.raises(ConfigError, match="Did you mean 'chamfer'"):
+        parse_rerankings("chamfers")
+    with pytest.raises(ConfigError, match="give it alone"):
+        parse_rerankings("auto,chamfer")
+
+
+def test_evaluate_tells_choice_and_test_figures(dataset: Dataset, tmp_path: Path) -> None:
+    readable = [
+        dataclasses.replace(record, split="test") if record.label % 5 == 0 else record for record in dataset.records
+    ]
+    whole = dataclasses.replace(dataset, records=tuple(r for r in readable if r.label < NUM_CLASSES))
+    evaluation = evaluate(build(is_blind=True), whole, tmp_path / "out", report=False, num_threads=1, rerank="auto")
+    choice, tested = evaluation.rerankings
+    assert choice.chosen is not None
+    assert (choice.chooses, tested.chooses) == (True, False)
+    assert [row.reranking for row in tested.rows] == ["none", choice.chosen.name]
+    assert tested.rows[0].metrics == evaluation.results[0].metrics
+    assert json.loads((tmp_path / "out" / "results.json").read_text()) == json.loads(json.dumps(evaluation.to_json()))
+    assert "bytes an image" in str(evaluation)
+    named = evaluate(build(is_blind=True), whole, num_threads=1, rerank="superglobal,tiles")
+    assert [row.reranking for row in named.rerankings[0].rows] == ["none", "superglobal", "tiles"]
+    assert "rerankings" not in evaluate(build(is_blind=True), whole, num_threads=1).to_json()

@@ -1,0 +1,191 @@
+from __future__ import annotations
+
+import dataclasses
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vitrieve.data.sources import read_collection
+from vitrieve.embed.collection import embed_collection
+from vitrieve.errors import ArtifactError, ConfigError, DecodeError, FingerprintError
+from vitrieve.evaluation.measure import EvaluationResult
+from vitrieve.evaluation.reranking import RerankingReport
+from vitrieve.evaluation.run import Evaluation
+from vitrieve.index.open import build_index
+from vitrieve.rerank.parts import compute_parts, stack_parts
+from vitrieve.rerank.remember import RERANKER_NAME, KeptReranking, load_kept, save_kept
+from vitrieve.rerank.reranker import RERANKERS, Shortlist
+from vitrieve.runtime.encoder import Encoder, load_encoder
+from vitrieve.search.part_store import PARTS_NAME, PartStore, keep_reranking
+from vitrieve.search.request import Example, Reranking, SearchAnswer, SearchRequest
+from vitrieve.search.searcher import Searcher
+
+
+@pytest.fixture(scope="module")
+def encoder(tiny_encoder_folder: Path) -> Encoder:
+    return load_encoder(tiny_encoder_folder, engine="onnx", num_threads=1)
+
+
+@pytest.fixture
+def index_folder(encoder: Encoder, picture_folder: Path, tmp_path: Path) -> Path:
+    embed_collection(encoder, read_collection(str(picture_folder)), tmp_path / "embeddings")
+    build_index(tmp_path / "embeddings", tmp_path / "index", store="exact").close()
+    return tmp_path / "index"
+
+
+@pytest.fixture
+def searcher(index_folder: Path, encoder: Encoder) -> Iterator[Searcher]:
+    with Searcher.open(index_folder, encoder) as opened:
+        yield opened
+
+
+def find(searcher: Searcher, picture: Path, reranking: Reranking = "auto") -> list[str]:
+    answer = searcher.answer(SearchRequest(plus=(Example(picture=picture),), k=20, reranking=reranking))
+    assert answer.reranking == reranking or reranking == "auto"
+    return ids(answer)
+
+
+def ids(answer: SearchAnswer) -> list[str]:
+    return [result.image_id for result in answer.results]
+
+
+@pytest.mark.parametrize("name", ["chamfer", "optimal_transport", "image_tiles", "superglobal"])
+def test_search_orders_as_the_reranking_scores(
+    name: str, searcher: Searcher, encoder: Encoder, picture_folder: Path
+) -> None:
+    picture = picture_folder / "02.png"
+    records = read_collection(str(picture_folder)).records
+    vectors = np.stack([encoder.encode(record.path) for record in records])
+    query = vectors[2]
+    order = np.argsort(-(vectors @ query), kind="stable")
+    reranker = RERANKERS[name]
+    parts = stack_parts(compute_parts(encoder, records, reranker.parts or "tiles"))
+    shortlist = Shortlist(query=query, vectors=vectors[order], find_parts=lambda kind: (parts[2], parts[order]))
+    expected = [records[order[row]].image_id for row in reranker.order(shortlist)]
+    assert find(searcher, picture, name) == expected
+    by_id = searcher.answer(SearchRequest(plus=(Example(image_id="02.png"),), k=20, reranking=name))
+    assert by_id.reranking == name
+    assert sorted(ids(by_id)) == sorted(set(expected) - {"02.png"})
+
+
+def test_parts_are_kept_beside_the_index_and_taken_from_there(
+    searcher: Searcher, index_folder: Path, encoder: Encoder, picture_folder: Path, tmp_path: Path
+) -> None:
+    query = tmp_path / "query.png"
+    query.write_bytes((picture_folder / "05.png").read_bytes())
+    expected = find(searcher, query, "chamfer")
+    with closing(sqlite3.connect(index_folder / PARTS_NAME)) as connection:
+        ((number, size),) = connection.execute("SELECT count(*), max(length(parts)) FROM parts").fetchall()
+    assert (number, size) == (12, 4 * 64)
+    for path in picture_folder.glob("*.png"):
+        path.unlink()
+    assert find(searcher, query, "chamfer") == expected
+    with Searcher.open(index_folder, encoder) as again:
+        assert find(again, query, "chamfer") == expected
+    with pytest.raises(DecodeError, match="none of 12 pictures"):
+        find(searcher, query, "tiles")
+    assert sorted(find(searcher, query, "superglobal")) == sorted(expected)
+
+
+def test_parts_of_a_picture_that_changed_are_not_taken(
+    searcher: Searcher, encoder: Encoder, index_folder: Path, picture_folder: Path
+) -> None:
+    store = PartStore(index_folder, encoder)
+    vectors, records = searcher.store.get(["01.png", "02.png"])
+    before = store.find("patches", records, vectors)
+    records[0].path.write_bytes(records[1].path.read_bytes())
+    np.testing.assert_array_equal(store.find("patches", records, vectors), before)  # the index has not seen the change
+    changed = store.find("patches", records, vectors[[1, 1]])
+    np.testing.assert_array_equal(changed, before[[1, 1]])
+
+
+def test_parts_that_cannot_be_written_are_computed_each_time(
+    searcher: Searcher, encoder: Encoder, picture_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    vectors, records = searcher.store.get(["01.png", "02.png"])
+    store = PartStore(tmp_path / "missing", encoder)
+    first = store.find("patches", records, vectors)
+    np.testing.assert_array_equal(store.find("patches", records, vectors), first)
+    assert capsys.readouterr().err.count("cannot be written") == 1
+
+
+def test_fill_computes_all_and_drops_what_is_gone(searcher: Searcher, encoder: Encoder, index_folder: Path) -> None:
+    store = PartStore(index_folder, encoder)
+    assert store.fill("patches", searcher.store) == 12 * 4 * 64
+    searcher.store.delete(["03.png"])
+    store.fill("patches", searcher.store)
+    with closing(sqlite3.connect(index_folder / PARTS_NAME)) as connection:
+        names = [name for (name,) in connection.execute("SELECT image_id FROM parts ORDER BY image_id")]
+    assert names == [f"{number:02}.png" for number in range(12) if number != 3]
+
+
+def test_auto_is_what_the_index_remembers(index_folder: Path, encoder: Encoder, picture_folder: Path) -> None:
+    picture = picture_folder / "02.png"
+    with Searcher.open(index_folder, encoder) as searcher:
+        plain = find(searcher, picture, "none")
+        assert find(searcher, picture) == plain
+        expected = find(searcher, picture, "chamfer")
+    save_kept(KeptReranking(name="chamfer", fingerprint=encoder.fingerprint, reason="measured"), index_folder)
+    with Searcher.open(index_folder, encoder) as searcher:
+        assert find(searcher, picture) == expected != plain
+        assert find(searcher, picture, "none") == plain
+        vector = SearchRequest(plus=(Example(vector=encoder.encode(picture)),), k=20)
+        assert searcher.answer(vector).reranking == "none"
+        assert ids(searcher.answer(vector)) == plain
+        with pytest.raises(ConfigError, match="a vector has no parts"):
+            searcher.answer(dataclasses.replace(vector, reranking="chamfer"))
+        both = (Example(picture=picture), Example(image_id="03.png"))
+        assert searcher.answer(SearchRequest(plus=both)).reranking == "none"
+        with pytest.raises(ConfigError, match="several examples have several"):
+            searcher.answer(SearchRequest(plus=both, reranking="tiles"))
+
+
+def test_what_an_index_remembers_must_be_its_encoders_and_whole(index_folder: Path, encoder: Encoder) -> None:
+    save_kept(KeptReranking(name="chamfer", fingerprint="00" * 32, reason="measured"), index_folder)
+    with pytest.raises(FingerprintError, match="another encoder"):
+        Searcher.open(index_folder, encoder)
+    for text in ("{", "{}", '{"name": "magic", "fingerprint": "", "reason": ""}', '{"name": 1}'):
+        (index_folder / RERANKER_NAME).write_text(text)
+        with pytest.raises(ArtifactError, match="damaged"):
+            load_kept(index_folder)
+
+
+def report(encoder: Encoder, name: str | None) -> Evaluation:
+    choice = RerankingReport(
+        encoder="tiny",
+        fingerprint=encoder.fingerprint,
+        dataset="colors",
+        protocol="all",
+        num_queries=4,
+        rows=(),
+        chosen=None if name is None else RERANKERS[name],
+        reason="measured",
+        chooses=True,
+    )
+    results: tuple[EvaluationResult, ...] = ()
+    return Evaluation(results=results, rerankings=(choice, dataclasses.replace(choice, chooses=False)))
+
+
+def test_keep_reranking_remembers_the_choice_and_its_parts(index_folder: Path, encoder: Encoder) -> None:
+    assert keep_reranking(report(encoder, None), index_folder, encoder).name == "none"
+    assert load_kept(index_folder) == KeptReranking(name="none", fingerprint=encoder.fingerprint, reason="measured")
+    assert not (index_folder / PARTS_NAME).exists()
+    kept = keep_reranking(report(encoder, "tiles"), index_folder, encoder)
+    assert load_kept(index_folder) == kept
+    assert kept.reranker is RERANKERS["tiles"]
+    with closing(sqlite3.connect(index_folder / PARTS_NAME)) as connection:
+        assert connection.execute("SELECT kind, count(*) FROM parts GROUP BY kind").fetchall() == [("tiles", 12)]
+
+
+def test_keep_reranking_refuses_another_encoder_and_no_choice(index_folder: Path, encoder: Encoder) -> None:
+    with pytest.raises(ConfigError, match="0 times"):
+        keep_reranking(Evaluation(results=()), index_folder, encoder)
+    other = dataclasses.replace(encoder, fingerprint="00" * 32)
+    with pytest.raises(FingerprintError):
+        keep_reranking(report(other, "tiles"), index_folder, encoder)
+    with pytest.raises(FingerprintError):
+        keep_reranking(report(encoder, "tiles"), index_folder, other)
