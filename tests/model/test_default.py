@@ -26,16 +26,19 @@ from vitrieve.model.pretrained import WEIGHTS, DeltaSource, find_weights
 from vitrieve.recipes.small import small
 from vitrieve.runtime.encoder import load_encoder
 
+WHEEL = "dinov2-vits14"
+
 
 @pytest.fixture
-def hub(empty_hub: Hub) -> Hub:
-    """A hub that has the published weights, or at least bytes in their place."""
+def hub(empty_hub: Hub, monkeypatch: pytest.MonkeyPatch) -> Hub:
+    """A hub that has the published weights, or bytes in their place; the default is in the package index."""
+    monkeypatch.setattr("vitrieve.model.default.DEFAULT_WEIGHTS", WHEEL)
     empty_hub.repositories[f"timm/{PUBLISHED_WEIGHTS}"] = Repository({"model.safetensors": b"weights of the test"})
     return empty_hub
 
 
 def test_the_published_weights_are_chosen_once(hub: Hub, capsys: pytest.CaptureFixture[str]) -> None:
-    assert get_default_encoder() == DEFAULT_WEIGHTS
+    assert get_default_encoder() == WHEEL
     assert choose_default_encoder() == PUBLISHED_WEIGHTS
     assert capsys.readouterr().err.count(f"the encoder is {PUBLISHED_WEIGHTS}, from now on the default here") == 1
     num_requests = len(hub.requests)
@@ -54,10 +57,8 @@ def test_without_the_hub_the_default_is_that_of_the_package_index(
     hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     hub.is_down = True
-    assert choose_default_encoder() == DEFAULT_WEIGHTS
-    assert (
-        capsys.readouterr().err.splitlines()[-1].startswith(f"the encoder is {DEFAULT_WEIGHTS}: the hub does not give")
-    )
+    assert choose_default_encoder() == WHEEL
+    assert capsys.readouterr().err.splitlines()[-1].startswith(f"the encoder is {WHEEL}: the hub does not give")
     assert len(hub.requests) == 1  # asked once, with a short limit
     assert not list((tmp_path / "cache").rglob("*.json"))
     hub.is_down = False
@@ -66,25 +67,25 @@ def test_without_the_hub_the_default_is_that_of_the_package_index(
 
 def test_offline_nobody_is_asked(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    assert choose_default_encoder() == DEFAULT_WEIGHTS
+    assert choose_default_encoder() == WHEEL
     assert hub.requests == []
 
 
 def test_weights_that_are_here_stay_the_default(hub: Hub, tmp_path: Path) -> None:
-    folder = tmp_path / "cache" / "weights" / DEFAULT_WEIGHTS
+    folder = tmp_path / "cache" / "weights" / WHEEL
     folder.mkdir(parents=True)
     (folder / "model.safetensors").write_bytes(b"weights")
     (folder / "weights.json").write_text('{"safetensors_bytes": 7}')
-    assert choose_default_encoder() == DEFAULT_WEIGHTS
+    assert choose_default_encoder() == WHEEL
     assert hub.requests == []
 
 
 def test_weights_of_this_package_stay_the_default(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    entry = WEIGHTS[DEFAULT_WEIGHTS]
+    entry = WEIGHTS[WHEEL]
     packaged = DeltaSource(base="other", path=Path("delta.safetensors"), sha256="0" * 64)
     monkeypatch.setitem(WEIGHTS, "other", entry)
-    monkeypatch.setitem(WEIGHTS, DEFAULT_WEIGHTS, dataclasses.replace(entry, wheel=None, delta=packaged))
-    assert choose_default_encoder() == DEFAULT_WEIGHTS
+    monkeypatch.setitem(WEIGHTS, WHEEL, dataclasses.replace(entry, wheel=None, delta=packaged))
+    assert choose_default_encoder() == WHEEL
     assert hub.requests == []
 
 
@@ -94,7 +95,7 @@ def test_use_keeps_what_can_be_had(
     hub.repositories["owner/name"] = build_export()
     assert main(["weights", "use", "hf:owner/missing"]) == 2
     assert main(["weights", "use", "dino-vits14"]) == 2
-    assert get_default_encoder() == DEFAULT_WEIGHTS
+    assert get_default_encoder() == WHEEL
     capsys.readouterr()
     assert main(["weights", "use", "hf:owner/name", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {"default": f"hf:owner/name@{COMMIT}"}
@@ -112,7 +113,7 @@ def test_a_damaged_choice_is_none(hub: Hub, tmp_path: Path) -> None:
     (tmp_path / "cache").mkdir()
     for text in ("", "{}", "[1]", '{"encoder": 1}'):
         (tmp_path / "cache" / "default_encoder.json").write_text(text)
-        assert get_default_encoder() == DEFAULT_WEIGHTS
+        assert get_default_encoder() == WHEEL
     assert hub.requests == []
 
 
