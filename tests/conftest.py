@@ -13,6 +13,8 @@ import pytest
 from hypothesis import settings
 from PIL import Image
 
+from tests.forked import ForkedVitrieve
+
 settings.register_profile("no deadline", deadline=None)  # a busy machine is no fault of the code
 settings.load_profile("no deadline")
 
@@ -138,6 +140,15 @@ def killed_vitrieve() -> str:
         "from vitrieve.cli.main import main\n"
         "sys.exit(main(sys.argv[2:]))\n"
     )
+
+
+@pytest.fixture(scope="session")
+def forked_vitrieve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkedVitrieve]:
+    """Commands that need not load their libraries each, and may be killed."""
+    pytest.importorskip("torch", reason="needs vitrieve[train]")
+    forked = ForkedVitrieve(tmp_path_factory.mktemp("forked"))
+    yield forked
+    forked.close()
 
 
 @pytest.fixture

@@ -1,11 +1,11 @@
 from __future__ import annotations
 
-import subprocess
-import sys
+import signal
 from pathlib import Path
 
 import pytest
 
+from tests.forked import ForkedVitrieve
 from vitrieve import artifacts
 from vitrieve.artifacts import prepare_folder, replacing_folder, write_manifest
 from vitrieve.errors import ArtifactError
@@ -83,9 +83,16 @@ def test_replacing_folder_says_where_it_must_delete_first(
     assert "is a mount point" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("store", ["exact", "lance"])
+@pytest.mark.parametrize(
+    ("store", "kills"), [("exact", (0, 1, 3, 6, 9, 12)), ("lance", (1, 6, 12))], ids=["exact", "lance"]
+)
 def test_index_overwrite_that_is_killed_leaves_the_old_index_or_the_new_one(
-    tiny_encoder_folder: Path, picture_folder: Path, killed_vitrieve: str, tmp_path: Path, store: str
+    tiny_encoder_folder: Path,
+    picture_folder: Path,
+    forked_vitrieve: ForkedVitrieve,
+    tmp_path: Path,
+    store: str,
+    kills: tuple[int, ...],
 ) -> None:
     from vitrieve.cli.main import main
     from vitrieve.data.sources import read_collection
@@ -100,12 +107,11 @@ def test_index_overwrite_that_is_killed_leaves_the_old_index_or_the_new_one(
     build_index(tmp_path / "old", tmp_path / "index", store="exact").close()
     words = ["index", "--embeddings", str(tmp_path / "new"), "--out", str(tmp_path / "index"), "--store", store]
     numbers = []
-    for num_syncs in (0, 1, 3, 6, 9, 12, None):
+    for num_syncs in (*kills, None):
         if num_syncs is None:
             assert main([*words, "--overwrite"]) == 0
         else:
-            command = [sys.executable, "-c", killed_vitrieve, str(num_syncs), *words, "--overwrite"]
-            subprocess.run(command, capture_output=True)
+            assert forked_vitrieve([*words, "--overwrite"], num_syncs=num_syncs).status in (0, -signal.SIGKILL)
         index = open_index(tmp_path / "index")
         assert index.verify() == []
         numbers.append(index.count())

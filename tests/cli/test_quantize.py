@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,7 +12,10 @@ from vitrieve.cli.main import main
 
 
 @pytest.mark.slow
-def test_quantize_then_embed_in_int8(tiny_encoder_folder: Path, class_folder: Path, tmp_path: Path) -> None:
+@pytest.mark.filterwarnings("ignore")  # NNCF and what it imports warn of each other
+def test_quantize_then_embed_in_int8(
+    tiny_encoder_folder: Path, class_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     pytest.importorskip("openvino", reason="needs vitrieve[fast]")
     pytest.importorskip("nncf", reason="needs vitrieve[int8]")
     folder = tmp_path / "encoder"
@@ -25,21 +26,17 @@ def test_quantize_then_embed_in_int8(tiny_encoder_folder: Path, class_folder: Pa
     (class_folder_copy / "broken.png").write_bytes(b"no picture")
     words = ["quantize", "--encoder", str(folder), "--data", str(class_folder_copy), "--num-images", "12", "--json"]
     words += ["--exclude", "0.png"]
-    done = subprocess.run([sys.executable, "-m", "vitrieve", *words], capture_output=True, text=True, check=True)
-    answer = json.loads(done.stdout)
+    assert main(words) == 0
+    printed = capsys.readouterr()
+    answer = json.loads(printed.out)
     assert answer["cosine"] > 0.98
     assert answer["num_images"] in (11, 12)
-    assert "left out: 1 excluded" in done.stderr
+    assert "left out: 1 excluded" in printed.err
     assert set(answer["images_per_second"]) in ({"bf16", "int8"}, {"fp32", "int8"})
     assert min(answer["images_per_second"].values()) > 0
     words = ["embed", "--encoder", str(folder), "--data", str(class_folder), "--precision", "int8", "--json"]
-    done = subprocess.run(
-        [sys.executable, "-m", "vitrieve", *words, "--out", str(tmp_path / "embeddings")],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert "engine: openvino int8" in done.stderr
+    assert main([*words, "--out", str(tmp_path / "embeddings")]) == 0
+    assert "engine: openvino int8" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -4,14 +4,16 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import httpx
 import pytest
 
 from vitrieve.cli.main import main
+from vitrieve.search.searcher import Searcher
 
 
 @contextmanager
@@ -32,8 +34,35 @@ def up(*words: object, log: Path) -> Iterator[str]:
         process.stdout.close()
 
 
+class WouldServe(NamedTuple):
+    """What ``up`` has told when it would begin to serve, and the images that it would serve."""
+
+    told: str
+    image_ids: set[str]
+
+
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., WouldServe]:
+    """Run ``vitrieve up`` in this process as far as it would serve: starting processes takes most of the time."""
+    found: list[set[str]] = []
+
+    def note(searcher: Searcher, **settings: object) -> None:
+        found.append(set(searcher.store.image_ids()))
+
+    def run(*words: object) -> WouldServe:
+        assert main(["up", *map(str, words), "--port", "0", "--num-threads", "1"]) == 0
+        return WouldServe(capsys.readouterr().err, found[-1])
+
+    monkeypatch.setattr("vitrieve.serve.server.serve", note)
+    return run
+
+
 def test_up_serves_a_folder_and_embeds_only_what_is_new_the_next_time(
-    tiny_encoder_folder: Path, picture_folder: Path, tmp_path: Path
+    tiny_encoder_folder: Path,
+    picture_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    served: Callable[..., WouldServe],
 ) -> None:
     words = (picture_folder, "--encoder", tiny_encoder_folder)
     (picture_folder / "deep").mkdir()
@@ -45,16 +74,15 @@ def test_up_serves_a_folder_and_embeds_only_what_is_new_the_next_time(
     assert "12 images indexed; 12 embedded" in (tmp_path / "log").read_text()
     assert str(tmp_path / "cache" / "indexes") in (tmp_path / "log").read_text()
     (picture_folder / "04.png").unlink()
-    with up(*words, "--exclude", "06.png", "--exclude", "05.png", log=tmp_path / "fewer"):
-        pass
-    with up(*words, log=tmp_path / "as before"):
-        assert "left out as before: 06.png, 05.png" in (tmp_path / "as before").read_text()
-        assert "9 images indexed; nothing to do" in (tmp_path / "as before").read_text()
-    with up(*words, "--exclude", "", log=tmp_path / "again") as address:
-        assert httpx.get(f"{address}images/05.png").status_code == 200
-        assert httpx.get(f"{address}images/04.png").status_code == 404
-    assert "9 images indexed; 3 removed" in (tmp_path / "fewer").read_text()
-    assert "11 images indexed; 2 embedded" in (tmp_path / "again").read_text()
+    monkeypatch.setenv("VITRIEVE_CACHE", str(tmp_path / "cache"))
+    assert "9 images indexed; 3 removed" in served(*words, "--exclude", "06.png", "--exclude", "05.png").told
+    as_before = served(*words).told
+    assert "left out as before: 06.png, 05.png" in as_before
+    assert "9 images indexed; nothing to do" in as_before
+    again = served(*words, "--exclude", "")
+    assert "11 images indexed; 2 embedded" in again.told
+    assert again.image_ids >= {"05.png", "deep/03.png"}
+    assert "04.png" not in again.image_ids
 
 
 @pytest.mark.parametrize(
@@ -87,13 +115,19 @@ def test_up_refuses_wrong_use_with_one_message(
 
 @pytest.mark.parametrize("word", ["emoji", "./emoji", "table"])
 def test_up_means_the_folder_whatever_its_name(
-    word: str, tiny_encoder_folder: Path, picture_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    word: str,
+    tiny_encoder_folder: Path,
+    picture_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    served: Callable[..., WouldServe],
 ) -> None:
     picture_folder.rename(tmp_path / word)
     monkeypatch.chdir(tmp_path)
-    with up(word, "--encoder", tiny_encoder_folder, log=tmp_path / "log") as address:
-        assert httpx.get(f"{address}images/05.png").status_code == 200
-    assert "12 images indexed; 12 embedded" in (tmp_path / "log").read_text()
+    monkeypatch.setenv("VITRIEVE_CACHE", str(tmp_path / "cache"))
+    told, image_ids = served(word, "--encoder", tiny_encoder_folder)
+    assert "12 images indexed; 12 embedded" in told
+    assert "05.png" in image_ids
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may make a name space of processes")

@@ -4,8 +4,6 @@ import dataclasses
 import json
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +12,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from tests.forked import ForkedVitrieve
 from vitrieve.cli.main import main
 from vitrieve.data.records import Dataset, ImageRecord
 from vitrieve.data.sources import read_collection
@@ -197,18 +196,16 @@ SMALL_PARTS = "from vitrieve.embed import collection\ncollection.PART_SIZE = 2\n
 
 @pytest.mark.parametrize("num_syncs", [0, 1, 2, 3, 8, 14, 15, 16])
 def test_a_killed_process_resumes_to_the_same_embeddings(
-    without_torch: str,
-    killed_vitrieve: str,
+    forked_vitrieve: ForkedVitrieve,
     tiny_encoder_folder: Path,
     picture_folder: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     num_syncs: int,
 ) -> None:
-    script = without_torch + SMALL_PARTS + killed_vitrieve
     words = ("--encoder", tiny_encoder_folder, "--data", picture_folder, "--out")
-    command = [sys.executable, "-c", script, str(num_syncs), "embed", *map(str, words), str(tmp_path / "out")]
-    assert subprocess.run(command, capture_output=True, check=False).returncode == -signal.SIGKILL
+    killed = forked_vitrieve(["embed", *words, tmp_path / "out"], num_syncs=num_syncs, prelude=SMALL_PARTS)
+    assert killed.status == -signal.SIGKILL
     with pytest.raises(ArtifactError, match="unfinished"):
         load_embeddings(tmp_path / "out")
     monkeypatch.setattr(collection, "PART_SIZE", 2)

@@ -1,4 +1,4 @@
-"""Real rows with a tiny encoder: each command is a process, so one module-wide run serves the tests."""
+"""Real rows with a tiny encoder: one module-wide run serves the tests, and its processes are forks of one."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import pytest
@@ -13,7 +14,9 @@ from PIL import Image
 
 pytest.importorskip("torch", reason="needs vitrieve[train]")
 
+from tests.forked import ForkedVitrieve
 from vitrieve.artifacts import write_manifest
+from vitrieve.reproduce import run
 from vitrieve.reproduce.page import collect_outcomes, write_page
 from vitrieve.reproduce.plans import Plan, TableRow, Training, choose_rows
 from vitrieve.reproduce.run import Cell, build_cell, build_cells, find_sources, is_finished, read_cells, run_cells
@@ -45,9 +48,26 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+class ForkedProcess:
+    """What ``run_cells`` sees of a command that is a fork; the rows that fail have processes as users have them."""
+
+    def __init__(self, forked_vitrieve: ForkedVitrieve, words: Sequence[str], stdout: IO[str]) -> None:
+        _, flag, module, *rest = words
+        assert flag == "-m"
+        self._ended = forked_vitrieve(rest, module=module)
+        stdout.write(self._ended.printed)
+
+    def wait(self) -> int:
+        return self._ended.status
+
+
 @pytest.fixture(scope="module")
 def reproduction(
-    pictures: Path, tiny_weights: Path, tiny_encoder_folder: Path, tmp_path_factory: pytest.TempPathFactory
+    pictures: Path,
+    tiny_weights: Path,
+    tiny_encoder_folder: Path,
+    forked_vitrieve: ForkedVitrieve,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Reproduction:
     stand_in = StandIn(
         source=f"folder:{pictures}",
@@ -67,7 +87,9 @@ def reproduction(
     out = tmp_path_factory.mktemp("reproduction")
     cells = build_cells(choose_rows(plan, ["irt_o", "irt_l"]), find_sources(plan.sources, None), out, 1)
     said: list[str] = []
-    failures = run_cells(cells, said.append)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run.subprocess, "Popen", lambda words, stdout, **_: ForkedProcess(forked_vitrieve, words, stdout))
+        failures = run_cells(cells, said.append)
     assert not failures, failures
     return Reproduction(stand_in=stand_in, plan=plan, out=out, cells=cells, said=said)
 

@@ -15,7 +15,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from tests.training.conftest import ForkedVitrieve
+from tests.forked import ForkedVitrieve
 from vitrieve.config import Config, LoaderConfig, ModelConfig, ObjectiveConfig, OptimizerConfig, TrainConfig
 from vitrieve.data.loader import TrainingLoader
 from vitrieve.data.records import ImageRecord

@@ -207,7 +207,7 @@ from vitrieve.training.compute import (
 )
 torch.set_num_threads(1)
 graphs = []
-for size in (32, 96):
+for size in (16, 48):
     config = Config(
         model=ModelConfig(backbone="vit_tiny_patch16_224", image_size=112, drop_path_rate=0.0),
         train=TrainConfig(batch_size=size, microbatch_size=8, precision=sys.argv[1]),

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.training.conftest import ForkedVitrieve
+from tests.forked import ForkedVitrieve
 from tests.training.test_loop import (
     assert_same_bits,
     final_state,
