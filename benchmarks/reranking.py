@@ -3,9 +3,9 @@
     python benchmarks/reranking.py OUT [--encoder dinov2-vits14] [--image-size 126] [--data emoji/zero_shot]
 
 On Grocery (phone_to_catalogue and zero_shot), emoji and cub200-subset, or those of them that are named and are here.
-For each, every way of rerank/reranker.py is measured on the test classes: all metrics, milliseconds a query, bytes an
-image. Beside it stands what `vitrieve evaluate --rerank auto` keeps after measuring on held-out training classes. Every
-result names its encoder.
+For each, every way of rerank/reranker.py and the head of ELViS, learnt on the training classes, is measured on the
+test classes: all metrics, milliseconds a query, bytes an image. Beside it stands what `vitrieve evaluate --rerank auto`
+keeps after measuring on held-out training classes. Every result names its encoder.
 
 A stopped run goes on where it was: OUT/COLLECTION-PROTOCOL.json is written when a collection is done, and measured anew
 with another encoder. The end writes benchmarks/results/reranking_DATE.json and prints its tables.
@@ -26,7 +26,7 @@ from vitrieve.data.sources import read_source
 from vitrieve.embed.collection import EmbedSettings
 from vitrieve.evaluation.reranking import choose_reranking, report_rerankings
 from vitrieve.evaluation.run import measure_protocols
-from vitrieve.rerank.reranker import RERANKERS
+from vitrieve.rerank.reranker import LEARNT, RERANKERS
 from vitrieve.runtime.encoder import Encoder, load_encoder
 
 MEASURED = ("grocery/phone_to_catalogue", "grocery/zero_shot", "emoji/zero_shot", "cub200-subset/zero_shot")
@@ -37,7 +37,7 @@ def measure_one(encoder: Encoder, collection: str, protocol: str) -> dict[str, A
     """Measure every way on the test classes, then choose on held-out ones."""
     dataset = read_source(find_collections()[collection], protocol=protocol)
     (measurement,) = measure_protocols(encoder, [dataset], encoder.name, settings=SETTINGS, has_intervals=True)
-    (tested,) = report_rerankings(measurement, encoder, tuple(RERANKERS), SETTINGS)
+    (tested,) = report_rerankings(measurement, encoder, (*RERANKERS, LEARNT), SETTINGS)
     chosen = choose_reranking(encoder, dataset, name=encoder.name, settings=SETTINGS)
     return {
         "data": f"{collection}/{protocol}",

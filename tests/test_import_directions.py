@@ -49,6 +49,7 @@ MAY_USE_TORCH = {
     "objective/objective.py",
     "similarity/product.py",
     "reproduce/gradients.py",
+    "rerank/learning.py",
     *(
         f"model/{name}.py"
         for name in (

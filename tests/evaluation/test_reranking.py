@@ -24,7 +24,8 @@ from vitrieve.evaluation.reranking import (
     parse_rerankings,
 )
 from vitrieve.evaluation.run import evaluate
-from vitrieve.rerank.reranker import RERANKERS, Shortlist
+from vitrieve.rerank import learning
+from vitrieve.rerank.reranker import LEARNT, RERANKERS, Shortlist
 from vitrieve.runtime.device import DeviceName
 from vitrieve.runtime.encoder import Encoder
 from vitrieve.runtime.engine import EngineName
@@ -98,6 +99,11 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     return Dataset(name="colors", protocol="all", records=tuple(records), label_names=names, ks=(1, 2))
 
 
+@pytest.fixture(autouse=True)
+def _quick_learning(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(learning, "NUM_STEPS", 2)
+
+
 def measure_held_out(dataset: Dataset, encoder: Encoder) -> Measurement:
     data = divide_for_choice(dataset)
     assert data is not None
@@ -152,7 +158,7 @@ def test_auto_keeps_what_helps_and_never_reads_test_images(dataset: Dataset) -> 
     assert report.chosen is not None
     assert report.chosen.parts == "patches"
     rows = {row.reranking: row for row in report.rows}
-    assert set(rows) == {"none", *RERANKERS}
+    assert set(rows) == {"none", LEARNT, *RERANKERS}
     kept = rows[report.chosen.name]
     assert kept.metrics["map_at_r"] == max(row.metrics["map_at_r"] for row in report.rows)
     assert kept.metrics["map_at_r"] > rows["none"].metrics["map_at_r"] + 0.2
@@ -185,7 +191,9 @@ def test_auto_keeps_none_without_enough_classes_and_leaves_patches_out_where_the
     assert {row.reranking for row in flat.rows} == {"none"} | {
         n for n, one in RERANKERS.items() if one.parts != "patches"
     }
-    assert "no tokens of patches" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "no tokens of patches; what compares them is left out" in told
+    assert "the re-ranking elvis is left out: the encoder puts out no tokens" in told
 
 
 def test_choose_row_wants_a_gain_beyond_chance_and_no_loss_of_the_first_rank() -> None:
@@ -243,6 +251,6 @@ def test_evaluate_tells_choice_and_test_figures(dataset: Dataset, tmp_path: Path
     assert tested.rows[0].metrics == evaluation.results[0].metrics
     assert json.loads((tmp_path / "out" / "results.json").read_text()) == json.loads(json.dumps(evaluation.to_json()))
     assert "bytes an image" in str(evaluation)
-    named = evaluate(build(is_blind=True), whole, num_threads=1, rerank="superglobal,tiles")
-    assert [row.reranking for row in named.rerankings[0].rows] == ["none", "superglobal", "tiles"]
+    named = evaluate(build(is_blind=True), whole, num_threads=1, rerank="superglobal,tiles,elvis")
+    assert [row.reranking for row in named.rerankings[0].rows] == ["none", "superglobal", "tiles", "elvis"]
     assert "rerankings" not in evaluate(build(is_blind=True), whole, num_threads=1).to_json()

@@ -8,7 +8,7 @@ import pytest
 from vitrieve.errors import ConfigError
 from vitrieve.rerank.neighbors import expand_queries, k_reciprocal_distances, superglobal_scores
 from vitrieve.rerank.parts import ByteArray, PartKind, to_bytes
-from vitrieve.rerank.reranker import RERANKERS, RerankerName, Shortlist, find_reranker
+from vitrieve.rerank.reranker import LEARNT, RERANKERS, RerankerName, Shortlist, find_reranker
 from vitrieve.similarity import normalize, similarity
 
 
@@ -29,10 +29,12 @@ def draw_shortlist(num_images: int, seed: int = 0) -> Shortlist:
 
 
 def test_the_table_has_every_name_of_the_type() -> None:
-    assert set(typing.get_args(RerankerName)) == set(RERANKERS)
+    assert set(typing.get_args(RerankerName)) == {*RERANKERS, LEARNT}
     assert all(name == reranker.name and reranker.summary for name, reranker in RERANKERS.items())
     with pytest.raises(ConfigError, match="Did you mean 'superglobal'"):
         find_reranker("superglobals")
+    with pytest.raises(ConfigError, match="learnt on your labeled pictures"):
+        find_reranker(LEARNT)
 
 
 @pytest.mark.parametrize("name", RERANKERS)

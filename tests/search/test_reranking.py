@@ -16,9 +16,10 @@ from vitrieve.evaluation.measure import EvaluationResult
 from vitrieve.evaluation.reranking import RerankingReport
 from vitrieve.evaluation.run import Evaluation
 from vitrieve.index.open import build_index
+from vitrieve.rerank.head import HEAD_WIDTH, VOTE_WIDTH, Head
 from vitrieve.rerank.parts import compute_parts, stack_parts
-from vitrieve.rerank.remember import RERANKER_NAME, KeptReranking, load_kept, save_kept
-from vitrieve.rerank.reranker import RERANKERS, Shortlist
+from vitrieve.rerank.remember import HEAD_NAME, RERANKER_NAME, KeptReranking, load_kept, save_kept
+from vitrieve.rerank.reranker import RERANKERS, Shortlist, build_learnt
 from vitrieve.runtime.encoder import Encoder, load_encoder
 from vitrieve.search.part_store import PARTS_NAME, PartStore, keep_reranking
 from vitrieve.search.request import Example, Reranking, SearchAnswer, SearchRequest
@@ -152,6 +153,43 @@ def test_what_an_index_remembers_must_be_its_encoders_and_whole(index_folder: Pa
         (index_folder / RERANKER_NAME).write_text(text)
         with pytest.raises(ArtifactError, match="damaged"):
             load_kept(index_folder)
+
+
+def draw_head(width: int = 64) -> Head:
+    """A head with random weights, without torch."""
+    generator = np.random.default_rng(0)
+    shapes: dict[str, tuple[int, ...]] = {"corner": (1,), "scale": (1,), "offset": (1,)}
+    for name, rows, columns in (
+        ("projection", HEAD_WIDTH, width),
+        ("dustbin_hidden", HEAD_WIDTH, HEAD_WIDTH),
+        ("dustbin", 1, HEAD_WIDTH),
+        ("vote_hidden", VOTE_WIDTH, 1),
+        ("vote", 1, VOTE_WIDTH),
+    ):
+        shapes |= {f"{name}.weight": (rows, columns), f"{name}.bias": (rows,)}
+    for name, size in (("projection_norm", HEAD_WIDTH), ("vote_norm", VOTE_WIDTH)):
+        shapes |= {f"{name}.weight": (size,), f"{name}.bias": (size,)}
+    return Head(arrays={name: generator.normal(size=shape).astype(np.float32) for name, shape in shapes.items()})
+
+
+def test_an_index_remembers_what_was_learnt(index_folder: Path, encoder: Encoder, picture_folder: Path) -> None:
+    picture, head = picture_folder / "02.png", draw_head()
+    with Searcher.open(index_folder, encoder) as searcher, pytest.raises(ConfigError, match="remembers none"):
+        find(searcher, picture, "elvis")
+    learnt = dataclasses.replace(report(encoder, None).rerankings[0], chosen=build_learnt(head))
+    keep_reranking(Evaluation(results=(), rerankings=(learnt,)), index_folder, encoder)
+    kept = load_kept(index_folder)
+    assert kept is not None
+    assert kept.head is not None
+    for name, array in head.arrays.items():
+        np.testing.assert_array_equal(kept.head.arrays[name], array)
+    with Searcher.open(index_folder, encoder) as searcher:
+        assert find(searcher, picture) == find(searcher, picture, "elvis")
+        assert searcher.answer(SearchRequest(plus=(Example(picture=picture),))).reranking == "elvis"
+        assert sorted(find(searcher, picture)) == sorted(find(searcher, picture, "none"))
+    (index_folder / HEAD_NAME).write_bytes(b"{}")
+    with pytest.raises(ArtifactError, match="not the head that was measured"):
+        load_kept(index_folder)
 
 
 def report(encoder: Encoder, name: str | None) -> Evaluation:

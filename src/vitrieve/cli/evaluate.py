@@ -47,7 +47,7 @@ class Arguments:
     rerank: str = ""
     """auto: measure every re-ranking on held-out training classes, and keep one or none; or names, separated by commas,
     to measure on the test split: average_query_expansion, alpha_query_expansion, k_reciprocal, superglobal, chamfer,
-    optimal_transport, query_tiles, image_tiles, tiles. Empty: none."""
+    optimal_transport, query_tiles, image_tiles, tiles, elvis (learnt on training classes). Empty: none."""
     index: Path | None = None
     """With --rerank auto: index of this encoder that remembers what was kept, for vitrieve search and the service."""
     batch_size: BatchSize = None

@@ -62,6 +62,7 @@ class Arguments:
         "query_tiles",
         "image_tiles",
         "tiles",
+        "elvis",
     ] = "auto"
     """Order the first results again, by their neighbors or by parts of the pictures; auto: as the index remembers
     (vitrieve evaluate --rerank auto --index INDEX), else not at all."""

@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from vitrieve.data.holdout import split_for_training
+from vitrieve.data.holdout import has_pairs, split_for_training
 from vitrieve.data.records import Dataset, ImageRecord
-from vitrieve.embed.collection import EmbedSettings, embed_images
+from vitrieve.embed.collection import Embeddings, EmbedSettings, embed_images
 from vitrieve.errors import ConfigError, unknown_name_message
 from vitrieve.evaluation.measure import Measurement, measure, similarity_blocks
 from vitrieve.evaluation.metrics import Relevance, Scores, bootstrap_means, score_rows, short_name
@@ -25,8 +25,9 @@ from vitrieve.evaluation.revisited import score_listed
 from vitrieve.progress import print_message, track
 from vitrieve.quoting import quote_name
 from vitrieve.rerank.parts import ByteArray, PartKind, compute_parts, has_patches, stack_parts
-from vitrieve.rerank.reranker import NO_RERANKING, RERANKERS, Reranker, Shortlist
+from vitrieve.rerank.reranker import LEARNT, NO_RERANKING, RERANKERS, Reranker, Shortlist, build_learnt
 from vitrieve.runtime.encoder import Encoder
+from vitrieve.runtime.engine import is_torch_installed
 from vitrieve.similarity import FloatArray, IntArray, order_nearest
 
 AUTO = "auto"
@@ -124,9 +125,9 @@ def parse_rerankings(given: str | Sequence[str]) -> tuple[str, ...]:
     """
     words = [given] if isinstance(given, str) else given
     names = tuple(dict.fromkeys(name.strip() for word in words for name in word.split(",") if name.strip()))
-    unknown = next((name for name in names if name not in (AUTO, *RERANKERS)), None)
+    unknown = next((name for name in names if name not in (AUTO, LEARNT, *RERANKERS)), None)
     if unknown is not None:
-        raise ConfigError(unknown_name_message("re-ranking", unknown, (AUTO, *RERANKERS)))
+        raise ConfigError(unknown_name_message("re-ranking", unknown, (AUTO, LEARNT, *RERANKERS)))
     if AUTO in names and len(names) > 1:
         raise ConfigError("auto tries every re-ranking; give it alone, or name those to be measured on the test split.")
     return names
@@ -327,7 +328,51 @@ def choose_reranking(encoder: Encoder, dataset: Dataset, *, name: str, settings:
         return _report(name, encoder, dataset, 0, (), None, reason)
     print_message(f"choosing a re-ranking on held-out training classes; {data.note}")
     records = data.held_out.records
-    embeddings = embed_images(
+    embeddings = _embed(encoder, records, settings)
+    measurement = measure(data.held_out, embeddings, name, has_intervals=False)
+    rerankers = {**RERANKERS}
+    learnt = learn_reranker(encoder, data.fit, settings)
+    if learnt is not None:
+        rerankers[LEARNT] = learnt
+    rows = measure_rerankings(measurement, encoder, list(rerankers.values()), show_progress=settings.show_progress)
+    best = choose_row(rows, measurement.scores.headlines)
+    chosen = None if best is None else rerankers[best.reranking]
+    reason = _explain(best, rows, measurement.scores.headlines[1])
+    return _report(name, encoder, data.held_out, measurement.scores.num_scored, rows, chosen, reason)
+
+
+def learn_reranker(encoder: Encoder, records: Sequence[ImageRecord], settings: EmbedSettings) -> Reranker | None:
+    """Learn a head on labeled pictures, where that is possible; else say why not.
+
+    Args:
+        encoder: Its patches are compared.
+        records: Training images; of more than ``MAX_IMAGES`` the first classes count.
+        settings: How images are embedded.
+
+    Returns:
+        The re-ranking; None without torch, without patches, or without pairs.
+    """
+    records = _limit(records)
+    why = None
+    if not is_torch_installed():
+        why = "torch is not installed (vitrieve[train])"
+    elif not has_patches(encoder):
+        why = "the encoder puts out no tokens of patches"
+    elif not has_pairs(records):
+        why = "there are no two training classes with pairs"
+    if why is not None:
+        print_message(f"the re-ranking {LEARNT} is left out: {why}.")
+        return None
+    from vitrieve.rerank.learning import learn_head
+
+    embeddings = _embed(encoder, records, settings)
+    parts = stack_parts(compute_parts(encoder, embeddings.records, "patches", show_progress=settings.show_progress))
+    labels = np.array([record.label for record in embeddings.records], dtype=np.int64)
+    return build_learnt(learn_head(parts, embeddings.vectors, labels, show_progress=settings.show_progress))
+
+
+def _embed(encoder: Encoder, records: Sequence[ImageRecord], settings: EmbedSettings) -> Embeddings:
+    return embed_images(
         encoder,
         records,
         batch_size=settings.batch_size,
@@ -335,13 +380,6 @@ def choose_reranking(encoder: Encoder, dataset: Dataset, *, name: str, settings:
         max_bad_fraction=settings.max_bad_fraction,
         show_progress=settings.show_progress,
     )
-    measurement = measure(data.held_out, embeddings, name, has_intervals=False)
-    rerankers = {**RERANKERS}
-    rows = measure_rerankings(measurement, encoder, list(rerankers.values()), show_progress=settings.show_progress)
-    best = choose_row(rows, measurement.scores.headlines)
-    chosen = None if best is None else rerankers[best.reranking]
-    reason = _explain(best, rows, measurement.scores.headlines[1])
-    return _report(name, encoder, data.held_out, measurement.scores.num_scored, rows, chosen, reason)
 
 
 def choose_row(rows: Sequence[RerankingRow], headlines: tuple[str, str]) -> RerankingRow | None:
@@ -406,7 +444,11 @@ def report_rerankings(
     Returns:
         With ``auto`` the report of the choice, then one of the test split where something was chosen; else the latter.
     """
-    name, reports, rerankers = measurement.result.encoder, [], [RERANKERS[one] for one in names if one != AUTO]
+    name, reports, rerankers = measurement.result.encoder, [], [RERANKERS[one] for one in names if one in RERANKERS]
+    if LEARNT in names:
+        data = divide_for_choice(measurement.dataset)
+        learnt = learn_reranker(encoder, data.fit if data else measurement.dataset.split("train"), settings)
+        rerankers += [learnt] if learnt is not None else []
     if AUTO in names:
         choice = choose_reranking(encoder, measurement.dataset, name=name, settings=settings)
         reports.append(choice)

@@ -1,18 +1,26 @@
-"""The re-ranking that an index remembers: ``reranker.json`` beside it, written after a measurement."""
+"""The re-ranking that an index remembers: ``reranker.json`` beside it, written after a measurement.
+
+A head that was learnt lies in ``reranker.safetensors``; the JSON file, written last, has its checksum.
+"""
 
 from __future__ import annotations
 
-import dataclasses
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vitrieve.artifacts import write_text_durably
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from vitrieve.artifacts import write_bytes_durably, write_text_durably
 from vitrieve.errors import ArtifactError
-from vitrieve.rerank.reranker import NO_RERANKING, Reranker, find_reranker
+from vitrieve.rerank.head import Head
+from vitrieve.rerank.reranker import LEARNT, NO_RERANKING, Reranker, build_learnt, find_reranker
 
 RERANKER_NAME = "reranker.json"
+HEAD_NAME = "reranker.safetensors"
 """Inside the folder of the index."""
 
 
@@ -24,22 +32,31 @@ class KeptReranking:
         name: Name of the re-ranking; ``none`` where none was better.
         fingerprint: Fingerprint of the encoder that it was measured with.
         reason: What was measured, in a sentence.
+        head: What was learnt, for the re-ranking that is; else None.
     """
 
     name: str
     fingerprint: str
     reason: str
+    head: Head | None = None
 
     @property
     def reranker(self) -> Reranker | None:
         """Return the re-ranking; None for ``none``."""
+        if self.head is not None:
+            return build_learnt(self.head)
         return None if self.name == NO_RERANKING else find_reranker(self.name)
 
 
 def save_kept(kept: KeptReranking, index_folder: Path | str) -> Path:
     """Write what an index remembers, and return the file; a crash leaves the old one or the new one."""
     path = Path(index_folder) / RERANKER_NAME
-    write_text_durably(path, json.dumps(dataclasses.asdict(kept), indent=2) + "\n")
+    values = {"name": kept.name, "fingerprint": kept.fingerprint, "reason": kept.reason}
+    if kept.head is not None:
+        data = save(dict(kept.head.arrays))
+        write_bytes_durably(path.with_name(HEAD_NAME), data)
+        values["head_sha256"] = hashlib.sha256(data).hexdigest()
+    write_text_durably(path, json.dumps(values, indent=2) + "\n")
     return path
 
 
@@ -54,12 +71,20 @@ def load_kept(index_folder: Path | str) -> KeptReranking | None:
         return None
     try:
         values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        kept = KeptReranking(**values)
         if not all(isinstance(value, str) for value in values.values()):
             raise ValueError("its values are not texts")
+        head = _read_head(path.with_name(HEAD_NAME), values.pop("head_sha256")) if values["name"] == LEARNT else None
+        kept = KeptReranking(**values, head=head)
         _ = kept.reranker
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, SafetensorError) as error:
         raise ArtifactError(
             f"{path} is damaged ({error}); run vitrieve evaluate --rerank auto --index again, or delete the file."
         ) from None
     return kept
+
+
+def _read_head(path: Path, sha256: str) -> Head:
+    data = path.read_bytes()
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise ValueError(f"{path.name} is not the head that was measured")
+    return Head(arrays=load(data))

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vitrieve.errors import ConfigError, unknown_name_message
+from vitrieve.rerank.head import Head
 from vitrieve.rerank.matching import best_pair_scores, chamfer_scores, compare_parts, transport_scores
 from vitrieve.rerank.neighbors import (
     DEFAULT_ALPHA,
@@ -32,7 +33,10 @@ RerankerName = Literal[
     "query_tiles",
     "image_tiles",
     "tiles",
+    "elvis",
 ]
+LEARNT = "elvis"
+"""Name of what is learnt on the user's own pictures."""
 NO_RERANKING = "none"
 RERANK_DEPTH = 100
 """First images that are ordered again by their parts or by k-reciprocal sets; those behind keep their order."""
@@ -74,6 +78,7 @@ class Reranker:
             equal ones keep the order that the images had.
         depth: First images that it orders; those behind them keep their order.
         parts: Parts of pictures that it compares; None: it needs nothing but the embeddings.
+        head: What was learnt; None where nothing is.
     """
 
     name: str
@@ -81,6 +86,7 @@ class Reranker:
     score: Callable[[Shortlist], Scores] = field(repr=False)
     depth: int = RERANK_DEPTH
     parts: PartKind | None = None
+    head: Head | None = field(default=None, repr=False)
 
     def order(self, shortlist: Shortlist) -> npt.NDArray[np.intp]:
         """Order the rows of a shortlist, the nearest first."""
@@ -161,12 +167,34 @@ RERANKERS: Mapping[str, Reranker] = {
 """Name -> what needs no learning."""
 
 
+def build_learnt(head: Head) -> Reranker:
+    """Make a re-ranking of a learnt head, which compares patches."""
+
+    def score(shortlist: Shortlist) -> Scores:
+        assert shortlist.find_parts is not None, "whoever ranks by parts brings them"
+        query, images = shortlist.find_parts("patches")
+        return add_embedding(shortlist, head.score(from_bytes(query), from_bytes(images)))
+
+    return Reranker(
+        name=LEARNT,
+        summary="patches matched by a head that was learnt on your pictures",
+        score=score,
+        parts="patches",
+        head=head,
+    )
+
+
 def find_reranker(name: str) -> Reranker:
     """Look a re-ranking up by name.
 
     Raises:
-        ConfigError: An unknown name; the message lists the valid ones.
+        ConfigError: An unknown name; the message lists the valid ones. Or the one that must be learnt first.
     """
+    if name == LEARNT:
+        raise ConfigError(
+            f"the re-ranking {LEARNT} is learnt on your labeled pictures, and this index remembers none: run vitrieve "
+            "evaluate --rerank auto --index INDEX, which keeps it where it is the best."
+        )
     if name not in RERANKERS:
         raise ConfigError(unknown_name_message("re-ranking", name, RERANKERS))
     return RERANKERS[name]

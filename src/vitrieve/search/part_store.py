@@ -199,8 +199,8 @@ def keep_reranking(
     require_encoder(info, encoder, advice="Give the index's own encoder.")
     if choice.fingerprint != encoder.fingerprint:
         raise FingerprintError("the evaluation measured another encoder than the index's; give the one it measured.")
-    name = NO_RERANKING if choice.chosen is None else choice.chosen.name
-    kept = KeptReranking(name=name, fingerprint=choice.fingerprint, reason=choice.reason)
+    name, head = (NO_RERANKING, None) if choice.chosen is None else (choice.chosen.name, choice.chosen.head)
+    kept = KeptReranking(name=name, fingerprint=choice.fingerprint, reason=choice.reason, head=head)
     if choice.chosen is not None and choice.chosen.parts is not None:
         with closing(open_index(index)) as store:
             PartStore(Path(index), encoder).fill(choice.chosen.parts, store, show_progress=show_progress)

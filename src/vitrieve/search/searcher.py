@@ -301,6 +301,8 @@ def choose_reranker(request: SearchRequest, kept: KeptReranking | None) -> Reran
     """
     if request.reranking == "auto":
         reranker = None if kept is None else kept.reranker
+    elif kept is not None and kept.name == request.reranking:
+        reranker = kept.reranker  # it may be one that was learnt
     else:
         reranker = None if request.reranking == NO_RERANKING else find_reranker(request.reranking)
     if reranker is None or reranker.parts is None:
