@@ -34,7 +34,7 @@ from vitrieve.settings import (
 FLAT = tyro.conf.arg(prefix_name=False)
 """Marks the fields whose flag is short, ``--seed``; all others are dotted, ``--objective.koleo.weight``."""
 
-DEFAULT_WEIGHTS = "dinov2-vits14"
+DEFAULT_WEIGHTS = "vitrieve-general-v1"
 """Name of the weights that training starts from where none is given, and that ``up`` and ``sync`` take unless another
 was chosen (``model/default.py``). Must be one that runs without torch."""
 

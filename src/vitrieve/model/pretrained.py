@@ -46,6 +46,10 @@ DINOV2_NOTE = (
     "The backbone was exported inside a saliency model and may have been fine-tuned for it: figures can differ from "
     "those published for DINOv2."
 )
+GENERAL_NOTE = (
+    "Fine-tuned from dinov2-vits14 on all classes of Grocery, emoji and clothing-small, so that figures on these say "
+    "nothing about classes that it has not seen."
+)
 EFFICIENTNET_NOTE = (
     "Converted by its publisher from the official TensorFlow checkpoint, hence timm's tf_efficientnet_lite0 "
     "(TensorFlow's padding and batch-norm epsilon) and inputs scaled to -1 … 1."
@@ -171,6 +175,22 @@ _ENTRIES = (
             reader="dinov2_onnx",
         ),
         note=DINOV2_NOTE,
+    ),
+    WeightsEntry(
+        name="vitrieve-general-v1",
+        architecture="vit_small_patch14_dinov2",
+        license="Apache-2.0 (DINOv2, and the difference to it); trained on pictures under MIT, Apache-2.0, CC0, CC BY "
+        "4.0 and CC BY-SA 4.0",
+        terms=FREE,
+        num_bytes=90_210_194,
+        image_size=126,
+        delta=DeltaSource(
+            base="dinov2-vits14",
+            path=Path(__file__).with_name("vitrieve_general_v1.safetensors"),
+            sha256="ecfdc37e76df8337a5bd7eef9a6d1278aeff4bf0dffc697335e799c0db382ac6",
+        ),
+        trained_on=("grocery", "emoji", "clothing-small"),
+        note=GENERAL_NOTE,
     ),
     WeightsEntry(
         name="efficientnet-lite0",
