@@ -97,7 +97,7 @@ class Plan:
     @property
     def left_out(self) -> list[str]:
         """What is left out in turn: a collection of `TRAINING`, or the judge, for the encoder of all of them."""
-        return [name for name in (JUDGE, *TRAINING) if name in self.sources]
+        return [name for name in (*TRAINING, JUDGE) if name in self.sources]
 
     def list_trained(self, left_out: str) -> list[str]:
         """List the collections that train where one is left out."""
