@@ -38,6 +38,7 @@ REASONS = (
     "installs packages",
     "needs a CUDA device",
     "needs a Milvus server",
+    "needs a PostgreSQL server",
     "needs a benchmark that must be fetched by hand",
     "needs pre-trained weights",
     "runs the tests",

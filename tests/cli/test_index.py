@@ -116,6 +116,9 @@ def test_index_verify_names_the_damaged_file(
         (["--code-bytes", "7", "--index-kind", "ivf_pq"], "divide"),
         (["--store", "exact", "--index-kind", "ivf_pq"], "exact has no codes"),
         (["--store", "milvus", "--uri", "localhost"], "no address"),
+        (["--store", "pgvector"], "address"),
+        (["--store", "pgvector", "--uri", "localhost"], "no address"),
+        (["--store", "pgvector", "--uri", "postgresql://h/d", "--index-kind", "ivf_pq"], "pgvector has no codes"),
         (["--verify"], "--verify changes nothing"),
     ],
 )

@@ -7,12 +7,15 @@ from pathlib import Path
 
 import pytest
 
+from tests.index import postgres as postgres_server
 from tests.index.conformance import make_info
 from tests.index.milvus_lite import Server
 from vitrieve.index.open import create_index
 from vitrieve.index.store import IndexSettings, VectorStore
 
-STORES = ("exact", "lance", "milvus")
+STORES = ("exact", "lance", "milvus", "pgvector")
+SERVERS = {"milvus": "server", "pgvector": "postgres"}
+"""Stores on a server, and the fixture that starts it."""
 
 
 @pytest.fixture(scope="module")
@@ -23,6 +26,13 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     server.kill()
 
 
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[postgres_server.Server]:
+    server = postgres_server.Server()
+    yield server
+    server.remove()
+
+
 @pytest.fixture(params=STORES)
 def kind(request: pytest.FixtureRequest) -> str:
     return str(request.param)
@@ -30,9 +40,10 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def settings_of(kind: str, request: pytest.FixtureRequest) -> IndexSettings:
-    if kind != "milvus":
+    if kind not in SERVERS:
         return IndexSettings()
-    return IndexSettings(index_kind="flat", uri=request.getfixturevalue("server").uri)
+    index_kind = "flat" if kind == "milvus" else "ivf_hnsw_sq"
+    return IndexSettings(index_kind=index_kind, uri=request.getfixturevalue(SERVERS[kind]).uri)
 
 
 @pytest.fixture

@@ -33,7 +33,7 @@ from vitrieve.errors import ArtifactError, ConfigError, FingerprintError, InputE
 from vitrieve.index import resident
 from vitrieve.index.filter import name_kind, parse_filter
 from vitrieve.index.open import build_index, create_index, open_index
-from vitrieve.index.store import IndexSettings, VectorStore
+from vitrieve.index.store import SERVERS, IndexSettings, VectorStore
 
 IS_LONG = os.environ.get("VITRIEVE_LONG_TESTS") == "1"
 """`make test-all`: more sequences, more kills."""
@@ -420,9 +420,10 @@ def check_after_kill(store: VectorStore, before: dict[int, int], lines: list[str
 def test_trap_a_killed_writer_loses_nothing_acknowledged(
     kind: str, settings_of: IndexSettings, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    """kill -9 of the writing process (of the server, for Milvus) at random moments of a long run of changes."""
+    """kill -9 of the writing process (now and then of the server too, where there is one) at random moments."""
     create_index(make_info(kind), tmp_path / "index", settings=settings_of).close()
     (tmp_path / "writer.py").write_text(WRITER)
+    server = request.getfixturevalue({"milvus": "server", "pgvector": "postgres"}[kind]) if kind in SERVERS else None
     generator = np.random.default_rng(0)
     expected: dict[int, int] = {}
     first = 0
@@ -440,14 +441,14 @@ def test_trap_a_killed_writer_loses_nothing_acknowledged(
         num_more = int(generator.integers(0, 15))
         lines += [process.stdout.readline() for _ in range(num_more)]
         time.sleep(float(generator.uniform(0, 0.05)))
-        if kind == "milvus" and kill % 2:
-            request.getfixturevalue("server").kill()
+        if server is not None and kill % 2:
+            server.kill()
         process.kill()
         lines += process.stdout.read().splitlines()
         process.wait()
         process.stdout.close()
-        if kind == "milvus" and kill % 2:
-            request.getfixturevalue("server").start()
+        if server is not None and kill % 2:
+            server.start()
         lines = [line for line in lines if len(line.split()) == 2]
         store = open_index(tmp_path / "index")
         expected = check_after_kill(store, expected, lines)

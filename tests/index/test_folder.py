@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,10 +15,11 @@ from tests.index.conformance import WIDTH, fill, make_info, make_many, make_reco
 from vitrieve.embed.collection import Embeddings
 from vitrieve.errors import ArtifactError, InputError, ReplacedError
 from vitrieve.index import folder as guards
+from vitrieve.index import open as opening
 from vitrieve.index.lance_files import table_path
 from vitrieve.index.open import build_index, create_index, open_index
 from vitrieve.index.segments import FOLDER_NAME
-from vitrieve.index.store import IndexSettings, VectorStore
+from vitrieve.index.store import SERVERS, IndexSettings, StoreInfo, VectorStore
 
 MANY_BYTES = 2**30
 
@@ -68,8 +70,8 @@ def test_trap_a_replaced_index_is_neither_read_nor_changed(
     is_other_kind: bool,
     is_held: bool,
 ) -> None:
-    if is_held and kind == "milvus":
-        pytest.skip("Milvus holds its own copies in memory")
+    if is_held and kind in SERVERS:
+        pytest.skip("a server holds its own copies in memory")
     fill(store, 20)
     if is_held:
         assert store.hold(MANY_BYTES)
@@ -84,12 +86,79 @@ def test_trap_a_replaced_index_is_neither_read_nor_changed(
     new.close()
 
 
+def test_an_index_that_is_replaced_while_it_is_opened_opens_as_the_new_one(
+    store: VectorStore, kind: str, settings_of: IndexSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(store, 20)
+    read = opening.read_info
+    is_replaced = False
+
+    def read_and_replace(folder: Path) -> tuple[StoreInfo, dict[str, object]]:
+        nonlocal is_replaced
+        found = read(folder)
+        if not is_replaced:
+            is_replaced = True
+            overwrite(folder, kind, settings_of, fingerprint="e" * 64, width=2 * WIDTH).close()
+        return found
+
+    monkeypatch.setattr(opening, "read_info", read_and_replace)
+    opened = open_index(tmp_path / "index")
+    assert opened.count() == 5
+    opened.close()
+
+
+def test_readers_find_the_old_or_the_new_index_at_every_moment_of_a_replacement(
+    store: VectorStore, kind: str, settings_of: IndexSettings, tmp_path: Path
+) -> None:
+    """A reader that is told of the replacement opens the index again; nothing else may happen to it."""
+    fill(store, 5, seed=8)
+    query = make_many(1, seed=8)[0]
+    faults: list[str] = []
+    is_done = threading.Event()
+
+    def read() -> None:
+        reader = open_index(tmp_path / "index")
+        while not is_done.is_set():
+            try:
+                if len(reader.search(query, 9)[0]) != 5:
+                    faults.append("an index in part")
+            except ReplacedError:
+                reader.close()
+                reader = open_index(tmp_path / "index")
+            except Exception as error:
+                faults.append(repr(error))
+        reader.close()
+
+    threads = [threading.Thread(target=read) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for _ in range(4):
+        overwrite(tmp_path / "index", kind, settings_of, fingerprint="f" * 64, width=WIDTH).close()
+    is_done.set()
+    for thread in threads:
+        thread.join()
+    assert not faults, faults[:3]
+
+
+def test_a_new_index_with_faults_does_not_replace_a_sound_one(
+    store: VectorStore, kind: str, settings_of: IndexSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(store, 20)
+    with monkeypatch.context() as patch:
+        patch.setattr(type(store), "verify", lambda _: ["a page is torn"])
+        with pytest.raises(ArtifactError, match="the old one stays: a page is torn"):
+            overwrite(tmp_path / "index", kind, settings_of, fingerprint="f" * 64, width=WIDTH)
+    assert store.count() == 20
+    assert store.verify() == []
+    assert [path.name for path in tmp_path.iterdir()] == ["index"]
+
+
 @pytest.mark.parametrize("is_held", [False, True])
 def test_trap_an_index_that_is_gone_is_told_in_a_line_and_found_again(
     store: VectorStore, kind: str, tmp_path: Path, is_held: bool
 ) -> None:
-    if is_held and kind == "milvus":
-        pytest.skip("Milvus holds its own copies in memory")
+    if is_held and kind in SERVERS:
+        pytest.skip("a server holds its own copies in memory")
     model = fill(store, 20)
     if is_held:
         assert store.hold(MANY_BYTES)

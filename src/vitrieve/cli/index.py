@@ -23,14 +23,16 @@ class Arguments:
     """Folder written by vitrieve embed."""
     out: Path | None = None
     """Folder to write."""
-    store: Literal["lance", "exact", "milvus"] = "lance"
-    """What holds the vectors: LanceDB in the folder, files that are always compared whole, or a Milvus server."""
+    store: Literal["lance", "exact", "milvus", "pgvector"] = "lance"
+    """What holds the vectors: LanceDB in the folder, files that are always compared whole, a Milvus server, or a
+    PostgreSQL database with pgvector."""
     index_kind: Literal["flat", "ivf_hnsw_sq", "ivf_pq", "ivf_rq"] = "ivf_hnsw_sq"
     """What finds the candidates among 5,000 images and more: full vectors, a graph over bytes, short codes, or bits."""
     code_bytes: int | None = None
     """Bytes of one code of ivf_pq, a divisor of the dimensions; None: an eighth of them."""
     uri: str | None = None
-    """Address of the Milvus server, as http://localhost:19530; a token is read from VITRIEVE_MILVUS_TOKEN."""
+    """Address of the server: http://localhost:19530 of Milvus, a token is read from VITRIEVE_MILVUS_TOKEN; or
+    postgresql://user@localhost/database, a password is read from PGPASSWORD or ~/.pgpass."""
     verify: Switch = False
     """Read the whole index at --index and check it; changes nothing. Exit status 1 when it has faults."""
     index: Path | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
@@ -13,9 +13,17 @@ from vitrieve.artifacts import MANIFEST_NAME, replacing_folder
 from vitrieve.config import Device
 from vitrieve.data.records import ImageRecord
 from vitrieve.embed.collection import Embeddings, load_embeddings
-from vitrieve.errors import ArtifactError, DataError, DiskFullError, FingerprintError, VitrieveError
+from vitrieve.errors import (
+    ArtifactError,
+    ConfigError,
+    DataError,
+    DiskFullError,
+    FingerprintError,
+    ReplacedError,
+    VitrieveError,
+)
 from vitrieve.index.folder import Identity, writing
-from vitrieve.index.store import IndexSettings, StoreInfo, StoreKind, VectorStore, check_vectors, read_info
+from vitrieve.index.store import SERVERS, IndexSettings, StoreInfo, StoreKind, VectorStore, check_vectors, read_info
 from vitrieve.progress import print_message
 from vitrieve.runtime.encoder import Encoder, load_encoder
 from vitrieve.runtime.engine import EngineChoice, PrecisionChoice
@@ -24,24 +32,45 @@ if TYPE_CHECKING:
     from vitrieve.index.exact import ExactStore
     from vitrieve.index.lance import LanceStore
     from vitrieve.index.milvus import MilvusStore
+    from vitrieve.index.pgvector import PgvectorStore
+
+    StoreClass = type[ExactStore] | type[LanceStore] | type[MilvusStore] | type[PgvectorStore]
 
 
 def open_index(folder: Path | str) -> VectorStore:
     """Open an index of any kind of store.
 
     Raises:
-        ArtifactError: The folder is missing, unfinished or damaged; or its Milvus server cannot be reached.
+        ArtifactError: The folder is missing, unfinished or damaged; or its server cannot be reached.
         FingerprintError: Its manifest and its vectors are of different encoders.
         ConfigError: The client of its store is not installed.
     """
     folder = Path(folder)
+    while True:
+        try:
+            return _open(folder)
+        except ReplacedError:  # while it was opened; the new one is whole
+            continue
+
+
+def _open(folder: Path) -> VectorStore:
     identity = Identity(folder)  # before the manifest is read: it may be replaced meanwhile
-    info, manifest = read_info(folder)
-    return _load_store(folder, info).open(folder, info, manifest, identity)
+    try:
+        info, manifest = read_info(folder)
+        store = _load_store(folder, info).open(folder, info, manifest, identity)
+    except ArtifactError:
+        identity.require()  # the reason may be that it is another index by now
+        raise
+    try:
+        identity.require()
+    except ArtifactError:
+        store.close()
+        raise
+    return store
 
 
-def _load_store(folder: Path, info: StoreInfo) -> type[ExactStore] | type[LanceStore] | type[MilvusStore]:
-    """Import the class of a store; LanceDB and the client of Milvus take time, or may not be installed."""
+def _load_store(folder: Path, info: StoreInfo) -> StoreClass:
+    """Import the class of a store; LanceDB and the clients of servers take time, or may not be installed."""
     if info.kind == "exact":
         from vitrieve.index.exact import ExactStore
 
@@ -50,11 +79,23 @@ def _load_store(folder: Path, info: StoreInfo) -> type[ExactStore] | type[LanceS
         from vitrieve.index.lance import LanceStore
 
         return LanceStore
-    if info.kind == "milvus":
+    if info.kind in SERVERS:
+        return _load_server_store(info.kind)
+    raise ArtifactError(
+        f"{folder} is an index of the unknown store {info.kind!r}; known: {', '.join(get_args(StoreKind))}."
+    )
+
+
+def _load_server_store(kind: StoreKind) -> type[MilvusStore] | type[PgvectorStore]:
+    if kind == "milvus":
         from vitrieve.index.milvus import MilvusStore
 
         return MilvusStore
-    raise ArtifactError(f"{folder} is an index of the unknown store {info.kind!r}; known: exact, lance, milvus.")
+    try:
+        from vitrieve.index.pgvector import PgvectorStore
+    except ImportError as error:  # also where psycopg finds no libpq
+        raise ConfigError(f"the store pgvector needs psycopg ({error}): pip install 'vitrieve[pgvector]'.") from None
+    return PgvectorStore
 
 
 def build_index(
@@ -69,7 +110,7 @@ def build_index(
 
     Args:
         embeddings: Embeddings in memory, or their folder.
-        out: Folder to write; for Milvus it names the server and the collection.
+        out: Folder to write; for Milvus and pgvector it names the server and the collection or table.
         store: Which store holds them.
         settings: How it searches; None: the defaults.
         overwrite: Replace what is there.
@@ -123,40 +164,54 @@ def _create(
 ) -> VectorStore:
     settings = settings or IndexSettings()
     settings.check(info)
-    replaced = _read_replaced(out) if overwrite else None
+    old = _read_on_server(out) if overwrite else None
+    new: tuple[StoreInfo, dict[str, Any]] | None = None
     # Whoever writes finishes its change first, and then finds that the index is another one.
     locked = writing(out) if overwrite and (out / MANIFEST_NAME).is_file() else None
-    with replacing_folder(out, is_overwrite=overwrite, is_resumable=False, locked=locked) as folder:
-        try:
-            store = _load_store(folder, info).create(folder, info, *images, settings)
-        except DiskFullError:
-            shutil.rmtree(folder, ignore_errors=True)  # the same command can then be given again
-            raise
-        is_in_place = folder == out
-        if not is_in_place:
-            store.close()  # what it has opened is about to get another name
-    if replaced is not None:
-        _drop_collection(out, *replaced)
+    try:
+        with replacing_folder(out, is_overwrite=overwrite, is_resumable=False, locked=locked) as folder:
+            try:
+                store = _load_store(folder, info).create(folder, info, *images, settings)
+            except DiskFullError:
+                shutil.rmtree(folder, ignore_errors=True)  # the same command can then be given again
+                raise
+            is_in_place = folder == out
+            if not is_in_place:
+                new = _read_on_server(folder)
+                _require_sound(store)
+    except BaseException:
+        if new is not None and new != _read_on_server(out):
+            _drop(out, *new)
+        raise
+    if old is not None:
+        _drop(out, *old)
     return store if is_in_place else open_index(out)
 
 
-def _read_replaced(out: Path) -> tuple[StoreInfo, dict[str, Any]] | None:
-    """Read which collection of a Milvus server the index in a folder has; None where it has none."""
+def _require_sound(store: VectorStore) -> None:
+    """Check a new index before it takes the place of another, and close it: what it has opened gets another name."""
+    faults = store.verify()
+    store.close()
+    if faults:
+        raise ArtifactError(f"the new index is not what was written, so the old one stays: {faults[0]}")
+
+
+def _read_on_server(folder: Path) -> tuple[StoreInfo, dict[str, Any]] | None:
+    """Read what the index in a folder has on a server; None where it has nothing."""
     try:
-        info, manifest = read_info(out)
+        info, manifest = read_info(folder)
     except VitrieveError:
         return None  # nothing is there, or nothing that tells
-    return (info, manifest) if info.kind == "milvus" else None
+    return (info, manifest) if info.kind in SERVERS else None
 
 
-def _drop_collection(out: Path, info: StoreInfo, manifest: dict[str, Any]) -> None:
-    """Remove the collection of an index that was replaced; its folder is gone, so nobody else would."""
-    from vitrieve.index.milvus import MilvusStore
-
+def _drop(out: Path, info: StoreInfo, manifest: dict[str, Any]) -> None:
+    """Remove from its server an index whose folder is gone, so that nobody else would."""
     try:
-        MilvusStore(out, info, manifest, Identity(out)).drop()
+        _load_server_store(info.kind)(out, info, manifest, Identity(out)).drop()
     except VitrieveError as error:
-        print_message(f"the collection {manifest['collection']} of the index before stays on its server: {error}")
+        name = manifest.get("collection") or manifest.get("table")
+        print_message(f"{name}, of an index that is gone, stays on its {SERVERS[info.kind]} server: {error}")
 
 
 def load_index_encoder(

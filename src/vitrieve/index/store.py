@@ -1,4 +1,4 @@
-"""What a vector store is: the one protocol behind the exact, the LanceDB and the Milvus index, and what they share."""
+"""What a vector store is: the one protocol behind every kind of index, and what they share."""
 
 from __future__ import annotations
 
@@ -19,10 +19,13 @@ from vitrieve.similarity import FloatArray, as_embeddings, top_k
 
 T = TypeVar("T")
 
-StoreKind = Literal["exact", "lance", "milvus"]
+StoreKind = Literal["exact", "lance", "milvus", "pgvector"]
 IndexKind = Literal["flat", "ivf_hnsw_sq", "ivf_pq", "ivf_rq"]
 """What an approximate store searches in: the full vectors; a graph over codes of a byte a dimension; product-quantized
-codes; codes of a bit a dimension (RaBitQ). The last three choose candidates, whose full vectors are compared."""
+codes; codes of a bit a dimension (RaBitQ). The last three choose candidates, whose full vectors are compared. The graph
+of pgvector is over two bytes a dimension, and it has no shorter codes."""
+SERVERS: dict[StoreKind, str] = {"milvus": "Milvus", "pgvector": "PostgreSQL"}
+"""The stores that hold an index on a server, and what the server is."""
 MAX_BATCH_ROWS = 4096
 """Images in one change: a change is atomic, and Milvus takes at most 64 MB in one message."""
 BLOCK_ROWS = 65_536
@@ -56,14 +59,15 @@ class StoreInfo:
 
 @dataclass(frozen=True, kw_only=True)
 class IndexSettings:
-    """How an approximate store searches, and where a Milvus server is; the exact store has nothing to set."""
+    """How an approximate store searches, and where its server is; the exact store has nothing to set."""
 
     index_kind: IndexKind = "ivf_hnsw_sq"
     """What is searched for candidates: full vectors, a graph over bytes, product-quantized codes, or bits."""
     code_bytes: int | None = None
     """Bytes of one code of ivf_pq, a divisor of the dimensions; None: an eighth of them."""
     uri: str | None = None
-    """Address of the Milvus server, as http://localhost:19530; its token is read from VITRIEVE_MILVUS_TOKEN."""
+    """Address of the server: of Milvus as http://localhost:19530, its token is read from VITRIEVE_MILVUS_TOKEN; of
+    PostgreSQL as postgresql://user@localhost/database, its password from PGPASSWORD or ~/.pgpass."""
 
     def check(self, info: StoreInfo) -> None:
         """Refuse settings that do not belong together.
@@ -71,10 +75,14 @@ class IndexSettings:
         Raises:
             ConfigError: As it says.
         """
-        if (info.kind == "milvus") != (self.uri is not None):
-            raise ConfigError("uri is the address of a Milvus server: give it with the store milvus, and only there.")
-        if info.kind == "exact" and self.index_kind not in ("flat", "ivf_hnsw_sq"):
-            raise ConfigError(f"index_kind {self.index_kind!r} is for the stores lance and milvus; exact has no codes.")
+        if (info.kind in SERVERS) != (self.uri is not None):
+            raise ConfigError(
+                f"uri is the address of a server: give it with the store {' or '.join(SERVERS)}, and only there."
+            )
+        if info.kind in ("exact", "pgvector") and self.index_kind not in ("flat", "ivf_hnsw_sq"):
+            raise ConfigError(
+                f"index_kind {self.index_kind!r} is for the stores lance and milvus; {info.kind} has no codes."
+            )
         if self.code_bytes is None:
             return
         if self.index_kind != "ivf_pq":
