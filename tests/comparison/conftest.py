@@ -20,6 +20,8 @@ def make_outcome(
         "reason": reason,
         "trials": [],
         "chosen": "as it is",
+        "recipe": "small",
+        "changes": {"train.num_steps": 5},
         "kept_step": kept,
         "holdout_map_at_r": {"0": 0.3, "2": level, "4": level},
         "tests": [test],

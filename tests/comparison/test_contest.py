@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import shutil
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
@@ -107,7 +108,8 @@ def test_a_contest_with_a_failing_method_is_stopped_and_goes_on_to_the_same(
     assert (tmp_path / "stopped" / "comparison.html").is_file()
     with pytest.raises(ArtifactError, match="holds an unfinished result; pass --resume"):
         vitrieve.compare(methods, sources[:1], tmp_path / "stopped", **settings)
-    resumed = vitrieve.compare(methods, sources[:1], tmp_path / "stopped", resume=True, **settings)
+    twice = [sources[0], Path(sources[0])]
+    resumed = vitrieve.compare(methods, twice, tmp_path / "stopped", resume=True, **settings)
     assert len(calls) == 3 + 2  # nothing that was done is trained again
     assert strip_times(resumed.summary) == strip_times(whole.summary)
 
@@ -130,6 +132,11 @@ def test_a_contest_with_a_failing_method_is_stopped_and_goes_on_to_the_same(
         vitrieve.compare(methods, sources[:1], tmp_path / "whole", **settings)
     with pytest.raises(ArtifactError, match="was begun with num_images 12, now 18"):
         vitrieve.compare(methods, sources[:1], tmp_path / "whole", resume=True, **{**settings, "num_images": 18})
+    added = Path(sources[0].removeprefix("folder:")) / "class4" / "added.png"
+    shutil.copy(added.with_name("0.png"), added)
+    with pytest.raises(ArtifactError, match="had other images, or other classes"):
+        vitrieve.compare(methods, sources[:1], tmp_path / "whole", resume=True, **settings)
+    added.unlink()
     assert (tmp_path / "whole" / "manifest.json").is_file()
 
 
@@ -204,11 +211,17 @@ def test_a_training_that_ended_the_process_twice_is_a_row(tmp_path: Path) -> Non
     assert not begun.exists()
 
 
-def test_wrong_data_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+def test_wrong_data_is_refused_before_anything_is_written(sources: tuple[str, str], tmp_path: Path) -> None:
     with pytest.raises(DataError, match="nowhere"):
         vitrieve.compare(["small"], ["folder:nowhere"], tmp_path / "out")
     with pytest.raises(vitrieve.ConfigError, match="no data set"):
         vitrieve.compare(["small"], [], tmp_path / "out")
+    one, two = (Path(source.removeprefix("folder:")) for source in sources)
+    for number in range(4):
+        shutil.copytree(one / f"class{number}", tmp_path / "data" / "train" / f"class{number}")
+    shutil.copytree(two, tmp_path / "data" / "test")
+    with pytest.raises(DataError, match="too few training classes to hold some out"):
+        vitrieve.compare(["small"], [f"folder:{tmp_path / 'data'}"], tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

@@ -50,11 +50,12 @@ def test_methods_share_the_references_model() -> None:
         (["small:koleo"], "'koleo' is no change; write SETTING=VALUE"),
         (["small:koleo.wight=1"], "unknown setting 'koleo.wight'"),
         (["small:koleo.weight=-1"], "objective.koleo.weight is -1; expected 0 or more"),
+        (["small", "large_batch"], "sees 255 images, fewer than one step of large_batch, which takes 256: it"),
     ],
 )
 def test_wrong_methods_are_refused(names: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        read_methods(names, ContestSettings())
+        read_methods(names, ContestSettings(num_images=255))
 
 
 def test_wrong_settings_are_refused() -> None:

@@ -250,6 +250,26 @@ def test_summarize_puts_a_method_that_failed_last_and_names_it() -> None:
     assert "strong" not in summary["verdict"]["differences"] or summary["verdict"]["leader"] != "strong"
 
 
+def test_a_method_that_failed_leads_by_its_rank_and_has_not_won() -> None:
+    failed = make_outcome("strong", "ccc", 2, 0, reason="the loss is nan")
+    summary = summarize(make_contest({"strong": 0.6}, failed))
+    assert summary["order"] == ["strong", FROZEN]
+    verdict = summary["verdict"]
+    assert verdict["text"] == "Nothing won: strong has the best average rank, but a run of it failed on ccc."
+    assert (verdict["winner"], verdict["leader"]) == (None, None)
+
+
+def test_curves_stand_at_the_share_of_the_planned_steps() -> None:
+    contest = make_contest({"one": 0.5})
+    stopped = contest.outcomes["a", "one", 1]
+    stopped.contents["holdout_map_at_r"].pop("4")  # type: ignore[attr-defined]
+    curves = {one["data"]: one for one in summarize(contest)["curves"]}
+    assert curves["bb"]["shares"] == [0.0, 0.4, 0.8]
+    assert curves["bb"]["map_at_r"] == pytest.approx([0.3, 0.501, 0.501])
+    assert curves["a"]["shares"] == [0.0, 0.4]
+    assert curves["a"]["map_at_r"] == pytest.approx([0.3, 0.501])
+
+
 def test_summarize_names_what_collapsed_by_which_measure() -> None:
     worse = make_outcome("one", "a", 0, 0.1)
     point = make_outcome("one", "bb", 0, 0.5, cosine=0.99)

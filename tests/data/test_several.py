@@ -111,7 +111,7 @@ def test_read_sources_of_all_classes_has_nothing_left_to_test(two_folders: tuple
     assert every.split("test") == ()
     assert len(every.split("train")) == 20
     assert every.protocol == "own_classes, all classes"
-    assert every.notes[-1].startswith("all 5 classes train, those for testing too")
+    assert every.notes[-1].startswith("the classes for testing are training classes, too")
     with pytest.raises(DataError, match="its test images have no classes to train on"):
         train_on_all_classes(build_dataset("zoo", ground_truth={}))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -64,6 +65,18 @@ def test_export_measures_what_a_difference_costs(tuned: Path, photographs: Path,
     assert made.fingerprint in card
     assert load_encoder(tuned).fingerprint not in card
     assert "difference of rank 4 to the weights tiny-base" in card
+
+
+def test_pictures_without_test_classes_cost_no_figures_and_no_export(
+    tuned: Path, photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(4, 10):
+        shutil.rmtree(photographs / f"class{number}")
+    made = export(tuned, tmp_path / "small", delta_rank=4, data=f"folder:{photographs}")
+    assert made.delta is not None
+    assert (made.delta.num_images, made.delta.before) == (12, {})
+    assert made.file.is_file()
+    assert "no Recall@1: data set photographs (own_classes) has 0 queries" in capsys.readouterr().err
 
 
 def read_contents_of_start() -> dict[str, np.ndarray]:

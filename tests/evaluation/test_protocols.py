@@ -49,6 +49,12 @@ def test_select_records_refuses_classes_of_one_image(dataset: Dataset) -> None:
         select_records(dataclasses.replace(dataset, records=dataset.records[:16:4]))
 
 
+def test_select_records_refuses_a_class_whose_other_images_are_junk(dataset: Dataset) -> None:
+    records = tuple(dataclasses.replace(record, metadata={"camera": "one"}) for record in dataset.records[:16])
+    with pytest.raises(DataError, match="in the gallery that does not share its camera, so there is nothing"):
+        select_records(dataclasses.replace(dataset, records=records, junk_key="camera"))
+
+
 def test_build_task_leaves_out_the_own_image_of_a_query_in_the_gallery(dataset: Dataset) -> None:
     # Row 0 only asks, row 1 is only found, all others do both.
     records = list(select_records(dataset))

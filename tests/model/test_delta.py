@@ -92,6 +92,16 @@ def test_restore_states_is_as_near_as_float16_and_the_rank_allow() -> None:
     assert compute_parts(states, start, 20)["kernel.difference"].shape == (24, 3, 4, 4)  # its factors are larger
 
 
+def test_what_does_not_differ_takes_no_room_and_comes_back_exactly() -> None:
+    start, states = make_states()
+    states |= {name: start[name] for name in ("kernel", "bias")}
+    parts = compute_parts(states, start, 2)
+    assert [parts[f"{name}.{side}"].size for name in ("kernel", "bias") for side in ("left", "right")] == [0] * 4
+    restored = restore_states(parts, start)
+    for name in ("kernel", "bias", "head", "count"):
+        assert np.array_equal(restored[name], states[name])
+
+
 def test_restore_states_multiplies_in_one_order() -> None:
     start, states = make_states(scale=1.0)
     parts = compute_parts(states, start, 3)
@@ -128,6 +138,7 @@ def test_compute_parts_refuses_a_rank_that_is_not_smaller(rank: int) -> None:
 
 def test_compute_parts_refuses_what_does_not_differ_and_what_differs_too_much() -> None:
     start, states = make_states()
+    start["count"] = np.array(3)  # of a convnet: no float, and the same
     with pytest.raises(ConfigError, match="there is no difference"):
         compute_parts(start, start, 2)
     states["bias"] = states["bias"] + np.float32(1e6)
@@ -230,6 +241,18 @@ def test_head_and_reduction_are_kept_whole(fields: dict[str, object], cache: Pat
     expected = load_encoder(made.folder, engine="torch", precision="fp32").encode_pixels(draw_pixels())
     assert graph.shape == (2, 5)
     np.testing.assert_allclose(graph, expected, rtol=0, atol=1e-5)
+
+
+def test_a_reduction_of_frozen_weights_is_a_difference_that_loses_nothing(cache: Path, tmp_path: Path) -> None:
+    components = np.linalg.qr(draw(64, 64))[0][:5].astype(np.float32)
+    pca = Pca(mean=np.zeros(64, np.float32), components=components, variances=np.ones(5), fitted_on="set")
+    save_encoder(add_reduction(build_frozen_encoder(BASE, image_size=SIZE), pca), tmp_path / "whole")
+    made = export(tmp_path / "whole", tmp_path / "small", delta_rank=RANK)
+    assert made.num_bytes < 20_000
+    assert made.delta is not None
+    assert made.delta.lost_fraction == made.delta.weight_error == 0
+    assert made.fingerprint == load_encoder(tmp_path / "whole").fingerprint
+    assert load_encoder(made.folder, engine="torch").fingerprint == made.fingerprint
 
 
 def test_a_difference_that_has_no_graph_without_torch_is_read_with_it(cache: Path, tmp_path: Path) -> None:

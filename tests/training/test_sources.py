@@ -224,7 +224,7 @@ def test_the_command_takes_several_sources(
     assert main([*words, "--data", str(photographs), f"folder:{tools}", "--classes", "all", "--json"]) == 0
     printed = capsys.readouterr()
     assert "photographs: no report: " in printed.err
-    assert "tools: all 10 classes train, those for testing too" in printed.err
+    assert "tools: the classes for testing are training classes, too" in printed.err
     found = json.loads(printed.out)
     assert found["num_classes"] == 20
     assert found["protocol"] == ["own_classes, all classes"] * 2

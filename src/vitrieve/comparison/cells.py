@@ -40,7 +40,7 @@ from vitrieve.comparison.statistics import Outcome, effective_rank, mean_cosine
 from vitrieve.config import Config
 from vitrieve.data.records import Dataset
 from vitrieve.embed.collection import EmbedSettings
-from vitrieve.errors import ArtifactError, ConfigError, VitrieveError
+from vitrieve.errors import ArtifactError, ConfigError, DataError, VitrieveError
 from vitrieve.evaluation.measure import Measurement
 from vitrieve.evaluation.run import measure_protocols
 from vitrieve.machine import read_peak_memory, restart_peak_memory
@@ -68,12 +68,14 @@ class Source(NamedTuple):
         dataset: Its first protocol, which trains.
         tests: Every protocol that is measured.
         notes: Sentences about protocols that are not.
+        digest: SHA-256 of the names, classes and roles of all images.
     """
 
     name: str
     dataset: Dataset
     tests: tuple[Dataset, ...]
     notes: tuple[str, ...]
+    digest: str
 
 
 class Cell(NamedTuple):
@@ -131,7 +133,7 @@ class CellWork:
         return Outcome(data=cell.source.name, method=cell.name, seed=cell.seed, contents=contents, queries=queries)
 
     def check(self, cell: Cell) -> None:
-        """Refuse a result that was made when the method had other settings or trials.
+        """Refuse a result that was made when the method had other settings or trials, or the source other images.
 
         Raises:
             ArtifactError: The message names the file.
@@ -148,6 +150,11 @@ class CellWork:
             raise ArtifactError(
                 f"{path} was made when {cell.name} had other settings or trials. Remove it to run it again, or give "
                 "another --out."
+            )
+        if found.get("images_sha256", cell.source.digest) != cell.source.digest:  # older results have none
+            raise ArtifactError(
+                f"{path} was made when {cell.source.name} had other images, or other classes: its figures would not be "
+                "comparable. Restore the source, or give another --out."
             )
 
     def strip_runs(self, cell: Cell) -> None:
@@ -180,7 +187,11 @@ class CellWork:
                 _strip_run(self._run_folder(cell, number))
         contents: dict[str, Any] = {
             "trials": [
-                {"name": one["name"], "reason": one["reason"], "holdout_map_at_r": _best_held_out(one)}
+                {
+                    "name": one["name"],
+                    "reason": one["reason"],
+                    "holdout_map_at_r": None if one["reason"] else _best_held_out(one),
+                }
                 for one in outcomes
             ]
         }
@@ -237,6 +248,8 @@ class CellWork:
                 )
                 peak_bytes = peak()
         manifest = read_manifest(folder, "run")
+        if not manifest["holdout_map_at_r"]:
+            raise DataError("so many images are unreadable that no class could be held out")
         steps = read_steps(folder)
         images_per_step = count_images_per_step(config)
         for name in ("state", "tensorboard"):
@@ -275,7 +288,7 @@ class CellWork:
         if queries:
             with replacing_durably(path.with_suffix(".npz")) as temporary, temporary.open("wb") as file:
                 np.savez_compressed(file, **queries)  # type: ignore[arg-type]
-        key = {"data": cell.source.name, "method": cell.name, "seed": cell.seed}
+        key = {"data": cell.source.name, "method": cell.name, "seed": cell.seed, "images_sha256": cell.source.digest}
         write_json(path, {**key, "method_settings": _list_method_settings(cell.method), **contents})
         for trial in path.parent.glob(f"{path.stem}-trial-*.json"):
             trial.unlink()
@@ -324,8 +337,8 @@ def read_steps(folder: Path) -> list[dict[str, float]]:
 
 
 def _best_held_out(outcome: Mapping[str, Any]) -> float:
-    """Return the best MAP@R of a trial on the held-out classes; below all others where there is none."""
-    return max(outcome.get("summary", {}).get("holdout_map_at_r", {}).values(), default=-1.0)
+    """Return the best MAP@R of a trial that did not fail, on the held-out classes."""
+    return float(max(outcome["summary"]["holdout_map_at_r"].values()))
 
 
 def _list_method_settings(method: Method | None) -> dict[str, Any]:

@@ -8,6 +8,7 @@ the first seed of all methods on all data sets comes first, so that a contest th
 from __future__ import annotations
 
 import gc
+import hashlib
 import json
 import shutil
 import statistics
@@ -34,10 +35,12 @@ from vitrieve.comparison.methods import (
     count_images_per_step,
     fit_budget,
     read_methods,
+    require_a_step,
 )
 from vitrieve.comparison.page import PAGE_NAME, format_summary, title_sources, write_page
 from vitrieve.comparison.statistics import Contest, Outcome, summarize
-from vitrieve.data.records import require_trainable
+from vitrieve.data.holdout import split_for_training
+from vitrieve.data.records import Dataset, require_trainable
 from vitrieve.data.sources import list_protocols, read_source
 from vitrieve.errors import ArtifactError, ConfigError, DataError
 from vitrieve.evaluation.protocols import select_records
@@ -113,7 +116,7 @@ def compare(
     """
     chosen = ContestSettings(**settings)
     competing = read_methods(methods, chosen)
-    sources = tuple(_read_source(str(source)) for source in dict.fromkeys(data))
+    sources = tuple(_read_source(source) for source in dict.fromkeys(map(str, data)))
     if not sources:
         raise ConfigError("there is no data set to compare on; name one or more with --data.")
     start = choose_unseen_start(competing[0].config, [source.dataset for source in sources]).model.backbone
@@ -140,6 +143,11 @@ def _read_source(name: str) -> Source:
     dataset = read_source(name)
     require_trainable(dataset)
     select_records(dataset)
+    if split_for_training(dataset, is_holdout=True).held_out is None:
+        raise DataError(
+            f"{name} has too few training classes to hold some out, and these choose the settings and the state of "
+            "every method. Give a source of ten classes or more, with several images each, or leave it out."
+        )
     tests, notes = [dataset], []
     trained = {record.image_id for record in dataset.split("train", "validation")}
     for protocol in protocols[1:]:
@@ -153,7 +161,16 @@ def _read_source(name: str) -> Source:
             notes.append(f"{name}: the protocol {protocol} is left out: its test images are training images here")
         else:
             tests.append(other)
-    return Source(name, dataset, tuple(tests), tuple(notes))
+    return Source(name, dataset, tuple(tests), tuple(notes), _digest_images(tests))
+
+
+def _digest_images(tests: Sequence[Dataset]) -> str:
+    digest = hashlib.sha256()
+    for test in tests:
+        for one in test.records:
+            role = test.protocol, one.image_id, test.label_names[one.label], one.split, one.is_query, one.is_gallery
+            digest.update(repr((*role, one.box)).encode())
+    return digest.hexdigest()
 
 
 class _ContestRun:
@@ -194,6 +211,7 @@ class _ContestRun:
                     f"{self._folder} was begun with {name} {found[name]}, now {value}: its runs would not be "
                     "comparable. Give what it was begun with, or another --out."
                 )
+        require_a_step(self._methods, found["num_images"])
         for cell in self._list_cells():
             self._work.check(cell)
 
@@ -224,6 +242,7 @@ class _ContestRun:
         if num_images is None:
             speed = self._measure_speed()
             num_images = max(1, round(60 * self._settings.budget_minutes * speed))
+            require_a_step(self._methods, num_images)
         self._plan = {**self._describe_rules(), "num_images": num_images, "images_per_second": speed}
         write_json(path, self._plan)
 

@@ -141,10 +141,28 @@ def read_methods(names: Sequence[str], settings: ContestSettings) -> tuple[Metho
     reference = next(method for method in methods if method.name == first)
     shared = _share_model(reference.config, settings)
     methods.sort(key=lambda method: method.name != first)
+    if settings.num_images:
+        require_a_step(methods, settings.num_images)
     return tuple(
         Method(name=method.name, recipe=method.recipe, config=override_config(method.config, shared))
         for method in methods
     )
+
+
+def require_a_step(methods: Sequence[Method], num_images: int) -> None:
+    """Refuse a budget that one step of a method exceeds: it would see more images than the others.
+
+    Raises:
+        ConfigError: The message names the method.
+    """
+    sizes = {method.name: count_images_per_step(method.config) for method in methods}
+    name = max(sizes, key=lambda one: sizes[one])
+    if sizes[name] > num_images:
+        raise ConfigError(
+            f"each run sees {num_images:,} images, fewer than one step of {name}, which takes {sizes[name]:,}: it "
+            "would see more than the others. Give more minutes or images, or the method a smaller batch "
+            "(METHOD:batch_size=16)."
+        )
 
 
 def _read_method(name: str) -> Method:

@@ -15,7 +15,7 @@ from jinja2 import PackageLoader
 from markupsafe import Markup
 
 from vitrieve.artifacts import write_text_durably
-from vitrieve.comparison.methods import FROZEN, NUM_MEASUREMENTS
+from vitrieve.comparison.methods import FROZEN
 from vitrieve.comparison.statistics import METRICS, spell_p
 from vitrieve.evaluation.charts import NUM_COLORS, Line, draw_critical_difference, draw_lines
 from vitrieve.evaluation.metrics import display_name
@@ -151,18 +151,18 @@ def _list_diagrams(summary: Mapping[str, Any]) -> Iterator[Diagram]:
 def _list_curves(summary: Mapping[str, Any]) -> Iterator[Curves]:
     """Draw the held-out figures; beyond as many methods as there are colors, in further charts."""
     for data in summary["data"]:
-        of_data = {one["method"]: one["map_at_r"] for one in summary["curves"] if one["data"] == data}
+        of_data = {one["method"]: one for one in summary["curves"] if one["data"] == data}
         names = [name for name in summary["order"] if name in of_data]
         for start in range(0, len(names), NUM_COLORS):
             chosen = names[start : start + NUM_COLORS]
-            lines = [_draw_curve(name, of_data[name]) for name in chosen]
+            lines = [_draw_curve(of_data[name]) for name in chosen]
             chart = draw_lines(lines, "share of the images, %", "Held-out MAP@R, in percent,")
             yield Curves(summary["titles"][data], tuple(chosen), chart)
 
 
-def _draw_curve(name: str, values: Sequence[float]) -> Line:
-    shares = [100 * number / NUM_MEASUREMENTS for number in range(len(values))]
-    return Line(name=name, xs=shares, ys=[100 * value for value in values])
+def _draw_curve(curve: Mapping[str, Any]) -> Line:
+    xs, ys = ([100 * share for share in curve[name]] for name in ("shares", "map_at_r"))
+    return Line(name=curve["method"], xs=xs, ys=ys)
 
 
 def _find_leader(summary: Mapping[str, Any]) -> list[dict[str, Any]]:

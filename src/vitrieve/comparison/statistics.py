@@ -21,6 +21,7 @@ from scipy.stats import t as student
 
 from vitrieve.comparison.methods import FROZEN
 from vitrieve.evaluation.metrics import NUM_RESAMPLES, percentile_interval
+from vitrieve.recipes import find_recipe
 from vitrieve.similarity import FloatArray, IntArray
 
 Array = npt.NDArray[np.float64]
@@ -492,10 +493,11 @@ def _spell_difference(difference: Difference) -> dict[str, Any]:
 def _judge(contest: Contest, ranks: Mapping[str, Any] | None) -> dict[str, Any]:
     """Say which method won over all data sets, and by how much, or that none did."""
     leader = _order(contest)[0]
-    if not contest.ranked or any(contest.has_failed(data, leader) for data in contest.ranked):
-        text = (
-            "No method is done with a data set yet." if not contest.ranked else "Nothing won: every method has failed."
-        )
+    failed = [data for data in contest.ranked if contest.has_failed(data, leader)]
+    if failed or not contest.ranked:
+        text = "No method is done with a data set yet."
+        if failed:
+            text = f"Nothing won: {leader} has the best average rank, but a run of it failed on {', '.join(failed)}."
         return {"winner": None, "leader": None, "differences": {}, "text": text}
     differences = {}
     for name in _order(contest)[1:]:
@@ -634,11 +636,18 @@ def _find_chosen(contest: Contest, data: str, name: str) -> str | None:
 
 
 def _list_curves(contest: Contest) -> Iterator[dict[str, Any]]:
-    """Yield the held-out MAP@R of each method by the number of its measurement, the mean over seeds."""
+    """Yield the held-out MAP@R of each method by the share of its steps, the mean over seeds."""
     for data in contest.protocols:
         for name in contest.methods:
-            runs = [list(one.contents["holdout_map_at_r"].values()) for one in contest.list_finished(data, name)]
-            length = min(map(len, runs), default=0)
-            if length:
-                means = [float(np.mean([run[number] for run in runs])) for number in range(length)]
-                yield {"data": data, "method": name, "map_at_r": means}
+            runs = [one.contents for one in contest.list_finished(data, name)]
+            values = list(zip(*(run["holdout_map_at_r"].values() for run in runs), strict=False))  # some stop early
+            if values:
+                shares = [int(step) / _count_planned_steps(runs[0]) for step in runs[0]["holdout_map_at_r"]]
+                means = [float(np.mean(of_all)) for of_all in values]
+                yield {"data": data, "method": name, "shares": shares[: len(means)], "map_at_r": means}
+
+
+def _count_planned_steps(run: Mapping[str, Any]) -> int:
+    """Return the steps that a run would take if it did not stop early; a setting of its recipe is not listed."""
+    planned: int = run["changes"].get("train.num_steps", find_recipe(run["recipe"])().train.num_steps)
+    return planned

@@ -22,10 +22,10 @@ from vitrieve.artifacts import (
     write_bytes_durably,
     write_text_durably,
 )
-from vitrieve.data.records import Dataset
+from vitrieve.data.records import Dataset, ImageRecord
 from vitrieve.data.sources import read_collection
 from vitrieve.embed.collection import embed_images
-from vitrieve.errors import ConfigError, WeightsError
+from vitrieve.errors import ConfigError, DataError, WeightsError
 from vitrieve.evaluation.measure import measure
 from vitrieve.evaluation.metrics import short_name
 from vitrieve.evaluation.protocols import select_records
@@ -110,8 +110,9 @@ def export(
     """Write an encoder as ONNX (embedding and patch tokens, any batch size), and check it against torch.
 
     With ``delta_rank`` it is written as a low-rank difference to the weights that it started from instead: some
-    hundredth of its size, read by everything that reads encoders, with torch and without. Writing it needs no torch. It
-    has another fingerprint, because its embeddings differ a little.
+    hundredth of its size, read by everything that reads encoders, with torch and without. Writing it needs no torch. Of
+    a transformer that was trained the embeddings then differ a little, so the fingerprint is another; of frozen weights
+    with a head or a reduction (``adapt``, ``reduce``) nothing is lost, and it is the same.
 
     Args:
         encoder: A run, an encoder's folder, or a weights name.
@@ -316,8 +317,8 @@ def _compare_embeddings(cost: DeltaCost, whole: Encoder, small: Encoder, dataset
     before, after = (embed_images(encoder, sample, show_progress=True).vectors for encoder in (whole, small))
     cosines = (before * after).sum(axis=1)
     figures: list[Mapping[str, float]] = [{}, {}]
-    if len({record.label for record in dataset.records}) > 1:
-        wanted = select_records(dataset)
+    wanted = _select_tests(dataset)
+    if wanted:
         print_message(f"measuring both encoders on {len(wanted)} pictures of {quote_name(dataset.name)}")
         figures = [
             measure(
@@ -333,6 +334,17 @@ def _compare_embeddings(cost: DeltaCost, whole: Encoder, small: Encoder, dataset
         before=figures[0],
         after=figures[1],
     )
+
+
+def _select_tests(dataset: Dataset) -> tuple[ImageRecord, ...]:
+    """Select what Recall@1 is measured on; nothing without labels, and where no image is to be found."""
+    if len({record.label for record in dataset.records}) < 2:
+        return ()
+    try:
+        return select_records(dataset)
+    except DataError as error:
+        print_message(f"no Recall@1: {error}")
+        return ()
 
 
 def describe_cost(cost: DeltaCost) -> str:

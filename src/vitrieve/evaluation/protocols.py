@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from vitrieve.data.records import Dataset, GroundTruth, ImageRecord
+from vitrieve.data.records import Dataset, GroundTruth, ImageRecord, find_measurable
 from vitrieve.data.revisited import use_whole_queries
 from vitrieve.data.sources import is_folder_source, list_protocols, read_collection, read_source
 from vitrieve.errors import ConfigError, DataError, unknown_name_message
@@ -289,9 +289,10 @@ def _check_labels(dataset: Dataset, records: Sequence[ImageRecord], where: str) 
             "right. At least two classes are needed; without a split of its own every fifth of a source's classes is "
             "for testing, so give ten or more."
         )
-    if not any(record.is_query and num_of_label[record.label] > record.is_gallery for record in records):
+    if not find_measurable(records, dataset.junk_key):
+        junk = "" if dataset.junk_key is None else f" that does not share its {dataset.junk_key}"
         raise DataError(
-            f"{where}: no query has another image of its class in the gallery, so there is nothing to be found; "
+            f"{where}: no query has another image of its class in the gallery{junk}, so there is nothing to be found; "
             "at least one class needs two images."
         )
 

@@ -1,8 +1,9 @@
 """A low-rank difference: the weights of a fine-tuned encoder, told by how they differ from those they started from.
 
 Of every matrix the difference is kept as two factors of a small rank, from its singular value decomposition; of vectors
-(biases, norms, scales, tokens) it is kept whole. Both are float16. What the start does not have (head, reduction) is
-kept as it is. This needs no torch, and the weights that come out are the same to the last bit on every machine.
+(biases, norms, scales, tokens) it is kept whole. Both are float16. Of what does not differ the factors have rank 0, and
+what the start does not have (head, reduction) is kept as it is. This needs no torch, and the weights that come out are
+the same to the last bit on every machine.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ def compute_parts(
     """
     fitted = {name: _fit_start(starts.get(name), array) for name, array in states.items()}
     shared = {name: start for name, start in fitted.items() if start is not None}
-    if all(np.array_equal(states[name], start) for name, start in shared.items()):
+    if all(_equals(array, fitted[name]) or _equals(array, starts.get(name)) for name, array in states.items()):
         raise ConfigError("the weights are those they started from: there is no difference to keep.")
     _check_rank([_as_matrix(states[name]).shape for name in shared], rank)
     parts: dict[str, np.ndarray] = {}
@@ -75,12 +76,17 @@ def compute_parts(
             continue
         difference = array.astype(np.float64) - start
         matrix = _as_matrix(difference)
-        if rank * sum(matrix.shape) < matrix.size:
-            left, right = factorize(matrix, rank)
+        kept_rank = rank if matrix.any() else 0
+        if kept_rank * sum(matrix.shape) < matrix.size:
+            left, right = factorize(matrix, kept_rank)
             parts[f"{name}.{LEFT}"], parts[f"{name}.{RIGHT}"] = _to_half(left, name), _to_half(right, name)
         else:
             parts[f"{name}.{DIFFERENCE}"] = _to_half(difference, name)
     return parts
+
+
+def _equals(array: np.ndarray, start: np.ndarray | None) -> bool:
+    return start is not None and np.array_equal(array, start)
 
 
 def _fit_start(start: np.ndarray | None, like: np.ndarray) -> np.ndarray | None:

@@ -45,8 +45,8 @@ def smooth_ap_loss(embeddings: Tensor, labels: Tensor, *, temperature: float = 0
         temperature: T, above 0.
 
     Returns:
-        A scalar in [0, 1), the mean over all B queries; zero for a query that is alone in its class. It needs memory
-        for B similarities of each pair of one class.
+        A scalar in [0, 1), the mean over all B queries; a query that is alone in its class adds something only where
+        an image is as near to it as it is to itself. It needs memory for B similarities of each pair of one class.
     """
     is_relevant = labels[:, None] == labels  # (B, B)
     queries, above = compare_softly(embeddings @ embeddings.T, is_relevant, temperature)
