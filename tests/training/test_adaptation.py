@@ -189,6 +189,31 @@ def test_trap_adapt_keeps_the_encoder_where_nothing_can_be_learnt(
     assert "was tried; it was not better" in (tmp_path / "out" / "README.md").read_text()
 
 
+@pytest.mark.parametrize(("num_classes", "told"), [(9, "the one held-out class"), (18, "the 3 held-out classes")])
+def test_trap_few_held_out_classes_prove_nothing(
+    write: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    num_classes: int,
+    told: str,
+) -> None:
+    monkeypatch.setattr(adaptation, "difference_interval", lambda *_: {"map_at_r": (0.1, 0.1)})
+    dataset = build_dataset(num_classes)
+    adapted = adapt(write(dataset, draw_vectors(dataset, signal=0.0)), dataset, tmp_path / "out")
+    assert not adapted.is_adapted
+    assert f"on {told} the best head changes MAP@R by +10.0 to +10.0 points, but" in capsys.readouterr().err
+
+
+def test_embeddings_longer_than_iliass_keep_as_many_dimensions_as_asked_for(write: Callable[..., Path]) -> None:
+    dataset = build_dataset(12)
+    vectors = normalize(np.random.default_rng(0).normal(size=(len(dataset.records), 540)))
+    stored = load_embeddings(write(dataset, vectors))
+    learnt = adaptation._learn(stored, dataset, adaptation.HeadSettings(embedding_dim=530))
+    assert learnt.head.components.shape == (530, 540)
+    assert adaptation._choose_dims(540, None) == (128, 256, 512, 540)
+
+
 def test_trap_test_classes_decide_nothing(write: Callable[..., Path], tmp_path: Path) -> None:
     dataset = build_dataset()
     vectors = draw_vectors(dataset, signal=0.7)
@@ -240,6 +265,7 @@ def test_the_encoder_gives_what_the_head_makes_of_stored_vectors(
     encoder = load_encoder(folder, engine="torch", precision="fp32")
     embed_collection(encoder, read_collection(pictures), tmp_path / "embeddings")
     monkeypatch.setattr(adaptation, "difference_interval", lambda *_: {"map_at_r": (0.1, 0.2)})  # keep any head
+    monkeypatch.setattr(adaptation, "NUM_JUDGES_MIN", 1)
     adapted = adapt(tmp_path / "embeddings", pictures, tmp_path / "out", embeddings_out=tmp_path / "mapped")
     again = load_encoder(tmp_path / "out", engine="torch", precision="fp32")
     expected = embed_collection(again, read_collection(pictures), tmp_path / "again")
@@ -261,6 +287,7 @@ def test_adapted_encoder_runs_without_torch_and_is_told(
     encoder = load_encoder(tiny_encoder_folder, engine="onnx", num_threads=1)
     embed_collection(encoder, read_collection(pictures), tmp_path / "embeddings")
     monkeypatch.setattr(adaptation, "difference_interval", lambda *_: {"map_at_r": (0.1, 0.2)})
+    monkeypatch.setattr(adaptation, "NUM_JUDGES_MIN", 1)
     words = ["adapt", "--embeddings", tmp_path / "embeddings", "--data", pictures, "--out", tmp_path / "out"]
     assert main([*map(str, words), "--embeddings-out", str(tmp_path / "mapped"), "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)

@@ -21,7 +21,7 @@ from torch.nn import functional
 
 from vitrieve.artifacts import check_replacing, read_manifest, replacing_folder
 from vitrieve.data.holdout import split_for_training
-from vitrieve.data.records import Dataset, ImageRecord, require_trainable
+from vitrieve.data.records import HOLD_OUT_EVERY, Dataset, ImageRecord, require_trainable
 from vitrieve.data.sources import read_source
 from vitrieve.embed.collection import Embeddings, load_embeddings, write_mapped_embeddings
 from vitrieve.errors import ArtifactError, ConfigError, DataError, FingerprintError
@@ -52,14 +52,20 @@ LEARNING_RATE = 1e-3
 WEIGHT_DECAY = 1e-6
 BATCH_SIZE = 128
 NUM_OUTPUTS = 512
-"""These settings are those of ILIAS's adaptation, ``train_head`` names it."""
-SMALLER_DIMS = (128, 256)
+"""These settings are those of ILIAS's adaptation, ``train_head`` names it. Longer embeddings have as many outputs as
+dimensions."""
+SMALLER_DIMS = (128, 256, 512)
 """Dimensions to try, where they are fewer than the embeddings have, beside all that the head has."""
 NUM_EPOCHS_MAX = 100
 """Largest number of epochs. ILIAS takes 2 to 5 of millions of images; small sets gain from more (held-out classes stop
 them)."""
 NUM_PATIENCE = 10
 """Training ends after this many epochs in a row without a better figure on the held-out classes."""
+NUM_JUDGES_MIN = 5
+"""Fewest held-out classes that can prove a gain: all of n classes gain by chance once in 2^n times, which is more than
+once in twenty for fewer, and which an interval over so few does not show (over one it has no width)."""
+NUM_CLASSES_MIN = HOLD_OUT_EVERY * NUM_JUDGES_MIN
+"""Training classes of which so many are held out."""
 BEFORE, AFTER = "before", "adapted"
 """Names of the two rows of figures."""
 
@@ -228,16 +234,18 @@ def _learn(stored: Embeddings, dataset: Dataset, settings: HeadSettings) -> _Lea
     if split.held_out is None:
         raise DataError(
             f"{dataset.name} has too few classes to hold some out, and an adaptation that is not measured could be "
-            "worse than the encoder as it is. Give a source of ten classes or more, with several images each."
+            f"worse than the encoder as it is. Give a source of {NUM_CLASSES_MIN} training classes or more, with "
+            "several images each."
         )
     held_out = _take(stored, split.held_out)
     dims = _choose_dims(stored.vectors.shape[1], settings.embedding_dim)
     head = fit_head(*_read_training(stored, split.fit), split.held_out, held_out, dims, seed=settings.seed)
     before, after = (_measure(split.held_out, held_out, components) for components in (None, head.components))
     gain = difference_interval(before.scores, after.scores, split.held_out.ks)[SELECTION_METRIC]
-    kept = head.components if gain[0] > 0 else None
+    num_judges = len(np.unique(after.scores.groups[after.scores.is_scored]))
+    kept = head.components if gain[0] > 0 and num_judges >= NUM_JUDGES_MIN else None
     tested = _measure_test(dataset, stored, kept)
-    print_message(_describe(head, gain))
+    print_message(_describe(head, gain, num_judges))
     return _Learnt(
         head=head,
         kept=kept,
@@ -407,7 +415,8 @@ def fit_head(
         return measured.result.metrics[SELECTION_METRIC]
 
     best, best_epoch, best_value = np.empty(0), 0, -1.0
-    for epoch, weight in enumerate(train_head(vectors, labels, seed=seed), start=1):
+    num_outputs = max(NUM_OUTPUTS, vectors.shape[1])  # with fewer, fewer dimensions could remain than asked for
+    for epoch, weight in enumerate(train_head(vectors, labels, seed=seed, num_outputs=num_outputs), start=1):
         value = score(weight)
         if value > best_value:
             best, best_epoch, best_value = weight, epoch, value
@@ -540,8 +549,15 @@ def _count(head: FittedHead) -> str:
     return "after 1 epoch" if head.num_epochs == 1 else f"after {head.num_epochs} epochs"
 
 
-def _describe(head: FittedHead, gain: tuple[float, float]) -> str:
+def _describe(head: FittedHead, gain: tuple[float, float], num_judges: int) -> str:
     points = " to ".join(f"{100 * end:+.1f}" for end in gain)
+    if gain[0] > 0 and num_judges < NUM_JUDGES_MIN:
+        classes = "the one held-out class" if num_judges == 1 else f"the {num_judges} held-out classes"
+        return (
+            f"kept the encoder as it was, with the same fingerprint: on {classes} the best head changes MAP@R by "
+            f"{points} points, but fewer than {NUM_JUDGES_MIN} classes cannot tell a gain from chance; give a source "
+            f"of {NUM_CLASSES_MIN} training classes or more"
+        )
     if gain[0] > 0:
         return (
             f"kept the head {_count(head)}, with {len(head.components)} dimensions: {points} points of MAP@R on the "
