@@ -178,6 +178,7 @@ def cache(pulled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     monkeypatch.setenv("VITRIEVE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setattr("vitrieve.model.named_graph.HEAD_WIDTH", 32)  # that of test_vit
+    monkeypatch.setattr("vitrieve.model.named_graph.GRAPH_ARCHITECTURES", ("test_vit",))
     return tmp_path / "cache"
 
 
@@ -275,6 +276,7 @@ WEIGHTS["tiny-base"] = WeightsEntry(
     name="tiny-base", architecture="test_vit", license="none", wheel=wheel
 )
 vitrieve.model.named_graph.HEAD_WIDTH = 32
+vitrieve.model.named_graph.GRAPH_ARCHITECTURES = ("test_vit",)
 """
 
 
