@@ -9,7 +9,9 @@ import pytest
 from PIL import Image
 
 from vitrieve.cli.main import main
+from vitrieve.evaluation.run import evaluate
 from vitrieve.runtime.encoder import load_encoder
+from vitrieve.similarity import normalize
 
 pytest.importorskip("torch", reason="reducing needs vitrieve[train]")
 
@@ -109,8 +111,11 @@ def test_reduce_refuses_before_it_touches_out(
     tiny_encoder_folder: Path, source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
-    assert reduce(tiny_encoder_folder, source, out, "--whiten", "--supervised") == 2
-    assert "two ways to whiten" in capsys.readouterr().err
+    words = ["reduce", "--encoder", str(tiny_encoder_folder), "--embedding-dim", "4", "--out", str(out)]
+    assert main([*words, "--kind", "pca_whitening"]) == 2
+    assert "pca_whitening is fitted on training images: name them with --data" in capsys.readouterr().err
+    assert main([*words, "--kind", "prefix", "--embedding-dim", "64"]) == 2
+    assert "expected 1 to 63 of the 64 that there are" in capsys.readouterr().err
     assert reduce(tiny_encoder_folder, source, out, "--embedding-dim", "12") == 2
     assert "expected at most 11" in capsys.readouterr().err
     assert reduce(tiny_encoder_folder, source, tiny_encoder_folder, "--overwrite") == 2
@@ -121,3 +126,48 @@ def test_reduce_refuses_before_it_touches_out(
     assert "has a reduction already, fitted on training images of" in capsys.readouterr().err
     assert reduce(tiny_encoder_folder, source, out) == 2
     assert "--overwrite" in capsys.readouterr().err
+
+
+def test_reduce_cuts_to_a_prefix_without_pictures_and_exports_it(
+    tiny_encoder_folder: Path, source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "prefix"
+    words = ["reduce", "--encoder", str(tiny_encoder_folder), "--kind", "prefix", "--out", str(out)]
+    assert main([*words, "--embedding-dim", "8"]) == 0
+    assert "the first 8 dimensions" in capsys.readouterr().out
+    picture = next(Path(source.partition(":")[2]).parent.glob("*.png"))
+    whole = load_encoder(tiny_encoder_folder, engine="torch").encode([picture])
+    for engine in ("torch", "onnx"):
+        found = load_encoder(out, engine=engine).encode([picture])
+        np.testing.assert_allclose(found, normalize(whole[:, :8]), atol=1e-5)
+    card = (out / "README.md").read_text()
+    assert "cls, the first 8 dimensions |" in card
+    assert "Of its 64 dimensions the first 8 are kept." in card
+
+
+def test_reduce_tells_what_a_prefix_costs_on_the_test_classes(
+    tiny_encoder_folder: Path, source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "prefix"
+    assert reduce(tiny_encoder_folder, source, out, "--kind", "prefix") == 0
+    whole, cut = json.loads(capsys.readouterr().out)["results"]
+    for folder, told in ((tiny_encoder_folder, whole), (out, cut)):
+        measured = evaluate(load_encoder(folder, engine="torch", precision="fp32"), source).results[0]
+        assert measured.metrics["map_at_r"] == pytest.approx(told["map_at_r"])
+    assert (whole["embedding_dim"], cut["embedding_dim"]) == (64, 4)
+    assert "| the first 4 |" in (out / "README.md").read_text()
+    assert main(["reduce", "--encoder", str(out), "--kind", "prefix", "--embedding-dim", "2", "--out", f"{out}2"]) == 0
+
+
+def test_reduce_cuts_a_pca_to_the_pca_of_fewer_dimensions(
+    tiny_encoder_folder: Path, source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    four, two, cut = tmp_path / "four", tmp_path / "two", tmp_path / "cut"
+    assert reduce(tiny_encoder_folder, source, four) == 0
+    assert reduce(tiny_encoder_folder, source, two, "--embedding-dim", "2") == 0
+    words = ["reduce", "--encoder", str(four), "--kind", "prefix", "--embedding-dim", "2", "--out", str(cut)]
+    assert main(words) == 0
+    assert json.loads((cut / "encoder.json").read_text())["reduction_kind"] == "pca"
+    picture = next(Path(source.partition(":")[2]).parent.glob("*.png"))
+    found, expected = (load_encoder(folder, engine="torch").encode([picture]) for folder in (cut, two))
+    np.testing.assert_allclose(found, expected, atol=1e-5)

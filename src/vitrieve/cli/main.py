@@ -29,7 +29,11 @@ from vitrieve.errors import ConfigError, unknown_name_message
 
 DEBUG_FLAG = "--debug"
 FORMER_COMMANDS = {"quantise": "quantize"}
-FORMER_FLAGS = {"embed": {"--images": "--data"}, "quantize": {"--images": "--data"}}
+FORMER_FLAGS = {
+    "embed": {"--images": "--data"},
+    "quantize": {"--images": "--data"},
+    "reduce": {"--whiten": "--kind=pca_whitening", "--supervised": "--kind=supervised_whitening"},
+}
 """Former spellings of commands, and of flags by command; they are still taken, with a note."""
 
 
@@ -77,7 +81,9 @@ COMMANDS = {
     "compare": Command(
         "vitrieve.cli.compare", "one honest contest of training methods on data sets, with a page", is_resumable=True
     ),
-    "reduce": Command("vitrieve.cli.reduce", "add a PCA or whitening, fitted on training images, to an encoder"),
+    "reduce": Command(
+        "vitrieve.cli.reduce", "shorten the embeddings of an encoder: PCA, whitening, or the first dimensions"
+    ),
     "adapt": Command("vitrieve.cli.adapt", "learn a linear head on stored embeddings in seconds, for their encoder"),
     "reproduce": Command("vitrieve.cli.reproduce", "the paper's tables and figures: published figures beside ours"),
     "export": Command("vitrieve.cli.export", "write an encoder as ONNX, for use without torch"),

@@ -6,34 +6,38 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vitrieve.cli.arguments import DeviceFlag, Exclude, Json, Overwrite, Switch
+from vitrieve.cli.arguments import DeviceFlag, Exclude, Json, Overwrite
 from vitrieve.cli.console import print_json, print_message, print_result
 from vitrieve.errors import ConfigError
+from vitrieve.model.artifact import AppliedKind
 
 if TYPE_CHECKING:
-    from vitrieve.model.artifact import ReductionKind
     from vitrieve.training.reduction import ReducedEncoder
 
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments:
-    """Add a PCA or a whitening to an encoder, fitted on the training images of a data set; never on its test images."""
+    """Shorten the embeddings of an encoder, by what is fitted on training images or by cutting, and export it.
+
+    Nothing is ever fitted on test images.
+    """
 
     encoder: str
-    """A run, an encoder's folder, or a weights name; without a reduction."""
-    data: str
-    """The set it is fitted on: grocery:DIR, emoji, sop:DIR, table:FILE, … Its training split is used."""
+    """A run, an encoder's folder, or a weights name; without a reduction, but for a prefix."""
+    data: str | None = None
+    """The set it is fitted on: grocery:DIR, emoji, sop:DIR, table:FILE, … Its training split is used. A prefix needs
+    none; with one, what it costs is measured on the test classes."""
     embedding_dim: int
     """Dimensions to keep."""
     out: Path
     """Folder of the new encoder."""
+    kind: AppliedKind = "pca"
+    """pca_whitening: divide each direction of the PCA by its standard deviation. supervised_whitening: whiten by what
+    varies within matching pairs: the data set's pairs, or images of one class. prefix: the first dimensions as they
+    are, for encoders that were trained with --objective.prefixes."""
     protocol: str | None = None
     """One of the source's protocols; by default its first."""
     exclude: Exclude = ()
-    whiten: Switch = False
-    """Divide each direction of the PCA by its standard deviation."""
-    supervised: Switch = False
-    """Whiten by what varies within matching pairs: the data set's pairs, or images of one class."""
     image_size: int | None = None
     """Side of the square input in pixels; by default the encoder's own."""
     device: DeviceFlag = "auto"
@@ -44,12 +48,13 @@ class Arguments:
 
 
 def run(arguments: Arguments) -> int:
-    """Fit the reduction, and print what was made."""
+    """Make the shorter encoder, and print what was made and what it costs."""
     from vitrieve.data.sources import read_source
     from vitrieve.runtime.engine import is_torch_installed
 
-    kind = _choose_kind(arguments)
-    dataset = read_source(arguments.data, protocol=arguments.protocol, exclude=arguments.exclude)
+    dataset = None
+    if arguments.data is not None:
+        dataset = read_source(arguments.data, protocol=arguments.protocol, exclude=arguments.exclude)
     if not is_torch_installed():
         raise ConfigError("reducing needs torch: install vitrieve[train], or reduce on another machine.")
     from vitrieve.training.reduction import reduce
@@ -59,7 +64,7 @@ def run(arguments: Arguments) -> int:
         dataset,
         arguments.embedding_dim,
         arguments.out,
-        kind=kind,
+        kind=arguments.kind,
         overwrite=arguments.overwrite,
         image_size=arguments.image_size,
         max_bad_fraction=arguments.max_bad_fraction,
@@ -67,14 +72,6 @@ def run(arguments: Arguments) -> int:
     )
     _print_result(arguments, reduced)
     return 0
-
-
-def _choose_kind(arguments: Arguments) -> ReductionKind:
-    if arguments.whiten and arguments.supervised:
-        raise ConfigError("--whiten and --supervised are two ways to whiten; give one of them.")
-    if arguments.supervised:
-        return "supervised_whitening"
-    return "pca_whitening" if arguments.whiten else "pca"
 
 
 def _print_result(arguments: Arguments, reduced: ReducedEncoder) -> None:
@@ -89,11 +86,19 @@ def _print_result(arguments: Arguments, reduced: ReducedEncoder) -> None:
                 "num_images": reduced.num_images,
                 "num_pairs": reduced.num_pairs,
                 "fingerprint": reduced.fingerprint,
+                "results": [one.to_json() for one in reduced.results],
             }
         )
         return
-    print_result(
-        f"{arguments.out}: {spec.embedding_dim} dimensions, {spec.reduction_kind} fitted on {reduced.num_images:,} "
-        f"{spec.reduction}"
-    )
-    print_message(f"next: vitrieve evaluate --encoder {arguments.out} --data {arguments.data} --out EVALUATION")
+    if arguments.kind != "prefix":
+        print_result(
+            f"{arguments.out}: {spec.embedding_dim} dimensions, {spec.reduction_kind} fitted on "
+            f"{reduced.num_images:,} {spec.reduction}"
+        )
+        print_message(f"next: vitrieve evaluate --encoder {arguments.out} --data {arguments.data} --out EVALUATION")
+        return
+    print_result(f"{arguments.out}: the first {spec.embedding_dim} dimensions")
+    if reduced.results:
+        from vitrieve.evaluation.measure import format_results
+
+        print_result(*format_results(reduced.results).split("\n"))

@@ -29,7 +29,9 @@ from vitrieve.model.pretrained import hash_file, restore_from_base
 from vitrieve.model.tensors import read_arrays, update_digest
 from vitrieve.settings import config_from_json, config_to_json
 
-ReductionKind = Literal["pca", "pca_whitening", "supervised_whitening", "linear_head"]
+ReductionKind = Literal["pca", "pca_whitening", "supervised_whitening", "prefix", "linear_head"]
+AppliedKind = Literal["pca", "pca_whitening", "supervised_whitening", "prefix"]
+"""What ``vitrieve reduce`` can do; a linear head is what ``vitrieve adapt`` learns."""
 ONE_SCALE = (1.0,)
 
 
@@ -284,6 +286,7 @@ _REDUCTIONS: dict[ReductionKind, str] = {
     "pca": "PCA",
     "pca_whitening": "PCA with whitening",
     "supervised_whitening": "supervised whitening",
+    "prefix": "first dimensions",
     "linear_head": "linear head",
 }
 
@@ -329,7 +332,7 @@ def format_card(spec: EncoderSpec, card: ModelCard, fingerprint: str) -> str:
 def _format_title(spec: EncoderSpec, fingerprint: str) -> str:
     norm = ", standardized" if spec.head_norm else ""
     head = "" if spec.head_dim is None else f", linear layer to {spec.head_dim} dimensions"
-    reduction = f", {_REDUCTIONS[spec.reduction_kind]} fitted on {spec.reduction}" if spec.reduction else ""
+    reduction = _format_reduction(spec) if spec.reduction else ""
     is_one_scale = spec.scales == ONE_SCALE
     scales = "" if is_one_scale else f"| scales of the input | {', '.join(f'{scale:g}' for scale in spec.scales)} |\n"
     return (
@@ -342,6 +345,12 @@ def _format_title(spec: EncoderSpec, fingerprint: str) -> str:
         f"{scales}"
         f"| fingerprint | `{fingerprint}` |"
     )
+
+
+def _format_reduction(spec: EncoderSpec) -> str:
+    if spec.reduction_kind == "prefix":
+        return f", the first {spec.embedding_dim} dimensions"
+    return f", {_REDUCTIONS[spec.reduction_kind]} fitted on {spec.reduction}"
 
 
 def _format_input(size: Preprocessing) -> str:

@@ -22,6 +22,7 @@ from vitrieve.model.artifact import (
     ONE_SCALE,
     EncoderSpec,
     ModelCard,
+    ReductionKind,
     compute_fingerprint,
     format_card,
     read_contents,
@@ -425,6 +426,31 @@ def add_linear_head(encoder: ImageEncoder, components: np.ndarray, *, fitted_on:
         kind="linear_head",
     )
     return _put_reduction(encoder, head)
+
+
+UNFITTED = "no images"
+"""What stands for the name of the set in the reduction of a prefix."""
+
+
+def cut_to_prefix(encoder: ImageEncoder, length: int) -> ImageEncoder:
+    """Make an encoder whose embeddings are the first dimensions of another's, normalized again.
+
+    Of an encoder with a reduction these are the first rows of it, and it stays a reduction of that kind.
+
+    Args:
+        encoder: Encoder of one scale, with or without a reduction; its backbone is shared.
+        length: Number of dimensions to keep, below that of the embedding.
+
+    Raises:
+        ConfigError: No shorter embedding, or the encoder combines several scales.
+    """
+    width, spec = encoder.spec.embedding_dim, encoder.spec
+    if not 1 <= length < width:
+        raise ConfigError(f"a prefix of {length} dimensions; expected 1 to {width - 1} of the {width} that there are.")
+    cut = add_linear_head(encoder, np.eye(length, width, dtype=np.float32), fitted_on=spec.reduction or UNFITTED)
+    kind: ReductionKind = "prefix" if spec.reduction is None else spec.reduction_kind
+    cut.spec = dataclasses.replace(cut.spec, reduction_kind=kind)
+    return cut
 
 
 def _put_reduction(encoder: ImageEncoder, pca: Pca) -> ImageEncoder:

@@ -30,7 +30,7 @@ class Pca:
         mean: Mean of the set, ``(D,)`` float32.
         components: Rows by falling variance, ``(E, D)`` float32: orthonormal for ``pca``, the same divided by their
             standard deviations for ``pca_whitening``, of any length and angle for ``supervised_whitening`` and
-            ``linear_head``.
+            ``linear_head``, and rows of the identity for ``prefix``.
         variances: Variance that orders the rows, ``(E,)`` float64: before the division by ``pca_whitening``, after
             the whitening within pairs by ``supervised_whitening``; of ``linear_head`` the squared length of each row.
         fitted_on: Name of the set.

@@ -1,4 +1,4 @@
-"""A reduction of the embedding, fitted on training images: at the end of a run, or as a run of its own.
+"""A shorter embedding: a reduction fitted on training images, at the end of a run or as a run of its own, or a prefix.
 
 The command ``vitrieve reduce`` calls ``reduce``.
 """
@@ -6,7 +6,7 @@ The command ``vitrieve reduce`` calls ``reduce``.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +20,26 @@ from vitrieve.data.decode import read_image
 from vitrieve.data.preprocess import preprocess
 from vitrieve.data.records import Dataset, ImageRecord
 from vitrieve.data.sources import read_source
+from vitrieve.embed.collection import embed_images
 from vitrieve.errors import ArtifactError, ConfigError, DataError
-from vitrieve.model.artifact import EncoderSpec, ModelCard, ReductionKind
-from vitrieve.model.encoder import ImageEncoder, add_reduction, build_frozen_encoder, read_encoder, save_encoder
+from vitrieve.evaluation.measure import EvaluationResult, measure
+from vitrieve.evaluation.protocols import select_records
+from vitrieve.model.artifact import AppliedKind, EncoderSpec, ModelCard
+from vitrieve.model.encoder import (
+    ImageEncoder,
+    add_reduction,
+    build_frozen_encoder,
+    cut_to_prefix,
+    read_encoder,
+    save_encoder,
+)
+from vitrieve.model.export import export_folder
 from vitrieve.model.reduction import fit_pca, fit_supervised_whitening
 from vitrieve.progress import print_message, track
 from vitrieve.runtime.device import resolve_device, resolve_precision
-from vitrieve.runtime.encoder import find_source_folder
+from vitrieve.runtime.encoder import find_source_folder, wrap_encoder
 from vitrieve.runtime.engine import choose_batch_size
+from vitrieve.similarity import normalize
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,11 +47,12 @@ class ReductionRun:
     """What is reduced, and how.
 
     Attributes:
-        encoder: A run, an encoder's folder, or a weights name; without a reduction.
-        dataset: Its training split is what the reduction is fitted on.
+        encoder: A run, an encoder's folder, or a weights name; without a reduction, but for a prefix.
+        dataset: Its training split is what the reduction is fitted on. A prefix needs none: with one, its cost is
+            measured on the test split.
         embedding_dim: Number of dimensions to keep.
         out: Folder of the new encoder.
-        kind: What is fitted.
+        kind: What is fitted, or ``prefix``: nothing.
         image_size: Side of the square input in pixels; None: the encoder's own.
         max_bad_fraction: Largest share of training images that may be unreadable, in [0, 1].
         is_overwrite: What ``out`` holds is replaced.
@@ -47,10 +60,10 @@ class ReductionRun:
     """
 
     encoder: str
-    dataset: Dataset
+    dataset: Dataset | None
     embedding_dim: int
     out: Path
-    kind: ReductionKind = "pca"
+    kind: AppliedKind = "pca"
     image_size: int | None = None
     max_bad_fraction: float = 0.05
     is_overwrite: bool = False
@@ -63,39 +76,43 @@ class ReducedEncoder:
 
     Attributes:
         spec: Specification of the new encoder.
-        num_images: Images that the reduction was fitted on.
+        num_images: Images that the reduction was fitted on; 0 of a prefix.
         num_pairs: Matching pairs among them that it was fitted on; 0 without supervision.
         fingerprint: Fingerprint of the new encoder.
+        results: Figures of the whole embedding and of the prefix on the test classes; empty for other kinds, and where
+            no data set was given.
     """
 
     spec: EncoderSpec
     num_images: int
     num_pairs: int
     fingerprint: str
+    results: tuple[EvaluationResult, ...] = ()
 
 
 def reduce(
     encoder: str | Path,
-    data: Dataset | str | Path,
+    data: Dataset | str | Path | None,
     embedding_dim: int,
     out: str | Path,
     *,
-    kind: ReductionKind = "pca",
+    kind: AppliedKind = "pca",
     overwrite: bool = False,
     **settings: Any,
 ) -> ReducedEncoder:
-    """Add a PCA or a whitening to an encoder, fitted on the training images of a data set.
+    """Add a PCA or a whitening to an encoder, fitted on the training images of a data set, or cut its embedding.
 
     Whatever may be refused comes before ``out`` is touched.
 
     Args:
-        encoder: A run, an encoder's folder, or a weights name; without a reduction.
+        encoder: A run, an encoder's folder, or a weights name; without a reduction, but for a prefix.
         data: A data set, or a source as ``read_source`` takes it; its training split is what the reduction is fitted
-            on, never its test images.
+            on, never its test images. A prefix needs none: with one, its cost is measured on the test images.
         embedding_dim: Number of dimensions to keep.
         out: Folder of the new encoder.
-        kind: ``pca``; ``pca_whitening``, which divides each direction by its standard deviation; or
-            ``supervised_whitening``, by what varies within matching pairs.
+        kind: ``pca``; ``pca_whitening``, which divides each direction by its standard deviation;
+            ``supervised_whitening``, by what varies within matching pairs; or ``prefix``, the first dimensions as they
+            are, normalized again (encoders that were trained with ``objective.prefixes``).
         overwrite: Replace what ``out`` holds.
         settings: Further fields of ``ReductionRun``: ``image_size``, ``max_bad_fraction``, ``device``.
 
@@ -107,19 +124,51 @@ def reduce(
     """
     run = ReductionRun(
         encoder=str(encoder),
-        dataset=data if isinstance(data, Dataset) else read_source(str(data)),
+        dataset=data if data is None or isinstance(data, Dataset) else read_source(str(data)),
         embedding_dim=embedding_dim,
         out=Path(out),
         kind=kind,
         is_overwrite=overwrite,
         **settings,
     )
-    return _run_reduction(run)
+    if kind == "prefix":
+        return _cut(run)
+    if run.dataset is None:
+        raise ConfigError(f"a reduction by {kind} is fitted on training images: name them with --data.")
+    return _fit(run, run.dataset)
 
 
-def _run_reduction(run: ReductionRun) -> ReducedEncoder:
-    print_message(*run.dataset.notes)
-    training = _select_training(run.dataset)
+def _cut(run: ReductionRun) -> ReducedEncoder:
+    """Cut an encoder to its first dimensions, and measure what that costs where there is a data set to measure on."""
+    encoder, config, origin = _load_encoder(run)
+    encoder.to(resolve_device(run.device))
+    cut = cut_to_prefix(encoder, run.embedding_dim)
+    results = () if run.dataset is None else _measure_cut(run.dataset, encoder, run)
+    note = f"{origin} Of its {encoder.spec.embedding_dim} dimensions the first {run.embedding_dim} are kept."
+    card = ModelCard(
+        figures={one.encoder: one.metrics for one in results},
+        measured_on=f"{results[0].dataset} ({results[0].protocol})" if results else "",
+        notes=(note,),
+    )
+    fingerprint = _save(run, cut, config, card)
+    return ReducedEncoder(spec=cut.spec, num_images=0, num_pairs=0, fingerprint=fingerprint, results=results)
+
+
+def _measure_cut(dataset: Dataset, encoder: ImageEncoder, run: ReductionRun) -> tuple[EvaluationResult, ...]:
+    """Embed the test images once, and measure whole and cut vectors, with intervals."""
+    print_message(*dataset.notes)
+    records = select_records(dataset)
+    whole = embed_images(
+        wrap_encoder(encoder, name="whole"), records, max_bad_fraction=run.max_bad_fraction, show_progress=True
+    )
+    cut = replace(whole, vectors=normalize(whole.vectors[:, : run.embedding_dim]))
+    named = ((f"{encoder.spec.embedding_dim} dimensions", whole), (f"the first {run.embedding_dim}", cut))
+    return tuple(measure(dataset, embeddings, name).result for name, embeddings in named)
+
+
+def _fit(run: ReductionRun, dataset: Dataset) -> ReducedEncoder:
+    print_message(*dataset.notes)
+    training = _select_training(dataset)
     encoder, config, origin = _load_encoder(run)
     encoder.to(resolve_device(run.device))
     require_reducible(run.embedding_dim, encoder.layout.width, len(training))
@@ -127,11 +176,12 @@ def _run_reduction(run: ReductionRun) -> ReducedEncoder:
     for image_id, reason in readable.failures:
         print_message(f"left out: {image_id}: {reason}")
     records = readable.records
-    pairs = find_pairs(run.dataset, records) if run.kind == "supervised_whitening" else None
-    fitted_on = f"training images of {run.dataset.name} ({run.dataset.protocol})"
+    pairs = find_pairs(dataset, records) if run.kind == "supervised_whitening" else None
+    fitted_on = f"training images of {dataset.name} ({dataset.protocol})"
     reduced = reduce_encoder(encoder, records, run.embedding_dim, fitted_on=fitted_on, kind=run.kind, pairs=pairs)
     num_pairs = 0 if pairs is None else len(pairs)
-    fingerprint = _save(run, reduced, config, f"{origin} {_describe_fit(len(records), num_pairs)}")
+    card = ModelCard(notes=(f"{origin} {_describe_fit(len(records), num_pairs)}",))
+    fingerprint = _save(run, reduced, config, card)
     return ReducedEncoder(spec=reduced.spec, num_images=len(records), num_pairs=num_pairs, fingerprint=fingerprint)
 
 
@@ -155,7 +205,7 @@ def _load_encoder(run: ReductionRun) -> tuple[ImageEncoder, dict[str, Any], str]
     if folder.resolve().is_relative_to(run.out.resolve()):
         raise ArtifactError(f"--out {run.out} holds the encoder itself; give another folder.")
     encoder = read_encoder(folder, image_size=run.image_size)
-    if encoder.spec.reduction is not None:
+    if encoder.spec.reduction is not None and run.kind != "prefix":
         raise ConfigError(
             f"{folder} has a reduction already, fitted on {encoder.spec.reduction}; give the encoder it was made from."
         )
@@ -168,9 +218,12 @@ def _describe_fit(num_images: int, num_pairs: int) -> str:
     return f"The reduction was fitted on {num_images:,} images{pairs}."
 
 
-def _save(run: ReductionRun, encoder: ImageEncoder, config: dict[str, Any], note: str) -> str:
+def _save(run: ReductionRun, encoder: ImageEncoder, config: dict[str, Any], card: ModelCard) -> str:
     with replacing_folder(run.out, is_overwrite=run.is_overwrite, is_resumable=False) as folder:
-        return save_encoder(encoder, folder, card=ModelCard(notes=(note,)), config=config)
+        fingerprint = save_encoder(encoder, folder, card=card, config=config)
+        print_message("exporting to ONNX")
+        export_folder(folder)
+    return fingerprint
 
 
 PAIRS_SEED = 0
@@ -203,7 +256,7 @@ def reduce_encoder(
     *,
     fitted_on: str,
     precision: Precision = "auto",
-    kind: ReductionKind = "pca",
+    kind: AppliedKind = "pca",
     pairs: np.ndarray | None = None,
 ) -> ImageEncoder:
     """Fit a PCA or a whitening on training images, without augmentation, and put it into the encoder.
