@@ -57,6 +57,7 @@ MAY_USE_TORCH = {
             "checkpoint",
             "encoder",
             "export",
+            "lora",
             "pooling",
             "pretrained",
             "reduction",

@@ -56,6 +56,7 @@ CROP = Needs("a cropping augmentation", lambda config: config.loader.augmentatio
 GEM = Needs("gem pooling", lambda config: config.model.pooling == "gem")
 REDUCTION = Needs("an embedding_dim", lambda config: config.model.embedding_dim is not None)
 EXPONENTIAL = Needs("the exponential schedule", lambda config: config.optimizer.schedule == "exponential")
+LORA = Needs("a lora.rank", lambda config: config.model.lora.rank is not None)
 LOW_RESOLUTION = Needs("a low_resolution_size", lambda config: config.train.low_resolution_size is not None)
 HOLDOUT = Needs("hold-out", lambda config: config.train.holdout)
 PROXIES = Needs(
@@ -106,6 +107,17 @@ class TupleConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+    """Low-rank products that are trained beside the linear layers of the blocks, instead of the weights (LoRA)."""
+
+    rank: Count | None = None
+    """Rank of the products, for example 8. Nothing else of the backbone is trained, and the products are added to the
+    weights in the end. None: all weights are trained."""
+    alpha: Annotated[Positive | None, LORA] = None
+    """The products are multiplied by alpha / rank; None: by 1."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """The encoder to fine-tune."""
 
@@ -138,6 +150,7 @@ class ModelConfig:
     """Share of the patches that a transformer does not see in a training step, drawn anew for each image: faster."""
     num_frozen_blocks: CountOrZero = 0
     """Lower transformer blocks (with patch and position embedding) that are not trained."""
+    lora: LoraConfig = LoraConfig()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -251,6 +264,12 @@ def check_config(config: Config, own_terms: Sequence[OwnTerm] = ()) -> None:
         raise ConfigError(
             f"objective.memory_fraction is {objective.memory_fraction}, but no term reads the memory; give one that "
             f"does a weight ({readers}), or set the fraction to 0."
+        )
+    distillation = objective.distillation
+    if distillation.weight > 0 and not distillation.teacher:
+        raise ConfigError(
+            f"objective.distillation.weight is {distillation.weight}, but there is no objective.distillation.teacher: "
+            "give a weights name, an encoder or stored embeddings, or set the weight to 0."
         )
     for name, term in objective.terms.items():
         if term.needs_tuples and config.loader.sampling != "tuples":

@@ -276,3 +276,14 @@ def triplet(embeddings, labels, margin):
                     if near < far < near + margin:
                         costs.append(near - far + margin)
     return sum(costs) / max(1, len(costs))
+
+
+def distillation(embeddings, teacher):
+    """The squared distance between two rows of cosines, each divided by its length, over all rows."""
+    total = 0.0
+    for i in range(len(embeddings)):
+        ours = [dot(embeddings[i], other) for other in embeddings]
+        theirs = [dot(teacher[i], other) for other in teacher]
+        our_length, their_length = math.sqrt(dot(ours, ours)), math.sqrt(dot(theirs, theirs))
+        total += sum((a / our_length - b / their_length) ** 2 for a, b in zip(ours, theirs, strict=True))
+    return total / len(embeddings)

@@ -37,7 +37,7 @@ LABELS = {
 def build(loss: TermConfig):
     """Build the state of a loss; slots are filled with images that no batch shows."""
     torch.manual_seed(0)
-    state = loss.build(Sizes(NUM_CLASSES, NUM_IMAGES, WIDTH))
+    state = loss.build(Sizes(NUM_CLASSES, NUM_IMAGES, WIDTH, unit_rows(NUM_IMAGES, seed=5, dim=9, dtype=torch.float32)))
     rows = torch.arange(20, NUM_IMAGES)
     loss.update(unit_rows(20, seed=7, dtype=torch.float32), rows % NUM_CLASSES, rows, state)
     return state

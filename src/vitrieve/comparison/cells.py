@@ -37,7 +37,7 @@ from vitrieve.comparison.methods import (
     list_trials,
 )
 from vitrieve.comparison.statistics import Outcome, effective_rank, mean_cosine
-from vitrieve.config import Config
+from vitrieve.config import Config, LoraConfig
 from vitrieve.data.records import Dataset
 from vitrieve.embed.collection import EmbedSettings
 from vitrieve.errors import ArtifactError, ConfigError, DataError, VitrieveError
@@ -167,7 +167,9 @@ class CellWork:
         """Measure the backbone as it comes, pooled as the reference pools it."""
         folder = self._run_folder(cell, 0)
         shutil.rmtree(folder, ignore_errors=True)
-        headless = replace(self.reference.model, head_norm=False, head_dim=None)  # an untrained head says nothing
+        headless = replace(
+            self.reference.model, head_norm=False, head_dim=None, lora=LoraConfig()
+        )  # they are untrained
         save_encoder(build_encoder(headless), folder)
         export_folder(folder)
         return self._finish(cell, folder, {"trials": []})

@@ -39,6 +39,7 @@ from vitrieve.model.backbone import (
 )
 from vitrieve.model.backbone import evaluation_mode as evaluation_mode
 from vitrieve.model.checkpoint import LocalWeights, load_backbone_states, read_local_weights
+from vitrieve.model.lora import add_lora
 from vitrieve.model.pooling import GEM_P, check_pooling, check_scales, combine_scales, pool_tokens, resize_pixels
 from vitrieve.model.pretrained import WeightsEntry, find_weights
 from vitrieve.model.published import require_weights
@@ -322,6 +323,7 @@ def build_encoder(config: ModelConfig, *, is_pretrained: bool = True, seed: int 
         encoder.gem_p.requires_grad_(is_learnable)
     if start.head:
         encoder.head.load_state_dict(start.head)
+    add_lora(backbone, config.lora, config.image_size)
     return encoder
 
 

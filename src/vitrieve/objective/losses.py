@@ -12,6 +12,7 @@ from typing import Annotated, ClassVar
 
 from vitrieve.objective.circle import CircleConfig
 from vitrieve.objective.contrastive import ContrastiveConfig
+from vitrieve.objective.distillation import DistillationConfig
 from vitrieve.objective.hyperbolic import HyperbolicConfig
 from vitrieve.objective.koleo import KoleoConfig
 from vitrieve.objective.margin_softmax import MarginSoftmaxConfig
@@ -59,6 +60,7 @@ class ObjectiveConfig:
     margin_softmax: MarginSoftmaxConfig = MarginSoftmaxConfig()
     circle: CircleConfig = CircleConfig()
     triplet: TripletConfig = TripletConfig()
+    distillation: DistillationConfig = DistillationConfig()
 
     memory_fraction: NotNegative = 0.0
     """Rows of the cross-batch memory as a share of the training set; 0 is off."""

@@ -48,6 +48,7 @@ class Objective(nn.Module):
         num_images: int,
         embedding_dim: int,
         own_terms: Sequence[OwnTerm] = (),
+        teacher: Tensor | None = None,
     ) -> None:
         """Build the terms; proxies are drawn from torch's global generator.
 
@@ -57,9 +58,10 @@ class Objective(nn.Module):
             num_images: Size of the training set, for the size of the memories.
             embedding_dim: Length of an embedding.
             own_terms: Terms that are not of this package; modules among them are copied.
+            teacher: ``(N, T)`` float32, the embeddings of a teacher, which distillation needs.
 
         Raises:
-            ConfigError: A prefix is not shorter than the embedding.
+            ConfigError: A prefix is not shorter than the embedding, or a term lacks its teacher.
         """
         super().__init__()
         self.config = config
@@ -71,7 +73,7 @@ class Objective(nn.Module):
                 f"objective.prefixes has {max(config.prefixes)}; expected lengths below that of the embedding, "
                 f"{embedding_dim}, which counts anyway."
             )
-        sizes = Sizes(num_classes, num_images, embedding_dim)
+        sizes = Sizes(num_classes, num_images, embedding_dim, teacher)
         for name, term in config.terms.items():
             self.add_module(name, term.build(sizes))
         for length in config.prefixes:

@@ -45,17 +45,19 @@ class LossBatch(NamedTuple):
 
 
 class Sizes(NamedTuple):
-    """The sizes that what a loss keeps depends on.
+    """What the state of a loss is built from.
 
     Attributes:
         num_classes: Labels of a batch lie in ``[0, num_classes)``.
         num_images: Number of training images; rows lie in ``[0, num_images)``.
         embedding_dim: Length of an embedding.
+        teacher: ``(N, T)`` float32, a teacher's embeddings of the training images; None without a teacher.
     """
 
     num_classes: int
     num_images: int
     embedding_dim: int
+    teacher: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

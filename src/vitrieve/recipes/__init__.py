@@ -22,7 +22,7 @@ def _by_name(*recipes: Recipe) -> dict[str, Recipe]:
 
 
 RECIPE_GROUPS: Mapping[str, Mapping[str, Recipe]] = {
-    "for your own images": _by_name(own.small, own.irt_l_small, own.irt_r_small),
+    "for your own images": _by_name(own.small, own.small_lora, own.irt_l_small, own.irt_r_small),
     "methods to compare, with the budget of small": _by_name(
         methods.contrastive,
         methods.multi_similarity,

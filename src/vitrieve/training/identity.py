@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from vitrieve.artifacts import write_text_durably
-from vitrieve.config import Config, LoaderConfig, ObjectiveConfig
+from vitrieve.config import Config, LoaderConfig, ModelConfig, ObjectiveConfig
 from vitrieve.data.records import ImageRecord
 from vitrieve.errors import ArtifactError
 from vitrieve.model.encoder import ImageEncoder
@@ -157,6 +157,8 @@ def _read_settings(path: Path) -> dict[str, Any]:
     if isinstance(found.get("loader"), dict):
         # What a later version brought is off by default, or means nothing to a run of before, such as the sources.
         found["loader"] = {**config_to_json(LoaderConfig()), **found["loader"]}
+    if isinstance(found.get("model"), dict):
+        found["model"] = {**config_to_json(ModelConfig()), **found["model"]}
     if isinstance(found.get("objective"), dict):
         found["objective"] = _fill_objective(rename_former(ObjectiveConfig, found["objective"]))
     return found

@@ -25,6 +25,7 @@ from vitrieve.data.loader import Batch, TrainingLoader
 from vitrieve.data.records import ImageRecord
 from vitrieve.errors import NonFiniteLossError, VitrieveError
 from vitrieve.model.encoder import ImageEncoder, build_encoder
+from vitrieve.model.lora import merge_lora
 from vitrieve.objective.objective import Objective, similarity_statistics
 from vitrieve.objective.own import OwnTerm
 from vitrieve.objective.tuple_contrastive import tuple_statistics
@@ -39,6 +40,7 @@ from vitrieve.training.compute import (
     plan_memory,
     prepare_encoder,
 )
+from vitrieve.training.distillation import read_teacher
 from vitrieve.training.metrics_log import METRICS_NAME, MetricsLog
 from vitrieve.training.optimizer import WeightAverage, build_optimizer, set_learning_rate
 from vitrieve.training.selection import SELECTION_METRIC, Selection
@@ -105,9 +107,13 @@ def fit_encoder(
     allow_low_resolution(encoder, config)
     loader = _build_loader(config, encoder, records)
     miner = build_miner(config, records, positive_pairs, loader)
+    teacher = read_teacher(config, records, run)
 
     # State
-    state = build_state(config, encoder, num_classes=loader.num_classes, num_images=len(records), own_terms=own_terms)
+    num_classes = loader.num_classes
+    state = build_state(
+        config, encoder, num_classes=num_classes, num_images=len(records), own_terms=own_terms, teacher=teacher
+    )
     note = _load(state, run)
     num_steps = config.train.num_steps
 
@@ -186,8 +192,9 @@ def build_state(
     num_classes: int,
     num_images: int,
     own_terms: Sequence[OwnTerm] = (),
+    teacher: Tensor | None = None,
 ) -> TrainingState:
-    """Build the state of a run at step zero, on the encoder's device.
+    """Build the state of a run at step zero, on the encoder's device; ``teacher`` is that of ``read_teacher``.
 
     Raises:
         ConfigError: ``train.memory_limit_gib`` is too little.
@@ -198,6 +205,7 @@ def build_state(
         num_images=num_images,
         embedding_dim=encoder.spec.embedding_dim,
         own_terms=own_terms,
+        teacher=teacher,
     ).to(next(encoder.parameters()).device)
     decay, momentum = config.train.ema_decay, config.objective.memory_momentum
     if config.objective.memory_fraction == 0:
@@ -209,7 +217,7 @@ def build_state(
         optimizer=build_optimizer(encoder, objective, config.optimizer),
         average=None if decay is None else WeightAverage(encoder, decay),
         momentum=None if momentum is None else WeightAverage(encoder, momentum, has_ramp=False),
-        frozen={name: parameter.detach().clone() for name, parameter in encoder.named_parameters()},
+        frozen={name: parameter.detach().clone() for name, parameter in merge_lora(encoder).named_parameters()},
         frozen_share=config.train.frozen_share,
     )
     num_unfilled_bytes = sum(buffer.nbytes for buffer in objective.buffers())
@@ -338,7 +346,7 @@ def _measure_last(state: TrainingState, evaluate: Evaluate | None, log: MetricsL
 def _keep(state: TrainingState, config: Config) -> ImageEncoder:
     """Return the encoder to keep: the best measured, or the last."""
     if state.selection.values and state.selection.best_step == 0:
-        start = build_encoder(config.model)
+        start = merge_lora(build_encoder(config.model))
         start.load_state_dict(state.frozen, strict=False)  # a head starts at random
         return start.to(next(state.encoder.parameters()).device).eval()
     result = state.build_result()

@@ -16,7 +16,7 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 from vitrieve.artifacts import check_replacing, replacing_folder, write_manifest
-from vitrieve.config import Config, Device, ObjectiveConfig, check_config, find_ineffective
+from vitrieve.config import Config, Device, LoraConfig, ObjectiveConfig, check_config, find_ineffective
 from vitrieve.data.check import find_readable
 from vitrieve.data.holdout import TrainingSplit, count_images, split_for_training
 from vitrieve.data.records import Dataset, ImageRecord, require_trainable
@@ -36,6 +36,7 @@ from vitrieve.model.artifact import ENCODER_SUBFOLDER, ModelCard
 from vitrieve.model.backbone import count_cost, format_cost
 from vitrieve.model.encoder import ImageEncoder, build_encoder, fingerprint_encoder, save_encoder, write_card
 from vitrieve.model.export import export_folder
+from vitrieve.model.lora import describe_trained
 from vitrieve.model.named_graph import has_named_graph, make_named_folder
 from vitrieve.model.pretrained import WEIGHTS, find_weights, list_seen
 from vitrieve.objective.own import OwnTerm, describe_own_terms, read_own_terms
@@ -346,6 +347,9 @@ def _tell_notes(run: TrainingRun, images: _Images) -> None:
         print_message(f"training on {count_images(images.fit)} from {len(images.datasets)} sources{rule}")
     if len(images.held_out) > 1:
         print_message(f"the mean over the held-out classes of {', '.join(images.held_out)} chooses the state")
+    teacher = config.objective.distillation.teacher or ""
+    for name in list_seen(teacher, [dataset.name for dataset in images.datasets if dataset.split("test")]):
+        print_message(f"the teacher {teacher} has seen the test classes of {name}: figures there say too much")
     emulation = describe_emulation(config.train.precision, resolve_device(config.train.device).type)
     if emulation:
         print_message(emulation)
@@ -366,6 +370,8 @@ def _build_encoder(run: TrainingRun, num_images: int) -> ImageEncoder:
         print_message(note)
     allow_low_resolution(encoder, run.config)
     print_message(f"{model.backbone}: {format_cost(count_cost(model.backbone, model.image_size))}")
+    if model.lora.rank is not None:
+        print_message(describe_trained(encoder))
     if model.embedding_dim is not None:
         require_reducible(model.embedding_dim, encoder.spec.embedding_dim, num_images)
     return encoder
@@ -552,7 +558,9 @@ def _load(folder: Path, config: Config) -> Encoder:
 
 def _load_frozen(config: Config, tuned: Encoder) -> Encoder:
     """Load the start of the run: from a graph, where one is of the same encoder, else with torch."""
-    headless = replace(config.model, head_norm=False, head_dim=None)  # an untrained head says nothing of the backbone
+    headless = replace(
+        config.model, head_norm=False, head_dim=None, lora=LoraConfig()
+    )  # an untrained head says nothing of the backbone
     frozen = build_encoder(headless).to(resolve_device(config.train.device))
     if fingerprint_encoder(frozen) == tuned.fingerprint:  # no state was better, and the start was kept
         return tuned
@@ -572,7 +580,7 @@ def _build_card(
     is_alone = len(images.datasets) == 1
     licenses = {dataset.name: dataset.license for dataset in images.datasets if dataset.license}
     return ModelCard(
-        trained_on=f"{images.describe()}, recipe {run.recipe}{_describe_own_terms(run)}, step {result.kept_step}, "
+        trained_on=f"{images.describe()}, recipe {run.recipe}{_describe_terms(run)}, step {result.kept_step}, "
         f"seed {run.config.train.seed}",
         figures={one.encoder if is_alone else f"{one.encoder}, on {one.dataset}": one.metrics for one in results},
         measured_on="; ".join(_describe_test(one) for one in images.datasets if one.name in measured),
@@ -581,9 +589,11 @@ def _build_card(
     )
 
 
-def _describe_own_terms(run: TrainingRun) -> str:
+def _describe_terms(run: TrainingRun) -> str:
     listed = ", ".join(f"{term.name} (weight {term.weight:g})" for term in run.own_terms)
-    return f" with the objective {listed}" if listed else ""
+    distillation = run.config.objective.distillation
+    teacher = f", distilled from {distillation.teacher}" if distillation.weight > 0 else ""
+    return (f" with the objective {listed}" if listed else "") + teacher
 
 
 def _describe_test(dataset: Dataset) -> str:

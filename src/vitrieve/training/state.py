@@ -25,6 +25,7 @@ from vitrieve.artifacts import replacing_durably
 from vitrieve.data.loader import EpochTuples
 from vitrieve.errors import ArtifactError, DiskFullError
 from vitrieve.model.encoder import ImageEncoder
+from vitrieve.model.lora import merge_lora
 from vitrieve.objective.objective import Objective
 from vitrieve.training.compute import MemoryPlan
 from vitrieve.training.optimizer import WeightAverage, blend
@@ -75,8 +76,8 @@ class TrainingState:
     is_whole: bool = True
 
     def build_result(self) -> ImageEncoder:
-        """Build the encoder to keep now: the trained one or its average, blended with the frozen start."""
-        trained = self.average.module if self.average is not None else self.encoder
+        """Build the encoder to keep now: the trained one or its average, LoRA merged, blended with the frozen start."""
+        trained = merge_lora(self.average.module if self.average is not None else self.encoder)
         return blend(trained, self.frozen, self.frozen_share) if self.frozen_share > 0 else trained
 
     def save(self, run: Path) -> None:

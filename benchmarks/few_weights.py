@@ -1,0 +1,120 @@
+"""Measure memory, time and quality of full training, LoRA, distillation and two-pass batches of 1,024, in one run.
+
+    python benchmarks/few_weights.py OUT --data SOURCE [--teacher NAME] [--memory-gib 4] [--seeds 3] [--steps 120]
+
+Every run is a process of its own and sees as many images as ``small`` does in that number of steps. Its memory is the
+largest resident set of that process; its speed is the median over the steps. MAP@R is measured on held-out training
+classes. ``OUT/few_weights.json`` has all figures. Runs that are done are not repeated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+BATCH_SIZE, LARGE_BATCH_SIZE = 64, 1024
+DELTA_RANK = 8
+
+
+def list_variants(arguments: argparse.Namespace) -> dict[str, list[str]]:
+    """List the command lines by name, each a recipe and its flags."""
+    num_steps = arguments.steps
+    usual = ["--num-steps", str(num_steps), "--train.evaluate-every", str(max(1, num_steps // 3))]
+    num_large = max(1, num_steps * BATCH_SIZE // LARGE_BATCH_SIZE)
+    variants = {"full": ["small", *usual], "lora": ["small_lora", *usual]}
+    if arguments.teacher is not None:
+        teacher = ["--objective.distillation.weight", "1", "--objective.distillation.teacher", arguments.teacher]
+        variants["distilled"] = ["small", *usual, *teacher]
+        variants["lora, distilled"] = ["small_lora", *usual, *teacher]
+    # Four times the rate for sixteen times the batch: the square root rule, an assumption.
+    variants["two-pass 1,024"] = [
+        *("small", "--batch-size", str(LARGE_BATCH_SIZE), "--num-steps", str(num_large)),
+        *("--train.memory-limit-gib", str(arguments.memory_gib), "--loader.cache-bytes", str(2**28)),
+        *("--optimizer.learning-rate", "8e-4", "--optimizer.num-warmup-steps", "1"),
+        *("--train.evaluate-every", str(max(1, num_large // 3))),
+    ]
+    return variants
+
+
+def run_variant(words: Sequence[str], folder: Path, data: str, seed: int) -> dict[str, Any]:
+    """Train in a process of its own; return memory, time and quality."""
+    noted = folder.with_suffix(".json")
+    if noted.is_file():
+        figures: dict[str, Any] = json.loads(noted.read_text())
+        return figures
+    command = [sys.executable, "-m", "vitrieve", "train", *words, "--data", data, "--out", str(folder)]
+    process = subprocess.Popen([*command, "--seed", str(seed), "--no-report", "--overwrite"])
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode != 0:
+        raise SystemExit(f"training failed with exit status {process.returncode}: {' '.join(command)}")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    speeds = [line["images_per_second"] for line in lines if "images_per_second" in line]
+    held_out = manifest["holdout_map_at_r"]
+    figures = {
+        "peak_gib": usage.ru_maxrss / 2**20,  # kilobytes on Linux
+        "seconds": manifest["seconds"],
+        "images_per_second": statistics.median(speeds),
+        "frozen_map_at_r": held_out["0"],
+        "map_at_r": held_out[str(manifest["kept_step"])],
+        "state_mb": max((folder / "state").iterdir()).stat().st_size / 1e6,
+        "difference_mb": export_difference(folder),
+    }
+    noted.write_text(json.dumps(figures, indent=2) + "\n")
+    return figures
+
+
+def export_difference(folder: Path) -> float | None:
+    """Return the size of the run's encoder as a difference of rank 8, in MB; None where the frozen start was kept."""
+    from vitrieve import ConfigError, export
+
+    try:
+        return export(folder, folder.with_suffix(".delta"), delta_rank=DELTA_RANK, overwrite=True).num_bytes / 1e6
+    except ConfigError as error:
+        print(f"no difference of {folder}: {error}", file=sys.stderr)
+        return None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--data", required=True, help="a source with classes: grocery:DIR, emoji, folder:DIR")
+    parser.add_argument("--teacher", help="a larger encoder, or stored embeddings; without one nothing is distilled")
+    parser.add_argument("--memory-gib", type=float, default=4.0, help="limit of the two-pass run")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=120, help=f"steps of {BATCH_SIZE} images")
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    variants = list_variants(arguments)
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in variants}
+    for seed in range(arguments.seeds):  # one after the other in each seed: a slow hour of the machine meets all
+        for number, (name, words) in enumerate(variants.items()):
+            folder = arguments.out / f"{number}_{seed}"
+            found[name].append(run_variant(words, folder, arguments.data, seed))
+    (arguments.out / "few_weights.json").write_text(json.dumps(found, indent=2) + "\n")
+    print("| | GiB | images/s | seconds | MAP@R held out | gain on frozen | state, MB | difference of rank 8, MB |")
+    print("|---|---|---|---|---|---|---|---|")
+    for name, runs in found.items():
+        quality = [100 * run["map_at_r"] for run in runs]
+        gain = statistics.fmean(100 * (run["map_at_r"] - run["frozen_map_at_r"]) for run in runs)
+        spread = f" ± {statistics.stdev(quality):.1f}" if len(quality) > 1 else ""
+        differences = [run["difference_mb"] for run in runs if run["difference_mb"] is not None]
+        print(
+            f"| {name} | {max(run['peak_gib'] for run in runs):.2f} "
+            f"| {statistics.median(run['images_per_second'] for run in runs):.1f} "
+            f"| {statistics.median(run['seconds'] for run in runs):.0f} "
+            f"| {statistics.fmean(quality):.1f}{spread} | {gain:+.1f} | {runs[0]['state_mb']:.0f} "
+            f"| {f'{statistics.fmean(differences):.2f}' if differences else 'none'} |"
+        )
+
+
+if __name__ == "__main__":
+    main()

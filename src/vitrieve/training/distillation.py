@@ -1,0 +1,84 @@
+"""The embeddings of the teacher: of every training image one, made before the first step and kept with the run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vitrieve.artifacts import write_bytes_durably
+from vitrieve.config import Config
+from vitrieve.data.records import ImageRecord
+from vitrieve.embed.collection import ROWS_NAME, embed_images, load_embeddings
+from vitrieve.errors import ArtifactError, DataError
+from vitrieve.model.tensors import read_arrays
+from vitrieve.progress import print_message
+from vitrieve.quoting import quote_name
+from vitrieve.runtime.encoder import load_encoder
+
+TEACHER_NAME = "teacher.safetensors"
+_TENSOR_NAME = "embeddings"
+
+
+def read_teacher(config: Config, records: Sequence[ImageRecord], run: Path) -> Tensor | None:
+    """Return the teacher's embeddings of the training images, where the objective has a teacher.
+
+    They are written into the run's folder, where a resumed run reads them again.
+
+    Args:
+        config: The complete settings.
+        records: Readable training images; their order is that of the rows.
+        run: Folder of the run.
+
+    Returns:
+        ``(N, E)`` float32, rows of unit length; None without a teacher.
+
+    Raises:
+        ArtifactError: The teacher cannot be read, or what was kept of it is damaged.
+        WeightsError: The teacher's name is unknown, or its weights cannot be had.
+        DataError: Stored embeddings lack training images.
+    """
+    term = config.objective.distillation
+    if term.weight == 0 or term.teacher is None:
+        return None
+    path = run / TEACHER_NAME
+    if not path.is_file():
+        _write(path, _read_stored(term.teacher, records) if _is_stored(term.teacher) else _embed(config, records))
+    vectors = read_arrays(path).get(_TENSOR_NAME)
+    if vectors is None or vectors.ndim != 2 or len(vectors) != len(records) or not np.isfinite(vectors).all():
+        raise ArtifactError(f"{path} does not hold the teacher's embeddings of {len(records)} images; remove it.")
+    return torch.tensor(vectors)
+
+
+def _write(path: Path, vectors: np.ndarray) -> None:
+    from safetensors.numpy import save
+
+    write_bytes_durably(path, save({_TENSOR_NAME: np.ascontiguousarray(vectors, dtype=np.float32)}))
+
+
+def _is_stored(teacher: str) -> bool:
+    return (Path(teacher) / ROWS_NAME).is_file()
+
+
+def _read_stored(teacher: str, records: Sequence[ImageRecord]) -> np.ndarray:
+    """Take the vectors of the training images from stored embeddings, by their ``image_id`` and region."""
+    stored = load_embeddings(teacher)
+    rows = {(record.image_id, record.box): row for row, record in enumerate(stored.records)}
+    missing = [record.image_id for record in records if (record.image_id, record.box) not in rows]
+    if missing:
+        raise DataError(
+            f"{teacher} has no vector of {len(missing)} of the {len(records)} training images, the first of them "
+            f"{quote_name(missing[0])}; embed the source that trains (vitrieve embed), or name the encoder as teacher."
+        )
+    return np.asarray(stored.vectors[[rows[record.image_id, record.box] for record in records]])
+
+
+def _embed(config: Config, records: Sequence[ImageRecord]) -> np.ndarray:
+    teacher, train = config.objective.distillation.teacher, config.train
+    assert teacher is not None
+    encoder = load_encoder(teacher, device=train.device, precision=train.precision, num_threads=train.num_threads)
+    print_message(f"embedding {len(records)} training images by the teacher {teacher}")
+    return embed_images(encoder, records, max_bad_fraction=0.0, show_progress=True).vectors
