@@ -21,11 +21,14 @@ from vitrieve.settings import override_config
 ROWS = torch.arange(8)
 
 
+TEACHER = unit_rows(20, seed=4, dtype=torch.float32)
+
+
 def build_objective(**values: float) -> Objective:
     """Build an objective of the contrastive loss and of what ``values`` name (``loss_setting``)."""
     torch.manual_seed(0)
     config = override_config(ObjectiveConfig(), {"contrastive.weight": 1.0, **values})
-    return Objective(config, num_classes=4, num_images=20, embedding_dim=6)
+    return Objective(config, num_classes=4, num_images=20, embedding_dim=6, teacher=TEACHER)
 
 
 def test_objective_is_the_weighted_sum_of_its_terms() -> None:
@@ -204,8 +207,9 @@ def test_objective_with_prefixes_is_the_sum_of_separate_losses(name: str) -> Non
     memory_fraction = 0.8 if ObjectiveConfig().losses[name].reads_memory else 0.0
     whole = build_objective(**{"contrastive.weight": 0.0, f"{name}.weight": 0.5, "memory_fraction": memory_fraction})
     config = dataclasses.replace(whole.config, prefixes=(2, 4))
-    objective = Objective(config, num_classes=4, num_images=20, embedding_dim=6)
-    separate = [Objective(whole.config, num_classes=4, num_images=20, embedding_dim=length) for length in (6, 2, 4)]
+    sizes = {"num_classes": 4, "num_images": 20}
+    objective = Objective(config, **sizes, embedding_dim=6, teacher=TEACHER)
+    separate = [Objective(whole.config, **sizes, embedding_dim=length, teacher=TEACHER) for length in (6, 2, 4)]
     for part, prefix in zip(separate, ("", "prefix2.", "prefix4."), strict=True):
         state = {
             key: value if key.startswith("memory.") else objective.state_dict()[prefix + key]
