@@ -36,6 +36,7 @@ class Server:
             os.chown(self.folder, NOBODY, NOBODY)
         self._process: subprocess.Popen[bytes] | None = None
         try:
+            self._programs = self._find_programs()
             self._run(
                 "initdb",
                 "-D",
@@ -75,7 +76,7 @@ class Server:
             return connection.execute(statement).fetchall()  # type: ignore[arg-type]
 
     def start(self) -> None:
-        words = [str(PROGRAMS / "postgres"), "-D", str(self._data), "-k", str(self.folder)]
+        words = [str(self._programs / "postgres"), "-D", str(self._data), "-k", str(self.folder)]
         words += ["-h", "127.0.0.1", "-p", str(self.port)]
         for setting in self._settings:
             words += ["-c", setting]
@@ -119,6 +120,14 @@ class Server:
         self.stop()
         shutil.rmtree(self.folder)
 
+    def _find_programs(self) -> Path:
+        """Return the folder of the programs: as root a copy, because nobody may not look into every checkout."""
+        if not self._options:
+            return PROGRAMS
+        copy = self.folder / "programs"
+        shutil.copytree(PROGRAMS.parent, copy, symlinks=True)
+        return copy / PROGRAMS.name
+
     @property
     def _data(self) -> Path:
         return self.folder / "data"
@@ -131,6 +140,6 @@ class Server:
         path.write_text(lines + path.read_text())
 
     def _run(self, program: str, *words: str) -> None:
-        command = [str(PROGRAMS / program), *words]
+        command = [str(self._programs / program), *words]
         done = subprocess.run(command, capture_output=True, text=True, cwd=self.folder, **self._options)  # type: ignore[call-overload]
         assert done.returncode == 0, done.stderr
