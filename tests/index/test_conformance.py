@@ -37,7 +37,7 @@ from vitrieve.index.store import SERVERS, IndexSettings, VectorStore
 
 IS_LONG = os.environ.get("VITRIEVE_LONG_TESTS") == "1"
 """`make test-all`: more sequences, more kills."""
-NUM_SEQUENCES = {"exact": 8, "lance": 5, "milvus": 4}
+NUM_SEQUENCES = {"exact": 8, "lance": 5, "milvus": 4, "pgvector": 4}
 """Of thirty operations each, fewer where an operation takes longer."""
 SNAPSHOT_REASON = "milvus-lite has no snapshots"
 

@@ -75,7 +75,7 @@ def test_train_and_compare_choose_it(photographs: Path, tmp_path: Path, monkeypa
     with pytest.raises(Reached, match=BASE):
         vitrieve.train(f"folder:{photographs}", "small", tmp_path / "run", **settings)
     with pytest.raises(Reached, match=BASE):
-        vitrieve.compare(["small"], [f"folder:{photographs}"], tmp_path / "contest", num_images=8, **settings)
+        vitrieve.compare(["small"], [f"folder:{photographs}"], tmp_path / "contest", num_images=64, **settings)
     (method,) = read_methods(["small"], ContestSettings(backbone=GENERAL))
     assert method.with_backbone(BASE).config == override_config(method.config, {"model.backbone": BASE})
 

@@ -72,7 +72,7 @@ def small() -> Config:
 
 
 def small_lora() -> Config:
-    """``small`` with LoRA of rank 8: a twentieth of the weights is trained, for small differences and less memory.
+    """``small`` with LoRA of rank 8: a twentieth of the weights is trained, which takes less memory.
 
     Source: Hu et al., arXiv:2106.09685; everything else is that of ``small``. The learning rate is five times that of
     ``small``, with which a weight moves as far in a step as there: assumed, not measured.
