@@ -1,4 +1,4 @@
-"""Measure memory, time and quality of full training, LoRA, distillation and two-pass batches of 1,024, in one run.
+"""Measure memory, time and quality of full training, LoRA, prompts, distillation and batches of 1,024, in one run.
 
     python benchmarks/few_weights.py OUT --data SOURCE [--teacher NAME] [--memory-gib 4] [--seeds 3] [--steps 120]
 
@@ -28,7 +28,9 @@ def list_variants(arguments: argparse.Namespace) -> dict[str, list[str]]:
     num_steps = arguments.steps
     usual = ["--num-steps", str(num_steps), "--train.evaluate-every", str(max(1, num_steps // 3))]
     num_large = max(1, num_steps * BATCH_SIZE // LARGE_BATCH_SIZE)
-    variants = {"full": ["small", *usual], "lora": ["small_lora", *usual]}
+    # Prompts begin at random, so they take a higher rate, which is an assumption.
+    prompts = ["small", "--model.prompts.num-tokens", "10", "--optimizer.learning-rate", "5e-3", *usual]
+    variants = {"full": ["small", *usual], "lora": ["small_lora", *usual], "prompts": prompts}
     if arguments.teacher is not None:
         teacher = ["--objective.distillation.weight", "1", "--objective.distillation.teacher", arguments.teacher]
         variants["distilled"] = ["small", *usual, *teacher]

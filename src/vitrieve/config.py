@@ -118,6 +118,14 @@ class LoraConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PromptConfig:
+    """Tokens that are trained beside those of the picture in every block, instead of the weights (prompt tuning)."""
+
+    num_tokens: Count | None = None
+    """Tokens of each block, for example 10. Nothing else of the backbone is trained. None: no such tokens."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """The encoder to fine-tune."""
 
@@ -151,6 +159,7 @@ class ModelConfig:
     num_frozen_blocks: CountOrZero = 0
     """Lower transformer blocks (with patch and position embedding) that are not trained."""
     lora: LoraConfig = LoraConfig()
+    prompts: PromptConfig = PromptConfig()
 
 
 @dataclass(frozen=True, kw_only=True)

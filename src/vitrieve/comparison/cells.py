@@ -12,7 +12,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,14 +37,14 @@ from vitrieve.comparison.methods import (
     list_trials,
 )
 from vitrieve.comparison.statistics import Outcome, effective_rank, mean_cosine
-from vitrieve.config import Config, LoraConfig
+from vitrieve.config import Config
 from vitrieve.data.records import Dataset
 from vitrieve.embed.collection import EmbedSettings
 from vitrieve.errors import ArtifactError, ConfigError, DataError, VitrieveError
 from vitrieve.evaluation.measure import Measurement
 from vitrieve.evaluation.run import measure_protocols
 from vitrieve.machine import read_peak_memory, restart_peak_memory
-from vitrieve.model.encoder import build_encoder, save_encoder
+from vitrieve.model.encoder import build_encoder, leave_out_untrained, save_encoder
 from vitrieve.model.export import export_folder
 from vitrieve.recipes import find_recipe
 from vitrieve.runtime.device import resolve_device
@@ -167,10 +167,7 @@ class CellWork:
         """Measure the backbone as it comes, pooled as the reference pools it."""
         folder = self._run_folder(cell, 0)
         shutil.rmtree(folder, ignore_errors=True)
-        headless = replace(
-            self.reference.model, head_norm=False, head_dim=None, lora=LoraConfig()
-        )  # they are untrained
-        save_encoder(build_encoder(headless), folder)
+        save_encoder(build_encoder(leave_out_untrained(self.reference.model)), folder)
         export_folder(folder)
         return self._finish(cell, folder, {"trials": []})
 

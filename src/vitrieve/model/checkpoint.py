@@ -30,6 +30,7 @@ from vitrieve.model.artifact import (
 )
 from vitrieve.model.hub import is_hub_name
 from vitrieve.model.positions import resample_positions
+from vitrieve.model.prompts import add_prompts, count_prompts
 from vitrieve.model.published import pull_encoder, require_weights
 from vitrieve.model.tensors import describe_non_finite
 from vitrieve.quoting import quote_name
@@ -363,7 +364,7 @@ def load_backbone_states(backbone: nn.Module, states: Mapping[str, Tensor], sour
     The filter of the model's family renames keys of other publishers. A position embedding of another size is resampled
     by ``resample_positions``, or by the filter where it is laid out in another way. The classifier is left
     out: the backbone has none. A prefix before the names is taken off, and Hugging Face's names are understood.
-    Weights of a vitrieve encoder (``backbone.…``) are accepted too.
+    Weights of a vitrieve encoder (``backbone.…``) are accepted too, with their prompts (``prompts.py``).
 
     Args:
         backbone: The model; changed in place.
@@ -379,6 +380,8 @@ def load_backbone_states(backbone: nn.Module, states: Mapping[str, Tensor], sour
     renamed = _read_own_names(states, source) or strip_prefix(states, backbone.state_dict().keys(), source)
     states, notes = renamed
     states, further = rename_hugging_face(states, source)
+    if num_prompts := count_prompts(states):
+        add_prompts(backbone, num_prompts)
     _check_biases(backbone, states, source)
     states = _filter_states(backbone, _resample_positions(backbone, states), source)
     states = _drop_classifier(backbone, states)

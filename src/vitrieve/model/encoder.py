@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vitrieve.artifacts import write_text_durably
-from vitrieve.config import Framing, ModelConfig, Pooling
+from vitrieve.config import Framing, LoraConfig, ModelConfig, Pooling, PromptConfig
 from vitrieve.data.preprocess import Preprocessing, build_preprocessing
 from vitrieve.errors import ConfigError, WeightsError
 from vitrieve.model.artifact import (
@@ -42,6 +42,7 @@ from vitrieve.model.checkpoint import LocalWeights, load_backbone_states, read_l
 from vitrieve.model.lora import add_lora
 from vitrieve.model.pooling import GEM_P, check_pooling, check_scales, combine_scales, pool_tokens, resize_pixels
 from vitrieve.model.pretrained import WeightsEntry, find_weights
+from vitrieve.model.prompts import tune_prompts
 from vitrieve.model.published import require_weights
 from vitrieve.model.reduction import Pca, Reduction, build_reduction
 
@@ -324,7 +325,13 @@ def build_encoder(config: ModelConfig, *, is_pretrained: bool = True, seed: int 
     if start.head:
         encoder.head.load_state_dict(start.head)
     add_lora(backbone, config.lora, config.image_size)
+    tune_prompts(backbone, config.prompts, keeps_trained=config.lora.rank is not None)
     return encoder
+
+
+def leave_out_untrained(config: ModelConfig) -> ModelConfig:
+    """Leave out of the settings what says nothing before it is trained: head, LoRA and prompts."""
+    return dataclasses.replace(config, head_norm=False, head_dim=None, lora=LoraConfig(), prompts=PromptConfig())
 
 
 def _describe_local(weights: LocalWeights) -> tuple[str, str]:

@@ -131,4 +131,4 @@ def describe_trained(module: nn.Module) -> str:
     """Say how many of a module's weights are trained."""
     trained = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
     total = sum(parameter.numel() for parameter in merge_lora(module).parameters())
-    return f"LoRA: {trained / 1e6:.2f} M weights are trained, beside {total / 1e6:.1f} M that stay as they are"
+    return f"{trained / 1e6:.2f} M weights are trained, beside {total / 1e6:.1f} M that stay as they are"

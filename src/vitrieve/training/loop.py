@@ -6,6 +6,7 @@ adds the data, the measurement and the report.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 import signal
@@ -20,12 +21,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vitrieve.config import Config, ObjectiveConfig
+from vitrieve.config import Config, ObjectiveConfig, PromptConfig
 from vitrieve.data.loader import Batch, TrainingLoader
 from vitrieve.data.records import ImageRecord
 from vitrieve.errors import NonFiniteLossError, VitrieveError
 from vitrieve.model.encoder import ImageEncoder, build_encoder
 from vitrieve.model.lora import merge_lora
+from vitrieve.model.prompts import PROMPTS
 from vitrieve.objective.objective import Objective, similarity_statistics
 from vitrieve.objective.own import OwnTerm
 from vitrieve.objective.tuple_contrastive import tuple_statistics
@@ -149,7 +151,7 @@ def fit_encoder(
                 break
             _mine_when_due(state, miner, end_step, log)
             start = time.monotonic()
-        failure = _measure_last(state, evaluate, log, run) if state.step == num_steps else None
+        failure = _measure_last(state, config, evaluate, log, run) if state.step == num_steps else None
         if is_interrupted():  # during the last measurement, which is saved
             raise KeyboardInterrupt
 
@@ -217,7 +219,11 @@ def build_state(
         optimizer=build_optimizer(encoder, objective, config.optimizer),
         average=None if decay is None else WeightAverage(encoder, decay),
         momentum=None if momentum is None else WeightAverage(encoder, momentum, has_ramp=False),
-        frozen={name: parameter.detach().clone() for name, parameter in merge_lora(encoder).named_parameters()},
+        frozen={
+            name: parameter.detach().clone()
+            for name, parameter in merge_lora(encoder).named_parameters()
+            if not name.endswith(f".{PROMPTS}")
+        },
         frozen_share=config.train.frozen_share,
     )
     num_unfilled_bytes = sum(buffer.nbytes for buffer in objective.buffers())
@@ -314,11 +320,12 @@ def _measure_when_due(state: TrainingState, config: Config, evaluate: Evaluate |
         log.say("measuring the frozen start on the held-out classes")
     elif state.step >= config.train.num_steps or not _is_due(state.step, config.train.evaluate_every):
         return
-    _measure(state, evaluate, log)
+    _measure(state, config, evaluate, log)
 
 
-def _measure(state: TrainingState, evaluate: Evaluate, log: MetricsLog) -> None:
-    result = state.build_result()
+def _measure(state: TrainingState, config: Config, evaluate: Evaluate, log: MetricsLog) -> None:
+    has_prompts = config.model.prompts.num_tokens is not None
+    result = _build_start(state, config) if state.step == 0 and has_prompts else state.build_result()
     values = evaluate(result)
     is_best = state.selection.add(state.step, values[SELECTION_METRIC])
     if is_best and state.step:
@@ -328,7 +335,9 @@ def _measure(state: TrainingState, evaluate: Evaluate, log: MetricsLog) -> None:
     log.say(f"held-out classes after step {state.step}: {shown}{'  (best so far)' if is_best else ''}")
 
 
-def _measure_last(state: TrainingState, evaluate: Evaluate | None, log: MetricsLog, run: Path) -> Exception | None:
+def _measure_last(
+    state: TrainingState, config: Config, evaluate: Evaluate | None, log: MetricsLog, run: Path
+) -> Exception | None:
     """Measure the state after the last step, which is saved; return what went wrong, which must not cost the training.
 
     A resumed run measures it once more, where that failed or was interrupted.
@@ -336,7 +345,7 @@ def _measure_last(state: TrainingState, evaluate: Evaluate | None, log: MetricsL
     if evaluate is None or state.step in state.selection.values:
         return None
     try:
-        _measure(state, evaluate, log)
+        _measure(state, config, evaluate, log)
     except Exception as error:
         return error
     state.save(run)
@@ -346,13 +355,18 @@ def _measure_last(state: TrainingState, evaluate: Evaluate | None, log: MetricsL
 def _keep(state: TrainingState, config: Config) -> ImageEncoder:
     """Return the encoder to keep: the best measured, or the last."""
     if state.selection.values and state.selection.best_step == 0:
-        start = merge_lora(build_encoder(config.model))
-        start.load_state_dict(state.frozen, strict=False)  # a head starts at random
-        return start.to(next(state.encoder.parameters()).device).eval()
+        return _build_start(state, config)
     result = state.build_result()
     if state.selection.values and state.best_weights is not None:
         result.load_state_dict(state.best_weights)
     return result.eval()
+
+
+def _build_start(state: TrainingState, config: Config) -> ImageEncoder:
+    """Build the frozen start: without prompts, which are drawn at random."""
+    start = merge_lora(build_encoder(dataclasses.replace(config.model, prompts=PromptConfig())))
+    start.load_state_dict(state.frozen, strict=False)  # a head starts at random
+    return start.to(next(state.encoder.parameters()).device).eval()
 
 
 def _load(state: TrainingState, run: Path) -> str | None:

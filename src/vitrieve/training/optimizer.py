@@ -142,7 +142,7 @@ def blend(module: ModuleT, frozen: Mapping[str, Tensor], frozen_share: float) ->
 
     Args:
         module: Left as it is.
-        frozen: Parameters of the start, by name.
+        frozen: Parameters of the start, by name; those that it lacks stay as they were trained.
         frozen_share: Weight of the start, in [0, 1).
 
     Returns:
@@ -152,6 +152,6 @@ def blend(module: ModuleT, frozen: Mapping[str, Tensor], frozen_share: float) ->
         Wortsman et al., Robust fine-tuning of zero-shot models, CVPR 2022, arXiv:2109.01903.
     """
     blended = copy.deepcopy(module).eval()
-    for name, parameter in blended.named_parameters():
-        parameter.lerp_(frozen[name], frozen_share)
+    for name, start in frozen.items():
+        blended.get_parameter(name).lerp_(start, frozen_share)
     return blended

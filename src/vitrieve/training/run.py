@@ -16,7 +16,7 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 from vitrieve.artifacts import check_replacing, replacing_folder, write_manifest
-from vitrieve.config import Config, Device, LoraConfig, ObjectiveConfig, check_config, find_ineffective
+from vitrieve.config import Config, Device, ObjectiveConfig, check_config, find_ineffective
 from vitrieve.data.check import find_readable
 from vitrieve.data.holdout import TrainingSplit, count_images, split_for_training
 from vitrieve.data.records import Dataset, ImageRecord, require_trainable
@@ -34,7 +34,14 @@ from vitrieve.evaluation.run import (
 )
 from vitrieve.model.artifact import ENCODER_SUBFOLDER, ModelCard
 from vitrieve.model.backbone import count_cost, format_cost
-from vitrieve.model.encoder import ImageEncoder, build_encoder, fingerprint_encoder, save_encoder, write_card
+from vitrieve.model.encoder import (
+    ImageEncoder,
+    build_encoder,
+    fingerprint_encoder,
+    leave_out_untrained,
+    save_encoder,
+    write_card,
+)
 from vitrieve.model.export import export_folder
 from vitrieve.model.lora import describe_trained
 from vitrieve.model.named_graph import has_named_graph, make_named_folder
@@ -370,7 +377,7 @@ def _build_encoder(run: TrainingRun, num_images: int) -> ImageEncoder:
         print_message(note)
     allow_low_resolution(encoder, run.config)
     print_message(f"{model.backbone}: {format_cost(count_cost(model.backbone, model.image_size))}")
-    if model.lora.rank is not None:
+    if model.lora.rank is not None or model.prompts.num_tokens is not None:
         print_message(describe_trained(encoder))
     if model.embedding_dim is not None:
         require_reducible(model.embedding_dim, encoder.spec.embedding_dim, num_images)
@@ -558,10 +565,7 @@ def _load(folder: Path, config: Config) -> Encoder:
 
 def _load_frozen(config: Config, tuned: Encoder) -> Encoder:
     """Load the start of the run: from a graph, where one is of the same encoder, else with torch."""
-    headless = replace(
-        config.model, head_norm=False, head_dim=None, lora=LoraConfig()
-    )  # an untrained head says nothing of the backbone
-    frozen = build_encoder(headless).to(resolve_device(config.train.device))
+    frozen = build_encoder(leave_out_untrained(config.model)).to(resolve_device(config.train.device))
     if fingerprint_encoder(frozen) == tuned.fingerprint:  # no state was better, and the start was kept
         return tuned
     is_named = config.model.weights is None and has_named_graph(find_weights(config.model.backbone))

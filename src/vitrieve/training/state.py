@@ -53,7 +53,8 @@ class TrainingState:
         tuples: Tuples of the current epoch, or None: the run trains on none, or has not mined any yet.
         best_weights: Weights of the best measured state; None while that is the frozen start.
         selection: Measurements on held-out classes.
-        frozen: Parameters of the start, by name, for ``frozen_share``; not saved, they are the pre-trained ones.
+        frozen: Parameters of the start, by name, but for prompts, which are drawn; for ``frozen_share``; not saved,
+            they are the pre-trained ones.
         frozen_share: Their weight in the encoder that is kept, in [0, 1).
         step: Number of finished steps.
         saved_step: Step of the newest state on the disk, or None.
