@@ -60,6 +60,7 @@ MAY_USE_TORCH = {
             "lora",
             "pooling",
             "pretrained",
+            "prompts",
             "reduction",
         )
     ),
