@@ -102,7 +102,7 @@ def compare_with_files(source: str, out: Path) -> dict[str, object]:
 
 def write_rows(packed: Path, out: Path, num_rows: int) -> None:
     """Write an index of many rows whose pictures are those of a packed set, again and again."""
-    table, said = read_index(packed / INDEX_NAME)
+    table, said = read_index(packed / INDEX_NAME, INDEX_NAME)
     out.mkdir(parents=True)
     names = []
     for shard in said.shards:

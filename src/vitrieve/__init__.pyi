@@ -32,6 +32,7 @@ from .errors import NonFiniteLossError as NonFiniteLossError
 from .errors import PictureTooLargeError as PictureTooLargeError
 from .errors import ReplacedError as ReplacedError
 from .errors import UnfinishedRunError as UnfinishedRunError
+from .errors import UnreachableError as UnreachableError
 from .errors import VitrieveError as VitrieveError
 from .errors import WeightsError as WeightsError
 from .evaluation.export import DeltaCost as DeltaCost

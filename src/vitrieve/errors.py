@@ -4,8 +4,9 @@
     ├── InputError (ValueError)    wrong use or wrong input: exit status 2
     │   ├── ConfigError            a setting that is unknown, out of range or without effect
     │   ├── DataError              a collection or data set that cannot be used
-    │   │   └── DecodeError        one image that cannot be turned into RGB
-    │   │       └── PictureTooLargeError   it would take too many pixels or too much work
+    │   │   ├── DecodeError        one image that cannot be turned into RGB
+    │   │   │   └── PictureTooLargeError   it would take too many pixels or too much work
+    │   │   └── UnreachableError   a server with images that does not answer
     │   ├── WeightsError           weights that are unknown, unreachable or do not fit
     │   ├── ArtifactError          a folder of ours that exists, is incomplete or does not fit
     │   │   ├── FingerprintError   made by another encoder
@@ -59,6 +60,10 @@ class DecodeError(DataError):
 
 class PictureTooLargeError(DecodeError):
     """One image would take more pixels or more work than is spent on a picture; nothing of it was decoded."""
+
+
+class UnreachableError(DataError):
+    """A server with images does not answer, or refuses access; nothing is said about any image."""
 
 
 class WeightsError(InputError):

@@ -289,7 +289,7 @@ def test_foreign_shards_are_indexed_once_and_again_when_they_change(
     assert "1 shards are indexed" in capsys.readouterr().err
     assert foreign(tmp_path) == first
     assert capsys.readouterr().err == ""
-    table, shard_set = read_index(tmp_path / "index.parquet")
+    table, shard_set = read_index(tmp_path / "index.parquet", "it")
     assert (table.num_rows, shard_set.is_packed) == (1, False)
     write_tar(tmp_path / "b.tar", {"1.jpg": picture(2)})
     assert [record.image_id for record in foreign(tmp_path).records] == ["a/1.jpg", "b/1.jpg"]

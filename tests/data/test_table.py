@@ -265,6 +265,10 @@ def test_paths_are_found_as_people_write_them(folder: Path, monkeypatch: pytest.
         ("\\\\server\\share\\a.jpg", "a network path of Windows"),
         ("https://example.org/a.jpg", "an address; only files are read"),
         ("s3://bucket/a.jpg", "an address; only files are read"),
+        ("https://me:secret@example.org/a.jpg", r"path is 'https://…@example.org/a.jpg', an address"),
+        ("/s3:/bucket/a.tar/@512+9.jpg", "an address; only files are read"),
+        ("file:///https:/host/a.tar/@512+9.jpg", "an address; only files are read"),
+        ("../../../../../../../../../../../../s3:/bucket/a.tar/@512+9.jpg", "an address; only files are read"),
         ("file://elsewhere/a.jpg", "a file of the machine 'elsewhere'"),
     ],
 )

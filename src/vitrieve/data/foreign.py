@@ -14,6 +14,7 @@ import os
 import posixpath
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vitrieve.artifacts import replacing_durably
+from vitrieve.data.blocks import note_file
 from vitrieve.data.folder import find_role, note_class_split
 from vitrieve.data.parts import SHARD_SUFFIX
 from vitrieve.data.records import SPLITS, hold_out_labels, printable_name
+from vitrieve.data.remote import list_files
 from vitrieve.data.shards import (
     INDEX_NAME,
     PROTOCOLS,
@@ -87,6 +90,38 @@ def index_shards(folder: Path) -> tuple[pa.Table, ShardSet]:
     return table, shard_set
 
 
+def index_remote_shards(address: str) -> tuple[pa.Table, ShardSet]:
+    """Index the archives below an address, or take the index of an earlier time where none has changed since.
+
+    Raises:
+        DataError: There is no archive, the server cannot list (HTTP), one is damaged, or none holds a picture.
+        UnreachableError: The server does not answer, or refuses access.
+        DiskFullError: There is no room for the index.
+    """
+    if address.startswith("http"):
+        raise DataError(
+            f"{address} holds no {INDEX_NAME}, and HTTP lists no files; pack the images with vitrieve data pack, and "
+            "serve that folder."
+        )
+    try:
+        found = {name: info for name, info in list_files(address).items() if name.endswith(SHARD_SUFFIX)}
+    except FileNotFoundError:
+        found = {}
+    if not found:
+        raise DataError(f"{address} holds neither {INDEX_NAME} nor a {SHARD_SUFFIX} file; give an address of shards.")
+    files = {name: note_file(f"{address}/{name}", info) for name, info in found.items()}
+    shards = [Shard(name=name, num_bytes=info.num_bytes, modified_ns=info.modified_ns) for name, info in found.items()]
+    place = _find_cached(address)
+    fresh = find_fresh(place, shards)
+    if fresh is not None:
+        return fresh
+    print_message(f"{address}: {len(shards):,} shards are indexed, once.")
+    name = address.rpartition("/")[2]
+    table, shard_set = build_index(name, shards, lambda name: nullcontext(files[name].read))
+    _write_index(place, table)
+    return table, shard_set
+
+
 def _is_read_only(error: OSError) -> bool:
     return isinstance(error, PermissionError) or error.errno == 30  # EROFS
 
@@ -106,7 +141,7 @@ def find_fresh(place: Path, shards: Sequence[Shard]) -> tuple[pa.Table, ShardSet
     if not place.is_file():
         return None
     try:
-        table, shard_set = read_index(place)
+        table, shard_set = read_index(place, str(place))
     except DataError as error:
         print_message(f"{error} It is made anew.")
         return None
@@ -119,47 +154,37 @@ def _write_index(place: Path, table: pa.Table) -> None:
         pq.write_table(table, temporary)
 
 
-class _LocalShard:
-    """An open archive that is read at any place."""
+@contextmanager
+def _open_local(path: Path) -> Iterator[Read]:
+    with path.open("rb") as file:
 
-    def __init__(self, path: Path) -> None:
-        self._file = path.open("rb")
+        def read(offset: int, length: int) -> bytes:
+            file.seek(offset)
+            return file.read(length)
 
-    def read(self, offset: int, length: int) -> bytes:
-        self._file.seek(offset)
-        return self._file.read(length)
-
-    def close(self) -> None:
-        self._file.close()
+        yield read
 
 
-def _open_local(path: Path) -> _LocalShard:
-    try:
-        return _LocalShard(path)
-    except OSError as error:
-        raise DataError(f"the shard {path} cannot be read: {error.strerror or error}.") from None
-
-
-def build_index(name: str, shards: Sequence[Shard], open_shard: Callable[[str], Any]) -> tuple[pa.Table, ShardSet]:
+def build_index(
+    name: str, shards: Sequence[Shard], open_shard: Callable[[str], AbstractContextManager[Read]]
+) -> tuple[pa.Table, ShardSet]:
     """Build the index of archives.
 
     Args:
         name: Name of the data set.
         shards: The archives, in order.
-        open_shard: Opens one by its name: something with ``read(offset, length)`` and ``close()``.
+        open_shard: Opens one by its name: gives a function that reads it at any place.
 
     Raises:
         DataError: One is damaged, or none holds a picture.
     """
     found = _Found()
     for shard in track(shards, "index shards", total=len(shards)):
-        opened = open_shard(shard.name)
         try:
-            _index_one(opened.read, shard, found)
+            with open_shard(shard.name) as read:
+                _index_one(read, shard, found)
         except OSError as error:
             raise DataError(f"the shard {shard.name} cannot be read: {error.strerror or error}.") from None
-        finally:
-            opened.close()
     columns = found.columns
     if not columns["image_id"]:
         raise DataError(

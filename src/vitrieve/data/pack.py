@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import threading
 from collections import deque
@@ -32,6 +33,7 @@ from PIL import Image
 from vitrieve.artifacts import replacing_durably, replacing_folder, write_manifest, write_text_durably
 from vitrieve.data.decode import describe_failure, encode_jpeg, open_picture, read_header, read_image_bytes
 from vitrieve.data.records import Dataset, ImageRecord
+from vitrieve.data.remote import shorten_addresses
 from vitrieve.data.shards import INDEX_NAME, SCHEMA, Shard, add_set, add_shards, describe_set
 from vitrieve.data.tars import BLOCK_BYTES, END_OF_ARCHIVE, build_member
 from vitrieve.errors import ArtifactError, ConfigError, DataError, DecodeError, VitrieveError
@@ -121,12 +123,19 @@ def pack_dataset(
 
     Raises:
         DataError: No image, or more unreadable ones than allowed.
+        ConfigError: ``out`` is an address.
         ArtifactError: The folder is finished, or was begun with another source or other settings.
         DiskFullError: There is no room; what is done is kept.
     """
     settings = settings or PackSettings()
     if not dataset.records:
         raise DataError(f"{dataset.name} has no image to pack.")
+    if re.match(r"[a-z0-9]+:/", os.fspath(out)):  # a Path holds one slash of an address
+        raise ConfigError(
+            f"--out {shorten_addresses(os.fspath(out))} is an address, and shards are written to a folder. Pack there, "
+            "and copy it when it is finished: aws s3 cp --recursive SHARDS s3://BUCKET/SHARDS, for example; "
+            "shards:s3://BUCKET/SHARDS then reads it."
+        )
     out = Path(out)
     with replacing_folder(out, is_overwrite=overwrite, is_resume=resume) as folder:
         _check_plan(folder, dataset, settings)

@@ -3,7 +3,7 @@
 ``SHARDS/000003.tar/@1536+20480.jpg`` means the 20,480 bytes from the byte 1,536 of the file ``SHARDS/000003.tar``,
 and ``FILE.parquet/@17+0`` the cell of row 17 in the first column. No such file exists, so that the spelling takes no
 name from any: it is understood only where no file of that name can be opened. Embeddings, indexes and states store it
-as they store every path, and ``--map-path`` moves it.
+as they store every path, and ``--map-path`` moves it. The shard may be on a server, as ``remote.py`` spells it.
 """
 
 from __future__ import annotations
@@ -13,12 +13,15 @@ import os
 import re
 import stat
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
+from vitrieve.data.blocks import RemoteFile, find_file, find_file_anew
 from vitrieve.data.cells import read_cell
+from vitrieve.data.remote import parse_address
 from vitrieve.data.tars import BLOCK_BYTES, is_header_of
-from vitrieve.errors import DecodeError
+from vitrieve.errors import DecodeError, UnreachableError
 from vitrieve.quoting import quote_name
 
 SHARD_SUFFIX, PARQUET_SUFFIX = ".tar", ".parquet"
@@ -58,36 +61,51 @@ def stat_picture(path: Path) -> os.stat_result:
 
     Raises:
         OSError: There is no such file.
+        UnreachableError: It is on a server that does not answer.
     """
     try:
         return path.stat()
-    except NotADirectoryError:
+    except (NotADirectoryError, FileNotFoundError):
         part = parse_part(path)
         if part is None:
             raise
-        return part.shard.stat()
+        address = parse_address(part.shard)
+        return part.shard.stat() if address is None else find_file(address).status
+
+
+def stat_open(file: BinaryIO) -> os.stat_result:
+    """Ask for size and times of the file that holds an open picture: the shard's, where it is in one."""
+    return file.status if isinstance(file, PartFile) else os.fstat(file.fileno())
 
 
 class PartFile(io.RawIOBase):
     """The bytes of one part, for reading from first to last.
 
-    Its descriptor is that of the whole shard, whose size and times it tells; nothing may be sent from it.
+    It has no descriptor: nothing of the shard may be sent from one.
     """
 
-    def __init__(self, descriptor: int, part: Part, read_range: Callable[[int, int], bytes]) -> None:
+    def __init__(
+        self,
+        part: Part,
+        read_range: Callable[[int, int], bytes],
+        find_status: Callable[[], os.stat_result],
+        close: Callable[[], None],
+    ) -> None:
         """Take over an open shard.
 
         Args:
-            descriptor: The shard's; closed with this file.
             part: What is read of it.
             read_range: Returns so many bytes (second) from an offset (first) on, fewer only at the end of the shard.
+            find_status: Returns size and times of the shard.
+            close: Closes the shard; called once.
         """
-        self._descriptor, self._part, self._read_range = descriptor, part, read_range
+        self._part, self._read_range, self._find_status, self._close = part, read_range, find_status, close
         self._position = 0
 
-    def fileno(self) -> int:
-        """Return the descriptor of the shard."""
-        return self._descriptor
+    @property
+    def status(self) -> os.stat_result:
+        """Size and times of the shard."""
+        return self._find_status()
 
     def readable(self) -> bool:
         """Say that it can be read."""
@@ -104,7 +122,7 @@ class PartFile(io.RawIOBase):
     def close(self) -> None:
         """Close the shard."""
         if not self.closed:
-            os.close(self._descriptor)
+            self._close()
         super().close()
 
 
@@ -113,33 +131,77 @@ def open_part(part: Part) -> PartFile:
 
     Raises:
         DecodeError: The shard is gone or is no file, or no such picture is there any more.
+        UnreachableError: It is on a server that does not answer.
     """
+    address = parse_address(part.shard)
+    return _open_local(part) if address is None else _open_remote(part, address)
+
+
+def _open_local(part: Part) -> PartFile:
     try:
         descriptor = os.open(part.shard, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
     except OSError as error:
         raise DecodeError(f"the shard {_name(part)} cannot be read: {error.strerror or error}") from error
     try:
-        return _check_part(descriptor, part)
+        return _check_descriptor(descriptor, part)
     except BaseException:
         os.close(descriptor)
         raise
 
 
-def _check_part(descriptor: int, part: Part) -> PartFile:
+def _check_descriptor(descriptor: int, part: Part) -> PartFile:
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         raise DecodeError(f"the shard {_name(part)} is not a regular file")
 
     def read_range(offset: int, length: int) -> bytes:
         return _read_local(descriptor, part, offset, length)
 
+    find_status, close = partial(os.fstat, descriptor), partial(os.close, descriptor)
     if part.shard.suffix == PARQUET_SUFFIX:
         cell = read_cell(part.shard, part.offset, part.length)
-        return PartFile(descriptor, Part(part.shard, 0, len(cell)), lambda offset, length: cell[offset:][:length])
+        whole = Part(part.shard, 0, len(cell))
+        return PartFile(whole, lambda offset, length: cell[offset:][:length], find_status, close)
+    if not _is_there(part, read_range):
+        raise DecodeError(_describe_change(part))
+    return PartFile(part, read_range, find_status, close)
+
+
+def _is_there(part: Part, read_range: Callable[[int, int], bytes]) -> bool:
     header_at = part.offset - BLOCK_BYTES
-    header = read_range(header_at, BLOCK_BYTES) if header_at >= 0 else b""
-    if not is_header_of(header, part.length):
-        raise DecodeError(f"the shard {_name(part)} has changed since it was indexed; index or pack it again")
-    return PartFile(descriptor, part, read_range)
+    return header_at >= 0 and is_header_of(read_range(header_at, BLOCK_BYTES), part.length)
+
+
+def _describe_change(part: Part) -> str:
+    return f"the shard {_name(part)} has changed since it was indexed; index or pack it again"
+
+
+def _open_remote(part: Part, address: str) -> PartFile:
+    try:
+        file = find_file(address)
+        if not _is_there_as_known(part, file):
+            file = find_file_anew(address)
+            if not _is_there(part, file.read):
+                raise DecodeError(_describe_change(part))
+    except FileNotFoundError as error:
+        raise DecodeError(f"the shard {_name(part)} cannot be read: {error.strerror}") from error
+    return PartFile(part, partial(_read_remote, file, part), lambda: file.status, lambda: None)
+
+
+def _is_there_as_known(part: Part, file: RemoteFile) -> bool:
+    """Look at the header; the shard may have changed since this process has asked what it is."""
+    try:
+        return _is_there(part, file.read)
+    except UnreachableError:
+        if find_file_anew(file.address) is file:
+            raise
+        return False
+
+
+def _read_remote(file: RemoteFile, part: Part, offset: int, length: int) -> bytes:
+    try:
+        return file.read(offset, length)
+    except FileNotFoundError as error:
+        raise DecodeError(f"the shard {_name(part)} cannot be read: {error.strerror}") from error
 
 
 def _read_local(descriptor: int, part: Part, offset: int, length: int) -> bytes:

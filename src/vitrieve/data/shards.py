@@ -8,6 +8,7 @@ and become records only when somebody asks for them.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,11 +22,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from vitrieve.artifacts import is_partial
+from vitrieve.data.blocks import RemoteReader, find_file_anew, note_file
 from vitrieve.data.decode import MAX_FILE_BYTES
 from vitrieve.data.parts import SHARD_SUFFIX, spell_part
 from vitrieve.data.records import SPLITS, Dataset, GroundTruth, ImageRecord
+from vitrieve.data.remote import check_address, find_infos, spell_address
 from vitrieve.data.tars import BLOCK_BYTES
-from vitrieve.errors import DataError
+from vitrieve.errors import DataError, InputError
 from vitrieve.quoting import quote_name
 
 INDEX_NAME = "index.parquet"
@@ -281,12 +284,54 @@ def read_shards(folder: Path, protocol: str = PROTOCOLS[0]) -> Dataset:
         raise DataError(f"{folder} holds unfinished shards; run vitrieve data pack again with --resume.")
     find_size = _find_size_below(folder)
     if (folder / INDEX_NAME).is_file():
-        table, shard_set = read_index(folder / INDEX_NAME)
+        table, shard_set = read_index(folder / INDEX_NAME, str(folder / INDEX_NAME))
         if shard_set.is_packed:
             check_shards(shard_set, find_size, str(folder))
             return build_dataset(table, shard_set, folder)
     table, shard_set = index_shards(folder)
     return build_dataset(table, shard_set, folder)
+
+
+def read_remote_shards(address: str, protocol: str = PROTOCOLS[0]) -> Dataset:
+    """Open shards on a server; what holds for ``read_shards`` holds here.
+
+    Args:
+        address: ``s3://BUCKET/PATH``, ``gs://BUCKET/PATH`` or ``https://HOST/PATH`` of a packed folder. Where the
+            server can list (not over HTTP), archives of WebDataset without an index are read too.
+        protocol: Only ``as_packed``.
+
+    Raises:
+        ConfigError: An address that is not read, or the package for it is missing.
+        UnreachableError: The server does not answer, or refuses access.
+        DataError: As ``read_shards``.
+    """
+    from vitrieve.data.foreign import index_remote_shards
+
+    address = check_address(address)
+    index = f"{address}/{INDEX_NAME}"
+    try:
+        reader = RemoteReader(find_file_anew(index))
+    except FileNotFoundError:
+        table, shard_set = index_remote_shards(address)
+    else:
+        table, shard_set = read_index(reader, index)
+        if shard_set.is_packed:
+            _check_remote_shards(shard_set, address)
+        else:  # it names the files that it was made of by their times, which no copy has
+            table, shard_set = index_remote_shards(address)
+    return build_dataset(table, shard_set, spell_address(address))
+
+
+def _check_remote_shards(shard_set: ShardSet, address: str) -> None:
+    """Compare the shards with what the server says of them, and note it."""
+    names = [shard.name for shard in shard_set.shards]
+    try:
+        infos = dict(zip(names, find_infos([f"{address}/{name}" for name in names]), strict=True))
+    except FileNotFoundError as error:
+        raise _build_missing(address, str(error.filename).removeprefix(f"{address}/"), error) from None
+    check_shards(shard_set, lambda name: infos[name].num_bytes, address)
+    for name, info in infos.items():
+        note_file(f"{address}/{name}", info)
 
 
 def build_dataset(table: pa.Table, shard_set: ShardSet, folder: Path) -> Dataset:
@@ -311,8 +356,12 @@ def build_dataset(table: pa.Table, shard_set: ShardSet, folder: Path) -> Dataset
     )
 
 
-def read_index(file: Path) -> tuple[pa.Table, ShardSet]:
+def read_index(file: Path | io.RawIOBase, where: str) -> tuple[pa.Table, ShardSet]:
     """Read and check an index; the shards themselves are not looked at.
+
+    Args:
+        file: The index.
+        where: How a message names it.
 
     Raises:
         DataError: It is missing, damaged, or not made by vitrieve.
@@ -321,19 +370,19 @@ def read_index(file: Path) -> tuple[pa.Table, ShardSet]:
     try:
         text = (pq.read_schema(file).metadata or {}).get(SET_KEY)
         if text is None:
-            raise DataError(f"{file} is no index of shards that vitrieve made; {_MAKE_AGAIN}")
+            raise DataError(f"{where} is no index of shards that vitrieve made; {_MAKE_AGAIN}")
         with pq.ParquetFile(file, read_dictionary=["shard", "suffix", "label", "split"]) as parquet:
             table = parquet.read(columns=names)
         table = table.cast(pa.schema([SCHEMA.field(name) for name in names]))
         table.validate(full=True)
-    except DataError:
+    except InputError:
         raise
     except (pa.ArrowException, OSError, ValueError, KeyError, OverflowError) as error:
-        raise DataError(f"{file} cannot be read ({error}); {_MAKE_AGAIN}") from None
-    shard_set = parse_set(text, str(file))
+        raise DataError(f"{where} cannot be read ({error}); {_MAKE_AGAIN}") from None
+    shard_set = parse_set(text, where)
     problem = _find_problem(table, shard_set)
     if problem:
-        raise DataError(f"{file} is damaged: {problem}; {_MAKE_AGAIN}")
+        raise DataError(f"{where} is damaged: {problem}; {_MAKE_AGAIN}")
     return table, shard_set
 
 
@@ -399,16 +448,20 @@ def check_shards(shard_set: ShardSet, find_size: FindSize, where: str) -> None:
         try:
             num_bytes = find_size(shard.name)
         except OSError as error:
-            raise DataError(
-                f"{where} lacks the shard {quote_name(shard.name)} that its index names ({error.strerror or error}); "
-                "copy it here again, or pack the images again."
-            ) from None
+            raise _build_missing(where, shard.name, error) from None
         if num_bytes != shard.num_bytes:
             raise DataError(
                 f"{where}: the shard {quote_name(shard.name)} has {num_bytes:,} bytes and should have "
                 f"{shard.num_bytes:,}: it has changed since it was packed. Copy it here again, or pack the images "
                 "again."
             )
+
+
+def _build_missing(where: str, name: str, error: OSError) -> DataError:
+    return DataError(
+        f"{where} lacks the shard {quote_name(name)} that its index names ({error.strerror or error}); copy it here "
+        "again, or pack the images again."
+    )
 
 
 def describe_set(dataset: Dataset) -> ShardSet:

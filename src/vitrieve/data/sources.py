@@ -17,6 +17,7 @@ from pathlib import Path
 from vitrieve.data import cub200, emoji, folder, grocery, huggingface, inshop, revisited, sfm120k, shards, sop, table
 from vitrieve.data.layout import DATA_VARIABLE, data_parents, find_data_folder
 from vitrieve.data.records import Dataset
+from vitrieve.data.remote import is_remote
 from vitrieve.errors import ConfigError, DataError, unknown_name_message
 
 
@@ -199,7 +200,8 @@ DESCRIPTIONS: Mapping[str, Description] = {
         title="images in tar archives with an index, which are read in any order",
         origin="vitrieve data pack SOURCE --out DIR, or archives of WebDataset",
         layout=(
-            "index.parquet, 000000.tar, 000001.tar, …    as vitrieve data pack writes them",
+            "index.parquet, 000000.tar, 000001.tar, …    as vitrieve data pack writes them; also below an address",
+            "    s3://BUCKET/…, gs://BUCKET/… or https://HOST/…, with the extra remote",
             "or NAME.tar, at any depth, of samples KEY.jpg (png, webp) with KEY.cls, KEY.json or KEY.txt;",
             "train-NAME.tar, val-NAME.tar or test/NAME.tar say the split. They are indexed when first opened",
         ),
@@ -366,7 +368,7 @@ def find_source_folder(name: str) -> Path | None:
 
 
 def find_source_path(source: str) -> Path | None:
-    """Tell the folder or file that a source names, there or not; None for one that names none.
+    """Tell the folder or file that a source names, there or not; None for one that names none, or an address.
 
     Args:
         source: Spelling as for ``read_collection``.
@@ -374,6 +376,8 @@ def find_source_path(source: str) -> Path | None:
     name, _, path = _spell_now(source).partition(":")
     if name not in _SOURCES or _is_folder_named_like_a_kind(source):
         return _path(source)
+    if name == "shards" and is_remote(path):
+        return None
     return _path(path) if path else find_source_folder(name)
 
 
@@ -492,7 +496,9 @@ _SOURCES = {
     "shards": _Source(
         path_kind="DIR",
         protocols=shards.PROTOCOLS,
-        read=lambda path, protocol: shards.read_shards(_path(path), protocol),
+        read=lambda path, protocol: (
+            shards.read_remote_shards(path, protocol) if is_remote(path) else shards.read_shards(_path(path), protocol)
+        ),
     ),
     "hf": _Source(
         path_kind="DIR",

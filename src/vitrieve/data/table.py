@@ -37,6 +37,7 @@ from vitrieve.data.records import (
     hold_out_labels,
     printable_name,
 )
+from vitrieve.data.remote import parse_address, shorten_addresses
 from vitrieve.errors import DataError
 
 
@@ -118,6 +119,8 @@ def find_path(text: str, folder: Path, where: str) -> FoundPath:
     tidy = posixpath.normpath(plain)
     image_id = re.sub(r"^(\.\./)+", "", tidy)
     found = FoundPath(image_id, folder / (plain if "/../" in f"/{plain}" else tidy))
+    if ":/" in tidy and parse_address(Path(os.path.abspath(found.path))) is not None:  # a shard on a server
+        raise _build_address_error(text, where)
     if plain.isascii() or os.path.lexists(found.path):
         return found
     forms: tuple[Literal["NFC"], Literal["NFD"]] = ("NFC", "NFD")
@@ -136,10 +139,14 @@ def _refuse_foreign(text: str, where: str) -> None:
             "write their paths relative to it: photographs/a.jpg."
         )
     if _SCHEME.match(text) and not text.lower().startswith("file://"):
-        raise DataError(
-            f"{where}: path is {text!r}, an address; only files are read. Download the images, and write their paths "
-            "relative to the table: photographs/a.jpg."
-        )
+        raise _build_address_error(text, where)
+
+
+def _build_address_error(text: str, where: str) -> DataError:
+    return DataError(
+        f"{where}: path is {shorten_addresses(text)!r}, an address; only files are read. Download the images, and "
+        "write their paths relative to the table: photographs/a.jpg."
+    )
 
 
 def _read_uri(text: str, where: str) -> str:

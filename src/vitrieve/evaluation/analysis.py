@@ -15,7 +15,7 @@ from PIL import ImageOps
 
 from vitrieve.data.decode import encode_jpeg, read_image, to_data_uri
 from vitrieve.data.records import ImageRecord
-from vitrieve.errors import DecodeError
+from vitrieve.errors import DecodeError, UnreachableError
 from vitrieve.evaluation.measure import Measurement, similarity_blocks
 from vitrieve.evaluation.metrics import RelevanceRule, Scores, bootstrap_means, name_average, percentile_interval
 from vitrieve.similarity import FloatArray, IntArray, order_nearest
@@ -334,7 +334,7 @@ def encode_thumbnail(record: ImageRecord) -> str:
     """
     try:
         image = ImageOps.fit(read_image(record), (THUMBNAIL_PX, THUMBNAIL_PX))
-    except (DecodeError, MemoryError):
+    except (DecodeError, UnreachableError, MemoryError):
         return ""
     data = b""
     for quality in JPEG_QUALITIES:

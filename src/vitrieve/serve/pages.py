@@ -14,7 +14,15 @@ from starlette.exceptions import HTTPException
 
 from vitrieve.data.decode import encode_jpeg
 from vitrieve.data.records import ImageRecord
-from vitrieve.errors import ArtifactError, DataError, DecodeError, InputError, PictureTooLargeError, WeightsError
+from vitrieve.errors import (
+    ArtifactError,
+    DataError,
+    DecodeError,
+    InputError,
+    PictureTooLargeError,
+    UnreachableError,
+    WeightsError,
+)
 from vitrieve.search.explain import explain_result
 from vitrieve.search.request import Example, SearchAnswer, SearchRequest
 from vitrieve.serve.api import answer_jpeg, check_side
@@ -359,7 +367,8 @@ def get_refusal(error: Exception) -> tuple[int, str]:
 
     An ``InputError`` is 422, but for three kinds: a ``DataError`` that is no ``DecodeError`` is an ``image_id`` that
     the index does not have, 404; a picture that is too large is 413; and what is wrong with the index or its encoder is
-    no fault of the client's, so it is 503, as a shortage of memory, and the log says what it is.
+    no fault of the client's, so it is 503, as a shortage of memory, and the log says what it is. So it is with a server
+    that holds pictures and does not answer.
     """
     if isinstance(error, HTTPException):
         return error.status_code, str(error.detail)
@@ -371,6 +380,9 @@ def get_refusal(error: Exception) -> tuple[int, str]:
     if isinstance(error, MemoryError):
         log_failure("out of memory")
         return 503, OUT_OF_MEMORY
+    if isinstance(error, UnreachableError):
+        log_failure("a server with pictures does not answer")
+        return 503, "the server that holds this picture does not answer; try again later."
     if isinstance(error, SERVICE_ERRORS):  # its message names paths of this machine; the log has it
         log_failure("the index cannot be read")
         return 503, "the index is gone, damaged or being replaced; the service reads it again once it is whole."

@@ -23,6 +23,7 @@ from vitrieve.data.decode import (
     read_open_file,
     shrink,
 )
+from vitrieve.data.parts import stat_open
 from vitrieve.data.records import ImageRecord
 from vitrieve.errors import DataError, DecodeError
 from vitrieve.index.store import VectorStore, find_name
@@ -110,7 +111,7 @@ class Pictures:
         record = self.find(image_id)
         try:
             with open_image_file(record.path) as file:
-                status = os.fstat(file.fileno())
+                status = stat_open(file)
                 stamp = (status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size)
                 key = (str(record.path), record.box, side_px, *stamp)
                 return self._take(key) or self._keep(key, shrink(read_open_file(file), side_px, record.box))

@@ -21,7 +21,7 @@ from vitrieve import __version__
 from vitrieve.artifacts import write_bytes_durably
 from vitrieve.data.decode import encode_jpeg, list_formats, list_image_suffixes, read_image_bytes, shrink, to_data_uri
 from vitrieve.data.records import ImageRecord
-from vitrieve.errors import ConfigError, DecodeError
+from vitrieve.errors import ConfigError, DecodeError, UnreachableError
 from vitrieve.index.filter import Condition, Exact, build_condition, format_condition, parse_filter
 from vitrieve.index.store import StoreInfo, VectorStore, find_name
 from vitrieve.search.query import read_example
@@ -485,7 +485,7 @@ def build_thumbnail(path: Path, box: tuple[float, float, float, float] | None = 
     """
     try:
         return to_data_uri(shrink(read_image_bytes(path), THUMBNAIL_PX, box))
-    except (DecodeError, MemoryError):
+    except (DecodeError, UnreachableError, MemoryError):
         return None
 
 

@@ -21,7 +21,7 @@ from vitrieve.data.decode import (
     read_date_taken,
     read_open_file,
 )
-from vitrieve.data.parts import stat_picture
+from vitrieve.data.parts import stat_open, stat_picture
 from vitrieve.data.preprocess import Preprocessing, to_square
 from vitrieve.data.records import ImageRecord
 from vitrieve.errors import DecodeError
@@ -123,9 +123,9 @@ def read_file(record: ImageRecord, preprocessing: Preprocessing, find_holder: Fi
     now_ns = time.time_ns()
     try:
         with open_image_file(record.path) as file:  # the open file's size and times, wherever the path leads by then
-            before = os.fstat(file.fileno())
+            before = stat_open(file)
             data = read_open_file(file)
-            after = os.fstat(file.fileno())
+            after = stat_open(file)
     except MemoryError:
         return ReadFile(record=record, state=_build_state(record, reason=LATER_REASON), is_undecided=True)
     except DecodeError as error:
