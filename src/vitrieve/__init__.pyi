@@ -21,12 +21,16 @@ from .embed.collection import EmbedSettings as EmbedSettings
 from .embed.collection import embed_collection as embed_collection
 from .embed.collection import embed_images as embed_images
 from .embed.collection import load_embeddings as load_embeddings
+from .embed.job_array import ShardResult as ShardResult
+from .embed.job_array import embed_shard as embed_shard
+from .embed.job_array import join_shards as join_shards
 from .errors import ArtifactError as ArtifactError
 from .errors import ConfigError as ConfigError
 from .errors import DataError as DataError
 from .errors import DecodeError as DecodeError
 from .errors import DiskFullError as DiskFullError
 from .errors import FingerprintError as FingerprintError
+from .errors import IncompleteError as IncompleteError
 from .errors import InputError as InputError
 from .errors import NonFiniteLossError as NonFiniteLossError
 from .errors import PictureTooLargeError as PictureTooLargeError

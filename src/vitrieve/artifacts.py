@@ -69,6 +69,7 @@ def check_folder(
     """
     if folder.exists() and not folder.is_dir():
         raise ArtifactError(f"{folder} is a file; give the name of a new folder with --out.")
+    has_files = folder.exists() and any(folder.iterdir())  # looked at first: another process may begin it just now
     is_finished = _is_ours(folder / MANIFEST_NAME)
     is_partial = (folder / _PARTIAL_NAME).exists()
     if (is_finished or is_partial) and is_overwrite:
@@ -78,7 +79,7 @@ def check_folder(
     if is_partial and not is_resume:
         advice = "--resume to go on, --overwrite to start again" if is_resumable else "--overwrite to start again"
         raise ArtifactError(f"{folder} holds an unfinished result; pass {advice}, or another --out.")
-    if not is_partial and folder.exists() and any(folder.iterdir()):
+    if has_files and not is_partial:
         raise ArtifactError(f"{folder} holds other files; give the name of a new or empty folder with --out.")
 
 
@@ -176,7 +177,9 @@ def write_bytes_durably(path: Path, data: bytes) -> None:
 
 
 @contextmanager
-def replacing_durably(path: Path, *, num_bytes: int | None = None, advice: str = "") -> Iterator[Path]:
+def replacing_durably(
+    path: Path, *, num_bytes: int | None = None, advice: str = "", suffix: str = ".tmp"
+) -> Iterator[Path]:
     """Give the block a temporary name to write to; afterwards make the file durable and move it to its own name.
 
     An exception in the block removes the temporary file and leaves what stood at ``path``.
@@ -185,11 +188,12 @@ def replacing_durably(path: Path, *, num_bytes: int | None = None, advice: str =
         path: The file's own name.
         num_bytes: What the file needs in all; None where that is not known.
         advice: A sentence on what to do once there is room.
+        suffix: End of the temporary name; where several processes may write the same file, each needs its own.
 
     Raises:
         DiskFullError: There is no room; the old content stays.
     """
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = path.with_name(path.name + suffix)
     with explaining_full_disk(path, num_bytes=num_bytes, advice=advice), removing_unfinished(temporary):
         yield temporary
         sync_file(temporary)

@@ -10,6 +10,7 @@
     │   ├── WeightsError           weights that are unknown, unreachable or do not fit
     │   ├── ArtifactError          a folder of ours that exists, is incomplete or does not fit
     │   │   ├── FingerprintError   made by another encoder
+    │   │   ├── IncompleteError    shards of it are missing
     │   │   └── ReplacedError      another index than the one that was opened
     │   └── DiskFullError          the disk that was named has no room
     ├── NonFiniteLossError         training produced NaN or infinity: exit status 1
@@ -76,6 +77,19 @@ class ArtifactError(InputError):
 
 class FingerprintError(ArtifactError):
     """Vectors of one encoder met another encoder."""
+
+
+class IncompleteError(ArtifactError):
+    """Embeddings lack what some shards were to write.
+
+    Attributes:
+        shards: Those shards, as ``--shard`` takes them.
+    """
+
+    def __init__(self, message: str, shards: tuple[str, ...]) -> None:
+        """Keep the names of the shards beside the message."""
+        super().__init__(message)
+        self.shards = shards
 
 
 class ReplacedError(ArtifactError):

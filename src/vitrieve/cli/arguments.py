@@ -6,10 +6,11 @@ import contextlib
 import io
 import os
 import re
+import shlex
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import tyro
 
@@ -84,6 +85,19 @@ def read_data(data: D | None, alone: D | None, *, is_note: bool = True) -> D:
     if is_note:
         print_message(f"the collection is named with --data now: --data {alone}")
     return alone
+
+
+def spell_command(command: str, arguments: Any) -> str:
+    """Spell the command line that has these arguments, for a message; defaults are left out."""
+    words = ["vitrieve", command]
+    for field in fields(arguments):
+        value = getattr(arguments, field.name)
+        if value == field.default:
+            continue
+        words.append("--" + field.name.replace("_", "-"))
+        if value is not True:
+            words += map(str, value if isinstance(value, tuple) else [value])
+    return shlex.join(words)
 
 
 def parse_arguments(arguments_class: type[T], argv: Sequence[str], prog: str, default: T | None = None) -> T:

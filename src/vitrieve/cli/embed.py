@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,13 +17,19 @@ from vitrieve.cli.arguments import (
     Overwrite,
     Precision,
     Resume,
+    Switch,
+    spell_command,
 )
 from vitrieve.cli.console import print_json, print_message, print_result
+from vitrieve.errors import ConfigError, IncompleteError
 
 if TYPE_CHECKING:
-    from vitrieve.embed.collection import Embeddings
+    from vitrieve.data.records import Dataset
+    from vitrieve.embed.collection import Embeddings, EmbedSettings
+    from vitrieve.runtime.encoder import Encoder
 
 NUM_FAILURES_SHOWN = 10
+NUM_COMMANDS_SHOWN = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +47,11 @@ class Arguments:
     exclude: Exclude = ()
     reuse: Path | None = None
     """Embeddings of the same encoder: pictures that are in there and have not changed since are not encoded again."""
+    shard: str | None = None
+    """Embed one share of the collection, as a job among others: 3/16 is the third of 16. All jobs have the same --out;
+    a job that is started again goes on."""
+    join: Switch = False
+    """Make the embeddings of what all jobs with --shard have written; say which are missing."""
     batch_size: BatchSize = None
     image_size: int | None = None
     """Side of the square input in pixels; None: the encoder's own."""
@@ -57,11 +69,11 @@ class Arguments:
 
 
 def run(arguments: Arguments) -> int:
-    """Embed, and report what could not be read."""
+    """Embed, or a share of it, and report what could not be read."""
     from vitrieve.data.sources import read_collection
     from vitrieve.embed.collection import EmbedSettings, embed_collection
-    from vitrieve.runtime.encoder import load_encoder
 
+    _check(arguments)
     settings = EmbedSettings(
         batch_size=arguments.batch_size,
         num_threads=arguments.num_threads,
@@ -71,6 +83,36 @@ def run(arguments: Arguments) -> int:
     dataset = read_collection(arguments.data, protocol=arguments.protocol, exclude=arguments.exclude)
     for note in dataset.notes:
         print_message(note)
+    if arguments.shard is not None:
+        return _embed_shard(arguments, dataset, settings)
+    if arguments.join:
+        embeddings = _join(arguments, dataset, settings)
+    else:
+        embeddings = embed_collection(
+            _load(arguments),
+            dataset,
+            arguments.out,
+            settings=settings,
+            reuse=arguments.reuse,
+            is_resume=arguments.resume,
+            is_overwrite=arguments.overwrite,
+        )
+    _report(embeddings, arguments)
+    return 0
+
+
+def _check(arguments: Arguments) -> None:
+    if arguments.shard is not None and arguments.join:
+        raise ConfigError("--shard embeds a share, and --join joins the shares of all: give one of them.")
+    if arguments.overwrite and (arguments.shard is not None or arguments.join):
+        raise ConfigError("--overwrite would remove what other shards have written: give another --out.")
+    if arguments.reuse is not None and arguments.join:
+        raise ConfigError("--join encodes nothing: --reuse belongs to the calls with --shard.")
+
+
+def _load(arguments: Arguments) -> Encoder:
+    from vitrieve.runtime.encoder import load_encoder
+
     encoder = load_encoder(
         arguments.encoder,
         image_size=arguments.image_size,
@@ -81,28 +123,53 @@ def run(arguments: Arguments) -> int:
         device=arguments.device,
     )
     print_message(f"engine: {encoder.engine} {encoder.precision}")
-    embeddings = embed_collection(
-        encoder,
-        dataset,
-        arguments.out,
-        settings=settings,
-        reuse=arguments.reuse,
-        is_resume=arguments.resume,
-        is_overwrite=arguments.overwrite,
+    return encoder
+
+
+def _embed_shard(arguments: Arguments, dataset: Dataset, settings: EmbedSettings) -> int:
+    from vitrieve.embed.job_array import embed_shard
+
+    assert arguments.shard is not None
+    result = embed_shard(
+        _load(arguments), dataset, arguments.out, shard=arguments.shard, settings=settings, reuse=arguments.reuse
     )
-    _report(embeddings, arguments)
+    failures = _describe_failures(result.failures)
+    if arguments.json:
+        counts = {"num_images": result.num_images, "num_failed": len(failures), "failures": failures}
+        print_json({"out": str(arguments.out), "shard": arguments.shard, **counts})
+    else:
+        print_result(
+            f"{arguments.out}: shard {arguments.shard} done, {result.num_images} pictures, {len(failures)} unreadable"
+        )
+        print_message("next, once all shards are done: the same command with --join instead of --shard")
     return 0
+
+
+def _join(arguments: Arguments, dataset: Dataset, settings: EmbedSettings) -> Embeddings:
+    from vitrieve.embed.job_array import join_shards
+
+    try:
+        return join_shards(_load(arguments), dataset, arguments.out, settings=settings)
+    except IncompleteError as error:
+        for shard in error.shards[:NUM_COMMANDS_SHOWN]:
+            print_message(f"missing: {spell_command('embed', replace(arguments, shard=shard, join=False))}")
+        raise
+
+
+def _describe_failures(failures: Sequence[tuple[str, str]]) -> list[dict[str, str]]:
+    for image_id, reason in failures[:NUM_FAILURES_SHOWN]:
+        print_message(f"not embedded: {image_id}: {reason}")
+    if len(failures) > NUM_FAILURES_SHOWN:
+        print_message(f"and {len(failures) - NUM_FAILURES_SHOWN} more")
+    return [{"image_id": image_id, "reason": reason} for image_id, reason in failures]
 
 
 def _report(embeddings: Embeddings, arguments: Arguments) -> None:
     num_embedded, embedding_dim = embeddings.vectors.shape
-    for image_id, reason in embeddings.failures[:NUM_FAILURES_SHOWN]:
-        print_message(f"not embedded: {image_id}: {reason}")
-    num_more = len(embeddings.failures) - NUM_FAILURES_SHOWN
-    if num_more > 0:
-        print_message(f"and {num_more} more, listed in {arguments.out}/rows.parquet")
+    failures = _describe_failures(embeddings.failures)
+    if len(failures) > NUM_FAILURES_SHOWN:
+        print_message(f"all are listed in {arguments.out}/rows.parquet")
     if arguments.json:
-        failures = [{"image_id": image_id, "reason": reason} for image_id, reason in embeddings.failures]
         print_json(
             {
                 "out": str(arguments.out),
@@ -117,6 +184,6 @@ def _report(embeddings: Embeddings, arguments: Arguments) -> None:
     else:
         print_result(
             f"{arguments.out}: {num_embedded} embeddings of {embedding_dim} dimensions, "
-            f"{len(embeddings.failures)} pictures unreadable"
+            f"{len(failures)} pictures unreadable"
         )
         print_message(f"next: vitrieve index --embeddings {arguments.out} --out INDEX")

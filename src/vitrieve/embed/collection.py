@@ -3,7 +3,8 @@
 The folder of embeddings holds ``vectors.npy`` (``(N, E)`` float32, good images only), ``rows.parquet`` (every
 image, with its status) and the manifest. Until it is finished it holds what a killed run has already done: numbered
 parts, each written whole or not at all. ``plan.json`` says of which encoder and which records the parts are; part ``i``
-holds the records from ``i * PART_SIZE`` on.
+holds the records from ``i * PART_SIZE`` on. Several processes may write the parts: ``job_array.py`` divides them among
+the jobs of a scheduler.
 """
 
 from __future__ import annotations
@@ -12,8 +13,10 @@ import hashlib
 import json
 import os
 import shutil
+import socket
+import zipfile
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +30,8 @@ from vitrieve.artifacts import (
     read_manifest,
     replacing_durably,
     replacing_folder,
+    sync_file,
+    sync_folder,
     write_bytes_durably,
     write_manifest,
     write_text_durably,
@@ -46,31 +51,58 @@ PART_SIZE = 256
 """Records in a part: what a kill can cost (seconds of work on a fast machine), and the size of one durable write."""
 
 
-def open_parts(folder: Path, fingerprint: str, records: Sequence[ImageRecord]) -> Path:
+def open_parts(
+    folder: Path, fingerprint: str, records: Sequence[ImageRecord], shared: Mapping[str, Any] | None = None
+) -> Path:
     """Make the folder of parts, or check that the one of an earlier run is of the same work.
 
     Args:
         folder: The unfinished artifact.
         fingerprint: The encoder's.
         records: All records of the collection, in order.
+        shared: What processes that write parts of the same work must agree on, JSON values; None: one process writes.
 
     Returns:
         The folder of the parts.
 
     Raises:
         FingerprintError: The earlier run had another encoder.
-        ArtifactError: The earlier run had another collection, or was none of embed.
+        ArtifactError: The earlier run had another collection, or was none of embed; or another process disagrees.
     """
     plan = {"fingerprint": fingerprint, "num_records": len(records), "records_sha256": _digest(records)}
+    plan |= shared or {}
     path = folder / PLAN_NAME
-    if path.is_file():
-        _check_plan(folder, json.loads(path.read_text(encoding="utf-8")), plan)
-    else:
-        _check_nothing_else(folder)
-        write_text_durably(path, json.dumps(plan, indent=2) + "\n")
+    others = list(folder.iterdir())  # looked at before the plan: another process may begin just now
+    if not path.is_file():
+        _check_nothing_else(folder, others)
+        write_plan = _write_first if shared else write_text_durably
+        write_plan(path, json.dumps(plan, indent=2) + "\n")
+    _check_plan(folder, read_plan(folder), plan)
     parts = folder / "parts"
     parts.mkdir(exist_ok=True)
     return parts
+
+
+def read_plan(folder: Path) -> dict[str, Any]:
+    """Read of which work the parts of an unfinished artifact are."""
+    return dict(json.loads((folder / PLAN_NAME).read_text(encoding="utf-8")))
+
+
+def _write_first(path: Path, text: str) -> None:
+    """Write a file unless another process has: of those that try at once, one does."""
+    temporary = path.with_name(path.name + _own_suffix())
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        sync_file(temporary)
+        with suppress(FileExistsError):
+            os.link(temporary, path)  # a rename would replace what another process wrote
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+def _own_suffix() -> str:
+    return f".{socket.gethostname()}-{os.getpid()}.tmp"
 
 
 def _check_plan(folder: Path, found: dict[str, Any], plan: dict[str, Any]) -> None:
@@ -80,16 +112,22 @@ def _check_plan(folder: Path, found: dict[str, Any], plan: dict[str, Any]) -> No
             f"{folder} was begun with another encoder (fingerprint {str(found.get('fingerprint'))[:12]}…, now "
             f"{plan['fingerprint'][:12]}…): the embeddings would not be comparable. {advice}"
         )
-    if found != plan:
+    if any(found.get(name) != plan[name] for name in ("num_records", "records_sha256")):
         raise ArtifactError(
             f"{folder} was begun on another collection ({found.get('num_records')} images, now "
             f"{plan['num_records']}, or other names). {advice}"
         )
+    for name, value in plan.items():
+        if found.get(name) != value:
+            raise ArtifactError(
+                f"{folder} was begun with {name} {found.get(name)}, now {value}: whoever writes parts of the same "
+                "embeddings must give the same."
+            )
 
 
-def _check_nothing_else(folder: Path) -> None:
+def _check_nothing_else(folder: Path, found: Sequence[Path]) -> None:
     """Refuse to resume, as embeddings, what another command has begun (a run, say)."""
-    others = [path.name for path in folder.iterdir() if not path.name.startswith((".", PLAN_NAME))]
+    others = [path.name for path in found if not path.name.startswith((".", PLAN_NAME))]
     if others:
         raise ArtifactError(f"{folder} was not begun by embed: it holds {others[0]}. Give another --out.")
 
@@ -121,8 +159,13 @@ def part_path(parts: Path, number: int) -> Path:
     return parts / f"{number:06}.npz"
 
 
-def write_part(path: Path, batches: Sequence[EncodedBatch]) -> EncodedBatch:
+def write_part(path: Path, batches: Sequence[EncodedBatch], stamp: str = "") -> EncodedBatch:
     """Write the batches of one part so that a kill leaves either all of it or nothing.
+
+    Args:
+        path: The file.
+        batches: Batches of the part, in order.
+        stamp: What ``read_stamp`` says of the work; empty in a part that nobody will compare.
 
     Returns:
         The part as one batch.
@@ -133,15 +176,58 @@ def write_part(path: Path, batches: Sequence[EncodedBatch]) -> EncodedBatch:
     reasons = np.frombuffer(json.dumps(part.reasons).encode(), dtype=np.uint8)
     advice = "What is done is kept: make room and repeat the command with --resume."
     num_bytes = vectors.nbytes + reasons.nbytes
-    with replacing_durably(path, num_bytes=num_bytes, advice=advice) as temporary, temporary.open("wb") as file:
-        np.savez(file, vectors=vectors, reasons=reasons)
+    arrays = {"vectors": vectors, "reasons": reasons, "stamp": np.frombuffer(stamp.encode(), dtype=np.uint8)}
+    writing = replacing_durably(path, num_bytes=num_bytes, advice=advice, suffix=_own_suffix())
+    with writing as temporary, temporary.open("wb") as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]  # its stub takes the names for those of switches
     return part
 
 
+def read_stamp(parts: Path) -> str:
+    """Read what every part of the work carries: a checksum of the plan.
+
+    It tells parts of another encoder or collection, which only somebody who copies files can bring together.
+    """
+    return hashlib.sha256((parts.parent / PLAN_NAME).read_bytes()).hexdigest()
+
+
+def find_missing(parts: Path, numbers: Iterable[int]) -> list[int]:
+    """Find the parts that are not there, or not whole because a copy of them was cut short.
+
+    Raises:
+        FingerprintError: A part is of other work than the plan.
+    """
+    stamp = read_stamp(parts)
+    return [number for number in numbers if not _is_whole(part_path(parts, number), stamp)]
+
+
+def _is_whole(path: Path, stamp: str) -> bool:
+    try:
+        # The directory of a zip file stands at its end.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            found = arrays["stamp"].tobytes().decode() if "stamp" in arrays.files else stamp  # of an older vitrieve
+            json.loads(arrays["reasons"].tobytes())
+    except (FileNotFoundError, EOFError, KeyError, ValueError, zipfile.BadZipFile):
+        return False
+    if found != stamp:
+        raise FingerprintError(
+            f"{path} was made with another encoder, engine or collection than {path.parent.parent / PLAN_NAME} says: "
+            "remove it, and make it again with what the other parts were made with."
+        )
+    return True
+
+
 def read_vectors(path: Path) -> np.ndarray:
-    """Read the ``(G, E)`` float32 vectors of a part's good records."""
-    with np.load(path, allow_pickle=False) as arrays:
-        return np.asarray(arrays["vectors"])
+    """Read the ``(G, E)`` float32 vectors of a part's good records.
+
+    Raises:
+        ArtifactError: The file is damaged.
+    """
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            return np.asarray(arrays["vectors"])
+    except (EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        raise ArtifactError(f"{path} is damaged ({error}): remove it, and embed again with --resume.") from None
 
 
 def read_reasons(path: Path) -> tuple[str | None, ...]:
@@ -153,7 +239,8 @@ def read_reasons(path: Path) -> tuple[str | None, ...]:
 def remove_parts(folder: Path) -> None:
     """Remove parts and plan of an artifact that is finished."""
     shutil.rmtree(folder / "parts", ignore_errors=True)
-    (folder / PLAN_NAME).unlink(missing_ok=True)
+    for path in folder.glob(f"{PLAN_NAME}*"):  # also the temporary ones of processes that were killed
+        path.unlink(missing_ok=True)
 
 
 VECTORS_NAME = "vectors.npy"
@@ -244,7 +331,7 @@ def embed_images(
     settings = EmbedSettings(
         batch_size=batch_size, num_threads=num_threads, max_bad_fraction=max_bad_fraction, show_progress=show_progress
     )
-    _check_any(records)
+    check_any(records)
     batches = _slices(records, choose_chunk_size(encoder, batch_size))
     encoded = list(_track_batches(encoder, batches, len(records), settings))
     reasons = [reason for batch in encoded for reason in batch.reasons]
@@ -295,30 +382,51 @@ def embed_collection(
     """
     settings = settings or EmbedSettings()
     records = name_labels(dataset)
-    _check_any(records)
-    known = {} if reuse is None else _find_known(Path(reuse), encoder, records)
+    check_any(records)
+    known = find_known(reuse, encoder, records)
     with replacing_folder(out, is_overwrite=is_overwrite, is_resume=is_resume) as folder:
         parts = open_parts(folder, encoder.fingerprint, records)
-        begun = (folder / PLAN_NAME).stat().st_mtime
-        _write_missing_parts(encoder, records, parts, settings, known)
-        num_good = _merge_parts(records, parts, folder, encoder.embedding_dim)
-        manifest = {
-            "fingerprint": encoder.fingerprint,
-            "encoder_source": describe_source(encoder),
-            "engine": encoder.engine,
-            "precision": encoder.precision,
-            "image_size": encoder.preprocessing.image_size,
-            "embedding_dim": encoder.embedding_dim,
-            "dtype": "float32",
-            "num_images": len(records),
-            "num_embedded": num_good,
-            "begun": begun,
-            "collection": dataset.name,
-            "license": dataset.license,
-        }
-        write_manifest(folder, "embeddings", manifest)
-        remove_parts(folder)
+        write_missing_parts(encoder, records, parts, settings, known)
+        finish_parts(folder, dataset, records, describe_encoder(encoder))
     return load_embeddings(out)
+
+
+def describe_encoder(encoder: Encoder) -> dict[str, Any]:
+    """Return what the manifest says about the encoder."""
+    return {
+        "fingerprint": encoder.fingerprint,
+        "encoder_source": describe_source(encoder),
+        "engine": encoder.engine,
+        "precision": encoder.precision,
+        "image_size": encoder.preprocessing.image_size,
+        "embedding_dim": encoder.embedding_dim,
+        "dtype": "float32",
+    }
+
+
+def finish_parts(
+    folder: Path, dataset: Dataset, records: Sequence[ImageRecord], encoder_fields: Mapping[str, Any]
+) -> None:
+    """Join the parts, all of which are there, to the artifact.
+
+    Args:
+        folder: The unfinished artifact.
+        dataset: The collection.
+        records: Its records as ``open_parts`` was given them.
+        encoder_fields: What ``describe_encoder`` returns.
+    """
+    begun = (folder / PLAN_NAME).stat().st_mtime
+    num_good = _merge_parts(records, folder / "parts", folder, encoder_fields["embedding_dim"])
+    manifest = {
+        **encoder_fields,
+        "num_images": len(records),
+        "num_embedded": num_good,
+        "begun": begun,
+        "collection": dataset.name,
+        "license": dataset.license,
+    }
+    write_manifest(folder, "embeddings", manifest)
+    remove_parts(folder)
 
 
 def write_mapped_embeddings(
@@ -408,34 +516,82 @@ def read_vectors_file(path: Path, shape: tuple[int, int]) -> np.ndarray:
     return vectors
 
 
-def _write_missing_parts(
+def write_missing_parts(
     encoder: Encoder,
     records: Sequence[ImageRecord],
     parts: Path,
     settings: EmbedSettings,
     known: Mapping[str, np.ndarray],
-) -> None:
-    numbers = range(num_parts(len(records)))
-    missing = [number for number in numbers if not part_path(parts, number).is_file()]
-    failures = []
-    for number in set(numbers) - set(missing):
-        failures += _collect_failures(records_of_part(records, number), read_reasons(part_path(parts, number)))
+    *,
+    numbers: range | None = None,
+) -> list[tuple[str, str]]:
+    """Encode the pictures of the parts that are not there, and write each part when it is done.
+
+    Args:
+        encoder: Turns pictures into embeddings.
+        records: All records of the collection, in order.
+        parts: Folder of the parts.
+        settings: As ``embed_collection`` takes them.
+        known: Vectors that are taken as they are, by ``image_id``.
+        numbers: Parts to write; None: all.
+
+    Returns:
+        ``(image_id, reason)`` of each picture of these parts that has no vector.
+
+    Raises:
+        DataError: No readable image, or more unreadable ones than allowed of all records.
+        FingerprintError: A part is of other work than the plan.
+    """
+    numbers = range(num_parts(len(records))) if numbers is None else numbers
+    missing = find_missing(parts, numbers)
+    failures = find_failures(records, parts, sorted(set(numbers) - set(missing)))
     size = choose_chunk_size(encoder, settings.batch_size)
-    unknown = {
-        number: [record for record in records_of_part(records, number) if record.image_id not in known]
-        for number in missing
-    }
-    num_left = sum(map(len, unknown.values()))
-    batches = (batch for some in unknown.values() for batch in _slices(some, size))
+    stamp = read_stamp(parts)
+    some = (_split_known(records_of_part(records, number), known) for number in missing)
+    num_left = count_records(records, missing)
+    if known:
+        num_left = sum(len(_split_known(records_of_part(records, number), known)) for number in missing)
+    batches = (batch for unknown in some for batch in _slices(unknown, size))
     with closing(_track_batches(encoder, batches, num_left, settings)) as encoded:
         for number in missing:
             part_records = records_of_part(records, number)
-            encoded_here = [next(encoded) for _ in _slices(unknown[number], size)]
-            part = write_part(part_path(parts, number), _merge_known(part_records, encoded_here, known))
+            encoded_here = [next(encoded) for _ in _slices(_split_known(part_records, known), size)]
+            part = write_part(part_path(parts, number), _merge_known(part_records, encoded_here, known), stamp)
             failures += _collect_failures(part_records, part.reasons)
-            _check_failures(failures, len(records), settings.max_bad_fraction, advice=_ADVICE_ON_DISK)
+            check_failures(failures, len(records), settings.max_bad_fraction)
         next(encoded, None)  # there is none left: this lets the progress say that it is done
-    _check_failures(failures, len(records), settings.max_bad_fraction, advice=_ADVICE_ON_DISK)
+    check_failures(failures, len(records), settings.max_bad_fraction)
+    return failures
+
+
+def count_records(records: Sequence[ImageRecord], numbers: Iterable[int]) -> int:
+    """Count the records of some parts, without making them."""
+    return sum(min(PART_SIZE, len(records) - number * PART_SIZE) for number in numbers)
+
+
+def find_failures(records: Sequence[ImageRecord], parts: Path, numbers: Iterable[int]) -> list[tuple[str, str]]:
+    """Read ``(image_id, reason)`` of the pictures without a vector in parts that are there."""
+    failures: list[tuple[str, str]] = []
+    for number in numbers:
+        reasons = read_reasons(part_path(parts, number))
+        if any(reason is not None for reason in reasons):
+            failures += _collect_failures(records_of_part(records, number), reasons)
+    return failures
+
+
+def _split_known(records: Sequence[ImageRecord], known: Mapping[str, np.ndarray]) -> Sequence[ImageRecord]:
+    """Return the records whose vectors are not known."""
+    return [record for record in records if record.image_id not in known] if known else records
+
+
+def find_known(reuse: Path | str | None, encoder: Encoder, records: Sequence[ImageRecord]) -> dict[str, np.ndarray]:
+    """Find the vectors that ``embed_collection(…, reuse=…)`` takes as they are, by ``image_id``.
+
+    Raises:
+        FingerprintError: ``reuse`` is of another encoder.
+        ArtifactError: It cannot be read, or does not say when it was begun.
+    """
+    return {} if reuse is None else _find_known(Path(reuse), encoder, records)
 
 
 def _find_known(folder: Path, encoder: Encoder, records: Sequence[ImageRecord]) -> dict[str, np.ndarray]:
@@ -530,6 +686,15 @@ _ADVICE_ON_DISK = (
 )
 
 
+def check_failures(failures: Sequence[tuple[str, str]], num_records: int, max_bad_fraction: float) -> None:
+    """Refuse a collection of which too many pictures have no vector; what is done stays on disk.
+
+    Raises:
+        DataError: As it says.
+    """
+    _check_failures(failures, num_records, max_bad_fraction, advice=_ADVICE_ON_DISK)
+
+
 def _check_failures(
     failures: Sequence[tuple[str, str]], num_records: int, max_bad_fraction: float, *, advice: str
 ) -> None:
@@ -543,7 +708,12 @@ def _check_failures(
         )
 
 
-def _check_any(records: Sequence[ImageRecord]) -> None:
+def check_any(records: Sequence[ImageRecord]) -> None:
+    """Refuse a collection without pictures.
+
+    Raises:
+        DataError: There is none.
+    """
     if not records:
         raise DataError("there is no image to embed.")
 
