@@ -121,28 +121,6 @@ def without_torch() -> str:
 
 
 @pytest.fixture(scope="session")
-def killed_vitrieve() -> str:
-    """A Python script, ``NUM_SYNCS WORDS…``: runs ``vitrieve WORDS…`` and kills itself at that ``os.fsync``.
-
-    Every file that must survive a crash is synced, so that the kills fall before and inside the writing of each.
-    """
-    return (
-        "import os, signal, sys\n"
-        "num_left = int(sys.argv[1])\n"
-        "fsync = os.fsync\n"
-        "def fsync_or_die(descriptor):\n"
-        "    global num_left\n"
-        "    if num_left == 0:\n"
-        "        os.kill(os.getpid(), signal.SIGKILL)\n"
-        "    num_left -= 1\n"
-        "    fsync(descriptor)\n"
-        "os.fsync = fsync_or_die\n"
-        "from vitrieve.cli.main import main\n"
-        "sys.exit(main(sys.argv[2:]))\n"
-    )
-
-
-@pytest.fixture(scope="session")
 def forked_vitrieve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkedVitrieve]:
     """Commands that need not load their libraries each, and may be killed."""
     pytest.importorskip("torch", reason="needs vitrieve[train]")

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from tests.forked import ForkedVitrieve
 from vitrieve.cli.main import main
 from vitrieve.data import pack
 from vitrieve.data.decode import read_image, read_image_bytes
@@ -173,16 +174,17 @@ def test_processes_change_nothing(noisy_folder: Path, tmp_path: Path, monkeypatc
     assert len(report.failures) == 1
 
 
-def test_a_killed_run_goes_on_to_the_same_bytes(noisy_folder: Path, killed_vitrieve: str, tmp_path: Path) -> None:
+def test_a_killed_run_goes_on_to_the_same_bytes(
+    noisy_folder: Path, forked_vitrieve: ForkedVitrieve, tmp_path: Path
+) -> None:
     """Killed at several of its durable writes, run by run, until it is done."""
     words = ["data", "pack", f"folder:{noisy_folder}", "--shard-mib", "1", "--num-processes", "1"]
     assert main([*words, "--out", str(tmp_path / "whole")]) == 0
-    num_kills = 0
-    for num_syncs in (1, 4, 13, 100):
-        words_now = [*words, "--out", str(tmp_path / "killed"), "--resume"]
-        done = subprocess.run([sys.executable, "-c", killed_vitrieve, str(num_syncs), *words_now], capture_output=True)
-        num_kills += done.returncode == -signal.SIGKILL
-    assert (num_kills, done.returncode) == (3, 0)
+    statuses = [
+        forked_vitrieve([*words, "--out", tmp_path / "killed", "--resume"], num_syncs=num_syncs).status
+        for num_syncs in (1, 4, 13, 100)
+    ]
+    assert statuses == [-signal.SIGKILL] * 3 + [0]
     assert read_all(tmp_path / "killed") == read_all(tmp_path / "whole")
 
 

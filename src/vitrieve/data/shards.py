@@ -371,7 +371,9 @@ def read_index(file: Path | io.RawIOBase, where: str) -> tuple[pa.Table, ShardSe
         text = (pq.read_schema(file).metadata or {}).get(SET_KEY)
         if text is None:
             raise DataError(f"{where} is no index of shards that vitrieve made; {_MAKE_AGAIN}")
-        with pq.ParquetFile(file, read_dictionary=["shard", "suffix", "label", "split"]) as parquet:
+        # Without pre_buffer: gathering the groups of rows, one for each shard, takes as long as reading them.
+        texts = ["shard", "suffix", "label", "split"]
+        with pq.ParquetFile(file, read_dictionary=texts, pre_buffer=False) as parquet:
             table = parquet.read(columns=names)
         table = table.cast(pa.schema([SCHEMA.field(name) for name in names]))
         table.validate(full=True)
