@@ -24,6 +24,7 @@ from vitrieve.embed.collection import (
     embed_images,
     load_embeddings,
 )
+from vitrieve.embed.rows import StoredRecords
 from vitrieve.errors import ArtifactError, ConfigError, DataError, FingerprintError
 from vitrieve.runtime.encoder import Encoder, load_encoder
 from vitrieve.runtime.engine import Engine
@@ -347,3 +348,17 @@ def test_reuse_refuses_another_encoder_and_embeddings_without_a_time(
     with pytest.raises(ArtifactError, match="does not say when it was begun"):
         embed_collection(encoder, dataset, tmp_path / "out", reuse=tmp_path / "before")
     assert not (tmp_path / "out").exists()
+
+
+def test_many_records_are_read_when_they_are_asked_for(
+    encoder: Encoder, picture_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (picture_folder / "04.png").write_bytes(b"")
+    dataset = read_collection(str(picture_folder))
+    held = embed_collection(encoder, dataset, tmp_path / "out", settings=ALL_ALLOWED)
+    monkeypatch.setattr(collection, "MAX_HELD_RECORDS", 11)
+    read = load_embeddings(tmp_path / "out")
+    assert isinstance(held.records, tuple)
+    assert isinstance(read.records, StoredRecords)
+    assert_equal(read, held)
+    assert_equal(held, read)

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 import os
+import pickle
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
 from vitrieve.data.records import ImageRecord
-from vitrieve.embed.rows import build_table, read_rows, to_records
+from vitrieve.embed.rows import SCHEMA, StoredRecords, build_table, read_failures, read_rows, to_records
 from vitrieve.errors import ArtifactError
 
 RECORDS = (
@@ -49,3 +51,68 @@ def test_read_rows_refuses_another_table(tmp_path: Path) -> None:
     (tmp_path / "rows.parquet").write_text("image_id,path")
     with pytest.raises(ArtifactError, match=r"rows\.parquet"):
         read_rows(tmp_path / "rows.parquet")
+
+
+def write_groups(path: Path, num_groups: int, bad: set[int]) -> list[ImageRecord]:
+    """Write row groups of three rows, some rows bad, and return the good records."""
+    good: list[ImageRecord] = []
+    with pq.ParquetWriter(path, SCHEMA) as writer:
+        for start in range(0, 3 * num_groups, 3):
+            records = [
+                ImageRecord(
+                    image_id=f"{row:03}", path=Path(f"/{row}"), label=row, split="test", metadata={"a": str(row)}
+                )
+                for row in range(start, start + 3)
+            ]
+            reasons = ["empty" if record.label in bad else None for record in records]
+            writer.write_table(build_table(records, reasons, len(good)))
+            good += [record for record in records if record.label not in bad]
+    return good
+
+
+@pytest.mark.parametrize("bad", [set(), {0}, {3, 4, 5}, {2, 9, 10, 11, 297, 298, 299}, set(range(300))])
+def test_stored_records_are_the_good_rows(tmp_path: Path, bad: set[int]) -> None:
+    path = tmp_path / "rows.parquet"
+    good = write_groups(path, 100, bad)
+    stored = StoredRecords(path)
+    assert stored == tuple(good)
+    assert list(stored) == good
+    assert [stored[place] for place in range(-len(good), len(good))] == good + good
+    for cut in (slice(None), slice(5, 20), slice(None, None, -7), slice(290, 400), slice(7, 3)):
+        assert stored[cut] == tuple(good[cut])
+    assert stored != good[:-1] or not good
+    assert read_failures(path) == tuple((f"{row:03}", "empty") for row in sorted(bad))
+    with pytest.raises(IndexError):
+        stored[len(good)]
+    assert pickle.loads(pickle.dumps(stored)) == tuple(good)
+
+
+def test_stored_records_are_those_of_the_file_that_was_opened(tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    good = write_groups(path, 5, set())
+    stored = StoredRecords(path)
+    write_groups(tmp_path / "other", 4, {1})
+    (tmp_path / "other").replace(path)
+    assert stored == good
+
+
+def test_stored_records_are_read_by_several_threads(tmp_path: Path) -> None:
+    good = write_groups(tmp_path / "rows.parquet", 100, {7})
+    stored = StoredRecords(tmp_path / "rows.parquet")
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(lambda place: stored[place], range(len(good)))) == good
+
+
+def test_stored_records_refuse_what_is_damaged(tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    with pytest.raises(ArtifactError, match="make the artifact again"):
+        StoredRecords(path)
+    write_groups(path, 100, set())
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+    for read in (StoredRecords, read_failures):
+        with pytest.raises(ArtifactError, match="make the artifact again"):
+            read(path)
+    path.write_bytes(data[:2000] + bytes(3000) + data[5000:])
+    with pytest.raises(ArtifactError, match="make the artifact again"):
+        list(StoredRecords(path))

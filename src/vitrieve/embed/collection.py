@@ -40,7 +40,7 @@ from vitrieve.artifacts import (
 from vitrieve.data.parts import stat_picture
 from vitrieve.data.records import Dataset, ImageRecord
 from vitrieve.embed.batches import EncodedBatch, choose_chunk_size, encode_batches
-from vitrieve.embed.rows import SCHEMA, STATUS_OK, build_table, read_rows, to_records
+from vitrieve.embed.rows import SCHEMA, STATUS_OK, StoredRecords, build_table, read_failures, read_rows, to_records
 from vitrieve.errors import ArtifactError, ConfigError, DataError, FingerprintError
 from vitrieve.model.artifact import find_encoder_folder
 from vitrieve.progress import track
@@ -246,6 +246,9 @@ def remove_parts(folder: Path) -> None:
 VECTORS_NAME = "vectors.npy"
 ROWS_NAME = "rows.parquet"
 NUM_REASONS_SHOWN = 3
+MAX_HELD_RECORDS = 100_000
+"""Records that loaded embeddings hold in memory, which takes a kilobyte for each; of more, they are read when they are
+asked for."""
 MAPPED_BLOCK_SIZE = 8192
 """Vectors that are mapped at a time."""
 
@@ -279,7 +282,8 @@ class Embeddings:
 
     Attributes:
         vectors: ``(N, E)`` float32, L2-normalized; a read-only memory map when loaded from disk.
-        records: The ``N`` images that have a vector, in the order of the rows.
+        records: The ``N`` images that have a vector, in the order of the rows: a tuple, or what reads them from disk
+            when they are asked for.
         failures: ``(image_id, reason)`` of every image that has none.
         fingerprint: Fingerprint of the encoder.
         encoder_source: Origin of the encoder: a folder or a weights name.
@@ -288,7 +292,7 @@ class Embeddings:
     """
 
     vectors: np.ndarray
-    records: tuple[ImageRecord, ...]
+    records: Sequence[ImageRecord]
     failures: tuple[tuple[str, str], ...]
     fingerprint: str
     encoder_source: str
@@ -465,16 +469,15 @@ def write_mapped_embeddings(
 
 
 def load_embeddings(folder: Path | str) -> Embeddings:
-    """Load embeddings from a folder; the vectors stay on disk, as a memory map.
+    """Load embeddings from a folder; the vectors stay on disk, as a memory map, and so do the records of many.
 
     Raises:
         ArtifactError: The folder is missing, unfinished, damaged or of another kind.
     """
     folder = Path(folder)
     manifest = read_manifest(folder, "embeddings")
-    table = read_rows(folder / ROWS_NAME)
     try:
-        return _build_embeddings(folder, manifest, table)
+        return _build_embeddings(folder, manifest, *_load_records(folder / ROWS_NAME))
     except ArtifactError:
         raise
     except (KeyError, TypeError, ValueError, OverflowError, pa.ArrowException) as error:
@@ -483,14 +486,31 @@ def load_embeddings(folder: Path | str) -> Embeddings:
         ) from None
 
 
-def _build_embeddings(folder: Path, manifest: Mapping[str, Any], table: pa.Table) -> Embeddings:
+def _load_records(path: Path) -> tuple[Sequence[ImageRecord], tuple[tuple[str, str], ...]]:
+    """Return the records of the good rows, and ``(image_id, reason)`` of the bad ones."""
+    try:
+        num_rows = pq.read_metadata(path).num_rows
+    except (OSError, pa.ArrowException) as error:
+        raise ArtifactError(f"{path} cannot be read ({error}); make the artifact again.") from None
+    if num_rows > MAX_HELD_RECORDS:
+        return StoredRecords(path), read_failures(path)
+    table = read_rows(path)
     good = table.filter(pc.equal(table["status"], STATUS_OK))
     bad = table.filter(pc.not_equal(table["status"], STATUS_OK)).select(["image_id", "reason"]).to_pylist()
-    vectors = read_vectors_file(folder / VECTORS_NAME, (good.num_rows, manifest["embedding_dim"]))
+    return to_records(good), tuple((failure["image_id"], failure["reason"]) for failure in bad)
+
+
+def _build_embeddings(
+    folder: Path,
+    manifest: Mapping[str, Any],
+    records: Sequence[ImageRecord],
+    failures: tuple[tuple[str, str], ...],
+) -> Embeddings:
+    vectors = read_vectors_file(folder / VECTORS_NAME, (len(records), manifest["embedding_dim"]))
     return Embeddings(
         vectors=vectors,
-        records=to_records(good),
-        failures=tuple((failure["image_id"], failure["reason"]) for failure in bad),
+        records=records,
+        failures=failures,
         fingerprint=manifest["fingerprint"],
         encoder_source=manifest["encoder_source"],
         image_size=manifest["image_size"],

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from vitrieve.data.records import ImageRecord, parse_path, spell_path
@@ -15,6 +20,8 @@ from vitrieve.errors import ArtifactError
 
 STATUS_OK = "ok"
 STATUS_BAD = "bad"
+NUM_GROUPS_HELD = 64
+"""Row groups that ``StoredRecords`` keeps: who asks for neighbors reads them once."""
 
 SCHEMA = pa.schema(
     [
@@ -95,3 +102,95 @@ def _to_record(values: Mapping[str, Any]) -> ImageRecord:
         box=None if box is None else (box[0], box[1], box[2], box[3]),
         metadata=dict(values["metadata"]),
     )
+
+
+class StoredRecords(Sequence[ImageRecord]):
+    """The records of the good rows of a file, each made when it is asked for, a row group at a time.
+
+    Memory holds a byte for each row and a few row groups, whatever the size of the file. The file stays open: what is
+    read is what was there when it was opened, also where another one takes its place.
+
+    Args:
+        path: A Parquet file of ``SCHEMA``.
+
+    Raises:
+        ArtifactError: The file is missing or damaged; reading the records may raise it too.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._lock = threading.Lock()  # several threads must not read from one file
+        try:
+            self._file = pq.ParquetFile(path)
+            table = ds.dataset(path, schema=SCHEMA).to_table(columns=["status"])
+        except (OSError, pa.ArrowException) as error:
+            raise self._explain(error) from None
+        is_good = pc.equal(table["status"], STATUS_OK).fill_null(False).to_numpy()
+        metadata = self._file.metadata
+        ends = np.cumsum(
+            [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)], dtype=np.int64
+        )
+        self._ends = np.cumsum(is_good, dtype=np.int64)[ends - 1]  # good rows up to the end of each group
+        self._read_held = lru_cache(NUM_GROUPS_HELD)(self._read)
+
+    def __len__(self) -> int:
+        """Count the records."""
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    @overload
+    def __getitem__(self, place: int) -> ImageRecord: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> tuple[ImageRecord, ...]: ...
+
+    def __getitem__(self, place: int | slice) -> ImageRecord | tuple[ImageRecord, ...]:
+        """Make one record, or those of a slice."""
+        if isinstance(place, slice):
+            return tuple(self[row] for row in range(*place.indices(len(self))))
+        row = range(len(self))[place]
+        group = int(np.searchsorted(self._ends, row, side="right"))
+        records = self._read_held(group)
+        return records[row - (int(self._ends[group]) - len(records))]
+
+    def __iter__(self) -> Iterator[ImageRecord]:
+        """Make the records one after the other."""
+        for group in range(len(self._ends)):
+            yield from self._read(group)
+
+    def __eq__(self, other: object) -> bool:
+        """Compare with any sequence of records."""
+        if not isinstance(other, Sequence):
+            return NotImplemented
+        return len(self) == len(other) and all(one == two for one, two in zip(self, other, strict=True))
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Go to another process as a tuple: there the file may be another one."""
+        return (tuple, (list(self),))
+
+    def _read(self, group: int) -> tuple[ImageRecord, ...]:
+        try:
+            with self._lock:
+                table = self._file.read_row_group(group)
+            return to_records(table.filter(pc.equal(table["status"], STATUS_OK)))
+        except (OSError, KeyError, TypeError, ValueError, pa.ArrowException) as error:
+            raise self._explain(error) from None
+
+    def _explain(self, error: Exception) -> ArtifactError:
+        return ArtifactError(f"{self._path} cannot be read ({error}); make the artifact again.")
+
+
+def read_failures(path: Path) -> tuple[tuple[str, str], ...]:
+    """Read ``(image_id, reason)`` of the bad rows of a file, whose row groups without any are skipped.
+
+    Raises:
+        ArtifactError: The file is missing or damaged.
+    """
+    try:
+        bad = ds.dataset(path, schema=SCHEMA).to_table(
+            columns=["image_id", "reason"], filter=pc.field("status") != STATUS_OK
+        )
+    except (OSError, pa.ArrowException) as error:
+        raise ArtifactError(f"{path} cannot be read ({error}); make the artifact again.") from None
+    return tuple(zip(bad["image_id"].to_pylist(), bad["reason"].to_pylist(), strict=True))

@@ -36,6 +36,7 @@ from vitrieve.index.segments import (
     write_state,
 )
 from vitrieve.index.store import (
+    BLOCK_ROWS,
     Hit,
     IndexSettings,
     StoreInfo,
@@ -344,7 +345,10 @@ def _find_allowed(state: State, filter: FilterLike) -> np.ndarray:
 
 
 def _to_table(records: Sequence[ImageRecord]) -> pa.Table:
-    return build_table(records, [None] * len(records), 0)
+    """Build the rows of records, block by block: while they are Python's, they take ten times the memory."""
+    starts = range(0, max(1, len(records)), BLOCK_ROWS)
+    blocks = ((start, records[start : start + BLOCK_ROWS]) for start in starts)
+    return pa.concat_tables([build_table(block, [None] * len(block), start) for start, block in blocks])
 
 
 def _list_columns(records: Sequence[ImageRecord]) -> tuple[str, ...]:
