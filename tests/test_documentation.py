@@ -40,8 +40,11 @@ REASONS = (
     "needs a Milvus server",
     "needs a PostgreSQL server",
     "needs a server of the S3 protocol",
+    "needs SLURM",
     "needs a benchmark that must be fetched by hand",
     "needs pre-trained weights",
+    "needs several CUDA devices",
+    "needs two hosts",
     "runs the tests",
     "runs until Ctrl-C",
 )

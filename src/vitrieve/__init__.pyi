@@ -34,6 +34,7 @@ from .errors import IncompleteError as IncompleteError
 from .errors import InputError as InputError
 from .errors import NonFiniteLossError as NonFiniteLossError
 from .errors import PictureTooLargeError as PictureTooLargeError
+from .errors import RankLostError as RankLostError
 from .errors import ReplacedError as ReplacedError
 from .errors import UnfinishedRunError as UnfinishedRunError
 from .errors import UnreachableError as UnreachableError

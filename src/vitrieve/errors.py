@@ -14,7 +14,8 @@
     │   │   └── ReplacedError      another index than the one that was opened
     │   └── DiskFullError          the disk that was named has no room
     ├── NonFiniteLossError         training produced NaN or infinity: exit status 1
-    └── UnfinishedRunError         training is done, something after its last step failed: exit status 1
+    ├── UnfinishedRunError         training is done, something after its last step failed: exit status 1
+    └── RankLostError              another process of the same training failed: exit status 1
 
 A message says what was wrong (with the value), what is accepted, and what to do next. What is no VitrieveError and
 no refusal of the operating system is a fault of ours: exit status 3.
@@ -102,6 +103,10 @@ class DiskFullError(InputError):
 
 class NonFiniteLossError(VitrieveError):
     """A loss term became NaN or infinite; the message names the term and the step."""
+
+
+class RankLostError(VitrieveError):
+    """Another process of a training that several share died or failed."""
 
 
 class UnfinishedRunError(VitrieveError):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
@@ -17,6 +17,9 @@ from vitrieve.config import Config
 from vitrieve.errors import ConfigError
 from vitrieve.model.artifact import ENCODER_SUBFOLDER
 from vitrieve.recipes import RECIPE_GROUPS, RECIPES, Recipe, find_recipe
+
+if TYPE_CHECKING:
+    from vitrieve.training.run import TrainedRun
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,30 +66,38 @@ def run(recipe: str, arguments: Arguments) -> int:
     """Train, and print what came of it."""
     from vitrieve.data.several import read_sources
     from vitrieve.settings import list_overrides
+    from vitrieve.training.ranks import joining_ranks
     from vitrieve.training.run import train
 
-    datasets = read_sources(
-        tuple(chain(*arguments.data)),
-        protocols=tuple(chain(*arguments.protocol)),
-        exclude=arguments.exclude,
-        classes=arguments.classes,
-    )
-    trained = train(
-        datasets,
-        recipe,
-        arguments.out,
-        resume=arguments.resume,
-        overwrite=arguments.overwrite,
-        report=arguments.report,
-        **list_overrides(arguments.config, find_recipe(recipe)()),
-    )
+    with joining_ranks() as ranks:
+        with ranks.first_alone():
+            datasets = read_sources(
+                tuple(chain(*arguments.data)),
+                protocols=tuple(chain(*arguments.protocol)),
+                exclude=arguments.exclude,
+                classes=arguments.classes,
+            )
+        trained = train(
+            datasets,
+            recipe,
+            arguments.out,
+            resume=arguments.resume,
+            overwrite=arguments.overwrite,
+            report=arguments.report,
+            **list_overrides(arguments.config, find_recipe(recipe)()),
+        )
+    return _print(trained, arguments) if ranks.is_first else 0
+
+
+def _print(trained: TrainedRun, arguments: Arguments) -> int:
     if arguments.json:
         results = [one.to_json() for one in trained.results]
         print_json({"run": str(trained.folder), **trained.summary, "results": results})
         return 0
+    num_sources = len(trained.summary["sources"])
     for one in trained.results:
         figures = "  ".join(f"{name} {100 * value:.1f}" for name, value in one.metrics.items())
-        name = f"{one.dataset}, {one.encoder}" if len(datasets) > 1 else one.encoder
+        name = f"{one.dataset}, {one.encoder}" if num_sources > 1 else one.encoder
         print_result(f"{name}: {figures}")
     print_result(f"encoder: {trained.folder / ENCODER_SUBFOLDER}")
     if trained.report is not None:

@@ -11,6 +11,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -212,7 +213,8 @@ class Batch(NamedTuple):
     """One training batch.
 
     Attributes:
-        pixels: ``(B, 3, S, S)`` float32, normalized per channel.
+        pixels: ``(B, 3, S, S)`` float32, normalized per channel; of a batch that processes share, ``(b, 3, S, S)``
+            of the images that this one encodes.
         labels: ``(B,)`` int64 in ``[0, num_classes)``: positions among the sorted training labels.
         rows: ``(B,)`` int64, positions among the training records.
         anchors: ``(B,)`` int64, the position in the batch of each image's anchor; None without tuples.
@@ -232,6 +234,10 @@ def bound_cache(config: LoaderConfig, num_images: int, image_size: int) -> int:
     """
     side = SOURCE_TO_VIEW_MAX * image_size
     return min(config.cache_bytes, int(3 * side * side * CACHE_ASPECT_MAX) * num_images)
+
+
+FindPlaces = Callable[[int], np.ndarray]
+"""A function from the size of a batch to the ``(b,)`` int64 places of some of its images."""
 
 
 class TrainingLoader:
@@ -284,23 +290,27 @@ class TrainingLoader:
         """Number of different labels."""
         return int(self._labels.max()) + 1
 
-    def batches(self, start_step: int, end_step: int, tuples: EpochTuples | None = None) -> Iterator[Batch]:
+    def batches(
+        self, start_step: int, end_step: int, tuples: EpochTuples | None = None, find_places: FindPlaces = np.arange
+    ) -> Iterator[Batch]:
         """Yield the batches of the steps from ``start_step`` up to ``end_step``, one prepared ahead.
 
         Args:
             start_step: Number of finished steps.
             end_step: Number of finished steps after the last batch.
             tuples: Tuples of an epoch that holds all these steps; None: the sampler chooses.
+            find_places: Function from the size of a batch to the places of the images whose views are made, ``(b,)``.
 
         Raises:
             DecodeError: An image cannot be read.
         """
         with ThreadPoolExecutor(max_workers=1) as ahead, ThreadPoolExecutor(NUM_THREADS) as pool:
+            make = partial(self._make_batch, pool=pool, tuples=tuples, find_places=find_places)
             pending: Future[Batch] | None = None
             try:
                 for step in range(start_step, end_step):
-                    batch = (pending or ahead.submit(self._make_batch, step, pool, tuples)).result()
-                    pending = ahead.submit(self._make_batch, step + 1, pool, tuples) if step + 1 < end_step else None
+                    batch = (pending or ahead.submit(make, step)).result()
+                    pending = ahead.submit(make, step + 1) if step + 1 < end_step else None
                     yield batch
             finally:
                 if pending is not None:
@@ -321,9 +331,12 @@ class TrainingLoader:
             while waiting:
                 yield _stack(waiting.popleft())
 
-    def _make_batch(self, step: int, pool: ThreadPoolExecutor, tuples: EpochTuples | None) -> Batch:
+    def _make_batch(
+        self, step: int, pool: ThreadPoolExecutor, tuples: EpochTuples | None, find_places: FindPlaces
+    ) -> Batch:
         rows, anchors = (self._sampler.batch_rows(step), None) if tuples is None else tuples.batch_rows(step)
-        views = list(pool.map(self._make_view, rows.tolist(), [step] * len(rows), range(len(rows))))
+        places = find_places(len(rows))
+        views = list(pool.map(self._make_view, rows[places].tolist(), [step] * len(places), places.tolist()))
         picked = torch.from_numpy(rows)
         positions = None if anchors is None else torch.from_numpy(anchors)
         batch = Batch(torch.from_numpy(np.stack(views)), self._labels[picked], picked, positions)

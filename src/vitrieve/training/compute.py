@@ -15,14 +15,17 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from timm.layers import Format
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from vitrieve.config import Config
 from vitrieve.data.loader import Batch, bound_cache
@@ -30,6 +33,8 @@ from vitrieve.errors import ConfigError
 from vitrieve.model.backbone import describe_tokens, get_patch_px, use_explicit_attention
 from vitrieve.model.encoder import ImageEncoder
 from vitrieve.runtime.device import resolve_device, resolve_precision
+from vitrieve.training.draws import StepDraws, place_draws
+from vitrieve.training.ranks import Ranks, SynchronizedBatchNorm, current_ranks, share_places
 
 # Of glibc's malloc.h: which freed memory goes back to the system, and which blocks are asked of it one by one.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
@@ -48,6 +53,7 @@ def prepare_encoder(encoder: ImageEncoder, config: Config) -> torch.device:
         ConfigError: As ``resolve_device``.
     """
     device = resolve_device(config.train.device)
+    place_draws(encoder)
     encoder.to(device)
     if device.type == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = True
@@ -174,23 +180,25 @@ class ForwardPass(NamedTuple):
     backward: Callable[[Tensor], None]
 
 
-def encode_batch(encoder: ImageEncoder, pixels: Tensor, config: Config, plan: MemoryPlan) -> ForwardPass:
-    """Encode a batch for a loss over all of it.
+def encode_batch(
+    encoder: nn.Module, pixels: Tensor, config: Config, plan: MemoryPlan, draws: StepDraws | None = None
+) -> ForwardPass:
+    """Encode a batch, or the share of it that this process has, for a loss over all of it.
 
     Args:
-        encoder: Encoder, which is in train mode afterwards.
+        encoder: Encoder, or what ``wrap_encoder`` makes of it; in train mode afterwards.
         pixels: ``(B, 3, S, S)``.
         config: Settings that say the precision, and whether batch norm is frozen.
         plan: Result of ``plan_memory``.
+        draws: Paths and patches that are dropped; None: drawn from torch's global generator.
     """
     set_train_mode(encoder, config)
     if not plan.is_encoded_twice:
-        return ForwardPass(encode_pieces(encoder, pixels, config, plan.microbatch_size), torch.autograd.backward)
-    pieces = torch.split(pixels, plan.microbatch_size)
+        return ForwardPass(encode_pieces(encoder, pixels, config, plan.microbatch_size, draws), torch.autograd.backward)
     random_states = []
     with torch.no_grad():
         parts = []
-        for piece in pieces:
+        for piece in _cut(encoder, pixels, plan.microbatch_size, draws):
             random_states.append(_get_random_state(pixels.device))
             parts.append(_encode_piece(encoder, piece, config))
     embeddings = torch.cat(parts).requires_grad_()
@@ -202,9 +210,11 @@ def encode_batch(encoder: ImageEncoder, pixels: Tensor, config: Config, plan: Me
         buffers = [buffer.clone() for buffer in encoder.buffers()]
         after = _get_random_state(pixels.device)
         gradients = torch.split(embeddings.grad, plan.microbatch_size)
-        for piece, gradient, state in zip(pieces, gradients, random_states, strict=True):
-            _set_random_state(pixels.device, state)  # the same paths and patches are dropped
-            torch.autograd.backward(_encode_piece(encoder, piece, config), gradient)
+        pieces = _cut(encoder, pixels, plan.microbatch_size, draws)
+        for number, (piece, gradient, state) in enumerate(zip(pieces, gradients, random_states, strict=True), start=1):
+            _set_random_state(pixels.device, state)  # what draws by chance draws the same
+            with _exchanging(encoder, is_last=number == len(random_states)):
+                torch.autograd.backward(_encode_piece(encoder, piece, config), gradient)
         _set_random_state(pixels.device, after)
         for buffer, before in zip(encoder.buffers(), buffers, strict=True):
             buffer.copy_(before)
@@ -212,12 +222,24 @@ def encode_batch(encoder: ImageEncoder, pixels: Tensor, config: Config, plan: Me
     return ForwardPass(embeddings, backward)
 
 
-def encode_pieces(encoder: ImageEncoder, pixels: Tensor, config: Config, microbatch_size: int) -> Tensor:
+def encode_pieces(
+    encoder: nn.Module, pixels: Tensor, config: Config, microbatch_size: int, draws: StepDraws | None = None
+) -> Tensor:
     """Encode a batch in the encoder's present mode; ``(B, E)`` float32 with the graph of all pieces."""
-    return torch.cat([_encode_piece(encoder, piece, config) for piece in torch.split(pixels, microbatch_size)])
+    pieces = _cut(encoder, pixels, microbatch_size, draws)
+    return torch.cat([_encode_piece(encoder, piece, config) for piece in pieces])
 
 
-def set_train_mode(encoder: ImageEncoder, config: Config) -> None:
+def _cut(encoder: nn.Module, pixels: Tensor, size: int, draws: StepDraws | None) -> Iterator[Tensor]:
+    yield from torch.split(pixels, size) if draws is None else draws.pieces(encoder, pixels, size)
+
+
+def _exchanging(encoder: nn.Module, *, is_last: bool) -> AbstractContextManager[None]:
+    """Let a wrapped encoder add up the gradients of its pieces, and exchange them with those of the last."""
+    return encoder.no_sync() if isinstance(encoder, DistributedDataParallel) and not is_last else nullcontext()
+
+
+def set_train_mode(encoder: nn.Module, config: Config) -> None:
     """Put an encoder into train mode, but its batch norms where they are frozen."""
     encoder.train()
     if config.train.freeze_batch_norm:
@@ -226,9 +248,39 @@ def set_train_mode(encoder: ImageEncoder, config: Config) -> None:
                 part.eval()
 
 
-def has_batch_norm(encoder: ImageEncoder) -> bool:
+def has_batch_norm(encoder: nn.Module) -> bool:
     """Tell whether an encoder has layers of batch norm."""
     return any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in encoder.modules())
+
+
+def trains_batch_norm(encoder: nn.Module, config: Config) -> bool:
+    """Tell whether an encoder has layers of batch norm that learn, so that an embedding depends on the others."""
+    return has_batch_norm(encoder) and not config.train.freeze_batch_norm
+
+
+def divide_batch(num_images: int, ranks: Ranks, piece_size: int | None) -> list[np.ndarray]:
+    """Divide a batch among ranks.
+
+    Args:
+        num_images: Images in the batch.
+        ranks: Ranks.
+        piece_size: Images of a piece on all ranks together where batch norm trains on it; None: no piece matters.
+
+    Returns:
+        For each rank the places of its images, ``(b,)`` int64.
+
+    Raises:
+        ConfigError: A rank would have no image of the batch or of a piece, or pieces cannot be divided equally.
+    """
+    last = num_images % piece_size if piece_size else num_images
+    if min(num_images, last or num_images) < ranks.size:
+        raise ConfigError(
+            f"{num_images} images of a step"
+            + (f" in pieces of {piece_size}, which batch norm trains on," if piece_size else "")
+            + f" cannot be divided among {ranks.size} ranks, because one would have none; start fewer with "
+            "--nproc-per-node, or choose another --batch-size (with batch norm, or --train.microbatch-size)."
+        )
+    return share_places(num_images, ranks.size, piece_size)
 
 
 def count_batch_images(config: Config, num_classes: int | None = None) -> int:
@@ -274,13 +326,16 @@ def plan_memory(
     Raises:
         ConfigError: The limit is below what micro-batches of one image need.
     """
-    train = config.train
+    train, ranks = config.train, current_ranks()
+    microbatch_size = train.microbatch_size
+    if ranks.size > 1 and trains_batch_norm(encoder, config):  # its statistics are those of a piece on all ranks
+        microbatch_size = -(-microbatch_size // ranks.size)
     if train.memory_limit_gib is None:
-        return MemoryPlan(train.microbatch_size)
+        return MemoryPlan(microbatch_size)
     cached = config.loader.cache_bytes
     if num_images is not None:
         cached = bound_cache(config.loader, num_images, config.model.image_size)
-    batch_size = count_batch_images(config, num_classes)
+    batch_size = -(-count_batch_images(config, num_classes) // ranks.size)
     fixed = _count_fixed_bytes(encoder, config, batch_size, cached + num_unfilled_bytes)
     constant, per_image = measure_graph_bytes(encoder, config)
 
@@ -289,7 +344,7 @@ def plan_memory(
         return int(fixed + constant * num_pieces + per_image * (num_held + SCRATCH_SHARE * microbatch_size))
 
     limit = int(train.memory_limit_gib * GIB)
-    size = min(train.microbatch_size, batch_size)
+    size = min(microbatch_size, batch_size)
     if need(batch_size, size) <= limit:
         return MemoryPlan(size, bytes_needed=need(batch_size, size))
     while size > 1 and need(size, size) > limit:
@@ -313,18 +368,30 @@ def measure_graph_bytes(encoder: ImageEncoder, config: Config) -> tuple[int, int
     Returns:
         Bytes whatever the number of images (weights in half precision), and bytes for each image.
     """
+    with leaving_no_trace(encoder, config):
+        one, two = (_count_saved(encoder, make_blank(encoder, config, num_images), config) for num_images in (1, 2))
+    return max(0, 2 * one - two), two - one
+
+
+@contextmanager
+def leaving_no_trace(encoder: ImageEncoder, config: Config) -> Iterator[None]:
+    """Put an encoder into train mode for a trial; afterwards it is as it was, and so is torch's random state."""
     mode, buffers = encoder.training, [buffer.clone() for buffer in encoder.buffers()]
     device = next(encoder.parameters()).device
     before = _get_random_state(device)
     set_train_mode(encoder, config)
-    size = config.model.image_size
-    one, two = (_count_saved(encoder, torch.zeros(n, 3, size, size, device=device), config) for n in (1, 2))
+    yield
     _set_random_state(device, before)
     encoder.train(mode)
     with torch.no_grad():
         for buffer, kept in zip(encoder.buffers(), buffers, strict=True):
             buffer.copy_(kept)
-    return max(0, 2 * one - two), two - one
+
+
+def make_blank(encoder: ImageEncoder, config: Config, num_images: int) -> Tensor:
+    """Make blank pictures, ``(num_images, 3, S, S)``, on an encoder's device."""
+    size = config.model.image_size
+    return torch.zeros(num_images, 3, size, size, device=next(encoder.parameters()).device)
 
 
 def _count_saved(encoder: ImageEncoder, pixels: Tensor, config: Config) -> int:
@@ -362,10 +429,12 @@ def _count_process_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS, which has no such file
 
 
-def _encode_piece(encoder: ImageEncoder, piece: Tensor, config: Config) -> Tensor:
+def _encode_piece(encoder: nn.Module, piece: Tensor, config: Config) -> Tensor:
     device_type = piece.device.type
     is_bf16 = resolve_precision(config.train.precision, device_type) == "bf16"
-    with torch.autocast(device_type, torch.bfloat16, enabled=is_bf16):
+    is_synchronized = current_ranks().size > 1 and encoder.training and trains_batch_norm(encoder, config)
+    synchronized = SynchronizedBatchNorm() if is_synchronized else nullcontext()
+    with torch.autocast(device_type, torch.bfloat16, enabled=is_bf16), synchronized:
         embeddings: Tensor = encoder(piece)
     return embeddings
 

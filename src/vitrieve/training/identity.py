@@ -20,6 +20,7 @@ from vitrieve.objective.own import OwnTerm, describe_own_terms
 from vitrieve.runtime.device import resolve_device, resolve_precision
 from vitrieve.settings import config_to_json, rename_former
 from vitrieve.training.compute import has_batch_norm
+from vitrieve.training.ranks import current_ranks, require_equal
 from vitrieve.training.state import STATE_NAME, digest_tensors
 
 SETTINGS_NAME = "config.json"
@@ -94,6 +95,7 @@ def describe_run(
         MACHINE: {
             "num_threads": config.train.num_threads or torch.get_num_threads(),
             "precision": resolve_precision(config.train.precision, resolve_device(config.train.device).type),
+            **({"num_ranks": current_ranks().size} if current_ranks().size > 1 else {}),
         },
         **config_to_json(config),
         **({"own_terms": describe_own_terms(own_terms)} if own_terms else {}),
@@ -145,6 +147,25 @@ def require_same_run(run: Path, settings: Mapping[str, Any], *, encoder: ImageEn
             )
     write_text_durably(path, json.dumps(now, indent=2) + "\n")
     return notes
+
+
+def require_same_on_ranks(described: Mapping[str, Any]) -> None:
+    """Refuse processes of one training that were started with other settings, images or weights than the first.
+
+    Args:
+        described: What must be equal, plain JSON values; ``machine`` may differ.
+
+    Raises:
+        ConfigError: Something differs; the message names the process and what differs.
+    """
+    given = {name: value for name, value in described.items() if name != MACHINE}
+    require_equal(
+        current_ranks(),
+        given,
+        lambda first, other: {
+            name: (_spell(one), _spell(two)) for name, (one, two) in _list_changes(first, other).items()
+        },
+    )
 
 
 def _read_settings(path: Path) -> dict[str, Any]:
@@ -232,8 +253,6 @@ def _accept_free(changes: Changes, *, trains_batch_norm: bool) -> list[str]:
     if free:
         listed = "; ".join(f"{name} was {_spell(changes[name][0])} and is {_spell(changes[name][1])}" for name in free)
         notes.append(f"accepted, as no step depends on it: {listed}")
-    if MICROBATCH in free:
-        notes.append("paths and patches are dropped by chance in each micro-batch: other ones from here on, if any are")
     if trains_batch_norm and "train.memory_limit_gib" in free:
         notes.append("batch norm trains on micro-batches, which this limit may make smaller: the result may differ")
     machine = [name for name in changes if name.startswith(f"{MACHINE}.")]

@@ -18,13 +18,14 @@ from pathlib import Path
 from types import FrameType
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from vitrieve.config import Config, ObjectiveConfig, PromptConfig
 from vitrieve.data.loader import Batch, TrainingLoader
 from vitrieve.data.records import ImageRecord
-from vitrieve.errors import NonFiniteLossError, VitrieveError
+from vitrieve.errors import ConfigError, NonFiniteLossError, VitrieveError
 from vitrieve.model.encoder import ImageEncoder, build_encoder
 from vitrieve.model.lora import merge_lora
 from vitrieve.model.prompts import PROMPTS
@@ -34,17 +35,24 @@ from vitrieve.objective.tuple_contrastive import tuple_statistics
 from vitrieve.training.compute import (
     MemoryPlan,
     allow_low_resolution,
+    count_batch_images,
+    divide_batch,
     encode_batch,
     encode_pieces,
     has_batch_norm,
     image_size_at,
+    leaving_no_trace,
+    make_blank,
     move_batch,
     plan_memory,
     prepare_encoder,
+    trains_batch_norm,
 )
 from vitrieve.training.distillation import read_teacher
-from vitrieve.training.metrics_log import METRICS_NAME, MetricsLog
+from vitrieve.training.draws import StepDraws
+from vitrieve.training.metrics_log import METRICS_NAME, MetricsLog, NoLog
 from vitrieve.training.optimizer import WeightAverage, build_optimizer, set_learning_rate
+from vitrieve.training.ranks import Ranks, current_ranks, tell_ranks, wrap_encoder
 from vitrieve.training.selection import SELECTION_METRIC, Selection
 from vitrieve.training.state import STATE_NAME, TrainingState
 from vitrieve.training.tuples import TupleMiner, build_miner
@@ -99,8 +107,10 @@ def fit_encoder(
         NonFiniteLossError: A term of the loss became NaN or infinite.
         KeyboardInterrupt: After Ctrl-C, once the state is saved.
 
-    Whatever ends the run, the steps so far are saved first; a note on the exception says up to which.
+    Whatever ends the run, the steps so far are saved first; a note on the exception says up to which. Several processes
+    (``ranks.py``) call it alike; the first alone writes into ``run``.
     """
+    ranks = current_ranks()
     # Data
     if config.train.num_threads is not None:
         torch.set_num_threads(config.train.num_threads)
@@ -109,19 +119,20 @@ def fit_encoder(
     allow_low_resolution(encoder, config)
     loader = _build_loader(config, encoder, records)
     miner = build_miner(config, records, positive_pairs, loader)
-    teacher = read_teacher(config, records, run)
+    teacher = ranks.share_first(lambda: read_teacher(config, records, run))
 
     # State
     num_classes = loader.num_classes
     state = build_state(
         config, encoder, num_classes=num_classes, num_images=len(records), own_terms=own_terms, teacher=teacher
     )
-    note = _load(state, run)
+    note = _load(state, run) if ranks.is_first else None
     num_steps = config.train.num_steps
+    _join_state(state, config, ranks)
 
     # Loop
     with (
-        MetricsLog(run, start_step=state.step, num_steps=num_steps) as log,
+        MetricsLog(run, start_step=state.step, num_steps=num_steps) if ranks.is_first else NoLog() as log,
         _interrupt_flag() as is_interrupted,
         _saving_before_failure(state, run, is_interrupted),
     ):
@@ -140,7 +151,7 @@ def fit_encoder(
             log.write(state.step, values)
             log.show(state.step, values)
             _measure_when_due(state, config, evaluate, log)
-            is_stopped, is_hopeless = is_interrupted(), _is_hopeless(state, config)
+            is_stopped, is_hopeless = ranks.any(is_interrupted()), _is_hopeless(state, config)
             is_last = state.step == num_steps
             if is_stopped or is_hopeless or is_last or _is_due(state.step, config.train.checkpoint_every):
                 state.save(run)
@@ -152,7 +163,7 @@ def fit_encoder(
             _mine_when_due(state, miner, end_step, log)
             start = time.monotonic()
         failure = _measure_last(state, config, evaluate, log, run) if state.step == num_steps else None
-        if is_interrupted():  # during the last measurement, which is saved
+        if ranks.any(is_interrupted()):  # during the last measurement, which is saved
             raise KeyboardInterrupt
 
     # Result
@@ -184,7 +195,28 @@ def _draw_batches(state: TrainingState, loader: TrainingLoader, end_step: int) -
     """Yield the batches up to ``end_step``; tuples come one epoch at a time, because the next are not mined yet."""
     while state.step < end_step:
         epoch_end = end_step if state.tuples is None else min(state.tuples.end_step, end_step)
-        yield from loader.batches(state.step, epoch_end, state.tuples)
+        yield from loader.batches(state.step, epoch_end, state.tuples, partial(_find_own_places, state))
+
+
+def _find_own_places(state: TrainingState, num_images: int) -> np.ndarray:
+    ranks = current_ranks()
+    return divide_batch(num_images, ranks, state.piece_size)[ranks.rank]
+
+
+def _join_state(state: TrainingState, config: Config, ranks: Ranks) -> None:
+    """Let several processes begin with the state of the first, and add up their gradients from then on."""
+    if ranks.size == 1:
+        return
+    state.share(ranks)
+    tell_ranks(ranks, count_batch_images(config), next(state.encoder.parameters()).device.type)
+    with leaving_no_trace(state.encoder, config):
+        blank = make_blank(state.encoder, config, 2)
+        size = len(blank)
+        state.wrapped = wrap_encoder(state.encoder, lambda: encode_pieces(state.encoder, blank, config, size))
+        # After its first backward pass it changes the order of its sums, which must be that of a resumed run.
+        for _ in range(2):
+            torch.autograd.backward(encode_pieces(state.wrapped, blank, config, size).sum())
+    state.encoder.zero_grad()
 
 
 def build_state(
@@ -227,8 +259,27 @@ def build_state(
         frozen_share=config.train.frozen_share,
     )
     num_unfilled_bytes = sum(buffer.nbytes for buffer in objective.buffers())
-    state.plan = plan_memory(encoder, config, num_unfilled_bytes, num_images, num_classes)
+    plans = current_ranks().gather(plan_memory(encoder, config, num_unfilled_bytes, num_images, num_classes))
+    # Each rank has room for the smallest, and all must exchange alike.
+    state.plan = min(plans, key=lambda plan: (not plan.is_encoded_twice, plan.microbatch_size))
+    if trains_batch_norm(encoder, config):
+        state.piece_size = _find_piece_size(config, state.plan, num_classes)
     return state
+
+
+def _find_piece_size(config: Config, plan: MemoryPlan, num_classes: int) -> int:
+    """Return how many images batch norm trains on at a time, on all ranks together.
+
+    Raises:
+        ConfigError: Ranks cannot divide the micro-batches that one process would have.
+    """
+    size, num_ranks = config.train.microbatch_size, current_ranks().size
+    if size % num_ranks and size < count_batch_images(config, num_classes):
+        raise ConfigError(
+            f"train.microbatch_size is {size}, and batch norm trains on so many images at a time, which {num_ranks} "
+            "ranks cannot divide; choose a multiple of their number, or the whole batch."
+        )
+    return plan.microbatch_size * num_ranks
 
 
 def train_step(state: TrainingState, batch: Batch, config: Config) -> dict[str, float]:
@@ -242,7 +293,11 @@ def train_step(state: TrainingState, batch: Batch, config: Config) -> dict[str, 
     # Seeded by the step, so that a resumed run drops the same paths.
     torch.manual_seed(config.train.seed * 1_000_003 + state.step)
     factor = set_learning_rate(state.optimizer, config.optimizer, state.step, config.train.num_steps)
-    embeddings, backward = encode_batch(state.encoder, batch.pixels, config, state.plan)
+    ranks = current_ranks()
+    places = divide_batch(len(batch.labels), ranks, state.piece_size)
+    draws = StepDraws(config.train.seed, state.step, len(batch.labels), places[ranks.rank])
+    own_embeddings, backward = encode_batch(state.trained, batch.pixels, config, state.plan, draws)
+    embeddings = ranks.gather_rows(own_embeddings, places)
     loss = state.objective(embeddings, batch.labels, batch.rows, step=state.step, anchors=batch.anchors)
     terms = {name: term.item() for name, term in loss.terms.items()}
     _require_finite({f"loss term {name!r}": value for name, value in terms.items()}, state.step)
@@ -252,7 +307,7 @@ def train_step(state: TrainingState, batch: Batch, config: Config) -> dict[str, 
     state.is_whole = False
     state.optimizer.step()
     state.optimizer.zero_grad()
-    _remember(state, embeddings, batch, config)
+    _remember(state, embeddings, batch, places, config)
     state.step += 1
     for average in (state.average, state.momentum):
         if average is not None:
@@ -274,13 +329,16 @@ def _describe_pairs(embeddings: Tensor, batch: Batch, config: ObjectiveConfig) -
     return tuple_statistics(embeddings, batch.labels, batch.anchors, config.tuple_contrastive.margin)
 
 
-def _remember(state: TrainingState, embeddings: Tensor, batch: Batch, config: Config) -> None:
+def _remember(
+    state: TrainingState, embeddings: Tensor, batch: Batch, places: Sequence[np.ndarray], config: Config
+) -> None:
     """Put the batch into the memories: as the encoder embedded it, or as the momentum encoder does."""
     if state.momentum is not None:
         # Its weights are still those of before the step, like the encoder's when it embedded the batch.
         with torch.no_grad():
             size = state.plan.microbatch_size
-            embeddings = encode_pieces(state.momentum.module, batch.pixels, config, size)
+            own = encode_pieces(state.momentum.module, batch.pixels, config, size)
+            embeddings = current_ranks().gather_rows(own, places)
     state.objective.enqueue(embeddings, batch.labels, batch.rows)
 
 

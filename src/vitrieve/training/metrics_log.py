@@ -91,6 +91,29 @@ class MetricsLog:
         return self._display.track(items, description, total)
 
 
+class NoLog(MetricsLog):
+    """The log of a process that neither writes nor talks: another one of the same training does."""
+
+    def __init__(self) -> None:
+        """Open nothing."""
+
+    def __exit__(self, *_: object) -> None:
+        """Close nothing."""
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Record nothing."""
+
+    def show(self, step: int, values: Mapping[str, float]) -> None:
+        """Show nothing."""
+
+    def say(self, text: str) -> None:
+        """Say nothing."""
+
+    def track(self, items: Iterator[T], description: str, total: int) -> Iterator[T]:
+        """Yield the items."""
+        return items
+
+
 class _EventsFile:
     """Scalars for TensorBoard, each handed to the system at once.
 

@@ -15,16 +15,25 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from vitrieve.artifacts import check_replacing, replacing_folder, write_manifest
+import numpy as np
+
+from vitrieve.artifacts import (
+    check_replacing,
+    has_artifact,
+    is_partial,
+    read_manifest,
+    replacing_folder,
+    write_manifest,
+)
 from vitrieve.config import Config, Device, ObjectiveConfig, check_config, find_ineffective
 from vitrieve.data.check import find_readable
 from vitrieve.data.holdout import TrainingSplit, count_images, split_for_training
 from vitrieve.data.records import Dataset, ImageRecord, require_trainable
 from vitrieve.data.several import set_apart
 from vitrieve.data.sources import read_source
-from vitrieve.embed.collection import EmbedSettings
+from vitrieve.embed.collection import Embeddings, EmbedSettings, describe_source, embed_images
 from vitrieve.errors import ArtifactError, ConfigError, DataError, UnfinishedRunError, VitrieveError
-from vitrieve.evaluation.measure import EvaluationResult
+from vitrieve.evaluation.measure import EvaluationResult, measure
 from vitrieve.evaluation.protocols import select_records
 from vitrieve.evaluation.run import (
     EMBEDDINGS_FOLDER,
@@ -53,8 +62,9 @@ from vitrieve.runtime.device import describe_emulation, resolve_device
 from vitrieve.runtime.encoder import Encoder, load_encoder, wrap_encoder
 from vitrieve.settings import config_to_json, override_config
 from vitrieve.training.compute import allow_low_resolution, has_batch_norm
-from vitrieve.training.identity import describe_run, require_same_run
+from vitrieve.training.identity import describe_run, digest_weights, require_same_on_ranks, require_same_run
 from vitrieve.training.loop import Evaluate, TrainingResult, fit_encoder
+from vitrieve.training.ranks import Ranks, current_ranks, is_restart, joining_ranks, share_places
 from vitrieve.training.reduction import reduce_encoder, require_reducible
 
 Data = Dataset | str | Path
@@ -179,6 +189,9 @@ def train(
     names of classes in two of them are two classes, the same share of each source's classes is held out, the mean of
     the measurements on them chooses the state, and each is reported on its own test classes.
 
+    Processes that torchrun starts train together (``training/ranks.py``): each calls this alike, and gets the same
+    result. The first alone writes ``out``.
+
     Args:
         data: A data set, for example of ``read_source``; a source as that takes it: a folder with one subfolder
             for each class, ``folder:DIR``, ``table:FILE``, ``emoji``; or several of them (``read_sources``).
@@ -202,6 +215,7 @@ def train(
         InputError: The settings, the images or the folder cannot be used.
         NonFiniteLossError: A term of the loss became NaN or infinite.
         UnfinishedRunError: The training is done and its encoder is saved, but something after the last step failed.
+        RankLostError: Another process of the training died.
         KeyboardInterrupt: After Ctrl-C; a resumed run goes on.
     """
     base = recipe if isinstance(recipe, Config) else find_recipe(recipe)()
@@ -214,22 +228,59 @@ def train(
     if device != "auto":
         config = override_config(config, {"train.device": device})
     check_config(config, own_terms)
-    check_replacing(Path(out), is_overwrite=overwrite, is_resume=resume)
-    datasets = _read_data(data)
-    config = choose_unseen_start(config, datasets)
-    return run_training(
-        TrainingRun(
-            recipe=OWN_RECIPE if isinstance(recipe, Config) else recipe,
-            base=base,
-            config=config,
-            datasets=set_apart(datasets),
-            out=Path(out),
-            own_terms=own_terms,
-            has_report=report,
-            is_overwrite=overwrite,
-            is_resume=resume,
-        )
+    run = TrainingRun(
+        recipe=OWN_RECIPE if isinstance(recipe, Config) else recipe,
+        base=base,
+        config=config,
+        datasets=(),
+        out=Path(out),
+        own_terms=own_terms,
+        has_report=report,
+        is_overwrite=overwrite,
+        is_resume=resume,
     )
+    with joining_ranks() as ranks:
+        require_same_on_ranks(_describe_order(run))
+        finished, is_overwrite, is_resume = ranks.share_first(lambda: _choose_beginning(run))
+        if finished is not None:
+            return TrainedRun(folder=run.out, summary=finished, results=(), device=config.train.device)
+        with ranks.first_alone():
+            datasets = _read_data(data)
+        config = choose_unseen_start(config, datasets)
+        run = replace(run, config=config, datasets=set_apart(datasets))
+        return run_training(replace(run, is_overwrite=is_overwrite, is_resume=is_resume))
+
+
+def _choose_beginning(run: TrainingRun) -> tuple[dict[str, Any] | None, bool, bool]:
+    """Choose how a run begins: as it was told to, or, once torchrun has started it again, where it was.
+
+    Returns:
+        The manifest of a run that was finished before the restart, or None; whether what is there is replaced; whether
+        an unfinished run goes on.
+
+    Raises:
+        ArtifactError: The folder cannot be used.
+    """
+    is_overwrite, is_resume = run.is_overwrite, run.is_resume
+    if is_restart():
+        if has_artifact(run.out) and not is_overwrite:
+            return read_manifest(run.out, "run"), is_overwrite, is_resume
+        is_overwrite, is_resume = is_overwrite and not is_partial(run.out), True
+    check_replacing(run.out, is_overwrite=is_overwrite, is_resume=is_resume)
+    return None, is_overwrite, is_resume
+
+
+def _describe_order(run: TrainingRun) -> dict[str, Any]:
+    """Describe what a run was started with, which is the same for all processes of a training."""
+    return {
+        "recipe": run.recipe,
+        "out": str(run.out),
+        "report": run.has_report,
+        "overwrite": run.is_overwrite,
+        "resume": run.is_resume,
+        "own_terms": describe_own_terms(run.own_terms),
+        **config_to_json(run.config),
+    }
 
 
 def _read_data(data: Data | Sequence[Data]) -> list[Dataset]:
@@ -262,20 +313,27 @@ def choose_unseen_start(config: Config, datasets: Sequence[Dataset]) -> Config:
 
 def run_training(run: TrainingRun) -> TrainedRun:
     """Train, keep the encoder, report; ``train`` has checked the settings and the folder."""
-    start = time.monotonic()
+    start, ranks = time.monotonic(), current_ranks()
     # Images
     images = _read_images(run)
     _tell_notes(run, images)
     # Encoder and folder
-    encoder = _build_encoder(run, len(images.fit))  # before the folder is made: weights may be out of reach
+    with ranks.first_alone():
+        encoder = _build_encoder(run, len(images.fit))  # before the folder is made: weights may be out of reach
     model = replace(run.config.model, pooling=encoder.spec.pooling)  # by default the model's own
     run = replace(run, config=replace(run.config, model=model))
+    settings = _describe_data(run, images)
+    if ranks.size > 1:
+        require_same_on_ranks({**settings, "start": {"weights": digest_weights(encoder)}})
+    if not ranks.is_first:
+        return _help(run, encoder, images)
     if run.is_resume and not run.out.exists():
         print_message(f"{run.out} does not exist yet: there is nothing to resume, a new run begins")
     out = run.out
     with replacing_folder(out, is_overwrite=run.is_overwrite, is_resume=run.is_resume) as folder:
         run = replace(run, out=folder)  # beside the run that it replaces, until it is complete
-        _write_settings(run, encoder, images)
+        for note in require_same_run(folder, settings, encoder=encoder):
+            print_message(note)
         # Training
         evaluate = build_mean_evaluate(images.held_out, run.config)
         result = fit_encoder(run.config, encoder, images.fit, folder, evaluate, images.positive_pairs, run.own_terms)
@@ -293,7 +351,17 @@ def run_training(run: TrainingRun) -> TrainedRun:
             "encoder_fingerprint": fingerprint,
         }
         write_manifest(folder, "run", summary)
+    ranks.share_first(lambda: (summary, results))
     return TrainedRun(folder=out, summary=summary, results=tuple(results), device=run.config.train.device)
+
+
+def _help(run: TrainingRun, encoder: ImageEncoder, images: _Images) -> TrainedRun:
+    """Train with the first of several processes, which alone writes, and wait for what it makes of the result."""
+    evaluate = build_mean_evaluate(images.held_out, run.config)
+    fit_encoder(run.config, encoder, images.fit, run.out, evaluate, images.positive_pairs, run.own_terms)
+    finished: tuple[Mapping[str, Any], Sequence[EvaluationResult]] = current_ranks().share_first(lambda: ({}, ()))
+    summary, results = finished
+    return TrainedRun(folder=run.out, summary=summary, results=tuple(results), device=run.config.train.device)
 
 
 def _read_images(run: TrainingRun) -> _Images:
@@ -384,15 +452,11 @@ def _build_encoder(run: TrainingRun, num_images: int) -> ImageEncoder:
     return encoder
 
 
-def _write_settings(run: TrainingRun, encoder: ImageEncoder, images: _Images) -> None:
-    """Write the settings of a new run, or refuse to go on with another one."""
+def _describe_data(run: TrainingRun, images: _Images) -> dict[str, Any]:
+    """Describe what determines a run."""
     records = (*images.fit, *chain.from_iterable(dataset.records for dataset in images.held_out.values()))
     protocol = ", ".join(dataset.protocol for dataset in images.datasets)
-    settings = describe_run(
-        run.recipe, run.config, protocol, records, images.positive_pairs, images.digests, run.own_terms
-    )
-    for note in require_same_run(run.out, settings, encoder=encoder):
-        print_message(note)
+    return describe_run(run.recipe, run.config, protocol, records, images.positive_pairs, images.digests, run.own_terms)
 
 
 def build_evaluate(held_out: Dataset, config: Config) -> Evaluate:
@@ -402,10 +466,34 @@ def build_evaluate(held_out: Dataset, config: Config) -> Evaluate:
 
     def evaluate(encoder: ImageEncoder) -> dict[str, float]:
         wrapped = wrap_encoder(encoder, name="training", precision=config.train.precision)
-        metrics = evaluate_encoder(wrapped, held_out, settings=settings, has_intervals=False).metrics
+        if current_ranks().size > 1:
+            metrics = _evaluate_on_ranks(wrapped, held_out, current_ranks())
+        else:
+            metrics = evaluate_encoder(wrapped, held_out, settings=settings, has_intervals=False).metrics
         return {name: metrics[name] for name in ("recall_at_1", "map_at_r")}
 
     return evaluate
+
+
+def _evaluate_on_ranks(encoder: Encoder, held_out: Dataset, ranks: Ranks) -> Mapping[str, float]:
+    """Measure an encoder on images that several processes divide; the first measures, for all of them."""
+    records = select_records(held_out)
+    shares = share_places(len(records), ranks.size)
+    own = [records[row] for row in shares[ranks.rank]]
+    empty = np.empty((0, encoder.embedding_dim), np.float32)
+    vectors = ranks.try_together(lambda: embed_images(encoder, own, max_bad_fraction=0.0).vectors if own else empty)
+    vectors = ranks.gather_arrays(vectors, shares)
+    embeddings = Embeddings(
+        vectors=vectors,
+        records=tuple(records),
+        failures=(),
+        fingerprint=encoder.fingerprint,
+        encoder_source=describe_source(encoder),
+        image_size=encoder.preprocessing.image_size,
+    )
+    return ranks.share_first(
+        lambda: dict(measure(held_out, embeddings, encoder.name, has_intervals=False).result.metrics)
+    )
 
 
 def build_mean_evaluate(held_out: Mapping[str, Dataset], config: Config) -> Evaluate | None:

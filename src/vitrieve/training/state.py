@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from vitrieve.artifacts import replacing_durably
 from vitrieve.data.loader import EpochTuples
@@ -29,6 +29,7 @@ from vitrieve.model.lora import merge_lora
 from vitrieve.objective.objective import Objective
 from vitrieve.training.compute import MemoryPlan
 from vitrieve.training.optimizer import WeightAverage, blend
+from vitrieve.training.ranks import Ranks, current_ranks
 from vitrieve.training.selection import Selection
 
 STATE_NAME = "state"
@@ -46,6 +47,8 @@ class TrainingState:
     Attributes:
         encoder: Encoder that is trained.
         plan: Plan of how its batches are encoded.
+        wrapped: What is called instead of the encoder, so that several processes add their gradients; None: itself.
+        piece_size: Images on all processes together that batch norm trains on at a time; None: no batch norm trains.
         objective: Loss terms with their memories and proxies.
         optimizer: Optimizer of the weights of both.
         average: Running average of the encoder's weights, or None.
@@ -75,6 +78,13 @@ class TrainingState:
     step: int = 0
     saved_step: int | None = None
     is_whole: bool = True
+    wrapped: nn.Module | None = None
+    piece_size: int | None = None
+
+    @property
+    def trained(self) -> nn.Module:
+        """What embeds a batch in training."""
+        return self.encoder if self.wrapped is None else self.wrapped
 
     def build_result(self) -> ImageEncoder:
         """Build the encoder to keep now: the trained one or its average, LoRA merged, blended with the frozen start."""
@@ -84,12 +94,17 @@ class TrainingState:
     def save(self, run: Path) -> None:
         """Write the state into the run's folder; of the older ones the last is kept.
 
+        Of several processes the first alone writes.
+
         Where the disk has no room for three states, the oldest makes room before the new one is written.
 
         Raises:
             ArtifactError: What was written reads back differently; the state before stays.
             DiskFullError: The disk has no room for it beside the state before, which stays.
         """
+        if not current_ranks().is_first:
+            self.saved_step = self.step
+            return
         folder = run / STATE_NAME
         folder.mkdir(exist_ok=True)
         path = folder / f"step_{self.step:07d}.safetensors"
@@ -130,6 +145,14 @@ class TrainingState:
         raise ArtifactError(
             f"cannot resume {told}. The training is lost unless you put a state back; start again with --overwrite."
         ) from failures[0][1]
+
+    def share(self, ranks: Ranks) -> None:
+        """Give all processes of a training the state of the first."""
+        description, saved_step = ranks.share_first(lambda: (self._description(), self.saved_step))
+        tensors = ranks.share_tensors(self._tensors())
+        if not ranks.is_first:
+            self._restore(tensors, description)
+            self.saved_step = saved_step
 
     def _write(self, path: Path) -> None:
         tensors = self._tensors()

@@ -20,6 +20,7 @@ from vitrieve.model.encoder import ImageEncoder, evaluation_mode
 from vitrieve.runtime.device import resolve_precision
 from vitrieve.runtime.engine import choose_batch_size
 from vitrieve.similarity import similarity_chunks
+from vitrieve.training.ranks import current_ranks, share_places
 
 _PAIRS, _CANDIDATES = 4, 5
 """Numbers that keep the generators of the two purposes apart, and apart from those of sampler and loader."""
@@ -102,18 +103,23 @@ class TupleMiner:
         return EpochTuples(epoch=epoch, rows=rows, tuples_per_batch=tuples.tuples_per_batch)
 
     def _embed(self, encoder: ImageEncoder, rows: np.ndarray, track: Track) -> np.ndarray:
-        """Embed training images without augmentation, ``(R, E)`` float32."""
+        """Embed training images without augmentation, ``(R, E)`` float32; several processes divide them."""
+        ranks = current_ranks()
+        shares = share_places(len(rows), ranks.size)
+        own = rows[shares[ranks.rank]]
         device = next(encoder.parameters()).device
         batch_size = choose_batch_size(device.type)
-        batches = self.loader.plain_batches(rows.tolist(), batch_size)
+        batches = self.loader.plain_batches(own.tolist(), batch_size)
         is_bf16 = resolve_precision(self.config.train.precision, device.type) == "bf16"
         with (
             evaluation_mode(encoder),
             torch.inference_mode(),
             torch.autocast(device.type, torch.bfloat16, enabled=is_bf16),
         ):
-            shown = track(batches, "mine negatives", -(-len(rows) // batch_size))
-            return np.concatenate([encoder(pixels.to(device)).float().cpu().numpy() for pixels in shown])
+            shown = track(batches, "mine negatives", -(-len(own) // batch_size))
+            empty = np.empty((0, encoder.spec.embedding_dim), np.float32)
+            embeddings = [empty, *(encoder(pixels.to(device)).float().cpu().numpy() for pixels in shown)]
+        return ranks.gather_arrays(np.concatenate(embeddings), shares)
 
 
 def build_miner(

@@ -1,0 +1,143 @@
+"""Which of a training's processes has failed: signs of life and last words in the store that all of them reach.
+
+A process that waits for another in a collective operation learns at best that a connection was closed, and not whose.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from contextlib import suppress
+from datetime import timedelta
+
+from torch.distributed import TCPStore  # type: ignore[attr-defined]  # torch's own list lacks it
+
+BEAT_SECONDS = 1.0
+SILENT_SECONDS = 4.0
+"""Silence after which a process whose connection is closed counts as dead."""
+LOST_SECONDS = 40.0
+"""Silence after which a process counts as dead though nothing else says so: its host has lost power or network."""
+STATUS_LOST = 1
+_FAILED = "failed"
+
+
+class Watch:
+    """A thread that gives signs of life and looks for those of the others.
+
+    Args:
+        address: Host and port of the store, which torchrun or the first process keeps.
+        rank: Number of this process, from 0.
+        size: Number of processes.
+        name: Name of this process for people.
+    """
+
+    def __init__(self, address: tuple[str, int], rank: int, size: int, name: str) -> None:
+        # A client of its own: others wait on theirs, for as long as a measurement takes.
+        self._store = TCPStore(*address, is_master=False, timeout=timedelta(seconds=LOST_SECONDS))
+        # A restart of all processes under the same torchrun meets the keys of before.
+        self._prefix = f"vitrieve/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+        self._rank, self._size = rank, size
+        self._lock = threading.Lock()
+        self._seen = {other: ("", time.monotonic()) for other in range(size) if other != rank}
+        self._is_over = threading.Event()
+        self._store.set(self._key(f"name/{rank}"), name)
+        self._count = 0
+        self._beat()
+        self._thread = threading.Thread(target=self._run, daemon=True, name="vitrieve-watch")
+        self._thread.start()
+
+    def name(self, rank: int) -> str:
+        """Return a process's name for people."""
+        with self._lock:
+            return self._store.get(self._key(f"name/{rank}")).decode()
+
+    def claim_failure(self) -> bool:
+        """Return whether this process is the first to fail, and so the one that tells; later ones keep quiet."""
+        try:
+            with self._lock:
+                first = self._store.compare_set(self._key(_FAILED), "", str(self._rank))
+        except RuntimeError:  # the store is gone with the process or the launcher that kept it
+            return True
+        return first.decode() == str(self._rank)
+
+    def find_failed(self) -> list[int]:
+        """Return who has died: those that are silent for some seconds; none where another tells of its failure.
+
+        Waits until each of the others has given a sign of life, or has been silent for so long.
+        """
+        seen = {other: 0 for other in self._seen}
+        before = {other: beat for other, (beat, _) in self._seen.items()}
+        while not self.has_failed():
+            silent = self._find_silent(SILENT_SECONDS)
+            for other, (beat, _) in self._seen.items():
+                seen[other] += beat != before[other]
+                before[other] = beat
+            # One sign may be the last, read late.
+            if silent or all(count > 1 for count in seen.values()):
+                return silent
+            time.sleep(BEAT_SECONDS / 4)
+        return []
+
+    def has_failed(self) -> bool:
+        """Say whether another process tells of its failure."""
+        with suppress(RuntimeError), self._lock:
+            return bool(self._store.check([self._key(_FAILED)]))
+        return False
+
+    def close(self) -> None:
+        """End the thread; a process that has closed its watch is not missed by the others."""
+        self._is_over.set()
+        self._thread.join()
+        with suppress(RuntimeError), self._lock:
+            self._store.set(self._key(f"beat/{self._rank}"), "over")
+
+    def _key(self, name: str) -> str:
+        return f"{self._prefix}/{name}"
+
+    def _run(self) -> None:
+        while not self._is_over.wait(BEAT_SECONDS):
+            try:
+                self._beat()
+                silent = self._find_silent(LOST_SECONDS)
+            except RuntimeError:
+                silent = self._find_silent(LOST_SECONDS, is_store_there=False)
+            if silent:
+                self._end(silent)
+
+    def _beat(self) -> None:
+        self._count += 1
+        with self._lock:
+            self._store.set(self._key(f"beat/{self._rank}"), str(self._count))
+
+    def _find_silent(self, seconds: float, *, is_store_there: bool = True) -> list[int]:
+        now, silent = time.monotonic(), []
+        for other, (before, since) in self._seen.items():
+            beat = before
+            if is_store_there:
+                key = self._key(f"beat/{other}")
+                with suppress(RuntimeError), self._lock:
+                    beat = self._store.get(key).decode() if self._store.check([key]) else ""
+            if beat != before:
+                self._seen[other] = beat, now
+            elif beat != "over" and now - since > seconds:
+                silent.append(other)
+        return silent
+
+    def _end(self, silent: list[int]) -> None:
+        """End this process, whose main thread waits for others that no longer are."""
+        if self.claim_failure():
+            with suppress(RuntimeError):
+                text = f"vitrieve: error: {', '.join(self.name(one) for one in silent)} gave no sign of life for "
+                os.write(
+                    2,
+                    f"{text}{LOST_SECONDS:.0f} s; the training ends. --resume goes on from the last state.\n".encode(),
+                )
+        os._exit(STATUS_LOST)
+
+
+def ignore_sigterm() -> None:
+    """Let a process that is ending finish its last words, although torchrun ends it already."""
+    with suppress(ValueError):  # not the main thread
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)

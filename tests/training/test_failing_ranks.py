@@ -1,0 +1,201 @@
+"""Ranks of one training end together, with one message that names the one that failed, and lose nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.ranks import EndedRank, run_ranks
+from vitrieve.cli.main import main
+from vitrieve.errors import ConfigError, DataError
+from vitrieve.training import loop, run
+from vitrieve.training.compute import divide_batch
+from vitrieve.training.ranks import Ranks, tell_ranks
+
+IS_LONG = os.environ.get("VITRIEVE_LONG_TESTS") == "1"
+
+
+@pytest.fixture(autouse=True)
+def _exports_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "export_folder", lambda folder: None)
+
+
+@pytest.fixture(scope="module")
+def photographs(class_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten classes, so that two are held out."""
+    folder = tmp_path_factory.mktemp("photographs") / "of ranks"
+    for number in range(2):
+        for source in sorted(class_folder.iterdir()):
+            shutil.copytree(source, folder / f"{source.name}{number}")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def words(tiny_weights: Path) -> list[str]:
+    return [
+        *("train", "irt_r_small", "--model.backbone", "test_vit", "--model.weights", str(tiny_weights)),
+        *("--image-size", "32", "--num-steps", "6", "--batch-size", "6", "--num-threads", "1", "--no-report"),
+        *("--objective.memory-start-step", "1", "--train.evaluate-every", "3", "--train.checkpoint-every", "2"),
+        *("--train.precision", "fp32", "--train.num-patience", "9"),
+    ]
+
+
+def run_command(words: Sequence[str], fault: str = "", rank: int = 1) -> int:
+    """Run ``vitrieve`` without the export; a rank does what the fault says in its fourth step."""
+    run.export_folder = lambda folder: None  # type: ignore[assignment]  # a process of its own
+    step = loop.train_step
+
+    def fail_in_step_4(state: Any, *given: Any) -> Any:
+        if state.step == 3 and os.environ["RANK"] == str(rank):
+            if fault == "killed":
+                os.kill(os.getpid(), signal.SIGKILL)
+            raise DataError("the disk of this rank is gone.")
+        return step(state, *given)
+
+    if fault:
+        loop.train_step = fail_in_step_4
+    return main(list(words))
+
+
+def command(photographs: Path, out: Path, *more: str) -> tuple[str, ...]:
+    return ("--data", f"folder:{photographs}", "--out", str(out), *more)
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    return dict(json.loads((folder / "manifest.json").read_text(encoding="utf-8")))
+
+
+def weights_of(folder: Path) -> bytes:
+    return (folder / "encoder" / "model.safetensors").read_bytes()
+
+
+def count_errors(ended: Sequence[EndedRank]) -> int:
+    return sum(one.printed.count("error:") for one in ended)
+
+
+@pytest.fixture(scope="module")
+def whole(photographs: Path, words: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two ranks that nothing stopped."""
+    folder = tmp_path_factory.mktemp("whole")
+    ended = run_ranks(2, folder, run_command, (*words, *command(photographs, folder / "run")))
+    assert [one.status for one in ended] == [0, 0], ended[0].printed + ended[1].printed
+    assert "held-out classes after step 3" in ended[0].printed
+    assert ended[1].printed == ""
+    return folder / "run"
+
+
+def test_the_command_on_two_ranks_measures_and_keeps_what_one_does(
+    whole: Path, photographs: Path, words: list[str], tmp_path: Path
+) -> None:
+    threads = torch.get_num_threads()
+    assert main([*words, *command(photographs, tmp_path / "alone")]) == 0
+    torch.set_num_threads(threads)
+    expected, found = read_manifest(tmp_path / "alone"), read_manifest(whole)
+    assert expected["kept_step"] == found["kept_step"]
+    assert found["holdout_map_at_r"] == pytest.approx(expected["holdout_map_at_r"], abs=1e-6)
+    assert len(found["holdout_map_at_r"]) == 3
+    settings = json.loads((whole / "config.json").read_text(encoding="utf-8"))
+    assert settings["machine"]["num_ranks"] == 2
+
+
+def test_ranks_with_other_settings_or_images_are_refused_by_name(
+    photographs: Path, words: list[str], tmp_path: Path
+) -> None:
+    same = (*words, *command(photographs, tmp_path / "run"))
+    ended = run_ranks(2, tmp_path, run_command, [same, (*same, "--seed", "1")])
+    assert [one.status for one in ended if one.printed.strip()] == [2]
+    assert count_errors(ended) == 1
+    assert "rank 1 of 2 (process" in ended[0].printed + ended[1].printed
+    assert "train.seed is 1 and on rank 0 0" in ended[0].printed + ended[1].printed
+    copy = shutil.copytree(photographs, tmp_path / photographs.name)
+    shutil.copy(copy / "class10" / "0.png", copy / "class00" / "0.png")
+    ended = run_ranks(2, tmp_path, run_command, [same, (*words, *command(copy, tmp_path / "run"))])
+    assert count_errors(ended) == 1
+    assert "data.content is" in ended[0].printed + ended[1].printed
+    assert not (tmp_path / "run").exists()
+
+
+def test_trap_a_killed_rank_is_named_and_a_restart_goes_on_to_the_same_bits(
+    whole: Path, photographs: Path, words: list[str], tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    given = (*words, *command(photographs, out))
+    ended = run_ranks(2, tmp_path, run_command, given, "killed")
+    assert [one.status for one in ended] == [1, -signal.SIGKILL]
+    assert count_errors(ended) == 1
+    assert "rank 1 of 2 (process" in ended[0].printed
+    assert ") died: killed, perhaps for want of memory" in ended[0].printed
+    assert "The state after step 3 is saved" in ended[0].printed
+    # torchrun starts all ranks with the same words once more.
+    ended = run_ranks(2, tmp_path, run_command, given, environment={"TORCHELASTIC_RESTART_COUNT": "1"})
+    assert [one.status for one in ended] == [0, 0], ended[0].printed
+    assert weights_of(out) == weights_of(whole)
+    assert read_manifest(out)["holdout_map_at_r"] == read_manifest(whole)["holdout_map_at_r"]
+    # Killed when all was done, it has nothing left to do.
+    ended = run_ranks(2, tmp_path, run_command, given, environment={"TORCHELASTIC_RESTART_COUNT": "2"})
+    assert [one.status for one in ended] == [0, 0]
+    assert "step 6/6" not in ended[0].printed
+
+
+def test_a_rank_that_fails_tells_it_itself_and_the_others_keep_quiet(
+    photographs: Path, words: list[str], tmp_path: Path
+) -> None:
+    given = (*words, *command(photographs, tmp_path / "run"))
+    ended = run_ranks(2, tmp_path, run_command, given, "fails")
+    assert [one.status for one in ended] == [1, 2]
+    assert count_errors(ended) == 1
+    assert "the disk of this rank is gone. " in ended[1].printed
+    assert "(rank 1 of 2 (process" in ended[1].printed
+
+
+def test_batches_that_ranks_cannot_divide_are_refused() -> None:
+    with pytest.raises(ConfigError, match="a batch has 4 images, fewer than the 8 ranks"):
+        tell_ranks(Ranks(0, 8), 4, "cpu")
+    with pytest.raises(ConfigError, match=r"33 images of a step in pieces of 16.* among 2 ranks"):
+        divide_batch(33, Ranks(0, 2), 16)
+    assert [len(share) for share in divide_batch(33, Ranks(0, 2), None)] == [16, 17]
+
+
+@pytest.mark.skipif(not IS_LONG, reason="loads torch ten times: VITRIEVE_LONG_TESTS=1 (make test-all)")
+@pytest.mark.parametrize("seed", range(3))
+def test_trap_torchrun_restarts_a_run_that_is_killed_at_a_random_moment(
+    whole: Path, photographs: Path, words: list[str], tmp_path: Path, seed: int
+) -> None:
+    """The real torchrun; a rank kills itself at a random call of the loop, twice, and the result is the same."""
+    out = tmp_path / "run"
+    moments = random.Random(seed)
+    steps = sorted(moments.sample(range(6), 2))
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import os, signal, sys\n"
+        "from vitrieve.training import loop, run\n"
+        "from vitrieve.cli.main import main\n"
+        "run.export_folder = lambda folder: None\n"
+        "step, restart = loop.train_step, int(os.environ['TORCHELASTIC_RESTART_COUNT'])\n"
+        f"steps, ranks = {steps}, {[moments.randrange(2) for _ in steps]}\n"
+        "def killed(state, *given):\n"
+        "    if restart < 2 and state.step >= steps[restart] and os.environ['RANK'] == str(ranks[restart]):\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return step(state, *given)\n"
+        "loop.train_step = killed\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--max-restarts", "2"]
+    torchrun += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", str(program)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    done = subprocess.run(
+        [*torchrun, *words, *command(photographs, out)], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert weights_of(out) == weights_of(whole)
