@@ -102,6 +102,29 @@ def test_what_does_not_differ_takes_no_room_and_comes_back_exactly() -> None:
         assert np.array_equal(restored[name], states[name])
 
 
+def test_factors_that_ask_for_more_than_the_start_has_are_refused() -> None:
+    start = {"matrix": np.zeros((3, 4), np.float32)}
+    factors = {"matrix.left": np.zeros((300_000, 1), np.float16), "matrix.right": np.zeros((1, 300_000), np.float16)}
+    with pytest.raises(ArtifactError, match="make 300,000 by 300,000 numbers"):
+        restore_states(factors, start)
+    with pytest.raises(ArtifactError, match="do not fit each other"):
+        restore_states({"matrix.right": np.zeros((1, 4), np.float16)}, start)
+
+
+def test_read_delta_refuses_factors_without_columns(tmp_path: Path) -> None:
+    described = {"base": "tiny", "base_sha256": "00", "rank": "8"}
+    save_file({"matrix.left": np.array(1, np.float16)}, tmp_path / DELTA_NAME, metadata=described)
+    with pytest.raises(ArtifactError, match="is not a difference to other weights, or is damaged"):
+        read_delta(tmp_path / DELTA_NAME)
+
+
+def test_compute_parts_wants_weights_of_the_start() -> None:
+    start, states = make_states()
+    half = {name: array.astype(np.float16) for name, array in states.items()}
+    with pytest.raises(ConfigError, match="none of the weights is a float32 tensor"):
+        compute_parts(half, start, 2)
+
+
 def test_restore_states_multiplies_in_one_order() -> None:
     start, states = make_states(scale=1.0)
     parts = compute_parts(states, start, 3)

@@ -324,6 +324,12 @@ def test_a_preprocessor_that_does_not_normalize_is_read() -> None:
         ({**VIT, "size": 100_000}, "wants pictures of 100000 px; at most 2048 are taken"),
         ({**CONVNEXT, "crop_pct": 1e-9}, "at most 2048 are taken"),
         ({"resample": 2}, "does not tell, or tells wrongly: size"),
+        ({**VIT, "size": float("inf")}, "is not as expected: cannot convert float infinity"),
+        ({**CONVNEXT, "crop_pct": 1e-320}, "is not as expected: cannot convert float infinity"),
+        ({**VIT, "image_mean": [10**400] * 3}, "is not as expected: int too large"),
+        ({**VIT, "image_std": [0.5, 0, 0.5]}, r"divides by \[0.5, 0, 0.5\]; expected three positive"),
+        ({**VIT, "do_rescale": False}, "leaves pixels between 0 and 255"),
+        ({**VIT, "do_flip_channel_order": True, "do_pad": True}, "asks for do_flip_channel_order, do_pad; of what"),
     ],
 )
 def test_preprocessors_that_vitrieve_cannot_follow_are_refused(found: dict[str, Any], reason: str) -> None:
@@ -640,6 +646,64 @@ def test_weights_outside_of_the_repository_are_refused(hub: Hub, location: str, 
         WeightsError, match=r"its weights are said to be in .*, which is no file beside onnx/model\.onnx"
     ):
         load_encoder(NAME)
+
+
+@pytest.mark.parametrize(
+    ("entries", "reason"),
+    [
+        ({"location": "../../secret"}, "points outside the directory"),
+        ({"location": "/etc/passwd"}, "should be a relative path"),
+        ({"location": "config.json", "offset": "9" * 20}, "exceeds file size"),
+        ({"location": "config.json", "offset": "ab"}, "invalid literal"),
+    ],
+)
+def test_weights_inside_of_a_node_are_read_from_the_repository_alone(
+    hub: Hub, entries: dict[str, str], reason: str
+) -> None:
+    model = build_graph()
+    tensor = numpy_helper.from_array(np.zeros(4, np.float32), "inside")
+    tensor.ClearField("raw_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    for key, value in entries.items():
+        tensor.external_data.add(key=key, value=value)
+    model.graph.node.append(helper.make_node("Constant", [], ["unused"], value=tensor))
+    hub.repositories["owner/name"] = build_export(model)
+    with pytest.raises(WeightsError, match=rf"weights that onnx/model\.onnx names cannot be read: .*{reason}"):
+        load_encoder(NAME)
+
+
+@pytest.mark.parametrize("name", ["onnx/..", "onnx/a\0b", "onnx//x", "."])
+def test_files_of_names_that_no_file_has_are_not_there(hub: Hub, name: str) -> None:
+    model = build_graph()
+    tensor = model.graph.initializer[0]
+    tensor.ClearField("raw_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value=name.removeprefix("onnx/"))
+    hub.repositories["owner/name"] = build_export(model)
+    hub.repositories["owner/name"].files[name] = b"x"
+    with pytest.raises(WeightsError, match="which is no file beside"):
+        load_encoder(NAME)
+
+
+def test_what_a_killed_process_left_is_removed(hub: Hub, tmp_path: Path) -> None:
+    left = parse_hub_name(NAME).folder / f".{COMMIT}-abcdef"
+    (left / "complete").mkdir(parents=True)
+    (left / "complete" / "encoder.onnx").write_bytes(b"half")
+    load_encoder(NAME)
+    assert not left.exists()
+    assert not [path for path in list_cache(tmp_path) if "abcdef" in path]
+
+
+def test_a_large_file_of_git_is_checked_in_bounded_memory(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = hub.repositories["owner/name"].files[GRAPH]
+    git = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+    hub.repositories["owner/name"].stated[GRAPH] = {"lfs": None, "blobId": git}
+
+    def refuse(path: Path) -> bytes:
+        raise AssertionError(f"{path} is read whole")
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    assert pull_encoder(NAME).spec.graph_sha256 == git
 
 
 def test_a_fingerprint_is_that_of_the_published_file(hub: Hub) -> None:

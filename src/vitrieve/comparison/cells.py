@@ -199,7 +199,7 @@ class CellWork:
         contents |= {"chosen": best["name"], **best["summary"]}
         try:
             return self._finish(cell, self._run_folder(cell, best["number"]), contents)
-        except Exception as error:
+        except Exception as error:  # whatever a method's encoder does, the contest goes on and the page says it
             reason = f"measuring failed: {_explain(error)}"
         return self._write_result(cell, {**contents, "reason": reason}, {})
 
@@ -221,7 +221,7 @@ class CellWork:
         try:
             config = fit_budget(override_config(method.config, trial.changes), num_images, cell.seed)
             outcome["summary"] = self._train(cell, method, number, config)
-        except Exception as error:
+        except Exception as error:  # a loss that fails in its own way is a row of the page, not the end of the contest
             outcome["reason"] = _explain(error)
         write_json(path, outcome)
         return outcome

@@ -24,6 +24,8 @@ DELTA_NAME = "delta.safetensors"
 LEFT, RIGHT, DIFFERENCE, WHOLE = "left", "right", "difference", "whole"
 """What stands behind the last dot of a name in the file: a factor, a difference as it is, or a tensor as it is."""
 MAX_PREFIX_TOKENS = 2
+MAX_POSITIONS = 1 << 16
+"""Most positions in a table: those of 2,048 px in patches of 8 px, and more than any backbone here has."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,13 +62,18 @@ def compute_parts(
         The tensors of ``Delta.parts``.
 
     Raises:
-        ConfigError: The rank is not smaller than the largest matrix, nothing differs, or a difference is too large for
-            float16.
+        ConfigError: The rank is not smaller than the largest matrix, nothing differs, no weights have the type and
+            shape of those they started from, or a difference is too large for float16.
     """
     fitted = {name: _fit_start(starts.get(name), array) for name, array in states.items()}
     shared = {name: start for name, start in fitted.items() if start is not None}
     if all(_equals(array, fitted[name]) or _equals(array, starts.get(name)) for name, array in states.items()):
         raise ConfigError("the weights are those they started from: there is no difference to keep.")
+    if not shared:
+        raise ConfigError(
+            "none of the weights is a float32 tensor of the shape that it had at the start, so there is no difference "
+            "to take. Export the encoder whole."
+        )
     _check_rank([_as_matrix(states[name]).shape for name in shared], rank)
     parts: dict[str, np.ndarray] = {}
     for name, array in states.items():
@@ -179,15 +186,30 @@ def restore_states(parts: Mapping[str, np.ndarray], starts: Mapping[str, np.ndar
         elif kind == DIFFERENCE:
             states[name] = _add(starts, name, array.astype(np.float64), array.shape)
         elif kind == LEFT:
-            product = _multiply(array, parts.get(f"{name}.{RIGHT}"), name)
+            product = _multiply(array, parts.get(f"{name}.{RIGHT}"), name, starts.get(name))
             states[name] = _add(starts, name, product, None)
+        elif f"{name}.{LEFT}" not in parts:
+            raise ArtifactError(_describe_misfit(name))
     return states
 
 
-def _multiply(left: np.ndarray, right: np.ndarray | None, name: str) -> np.ndarray:
-    """Multiply ``(m, r)`` by ``(r, n)``, term by term: a library's product sums in an order of its own."""
+def _describe_misfit(name: str) -> str:
+    return f"the factors of {name!r} do not fit each other: {DELTA_NAME} is damaged; copy it again."
+
+
+def _multiply(left: np.ndarray, right: np.ndarray | None, name: str, start: np.ndarray | None) -> np.ndarray:
+    """Multiply ``(m, r)`` by ``(r, n)``, term by term: a library's product sums in an order of its own.
+
+    The start bounds the product, because two thin factors of a stranger could ask for terabytes.
+    """
     if right is None or left.ndim != 2 or right.ndim != 2 or left.shape[1] != right.shape[0]:
-        raise ArtifactError(f"the factors of {name!r} do not fit each other: {DELTA_NAME} is damaged; copy it again.")
+        raise ArtifactError(_describe_misfit(name))
+    most = 0 if start is None else max(start.size, MAX_POSITIONS * start.shape[-1] if start.ndim == 3 else 0)
+    if len(left) * right.shape[1] > most:
+        raise ArtifactError(
+            f"the factors of {name!r} make {len(left):,} by {right.shape[1]:,} numbers, more than the weights have "
+            f"that they are a difference to: {DELTA_NAME} is damaged; copy it again."
+        )
     product = np.zeros((left.shape[0], right.shape[1]))
     for column, row in zip(left.T.astype(np.float64), right.astype(np.float64), strict=True):
         product += column[:, None] * row
@@ -232,7 +254,9 @@ def read_delta(path: Path) -> Delta:
     with safe_open(path, framework="numpy") as file:
         described = file.metadata() or {}
     kinds = {name.rpartition(".")[2] for name in parts}
-    if not {"base", "base_sha256", "rank"} <= described.keys() or not kinds <= {LEFT, RIGHT, DIFFERENCE, WHOLE}:
+    lefts = [array for name, array in parts.items() if name.endswith(f".{LEFT}")]
+    is_described = {"base", "base_sha256", "rank"} <= described.keys()
+    if not is_described or not kinds <= {LEFT, RIGHT, DIFFERENCE, WHOLE} or any(array.ndim != 2 for array in lefts):
         raise ArtifactError(f"{path} is not a difference to other weights, or is damaged; make or copy it again.")
-    rank = max((array.shape[-1] for name, array in parts.items() if name.endswith(f".{LEFT}")), default=0)
+    rank = max((array.shape[1] for array in lefts), default=0)
     return Delta(base=described["base"], base_sha256=described["base_sha256"], rank=rank, parts=parts)

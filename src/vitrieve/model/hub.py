@@ -139,14 +139,15 @@ def read_state(name: HubName) -> HubState:
 
 
 def _read_file(sibling: Any) -> HubFile | None:
-    """Read the hub's entry of a file; None where it tells neither size nor checksum."""
+    """Read the hub's entry of a file; None where it tells neither size nor checksum, or has a name that no file has."""
+    name = sibling.rfilename
+    if not name.isprintable() or not {"", ".", ".."}.isdisjoint(name.split("/")):
+        return None
     sha256 = sibling.lfs.sha256 if sibling.lfs else ""
     num_bytes = sibling.lfs.size if sibling.lfs else sibling.size
     if not isinstance(num_bytes, int) or not (sha256 or sibling.blob_id):
         return None
-    return HubFile(
-        name=sibling.rfilename, num_bytes=num_bytes, sha256=sha256, git_sha1="" if sha256 else sibling.blob_id
-    )
+    return HubFile(name=name, num_bytes=num_bytes, sha256=sha256, git_sha1="" if sha256 else sibling.blob_id)
 
 
 def _find_license(tags: Any) -> str:
@@ -242,11 +243,8 @@ def _check(state: HubState, file: HubFile, path: Path) -> None:
     if file.sha256:
         found, expected = hash_file(path), file.sha256
     else:
-        data = path.read_bytes()
-        found, expected = (
-            hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest(),
-            file.git_sha1,
-        )
+        digest = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
+        found, expected = hash_file(path, digest), file.git_sha1
     if found != expected:
         path.unlink()
         raise WeightsError(
@@ -262,7 +260,7 @@ def _explaining(name: HubName, path: Path | None = None) -> Iterator[None]:
         yield
     except VitrieveError:
         raise
-    except Exception as error:
+    except Exception as error:  # the client raises its own, its HTTP library's and the system's errors
         if path is not None and is_full_disk(error):
             raise DiskFullError(describe_full_disk(path, advice=_ADVICE)) from error
         raise WeightsError(f"the hub cannot give {name}: {_describe(error)}") from error

@@ -316,9 +316,14 @@ def verify_pulled(name: str) -> str | None:
     return found
 
 
-def hash_file(path: Path) -> str:
-    """Compute the sha256 of a file, as hexadecimal text."""
-    digest = hashlib.sha256()
+def hash_file(path: Path, digest: hashlib._Hash | None = None) -> str:
+    """Compute the checksum of a file, as hexadecimal text, in bounded memory.
+
+    Args:
+        path: The file.
+        digest: Checksum that the content is added to; None: a new sha256.
+    """
+    digest = digest or hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(HASH_BLOCK_BYTES):
             digest.update(block)

@@ -187,6 +187,8 @@ def _make_folder(state: HubState, show_progress: bool) -> None:
     (enable_progress_bars if show_progress else disable_progress_bars)()
     folder = state.name.folder / state.commit
     fetched = state.name.folder / f"{state.commit}.fetched"
+    for left in folder.parent.glob(f".{state.commit}-*"):  # by a process that was killed: the lock is ours now
+        shutil.rmtree(left)
     make = _make_own if {SPEC_NAME, MANIFEST_NAME} <= state.files.keys() else _make_of_export
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{state.commit}-") as temporary:
         complete = Path(temporary) / "complete"
@@ -267,6 +269,7 @@ def _fetch_graph(state: HubState, name: str, fetched: Path) -> tuple[onnx.ModelP
     """Fetch a graph with the files of weights that it names, and read it."""
     import onnx
     from google.protobuf.message import DecodeError
+    from onnx.checker import ValidationError
     from onnx.external_data_helper import load_external_data_for_model, uses_external_data
 
     path = fetch_file(state, name, fetched, max_bytes=MAX_GRAPH_BYTES)
@@ -287,13 +290,19 @@ def _fetch_graph(state: HubState, name: str, fetched: Path) -> tuple[onnx.ModelP
         raise ConfigError("graph and weights have more than 2 GB; a smaller model is needed.")
     for file in files[1:]:
         fetch_file(state, file.name, fetched)
-    load_external_data_for_model(model, str(fetched))
+    try:
+        load_external_data_for_model(model, str(fetched))
+    except (ValidationError, OSError, ValueError) as error:
+        reason = quote_name(str(error).partition("\n")[0].rstrip("."))
+        raise ConfigError(f"weights that {name} names cannot be read: {reason}.") from None
     return model, files
 
 
 RESCALE_FACTOR = 1 / 255
 _FILTERS: dict[int, Interpolation] = {2: "bilinear", 3: "bicubic"}
 """Pillow's numbers of the filters that vitrieve has."""
+_STEPS = ("do_resize", "do_rescale", "do_normalize", "do_center_crop", "do_convert_rgb")
+"""What is done to a picture, always or where the settings say so. Others turn colors around, pad or rotate."""
 MAX_PX = 2_048
 """Largest side of a picture; with strangers' sizes the first run could take all memory."""
 MAX_CROPPED_PX = 384
@@ -309,8 +318,7 @@ def read_preprocessor(found: Mapping[str, Any]) -> Preprocessing:
         ConfigError: Something is missing, or done in a way that vitrieve has not.
     """
     try:
-        if not found.get("do_resize", True):
-            raise ConfigError(f"{PREPROCESSOR_NAME} does not resize pictures, so the size of the input is not known.")
+        _check_steps(found)
         if not np.isclose(found.get("rescale_factor", RESCALE_FACTOR), RESCALE_FACTOR, rtol=1e-3):
             raise ConfigError(f"{PREPROCESSOR_NAME} rescales by {found['rescale_factor']!r}; expected 1/255.")
         image_size, resize_size, is_cropped = _read_sizes(found)
@@ -322,15 +330,36 @@ def read_preprocessor(found: Mapping[str, Any]) -> Preprocessing:
             resize_size=resize_size,
             interpolation=_FILTERS[found["resample"]],
             mean=_read_channels(found["image_mean"]) if is_normalized else (0.0,) * 3,
-            std=_read_channels(found["image_std"]) if is_normalized else (1.0,) * 3,
+            std=_read_deviations(found["image_std"]) if is_normalized else (1.0,) * 3,
             framing="crop" if is_cropped else "square",
         )
     except KeyError as error:
         raise ConfigError(
             f"{PREPROCESSOR_NAME} does not tell, or tells wrongly: {quote_name(error.args[0])}."
         ) from None
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise ConfigError(f"{PREPROCESSOR_NAME} is not as expected: {error}") from None
+
+
+def _check_steps(found: Mapping[str, Any]) -> None:
+    """Refuse what would give the encoder other pixels than it was trained on."""
+    if not found.get("do_resize", True):
+        raise ConfigError(f"{PREPROCESSOR_NAME} does not resize pictures, so the size of the input is not known.")
+    if not found.get("do_rescale", True):
+        raise ConfigError(f"{PREPROCESSOR_NAME} leaves pixels between 0 and 255 (do_rescale); expected 0 to 1.")
+    further = [name for name, value in found.items() if name.startswith("do_") and value and name not in _STEPS]
+    if further:
+        raise ConfigError(
+            f"{PREPROCESSOR_NAME} asks for {', '.join(map(quote_name, further))}; of what it can ask for vitrieve does "
+            f"{', '.join(_STEPS)}."
+        )
+
+
+def _read_deviations(values: Sequence[float]) -> tuple[float, ...]:
+    deviations = _read_channels(values)
+    if min(deviations) <= 0:
+        raise ConfigError(f"{PREPROCESSOR_NAME} divides by {list(values)!r}; expected three positive numbers.")
+    return deviations
 
 
 def _read_channels(values: Sequence[float]) -> tuple[float, ...]:
