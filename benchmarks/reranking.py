@@ -26,7 +26,8 @@ from vitrieve.data.sources import read_source
 from vitrieve.embed.collection import EmbedSettings
 from vitrieve.evaluation.reranking import choose_reranking, report_rerankings
 from vitrieve.evaluation.run import measure_protocols
-from vitrieve.rerank.reranker import LEARNT, RERANKERS
+from vitrieve.rerank.names import LEARNT
+from vitrieve.rerank.reranker import RERANKERS
 from vitrieve.runtime.encoder import Encoder, load_encoder
 
 MEASURED = ("grocery/phone_to_catalogue", "grocery/zero_shot", "emoji/zero_shot", "cub200-subset/zero_shot")

@@ -375,13 +375,13 @@ def test_evaluate_refuses_a_cut_off_of_nothing(run_evaluate: Any, tmp_path: Path
 
 @pytest.fixture
 def colors(tmp_path: Path) -> Path:
-    """Twelve classes of four pictures of one color, every fourth class for testing."""
+    """Classes of four pictures of one color, every fourth class for testing: of the others five are held out."""
     generator = np.random.default_rng(0)
     path = tmp_path / "colors.csv"
     with path.open("w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file)
         rows.writerow(["path", "label", "split"])
-        for label in range(12):
+        for label in range(34):
             color = generator.integers(0, 200, 3)
             for copy in range(4):
                 pixels = (color + generator.integers(0, 56, (40, 36, 3))).astype(np.uint8)

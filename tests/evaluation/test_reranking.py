@@ -2,8 +2,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,18 +23,21 @@ from vitrieve.evaluation.reranking import (
     choose_reranking,
     choose_row,
     divide_for_choice,
+    learn_reranker,
     measure_rerankings,
     parse_rerankings,
 )
 from vitrieve.evaluation.run import evaluate
 from vitrieve.rerank import learning
-from vitrieve.rerank.reranker import LEARNT, RERANKERS, Shortlist
+from vitrieve.rerank.names import LEARNT
+from vitrieve.rerank.parts import compute_parts
+from vitrieve.rerank.reranker import RERANKERS, Shortlist
 from vitrieve.runtime.device import DeviceName
 from vitrieve.runtime.encoder import Encoder
 from vitrieve.runtime.engine import EngineName
 from vitrieve.similarity import normalize, similarity
 
-NUM_CLASSES, NUM_IMAGES, NUM_TEST_CLASSES = 20, 5, 2
+NUM_CLASSES, NUM_IMAGES, NUM_TEST_CLASSES = 25, 5, 2
 SETTINGS = EmbedSettings(num_threads=1)
 HEADLINES = ("recall_at_1", "map_at_r")
 
@@ -165,7 +171,7 @@ def test_auto_keeps_what_helps_and_never_reads_test_images(dataset: Dataset) -> 
     assert kept.gain is not None
     assert kept.gain[0] > 0
     assert kept.bytes_per_image == 16 * 2
-    assert (report.num_queries, report.dataset) == (4 * NUM_IMAGES, "colors, held out")
+    assert (report.num_queries, report.dataset) == (5 * NUM_IMAGES, "colors, held out")
     assert report.reason.startswith(f"kept {report.chosen.name}: +")
     assert json.loads(json.dumps(report.to_json()))["chosen"] == report.chosen.name
     assert report.chosen.name in str(report)
@@ -182,7 +188,7 @@ def test_auto_keeps_none_without_enough_classes_and_leaves_patches_out_where_the
     dataset: Dataset, capsys: pytest.CaptureFixture[str]
 ) -> None:
     few = dataclasses.replace(
-        dataset, records=tuple(record for record in dataset.records if record.label in (0, 1, 20))
+        dataset, records=tuple(record for record in dataset.records if record.label in (0, 1, NUM_CLASSES))
     )
     report = choose_reranking(build(is_blind=True), few, name="square", settings=SETTINGS)
     assert (report.chosen, report.rows) == (None, ())
@@ -217,16 +223,130 @@ def test_held_out_images_look_for_the_catalogue_where_there_is_one(dataset: Data
     assert data is not None
     queries = [record for record in data.held_out.records if record.is_query]
     gallery = [record for record in data.held_out.records if record.is_gallery]
-    assert {record.label for record in queries} == {4, 9, 14, 19}
+    assert {record.label for record in queries} == {4, 9, 14, 19, 24}
     assert [record.image_id for record in gallery] == [f"shown {label}" for label in range(NUM_CLASSES)]
-    assert {record.label for record in data.fit}.isdisjoint({4, 9, 14, 19, *range(NUM_CLASSES, 100)})
+    assert {record.label for record in data.fit}.isdisjoint({4, 9, 14, 19, 24, *range(NUM_CLASSES, 100)})
 
 
 def test_the_choice_is_made_with_so_many_images(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vitrieve.evaluation.reranking.MAX_IMAGES", 3 * NUM_IMAGES + 1)
+    monkeypatch.setattr("vitrieve.evaluation.reranking.MAX_IMAGES", 15)
     data = divide_for_choice(dataset)
     assert data is not None
-    assert {record.label for record in data.held_out.records} == {4, 9, 14}
+    assert [record.label for record in data.held_out.records] == [4] * 3 + [9] * 3 + [14] * 3 + [19] * 3 + [24] * 3
+    names = [record.image_id for record in data.held_out.records[:3]]
+    assert names == ["04-0.png", "04-2.png", "04-4.png"]  # from all over a class that is cut
+    shown = [
+        ImageRecord(image_id=f"shown {label} {n}", path=Path("x"), label=label, split="test", is_query=False)
+        for label in range(NUM_CLASSES)
+        for n in range(40)
+    ]
+    data = divide_for_choice(dataclasses.replace(dataset, records=(*dataset.records, *shown)))
+    assert data is not None
+    assert sum(record.is_gallery for record in data.held_out.records) == 15
+    assert data.num_judges == 5
+
+
+def test_auto_keeps_none_and_computes_nothing_where_fewer_than_five_classes_are_held_out(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = dataclasses.replace(dataset, records=tuple(record for record in dataset.records if record.label < 20))
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("nothing is to be embedded")
+
+    monkeypatch.setattr("vitrieve.evaluation.reranking.embed_images", refuse)
+    report = choose_reranking(build(is_blind=True), few, name="square", settings=SETTINGS)
+    assert (report.chosen, report.rows) == (None, ())
+    assert report.reason == (
+        "kept none: 4 training classes of colors can be held out, and fewer than 5 cannot tell a gain from chance; "
+        "give a source of 25 training classes or more"
+    )
+
+
+def test_auto_counts_the_held_out_classes_that_can_be_read(dataset: Dataset) -> None:
+    records = tuple(
+        dataclasses.replace(record, path=record.path.with_name("missing.png"))
+        if record.label == 24 and not record.image_id.endswith("0.png")
+        else record
+        for record in dataset.records
+    )
+    settings = dataclasses.replace(SETTINGS, max_bad_fraction=0.5)
+    broken = dataclasses.replace(dataset, records=records)
+    report = choose_reranking(build(is_blind=True), broken, name="square", settings=settings)
+    assert report.chosen is None
+    assert len(report.rows) > 1
+    assert "4 training classes of colors can be held out" in report.reason
+
+
+def test_a_head_is_left_out_where_no_pair_can_be_read(dataset: Dataset, capsys: pytest.CaptureFixture[str]) -> None:
+    records = [
+        dataclasses.replace(record, path=record.path if record.image_id.endswith("0.png") else Path("missing.png"))
+        for record in dataset.split("train")
+    ]
+    settings = dataclasses.replace(SETTINGS, max_bad_fraction=1.0)
+    assert learn_reranker(build(is_blind=True), records, settings) is None
+    assert "elvis is left out: of no two training classes a pair" in capsys.readouterr().err
+
+
+def test_what_a_protocol_ignores_is_ordered_again_and_then_taken_out(dataset: Dataset) -> None:
+    """Images of the query's own camera are in the shortlist, as a search shows them, but not in the ranking."""
+    cameras = [
+        dataclasses.replace(record, metadata={"camera": f"{record.label} {int(record.image_id[3]) // 2}"})
+        for record in dataset.records
+        if record.split == "train"
+    ]
+    held = divide_for_choice(dataclasses.replace(dataset, records=tuple(cameras), junk_key="camera"))
+    assert held is not None
+    encoder = build(is_blind=False)
+    embeddings = embed_images(encoder, held.held_out.records, num_threads=1)
+    measurement = measure(held.held_out, embeddings, "square", has_intervals=False)
+    task, vectors = measurement.task, np.asarray(measurement.vectors)
+    seen: list[int] = []
+
+    def score(shortlist: Shortlist) -> np.ndarray:
+        seen.append(len(shortlist.vectors))
+        return RERANKERS["superglobal"].score(shortlist)
+
+    depth = 8
+    reranker = dataclasses.replace(RERANKERS["superglobal"], depth=depth, score=score)
+    _, row = measure_rerankings(measurement, encoder, [reranker])
+    assert set(seen) == {depth}
+    averages = []
+    for query in task.query_rows:
+        others = [row for row in task.gallery_rows if row != query]
+        ranked = sorted(others, key=lambda row: -float(similarity(vectors[query][None], vectors[row][None])[0, 0]))
+        scores = RERANKERS["superglobal"].score(Shortlist(query=vectors[query], vectors=vectors[ranked[:depth]]))
+        ranked = [ranked[n] for n in np.argsort(-scores, kind="stable")] + ranked[depth:]
+        assert task.junk_groups is not None
+        right = [
+            task.labels[row] == task.labels[query] for row in ranked if task.junk_groups[row] != task.junk_groups[query]
+        ]
+        total = sum(right)
+        averages.append(sum(sum(right[: k + 1]) / (k + 1) for k in range(total) if right[k]) / total)
+    assert row.metrics["map_at_r"] == pytest.approx(float(np.mean(averages)))
+
+
+def test_parts_are_computed_of_the_queries_and_what_they_are_shown_alone(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained = dataset.split("train")
+    records = [dataclasses.replace(one, split="test", is_query=one.image_id == "00-0.png") for one in trained]
+    encoder = build(is_blind=False)
+    embeddings = embed_images(encoder, records, num_threads=1)
+    measurement = measure(dataclasses.replace(dataset, records=tuple(records)), embeddings, "x", has_intervals=False)
+    numbers = []
+
+    def count(encoder: Encoder, records: Sequence[ImageRecord], *rest: Any, **named: Any) -> list[Any]:
+        numbers.append(len(records))
+        return compute_parts(encoder, records, *rest, **named)
+
+    monkeypatch.setattr("vitrieve.evaluation.reranking.compute_parts", count)
+    rerankers = [dataclasses.replace(RERANKERS[name], depth=7) for name in ("chamfer", "optimal_transport")]
+    _, chamfer, _ = measure_rerankings(measurement, encoder, rerankers)
+    assert numbers == [1 + 7]
+    monkeypatch.undo()
+    _, whole = measure_rerankings(measurement, encoder, [RERANKERS["chamfer"]])
+    assert chamfer.bytes_per_image == whole.bytes_per_image
 
 
 def test_parse_rerankings_refuses_unknown_names() -> None:
@@ -239,11 +359,13 @@ def test_parse_rerankings_refuses_unknown_names() -> None:
 
 
 def test_evaluate_tells_choice_and_test_figures(dataset: Dataset, tmp_path: Path) -> None:
-    readable = [
-        dataclasses.replace(record, split="test") if record.label % 5 == 0 else record for record in dataset.records
+    tests = [
+        dataclasses.replace(record, image_id=f"again {record.image_id}", label=record.label + NUM_CLASSES, split="test")
+        for record in dataset.records
+        if record.label < NUM_TEST_CLASSES
     ]
-    whole = dataclasses.replace(dataset, records=tuple(r for r in readable if r.label < NUM_CLASSES))
-    evaluation = evaluate(build(is_blind=True), whole, tmp_path / "out", report=False, num_threads=1, rerank="auto")
+    whole = dataclasses.replace(dataset, records=(*dataset.split("train"), *tests))
+    evaluation = evaluate(build(is_blind=True), whole, tmp_path / "out", num_threads=1, rerank="auto")
     choice, tested = evaluation.rerankings
     assert choice.chosen is not None
     assert (choice.chooses, tested.chooses) == (True, False)
@@ -251,6 +373,34 @@ def test_evaluate_tells_choice_and_test_figures(dataset: Dataset, tmp_path: Path
     assert tested.rows[0].metrics == evaluation.results[0].metrics
     assert json.loads((tmp_path / "out" / "results.json").read_text()) == json.loads(json.dumps(evaluation.to_json()))
     assert "bytes an image" in str(evaluation)
+    tables = list_tables((tmp_path / "out" / "report.html").read_text())
+    assert [[row[0] for row in table] for table in tables] == [
+        [row.reranking + (" ✓" if row.reranking == choice.chosen.name else "") for row in choice.rows],
+        ["none", choice.chosen.name],
+    ]
+    kept = next(row for row in choice.rows if row.reranking == choice.chosen.name)
+    shown = next(row for row in tables[0] if row[0] == f"{kept.reranking} ✓")
+    assert shown[1:5] == [f"{100 * kept.metrics[name]:.1f}" for name in choice.rows[0].metrics]
+    assert shown[5].startswith("▲ +")
+    assert shown[-1] == f"{kept.bytes_per_image:,}"
     named = evaluate(build(is_blind=True), whole, num_threads=1, rerank="superglobal,tiles,elvis")
     assert [row.reranking for row in named.rerankings[0].rows] == ["none", "superglobal", "tiles", "elvis"]
     assert "rerankings" not in evaluate(build(is_blind=True), whole, num_threads=1).to_json()
+
+
+def test_the_report_says_why_nothing_was_chosen(dataset: Dataset, tmp_path: Path) -> None:
+    records = [dataclasses.replace(record, split="test") for record in dataset.split("train")]
+    whole = dataclasses.replace(dataset, records=tuple(records))
+    evaluate(build(is_blind=True), whole, tmp_path / "out", num_threads=1, rerank="auto")
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "has too few training classes to hold some out" in page
+    assert list_tables(page) == []
+
+
+def list_tables(page: str) -> list[list[list[str]]]:
+    """The texts of the cells of every table behind the title Re-ranking, row by row."""
+    section = page[page.index('<h3 class="title">Re-ranking') : page.index('<div class="gallery">')]
+    bodies = re.findall(r"<tbody>(.*?)</tbody>", section, flags=re.DOTALL)
+    rows = [re.findall(r"<tr>(.*?)</tr>", body, flags=re.DOTALL) for body in bodies]
+    cells = [[re.findall(r"<t[hd].*?>(.*?)</t[hd]>", row, flags=re.DOTALL) for row in table] for table in rows]
+    return [[[" ".join(re.sub("<.*?>", "", cell).split()) for cell in row] for row in table] for table in cells]

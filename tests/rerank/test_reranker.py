@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from vitrieve.errors import ConfigError
+from vitrieve.rerank.names import LEARNT, RerankerName
 from vitrieve.rerank.neighbors import expand_queries, k_reciprocal_distances, superglobal_scores
 from vitrieve.rerank.parts import ByteArray, PartKind, to_bytes
-from vitrieve.rerank.reranker import LEARNT, RERANKERS, RerankerName, Shortlist, find_reranker
+from vitrieve.rerank.reranker import RERANKERS, Shortlist, find_reranker
 from vitrieve.similarity import normalize, similarity
 
 

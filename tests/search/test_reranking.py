@@ -17,12 +17,13 @@ from vitrieve.evaluation.reranking import RerankingReport
 from vitrieve.evaluation.run import Evaluation
 from vitrieve.index.open import build_index
 from vitrieve.rerank.head import HEAD_WIDTH, VOTE_WIDTH, Head
+from vitrieve.rerank.names import Reranking
 from vitrieve.rerank.parts import compute_parts, stack_parts
-from vitrieve.rerank.remember import HEAD_NAME, RERANKER_NAME, KeptReranking, load_kept, save_kept
+from vitrieve.rerank.remember import RERANKER_NAME, KeptReranking, load_kept, save_kept
 from vitrieve.rerank.reranker import RERANKERS, Shortlist, build_learnt
 from vitrieve.runtime.encoder import Encoder, load_encoder
 from vitrieve.search.part_store import PARTS_NAME, PartStore, keep_reranking
-from vitrieve.search.request import Example, Reranking, SearchAnswer, SearchRequest
+from vitrieve.search.request import Example, SearchAnswer, SearchRequest
 from vitrieve.search.searcher import Searcher
 
 
@@ -111,7 +112,7 @@ def test_parts_that_cannot_be_written_are_computed_each_time(
     store = PartStore(tmp_path / "missing", encoder)
     first = store.find("patches", records, vectors)
     np.testing.assert_array_equal(store.find("patches", records, vectors), first)
-    assert capsys.readouterr().err.count("cannot be written") == 1
+    assert capsys.readouterr().err.count("cannot be used (unable to open database file)") == 1
 
 
 def test_fill_computes_all_and_drops_what_is_gone(searcher: Searcher, encoder: Encoder, index_folder: Path) -> None:
@@ -155,9 +156,9 @@ def test_what_an_index_remembers_must_be_its_encoders_and_whole(index_folder: Pa
             load_kept(index_folder)
 
 
-def draw_head(width: int = 64) -> Head:
+def draw_head(width: int = 64, seed: int = 0) -> Head:
     """A head with random weights, without torch."""
-    generator = np.random.default_rng(0)
+    generator = np.random.default_rng(seed)
     shapes: dict[str, tuple[int, ...]] = {"corner": (1,), "scale": (1,), "offset": (1,)}
     for name, rows, columns in (
         ("projection", HEAD_WIDTH, width),
@@ -187,9 +188,100 @@ def test_an_index_remembers_what_was_learnt(index_folder: Path, encoder: Encoder
         assert find(searcher, picture) == find(searcher, picture, "elvis")
         assert searcher.answer(SearchRequest(plus=(Example(picture=picture),))).reranking == "elvis"
         assert sorted(find(searcher, picture)) == sorted(find(searcher, picture, "none"))
-    (index_folder / HEAD_NAME).write_bytes(b"{}")
+    (head_file,) = index_folder.glob("reranker-*.safetensors")
+    head_file.write_bytes(b"{}")
     with pytest.raises(ArtifactError, match="not the head that was measured"):
         load_kept(index_folder)
+
+
+def test_a_stop_between_two_heads_leaves_the_old_choice(
+    index_folder: Path, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = (
+        KeptReranking(
+            name="elvis", fingerprint=encoder.fingerprint, reason=f"measured {seed}", head=draw_head(seed=seed)
+        )
+        for seed in (0, 1)
+    )
+    save_kept(first, index_folder)
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("vitrieve.rerank.remember.write_text_durably", stop)
+    with pytest.raises(KeyboardInterrupt):
+        save_kept(second, index_folder)
+    kept = load_kept(index_folder)
+    assert kept is not None
+    assert kept.reason == "measured 0"
+    monkeypatch.undo()
+    save_kept(second, index_folder)
+    kept = load_kept(index_folder)
+    assert kept is not None
+    assert kept.reason == "measured 1"
+    assert len(list(index_folder.glob("reranker-*"))) == 1
+    save_kept(KeptReranking(name="none", fingerprint=encoder.fingerprint, reason="measured 2"), index_folder)
+    assert not list(index_folder.glob("reranker-*"))
+
+
+def test_a_learnt_head_takes_an_unreadable_picture_for_unlike_everything() -> None:
+    generator = np.random.default_rng(0)
+    parts = generator.integers(-127, 128, (3, 4, 64)).astype(np.int8)
+    parts[1] = 0
+    vectors = np.eye(4, 64, dtype=np.float32)
+    shortlist = Shortlist(query=vectors[3], vectors=vectors[:3], find_parts=lambda kind: (parts[0], parts))
+    scores = build_learnt(draw_head()).score(shortlist)
+    assert scores[1] == 0
+    assert scores[[0, 2]].min() > 0
+
+
+@pytest.mark.parametrize("content", [b"", b"no database at all" * 100])
+def test_a_file_of_parts_that_is_empty_or_damaged_is_made_anew(
+    content: bytes, searcher: Searcher, index_folder: Path, picture_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    expected = find(searcher, picture_folder / "05.png", "chamfer")
+    (index_folder / PARTS_NAME).write_bytes(content)
+    assert find(searcher, picture_folder / "05.png", "chamfer") == expected
+    assert capsys.readouterr().err.count("was damaged") == bool(content)
+    assert find(searcher, picture_folder / "05.png", "chamfer") == expected
+    with closing(sqlite3.connect(index_folder / PARTS_NAME)) as connection:
+        assert connection.execute("SELECT count(*) FROM parts").fetchone() == (12,)
+
+
+def test_parts_are_read_where_they_cannot_be_written(
+    searcher: Searcher,
+    encoder: Encoder,
+    index_folder: Path,
+    picture_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    store = PartStore(index_folder, encoder)
+    ids = [f"{number:02}.png" for number in range(11)]
+    vectors, records = searcher.store.get(ids)
+    before = store.find("patches", records, vectors)
+    connect = sqlite3.connect
+    monkeypatch.setattr(sqlite3, "connect", lambda path, **named: connect(f"file:{path}?mode=ro", uri=True, **named))
+    more = searcher.store.get([*ids, "11.png"])
+    assert len(store.find("patches", more[1], more[0])) == 12
+    for path in picture_folder.glob("*.png"):
+        path.unlink()
+    np.testing.assert_array_equal(store.find("patches", records, vectors), before)
+    assert store.fill("patches", searcher.store) == 11 * 4 * 64
+    assert capsys.readouterr().err.count("cannot be used (attempt to write a readonly database)") == 1
+
+
+def test_fill_goes_on_behind_a_block_that_cannot_be_read(
+    searcher: Searcher, encoder: Encoder, index_folder: Path, picture_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vitrieve.search.part_store.FILL_SIZE", 4)
+    for number in range(4):
+        (picture_folder / f"{number:02}.png").unlink()
+    assert PartStore(index_folder, encoder).fill("patches", searcher.store) == 8 * 4 * 64
+    for path in picture_folder.glob("*.png"):
+        path.unlink()
+    with pytest.raises(DecodeError, match="none of 12 pictures can be read"):
+        PartStore(None, encoder).fill("patches", searcher.store)
 
 
 def report(encoder: Encoder, name: str | None) -> Evaluation:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from vitrieve.cli.arguments import DeviceFlag, Engine, Json, MapPaths, NumThreads, Precision, Switch, build_requests
 from vitrieve.cli.console import print_json, print_message, print_names, print_result
+from vitrieve.rerank.names import Reranking
 
 if TYPE_CHECKING:
     from vitrieve.search.request import SearchRequest
@@ -50,20 +51,7 @@ class Arguments:
     """Metadata column; of the pictures that share its value only the nearest is a result."""
     near_duplicates: Switch = False
     """Put pictures nearly equal to a nearer result behind it."""
-    rerank: Literal[
-        "auto",
-        "none",
-        "average_query_expansion",
-        "alpha_query_expansion",
-        "k_reciprocal",
-        "superglobal",
-        "chamfer",
-        "optimal_transport",
-        "query_tiles",
-        "image_tiles",
-        "tiles",
-        "elvis",
-    ] = "auto"
+    rerank: Reranking = "auto"
     """Order the first results again, by their neighbors or by parts of the pictures; auto: as the index remembers
     (vitrieve evaluate --rerank auto --index INDEX), else not at all."""
     encoder: str | None = None

@@ -7,7 +7,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from vitrieve.data.records import Dataset, ImageRecord, find_measurable, hold_out_labels
+from vitrieve.data.records import HOLD_OUT_EVERY, Dataset, ImageRecord, find_measurable, hold_out_labels
+
+NUM_JUDGES_MIN = 5
+"""Fewest held-out classes that can prove a gain: all of n classes gain by chance once in 2^n times, which is more than
+once in twenty for fewer, and which an interval over so few does not show (over one it has no width)."""
+NUM_CLASSES_MIN = HOLD_OUT_EVERY * NUM_JUDGES_MIN
+"""Training classes of which so many are held out."""
 
 
 class TrainingSplit(NamedTuple):

@@ -6,8 +6,8 @@ from users' files and are escaped by the template engine.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,8 @@ from vitrieve.evaluation.charts import (
 )
 from vitrieve.evaluation.measure import Measurement
 from vitrieve.evaluation.metrics import display_name, name_average, name_first
+from vitrieve.evaluation.reranking import RerankingReport, RerankingRow
+from vitrieve.rerank.names import NO_RERANKING
 
 MAX_GROUP_ROWS = 400
 """Classes, or queries, in the table: beyond these (the worst), a page becomes heavy and nobody reads on."""
@@ -120,6 +122,33 @@ class HistogramView:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RerankingLine:
+    """One way of re-ranking: its figures, and what it adds to the average precision (None for the first line).
+
+    ``is_chosen`` marks the way that is kept, which may be none.
+    """
+
+    name: str
+    is_chosen: bool
+    figures: tuple[float, ...]
+    gain: Estimate | None
+    milliseconds: float
+    num_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class RerankingTable:
+    """What re-ranking adds to one encoder on held-out training classes or on the test split."""
+
+    encoder_number: int
+    title: str
+    metrics: tuple[str, ...]
+    average_name: str
+    lines: tuple[RerankingLine, ...]
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Section:
     """Everything about one protocol."""
 
@@ -136,10 +165,13 @@ class Section:
     energy_chart: Markup
     spectra: tuple[Spectrum, ...]
     groups: GroupTable
+    rerankings: tuple[RerankingTable, ...]
     galleries: tuple[Gallery, ...]
 
 
-def write_report(measurements: Sequence[Measurement], path: Path) -> None:
+def write_report(
+    measurements: Sequence[Measurement], path: Path, *, rerankings: Sequence[Sequence[RerankingReport]] = ()
+) -> None:
     """Write the report of some encoders under some protocols.
 
     The size stays below 5 MB: pictures are small and their number is bounded.
@@ -148,11 +180,19 @@ def write_report(measurements: Sequence[Measurement], path: Path) -> None:
         measurements: Measurements of every encoder under every protocol, encoders in the same order under each; the
             first encoder is the reference. The pictures are read again, for thumbnails.
         path: File to write.
+        rerankings: What re-ranking adds, for each measurement; empty where it was not measured.
     """
-    groups: dict[tuple[str, str], list[Measurement]] = {}
-    for measurement in measurements:
-        groups.setdefault((measurement.result.dataset, measurement.result.protocol), []).append(measurement)
-    sections = [_build_section(group, len(groups)) for group in groups.values()]
+    groups: dict[tuple[str, str], list[tuple[Measurement, Sequence[RerankingReport]]]] = {}
+    for measurement, reports in zip(measurements, rerankings or [()] * len(measurements), strict=True):
+        key = (measurement.result.dataset, measurement.result.protocol)
+        groups.setdefault(key, []).append((measurement, reports))
+    sections = [
+        replace(
+            _build_section([measurement for measurement, _ in group], len(groups)),
+            rerankings=tuple(_list_rerankings([reports for _, reports in group])),
+        )
+        for group in groups.values()
+    ]
     page = render_page(
         "report.html.j2",
         sections=sections,
@@ -218,7 +258,43 @@ def _build_section(group: Sequence[Measurement], num_protocols: int) -> Section:
             for name, energy in zip(encoders, energies, strict=True)
         ),
         groups=_build_groups(group),
+        rerankings=(),
         galleries=tuple(build_galleries(group, num_protocols)),
+    )
+
+
+def _list_rerankings(reports: Sequence[Sequence[RerankingReport]]) -> Iterator[RerankingTable]:
+    """Lay out what was measured of each encoder, the choice before the figures on the test split."""
+    for number, of_encoder in enumerate(reports):
+        for report in of_encoder:
+            names = tuple(report.rows[0].metrics) if report.rows else ()
+            kept = report.chosen.name if report.chosen is not None else NO_RERANKING
+            yield RerankingTable(
+                encoder_number=number,
+                title=report.describe(),
+                metrics=tuple(map(display_name, names)),
+                average_name=display_name(report.average) if names else "",
+                lines=tuple(
+                    _build_line(
+                        row, report.average, is_chosen=report.chooses and row.reranking == kept, first=report.rows[0]
+                    )
+                    for row in report.rows
+                ),
+                reason=report.reason,
+            )
+
+
+def _build_line(row: RerankingRow, average: str, *, is_chosen: bool, first: RerankingRow) -> RerankingLine:
+    gain = None
+    if row.gain is not None:
+        gain = Estimate(value=row.metrics[average] - first.metrics[average], low=row.gain[0], high=row.gain[1])
+    return RerankingLine(
+        name=row.reranking,
+        is_chosen=is_chosen,
+        figures=tuple(row.metrics.values()),
+        gain=gain,
+        milliseconds=row.milliseconds,
+        num_bytes=row.bytes_per_image,
     )
 
 

@@ -1,7 +1,11 @@
 """What re-ranking adds: every way measured on held-out training classes, and one of them kept, or none.
 
 One is kept only if it raises the average precision by more than chance (the 95 % interval of the difference, widened
-for the number of ways that were tried) and does not lower the first headline metric. Test classes never choose.
+for the number of ways that were tried, over five held-out classes or more) and does not lower the first headline
+metric. Test classes never choose.
+
+What is put into another order is what a search would show: all of the gallery but the query's own image. Images that a
+protocol ignores are in it, as in the published figures, and taken out before it is scored.
 """
 
 from __future__ import annotations
@@ -15,24 +19,25 @@ from typing import Any
 
 import numpy as np
 
-from vitrieve.data.holdout import has_pairs, split_for_training
+from vitrieve.data.holdout import NUM_CLASSES_MIN, NUM_JUDGES_MIN, has_pairs, split_for_training
 from vitrieve.data.records import Dataset, ImageRecord
 from vitrieve.embed.collection import Embeddings, EmbedSettings, embed_images
 from vitrieve.errors import ConfigError, unknown_name_message
 from vitrieve.evaluation.measure import Measurement, measure, similarity_blocks
-from vitrieve.evaluation.metrics import Relevance, Scores, bootstrap_means, score_rows, short_name
+from vitrieve.evaluation.metrics import NO_ROW, Relevance, Scores, bootstrap_means, score_rows, short_name
 from vitrieve.evaluation.revisited import score_listed
 from vitrieve.progress import print_message, track
 from vitrieve.quoting import quote_name
+from vitrieve.rerank.names import AUTO, LEARNT, NO_RERANKING
 from vitrieve.rerank.parts import ByteArray, PartKind, compute_parts, has_patches, stack_parts
-from vitrieve.rerank.reranker import LEARNT, NO_RERANKING, RERANKERS, Reranker, Shortlist, build_learnt
+from vitrieve.rerank.reranker import RERANKERS, Reranker, Shortlist, build_learnt
 from vitrieve.runtime.encoder import Encoder
 from vitrieve.runtime.engine import is_torch_installed
 from vitrieve.similarity import FloatArray, IntArray, order_nearest
 
-AUTO = "auto"
 MAX_IMAGES = 3_000
-"""Images of held-out classes that choose; more make the interval narrower and the choice minutes longer."""
+"""Most images that choose, that they look for, and that a head learns from. More make the interval narrower and the
+choice minutes longer."""
 CHANCE = 0.05
 
 
@@ -82,6 +87,16 @@ class RerankingReport:
     reason: str
     chooses: bool
 
+    @property
+    def average(self) -> str:
+        """Name of the metric that ``gain`` is of; there are rows."""
+        names = list(self.rows[0].metrics)
+        return "mean_average_precision" if "mean_average_precision" in names else names[-1]
+
+    def describe(self) -> str:
+        """Say what was measured on."""
+        return f"{quote_name(self.dataset)}, {self.protocol}: {self.num_queries:,} queries"
+
     def to_json(self) -> dict[str, Any]:
         """Convert to plain JSON values."""
         values: dict[str, Any] = {
@@ -97,8 +112,7 @@ class RerankingReport:
     def __str__(self) -> str:
         if not self.rows:
             return self.reason
-        names = list(self.rows[0].metrics)
-        average = short_name(names[-1] if "mean_average_precision" not in names else "mean_average_precision")
+        names, average = list(self.rows[0].metrics), short_name(self.average)
         table = [["re-ranking", *map(short_name, names), f"gain in {average}", "ms a query", "bytes an image"]]
         for row in self.rows:
             gain = "" if row.gain is None else " to ".join(f"{100 * end:+.1f}" for end in row.gain)
@@ -108,10 +122,7 @@ class RerankingReport:
         lines = [
             "  ".join([cells[0].ljust(widths[0]), *map(str.rjust, cells[1:], widths[1:])]).rstrip() for cells in table
         ]
-        head = (
-            f"{quote_name(self.encoder)} on {quote_name(self.dataset)}, {self.protocol}: {self.num_queries:,} queries"
-        )
-        return "\n".join([head, *lines, self.reason])
+        return "\n".join([f"{quote_name(self.encoder)} on {self.describe()}", *lines, self.reason])
 
 
 def parse_rerankings(given: str | Sequence[str]) -> tuple[str, ...]:
@@ -133,24 +144,67 @@ def parse_rerankings(given: str | Sequence[str]) -> tuple[str, ...]:
     return names
 
 
-class _Parts:
-    """The parts of the images of a measurement, computed when they are first asked for."""
+class _Shortlists:
+    """The first images of every query of a measurement, and their parts, computed when they are first asked for."""
 
-    def __init__(self, encoder: Encoder, records: Sequence[ImageRecord], *, show_progress: bool) -> None:
-        self._encoder, self._records, self._show_progress = encoder, records, show_progress
-        self._found: dict[PartKind, ByteArray] = {}
-
-    def find(self, kind: PartKind) -> ByteArray:
-        """Return ``(N, P, D)`` bytes."""
-        if kind not in self._found:
-            parts = compute_parts(self._encoder, self._records, kind, show_progress=self._show_progress)
-            self._found[kind] = stack_parts(parts)
-        return self._found[kind]
+    def __init__(self, measurement: Measurement, encoder: Encoder, *, show_progress: bool) -> None:
+        self._task, self._vectors = measurement.task, measurement.vectors
+        self._encoder, self._show_progress = encoder, show_progress
+        self._own_rows = np.asarray(measurement.task.exclusions.query_rows)
+        self._relevance = measurement.task.relevance
+        self._found: dict[tuple[PartKind, int], tuple[IntArray, ByteArray]] = {}
 
     @cached_property
     def has_patches(self) -> bool:
         """Whether the encoder puts out patches."""
         return has_patches(self._encoder)
+
+    def list_blocks(self) -> Iterator[tuple[slice, FloatArray]]:
+        """Compute the similarities of some queries at a time to the whole gallery."""
+        return similarity_blocks(self._vectors, self._task.query_rows, self._task.gallery_rows)
+
+    def find_first(self, query: int, similarities: FloatArray, depth: int) -> IntArray:
+        """Find the gallery rows that a query is first shown, without its own image where that does not count."""
+        allowed, own = similarities, self._own_rows[query]
+        if own != NO_ROW and own in self._relevance.excluded_rows(query):
+            allowed = similarities.copy()
+            allowed[own] = -np.inf
+        num_shown = int(np.isfinite(allowed).sum())
+        return order_nearest(allowed[None], min(depth, num_shown))[1][0] if num_shown else np.empty(0, dtype=np.int64)
+
+    def build(self, query: int, first: IntArray, depth: int) -> Shortlist:
+        """Join a query with its first images."""
+        query_row, rows = self._task.query_rows[query], self._task.gallery_rows[first]
+
+        def find_parts(kind: PartKind) -> tuple[ByteArray, ByteArray]:
+            """Return the parts of the query and of its first images."""
+            known, parts = self.compute_parts(kind, depth)
+            return parts[np.searchsorted(known, query_row)], parts[np.searchsorted(known, rows)]
+
+        return Shortlist(
+            query=np.asarray(self._vectors[query_row]), vectors=np.asarray(self._vectors[rows]), find_parts=find_parts
+        )
+
+    def compute_parts(self, kind: PartKind, depth: int) -> tuple[IntArray, ByteArray]:
+        """Compute the parts of the queries and of what they are first shown: of a large gallery that is little.
+
+        Returns:
+            Rows of ``task.records``, rising, and their parts ``(R, P, D)``.
+        """
+        if (kind, depth) not in self._found:
+            rows = self._list_shown(depth)
+            records = [self._task.records[row] for row in rows]
+            parts = compute_parts(self._encoder, records, kind, show_progress=self._show_progress)
+            self._found[kind, depth] = rows, stack_parts(parts)
+        return self._found[kind, depth]
+
+    def _list_shown(self, depth: int) -> IntArray:
+        is_shown = np.zeros(len(self._task.records), dtype=bool)
+        is_shown[self._task.query_rows] = True
+        for queries, block in self.list_blocks():
+            for query, similarities in zip(range(queries.start, queries.stop), block, strict=True):
+                is_shown[self._task.gallery_rows[self.find_first(query, similarities, depth)]] = True
+        return np.flatnonzero(is_shown)
 
 
 def measure_rerankings(
@@ -169,15 +223,16 @@ def measure_rerankings(
         has none, and a message says so.
     """
     ks = measurement.dataset.ks
-    parts = _Parts(encoder, measurement.task.records, show_progress=show_progress)
+    shortlists = _Shortlists(measurement, encoder, show_progress=show_progress)
     metrics = measurement.scores.means(ks)
     rows = [RerankingRow(reranking=NO_RERANKING, metrics=metrics, gain=None, milliseconds=0.0, bytes_per_image=0)]
-    if any(one.parts == "patches" for one in rerankers) and not parts.has_patches:
+    if any(one.parts == "patches" for one in rerankers) and not shortlists.has_patches:
         print_message(f"{encoder.name} puts out no tokens of patches; what compares them is left out.")
         rerankers = [one for one in rerankers if one.parts != "patches"]
     for reranker in rerankers:
-        size = parts.find(reranker.parts)[0].nbytes if reranker.parts else 0  # computed before time is measured
-        scores, seconds = _rerank(measurement, reranker, parts, show_progress=show_progress)
+        # The parts are computed before time is measured.
+        size = shortlists.compute_parts(reranker.parts, reranker.depth)[1][0].nbytes if reranker.parts else 0
+        scores, seconds = _rerank(measurement, reranker, shortlists, show_progress=show_progress)
         rows.append(
             RerankingRow(
                 reranking=reranker.name,
@@ -191,16 +246,17 @@ def measure_rerankings(
 
 
 def _rerank(
-    measurement: Measurement, reranker: Reranker, parts: _Parts, *, show_progress: bool
+    measurement: Measurement, reranker: Reranker, shortlists: _Shortlists, *, show_progress: bool
 ) -> tuple[Scores, float]:
     """Score the order of a re-ranking; return the scores, and the seconds that ordering took."""
-    task, vectors, spent = measurement.task, measurement.vectors, [0.0]
+    task, spent = measurement.task, [0.0]
 
     def reorder() -> Iterator[tuple[slice, FloatArray]]:
-        for rows, block in similarity_blocks(vectors, task.query_rows, task.gallery_rows):
+        """Yield the similarities, those of the first images replaced by numbers in the new order."""
+        for rows, block in shortlists.list_blocks():
             for query, similarities in zip(range(rows.start, rows.stop), block, strict=True):
-                first = _find_first(similarities, task.relevance.excluded_rows(query), reranker.depth)
-                shortlist = _build_shortlist(measurement, parts, query, first)
+                first = shortlists.find_first(query, similarities, reranker.depth)
+                shortlist = shortlists.build(query, first, reranker.depth)
                 started = time.perf_counter()
                 scores = reranker.score(shortlist)
                 spent[0] += time.perf_counter() - started
@@ -214,28 +270,6 @@ def _rerank(
     relevance = task.relevance
     assert isinstance(relevance, Relevance), "without a list the labels decide"
     return score_rows((row for _, block in tracked for row in block), relevance), spent[0]
-
-
-def _find_first(similarities: FloatArray, excluded: IntArray, depth: int) -> IntArray:
-    """Find the gallery rows that a query is first shown, without those that its ranking leaves out."""
-    allowed = similarities.copy()
-    allowed[excluded] = -np.inf
-    num_shown = len(allowed) - len(np.unique(excluded))
-    return order_nearest(allowed[None], min(depth, num_shown))[1][0] if num_shown else np.empty(0, dtype=np.int64)
-
-
-def _build_shortlist(measurement: Measurement, parts: _Parts, query: int, first: IntArray) -> Shortlist:
-    query_row, rows = measurement.task.query_rows[query], measurement.task.gallery_rows[first]
-
-    def find_parts(kind: PartKind) -> tuple[ByteArray, ByteArray]:
-        found = parts.find(kind)
-        return found[query_row], found[rows]
-
-    return Shortlist(
-        query=np.asarray(measurement.vectors[query_row]),
-        vectors=np.asarray(measurement.vectors[rows]),
-        find_parts=find_parts,
-    )
 
 
 def _compute_gain(before: Scores, after: Scores, num_tried: int) -> tuple[float, float]:
@@ -261,13 +295,18 @@ class ChoiceData:
     fit: tuple[ImageRecord, ...]
     note: str
 
+    @property
+    def num_judges(self) -> int:
+        """Number of held-out classes that ask."""
+        return len({record.label for record in self.held_out.records if record.is_query})
+
 
 def divide_for_choice(dataset: Dataset) -> ChoiceData | None:
     """Divide the training images of a data set as a training does (``data/holdout.py``).
 
     Where the data set has pictures that only can be found (the catalogue of ``phone_to_catalogue``), those of training
-    classes are what the held-out images look for, so that the choice is made for the task that is measured. Beyond
-    ``MAX_IMAGES`` the last held-out classes are left out.
+    classes are what the held-out images look for, so that the choice is made for the task that is measured. Of many
+    images ``MAX_IMAGES`` ask and as many can be found.
 
     Returns:
         The images; None where too few classes are there to hold some out.
@@ -278,9 +317,13 @@ def divide_for_choice(dataset: Dataset) -> ChoiceData | None:
     shown = _list_shown(dataset)
     asking = _limit([record for record in split.held_out.records if record.is_query])
     labels = {record.label for record in asking}
-    others = [record for record in split.held_out.records if not record.is_query]
-    if labels & {record.label for record in shown}:
-        asking, others = [dataclasses.replace(record, is_gallery=False) for record in asking], list(shown)
+    others = _limit([record for record in split.held_out.records if not record.is_query])
+    wanted = _limit([record for record in shown if record.label in labels])
+    if wanted:
+        wrong = _limit([record for record in shown if record.label not in labels], MAX_IMAGES - len(wanted))
+        kept = {record.image_id for record in (*wanted, *wrong)}
+        asking = [dataclasses.replace(record, is_gallery=False) for record in asking]
+        others = [record for record in shown if record.image_id in kept]
     fit = (*split.fit, *(record for record in shown if record.label not in labels))
     held_out = dataclasses.replace(split.held_out, records=(*asking, *others))
     return ChoiceData(held_out=held_out, fit=fit, note=split.note)
@@ -294,16 +337,23 @@ def _list_shown(dataset: Dataset) -> tuple[ImageRecord, ...]:
     return tuple(record for record in test if not record.is_query and record.label in trained - asked)
 
 
-def _limit(records: Sequence[ImageRecord]) -> list[ImageRecord]:
-    """Keep whole classes, as many as fit into ``MAX_IMAGES``, at least two."""
+def _limit(records: Sequence[ImageRecord], max_images: int | None = None) -> list[ImageRecord]:
+    """Keep so many images (None: ``MAX_IMAGES``): the first classes, of a large one images from all over it.
+
+    Of no class more than a fifth of them is kept, so that enough classes stay to tell a gain from chance.
+    """
+    num_left = MAX_IMAGES if max_images is None else max_images
+    num_of_class = max(1, num_left // NUM_JUDGES_MIN)
     of_label: dict[int, list[ImageRecord]] = {}
     for record in records:
         of_label.setdefault(record.label, []).append(record)
     kept: list[ImageRecord] = []
-    for number, label in enumerate(sorted(of_label)):
-        if number >= 2 and len(kept) + len(of_label[label]) > MAX_IMAGES:
+    for _, members in sorted(of_label.items()):
+        step = -(-len(members) // num_of_class)
+        chosen = members[::step]
+        if len(kept) + len(chosen) > num_left:
             break
-        kept += of_label[label]
+        kept += chosen
     return kept
 
 
@@ -316,29 +366,46 @@ def choose_reranking(encoder: Encoder, dataset: Dataset, *, name: str, settings:
         name: Name of the encoder in the report.
         settings: How images are embedded.
 
+    Returns:
+        The report; without rows where fewer than ``NUM_JUDGES_MIN`` classes are held out.
+
     Raises:
         DataError: Too many unreadable images.
     """
     data = divide_for_choice(dataset)
-    if data is None:
-        reason = (
-            f"kept none: {quote_name(dataset.name)} has too few training classes to hold some out, and a re-ranking "
-            "that is not measured may be worse than none"
-        )
-        return _report(name, encoder, dataset, 0, (), None, reason)
+    num_judges = 0 if data is None else data.num_judges
+    if data is None or num_judges < NUM_JUDGES_MIN:
+        return _report(name, encoder, dataset, 0, (), None, _explain_too_few(dataset, num_judges))
     print_message(f"choosing a re-ranking on held-out training classes; {data.note}")
-    records = data.held_out.records
-    embeddings = _embed(encoder, records, settings)
+    embeddings = _embed(encoder, data.held_out.records, settings)
     measurement = measure(data.held_out, embeddings, name, has_intervals=False)
     rerankers = {**RERANKERS}
     learnt = learn_reranker(encoder, data.fit, settings)
     if learnt is not None:
         rerankers[LEARNT] = learnt
     rows = measure_rerankings(measurement, encoder, list(rerankers.values()), show_progress=settings.show_progress)
-    best = choose_row(rows, measurement.scores.headlines)
+    scores = measurement.scores
+    num_judges = len(np.unique(scores.groups[scores.is_scored]))  # fewer, where images cannot be read
+    best = choose_row(rows, scores.headlines) if num_judges >= NUM_JUDGES_MIN else None
     chosen = None if best is None else rerankers[best.reranking]
-    reason = _explain(best, rows, measurement.scores.headlines[1])
-    return _report(name, encoder, data.held_out, measurement.scores.num_scored, rows, chosen, reason)
+    is_enough = num_judges >= NUM_JUDGES_MIN
+    reason = _explain(best, rows, scores.headlines[1]) if is_enough else _explain_too_few(dataset, num_judges)
+    return _report(name, encoder, data.held_out, scores.num_scored, rows, chosen, reason)
+
+
+def _explain_too_few(dataset: Dataset, num_judges: int) -> str:
+    if num_judges == 0:
+        why = (
+            f"{quote_name(dataset.name)} has too few training classes to hold some out, and a re-ranking that is not "
+            "measured may be worse than none"
+        )
+    else:
+        classes = "class of" if num_judges == 1 else "classes of"
+        why = (
+            f"{num_judges} training {classes} {quote_name(dataset.name)} can be held out, and fewer than "
+            f"{NUM_JUDGES_MIN} cannot tell a gain from chance"
+        )
+    return f"kept none: {why}; give a source of {NUM_CLASSES_MIN} training classes or more"
 
 
 def learn_reranker(encoder: Encoder, records: Sequence[ImageRecord], settings: EmbedSettings) -> Reranker | None:
@@ -346,29 +413,34 @@ def learn_reranker(encoder: Encoder, records: Sequence[ImageRecord], settings: E
 
     Args:
         encoder: Its patches are compared.
-        records: Training images; of more than ``MAX_IMAGES`` the first classes count.
+        records: Training images; of many ``MAX_IMAGES`` count.
         settings: How images are embedded.
 
     Returns:
         The re-ranking; None without torch, without patches, or without pairs.
     """
     records = _limit(records)
-    why = None
-    if not is_torch_installed():
-        why = "torch is not installed (vitrieve[train])"
-    elif not has_patches(encoder):
-        why = "the encoder puts out no tokens of patches"
-    elif not has_pairs(records):
-        why = "there are no two training classes with pairs"
+    why = _find_obstacle(encoder, records)
     if why is not None:
         print_message(f"the re-ranking {LEARNT} is left out: {why}.")
         return None
     from vitrieve.rerank.learning import learn_head
 
     embeddings = _embed(encoder, records, settings)
+    if not has_pairs(embeddings.records):
+        print_message(f"the re-ranking {LEARNT} is left out: of no two training classes a pair of images can be read.")
+        return None
     parts = stack_parts(compute_parts(encoder, embeddings.records, "patches", show_progress=settings.show_progress))
     labels = np.array([record.label for record in embeddings.records], dtype=np.int64)
     return build_learnt(learn_head(parts, embeddings.vectors, labels, show_progress=settings.show_progress))
+
+
+def _find_obstacle(encoder: Encoder, records: Sequence[ImageRecord]) -> str | None:
+    if not is_torch_installed():
+        return "torch is not installed (vitrieve[train])"
+    if not has_patches(encoder):
+        return "the encoder puts out no tokens of patches"
+    return None if has_pairs(records) else "there are no two training classes with pairs"
 
 
 def _embed(encoder: Encoder, records: Sequence[ImageRecord], settings: EmbedSettings) -> Embeddings:

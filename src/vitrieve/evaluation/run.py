@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -124,18 +125,19 @@ def evaluate(
         # All protocols of the first encoder, then of the next: as the measurements stand.
         owners = [encoder for encoder in encoders for _ in data.datasets]
         reranked = [
-            one
+            report_rerankings(measurement, owner, rerankings, evaluation_settings)
             for measurement, owner in zip(measurements, owners, strict=True)
-            for one in report_rerankings(measurement, owner, rerankings, evaluation_settings)
         ]
         _write(measurements, reranked, folder, is_report=report and out is not None)
         shutil.rmtree(folder / EMBEDDINGS_FOLDER)
         results = tuple(measurement.result for measurement in measurements)
         if out is None:
-            return Evaluation(results=results, rerankings=tuple(reranked))
+            return Evaluation(results=results, rerankings=tuple(chain.from_iterable(reranked)))
         write_manifest(folder, "evaluation", _describe(data, encoders))
     report_path = Path(out) / REPORT_NAME if report else None
-    return Evaluation(results=results, folder=Path(out), report=report_path, rerankings=tuple(reranked))
+    return Evaluation(
+        results=results, folder=Path(out), report=report_path, rerankings=tuple(chain.from_iterable(reranked))
+    )
 
 
 def _tell_seen(encoders: Sequence[Encoder], datasets: Sequence[Dataset]) -> None:
@@ -285,7 +287,7 @@ def run_comparison(
     """
     names = choose_names(encoders, names)
     measurements = _measure_all(encoders, datasets, out, names, settings or EmbedSettings())
-    _write(measurements, (), out, is_report=is_report)
+    _write(measurements, [[] for _ in measurements], out, is_report=is_report)
     if kept is not None:
         shutil.rmtree(kept, ignore_errors=True)
         _embeddings_folder(out, encoders[-1], 0).rename(kept)
@@ -307,16 +309,20 @@ def _measure_all(
 
 
 def _write(
-    measurements: Sequence[Measurement], rerankings: Sequence[RerankingReport], out: Path, *, is_report: bool
+    measurements: Sequence[Measurement],
+    rerankings: Sequence[Sequence[RerankingReport]],
+    out: Path,
+    *,
+    is_report: bool,
 ) -> None:
-    """Write the results and the report; the embeddings stay."""
+    """Write the results and the report; the embeddings stay. The re-rankings are those of each measurement."""
     out.mkdir(parents=True, exist_ok=True)
-    content = _to_json([measurement.result for measurement in measurements], rerankings)
+    content = _to_json([measurement.result for measurement in measurements], list(chain.from_iterable(rerankings)))
     write_text_durably(out / RESULTS_NAME, json.dumps(content, indent=2) + "\n")
     if is_report:
         from vitrieve.evaluation.report import write_report
 
-        write_report(measurements, out / REPORT_NAME)
+        write_report(measurements, out / REPORT_NAME, rerankings=rerankings)
 
 
 def _to_json(results: Sequence[EvaluationResult], rerankings: Sequence[RerankingReport]) -> dict[str, Any]:

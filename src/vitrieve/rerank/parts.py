@@ -168,8 +168,9 @@ def stack_parts(parts: Sequence[ByteArray | None]) -> ByteArray:
     readable = next((one for one in parts if one is not None), None)
     if readable is None:
         raise DecodeError(
-            f"none of {len(parts)} pictures can be read, so their parts cannot be compared; say where they are now "
-            "(--map-path), or leave re-ranking by parts away (--rerank none)."
+            f"none of {len(parts)} pictures can be read, so their parts cannot be compared; put them back where they "
+            "were, say where they are now (--map-path of search and serve), or leave re-ranking by parts away "
+            "(--rerank none)."
         )
     return np.stack([np.zeros_like(readable) if one is None else one for one in parts])
 

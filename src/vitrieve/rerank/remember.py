@@ -1,6 +1,7 @@
 """The re-ranking that an index remembers: ``reranker.json`` beside it, written after a measurement.
 
-A head that was learnt lies in ``reranker.safetensors``; the JSON file, written last, has its checksum.
+A head that was learnt lies in a file of its own, which is named by its checksum: the JSON file, written last, tells
+which one is meant, so that no stop in between leaves an index with the one of now and the other of before.
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ from safetensors.numpy import load, save
 from vitrieve.artifacts import write_bytes_durably, write_text_durably
 from vitrieve.errors import ArtifactError
 from vitrieve.rerank.head import Head
-from vitrieve.rerank.reranker import LEARNT, NO_RERANKING, Reranker, build_learnt, find_reranker
+from vitrieve.rerank.names import LEARNT, NO_RERANKING
+from vitrieve.rerank.reranker import Reranker, build_learnt, find_reranker
 
 RERANKER_NAME = "reranker.json"
-HEAD_NAME = "reranker.safetensors"
 """Inside the folder of the index."""
 
 
@@ -54,10 +55,17 @@ def save_kept(kept: KeptReranking, index_folder: Path | str) -> Path:
     values = {"name": kept.name, "fingerprint": kept.fingerprint, "reason": kept.reason}
     if kept.head is not None:
         data = save(dict(kept.head.arrays))
-        write_bytes_durably(path.with_name(HEAD_NAME), data)
         values["head_sha256"] = hashlib.sha256(data).hexdigest()
+        write_bytes_durably(path.with_name(_name_head(values["head_sha256"])), data)
     write_text_durably(path, json.dumps(values, indent=2) + "\n")
+    for old in path.parent.glob(_name_head("*")):
+        if old.name != _name_head(values.get("head_sha256", "")):
+            old.unlink(missing_ok=True)
     return path
+
+
+def _name_head(sha256: str) -> str:
+    return f"reranker-{sha256[:16]}.safetensors"
 
 
 def load_kept(index_folder: Path | str) -> KeptReranking | None:
@@ -73,7 +81,7 @@ def load_kept(index_folder: Path | str) -> KeptReranking | None:
         values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         if not all(isinstance(value, str) for value in values.values()):
             raise ValueError("its values are not texts")
-        head = _read_head(path.with_name(HEAD_NAME), values.pop("head_sha256")) if values["name"] == LEARNT else None
+        head = _read_head(path.parent, values.pop("head_sha256")) if values["name"] == LEARNT else None
         kept = KeptReranking(**values, head=head)
         _ = kept.reranker
     except (OSError, ValueError, TypeError, KeyError, AttributeError, SafetensorError) as error:
@@ -83,7 +91,8 @@ def load_kept(index_folder: Path | str) -> KeptReranking | None:
     return kept
 
 
-def _read_head(path: Path, sha256: str) -> Head:
+def _read_head(folder: Path, sha256: str) -> Head:
+    path = folder / Path(_name_head(sha256)).name
     data = path.read_bytes()
     if hashlib.sha256(data).hexdigest() != sha256:
         raise ValueError(f"{path.name} is not the head that was measured")

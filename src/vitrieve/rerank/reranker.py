@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +11,7 @@ import numpy.typing as npt
 from vitrieve.errors import ConfigError, unknown_name_message
 from vitrieve.rerank.head import Head
 from vitrieve.rerank.matching import best_pair_scores, chamfer_scores, compare_parts, transport_scores
+from vitrieve.rerank.names import LEARNT
 from vitrieve.rerank.neighbors import (
     DEFAULT_ALPHA,
     NUM_EXPANSION_NEIGHBORS,
@@ -23,21 +23,6 @@ from vitrieve.rerank.parts import FindParts, PartKind, from_bytes
 from vitrieve.similarity import FloatArray, similarity
 
 Scores = npt.NDArray[np.float64]
-RerankerName = Literal[
-    "average_query_expansion",
-    "alpha_query_expansion",
-    "k_reciprocal",
-    "superglobal",
-    "chamfer",
-    "optimal_transport",
-    "query_tiles",
-    "image_tiles",
-    "tiles",
-    "elvis",
-]
-LEARNT = "elvis"
-"""Name of what is learnt on the user's own pictures."""
-NO_RERANKING = "none"
 RERANK_DEPTH = 100
 """First images that are ordered again by their parts or by k-reciprocal sets; those behind keep their order."""
 VECTOR_DEPTH = 400
@@ -171,9 +156,12 @@ def build_learnt(head: Head) -> Reranker:
     """Make a re-ranking of a learnt head, which compares patches."""
 
     def score(shortlist: Shortlist) -> Scores:
+        """Mix the probabilities of the head with the similarities of the embeddings."""
         assert shortlist.find_parts is not None, "whoever ranks by parts brings them"
-        query, images = shortlist.find_parts("patches")
-        return add_embedding(shortlist, head.score(from_bytes(query), from_bytes(images)))
+        query, images = map(from_bytes, shortlist.find_parts("patches"))
+        scores = head.score(query, images)
+        scores[~images.any(axis=(1, 2))] = 0.0  # biases make something even of the zeros of an unreadable picture
+        return add_embedding(shortlist, scores)
 
     return Reranker(
         name=LEARNT,

@@ -18,14 +18,13 @@ import numpy as np
 from vitrieve.data.records import ImageRecord
 from vitrieve.errors import ConfigError, FingerprintError
 from vitrieve.evaluation.protocols import EvaluationData
-from vitrieve.evaluation.reranking import AUTO
 from vitrieve.evaluation.run import Evaluation
 from vitrieve.index.open import open_index, require_encoder
 from vitrieve.index.store import VectorStore, read_info
 from vitrieve.progress import print_message, track
+from vitrieve.rerank.names import AUTO, NO_RERANKING
 from vitrieve.rerank.parts import ByteArray, PartKind, compute_parts, stack_parts
 from vitrieve.rerank.remember import KeptReranking, save_kept
-from vitrieve.rerank.reranker import NO_RERANKING
 from vitrieve.runtime.encoder import Encoder
 
 PARTS_NAME = "parts.sqlite"
@@ -49,6 +48,7 @@ class PartStore:
     def __init__(self, folder: Path | None, encoder: Encoder) -> None:
         self._path = None if folder is None else folder / PARTS_NAME
         self._encoder = encoder
+        self._is_told = False
 
     def find(self, kind: PartKind, records: Sequence[ImageRecord], vectors: np.ndarray) -> ByteArray:
         """Return the parts of images, and compute those that are missing.
@@ -65,6 +65,9 @@ class PartStore:
             DecodeError: None of the images can be read.
             ConfigError: The encoder puts out no patches.
         """
+        return stack_parts(self._find(kind, records, vectors))
+
+    def _find(self, kind: PartKind, records: Sequence[ImageRecord], vectors: np.ndarray) -> list[ByteArray | None]:
         digests = [hashlib.blake2b(vector.tobytes(), digest_size=16).digest() for vector in vectors]
         found = self._read(kind, records, digests)
         missing = [row for row, one in enumerate(found) if one is None]
@@ -72,7 +75,7 @@ class PartStore:
         for row, one in zip(missing, computed, strict=True):
             found[row] = one
         self._write(kind, [(records[row].image_id, digests[row], found[row]) for row in missing])
-        return stack_parts(found)
+        return found
 
     def fill(self, kind: PartKind, store: VectorStore, *, show_progress: bool = False) -> int:
         """Compute what is missing for every image of an index, and drop what it no longer holds.
@@ -83,10 +86,10 @@ class PartStore:
             show_progress: Report progress on standard error.
 
         Returns:
-            Bytes of the parts of all images.
+            Bytes of the parts of all images that can be read.
 
         Raises:
-            DecodeError: None of the images of a block can be read.
+            DecodeError: None of the images can be read.
             ConfigError: As ``find``.
         """
         image_ids = sorted(store.image_ids())
@@ -97,42 +100,43 @@ class PartStore:
         ) as tracked:
             for start in tracked:
                 vectors, records = store.get(image_ids[start : start + FILL_SIZE])
-                num_bytes += self.find(kind, records, vectors).nbytes
+                num_bytes += sum(one.nbytes for one in self._find(kind, records, vectors) if one is not None)
+        if image_ids and not num_bytes:
+            stack_parts([None] * len(image_ids))  # says so
         self._drop_others(image_ids)
         return num_bytes
 
     def _read(self, kind: PartKind, records: Sequence[ImageRecord], digests: Sequence[bytes]) -> list[ByteArray | None]:
+        found: list[ByteArray | None] = [None] * len(records)
         if self._path is None or not self._path.is_file():
-            return [None] * len(records)
-        found: list[ByteArray | None] = []
-        with self._open() as connection:
-            for record, digest in zip(records, digests, strict=True):
+            return found
+        with self._forgiving(), self._open() as connection:
+            if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'parts'").fetchone():
+                return found  # whoever made the file was stopped before it wrote anything
+            for number, (record, digest) in enumerate(zip(records, digests, strict=True)):
                 row = connection.execute(
                     "SELECT num_parts, parts FROM parts WHERE kind = ? AND image_id = ? AND digest = ?",
                     (kind, record.image_id, digest),
                 ).fetchone()
-                found.append(None if row is None else np.frombuffer(row[1], dtype=np.int8).reshape(row[0], -1))
+                if row is not None:
+                    found[number] = np.frombuffer(row[1], dtype=np.int8).reshape(row[0], -1)
         return found
 
     def _write(self, kind: PartKind, parts: Sequence[tuple[str, bytes, ByteArray | None]]) -> None:
         rows = [(kind, name, digest, len(one), one.tobytes()) for name, digest, one in parts if one is not None]
         if self._path is None or not rows:
             return
-        try:
-            with self._open() as connection:
-                connection.execute(_TABLE)
-                connection.executemany("INSERT OR REPLACE INTO parts VALUES (?, ?, ?, ?, ?)", rows)
-        except sqlite3.OperationalError as error:  # the disk is full, or may not be written
-            print_message(f"{self._path} cannot be written ({error}): parts of pictures are computed for every search.")
-            self._path = None
+        with self._forgiving(), self._open() as connection:
+            connection.execute(_TABLE)
+            connection.executemany("INSERT OR REPLACE INTO parts VALUES (?, ?, ?, ?, ?)", rows)
 
     def _drop_others(self, image_ids: Sequence[str]) -> None:
         if self._path is None or not self._path.is_file():
             return
-        with self._open() as connection:
-            kept = {(name,) for name in image_ids}
-            names = connection.execute("SELECT DISTINCT image_id FROM parts").fetchall()
-            connection.executemany("DELETE FROM parts WHERE image_id = ?", [name for name in names if name not in kept])
+        with self._forgiving(), self._open() as connection:
+            connection.execute("CREATE TEMPORARY TABLE kept (image_id TEXT PRIMARY KEY) WITHOUT ROWID")
+            connection.executemany("INSERT INTO kept VALUES (?)", ((name,) for name in image_ids))
+            connection.execute("DELETE FROM parts WHERE image_id NOT IN (SELECT image_id FROM kept)")
 
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
@@ -140,6 +144,27 @@ class PartStore:
         assert self._path is not None
         with closing(sqlite3.connect(self._path, timeout=WAIT_SECONDS)) as connection, connection:
             yield connection
+
+    @contextmanager
+    def _forgiving(self) -> Iterator[None]:
+        """Go on where the file cannot be used, because what it holds can be computed again.
+
+        A full disk, no right to write or another process that keeps the file are told of once and cost time. A damaged
+        file is removed.
+        """
+        assert self._path is not None
+        try:
+            yield
+        except sqlite3.OperationalError as error:
+            self._tell(f"cannot be used ({error}): parts of pictures that it lacks are computed for every search.")
+        except sqlite3.DatabaseError as error:
+            self._path.unlink(missing_ok=True)
+            self._tell(f"was damaged ({error}) and is removed: parts of pictures are computed and kept again.")
+
+    def _tell(self, what: str) -> None:
+        if not self._is_told:
+            print_message(f"{self._path} {what}")
+        self._is_told = True
 
 
 def check_remembers(index: Path | str, encoders: Sequence[Encoder], data: EvaluationData, rerank: str) -> None:

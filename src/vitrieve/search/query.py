@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from vitrieve.data.decode import Picture, open_any_picture
-from vitrieve.data.preprocess import Preprocessing, to_square
+from vitrieve.data.preprocess import to_square
 from vitrieve.errors import ConfigError
 from vitrieve.index.store import VectorStore
 from vitrieve.runtime.encoder import Encoder
@@ -52,7 +53,8 @@ def build_query(request: SearchRequest, store: VectorStore, encoder: Encoder) ->
     examples = (*request.plus, *request.minus)
     started = time.perf_counter()
     picture_rows = [row for row, example in enumerate(examples) if example.picture is not None]
-    squares = [prepare_example(examples[row], encoder.preprocessing) for row in picture_rows]
+    prepare = partial(to_square, preprocessing=encoder.preprocessing)
+    squares = [prepare_example(examples[row], prepare) for row in picture_rows]
     vectors = _read_vectors(examples, store, encoder)
     decoded = time.perf_counter()
     if squares:
@@ -113,15 +115,19 @@ def read_example(example: Example) -> Image.Image:
         return picture
 
 
-def prepare_example(example: Example, preprocessing: Preprocessing) -> np.ndarray:
-    """Read the picture of an example as the ``(S, S, 3)`` uint8 square that the encoder sees.
+def prepare_example(example: Example, prepare: Callable[[Image.Image], np.ndarray]) -> np.ndarray:
+    """Read the picture of an example, cut out its box, and turn it into an array while it counts in the budget.
+
+    Args:
+        example: Example with a picture.
+        prepare: Function of the RGB picture, which it does not keep.
 
     Raises:
         DecodeError: As ``read_example``.
     """
     assert example.picture is not None
     with open_any_picture(example.picture, _name(example.picture), box=example.box) as picture:
-        return to_square(picture, preprocessing)
+        return prepare(picture)
 
 
 def _name(picture: Picture) -> str:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -14,12 +14,10 @@ from vitrieve.data.decode import Picture
 from vitrieve.errors import ConfigError, DataError
 from vitrieve.index.filter import FilterLike, parse_filter
 from vitrieve.quoting import quote_name
-from vitrieve.rerank.reranker import RerankerName
+from vitrieve.rerank.names import Reranking
 
 Box = tuple[float, float, float, float]
 """``(x_1, y_1, x_2, y_2)`` in pixels, after EXIF orientation."""
-Reranking = Literal["auto", "none", RerankerName]
-"""``auto`` is what the index remembers (``vitrieve evaluate --rerank auto --index``)."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

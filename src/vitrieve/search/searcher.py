@@ -25,13 +25,14 @@ from vitrieve.errors import ArtifactError, ConfigError, FingerprintError, unknow
 from vitrieve.index.filter import FilterLike
 from vitrieve.index.open import load_index_encoder, open_index, require_encoder
 from vitrieve.index.store import Hit, VectorStore, find_name, read_info
+from vitrieve.rerank.names import NO_RERANKING
 from vitrieve.rerank.parts import ByteArray, PartKind, encode_parts, prepare_parts
 from vitrieve.rerank.remember import KeptReranking, load_kept
-from vitrieve.rerank.reranker import NO_RERANKING, Reranker, Shortlist, find_reranker
+from vitrieve.rerank.reranker import Reranker, Shortlist, find_reranker
 from vitrieve.runtime.encoder import Encoder
 from vitrieve.runtime.engine import EngineChoice, PrecisionChoice
 from vitrieve.search.part_store import PartStore
-from vitrieve.search.query import Query, build_query, read_example
+from vitrieve.search.query import Query, build_query, prepare_example
 from vitrieve.search.ranking import MAX_DEPTH, group_hits, rank_images, read_vectors
 from vitrieve.search.request import Example, SearchAnswer, SearchRequest, SearchResult
 from vitrieve.search.threshold import Threshold, load_threshold
@@ -247,6 +248,7 @@ class Searcher:
         vectors = read_vectors(self.store, hits)
 
         def find_parts(kind: PartKind) -> tuple[ByteArray, ByteArray]:
+            """Return the parts of the query and of the hits."""
             images = self.parts.find(kind, [hit.record for hit in hits], vectors)
             return self._find_query_parts(kind, request.plus[0]), images
 
@@ -258,7 +260,7 @@ class Searcher:
             vectors, records = self.store.get([example.image_id])
             (parts,) = self.parts.find(kind, records, vectors)
         else:
-            squares = prepare_parts(read_example(example), self.encoder, kind)
+            squares = prepare_example(example, partial(prepare_parts, encoder=self.encoder, kind=kind))
             (parts,) = encode_parts(squares[None], self.encoder, kind)
         return np.asarray(parts)
 

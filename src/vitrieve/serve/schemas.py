@@ -10,7 +10,8 @@ from fastapi import HTTPException
 from pydantic import Base64Bytes, BaseModel, ConfigDict, Field, StrictBool, ValidationError
 
 from vitrieve.index.filter import ColumnKind, Condition, Operator
-from vitrieve.search.request import Box, Example, Reranking, SearchAnswer, SearchRequest, parse_box, to_box
+from vitrieve.rerank.names import Reranking
+from vitrieve.search.request import Box, Example, SearchAnswer, SearchRequest, parse_box, to_box
 from vitrieve.serve.body import Form, is_form, parse_form, recognize
 from vitrieve.serve.pictures import Pictures
 from vitrieve.serve.settings import MAX_LIST, MAX_TEXT, MAX_VECTOR, Limits

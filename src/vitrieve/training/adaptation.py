@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vitrieve.artifacts import check_replacing, read_manifest, replacing_folder
-from vitrieve.data.holdout import split_for_training
-from vitrieve.data.records import HOLD_OUT_EVERY, Dataset, ImageRecord, require_trainable
+from vitrieve.data.holdout import NUM_CLASSES_MIN, NUM_JUDGES_MIN, split_for_training
+from vitrieve.data.records import Dataset, ImageRecord, require_trainable
 from vitrieve.data.sources import read_source
 from vitrieve.embed.collection import Embeddings, load_embeddings, write_mapped_embeddings
 from vitrieve.errors import ArtifactError, ConfigError, DataError, FingerprintError
@@ -61,11 +61,6 @@ NUM_EPOCHS_MAX = 100
 them)."""
 NUM_PATIENCE = 10
 """Training ends after this many epochs in a row without a better figure on the held-out classes."""
-NUM_JUDGES_MIN = 5
-"""Fewest held-out classes that can prove a gain: all of n classes gain by chance once in 2^n times, which is more than
-once in twenty for fewer, and which an interval over so few does not show (over one it has no width)."""
-NUM_CLASSES_MIN = HOLD_OUT_EVERY * NUM_JUDGES_MIN
-"""Training classes of which so many are held out."""
 BEFORE, AFTER = "before", "adapted"
 """Names of the two rows of figures."""
 
