@@ -18,7 +18,11 @@ BUCKET = "pictures"
 
 
 class S3:
-    """A bucket on a server of the S3 protocol; ``s3://pictures/…`` leads to it while the ``with`` block lasts."""
+    """A bucket on a server of the S3 protocol; ``s3://pictures/…`` leads to it while the ``with`` block lasts.
+
+    Attributes:
+        prelude: Lines of Python that tell the same to a process that was started before.
+    """
 
     def __init__(self) -> None:
         from moto.server import ThreadedMotoServer
@@ -31,7 +35,9 @@ class S3:
 
         self._server.start()
         host, port = self._server.get_host_and_port()
-        for name, value in {**KEYS, "AWS_ENDPOINT_URL": f"http://{host}:{port}"}.items():
+        variables = {**KEYS, "AWS_ENDPOINT_URL": f"http://{host}:{port}"}
+        self.prelude = f"import os; os.environ.update({variables!r})\n"
+        for name, value in variables.items():
             self._patch.setenv(name, value)
         self._client = botocore.session.get_session().create_client("s3")
         self._client.create_bucket(Bucket=BUCKET)

@@ -1,0 +1,66 @@
+"""The way of ``benchmarks/whole_way.py`` on a small copy: real servers of the S3 protocol and of PostgreSQL."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.forked import ForkedVitrieve
+from tests.shard_servers import BUCKET, S3
+
+pytest.importorskip("s3fs", reason="needs vitrieve[remote]")
+pytest.importorskip("psycopg", reason="needs vitrieve[pgvector]")
+
+TRAIN = (
+    "small --model.backbone test_vit --image-size 32 --num-steps 2 --batch-size 6 --num-threads 1 "
+    "--train.evaluate-every 2 --no-holdout --model.weights"
+)
+
+
+@pytest.fixture
+def uri() -> Iterator[str]:
+    from tests.index.postgres import Server
+
+    server = Server()
+    yield server.uri
+    server.remove()
+
+
+def test_a_photograph_finds_its_product(
+    photographs: Path,
+    forked_vitrieve: ForkedVitrieve,
+    tiny_weights: Path,
+    uri: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    monkeypatch.setenv("VITRIEVE_CACHE", str(tmp_path / "cache"))
+    whole_way = import_module("whole_way")
+    with Image.open(photographs / "class4" / "0.png") as picture:
+        noise = np.random.default_rng(9).integers(-9, 9, (40, 40, 3))
+        pixels = (np.asarray(picture) + noise).clip(0, 255).astype(np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "photograph.png")
+
+    with S3() as s3:
+
+        def run(words: Sequence[str]) -> None:
+            ended = forked_vitrieve(
+                words, prelude=s3.prelude + f"os.environ['VITRIEVE_CACHE'] = '{tmp_path / 'cache'}'"
+            )
+            assert ended.status == 0, ended.printed
+
+        words = [str(tmp_path), "--data", f"folder:{photographs}", "--place", f"s3://{BUCKET}/way", "--uri", uri]
+        words += ["--photograph", str(tmp_path / "photograph.png"), "--product", "class4/0"]
+        words += ["--train", f"{TRAIN} {tiny_weights}", "--pack", "--num-processes 1"]
+        status = whole_way.main(words, run)
+    printed = capsys.readouterr().out
+    assert status == 0, printed
+    assert "the photograph finds class4/0" in printed
+    assert printed.count("$ vitrieve embed") == 3
