@@ -39,6 +39,7 @@ REASONS = (
     "needs a CUDA device",
     "needs a Milvus server",
     "needs a PostgreSQL server",
+    "needs a cluster of Ray",
     "needs a server of the S3 protocol",
     "needs SLURM",
     "needs a benchmark that must be fetched by hand",

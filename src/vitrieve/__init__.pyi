@@ -24,7 +24,10 @@ from .embed.collection import load_embeddings as load_embeddings
 from .embed.job_array import ShardResult as ShardResult
 from .embed.job_array import embed_shard as embed_shard
 from .embed.job_array import join_shards as join_shards
+from .embed.on_ray import RaySettings as RaySettings
+from .embed.on_ray import embed_on_ray as embed_on_ray
 from .errors import ArtifactError as ArtifactError
+from .errors import ClusterError as ClusterError
 from .errors import ConfigError as ConfigError
 from .errors import DataError as DataError
 from .errors import DecodeError as DecodeError

@@ -14,6 +14,7 @@
     │   │   └── ReplacedError      another index than the one that was opened
     │   └── DiskFullError          the disk that was named has no room
     ├── NonFiniteLossError         training produced NaN or infinity: exit status 1
+    ├── ClusterError               machines that were to work do not: exit status 1
     ├── UnfinishedRunError         training is done, something after its last step failed: exit status 1
     └── RankLostError              another process of the same training failed: exit status 1
 
@@ -107,6 +108,10 @@ class NonFiniteLossError(VitrieveError):
 
 class RankLostError(VitrieveError):
     """Another process of a training that several share died or failed."""
+
+
+class ClusterError(VitrieveError):
+    """A cluster cannot be reached, has no room, lets its workers die, or makes no progress; what is done is kept."""
 
 
 class UnfinishedRunError(VitrieveError):

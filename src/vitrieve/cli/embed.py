@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -52,6 +54,10 @@ class Arguments:
     a job that is started again goes on."""
     join: Switch = False
     """Make the embeddings of what all jobs with --shard have written; say which are missing."""
+    ray: tuple[str, ...] | None = None
+    """Embed on Ray, at an address as Ray takes it: --ray head:6379, or --ray auto; without one, on this machine."""
+    ray_actors: int | None = None
+    """With --ray: actors, each with an encoder and --num-threads cores (1) or a GPU; None: as many as there is room."""
     batch_size: BatchSize = None
     image_size: int | None = None
     """Side of the square input in pixels; None: the encoder's own."""
@@ -87,6 +93,8 @@ def run(arguments: Arguments) -> int:
         return _embed_shard(arguments, dataset, settings)
     if arguments.join:
         embeddings = _join(arguments, dataset, settings)
+    elif arguments.ray is not None:
+        embeddings = _embed_on_ray(arguments, dataset, settings)
     else:
         embeddings = embed_collection(
             _load(arguments),
@@ -106,24 +114,58 @@ def _check(arguments: Arguments) -> None:
         raise ConfigError("--shard embeds a share, and --join joins the shares of all: give one of them.")
     if arguments.overwrite and (arguments.shard is not None or arguments.join):
         raise ConfigError("--overwrite would remove what other shards have written: give another --out.")
+    if arguments.ray is None and arguments.ray_actors is not None:
+        raise ConfigError("--ray-actors is the number of actors of Ray: give --ray too.")
+    if arguments.ray is not None and (arguments.shard is not None or arguments.join or arguments.reuse is not None):
+        raise ConfigError("--ray divides the whole work itself: leave out --shard, --join and --reuse.")
+    if arguments.ray is not None and len(arguments.ray) > 1:
+        raise ConfigError(f"--ray takes one address or none, not {' '.join(arguments.ray)}.")
     if arguments.reuse is not None and arguments.join:
         raise ConfigError("--join encodes nothing: --reuse belongs to the calls with --shard.")
 
 
-def _load(arguments: Arguments) -> Encoder:
+def _prepare_loading(arguments: Arguments, source: str, num_threads: int | None) -> Callable[[], Encoder]:
     from vitrieve.runtime.encoder import load_encoder
 
-    encoder = load_encoder(
-        arguments.encoder,
+    return partial(
+        load_encoder,
+        source,
         image_size=arguments.image_size,
         scales=arguments.scales or None,
         engine=arguments.engine,
         precision=arguments.precision,
-        num_threads=arguments.num_threads,
+        num_threads=num_threads,
         device=arguments.device,
     )
+
+
+def _load(arguments: Arguments) -> Encoder:
+    encoder = _prepare_loading(arguments, arguments.encoder, arguments.num_threads)()
     print_message(f"engine: {encoder.engine} {encoder.precision}")
     return encoder
+
+
+def _embed_on_ray(arguments: Arguments, dataset: Dataset, settings: EmbedSettings) -> Embeddings:
+    from vitrieve.embed.on_ray import RaySettings, embed_on_ray
+
+    num_threads = arguments.num_threads or 1
+    cluster = RaySettings(
+        address=arguments.ray[0] if arguments.ray else None,
+        num_actors=arguments.ray_actors,
+        num_cpus=num_threads,
+        is_on_gpu={"auto": None, "cpu": False}.get(arguments.device, True),
+    )
+    # An actor has a folder of work of its own.
+    source = os.path.abspath(arguments.encoder) if os.path.exists(arguments.encoder) else arguments.encoder
+    return embed_on_ray(
+        _prepare_loading(arguments, source, num_threads),
+        dataset,
+        arguments.out,
+        cluster=cluster,
+        settings=replace(settings, num_threads=num_threads),
+        is_resume=arguments.resume,
+        is_overwrite=arguments.overwrite,
+    )
 
 
 def _embed_shard(arguments: Arguments, dataset: Dataset, settings: EmbedSettings) -> int:
