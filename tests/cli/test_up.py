@@ -46,7 +46,7 @@ def served(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) 
     """Run ``vitrieve up`` in this process as far as it would serve: starting processes takes most of the time."""
     found: list[set[str]] = []
 
-    def note(searcher: Searcher, **settings: object) -> None:
+    def note(searcher: Searcher, settings: object, **others: object) -> None:
         found.append(set(searcher.store.image_ids()))
 
     def run(*words: object) -> WouldServe:

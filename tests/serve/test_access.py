@@ -14,7 +14,7 @@ from vitrieve.serve import server
 from vitrieve.serve.app import create_app
 from vitrieve.serve.middleware import COOKIE, split_host
 from vitrieve.serve.server import listen, local_hosts, spell_address
-from vitrieve.serve.settings import LOCAL_NAMES, ProxySettings, is_local, read_token
+from vitrieve.serve.settings import LOCAL_NAMES, ProxySettings, ServeSettings, is_local, read_token
 
 TOKEN = "a-token-of-some-length"
 
@@ -154,5 +154,5 @@ def test_serve_trusts_the_address_and_not_the_name(searcher: Searcher, monkeypat
     listener = socket.create_server(("0.0.0.0", 0))
     monkeypatch.setattr(server, "listen", lambda host, port: listener)
     with pytest.raises(ConfigError, match=r"mine\.example is 0\.0\.0\.0, .* needs a token"):
-        server.serve(searcher, host="mine.example", port=0)
+        server.serve(searcher, ServeSettings(host="mine.example", port=0))
     assert listener.fileno() == -1

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -60,7 +62,7 @@ def client(
     store_kind: StoreKind,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[TestClient]:
-    monkeypatch.setattr(service, "RELOAD_PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr(service, "REOPEN_PAUSE_SECONDS", 0.0)
     encoder = load_encoder(tiny_encoder_folder, engine="onnx", num_threads=1)
     build(tmp_path / "index", encoder, class_folder, store_kind, "old")
     searcher = Searcher.open(tmp_path / "index", encoder, engine="torch", num_threads=1)
@@ -106,8 +108,9 @@ def test_trap_a_replaced_index_is_loaded_and_never_mixed_with_the_old_one(
     """At another input size the encoder is another one: its fingerprint says so."""
     encoder = load_encoder(tiny_encoder_folder, image_size=image_size, engine="torch", num_threads=1)
     build(tmp_path / "index", encoder, class_folder, store_kind, "new")
-    answer = client.post("/search", content=picture)
-    assert answer.status_code == 503, answer.text
+    answer = client.post("/search?k=3", content=picture)
+    assert answer.status_code == 200, answer.text
+    assert {result["image_id"][:3] for result in answer.json()["results"]} == {"new"}
     ready = wait_until_ready(client)
     assert (ready["encoder_fingerprint"], ready["columns"]) == (encoder.fingerprint, ["new"])
     found = client.post("/search?k=3", content=picture).json()["results"]
@@ -130,3 +133,49 @@ def test_an_index_restored_from_a_copy_is_loaded(client: TestClient, picture: by
     (tmp_path / "copy").rename(tmp_path / "index")
     os.utime(tmp_path / "index" / "manifest.json", ns=(0, 0))
     assert wait_until_ready(client)["num_images"] == 6
+
+
+def test_under_load_no_request_fails_while_the_index_is_replaced(
+    client: TestClient,
+    picture: bytes,
+    store_kind: StoreKind,
+    tmp_path: Path,
+    tiny_encoder_folder: Path,
+    class_folder: Path,
+) -> None:
+    """The encoder changes twice and the index five times, and every answer is that of one index."""
+    names = ["old", "one", "two", "six", "ten", "end"]
+    is_over = threading.Event()
+
+    def ask(number: int) -> list[tuple[int, frozenset[str]]]:
+        answers = []
+        while not is_over.is_set():
+            if number % 2:
+                answer = client.post("/search?k=3", content=picture)
+                found = frozenset(result["image_id"][:3] for result in answer.json().get("results", ()))
+            else:
+                answer = client.get("/readyz")
+                found = frozenset(answer.json().get("columns", ()))
+            answers.append((answer.status_code, found))
+        return answers
+
+    with ThreadPoolExecutor(4) as pool:
+        asking = [pool.submit(ask, number) for number in range(4)]
+        try:
+            for number, name in enumerate(names[1:]):
+                image_size = 48 if number in (1, 2) else 32
+                encoder = load_encoder(tiny_encoder_folder, image_size=image_size, engine="torch", num_threads=1)
+                build(tmp_path / "index", encoder, class_folder, store_kind, name)
+                wait_for_columns(client, name)
+        finally:
+            is_over.set()
+        answers = [answer for one in asking for answer in one.result()]
+    assert {status for status, _ in answers} == {200}
+    assert {found for _, found in answers} <= {frozenset([name]) for name in names}
+    assert len({found for _, found in answers}) == len(names)
+
+
+def wait_for_columns(client: TestClient, name: str) -> None:
+    until = time.monotonic() + WAIT_SECONDS
+    while client.get("/readyz").json().get("columns") != [name]:
+        assert time.monotonic() < until

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from vitrieve.cli.arguments import DeviceFlag, Engine, MapPaths, Precision, ProxyArguments, read_proxy
@@ -30,9 +31,15 @@ class Arguments(ProxyArguments):
     precision: Precision = "auto"
     device: DeviceFlag = "auto"
     num_threads: int | None = None
-    """CPU threads of one search; None: all cores."""
+    """CPU threads of one search; None: all cores, which several processes divide among them."""
     num_workers: int | None = None
-    """Searches computed at the same time; None: one for each core, at least 2."""
+    """Searches computed at the same time by a process; None: one for each of its cores, at least 2."""
+    num_processes: int = 1
+    """Processes that answer at the one address, each with index and encoder in its memory; SIGHUP exchanges them one
+    after the other without a failed request."""
+    uploads: Path | None = None
+    """Folder for the pictures that visitors send, which services on several machines share; None: in memory, or with
+    several processes in a folder that is removed in the end."""
     max_body_mib: int = 25
     """Largest picture that is received."""
     resident_mib: int = 1024
@@ -46,34 +53,36 @@ def run(arguments: Arguments) -> int:
     check_extra()
     proxy = read_proxy(arguments)
     from vitrieve.search.searcher import Searcher, parse_path_map
+    from vitrieve.serve.processes import serve_processes
     from vitrieve.serve.server import listen, serve
-    from vitrieve.serve.settings import MEBIBYTE, Limits
+    from vitrieve.serve.settings import MEBIBYTE, Limits, ServeSettings, share_cores
 
+    num_threads, num_workers = share_cores(arguments.num_processes, arguments.num_threads, arguments.num_workers)
     limits = Limits(
-        **({} if arguments.num_workers is None else {"num_workers": arguments.num_workers}),
+        num_workers=num_workers,
         body_bytes=arguments.max_body_mib * MEBIBYTE,
         resident_bytes=arguments.resident_mib * MEBIBYTE,
     )
     listen(arguments.host, arguments.port).close()  # a wrong address is told before anything is loaded
-    with Searcher.open(
+    open_searcher = partial(
+        Searcher.open,
         arguments.index,
         arguments.encoder,
         engine=arguments.engine,
         precision=arguments.precision,
-        num_threads=arguments.num_threads,
+        num_threads=num_threads,
         device=arguments.device,
         maps=[parse_path_map(text) for text in arguments.map_path],
-    ) as searcher:
+    )
+    settings = ServeSettings(
+        host=arguments.host, port=arguments.port, token=token, limits=limits, proxy=proxy, uploads=arguments.uploads
+    )
+    if arguments.num_processes > 1:
+        serve_processes(open_searcher, settings, num_processes=arguments.num_processes, announce=announce)
+        return 0
+    with open_searcher() as searcher:
         print_message(f"engine: {searcher.encoder.engine} {searcher.encoder.precision}")
-        serve(
-            searcher,
-            host=arguments.host,
-            port=arguments.port,
-            token=token,
-            limits=limits,
-            proxy=proxy,
-            announce=announce,
-        )
+        serve(searcher, settings, announce=announce)
     return 0
 
 

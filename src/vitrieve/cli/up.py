@@ -22,7 +22,7 @@ from vitrieve.cli.console import ask, print_message
 from vitrieve.cli.serve import announce
 from vitrieve.cli.sync import print_findings
 from vitrieve.errors import DataError
-from vitrieve.serve.settings import check_extra, read_token
+from vitrieve.serve.settings import ServeSettings, check_extra, read_token
 
 if TYPE_CHECKING:
     from vitrieve.runtime.encoder import Encoder
@@ -70,7 +70,8 @@ def run(arguments: Arguments) -> int:
     listen(arguments.host, arguments.port).close()
     index, encoder = _sync(arguments)
     with Searcher.open(index, encoder) as searcher:
-        serve(searcher, host=arguments.host, port=arguments.port, token=token, proxy=proxy, announce=announce)
+        settings = ServeSettings(host=arguments.host, port=arguments.port, token=token, proxy=proxy)
+        serve(searcher, settings, announce=announce)
     return 0
 
 

@@ -4,13 +4,16 @@ The files in reading order:
 
 - ``app.py`` makes the application from its arguments.
 - ``settings.py`` holds what whoever runs the service decides: bounds, proxy, token.
+- ``metrics.py`` counts for ``/metrics``, also for several processes together.
 - ``middleware.py`` is what every request passes first: log, bounds of the head, who may come in.
 - ``body.py`` receives a body within bounds, recognizes what it is, and takes forms apart.
 - ``schemas.py`` has the models of JSON, and turns a body into a ``SearchRequest``.
-- ``pictures.py`` finds pictures of the index, makes small copies, and holds what visitors sent.
+- ``pictures.py`` finds pictures of the index and makes small copies.
+- ``uploads.py`` keeps what visitors sent, in memory or in a folder that several processes share.
 - ``service.py`` is one running service: its workers, and the index that is being served.
 - ``api.py`` has the endpoints for programs.
 - ``views.py`` is what the templates are given, and the address that says what a page shows; also as one file.
 - ``pages.py`` has the endpoints for people, and the answer to an exception.
 - ``server.py`` runs all of it with uvicorn, and bounds every connection.
+- ``processes.py`` runs several of that at one address.
 """

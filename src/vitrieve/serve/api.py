@@ -11,9 +11,11 @@ from starlette.types import Receive, Scope, Send
 
 from vitrieve.data.decode import encode_jpeg
 from vitrieve.index.filter import name_kind
+from vitrieve.index.store import VectorStore
 from vitrieve.search.explain import explain_result
 from vitrieve.search.request import SearchRequest
-from vitrieve.serve.middleware import CONTENT_TYPE, is_authorized
+from vitrieve.serve.metrics import CONTENT_TYPE
+from vitrieve.serve.middleware import is_authorized
 from vitrieve.serve.pictures import SIDES_PX
 from vitrieve.serve.schemas import (
     AnswerBody,
@@ -293,8 +295,12 @@ async def get_readiness(request: Request, service: CurrentService) -> ReadyBody:
     if not service.is_ready:
         seconds = str(service.limits.retry_after_seconds)
         raise HTTPException(503, service.readiness, {"Retry-After": seconds})
-    store = service.searcher.store
-    num_images, columns = await service.look_up(lambda: (store.count(), store.columns()))
+
+    def count() -> tuple[VectorStore, int, tuple[str, ...]]:
+        store = service.searcher.store
+        return store, store.count(), store.columns()
+
+    store, num_images, columns = await service.look_up(count)
     if service.token is not None and not is_authorized(request, service.token):
         return ReadyBody(status="ready")
     return ReadyBody(
@@ -309,9 +315,9 @@ async def get_readiness(request: Request, service: CurrentService) -> ReadyBody:
 @router.get("/columns", responses=document(503, 504), summary="Which metadata columns are there, and of which kind?")
 async def get_columns(service: CurrentService) -> ColumnsBody:
     """Find the kinds in the values of the index as it is now."""
-    store = service.searcher.store
 
     def find() -> ColumnsBody:
+        store = service.searcher.store
         kinds = store.kinds(store.columns())
         return ColumnsBody(columns={column: name_kind(kinds[column]) for column in sorted(kinds)})
 

@@ -5,7 +5,6 @@ A request passes the three classes of ``middleware.py``, and then reaches an end
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -18,6 +17,7 @@ from fastapi.staticfiles import StaticFiles
 from vitrieve import __version__
 from vitrieve.search.searcher import Searcher
 from vitrieve.serve import api, pages
+from vitrieve.serve.metrics import Metrics
 from vitrieve.serve.middleware import AccessControl, RequestBounds, RequestLog
 from vitrieve.serve.pages import ERRORS, answer_error, answer_unauthorized
 from vitrieve.serve.schemas import SearchBody
@@ -34,6 +34,8 @@ def create_app(
     token: str | None = None,
     hosts: Collection[str] | None = None,
     proxy: ProxySettings | None = None,
+    uploads: Path | None = None,
+    metrics: Metrics | None = None,
 ) -> FastAPI:
     """Make the service: an ASGI application for uvicorn or any other server.
 
@@ -43,15 +45,19 @@ def create_app(
         token: Token that every request must bring as ``Authorization: Bearer``; None: no token is asked for.
         hosts: Names by which it may be called, besides those of ``proxy``; None: any.
         proxy: Settings for a proxy in front; None: there is no proxy.
+        uploads: Folder in which several services keep the pictures that visitors send; None: in memory.
+        metrics: What counts; None: counters of this service alone.
+
+    Raises:
+        ArtifactError: The folder ``uploads`` cannot be written.
     """
     limits, proxy = limits or Limits(), proxy or ProxySettings()
-    service = Service(searcher, limits, token, proxy)
+    service = Service(searcher, limits, token, proxy, metrics=metrics or Metrics(), uploads=uploads)
 
     @asynccontextmanager
     async def run(_: FastAPI) -> AsyncIterator[None]:
-        warming_up = asyncio.create_task(service.warm_up())
+        service.begin()
         yield
-        warming_up.cancel()
         service.close()
 
     # Its own pages about the API load scripts from elsewhere, which the content policy forbids.

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from fastapi import HTTPException, Request
+from prometheus_client import Gauge
 from python_multipart import FormParser
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import Field, File, parse_options_header
@@ -81,9 +82,10 @@ class BodyReader:
         held_bytes: Number of bytes of all bodies that are inside ``receive`` now.
     """
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, gauge: Gauge | None = None) -> None:
         self.held_bytes = 0
         self._limits = limits
+        self._gauge = gauge
 
     @asynccontextmanager
     async def receive(self, request: Request, max_bytes: int | None = None) -> AsyncIterator[bytes]:
@@ -104,7 +106,7 @@ class BodyReader:
             await self._collect_in_time(request, chunks, max_bytes or self._limits.body_bytes)
             yield b"".join(chunks)
         finally:
-            self.held_bytes -= sum(map(len, chunks))
+            self._count(-sum(map(len, chunks)))
 
     async def _collect_in_time(self, request: Request, chunks: list[bytes], max_bytes: int) -> None:
         seconds = self._limits.body_seconds
@@ -130,8 +132,13 @@ class BodyReader:
             seconds = self._limits.retry_after_seconds
             reason = f"the server is busy receiving other pictures. Try again in {seconds} seconds."
             raise HTTPException(503, reason, {"Retry-After": str(seconds)})
-        self.held_bytes += len(chunk)
+        self._count(len(chunk))
         chunks.append(chunk)
+
+    def _count(self, num_bytes: int) -> None:
+        self.held_bytes += num_bytes
+        if self._gauge is not None:
+            self._gauge.inc(num_bytes)
 
 
 def _is_too_large(max_bytes: int) -> HTTPException:

@@ -28,9 +28,9 @@ from vitrieve.search.request import Example, SearchAnswer, SearchRequest
 from vitrieve.serve.api import answer_jpeg, check_side
 from vitrieve.serve.body import parse_form
 from vitrieve.serve.middleware import COOKIE, OUT_OF_MEMORY, build_cookie, is_token, log_failure
-from vitrieve.serve.pictures import Upload
 from vitrieve.serve.schemas import build_example, check_search
 from vitrieve.serve.service import CurrentService, Service, get_service
+from vitrieve.serve.uploads import Upload
 from vitrieve.serve.views import (
     YOUR_PICTURE,
     Address,
@@ -115,8 +115,7 @@ def _list_values(answer: SearchAnswer | None) -> list[str]:
 
 
 async def _show_start(service: Service) -> Response:
-    store = service.searcher.store
-    num_images, records = await service.look_up(lambda: (store.count(), _choose_samples(service)))
+    num_images, records = await service.look_up(lambda: (service.searcher.store.count(), _choose_samples(service)))
     page = service.renderer.render("start.html", num_images=num_images, samples=describe_samples(records))
     return HTMLResponse(page)
 
@@ -194,9 +193,14 @@ def find_upload(service: Service, upload_id: str) -> Upload:
 
 async def _describe_query(service: Service, address: Address) -> View:
     """Describe what is asked for: the examples, and the stage when there is a single one."""
-    records = await service.look_up(lambda: _find_records(service, (*address.plus, *address.minus)))
+
+    def look_up() -> tuple[dict[str, ImageRecord], list[str]]:
+        records = _find_records(service, (*address.plus, *address.minus))
+        return records, [upload for upload in address.uploads if service.uploads.find(upload)]
+
+    records, uploads = await service.look_up(look_up)
     titles = {image_id: find_title(image_id, record.metadata) for image_id, record in records.items()}
-    titles |= {upload: YOUR_PICTURE for upload in address.uploads if service.uploads.find(upload)}
+    titles |= dict.fromkeys(uploads, YOUR_PICTURE)
     stage = None
     if address.num_examples == 1:
         stage = await service.draw(lambda: build_stage(service, address, records))
@@ -294,7 +298,13 @@ async def receive_upload(request: Request, service: CurrentService) -> Response:
             files = parse_form(content_type, body, max_files=service.limits.examples).files.get("image", [])
             if not files:
                 raise HTTPException(422, "No picture was chosen. Choose one, and search again.")
-            return service.uploads.add(files[0])
+            try:
+                return service.uploads.add(files[0])
+            except OSError:  # the folder of uploads is gone, or its disk is full
+                log_failure("upload not kept")
+                raise HTTPException(
+                    503, "The picture cannot be kept at the moment; the server's log says why."
+                ) from None
 
         upload = await service.compute(keep)
     address = service.proxy.root_path + Address(uploads=(upload.upload_id,)).spell()
@@ -307,8 +317,9 @@ async def receive_upload(request: Request, service: CurrentService) -> Response:
 async def get_upload(upload_id: str, service: CurrentService, side_px: Annotated[int, Query()] = 320) -> Response:
     """Send a small copy of a picture that was sent in."""
     check_side(side_px)
-    upload = find_upload(service, upload_id)
-    jpeg = await service.draw(lambda: service.pictures.shrink_upload(upload_id, upload.data, side_px))
+    jpeg = await service.draw(
+        lambda: service.pictures.shrink_upload(upload_id, find_upload(service, upload_id).data, side_px)
+    )
     return answer_jpeg(jpeg)
 
 

@@ -13,9 +13,10 @@ import json
 import signal
 import socket
 import sys
+import time
 from collections import Counter
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from http import HTTPStatus
 from types import FrameType
 from typing import Any
@@ -28,7 +29,7 @@ from vitrieve.errors import ConfigError
 from vitrieve.search.searcher import Searcher
 from vitrieve.serve.app import create_app
 from vitrieve.serve.middleware import write_logs_to_standard_error
-from vitrieve.serve.settings import LOCAL_NAMES, Limits, ProxySettings, is_local, normalize_address
+from vitrieve.serve.settings import LOCAL_NAMES, ProxySettings, ServeSettings, is_local, normalize_address
 
 IPV6_NETWORK_BITS = 64
 """Length of the prefix of the addresses that one household or machine gets as a whole."""
@@ -231,51 +232,65 @@ MAX_PORT = 65_535
 KEEP_ALIVE_SECONDS = 20
 STOP_SECONDS = 10
 """What requests in progress get to end when the service is stopped."""
+FAREWELL_SECONDS = 1.0
+"""What clients get before it, to bring the request that is on its way and to be told that it was their connection's
+last. Whoever keeps a connection idle for longer may find it closed, as after ``KEEP_ALIVE_SECONDS``."""
 SWITCH_SECONDS = 0.0005
 """Time after which a thread that holds Python's lock lets others have it. A search is a dozen calls that release the
 lock, and each would wait for up to Python's 5 ms to get it back."""
 
 
-def serve(
-    searcher: Searcher,
-    *,
-    host: str,
-    port: int,
-    token: str | None = None,
-    limits: Limits | None = None,
-    proxy: ProxySettings | None = None,
-    announce: Callable[[str], None] | None = None,
-) -> None:
+def serve(searcher: Searcher, settings: ServeSettings, *, announce: Callable[[str], None] | None = None) -> None:
     """Serve until the process is told to stop (SIGINT, SIGTERM); requests in progress are finished.
 
     Being stopped is the ordinary end, so nothing is raised then.
 
     Args:
         searcher: Index and encoder to search with.
-        host: Address to listen on.
-        port: Port; 0: any that is free.
-        token: Token that requests must bring; None: no token, on a loopback alone.
-        limits: Bounds of requests; None: the defaults of ``Limits``.
-        proxy: Settings for a proxy in front; None: there is no proxy.
+        settings: Where to listen, and what to allow.
         announce: Called with the address once connections are accepted.
 
     Raises:
+        ArtifactError: The folder for uploads cannot be written.
         ConfigError: The address cannot be listened on, or other machines can reach it and there is no token.
     """
-    listener = listen(host, port)
-    hosts = None
-    if token is None:
+    with open_listener(settings) as (listener, hosts):
+        app = create_app(
+            searcher,
+            limits=settings.limits,
+            token=settings.token,
+            hosts=hosts,
+            proxy=settings.proxy,
+            uploads=settings.uploads,
+        )
+        address = spell_address(listener, settings.proxy)
+        run_server(app, listener, lambda: announce(address) if announce else None)
+
+
+@contextmanager
+def open_listener(settings: ServeSettings) -> Iterator[tuple[socket.socket, tuple[str, ...] | None]]:
+    """Open the listening socket, and list the names by which the service may be called there; None: any.
+
+    Raises:
+        ConfigError: As ``listen``, or other machines can reach the address and there is no token.
+    """
+    with listen(settings.host, settings.port) as listener:
+        if settings.token is not None:
+            yield listener, None
+            return
         address = listener.getsockname()[0]  # a name may lead elsewhere than when the token was asked for
         if not is_local(address):
-            listener.close()
-            raise ConfigError(f"{host} is {address}, which can be reached from other machines, so it needs a token.")
-        hosts = local_hosts(host, listener)
-    app = create_app(searcher, limits=limits, token=token, hosts=hosts, proxy=proxy)
+            raise ConfigError(
+                f"{settings.host} is {address}, which can be reached from other machines, so it needs a token."
+            )
+        yield listener, local_hosts(settings.host, listener)
+
+
+def run_server(app: ASGIApp, listener: socket.socket, announce: Callable[[], None]) -> None:
+    """Answer at a socket until the process is told to stop; ``announce`` is called once connections are accepted."""
     sys.setswitchinterval(SWITCH_SECONDS)
     write_logs_to_standard_error()
-    with listener:
-        address = spell_address(listener, proxy or ProxySettings())
-        _Server(configure(app), lambda: announce(address) if announce else None).run(sockets=[listener])
+    _Server(configure(app), announce).run(sockets=[listener])
 
 
 class _Server(uvicorn.Server):
@@ -289,6 +304,19 @@ class _Server(uvicorn.Server):
         await super().startup(sockets)
         if self.started:
             self._announce()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Accept nothing more, say with each answer that it is the connection's last, and then end.
+
+        uvicorn's own closes idle connections at once, also those on which a request is on its way.
+        """
+        for server in self.servers:
+            server.close()
+        self.server_state.default_headers = [*self.server_state.default_headers, (b"connection", b"close")]
+        until = time.monotonic() + FAREWELL_SECONDS
+        while self.server_state.connections and not self.force_exit and time.monotonic() < until:
+            await asyncio.sleep(0.02)
+        await super().shutdown(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """End, and on a second Ctrl-C at once; uvicorn's own would send the signal again when all is done."""

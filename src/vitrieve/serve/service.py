@@ -6,18 +6,22 @@ import asyncio
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Annotated, TypeVar, cast
 
 from fastapi import Depends, HTTPException, Request
 from PIL import Image
+from prometheus_client import Gauge
 
-from vitrieve.errors import ReplacedError
+from vitrieve.errors import ArtifactError, ReplacedError
 from vitrieve.search.request import SearchAnswer, SearchRequest
 from vitrieve.search.searcher import Searcher
 from vitrieve.serve.body import BodyReader
-from vitrieve.serve.middleware import TIMINGS, Metrics, log_event, log_failure
-from vitrieve.serve.pictures import Pictures, Uploads
+from vitrieve.serve.metrics import Metrics
+from vitrieve.serve.middleware import TIMINGS, log_event, log_failure
+from vitrieve.serve.pictures import Pictures
 from vitrieve.serve.settings import Limits, ProxySettings
+from vitrieve.serve.uploads import KeptUploads, SharedUploads, Uploads
 from vitrieve.serve.views import Renderer
 
 T = TypeVar("T")
@@ -32,8 +36,17 @@ class WorkerPool:
         num_refused: Pieces turned away because the queue was full.
     """
 
-    def __init__(self, name: str, *, num_workers: int, num_waiting: int, retry_after_seconds: int) -> None:
+    def __init__(
+        self,
+        name: str,
+        *,
+        num_workers: int,
+        num_waiting: int,
+        retry_after_seconds: int,
+        gauge: Gauge | None = None,
+    ) -> None:
         self.name = name
+        self._gauge = gauge
         self.num_unfinished = 0
         self.num_refused = 0
         self._num_most = num_workers + num_waiting
@@ -49,42 +62,47 @@ class WorkerPool:
         """
         if self.num_unfinished >= self._num_most:
             self.num_refused += 1
-            raise self._refuse(503, f"the server is busy: {self.num_unfinished} requests are being worked on or wait.")
+            raise self.refuse(503, f"the server is busy: {self.num_unfinished} requests are being worked on or wait.")
         loop = asyncio.get_running_loop()
         future = self._executor.submit(work)
-        self.num_unfinished += 1  # after it: where no thread can be started, nothing is in work
+        self._count(1)  # after it: where no thread can be started, nothing is in work
         # A done callback runs in the worker's thread; the counter belongs to the event loop.
-        future.add_done_callback(lambda _: _call_soon(loop, self._finish))
+        future.add_done_callback(lambda _: _call_soon(loop, self._count, -1))
         try:
             return await asyncio.wait_for(asyncio.wrap_future(future), seconds)
         except TimeoutError:
-            raise self._refuse(504, f"the server did not finish within {seconds:g} seconds; it may be busy.") from None
+            raise self.refuse(504, f"the server did not finish within {seconds:g} seconds; it may be busy.") from None
 
     def close(self) -> None:
         """Begin nothing more; what runs ends by itself."""
         self._executor.shutdown(wait=False, cancel_futures=True)
 
-    def _finish(self) -> None:
-        self.num_unfinished -= 1
+    def _count(self, num: int) -> None:
+        self.num_unfinished += num
+        if self._gauge is not None:
+            self._gauge.inc(num)
 
-    def _refuse(self, status: int, reason: str) -> HTTPException:
+    def refuse(self, status: int, reason: str) -> HTTPException:
+        """Build the answer to a request that is turned away for now."""
         seconds = self._retry_after_seconds
         return HTTPException(status, f"{reason} Try again in {seconds} seconds.", {"Retry-After": str(seconds)})
 
 
-def _call_soon(loop: asyncio.AbstractEventLoop, callback: Callable[[], None]) -> None:
+def _call_soon(loop: asyncio.AbstractEventLoop, callback: Callable[[int], None], num: int) -> None:
     """Call on the event loop, unless the service has stopped in the meantime."""
     if not loop.is_closed():
-        loop.call_soon_threadsafe(callback)
+        loop.call_soon_threadsafe(callback, num)
 
 
 NUM_LOOKUP_WORKERS = 2
 NUM_THUMBNAIL_WORKERS = 2
-RELOAD_PAUSE_SECONDS = 5.0
-"""Time between two attempts to open an index that was replaced: its encoder may take seconds to load, or be gone."""
+REOPEN_PAUSE_SECONDS = 5.0
+"""Time between two attempts to open an index that was replaced, where the first failed: its encoder may be gone."""
 WARM_UP_PAUSE_SECONDS = 1.0
 """Time between the first two attempts to warm up; each further one is twice as long, up to the next number."""
 MAX_WARM_UP_PAUSE_SECONDS = 60.0
+CLEAN_PAUSE_SECONDS = 300.0
+"""Time between two looks for uploads that have expired."""
 
 
 class Service:
@@ -93,31 +111,54 @@ class Service:
     Three pools, so that no kind of work waits behind another: searches, thumbnails, and look-ups in the index.
     """
 
-    def __init__(self, searcher: Searcher, limits: Limits, token: str | None, proxy: ProxySettings) -> None:
+    def __init__(
+        self,
+        searcher: Searcher,
+        limits: Limits,
+        token: str | None,
+        proxy: ProxySettings,
+        *,
+        metrics: Metrics,
+        uploads: Path | None,
+    ) -> None:
         self.limits = limits
         self.token = token
         self.proxy = proxy
         self.is_ready = False
+        self._cleaning: asyncio.Task[None] | None = None
         self.readiness = "the encoder and the index are being loaded."
-        self.metrics = Metrics()
-        self.bodies = BodyReader(limits)
+        self.metrics = metrics
+        self.bodies = BodyReader(limits, metrics.held_bytes)
         self._serve(searcher)
-        self.uploads = Uploads(limits)
+        self.uploads: KeptUploads = Uploads(limits) if uploads is None else SharedUploads(uploads, limits)
         self._given = searcher
-        self._reloading: asyncio.Task[None] | None = None
-        self._may_reload_at = 0.0
+        self._reopening: asyncio.Task[bool] | None = None
+        self._warming_up: asyncio.Task[None] | None = None
+        self._may_reopen_at = 0.0
         self._searches = self._build_pool("search", limits.num_workers, limits.num_waiting)
         self._thumbnails = self._build_pool("thumbnail", NUM_THUMBNAIL_WORKERS, limits.num_waiting_thumbnails)
         self._lookups = self._build_pool("look-up", NUM_LOOKUP_WORKERS, limits.num_waiting_thumbnails)
-        self.metrics.held_bytes.set_function(lambda: self.bodies.held_bytes)
 
     def _serve(self, searcher: Searcher) -> None:
         self.searcher = searcher
         self.pictures = Pictures(searcher.store, self.limits)
         self.renderer = Renderer(searcher.store.info, self.limits, root_path=self.proxy.root_path)
 
-    async def warm_up(self) -> None:
-        """Load the index into memory, where it fits, and answer a first search, which loads what is loaded once.
+    def begin(self) -> None:
+        """Begin what goes on in the background; to be called on the event loop."""
+        if not self.is_ready:
+            self.begin_warm_up()
+        if isinstance(self.uploads, SharedUploads):
+            self._cleaning = asyncio.create_task(_clean_from_time_to_time(self.uploads))
+
+    def begin_warm_up(self) -> None:
+        """Warm up in the background; a warming up for an earlier index ends. To be called on the event loop."""
+        if self._warming_up is not None:
+            self._warming_up.cancel()
+        self._warming_up = asyncio.create_task(self._warm_up())
+
+    async def _warm_up(self) -> None:
+        """Prepare in a worker.
 
         What fails is told in the log and by ``/readyz``, and tried again until it works: memory becomes free, and an
         index that is being replaced becomes whole.
@@ -125,9 +166,7 @@ class Service:
         pause = WARM_UP_PAUSE_SECONDS
         while True:
             try:
-                is_resident = await self._searches.run(self._prepare, seconds=None)
-                self.is_ready = True
-                log_event("ready", is_index_resident=is_resident)
+                await self._searches.run(self.prepare, seconds=None)
                 return
             except Exception as error:
                 self.readiness = (
@@ -137,7 +176,7 @@ class Service:
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, MAX_WARM_UP_PAUSE_SECONDS)
                 if isinstance(error, ReplacedError):
-                    await self._reopen()
+                    await self._wait_for_index(None)  # it begins another warming up, and ends this one
 
     async def search(self, request: Request, build: Callable[[], SearchRequest]) -> SearchAnswer:
         """Build a request and answer it, both in a worker; leave the times for the log.
@@ -173,61 +212,94 @@ class Service:
         self.is_ready = False
         for pool in (self._searches, self._thumbnails, self._lookups):
             pool.close()
-        if self._reloading is not None:
-            self._reloading.cancel()
+        for task in (self._reopening, self._warming_up, self._cleaning):
+            if task is not None:
+                task.cancel()
         if self.searcher is not self._given:
             self.searcher.close()
 
     async def _run(self, pool: WorkerPool, work: Callable[[], T]) -> T:
-        """Run something in a pool; where the index turns out to be another one, begin to load that."""
+        """Run something in a pool; where the index turns out to be another one, run it again on that.
+
+        So a request that meets the exchange of two indexes waits for the new one, and is answered from it.
+        """
+        loop = asyncio.get_running_loop()
+        seconds = self.limits.request_seconds
+        until = loop.time() + seconds
+        while True:
+            searcher = self.searcher
+            try:
+                return await pool.run(work, seconds=seconds)
+            except ArtifactError as error:
+                is_exchanged = self.searcher is not searcher  # and the old one is closed
+                if not is_exchanged and not (isinstance(error, ReplacedError) and await self._wait_for_index(until)):
+                    raise
+                seconds = max(0.01, round(until - loop.time(), 2))
+
+    async def _wait_for_index(self, until: float | None) -> bool:
+        """Wait for the index that is there now, and return whether it is served; soon after a failure it is not tried.
+
+        Raises:
+            HTTPException: 504 where it is not open by ``until``, a time of the event loop.
+        """
+        if self._reopening is None or self._reopening.done():
+            if time.monotonic() < self._may_reopen_at:
+                return False
+            self._reopening = asyncio.create_task(self._reload())
         try:
-            return await pool.run(work, seconds=self.limits.request_seconds)
-        except ReplacedError:
-            self._begin_reload()
-            raise
+            async with asyncio.timeout_at(until):
+                return await asyncio.shield(self._reopening)
+        except TimeoutError:
+            raise self._searches.refuse(504, "the index was replaced, and the new one is not open yet.") from None
 
-    def _begin_reload(self) -> None:
-        is_running = self._reloading is not None and not self._reloading.done()
-        if not is_running and time.monotonic() >= self._may_reload_at:
-            self._reloading = asyncio.create_task(self._reload())
-
-    async def _reload(self) -> None:
-        """Serve the index that is there now, and warm up for it."""
-        if await self._reopen():
-            await self.warm_up()
+    async def _reload(self) -> bool:
+        """Serve the index that is there now, and begin to warm up for it; return whether it could be opened."""
+        is_open = await self._reopen()
+        if is_open:
+            self.begin_warm_up()
+        return is_open
 
     async def _reopen(self) -> bool:
-        """Open the index that is there now, and return whether that worked; what still uses the old one is refused."""
+        """Open the index that is there now, and return whether that worked."""
         old = self.searcher
         try:
             new = await asyncio.to_thread(old.reopen)
         except Exception:
             log_failure("not reloaded")
+            self._may_reopen_at = time.monotonic() + REOPEN_PAUSE_SECONDS
             return False
-        finally:
-            self._may_reload_at = time.monotonic() + RELOAD_PAUSE_SECONDS
         self._serve(new)
         if old is not self._given:
             old.close()
         log_event("reloaded", encoder_fingerprint=new.store.info.fingerprint)
         return True
 
-    def _prepare(self) -> bool:
+    def prepare(self) -> None:
+        """Load the index into memory, where it fits, and answer a first search, which loads what is loaded once."""
         is_resident = self.limits.resident_bytes > 0 and self.searcher.store.hold(self.limits.resident_bytes)
         side = self.searcher.encoder.preprocessing.image_size
         vector = self.searcher.encoder.encode([Image.new("RGB", (side, side))])
         self.searcher.store.search(vector, 1)
-        return is_resident
+        self.is_ready = True
+        log_event("ready", is_index_resident=is_resident)
 
     def _build_pool(self, name: str, num_workers: int, num_waiting: int) -> WorkerPool:
-        pool = WorkerPool(
+        return WorkerPool(
             name,
             num_workers=num_workers,
             num_waiting=num_waiting,
             retry_after_seconds=self.limits.retry_after_seconds,
+            gauge=self.metrics.in_work.labels(name),
         )
-        self.metrics.in_work.labels(name).set_function(lambda: pool.num_unfinished)
-        return pool
+
+
+async def _clean_from_time_to_time(uploads: SharedUploads) -> None:
+    while True:
+        try:
+            await asyncio.to_thread(uploads.clean)
+        except OSError:
+            log_failure("uploads not cleaned")
+        await asyncio.sleep(CLEAN_PAUSE_SECONDS)
 
 
 def get_service(request: Request) -> Service:

@@ -10,8 +10,9 @@ import os
 import re
 import socket
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -59,6 +60,7 @@ class Limits:
         retry_after_seconds: Time after which a client that is turned away is told to come again.
         upload_bytes: Size of the pictures that visitors sent, kept so that a result's address can be opened again.
         num_uploads: Number of those pictures.
+        upload_seconds: Time for which one is kept that nobody looks at, where they are kept in a folder.
         thumbnail_bytes: Size of the thumbnails kept in memory.
         resident_bytes: Size of the copy of the index that answers searches; a larger index is searched on disk.
     """
@@ -84,6 +86,7 @@ class Limits:
     retry_after_seconds: int = 2
     upload_bytes: int = 128 * MEBIBYTE
     num_uploads: int = 1000
+    upload_seconds: float = 24 * 3600.0
     thumbnail_bytes: int = 64 * MEBIBYTE
     resident_bytes: int = 1024 * MEBIBYTE
 
@@ -96,6 +99,31 @@ class Limits:
                 raise ConfigError(f"the limit {one.name} is {value}; give {least} or more.")
             if one.type == "float" and not value > 0:
                 raise ConfigError(f"the limit {one.name} is {value}; give a positive number of seconds.")
+
+    def divide(self, num_processes: int) -> Limits:
+        """Return the bounds of one of several processes, so that all together hold no more memory than one would.
+
+        What is divided are the bodies held, but one fits, and the thumbnails kept.
+        """
+        return replace(
+            self,
+            held_bytes=max(self.held_bytes // num_processes, self.body_bytes),
+            thumbnail_bytes=max(1, self.thumbnail_bytes // num_processes),
+        )
+
+
+def share_cores(num_processes: int, num_threads: int | None, num_workers: int | None) -> tuple[int | None, int]:
+    """Return threads of a search and searches at a time, of each of several processes, where they are not given.
+
+    Raises:
+        ConfigError: There is no process.
+    """
+    if num_processes < 1:
+        raise ConfigError(f"--num-processes is {num_processes}; give 1 or more.")
+    num_cores = max(1, count_cores() // num_processes)
+    if num_threads is None and num_processes > 1:
+        num_threads = num_cores
+    return num_threads, max(2, num_cores) if num_workers is None else num_workers
 
 
 OWN_PATHS = (
@@ -195,6 +223,28 @@ def check_name(text: str) -> str:
             f"{text!r} is no host name; give one as browsers show it, such as photos.example or [::1]:8443."
         )
     return text.lower()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeSettings:
+    """Where a service listens, and what it allows.
+
+    Attributes:
+        host: Address to listen on.
+        port: Port; 0: any that is free.
+        token: Token that requests must bring; None: no token, on a loopback alone.
+        limits: Bounds of requests.
+        proxy: Settings for a proxy in front.
+        uploads: Folder in which several services keep the pictures that visitors send; None: in memory, or with
+            several processes in a folder that is removed in the end.
+    """
+
+    host: str
+    port: int
+    token: str | None = None
+    limits: Limits = field(default_factory=Limits)
+    proxy: ProxySettings = field(default_factory=ProxySettings)
+    uploads: Path | None = None
 
 
 TOKEN_VARIABLE = "VITRIEVE_TOKEN"
