@@ -19,6 +19,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]  # torch's own list lacks them
 from torch.nn.parallel import DistributedDataParallel
 
 from vitrieve.errors import ConfigError, RankLostError, VitrieveError
@@ -223,8 +224,15 @@ def _join(size: int) -> Ranks:
                 "start at most one process a GPU (--nproc-per-node), or hide the GPUs with CUDA_VISIBLE_DEVICES=''."
             )
         torch.cuda.set_device(local_rank)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if has_cuda() else "gloo", timeout=TIMEOUT)
     address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    backend = "cpu:gloo,cuda:nccl" if has_cuda() else "gloo"
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        # After a restart torchrun's store still has the addresses of the processes of before.
+        kept = TCPStore(*address, is_master=False, timeout=TIMEOUT)
+        store = PrefixStore(f"vitrieve/attempt{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", kept)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=TIMEOUT)
+    else:
+        dist.init_process_group(backend, timeout=TIMEOUT)
     name = f"rank {rank} of {size} (process {os.getpid()} on {socket.gethostname()})"
     ranks = Ranks(rank, size, Watch(address, rank, size, name))
     dist.barrier()
