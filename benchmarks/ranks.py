@@ -111,14 +111,14 @@ def main() -> None:
     rows = []
     for (processes, threads), rates in found.items():
         together, apart = (statistics.median(values) for values in zip(*rates, strict=True))
-        share = max(0.0, 1 - together / apart)
+        share = max(0.0, 1 - together / apart) if processes > 1 else 0.0
         rows.append(
             {
                 "processes": processes,
                 "threads": threads,
                 "images_per_second": together,
                 "without_exchange": apart,
-                "communication_share": share if processes > 1 else 0.0,
+                "communication_share": share,
             }
         )
         print(f"{processes} x {threads}: {together:.1f} images/s, apart {apart:.1f}, in communication {share:.0%}")
