@@ -77,6 +77,15 @@ def test_parquet_gives_pictures_classes_splits_and_metadata(tmp_path: Path) -> N
     assert "2 of 2 test classes are also trained on" in dataset.notes[0]
 
 
+def test_trap_pictures_without_a_split_beside_others_with_one(tmp_path: Path) -> None:
+    """The pictures that were given for testing would have been trained on."""
+    rows = [{"image": cell(number), "label": f"class{number}"} for number in range(6)]
+    for name in ("train", "test", "more"):
+        write_parquet(tmp_path / f"{name}.parquet", rows)
+    with pytest.raises(DataError, match=r"6 of 18 pictures have no split, among them '?more/000000'?, and the others"):
+        read(tmp_path)
+
+
 def test_parquet_of_other_programs_needs_no_description(tmp_path: Path) -> None:
     rows = [{"img": picture(number), "label": f"class{number // 2}"} for number in range(12)]
     write_parquet(tmp_path / "some.parquet", rows)

@@ -270,6 +270,9 @@ def test_foreign_splits_come_from_names_of_shards_or_whole_classes(tmp_path: Pat
     for name in ("train-000", "val/000", "test_1"):
         write_tar(tmp_path / "named" / f"{name}.tar", {"1.jpg": picture(1), "1.cls": b"a"})
     assert [record.split for record in foreign(tmp_path / "named").records] == ["test", "train", "validation"]
+    write_tar(tmp_path / "named" / "more.tar", {"1.jpg": picture(1), "1.cls": b"a"})
+    with pytest.raises(DataError, match=r"1 of 4 pictures have no split, among them '?more/1\.jpg'?, and the others"):
+        foreign(tmp_path / "named")
     members = {
         f"{row:03}.{kind}": data
         for row in range(12)

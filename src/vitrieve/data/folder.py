@@ -19,6 +19,7 @@ from vitrieve.data.decode import list_image_suffixes
 from vitrieve.data.records import HOLD_OUT_EVERY, Dataset, ImageRecord, Split, hold_out_labels, printable_name
 from vitrieve.data.walk import Walk, walk_pictures
 from vitrieve.errors import DataError
+from vitrieve.quoting import quote_name
 
 
 @dataclass(frozen=True)
@@ -294,6 +295,26 @@ def read_flat_folder(folder: Path, *, exclude: Sequence[str] = (), is_empty_allo
         label_names=("image",),
         notes=notes,
         unreadable_folders=walk.list_unreadable(),
+    )
+
+
+def has_given_splits(splits: Sequence[object | None], image_ids: Sequence[str]) -> bool:
+    """Say whether the pictures of archives or tables have splits of their own.
+
+    Args:
+        splits: What each picture says of its split; None: nothing.
+        image_ids: Their names, for the message.
+
+    Raises:
+        DataError: Some have one and others have none: a split of our own could train on what is for testing.
+    """
+    without = [image_id for image_id, split in zip(image_ids, splits, strict=True) if split is None]
+    if not without or len(without) == len(splits):
+        return not without
+    raise DataError(
+        f"{len(without):,} of {len(splits):,} pictures have no split, among them {quote_name(without[0])}, and the "
+        "others have one. Give each of them one, in the name of its file (train, validation, test) or, in shards, as "
+        "split in its JSON; or give none of them one."
     )
 
 

@@ -24,9 +24,9 @@ import pyarrow.parquet as pq
 
 from vitrieve.artifacts import replacing_durably
 from vitrieve.data.blocks import note_file
-from vitrieve.data.folder import find_role, note_class_split
+from vitrieve.data.folder import find_role, has_given_splits, note_class_split
 from vitrieve.data.parts import SHARD_SUFFIX
-from vitrieve.data.records import SPLITS, hold_out_labels, printable_name
+from vitrieve.data.records import hold_out_labels, printable_name
 from vitrieve.data.remote import list_files
 from vitrieve.data.shards import (
     INDEX_NAME,
@@ -258,8 +258,8 @@ def _read_texts(read: Read, sample: dict[str, Member], found: _Found) -> _Said:
     metadata = {str(key): _spell(value) for key, value in values.items() if key not in (*LABEL_KEYS, "split")}
     if label is not None and text is not None:
         metadata["text"] = text
-    split = values.get("split")
-    return _Said(label or text or NO_LABEL, split if split in SPLITS else None, _print(metadata))
+    role = find_role(_spell(values.get("split", "")))
+    return _Said(label or text or NO_LABEL, role.split if role else None, _print(metadata))
 
 
 def _print(metadata: dict[str, str]) -> dict[str, str]:
@@ -315,8 +315,8 @@ def _add_row(found: _Found, shard: Shard, key: str, kind: str, member: Member, s
 
 
 def _complete_splits(columns: dict[str, list[Any]], label_names: Sequence[str]) -> tuple[str, ...]:
-    """Hold classes out where not every picture has a split; return the note on it."""
-    if None not in columns["split"]:
+    """Hold classes out where no picture has a split; return the note on it."""
+    if has_given_splits(columns["split"], columns["image_id"]):
         return ()
     counts = Counter(columns["label"])
     numbers = {name: number for number, name in enumerate(label_names)}

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vitrieve.data.folder import Role, find_role, note_class_split, note_shared_classes, read_folder
+from vitrieve.data.folder import Role, find_role, has_given_splits, note_class_split, note_shared_classes, read_folder
 from vitrieve.data.parts import PARQUET_SUFFIX, spell_part
 from vitrieve.data.records import Dataset, ImageRecord, hold_out_labels, printable_name
 from vitrieve.data.table import NO_LABEL, spell_cell
@@ -66,11 +66,11 @@ def read_huggingface(folder: Path, protocol: str = PROTOCOLS[0]) -> Dataset:
         protocol: Only ``own_classes``.
 
     Returns:
-        Records in the order of the files and of their rows. Where not every picture has a split, whole classes are held
-        out, as in a folder.
+        Records in the order of the files and of their rows. Where no picture has a split, whole classes are held out,
+        as in a folder.
 
     Raises:
-        DataError: The folder holds no such data set, or a file of it is damaged.
+        DataError: The folder holds no such data set, a file of it is damaged, or only some pictures have a split.
     """
     if not folder.is_dir():
         kind = "is not a folder" if folder.exists() else "does not exist"
@@ -102,7 +102,7 @@ def _build_dataset(folder: Path, protocol: str, listing: _Listing) -> Dataset:
     rows = listing.rows
     label_names = listing.label_names or tuple(sorted({row.label for row in rows}))
     numbers = {name: number for number, name in enumerate(label_names)}
-    has_splits = all(row.role for row in rows)
+    has_splits = has_given_splits([row.role for row in rows], [row.image_id for row in rows])
     counts = Counter(numbers[row.label] for row in rows)
     held_out = hold_out_labels(counts, {label for label, count in counts.items() if count > 1})
     records = []
