@@ -229,7 +229,7 @@ def foreign(folder: Path) -> Dataset:
 
 
 def test_foreign_shards_with_classes_captions_and_json(tmp_path: Path) -> None:
-    said = {"label": "kiwi", "price": 2.5, "is_new": True, "tags": ["a"], "split": "test"}
+    said = {"label": "kiwi", "price": 2.5, "is_new": True, "tags": ["a"]}
     samples = {
         "./a/0001.jpg": picture(1),
         "./a/0001.cls": b"apple\n",
@@ -273,6 +273,11 @@ def test_foreign_splits_come_from_names_of_shards_or_whole_classes(tmp_path: Pat
     write_tar(tmp_path / "named" / "more.tar", {"1.jpg": picture(1), "1.cls": b"a"})
     with pytest.raises(DataError, match=r"1 of 4 pictures have no split, among them '?more/1\.jpg'?, and the others"):
         foreign(tmp_path / "named")
+    told = {"1.jpg": picture(1), "1.json": b'{"label": "a", "split": "val"}'}
+    write_tar(tmp_path / "named" / "more.tar", told)
+    assert [record.split for record in foreign(tmp_path / "named").records] == [
+        "validation", "test", "train", "validation",
+    ]  # fmt: skip
     members = {
         f"{row:03}.{kind}": data
         for row in range(12)

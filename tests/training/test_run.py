@@ -387,7 +387,8 @@ def test_the_frozen_start_is_measured_by_the_graph_of_its_name(
         return tmp_path / f"{name}-{size}"
 
     monkeypatch.setattr("vitrieve.model.named_graph.get_export_folder", find_folder)
-    config = override_config(find_recipe("small")(), {"image_size": 28, "precision": "fp32", "num_threads": 1})
+    changes = {"model.backbone": "dinov2-vits14", "image_size": 28, "precision": "fp32", "num_threads": 1}
+    config = override_config(find_recipe("small")(), changes)
     folder = make_named_folder(find_weights("dinov2-vits14"), 28)
     tuned = load_encoder(folder, precision="fp32", num_threads=1, device="cpu")
     frozen = _load_frozen(config, tuned)
