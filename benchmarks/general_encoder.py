@@ -41,6 +41,8 @@ from vitrieve.settings import override_config
 from vitrieve.training.run import train
 
 FROZEN = "frozen"
+START = "dinov2-vits14"
+"""Weights that every run begins with: not the default start, which is the general encoder itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -269,6 +271,7 @@ def main() -> None:
         overrides={
             "num_steps": 1 if arguments.quick else arguments.steps,
             "loader.sources": arguments.rule,
+            "model.backbone": START,
             **{name: read_setting(text) for name, text in changes.items()},
         },
         seeds=arguments.seeds[:1] if arguments.quick else arguments.seeds,
