@@ -162,7 +162,7 @@ def test_a_service_embeds_on_the_device(
 ) -> None:
     found: list[np.ndarray] = []
 
-    def answer(searcher: vitrieve.Searcher, **_: Any) -> None:
+    def answer(searcher: vitrieve.Searcher, *_: Any, **__: Any) -> None:
         with Image.open(sorted(picture_folder.rglob("*.*"))[0]) as picture:
             found.append(searcher.encoder.encode([picture]))
 
