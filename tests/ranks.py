@@ -6,7 +6,8 @@ import multiprocessing
 import os
 import pickle
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -57,8 +58,9 @@ def run_ranks(
         own = [value[rank] if isinstance(value, list) else value for value in args]
         given = (variables, folder / f"printed{rank}", folder / f"result{rank}", function, own)
         processes.append(context.Process(target=_run, args=given))
-    for process in processes:
-        process.start()
+    with _finding_tests():
+        for process in processes:
+            process.start()
     for process in processes:
         process.join(SECONDS_MAX)
     ended = []
@@ -73,6 +75,20 @@ def run_ranks(
         )
         result.unlink(missing_ok=True)
     return ended
+
+
+@contextmanager
+def _finding_tests() -> Iterator[None]:
+    """Let processes that are started in the block import this package: they get the path of this one.
+
+    ``python -m pytest`` puts the current folder on it; ``pytest`` does not.
+    """
+    before = list(sys.path)
+    sys.path.append(str(Path(__file__).parents[1]))
+    try:
+        yield
+    finally:
+        sys.path[:] = before
 
 
 def _run(variables: dict[str, str], printed: Path, result: Path, function: Callable[..., Any], args: list[Any]) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import io
 import shutil
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -153,6 +155,11 @@ class Server:
         self._server.should_exit = True
         self._thread.join()
         self._listener.close()
+        # A connection that was accepted when the loop ended belongs to nobody, and its client would wait for ever; the
+        # end of a process closes it, and that of a thread does not.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)
+            gc.collect()
 
 
 @pytest.fixture(scope="session")
