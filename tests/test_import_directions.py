@@ -30,6 +30,7 @@ ROWS = (
     ("index",),
     ("syncing",),
     ("search",),
+    ("curation",),
     ("serve",),
     ("reproduce",),
     ("doctor",),

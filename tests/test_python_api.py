@@ -45,6 +45,7 @@ FUNCTIONS = {
     "index": "build_index",
     "sync": "sync",
     "calibrate": "calibrate",
+    "duplicates": "duplicates",
     "search": "Searcher",
     "explain": "explain_result",
     "serve": "create_app",

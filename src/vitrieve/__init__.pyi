@@ -4,6 +4,12 @@ from . import recipes as recipes
 from .comparison.contest import Comparison as Comparison
 from .comparison.contest import compare as compare
 from .config import Config as Config
+from .curation.acting import link_duplicates as link_duplicates
+from .curation.acting import move_duplicates as move_duplicates
+from .curation.acting import undo_duplicates as undo_duplicates
+from .curation.duplicates import DuplicateGroup as DuplicateGroup
+from .curation.duplicates import DuplicateReport as DuplicateReport
+from .curation.duplicates import duplicates as duplicates
 from .data.check import DataReport as DataReport
 from .data.check import check_dataset as check_dataset
 from .data.pack import PackReport as PackReport

@@ -93,6 +93,9 @@ COMMANDS = {
     "sync": Command("vitrieve.cli.sync", "keep an index true to a collection: embed what is new, remove what is gone"),
     "up": Command("vitrieve.cli.up", "a folder of pictures becomes a search page: sync, then serve"),
     "calibrate": Command("vitrieve.cli.calibrate", "choose the score below which nothing in an index is a match"),
+    "duplicates": Command(
+        "vitrieve.cli.duplicates", "find pictures that are there twice; move or link them, and undo it"
+    ),
     "search": Command("vitrieve.cli.search", "find the pictures most like a given one"),
     "explain": Command("vitrieve.cli.explain", "show which patches of a query and a result match"),
     "serve": Command("vitrieve.cli.serve", "serve an index as a search page, and to programs"),

@@ -62,7 +62,7 @@ def find_readable(records: Sequence[ImageRecord], *, max_bad_fraction: float, sh
         DataError: More images than that are undecodable; the message names the first reasons.
     """
     outcomes = list(
-        track(_map_ahead(_read, records, NUM_THREADS), "read images", total=len(records), is_shown=show_progress)
+        track(map_ahead(_read, records, NUM_THREADS), "read images", total=len(records), is_shown=show_progress)
     )
     pairs = list(zip(records, outcomes, strict=True))
     failures = tuple((record.image_id, outcome) for record, outcome in pairs if isinstance(outcome, str))
@@ -79,7 +79,7 @@ def find_readable(records: Sequence[ImageRecord], *, max_bad_fraction: float, sh
     )
 
 
-def _map_ahead(
+def map_ahead(
     function: Callable[[ImageRecord], Found], records: Sequence[ImageRecord], num_threads: int
 ) -> Iterator[Found]:
     """Apply a function to records in threads, in order."""
@@ -229,7 +229,7 @@ def check_dataset(dataset: Dataset, *, num_threads: int | None = None, show_prog
     """
     if num_threads is not None and num_threads < 1:
         raise ConfigError(f"num_threads is {num_threads}; it must be 1 or more.")
-    looked_at = _map_ahead(_look_at, dataset.records, num_threads or min(NUM_CHECK_THREADS_MAX, count_cores()))
+    looked_at = map_ahead(_look_at, dataset.records, num_threads or min(NUM_CHECK_THREADS_MAX, count_cores()))
     tracked = track(looked_at, "check", total=len(dataset.records), is_shown=show_progress)
     outcomes = list(zip(dataset.records, tracked, strict=True))
     seen = [outcome for _, outcome in outcomes if isinstance(outcome, _Seen)]

@@ -4,6 +4,7 @@ In reading order:
     definition.py   the only definition of similarity, in NumPy; blocks of similarities, and the order of ties
     product.py      products in float32 and, where the processor has it, bfloat16, with a bound on their error
     nearest.py      the k nearest rows: a bounded product chooses candidates, the definition decides
+    pairs.py        all pairs of a collection above a threshold, in the same way
     counting.py     how many other images stand before each relevant one: counting instead of sorting
 """
 
@@ -21,6 +22,7 @@ from vitrieve.similarity.definition import (
     similarity_chunks,
 )
 from vitrieve.similarity.nearest import top_k
+from vitrieve.similarity.pairs import Pairs, pairs_above
 
 __all__ = [
     "BLOCK_BYTES",
@@ -29,11 +31,13 @@ __all__ = [
     "Counts",
     "FloatArray",
     "IntArray",
+    "Pairs",
     "RankedQuery",
     "as_embeddings",
     "count_before",
     "normalize",
     "order_nearest",
+    "pairs_above",
     "similarity",
     "similarity_chunks",
     "top_k",

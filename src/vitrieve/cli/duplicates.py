@@ -1,0 +1,115 @@
+"""``vitrieve duplicates`` reads the flags and prints the groups; ``curation/duplicates.py`` finds them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+from vitrieve.cli.arguments import DeviceFlag, Exclude, Json, Switch
+from vitrieve.cli.console import print_json, print_message, print_result
+from vitrieve.errors import ConfigError
+
+if TYPE_CHECKING:
+    from vitrieve.curation.acting import Acted
+    from vitrieve.curation.duplicates import DuplicateReport
+
+NUM_SHOWN = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """Find the pictures that are in a collection more than once; only --move-to and --link change anything."""
+
+    collection: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="COLLECTION|INDEX")] = None
+    """A folder of an index or of embeddings, a folder of pictures, or another source (as table:FILE)."""
+    level: Literal["exact", "near", "same-scene"] = "near"
+    """exact: the same pixels; near: copies that were cropped, resized, compressed, mirrored, colored, framed or written
+    on; same-scene: also pictures that share about half of what they show."""
+    threshold: float | None = None
+    """Similarity from which two pictures belong together; None: calibrated on copies of the collection's pictures."""
+    encoder: str | None = None
+    """A run, an encoder folder or a weights name; None: that of the index, and for pictures the default."""
+    exclude: Exclude = ()
+    html: Path | None = None
+    """Write the groups with their pictures as a page in one file."""
+    csv: Path | None = None
+    """Write a row for each picture of a group."""
+    move_to: Path | None = None
+    """Move all but the best picture of each group into this folder, whose undo.json puts them back."""
+    link: Switch = False
+    """Replace files with the same bytes by hard links to the best one, and write --undo-file."""
+    undo_file: Path = Path("duplicates_undo.json")
+    """With --link: the file from which --undo makes files of the links again."""
+    undo: Path | None = None
+    """Undo what --move-to or --link did, from the file that it wrote."""
+    device: DeviceFlag = "auto"
+    json: Json = False
+
+
+def run(arguments: Arguments) -> int:
+    """Find duplicates, write what is asked for, and act only where that is asked for."""
+    from vitrieve.curation.acting import link_duplicates, move_duplicates, undo_duplicates
+    from vitrieve.curation.duplicates import duplicates
+    from vitrieve.curation.pages import write_duplicates_csv, write_duplicates_page
+
+    _check(arguments)
+    if arguments.undo is not None:
+        return _report_acted(undo_duplicates(arguments.undo), "put back", arguments)
+    assert arguments.collection is not None
+    report = duplicates(
+        arguments.collection,
+        arguments.encoder,
+        level=arguments.level,
+        threshold=arguments.threshold,
+        exclude=arguments.exclude,
+        device=arguments.device,
+    )
+    if arguments.html is not None:
+        write_duplicates_page(report, arguments.html)
+        print_message(f"page: {arguments.html}")
+    if arguments.csv is not None:
+        write_duplicates_csv(report, arguments.csv)
+        print_message(f"table: {arguments.csv}")
+    if arguments.move_to is not None:
+        return _report_acted(move_duplicates(report, arguments.move_to), "moved", arguments, report)
+    if arguments.link:
+        return _report_acted(link_duplicates(report, arguments.undo_file), "linked", arguments, report)
+    _print(report, None, arguments)
+    return 0
+
+
+def _check(arguments: Arguments) -> None:
+    if (arguments.collection is None) == (arguments.undo is None):
+        raise ConfigError("name a collection or an index, as in vitrieve duplicates INDEX; or --undo FILE alone.")
+    if arguments.link and arguments.move_to is not None:
+        raise ConfigError("--move-to and --link are two things to do with duplicates; give one.")
+
+
+def _report_acted(acted: Acted, what: str, arguments: Arguments, report: DuplicateReport | None = None) -> int:
+    for name, reason in acted.skipped[:NUM_SHOWN]:
+        print_message(f"not {what}: {name}: {reason}")
+    if len(acted.skipped) > NUM_SHOWN:
+        print_message(f"and {len(acted.skipped) - NUM_SHOWN} more; --json lists them all")
+    if report is not None:
+        _print(report, acted, arguments)
+    elif arguments.json:
+        print_json(acted.to_json())
+    if not arguments.json:
+        print_result(f"{len(acted.done):,} files {what}, {len(acted.skipped):,} left as they are")
+    return 1 if report is None and acted.skipped else 0
+
+
+def _print(report: DuplicateReport, acted: Acted | None, arguments: Arguments) -> None:
+    for image_id, reason in report.failures[:NUM_SHOWN]:
+        print_message(f"unreadable: {image_id}: {reason}")
+    if arguments.json:
+        print_json({**report.to_json(), **({} if acted is None else {"acted": acted.to_json()})})
+        return
+    for group in report.groups[:NUM_SHOWN]:
+        print_result(f"{group.level}: keep {group.keep}", *(f"    {name}" for name in group.image_ids[1:]))
+    if len(report.groups) > NUM_SHOWN:
+        print_message(f"and {len(report.groups) - NUM_SHOWN} more groups; --json, --csv and --html show them")
+    print_result(str(report))

@@ -1,0 +1,10 @@
+"""What is wrong with a collection: pictures that are there twice, wrong labels, and pictures that are worth a look.
+
+In reading order:
+    material.py     the pictures of a collection, embeddings or an index, and their vectors
+    looking.py      what the pixels of one picture tell: size, sharpness, darkness, and whether two are the same
+    copies.py       copies of pictures as people make them, and thresholds that tell copies from other pictures
+    duplicates.py   groups of copies, and which picture of each is the best
+    acting.py       moving or linking what is there twice, and undoing it
+    pages.py        the reports as a page in one file and as CSV
+"""

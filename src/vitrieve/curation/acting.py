@@ -1,0 +1,256 @@
+"""Moving or linking the pictures that are there twice, and undoing it.
+
+The undo file is written first, whole and durably, with everything that is about to be done. So a command that is killed
+at any moment can be undone, and undoing twice does no harm. A file that is there already is never written over: an
+undo file belongs to one command, and of two commands that write the same one, the second is refused.
+"""
+
+from __future__ import annotations
+
+import filecmp
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vitrieve.artifacts import explaining_full_disk, sync_file, sync_folder
+from vitrieve.curation.duplicates import DuplicateReport
+from vitrieve.data.parts import parse_part
+from vitrieve.data.records import ImageRecord, parse_path, spell_path
+from vitrieve.errors import ArtifactError, DataError
+from vitrieve.progress import print_message
+from vitrieve.quoting import quote_name
+
+UNDO_NAME = "undo.json"
+_FORMAT = "vitrieve duplicates undo"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Acted:
+    """What became of the pictures that could go, or of what is undone.
+
+    Attributes:
+        undo_file: File from which all of it can be undone.
+        done: Names, or when something is undone the paths, of what was moved, linked or put back.
+        skipped: The others, each with the reason.
+    """
+
+    undo_file: Path
+    done: tuple[str, ...]
+    skipped: tuple[tuple[str, str], ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        skipped = [{"image_id": name, "reason": reason} for name, reason in self.skipped]
+        return {"undo_file": str(self.undo_file), "done": list(self.done), "skipped": skipped}
+
+
+def move_duplicates(report: DuplicateReport, folder: Path | str) -> Acted:
+    """Move all but the best picture of every group into a folder, each under its name in the collection.
+
+    Args:
+        report: What ``duplicates`` found.
+        folder: Where to; it is made. Its ``undo.json`` puts everything back.
+
+    Raises:
+        ArtifactError: The folder has an undo file already.
+    """
+    folder = Path(folder).absolute()
+    skipped, plan = [], []
+    targets: set[Path] = set()
+    for extra, keep in _list_extras(report):
+        reason = _find_obstacle(extra, keep)
+        target = folder / _spell_below(extra.image_id)
+        if reason is None and (os.path.lexists(target) or target in targets):
+            reason = f"{target} is there already"
+        if reason is not None:
+            skipped.append((extra.image_id, reason))
+            continue
+        targets.add(target)
+        plan.append((extra.image_id, {"from": spell_path(extra.path.absolute()), "to": spell_path(target)}))
+    undo_file = folder / UNDO_NAME
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_plan(undo_file, "move", [step for _, step in plan])
+    done = []
+    for image_id, step in plan:
+        try:
+            _move(parse_path(step["from"]), parse_path(step["to"]))
+            done.append(image_id)
+        except OSError as error:
+            skipped.append((image_id, error.strerror or str(error)))
+    return Acted(undo_file=undo_file, done=tuple(done), skipped=tuple(skipped))
+
+
+def link_duplicates(report: DuplicateReport, undo_file: Path | str) -> Acted:
+    """Replace files by hard links to the best picture of their group, where both files have the same bytes.
+
+    All names stay, and the bytes are kept once. Pictures that only look alike are left as they are.
+
+    Args:
+        report: What ``duplicates`` found.
+        undo_file: File to write, from which every link becomes a file of its own again.
+
+    Raises:
+        ArtifactError: The undo file is there already, or cannot be written.
+    """
+    skipped: list[tuple[str, str]] = []
+    plan: list[tuple[str, dict[str, Any]]] = []
+    for extra, keep in _list_extras(report):
+        reason = _find_obstacle(extra, keep) or _find_difference(extra.path, keep.path)
+        if reason is not None:
+            skipped.append((extra.image_id, reason))
+            continue
+        status = extra.path.stat()
+        paths = {"from": spell_path(extra.path.absolute()), "to": spell_path(keep.path.absolute())}
+        plan.append((extra.image_id, {**paths, "mode": status.st_mode & 0o7777, "mtime_ns": status.st_mtime_ns}))
+    undo_file = Path(undo_file).absolute()
+    _write_plan(undo_file, "link", [step for _, step in plan])
+    done = []
+    for image_id, step in plan:
+        try:
+            _link(parse_path(step["from"]), parse_path(step["to"]))
+            done.append(image_id)
+        except OSError as error:
+            skipped.append((image_id, error.strerror or str(error)))
+    return Acted(undo_file=undo_file, done=tuple(done), skipped=tuple(skipped))
+
+
+def undo_duplicates(undo_file: Path | str) -> Acted:
+    """Put back what ``move_duplicates`` moved, or make files of their own of what ``link_duplicates`` linked.
+
+    The undo file is removed when everything is back; with anything left it stays, and can be used again.
+
+    Args:
+        undo_file: What the two wrote.
+
+    Raises:
+        DataError: It is missing, or no undo file.
+    """
+    undo_file = Path(undo_file).absolute()
+    kind, steps = _read_plan(undo_file)
+    put_back = _move_back if kind == "move" else _unlink
+    done, skipped = [], []
+    for step in steps:
+        path = parse_path(step["from"])
+        try:
+            reason = put_back(step)
+        except OSError as error:
+            reason = error.strerror or str(error)
+        if reason is None:
+            done.append(str(path))
+        elif reason:
+            skipped.append((str(path), reason))
+    if not skipped:
+        undo_file.unlink()
+    return Acted(undo_file=undo_file, done=tuple(done), skipped=tuple(skipped))
+
+
+def _list_extras(report: DuplicateReport) -> Iterator[tuple[ImageRecord, ImageRecord]]:
+    """Yield each picture that could go, with the one that is kept."""
+    for group in report.groups:
+        for image_id in group.image_ids[1:]:
+            yield report.records[image_id], report.records[group.keep]
+
+
+def _find_obstacle(extra: ImageRecord, keep: ImageRecord) -> str | None:
+    """Say why a file must stay where it is; None where it may go."""
+    if parse_part(extra.path) is not None or parse_part(keep.path) is not None:
+        return "it is part of a shard, not a file of its own"
+    if extra.box is not None:
+        return "it is a region of a picture, not a file of its own"
+    if not extra.path.is_file():
+        return "there is no such file"
+    if not keep.path.is_file():
+        return f"the picture that is kept, {quote_name(keep.image_id)}, is no file that is there"
+    if extra.path.samefile(keep.path):
+        return "it is the same file as the one that is kept"
+    return None
+
+
+def _find_difference(extra: Path, keep: Path) -> str | None:
+    """Say why a file cannot be a link to another one; None where it can."""
+    if extra.is_symlink():
+        return "it is a symbolic link"
+    if extra.stat().st_dev != keep.stat().st_dev:
+        return "it is on another file system than the one that is kept"
+    return None if filecmp.cmp(extra, keep, shallow=False) else "its bytes are not those of the one that is kept"
+
+
+def _spell_below(image_id: str) -> Path:
+    """Return a relative path of the name, without what would lead out of a folder."""
+    return Path(*(part for part in Path(image_id).parts if part not in ("/", "..", ".")))
+
+
+def _move(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if os.path.lexists(target):
+        raise FileExistsError(0, f"{target} is there already")
+    shutil.move(source, target)
+
+
+def _link(path: Path, keep: Path) -> None:
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    if not filecmp.cmp(path, keep, shallow=False):
+        raise OSError(0, "it has changed meanwhile")
+    os.link(keep, beside)
+    os.replace(beside, path)
+
+
+def _move_back(step: dict[str, Any]) -> str | None:
+    """Move a file back; return the reason where it cannot be, and nothing where it never was moved."""
+    source, target = parse_path(step["to"]), parse_path(step["from"])
+    if not os.path.lexists(source):
+        return "" if os.path.lexists(target) else f"it is no longer in {source}"
+    if os.path.lexists(target):
+        return "another file stands in its place"
+    _move(source, target)
+    return None
+
+
+def _unlink(step: dict[str, Any]) -> str | None:
+    """Make a file of its own of a link; return the reason where it cannot be, and nothing where it was none."""
+    path, keep = parse_path(step["from"]), parse_path(step["to"])
+    if not path.is_file():
+        return "it is no longer there"
+    if not keep.is_file() or not path.samefile(keep):
+        return ""
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with explaining_full_disk(path):
+        shutil.copyfile(path, beside)
+    os.chmod(beside, step["mode"])
+    os.utime(beside, ns=(step["mtime_ns"], step["mtime_ns"]))
+    os.replace(beside, path)
+    return None
+
+
+def _write_plan(undo_file: Path, kind: str, steps: Sequence[dict[str, Any]]) -> None:
+    text = json.dumps({"format": _FORMAT, "kind": kind, "steps": list(steps)}, indent=1)
+    try:
+        with explaining_full_disk(undo_file), undo_file.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError:
+        raise ArtifactError(
+            f"{undo_file} is there already, and belongs to another command; undo that (vitrieve duplicates --undo "
+            "FILE), or name another place."
+        ) from None
+    sync_file(undo_file)
+    sync_folder(undo_file.parent)
+    print_message(f"to undo: vitrieve duplicates --undo {quote_name(undo_file)}")
+
+
+def _read_plan(undo_file: Path) -> tuple[str, list[dict[str, Any]]]:
+    try:
+        plan = json.loads(undo_file.read_text(encoding="utf-8"))
+        if plan["format"] != _FORMAT or plan["kind"] not in ("move", "link"):
+            raise ValueError("another format")
+        steps = [{"mode": 0o644, "mtime_ns": 0, **step} for step in plan["steps"]]
+        for step in steps:
+            parse_path(step["from"]), parse_path(step["to"])
+    except OSError as error:
+        raise DataError(f"{undo_file} cannot be read ({error.strerror}); name the undo file of a command.") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{undo_file} is no undo file of vitrieve duplicates ({error}).") from None
+    return plan["kind"], steps

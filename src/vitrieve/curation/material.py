@@ -1,0 +1,171 @@
+"""The pictures of a collection, of embeddings or of an index, and their vectors, whichever of these is named."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from vitrieve.artifacts import MANIFEST_NAME
+from vitrieve.config import Device
+from vitrieve.data.records import Dataset, ImageRecord
+from vitrieve.data.sources import read_collection
+from vitrieve.embed.collection import Embeddings, embed_images, load_embeddings
+from vitrieve.errors import ConfigError, DataError, FingerprintError
+from vitrieve.index.open import load_index_encoder, open_index
+from vitrieve.index.store import MAX_BATCH_ROWS, StoreInfo
+from vitrieve.model.default import choose_default_encoder
+from vitrieve.progress import print_message
+from vitrieve.runtime.encoder import Encoder, load_encoder
+from vitrieve.similarity import FloatArray
+
+EncoderLike = Encoder | str | Path | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Material:
+    """Pictures and, where they are wanted, their vectors.
+
+    Attributes:
+        image_ids: Name of each picture.
+        vectors: ``(N, E)`` float32; ``(N, 0)`` where none are wanted.
+        fetch: Returns the records of some rows.
+        load_encoder: Returns the encoder that made the vectors.
+        failures: ``(image_id, reason)`` of pictures that have no vector.
+    """
+
+    image_ids: Sequence[str]
+    vectors: FloatArray
+    fetch: Callable[[Sequence[int]], list[ImageRecord]]
+    load_encoder: Callable[[], Encoder]
+    failures: tuple[tuple[str, str], ...] = ()
+
+
+def open_material(
+    collection: Dataset | str | Path,
+    encoder: EncoderLike,
+    stack: ExitStack,
+    *,
+    has_vectors: bool,
+    device: Device = "auto",
+    exclude: Sequence[str] = (),
+) -> Material:
+    """Open an index or embeddings, or read a collection and embed it.
+
+    Args:
+        collection: Folder of an index or of embeddings, a source or folder of pictures, or a data set.
+        encoder: The encoder, or where it is; None: that of the index or the embeddings, and for pictures the default.
+        stack: Closes an index in the end.
+        has_vectors: Whether vectors are wanted.
+        device: Where an encoder that is loaded here computes.
+        exclude: Patterns of what to leave out of a folder of pictures.
+
+    Raises:
+        InputError: The collection cannot be read, or the encoder is another than that of the vectors.
+    """
+    kind = None if isinstance(collection, Dataset) else _read_kind(Path(collection))
+    if kind in ("index", "embeddings"):
+        if exclude:
+            raise ConfigError(f"--exclude leaves files out of a folder of pictures; {collection} has kind {kind!r}.")
+        assert not isinstance(collection, Dataset)
+        if kind == "index":
+            return _open_index(Path(collection), encoder, stack, has_vectors=has_vectors, device=device)
+        return _hold(load_embeddings(collection), encoder, device=device)
+    dataset = collection if isinstance(collection, Dataset) else read_collection(str(collection), exclude=exclude)
+    print_message(*dataset.notes)
+    if not has_vectors or not dataset.records:
+        return _hold_records(dataset.records)
+    loaded = (
+        encoder if isinstance(encoder, Encoder) else load_encoder(encoder or choose_default_encoder(), device=device)
+    )
+    return embed_material(loaded, dataset)
+
+
+def embed_material(encoder: Encoder, dataset: Dataset) -> Material:
+    """Embed the pictures of a data set that can be read, however many cannot.
+
+    Raises:
+        DataError: No picture can be read.
+    """
+    return _hold(embed_images(encoder, dataset.records, max_bad_fraction=1.0, show_progress=True), encoder)
+
+
+def _read_kind(folder: Path) -> str | None:
+    """Return which kind of artifact a folder is; None where it is none."""
+    try:
+        manifest = json.loads((folder / MANIFEST_NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return manifest.get("kind") if isinstance(manifest, dict) else None
+
+
+def _hold_records(records: Sequence[ImageRecord]) -> Material:
+    def load() -> Encoder:
+        raise AssertionError("pictures without vectors need no encoder")
+
+    return Material(
+        image_ids=[record.image_id for record in records],
+        vectors=np.empty((len(records), 0), dtype=np.float32),
+        fetch=lambda rows: [records[row] for row in rows],
+        load_encoder=load,
+    )
+
+
+def _hold(embeddings: Embeddings, encoder: EncoderLike, *, device: Device = "auto") -> Material:
+    records = embeddings.records
+    info = StoreInfo(
+        kind="exact",
+        fingerprint=embeddings.fingerprint,
+        encoder_source=embeddings.encoder_source,
+        image_size=embeddings.image_size,
+        embedding_dim=embeddings.vectors.shape[1],
+    )
+    return Material(
+        image_ids=[record.image_id for record in records],
+        vectors=embeddings.vectors,
+        fetch=lambda rows: [records[row] for row in rows],
+        load_encoder=lambda: _load_for(info, encoder, device),
+        failures=embeddings.failures,
+    )
+
+
+def _open_index(folder: Path, encoder: EncoderLike, stack: ExitStack, *, has_vectors: bool, device: Device) -> Material:
+    store = open_index(folder)
+    stack.callback(store.close)
+    image_ids = list(store.image_ids())
+    vectors = np.empty((len(image_ids), store.info.embedding_dim if has_vectors else 0), dtype=np.float32)
+    for start in range(0, len(image_ids) if has_vectors else 0, MAX_BATCH_ROWS):
+        try:
+            found, _ = store.get(image_ids[start : start + MAX_BATCH_ROWS])
+        except DataError as error:
+            raise DataError(f"{folder} changed while it was read ({error}); run the command again.") from None
+        vectors[start : start + len(found)] = found
+
+    def fetch(rows: Sequence[int]) -> list[ImageRecord]:
+        names = [image_ids[row] for row in rows]
+        return [
+            record
+            for start in range(0, len(names), MAX_BATCH_ROWS)
+            for record in store.get(names[start : start + MAX_BATCH_ROWS])[1]
+        ]
+
+    return Material(
+        image_ids=image_ids,
+        vectors=vectors,
+        fetch=fetch,
+        load_encoder=lambda: _load_for(store.info, encoder, device),
+    )
+
+
+def _load_for(info: StoreInfo, encoder: EncoderLike, device: Device) -> Encoder:
+    loaded = encoder if isinstance(encoder, Encoder) else load_index_encoder(info, encoder, device=device)
+    if loaded.fingerprint != info.fingerprint:
+        raise FingerprintError(
+            f"the vectors were made by another encoder ({info.fingerprint[:12]}…) than {loaded.name} "
+            f"({loaded.fingerprint[:12]}…); name the one that made them with --encoder."
+        )
+    return loaded

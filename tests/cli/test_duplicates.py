@@ -1,0 +1,76 @@
+"""``vitrieve duplicates`` on the command line."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vitrieve.cli.main import main
+
+
+@pytest.fixture
+def twice(picture_folder: Path) -> Path:
+    (picture_folder / "<b>copy.png").write_bytes((picture_folder / "03.png").read_bytes())
+    return picture_folder
+
+
+def test_json_html_and_csv_show_the_groups_and_change_nothing(
+    twice: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page, table = tmp_path / "page.html", tmp_path / "table.csv"
+    words = ["duplicates", str(twice), "--level", "exact", "--json", "--html", str(page), "--csv", str(table)]
+    assert main(words) == 0
+    value = json.loads(capsys.readouterr().out)
+    group = {"image_ids": ["03.png", "<b>copy.png"], "keep": "03.png", "level": "exact", "similarities": [1.0, 1.0]}
+    assert value["groups"] == [group]
+    text = page.read_text()
+    assert text.count("data:image/jpeg;base64,") == 2
+    assert "<b>copy" not in text
+    assert "&lt;b&gt;copy.png" in text
+    with table.open() as file:
+        assert [(row["image_id"], row["keep"]) for row in csv.DictReader(file)] == [
+            ("03.png", "true"),
+            ("<b>copy.png", "false"),
+        ]
+    assert len(list(twice.iterdir())) == 13
+
+
+def test_move_and_undo(twice: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["duplicates", str(twice), "--level", "exact", "--move-to", str(tmp_path / "extra")]) == 0
+    assert "1 files moved" in capsys.readouterr().out
+    assert not (twice / "<b>copy.png").exists()
+    assert main(["duplicates", "--undo", str(tmp_path / "extra" / "undo.json")]) == 0
+    assert (twice / "<b>copy.png").exists()
+
+
+def test_near_with_an_encoder(twice: Path, tiny_encoder_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["duplicates", str(twice), "--encoder", str(tiny_encoder_folder), "--threshold", "0.99999"]) == 0
+    assert capsys.readouterr().out.splitlines()[:2] == ["exact: keep 03.png", "    <b>copy.png"]
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        ([], "name a collection or an index"),
+        (["a", "--undo", "b"], "name a collection or an index"),
+        (["a", "--link", "--move-to", "b"], "give one"),
+        (["nowhere/at/all"], "not a folder that exists"),
+    ],
+)
+def test_wrong_use(words: list[str], part: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["duplicates", *words]) == 2
+    assert part in capsys.readouterr().err
+
+
+def test_an_unreadable_picture_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Image.fromarray(np.zeros((8, 8, 3), dtype=np.uint8)).save(tmp_path / "a.png")
+    (tmp_path / "b.png").write_bytes(b"nothing")
+    assert main(["duplicates", str(tmp_path), "--level", "exact"]) == 0
+    told = capsys.readouterr()
+    assert "unreadable: b.png" in told.err
+    assert "0 groups" in told.out

@@ -1,0 +1,94 @@
+"""Moving, linking and undoing: nothing is lost, whatever happens in between."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from vitrieve import duplicates, link_duplicates, move_duplicates, undo_duplicates
+from vitrieve.errors import ArtifactError, DataError
+
+EXTRAS = ["0.png", "more/same_file.png"]
+
+
+def read_tree(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_moving_keeps_the_best_and_undo_brings_all_back(album: Path, tmp_path: Path) -> None:
+    before = read_tree(album)
+    acted = move_duplicates(duplicates(album, level="exact"), tmp_path / "extra")
+    assert (sorted(acted.done), acted.skipped) == (EXTRAS, ())
+    assert read_tree(album) == {name: data for name, data in before.items() if name not in EXTRAS}
+    assert (tmp_path / "extra" / "more" / "same_file.png").read_bytes() == before["more/same_file.png"]
+    undone = undo_duplicates(tmp_path / "extra" / "undo.json")
+    assert len(undone.done) == 2
+    assert read_tree(album) == before
+    assert not acted.undo_file.exists()
+
+
+def test_a_second_writer_is_refused_and_undo_writes_over_nothing(album: Path, tmp_path: Path) -> None:
+    report = duplicates(album, level="exact")
+    move_duplicates(report, tmp_path / "extra")
+    with pytest.raises(ArtifactError, match="belongs to another command"):
+        move_duplicates(report, tmp_path / "extra")
+    assert move_duplicates(report, tmp_path / "other").done == ()  # the files are gone already
+    (album / "0.png").write_bytes(b"new")
+    undone = undo_duplicates(tmp_path / "extra" / "undo.json")
+    assert [Path(path).name for path in undone.done] == ["same_file.png"]
+    assert undone.skipped == ((str(album / "0.png"), "another file stands in its place"),)
+    assert (album / "0.png").read_bytes() == b"new"
+    (album / "0.png").unlink()
+    assert undo_duplicates(tmp_path / "extra" / "undo.json").skipped == ()
+
+
+def test_a_kill_between_two_files_can_be_undone(album: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = read_tree(album)
+    moved: list[Path] = []
+
+    def move_one(source: Path, target: Path) -> None:
+        if moved:
+            raise KeyboardInterrupt
+        moved.append(target)
+        os.rename(source, target)
+
+    monkeypatch.setattr("vitrieve.curation.acting.shutil.move", move_one)
+    with pytest.raises(KeyboardInterrupt):
+        move_duplicates(duplicates(album, level="exact"), tmp_path / "extra")
+    monkeypatch.undo()
+    assert undo_duplicates(tmp_path / "extra" / "undo.json").skipped == ()
+    assert read_tree(album) == before
+
+
+def test_linking_joins_the_same_bytes_only_and_undo_parts_them(album: Path, tmp_path: Path) -> None:
+    (album / "more" / "same_pixels.bmp").unlink()
+    os.chmod(album / "more" / "same_file.png", 0o600)
+    os.utime(album / "more" / "same_file.png", (1, 1))
+    (album / "more" / "saved_anew.png").write_bytes((album / "0.png").read_bytes() + b"\0")
+    before = read_tree(album)
+    report = duplicates(album, level="exact")
+    assert report.groups[0].keep == "more/saved_anew.png"  # the largest file
+    acted = link_duplicates(report, tmp_path / "undo.json")
+    assert (acted.done, len(acted.skipped)) == ((), 2)
+    (album / "more" / "saved_anew.png").unlink()
+    acted = link_duplicates(duplicates(album, level="exact"), tmp_path / "undo_2.json")
+    assert acted.done == ("more/same_file.png",)
+    assert (album / "0.png").samefile(album / "more" / "same_file.png")
+    assert undo_duplicates(tmp_path / "undo_2.json").skipped == ()
+    assert not (album / "0.png").samefile(album / "more" / "same_file.png")
+    status = (album / "more" / "same_file.png").stat()
+    assert (status.st_mode & 0o777, status.st_mtime) == (0o600, 1)
+    assert read_tree(album) == {name: data for name, data in before.items() if name != "more/saved_anew.png"}
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{}", "[1]", '{"format": "vitrieve duplicates undo", "kind": "move", "steps": 3}']
+)
+def test_what_is_no_undo_file_is_refused(tmp_path: Path, text: str) -> None:
+    with pytest.raises(DataError, match="cannot be read"):
+        undo_duplicates(tmp_path / "none.json")
+    (tmp_path / "undo.json").write_text(text)
+    with pytest.raises(DataError, match="no undo file"):
+        undo_duplicates(tmp_path / "undo.json")

@@ -1,0 +1,140 @@
+"""Groups of duplicates: what is found, what is kept, and what happens with nothing to compare."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vitrieve import build_index, duplicates, embed_images, open_index, read_collection
+from vitrieve.curation.copies import choose_threshold
+from vitrieve.curation.duplicates import group_by_best
+from vitrieve.embed.collection import Embeddings
+from vitrieve.errors import ConfigError, DataError, FingerprintError
+from vitrieve.runtime.encoder import Encoder
+from vitrieve.similarity import normalize, pairs_above, similarity
+
+COPIES_OF_0 = {"0.png", "more/same_file.png", "more/same_pixels.bmp"}
+
+
+def test_exact_finds_the_same_pixels_whatever_the_file(album: Path) -> None:
+    report = duplicates(album, level="exact")
+    (group,) = report.groups
+    # All have the same size and sharpness, so the largest file is kept: the one without compression.
+    assert (group.keep, set(group.image_ids), group.level) == ("more/same_pixels.bmp", COPIES_OF_0, "exact")
+    assert report.num_images == 12
+    assert [image_id for image_id, _ in report.failures] == ["broken.jpg"]
+
+
+def test_near_finds_the_smaller_copy_too_and_keeps_more_pixels(album: Path, encoder: Encoder) -> None:
+    report = duplicates(album, encoder, threshold=0.9999)
+    (group,) = report.groups
+    assert set(group.image_ids) == COPIES_OF_0
+    assert group.level == "exact"  # of the pictures, whatever was asked for
+    assert report.num_images == 11
+    vectors = embed_images(encoder, read_collection(str(album)).records, max_bad_fraction=1).vectors
+    names = [record.image_id for record in read_collection(str(album)).records if record.image_id != "broken.jpg"]
+    rows = [names.index("more/smaller.png"), names.index("0.png")]
+    alike = float(similarity(vectors[rows[:1]], vectors[rows[1:]])[0, 0])
+    with_smaller = duplicates(album, encoder, threshold=alike)
+    group = next(group for group in with_smaller.groups if group.keep == "more/same_pixels.bmp")
+    assert COPIES_OF_0 | {"more/smaller.png"} <= set(group.image_ids)
+    assert group.level == "near"
+    assert list(group.similarities) == sorted(group.similarities, reverse=True)
+
+
+def test_the_json_has_the_fields_that_programs_read(album: Path) -> None:
+    value = duplicates(album, level="exact").to_json()
+    assert value["groups"][0]["image_ids"][0] == value["groups"][0]["keep"]
+    assert {"image_ids", "keep", "level"} <= set(value["groups"][0])
+
+
+def test_calibrated_thresholds_are_the_same_twice_and_said(album: Path, encoder: Encoder) -> None:
+    near, scene = duplicates(album, encoder), duplicates(album, encoder, level="same-scene")
+    assert near.calibration == scene.calibration
+    assert near.calibration is not None
+    assert near.threshold == near.calibration.near >= near.calibration.same_scene == scene.threshold
+    assert near.calibration.num_sampled == 11
+    assert set(near.calibration.found) >= {"crop", "resize", "jpeg", "flip", "color", "border", "text"}
+
+
+def test_an_index_and_its_embeddings_give_the_same_groups(album: Path, encoder: Encoder, tmp_path: Path) -> None:
+    embeddings = embed_images(encoder, read_collection(str(album)).records, max_bad_fraction=1)
+    build_index(embeddings, tmp_path / "index", store="exact").close()
+    from_folder = duplicates(album, encoder, threshold=0.99)
+    assert duplicates(tmp_path / "index", threshold=0.99).groups == from_folder.groups
+    assert duplicates(tmp_path / "index", level="exact").groups == duplicates(album, level="exact").groups
+
+
+def test_an_index_without_files_is_compared_by_its_vectors_alone(tmp_path: Path, album: Path, encoder: Encoder) -> None:
+    embeddings = embed_images(encoder, read_collection(str(album)).records, max_bad_fraction=1)
+    build_index(embeddings, tmp_path / "index", store="exact").close()
+    for path in [*album.rglob("*.*")]:
+        path.unlink()
+    report = duplicates(tmp_path / "index", threshold=0.9999)
+    (group,) = report.groups
+    assert (group.keep, set(group.image_ids), group.level) == ("0.png", COPIES_OF_0, "near")
+    assert {image_id for image_id, _ in report.failures} == COPIES_OF_0
+    with pytest.raises(DataError, match="--level near"):
+        duplicates(tmp_path / "index", level="exact")
+    with pytest.raises(DataError, match="--threshold"):
+        duplicates(tmp_path / "index", encoder)
+
+
+def test_nothing_and_one_picture_have_no_duplicates(tmp_path: Path, album: Path, encoder: Encoder) -> None:
+    embeddings = embed_images(encoder, read_collection(str(album)).records[:1])
+    build_index(embeddings, tmp_path / "index", store="exact").close()
+    assert duplicates(tmp_path / "index").groups == ()
+    with closing(open_index(tmp_path / "index")) as store:
+        store.delete(["0.png"])
+    for level in ("exact", "near", "same-scene"):
+        report = duplicates(tmp_path / "index", level=level)
+        assert (report.num_images, report.groups) == (0, ())
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="no image"):
+        duplicates(tmp_path / "empty", encoder)
+
+
+def test_wrong_thresholds_and_encoders_are_refused(album: Path, encoder: Encoder, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"threshold is 0\.9"):
+        duplicates(album, level="exact", threshold=0.9)
+    with pytest.raises(ConfigError, match=r"threshold is 1\.5"):
+        duplicates(album, threshold=1.5)
+    vectors = normalize(np.random.default_rng(0).normal(size=(11, encoder.embedding_dim)))
+    records = embed_images(encoder, read_collection(str(album)).records, max_bad_fraction=1).records
+    foreign = Embeddings(
+        vectors=vectors, records=records, failures=(), fingerprint="0" * 64, encoder_source="elsewhere", image_size=32
+    )
+    build_index(foreign, tmp_path / "foreign", store="exact").close()
+    with pytest.raises(FingerprintError, match="another encoder"):
+        duplicates(tmp_path / "foreign", encoder)
+
+
+def test_every_member_of_a_group_resembles_the_picture_that_is_kept() -> None:
+    angles = np.linspace(0, np.pi / 2, 31)  # a chain: each resembles the next, the ends have nothing in common
+    vectors = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+    pairs = pairs_above(vectors, 0.99)
+    order = np.random.default_rng(0).permutation(31).tolist()
+    groups = group_by_best(pairs, order)
+    matrix = similarity(vectors, vectors)
+    members = [row for rows, _ in groups for row in rows]
+    assert len(members) == len(set(members))
+    for rows, similarities in groups:
+        assert all(matrix[rows[0], row] >= 0.99 for row in rows[1:])
+        assert [matrix[rows[0], row] for row in rows[1:]] == similarities[1:]
+        assert rows[0] == min(rows, key=order.index)
+    firsts = [rows[0] for rows, _ in groups]
+    assert all(matrix[one, other] < 0.99 for one, other in pairwise(sorted(firsts)))
+
+
+def test_choose_threshold_by_hand() -> None:
+    copies = np.array([0.6, 0.8, 0.9, 1.0] * 10, dtype=np.float32)
+    assert choose_threshold(copies, np.empty(0, np.float32), 10) == pytest.approx(0.6)
+    # At 0.8: 3/4 found and none of the strangers, F1 = 2 * 0.75 / 1.75; at 0.6 all found, but 1/2 of the strangers.
+    strangers = np.array([0.7, 0.1] * 10, dtype=np.float32)
+    assert choose_threshold(copies, strangers, 10) == pytest.approx(0.8)
+    # At 0.6: F1 = 2 / (2 + 0.5) = 0.8; at 0.8: 1.5 / 1.75 = 0.857; with a tenth of the weight 2 / 2.05 wins.
+    assert choose_threshold(copies, strangers, 0.1) == pytest.approx(0.6)
