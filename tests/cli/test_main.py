@@ -42,6 +42,7 @@ IN_ORDER = [
     "sync",
     "up",
     "calibrate",
+    "duplicates",
     "search",
     "explain",
     "serve",
