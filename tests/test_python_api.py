@@ -31,6 +31,7 @@ from vitrieve.cli.main import COMMANDS
 FUNCTIONS = {
     "doctor": "diagnose",
     "data check": "check_dataset",
+    "data audit": "audit",
     "data pack": "pack_dataset",
     "weights pull": "pull_weights",
     "weights use": "use_weights",

@@ -7,6 +7,10 @@ from .config import Config as Config
 from .curation.acting import link_duplicates as link_duplicates
 from .curation.acting import move_duplicates as move_duplicates
 from .curation.acting import undo_duplicates as undo_duplicates
+from .curation.audit import AuditReport as AuditReport
+from .curation.audit import audit as audit
+from .curation.decisions import CorrectedTable as CorrectedTable
+from .curation.decisions import correct_labels as correct_labels
 from .curation.duplicates import DuplicateGroup as DuplicateGroup
 from .curation.duplicates import DuplicateReport as DuplicateReport
 from .curation.duplicates import duplicates as duplicates

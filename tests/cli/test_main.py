@@ -23,6 +23,7 @@ ENTRY = [sys.executable, "-m", "vitrieve"]
 IN_ORDER = [
     "doctor",
     "data check",
+    "data audit",
     "data pack",
     "data describe",
     "weights list",

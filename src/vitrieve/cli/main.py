@@ -59,6 +59,9 @@ class Command:
 COMMANDS = {
     "doctor": Command("vitrieve.cli.doctor", "versions, processor, memory, weights and data: is everything here?"),
     "data check": Command("vitrieve.cli.data", "count a data set, and find unreadable and duplicate pictures"),
+    "data audit": Command(
+        "vitrieve.cli.data_audit", "find probable label errors, leaks and odd pictures in a data set; correct it"
+    ),
     "data pack": Command(
         "vitrieve.cli.data_pack", "pack the pictures of a source into shards that read quickly", is_resumable=True
     ),

@@ -226,7 +226,7 @@ def group_by_best(pairs: Pairs, order: Sequence[int]) -> list[tuple[list[int], l
 
     >>> chain = Pairs(np.array([0, 1]), np.array([1, 2]), np.float32([0.9, 0.9]))
     >>> [rows for rows, _ in group_by_best(chain, [0, 1, 2])], [rows for rows, _ in group_by_best(chain, [1, 0, 2])]
-    ([[0, 1]], [[1, 0, 2]])
+    ([[0, 1]], [[1, 2, 0]])
     """
     owners = np.concatenate([pairs.first, pairs.second])
     others = np.concatenate([pairs.second, pairs.first])

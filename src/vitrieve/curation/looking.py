@@ -29,7 +29,7 @@ class Look(NamedTuple):
         width_px: Width, after EXIF orientation and cropping to the box.
         height_px: Height.
         sharpness: Mean square of the Laplacian of the gray picture at ``LOOKED_AT_PX``, of gray values in [0, 255].
-        lightness: Gray value that 99 % of the pixels do not exceed, in [0, 1].
+        lightness: Value that the strongest channel of 99 % of the pixels does not exceed, in [0, 1]; pure blue has 1.
         num_bytes: Size of the file.
         digest: SHA-256 of the size and the RGB pixels: equal for the same picture, whatever file it comes from.
     """
@@ -65,7 +65,7 @@ def _look_at(record: ImageRecord) -> Look | str:
     digest = hashlib.sha256(f"{image.width} x {image.height} ".encode())
     digest.update(image.tobytes())
     scale = get_scale(image)
-    sharpness, lightness = measure_gray(image)
+    sharpness, lightness = measure_pixels(image)
     return Look(
         width_px=round(image.width * scale),
         height_px=round(image.height * scale),
@@ -76,16 +76,16 @@ def _look_at(record: ImageRecord) -> Look | str:
     )
 
 
-def measure_gray(image: Image.Image) -> tuple[float, float]:
-    """Return sharpness and lightness of a picture, as ``Look`` explains them.
+def measure_pixels(image: Image.Image) -> tuple[float, float]:
+    """Return sharpness and lightness of an RGB picture, as ``Look`` explains them.
 
-    >>> measure_gray(Image.new("RGB", (40, 30), (51, 51, 51)))
+    >>> measure_pixels(Image.new("RGB", (40, 30), (0, 0, 51)))
     (0.0, 0.2)
     """
-    small = image.convert("L")
+    small = image.copy()
     small.thumbnail((LOOKED_AT_PX, LOOKED_AT_PX), Image.Resampling.BILINEAR)
-    gray = np.asarray(small, dtype=np.float64)
-    lightness = float(np.percentile(gray, LIGHT_PERCENTILE)) / 255
+    lightness = float(np.percentile(np.asarray(small).max(axis=2), LIGHT_PERCENTILE)) / 255
+    gray = np.asarray(small.convert("L"), dtype=np.float64)
     if min(gray.shape) < 3:
         return 0.0, lightness
     laplacian = gray[:-2, 1:-1] + gray[2:, 1:-1] + gray[1:-1, :-2] + gray[1:-1, 2:] - 4 * gray[1:-1, 1:-1]

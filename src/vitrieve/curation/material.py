@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ from vitrieve.index.open import load_index_encoder, open_index
 from vitrieve.index.store import MAX_BATCH_ROWS, StoreInfo
 from vitrieve.model.default import choose_default_encoder
 from vitrieve.progress import print_message
+from vitrieve.quoting import quote_name
 from vitrieve.runtime.encoder import Encoder, load_encoder
 from vitrieve.similarity import FloatArray
 
@@ -92,6 +93,36 @@ def embed_material(encoder: Encoder, dataset: Dataset) -> Material:
         DataError: No picture can be read.
     """
     return _hold(embed_images(encoder, dataset.records, max_bad_fraction=1.0, show_progress=True), encoder)
+
+
+def take_embeddings(
+    folder: Path | str, dataset: Dataset, encoder: EncoderLike = None, *, device: Device = "auto"
+) -> Material:
+    """Take the vectors of a data set's pictures from embeddings, by name; labels and paths are those of the data set.
+
+    Raises:
+        DataError: The embeddings have neither a vector nor a failure of a picture.
+        ArtifactError: The folder is missing, unfinished, damaged or of another kind.
+    """
+    embeddings = load_embeddings(folder)
+    rows = {record.image_id: row for row, record in enumerate(embeddings.records)}
+    failures = dict(embeddings.failures)
+    known = rows.keys() | failures.keys()
+    missing = [record.image_id for record in dataset.records if record.image_id not in known]
+    if missing:
+        raise DataError(
+            f"{folder} knows nothing of {len(missing)} of {len(dataset.records)} pictures of {dataset.name}, for "
+            f"example {quote_name(missing[0])}; embed the same source, or leave the embeddings out."
+        )
+    records = tuple(record for record in dataset.records if record.image_id in rows)
+    chosen = [rows[record.image_id] for record in records]
+    failed = tuple(
+        (record.image_id, failures[record.image_id])
+        for record in dataset.records
+        if record.image_id in failures and record.image_id not in rows
+    )
+    taken = replace(embeddings, vectors=np.asarray(embeddings.vectors)[chosen], records=records, failures=failed)
+    return _hold(taken, encoder, device=device)
 
 
 def _read_kind(folder: Path) -> str | None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from jinja2 import PackageLoader
 
 from vitrieve.artifacts import write_text_durably
+from vitrieve.curation.audit import AuditReport
 from vitrieve.curation.duplicates import DuplicateReport
 from vitrieve.data.decode import read_image_bytes, shrink, to_data_uri
 from vitrieve.data.records import ImageRecord
@@ -89,3 +90,92 @@ def build_thumbnails(records: Iterable[ImageRecord]) -> dict[str, str]:
         except (DecodeError, MemoryError):
             uris[record.image_id] = ""
     return uris
+
+
+AUDIT_COLUMNS = (
+    "issue",
+    "image_id",
+    "label",
+    "suggested_label",
+    "score",
+    "other_image_id",
+    "action",
+    "new_label",
+    "path",
+)
+TITLES = {
+    "label_error": "Labels that the neighbors contradict",
+    "duplicate_across_splits": "Copies across training and test",
+    "duplicate_across_classes": "Copies with different labels",
+    "outlier": "Pictures far from all others",
+    "dark": "Dark pictures",
+    "blurred": "Blurred pictures",
+    "tiny": "Tiny pictures",
+}
+"""Issue of the CSV -> heading on the page, in their order."""
+
+
+def list_findings(report: AuditReport) -> Iterator[dict[str, str]]:
+    """Yield a row of the CSV for each finding about a picture, the worst of each issue first.
+
+    The columns ``action`` and ``new_label`` are empty: a person fills them in.
+    """
+    for error in report.label_errors:
+        suggestion = {"suggested_label": error.suggested_label, "other_image_id": error.evidence}
+        yield _build_row("label_error", error.image_id, error.label, error.score, report) | suggestion
+    for issue, pairs in (
+        ("duplicate_across_splits", report.duplicates_across_splits),
+        ("duplicate_across_classes", report.duplicates_across_classes),
+    ):
+        for pair in pairs:
+            # Of a leak, the training picture is the one to drop; of two classes, both are worth a look.
+            turns = (0,) if pair.splits[1] == "test" else (1,)
+            for turn in turns if issue == "duplicate_across_splits" else (0, 1):
+                row = _build_row(issue, pair.image_ids[turn], pair.labels[turn], pair.similarity, report)
+                suggested = pair.labels[1 - turn] if pair.labels[0] != pair.labels[1] else ""
+                yield row | {"other_image_id": pair.image_ids[1 - turn], "suggested_label": suggested}
+    for kind, found in report.odd.items():
+        for one in found:
+            yield _build_row(kind, one.image_id, one.label, one.value, report)
+
+
+def _build_row(issue: str, image_id: str, label: str, score: float, report: AuditReport) -> dict[str, str]:
+    empty = dict.fromkeys(AUDIT_COLUMNS, "")
+    path = str(report.records[image_id].path)
+    return empty | {"issue": issue, "image_id": image_id, "label": label, "score": f"{score:.4f}", "path": path}
+
+
+def write_audit_csv(report: AuditReport, path: Path | str) -> None:
+    """Write what to look at as CSV, with columns for decisions that ``correct_labels`` carries out.
+
+    Args:
+        report: What ``audit`` found.
+        path: File to write.
+    """
+    write_csv(path, AUDIT_COLUMNS, list_findings(report))
+
+
+def write_audit_page(report: AuditReport, path: Path | str) -> None:
+    """Write what to look at as a page in one file, on which a person decides and saves the decisions as CSV.
+
+    Args:
+        report: What ``audit`` found.
+        path: File to write.
+    """
+    rows = list(list_findings(report))
+    sections = []
+    for issue, title in TITLES.items():
+        found = [row for row in rows if row["issue"] == issue]
+        if found:
+            sections.append((title, found[: MAX_PICTURES // (2 * len(TITLES))], len(found)))
+    names = dict.fromkeys(
+        name for _, shown, _ in sections for row in shown for name in (row["image_id"], row["other_image_id"]) if name
+    )
+    page = render_page(
+        "audit.html.j2",
+        PackageLoader("vitrieve.curation"),
+        report=report,
+        sections=sections,
+        uris=build_thumbnails(report.records[name] for name in names),
+    )
+    write_text_durably(Path(path), page)

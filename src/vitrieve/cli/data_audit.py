@@ -1,0 +1,103 @@
+"""``vitrieve data audit`` reads the flags and prints what to look at; ``curation/audit.py`` finds it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from vitrieve.cli.arguments import DeviceFlag, Exclude, Json, read_data
+from vitrieve.cli.console import print_json, print_message, print_result
+from vitrieve.errors import ConfigError
+
+NUM_SHOWN = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """Find probable label errors, copies across splits or classes, overlapping classes and odd pictures.
+
+    Nothing is changed: --apply carries out what a person decided, and writes a table.
+    """
+
+    source: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[SOURCE]")] = None
+    """The same as --data."""
+    data: str | None = None
+    """A labeled source: grocery:DIR, folder:DIR (a folder per class), table:FILE, …"""
+    protocol: str | None = None
+    """Which of the source's protocols the splits follow; by default its first."""
+    encoder: str | None = None
+    """A run, an encoder folder or a weights name; None: that of --embeddings, without them the default."""
+    embeddings: Path | None = None
+    """Embeddings of the same source, so that no picture is embedded again."""
+    threshold: float | None = None
+    """Similarity from which two pictures are copies; None: calibrated on copies of some of the pictures."""
+    exclude: Exclude = ()
+    html: Path | None = None
+    """Write a page in one file, with pictures, to work through; it saves decisions as CSV."""
+    csv: Path | None = None
+    """Write all findings as CSV, with the columns action (keep, relabel, drop) and new_label to fill in."""
+    apply: Path | None = None
+    """Carry out the decisions in this CSV, and write --out; nothing is looked for."""
+    out: Path | None = None
+    """With --apply: the corrected table to write, which --data table:FILE reads."""
+    device: DeviceFlag = "auto"
+    json: Json = False
+
+
+def run(arguments: Arguments) -> int:
+    """Audit the source, or apply decisions to it."""
+    from vitrieve.curation.audit import audit
+    from vitrieve.curation.pages import write_audit_csv, write_audit_page
+
+    source = read_data(arguments.data, arguments.source, is_note=False)
+    if (arguments.apply is None) != (arguments.out is None):
+        raise ConfigError("--apply carries out decisions and --out is the table that they give; give both or none.")
+    if arguments.apply is not None:
+        return _apply(source, arguments)
+    report = audit(
+        source,
+        arguments.encoder,
+        embeddings=arguments.embeddings,
+        threshold=arguments.threshold,
+        protocol=arguments.protocol,
+        exclude=arguments.exclude,
+        device=arguments.device,
+    )
+    print_message(*report.notes)
+    if arguments.html is not None:
+        write_audit_page(report, arguments.html)
+        print_message(f"page: {arguments.html}")
+    if arguments.csv is not None:
+        write_audit_csv(report, arguments.csv)
+        print_message(f"table: {arguments.csv}")
+    if arguments.json:
+        print_json(report.to_json())
+        return 0
+    print_result(*str(report).split("\n"))
+    for error in report.label_errors[:NUM_SHOWN]:
+        print_result(f"{error.score:.3f}  {error.image_id}: {error.label}, rather {error.suggested_label}")
+    if len(report.label_errors) > NUM_SHOWN:
+        print_message(f"and {len(report.label_errors) - NUM_SHOWN} more labels; --html, --csv and --json show them")
+    return 0
+
+
+def _apply(source: str, arguments: Arguments) -> int:
+    from vitrieve.curation.decisions import correct_labels
+    from vitrieve.data.sources import read_source
+
+    assert arguments.apply is not None
+    assert arguments.out is not None
+    dataset = read_source(source, protocol=arguments.protocol, exclude=arguments.exclude)
+    table = correct_labels(dataset, arguments.apply, arguments.out)
+    if arguments.json:
+        print_json({**asdict(table), "out": str(table.out)})
+    else:
+        print_result(
+            f"{table.out}: {table.num_images:,} pictures, {table.num_relabeled:,} with another label, "
+            f"{table.num_dropped:,} dropped"
+        )
+        print_message(f"next: vitrieve train small --data table:{table.out} --out RUN")
+    return 0

@@ -1,0 +1,195 @@
+"""What a person decided about the findings of an audit, and the corrected table that comes of it.
+
+Decisions are a CSV: that of ``--csv`` with the column ``action`` filled in, or what the page saves. The table lists
+every picture that stays, so ``table:FILE`` is a source like any other, and the pictures themselves are not touched.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from vitrieve.curation.pages import write_csv
+from vitrieve.data.parts import parse_part
+from vitrieve.data.records import Dataset, ImageRecord, spell_path
+from vitrieve.data.sources import read_source
+from vitrieve.data.table import BOX_COLUMNS, JUNK_COLUMN, KNOWN_COLUMNS
+from vitrieve.errors import ArtifactError, ConfigError, DataError, unknown_name_message
+from vitrieve.quoting import quote_name
+
+ACTIONS = ("", "keep", "relabel", "drop")
+"""What can stand in the column ``action``; an empty cell and ``keep`` change nothing."""
+_COLUMNS = ("path", "label", "split", "is_query", "is_gallery", *BOX_COLUMNS)
+
+
+class Decision(NamedTuple):
+    """What becomes of one picture: ``relabel`` or ``drop``, and the new label, empty for ``drop``."""
+
+    action: str
+    label: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorrectedTable:
+    """A table that was written.
+
+    Attributes:
+        out: The file, which ``table:FILE`` reads.
+        num_images: Pictures in it.
+        num_relabeled: Pictures with another label than before.
+        num_dropped: Pictures that are not in it.
+    """
+
+    out: Path
+    num_images: int
+    num_relabeled: int
+    num_dropped: int
+
+
+def correct_labels(
+    data: Dataset | str | Path, decisions: Path | str, out: Path | str, *, protocol: str | None = None
+) -> CorrectedTable:
+    """Write the table of a source in which decisions are carried out.
+
+    A picture that moves to a class whose other pictures are all in one split moves to that split too.
+
+    Args:
+        data: The source that was audited, or its data set.
+        decisions: CSV with the columns ``image_id``, ``action`` (keep, relabel, drop or empty) and ``new_label``; where
+            that is empty, ``suggested_label`` is taken. A picture may stand in several rows that agree.
+        out: The table to write, ``.csv``; it must not be there.
+        protocol: One of the source's protocols; None: its first.
+
+    Raises:
+        DataError: The decisions are malformed, contradict each other or name unknown pictures, or no picture stays.
+        ConfigError: A table cannot hold what the source says: shards, lists of pairs, or answers query by query.
+        ArtifactError: ``out`` is there already.
+    """
+    out = Path(out)
+    if out.suffix.lower() != ".csv":
+        raise ConfigError(f"the corrected table is {out}; it must end in .csv.")
+    if out.exists():
+        raise ArtifactError(f"{out} is there already; name another file.")
+    dataset = data if isinstance(data, Dataset) else read_source(str(data), protocol=protocol)
+    _require_table(dataset)
+    chosen = read_decisions(Path(decisions))
+    known = {record.image_id for record in dataset.records}
+    unknown = [image_id for image_id in chosen if image_id not in known]
+    if unknown:
+        raise DataError(
+            f"{decisions} decides about {len(unknown)} pictures that {dataset.name} does not have, for example "
+            f"{quote_name(unknown[0])}; audit and correct the same source."
+        )
+    rows = list(_list_rows(dataset, chosen, out.parent))
+    if not rows:
+        raise DataError(f"{decisions} drops all {len(dataset.records)} pictures; nothing is left for a table.")
+    extra = dict.fromkeys(name for row in rows for name in row if name not in _COLUMNS)
+    write_csv(out, (*_COLUMNS, *extra), rows)
+    names = {record.image_id: dataset.label_names[record.label] for record in dataset.records}
+    return CorrectedTable(
+        out=out,
+        num_images=len(rows),
+        num_relabeled=sum(one.action == "relabel" and one.label != names[name] for name, one in chosen.items()),
+        num_dropped=len(dataset.records) - len(rows),
+    )
+
+
+def read_decisions(file: Path) -> dict[str, Decision]:
+    """Read what is to be changed, by picture.
+
+    Raises:
+        DataError: The file is missing or malformed, contradicts itself, or changes nothing.
+    """
+    try:
+        reader = csv.DictReader(io.StringIO(file.read_text(encoding="utf-8-sig"), newline=""))
+        rows = list(reader)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{file} cannot be read as CSV ({error}); give what --csv or the page wrote.") from None
+    for name in ("image_id", "action"):
+        if name not in (reader.fieldnames or ()):
+            raise DataError(f"{file} has no column {name!r}; give what --csv or the page wrote.")
+    found: dict[str, Decision] = {}
+    for number, row in enumerate(rows, start=1):
+        decision = _read_decision(row, f"{file}, row {number}")
+        if decision is None:
+            continue
+        before = found.setdefault(row["image_id"], decision)
+        if before != decision:
+            raise DataError(
+                f"{file}, row {number}: {quote_name(row['image_id'])} is to {_say(decision)}, and before to "
+                f"{_say(before)}; decide for one."
+            )
+    if not found:
+        raise DataError(f"{file} changes nothing: no row has the action relabel or drop.")
+    return found
+
+
+def _read_decision(row: Mapping[str, str | None], where: str) -> Decision | None:
+    action = (row["action"] or "").strip().lower()
+    if action not in ACTIONS:
+        raise DataError(f"{where}: {unknown_name_message('action', action, ACTIONS[1:])}")
+    if action == "drop":
+        return Decision(action, "")
+    if action != "relabel":
+        return None
+    label = (row.get("new_label") or "").strip() or (row.get("suggested_label") or "").strip()
+    if not label:
+        raise DataError(f"{where}: relabel needs a label in the column new_label.")
+    return Decision(action, label)
+
+
+def _say(decision: Decision) -> str:
+    return "be dropped" if decision.action == "drop" else f"become {quote_name(decision.label)}"
+
+
+def _require_table(dataset: Dataset) -> None:
+    if dataset.ground_truth is not None or dataset.positive_pairs:
+        raise ConfigError(f"{dataset.name} lists which pictures match one by one, which a table of labels cannot hold.")
+    if any(parse_part(record.path) is not None for record in dataset.records):
+        raise ConfigError(
+            f"the pictures of {dataset.name} are in shards, and a table lists files; correct what was packed."
+        )
+
+
+def _list_rows(dataset: Dataset, chosen: Mapping[str, Decision], folder: Path) -> Iterator[dict[str, str]]:
+    """Yield the rows of the pictures that stay."""
+    splits: dict[str, set[str]] = {}
+    for record in dataset.records:
+        splits.setdefault(dataset.label_names[record.label], set()).add(record.split)
+    for record in dataset.records:
+        decision = chosen.get(record.image_id)
+        if decision is not None and decision.action == "drop":
+            continue
+        label = dataset.label_names[record.label] if decision is None else decision.label
+        own = splits.get(label, set())
+        split = next(iter(own)) if decision is not None and len(own) == 1 else record.split
+        box = ("",) * 4 if record.box is None else map(repr, record.box)
+        yield {
+            **{name: value for name, value in record.metadata.items() if name not in KNOWN_COLUMNS},
+            **_spell_junk(dataset, record),
+            "path": spell_table_path(record.path, folder),
+            "label": label,
+            "split": split,
+            "is_query": str(record.is_query).lower(),
+            "is_gallery": str(record.is_gallery).lower(),
+            **dict(zip(BOX_COLUMNS, box, strict=True)),
+        }
+
+
+def _spell_junk(dataset: Dataset, record: ImageRecord) -> dict[str, str]:
+    return {} if dataset.junk_key is None else {JUNK_COLUMN: record.metadata.get(dataset.junk_key, "")}
+
+
+def spell_table_path(path: Path, folder: Path) -> str:
+    """Spell a path for a table in a folder: relative to it, or as an address where the name is no text."""
+    absolute = os.path.abspath(path)
+    spelled = spell_path(absolute)
+    if spelled != absolute:
+        return spelled
+    relative = os.path.relpath(absolute, folder.absolute())
+    return f"./{relative}" if relative.startswith("~") else relative

@@ -1,0 +1,214 @@
+"""The whole audit on a made collection, and the corrected table that comes of decisions."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageFilter
+
+from vitrieve import audit, correct_labels, embed_collection, read_source
+from vitrieve.cli.main import main
+from vitrieve.curation.pages import write_audit_csv, write_audit_page
+from vitrieve.errors import ArtifactError, ConfigError, DataError
+from vitrieve.runtime.encoder import Encoder
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> Path:
+    """A folder with splits, eight pictures a class of one color each, and one fault of each kind."""
+    folder, generator = tmp_path / "shop", np.random.default_rng(0)
+    colors = {"blue": (20, 20, 220), "green": (20, 200, 20), "red": (220, 20, 20)}
+    for split in ("train", "test"):
+        for name, color in colors.items():
+            (folder / split / name).mkdir(parents=True)
+            for number in range(8):
+                pixels = np.clip(np.array(color) + generator.integers(-20, 36, (40, 40, 3)), 0, 255).astype(np.uint8)
+                Image.fromarray(pixels).save(folder / split / name / f"{number}.png")
+    train, test = folder / "train", folder / "test"
+    shutil.move(train / "red" / "7.png", train / "blue" / "really_red.png")
+    shutil.copy(test / "green" / "0.png", train / "green" / "leak.png")
+    shutil.copy(train / "blue" / "1.png", train / "red" / "double.png")
+    with Image.open(train / "green" / "3.png") as image:
+        image.filter(ImageFilter.GaussianBlur(9)).save(train / "green" / "3.png")
+        image.resize((8, 8)).save(train / "green" / "4.png")
+        image.point(lambda value: value // 8).save(train / "green" / "5.png")
+    (train / "green" / "bad.png").write_bytes(b"no picture")
+    return folder
+
+
+def test_audit_finds_what_was_planted(shop: Path, encoder: Encoder) -> None:
+    report = audit(f"folder:{shop}", encoder, threshold=0.99999)
+    wrong = {error.image_id: error for error in report.label_errors}
+    error = wrong["train/blue/really_red.png"]
+    assert (error.label, error.suggested_label) == ("blue", "red")
+    assert "/red/" in error.evidence
+    scores = [error.score for error in report.label_errors]
+    assert scores == sorted(scores, reverse=True)
+    (leak,) = report.duplicates_across_splits
+    assert set(leak.image_ids) == {"test/green/0.png", "train/green/leak.png"}
+    (double,) = report.duplicates_across_classes
+    assert set(double.image_ids) == {"train/blue/1.png", "train/red/double.png"}
+    odd = {kind: {one.image_id for one in found} for kind, found in report.odd.items()}
+    assert "train/green/3.png" in odd["blurred"]
+    assert odd["tiny"] == {"train/green/4.png"}
+    assert odd["dark"] == {"train/green/5.png"}
+    assert [image_id for image_id, _ in report.unreadable] == ["train/green/bad.png"]
+
+
+def test_embeddings_give_the_same_audit_and_must_be_of_the_source(
+    shop: Path, encoder: Encoder, tmp_path: Path, class_folder: Path
+) -> None:
+    embed_collection(encoder, read_source(f"folder:{shop}"), tmp_path / "embeddings")
+    again = audit(f"folder:{shop}", embeddings=tmp_path / "embeddings", threshold=0.99)
+    assert again == audit(f"folder:{shop}", encoder, threshold=0.99)
+    with pytest.raises(DataError, match="knows nothing of 20 of 20 pictures"):
+        audit(f"folder:{class_folder}", embeddings=tmp_path / "embeddings")
+
+
+def test_decisions_become_a_table_that_is_a_source(shop: Path, tmp_path: Path, encoder: Encoder) -> None:
+    source = f"folder:{shop}"
+    write_audit_csv(audit(source, encoder, threshold=0.99999), tmp_path / "audit.csv")
+    with (tmp_path / "audit.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    for row in rows:
+        if row["image_id"] == "train/blue/really_red.png":
+            row["action"] = "relabel"
+        elif row["image_id"] == "train/green/leak.png":
+            row["action"] = "drop"
+    decisions = tmp_path / "decisions.csv"
+    with decisions.open("w") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    table = correct_labels(source, decisions, tmp_path / "corrected.csv")
+    assert (table.num_relabeled, table.num_dropped) == (1, 1)
+    before, after = read_source(source), read_source(f"table:{tmp_path / 'corrected.csv'}")
+    expected = {
+        record.path.resolve(): (before.label_names[record.label], record.split, record.is_query)
+        for record in before.records
+        if record.path.name != "leak.png"
+    }
+    expected[shop / "train" / "blue" / "really_red.png"] = ("red", "train", True)
+    found = {
+        record.path.resolve(): (after.label_names[record.label], record.split, record.is_query)
+        for record in after.records
+    }
+    assert found == expected
+    with pytest.raises(ArtifactError, match="is there already"):
+        correct_labels(source, decisions, tmp_path / "corrected.csv")
+
+
+def test_a_picture_follows_its_class_into_its_split(tmp_path: Path) -> None:
+    names = ["a.png", "b b.png", "~c.png", "d.png"]
+    for name in names:
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+    rows = ["path,label,split,x_1,y_1,x_2,y_2,shop", "a.png,one,train,0,0,4.5,4,x", "b b.png,one,train,,,,,y"]
+    (tmp_path / "table.csv").write_text("\n".join([*rows, "./~c.png,two,test,,,,,", '"d.png",two,test,,,,,"a, b"']))
+    (tmp_path / "decisions.csv").write_text("image_id,action,new_label\na.png,relabel,two\nb b.png,keep,\n")
+    (tmp_path / "below").mkdir()
+    correct_labels(f"table:{tmp_path / 'table.csv'}", tmp_path / "decisions.csv", tmp_path / "below" / "out.csv")
+    dataset = read_source(f"table:{tmp_path / 'below' / 'out.csv'}")
+    first, second, third, fourth = dataset.records
+    assert (dataset.label_names[first.label], first.split, first.box) == ("two", "test", (0, 0, 4.5, 4))
+    assert (dataset.label_names[second.label], second.split, dict(second.metadata)) == ("one", "train", {"shop": "y"})
+    assert third.path.resolve() == tmp_path / "~c.png"
+    assert dict(fourth.metadata) == {"shop": "a, b"}
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("", "has no column 'image_id'"),
+        ("image_id,label\n", "has no column 'action'"),
+        ("image_id,action\nclass0/0.png,erase\n", "unknown action 'erase'"),
+        ("image_id,action\nclass0/0.png,relabel\n", "needs a label"),
+        ("image_id,action\nclass0/0.png,keep\n", "changes nothing"),
+        ("image_id,action\nnowhere.png,drop\n", "does not have, for example nowhere.png"),
+        ("image_id,action,new_label\nclass0/0.png,drop,\nclass0/0.png,relabel,class1\n", "decide for one"),
+        ("image_id,action\n" + "".join(f"class{c}/{i}.png,drop\n" for c in range(5) for i in range(4)), "drops all 20"),
+    ],
+)
+def test_decisions_that_cannot_be_carried_out(class_folder: Path, tmp_path: Path, text: str, part: str) -> None:
+    (tmp_path / "decisions.csv").write_text(text)
+    with pytest.raises(DataError, match=part):
+        correct_labels(f"folder:{class_folder}", tmp_path / "decisions.csv", tmp_path / "out.csv")
+    assert not (tmp_path / "out.csv").exists()
+
+
+def test_a_source_that_no_table_can_hold_is_refused(class_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"must end in \.csv"):
+        correct_labels(f"folder:{class_folder}", tmp_path / "decisions.csv", tmp_path / "out.parquet")
+    with pytest.raises(DataError, match="cannot be read as CSV"):
+        correct_labels(f"folder:{class_folder}", tmp_path / "none.csv", tmp_path / "out.csv")
+
+
+def test_one_label_and_one_picture_are_said(tmp_path: Path, encoder: Encoder) -> None:
+    (tmp_path / "only" / "one").mkdir(parents=True)
+    Image.new("RGB", (20, 20), (200, 100, 0)).save(tmp_path / "only" / "one" / "a.png")
+    report = audit(f"folder:{tmp_path / 'only'}", encoder)
+    assert report.label_errors == report.overlapping_classes == report.odd["outlier"] == ()
+    assert report.threshold is None
+    assert "one label only" in report.notes[0]
+    with pytest.raises(ConfigError, match="threshold is 2"):
+        audit(f"folder:{tmp_path / 'only'}", encoder, threshold=2)
+
+
+def test_command_writes_page_csv_and_json_and_applies(
+    shop: Path, tiny_encoder_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page, table = tmp_path / "audit.html", tmp_path / "audit.csv"
+    words = ["data", "audit", "--data", f"folder:{shop}"]
+    flags = ["--encoder", str(tiny_encoder_folder), "--html", str(page), "--csv", str(table), "--json"]
+    assert main([*words, *flags]) == 0
+    value = json.loads(capsys.readouterr().out)
+    assert {"image_id", "label", "suggested_label", "score"} <= set(value["label_errors"][0])
+    assert value["calibration"]["near"] == value["threshold"]
+    assert "data:image/jpeg;base64," in page.read_text()
+    decisions = tmp_path / "decisions.csv"
+    decisions.write_text("image_id,action,new_label\ntrain/blue/really_red.png,relabel,red\n")
+    assert main([*words, "--apply", str(decisions), "--out", str(tmp_path / "new.csv"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["num_relabeled"] == 1
+    assert main([*words, "--apply", str(decisions)]) == 2
+    assert "give both or none" in capsys.readouterr().err
+    assert main([*words, "--encoder", str(tiny_encoder_folder), "--threshold", "0.999"]) == 0
+    assert "probable label errors" in capsys.readouterr().out
+
+
+@pytest.mark.browser
+def test_decisions_that_the_page_saves_can_be_applied(shop: Path, encoder: Encoder, tmp_path: Path) -> None:
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs vitrieve[test]")
+    odd_name = shop / "train" / "blue" / 'a,"b"\'<i>.png'
+    shutil.move(shop / "train" / "blue" / "really_red.png", odd_name)
+    write_audit_page(audit(f"folder:{shop}", encoder, threshold=0.99999), tmp_path / "audit.html")
+    path = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if path is None:
+        pytest.skip(f"no browser: none of {', '.join(BROWSERS)} is installed")
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        page = browser.new_page()
+        page.set_default_timeout(30_000)  # a busy machine is no fault of the page
+        errors: list[object] = []
+        page.on("pageerror", lambda error: errors.append(error))
+        page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+        page.goto((tmp_path / "audit.html").as_uri())
+        finding = page.locator(".finding", has_text="<i>.png").first
+        finding.get_by_label("Decision").select_option("relabel")
+        finding.get_by_label("label", exact=True).fill("red")
+        with page.expect_download() as download:
+            page.get_by_role("button", name="Save decisions (1)").click()
+        download.value.save_as(tmp_path / "decisions.csv")
+        assert errors == []
+        browser.close()
+    table = correct_labels(f"folder:{shop}", tmp_path / "decisions.csv", tmp_path / "out.csv")
+    assert table.num_relabeled == 1
+    dataset = read_source(f"table:{table.out}")
+    assert [dataset.label_names[record.label] for record in dataset.records if record.path.name == odd_name.name] == [
+        "red"
+    ]
