@@ -6,7 +6,7 @@ In reading order:
     copies.py       copies of pictures as people make them, and thresholds that tell copies from other pictures
     duplicates.py   groups of copies, and which picture of each is the best
     acting.py       moving or linking what is there twice, and undoing it
-    labels.py       labels that the neighbors contradict, classes that overlap, outliers
+    labels.py       labels that the other pictures contradict, classes that overlap, outliers
     audit.py        the whole report on a labeled collection
     decisions.py    what a person decided about it, and the corrected table
     pages.py        the reports as a page in one file and as CSV

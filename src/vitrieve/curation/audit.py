@@ -20,6 +20,7 @@ from vitrieve.curation.labels import (
     OUTLIER_DEVIATIONS,
     choose_num_neighbors,
     find_neighborhood,
+    find_overlaps,
     measure_outliers,
     score_labels,
 )
@@ -50,8 +51,8 @@ class LabelError:
     Attributes:
         image_id: The picture.
         label: Its label.
-        suggested_label: The class that its neighbors have.
-        score: 1: all neighbors have the suggested class; 0.5: as many have the label.
+        suggested_label: The class that a classifier gives it which has not seen its label.
+        score: 1: surely the suggested class; 0.5: as well the label; in [0, 1].
         evidence: The nearest picture with the suggested label.
     """
 
@@ -103,7 +104,7 @@ class AuditReport:
     Attributes:
         name: The data set's name.
         num_images: Pictures that were looked at.
-        label_errors: Labels that the neighbors contradict.
+        label_errors: Labels that the other pictures contradict.
         duplicates_across_splits: Copies of which one is for testing and the other is not.
         duplicates_across_classes: Copies with different labels.
         overlapping_classes: Classes that lie on each other.
@@ -245,7 +246,7 @@ def _list_notes(records: Sequence[ImageRecord]) -> Iterator[str]:
 def _judge(
     dataset: Dataset, material: Material, records: Sequence[ImageRecord]
 ) -> tuple[tuple[LabelError, ...], tuple[OverlappingClasses, ...], tuple[OddPicture, ...]]:
-    """Find label errors, overlapping classes and outliers from the neighbors."""
+    """Find label errors, overlapping classes and outliers."""
     if len(records) < 2:
         return (), (), ()
     labels = np.array([record.label for record in records], dtype=np.int64)
@@ -259,24 +260,25 @@ def _judge(
     )
     if len(set(labels.tolist())) < 2:
         return (), (), outliers
-    scores = score_labels(neighborhood, labels)
+    scores = score_labels(material.vectors, labels)
     wrong = [row for row in np.argsort(-scores.scores, kind="stable").tolist() if scores.is_error[row]]
     errors = []
     for row in wrong:
         suggested = int(scores.suggested[row])
-        nearest = next(other for other in neighborhood.rows[row].tolist() if labels[other] == suggested)
+        members = np.flatnonzero(labels == suggested)
+        nearest = members[np.argmax(material.vectors[members] @ material.vectors[row])]
         errors.append(
             LabelError(
                 image_id=records[row].image_id,
                 label=names[labels[row]],
                 suggested_label=names[suggested],
-                score=float(scores.scores[row]),
+                score=float(np.clip(scores.scores[row], 0, 1)),
                 evidence=records[nearest].image_id,
             )
         )
     overlaps = (
         OverlappingClasses(labels=(names[one], names[other]), overlap=overlap)
-        for one, other, overlap in scores.overlaps
+        for one, other, overlap in find_overlaps(neighborhood, labels)
     )
     return tuple(errors), tuple(overlaps), outliers
 

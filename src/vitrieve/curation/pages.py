@@ -104,7 +104,7 @@ AUDIT_COLUMNS = (
     "path",
 )
 TITLES = {
-    "label_error": "Labels that the neighbors contradict",
+    "label_error": "Labels that the other pictures contradict",
     "duplicate_across_splits": "Copies across training and test",
     "duplicate_across_classes": "Copies with different labels",
     "outlier": "Pictures far from all others",
