@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vitrieve import build_index, duplicates, embed_images, open_index, read_collection
+from vitrieve import EmbedSettings, build_index, duplicates, embed_collection, embed_images, open_index, read_collection
 from vitrieve.curation.copies import choose_threshold
 from vitrieve.curation.duplicates import group_by_best
 from vitrieve.embed.collection import Embeddings
@@ -65,6 +65,11 @@ def test_an_index_and_its_embeddings_give_the_same_groups(album: Path, encoder: 
     embeddings = embed_images(encoder, read_collection(str(album)).records, max_bad_fraction=1)
     build_index(embeddings, tmp_path / "index", store="exact").close()
     from_folder = duplicates(album, encoder, threshold=0.99)
+    settings = EmbedSettings(max_bad_fraction=1)
+    embed_collection(encoder, read_collection(str(album)), tmp_path / "embeddings", settings=settings)
+    assert duplicates(tmp_path / "embeddings", threshold=0.99) == from_folder
+    with pytest.raises(ConfigError, match="--exclude leaves files out of a folder"):
+        duplicates(tmp_path / "index", exclude=["more/"])
     assert duplicates(tmp_path / "index", threshold=0.99).groups == from_folder.groups
     assert duplicates(tmp_path / "index", level="exact").groups == duplicates(album, level="exact").groups
 
@@ -136,5 +141,7 @@ def test_choose_threshold_by_hand() -> None:
     # At 0.8: 3/4 found and none of the strangers, F1 = 2 * 0.75 / 1.75; at 0.6 all found, but 1/2 of the strangers.
     strangers = np.array([0.7, 0.1] * 10, dtype=np.float32)
     assert choose_threshold(copies, strangers, 10) == pytest.approx(0.8)
+    # Copies among the strangers are made out by those above the upper quartile, and change nothing.
+    assert choose_threshold(copies, np.concatenate([strangers, copies]), 10) == pytest.approx(0.8)
     # At 0.6: F1 = 2 / (2 + 0.5) = 0.8; at 0.8: 1.5 / 1.75 = 0.857; with a tenth of the weight 2 / 2.05 wins.
     assert choose_threshold(copies, strangers, 0.1) == pytest.approx(0.6)
