@@ -74,6 +74,29 @@ def tiny_encoder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def text_encoder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A text encoder with random weights that knows the names of colors."""
+    from tests.text_encoders import write_text_encoder
+
+    return write_text_encoder(tmp_path_factory.mktemp("text") / "colors")
+
+
+@pytest.fixture(scope="session")
+def aligned_folder(
+    tiny_encoder_folder: Path, text_encoder_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The tiny encoder with a text part that was learnt from the names of colors."""
+    pytest.importorskip("torch", reason="needs vitrieve[train]")
+    from tests.text_encoders import write_colors
+    from vitrieve import align
+
+    folder = tmp_path_factory.mktemp("aligned")
+    colors = write_colors(folder / "colors")
+    align(tiny_encoder_folder, colors, folder / "aligned", text_columns=["name"], text_encoder=text_encoder_folder)
+    return folder / "aligned"
+
+
+@pytest.fixture(scope="session")
 def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A safetensors file with random weights of timm's ``test_vit``, for 32 px."""
     torch = pytest.importorskip("torch", reason="needs vitrieve[train]")

@@ -63,6 +63,7 @@ MAY_USE_TORCH = {
             "pretrained",
             "prompts",
             "reduction",
+            "text_export",
         )
     ),
 }

@@ -40,6 +40,7 @@ FUNCTIONS = {
     "compare": "compare",
     "reduce": "reduce",
     "adapt": "adapt",
+    "align": "align",
     "export": "export",
     "quantize": "quantize",
     "embed": "embed_collection",

@@ -91,6 +91,9 @@ from .syncing.sync import SyncSettings as SyncSettings
 from .syncing.sync import sync as sync
 from .training.adaptation import AdaptedEncoder as AdaptedEncoder
 from .training.adaptation import adapt as adapt
+from .training.alignment import AlignedEncoder as AlignedEncoder
+from .training.alignment import TextFigures as TextFigures
+from .training.alignment import align as align
 from .training.reduction import ReducedEncoder as ReducedEncoder
 from .training.reduction import reduce as reduce
 from .training.run import TrainedRun as TrainedRun

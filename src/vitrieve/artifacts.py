@@ -25,7 +25,7 @@ from vitrieve.progress import print_message
 if TYPE_CHECKING:
     import numpy as np
 
-Kind = Literal["run", "encoder", "embeddings", "index", "evaluation", "reproduction", "comparison", "shards"]
+Kind = Literal["run", "encoder", "text", "embeddings", "index", "evaluation", "reproduction", "comparison", "shards"]
 MANIFEST_NAME = "manifest.json"
 FORMAT_VERSION = 1
 _PARTIAL_NAME = ".partial"

@@ -138,7 +138,7 @@ def test_auto_is_what_the_index_remembers(index_folder: Path, encoder: Encoder, 
         vector = SearchRequest(plus=(Example(vector=encoder.encode(picture)),), k=20)
         assert searcher.answer(vector).reranking == "none"
         assert ids(searcher.answer(vector)) == plain
-        with pytest.raises(ConfigError, match="a vector has no parts"):
+        with pytest.raises(ConfigError, match="a vector and a text have no parts"):
             searcher.answer(dataclasses.replace(vector, reranking="chamfer"))
         both = (Example(picture=picture), Example(image_id="03.png"))
         assert searcher.answer(SearchRequest(plus=both)).reranking == "none"

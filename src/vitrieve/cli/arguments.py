@@ -206,23 +206,26 @@ def read_proxy(arguments: ProxyArguments) -> ProxySettings:
 
 
 ID_PREFIX = "id:"
-"""A file whose name begins so is written ``./id:…``."""
+TEXT_PREFIX = "text:"
+"""A file whose name begins so is written ``./id:…``, and ``./text:…``."""
 
 
 def read_example_word(word: str, box: Box | None = None) -> Example:
     """Make an example of a word.
 
     Args:
-        word: ``PICTURE`` or ``id:IMAGE_ID``.
+        word: ``PICTURE``, ``id:IMAGE_ID`` or ``text:WORDS``.
         box: The region of the picture to look at.
 
     Raises:
-        ConfigError: A box on an image of the index, or no box.
+        ConfigError: A box on an image of the index or on a text, no box, or a text that cannot be searched for.
     """
     from vitrieve.search.request import Example
 
     if word.startswith(ID_PREFIX):
         return Example(image_id=word.removeprefix(ID_PREFIX), box=box)
+    if word.startswith(TEXT_PREFIX):
+        return Example(text=word.removeprefix(TEXT_PREFIX), box=box)
     return Example(picture=Path(word), box=box)
 
 
@@ -239,8 +242,12 @@ def build_requests(arguments: SearchArguments) -> list[tuple[str, SearchRequest]
     if arguments.null and not arguments.ids:
         raise ConfigError("--null (-0) separates the names that --ids prints; give both.")
     words = [*arguments.images, *(ID_PREFIX + image_id for image_id in arguments.id)]
+    words += [TEXT_PREFIX + text for text in arguments.text]
     if not words and not arguments.plus:
-        raise ConfigError("no query: name one or more pictures, as in vitrieve search --index INDEX PICTURE.")
+        raise ConfigError(
+            "no query: name one or more pictures, as in vitrieve search --index INDEX PICTURE, or say it in words with "
+            "--text."
+        )
     if arguments.box is not None and len(words) != 1:
         raise ConfigError(f"--box is a region of one picture; {len(words)} are searched for.")
     plus, minus = (tuple(map(read_example_word, some)) for some in (arguments.plus, arguments.minus))

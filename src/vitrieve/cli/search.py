@@ -25,7 +25,7 @@ Repeatable = tyro.conf.UseAppendAction[tuple[str, ...]]
 class Arguments:
     """Find the pictures most like one or several given ones; each is searched by itself.
 
-    A picture is a file, or id: and the name of an image of the index.
+    A picture is a file, or id: and the name of an image of the index, or text: and words for it.
     """
 
     images: tyro.conf.Positional[tuple[str, ...]] = ()
@@ -34,6 +34,8 @@ class Arguments:
     """Folder written by vitrieve index."""
     id: Repeatable = ()
     """Name of an image of the index to search for (as id:NAME); it is not among its own results."""
+    text: Repeatable = ()
+    """Words to search for (as text:WORDS), where the encoder has a text part (vitrieve align)."""
     plus: Repeatable = ()
     """One more example of what is wanted, added to every picture searched for; alone, it is what is searched for."""
     minus: Repeatable = ()

@@ -87,7 +87,7 @@ def export_onnx(encoder: ImageEncoder, path: Path) -> float:
     size = encoder.spec.preprocessing.image_size
     traced = _AllOutputs(encoder)
     with evaluation_mode(encoder):
-        with torch.inference_mode(), _quiet():
+        with torch.inference_mode(), quiet_export():
             torch.onnx.export(
                 traced.eval(),
                 (torch.zeros(TRACED_BATCH_SIZE, 3, size, size),),
@@ -109,7 +109,7 @@ def export_onnx(encoder: ImageEncoder, path: Path) -> float:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet_export() -> Iterator[None]:
     """Silence the exporter: it warns of its own age and of every Python value it makes a constant."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
@@ -136,11 +136,11 @@ def _compare(traced: _AllOutputs, size: int, path: Path) -> float:
         with torch.inference_mode():
             expected = traced(pixels)
         found = session.run(traced.names, {PIXELS_INPUT: pixels.numpy()})
-        cosines += [_min_cosine(ours.numpy(), theirs) for ours, theirs in zip(expected, found, strict=True)]
+        cosines += [compare_rows(ours.numpy(), theirs) for ours, theirs in zip(expected, found, strict=True)]
     return min(cosines)
 
 
-def _min_cosine(a: np.ndarray, b: np.ndarray) -> float:
+def compare_rows(a: np.ndarray, b: np.ndarray) -> float:
     """Return the smallest cosine between rows of the last dimension; -1 for different shapes."""
     if a.shape != b.shape:
         return -1.0

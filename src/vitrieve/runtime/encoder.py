@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -28,6 +29,7 @@ from vitrieve.model.hub import is_hub_name, parse_hub_name
 from vitrieve.model.named_graph import has_named_graph, make_delta_folder, make_named_folder
 from vitrieve.model.pretrained import WEIGHTS, find_exported_sizes, find_weights, get_export_folder
 from vitrieve.model.published import pull_encoder, require_weights
+from vitrieve.model.text import find_text_part
 from vitrieve.runtime.device import DeviceName, resolve_precision
 from vitrieve.runtime.engine import (
     ClosedEngine,
@@ -39,6 +41,7 @@ from vitrieve.runtime.engine import (
     choose_engine,
 )
 from vitrieve.runtime.graph_engines import OnnxEngine, OpenVinoEngine
+from vitrieve.runtime.text import TextEncoder, load_text_encoder
 from vitrieve.similarity import normalize, similarity
 
 if TYPE_CHECKING:
@@ -59,6 +62,8 @@ class Encoder:
         runner: The engine.
         scales: Shares of the input's side whose embeddings are combined into one.
         backbone: Name of the weights that it is, or that its training started from; empty: unknown.
+        text_part: Folder of what turns texts into embeddings (``vitrieve align``); None: only pictures can be encoded.
+        num_threads: CPU threads that it was loaded with; None: all cores.
     """
 
     name: str
@@ -69,6 +74,8 @@ class Encoder:
     runner: Engine
     scales: tuple[float, ...] = ONE_SCALE
     backbone: str = ""
+    text_part: Path | None = None
+    num_threads: int | None = None
 
     @property
     def engine(self) -> EngineName:
@@ -165,6 +172,34 @@ class Encoder:
         cuts = _cut(len(squares), batch_size or self.batch_size)
         parts = [self.runner.encode_squares(squares[start:stop]) for start, stop in cuts]
         return np.concatenate([np.empty((0, self.embedding_dim), np.float32), *parts])
+
+    def encode_text(self, texts: str | Sequence[str]) -> np.ndarray:
+        """Embed texts into the space of the pictures.
+
+        Args:
+            texts: A text, or any number of them.
+
+        Returns:
+            ``(N, E)`` float32, rows of unit length, in order; of one text that is not in a list ``(E,)``.
+
+        Raises:
+            ConfigError: The encoder has no text part, or a text is too long, or in a script that it does not know.
+            ArtifactError: The text part is damaged.
+        """
+        if isinstance(texts, str):
+            return self._text.encode([texts]).reshape(-1)
+        text_encoder = self._text  # which no text loads, too
+        return text_encoder.encode(texts) if texts else np.empty((0, self.embedding_dim), np.float32)
+
+    @cached_property
+    def _text(self) -> TextEncoder:
+        if self.text_part is None:
+            raise ConfigError(
+                f"the encoder {self.name} has no text part, so it cannot be asked in words. Make one from the names or "
+                "descriptions of some pictures: vitrieve align --encoder ENCODER --data SOURCE --text-column COLUMN "
+                "--out FOLDER, and search with --encoder FOLDER; the index stays as it is."
+            )
+        return load_text_encoder(self.text_part, fingerprint=self.fingerprint, num_threads=self.num_threads)
 
     def similarity(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         """Compare embeddings by the cosine of the angle between them; higher is more alike.
@@ -278,16 +313,24 @@ def load_encoder(
     wanted = _Wanted(image_size, scales, engine, precision, num_threads, chosen_device)
     if folder is None:
         return _load_named(str(source), wanted)
+    loaded = _load_folder(source, folder, wanted)
+    return replace(loaded, text_part=find_text_part(folder), num_threads=num_threads)
+
+
+def _load_folder(source: str | Path, folder: Path, wanted: _Wanted) -> Encoder:
+    """Load the image encoder of a folder."""
     name = parse_hub_name(source).repository if is_hub_name(source) else Path(source).resolve().name
     folder = _find_graph_folder(folder, wanted)
-    chosen = choose_engine(engine, precision, has_graph=_has_graph(folder, wanted), device=chosen_device)
+    chosen = choose_engine(wanted.engine, wanted.precision, has_graph=_has_graph(folder, wanted), device=wanted.device)
     if chosen == "torch":
-        assert precision != "int8", "torch does not compute in it: choose_engine has refused"
+        assert wanted.precision != "int8", "torch does not compute in it: choose_engine has refused"
         from vitrieve.model.encoder import read_encoder
 
-        encoder = read_encoder(folder, image_size=image_size, scales=scales)
-        encoder.to(chosen_device)
-        return wrap_encoder(encoder, name=name, source=str(source), num_threads=num_threads, precision=precision)
+        encoder = read_encoder(folder, image_size=wanted.image_size, scales=wanted.scales)
+        encoder.to(wanted.device)
+        return wrap_encoder(
+            encoder, name=name, source=str(source), num_threads=wanted.num_threads, precision=wanted.precision
+        )
     return _load_graph(folder, chosen, wanted, name=name, source=str(source))
 
 

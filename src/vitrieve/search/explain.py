@@ -163,16 +163,16 @@ def explain_result(searcher: Searcher, example: Example, image_id: str) -> Expla
 
     Args:
         searcher: The index and its encoder.
-        example: A picture (and box), or an image of the index. Of a vector nothing can be shown.
+        example: A picture (and box), or an image of the index. Of a vector or a text nothing can be shown.
         image_id: The image found; the file is read where it was when it was embedded.
 
     Raises:
-        ConfigError: The example is a vector.
+        ConfigError: The example is a vector or a text.
         DecodeError: A picture cannot be read (any more).
         DataError: An ``image_id`` is not in the index.
     """
-    if example.vector is not None:
-        raise ConfigError("a vector has no patches to show; explain a picture or an image of the index.")
+    if example.vector is not None or example.text is not None:
+        raise ConfigError("a vector and a text have no patches to show; explain a picture or an image of the index.")
     query_box = example.box
     if example.image_id is not None:
         _, (record,) = searcher.store.get([find_name(searcher.store, example.image_id)])

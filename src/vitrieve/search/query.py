@@ -48,7 +48,8 @@ def build_query(request: SearchRequest, store: VectorStore, encoder: Encoder) ->
     Raises:
         DecodeError: A picture cannot be decoded, or its box holds none of it.
         DataError: An ``image_id`` is not in the index.
-        ConfigError: A vector of another shape or not finite, or examples that cancel out.
+        ConfigError: A vector of another shape or not finite, a text that the encoder does not read, or examples that
+            cancel out.
     """
     examples = (*request.plus, *request.minus)
     started = time.perf_counter()
@@ -59,6 +60,9 @@ def build_query(request: SearchRequest, store: VectorStore, encoder: Encoder) ->
     decoded = time.perf_counter()
     if squares:
         vectors[picture_rows] = encoder.encode_squares(np.stack(squares))
+    text_rows = [row for row, example in enumerate(examples) if example.text is not None]
+    if text_rows:
+        vectors[text_rows] = encoder.encode_text([example.text for example in examples if example.text is not None])
     num_plus = len(request.plus)
     return Query(
         vector=combine_examples(vectors[:num_plus], vectors[num_plus:]),
@@ -139,7 +143,7 @@ def _list_ids(examples: Sequence[Example]) -> list[str]:
 
 
 def _read_vectors(examples: Sequence[Example], store: VectorStore, encoder: Encoder) -> FloatArray:
-    """Return one row an example; those of pictures are zeros, to be filled."""
+    """Return one row an example; those of pictures and texts are zeros, to be filled."""
     image_ids = _list_ids(examples)
     stored = dict(zip(image_ids, store.get(image_ids)[0] if image_ids else (), strict=True))
     vectors = np.zeros((len(examples), encoder.embedding_dim), np.float32)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,30 +19,36 @@ from vitrieve.rerank.names import Reranking
 
 Box = tuple[float, float, float, float]
 """``(x_1, y_1, x_2, y_2)`` in pixels, after EXIF orientation."""
+MAX_TEXT_LENGTH = 1000
+"""Characters of a text to search for: some 250 tokens of English, which is what text encoders read."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Example:
-    """One example of what is wanted, or not wanted: exactly one of a picture, an image of the index, a vector.
+    """One example of what is wanted, or not wanted: exactly one of a picture, an image of the index, a vector, a text.
 
     Attributes:
         picture: A picture from outside.
         image_id: An image of the index; its stored vector is used.
         vector: ``(E,)`` float32 embedding of the index's encoder.
+        text: Words for it; at most ``MAX_TEXT_LENGTH`` characters.
         box: The region of ``picture`` to look at; None for all of it.
     """
 
     picture: Picture | None = None
     image_id: str | None = None
     vector: np.ndarray | None = None
+    text: str | None = None
     box: Box | None = None
 
     def __post_init__(self) -> None:
         """Refuse none or several at once."""
-        if sum(part is not None for part in (self.picture, self.image_id, self.vector)) != 1:
-            raise ConfigError("an example is one picture, one image_id or one vector.")
+        if sum(part is not None for part in (self.picture, self.image_id, self.vector, self.text)) != 1:
+            raise ConfigError("an example is one picture, one image_id, one vector or one text.")
+        if self.text is not None:
+            check_text(self.text)
         if self.box is not None and self.picture is None:
-            raise ConfigError("a box belongs to a picture; an image_id and a vector have none.")
+            raise ConfigError("a box belongs to a picture; an image_id, a vector and a text have none.")
         if self.box is not None and not _is_box(self.box):
             raise ConfigError(
                 f"the box {self.box} is none; give x_1, y_1, x_2, y_2 in pixels, x_1 < x_2 and y_1 < y_2."
@@ -84,6 +91,11 @@ class SearchRequest:
         if self.offset < 0:
             raise ConfigError(f"offset is {self.offset}; it must be 0 or more.")
 
+    @property
+    def has_text(self) -> bool:
+        """Say whether an example is a text."""
+        return any(example.text is not None for example in (*self.plus, *self.minus))
+
 
 @dataclass(frozen=True, kw_only=True)
 class SearchResult:
@@ -117,6 +129,7 @@ class SearchAnswer:
         has_more: Flag that a further page would hold results.
         timings_seconds: Time for ``decode``, ``encode`` and ``search``.
         reranking: Method that ordered the first results again, or ``none``.
+        ways: Ways in which the examples were compared: ``pictures`` (image vectors alone) and ``text_encoder``.
     """
 
     results: tuple[SearchResult, ...]
@@ -125,6 +138,27 @@ class SearchAnswer:
     has_more: bool = False
     timings_seconds: Mapping[str, float] = field(default_factory=dict)
     reranking: str = "none"
+    ways: tuple[str, ...] = ()
+
+
+def check_text(text: str) -> None:
+    """Refuse a text that cannot be searched for.
+
+    Raises:
+        ConfigError: It is empty, too long, or no text: half a character, or a character that is not printed.
+    """
+    if not text.strip():
+        raise ConfigError("the text to search for is empty; say in words what is wanted.")
+    if len(text) > MAX_TEXT_LENGTH:
+        raise ConfigError(
+            f"the text to search for has {len(text):,} characters; at most {MAX_TEXT_LENGTH:,} are read: say it in "
+            "fewer words."
+        )
+    broken = next(
+        (letter for letter in text if unicodedata.category(letter) in ("Cs", "Cc") and letter not in "\t\r\n"), None
+    )
+    if broken is not None:
+        raise ConfigError(f"the text to search for holds {broken!r}, which is no part of a text; leave it out.")
 
 
 def parse_box(text: str | None) -> Box | None:
@@ -172,6 +206,7 @@ def answer_to_json(answer: SearchAnswer) -> dict[str, Any]:
         "threshold": answer.threshold,
         "has_more": answer.has_more,
         "reranking": answer.reranking,
+        "ways": list(answer.ways),
         "timings_seconds": {name: round(seconds, 6) for name, seconds in answer.timings_seconds.items()},
     }
 
@@ -189,7 +224,7 @@ def _result_to_json(result: SearchResult) -> dict[str, Any]:
 
 def answer_to_text(name: str, answer: SearchAnswer, offset: int) -> str:
     """Lay an answer out as plain text, a line for each result, under the name of its query."""
-    lines = [quote_name(name)]
+    lines = [quote_name(name) + (f"  ({' and '.join(answer.ways)})" if "text_encoder" in answer.ways else "")]
     if answer.is_match is False:
         lines.append(f"      probably not in this collection: nothing reaches the threshold {answer.threshold:.4f}")
     for rank, result in enumerate(answer.results, start=offset + 1):

@@ -212,13 +212,14 @@ class Searcher:
         Several examples become one vector (``query.combine_examples``). Images of the index that are examples are
         not results, other images with the same content are. Pages (the same request with another offset) show every
         image, or group, once and in one order, as long as the index does not change. ``is_match`` looks at the
-        nearest image of the whole answer, on every page; it is None also for several examples, whose scores are
-        not those of single pictures, which a threshold is calibrated on.
+        nearest image of the whole answer, on every page; it is None also for several examples and for texts, whose
+        scores are not those of single pictures, which a threshold is calibrated on.
 
         Raises:
             DecodeError: A picture cannot be decoded, or its box holds none of it.
             DataError: An ``image_id`` is not in the index.
-            InputError: A vector that does not fit, an unknown column, or a page too far back.
+            InputError: A vector that does not fit, an unknown column, a page too far back, or a text where the encoder
+                has no text part, or that it does not read.
         """
         self._check(request)
         request = self._find_names(request)
@@ -232,7 +233,7 @@ class Searcher:
             ranking = rank_images(self.store, query, request, reorder=reorder, num_reordered=reranker.depth)
         groups = group_hits(self.store, ranking.levels, request)
         page = groups[request.offset : request.offset + request.k]
-        is_judged = self.threshold is not None and len(request.plus) == 1 and not request.minus
+        is_judged = self.threshold is not None and len(request.plus) == 1 and not request.minus and not request.has_text
         threshold = self.threshold.score if self.threshold is not None and is_judged else None
         return SearchAnswer(
             results=tuple(_to_result(hits) for hits in page),
@@ -241,6 +242,7 @@ class Searcher:
             has_more=len(groups) > request.offset + request.k,
             timings_seconds={**query.timings_seconds, "search": time.perf_counter() - started},
             reranking=NO_RERANKING if reranker is None else reranker.name,
+            ways=list_ways(request),
         )
 
     def _reorder(self, hits: Sequence[Hit], *, reranker: Reranker, query: Query, request: SearchRequest) -> list[Hit]:
@@ -302,23 +304,30 @@ def choose_reranker(request: SearchRequest, kept: KeptReranking | None) -> Reran
         ConfigError: A re-ranking by parts was named for a search by a vector or by several examples.
     """
     if request.reranking == "auto":
-        reranker = None if kept is None else kept.reranker
+        reranker = None if kept is None or request.has_text else kept.reranker  # it was measured with pictures
     elif kept is not None and kept.name == request.reranking:
         reranker = kept.reranker  # it may be one that was learnt
     else:
         reranker = None if request.reranking == NO_RERANKING else find_reranker(request.reranking)
     if reranker is None or reranker.parts is None:
         return reranker
-    has_parts = len(request.plus) == 1 and not request.minus and request.plus[0].vector is None
+    has_parts = len(request.plus) == 1 and not request.minus and request.plus[0].vector is None and not request.has_text
     if has_parts:
         return reranker
     if request.reranking == "auto":
         return None
     raise ConfigError(
         f"the re-ranking {reranker.name} compares parts of two pictures, so it takes one picture or one image of the "
-        "index to ask with; a vector has no parts, and several examples have several. Leave it out, or choose one of "
-        "vectors: k_reciprocal, superglobal."
+        "index to ask with; a vector and a text have no parts, and several examples have several. Leave it out, or "
+        "choose one of vectors: k_reciprocal, superglobal."
     )
+
+
+def list_ways(request: SearchRequest) -> tuple[str, ...]:
+    """List the ways in which the examples of a request are compared with the images."""
+    examples = (*request.plus, *request.minus)
+    has_others = any(example.text is None for example in examples)
+    return (*(("pictures",) if has_others else ()), *(("text_encoder",) if request.has_text else ()))
 
 
 def is_match(nearest_score: float | None, threshold: float) -> bool:

@@ -75,6 +75,8 @@ _FORM = {
         "minus_image": {"type": "array", "items": {"type": "string", "format": "binary"}},
         "id": {"type": "array", "items": {"type": "string"}},
         "minus_id": {"type": "array", "items": {"type": "string"}},
+        "text": {"type": "array", "items": {"type": "string"}},
+        "minus_text": {"type": "array", "items": {"type": "string"}},
         "k": {"type": "integer", "minimum": 1},
         "offset": {"type": "integer", "minimum": 0},
         "box": {"type": "string"},
@@ -102,7 +104,7 @@ JPEG: dict[int | str, dict[str, Any]] = {200: {"content": {"image/jpeg": _BINARY
     "/search",
     responses=document(403, 404, 408, 410, 413, 422, 503, 504),
     openapi_extra={"requestBody": SEARCH_BODY},
-    summary="Find the images most like a picture, an image of the index, a vector or several examples",
+    summary="Find the images most like a picture, an image of the index, a vector, words or several examples",
 )
 async def search(
     request: Request, parameters: Annotated[SearchParameters, Query()], service: CurrentService

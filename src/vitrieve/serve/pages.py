@@ -52,7 +52,7 @@ NUM_SAMPLED_FROM = 2000
 """Names that the samples are chosen from."""
 MAX_VALUES = 200
 MAX_VALUE_LENGTH = 60
-_HELPER_FIELDS = ("column", "operator", "value", "x_1", "y_1", "x_2", "y_2")
+_HELPER_FIELDS = ("column", "operator", "value", "words", "sign", "x_1", "y_1", "x_2", "y_2")
 MAX_LOGIN_BYTES = 64 * 1024
 """Size of the one form that strangers may send: their bodies must not take the memory that pictures need."""
 EXPIRED = "This picture is no longer here"
@@ -166,8 +166,12 @@ def build_page_request(address: Address, service: Service) -> SearchRequest:
         plus=(
             *(Example(picture=data, box=address.box) for data in uploads),
             *(build_example(service.pictures, id=image_id, box=address.box) for image_id in address.plus),
+            *(Example(text=text, box=address.box) for text in address.texts),
         ),
-        minus=tuple(Example(image_id=image_id) for image_id in address.minus),
+        minus=(
+            *(Example(image_id=image_id) for image_id in address.minus),
+            *(Example(text=text) for text in address.minus_texts),
+        ),
         k=address.k,
         offset=offset,
         filter=address.filter,
@@ -202,7 +206,7 @@ async def _describe_query(service: Service, address: Address) -> View:
     titles = {image_id: find_title(image_id, record.metadata) for image_id, record in records.items()}
     titles |= dict.fromkeys(uploads, YOUR_PICTURE)
     stage = None
-    if address.num_examples == 1:
+    if address.num_examples == 1 and not address.texts:
         stage = await service.draw(lambda: build_stage(service, address, records))
     return {"examples": describe_examples(address, titles), "stage": stage}
 
@@ -266,7 +270,9 @@ async def show_comparison(request: Request, image_id: str, service: CurrentServi
         address=address,
         result=found[row],
         large=thumbnail_url(image_id, 640),
-        overlay=address.spell("/compare/overlay", image_id=image_id) if address.num_examples == 1 else None,
+        overlay=address.spell("/compare/overlay", image_id=image_id)
+        if address.num_examples == 1 and not address.texts
+        else None,
         previous=found[row - 1]["compare"] if row > 0 else None,
         following=found[row + 1]["compare"] if row + 1 < len(found) else None,
         **await _describe_query(service, address),

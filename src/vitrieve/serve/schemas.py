@@ -11,7 +11,7 @@ from pydantic import Base64Bytes, BaseModel, ConfigDict, Field, StrictBool, Vali
 
 from vitrieve.index.filter import ColumnKind, Condition, Operator
 from vitrieve.rerank.names import Reranking
-from vitrieve.search.request import Box, Example, SearchAnswer, SearchRequest, parse_box, to_box
+from vitrieve.search.request import MAX_TEXT_LENGTH, Box, Example, SearchAnswer, SearchRequest, parse_box, to_box
 from vitrieve.serve.body import Form, is_form, parse_form, recognize
 from vitrieve.serve.pictures import Pictures
 from vitrieve.serve.settings import MAX_LIST, MAX_TEXT, MAX_VECTOR, Limits
@@ -72,12 +72,13 @@ class SearchParameters(BaseModel):
 
 
 class ExampleBody(BaseModel):
-    """One example: exactly one of ``id``, ``vector`` and ``image``."""
+    """One example: exactly one of ``id``, ``vector``, ``text`` and ``image``."""
 
     model_config = ConfigDict(extra="forbid")
 
     id: Text | None = Field(None, description="An image of the index.")
     vector: Vector | None = Field(None, description="An embedding of the index's encoder.")
+    text: Text | None = Field(None, description="Words for it, where the encoder has a text part.")
     image: Base64Bytes | None = Field(None, description="The bytes of an image file, in base64.")
     box: BoxNumbers | None = Field(None, description="Region of the picture; with id or image.")
     sign: Literal["plus", "minus"] = Field("plus", description="Whether it is wanted.")
@@ -93,6 +94,10 @@ class SearchBody(BaseModel):
 
     id: Text | None = Field(None, description="Search for what is like this image of the index.")
     vector: Vector | None = Field(None, description="Search for what is near this embedding.")
+    text: Text | None = Field(
+        None,
+        description=f"Search in words, at most {MAX_TEXT_LENGTH:,} characters, where the encoder has a text part.",
+    )
     examples: list[ExampleBody] = Field(
         [], max_length=MAX_LIST, fail_fast=True, description="Search by several examples, wanted and not wanted."
     )
@@ -126,6 +131,7 @@ class AnswerBody(BaseModel):
     threshold: float | None = Field(description="The score that decides it.")
     has_more: bool = Field(description="Whether a further page would hold results.")
     reranking: str = Field(description="How the first results were ordered again; none: they were not.")
+    ways: list[str] = Field(description="How the examples were compared: pictures, text_encoder.")
     timings_seconds: dict[str, float] = Field(description="For decode, encode and search.")
 
 
@@ -185,6 +191,8 @@ MAX_NAME_SHOWN = 60
 M = TypeVar("M", bound=BaseModel)
 _ID_FIELDS = {"plus": "id", "minus": "minus_id"}
 """Form fields that name images of the index."""
+_TEXT_FIELDS = {"plus": "text", "minus": "minus_text"}
+"""Form fields that hold words."""
 _LISTS = ("filter",)
 """Form fields that may occur several times; of the others the last counts."""
 
@@ -252,12 +260,14 @@ def read_request(
 
 
 def read_form(form: Form, parameters: SearchParameters) -> tuple[SearchParameters, SearchBody]:
-    """Read the fields of a form: files ``image`` and ``minus_image``, ids ``id`` and ``minus_id``, and parameters.
+    """Read the fields of a form: files ``image`` and ``minus_image``, ids, texts, and parameters.
+
+    The ids are in ``id`` and ``minus_id``, the texts in ``text`` and ``minus_text``.
 
     Raises:
         HTTPException: 422 when a field is unknown or does not fit.
     """
-    accepted_texts = {"id", "minus_id", *SearchParameters.model_fields}
+    accepted_texts = {*_ID_FIELDS.values(), *_TEXT_FIELDS.values(), *SearchParameters.model_fields}
     unknown = [*(set(form.files) - {"image", "minus_image"}), *(set(form.texts) - accepted_texts - {"image"})]
     if unknown:
         files, fields = "image, minus_image", ", ".join(sorted(accepted_texts))
@@ -268,8 +278,14 @@ def read_form(form: Form, parameters: SearchParameters) -> tuple[SearchParameter
         if name in SearchParameters.model_fields and any(values)  # a form sends what was left empty too
     }
     merged = validate(SearchParameters, {**parameters.model_dump(exclude_unset=True), **given})
-    signed = [(name, sign) for sign in ("plus", "minus") for name in form.texts.get(_ID_FIELDS[sign], []) if name]
-    return merged, validate(SearchBody, {"examples": [{"id": image_id, "sign": sign} for image_id, sign in signed]})
+    examples = [
+        {key: value, "sign": sign}
+        for key, fields in (("id", _ID_FIELDS), ("text", _TEXT_FIELDS))
+        for sign, field in fields.items()
+        for value in form.texts.get(field, [])
+        if value
+    ]
+    return merged, validate(SearchBody, {"examples": examples})
 
 
 def build_request(
@@ -305,7 +321,7 @@ def build_request(
         num_examples=len(plus)
         + len(minus)
         + len(body.examples)
-        + sum(one is not None for one in (body.id, body.vector)),
+        + sum(one is not None for one in (body.id, body.vector, body.text)),
         num_filters=len(conditions),
         box=box,
     )
@@ -315,9 +331,11 @@ def build_request(
         wanted.append(build_example(pictures, id=body.id, box=box))
     if body.vector is not None:
         wanted.append(build_example(pictures, vector=body.vector, box=box))
+    if body.text is not None:
+        wanted.append(build_example(pictures, text=body.text, box=box))
     for one in body.examples:
         own_box = box or (None if one.box is None else to_box(one.box))
-        example = build_example(pictures, id=one.id, vector=one.vector, image=one.image, box=own_box)
+        example = build_example(pictures, id=one.id, vector=one.vector, text=one.text, image=one.image, box=own_box)
         (wanted if one.sign == "plus" else unwanted).append(example)
     return SearchRequest(
         plus=tuple(wanted),
@@ -356,16 +374,22 @@ def build_example(
     *,
     id: str | None = None,
     vector: Sequence[float] | None = None,
+    text: str | None = None,
     image: bytes | None = None,
     box: Box | None = None,
 ) -> Example:
-    """Make an example of an image of the index, a vector or a file; a box on an image of the index reads its file.
+    """Make an example of an image of the index, a vector, a text or a file.
+
+    A box on an image of the index reads its file.
 
     Raises:
-        HTTPException: 404 unknown ``id``, 410 its file is gone, 422 not exactly one of the three, or a box on a vector.
+        HTTPException: 404 unknown ``id``, 410 its file is gone, 422 not exactly one of the four, or a box on a vector.
+        InputError: A text that cannot be searched for, or a box on it.
     """
-    if sum(part is not None for part in (id, vector, image)) != 1:
-        raise HTTPException(422, "an example is exactly one of id, vector and image.")
+    if sum(part is not None for part in (id, vector, text, image)) != 1:
+        raise HTTPException(422, "an example is exactly one of id, vector, text and image.")
+    if text is not None:
+        return Example(text=text, box=box)
     if image is not None:
         return Example(picture=image, box=box)
     if vector is not None:

@@ -142,7 +142,8 @@ class Service:
     def _serve(self, searcher: Searcher) -> None:
         self.searcher = searcher
         self.pictures = Pictures(searcher.store, self.limits)
-        self.renderer = Renderer(searcher.store.info, self.limits, root_path=self.proxy.root_path)
+        has_text = searcher.encoder.text_part is not None
+        self.renderer = Renderer(searcher.store.info, self.limits, root_path=self.proxy.root_path, has_text=has_text)
 
     def begin(self) -> None:
         """Begin what goes on in the background; to be called on the event loop."""
@@ -280,6 +281,8 @@ class Service:
         side = self.searcher.encoder.preprocessing.image_size
         vector = self.searcher.encoder.encode([Image.new("RGB", (side, side))])
         self.searcher.store.search(vector, 1)
+        if self.searcher.encoder.text_part is not None:
+            self.searcher.encoder.encode_text([])
         self.is_ready = True
         log_event("ready", is_index_resident=is_resident)
 

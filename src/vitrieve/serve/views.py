@@ -25,7 +25,7 @@ from vitrieve.errors import ConfigError, DecodeError, UnreachableError
 from vitrieve.index.filter import Condition, Exact, build_condition, format_condition, parse_filter
 from vitrieve.index.store import StoreInfo, VectorStore, find_name
 from vitrieve.search.query import read_example
-from vitrieve.search.request import Box, Example, SearchAnswer, SearchRequest, SearchResult, parse_box
+from vitrieve.search.request import MAX_TEXT_LENGTH, Box, Example, SearchAnswer, SearchRequest, SearchResult, parse_box
 from vitrieve.serve.settings import MAX_TEXT, Limits
 
 if TYPE_CHECKING:
@@ -43,6 +43,8 @@ class Address:
         uploads: Ids of pictures that visitors sent, all wanted.
         plus: Images of the index that are wanted.
         minus: Images of the index that are not wanted.
+        texts: Words for what is wanted.
+        minus_texts: Words for what is not wanted.
         box: Region of the one picture that is wanted.
         filter: Conditions as people write them.
         group_by: Metadata column; empty: no groups.
@@ -54,6 +56,8 @@ class Address:
     uploads: tuple[str, ...] = ()
     plus: tuple[str, ...] = ()
     minus: tuple[str, ...] = ()
+    texts: tuple[str, ...] = ()
+    minus_texts: tuple[str, ...] = ()
     box: Box | None = None
     filter: tuple[str, ...] = ()
     group_by: str = ""
@@ -64,12 +68,12 @@ class Address:
     @property
     def has_query(self) -> bool:
         """Say whether anything is wanted."""
-        return bool(self.uploads or self.plus)
+        return bool(self.uploads or self.plus or self.texts)
 
     @property
     def num_examples(self) -> int:
         """Count the examples, wanted and not."""
-        return len(self.uploads) + len(self.plus) + len(self.minus)
+        return sum(map(len, (self.uploads, self.plus, self.minus, self.texts, self.minus_texts)))
 
     def fields(self) -> list[tuple[str, str]]:
         """List names and values as they stand in the address; what is as usual is left out."""
@@ -78,6 +82,8 @@ class Address:
             *(("upload", upload) for upload in self.uploads),
             *(("plus", image_id) for image_id in self.plus),
             *(("minus", image_id) for image_id in self.minus),
+            *(("text", text) for text in self.texts),
+            *(("minus_text", text) for text in self.minus_texts),
             ("box", box),
             *(("filter", condition) for condition in self.filter),
             ("group_by", self.group_by),
@@ -106,7 +112,7 @@ class Address:
 
     def like(self, image_id: str) -> Address:
         """Search for what is like one image instead; how results are chosen stays."""
-        return replace(self, uploads=(), plus=(image_id,), minus=(), box=None, page=1)
+        return replace(self, uploads=(), plus=(image_id,), minus=(), texts=(), minus_texts=(), box=None, page=1)
 
     def adding(self, *, plus: str = "", minus: str = "") -> Address:
         """Add an example, taking it from the other side if it stands there; a box only fits a single example."""
@@ -118,16 +124,15 @@ class Address:
             page=1,
         )
 
-    def removing(self, *, upload: str = "", plus: str = "", minus: str = "", condition: str = "") -> Address:
-        """Take an example or a condition away."""
-        is_box_kept = not (upload or plus or minus)
+    def removing(self, **values: str) -> Address:
+        """Take an example or a condition away, by the name that it has in ``fields`` (a filter's is ``condition``)."""
+        fields = {"upload": "uploads", "text": "texts", "minus_text": "minus_texts", "condition": "filter"}
+        left = {fields.get(name, name): value for name, value in values.items()}
+        kept: dict[str, Any] = {field: _without(getattr(self, field), value) for field, value in left.items()}
         return replace(
             self,
-            uploads=_without(self.uploads, upload),
-            plus=_without(self.plus, plus),
-            minus=_without(self.minus, minus),
-            filter=_without(self.filter, condition),
-            box=self.box if is_box_kept else None,
+            **kept,
+            box=self.box if list(left) == ["filter"] else None,
             page=1,
         )
 
@@ -146,8 +151,9 @@ def parse_address(query: QueryParams, limits: Limits) -> Address:
     A page repeats its address in every link, so what it may hold is bounded here: a thousand examples would make a
     thousand links of a thousand examples.
 
-    A form may give a condition in three fields (``column``, ``operator``, ``value``), and a box in four (``x_1`` to
-    ``y_2``); ``Address.spell`` then gives the address that says the same shortly.
+    A form may give a condition in three fields (``column``, ``operator``, ``value``), a box in four (``x_1`` to
+    ``y_2``), and words with their sign in two (``words``, ``sign``); ``Address.spell`` then gives the address that says
+    the same shortly.
 
     Raises:
         ConfigError: A number or a box that is none, or more or longer values than ``limits`` and ``MAX_TEXT`` allow.
@@ -158,11 +164,15 @@ def parse_address(query: QueryParams, limits: Limits) -> Address:
         conditions.append(format_condition(condition))
     sides = [query.get(name, "").strip() for name in ("x_1", "y_1", "x_2", "y_2")]
     box = ",".join(sides) if any(sides) else query.get("box")
+    words = {sign: [*query.getlist(name)] for sign, name in (("plus", "text"), ("minus", "minus_text"))}
+    words["minus" if query.get("sign") == "minus" else "plus"].append(query.get("words", ""))
     address = Address(
         uploads=_unique(query.getlist("upload")),
         plus=_unique(query.getlist("plus")),
         minus=_unique(query.getlist("minus")),
-        box=parse_box(box),
+        texts=_unique(words["plus"]),
+        minus_texts=_unique(words["minus"]),
+        box=None if query.get("words") else parse_box(box),
         filter=_unique(conditions),
         group_by=query.get("group_by", ""),
         is_near_duplicate_grouped=query.get("near_duplicates") == "together",
@@ -225,12 +235,14 @@ def build_environment(info: StoreInfo) -> Environment:
 class Renderer:
     """Fills the templates of a service."""
 
-    def __init__(self, info: StoreInfo, limits: Limits, *, root_path: str) -> None:
+    def __init__(self, info: StoreInfo, limits: Limits, *, root_path: str, has_text: bool) -> None:
         self._environment = build_environment(info)
         # Every address in a template goes through this filter, so that it stays behind the proxy's prefix.
         self._environment.filters["at"] = lambda address: root_path + address
         self._environment.globals.update(
             max_body_bytes=limits.body_bytes,
+            max_text_length=MAX_TEXT_LENGTH,
+            has_text=has_text,
             formats=list_formats(),
             # What browsers do not count among their images by themselves.
             accepted_files=",".join(["image/*", *sorted(list_image_suffixes())]),
@@ -362,6 +374,7 @@ def describe_examples(address: Address, titles: Mapping[str, str]) -> list[View]
         {
             "title": YOUR_PICTURE,
             "is_wanted": True,
+            "is_text": False,
             "thumbnail": upload_url(upload) if upload in titles else None,
             "remove": address.removing(upload=upload).spell(),
         }
@@ -372,10 +385,22 @@ def describe_examples(address: Address, titles: Mapping[str, str]) -> list[View]
             {
                 "title": titles.get(image_id, image_id),
                 "is_wanted": is_wanted,
+                "is_text": False,
                 "thumbnail": thumbnail_url(image_id) if image_id in titles else None,
                 "remove": address.removing(**{"plus" if is_wanted else "minus": image_id}).spell(),
             }
             for image_id in image_ids
+        ]
+    for texts, name in ((address.texts, "text"), (address.minus_texts, "minus_text")):
+        examples += [
+            {
+                "title": f"“{text}”",
+                "is_wanted": name == "text",
+                "is_text": True,
+                "thumbnail": None,
+                "remove": address.removing(**{name: text}).spell(),
+            }
+            for text in texts
         ]
     return examples
 
@@ -454,7 +479,15 @@ def _describe_search(request: SearchRequest, answer: SearchAnswer, store: Vector
 
 def _describe_file_example(example: Example, role: str, store: VectorStore) -> View:
     """Name and show an example; only files and images of the index have both."""
-    shown: View = {"role": role, "name": "a vector", "picture": None, "box": example.box is not None}
+    shown: View = {
+        "role": role,
+        "name": "a vector",
+        "picture": None,
+        "box": example.box is not None,
+        "is_text": example.text is not None,
+    }
+    if example.text is not None:
+        return {**shown, "name": f"“{example.text}”"}
     if example.image_id is not None:
         _, (record,) = store.get([find_name(store, example.image_id)])
         return {**shown, "name": example.image_id, "picture": build_thumbnail(record.path, record.box)}

@@ -1,0 +1,141 @@
+"""The text part of an encoder's folder, without torch: what turns a text into a vector of the image space.
+
+It lies in the folder ``text`` of the encoder, so that it travels with it:
+
+text.json         ``TextSpec``
+tokenizer.json    the tokenizer, as the package ``tokenizers`` reads it
+text.onnx         the graph of the text encoder
+map.safetensors   ``weight`` (E, D) and ``bias`` (E,), from the text encoder's vectors into the image space
+manifest.json     checksums, and the fingerprint of the image encoder it was made for; written last
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from vitrieve.artifacts import read_manifest, write_bytes_durably, write_manifest, write_text_durably
+from vitrieve.errors import ArtifactError, ConfigError, FingerprintError
+from vitrieve.model.pretrained import hash_file
+from vitrieve.model.tensors import read_arrays
+from vitrieve.settings import config_from_json, config_to_json
+
+TEXT_SUBFOLDER = "text"
+TEXT_SPEC_NAME = "text.json"
+TOKENIZER_NAME = "tokenizer.json"
+TEXT_GRAPH_NAME = "text.onnx"
+MAP_NAME = "map.safetensors"
+_PARTS = (TEXT_SPEC_NAME, TOKENIZER_NAME, TEXT_GRAPH_NAME, MAP_NAME)
+INPUT_IDS, ATTENTION_MASK, TOKEN_TYPES = "input_ids", "attention_mask", "token_type_ids"
+"""Names of the inputs of a text encoder's graph; the last is optional."""
+
+TextPooling = Literal["mean", "first"]
+"""How the vectors of a text's tokens become one: their mean, or that of the first token."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextSpec:
+    """Everything but weights and tokenizer that decides the vector of a text.
+
+    Attributes:
+        name: Name of the text encoder, for people.
+        max_tokens: Most tokens of a text, those that the tokenizer adds included.
+        pooling: How the vectors of tokens become one.
+        trained_on: One line about the pairs that the map was learnt from.
+    """
+
+    name: str
+    max_tokens: int
+    pooling: TextPooling
+    trained_on: str = ""
+
+
+class TextMap(NamedTuple):
+    """An affine map from the text encoder's vectors into the image space: ``weight @ vector + bias``.
+
+    Attributes:
+        weight: ``(E, D)`` float32.
+        bias: ``(E,)`` float32.
+    """
+
+    weight: np.ndarray
+    bias: np.ndarray
+
+
+class TextFiles(NamedTuple):
+    """A text encoder whose vectors are not mapped yet.
+
+    Attributes:
+        spec: What it is.
+        graph: File of its graph.
+        tokenizer: File of its tokenizer.
+    """
+
+    spec: TextSpec
+    graph: Path
+    tokenizer: Path
+
+
+def write_text_part(folder: Path, files: TextFiles, text_map: TextMap, *, fingerprint: str) -> None:
+    """Add a text part to an encoder's folder, its manifest last.
+
+    Args:
+        folder: Folder of the encoder.
+        files: The text encoder.
+        text_map: The map into the image space.
+        fingerprint: Fingerprint of the image encoder.
+    """
+    from safetensors.numpy import save
+
+    part = folder / TEXT_SUBFOLDER
+    part.mkdir(parents=True)
+    write_text_durably(part / TEXT_SPEC_NAME, json.dumps(config_to_json(files.spec), indent=2) + "\n")
+    write_bytes_durably(part / TOKENIZER_NAME, files.tokenizer.read_bytes())
+    write_bytes_durably(part / TEXT_GRAPH_NAME, files.graph.read_bytes())
+    arrays = {name: np.ascontiguousarray(array, dtype=np.float32) for name, array in text_map._asdict().items()}
+    write_bytes_durably(part / MAP_NAME, save(arrays))
+    checksums = {name: hash_file(part / name) for name in _PARTS}
+    write_manifest(part, "text", {"fingerprint": fingerprint, "sha256": checksums})
+
+
+def find_text_part(folder: Path) -> Path | None:
+    """Return the folder of an encoder's text part; None when it has none."""
+    part = folder / TEXT_SUBFOLDER
+    return part if part.is_dir() else None
+
+
+def read_text_part(part: Path, *, fingerprint: str) -> tuple[TextFiles, TextMap]:
+    """Read a text part, and check every file of it.
+
+    Args:
+        part: Its folder.
+        fingerprint: Fingerprint of the image encoder that it lies in.
+
+    Raises:
+        ArtifactError: Missing, unfinished or damaged.
+        FingerprintError: A file was changed, or it belongs to another image encoder.
+    """
+    manifest = read_manifest(part, "text")
+    if manifest.get("fingerprint") != fingerprint:
+        raise FingerprintError(
+            f"{part} was made for another image encoder ({str(manifest.get('fingerprint'))[:12]}…) than the one it "
+            f"lies in ({fingerprint[:12]}…); make it again with vitrieve align."
+        )
+    checksums = manifest.get("sha256", {})
+    for name in _PARTS:
+        if not (part / name).is_file() or hash_file(part / name) != checksums.get(name):
+            raise FingerprintError(
+                f"{part / name} is missing, or is not the file that the manifest was written for; copy the whole "
+                "folder, or make it again with vitrieve align."
+            )
+    try:
+        spec = config_from_json(TextSpec, json.loads((part / TEXT_SPEC_NAME).read_text(encoding="utf-8")))
+        arrays = read_arrays(part / MAP_NAME)
+        text_map = TextMap(arrays["weight"], arrays["bias"])
+    except (ValueError, KeyError, ConfigError) as error:
+        raise ArtifactError(f"{part} is damaged ({error}); make it again with vitrieve align.") from None
+    return TextFiles(spec, part / TEXT_GRAPH_NAME, part / TOKENIZER_NAME), text_map
