@@ -35,6 +35,7 @@ IN_ORDER = [
     "compare",
     "reduce",
     "adapt",
+    "align",
     "reproduce",
     "export",
     "quantize",
