@@ -48,6 +48,9 @@ REASONS = (
     "needs two hosts",
     "runs the tests",
     "runs until Ctrl-C",
+    "moves files",
+    "needs a labeled source and an encoder",
+    "needs an index",
 )
 SERVER = "http://127.0.0.1:8000"
 """The address in the pages; the test takes a free port."""
