@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vitrieve.errors import ConfigError
-from vitrieve.objective.memory import CrossBatchMemory
+from vitrieve.objective.memory import CrossBatchMemory, Division, MemoryCost
 
 
 def enqueue_numbers(memory, numbers):
@@ -57,3 +57,23 @@ def test_memory_keeps_no_gradient():
 def test_memory_refuses_no_room():
     with pytest.raises(ConfigError, match="at least 1"):
         CrossBatchMemory(0, 2)
+
+
+@given(st.integers(1, 12), st.lists(st.integers(0, 20), max_size=8), st.integers(2, 4))
+def test_parts_of_a_divided_memory_hold_what_a_whole_one_does_and_cost_the_same(memory_size, batch_sizes, num_parts):
+    whole = CrossBatchMemory(memory_size, 2)
+    # What the processes would sum is taken as it is, and added up below.
+    parts = [CrossBatchMemory(memory_size, 2, Division(part, num_parts, torch.clone)) for part in range(num_parts)]
+    for start, size in zip([0, *torch.tensor(batch_sizes).cumsum(0).tolist()], batch_sizes, strict=False):
+        for memory in (whole, *parts):
+            enqueue_numbers(memory, list(range(start, start + size)))
+    assert sum(len(part.embeddings) for part in parts) == memory_size
+    assert [len(part) for part in parts] == [len(whole)] * num_parts
+    for part, places in zip(parts, parts[0].list_places(), strict=True):
+        for name in ("embeddings", "labels", "rows"):
+            assert torch.equal(getattr(part, name), getattr(whole, name)[places])
+    anchors, labels = torch.tensor([[0.5, 1.0], [-0.3, 0.2]], requires_grad=True), torch.tensor([0, 1])
+    costs = [MemoryCost.apply(anchors, labels, labels + 3, each.contents(), 0.1) for each in (whole, *parts)]
+    gradients = [torch.autograd.grad(cost, anchors)[0] for cost in costs]
+    torch.testing.assert_close(sum(costs[1:]), costs[0])
+    torch.testing.assert_close(sum(gradients[1:]), gradients[0])

@@ -46,18 +46,21 @@ def records(class_folder: Path) -> tuple[ImageRecord, ...]:
 
 
 class Job(NamedTuple):
-    """A training: its settings, its folder, and where Ctrl-C stops it; or the plan of its memory."""
+    """A training: its settings, its folder, where Ctrl-C stops it, the plan of its memory, whether ranks divide it."""
 
     config: Config
     run: Path
     stop_step: int | None = None
     plan: MemoryPlan | None = None
+    is_divided: bool = False
 
 
 def fit(jobs: tuple[Job, ...], records: tuple[ImageRecord, ...]) -> int:
     """Train, alone or as one of the ranks that torchrun's variables tell of."""
     with joining_ranks() as ranks, pytest.MonkeyPatch.context() as patch:
-        for config, run, stop_step, plan in jobs:
+        for config, run, stop_step, plan, is_divided in jobs:
+            if is_divided:
+                patch.setattr("vitrieve.objective.objective.DIVIDED_ABOVE_BYTES", 0)
             if plan is not None:
                 patch.setattr(loop, "plan_memory", lambda *_, plan=plan: plan)
             step = loop.train_step
@@ -100,6 +103,7 @@ CASES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "patches are dropped": ("small", {"model.patch_drop_rate": 0.25, "train.ema_decay": 0.9}),
     "embedded twice": ("small", {"model.drop_path_rate": 0.3}),
     "full memory": ("irt_r", {"objective.memory_fraction": 1.0}),
+    "divided memory": ("irt_r", {"objective.memory_fraction": 0.7}),
     "momentum memory": ("irt_l_inshop", {"objective.memory_fraction": 0.5, "objective.memory_start_step": 3}),
     "tuples": ("irt_r_sfm120k", {"tuples.num_pairs": 8, "tuples.num_candidates": 12, "optimizer.learning_rate": 3e-5}),
     "proxies": (
@@ -108,7 +112,7 @@ CASES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     ),
     "batch norm": ("contrastive", {**CONVNET, "model.pooling": "average", "optimizer.learning_rate": 1e-5}),
 }
-RESUMED = ("on as many ranks", "on others")
+RESUMED = ("on as many ranks", "on others", "divided on others")
 
 
 class Trained(NamedTuple):
@@ -125,16 +129,24 @@ def trained(records: tuple[ImageRecord, ...], tiny_weights: Path, tmp_path_facto
     jobs = {}
     for place in ("together", "alone"):
         jobs[place] = [
-            Job(configure(*CASES[name], tiny_weights), make(folder / place / name), None, find_plan(name))
+            Job(
+                configure(*CASES[name], tiny_weights),
+                make(folder / place / name),
+                plan=find_plan(name),
+                is_divided=name.startswith("divided"),
+            )
             for name in CASES
         ]
     config = configure(*CASES["small"], tiny_weights)
     uneven = override_config(config, {"train.batch_size": 7})
-    same, other = (make(folder / "together" / name) for name in RESUMED)
+    same, other, divided = (make(folder / "together" / name) for name in RESUMED)
     jobs["together"] += [Job(config, same, 7), Job(config, same), Job(uneven, other, 7)]
+    memory = override_config(configure(*CASES["divided memory"], tiny_weights), {"train.batch_size": 7})
+    jobs["together"] += [Job(memory, divided, 7, is_divided=True)]
     ended = run_ranks(2, folder, fit, tuple(jobs["together"]), records)
-    fit((*jobs["alone"], Job(uneven, make(folder / "alone" / "on others")), Job(uneven, other, 13)), records)
-    ended += run_ranks(3, folder, fit, (Job(uneven, other),), records)
+    whole = [Job(memory, make(folder / "alone" / "divided on others")), Job(memory, divided, 13)]
+    fit((*jobs["alone"], Job(uneven, make(folder / "alone" / "on others")), Job(uneven, other, 13), *whole), records)
+    ended += run_ranks(3, folder, fit, (Job(uneven, other), Job(memory, divided, is_divided=True)), records)
     return Trained(folder / "together", folder / "alone", ended)
 
 
@@ -192,8 +204,9 @@ def test_resume_on_as_many_ranks_gives_the_same_bits(trained: Trained) -> None:
     assert_equal_runs(trained.together / "on as many ranks", trained.together / "small", 0.0)
 
 
-def test_resume_on_two_then_one_then_three_ranks_equals_one(trained: Trained) -> None:
-    assert_equal_runs(trained.together / "on others", trained.alone / "on others")
+@pytest.mark.parametrize("name", RESUMED[1:])
+def test_resume_on_two_then_one_then_three_ranks_equals_one(name: str, trained: Trained) -> None:
+    assert_equal_runs(trained.together / name, trained.alone / name)
 
 
 def test_share_places_gives_each_rank_its_part_of_every_piece() -> None:

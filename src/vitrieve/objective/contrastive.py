@@ -31,6 +31,11 @@ class ContrastiveConfig(TermConfig):
 
     reads_memory = True
 
+    @property
+    def needs_whole_memory(self) -> bool:
+        """Whether means over pairs, unlike Eq. 1's sum, need the memory in one place."""
+        return self.mean_nonzero
+
     def compute(self, batch: LossBatch, state: nn.Module) -> Tensor:
         """Compute the loss over the batch and the memory."""
         return contrastive_loss(
@@ -78,7 +83,7 @@ def contrastive_loss(
     costs = [_pair_costs(embeddings @ embeddings.T, *mark_pairs(labels), margin)]
     if not is_mean_nonzero:
         total = sum((side.sum() for side in costs[0]), embeddings.new_zeros(()))
-        if memory is not None and len(memory.labels):
+        if memory is not None and (len(memory.labels) or memory.sum_parts is not None):
             assert rows is not None, "a memory needs the rows of the batch"
             total = total + MemoryCost.apply(embeddings, labels, rows, memory, margin)
         return total / len(embeddings)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
@@ -21,17 +23,38 @@ class MemoryRows(NamedTuple):
         embeddings: ``(M, E)``, L2-normalized, without gradient.
         labels: ``(M,)`` int64.
         rows: ``(M,)`` int64, the training image that each embedding shows.
+        sum_parts: Function that sums a tensor over the processes that divide the memory, of which these are one part;
+            None: these are all.
     """
 
     embeddings: Tensor
     labels: Tensor
     rows: Tensor
+    sum_parts: Callable[[Tensor], Tensor] | None = None
+
+    def cut(self, places: slice) -> MemoryRows:
+        """Return some of the embeddings."""
+        return MemoryRows(self.embeddings[places], self.labels[places], self.rows[places])
+
+
+class Division(NamedTuple):
+    """One of the parts into which several processes divide a memory: every so many-th place of the ring.
+
+    Attributes:
+        part: Number of the part, from 0.
+        num_parts: Number of parts.
+        sum_parts: Function that sums a tensor over the processes, and returns the same on all.
+    """
+
+    part: int
+    num_parts: int
+    sum_parts: Callable[[Tensor], Tensor]
 
 
 class CrossBatchMemory(nn.Module):
     """The last ``memory_size`` embeddings, with their labels and training images.
 
-    Everything it knows is in buffers, so ``state_dict`` carries it whole.
+    Everything it knows is in buffers, so ``state_dict`` carries it; of a divided memory it carries one part.
 
     Source:
         Wang et al., Cross-Batch Memory for Embedding Learning, CVPR 2020, arXiv:1912.06798.
@@ -42,12 +65,13 @@ class CrossBatchMemory(nn.Module):
     rows: Tensor
     num_enqueued: Tensor
 
-    def __init__(self, memory_size: int, embedding_dim: int) -> None:
+    def __init__(self, memory_size: int, embedding_dim: int, division: Division | None = None) -> None:
         """Start empty.
 
         Args:
-            memory_size: Largest number of embeddings kept, at least 1.
+            memory_size: Largest number of embeddings kept, on all processes together; at least 1.
             embedding_dim: Length of an embedding.
+            division: Part that this process keeps; None: everything.
 
         Raises:
             ConfigError: ``memory_size`` is not positive.
@@ -55,24 +79,33 @@ class CrossBatchMemory(nn.Module):
         super().__init__()
         if memory_size < 1:
             raise ConfigError(f"memory_size is {memory_size}; expected at least 1.")
-        self.register_buffer("embeddings", torch.zeros(memory_size, embedding_dim))
-        self.register_buffer("labels", torch.zeros(memory_size, dtype=torch.int64))
-        self.register_buffer("rows", torch.zeros(memory_size, dtype=torch.int64))
+        self.memory_size = memory_size
+        self.division = division
+        num_kept = self._count_kept(memory_size)
+        self.register_buffer("embeddings", torch.zeros(num_kept, embedding_dim))
+        self.register_buffer("labels", torch.zeros(num_kept, dtype=torch.int64))
+        self.register_buffer("rows", torch.zeros(num_kept, dtype=torch.int64))
         # Counts all embeddings ever enqueued: the next position is its remainder, and "full" needs no marker.
         self.register_buffer("num_enqueued", torch.zeros((), dtype=torch.int64))
-
-    @property
-    def memory_size(self) -> int:
-        """Largest number of embeddings kept."""
-        return len(self.labels)
 
     def __len__(self) -> int:
         return min(int(self.num_enqueued), self.memory_size)
 
+    def _count_kept(self, num_places: int) -> int:
+        """Count the places that this process keeps of the first so many of the ring."""
+        part, num_parts = (self.division.part, self.division.num_parts) if self.division else (0, 1)
+        return len(range(part, num_places, num_parts))
+
+    def list_places(self) -> list[np.ndarray]:
+        """Return the places of the ring that each part keeps, ``(m,)`` int64."""
+        num_parts = self.division.num_parts if self.division else 1
+        return [np.arange(part, self.memory_size, num_parts) for part in range(num_parts)]
+
     def contents(self) -> MemoryRows:
-        """Return the embeddings that are kept, without gradient, in no particular order; views, not copies."""
-        kept = len(self)
-        return MemoryRows(self.embeddings[:kept], self.labels[:kept], self.rows[:kept])
+        """Return the embeddings that are kept here, without gradient, in no particular order; views, not copies."""
+        kept = self._count_kept(len(self))
+        sum_parts = self.division.sum_parts if self.division else None
+        return MemoryRows(self.embeddings[:kept], self.labels[:kept], self.rows[:kept], sum_parts)
 
     @torch.no_grad()
     def enqueue(self, embeddings: Tensor, labels: Tensor, rows: Tensor) -> None:
@@ -87,9 +120,13 @@ class CrossBatchMemory(nn.Module):
         kept = min(num_new, self.memory_size)
         first = int(self.num_enqueued) + num_new - kept
         positions = torch.arange(first, first + kept, device=self.labels.device) % self.memory_size
-        self.embeddings[positions] = embeddings[num_new - kept :].detach().to(self.embeddings)
-        self.labels[positions] = labels[num_new - kept :]
-        self.rows[positions] = rows[num_new - kept :]
+        new = torch.arange(num_new - kept, num_new, device=self.labels.device)
+        if self.division is not None:
+            is_own = positions % self.division.num_parts == self.division.part
+            positions, new = positions[is_own] // self.division.num_parts, new[is_own]
+        self.embeddings[positions] = embeddings[new].detach().to(self.embeddings)
+        self.labels[positions] = labels[new]
+        self.rows[positions] = rows[new]
         self.num_enqueued += num_new
 
 
@@ -106,11 +143,13 @@ class MemoryCost(torch.autograd.Function):
         """Return the sum, a scalar."""
         total, gradient = anchors.new_zeros(()), torch.zeros_like(anchors)
         for start in range(0, len(memory.labels), MEMORY_BLOCK_SIZE):
-            block = MemoryRows(*(column[start : start + MEMORY_BLOCK_SIZE] for column in memory))
+            block = memory.cut(slice(start, start + MEMORY_BLOCK_SIZE))
             cost, weights = _weigh_block(anchors, labels, rows, block, margin)
             total += cost
             if ctx.needs_input_grad[0]:
                 gradient.addmm_(weights, block.embeddings)
+        if memory.sum_parts is not None:
+            total, gradient = memory.sum_parts(total), memory.sum_parts(gradient)
         ctx.save_for_backward(gradient)
         return total
 

@@ -12,9 +12,12 @@ from torch.nn import functional
 
 from vitrieve.errors import ConfigError
 from vitrieve.objective.losses import ObjectiveConfig
-from vitrieve.objective.memory import CrossBatchMemory, MemoryRows
+from vitrieve.objective.memory import CrossBatchMemory, Division, MemoryRows
 from vitrieve.objective.own import OwnTerm
 from vitrieve.objective.term import LossBatch, Sizes
+
+DIVIDED_ABOVE_BYTES = 256 * 2**20
+"""Largest cross-batch memory that each of several processes keeps whole: 174,762 embeddings of 384 dimensions."""
 
 
 class LossValue(NamedTuple):
@@ -49,6 +52,7 @@ class Objective(nn.Module):
         embedding_dim: int,
         own_terms: Sequence[OwnTerm] = (),
         teacher: Tensor | None = None,
+        division: Division | None = None,
     ) -> None:
         """Build the terms; proxies are drawn from torch's global generator.
 
@@ -59,6 +63,8 @@ class Objective(nn.Module):
             embedding_dim: Length of an embedding.
             own_terms: Terms that are not of this package; modules among them are copied.
             teacher: ``(N, T)`` float32, the embeddings of a teacher, which distillation needs.
+            division: Part of the cross-batch memory that this process keeps where several divide it, as they do where
+                it is large (``DIVIDED_ABOVE_BYTES``) and every loss that reads it is a sum over it.
 
         Raises:
             ConfigError: A prefix is not shorter than the embedding, or a term lacks its teacher.
@@ -67,7 +73,11 @@ class Objective(nn.Module):
         self.config = config
         self.memory = None
         if config.memory_fraction > 0:
-            self.memory = CrossBatchMemory(max(1, round(config.memory_fraction * num_images)), embedding_dim)
+            memory_size = max(1, round(config.memory_fraction * num_images))
+            is_small = memory_size * embedding_dim * torch.float32.itemsize <= DIVIDED_ABOVE_BYTES
+            if is_small or own_terms or any(term.needs_whole_memory for term in config.terms.values()):
+                division = None
+            self.memory = CrossBatchMemory(memory_size, embedding_dim, division)
         if max(config.prefixes, default=0) >= embedding_dim:
             raise ConfigError(
                 f"objective.prefixes has {max(config.prefixes)}; expected lengths below that of the embedding, "

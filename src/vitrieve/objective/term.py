@@ -74,6 +74,11 @@ class TermConfig(ABC):
     has_proxies: ClassVar[bool] = False
     """Whether the loss has parameters of its own, which learn at ``optimizer.proxy_learning_rate``."""
 
+    @property
+    def needs_whole_memory(self) -> bool:
+        """Whether the loss compares with all of the memory at once, so that processes cannot divide it."""
+        return self.reads_memory
+
     def build(self, sizes: Sizes) -> nn.Module:
         """Build what the loss keeps from step to step, as parameters and buffers; by default nothing.
 

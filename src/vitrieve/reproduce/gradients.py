@@ -92,7 +92,10 @@ def collect_gradients(encoder: ImageEncoder, batches: Iterable[Batch], margin: f
         with torch.inference_mode():
             embedded = encoder(batch.pixels)
         embeddings = embedded.clone().double().requires_grad_()
-        memory = MemoryRows(*(torch.cat(parts) for parts in zip(*remembered, strict=True))) if remembered else None
+        memory = None
+        if remembered:
+            vectors, labels, rows = (torch.cat(parts) for parts in zip(*remembered, strict=True))
+            memory = MemoryRows(vectors, labels, rows)
         loss = contrastive_loss(embeddings, batch.labels, margin=margin, rows=batch.rows, memory=memory)
         (gradient,) = torch.autograd.grad(loss, embeddings)
         gradients.append(gradient.cpu().numpy())

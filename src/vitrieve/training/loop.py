@@ -240,6 +240,7 @@ def build_state(
         embedding_dim=encoder.spec.embedding_dim,
         own_terms=own_terms,
         teacher=teacher,
+        division=current_ranks().divide(),
     ).to(next(encoder.parameters()).device)
     decay, momentum = config.train.ema_decay, config.objective.memory_momentum
     if config.objective.memory_fraction == 0:
@@ -446,7 +447,7 @@ def _saving_before_failure(state: TrainingState, run: Path, is_interrupted: Call
     except BaseException as error:
         if isinstance(error, Exception) or not is_interrupted():
             with suppress(OSError, VitrieveError):  # the disk may be the reason; what is saved is said below
-                if state.is_whole and state.step not in (0, state.saved_step):
+                if state.can_save_alone and state.is_whole and state.step not in (0, state.saved_step):
                     state.save(run)
         error.add_note(_describe_saved(state, run, is_repeated=isinstance(error, NonFiniteLossError)))
         raise

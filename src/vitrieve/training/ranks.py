@@ -23,6 +23,7 @@ from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined
 from torch.nn.parallel import DistributedDataParallel
 
 from vitrieve.errors import ConfigError, RankLostError, VitrieveError
+from vitrieve.objective.memory import Division
 from vitrieve.progress import print_message
 from vitrieve.runtime.device import has_cuda
 from vitrieve.training.watch import STATUS_LOST, Watch, ignore_sigterm
@@ -78,6 +79,16 @@ class Ranks:
         gathered: Tensor = _Gather.apply(rows, [len(one) for one in places], self.rank)
         order = torch.from_numpy(np.argsort(np.concatenate(places), kind="stable"))
         return gathered.index_select(0, order.to(rows.device))
+
+    def sum_tensor(self, value: Tensor) -> Tensor:
+        """Sum a tensor over the ranks, the same on all; without gradient."""
+        total = value.clone()
+        dist.all_reduce(total)
+        return total
+
+    def divide(self) -> Division | None:
+        """Return this rank's part of what all divide; None where it is alone."""
+        return Division(self.rank, self.size, self.sum_tensor) if self.size > 1 else None
 
     def gather_arrays(self, rows: np.ndarray, places: Sequence[np.ndarray]) -> np.ndarray:
         """Gather the rows of all ranks, ``(b, E)`` of this one, as ``gather_rows`` does."""

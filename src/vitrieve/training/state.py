@@ -4,7 +4,8 @@ One safetensors file holds the weights, their averages, the optimizer and the ob
 header holds the step, the selection and a checksum. Tuples are kept, because they were mined with weights that have
 changed since. Sampler positions and random states are functions of (seed, step) and are not saved. A file is written
 beside its final name, read back, flushed to the disk, then renamed: a kill at any moment leaves the previous state or
-the new one. The previous one is kept beside the new one, for the day on which the new one is found damaged.
+the new one. The previous one is kept beside the new one, for the day on which the new one is found damaged. A memory
+that several processes divide is written whole, so that any number of them goes on.
 """
 
 from __future__ import annotations
@@ -37,6 +38,10 @@ NUM_KEPT = 2
 """Number of states on the disk: the newest, and the one before it."""
 DAMAGE = (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError)
 """Exceptions that reading a damaged state, or one of another run, raises."""
+DIVIDED_PREFIX = "memory."
+"""What the names of the memory's tensors begin with among those of the objective."""
+DIVIDED_TENSORS = ("embeddings", "labels", "rows")
+"""Tensors of the memory of which each process has its places, where several divide it."""
 FULL_DISK_ADVICE = "The state before is whole: make room, then go on with the same command and --resume."
 
 
@@ -48,6 +53,7 @@ class TrainingState:
         encoder: Encoder that is trained.
         plan: Plan of how its batches are encoded.
         wrapped: What is called instead of the encoder, so that several processes add their gradients; None: itself.
+        read_memory: A divided memory as the file had it, until the other processes have their parts.
         piece_size: Images on all processes together that batch norm trains on at a time; None: no batch norm trains.
         objective: Loss terms with their memories and proxies.
         optimizer: Optimizer of the weights of both.
@@ -80,6 +86,12 @@ class TrainingState:
     is_whole: bool = True
     wrapped: nn.Module | None = None
     piece_size: int | None = None
+    read_memory: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def can_save_alone(self) -> bool:
+        """Whether a process has all of the state, so that it can save it when the others are gone."""
+        return self.objective.memory is None or self.objective.memory.division is None
 
     @property
     def trained(self) -> nn.Module:
@@ -94,7 +106,7 @@ class TrainingState:
     def save(self, run: Path) -> None:
         """Write the state into the run's folder; of the older ones the last is kept.
 
-        Of several processes the first alone writes.
+        Of several processes the first alone writes; all call it, because they may divide the memory.
 
         Where the disk has no room for three states, the oldest makes room before the new one is written.
 
@@ -102,6 +114,7 @@ class TrainingState:
             ArtifactError: What was written reads back differently; the state before stays.
             DiskFullError: The disk has no room for it beside the state before, which stays.
         """
+        memory = self._gather_memory()
         if not current_ranks().is_first:
             self.saved_step = self.step
             return
@@ -111,12 +124,12 @@ class TrainingState:
         older = [other for other in _list_states(folder) if other.name <= path.name][:NUM_KEPT]
         _remove_others(folder, older)  # half written by a killed run, or newer and damaged
         try:
-            self._write(path)
+            self._write(path, memory)
         except DiskFullError:
             if len(older) < NUM_KEPT:
                 raise
             older.pop().unlink()
-            self._write(path)
+            self._write(path, memory)
         _remove_others(folder, _list_states(folder)[:NUM_KEPT])
         self.saved_step = self.step
 
@@ -149,13 +162,47 @@ class TrainingState:
     def share(self, ranks: Ranks) -> None:
         """Give all processes of a training the state of the first."""
         description, saved_step = ranks.share_first(lambda: (self._description(), self.saved_step))
-        tensors = ranks.share_tensors(self._tensors())
+        tensors = ranks.share_tensors(self._tensors(self.read_memory or self._list_blank_memory()))
         if not ranks.is_first:
             self._restore(tensors, description)
             self.saved_step = saved_step
+        self.read_memory = {}
 
-    def _write(self, path: Path) -> None:
-        tensors = self._tensors()
+    def _list_blank_memory(self) -> dict[str, Tensor]:
+        """Return the tensors of a divided memory that is whole and empty, on the CPU, by their names in a file."""
+        memory = self.objective.memory
+        if memory is None or memory.division is None:
+            return {}
+        tensors = {name: getattr(memory, name) for name in DIVIDED_TENSORS}
+        return {
+            f"{DIVIDED_PREFIX}{name}": torch.zeros(memory.memory_size, *tensor.shape[1:], dtype=tensor.dtype)
+            for name, tensor in tensors.items()
+        }
+
+    def _gather_memory(self) -> dict[str, Tensor]:
+        """Gather a divided memory from all processes, by the names in a file; of another nothing."""
+        memory = self.objective.memory
+        if memory is None or memory.division is None:
+            return {}
+        with torch.no_grad():
+            return {
+                f"{DIVIDED_PREFIX}{name}": current_ranks().gather_rows(
+                    getattr(memory, name).cpu(), memory.list_places()
+                )
+                for name in DIVIDED_TENSORS
+            }
+
+    def _cut_memory(self, objective: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Replace the tensors of a whole memory by those of the part that this process keeps."""
+        memory = self.objective.memory
+        if memory is None or memory.division is None:
+            return dict(objective)
+        names = [f"{DIVIDED_PREFIX}{name}" for name in DIVIDED_TENSORS]
+        own = slice(memory.division.part, None, memory.division.num_parts)
+        return {name: tensor[own] if name in names else tensor for name, tensor in objective.items()}
+
+    def _write(self, path: Path, memory: Mapping[str, Tensor]) -> None:
+        tensors = self._tensors(memory)
         description = json.dumps(self._description())
         num_bytes = sum(tensor.nbytes for tensor in tensors.values())
         metadata = {"state": description, "sha256": _digest_state(sorted(tensors.items()), description)}
@@ -167,10 +214,11 @@ class TrainingState:
                     "kept; go on with the same command and --resume, on another disk if need be."
                 )
 
-    def _tensors(self) -> dict[str, Tensor]:
+    def _tensors(self, memory: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """List all tensors; ``memory`` stands for the part of a divided one that this process keeps."""
         parts: dict[str, Mapping[str, Tensor]] = {
             "encoder": self.encoder.state_dict(),
-            "objective": self.objective.state_dict(),
+            "objective": {**self.objective.state_dict(), **memory},
             "best": self.best_weights or {},
         }
         if self.average is not None:
@@ -199,7 +247,10 @@ class TrainingState:
             part, name = key.split("/", 1)
             parts.setdefault(part, {})[name] = tensor
         self.encoder.load_state_dict(parts["encoder"])
-        self.objective.load_state_dict(parts.get("objective", {}))
+        objective = parts.get("objective", {})
+        self.objective.load_state_dict(self._cut_memory(objective))
+        if not self.can_save_alone:
+            self.read_memory = {name: objective[name] for name in self._list_blank_memory()}
         if self.average is not None:
             self.average.module.load_state_dict(parts["average"])
         if self.momentum is not None:
