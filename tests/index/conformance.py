@@ -12,7 +12,7 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from vitrieve.data.records import ImageRecord
+from vitrieve.data.records import ImageRecord, spell_path
 from vitrieve.errors import DataError, InputError
 from vitrieve.index.filter import NOTHING, Condition, Exact, Filter, Kinds, passes, read_kinds, resolve_filter
 from vitrieve.index.store import StoreInfo, VectorStore
@@ -209,6 +209,23 @@ class StoreMachine(RuleBasedStateMachine):
         assert self.store.kinds(columns) == self.model.kinds(columns)
 
     @rule()
+    def read_texts(self) -> None:
+        assert read_all_texts(self.store) == {
+            name: (spell_path(record.path), record.metadata) for name, (_, record) in self.model.images.items()
+        }
+
+    @rule(batch=BATCHES.filter(bool))
+    def change(self, batch: list[tuple[list[int], ImageRecord]]) -> None:
+        stamps = [self.store.read_stamp(), self.store.read_stamp()]
+        self.upsert(batch)
+        stamps.append(self.store.read_stamp())
+        self.delete([batch[0][1].image_id])
+        stamps.append(self.store.read_stamp())
+        assert stamps[0] == stamps[1]
+        assert len(set(stamps)) == 3
+        assert None not in stamps
+
+    @rule()
     def optimize(self) -> None:
         self.store.optimize()
 
@@ -240,6 +257,18 @@ class StoreMachine(RuleBasedStateMachine):
         if hasattr(self, "store"):
             self.store.close()
             self.store.close()
+
+
+def read_all_texts(store: VectorStore) -> dict[str, tuple[str, dict[str, str]]]:
+    """Read the texts of a store: path and metadata of every image, each of which must come once."""
+    rows = []
+    for block in store.read_texts():
+        columns = {name: values.to_pylist() for name, values in block.columns.items()}
+        for row, (name, path) in enumerate(zip(block.image_ids.to_pylist(), block.paths.to_pylist(), strict=True)):
+            metadata = {column: values[row] for column, values in columns.items() if values[row] is not None}
+            rows.append((name, (path, metadata)))
+    assert len(dict(rows)) == len(rows)
+    return dict(rows)
 
 
 def check_refusals(store: VectorStore) -> None:

@@ -6,11 +6,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 
 from vitrieve.data.records import ImageRecord
 from vitrieve.errors import DataError
 from vitrieve.index.filter import NOTHING, FilterLike, Kinds, passes, read_kinds, resolve_filter
-from vitrieve.index.store import Hit, StoreInfo
+from vitrieve.index.store import Hit, StoreInfo, TextBlock
 from vitrieve.similarity import similarity
 
 
@@ -71,6 +72,15 @@ class MemoryStore:
     def count(self, filter: FilterLike = ()) -> int:
         tests = resolve_filter(filter, self.columns(), self.kinds)
         return sum(passes(record.metadata, tests) for _, record in self.images.values())
+
+    def read_texts(self) -> Iterator[TextBlock]:
+        names, columns = sorted(self.images), self.columns()
+        records = [self.images[name][1] for name in names]
+        values = {column: pa.array([r.metadata.get(column) for r in records], pa.string()) for column in columns}
+        yield TextBlock(pa.array(names, pa.string()), pa.array([str(r.path) for r in records], pa.string()), values)
+
+    def read_stamp(self) -> None:
+        return None  # it is read again for every search
 
     def optimize(self) -> None: ...
 

@@ -29,12 +29,12 @@ def speaking(index_folder: Path, aligned_folder: Path) -> Iterator[TestClient]:
 
 def test_words_as_json_and_as_a_form_find_the_same(speaking: TestClient) -> None:
     found = speaking.post("/search", json={"text": "dark red", "k": 3}).json()
-    assert found["ways"] == ["text_encoder"]
+    assert found["ways"] == ["text_encoder", "words"]
     assert len(found["results"]) == 3
     assert speaking.post("/search?k=3", files={"text": (None, "dark red")}).json()["results"] == found["results"]
     examples = [{"text": "dark red"}, {"id": "class1/0.png"}, {"text": "green", "sign": "minus"}]
     mixed = speaking.post("/search", json={"examples": examples, "filter": ["label=Class2"]}).json()
-    assert mixed["ways"] == ["pictures", "text_encoder"]
+    assert mixed["ways"] == ["pictures", "text_encoder", "words"]
     assert {result["metadata"]["label"] for result in mixed["results"]} == {"Class2"}
 
 
@@ -48,11 +48,19 @@ def test_texts_that_cannot_be_searched_for_are_refused(text: str, message: str, 
     assert message in answer.json()["detail"]
 
 
-def test_words_where_the_encoder_has_no_text_part_are_refused(client: TestClient) -> None:
-    answer = client.post("/search", json={"text": "dark red"})
-    assert (answer.status_code, "has no text part" in answer.json()["detail"]) == (422, True)
-    assert 'type="search"' not in client.get("/").text
-    assert client.get("/?text=dark+red", headers=HTML).status_code == 422
+def test_words_alone_where_the_encoder_has_no_text_part(client: TestClient) -> None:
+    found = client.post("/search", json={"text": "class2", "k": 50}).json()
+    assert found["ways"] == ["words"]
+    assert {result["metadata"]["label"] for result in found["results"]} == {"Class2"}
+    assert client.post("/search?k=50", files={"text": (None, "class2")}).json()["results"] == found["results"]
+    page = client.get("/?text=class2").text
+    assert len(find_titles(page)) == min(20, len(found["results"]))
+    assert "by words ·" in page
+    nothing = client.get("/?text=zebra")
+    assert (nothing.status_code, "has one of these words" in nothing.text) == (200, True)
+    assert client.post("/search", json={"text": "zebra"}).json()["results"] == []
+    refused = client.get("/?text=%2A%2A", headers=HTML)
+    assert (refused.status_code, "no word to look for" in refused.text) == (422, True)
 
 
 def test_the_text_field_comes_first_and_leads_to_results(speaking: TestClient) -> None:
@@ -61,7 +69,7 @@ def test_the_text_field_comes_first_and_leads_to_results(speaking: TestClient) -
     page = speaking.get("/?text=dark+red").text
     assert len(find_titles(page)) == 20
     assert "“dark red”" in page
-    assert "by words" in page
+    assert "by meaning" in page or "by words and meaning" in page
 
 
 def test_words_are_added_and_taken_away(speaking: TestClient) -> None:

@@ -35,7 +35,8 @@ class Arguments:
     id: Repeatable = ()
     """Name of an image of the index to search for (as id:NAME); it is not among its own results."""
     text: Repeatable = ()
-    """Words to search for (as text:WORDS), where the encoder has a text part (vitrieve align)."""
+    """Words to search for (as text:WORDS), in names, files and metadata, and by meaning where the encoder has a text
+    part (vitrieve align)."""
     plus: Repeatable = ()
     """One more example of what is wanted, added to every picture searched for; alone, it is what is searched for."""
     minus: Repeatable = ()

@@ -7,7 +7,7 @@ compared exactly. The files are those of ``segments.py``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ from vitrieve.index.store import (
     Hit,
     IndexSettings,
     StoreInfo,
+    TextBlock,
     check_batch,
     check_queries,
     check_size,
@@ -200,6 +201,16 @@ class ExactStore:
         """Count the images that pass the filter."""
         return int(np.count_nonzero(_find_allowed(self._read(), filter)))
 
+    @guarded
+    def read_texts(self) -> Iterator[TextBlock]:
+        """Return the texts of all images."""
+        state = self._read()
+        return (_read_texts(part, state.columns) for part in state.parts)
+
+    def read_stamp(self) -> Hashable:
+        """Return what tells the newest state from every other."""
+        return read_stamp(self._folder / STATE_NAME)
+
     def optimize(self) -> None:
         """Merge all segments into one, without the images that are gone."""
 
@@ -342,6 +353,12 @@ def _find_allowed(state: State, filter: FilterLike) -> np.ndarray:
             verdicts = np.array([test.holds(text) for text in (*column.dictionary.to_pylist(), None)])
             one &= verdicts[column.indices.fill_null(len(column.dictionary)).to_numpy(zero_copy_only=False)]
     return np.concatenate(allowed) if allowed else np.empty(0, dtype=np.bool_)
+
+
+def _read_texts(part: Part, columns: Sequence[str]) -> TextBlock:
+    rows = pa.array(np.flatnonzero(part.is_alive))
+    names, paths = (part.segment.rows[name].take(rows).combine_chunks() for name in ("image_id", "path"))
+    return TextBlock(names, paths, {name: part.segment.column(name).take(rows).dictionary_decode() for name in columns})
 
 
 def _to_table(records: Sequence[ImageRecord]) -> pa.Table:

@@ -7,7 +7,7 @@ their scores always come from the full vectors. LanceDB's files never change: a 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -36,6 +36,7 @@ from vitrieve.index.lance_files import (
     versions_path,
 )
 from vitrieve.index.lance_table import (
+    RECORD_COLUMNS,
     KnownKinds,
     build_rows,
     build_schema,
@@ -43,6 +44,7 @@ from vitrieve.index.lance_table import (
     metadata_fields,
     names_sql,
     read_records,
+    read_texts,
     read_vectors,
     record_names,
     to_sql,
@@ -55,6 +57,7 @@ from vitrieve.index.store import (
     IndexKind,
     IndexSettings,
     StoreInfo,
+    TextBlock,
     check_batch,
     check_queries,
     check_size,
@@ -262,6 +265,20 @@ class LanceStore:
         """Count the images that pass the filter."""
         self._read_schema()  # as in __init__
         return int(self._table.count_rows(self._to_sql(filter)))
+
+    @guarded
+    def read_texts(self) -> Iterator[TextBlock]:
+        """Return the texts of all images, as the newest version has them."""
+        names = [
+            "image_id",
+            "path",
+            *(name for name in record_names(self._read_schema()) if name not in RECORD_COLUMNS),
+        ]
+        return iter([read_texts(batch) for batch in self._table.search().select(names).to_batches(BLOCK_ROWS)])
+
+    def read_stamp(self) -> Hashable:
+        """Return what tells the newest version from every other."""
+        return read_version_stamp(self._folder)
 
     def optimize(self) -> None:
         """Compact the files, drop old versions, and build the index or take in what is new."""

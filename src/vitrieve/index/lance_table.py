@@ -29,6 +29,7 @@ from vitrieve.index.filter import (
     read_number,
 )
 from vitrieve.index.lance_files import Table, read_version_stamp
+from vitrieve.index.store import TextBlock
 
 RECORD_COLUMNS = ("image_id", "path", "label", "split", "is_query", "is_gallery", "box")
 _TEXT, _NUMBER = "text_", "number_"
@@ -94,6 +95,12 @@ def read_records(rows: pa.Table) -> tuple[ImageRecord, ...]:
     ]
     table = rows.select(RECORD_COLUMNS).append_column("metadata", pa.array(metadata, pa.map_(pa.string(), pa.string())))
     return to_records(table)
+
+
+def read_texts(rows: pa.RecordBatch) -> TextBlock:
+    """Take the texts out of rows of the table."""
+    columns = {_decode(name.removeprefix(_TEXT)): rows[name] for name in rows.schema.names if name.startswith(_TEXT)}
+    return TextBlock(rows["image_id"], rows["path"], columns)
 
 
 def read_vectors(rows: pa.Table, embedding_dim: int) -> np.ndarray:

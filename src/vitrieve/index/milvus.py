@@ -12,7 +12,7 @@ import os
 import time
 import uuid
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import reduce
 from itertools import islice
@@ -34,6 +34,7 @@ from vitrieve.index.milvus_rows import (
     from_key,
     other_kinds_expression,
     read_records,
+    read_texts,
     read_vectors,
     to_expression,
     to_key,
@@ -47,6 +48,7 @@ from vitrieve.index.store import (
     IndexKind,
     IndexSettings,
     StoreInfo,
+    TextBlock,
     check_batch,
     check_queries,
     check_size,
@@ -74,6 +76,8 @@ GET_ROWS = 500
 SNAPSHOT_POLL_SECONDS = 1.0
 TOKEN_VARIABLE = "VITRIEVE_MILVUS_TOKEN"
 TIMEOUT_SECONDS = 60.0
+CHANGE_KEY = "change"
+"""Key of the row that every change writes anew; those of columns begin with x."""
 
 
 class MilvusStore:
@@ -157,6 +161,7 @@ class MilvusStore:
                 rows = [about_row(to_key(name), name) for name in sorted(new)]
                 self._client.upsert(self._about, rows)
             self._client.upsert(self._name, build_rows(checked, records))
+            self._client.upsert(self._about, [about_row(CHANGE_KEY, uuid.uuid4().hex)])
 
     def delete(self, image_ids: Sequence[str]) -> int:
         """Remove images; return how many were there."""
@@ -169,6 +174,7 @@ class MilvusStore:
             present = [row["key"] for row in self._client.get(self._name, ids=keys, output_fields=["key"])]
             if present:
                 self._client.delete(self._name, ids=present)
+                self._client.upsert(self._about, [about_row(CHANGE_KEY, uuid.uuid4().hex)])
         return len(present)
 
     @guarded
@@ -209,6 +215,7 @@ class MilvusStore:
         """Return the names of the metadata columns, sorted."""
         values = {row["key"]: row["value"] for row in self._iterate(self._about, ["key", "value"])}
         require_fingerprint(self._folder, self._info, values.pop("fingerprint", ""))
+        values.pop(CHANGE_KEY, None)
         return tuple(sorted(values.values()))
 
     @guarded
@@ -224,6 +231,20 @@ class MilvusStore:
         with reported(self._uri):
             rows = self._client.query(self._name, filter=expression, output_fields=["count(*)"])
         return int(rows[0]["count(*)"])
+
+    @guarded
+    def read_texts(self) -> Iterator[TextBlock]:
+        """Return the texts of all images."""
+        rows = {
+            row["key"]: row for row in self._iterate(self._name, ["key", "record"])
+        }  # see optimize: a row may recur
+        return iter([read_texts(list(rows.values()))] if rows else [])
+
+    def read_stamp(self) -> Hashable:
+        """Return the number of the newest change, which is written after it."""
+        with reported(self._uri):
+            found = self._client.get(self._about, ids=[CHANGE_KEY], output_fields=["value"])
+        return str(found[0]["value"]) if found else ""
 
     def optimize(self) -> None:
         """Ask the server to write out what it holds in memory and to merge its segments; it indexes them itself.

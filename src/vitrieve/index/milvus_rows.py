@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from vitrieve.data.records import ImageRecord
+from vitrieve.data.records import ImageRecord, spell_path
 from vitrieve.embed.rows import SCHEMA, build_table, to_records
 from vitrieve.index.filter import ColumnTest, Kinds, Span, read_kinds, read_number
+from vitrieve.index.store import TextBlock
 
 ROW_FIELDS = ("key", "record", "vector")
 NO_IMAGE_KEY = "none"
@@ -67,6 +68,17 @@ def read_records(rows: Sequence[Mapping[str, Any]]) -> tuple[ImageRecord, ...]:
         record = json.loads(row["record"]) if isinstance(row["record"], (str, bytes)) else row["record"]
         values.append({**blank, **record, "metadata": sorted(record["metadata"].items())})
     return to_records(pa.Table.from_pylist(values, schema=SCHEMA))
+
+
+def read_texts(rows: Sequence[Mapping[str, Any]]) -> TextBlock:
+    """Turn entities into a block of texts."""
+    records = read_records(rows)
+    columns = sorted({column for record in records for column in record.metadata})
+    return TextBlock(
+        pa.array([record.image_id for record in records], pa.string()),
+        pa.array([spell_path(record.path) for record in records], pa.string()),
+        {column: pa.array([record.metadata.get(column) for record in records], pa.string()) for column in columns},
+    )
 
 
 def read_vectors(rows: Sequence[Mapping[str, Any]], embedding_dim: int) -> np.ndarray:

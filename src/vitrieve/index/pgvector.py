@@ -8,7 +8,7 @@ locks the row beside it, on whichever machine it runs. A search that loses its s
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,6 +28,7 @@ from vitrieve.index.pgvector_rows import (
     Tables,
     is_storable,
     read_records,
+    read_texts,
     read_vectors,
     write_filter,
 )
@@ -38,6 +39,7 @@ from vitrieve.index.store import (
     IndexKind,
     IndexSettings,
     StoreInfo,
+    TextBlock,
     check_batch,
     check_queries,
     check_size,
@@ -245,6 +247,21 @@ class PgvectorStore:
 
         return self._read(count)
 
+    @guarded
+    def read_texts(self) -> Iterator[TextBlock]:
+        """Return the texts of all images, read in one transaction."""
+
+        def read(connection: Connection[TupleRow], about: About) -> list[TextBlock]:
+            with connection.cursor("texts", binary=True) as cursor:
+                cursor.execute(self._tables.select_texts(about, ("image_id", "path")))
+                return [read_texts(rows, about) for rows in iter(lambda: cursor.fetchmany(PAGE_ROWS), [])]
+
+        return iter(self._read(read))
+
+    def read_stamp(self) -> Hashable:
+        """Return which version of the row beside the images is there: whoever changes the index writes it anew."""
+        return self._read(lambda connection, _: self._tables.read_stamp(connection))
+
     def optimize(self) -> None:
         """Build the graph where there are enough images, clear what was removed, and count values for the planner."""
         with self._identity.writing():
@@ -319,7 +336,7 @@ class PgvectorStore:
     def _read_pages(self, connection: Connection[TupleRow], found: About) -> Iterator[tuple[list[str], FloatArray]]:
         """Yield names and vectors of all rows, a page at a time, and count their values in ``found``."""
         with connection.cursor("pages", binary=True) as cursor:
-            cursor.execute(self._tables.select_texts(found))
+            cursor.execute(self._tables.select_texts(found, ("vector", "image_id")))
             while rows := cursor.fetchmany(PAGE_ROWS):
                 found.count({name: [row[place] for row in rows] for place, name in enumerate(found.columns, 2)}, 1)
                 yield [row[1] for row in rows], read_vectors(rows, self._info.embedding_dim)

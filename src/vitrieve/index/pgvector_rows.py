@@ -31,6 +31,7 @@ from vitrieve.data.records import ImageRecord
 from vitrieve.embed.rows import SCHEMA, build_table, to_records
 from vitrieve.errors import InputError
 from vitrieve.index.filter import NOTHING, ColumnTest, Kinds, Span, read_kinds, read_number
+from vitrieve.index.store import TextBlock
 
 RECORD_COLUMNS = {
     "image_id": "text",
@@ -189,6 +190,10 @@ class Tables:
             [about.num_images, Jsonb(columns)],
         )
 
+    def read_stamp(self, connection: Connection[TupleRow]) -> TupleRow | None:
+        """Read what tells the row beside the images from the one that replaces it: who wrote it, and where."""
+        return connection.execute(sql.SQL("SELECT xmin::text, ctid::text FROM {}").format(self.about)).fetchone()
+
     # The images
 
     def insert(
@@ -227,9 +232,9 @@ class Tables:
         names += [column_names(name, column.number)[0] for name, column in about.columns.items()]
         return sql.SQL("SELECT {} FROM {} {}").format(sql.SQL(", ").join(names), self.images, rest)
 
-    def select_texts(self, about: About) -> sql.Composed:
-        """Write a query for the vector, the name and the metadata of all images."""
-        names = [sql.Identifier("vector"), sql.Identifier("image_id")]
+    def select_texts(self, about: About, fields: Sequence[str]) -> sql.Composed:
+        """Write a query for some fields and the metadata of all images."""
+        names = [sql.Identifier(field) for field in fields]
         names += [column_names(name, column.number)[0] for name, column in about.columns.items()]
         return sql.SQL("SELECT {} FROM {}").format(sql.SQL(", ").join(names), self.images)
 
@@ -277,6 +282,12 @@ def read_vectors(rows: Sequence[TupleRow], embedding_dim: int) -> np.ndarray:
     """Return the vectors of some rows: ``(N, E)`` float32."""
     vectors: list[Vector] = [row[0] for row in rows]
     return np.array([vector.to_numpy() for vector in vectors], dtype=np.float32).reshape(-1, embedding_dim)
+
+
+def read_texts(rows: Sequence[TupleRow], about: About) -> TextBlock:
+    """Turn rows of a name, a path and the metadata into a block of texts."""
+    names, paths, *columns = (pa.array(values, pa.string()) for values in zip(*rows, strict=True))
+    return TextBlock(names, paths, dict(zip(about.columns, columns, strict=True)))
 
 
 def read_records(rows: Sequence[TupleRow], about: About) -> tuple[ImageRecord, ...]:

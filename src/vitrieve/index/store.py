@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeVar
 from unicodedata import normalize
 
 import numpy as np
@@ -16,6 +16,9 @@ from vitrieve.data.records import ImageRecord
 from vitrieve.errors import ArtifactError, ConfigError, DataError, FingerprintError, InputError
 from vitrieve.index.filter import FilterLike, Kinds
 from vitrieve.similarity import FloatArray, as_embeddings, top_k
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 T = TypeVar("T")
 
@@ -103,6 +106,20 @@ class Hit:
 
     record: ImageRecord
     score: float
+
+
+class TextBlock(NamedTuple):
+    """The texts of some images, a row an image.
+
+    Attributes:
+        image_ids: Their names, strings of Arrow.
+        paths: Their files, as ``spell_path`` spells them.
+        columns: Their metadata by column; null where an image has none. A column that none of them has may be left out.
+    """
+
+    image_ids: pa.Array
+    paths: pa.Array
+    columns: Mapping[str, pa.Array]
 
 
 class VectorStore(Protocol):
@@ -200,6 +217,17 @@ class VectorStore(Protocol):
 
         Raises:
             InputError: An unknown column, or a condition that does not fit the kind of its column.
+        """
+        ...
+
+    def read_texts(self) -> Iterator[TextBlock]:
+        """Yield the texts of all images, each image once, in any order."""
+        ...
+
+    def read_stamp(self) -> Hashable:
+        """Return what every change of the index changes, made by any process.
+
+        None: the index is being replaced.
         """
         ...
 

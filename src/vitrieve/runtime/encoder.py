@@ -191,6 +191,14 @@ class Encoder:
         text_encoder = self._text  # which no text loads, too
         return text_encoder.encode(texts) if texts else np.empty((0, self.embedding_dim), np.float32)
 
+    def knows_text(self, text: str) -> bool:
+        """Say whether the text part knows enough of the words of a text, or parts of them, to encode it.
+
+        Raises:
+            ConfigError: The encoder has no text part.
+        """
+        return self._text.is_known(text)
+
     @cached_property
     def _text(self) -> TextEncoder:
         if self.text_part is None:

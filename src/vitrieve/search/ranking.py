@@ -40,7 +40,7 @@ Reorder = Callable[[Sequence[Hit]], list[Hit]]
 
 
 def rank_images(
-    store: VectorStore, query: Query, request: SearchRequest, *, reorder: Reorder | None = None, num_reordered: int = 0
+    store: VectorStore, query: Query, request: SearchRequest, *, reorder: Reorder | None = None, num_first: int = 0
 ) -> Ranking:
     """Order the images of a store for a query.
 
@@ -52,25 +52,25 @@ def rank_images(
         query: What is searched for.
         request: How.
         reorder: Puts the first images into another order; None: they stay as they are.
-        num_reordered: Images that ``reorder`` is given.
+        num_first: Images that ``reorder`` is given; the first list has no fewer, where there are as many.
 
     Returns:
         At most ``MAX_DEPTH`` images, each once, without the query's own; every score is the cosine similarity to
         the query as it was asked.
     """
-    levels = fetch_levels(store, query, query.vector, choose_depth(request, num_reordered), request.filter)
+    levels = fetch_levels(store, query, query.vector, choose_depth(request, num_first), request.filter)
     first = next(levels, [])
     nearest_score = first[0].score if first else None
     if reorder is not None and first:
-        first = reorder(first[:num_reordered]) + first[num_reordered:]
+        first = reorder(first[:num_first]) + first[num_first:]
     return Ranking(nearest_score=nearest_score, levels=chain([first], levels))
 
 
-def choose_depth(request: SearchRequest, num_reordered: int) -> int:
+def choose_depth(request: SearchRequest, num_first: int) -> int:
     """Choose how many images are fetched first: a function of all but the offset, so that pages agree."""
     is_grouped = request.group_by is not None or request.is_near_duplicate_grouped
     depth = (request.k + 1) * (GROUP_DEPTH if is_grouped else 1)
-    return min(max(depth, num_reordered), MAX_DEPTH)
+    return min(max(depth, num_first), MAX_DEPTH)
 
 
 def fetch_levels(

@@ -103,7 +103,8 @@ class SearchResult:
 
     Attributes:
         image_id: Its name in the collection.
-        score: Cosine similarity to the query, in [-1, 1]; higher is nearer.
+        score: Cosine similarity to the query, in [-1, 1]; higher is nearer. Where words alone were compared, the share
+            of the most that they could score, in (0, 1).
         path: File of the picture when it was embedded.
         metadata: Further columns of its source, as text.
         box: The region of the picture that was embedded; None for all of it.
@@ -123,13 +124,14 @@ class SearchAnswer:
     """What was found.
 
     Attributes:
-        results: Nearest first (in the order of the re-ranking, where one was asked for).
+        results: Nearest first (in the order of the re-ranking or of the fusion with words, where there was one).
         is_match: Verdict whether the nearest result is likely the wanted thing; None: the index has no threshold.
         threshold: The score that decides it; None: the index has none.
         has_more: Flag that a further page would hold results.
         timings_seconds: Time for ``decode``, ``encode`` and ``search``.
         reranking: Method that ordered the first results again, or ``none``.
-        ways: Ways in which the examples were compared: ``pictures`` (image vectors alone) and ``text_encoder``.
+        ways: Ways in which the examples were compared: ``pictures`` (image vectors), ``text_encoder``, and ``words``
+            (with names, files and metadata).
     """
 
     results: tuple[SearchResult, ...]
@@ -224,7 +226,9 @@ def _result_to_json(result: SearchResult) -> dict[str, Any]:
 
 def answer_to_text(name: str, answer: SearchAnswer, offset: int) -> str:
     """Lay an answer out as plain text, a line for each result, under the name of its query."""
-    lines = [quote_name(name) + (f"  ({' and '.join(answer.ways)})" if "text_encoder" in answer.ways else "")]
+    lines = [quote_name(name) + (f"  ({', '.join(answer.ways)})" if set(answer.ways) - {"pictures"} else "")]
+    if not answer.results and answer.ways == ("words",):
+        lines.append("      nothing: no name, file or metadata of an image has one of these words")
     if answer.is_match is False:
         lines.append(f"      probably not in this collection: nothing reaches the threshold {answer.threshold:.4f}")
     for rank, result in enumerate(answer.results, start=offset + 1):

@@ -31,11 +31,13 @@ from vitrieve.rerank.remember import KeptReranking, load_kept
 from vitrieve.rerank.reranker import Reranker, Shortlist, find_reranker
 from vitrieve.runtime.encoder import Encoder
 from vitrieve.runtime.engine import EngineChoice, PrecisionChoice
+from vitrieve.search.fusion import FUSED_DEPTH, WordMatches, find_words, fuse, rank_by_words
 from vitrieve.search.part_store import PartStore
 from vitrieve.search.query import Query, build_query, prepare_example
-from vitrieve.search.ranking import MAX_DEPTH, group_hits, rank_images, read_vectors
+from vitrieve.search.ranking import MAX_DEPTH, Ranking, group_hits, rank_images, read_vectors
 from vitrieve.search.request import Example, SearchAnswer, SearchRequest, SearchResult
 from vitrieve.search.threshold import Threshold, load_threshold
+from vitrieve.search.words import KeptWords
 
 WRONG_ENCODER_ADVICE = "Search with the index's own encoder, or embed and index the collection again with this one."
 TURN_SECONDS = 0.0005
@@ -86,6 +88,7 @@ class Searcher:
         self.threshold = threshold
         self.kept = kept
         self.parts = PartStore(folder, encoder)
+        self.words = KeptWords(store)
         self._open_again: Callable[[Encoder | str | Path | None], Searcher] | None = None
         self._is_closed = False
 
@@ -121,6 +124,7 @@ class Searcher:
         def open_with(known: Encoder | str | Path | None) -> Searcher:
             searcher = cls._open(index_folder, known, load)
             searcher.store = map_paths(searcher.store, maps)
+            searcher.words = KeptWords(searcher.store)
             searcher._open_again = open_with
             return searcher
 
@@ -209,6 +213,10 @@ class Searcher:
     def answer(self, request: SearchRequest) -> SearchAnswer:
         """Answer a request.
 
+        Texts are compared in two ways: as words with the names, files and metadata of the images
+        (``words.WordIndex``), and by the encoder's text part, where it has one that reads them; with both, or with
+        pictures beside a text, the rankings are fused (``fusion.fuse``). ``ways`` says which were used.
+
         Several examples become one vector (``query.combine_examples``). Images of the index that are examples are
         not results, other images with the same content are. Pages (the same request with another offset) show every
         image, or group, once and in one order, as long as the index does not change. ``is_match`` looks at the
@@ -218,19 +226,20 @@ class Searcher:
         Raises:
             DecodeError: A picture cannot be decoded, or its box holds none of it.
             DataError: An ``image_id`` is not in the index.
-            InputError: A vector that does not fit, an unknown column, a page too far back, or a text where the encoder
-                has no text part, or that it does not read.
+            InputError: A vector that does not fit, an unknown column, a page too far back, or a text without a word
+                that can be looked for.
         """
         self._check(request)
         request = self._find_names(request)
         reranker = choose_reranker(request, self.kept)
-        query = build_query(request, self.store, self.encoder)
-        started = time.perf_counter()
-        if reranker is None:
-            ranking = rank_images(self.store, query, request)
-        else:
-            reorder = partial(self._reorder, reranker=reranker, query=query, request=request)
-            ranking = rank_images(self.store, query, request, reorder=reorder, num_reordered=reranker.depth)
+        begun = time.perf_counter()
+        words = self.words.find() if request.has_text else None
+        matches = None if words is None else find_words(request, words, self.store)
+        words_seconds = time.perf_counter() - begun
+        compared = choose_compared(request, self.encoder, matches)
+        query = None if compared is None else build_query(compared, self.store, self.encoder)
+        started = time.perf_counter() - words_seconds
+        ranking = self._rank(request, query, matches, reranker)
         groups = group_hits(self.store, ranking.levels, request)
         page = groups[request.offset : request.offset + request.k]
         is_judged = self.threshold is not None and len(request.plus) == 1 and not request.minus and not request.has_text
@@ -240,10 +249,33 @@ class Searcher:
             is_match=None if threshold is None else is_match(ranking.nearest_score, threshold),
             threshold=threshold,
             has_more=len(groups) > request.offset + request.k,
-            timings_seconds={**query.timings_seconds, "search": time.perf_counter() - started},
+            timings_seconds={
+                **(query.timings_seconds if query is not None else {"decode": 0.0, "encode": 0.0}),
+                "search": time.perf_counter() - started,
+            },
             reranking=NO_RERANKING if reranker is None else reranker.name,
-            ways=list_ways(request),
+            ways=list_ways(compared, matches),
         )
+
+    def _rank(
+        self, request: SearchRequest, query: Query | None, matches: WordMatches | None, reranker: Reranker | None
+    ) -> Ranking:
+        """Order the images by what there is: a vector, words, or both."""
+        if query is None:
+            assert matches is not None
+            if reranker is not None:
+                raise ConfigError(
+                    f"the re-ranking {reranker.name} compares vectors, and words alone have none: leave it out."
+                )
+            return rank_by_words(self.store, matches, request)
+        num_first = reranker.depth if reranker is not None else 0
+        if matches is not None:
+            num_first = max(num_first, FUSED_DEPTH)
+        reorder = None
+        if reranker is not None:
+            reorder = partial(self._reorder, reranker=reranker, query=query, request=request)
+        ranking = rank_images(self.store, query, request, reorder=reorder, num_first=num_first)
+        return ranking if matches is None else fuse(self.store, query, matches, ranking)
 
     def _reorder(self, hits: Sequence[Hit], *, reranker: Reranker, query: Query, request: SearchRequest) -> list[Hit]:
         """Order the first hits of a request again."""
@@ -323,11 +355,59 @@ def choose_reranker(request: SearchRequest, kept: KeptReranking | None) -> Reran
     )
 
 
-def list_ways(request: SearchRequest) -> tuple[str, ...]:
-    """List the ways in which the examples of a request are compared with the images."""
-    examples = (*request.plus, *request.minus)
-    has_others = any(example.text is None for example in examples)
-    return (*(("pictures",) if has_others else ()), *(("text_encoder",) if request.has_text else ()))
+def choose_compared(request: SearchRequest, encoder: Encoder, matches: WordMatches | None) -> SearchRequest | None:
+    """Choose the examples of a request that become its vector: all that the encoder reads.
+
+    Args:
+        request: The search.
+        encoder: The encoder of the index.
+        matches: What its words find; None: it has no text, or the index has too many images to look for words.
+
+    Returns:
+        The request without texts that the encoder does not read; None where nothing wanted is left, so that words
+        alone answer.
+
+    Raises:
+        ConfigError: Words alone would answer, and there are none, or there are pictures that are not wanted, which
+            words cannot be compared with.
+    """
+    if matches is None:
+        return request
+
+    def is_compared(example: Example) -> bool:
+        if example.text is None or encoder.text_part is None:
+            return example.text is None
+        # Where no words answer, the encoder says why it does not read the text.
+        return not len(matches.places) or encoder.knows_text(example.text)
+
+    plus, minus = (tuple(filter(is_compared, examples)) for examples in (request.plus, request.minus))
+    if plus:
+        return replace(request, plus=plus, minus=minus)
+    if not matches.num_words:
+        raise ConfigError("the text to search for holds no letters and no digits, so no word to look for.")
+    if minus:
+        raise ConfigError(
+            f"the encoder {encoder.name} has no text part, so the text is looked for in names and metadata alone, and "
+            "a picture cannot be taken from that: leave out the minus picture, add a picture that is wanted, or make "
+            "a text part with vitrieve align."
+        )
+    return None
+
+
+def list_ways(compared: SearchRequest | None, matches: WordMatches | None) -> tuple[str, ...]:
+    """List the ways in which the examples of a request are compared with the images.
+
+    Args:
+        compared: What became a vector.
+        matches: What was looked for as words.
+    """
+    examples = () if compared is None else (*compared.plus, *compared.minus)
+    is_used = {
+        "pictures": any(example.text is None for example in examples),
+        "text_encoder": any(example.text is not None for example in examples),
+        "words": matches is not None and (matches.num_words > 0 or bool(matches.excluded)),
+    }
+    return tuple(way for way, is_there in is_used.items() if is_there)
 
 
 def is_match(nearest_score: float | None, threshold: float) -> bool:

@@ -78,7 +78,7 @@ class ExampleBody(BaseModel):
 
     id: Text | None = Field(None, description="An image of the index.")
     vector: Vector | None = Field(None, description="An embedding of the index's encoder.")
-    text: Text | None = Field(None, description="Words for it, where the encoder has a text part.")
+    text: Text | None = Field(None, description="Words for it.")
     image: Base64Bytes | None = Field(None, description="The bytes of an image file, in base64.")
     box: BoxNumbers | None = Field(None, description="Region of the picture; with id or image.")
     sign: Literal["plus", "minus"] = Field("plus", description="Whether it is wanted.")
@@ -96,7 +96,8 @@ class SearchBody(BaseModel):
     vector: Vector | None = Field(None, description="Search for what is near this embedding.")
     text: Text | None = Field(
         None,
-        description=f"Search in words, at most {MAX_TEXT_LENGTH:,} characters, where the encoder has a text part.",
+        description=f"Search in words, at most {MAX_TEXT_LENGTH:,} characters: in names, files and metadata, and by "
+        "meaning where the encoder has a text part.",
     )
     examples: list[ExampleBody] = Field(
         [], max_length=MAX_LIST, fail_fast=True, description="Search by several examples, wanted and not wanted."
@@ -116,7 +117,10 @@ class ResultBody(BaseModel):
     """One image found."""
 
     image_id: str
-    score: float = Field(description="Cosine similarity to the query, in [-1, 1]; higher is nearer.")
+    score: float = Field(
+        description="Cosine similarity to the query, in [-1, 1]; higher is nearer. Where ways is words alone, the "
+        "share of the most that they could score."
+    )
     metadata: dict[str, str]
     others: list[ResultBody] = Field(
         description="Images of its group that are further away, nearest first; at most 99."
@@ -126,12 +130,12 @@ class ResultBody(BaseModel):
 class AnswerBody(BaseModel):
     """What was found."""
 
-    results: list[ResultBody] = Field(description="Nearest first.")
+    results: list[ResultBody] = Field(description="Nearest first, or as they were ordered again or fused.")
     is_match: bool | None = Field(description="Whether the nearest is likely the wanted thing; null: not known.")
     threshold: float | None = Field(description="The score that decides it.")
     has_more: bool = Field(description="Whether a further page would hold results.")
     reranking: str = Field(description="How the first results were ordered again; none: they were not.")
-    ways: list[str] = Field(description="How the examples were compared: pictures, text_encoder.")
+    ways: list[str] = Field(description="How the examples were compared: pictures, text_encoder, words.")
     timings_seconds: dict[str, float] = Field(description="For decode, encode and search.")
 
 

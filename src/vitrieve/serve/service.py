@@ -142,8 +142,7 @@ class Service:
     def _serve(self, searcher: Searcher) -> None:
         self.searcher = searcher
         self.pictures = Pictures(searcher.store, self.limits)
-        has_text = searcher.encoder.text_part is not None
-        self.renderer = Renderer(searcher.store.info, self.limits, root_path=self.proxy.root_path, has_text=has_text)
+        self.renderer = Renderer(searcher.store.info, self.limits, root_path=self.proxy.root_path)
 
     def begin(self) -> None:
         """Begin what goes on in the background; to be called on the event loop."""
@@ -283,6 +282,7 @@ class Service:
         self.searcher.store.search(vector, 1)
         if self.searcher.encoder.text_part is not None:
             self.searcher.encoder.encode_text([])
+        self.searcher.words.find()
         self.is_ready = True
         log_event("ready", is_index_resident=is_resident)
 

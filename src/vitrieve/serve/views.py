@@ -235,14 +235,13 @@ def build_environment(info: StoreInfo) -> Environment:
 class Renderer:
     """Fills the templates of a service."""
 
-    def __init__(self, info: StoreInfo, limits: Limits, *, root_path: str, has_text: bool) -> None:
+    def __init__(self, info: StoreInfo, limits: Limits, *, root_path: str) -> None:
         self._environment = build_environment(info)
         # Every address in a template goes through this filter, so that it stays behind the proxy's prefix.
         self._environment.filters["at"] = lambda address: root_path + address
         self._environment.globals.update(
             max_body_bytes=limits.body_bytes,
             max_text_length=MAX_TEXT_LENGTH,
-            has_text=has_text,
             formats=list_formats(),
             # What browsers do not count among their images by themselves.
             accepted_files=",".join(["image/*", *sorted(list_image_suffixes())]),
