@@ -1,0 +1,134 @@
+"""Commands where something is missing or forbidden: a home folder, a place to write, a network, an encoding, rights."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import stat
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ENTRY = [sys.executable, "-m", "vitrieve"]
+NOWHERE = "/proc/none" if sys.platform.startswith("linux") else "/dev/null/none"
+"""A folder that nobody can make, root included."""
+FROM_OUTSIDE = ("HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "VITRIEVE_CACHE", "LANG", "LC_ALL", "TMPDIR", "PYTHONUTF8")
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def places(tmp_path: Path, picture_folder: Path, tiny_encoder_folder: Path) -> dict[str, Path]:
+    """Three pictures, an encoder that needs no torch, and where an index and a cache may be made."""
+    for path in sorted(picture_folder.iterdir())[3:]:
+        path.unlink()
+    return {
+        "pictures": picture_folder,
+        "encoder": tiny_encoder_folder,
+        "index": tmp_path / "index",
+        "cache": tmp_path / "cache",
+    }
+
+
+@pytest.fixture
+def run() -> Run:
+    """Run a command in an environment that holds what it is given, and neither HOME nor a cache of its own."""
+
+    def run(
+        *words: object, prefix: tuple[str, ...] = (), umask: int = -1, **variables: str
+    ) -> subprocess.CompletedProcess[str]:
+        environment = {name: value for name, value in os.environ.items() if name not in FROM_OUTSIDE} | variables
+        command = [*prefix, *ENTRY, *map(str, words)]
+        return subprocess.run(
+            command, capture_output=True, encoding="utf-8", env=environment, umask=umask, timeout=120, check=False
+        )
+
+    return run
+
+
+def index_and_search(
+    run: Run, places: dict[str, Path], query: str, prefix: tuple[str, ...] = (), umask: int = -1, **variables: str
+) -> None:
+    """Sync three pictures into an index, and find one of them."""
+    flags = {"prefix": prefix, "umask": umask, **variables}
+    words = ("--index", places["index"], "--encoder", places["encoder"], "--num-threads", 1)
+    synced = run("sync", "--data", places["pictures"], *words, "--json", **flags)
+    assert synced.returncode == 0, synced.stderr
+    assert json.loads(synced.stdout)["num_embedded"] == 3
+    found = run("search", *words, places["pictures"] / query, "-k", 1, "--json", **flags)
+    assert found.returncode == 0, found.stderr
+    (result,) = json.loads(found.stdout)["queries"][0]["results"]
+    assert result["image_id"] == query
+    for done in (synced, found):
+        assert "Traceback" not in done.stderr
+
+
+def test_without_a_home_folder(run: Run, places: dict[str, Path]) -> None:
+    index_and_search(run, places, "01.png", VITRIEVE_CACHE=str(places["cache"]))
+
+
+def test_with_a_home_folder_that_cannot_be_written(run: Run, places: dict[str, Path]) -> None:
+    index_and_search(run, places, "01.png", HOME=NOWHERE)
+
+
+def test_a_cache_that_cannot_be_made_is_one_message(run: Run, places: dict[str, Path]) -> None:
+    pytest.importorskip("fastapi", reason="needs vitrieve[serve]")
+    words = (places["pictures"], "--encoder", places["encoder"], "--port", 0, "--num-threads", 1)
+    done = run("up", *words, HOME=NOWHERE)
+    assert done.returncode == 2
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("error: ")
+    assert NOWHERE in last
+    assert "Traceback" not in done.stderr
+
+
+def test_without_a_network(run: Run, places: dict[str, Path]) -> None:
+    alone = ("unshare", "--user", "--map-root-user", "--net")
+    if shutil.which("unshare") is None or subprocess.run([*alone, "true"], capture_output=True).returncode != 0:
+        pytest.skip("needs unshare of Linux, and the right to use it")
+    index_and_search(run, places, "01.png", prefix=alone, HOME=NOWHERE, VITRIEVE_CACHE=str(places["cache"]))
+
+
+def test_with_proxies_that_do_not_answer(run: Run, places: dict[str, Path]) -> None:
+    proxies = dict.fromkeys(("http_proxy", "https_proxy", "all_proxy"), "http://127.0.0.1:9")
+    index_and_search(run, places, "01.png", HOME=NOWHERE, VITRIEVE_CACHE=str(places["cache"]), **proxies)
+
+
+def test_with_a_umask_that_gives_others_nothing(run: Run, places: dict[str, Path]) -> None:
+    index_and_search(run, places, "01.png", umask=0o077, HOME=NOWHERE, VITRIEVE_CACHE=str(places["cache"]))
+    made = [places["index"], *places["index"].rglob("*")]
+    assert len(made) > 3
+    assert [path for path in made if stat.S_IMODE(path.stat().st_mode) & 0o077] == []
+
+
+@pytest.mark.parametrize("is_ascii", [False, True], ids=["as Python does it", "in ASCII"])
+def test_with_the_language_c(run: Run, places: dict[str, Path], is_ascii: bool) -> None:
+    (places["pictures"] / "01.png").rename(places["pictures"] / "Äpfel 1.png")
+    variables = {"LANG": "C", "LC_ALL": "C", "HOME": NOWHERE, "VITRIEVE_CACHE": str(places["cache"])}
+    if is_ascii:  # Python takes UTF-8 in the place of C, unless it is told not to
+        variables |= {"PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    index_and_search(run, places, "Äpfel 1.png", **variables)
+    helped = run("search", "--help", **variables)
+    assert helped.returncode == 0
+    assert "--index" in helped.stdout
+
+
+def test_help_needs_nothing(run: Run) -> None:
+    done = run("--help", umask=0o077, LANG="C", HOME=NOWHERE, VITRIEVE_CACHE=NOWHERE)
+    assert done.returncode == 0
+    assert done.stderr == ""
+
+
+def test_what_is_no_terminal_gets_lines_without_colors(run: Run, places: dict[str, Path]) -> None:
+    """A log of continuous integration: no carriage return, no sequence that a terminal obeys, asked for or not."""
+    words = ("--data", places["pictures"], "--index", places["index"], "--encoder", places["encoder"])
+    done = run("sync", *words, HOME=NOWHERE, VITRIEVE_CACHE=str(places["cache"]), TERM="xterm-256color", CI="true")
+    helped = run("sync", "--help", TERM="xterm-256color", CI="true")
+    assert (done.returncode, helped.returncode) == (0, 0)
+    assert "sync: 3/3, " in done.stderr
+    for text in (done.stdout, done.stderr, helped.stdout, helped.stderr):
+        assert "\r" not in text
+        assert "\x1b" not in text
