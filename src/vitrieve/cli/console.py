@@ -117,8 +117,11 @@ def print_json(value: Any) -> None:
     Raises:
         ValueError: A number is not finite: JSON has no spelling for it.
     """
+    stream = get_results()
+    # In ASCII, as with LANG=C, Python would spell an accented letter as \xNN, which is no escape of JSON.
+    is_ascii = not (getattr(stream, "encoding", None) or "utf-8").lower().startswith("utf")
     # What JSON lets stand inside a string and a terminal obeys is escaped too; the same value is read again.
-    print(escape_lines(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)), file=get_results())
+    print(escape_lines(json.dumps(value, indent=2, ensure_ascii=is_ascii, allow_nan=False)), file=stream)
 
 
 def print_result(*lines: str) -> None:
