@@ -31,6 +31,7 @@ ROWS = (
     ("syncing",),
     ("search",),
     ("curation",),
+    ("mapping",),
     ("serve",),
     ("reproduce",),
     ("doctor",),

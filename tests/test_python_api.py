@@ -48,6 +48,7 @@ FUNCTIONS = {
     "sync": "sync",
     "calibrate": "calibrate",
     "duplicates": "duplicates",
+    "map": "map_collection",
     "search": "Searcher",
     "explain": "explain_result",
     "serve": "create_app",

@@ -4,7 +4,7 @@ The files of this package in reading order, which is also the order of running a
 of import: ``quoting``, ``errors``, ``progress``, ``machine`` | ``settings``, ``objective/``, ``config``,
 ``recipes/`` | ``similarity/`` | ``artifacts`` | ``data/`` | ``model/`` | ``runtime/`` | ``embed/`` |
 ``evaluation/`` | ``training/`` | ``comparison/`` | ``index/`` | ``syncing/`` | ``search/`` | ``curation/`` |
-``serve/`` | ``reproduce/`` | ``doctor`` | ``cli/``.
+``mapping/`` | ``serve/`` | ``reproduce/`` | ``doctor`` | ``cli/``.
 
 The public names stand once, as imports in ``__init__.pyi``, where type checkers read them. Each is imported when it is
 first used (PEP 562), so that importing ``vitrieve`` costs nothing.

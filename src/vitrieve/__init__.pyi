@@ -65,6 +65,8 @@ from .evaluation.run import evaluate as evaluate
 from .index.open import build_index as build_index
 from .index.open import open_index as open_index
 from .index.store import IndexSettings as IndexSettings
+from .mapping.collection_map import CollectionMap as CollectionMap
+from .mapping.collection_map import map_collection as map_collection
 from .model.default import use_weights as use_weights
 from .model.pretrained import pull_weights as pull_weights
 from .model.published import PulledEncoder as PulledEncoder

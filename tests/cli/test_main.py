@@ -45,6 +45,7 @@ IN_ORDER = [
     "up",
     "calibrate",
     "duplicates",
+    "map",
     "search",
     "explain",
     "serve",

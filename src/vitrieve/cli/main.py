@@ -100,6 +100,7 @@ COMMANDS = {
     "duplicates": Command(
         "vitrieve.cli.duplicates", "find pictures that are there twice; move or link them, and undo it"
     ),
+    "map": Command("vitrieve.cli.map", "lay the pictures of an index out in the plane; a page with lasso and groups"),
     "search": Command("vitrieve.cli.search", "find the pictures most like a given one"),
     "explain": Command("vitrieve.cli.explain", "show which patches of a query and a result match"),
     "serve": Command("vitrieve.cli.serve", "serve an index as a search page, and to programs"),

@@ -37,6 +37,7 @@ class Material:
         fetch: Returns the records of some rows.
         load_encoder: Returns the encoder that made the vectors.
         failures: ``(image_id, reason)`` of pictures that have no vector.
+        info: What the index or the embeddings say about themselves; None for pictures without vectors.
     """
 
     image_ids: Sequence[str]
@@ -44,6 +45,7 @@ class Material:
     fetch: Callable[[Sequence[int]], list[ImageRecord]]
     load_encoder: Callable[[], Encoder]
     failures: tuple[tuple[str, str], ...] = ()
+    info: StoreInfo | None = None
 
 
 def open_material(
@@ -154,6 +156,7 @@ def _hold(embeddings: Embeddings, encoder: EncoderLike, *, device: Device = "aut
         encoder_source=embeddings.encoder_source,
         image_size=embeddings.image_size,
         embedding_dim=embeddings.vectors.shape[1],
+        license=embeddings.license,
     )
     return Material(
         image_ids=[record.image_id for record in records],
@@ -161,6 +164,7 @@ def _hold(embeddings: Embeddings, encoder: EncoderLike, *, device: Device = "aut
         fetch=lambda rows: [records[row] for row in rows],
         load_encoder=lambda: _load_for(info, encoder, device),
         failures=embeddings.failures,
+        info=info,
     )
 
 
@@ -189,6 +193,7 @@ def _open_index(folder: Path, encoder: EncoderLike, stack: ExitStack, *, has_vec
         vectors=vectors,
         fetch=fetch,
         load_encoder=lambda: _load_for(store.info, encoder, device),
+        info=store.info,
     )
 
 

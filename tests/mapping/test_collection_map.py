@@ -1,0 +1,133 @@
+"""The map as it is kept: made once, read again, made anew when the index changed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from vitrieve.data.records import ImageRecord
+from vitrieve.embed.collection import Embeddings
+from vitrieve.errors import ArtifactError, ConfigError, DataError
+from vitrieve.index.open import build_index, open_index
+from vitrieve.index.store import StoreKind
+from vitrieve.mapping import collection_map
+from vitrieve.mapping.collection_map import find_map, map_collection, write_points
+from vitrieve.similarity import normalize
+
+pytest.importorskip("openTSNE", reason="needs vitrieve[map]")
+
+
+def make_embeddings(num_images: int) -> Embeddings:
+    generator = np.random.default_rng(0)
+    centers = generator.normal(size=(4, 16))
+    labels = np.arange(num_images) % 4
+    vectors = normalize((centers[labels] + 0.3 * generator.normal(size=(num_images, 16))).astype(np.float32))
+    records = [
+        ImageRecord(
+            image_id=f"class{labels[row]}/{row:03}.png",
+            path=Path(f"/nowhere/{row}.png"),
+            label=int(labels[row]),
+            split="test",
+            metadata={"label": f"Class{labels[row]}", "x": "left", **({"price": f"{row}.5"} if row % 2 else {})},
+        )
+        for row in range(num_images)
+    ]
+    return Embeddings(
+        vectors=vectors,
+        records=tuple(records),
+        failures=(),
+        fingerprint="f" * 64,
+        encoder_source="tiny",
+        image_size=32,
+        license="",
+    )
+
+
+def make_index(folder: Path, num_images: int, store: StoreKind = "exact") -> Path:
+    build_index(make_embeddings(num_images), folder, store=store).close()
+    return folder
+
+
+def test_a_map_is_kept_and_computed_anew_only_when_the_index_changed(tmp_path: Path) -> None:
+    folder = make_index(tmp_path / "index", 60, "lance")
+    first = map_collection(folder)
+    assert (first.num_images, first.num_clusters, first.is_reused) == (60, 4, False)
+    labels = first.table["label"].to_pylist()
+    assert len({*zip(first.clusters.tolist(), labels, strict=True)}) == 4  # the groups are the classes
+    again = map_collection(folder)
+    assert again.is_reused
+    assert again.table.equals(first.table)
+    assert again.figures == first.figures
+    assert not map_collection(folder, seed=1).is_reused
+    with_other_seed = find_map(folder)
+    assert with_other_seed is not None
+    assert not np.array_equal(with_other_seed.places, first.places)
+
+    store = open_index(folder)
+    store.delete([first.image_ids[5]])
+    vectors, (record,) = store.get([first.image_ids[6]])
+    store.upsert(vectors, [replace(record, metadata={"label": "renamed"})])
+    store.close()
+    changed = map_collection(folder, seed=1)
+    assert (changed.num_images, changed.is_reused) == (59, False)
+    assert "renamed" in changed.table["label"].to_pylist()
+    store = open_index(folder)
+    store.upsert(vectors, [replace(record, metadata={"label": "once more"})])
+    store.close()
+    metadata_only = map_collection(folder, seed=1)
+    assert metadata_only.is_reused
+    assert "once more" in metadata_only.table["label"].to_pylist()
+    assert not open_index(folder).verify()
+
+
+def test_one_seed_gives_one_map(tmp_path: Path) -> None:
+    one, other = (map_collection(make_index(tmp_path / name, 40)) for name in ("one", "other"))
+    assert one.table.equals(other.table)
+    assert one.digest == other.digest
+
+
+@pytest.mark.parametrize("num_images", [1, 2, 3])
+def test_few_pictures_have_a_map(tmp_path: Path, num_images: int) -> None:
+    made = map_collection(make_index(tmp_path / "index", num_images))
+    assert made.places.shape == (num_images, 2)
+    assert made.num_clusters == 1
+    assert made.to_json()["num_images"] == num_images
+
+
+def test_points_are_a_plain_table(tmp_path: Path) -> None:
+    made = map_collection(make_index(tmp_path / "index", 12))
+    write_points(made, tmp_path / "new" / "points.parquet")
+    table = pq.read_table(tmp_path / "new" / "points.parquet")
+    assert table.column_names == ["image_id", "x", "y", "cluster", "label", "price", "metadata_x"]
+    assert table["metadata_x"].to_pylist() == ["left"] * 12
+    assert table["price"].null_count == 6
+    assert np.abs(np.stack([table["x"], table["y"]])).max() <= 1
+
+
+def test_what_cannot_be_mapped_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ArtifactError, match="no finished index"):
+        map_collection(tmp_path / "nothing")
+    folder = make_index(tmp_path / "index", 3)
+    monkeypatch.setattr(collection_map, "MAX_IMAGES", 2)
+    with pytest.raises(ConfigError, match="holds 3 pictures; a map takes at most 2"):
+        map_collection(folder)
+    store = open_index(folder)
+    store.delete(list(store.image_ids()))
+    store.close()
+    with pytest.raises(DataError, match="holds no picture"):
+        map_collection(folder)
+
+
+def test_a_damaged_map_is_made_anew(tmp_path: Path) -> None:
+    folder = make_index(tmp_path / "index", 10)
+    assert find_map(folder) is None
+    made = map_collection(folder)
+    made.path.write_bytes(made.path.read_bytes()[:-20])
+    assert find_map(folder) is None
+    assert not map_collection(folder).is_reused
+    pq.write_table(made.table.replace_schema_metadata(None), made.path)
+    assert find_map(folder) is None
