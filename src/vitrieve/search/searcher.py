@@ -87,6 +87,7 @@ class Searcher:
         self.encoder = encoder
         self.threshold = threshold
         self.kept = kept
+        self.folder = folder
         self.parts = PartStore(folder, encoder)
         self.words = KeptWords(store)
         self._open_again: Callable[[Encoder | str | Path | None], Searcher] | None = None

@@ -1,4 +1,4 @@
-"""The page of a map: what its script is given, and the page as one file, which ``vitrieve map --html`` writes.
+"""The page of a map: what its script is given, the map of a service, and the page as one file (``vitrieve map``).
 
 The script draws with WebGL, and without it on a plain canvas; it is one file of ours, ``static/map.js``.
 """
@@ -6,6 +6,9 @@ The script draws with WebGL, and without it on a plain canvas; it is one file of
 from __future__ import annotations
 
 import base64
+import hashlib
+import json
+import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
@@ -22,7 +25,8 @@ from vitrieve.data.decode import read_image_bytes, shrink, to_data_uri
 from vitrieve.data.records import ImageRecord
 from vitrieve.errors import DataError, DecodeError, UnreachableError
 from vitrieve.index.filter import is_date, read_number
-from vitrieve.mapping.collection_map import CollectionMap
+from vitrieve.index.folder import FileStamp, read_stamp
+from vitrieve.mapping.collection_map import MAP_NAME, CollectionMap, find_map
 from vitrieve.progress import track
 from vitrieve.serve.views import TITLE_KEYS, build_environment, find_title
 
@@ -250,6 +254,58 @@ def spread_rows(places: np.ndarray, num_rows: int) -> list[int]:
                 chosen.setdefault(row)
         side *= 2
     return list(chosen)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServedMap:
+    """A map as the service holds it.
+
+    Attributes:
+        view: What the page shows.
+        data: What its script is given, as JSON.
+        tag: What tells it from the next one.
+    """
+
+    view: MapView
+    data: bytes
+    tag: str
+
+
+class KeptMap:
+    """The map of an index that is served, held in memory, and read anew when its file changed; for several threads.
+
+    Args:
+        folder: Folder of the index; None: there is no map.
+        link: Spells the address of a picture, of its name.
+    """
+
+    def __init__(self, folder: Path | None, link: Callable[[str], str]) -> None:
+        self._path = None if folder is None else folder / MAP_NAME
+        self._link = link
+        self._lock = threading.Lock()
+        self._held: tuple[FileStamp, ServedMap | None] | None = None
+
+    def is_there(self) -> bool:
+        """Say whether there is a map, without reading it."""
+        return self._path is not None and self._path.is_file()
+
+    def find(self) -> ServedMap | None:
+        """Return the map; None where there is none that can be read."""
+        stamp = None if self._path is None else read_stamp(self._path)
+        if self._path is None or stamp is None:
+            return None
+        with self._lock:  # 100,000 pictures take two seconds: once is enough
+            if self._held is None or self._held[0] != stamp:
+                self._held = (stamp, self._read(self._path.parent))
+            return self._held[1]
+
+    def _read(self, folder: Path) -> ServedMap | None:
+        found = find_map(folder)
+        if found is None:
+            return None
+        view = MapView(found, self._link)
+        data = json.dumps(view.build_data(), separators=(",", ":")).encode()
+        return ServedMap(view=view, data=data, tag=f'"{hashlib.sha256(data).hexdigest()[:32]}"')
 
 
 def write_map_page(collection_map: CollectionMap, path: Path | str) -> None:

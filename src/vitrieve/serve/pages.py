@@ -55,6 +55,11 @@ MAX_VALUE_LENGTH = 60
 _HELPER_FIELDS = ("column", "operator", "value", "words", "sign", "x_1", "y_1", "x_2", "y_2")
 MAX_LOGIN_BYTES = 64 * 1024
 """Size of the one form that strangers may send: their bodies must not take the memory that pictures need."""
+NO_MAP = {
+    "status": 404,
+    "title": "There is no map yet",
+    "detail": "The command vitrieve map --index INDEX draws one; it is shown here from then on.",
+}
 EXPIRED = "This picture is no longer here"
 
 
@@ -116,7 +121,9 @@ def _list_values(answer: SearchAnswer | None) -> list[str]:
 
 async def _show_start(service: Service) -> Response:
     num_images, records = await service.look_up(lambda: (service.searcher.store.count(), _choose_samples(service)))
-    page = service.renderer.render("start.html", num_images=num_images, samples=describe_samples(records))
+    page = service.renderer.render(
+        "start.html", num_images=num_images, samples=describe_samples(records), has_map=service.map.is_there()
+    )
     return HTMLResponse(page)
 
 
@@ -292,6 +299,37 @@ async def get_overlay(request: Request, image_id: str, service: CurrentService) 
         return encode_jpeg(explain_result(service.searcher, examples[0], image_id).overlay)
 
     return answer_jpeg(await service.compute(draw))
+
+
+@router.get("/map")
+async def show_map(service: CurrentService) -> Response:
+    """Show the map of the collection."""
+
+    def render() -> str | None:
+        served = service.map.find()
+        if served is None:
+            return None
+        return service.renderer.render(
+            "map.html",
+            view=served.view,
+            num_images=service.searcher.store.count(),
+            max_examples=service.limits.examples,
+        )
+
+    page = await service.look_up(render)
+    return _show_problem(service, NO_MAP) if page is None else HTMLResponse(page)
+
+
+@router.get("/map/data")
+async def get_map_data(request: Request, service: CurrentService) -> Response:
+    """Send what the map's script draws; a browser that has it is only told so."""
+    served = await service.look_up(service.map.find)
+    if served is None:
+        raise HTTPException(404, NO_MAP["detail"])
+    headers = {"ETag": served.tag}
+    if request.headers.get("if-none-match") == served.tag:
+        return Response(status_code=304, headers=headers)
+    return Response(served.data, media_type="application/json", headers=headers)
 
 
 @router.post("/uploads")

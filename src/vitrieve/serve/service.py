@@ -17,12 +17,13 @@ from vitrieve.errors import ArtifactError, ReplacedError
 from vitrieve.search.request import SearchAnswer, SearchRequest
 from vitrieve.search.searcher import Searcher
 from vitrieve.serve.body import BodyReader
+from vitrieve.serve.map_page import KeptMap
 from vitrieve.serve.metrics import Metrics
 from vitrieve.serve.middleware import TIMINGS, log_event, log_failure
 from vitrieve.serve.pictures import Pictures
 from vitrieve.serve.settings import Limits, ProxySettings
 from vitrieve.serve.uploads import KeptUploads, SharedUploads, Uploads
-from vitrieve.serve.views import Renderer
+from vitrieve.serve.views import Address, Renderer
 
 T = TypeVar("T")
 
@@ -142,7 +143,9 @@ class Service:
     def _serve(self, searcher: Searcher) -> None:
         self.searcher = searcher
         self.pictures = Pictures(searcher.store, self.limits)
-        self.renderer = Renderer(searcher.store.info, self.limits, root_path=self.proxy.root_path)
+        root_path = self.proxy.root_path
+        self.map = KeptMap(searcher.folder, lambda image_id: root_path + Address(plus=(image_id,)).spell())
+        self.renderer = Renderer(searcher.store.info, self.limits, root_path=root_path)
 
     def begin(self) -> None:
         """Begin what goes on in the background; to be called on the event loop."""

@@ -16,6 +16,8 @@ async function go(address, { isBack = false, scroll = 0 } = {}) {
   if (!answer) return;
   const { response, text } = answer;
   const next = new DOMParser().parseFromString(text, "text/html");
+  const isMap = [document, next].some((one) => one.getElementById("map")); // its script belongs to its own document
+  if (isMap) return isBack ? location.reload() : location.assign(address);
   if (!next.getElementById("page")) return location.assign(address); // no page of ours: a file
   if (!isBack) {
     history.replaceState({ scroll: scrollY }, "");
@@ -75,6 +77,7 @@ addEventListener("popstate", (event) => {
 document.addEventListener("click", (event) => {
   const link = event.target.closest("a[href]");
   const isPlain = event.button === 0 && !event.ctrlKey && !event.metaKey && !event.shiftKey && !event.altKey;
+  if (document.getElementById("map")) return; // every link of the map leads to another document
   if (!link || !isPlain || event.defaultPrevented || link.origin !== location.origin) return;
   if (![`${root}/`, `${root}/compare`].includes(link.pathname) || link.hash) return;
   event.preventDefault();
