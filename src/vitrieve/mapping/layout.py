@@ -21,7 +21,7 @@ import numpy as np
 from vitrieve.errors import ConfigError
 from vitrieve.mapping.neighbors import Neighbors
 from vitrieve.progress import track
-from vitrieve.similarity import BLOCK_BYTES, FloatArray, similarity
+from vitrieve.similarity import BLOCK_BYTES, FloatArray, similarity_chunks
 
 NUM_NEIGHBORS = 30
 """Neighbors of each picture that are to stay near."""
@@ -154,15 +154,15 @@ def measure_layout(vectors: FloatArray, places: FloatArray, *, seed: int = 0) ->
         return {}
     chosen = np.random.default_rng(seed).permutation(num_images)[:NUM_MEASURED]
     num_kept = num_excess = 0
-    for row in chosen.tolist():
-        similarities = similarity(vectors[row : row + 1], vectors)[0].astype(np.float64)
-        similarities[row] = -np.inf
-        ranks = np.empty(num_images, dtype=np.int64)
-        ranks[np.argsort(-similarities, kind="stable")] = np.arange(1, num_images + 1)
-        distances = np.square(places - places[row], dtype=np.float64).sum(axis=1)
-        distances[row] = np.inf
-        near = ranks[np.argsort(distances, kind="stable")[:k]]
-        num_kept += int(np.count_nonzero(near <= k))
-        num_excess += int(np.maximum(near - k, 0).sum())
+    for chunk, block in similarity_chunks(vectors[chosen], vectors):
+        for row, similarities in zip(chosen[chunk].tolist(), block, strict=True):
+            similarities[row] = -np.inf
+            ranks = np.empty(num_images, dtype=np.int64)
+            ranks[np.argsort(-similarities, kind="stable")] = np.arange(1, num_images + 1)
+            distances = np.square(places - places[row], dtype=np.float64).sum(axis=1)
+            distances[row] = np.inf
+            near = ranks[np.argsort(distances, kind="stable")[:k]]
+            num_kept += int(np.count_nonzero(near <= k))
+            num_excess += int(np.maximum(near - k, 0).sum())
     most = len(chosen) * k * (2 * num_images - 3 * k - 1) / 2
     return {"neighbor_recall": num_kept / (len(chosen) * k), "trustworthiness": 1 - num_excess / most}

@@ -320,7 +320,7 @@ function choose(rows) {
   colorAll();
   ask();
   find("map-chosen").hidden = rows.length === 0;
-  find("map-chosen-title").textContent = `${rows.length.toLocaleString("en")} ${rows.length === 1 ? "picture" : "pictures"} chosen`;
+  find("map-count").textContent = `${rows.length.toLocaleString("en")} ${rows.length === 1 ? "picture" : "pictures"} chosen`;
   const cards = find("map-cards");
   cards.replaceChildren();
   for (const row of rows.slice(0, MOST_CARDS)) addCard(cards, row);
