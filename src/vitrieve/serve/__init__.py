@@ -13,6 +13,7 @@ The files in reading order:
 - ``service.py`` is one running service: its workers, and the index that is being served.
 - ``api.py`` has the endpoints for programs.
 - ``views.py`` is what the templates are given, and the address that says what a page shows; also as one file.
+- ``map_page.py`` is the page of a map, in the service and as one file.
 - ``pages.py`` has the endpoints for people, and the answer to an exception.
 - ``server.py`` runs all of it with uvicorn, and bounds every connection.
 - ``processes.py`` runs several of that at one address.

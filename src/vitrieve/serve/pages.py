@@ -325,7 +325,7 @@ async def get_map_data(request: Request, service: CurrentService) -> Response:
     """Send what the map's script draws; a browser that has it is only told so."""
     served = await service.look_up(service.map.find)
     if served is None:
-        raise HTTPException(404, NO_MAP["detail"])
+        raise HTTPException(404, str(NO_MAP["detail"]))
     headers = {"ETag": served.tag}
     if request.headers.get("if-none-match") == served.tag:
         return Response(status_code=304, headers=headers)

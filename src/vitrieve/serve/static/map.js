@@ -7,9 +7,9 @@ const canvas = find("map-canvas");
 const { source, search } = box.dataset;
 const MOST_CARDS = 120;
 const MOST_NAMES = 24; // in a group of the list
-const NEAR = 400; // with so few pictures in view, thumbnails are shown
+const NEAR = 300; // with so few pictures in view, thumbnails are shown
 const MOST_THUMBNAILS = 80;
-const CELL_PX = 64; // at most one thumbnail in each
+const APART_PX = 62; // thumbnails do not cover each other
 const REACH_PX = 12; // how far from a point it is still meant
 const CLICK_PX = 5;
 const MOST_ADDRESS = 6000; // characters of a search's address
@@ -278,12 +278,12 @@ function chooseThumbnails() {
   visit(x1, y1, x2, y2, (row) => rows.push(row) > NEAR);
   const wanted = new Set();
   if (rows.length <= NEAR) {
-    const taken = new Set();
+    const taken = [];
     for (const row of rows) {
       const [x, y] = toScreen(row);
-      const cell = `${Math.floor(x / CELL_PX)} ${Math.floor(y / CELL_PX)}`;
-      if (wanted.size < MOST_THUMBNAILS && !taken.has(cell) && findThumbnail(row)) {
-        taken.add(cell);
+      const isFree = taken.every((one) => Math.max(Math.abs(one[0] - x), Math.abs(one[1] - y)) >= APART_PX);
+      if (isFree && wanted.size < MOST_THUMBNAILS && findThumbnail(row)) {
+        taken.push([x, y]);
         wanted.add(row);
       }
     }
@@ -320,7 +320,9 @@ function choose(rows) {
   colorAll();
   ask();
   find("map-chosen").hidden = rows.length === 0;
-  find("map-count").textContent = `${rows.length.toLocaleString("en")} ${rows.length === 1 ? "picture" : "pictures"} chosen`;
+  const count = `${rows.length.toLocaleString("en")} ${rows.length === 1 ? "picture" : "pictures"} chosen`;
+  find("map-chosen-title").textContent = count;
+  find("map-said").textContent = count;
   const cards = find("map-cards");
   cards.replaceChildren();
   for (const row of rows.slice(0, MOST_CARDS)) addCard(cards, row);
