@@ -233,8 +233,8 @@ function draw() {
   const width = stage.clientWidth, height = stage.clientHeight;
   const wide = Math.round(width * devicePixelRatio), high = Math.round(height * devicePixelRatio);
   if (canvas.width !== wide || canvas.height !== high) Object.assign(canvas, { width: wide, height: high });
-  const point = Math.min(16, Math.max(1.6, 170 / Math.sqrt(size), 2) * view.zoom ** 0.4);
-  painter.draw(width, height, perUnit(), Math.min(point, 16));
+  const point = Math.min(16, Math.max(2.2, 300 / Math.sqrt(size)) * view.zoom ** 0.4);
+  painter.draw(width, height, perUnit(), point);
   stage.dataset.frames = Number(stage.dataset.frames ?? 0) + 1;
   moveThumbnails();
 }
