@@ -1,15 +1,17 @@
 """Train a general encoder on collections that anybody may train on, and judge it on those that it never saw.
 
-    python benchmarks/general_encoder.py OUT [--seeds 0 1 2] [--steps 200] [--rule mixed] [--quick]
+    python benchmarks/general_encoder.py OUT [--seeds 0 1 2] [--steps 200] [--rule mixed] [--left-out emoji] [--quick]
 
 Leave one collection out: for each of Grocery, emoji and `clothing-small` an encoder is trained on *all* classes of the
 other two, and measured on the test classes of the one left out. One more is trained on all three, and measured on the
 birds of cub200-subset, on which nothing is ever trained, because its terms forbid it. The frozen start is measured on
-the same. What is held out to choose a state are classes of the collections that train.
+the same. What is held out to choose a state are classes of the collections that train. Each encoder is measured twice:
+with all its weights, and as the difference of rank 8 from its start, the form in which one ships with the package.
 
 A line of OUT/results.jsonl is a finished run, which is not repeated; a run that was stopped goes on. After each run, or
 with --table alone, OUT/general_encoder.json and OUT/general_encoder.md tell the mean and deviation over the seeds. The
-encoders stay in OUT/encoders. A seed is four runs, each a training and a measurement; --quick is one step of one seed.
+encoders stay in OUT/encoders. A seed is four runs, each a training and a measurement, fewer with --left-out; --quick is
+one step of one seed.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ from contest import describe_machine
 
 from vitrieve.config import Config
 from vitrieve.data.several import read_sources
+from vitrieve.evaluation.export import export
 from vitrieve.evaluation.protocols import DataChoices, read_evaluation_data
 from vitrieve.evaluation.run import evaluate
 from vitrieve.model.artifact import ENCODER_SUBFOLDER
@@ -41,6 +44,7 @@ from vitrieve.settings import override_config
 from vitrieve.training.run import train
 
 FROZEN = "frozen"
+DELTA_RANK = 8
 START = "dinov2-vits14"
 """Weights that every run begins with: not the default start, which is the general encoder itself."""
 
@@ -88,6 +92,8 @@ class Plan:
         overrides: Settings that differ from the recipe's, apart from the seed.
         seeds: Seeds of the runs.
         tests: What is measured.
+        chosen: Collections that are left out in turn; all that can be where empty.
+        delta_rank: Rank of the difference that is measured, too; None, as where the start has no name: none.
     """
 
     sources: Mapping[str, str]
@@ -95,11 +101,14 @@ class Plan:
     overrides: Mapping[str, Any] = field(default_factory=dict)
     seeds: Sequence[int] = (0, 1, 2)
     tests: Sequence[Test] = TESTS
+    chosen: Sequence[str] = ()
+    delta_rank: int | None = DELTA_RANK
 
     @property
     def left_out(self) -> list[str]:
         """What is left out in turn: a collection of `TRAINING`, or the judge, for the encoder of all of them."""
-        return [name for name in (*TRAINING, JUDGE) if name in self.sources]
+        names = (*TRAINING, JUDGE)
+        return [name for name in names if name in self.sources and name in (self.chosen or names)]
 
     def list_trained(self, left_out: str) -> list[str]:
         """List the collections that train where one is left out."""
@@ -156,12 +165,21 @@ def train_and_measure(plan: Plan, left_out: str, seed: int, out: Path) -> dict[s
         train(named, plan.recipe, run, resume=True, report=False, **plan.overrides, seed=seed)
     summary = json.loads((run / "manifest.json").read_text())
     tests = measure(plan, load_encoder(run), left_out)
+    small: dict[str, Any] = {}
+    if plan.delta_rank is not None:
+        made = export(run, kept.with_name(f"{label}-delta"), delta_rank=plan.delta_rank, overwrite=True)
+        small = {"small_tests": measure(plan, load_encoder(made.folder), left_out), "small_bytes": made.num_bytes}
     shutil.rmtree(kept, ignore_errors=True)
     kept.parent.mkdir(parents=True, exist_ok=True)
     (run / ENCODER_SUBFOLDER).rename(kept)
     shutil.rmtree(run)  # its states are six times as large as the encoder
     names = ("data", "protocol", "sources", "kept_step", "num_steps", "holdout_map_at_r", "seconds")
-    return {**{name: summary[name] for name in names}, "encoder": str(kept.relative_to(out)), "tests": tests}
+    return {
+        **{name: summary[name] for name in names},
+        "encoder": str(kept.relative_to(out)),
+        "tests": tests,
+        **small,
+    }
 
 
 def run_plan(plan: Plan, out: Path) -> None:
@@ -215,6 +233,7 @@ def summarize(plan: Plan, lines: Sequence[dict[str, Any]]) -> list[dict[str, Any
         frozen = next((line["tests"][test.name] for line in own if line["seed"] is None), None)
         for metric in test.metrics if tuned else ():
             values = [line["tests"][test.name][metric] for line in tuned]
+            small = [line["small_tests"][test.name][metric] for line in tuned if "small_tests" in line]
             rows.append(
                 {
                     **asdict(test),
@@ -223,6 +242,7 @@ def summarize(plan: Plan, lines: Sequence[dict[str, Any]]) -> list[dict[str, Any
                     "mean": statistics.mean(values),
                     "deviation": statistics.stdev(values) if len(values) > 1 else None,
                     "values": values,
+                    "mean_small": statistics.mean(small) if small else None,
                     "trained_on": {one["name"]: one for one in tuned[0]["sources"]},
                     "mean_seconds": statistics.mean(line["seconds"] for line in tuned),
                 }
@@ -233,10 +253,9 @@ def summarize(plan: Plan, lines: Sequence[dict[str, Any]]) -> list[dict[str, Any
 def format_table(plan: Plan, lines: Sequence[dict[str, Any]]) -> str:
     """Write a row for each test, its metrics in percent, frozen and tuned."""
     summary = summarize(plan, lines)
-    rows = [
-        "| measured on, never trained on | trained on all classes of | metric, % | frozen | trained | seconds |",
-        "|---|---|---|---|---|---|",
-    ]
+    names = ("measured on, never trained on", "trained on all classes of", "metric, %", FROZEN, "trained")
+    names += (f"its rank {plan.delta_rank}", "seconds")
+    rows = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
     for row in summary:
         test = Test(**{name: row[name] for name in ("collection", "protocol", "classes")})
         trained = ", ".join(
@@ -246,7 +265,8 @@ def format_table(plan: Plan, lines: Sequence[dict[str, Any]]) -> str:
         )
         deviation = "" if row["deviation"] is None else f" ± {100 * row['deviation']:.1f}"
         frozen = "" if row["frozen"] is None else f"{100 * row['frozen']:.1f}"
-        figures = f"{frozen} | {100 * row['mean']:.1f}{deviation} (n={len(row['values'])})"
+        small = "" if row["mean_small"] is None else f"{100 * row['mean_small']:.1f}"
+        figures = f"{frozen} | {100 * row['mean']:.1f}{deviation} (n={len(row['values'])}) | {small}"
         rows.append(f"| {test.name} | {trained} | {row['metric']} | {figures} | {row['mean_seconds']:.0f} |")
     machines = {f"{line['date']}, {line['machine']['processor']}" for line in lines}
     settings = [f"{name} {value}" for name, value in plan.describe(JUDGE, plan.seeds[0])["settings"].items()]
@@ -259,6 +279,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--rule", default="mixed", choices=["mixed", "one", "together"])
+    parser.add_argument("--left-out", nargs="+", default=[], choices=[*TRAINING, JUDGE], help="only these in turn")
     parser.add_argument("--recipe", default="small")
     parser.add_argument("--set", nargs="+", default=[], metavar="SETTING=VALUE", help="further settings, as in Python")
     parser.add_argument("--quick", action="store_true", help="one step, one seed")
@@ -275,6 +296,7 @@ def main() -> None:
             **{name: read_setting(text) for name, text in changes.items()},
         },
         seeds=arguments.seeds[:1] if arguments.quick else arguments.seeds,
+        chosen=arguments.left_out,
     )
     if not arguments.table:
         run_plan(plan, arguments.out)

@@ -47,7 +47,7 @@ def test_no_encoder_is_measured_on_what_it_was_trained_on_and_finished_runs_are_
     ]
     model = {"model.backbone": "test_vit", "model.weights": str(tiny_weights), "model.image_size": 32}
     settings = {"loader.sources": "mixed", "num_steps": 1, "batch_size": 8, "num_threads": 1, "holdout": False}
-    plan = script.Plan(sources=sources, overrides={**model, **settings}, seeds=[7], tests=tests)
+    plan = script.Plan(sources=sources, overrides={**model, **settings}, seeds=[7], tests=tests, delta_rank=None)
     out = tmp_path / "out"
 
     def find_runs() -> dict[tuple[str, int | None], dict[str, Any]]:
