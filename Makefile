@@ -62,10 +62,10 @@ DEPRECATED := -W default::DeprecationWarning -W default::PendingDeprecationWarni
 DEPRECATED += -W default::pytest.PytestUnraisableExceptionWarning
 test-lowest: ## Run the tests, without training, with the lowest allowed versions (its own environment)
 	test -x $(LOWEST)/bin/python || $(PYTHON) -m venv $(LOWEST)
-	$(LOWEST)/bin/python .ci/lowest.py train emoji serve heic milvus pgvector remote test | sed '/^torch\(vision\)\{0,1\}==/d' > $(LOWEST)/lowest.txt
+	$(LOWEST)/bin/python .ci/lowest.py train emoji serve heic hub milvus pgvector remote words ray test | sed '/^torch\(vision\)\{0,1\}==/d' > $(LOWEST)/lowest.txt
 	$(LOWEST)/bin/python -m pip install --disable-pip-version-check torch==2.14.1 torchvision==0.29.1
 	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check --constraint $(LOWEST)/lowest.txt \
-	    --editable '.[train,emoji,serve,heic,milvus,pgvector,remote,test]'
+	    --editable '.[train,emoji,serve,heic,hub,milvus,pgvector,remote,words,ray,test]'
 	$(LOWEST)/bin/pytest --quiet $(DEPRECATED) --ignore=tests/training
 
 # The demo is four artifacts, each made by one command from the one before. A manifest is written last, so it

@@ -8,10 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from vitrieve import EmbedSettings, build_index, duplicates, embed_collection, embed_images, open_index, read_collection
-from vitrieve.curation.copies import choose_threshold
+from vitrieve.curation import links
+from vitrieve.curation.copies import COPIES
 from vitrieve.curation.duplicates import group_by_best
+from vitrieve.curation.links import choose_threshold
+from vitrieve.curation.material import embed_material
 from vitrieve.embed.collection import Embeddings
 from vitrieve.errors import ConfigError, DataError, FingerprintError
 from vitrieve.runtime.encoder import Encoder
@@ -54,11 +58,38 @@ def test_the_json_has_the_fields_that_programs_read(album: Path) -> None:
 
 def test_calibrated_thresholds_are_the_same_twice_and_said(album: Path, encoder: Encoder) -> None:
     near, scene = duplicates(album, encoder), duplicates(album, encoder, level="same-scene")
-    assert near.calibration == scene.calibration
+    assert near == duplicates(album, encoder)
     assert near.calibration is not None
-    assert near.threshold == near.calibration.near >= near.calibration.same_scene == scene.threshold
+    assert scene.calibration is not None
+    assert near.calibration.least_fit == scene.calibration.least_fit
+    assert near.threshold is near.calibration.same_scene is None
+    assert scene.threshold == scene.calibration.same_scene
     assert near.calibration.num_sampled == 11
     assert set(near.calibration.found) >= {"crop", "resize", "jpeg", "flip", "color", "border", "text"}
+
+
+def test_near_finds_copies_of_every_kind_and_same_scene_has_them_too(
+    tmp_path: Path, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(links, "NUM_NEAREST", 19)  # all others: the encoder of the tests has learnt nothing
+    folder, generator = tmp_path / "pictures", np.random.default_rng(0)
+    folder.mkdir()
+    for number in range(12):
+        blocks = Image.fromarray(generator.integers(0, 256, (7, 9, 3), dtype=np.uint8))
+        picture = blocks.resize((180, 140), Image.Resampling.BICUBIC)
+        picture.save(folder / f"{number:02}.png")
+        if number < len(COPIES):
+            kind, make = list(COPIES.items())[number]
+            make(picture, generator).save(folder / f"{number:02}-{kind}.png")
+    pairs = {frozenset([f"{number:02}.png", f"{number:02}-{kind}.png"]) for number, kind in enumerate(COPIES)}
+    near = duplicates(folder, encoder)
+    assert {frozenset(group.image_ids) for group in near.groups} == pairs
+    assert {group.level for group in near.groups} <= {"near", "exact"}
+    material = embed_material(encoder, read_collection(str(folder)))
+    scene = links.find_links(material, "same-scene")
+    linked = zip(scene.pairs.first.tolist(), scene.pairs.second.tolist(), scene.is_copy.tolist(), strict=True)
+    names = material.image_ids
+    assert pairs == {frozenset([names[one], names[other]]) for one, other, is_copy in linked if is_copy}
 
 
 def test_an_index_and_its_embeddings_give_the_same_groups(album: Path, encoder: Encoder, tmp_path: Path) -> None:

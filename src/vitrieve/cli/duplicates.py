@@ -29,7 +29,8 @@ class Arguments:
     """exact: the same pixels; near: copies that were cropped, resized, compressed, mirrored, colored, framed or written
     on; same-scene: also pictures that share about half of what they show."""
     threshold: float | None = None
-    """Similarity from which two pictures belong together; None: calibrated on copies of the collection's pictures."""
+    """Similarity from which two pictures belong together, whatever their pixels are; None: pixels decide about copies,
+    and what is enough is calibrated on copies of the collection's own pictures."""
     encoder: str | None = None
     """A run, an encoder folder or a weights name; None: that of the index, and for pictures the default."""
     exclude: Exclude = ()

@@ -3,7 +3,9 @@
 In reading order:
     material.py     the pictures of a collection, embeddings or an index, and their vectors
     looking.py      what the pixels of one picture tell: size, sharpness, darkness, and whether two are the same
-    copies.py       copies of pictures as people make them, and thresholds that tell copies from other pictures
+    copies.py       copies of pictures as people make them
+    registration.py how well one picture fits somewhere into another
+    links.py        which pictures are copies or show the same scene, and what they need to count as such
     duplicates.py   groups of copies, and which picture of each is the best
     acting.py       moving or linking what is there twice, and undoing it
     labels.py       labels that the other pictures contradict, classes that overlap, outliers

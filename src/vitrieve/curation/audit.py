@@ -15,7 +15,6 @@ from typing import Any, Literal
 import numpy as np
 
 from vitrieve.config import Device
-from vitrieve.curation.copies import CopyThresholds, calibrate_copies
 from vitrieve.curation.labels import (
     OUTLIER_DEVIATIONS,
     choose_num_neighbors,
@@ -24,6 +23,7 @@ from vitrieve.curation.labels import (
     measure_outliers,
     score_labels,
 )
+from vitrieve.curation.links import CopyThresholds, Links, find_links
 from vitrieve.curation.looking import Look, look_at_all
 from vitrieve.curation.material import EncoderLike, Material, embed_material, take_embeddings
 from vitrieve.data.records import Dataset, ImageRecord
@@ -32,7 +32,6 @@ from vitrieve.errors import ConfigError
 from vitrieve.model.default import choose_default_encoder
 from vitrieve.progress import print_message
 from vitrieve.runtime.encoder import Encoder, load_encoder
-from vitrieve.similarity import pairs_above
 
 MAX_LIGHTNESS = 0.3
 """A picture is dark where the strongest channel of 99 % of its pixels is below this value."""
@@ -110,8 +109,8 @@ class AuditReport:
         overlapping_classes: Classes that lie on each other.
         odd: Kind -> unusual pictures.
         unreadable: ``(image_id, reason)``.
-        threshold: Similarity from which two pictures count as copies; None where there was nothing to compare.
-        calibration: How the threshold was chosen; None where it was given.
+        threshold: Similarity from which two pictures count as copies; None where pixels decide.
+        calibration: How well copies fit each other; None where a threshold was given, or nothing was there to compare.
         notes: What could not be looked at, and why.
         label_names: All labels.
         records: The pictures, by name.
@@ -174,7 +173,7 @@ def audit(
         data: A labeled source, or a data set.
         encoder: The encoder, or where it is; None: that of ``embeddings``, and without them the default.
         embeddings: Folder with embeddings of the same source, so that no picture is embedded again; None: all are.
-        threshold: Similarity from which two pictures are copies; None: calibrated, as by ``duplicates``.
+        threshold: Similarity from which two pictures are copies; None: pixels decide, as in ``duplicates``.
         protocol: One of the source's protocols; None: its first.
         exclude: Patterns of what to leave out of a folder, with the rules of gitignore.
         device: Where an encoder that is loaded here computes; ``auto``: on a GPU where torch sees one.
@@ -203,11 +202,8 @@ def audit_material(dataset: Dataset, material: Material, threshold: float | None
     """Audit a data set whose pictures are embedded, as ``audit`` does."""
     records = material.fetch(range(len(material.image_ids)))
     looks = look_at_all(records, show_progress=True)
-    calibration = None
-    if threshold is None and len(records) > 1:
-        calibration = calibrate_copies(material.load_encoder(), material)
-        threshold = calibration.near
-    near = _list_near(dataset, material, records, threshold) if threshold is not None else []
+    links = find_links(material, "near", threshold)
+    near = _list_near(dataset, records, links)
     errors, overlaps, outliers = _judge(dataset, material, records)
     late = {record.image_id: look for record, look in zip(records, looks, strict=True) if isinstance(look, str)}
     return AuditReport(
@@ -220,7 +216,7 @@ def audit_material(dataset: Dataset, material: Material, threshold: float | None
         odd={"outlier": outliers, **_find_odd(dataset, records, looks)},
         unreadable=(*material.failures, *late.items()),
         threshold=threshold,
-        calibration=calibration,
+        calibration=links.calibration,
         notes=tuple(_list_notes(records)),
         label_names=dataset.label_names,
         records={record.image_id: record for record in records},
@@ -283,13 +279,11 @@ def _judge(
     return tuple(errors), tuple(overlaps), outliers
 
 
-def _list_near(
-    dataset: Dataset, material: Material, records: Sequence[ImageRecord], threshold: float
-) -> list[NearPair]:
+def _list_near(dataset: Dataset, records: Sequence[ImageRecord], links: Links) -> list[NearPair]:
     """List the copies that are not of one class and one side of the test, the most similar first."""
     labels = np.array([record.label for record in records], dtype=np.int64)
     is_test = np.array([record.split == "test" for record in records], dtype=bool)
-    pairs = pairs_above(material.vectors, threshold)
+    pairs = links.pairs
     is_wrong = (labels[pairs.first] != labels[pairs.second]) | (is_test[pairs.first] != is_test[pairs.second])
     columns = (column[is_wrong].tolist() for column in pairs)
     found = []

@@ -1,33 +1,14 @@
-"""Copies of pictures as people make them, and thresholds that tell copies from other pictures.
-
-What a similarity means depends on the encoder and on the collection: two packages of milk may be nearer than a picture
-and its mirror image. So the thresholds are calibrated on the collection itself. Copies of some of its pictures are
-made, and their similarity to the original is compared with that of the nearest other picture.
-"""
+"""Copies of pictures as people make them, for calibrating and measuring the search for duplicates."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageEnhance, ImageFont, ImageOps
 
-from vitrieve.curation.material import Material
-from vitrieve.data.decode import encode_jpeg, read_image
-from vitrieve.errors import DataError, DecodeError
-from vitrieve.runtime.encoder import Encoder
-from vitrieve.similarity import FloatArray, top_k
-
-NUM_SAMPLED = 100
-"""Pictures that copies are made of."""
-STRANGER_WEIGHT = 10
-"""At the level near, a picture that is wrongly taken for a copy counts as much as so many copies that are missed."""
-FOUND_SHARE = 0.95
-"""A threshold is never so low that more than this share of the copies is found."""
-SAME_PICTURE = 0.9999
-"""From this similarity on, a neighbor is the same picture, not a stranger."""
+from vitrieve.data.decode import encode_jpeg
 
 CopyMaker = Callable[[Image.Image, np.random.Generator], Image.Image]
 
@@ -107,107 +88,3 @@ def _crop_to_share(image: Image.Image, share: float, generator: np.random.Genera
     width, height = (max(1, round(side * share**0.5)) for side in image.size)
     left, top = (int(generator.integers(0, room + 1)) for room in (image.width - width, image.height - height))
     return image.crop((left, top, left + width, top + height))
-
-
-@dataclass(frozen=True, kw_only=True)
-class CopyThresholds:
-    """Similarities from which two pictures count as copies, and what they rest on.
-
-    Attributes:
-        near: Threshold of the level near.
-        same_scene: Threshold of the level same-scene, at most ``near``.
-        num_sampled: Pictures of which copies were made.
-        found: Kind of a copy -> share of the copies that the level near finds.
-        strangers: Share of the pictures whose nearest other picture would count as a copy, at the level near.
-    """
-
-    near: float
-    same_scene: float
-    num_sampled: int
-    found: Mapping[str, float]
-    strangers: float
-
-
-def calibrate_copies(encoder: Encoder, material: Material, *, num_sampled: int = NUM_SAMPLED) -> CopyThresholds:
-    """Choose thresholds on copies of the collection's own pictures.
-
-    The same collection gives the same thresholds: what is drawn depends on nothing else.
-
-    Args:
-        encoder: The encoder that made the vectors.
-        material: Pictures and vectors.
-        num_sampled: The most pictures of which copies are made.
-
-    Raises:
-        DataError: None of the sampled pictures can be read.
-    """
-    generator = np.random.default_rng(0)
-    num_pictures = len(material.image_ids)
-    rows = np.sort(generator.choice(num_pictures, min(num_sampled, num_pictures), replace=False))
-    originals, of_copies, of_halves = [], [], []
-    reason = ""
-    for row, record in zip(rows.tolist(), material.fetch(rows.tolist()), strict=True):
-        try:
-            image = read_image(record)
-        except DecodeError as error:
-            reason = f"{record.image_id}: {error}"
-            continue
-        pictures = [make(image, generator) for make in (*COPIES.values(), cut_half)]
-        similarities = encoder.encode(pictures) @ material.vectors[row]
-        originals.append(row)
-        of_copies.append(similarities[:-1])
-        of_halves.append(similarities[-1:])
-    if not originals:
-        raise DataError(
-            f"no threshold can be calibrated, because none of {len(rows)} pictures can be read ({reason}). Give one "
-            "yourself with --threshold, for example 0.95."
-        )
-    copies, strangers = np.stack(of_copies), find_strangers(material.vectors, originals)
-    near = choose_threshold(copies.ravel(), strangers, STRANGER_WEIGHT)
-    scene = choose_threshold(np.concatenate([copies.ravel(), *of_halves]), strangers, 1)
-    return CopyThresholds(
-        near=near,
-        same_scene=min(near, scene),
-        num_sampled=len(originals),
-        found=dict(zip(COPIES, (copies >= near).mean(axis=0).tolist(), strict=True)),
-        strangers=float((strangers >= near).mean()) if len(strangers) else 0.0,
-    )
-
-
-def find_strangers(vectors: FloatArray, rows: Sequence[int]) -> FloatArray:
-    """Return the similarity of some pictures to their nearest other one, without those that are the same picture."""
-    if len(vectors) < 2:
-        return np.empty(0, dtype=np.float32)
-    similarities, neighbors = top_k(vectors[list(rows)], vectors, 2)
-    others = np.where(neighbors[:, 0] == rows, similarities[:, 1], similarities[:, 0])
-    return np.asarray(others[others < SAME_PICTURE], dtype=np.float32)
-
-
-def choose_threshold(copies: FloatArray, strangers: FloatArray, stranger_weight: float) -> float:
-    """Choose the similarity that tells copies from strangers best.
-
-    The strangers are the nearest other pictures, and some of them are copies that nobody knows of. A quarter of all
-    copies are above the upper quartile of the made ones. So four times as many strangers as are above it are taken for
-    copies, spread as the made ones are, and do not count against a threshold.
-
-    Args:
-        copies: ``(C,)`` similarities of copies to their originals.
-        strangers: ``(S,)`` similarities of pictures to their nearest other picture; any S.
-        stranger_weight: How many missed copies a stranger counts as much as.
-
-    Returns:
-        Of the similarities of copies, but for the lowest 5 %, the one with the best F1 of finding copies, where
-        strangers are weighted; the highest among equals.
-
-    >>> round(choose_threshold(np.float32([0.7, 0.9, 0.95]), np.float32([0.8, 0.1]), 1.0), 3)
-    0.9
-    """
-    candidates = np.sort(copies)[int(len(copies) * (1 - FOUND_SHARE)) :]
-    right = 1 - np.searchsorted(np.sort(copies), candidates) / len(copies)
-    wrong = np.zeros_like(right)
-    if len(strangers):
-        unknown_copies = min(1.0, 4 * float((strangers >= np.percentile(copies, 75)).mean()))
-        reached = 1 - np.searchsorted(np.sort(strangers), candidates) / len(strangers)
-        wrong = np.maximum(0, reached - unknown_copies * right)
-    f1 = 2 * right / (1 + right + stranger_weight * wrong)
-    return float(candidates[np.flatnonzero(f1 == f1.max())[-1]])

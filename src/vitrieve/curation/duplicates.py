@@ -1,10 +1,11 @@
 """``duplicates``: the pictures that are in a collection more than once, and which one of each group is the best.
 
-Two pictures are linked where they have the same pixels (level exact), or where their similarity reaches a threshold
-(levels near and same-scene). Links make chains: a, b, c may each resemble the next while a and c have nothing in
-common. So a group is not everything that hangs together. From the best picture on, each picture that is still free
-is kept, and takes what is free among the pictures that are linked *with it*: every member of a group resembles the
-picture that is kept, and removing the members loses nothing that has no like.
+Two pictures are linked where they have the same pixels (level exact), where one fits into the other (level near), or
+where their similarity reaches a threshold (level same-scene); ``links.py`` finds those. Links make chains: a, b, c may
+each resemble the next while a and c have nothing in common. So a group is not everything that hangs together. From the
+best picture on, each picture that is still free is kept, and takes what is free among the pictures that are linked
+*with it*: every member of a group resembles the picture that is kept, and removing the members loses nothing that has
+no like.
 
 The best picture has the most pixels; of those, the sharpest; then the largest file; then the first name.
 """
@@ -21,12 +22,12 @@ from typing import Any, Literal
 import numpy as np
 
 from vitrieve.config import Device
-from vitrieve.curation.copies import CopyThresholds, calibrate_copies
+from vitrieve.curation.links import CopyThresholds, find_links
 from vitrieve.curation.looking import Look, look_at_all
 from vitrieve.curation.material import EncoderLike, Material, open_material
 from vitrieve.data.records import Dataset, ImageRecord
 from vitrieve.errors import ConfigError, DataError
-from vitrieve.similarity import Pairs, pairs_above
+from vitrieve.similarity import Pairs
 
 Level = Literal["exact", "near", "same-scene"]
 
@@ -55,11 +56,13 @@ class DuplicateReport:
     Attributes:
         groups: Largest first, equal ones by the name that is kept.
         level: Level that was asked for.
-        threshold: Similarity from which two pictures are linked; None at the level exact.
+        threshold: Similarity from which two pictures are linked; None where pixels decide, as at the level exact, and
+            at the level near unless one was given.
         num_images: Pictures that were compared.
-        failures: ``(image_id, reason)`` of pictures that could not be read. Of an index they are compared all the
-            same, by their vectors, and are never kept before one that can be read.
-        calibration: How the threshold was chosen; None where it was given, or none was needed.
+        failures: ``(image_id, reason)`` of pictures that could not be read. Of an index they are compared by their
+            vectors where a similarity decides, and are never kept before one that can be read.
+        calibration: What two pictures need to be copies, and how it was chosen; None where a threshold was given, or
+            none was needed.
         records: The pictures of the groups, by name.
     """
 
@@ -110,14 +113,14 @@ def duplicates(
             At the level exact, none is needed.
         level: ``exact``: the same pixels; ``near``: copies that were cropped, resized, compressed, mirrored, colored,
             framed or written on; ``same-scene``: also pictures that share about half of what they show.
-        threshold: Similarity from which two pictures are linked, in [-1, 1]; None: calibrated on copies of some of the
-            collection's pictures (``calibrate_copies``).
+        threshold: Similarity from which two pictures are linked, in [-1, 1], whatever their pixels are; None: pixels
+            decide about copies, and what is enough is calibrated on copies of some of the collection's pictures.
         exclude: Patterns of what to leave out of a folder, with the rules of gitignore.
         device: Where an encoder that is loaded here computes; ``auto``: on a GPU where torch sees one.
 
     Raises:
         ConfigError: A threshold beside the level exact, or out of range.
-        DataError: The collection cannot be read; no threshold can be calibrated; or, at the level exact, no picture
+        DataError: The collection cannot be read; nothing can be calibrated; or, at the level exact, no picture
             can be read.
     """
     if threshold is not None and (level == "exact" or not -1 <= threshold <= 1):
@@ -130,6 +133,8 @@ def duplicates(
         )
         if level == "exact":
             return _find_exact(material)
+        if encoder is not None:
+            material.load_encoder()  # refuses another one than that of the vectors
         return find_near(material, level, threshold)
 
 
@@ -167,31 +172,29 @@ def _find_exact(material: Material) -> DuplicateReport:
     )
 
 
-def find_near(material: Material, level: Level, threshold: float | None = None) -> DuplicateReport:
-    """Find groups by similarity, as ``duplicates`` does.
+def find_near(
+    material: Material, level: Literal["near", "same-scene"], threshold: float | None = None
+) -> DuplicateReport:
+    """Find groups of copies, or of pictures of one scene, as ``duplicates`` does.
 
     Args:
         material: Pictures and vectors.
         level: ``near`` or ``same-scene``.
         threshold: Similarity from which two pictures are linked; None: calibrated.
     """
-    calibration = None
-    if threshold is None and len(material.image_ids) > 1:
-        calibration = calibrate_copies(material.load_encoder(), material)
-        threshold = calibration.near if level == "near" else calibration.same_scene
-    none = np.empty(0, dtype=np.int64)
-    pairs = Pairs(none, none, none.astype(np.float32))
-    if threshold is not None and len(material.image_ids) > 1:
-        pairs = pairs_above(material.vectors, threshold)
+    links = find_links(material, level, threshold)
+    pairs, calibration = links.pairs, links.calibration
+    copies = set(zip(pairs.first[links.is_copy].tolist(), pairs.second[links.is_copy].tolist(), strict=True))
     rows = np.unique(np.concatenate([pairs.first, pairs.second])).tolist()
     records = dict(zip(rows, material.fetch(rows), strict=True))
     looks = dict(zip(rows, look_at_all(list(records.values()), show_progress=bool(rows)), strict=True))
     order = sorted(rows, key=lambda row: _order_best(looks[row], material.image_ids[row]))
+    late = {**links.failures, **{row: look for row, look in looks.items() if isinstance(look, str)}}
     groups = []
     for members, similarities in group_by_best(pairs, order):
         names = [material.image_ids[row] for row in members]
         ranked = sorted(zip(names[1:], similarities[1:], strict=True), key=lambda one: (-one[1], one[0]))
-        is_near = calibration is not None and min(similarities) >= calibration.near
+        is_near = all((min(members[0], row), max(members[0], row)) in copies for row in members[1:])
         groups.append(
             DuplicateGroup(
                 image_ids=(names[0], *(name for name, _ in ranked)),
@@ -203,12 +206,9 @@ def find_near(material: Material, level: Level, threshold: float | None = None) 
     return DuplicateReport(
         groups=_sort_groups(groups),
         level=level,
-        threshold=threshold,
+        threshold=threshold if calibration is None else calibration.same_scene,
         num_images=len(material.image_ids),
-        failures=(
-            *material.failures,
-            *((material.image_ids[row], look) for row, look in looks.items() if isinstance(look, str)),
-        ),
+        failures=(*material.failures, *((material.image_ids[row], late[row]) for row in sorted(late))),
         calibration=calibration,
         records={record.image_id: record for record in records.values()},
     )
