@@ -136,9 +136,9 @@ def test_reduce_cuts_to_a_prefix_without_pictures_and_exports_it(
     assert main([*words, "--embedding-dim", "8"]) == 0
     assert "the first 8 dimensions" in capsys.readouterr().out
     picture = next(Path(source.partition(":")[2]).parent.glob("*.png"))
-    whole = load_encoder(tiny_encoder_folder, engine="torch").encode([picture])
+    whole = load_encoder(tiny_encoder_folder, engine="torch", precision="fp32").encode([picture])
     for engine in ("torch", "onnx"):
-        found = load_encoder(out, engine=engine).encode([picture])
+        found = load_encoder(out, engine=engine, precision="fp32").encode([picture])
         np.testing.assert_allclose(found, normalize(whole[:, :8]), atol=1e-5)
     card = (out / "README.md").read_text()
     assert "cls, the first 8 dimensions |" in card
@@ -169,5 +169,7 @@ def test_reduce_cuts_a_pca_to_the_pca_of_fewer_dimensions(
     assert main(words) == 0
     assert json.loads((cut / "encoder.json").read_text())["reduction_kind"] == "pca"
     picture = next(Path(source.partition(":")[2]).parent.glob("*.png"))
-    found, expected = (load_encoder(folder, engine="torch").encode([picture]) for folder in (cut, two))
+    found, expected = (
+        load_encoder(folder, engine="torch", precision="fp32").encode([picture]) for folder in (cut, two)
+    )
     np.testing.assert_allclose(found, expected, atol=1e-5)

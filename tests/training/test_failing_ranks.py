@@ -9,7 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -198,4 +198,61 @@ def test_trap_torchrun_restarts_a_run_that_is_killed_at_a_random_moment(
         [*torchrun, *words, *command(photographs, out)], env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+    assert weights_of(out) == weights_of(whole)
+
+
+@pytest.fixture
+def two_hosts() -> Iterator[list[str]]:
+    """Two network namespaces with an address each, joined by a cable: what two hosts see of each other."""
+    names = [f"vitrieve-{os.getpid()}-{number}" for number in range(2)]
+    ends = [f"vt{os.getpid() % 100_000}-{number}" for number in range(2)]
+    lines = [
+        *(["netns", "add", name] for name in names),
+        ["link", "add", ends[0], "netns", names[0], "type", "veth", "peer", "name", ends[1], "netns", names[1]],
+    ]
+    for number, (name, end) in enumerate(zip(names, ends, strict=True)):
+        inside = ["-n", name]
+        lines += [
+            [*inside, "link", "set", end, "name", "eth0"],
+            [*inside, "address", "add", f"10.99.0.{number + 1}/24", "dev", "eth0"],
+            *([*inside, "link", "set", device, "up"] for device in ("lo", "eth0")),
+        ]
+    try:
+        for line in lines:
+            done = subprocess.run(["ip", *line], capture_output=True, text=True, check=False)
+            if done.returncode:
+                pytest.skip(f"no network namespaces here: {done.stderr.strip()}")
+        yield names
+    finally:
+        for name in names:
+            subprocess.run(["ip", "netns", "delete", name], capture_output=True, check=False)
+
+
+@pytest.mark.skipif(not IS_LONG, reason="loads torch four times: VITRIEVE_LONG_TESTS=1 (make test-all)")
+@pytest.mark.skipif(shutil.which("ip") is None, reason="needs ip of iproute2")
+def test_torchrun_on_two_hosts_gives_what_two_processes_of_one_give(
+    whole: Path, photographs: Path, words: list[str], tmp_path: Path, two_hosts: list[str]
+) -> None:
+    """A torchrun in each network namespace: they meet by c10d, and gloo talks over the cable between them."""
+    out, program = tmp_path / "run", tmp_path / "program.py"
+    program.write_text(
+        "import sys\n"
+        "from vitrieve.training import run\n"
+        "from vitrieve.cli.main import main\n"
+        "run.export_folder = lambda folder: None\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1", "--rdzv-id"]
+    torchrun += ["hosts", "--rdzv-backend", "c10d", "--rdzv-endpoint", "10.99.0.1:29400"]
+    called = [str(program), *words, *command(photographs, out)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "eth0"}
+    agents = []
+    for number, name in enumerate(two_hosts):
+        # Both have one name, so torchrun cannot tell by it who holds the rendezvous.
+        place = ["--local-addr", f"10.99.0.{number + 1}", "--rdzv-conf", f"is_host={int(number == 0)}"]
+        started = ["ip", "netns", "exec", name, *torchrun, *place, *called]
+        agents.append(subprocess.Popen(started, env=environment, stderr=subprocess.PIPE, text=True))
+    told = [agent.communicate()[1] for agent in agents]
+    assert [agent.returncode for agent in agents] == [0, 0], told
+    assert "2 ranks" in told[0]
     assert weights_of(out) == weights_of(whole)

@@ -121,9 +121,9 @@ def _explaining_stream_errors(path: Path, max_bytes: int) -> Iterator[None]:
 
 
 def _quantize(graph: object, pixels: Sequence[np.ndarray], preset: Preset) -> object:
-    with no_telemetry():
-        import nncf
-    with redirect_stdout(sys.stderr):  # its progress bars
+    with redirect_stdout(sys.stderr):  # its log and its progress bars
+        with no_telemetry():
+            import nncf
         return nncf.quantize(
             graph,
             nncf.Dataset(pixels, lambda one: {PIXELS_INPUT: one}),
