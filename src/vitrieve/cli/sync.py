@@ -48,6 +48,8 @@ class Arguments:
     allow_removals: Switch = False
     """Remove from the index what has vanished even when it is much: a tenth of it, or all of a top folder. Without it
     a person at a terminal is asked; else the images stay, as a drive may be off."""
+    ocr: Switch = False
+    """Read the text in pictures, too, into the column text_in_picture, so that words find it (extra ocr)."""
     watch: Switch = False
     """Go on, and sync again whenever the collection changes, until Ctrl-C."""
     json: Json = False
@@ -67,6 +69,7 @@ def run(arguments: Arguments) -> int:
         max_bad_fraction=arguments.max_bad_fraction,
         is_checksum=arguments.checksum,
         is_removal_allowed=arguments.allow_removals,
+        is_text_read=arguments.ocr,
         confirm=ask,
         show_progress=True,
     )

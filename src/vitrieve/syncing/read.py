@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
 import numpy as np
+from PIL import Image
 
 from vitrieve.data.decode import (
     MEMORY_REASON,
@@ -66,8 +67,9 @@ def describe_content(data: bytes, width_px: int, height_px: int) -> dict[str, st
 
 
 def complete_record(record: ImageRecord, content_metadata: Mapping[str, str]) -> ImageRecord:
-    """Add what folders and content say to a record, under what its source says."""
-    return replace(record, metadata={**describe_folders(record.image_id), **content_metadata, **record.metadata})
+    """Add what folders and content say to a record, under what its source says; a picture without text has none."""
+    content = {name: value for name, value in content_metadata.items() if value or name != TEXT_COLUMN}
+    return replace(record, metadata={**describe_folders(record.image_id), **content, **record.metadata})
 
 
 def spell_box(record: ImageRecord) -> str:
@@ -92,6 +94,9 @@ def hash_record(record: ImageRecord) -> str:
 CHANGING_REASON = "the file changed while it was read; the next sync reads it again"
 LATER_REASON = f"{MEMORY_REASON}; the next sync tries again"
 
+TEXT_COLUMN = "text_in_picture"
+"""Metadata column of the text that is read in a picture."""
+ReadText = Callable[[Image.Image], str]
 FindHolder = Callable[[tuple[str, str]], FileState | None]
 
 
@@ -112,13 +117,19 @@ class ReadFile:
     is_undecided: bool = False
 
 
-def read_file(record: ImageRecord, preprocessing: Preprocessing, find_holder: FindHolder) -> ReadFile:
+def read_file(
+    record: ImageRecord,
+    preprocessing: Preprocessing,
+    find_holder: FindHolder,
+    read_text: ReadText | None = None,
+) -> ReadFile:
     """Read a file once, and prepare its picture unless its vector is known.
 
     Args:
         record: The image.
         preprocessing: Preprocessing of the encoder.
         find_holder: Finds the state of an image that has the vector of a content; None when there is none.
+        read_text: Reads the text in a picture whose text is not known yet; None: it is not read.
     """
     now_ns = time.time_ns()
     try:
@@ -140,12 +151,14 @@ def read_file(record: ImageRecord, preprocessing: Preprocessing, find_holder: Fi
         sha256=hashlib.sha256(data).hexdigest(),
     )
     holder = find_holder(state.content_key)
-    if holder is not None:
+    if holder is not None and (read_text is None or TEXT_COLUMN in holder.metadata):
         return ReadFile(record=record, state=replace(state, metadata=dict(holder.metadata)))
     try:
         metadata = describe_content(data, *measure_image(data))
         with open_picture(data, box=record.box) as picture:
-            square = to_square(picture, preprocessing)
+            square = to_square(picture, preprocessing) if holder is None else None
+            if read_text is not None:
+                metadata[TEXT_COLUMN] = read_text(picture)
     except MemoryError:
         return ReadFile(record=record, state=replace(state, reason=LATER_REASON), is_undecided=True)
     except DecodeError as error:

@@ -21,7 +21,7 @@ from vitrieve.data.walk import Rules
 from vitrieve.embed.collection import name_labels
 from vitrieve.errors import DataError
 from vitrieve.quoting import quote_name
-from vitrieve.syncing.read import find_status, hash_record, spell_box
+from vitrieve.syncing.read import TEXT_COLUMN, find_status, hash_record, spell_box
 from vitrieve.syncing.state import STATE_NAME, FileState, StateFile, sign_file
 
 CLASH_REASON = "another file of the collection has the same image_id"
@@ -143,6 +143,7 @@ def find_differences(
     *,
     is_checksum: bool = False,
     is_bad_retried: bool = True,
+    is_text_read: bool = False,
 ) -> Differences:
     """Compare the images of a collection with their states.
 
@@ -151,6 +152,7 @@ def find_differences(
         states: States of the files by ``image_id``.
         is_checksum: Read every file, whatever its size and times say.
         is_bad_retried: Read also the bad files that have not changed; what reads them may have.
+        is_text_read: Read also the files whose text in the picture is not known yet.
     """
     unread, undescribed, away = [], [], []
     for record in records:
@@ -162,6 +164,8 @@ def find_differences(
             unread.append(record)
         elif state.reason is not None:
             unread += [record] if is_bad_retried else []
+        elif is_text_read and TEXT_COLUMN not in state.metadata:
+            unread.append(record)
         elif state.record_hash != hash_record(record):
             undescribed.append(record)
     return Differences(unread=tuple(unread), undescribed=tuple(undescribed), away=tuple(away))

@@ -21,6 +21,7 @@ import numpy as np
 
 from vitrieve.artifacts import MANIFEST_NAME, explaining_full_disk, sync_folder
 from vitrieve.config import Device
+from vitrieve.data.ocr import PictureReader
 from vitrieve.data.records import ImageRecord
 from vitrieve.data.sources import find_source_path
 from vitrieve.embed.batches import choose_chunk_size, encode_in_parallel, prepare_ahead
@@ -66,6 +67,8 @@ class SyncSettings(EmbedSettings):
     """Read also the bad files that have not changed."""
     is_removal_allowed: bool = False
     """Remove what has vanished, however much it is; else a mass removal (``find_mass_removal``) is held."""
+    is_text_read: bool = False
+    """Read the text in pictures, too, into the column ``text_in_picture``."""
     confirm: Callable[[str], bool] | None = None
     """Asks a person, with a sentence, whether a mass removal shall be made; None: it is held without asking."""
 
@@ -360,6 +363,7 @@ def sync_collection(
         synced.states,
         is_checksum=settings.is_checksum,
         is_bad_retried=settings.is_bad_retried,
+        is_text_read=settings.is_text_read,
     )
     for start in range(0, len(differences.undescribed), COMMIT_SIZE):
         _describe_again(synced, differences.undescribed[start : start + COMMIT_SIZE])
@@ -382,7 +386,7 @@ def sync_collection(
         num_images=num_images,
         num_embedded=ingestion.num_embedded,
         num_reused=ingestion.num_reused,
-        num_described=len(differences.undescribed),
+        num_described=len(differences.undescribed) + ingestion.num_described,
         num_removed=len(removed),
         num_kept=len(surplus) - len(removed),
         failures=tuple(failures),
@@ -450,6 +454,7 @@ class Ingestion:
             them stays.
         num_embedded: Contents embedded, each once.
         num_reused: Images that took the vector of the same content.
+        num_described: Images that kept their vector under other metadata.
     """
 
     def __init__(self, synced: SyncedIndex, encoder: Encoder, settings: SyncSettings) -> None:
@@ -457,9 +462,15 @@ class Ingestion:
         self.undecided: dict[str, str] = {}
         self.num_embedded = 0
         self.num_reused = 0
+        self.num_described = 0
         self._synced = synced
         self._encoder = encoder
         self._settings = settings
+        self._read = partial(
+            read_file,
+            preprocessing=encoder.preprocessing,
+            read_text=PictureReader() if settings.is_text_read else None,
+        )
         self._waiting: list[ReadFile] = []
         self._vectors: dict[tuple[str, str], np.ndarray] = {}  # of contents embedded since the last commit
         self._states: list[FileState] = []  # to be written without a change of the store
@@ -468,7 +479,7 @@ class Ingestion:
         """Take in images; those that are done when the process dies are kept, but for the last ``COMMIT_SIZE``."""
         if not records:
             return
-        read = partial(read_file, preprocessing=self._encoder.preprocessing, find_holder=self._synced.find_holder)
+        read = partial(self._read, find_holder=self._synced.find_holder)
         size = choose_chunk_size(self._encoder, self._settings.batch_size)
         batches = [records[start : start + size] for start in range(0, len(records), size)]
         files = prepare_ahead(read, batches, num_threads=self._settings.num_threads)
@@ -520,10 +531,18 @@ class Ingestion:
             Change(record=complete_record(file.record, file.state.metadata), state=file.state, vector=vectors[key])
             for file, key in zip(self._waiting, keys, strict=True)
         ]
+        num_described = sum(self._has_own_vector(change.state) for change in changes)
         self._synced.put(changes)
         self._synced.write_states(self._states)
-        self.num_reused += len(changes) - len(self._vectors)
+        self.num_described += num_described
+        self.num_reused += len(changes) - len(self._vectors) - num_described
         self._waiting, self._vectors, self._states = [], {}, []
+
+    def _has_own_vector(self, state: FileState) -> bool:
+        """Say whether the store has the vector of this content under this very name, and another metadata."""
+        own = self._synced.states.get(state.image_id)
+        is_same = own is not None and own.reason is None and own.content_key == state.content_key
+        return is_same and state.content_key not in self._vectors
 
     def _read_lost_again(self) -> None:
         """Read the files again whose vector was there when they were read and has been replaced since.
@@ -533,7 +552,7 @@ class Ingestion:
         lost = [file for file in self._waiting if not self._has_vector(file)]
         self._waiting = [file for file in self._waiting if self._has_vector(file)]
         for file in lost:
-            self._take([read_file(file.record, self._encoder.preprocessing, lambda key: None)])
+            self._take([self._read(file.record, find_holder=lambda key: None)])
 
     def _find_stored_vectors(self, keys: set[tuple[str, str]]) -> dict[tuple[str, str], np.ndarray]:
         if not keys:
