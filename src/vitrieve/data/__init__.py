@@ -5,5 +5,5 @@ The files in reading order, each of which begins with what it is for: ``records.
 ``sop.py``, ``inshop.py``, ``sfm120k.py``, ``revisited.py``, ``tars.py``, ``cells.py``, ``remote.py``, ``blocks.py``,
 ``parts.py``, ``work.py``,
 ``decode.py``, ``shards.py``, ``foreign.py``, ``huggingface.py``, ``pack.py``, ``preprocess.py``, ``background.py``,
-``check.py``, ``loader.py``.
+``check.py``, ``ocr.py``, ``loader.py``.
 """

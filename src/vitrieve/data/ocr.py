@@ -16,6 +16,11 @@ MAX_SIDE_PX = 1_600
 """Larger pictures are shrunk to this side before they are read: small print of a photographed package stays legible."""
 MIN_SIDE_PX = 12
 """Smaller pictures have no legible text."""
+MAX_RATIO = 2
+"""Longer or taller pictures are padded to this ratio of their sides: the detector enlarges the shorter side to 736 px,
+whatever becomes of the longer one."""
+MAX_LINE_RATIO = 40
+"""Lines that are longer for their height are not read: some hundred characters, or no text at all."""
 MAX_LINES = 64
 """Lines of text that are read of one picture, the largest first; each takes about as long as the next."""
 MAX_CHARACTERS = 2_000
@@ -49,7 +54,10 @@ class PictureReader:
             return ""
         small = picture.convert("RGB")
         small.thumbnail((MAX_SIDE_PX, MAX_SIDE_PX))
-        pixels = np.ascontiguousarray(np.asarray(small)[:, :, ::-1])  # OpenCV's order of colors
+        width_px, height_px = small.size
+        padded = Image.new("RGB", (max(width_px, height_px // MAX_RATIO), max(height_px, width_px // MAX_RATIO)))
+        padded.paste(small)
+        pixels = np.ascontiguousarray(np.asarray(padded)[:, :, ::-1])  # OpenCV's order of colors
         try:
             lines = self._read(pixels)
         except Exception as error:  # of OpenCV, which share no base class with those of ONNX Runtime
@@ -64,7 +72,11 @@ class PictureReader:
             return []
         order = sorted(range(len(boxes)), key=lambda row: -_measure(boxes[row]))[:MAX_LINES]
         boxes = engine.sorted_boxes(np.asarray(boxes)[sorted(order)])
-        crops = engine.get_crop_img_list(pixels, boxes)
+        crops = [
+            crop for crop in engine.get_crop_img_list(pixels, boxes) if crop.shape[1] <= MAX_LINE_RATIO * crop.shape[0]
+        ]
+        if not crops:
+            return []
         crops, _, _ = engine.text_cls(crops)
         found, _ = engine.text_rec(crops)
         return [text for text, confidence, *_ in found if float(confidence) >= MIN_CONFIDENCE and text.strip()]
