@@ -365,6 +365,12 @@ def _find_beside(target: Path) -> Path:
     return target.parent / f".{target.name}.new"
 
 
+def find_aside(target: Path) -> Path:
+    """Return where a replaced artifact stands for a moment, where two folders cannot change places in one step."""
+    beside = _find_beside(target)
+    return beside.with_name(f"{beside.name}.old")
+
+
 def _is_begun(target: Path) -> bool:
     """Tell whether a block was stopped that replaces the finished artifact at ``target``."""
     beside = _find_beside(target)
@@ -374,7 +380,7 @@ def _is_begun(target: Path) -> bool:
 def exchange_folders(one: Path, other: Path) -> None:
     """Let two folders of one parent change places: in one step on Linux, elsewhere in three renames."""
     if not _exchange_at_once(one, other):
-        aside = one.with_name(f"{one.name}.old")
+        aside = find_aside(other)
         other.rename(aside)
         one.rename(other)
         aside.rename(one)
@@ -389,9 +395,14 @@ def _exchange_at_once(one: Path, other: Path) -> bool:
     return int(status) == 0
 
 
+def is_replaceable(target: Path) -> bool:
+    """Say whether a folder can be renamed, and something made beside it."""
+    return not os.path.ismount(target) and os.access(target.parent, os.W_OK | os.X_OK)
+
+
 def _can_be_replaced(target: Path) -> bool:
     """Say whether a folder can be renamed; tell it where it cannot."""
-    if not os.path.ismount(target) and os.access(target.parent, os.W_OK | os.X_OK):
+    if is_replaceable(target):
         return True
     print_message(
         f"{target} cannot be renamed (it is a mount point, or the folder around it is read-only): what it holds is "

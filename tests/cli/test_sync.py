@@ -4,19 +4,17 @@ import json
 import os
 import pty
 import shutil
-import threading
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from tests.syncing.helpers import Watch
 from vitrieve.cli.main import main
 from vitrieve.errors import ArtifactError
 from vitrieve.runtime.encoder import Encoder, load_encoder
 from vitrieve.syncing.state import StateFile
-from vitrieve.syncing.watch import watch_changes
 
 
 @pytest.fixture(scope="module")
@@ -89,35 +87,6 @@ def test_sync_asks_a_person_at_a_terminal(
         assert b"[y/N]" in os.read(ours, 65_536)
     os.close(ours)
     assert f"{num_left} images indexed" in capsys.readouterr().out
-
-
-class Watch:
-    """A watch in a thread of its own, and what it has printed."""
-
-    def __init__(self, words: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-        self._stop = threading.Event()
-        self._capsys, self._printed = capsys, ""
-        monkeypatch.setattr("vitrieve.syncing.watch.watch_changes", partial(watch_changes, stop=self._stop))
-        for name, value in (("RETRY_SECONDS", 0.1), ("DEBOUNCE_MS", 100), ("QUIET_MS", 20), ("TICK_MS", 50)):
-            monkeypatch.setattr(f"vitrieve.syncing.watch.{name}", value)
-        self._thread = threading.Thread(target=main, args=([*words, "--watch"],))
-
-    def __enter__(self) -> Watch:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *raised: object) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def wait_for(self, text: str) -> str:
-        """Wait until a text has been printed; return what was printed up to then since the last call."""
-        while text not in self._printed:
-            assert self._thread.is_alive(), self._printed
-            self._printed += "".join(self._capsys.readouterr())
-            self._stop.wait(0.01)
-        before, _, self._printed = self._printed.partition(text)
-        return before + text
 
 
 @pytest.mark.parametrize("store", ["lance", "exact"])

@@ -131,7 +131,8 @@ def test_trap_a_server_killed_between_two_logs_shows_the_newest_images_once_opti
 
 
 def test_a_collection_that_is_gone_is_named(server: Server, tmp_path: Path) -> None:
-    make_store(server, tmp_path / "index").drop()
+    store = make_store(server, tmp_path / "index")
+    MilvusStore.release(server.uri, store._name)
     with pytest.raises(ArtifactError, match="has no collection"):
         open_index(tmp_path / "index")
 
@@ -188,4 +189,4 @@ def test_images_of_before_there_were_kinds_take_every_comparison(
     assert {filter: store.count(filter) for filter in counts} == counts
     with pytest.raises(InputError, match="new is a number column"):
         store.count("new>=abc")
-    store.drop()
+    store.close()

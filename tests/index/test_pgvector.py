@@ -335,8 +335,8 @@ def test_table_of_another_encoder_is_refused(postgres: Server, made: PgvectorSto
             call()
 
 
-def test_table_that_is_gone_is_named(made: PgvectorStore) -> None:
-    made.drop()
+def test_table_that_is_gone_is_named(postgres: Server, made: PgvectorStore) -> None:
+    PgvectorStore.release(postgres.uri, made._tables.name)
     with pytest.raises(ArtifactError, match="lacks a table of the index"):
         open_index(made._folder)
 

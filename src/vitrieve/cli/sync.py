@@ -30,8 +30,10 @@ class Arguments:
     encoder: str | None = None
     """A run, an encoder folder, a weights name or hf:OWNER/NAME; None: the index's own, for a new one the default of
     `vitrieve weights list`."""
-    store: Literal["lance", "exact"] = "lance"
-    """What a new index is."""
+    store: Literal["lance", "exact", "milvus", "pgvector"] = "lance"
+    """What a new index is: as in vitrieve index."""
+    uri: str | None = None
+    """Address of the server of a new index, for milvus and pgvector: as in vitrieve index."""
     image_size: int | None = None
     """Side of the square input in pixels; None: the index's or the encoder's own."""
     batch_size: BatchSize = None
@@ -58,7 +60,7 @@ class Arguments:
 def run(arguments: Arguments) -> int:
     """Sync once, and again on every change with ``--watch``."""
     from vitrieve.syncing.scan import scan_collection
-    from vitrieve.syncing.sync import SyncSettings, load_sync_encoder, sync
+    from vitrieve.syncing.sync import NewIndex, SyncSettings, load_sync_encoder, sync
     from vitrieve.syncing.watch import follow
 
     if arguments.json and arguments.watch:
@@ -84,7 +86,8 @@ def run(arguments: Arguments) -> int:
         num_threads=arguments.num_threads,
         device=arguments.device,
     )
-    report = sync(collection, arguments.index, encoder, settings=settings, store=arguments.store, adopt=arguments.adopt)
+    where = NewIndex(kind=arguments.store, uri=arguments.uri)
+    report = sync(collection, arguments.index, encoder, settings=settings, store=where, adopt=arguments.adopt)
     if arguments.json:
         failures = [{"image_id": image_id, "reason": reason} for image_id, reason in report.failures]
         found = {**asdict(report), "failures": failures, "fingerprint": encoder.fingerprint}
@@ -104,7 +107,7 @@ def run(arguments: Arguments) -> int:
             print_findings(report)
         findings = report.failures, report.held, report.unreachable
 
-    follow(collection, arguments.index, encoder, tell, settings=settings, store=arguments.store, adopt=arguments.adopt)
+    follow(collection, arguments.index, encoder, tell, settings=settings, where=where, adopt=arguments.adopt)
     return 0
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import tyro
 
@@ -47,6 +47,10 @@ class Arguments(ProxyArguments):
     """A run, an encoder folder, a weights name or hf:OWNER/NAME; None: the default of `vitrieve weights list`."""
     index: Path | None = None
     """Folder of the index; None: one of this folder and encoder in the cache (vitrieve doctor says where that is)."""
+    store: Literal["lance", "exact", "milvus", "pgvector"] = "lance"
+    """What a new index is: as in vitrieve index."""
+    uri: str | None = None
+    """Address of the server of a new index, for milvus and pgvector: as in vitrieve index."""
     image_size: int | None = None
     """Side of the square input in pixels; None: the index's or the encoder's own."""
     device: DeviceFlag = "auto"
@@ -79,7 +83,7 @@ def _sync(arguments: Arguments) -> tuple[Path, Encoder]:
     """Bring the folder's index up to date."""
     from vitrieve.machine import cache_folder
     from vitrieve.syncing.scan import choose_exclude, scan_collection
-    from vitrieve.syncing.sync import SyncSettings, default_index_folder, load_sync_encoder, sync
+    from vitrieve.syncing.sync import NewIndex, SyncSettings, default_index_folder, load_sync_encoder, sync
 
     folder = read_data(arguments.data, arguments.folder, is_note=False)
     if not folder.is_dir():
@@ -94,7 +98,8 @@ def _sync(arguments: Arguments) -> tuple[Path, Encoder]:
         num_threads=arguments.num_threads,
         device=arguments.device,
     )
-    index = arguments.index or default_index_folder(folder, encoder.fingerprint)
+    where = NewIndex(kind=arguments.store, uri=arguments.uri)
+    index = arguments.index or default_index_folder(folder, encoder.fingerprint, where)
     settings = SyncSettings(
         num_threads=arguments.num_threads,
         max_bad_fraction=arguments.max_bad_fraction,
@@ -108,7 +113,7 @@ def _sync(arguments: Arguments) -> tuple[Path, Encoder]:
         if exclude != collection.exclude:
             collection = scan_collection(source, cache_folder(), exclude=exclude)
     print_message(f"the index is {index}")
-    report = sync(collection, index, encoder, settings=settings, adopt=arguments.adopt)
+    report = sync(collection, index, encoder, settings=settings, store=where, adopt=arguments.adopt)
     print_message(str(report))
     print_findings(report)
     if not report.num_indexed:

@@ -25,6 +25,7 @@ import numpy as np
 from vitrieve.artifacts import prepare_folder, write_manifest
 from vitrieve.data.records import ImageRecord
 from vitrieve.errors import ArtifactError, ConfigError
+from vitrieve.index.claims import Claim, Claims
 from vitrieve.index.filter import NOTHING, FilterLike, Kinds, read_kinds, resolve_filter
 from vitrieve.index.folder import Identity, guarded
 from vitrieve.index.milvus_rows import (
@@ -40,7 +41,7 @@ from vitrieve.index.milvus_rows import (
     to_key,
     unknown_kinds_expression,
 )
-from vitrieve.index.open import open_index
+from vitrieve.index.open import open_index, settling_claims
 from vitrieve.index.store import (
     MAX_BATCH_ROWS,
     PQ_SUB_VECTOR_WIDTH,
@@ -108,7 +109,13 @@ class MilvusStore:
 
     @classmethod
     def create(
-        cls, folder: Path, info: StoreInfo, vectors: np.ndarray, records: Sequence[ImageRecord], settings: IndexSettings
+        cls,
+        folder: Path,
+        info: StoreInfo,
+        vectors: np.ndarray,
+        records: Sequence[ImageRecord],
+        settings: IndexSettings,
+        claims: Claims,
     ) -> MilvusStore:
         """Make a new collection, and let an empty folder name it; ``build_index`` has checked the arguments.
 
@@ -118,10 +125,12 @@ class MilvusStore:
             vectors: ``(N, E)`` float32, any number; may be a memory map.
             records: The ``N`` images.
             settings: Address of the server, and which codes to search in.
+            claims: Told of the collection before it is made.
         """
         uri, kind = str(settings.uri), settings.index_kind
         manifest = {"uri": uri, "collection": f"vitrieve_{uuid.uuid4().hex}", "index_kind": kind}
         store = cls(folder, info, manifest, Identity(folder))
+        claims.add(Claim(kind="milvus", uri=uri, name=store._name, folder=folder.name))
         with reported(uri):
             create_collection(store._client, store._name, info.embedding_dim, kind, settings.code_bytes)
             create_about(store._client, store._about, info.fingerprint)
@@ -141,7 +150,7 @@ class MilvusStore:
 
     @property
     def _about(self) -> str:
-        return f"{self._name}_about"
+        return about_name(self._name)
 
     @property
     def _client(self) -> MilvusClient:
@@ -283,19 +292,22 @@ class MilvusStore:
         """
         from pymilvus.exceptions import MilvusException
 
-        prepare_folder(out, is_resumable=False)
         copy, snapshot = f"vitrieve_{uuid.uuid4().hex}", f"snapshot_{uuid.uuid4().hex}"
-        try:
-            for name, target in ((self._name, copy), (self._about, f"{copy}_about")):
-                self._client.flush(name)
-                self._client.create_snapshot(f"{snapshot}_{target}", name)
-                job = self._client.restore_snapshot(f"{snapshot}_{target}", name, target)
-                self._wait_for_restore(job)
-                self._client.drop_snapshot(f"{snapshot}_{target}", name)
-        except (MilvusException, grpc_error()) as error:
-            raise ConfigError(f"{self._uri} cannot make snapshots ({reason_of(error)}); use milvus-backup.") from None
-        manifest = {"uri": self._uri, "collection": copy, "index_kind": self._kind}
-        write_manifest(out, "index", {**describe(self._info), **manifest})
+        with settling_claims(out) as claims:
+            prepare_folder(out, is_resumable=False)
+            claims.add(Claim(kind="milvus", uri=self._uri, name=copy))
+            try:
+                for name, target in ((self._name, copy), (self._about, about_name(copy))):
+                    self._client.flush(name)
+                    self._client.create_snapshot(f"{snapshot}_{target}", name)
+                    job = self._client.restore_snapshot(f"{snapshot}_{target}", name, target)
+                    self._wait_for_restore(job)
+                    self._client.drop_snapshot(f"{snapshot}_{target}", name)
+            except (MilvusException, grpc_error()) as error:
+                reason = reason_of(error)
+                raise ConfigError(f"{self._uri} cannot make snapshots ({reason}); use milvus-backup.") from None
+            manifest = {"uri": self._uri, "collection": copy, "index_kind": self._kind}
+            write_manifest(out, "index", {**describe(self._info), **manifest})
 
     def hold(self, max_bytes: int) -> bool:
         """Hold nothing: the server has its own."""
@@ -307,12 +319,25 @@ class MilvusStore:
             self._open_client.close()
             self._open_client = None
 
-    def drop(self) -> None:
-        """Remove the collection from the server, for good, and close."""
-        with reported(self._uri):
-            for name in (self._name, self._about):
-                self._client.drop_collection(name)
-        self.close()
+    @staticmethod
+    def release(uri: str, name: str) -> None:
+        """Remove the collections of an index from its server, for good; there may be none.
+
+        Args:
+            uri: Address of the server.
+            name: Name of the collection of images.
+
+        Raises:
+            ArtifactError: The server refused or did not answer.
+        """
+        client = connect(uri)
+        try:
+            with reported(uri):
+                for collection in (name, about_name(name)):
+                    if client.has_collection(collection):
+                        client.drop_collection(collection)
+        finally:
+            client.close()
 
     def _to_expression(self, filter: FilterLike) -> str:
         return to_expression(resolve_filter(filter, self.columns(), self.kinds))
@@ -381,6 +406,21 @@ class MilvusStore:
 # The server
 
 
+def check_address(uri: str) -> None:
+    """Refuse what is no address of a Milvus server, or holds a password.
+
+    Raises:
+        ConfigError: As it says; a message about a password does not repeat it.
+    """
+    if "@" in uri:
+        raise ConfigError(
+            "the uri holds a password, which lists of processes and the index would show; leave it out, and give "
+            f"USER:PASSWORD or the token by {TOKEN_VARIABLE}."
+        )
+    if not uri.startswith(("http://", "https://", "tcp://")):
+        raise ConfigError(f"{uri!r} is no address of a Milvus server; give one like http://localhost:19530.")
+
+
 def connect(uri: str) -> MilvusClient:
     """Connect to a server.
 
@@ -388,8 +428,7 @@ def connect(uri: str) -> MilvusClient:
         ConfigError: pymilvus is not installed, or ``uri`` is no address.
         ArtifactError: The server does not answer.
     """
-    if not uri.startswith(("http://", "https://", "tcp://")):
-        raise ConfigError(f"{uri!r} is no address of a Milvus server; give one like http://localhost:19530.")
+    check_address(uri)
     try:
         from pymilvus import MilvusClient
         from pymilvus.exceptions import MilvusException
@@ -436,6 +475,11 @@ def create_about(client: MilvusClient, name: str, fingerprint: str) -> None:
     index.add_index("nothing", index_type="FLAT", metric_type="IP")
     client.create_collection(name, schema=schema, index_params=index, consistency_level="Strong")
     client.upsert(name, [about_row("fingerprint", fingerprint)])
+
+
+def about_name(name: str) -> str:
+    """Name the small collection beside that of the images."""
+    return f"{name}_about"
 
 
 def about_row(key: str, value: str) -> dict[str, Any]:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 
-from vitrieve.artifacts import MANIFEST_NAME, replacing_folder
+from vitrieve.artifacts import MANIFEST_NAME, explaining_full_disk, prepare_folder, replacing_folder, sync_folder
 from vitrieve.config import Device
 from vitrieve.data.records import ImageRecord
 from vitrieve.embed.collection import Embeddings, load_embeddings
@@ -22,9 +24,9 @@ from vitrieve.errors import (
     ReplacedError,
     VitrieveError,
 )
+from vitrieve.index.claims import Claim, Claims, settle_abandoned, settling
 from vitrieve.index.folder import Identity, writing
 from vitrieve.index.store import SERVERS, IndexSettings, StoreInfo, StoreKind, VectorStore, check_vectors, read_info
-from vitrieve.progress import print_message
 from vitrieve.runtime.encoder import Encoder, load_encoder
 from vitrieve.runtime.engine import EngineChoice, PrecisionChoice
 
@@ -57,7 +59,7 @@ def _open(folder: Path) -> VectorStore:
     identity = Identity(folder)  # before the manifest is read: it may be replaced meanwhile
     try:
         info, manifest = read_info(folder)
-        store = _load_store(folder, info).open(folder, info, manifest, identity)
+        store = _load_store(folder, info.kind).open(folder, info, manifest, identity)
     except ArtifactError:
         identity.require()  # the reason may be that it is another index by now
         raise
@@ -69,21 +71,21 @@ def _open(folder: Path) -> VectorStore:
     return store
 
 
-def _load_store(folder: Path, info: StoreInfo) -> StoreClass:
+def _load_store(folder: Path, kind: StoreKind) -> StoreClass:
     """Import the class of a store; LanceDB and the clients of servers take time, or may not be installed."""
-    if info.kind == "exact":
+    return _load_server_store(kind) if kind in SERVERS else _load_local_store(folder, kind)
+
+
+def _load_local_store(folder: Path, kind: StoreKind) -> type[ExactStore] | type[LanceStore]:
+    if kind == "exact":
         from vitrieve.index.exact import ExactStore
 
         return ExactStore
-    if info.kind == "lance":
+    if kind == "lance":
         from vitrieve.index.lance import LanceStore
 
         return LanceStore
-    if info.kind in SERVERS:
-        return _load_server_store(info.kind)
-    raise ArtifactError(
-        f"{folder} is an index of the unknown store {info.kind!r}; known: {', '.join(get_args(StoreKind))}."
-    )
+    raise ArtifactError(f"{folder} is an index of the unknown store {kind!r}; known: {', '.join(get_args(StoreKind))}.")
 
 
 def _load_server_store(kind: StoreKind) -> type[MilvusStore] | type[PgvectorStore]:
@@ -155,6 +157,38 @@ def create_index(
     return _create(Path(out), info, (nothing, ()), settings, overwrite)
 
 
+def create_index_whole(info: StoreInfo, out: Path, *, settings: IndexSettings) -> None:
+    """Make an index without images beside its place and move it there: killed at any moment, there is one or none.
+
+    Args:
+        info: What the index says about itself.
+        out: Place of the index: no folder, or an empty one. An index that another process has just put there is kept.
+        settings: How it searches.
+
+    Raises:
+        ArtifactError: The folder is not free.
+        ConfigError: Settings that do not belong together.
+    """
+    settings.check(info)
+    beside = out.absolute().parent / f".{out.name}.{os.getpid()}"
+    shutil.rmtree(beside, ignore_errors=True)
+    nothing = np.empty((0, info.embedding_dim), dtype=np.float32)
+    with settling_claims(out) as claims:
+        try:
+            with explaining_full_disk(out):
+                prepare_folder(beside)
+                _make(beside, info, (nothing, ()), settings, claims).close()
+            beside.rename(out)
+            sync_folder(beside.parent)
+        except OSError as error:
+            if not (out / MANIFEST_NAME).exists():  # else another process was quicker, and its index is as good
+                raise ArtifactError(
+                    f"{out} cannot be made ({error.strerror or error}); name a new or empty folder with --index."
+                ) from None
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)
+
+
 def _create(
     out: Path,
     info: StoreInfo,
@@ -165,27 +199,36 @@ def _create(
     settings = settings or IndexSettings()
     settings.check(info)
     old = _read_on_server(out) if overwrite else None
-    new: tuple[StoreInfo, dict[str, Any]] | None = None
     # Whoever writes finishes its change first, and then finds that the index is another one.
     locked = writing(out) if overwrite and (out / MANIFEST_NAME).is_file() else None
-    try:
-        with replacing_folder(out, is_overwrite=overwrite, is_resumable=False, locked=locked) as folder:
-            try:
-                store = _load_store(folder, info).create(folder, info, *images, settings)
-            except DiskFullError:
-                shutil.rmtree(folder, ignore_errors=True)  # the same command can then be given again
-                raise
-            is_in_place = folder == out
-            if not is_in_place:
-                new = _read_on_server(folder)
-                _require_sound(store)
-    except BaseException:
-        if new is not None and new != _read_on_server(out):
-            _drop(out, *new)
-        raise
-    if old is not None:
-        _drop(out, *old)
+    with (
+        settling_claims(out) as claims,
+        replacing_folder(out, is_overwrite=overwrite, is_resumable=False, locked=locked) as folder,
+    ):
+        if old is not None:
+            claims.add(old)
+        try:
+            store = _make(folder, info, images, settings, claims)
+        except DiskFullError:
+            shutil.rmtree(folder, ignore_errors=True)  # the same command can then be given again
+            raise
+        is_in_place = folder == out
+        if not is_in_place:
+            _require_sound(store)
     return store if is_in_place else open_index(out)
+
+
+def _make(
+    folder: Path,
+    info: StoreInfo,
+    images: tuple[np.ndarray, Sequence[ImageRecord]],
+    settings: IndexSettings,
+    claims: Claims,
+) -> VectorStore:
+    """Make an index in a folder that is ready for it."""
+    if info.kind in SERVERS:
+        return _load_server_store(info.kind).create(folder, info, *images, settings, claims)
+    return _load_local_store(folder, info.kind).create(folder, info, *images, settings)
 
 
 def _require_sound(store: VectorStore) -> None:
@@ -196,22 +239,28 @@ def _require_sound(store: VectorStore) -> None:
         raise ArtifactError(f"the new index is not what was written, so the old one stays: {faults[0]}")
 
 
-def _read_on_server(folder: Path) -> tuple[StoreInfo, dict[str, Any]] | None:
+def _read_on_server(folder: Path) -> Claim | None:
     """Read what the index in a folder has on a server; None where it has nothing."""
     try:
         info, manifest = read_info(folder)
     except VitrieveError:
         return None  # nothing is there, or nothing that tells
-    return (info, manifest) if info.kind in SERVERS else None
+    name = manifest.get("collection") or manifest.get("table")
+    return Claim(kind=info.kind, uri=str(manifest["uri"]), name=str(name)) if info.kind in SERVERS else None
 
 
-def _drop(out: Path, info: StoreInfo, manifest: dict[str, Any]) -> None:
-    """Remove from its server an index whose folder is gone, so that nobody else would."""
-    try:
-        _load_server_store(info.kind)(out, info, manifest, Identity(out)).drop()
-    except VitrieveError as error:
-        name = manifest.get("collection") or manifest.get("table")
-        print_message(f"{name}, of an index that is gone, stays on its {SERVERS[info.kind]} server: {error}")
+def settling_claims(out: Path) -> AbstractContextManager[Claims]:
+    """Settle what the block claims on servers for an index, and first what killed processes did; as ``settling``."""
+    return settling(out, _release)
+
+
+def release_abandoned(out: Path) -> None:
+    """Remove from servers what killed processes made for an index or replaced, and no manifest names."""
+    settle_abandoned(out, _release)
+
+
+def _release(kind: StoreKind, uri: str, name: str) -> None:
+    _load_server_store(kind).release(uri, name)
 
 
 def load_index_encoder(

@@ -19,20 +19,29 @@ from psycopg.rows import TupleRow
 from vitrieve.artifacts import prepare_folder, write_manifest
 from vitrieve.data.records import ImageRecord
 from vitrieve.errors import ConfigError
+from vitrieve.index.claims import Claim, Claims
 from vitrieve.index.filter import FilterLike, Kinds, resolve_filter
 from vitrieve.index.folder import Identity, guarded
-from vitrieve.index.open import open_index
+from vitrieve.index.open import open_index, settling_claims
 from vitrieve.index.pgvector_rows import (
     MAX_GRAPH_WIDTH,
     About,
     Tables,
     is_storable,
+    lock_name,
     read_records,
     read_texts,
     read_vectors,
     write_filter,
 )
-from vitrieve.index.pgvector_server import LostError, Server, connected, find_schema, require_extension
+from vitrieve.index.pgvector_server import (
+    WAIT_MILLISECONDS,
+    LostError,
+    Server,
+    connected,
+    find_schema,
+    require_extension,
+)
 from vitrieve.index.store import (
     BLOCK_ROWS,
     Hit,
@@ -93,7 +102,13 @@ class PgvectorStore:
 
     @classmethod
     def create(
-        cls, folder: Path, info: StoreInfo, vectors: np.ndarray, records: Sequence[ImageRecord], settings: IndexSettings
+        cls,
+        folder: Path,
+        info: StoreInfo,
+        vectors: np.ndarray,
+        records: Sequence[ImageRecord],
+        settings: IndexSettings,
+        claims: Claims,
     ) -> PgvectorStore:
         """Make a new table in one transaction, and let an empty folder name it; the arguments are checked.
 
@@ -103,6 +118,7 @@ class PgvectorStore:
             vectors: ``(N, E)`` float32, any number; may be a memory map.
             records: The ``N`` images.
             settings: Address of the server, and whether there is a graph.
+            claims: Told of the table before it is made.
         """
         uri, kind = str(settings.uri), settings.index_kind
         if kind != "flat" and info.embedding_dim > MAX_GRAPH_WIDTH:
@@ -115,11 +131,15 @@ class PgvectorStore:
             schema = find_schema(connection, uri)
         manifest = {"uri": uri, "schema": schema, "table": f"vitrieve_{uuid.uuid4().hex}", "index_kind": kind}
         store = cls(folder, info, manifest, Identity(folder))
+        store._claim(folder, claims)
         with store._server.changing() as connection:
             store._tables.create(connection, info.fingerprint)
             store._load(connection, vectors, records)
         store._finish(folder, manifest)
         return store
+
+    def _claim(self, folder: Path, claims: Claims) -> None:
+        claims.add(Claim(kind="pgvector", uri=self._where["uri"], name=self._tables.name, folder=folder.name))
 
     def _load(self, connection: Connection[TupleRow], vectors: np.ndarray, records: Sequence[ImageRecord]) -> None:
         about = self._tables.read_about(connection)
@@ -132,14 +152,9 @@ class PgvectorStore:
         self._build_graph(connection, about)
 
     def _finish(self, folder: Path, manifest: dict[str, Any]) -> None:
-        """Write the manifest; where that fails nobody would know of the table, so it goes."""
-        try:
-            with self._server.maintaining() as connection:
-                connection.execute(sql.SQL("VACUUM (ANALYZE) {}").format(self._tables.images))
-            write_manifest(folder, "index", {**describe(self._info), **manifest})
-        except BaseException:
-            self.drop()
-            raise
+        with self._server.maintaining() as connection:
+            connection.execute(sql.SQL("VACUUM (ANALYZE) {}").format(self._tables.images))
+        write_manifest(folder, "index", {**describe(self._info), **manifest})
         self._identity = Identity(folder)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -289,14 +304,16 @@ class PgvectorStore:
 
     def snapshot(self, out: Path) -> None:
         """Copy the table on the server, and write a folder that names the copy."""
-        prepare_folder(out, is_resumable=False)
-        manifest = {**self._where, "table": f"vitrieve_{uuid.uuid4().hex}", "index_kind": self._kind}
-        copy = PgvectorStore(out, self._info, manifest, Identity(out))
-        with self._identity.writing(), self._server.changing() as connection:
-            self._read_about(connection, is_locked=True)
-            copy._tables.copy(connection, self._tables)
-        copy._finish(out, manifest)
-        copy.close()
+        with settling_claims(out) as claims:
+            prepare_folder(out, is_resumable=False)
+            manifest = {**self._where, "table": f"vitrieve_{uuid.uuid4().hex}", "index_kind": self._kind}
+            copy = PgvectorStore(out, self._info, manifest, Identity(out))
+            copy._claim(out, claims)
+            with self._identity.writing(), self._server.changing() as connection:
+                self._read_about(connection, is_locked=True)
+                copy._tables.copy(connection, self._tables)
+            copy._finish(out, manifest)
+            copy.close()
 
     def hold(self, max_bytes: int) -> bool:
         """Hold nothing: the server has its own."""
@@ -306,11 +323,23 @@ class PgvectorStore:
         """Close the connections."""
         self._server.close()
 
-    def drop(self) -> None:
-        """Remove the table from the server, for good, and close."""
-        with self._server.changing() as connection:
-            self._tables.drop(connection)
-        self.close()
+    @staticmethod
+    def release(uri: str, name: str) -> None:
+        """Remove the tables of an index from its server, for good, in whichever schema they are; there may be none.
+
+        Args:
+            uri: Address of the server.
+            name: Name of the table of images.
+
+        Raises:
+            ArtifactError: The server refused or did not answer.
+        """
+        with connected(uri) as connection:
+            connection.execute("SELECT set_config('lock_timeout', %s, true)", [str(WAIT_MILLISECONDS)])
+            lock_name(connection, name)  # a transaction that makes them may still go on
+            schemas = connection.execute("SELECT schemaname FROM pg_tables WHERE tablename = %s", [name]).fetchall()
+            for (schema,) in schemas:
+                Tables(schema, name, 0).drop(connection)
 
     def _read(self, work: Callable[[Connection[TupleRow], About], T]) -> T:
         """Read in one transaction; once more from the beginning where the server went away in the middle."""

@@ -103,6 +103,7 @@ class Tables:
     """
 
     def __init__(self, schema: str, name: str, embedding_dim: int) -> None:
+        self.name = name
         self.images = sql.Identifier(schema, name)
         self.about = sql.Identifier(schema, f"{name}_about")
         self.graph = sql.Identifier(f"{name}_graph")
@@ -114,6 +115,7 @@ class Tables:
 
     def create(self, connection: Connection[TupleRow], fingerprint: str) -> None:
         """Make both tables, without images."""
+        lock_name(connection, self.name)
         fields = sql.SQL(", ").join(
             sql.SQL("{} {} {}").format(
                 sql.Identifier(name),
@@ -135,6 +137,7 @@ class Tables:
 
     def copy(self, connection: Connection[TupleRow], source: Tables) -> None:
         """Make both tables as copies of those of another index, with the graph where that has one."""
+        lock_name(connection, self.name)
         has_graph = source.has_graph(connection)
         for target, origin in ((self.images, source.images), (self.about, source.about)):
             connection.execute(sql.SQL("CREATE TABLE {} (LIKE {})").format(target, origin))
@@ -261,6 +264,11 @@ class Tables:
                 self.graph, self.images, self._half
             )
         )
+
+
+def lock_name(connection: Connection[TupleRow], name: str) -> None:
+    """Exclude other transactions that make or remove the tables of this name, until this one ends."""
+    connection.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", [name])
 
 
 def _read_number(text: str | None) -> float | None:

@@ -7,28 +7,31 @@ again. What is new goes through ``Ingestion``: from files to vectors in the stor
 from __future__ import annotations
 
 import hashlib
-import os
 import re
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
-from vitrieve.artifacts import MANIFEST_NAME, explaining_full_disk, sync_folder
+from vitrieve.artifacts import MANIFEST_NAME
 from vitrieve.config import Device
 from vitrieve.data.ocr import PictureReader
 from vitrieve.data.records import ImageRecord
 from vitrieve.data.sources import find_source_path
 from vitrieve.embed.batches import choose_chunk_size, encode_in_parallel, prepare_ahead
 from vitrieve.embed.collection import EmbedSettings, describe_source
-from vitrieve.errors import ArtifactError
-from vitrieve.index.open import create_index, load_index_encoder, open_index, require_encoder
-from vitrieve.index.store import StoreInfo, VectorStore, read_info
+from vitrieve.errors import ArtifactError, ConfigError
+from vitrieve.index.open import (
+    create_index_whole,
+    load_index_encoder,
+    open_index,
+    release_abandoned,
+    require_encoder,
+)
+from vitrieve.index.store import SERVERS, IndexSettings, StoreInfo, StoreKind, VectorStore, read_info
 from vitrieve.machine import cache_folder
 from vitrieve.model.default import choose_default_encoder
 from vitrieve.progress import print_message, track
@@ -46,12 +49,24 @@ from vitrieve.syncing.scan import (
 )
 from vitrieve.syncing.state import Change, FileState, StateFile, SyncedIndex
 
-NewStoreKind = Literal["lance", "exact"]
 COMMIT_SIZE = 256
 """Images in one durable change of the store: what a kill can cost, seconds of work on a fast machine."""
 AWAY_REASON = "No such file: the link leads nowhere now"
 NUM_FAILURES_SHOWN = 10
 _COLLECTION_FACT = "collection"
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewIndex:
+    """What an index becomes that is not there yet."""
+
+    kind: StoreKind = "lance"
+    """Its store."""
+    uri: str | None = None
+    """Address of the server of milvus or pgvector, as ``IndexSettings`` takes it; None for the others."""
+
+
+LOCAL = NewIndex()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,7 +167,7 @@ def sync(
     encoder: Encoder | str | Path | None = None,
     *,
     settings: SyncSettings | None = None,
-    store: NewStoreKind = "lance",
+    store: StoreKind | NewIndex = "lance",
     adopt: bool = False,
     device: Device = "auto",
 ) -> SyncReport:
@@ -167,7 +182,7 @@ def sync(
         encoder: An encoder, a run, an encoder's folder or a weights name; None: the index's own, and for a new index
             the default of ``vitrieve weights list``.
         settings: How the collection is compared and embedded; None: the defaults.
-        store: What a new index is.
+        store: What a new index is; on a server ``NewIndex(kind="pgvector", uri="postgresql://…")``.
         adopt: Take over an index of another collection, or of this one under another path.
         device: Where an encoder that is loaded here computes; ``auto``: on a GPU where torch sees one.
 
@@ -177,9 +192,12 @@ def sync(
     Raises:
         DataError: The collection cannot be read.
         FingerprintError: The index is of another encoder.
-        ArtifactError: Another sync works on the index, it is of another collection, or damaged.
+        ArtifactError: Another sync works on the index, it is of another collection, or damaged; or its server refused
+            or did not answer.
+        ConfigError: The server's address is none, or the index is there and on another server.
     """
     settings = settings or SyncSettings()
+    where = store if isinstance(store, NewIndex) else NewIndex(kind=store)
     index = Path(index)
     if not isinstance(collection, Collection):
         collection = scan_collection(str(collection), index)
@@ -188,7 +206,7 @@ def sync(
         encoder = load_sync_encoder(index, None if encoder is None else str(encoder), device=device)
     # What an index held that is taken over may go.
     settings = replace(settings, is_removal_allowed=settings.is_removal_allowed or adopt)
-    with open_synced(collection, index, encoder, kind=store, is_adopted=adopt) as synced:
+    with open_synced(collection, index, encoder, where=where, is_adopted=adopt) as synced:
         report = sync_collection(synced, encoder, collection, settings)
         question = f"{report.held.describe()}. Remove them from the index?" if report.held else ""
         if not (question and settings.confirm and settings.confirm(question)):
@@ -236,7 +254,7 @@ def open_synced(
     index: Path,
     encoder: Encoder,
     *,
-    kind: NewStoreKind = "lance",
+    where: NewIndex = LOCAL,
     is_adopted: bool = False,
 ) -> Iterator[SyncedIndex]:
     """Open an index that this process alone syncs until the block ends, or make an empty one.
@@ -246,15 +264,19 @@ def open_synced(
             left out of it are remembered for the next sync.
         index: Folder of the index.
         encoder: Makes the vectors.
-        kind: Which store a new index has.
+        where: Store and server of a new index; a server that is named must be that of an index which is there.
         is_adopted: Take over an index of another collection, or of this one under another path.
 
     Raises:
         FingerprintError: The index is of another encoder.
         ArtifactError: Another sync works on it, it is of another collection, damaged, or no index.
+        ConfigError: The index is on another server.
     """
-    if not _has_manifest(index):
-        _create_empty(index, encoder, kind, collection.license)
+    if _has_manifest(index):
+        _require_place(index, where)
+        release_abandoned(index)
+    else:
+        _create_empty(index, encoder, where, collection.license)
     state_file = StateFile(index)
     try:
         store = open_index(index)
@@ -274,30 +296,38 @@ def _has_manifest(index: Path) -> bool:
     return (index / MANIFEST_NAME).exists()
 
 
-def _create_empty(index: Path, encoder: Encoder, kind: NewStoreKind, license: str) -> None:
-    """Make an index beside its place and move it there whole: killed at any moment, there is one or none."""
+def _create_empty(index: Path, encoder: Encoder, where: NewIndex, license: str) -> None:
+    """Make an empty index for the vectors of an encoder."""
     info = StoreInfo(
-        kind=kind,
+        kind=where.kind,
         fingerprint=encoder.fingerprint,
         encoder_source=describe_source(encoder),
         image_size=encoder.preprocessing.image_size,
         embedding_dim=encoder.embedding_dim,
         license=license,
     )
-    beside = index.absolute().parent / f".{index.name}.{os.getpid()}"
-    shutil.rmtree(beside, ignore_errors=True)
-    try:
-        with explaining_full_disk(index):
-            create_index(info, beside).close()
-        beside.rename(index)
-        sync_folder(beside.parent)
-    except OSError as error:
-        if not _has_manifest(index):  # else another sync was quicker, and its index is as good
-            raise ArtifactError(
-                f"{index} cannot be made ({error.strerror or error}); name a new or empty folder with --index."
-            ) from None
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
+    create_index_whole(info, index, settings=IndexSettings(uri=where.uri))
+
+
+def _require_place(index: Path, where: NewIndex) -> None:
+    """Refuse an index that is there, but not on the server that was named."""
+    found = read_place(index)
+    if where.uri is not None and where != found:
+        named = f"{found.kind}" if found.uri is None else f"{found.kind} at {found.uri}"
+        raise ConfigError(
+            f"{index} is an index of the store {named}, not of {where.kind} at {where.uri}; give another --index for a "
+            "new one, or leave --store and --uri out."
+        )
+
+
+def read_place(index: Path) -> NewIndex:
+    """Read in which store an index is, and on which server.
+
+    Raises:
+        ArtifactError: As ``read_info``.
+    """
+    info, manifest = read_info(index)
+    return NewIndex(kind=info.kind, uri=str(manifest["uri"]) if info.kind in SERVERS else None)
 
 
 def _require_collection(
@@ -318,7 +348,7 @@ def _require_collection(
     state_file.write_fact(_COLLECTION_FACT, wanted)
 
 
-def default_index_folder(folder: Path, fingerprint: str) -> Path:
+def default_index_folder(folder: Path, fingerprint: str, where: NewIndex = LOCAL) -> Path:
     """Tell where the index of a folder is kept: in the user's cache, one for each folder and encoder.
 
     It is not kept in the folder itself. That may be read-only, on a network drive (where memory maps and file locks
@@ -328,9 +358,11 @@ def default_index_folder(folder: Path, fingerprint: str) -> Path:
     Args:
         folder: The collection, there or not.
         fingerprint: Fingerprint of the encoder.
+        where: Store and server of the index.
     """
     path = folder.resolve()
-    identity = hashlib.sha256(f"{path}\0{fingerprint}".encode("utf-8", "surrogateescape")).hexdigest()
+    parts = [str(path), fingerprint, *([] if where == LOCAL else [where.kind, where.uri or ""])]
+    identity = hashlib.sha256("\0".join(parts).encode("utf-8", "surrogateescape")).hexdigest()
     name = re.sub(r"[^\w.-]+", "-", path.name, flags=re.ASCII).strip(".-") or "collection"
     return cache_folder() / "indexes" / f"{name}-{identity[:12]}"
 

@@ -26,7 +26,7 @@ from vitrieve.errors import ConfigError, DataError, InputError
 from vitrieve.progress import print_message
 from vitrieve.runtime.encoder import Encoder
 from vitrieve.syncing.scan import Collection, recall_exclude, scan_collection
-from vitrieve.syncing.sync import NewStoreKind, SyncReport, SyncSettings, open_synced, sync_collection
+from vitrieve.syncing.sync import LOCAL, NewIndex, SyncReport, SyncSettings, open_synced, read_place, sync_collection
 
 DEBOUNCE_MS = 1_600
 """Longest time for which notices are gathered while they keep coming: many files are copied at once."""
@@ -48,7 +48,7 @@ def follow(
     tell: Callable[[SyncReport], None],
     *,
     settings: SyncSettings,
-    store: NewStoreKind = "lance",
+    where: NewIndex = LOCAL,
     adopt: bool = False,
 ) -> None:
     """Sync again and again until Ctrl-C, which is the ordinary end: every sync leaves a consistent index.
@@ -63,7 +63,7 @@ def follow(
         tell: Told what each sync did.
         settings: How the collection is compared and embedded. Bad files that have not changed are not read again, and
             nobody is asked.
-        store: What an index is that has to be made again.
+        where: Store and server of the index, where it has to be made and is not there when the watching begins.
         adopt: Take over an index of another collection, or of this one under another path.
 
     Raises:
@@ -72,6 +72,8 @@ def follow(
     path = find_source_path(collection.source)
     if path is None:
         raise ConfigError(f"{collection.source} names no folder or file that could be watched.")
+    if (index / MANIFEST_NAME).exists():
+        where = read_place(index)
     settings = replace(settings, is_bad_retried=False, confirm=None)
     troubles: list[str] = []  # the one that hinders syncing now, if any
     try:
@@ -79,7 +81,7 @@ def follow(
         looks = watch_changes(path, index, exclude=collection.exclude, is_pending=lambda: bool(troubles))
         for _ in looks:
             try:
-                report = _sync_again(collection, index, encoder, settings, store, adopt)
+                report = _sync_again(collection, index, encoder, settings, where, adopt)
             except (InputError, OSError) as error:
                 if [str(error)] != troubles:  # once, not at every attempt
                     print_message(f"not synced: {error}")
@@ -92,7 +94,7 @@ def follow(
 
 
 def _sync_again(
-    collection: Collection, index: Path, encoder: Encoder, settings: SyncSettings, store: NewStoreKind, adopt: bool
+    collection: Collection, index: Path, encoder: Encoder, settings: SyncSettings, where: NewIndex, adopt: bool
 ) -> SyncReport:
     """Sync once; the index is opened anew, as it may have been deleted, replaced or repaired since the last time.
 
@@ -101,7 +103,7 @@ def _sync_again(
     exclude = () if recall_exclude(index) is not None else collection.exclude
     now = scan_collection(collection.source, index, exclude=exclude, is_empty_allowed=collection.is_empty_allowed)
     is_gone = not (index / MANIFEST_NAME).exists()
-    with open_synced(now, index, encoder, kind=store, is_adopted=adopt) as synced:
+    with open_synced(now, index, encoder, where=where, is_adopted=adopt) as synced:
         if is_gone:
             print_message(f"{index} was deleted; it is made again.")
         return sync_collection(synced, encoder, now, settings)
