@@ -59,6 +59,7 @@ TITLES = {
     "sync": "Indexing",
     "syncing": "Indexing",
     "search": "Searching",
+    "mapping": "Maps",
     "curation": "Duplicates and labels",
     "rerank": "Searching",
     "serve": "Serving",
