@@ -239,6 +239,10 @@ def test_keyboard_alone_is_enough(page: Page) -> None:
     page.keyboard.press("Enter")
     expect(page.locator("#page")).to_be_focused()
     page.keyboard.press("Tab")
+    expect(page.get_by_label("Words to search for")).to_be_focused()
+    page.keyboard.press("Tab")
+    expect(page.get_by_role("search").get_by_role("button", name="Search")).to_be_focused()
+    page.keyboard.press("Tab")
     expect(page.locator("[data-file]").first).to_be_focused()
     outline = "getComputedStyle(document.activeElement.closest('.file') ?? document.activeElement).outlineStyle"
     assert page.evaluate(outline) == "solid"  # where one is can be seen
@@ -271,7 +275,7 @@ def test_everything_plain_works_without_scripts(browser: Browser, server: Server
         page.goto("/")
         expect(page.get_by_role("button", name="Use the camera")).to_be_hidden()
         page.set_input_files("input[type=file] >> nth=0", photograph)
-        page.get_by_role("button", name="Search").click()
+        page.locator("[data-picker]").get_by_role("button", name="Search").click()
         page.wait_for_url(re.compile(r"\?upload="))
         assert first_title(page) == "Class3"
         page.locator(".found a.chip").first.click()
