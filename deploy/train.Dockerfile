@@ -1,8 +1,8 @@
 # Training on CUDA: the wheels of torch bring CUDA's libraries, the host brings the driver and NVIDIA's container toolkit.
 #
 #     docker build --file deploy/train.Dockerfile --tag vitrieve-train .
-#     docker run --gpus all --ipc host --volume "$PWD:/work" vitrieve-train \
-#         train small --data folder:/work/photographs --out /work/runs/mine --resume
+#     docker run --gpus all --ipc host --volume "$PWD:/data" vitrieve-train \
+#         train small --data folder:/data/photographs --out /data/runs/mine --resume
 ARG PYTHON=3.11
 FROM python:${PYTHON}-slim-bookworm
 # The pair that the tests run with; another one is given with --build-arg.
@@ -19,12 +19,12 @@ COPY pyproject.toml README.md LICENSE ./
 COPY src src
 RUN pip install --no-cache-dir --disable-pip-version-check ".[train]"
 RUN groupadd --gid 10001 vitrieve && \
-    useradd --uid 10001 --gid 10001 --create-home --home-dir /work vitrieve
-ENV VITRIEVE_CACHE=/work/.cache/vitrieve \
+    useradd --uid 10001 --gid 10001 --create-home --home-dir /data vitrieve
+ENV VITRIEVE_CACHE=/data/.cache/vitrieve \
     PYTHONUNBUFFERED=1 \
     NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility
 USER 10001:10001
-WORKDIR /work
+WORKDIR /data
 ENTRYPOINT ["vitrieve"]
 CMD ["doctor"]
