@@ -307,7 +307,10 @@ def test_load_encoder_onnx_without_a_graph_says_what_to_do(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("engine", ["auto", "torch", "onnx", "openvino"])
 def test_load_encoder_says_what_is_accepted(tmp_path: Path, engine: EngineChoice) -> None:
-    accepted = "Accepted: the folder of a finished run, the folder of an encoder, hf:OWNER/NAME, or a weights name"
+    accepted = (
+        r"Accepted: the folder of a finished run, of an encoder or of an ONNX export \(config.json, onnx/…\), "
+        "hf:OWNER/NAME, or a weights name"
+    )
     with pytest.raises(ArtifactError, match=f"does not exist. {accepted}"):
         load_encoder(tmp_path / "none", engine=engine)
     with pytest.raises(ArtifactError, match=f"neither a run with an encoder nor an encoder. {accepted}"):

@@ -3,15 +3,18 @@
 Two kinds of repositories are read: an encoder's folder of vitrieve, as ``artifact.py`` describes it, and an ONNX export
 as others publish it (``onnx/model.onnx``, or of a model of pictures and texts ``onnx/vision_model.onnx``) beside its
 ``config.json`` and ``preprocessor_config.json``. Such a graph is kept as it is, between an input and an output that are
-named as ours; what these files do not tell clearly is refused. ``hub.py`` fetches and checks the files.
+named as ours; what these files do not tell clearly is refused. A graph of texts, ``onnx/text_model.onnx`` with
+``tokenizer.json``, becomes the encoder's text part (``towers.py``). ``hub.py`` fetches and checks the files. A folder
+on disk with the files of an export becomes an encoder in the same way (``convert_folder``).
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +25,7 @@ from vitrieve.artifacts import MANIFEST_NAME, explaining_full_disk, read_manifes
 from vitrieve.config import Pooling
 from vitrieve.data.preprocess import Interpolation, Preprocessing
 from vitrieve.errors import ArtifactError, ConfigError, WeightsError
+from vitrieve.machine import cache_folder
 from vitrieve.model.artifact import (
     CARD_NAME,
     CHECKED_NAMES,
@@ -50,7 +54,15 @@ from vitrieve.model.hub import (
     parse_hub_name,
     read_state,
 )
-from vitrieve.model.pretrained import publish_folder
+from vitrieve.model.pretrained import hash_file, publish_folder
+from vitrieve.model.text import TOKENIZER_NAME, TextFiles, find_text_part, write_text_part
+from vitrieve.model.towers import (
+    MAX_TOKENIZER_BYTES,
+    TEXT_TOWER_NAMES,
+    TOKENIZER_CONFIG_NAME,
+    read_text_tower,
+    run_graph,
+)
 from vitrieve.progress import print_message
 from vitrieve.quoting import quote_name
 
@@ -90,6 +102,7 @@ class PulledEncoder:
             "name": self.name,
             "path": str(self.folder),
             "fingerprint": self.fingerprint,
+            "reads_text": find_text_part(self.folder) is not None,
             "was_present": self.was_present,
             "license": self.spec.weights_license,
             "note": self.spec.weights_note,
@@ -105,6 +118,7 @@ class PulledEncoder:
         return [
             f"{self.name}: {state}, checksums right; {self.spec.embedding_dim} numbers for an image of {size} px",
             str(self.folder),
+            *(["it reads texts, too: search --text"] if find_text_part(self.folder) else []),
             f"license: {self.spec.weights_license}",
             *([self.spec.weights_note] if self.spec.weights_note else []),
         ]
@@ -213,49 +227,189 @@ def _make_own(state: HubState, fetched: Path, complete: Path) -> int:
 # An export of others
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Export:
+    """An ONNX export of others, wherever it is.
+
+    Attributes:
+        name: Name for people.
+        files: Its files by name.
+        source: Origin of the weights, in a few words.
+        license: License of the weights.
+        folder: Where ``fetch`` puts files, and where there is room for more of them.
+        fetch: Gives the path of a file, of at most so many bytes; None: as many as there is room for.
+    """
+
+    name: str
+    files: Mapping[str, HubFile]
+    source: str
+    license: str
+    folder: Path
+    fetch: Callable[[str, int | None], Path]
+
+    def find(self, names: Sequence[str]) -> str | None:
+        """Find the first of some names that is a file."""
+        return next((name for name in names if name in self.files), None)
+
+
 def _make_of_export(state: HubState, fetched: Path, complete: Path) -> int:
-    graph_name = next((name for name in GRAPH_NAMES if name in state.files), None)
-    if graph_name is None or not {CONFIG_NAME, PREPROCESSOR_NAME} <= state.files.keys():
+    export = _Export(
+        name=str(state.name),
+        files=state.files,
+        source=f"hub {state.name.repository}, commit {state.commit}",
+        license=state.license,
+        folder=fetched,
+        fetch=lambda name, max_bytes: fetch_file(state, name, fetched, max_bytes=max_bytes),
+    )
+    return _convert(export, complete)
+
+
+def _convert(export: _Export, complete: Path) -> int:
+    """Make an encoder of an export; return the bytes that were read."""
+    graph_name = export.find(GRAPH_NAMES)
+    if graph_name is None or not {CONFIG_NAME, PREPROCESSOR_NAME} <= export.files.keys():
         raise WeightsError(
-            f"{state.name} holds no encoder that can be read without torch: neither one of vitrieve ({SPEC_NAME}, "
+            f"{export.name} holds no encoder that can be read without torch: neither one of vitrieve ({SPEC_NAME}, "
             f"{MANIFEST_NAME}) nor an ONNX export ({' or '.join(GRAPH_NAMES)}) with {CONFIG_NAME} and "
             f"{PREPROCESSOR_NAME}. Weights of timm are asked for by timm's name (vitrieve weights list)."
         )
     try:
-        config, preprocessor = (_fetch_json(state, name, fetched) for name in (CONFIG_NAME, PREPROCESSOR_NAME))
+        config, preprocessor = (_fetch_json(export, name) for name in (CONFIG_NAME, PREPROCESSOR_NAME))
         preprocessing = read_preprocessor(preprocessor)
-        model, files = _fetch_graph(state, graph_name, fetched)
-        export = wrap_graph(model, config, preprocessing)
+        model, files = _fetch_graph(export, graph_name)
+        wrapped = wrap_graph(model, config, preprocessing)
     except ConfigError as error:
         raise WeightsError(
-            f"the ONNX export of {state.name} cannot be used: {error} Use another repository, or export the model "
+            f"the ONNX export of {export.name} cannot be used: {error} Use another repository, or export the model "
             "yourself (vitrieve export)."
         ) from None
     spec = EncoderSpec(
-        backbone=str(state.name),
-        architecture=export.architecture,
-        pooling=export.pooling,
+        backbone=export.name,
+        architecture=wrapped.architecture,
+        pooling=wrapped.pooling,
         preprocessing=preprocessing,
-        embedding_dim=export.embedding_dim,
+        embedding_dim=wrapped.embedding_dim,
         graph_sha256=" ".join(_find_checksum(file) for file in files),
-        weights_source=f"hub {state.name.repository}, commit {state.commit}",
-        weights_license=state.license,
+        weights_source=export.source,
+        weights_license=export.license,
         weights_note="The graph is used as it was published; it cannot be trained further.",
     )
-    write_contents(complete, spec, {}, format_card(spec, ModelCard(), compute_fingerprint(spec, {})), {})
+    fingerprint = compute_fingerprint(spec, {})
+    write_contents(complete, spec, {}, format_card(spec, ModelCard(), fingerprint), {})
     with replacing_durably(complete / ONNX_NAME) as path:
         path.write_bytes(model.SerializeToString())
-        _check_graph(path, export, preprocessing.image_size)
+        _check_graph(path, wrapped, preprocessing.image_size)
     note_export(complete, (ONNX_NAME,))
-    return sum(file.num_bytes for file in files)
+    del model
+    num_bytes = sum(file.num_bytes for file in files)
+    return num_bytes + _add_text_tower(export, config, wrapped, complete, fingerprint=fingerprint)
+
+
+def _add_text_tower(
+    export: _Export, config: Mapping[str, Any], wrapped: WrappedGraph, complete: Path, *, fingerprint: str
+) -> int:
+    """Add the text part of a pair of towers; one that cannot be read is told, and the encoder is one of pictures.
+
+    Returns:
+        The bytes that were read.
+    """
+    graph_name = export.find(TEXT_TOWER_NAMES)
+    if graph_name is None:
+        return 0
+    try:
+        if TOKENIZER_NAME not in export.files:
+            raise ConfigError(f"it has no {TOKENIZER_NAME}.")
+        told = _fetch_json(export, TOKENIZER_CONFIG_NAME) if TOKENIZER_CONFIG_NAME in export.files else {}
+        tokenizer = export.fetch(TOKENIZER_NAME, MAX_TOKENIZER_BYTES)
+        model, files = _fetch_graph(export, graph_name)
+        tower = read_text_tower(
+            model,
+            config,
+            tokenizer.read_bytes(),
+            told,
+            name=export.name,
+            image_output=wrapped.output,
+            embedding_dim=wrapped.embedding_dim,
+        )
+    except ConfigError as error:
+        print_message(f"{export.name} encodes pictures alone, because its text tower cannot be used: {error}")
+        return 0
+    with tempfile.TemporaryDirectory(dir=complete.parent) as temporary:
+        graph, prepared = Path(temporary) / "text.onnx", Path(temporary) / TOKENIZER_NAME
+        graph.write_bytes(model.SerializeToString())
+        prepared.write_bytes(tower.tokenizer)
+        write_text_part(complete, TextFiles(tower.spec, graph, prepared), None, fingerprint=fingerprint)
+    return export.files[TOKENIZER_NAME].num_bytes + sum(file.num_bytes for file in files)
+
+
+def is_export_folder(folder: Path) -> bool:
+    """Say whether a folder on disk has the files of an export."""
+    return (folder / CONFIG_NAME).is_file() and any((folder / name).is_file() for name in GRAPH_NAMES)
+
+
+def convert_folder(folder: Path) -> Path:
+    """Make an encoder's folder in the cache of a folder with the files of an export, unless it is there.
+
+    Args:
+        folder: One that ``is_export_folder``, as ``git clone`` of a hub's repository leaves it.
+
+    Returns:
+        The encoder's folder, whose name is made of the checksums of all files that it was made of.
+
+    Raises:
+        WeightsError: A file is missing or cannot be used, or there is no space for the encoder.
+    """
+    named = (*GRAPH_NAMES, *TEXT_TOWER_NAMES)
+    names = [CONFIG_NAME, PREPROCESSOR_NAME, TOKENIZER_NAME, TOKENIZER_CONFIG_NAME]
+    names += [name for name in named if (folder / name).is_file()]
+    for place in {str(Path(name).parent) for name in names if name in named}:
+        names += [str(path.relative_to(folder)) for path in sorted((folder / place).glob("*.onnx*data*"))]
+    files = {name: _describe_file(folder, name) for name in dict.fromkeys(names) if (folder / name).is_file()}
+    identity = json.dumps({name: file.sha256 for name, file in sorted(files.items())})
+    made = cache_folder() / "converted" / hashlib.sha256(identity.encode()).hexdigest()
+    if (made / MANIFEST_NAME).is_file():
+        return made
+    export = _Export(
+        name=folder.resolve().name,
+        files=files,
+        source="a folder with an ONNX export",
+        license="unknown",
+        folder=folder,
+        fetch=lambda name, max_bytes: _find_file(folder, files[name], max_bytes),
+    )
+    try:
+        made.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=made.parent, prefix=f".{made.name[:12]}-") as temporary:
+            complete = Path(temporary) / "complete"
+            complete.mkdir()
+            print_message(f"making an encoder of {folder}; this happens once")
+            _convert(export, complete)
+            publish_folder(complete, made, (made / MANIFEST_NAME).is_file)
+    except OSError as error:
+        raise WeightsError(
+            f"cannot make an encoder of {folder} in {made.parent}: {error.strerror or error}. Free some space, or name "
+            "another folder with VITRIEVE_CACHE."
+        ) from error
+    return made
+
+
+def _describe_file(folder: Path, name: str) -> HubFile:
+    path = folder / name
+    return HubFile(name=name, num_bytes=path.stat().st_size, sha256=hash_file(path))
+
+
+def _find_file(folder: Path, file: HubFile, max_bytes: int | None) -> Path:
+    if max_bytes is not None and file.num_bytes > max_bytes:
+        raise WeightsError(f"{folder / file.name} has {file.num_bytes:,} bytes; at most {max_bytes:,} are read.")
+    return folder / file.name
 
 
 def _find_checksum(file: HubFile) -> str:
     return file.sha256 or file.git_sha1
 
 
-def _fetch_json(state: HubState, name: str, fetched: Path) -> dict[str, Any]:
-    path = fetch_file(state, name, fetched, max_bytes=MAX_SMALL_BYTES)
+def _fetch_json(export: _Export, name: str) -> dict[str, Any]:
+    path = export.fetch(name, MAX_SMALL_BYTES)
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
@@ -265,14 +419,14 @@ def _fetch_json(state: HubState, name: str, fetched: Path) -> dict[str, Any]:
     return found
 
 
-def _fetch_graph(state: HubState, name: str, fetched: Path) -> tuple[onnx.ModelProto, list[HubFile]]:
+def _fetch_graph(export: _Export, name: str) -> tuple[onnx.ModelProto, list[HubFile]]:
     """Fetch a graph with the files of weights that it names, and read it."""
     import onnx
     from google.protobuf.message import DecodeError
     from onnx.checker import ValidationError
     from onnx.external_data_helper import load_external_data_for_model, uses_external_data
 
-    path = fetch_file(state, name, fetched, max_bytes=MAX_GRAPH_BYTES)
+    path = export.fetch(name, MAX_GRAPH_BYTES)
     try:
         model = onnx.load_model(path, load_external_data=False)
     except DecodeError as error:
@@ -280,18 +434,18 @@ def _fetch_graph(state: HubState, name: str, fetched: Path) -> tuple[onnx.ModelP
     entries = [
         entry for tensor in model.graph.initializer if uses_external_data(tensor) for entry in tensor.external_data
     ]
-    files = [state.files[name]]
+    files = [export.files[name]]
     for location in sorted({entry.value for entry in entries if entry.key == "location"}):
         beside = name.removesuffix(Path(name).name) + location
-        if "/" in location or "\\" in location or beside not in state.files:
+        if "/" in location or "\\" in location or beside not in export.files:
             raise ConfigError(f"its weights are said to be in {quote_name(location)}, which is no file beside {name}.")
-        files.append(state.files[beside])
+        files.append(export.files[beside])
     if sum(file.num_bytes for file in files) > MAX_GRAPH_BYTES:
         raise ConfigError("graph and weights have more than 2 GB; a smaller model is needed.")
     for file in files[1:]:
-        fetch_file(state, file.name, fetched)
+        export.fetch(file.name, None)
     try:
-        load_external_data_for_model(model, str(fetched))
+        load_external_data_for_model(model, str(path.parent))
     except (ValidationError, OSError, ValueError) as error:
         reason = quote_name(str(error).partition("\n")[0].rstrip("."))
         raise ConfigError(f"weights that {name} names cannot be read: {reason}.") from None
@@ -410,12 +564,14 @@ class WrappedGraph:
         pooling: ``cls``: the first token. ``native``: the graph pools itself.
         embedding_dim: Length of the embedding.
         has_patches: It puts out tokens of patches.
+        output: Name of the output that the embedding is taken of, as it was published.
     """
 
     architecture: str
     pooling: Pooling
     embedding_dim: int
     has_patches: bool
+    output: str
 
 
 def wrap_graph(model: onnx.ModelProto, config: Mapping[str, Any], preprocessing: Preprocessing) -> WrappedGraph:
@@ -447,7 +603,11 @@ def wrap_graph(model: onnx.ModelProto, config: Mapping[str, Any], preprocessing:
     outputs = _add_nodes(model, _PREFIX + output, pooling, num_prefix, embedding_dim)
     _rename_ends(model, _PREFIX + pixels, outputs, preprocessing.image_size)
     return WrappedGraph(
-        architecture=architecture, pooling=pooling, embedding_dim=embedding_dim, has_patches=len(outputs) > 1
+        architecture=architecture,
+        pooling=pooling,
+        embedding_dim=embedding_dim,
+        has_patches=len(outputs) > 1,
+        output=output,
     )
 
 
@@ -492,22 +652,8 @@ def _find_output(model: onnx.ModelProto, architecture: str) -> tuple[Pooling, st
     )
 
 
-def _run(model: onnx.ModelProto | Path, inputs: Mapping[str, np.ndarray], outputs: list[str]) -> list[np.ndarray]:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    try:
-        given = str(model) if isinstance(model, Path) else model.SerializeToString()
-        session = onnxruntime.InferenceSession(given, options, providers=["CPUExecutionProvider"])
-        return [np.asarray(array) for array in session.run(outputs, dict(inputs))]
-    except Exception as error:  # its exceptions share no public base class
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise ConfigError(f"ONNX Runtime cannot run its graph ({quote_name(reason[0])}).") from error
-
-
 def _measure_output(model: onnx.ModelProto, pixels: str, output: str, image_size: int) -> tuple[int, ...]:
-    return _run(model, {pixels: _draw_pixels(image_size)}, [output])[0].shape
+    return run_graph(model, {pixels: _draw_pixels(image_size)}, [output])[0].shape
 
 
 def _draw_pixels(image_size: int) -> np.ndarray:
@@ -562,7 +708,7 @@ def _rename_ends(model: onnx.ModelProto, pixels: str, outputs: Mapping[str, str]
 
 def _check_graph(path: Path, export: WrappedGraph, image_size: int) -> None:
     """Run the graph on noise: the embeddings must be finite, of unit length and not all the same."""
-    (found,) = _run(path, {PIXELS_INPUT: _draw_pixels(image_size)}, [EMBEDDING_OUTPUT])
+    (found,) = run_graph(path, {PIXELS_INPUT: _draw_pixels(image_size)}, [EMBEDDING_OUTPUT])
     lengths = np.linalg.norm(found, axis=1)
     if found.shape != (2, export.embedding_dim) or not np.allclose(lengths, 1, atol=1e-3):
         raise ConfigError(f"it gives embeddings of shape {found.shape} and lengths {lengths} for two pictures.")

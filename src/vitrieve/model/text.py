@@ -5,7 +5,8 @@ It lies in the folder ``text`` of the encoder, so that it travels with it:
 text.json         ``TextSpec``
 tokenizer.json    the tokenizer, as the package ``tokenizers`` reads it
 text.onnx         the graph of the text encoder
-map.safetensors   ``weight`` (E, D) and ``bias`` (E,), from the text encoder's vectors into the image space
+map.safetensors   ``weight`` (E, D) and ``bias`` (E,), from the text encoder's vectors into the image space; missing
+                  where the text encoder was trained with the image encoder, and so speaks of its space (``towers.py``)
 manifest.json     checksums, and the fingerprint of the image encoder it was made for; written last
 """
 
@@ -29,12 +30,12 @@ TEXT_SPEC_NAME = "text.json"
 TOKENIZER_NAME = "tokenizer.json"
 TEXT_GRAPH_NAME = "text.onnx"
 MAP_NAME = "map.safetensors"
-_PARTS = (TEXT_SPEC_NAME, TOKENIZER_NAME, TEXT_GRAPH_NAME, MAP_NAME)
+_PARTS = (TEXT_SPEC_NAME, TOKENIZER_NAME, TEXT_GRAPH_NAME)
 INPUT_IDS, ATTENTION_MASK, TOKEN_TYPES = "input_ids", "attention_mask", "token_type_ids"
 """Names of the inputs of a text encoder's graph; the last is optional."""
 
-TextPooling = Literal["mean", "first"]
-"""How the vectors of a text's tokens become one: their mean, or that of the first token."""
+TextPooling = Literal["mean", "first", "native"]
+"""How the vectors of a text's tokens become one: their mean, that of the first token, or the graph pools itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,12 +46,16 @@ class TextSpec:
         name: Name of the text encoder, for people.
         max_tokens: Most tokens of a text, those that the tokenizer adds included.
         pooling: How the vectors of tokens become one.
+        output: Name of the graph's output; empty: its first.
+        is_padded: Every text is filled up to ``max_tokens``, and read with what fills it up, as in training.
         trained_on: One line about the pairs that the map was learnt from.
     """
 
     name: str
     max_tokens: int
     pooling: TextPooling
+    output: str = ""
+    is_padded: bool = False
     trained_on: str = ""
 
 
@@ -80,13 +85,13 @@ class TextFiles(NamedTuple):
     tokenizer: Path
 
 
-def write_text_part(folder: Path, files: TextFiles, text_map: TextMap, *, fingerprint: str) -> None:
+def write_text_part(folder: Path, files: TextFiles, text_map: TextMap | None, *, fingerprint: str) -> None:
     """Add a text part to an encoder's folder, its manifest last.
 
     Args:
         folder: Folder of the encoder.
         files: The text encoder.
-        text_map: The map into the image space.
+        text_map: The map into the image space; None: the text encoder's vectors lie there.
         fingerprint: Fingerprint of the image encoder.
     """
     from safetensors.numpy import save
@@ -96,9 +101,11 @@ def write_text_part(folder: Path, files: TextFiles, text_map: TextMap, *, finger
     write_text_durably(part / TEXT_SPEC_NAME, json.dumps(config_to_json(files.spec), indent=2) + "\n")
     write_bytes_durably(part / TOKENIZER_NAME, files.tokenizer.read_bytes())
     write_bytes_durably(part / TEXT_GRAPH_NAME, files.graph.read_bytes())
-    arrays = {name: np.ascontiguousarray(array, dtype=np.float32) for name, array in text_map._asdict().items()}
-    write_bytes_durably(part / MAP_NAME, save(arrays))
-    checksums = {name: hash_file(part / name) for name in _PARTS}
+    if text_map is not None:
+        arrays = {name: np.ascontiguousarray(array, dtype=np.float32) for name, array in text_map._asdict().items()}
+        write_bytes_durably(part / MAP_NAME, save(arrays))
+    names = (*_PARTS, *([MAP_NAME] if text_map else []))
+    checksums = {name: hash_file(part / name) for name in names}
     write_manifest(part, "text", {"fingerprint": fingerprint, "sha256": checksums})
 
 
@@ -108,12 +115,15 @@ def find_text_part(folder: Path) -> Path | None:
     return part if part.is_dir() else None
 
 
-def read_text_part(part: Path, *, fingerprint: str) -> tuple[TextFiles, TextMap]:
+def read_text_part(part: Path, *, fingerprint: str) -> tuple[TextFiles, TextMap | None]:
     """Read a text part, and check every file of it.
 
     Args:
         part: Its folder.
         fingerprint: Fingerprint of the image encoder that it lies in.
+
+    Returns:
+        The text encoder, and the map into the image space; None: its vectors lie there.
 
     Raises:
         ArtifactError: Missing, unfinished or damaged.
@@ -126,7 +136,8 @@ def read_text_part(part: Path, *, fingerprint: str) -> tuple[TextFiles, TextMap]
             f"lies in ({fingerprint[:12]}…); make it again with vitrieve align."
         )
     checksums = manifest.get("sha256", {})
-    for name in _PARTS:
+    has_map = MAP_NAME in checksums
+    for name in (*_PARTS, *([MAP_NAME] if has_map else [])):
         if not (part / name).is_file() or hash_file(part / name) != checksums.get(name):
             raise FingerprintError(
                 f"{part / name} is missing, or is not the file that the manifest was written for; copy the whole "
@@ -134,8 +145,8 @@ def read_text_part(part: Path, *, fingerprint: str) -> tuple[TextFiles, TextMap]
             )
     try:
         spec = config_from_json(TextSpec, json.loads((part / TEXT_SPEC_NAME).read_text(encoding="utf-8")))
-        arrays = read_arrays(part / MAP_NAME)
-        text_map = TextMap(arrays["weight"], arrays["bias"])
+        arrays = read_arrays(part / MAP_NAME) if has_map else None
+        text_map = TextMap(arrays["weight"], arrays["bias"]) if arrays else None
     except (ValueError, KeyError, ConfigError) as error:
         raise ArtifactError(f"{part} is damaged ({error}); make it again with vitrieve align.") from None
     return TextFiles(spec, part / TEXT_GRAPH_NAME, part / TOKENIZER_NAME), text_map

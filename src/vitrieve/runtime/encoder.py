@@ -28,7 +28,7 @@ from vitrieve.model.artifact import (
 from vitrieve.model.hub import is_hub_name, parse_hub_name
 from vitrieve.model.named_graph import has_named_graph, make_delta_folder, make_named_folder
 from vitrieve.model.pretrained import WEIGHTS, find_exported_sizes, find_weights, get_export_folder
-from vitrieve.model.published import pull_encoder, require_weights
+from vitrieve.model.published import convert_folder, is_export_folder, pull_encoder, require_weights
 from vitrieve.model.text import find_text_part
 from vitrieve.runtime.device import DeviceName, resolve_precision
 from vitrieve.runtime.engine import (
@@ -379,7 +379,7 @@ def wrap_encoder(
 def find_source_folder(source: str | Path) -> Path | None:
     """Return the encoder's folder behind a run's or encoder's path; None when ``source`` can only be a weights name.
 
-    An encoder of the hub is fetched.
+    An encoder of the hub is fetched, and a folder with an ONNX export of others is converted once, into the cache.
 
     Raises:
         ArtifactError: A path that is missing or something else.
@@ -391,6 +391,8 @@ def find_source_folder(source: str | Path) -> Path | None:
     folder = find_encoder_folder(path)
     if folder is not None or str(source) in WEIGHTS:
         return folder
+    if is_export_folder(path):
+        return convert_folder(path)
     if path.exists():
         raise ArtifactError(f"{path} is neither a run with an encoder nor an encoder. {_describe_accepted()}")
     if isinstance(source, Path) or len(path.parts) > 1 or str(source).startswith("."):
@@ -400,7 +402,8 @@ def find_source_folder(source: str | Path) -> Path | None:
 
 def _describe_accepted() -> str:
     return (
-        "Accepted: the folder of a finished run, the folder of an encoder, hf:OWNER/NAME, or a weights name "
+        "Accepted: the folder of a finished run, of an encoder or of an ONNX export (config.json, onnx/…), "
+        "hf:OWNER/NAME, or a weights name "
         f"({', '.join(list(WEIGHTS)[:3])}, …: see vitrieve weights list)."
     )
 

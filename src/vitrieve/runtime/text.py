@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -12,6 +13,9 @@ from vitrieve.errors import ArtifactError, ConfigError
 from vitrieve.model.text import ATTENTION_MASK, INPUT_IDS, TOKEN_TYPES, TextFiles, TextMap, read_text_part
 from vitrieve.quoting import quote_name
 from vitrieve.similarity import FloatArray, normalize
+
+if TYPE_CHECKING:
+    from tokenizers import Encoding
 
 BATCH_SIZE = 32
 """Texts in one forward pass: a longer batch waits for its longest text."""
@@ -63,7 +67,10 @@ class TextEncoder:
         self._inputs = {given.name for given in self._session.get_inputs()}
         padding = self._tokenizer.padding or {}
         self._tokenizer.enable_padding(
-            pad_id=padding.get("pad_id", 0), pad_token=padding.get("pad_token", "[PAD]"), length=None
+            direction=padding.get("direction", "right"),
+            pad_id=padding.get("pad_id", 0),
+            pad_token=padding.get("pad_token", "[PAD]"),
+            length=self.spec.max_tokens if self.spec.is_padded else None,
         )
         if is_cut:
             self._tokenizer.enable_truncation(self.spec.max_tokens)
@@ -77,7 +84,7 @@ class TextEncoder:
             texts: Any number, at least one.
 
         Returns:
-            ``(N, E)`` float32 of unit length, in order; ``(N, D)`` without a map.
+            ``(N, E)`` float32 of unit length, in order; ``(N, D)`` of a text encoder that needs a map and has none.
 
         Raises:
             ConfigError: A text is too long, or in a script that the text encoder does not know.
@@ -87,13 +94,17 @@ class TextEncoder:
 
     def _encode(self, texts: Sequence[str]) -> FloatArray:
         encodings = self._tokenizer.encode_batch(list(texts))
+        for text, encoding in zip(texts, encodings, strict=True):
+            self._check(text, encoding)
         mask = np.array([encoding.attention_mask for encoding in encodings], dtype=np.int64)
-        for text, encoding, length in zip(texts, encodings, mask.sum(axis=1), strict=True):
-            self._check(text, encoding.tokens[:length], int(length))
         ids = np.array([encoding.ids for encoding in encodings], dtype=np.int64)
-        feeds = {INPUT_IDS: ids, ATTENTION_MASK: mask, TOKEN_TYPES: np.zeros_like(ids)}
-        tokens = self._session.run(None, {name: feeds[name] for name in self._inputs})[0]  # (B, T, D)
-        if self.spec.pooling == "first":
+        seen = np.ones_like(mask) if self.spec.is_padded else mask
+        feeds = {INPUT_IDS: ids, ATTENTION_MASK: seen, TOKEN_TYPES: np.zeros_like(ids)}
+        wanted = [self.spec.output] if self.spec.output else None
+        tokens = self._session.run(wanted, {name: feeds[name] for name in self._inputs})[0]  # (B, T, D)
+        if self.spec.pooling == "native":
+            pooled = tokens  # (B, D)
+        elif self.spec.pooling == "first":
             pooled = tokens[:, 0]
         else:
             weights = mask[:, :, None].astype(np.float32)
@@ -101,13 +112,16 @@ class TextEncoder:
         vectors = normalize(pooled)
         return vectors if self._map is None else normalize(vectors @ self._map.weight.T + self._map.bias)
 
-    def _check(self, text: str, tokens: Sequence[str], num_tokens: int) -> None:
+    def _check(self, text: str, encoding: Encoding) -> None:
+        if not text.strip():
+            raise ConfigError("the text is empty; say in words what to look for.")
+        num_tokens = sum(encoding.attention_mask)
         if num_tokens > self.spec.max_tokens:
             raise ConfigError(
                 f"the text of {len(text):,} characters is {num_tokens:,} tokens long; the text encoder "
                 f"{self.spec.name} reads at most {self.spec.max_tokens}: say it in fewer words."
             )
-        if not self._are_known(tokens):
+        if not self._are_known(encoding):
             raise ConfigError(
                 f"the text encoder {self.spec.name} does not know the script of {quote_name(text[:60])}; write it in a "
                 "language that it was trained on, or align the encoder with a text encoder for more languages."
@@ -116,9 +130,10 @@ class TextEncoder:
     def is_known(self, text: str) -> bool:
         """Say whether a text has enough words, or parts of words, that the text encoder knows."""
         (encoding,) = self._tokenizer.encode_batch([text])
-        return self._are_known(encoding.tokens)
+        return self._are_known(encoding)
 
-    def _are_known(self, tokens: Sequence[str]) -> bool:
+    def _are_known(self, encoding: Encoding) -> bool:
+        tokens = [token for token, is_seen in zip(encoding.tokens, encoding.attention_mask, strict=True) if is_seen]
         num_own = len(tokens) - self._tokenizer.num_special_tokens_to_add(is_pair=False)
         return num_own > 0 and sum(token in UNKNOWN_TOKENS for token in tokens) <= MAX_UNKNOWN_SHARE * num_own
 
