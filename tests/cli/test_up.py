@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -11,6 +12,7 @@ from typing import NamedTuple
 
 import httpx
 import pytest
+from PIL import Image, ImageDraw, ImageFont
 
 from vitrieve.cli.main import main
 from vitrieve.search.searcher import Searcher
@@ -93,16 +95,19 @@ def test_up_serves_a_folder_and_embeds_only_what_is_new_the_next_time(
         (["pictures", "--host", "0.0.0.0"], "needs a token"),
         (["pictures", "--encoder", "nothing-such"], "unknown weights"),
         ([], "name the collection once: --data SOURCE"),
+        (["pictures", "--encoder", "TINY", "--ocr", "--no-ocr"], "--ocr and --no-ocr contradict each other; give one"),
     ],
 )
 def test_up_refuses_wrong_use_with_one_message(
     words: list[str],
     part: str,
+    tiny_encoder_folder: Path,
     picture_folder: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    words = [str(tiny_encoder_folder) if word == "TINY" else word for word in words]
     monkeypatch.delenv("VITRIEVE_TOKEN", raising=False)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
@@ -111,6 +116,40 @@ def test_up_refuses_wrong_use_with_one_message(
     printed = capsys.readouterr()
     assert printed.out == ""
     assert part in printed.err
+
+
+def test_up_reads_the_text_in_pictures_and_a_later_sync_goes_on_with_it(
+    tiny_encoder_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    served: Callable[..., WouldServe],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    pytest.importorskip("rapidocr_onnxruntime", reason="needs rapidocr-onnxruntime")
+    monkeypatch.setenv("VITRIEVE_CACHE", str(tmp_path / "cache"))
+    cartons, index = tmp_path / "cartons", tmp_path / "index"
+    cartons.mkdir()
+
+    def draw(word: str) -> None:
+        picture = Image.new("RGB", (480, 120), (190, 40, 50))
+        ImageDraw.Draw(picture).text((30, 20), word, fill="white", font=ImageFont.load_default(60))
+        picture.save(cartons / f"{len(list(cartons.iterdir()))}.png")
+
+    def search(word: str) -> list[str]:
+        capsys.readouterr()
+        assert main(["search", "--text", word, "--index", str(index), "--json"]) == 0
+        (found,) = json.loads(capsys.readouterr().out)["queries"]
+        return [result["image_id"] for result in found["results"]]
+
+    draw("Oatly")
+    assert "as before" not in served(cartons, "--encoder", tiny_encoder_folder, "--index", index, "--ocr").told
+    draw("Barista")
+    told = served(cartons, "--index", index).told
+    assert "the text in pictures is read as before; --no-ocr reads no more of it" in told
+    assert (search("oatly"), search("barista")) == (["0.png"], ["1.png"])
+    draw("Kaffe")
+    assert main(["sync", "--data", str(cartons), "--index", str(index), "--no-ocr"]) == 0
+    assert (search("barista"), search("kaffe")) == (["1.png"], [])
 
 
 @pytest.mark.parametrize("word", ["emoji", "./emoji", "table"])

@@ -36,6 +36,14 @@ Names = Annotated[tuple[tuple[str, ...], ...], tyro.conf.UseAppendAction]
 
 # Flags that several commands have, each with its help.
 
+Ocr = Annotated[
+    Switch,
+    tyro.conf.arg(
+        help="Read the text in pictures, too, into the column text_in_picture, so that words find it (extra ocr); "
+        "later syncs of the index do so as well."
+    ),
+]
+NoOcr = Annotated[Switch, tyro.conf.arg(help="Read no text in pictures from now on; what was read stays.")]
 Json = Annotated[Switch, tyro.conf.arg(help="Print one JSON object.")]
 Overwrite = Annotated[Switch, tyro.conf.arg(help="Replace what --out holds.")]
 Resume = Annotated[Switch, tyro.conf.arg(help="Go on with an unfinished --out.")]
@@ -187,6 +195,17 @@ class ProxyArguments:
     """A further name by which browsers reach the service through a proxy; repeatable."""
     proxy_headers: Switch = False
     """Believe the proxy's X-Forwarded-Proto, so that cookies travel by TLS alone where the browser came by TLS."""
+
+
+def read_ocr(*, is_on: bool, is_off: bool) -> bool | None:
+    """Read what ``--ocr`` and ``--no-ocr`` say; None: as before.
+
+    Raises:
+        ConfigError: Both are given.
+    """
+    if is_on and is_off:
+        raise ConfigError("--ocr and --no-ocr contradict each other; give one.")
+    return True if is_on else False if is_off else None
 
 
 def read_proxy(arguments: ProxyArguments) -> ProxySettings:

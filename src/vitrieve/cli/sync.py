@@ -8,7 +8,18 @@ from typing import TYPE_CHECKING, Literal
 
 import tyro
 
-from vitrieve.cli.arguments import BatchSize, DeviceFlag, ExcludeAsBefore, Json, NumThreads, Switch, read_data
+from vitrieve.cli.arguments import (
+    BatchSize,
+    DeviceFlag,
+    ExcludeAsBefore,
+    Json,
+    NoOcr,
+    NumThreads,
+    Ocr,
+    Switch,
+    read_data,
+    read_ocr,
+)
 from vitrieve.cli.console import ask, print_error, print_json, print_message, print_result
 from vitrieve.errors import ConfigError
 
@@ -50,8 +61,8 @@ class Arguments:
     allow_removals: Switch = False
     """Remove from the index what has vanished even when it is much: a tenth of it, or all of a top folder. Without it
     a person at a terminal is asked; else the images stay, as a drive may be off."""
-    ocr: Switch = False
-    """Read the text in pictures, too, into the column text_in_picture, so that words find it (extra ocr)."""
+    ocr: Ocr = False
+    no_ocr: NoOcr = False
     watch: Switch = False
     """Go on, and sync again whenever the collection changes, until Ctrl-C."""
     json: Json = False
@@ -71,7 +82,7 @@ def run(arguments: Arguments) -> int:
         max_bad_fraction=arguments.max_bad_fraction,
         is_checksum=arguments.checksum,
         is_removal_allowed=arguments.allow_removals,
-        is_text_read=arguments.ocr,
+        is_text_read=read_ocr(is_on=arguments.ocr, is_off=arguments.no_ocr),
         confirm=ask,
         show_progress=True,
     )

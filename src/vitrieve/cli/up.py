@@ -12,10 +12,13 @@ import tyro
 from vitrieve.cli.arguments import (
     DeviceFlag,
     ExcludeAsBefore,
+    NoOcr,
     NumThreads,
+    Ocr,
     ProxyArguments,
     Switch,
     read_data,
+    read_ocr,
     read_proxy,
 )
 from vitrieve.cli.console import ask, print_message
@@ -61,6 +64,8 @@ class Arguments(ProxyArguments):
     """Remove from the index what has vanished even when it is much: a tenth of it, or all of a top folder."""
     adopt: Switch = False
     """Take over an index of another collection, or of this one under another path."""
+    ocr: Ocr = False
+    no_ocr: NoOcr = False
 
 
 def run(arguments: Arguments) -> int:
@@ -104,6 +109,7 @@ def _sync(arguments: Arguments) -> tuple[Path, Encoder]:
         num_threads=arguments.num_threads,
         max_bad_fraction=arguments.max_bad_fraction,
         is_removal_allowed=arguments.allow_removals,
+        is_text_read=read_ocr(is_on=arguments.ocr, is_off=arguments.no_ocr),
         confirm=ask,
         show_progress=True,
     )

@@ -38,7 +38,10 @@ class PictureReader:
 
     def __init__(self) -> None:
         if find_spec("rapidocr_onnxruntime") is None:
-            raise ConfigError("reading the text in pictures needs rapidocr-onnxruntime: pip install 'vitrieve[ocr]'.")
+            raise ConfigError(
+                "reading the text in pictures needs rapidocr-onnxruntime: pip install 'vitrieve[ocr]'; "
+                "or read no more of it with --no-ocr."
+            )
         self._local = threading.local()
 
     def __call__(self, picture: Image.Image) -> str:

@@ -30,6 +30,8 @@ FORMAT_VERSION = 1
 CLOCK_TICK_NS = 2_000_000_000
 """The coarsest clock of a file system (FAT): within it a second change may leave all times as they are."""
 _EXCLUDE_FACT = "exclude"
+_TEXT_FACT = "text in pictures"
+_IS_READ, _IS_NOT_READ = "read", "not read"
 NO_SIGNATURE = ""
 """Signature of a file whose times prove nothing: its content is compared at the next sync."""
 
@@ -212,6 +214,15 @@ class StateFile:
         if tuple(patterns) != self.read_exclude():
             self.write_fact(_EXCLUDE_FACT, json.dumps(list(patterns)))
 
+    def read_text_choice(self) -> bool:
+        """Read whether the last sync that was told read the text in pictures; False where none was told."""
+        return self.read_fact(_TEXT_FACT) == _IS_READ
+
+    def write_text_choice(self, is_read: bool) -> None:
+        """Remember whether the text in pictures is read."""
+        if is_read != self.read_text_choice():
+            self.write_fact(_TEXT_FACT, _IS_READ if is_read else _IS_NOT_READ)
+
     def close(self) -> None:
         """Give the lock back; closing twice is allowed."""
         self._connection.close()
@@ -238,12 +249,14 @@ class SyncedIndex:
     Attributes:
         store: The vector store.
         states: States of the files by ``image_id``; the image of one without a reason is in the store.
+        is_text_read: The last sync that was told read the text in pictures.
     """
 
     def __init__(self, store: VectorStore, state_file: StateFile) -> None:
         """Read the states, and forget those of images that the store does not hold."""
         self.store = store
         self._file = state_file
+        self.is_text_read = state_file.read_text_choice()
         self._stored = set(store.image_ids())
         self.states = {state.image_id: state for state in state_file.read()}
         self._holders = {state.content_key: state.image_id for state in self.states.values() if state.reason is None}
@@ -252,6 +265,11 @@ class SyncedIndex:
             for state in self.states.values()
             if state.reason is None and state.image_id not in self._stored
         )
+
+    def remember_text_choice(self, is_read: bool) -> None:
+        """Remember for the next sync whether the text in pictures is read."""
+        self._file.write_text_choice(is_read)
+        self.is_text_read = is_read
 
     def find_holder(self, content_key: tuple[str, str]) -> FileState | None:
         """Find an image in the store whose vector is of this content. Threads may ask while others change."""

@@ -82,8 +82,8 @@ class SyncSettings(EmbedSettings):
     """Read also the bad files that have not changed."""
     is_removal_allowed: bool = False
     """Remove what has vanished, however much it is; else a mass removal (``find_mass_removal``) is held."""
-    is_text_read: bool = False
-    """Read the text in pictures, too, into the column ``text_in_picture``."""
+    is_text_read: bool | None = None
+    """Read the text in pictures, too, into the column ``text_in_picture``; None: as the index's last sync was told."""
     confirm: Callable[[str], bool] | None = None
     """Asks a person, with a sentence, whether a mass removal shall be made; None: it is held without asking."""
 
@@ -207,6 +207,8 @@ def sync(
     # What an index held that is taken over may go.
     settings = replace(settings, is_removal_allowed=settings.is_removal_allowed or adopt)
     with open_synced(collection, index, encoder, where=where, is_adopted=adopt) as synced:
+        if settings.is_text_read is None and synced.is_text_read:
+            print_message("the text in pictures is read as before; --no-ocr reads no more of it.")
         report = sync_collection(synced, encoder, collection, settings)
         question = f"{report.held.describe()}. Remove them from the index?" if report.held else ""
         if not (question and settings.confirm and settings.confirm(question)):
@@ -389,17 +391,19 @@ def sync_collection(
         settings: How to compare and embed; None: the defaults.
     """
     settings = settings or SyncSettings()
+    is_text_read = synced.is_text_read if settings.is_text_read is None else settings.is_text_read
+    ingestion = Ingestion(synced, encoder, settings, read_text=PictureReader() if is_text_read else None)
+    synced.remember_text_choice(is_text_read)  # not before its reader is there
     records = collection.records
     differences = find_differences(
         records.values(),
         synced.states,
         is_checksum=settings.is_checksum,
         is_bad_retried=settings.is_bad_retried,
-        is_text_read=settings.is_text_read,
+        is_text_read=is_text_read,
     )
     for start in range(0, len(differences.undescribed), COMMIT_SIZE):
         _describe_again(synced, differences.undescribed[start : start + COMMIT_SIZE])
-    ingestion = Ingestion(synced, encoder, settings)
     ingestion.take_all(differences.unread)
     away = {record.image_id: AWAY_REASON for record in differences.away}
     bad = {**dict(_list_bad(synced, records)), **away, **ingestion.undecided, **dict(collection.failures)}
@@ -489,8 +493,10 @@ class Ingestion:
         num_described: Images that kept their vector under other metadata.
     """
 
-    def __init__(self, synced: SyncedIndex, encoder: Encoder, settings: SyncSettings) -> None:
-        """Begin with nothing read."""
+    def __init__(
+        self, synced: SyncedIndex, encoder: Encoder, settings: SyncSettings, *, read_text: PictureReader | None = None
+    ) -> None:
+        """Begin with nothing read; ``read_text`` reads the text in pictures."""
         self.undecided: dict[str, str] = {}
         self.num_embedded = 0
         self.num_reused = 0
@@ -501,7 +507,7 @@ class Ingestion:
         self._read = partial(
             read_file,
             preprocessing=encoder.preprocessing,
-            read_text=PictureReader() if settings.is_text_read else None,
+            read_text=read_text,
         )
         self._waiting: list[ReadFile] = []
         self._vectors: dict[tuple[str, str], np.ndarray] = {}  # of contents embedded since the last commit

@@ -106,6 +106,8 @@ def _sync_again(
     with open_synced(now, index, encoder, where=where, is_adopted=adopt) as synced:
         if is_gone:
             print_message(f"{index} was deleted; it is made again.")
+        else:  # what the last sync was told is remembered
+            settings = replace(settings, is_text_read=None)
         return sync_collection(synced, encoder, now, settings)
 
 
