@@ -165,11 +165,8 @@ def build_commands_page() -> str:
     lines = [
         "# Commands",
         "",
-        "`vitrieve COMMAND --help` prints what this page says. Results go to standard output, and progress to standard",
-        "error. The exit status is 0 when the work is done, 1 when the checked thing is not fine, 2 when the use or",
-        "the input was wrong (or a disk was full), 3 when vitrieve itself is at fault, 130 after Ctrl-C, and 143 after",
-        "SIGTERM.",
-        "`--debug` before or after any command shows the whole traceback of an error.",
+        "`vitrieve COMMAND --help` prints what this page says. What all commands have in common, such as exit",
+        "statuses, `--quiet` and `--debug`, is on the page [The command line](command-line.md).",
         "",
         "| command | what it does |",
         "|---|---|",

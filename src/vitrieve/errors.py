@@ -38,7 +38,12 @@ DEBUG_VARIABLE = "VITRIEVE_DEBUG"
 
 def is_debugging() -> bool:
     """Say whether whoever runs this wants tracebacks."""
-    return os.environ.get(DEBUG_VARIABLE, "0") not in ("", "0")
+    return is_set(DEBUG_VARIABLE)
+
+
+def is_set(variable: str) -> bool:
+    """Say whether an environment variable switches something on: it has a value, and not 0."""
+    return os.environ.get(variable, "0") not in ("", "0")
 
 
 class VitrieveError(Exception):

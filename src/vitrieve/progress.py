@@ -1,25 +1,94 @@
 """What a user is told while work goes on, on standard error: sentences, and progress.
 
-Progress is a bar on a terminal, and a line now and then elsewhere.
+Progress is a bar on a terminal and in a notebook, and a line now and then elsewhere: in a file, a pipe, or the log of a
+CI job. ``--quiet`` (VITRIEVE_QUIET=1) leaves what failed, ``--verbose`` (VITRIEVE_VERBOSE=1) stamps each sentence with
+the seconds since the start.
 """
 
 from __future__ import annotations
 
+import html
+import os
 import sys
 import time
-from collections.abc import Generator, Iterable, Iterator
-from typing import TypeVar
+from collections.abc import Generator, Iterable
+from contextlib import closing
+from importlib import import_module
+from typing import Any, Literal, Protocol, TypeVar
 
+from vitrieve.errors import is_set
 from vitrieve.quoting import escape_text
 
 T = TypeVar("T")
 LINE_EVERY_SECONDS = 10.0
+"""Time between two lines of progress, at first."""
+LINE_EVERY_SHARE = 0.05
+"""Later on, that share of the time since the work began: a day of work makes some 150 lines, not 9,000."""
+VERBOSE_LINE_EVERY_SECONDS = 1.0
+DRAW_EVERY_SECONDS = 0.1
+"""Time between two states of a bar that is drawn by this file; a notebook gets a message for each."""
+QUIET_VARIABLE = "VITRIEVE_QUIET"
+VERBOSE_VARIABLE = "VITRIEVE_VERBOSE"
+"""With any value but 0 they do what the flags --quiet and --verbose do, which set them."""
+
+_START = time.monotonic()
+
+
+def is_quiet() -> bool:
+    """Say whether only results and failures are to be told."""
+    return is_set(QUIET_VARIABLE)
+
+
+def is_verbose() -> bool:
+    """Say whether whoever runs this wants to know more."""
+    return is_set(VERBOSE_VARIABLE) and not is_quiet()
 
 
 def print_message(*lines: str) -> None:
-    """Tell the user something that is not the result, a line or several."""
+    """Tell the user something that is neither the result nor a failure, a line or several; nothing under --quiet."""
+    if is_quiet():
+        return
+    stamp = f"[{time.monotonic() - _START:7.1f} s] " if is_verbose() else ""
+    _print(*(stamp + line for line in lines))
+
+
+def print_failure(*lines: str) -> None:
+    """Tell the user what failed, a line or several, also under --quiet."""
+    _print(*lines)
+
+
+def _print(*lines: str) -> None:
     for line in lines:
         print(escape_text(line), file=sys.stderr, flush=True)
+
+
+DisplayKind = Literal["bar", "plain bar", "notebook", "lines", "nothing"]
+
+
+def choose_display() -> DisplayKind:
+    r"""Choose how progress is shown.
+
+    Returns:
+        ``bar``: with colors, on a terminal. ``plain bar``: with carriage returns and no other code, on a terminal where
+        NO_COLOR is set. ``notebook``: an element of the page. ``lines``: where standard error is no terminal, where
+        the terminal is dumb, and where a CI service gives its jobs one (the variable CI). ``nothing``: under --quiet.
+    """
+    if is_quiet():
+        return "nothing"
+    if _find_notebook() is not None:
+        return "notebook"
+    if sys.stderr is None or not sys.stderr.isatty() or os.environ.get("TERM") == "dumb" or _is_ci():
+        return "lines"
+    return "plain bar" if has_no_color() else "bar"
+
+
+def has_no_color() -> bool:
+    """Say whether terminals get no codes: NO_COLOR has any value (https://no-color.org)."""
+    return os.environ.get("NO_COLOR", "") != ""
+
+
+def _is_ci() -> bool:
+    return os.environ.get("CI", "").lower() not in ("", "0", "false")
 
 
 def track(
@@ -37,40 +106,190 @@ def track(
         weight: Units that one item stands for (a batch of images: its size).
         is_shown: False yields silently.
     """
-    if not is_shown:
+    kind: DisplayKind = choose_display() if is_shown else "nothing"
+    if kind == "nothing":
         yield from items
-    elif sys.stderr.isatty():
-        yield from _track_bar(items, description, total, weight)
-    else:
-        yield from _track_lines(items, description, total, weight)
-
-
-def _track_bar(items: Iterable[T], description: str, total: int | None, weight: int) -> Iterator[T]:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task(description, total=total)
+        return
+    done = 0
+    with closing(_open_display(kind, description, total)) as display:
         for item in items:
             yield item
-            progress.advance(task, weight)
+            done += weight
+            display.show(done if total is None else min(done, total))
+        display.finish()
 
 
-def _track_lines(items: Iterable[T], description: str, total: int | None, weight: int) -> Iterator[T]:
-    start = last = time.monotonic()
-    done = 0
-    for item in items:
-        yield item
-        done += weight
+class _Display(Protocol):
+    def show(self, done: int) -> None:
+        """Show that so many units are done."""
+        ...
+
+    def finish(self) -> None:
+        """Show that the work is done."""
+        ...
+
+    def close(self) -> None:
+        """End the display; its last state stays."""
+        ...
+
+
+def _open_display(kind: DisplayKind, description: str, total: int | None) -> _Display:
+    if kind == "bar":
+        return _RichBar(description, total)
+    if kind == "plain bar":
+        return _PlainBar(description, total)
+    if kind == "notebook":
+        return _NotebookTrack(description, total)
+    return _Lines(description, total)
+
+
+class _RichBar:
+    def __init__(self, description: str, total: int | None) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self._progress = Progress(*columns, console=Console(stderr=True))
+        self._task = self._progress.add_task(description, total=total)
+        self._progress.start()
+
+    def show(self, done: int) -> None:
+        self._progress.update(self._task, completed=done)
+
+    def finish(self) -> None:
+        pass
+
+    def close(self) -> None:
+        self._progress.stop()
+
+
+class _Lines:
+    def __init__(self, description: str, total: int | None) -> None:
+        self._work = _Work(description, total)
+        self._pace = Pace()
+        self._done = 0
+
+    def show(self, done: int) -> None:
+        self._done = done
+        if self._pace.is_due():
+            _print(self._work.describe(done))
+
+    def finish(self) -> None:
+        _print(self._work.describe(self._done))
+
+    def close(self) -> None:
+        pass
+
+
+class _PlainBar:
+    def __init__(self, description: str, total: int | None) -> None:
+        self._work = _Work(description, total)
+        self._drawn = float("-inf")
+        self._width = 0
+        self._done = 0
+
+    def show(self, done: int) -> None:
+        self._done = done
+        if time.monotonic() - self._drawn >= DRAW_EVERY_SECONDS:
+            self._draw()
+
+    def finish(self) -> None:
+        self._draw()
+
+    def close(self) -> None:
+        if self._width:
+            print(file=sys.stderr, flush=True)
+
+    def _draw(self) -> None:
+        text = escape_text(self._work.describe(self._done))
+        print(f"\r{text:<{self._width}}", end="", file=sys.stderr, flush=True)
+        self._width = len(text)
+        self._drawn = time.monotonic()
+
+
+class _NotebookTrack:
+    def __init__(self, description: str, total: int | None) -> None:
+        self._work = _Work(description, total)
+        self._bar = NotebookBar(total)
+        self._done = 0
+
+    def show(self, done: int) -> None:
+        self._done = done
+        self._bar.show(done, self._work.describe(done))
+
+    def finish(self) -> None:
+        self._bar.show(self._done, self._work.describe(self._done), is_last=True)
+
+    def close(self) -> None:
+        self._bar.show(self._done, self._work.describe(self._done), is_last=True)
+
+
+class Pace:
+    """Says when the next line of progress is due: after ten seconds at first, and ever more rarely."""
+
+    def __init__(self) -> None:
+        """Begin to count the time."""
+        self._start = self._last = time.monotonic()
+
+    def is_due(self) -> bool:
+        """Say whether a line is due now; if so, the time to the next one begins."""
         now = time.monotonic()
-        if now - last >= LINE_EVERY_SECONDS:
-            last = now
-            _print_line(description, min(done, total or done), total, now - start)
-    _print_line(description, min(done, total or done), total, time.monotonic() - start)
+        least = VERBOSE_LINE_EVERY_SECONDS if is_verbose() else LINE_EVERY_SECONDS
+        if now - self._last < max(least, LINE_EVERY_SHARE * (now - self._start)):
+            return False
+        self._last = now
+        return True
 
 
-def _print_line(description: str, done: int, total: int | None, seconds: float) -> None:
-    of_total = f"/{total}" if total is not None else ""
-    left = f", {seconds / done * (total - done):.0f} s left" if total and 0 < done < total else f", {seconds:.1f} s"
-    print(f"{description}: {done}{of_total}{left}", file=sys.stderr, flush=True)
+class NotebookBar:
+    """A bar in the output of a notebook's cell, which is updated where it stands and needs no widgets."""
+
+    def __init__(self, total: int | None) -> None:
+        """Prepare the bar of ``total`` units; it appears with the first state."""
+        self._total = total
+        self._handle: Any = None
+        self._shown: tuple[int, str] | None = None
+        self._drawn = float("-inf")
+
+    def show(self, done: int, text: str, *, is_last: bool = False) -> None:
+        """Show that so many units are done.
+
+        Args:
+            done: Units that are done.
+            text: What stands beside the bar.
+            is_last: Show it even if the last state is young.
+        """
+        now = time.monotonic()
+        if (done, text) == self._shown or (now - self._drawn < DRAW_EVERY_SECONDS and not is_last):
+            return
+        self._shown, self._drawn = (done, text), now
+        ends = "" if self._total is None else f' value="{done}" max="{max(self._total, 1)}"'
+        page = f"<div><progress{ends}></progress> {html.escape(escape_text(text))}</div>"
+        data = {"text/plain": escape_text(text), "text/html": page}
+        if self._handle is None:
+            self._handle = import_module("IPython.display").display(data, raw=True, display_id=True)
+        else:
+            self._handle.update(data, raw=True)
+
+
+def _find_notebook() -> Any:
+    """Return the shell of the notebook that runs this code; None outside of one (IPython on a terminal is none)."""
+    ipython = sys.modules.get("IPython")
+    shell = None if ipython is None else ipython.get_ipython()
+    return shell if getattr(shell, "kernel", None) is not None else None
+
+
+class _Work:
+    def __init__(self, description: str, total: int | None) -> None:
+        self._description = description
+        self._total = total
+        self._start = time.monotonic()
+
+    def describe(self, done: int) -> str:
+        """Describe how far the work is, in a line."""
+        seconds = time.monotonic() - self._start
+        of_total = f"/{self._total}" if self._total is not None else ""
+        time_told = f"{seconds:.1f} s"
+        if self._total and 0 < done < self._total:
+            time_told = f"{seconds / done * (self._total - done):.0f} s left"
+        return f"{self._description}: {done}{of_total}, {time_told}"

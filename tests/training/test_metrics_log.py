@@ -106,7 +106,7 @@ def test_metrics_log_names_the_events_file_on_a_full_disk(tmp_path: Path, capsys
 def test_metrics_log_shows_bar_count_and_figures_on_a_narrow_terminal(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, value in (("COLUMNS", "80"), ("TERM", "xterm"), ("NO_COLOR", "1"), ("FORCE_COLOR", "1")):
+    for name, value in (("COLUMNS", "80"), ("TERM", "xterm"), ("NO_COLOR", ""), ("CI", "")):
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     values = {name: 0.25 for name in ("loss", "multi_similarity", "koleo", "mean_positive_similarity", "memory_fill")}

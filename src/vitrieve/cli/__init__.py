@@ -4,9 +4,9 @@ A command's file holds a frozen dataclass ``Arguments``, whose fields are its fl
 help, and ``run(arguments)``, which returns the exit status: it reads the flags, calls the public function, and prints.
 Heavy imports stand inside the functions.
 
-The files in reading order, each of which begins with what it is for: ``main.py``, ``failures.py``, ``arguments.py``,
-``console.py``, ``doctor.py``, ``data.py``, ``data_audit.py``, ``data_pack.py``, ``weights.py``, ``train.py``,
-``evaluate.py``, ``compare.py``, ``reduce.py``, ``adapt.py``, ``align.py``, ``reproduce.py``, ``export.py``,
-``quantize.py``, ``embed.py``, ``index.py``, ``sync.py``, ``up.py``, ``calibrate.py``, ``duplicates.py``, ``map.py``,
-``search.py``, ``explain.py``, ``serve.py``.
+The files in reading order, each of which begins with what it is for: ``main.py``, ``failures.py``, ``verbosity.py``,
+``arguments.py``, ``console.py``, ``doctor.py``, ``data.py``, ``data_audit.py``, ``data_pack.py``, ``weights.py``,
+``train.py``, ``evaluate.py``, ``compare.py``, ``reduce.py``, ``adapt.py``, ``align.py``, ``reproduce.py``,
+``export.py``, ``quantize.py``, ``embed.py``, ``index.py``, ``sync.py``, ``up.py``, ``calibrate.py``,
+``duplicates.py``, ``map.py``, ``search.py``, ``explain.py``, ``serve.py``.
 """

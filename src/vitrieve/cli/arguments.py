@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
 import re
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -15,8 +14,10 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import tyro
 
 from vitrieve.cli.console import get_results, print_message
+from vitrieve.cli.verbosity import setting_variables
 from vitrieve.config import Device
 from vitrieve.errors import ConfigError, find_nearest
+from vitrieve.progress import has_no_color
 from vitrieve.runtime.engine import EngineChoice, PrecisionChoice
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 D = TypeVar("D", str, Path)
 WIDE = 300
-"""Characters in a line of help that breaks no flag."""
+"""Characters in a line of help that breaks no flag: ``--objective.normalized-softmax.temperature`` is long."""
 
 Switch = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 """A flag that is only ever switched on: ``--json`` without ``--no-json``."""
@@ -124,7 +125,11 @@ def parse_arguments(arguments_class: type[T], argv: Sequence[str], prog: str, de
     """
     complaint = io.StringIO()
     try:
-        with contextlib.redirect_stderr(complaint), contextlib.redirect_stdout(get_results()):  # help is a result
+        with (
+            contextlib.redirect_stderr(complaint),
+            contextlib.redirect_stdout(get_results()),  # help is a result
+            setting_variables({"TERM": "dumb"} if has_no_color() else {}),  # tyro does not know NO_COLOR
+        ):
             return _call_tyro(arguments_class, argv, prog, default)
     except SystemExit as stop:
         if stop.code in (0, None):
@@ -136,23 +141,9 @@ def parse_arguments(arguments_class: type[T], argv: Sequence[str], prog: str, de
 def list_flags(arguments_class: type[T], prog: str, default: T | None = None) -> tuple[str, ...]:
     """List the long flags of a command, read from its help text: tyro has no public list of them."""
     text = io.StringIO()
-    with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit), _on_a_wide_terminal():
+    with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit), setting_variables({"COLUMNS": str(WIDE)}):
         _call_tyro(arguments_class, ["--help"], prog, default)
     return tuple(dict.fromkeys(re.findall(r"(?<![\w-])--[a-z][\w.-]*", text.getvalue())))
-
-
-@contextlib.contextmanager
-def _on_a_wide_terminal() -> Iterator[None]:
-    """Let the help text in the block break no flag: ``--objective.normalized-softmax.temperature`` is long."""
-    before = os.environ.get("COLUMNS")
-    os.environ["COLUMNS"] = str(WIDE)
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["COLUMNS"]
-        else:
-            os.environ["COLUMNS"] = before
 
 
 def _call_tyro(arguments_class: type[T], argv: Sequence[str], prog: str, default: T | None) -> T:

@@ -13,8 +13,11 @@ import os
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
+from pathlib import Path
 from typing import Any, TextIO
 
+from vitrieve.progress import is_quiet
+from vitrieve.progress import print_failure as print_failure
 from vitrieve.progress import print_message as print_message
 from vitrieve.quoting import escape_lines, escape_text
 
@@ -27,25 +30,34 @@ _results: TextIO | None = None
 
 @contextmanager
 def keep_output_for_results() -> Iterator[None]:
-    """Send what is not a result to standard error: of Python, of C code, and of child processes."""
+    """Send what is not a result to standard error: of Python, of C code, and of child processes.
+
+    Under ``--quiet`` what libraries and children print goes nowhere.
+    """
     global _results
     outer = _results
     with ExitStack() as undo:
-        _results = _open_results(undo)
+        chatter = undo.enter_context(Path(os.devnull).open("w")) if is_quiet() else sys.stderr
+        _results = _open_results(undo, chatter)
         undo.callback(_set_results, outer)
-        with redirect_stdout(sys.stderr):
+        with redirect_stdout(chatter):
             yield
 
 
-def _open_results(undo: ExitStack) -> TextIO:
-    """Return a stream to where standard output leads now, and lead the descriptor of that name to standard error."""
+def _open_results(undo: ExitStack, chatter: TextIO) -> TextIO:
+    """Return a stream to where standard output leads now, and lead the descriptor of that name elsewhere.
+
+    Args:
+        undo: Gets what to do in the end.
+        chatter: Where it leads: standard error, or nowhere.
+    """
     stream = sys.stdout
     if stream is None:  # closed by whoever started the process: nobody reads results
         return io.StringIO()
     stream.flush()
     try:
         kept = os.dup(STANDARD_OUTPUT)
-        os.dup2(STANDARD_ERROR, STANDARD_OUTPUT)
+        os.dup2(chatter.fileno() if is_quiet() else STANDARD_ERROR, STANDARD_OUTPUT)
     except OSError:  # one of the two is closed
         return stream
     undo.callback(os.close, kept)
@@ -146,4 +158,4 @@ def ask(question: str) -> bool:
 
 def print_error(text: str) -> None:
     """Print the one message with which a command fails."""
-    print_message(f"error: {text}")
+    print_failure(f"error: {text}")

@@ -9,7 +9,7 @@ from typing import Annotated
 import tyro
 
 from vitrieve.cli.arguments import Exclude, Json, Overwrite, Resume, read_data
-from vitrieve.cli.console import print_json, print_message, print_result
+from vitrieve.cli.console import print_failure, print_json, print_message, print_result
 
 NUM_FAILURES_SHOWN = 10
 
@@ -60,7 +60,7 @@ def run(arguments: Arguments) -> int:
         dataset, arguments.out, settings=settings, overwrite=arguments.overwrite, resume=arguments.resume
     )
     for image_id, reason in report.failures[:NUM_FAILURES_SHOWN]:
-        print_message(f"not packed: {image_id}: {reason}")
+        print_failure(f"not packed: {image_id}: {reason}")
     if len(report.failures) > NUM_FAILURES_SHOWN:
         print_message(
             f"and {len(report.failures) - NUM_FAILURES_SHOWN} more, listed in {arguments.out}/unreadable.parquet"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from vitrieve.cli.arguments import DeviceFlag, Exclude, Json, Switch
-from vitrieve.cli.console import print_json, print_message, print_result
+from vitrieve.cli.console import print_failure, print_json, print_message, print_result
 from vitrieve.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def _check(arguments: Arguments) -> None:
 
 def _report_acted(acted: Acted, what: str, arguments: Arguments, report: DuplicateReport | None = None) -> int:
     for name, reason in acted.skipped[:NUM_SHOWN]:
-        print_message(f"not {what}: {name}: {reason}")
+        print_failure(f"not {what}: {name}: {reason}")
     if len(acted.skipped) > NUM_SHOWN:
         print_message(f"and {len(acted.skipped) - NUM_SHOWN} more; --json lists them all")
     if report is not None:
@@ -105,7 +105,7 @@ def _report_acted(acted: Acted, what: str, arguments: Arguments, report: Duplica
 
 def _print(report: DuplicateReport, acted: Acted | None, arguments: Arguments) -> None:
     for image_id, reason in report.failures[:NUM_SHOWN]:
-        print_message(f"unreadable: {image_id}: {reason}")
+        print_failure(f"unreadable: {image_id}: {reason}")
     if arguments.json:
         print_json({**report.to_json(), **({} if acted is None else {"acted": acted.to_json()})})
         return

@@ -22,7 +22,7 @@ from vitrieve.cli.arguments import (
     Switch,
     spell_command,
 )
-from vitrieve.cli.console import print_json, print_message, print_result
+from vitrieve.cli.console import print_failure, print_json, print_message, print_result
 from vitrieve.errors import ConfigError, IncompleteError
 
 if TYPE_CHECKING:
@@ -194,15 +194,15 @@ def _join(arguments: Arguments, dataset: Dataset, settings: EmbedSettings) -> Em
         return join_shards(_load(arguments), dataset, arguments.out, settings=settings)
     except IncompleteError as error:
         for shard in error.shards[:NUM_COMMANDS_SHOWN]:
-            print_message(f"missing: {spell_command('embed', replace(arguments, shard=shard, join=False))}")
+            print_failure(f"missing: {spell_command('embed', replace(arguments, shard=shard, join=False))}")
         raise
 
 
 def _describe_failures(failures: Sequence[tuple[str, str]]) -> list[dict[str, str]]:
     for image_id, reason in failures[:NUM_FAILURES_SHOWN]:
-        print_message(f"not embedded: {image_id}: {reason}")
+        print_failure(f"not embedded: {image_id}: {reason}")
     if len(failures) > NUM_FAILURES_SHOWN:
-        print_message(f"and {len(failures) - NUM_FAILURES_SHOWN} more")
+        print_failure(f"and {len(failures) - NUM_FAILURES_SHOWN} more")
     return [{"image_id": image_id, "reason": reason} for image_id, reason in failures]
 
 
@@ -210,7 +210,7 @@ def _report(embeddings: Embeddings, arguments: Arguments) -> None:
     num_embedded, embedding_dim = embeddings.vectors.shape
     failures = _describe_failures(embeddings.failures)
     if len(failures) > NUM_FAILURES_SHOWN:
-        print_message(f"all are listed in {arguments.out}/rows.parquet")
+        print_failure(f"all are listed in {arguments.out}/rows.parquet")
     if arguments.json:
         print_json(
             {

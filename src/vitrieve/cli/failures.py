@@ -16,8 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-from vitrieve.cli.console import discard_output, flush_results, print_error, print_message
-from vitrieve.errors import DEBUG_VARIABLE, InputError, VitrieveError, is_debugging
+from vitrieve.cli.console import discard_output, flush_results, print_error, print_failure
+from vitrieve.errors import InputError, VitrieveError, is_debugging
 
 STATUS_DONE = 0
 STATUS_NOT_FINE = 1
@@ -73,20 +73,6 @@ def _is_ending(error: BaseException | None) -> bool:
     return error is not None
 
 
-@contextmanager
-def debugging(is_debug: bool) -> Iterator[None]:
-    """Show tracebacks in the block, also those of processes that it starts."""
-    before = os.environ.get(DEBUG_VARIABLE)
-    if is_debug:
-        os.environ[DEBUG_VARIABLE] = "1"
-    try:
-        yield
-    finally:
-        if is_debug:
-            os.environ.pop(DEBUG_VARIABLE)
-            os.environ.update({} if before is None else {DEBUG_VARIABLE: before})
-
-
 def explain_failure(error: BaseException, *, advice: str = "") -> int:
     """Print what went wrong; return the exit status.
 
@@ -98,7 +84,7 @@ def explain_failure(error: BaseException, *, advice: str = "") -> int:
         discard_output()
         return STATUS_DONE
     if is_debugging():
-        print_message(*"".join(traceback.format_exception(error)).rstrip("\n").split("\n"))
+        print_failure(*"".join(traceback.format_exception(error)).rstrip("\n").split("\n"))
     status = _explain(error, advice)
     _flush_or_discard()
     return status
@@ -106,7 +92,7 @@ def explain_failure(error: BaseException, *, advice: str = "") -> int:
 
 def _explain(error: BaseException, advice: str) -> int:
     if isinstance(error, KeyboardInterrupt):
-        print_message(f"interrupted; {advice}" if advice else "interrupted.")
+        print_failure(f"interrupted; {advice}" if advice else "interrupted.")
         return STATUS_TERMINATED if isinstance(error, Terminated) else STATUS_INTERRUPTED
     if isinstance(error, VitrieveError):
         print_error(_join_notes(str(error), error))

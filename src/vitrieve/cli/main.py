@@ -14,6 +14,7 @@ from vitrieve import __version__
 from vitrieve.cli.console import (
     flush_results,
     keep_output_for_results,
+    print_failure,
     print_message,
     print_result,
     spell_every_name,
@@ -21,13 +22,12 @@ from vitrieve.cli.console import (
 from vitrieve.cli.failures import (
     STATUS_DONE,
     STATUS_WRONG_USE,
-    debugging,
     explain_failure,
     interrupted_by_sigterm,
 )
+from vitrieve.cli.verbosity import FLAGS, take_flags, telling, telling_what_it_took
 from vitrieve.errors import ConfigError, unknown_name_message
 
-DEBUG_FLAG = "--debug"
 FORMER_COMMANDS = {"quantise": "quantize"}
 FORMER_FLAGS = {
     "embed": {"--images": "--data"},
@@ -116,26 +116,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: The words after ``vitrieve``; None: those of this process.
     """
-    words, is_debug = _take_debug_flag(sys.argv[1:] if argv is None else argv)
+    words, flags = take_flags(sys.argv[1:] if argv is None else argv)
     spell_every_name()
-    with keep_output_for_results(), debugging(is_debug):
-        try:
-            with interrupted_by_sigterm():
-                status = _dispatch(words)
-                flush_results()  # a reader that has gone shows itself here, not after main
-                return status
-        except SystemExit as stop:  # from tyro: --help, or a value it cannot read
-            return stop.code if isinstance(stop.code, int) else STATUS_DONE
-        except BaseException as error:
-            return explain_failure(error, advice=_advise_after_interrupt(words))
+    try:
+        with telling(flags), keep_output_for_results():
+            return _run(words)
+    except ConfigError as error:  # flags that contradict each other
+        return explain_failure(error)
 
 
-def _take_debug_flag(argv: Sequence[str]) -> tuple[list[str], bool]:
-    """Take ``--debug`` out of the words, wherever it stands before ``--``."""
-    words = list(argv)
-    end = words.index("--") if "--" in words else len(words)
-    kept = [word for word in words[:end] if word != DEBUG_FLAG]
-    return kept + words[end:], len(kept) < end
+def _run(words: list[str]) -> int:
+    try:
+        with interrupted_by_sigterm(), telling_what_it_took():
+            status = _dispatch(words)
+            flush_results()  # a reader that has gone shows itself here, not after main
+            return status
+    except SystemExit as stop:  # from tyro: --help, or a value it cannot read
+        return stop.code if isinstance(stop.code, int) else STATUS_DONE
+    except BaseException as error:
+        return explain_failure(error, advice=_advise_after_interrupt(words))
 
 
 def _dispatch(words: list[str]) -> int:
@@ -146,7 +145,7 @@ def _dispatch(words: list[str]) -> int:
         print_result(f"vitrieve {__version__}")
         return STATUS_DONE
     if not words:
-        print_message(*_build_help().split("\n"))
+        print_failure(*_build_help().split("\n"))
         return STATUS_WRONG_USE
     words, notes = _spell_now(words)
     print_message(*notes)
@@ -164,7 +163,7 @@ def _answer_without_command(words: Sequence[str]) -> int:
     is_help = len(words) > 1 and words[1] in ("--help", "-h")
     if len(words) > 1 and not is_help:
         raise ConfigError(unknown_name_message("command", " ".join(words[:2]), group))
-    (print_result if is_help else print_message)("usage: vitrieve COMMAND [FLAGS]", "", *_list_commands(group))
+    (print_result if is_help else print_failure)("usage: vitrieve COMMAND [FLAGS]", "", *_list_commands(group))
     return STATUS_DONE if is_help else STATUS_WRONG_USE
 
 
@@ -202,8 +201,8 @@ def _build_help() -> str:
         "usage: vitrieve COMMAND [FLAGS]\n\n"
         "Train a vision transformer to find the same thing again, measure it, and search images with it.\n\n"
         f"{chr(10).join(_list_commands(COMMANDS))}\n\n"
-        "vitrieve COMMAND --help tells a command's flags; vitrieve --version the version. With --debug (or "
-        "VITRIEVE_DEBUG=1) an error\nis shown with its traceback."
+        "vitrieve COMMAND --help tells a command's flags; vitrieve --version the version. Every command takes:\n\n"
+        f"{chr(10).join(f'{flag:<9}  {does} (or {variable}=1)' for flag, (variable, does) in FLAGS.items())}"
     )
 
 

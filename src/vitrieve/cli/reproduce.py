@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from vitrieve.cli.arguments import DeviceFlag, Json, Switch
-from vitrieve.cli.console import print_json, print_message, print_result
+from vitrieve.cli.console import print_failure, print_json, print_message, print_result
 from vitrieve.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def _run_plan(arguments: Arguments, plan: Plan, rows: Sequence[TableRow], source
     from vitrieve.reproduce.page import collect_outcomes, format_tables, outcomes_to_json, write_page
     from vitrieve.reproduce.run import build_cells, list_missing, run_cells
 
-    print_message(*list_missing(rows, sources))
+    print_failure(*list_missing(rows, sources))
     runnable = [row for row in rows if not list_missing([row], sources)]
     if not runnable:
         raise DataError(f"no row of {plan.stem} can run, as data is missing; the lines above say which.")
@@ -87,5 +87,5 @@ def _run_plan(arguments: Arguments, plan: Plan, rows: Sequence[TableRow], source
     else:
         print_result(*format_tables(plan, outcomes), f"page: {page}")
     for failure in failures:
-        print_message(f"failed: {failure.key}, seed {failure.seed}: {failure.reason}", f"  {failure.command}")
+        print_failure(f"failed: {failure.key}, seed {failure.seed}: {failure.reason}", f"  {failure.command}")
     return 1 if failures else 0

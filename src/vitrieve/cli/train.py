@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from vitrieve.cli.arguments import Exclude, Json, Names, Overwrite, Resume, parse_arguments
-from vitrieve.cli.console import print_json, print_message, print_result
+from vitrieve.cli.console import print_failure, print_json, print_result
 from vitrieve.config import Config
 from vitrieve.errors import ConfigError
 from vitrieve.model.artifact import ENCODER_SUBFOLDER
@@ -51,7 +51,7 @@ def main(argv: Sequence[str], prog: str) -> int:
         if argv:
             print_result(*text.split("\n"))
             return 0
-        print_message(*text.splitlines())
+        print_failure(*text.splitlines())
         raise ConfigError("no recipe was named; the list above has them.")
     if argv[0].startswith("-"):
         raise ConfigError(

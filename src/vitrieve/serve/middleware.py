@@ -32,6 +32,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from vitrieve.errors import is_debugging
+from vitrieve.progress import is_quiet
 from vitrieve.quoting import escape_text
 from vitrieve.serve.metrics import Metrics
 from vitrieve.serve.settings import Limits, normalize_address
@@ -72,11 +73,15 @@ def _describe(error: BaseException | None) -> dict[str, str]:
 def write_logs_to_standard_error() -> None:
     """Let the service's events, and the server's own warnings, come out as JSON on standard error.
 
-    The parser of forms warns of every form that is none; its client is told.
+    The parser of forms warns of every form that is none; its client is told. Under --quiet only failures come out.
     """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter())
-    levels = {"vitrieve.serve": logging.INFO, "uvicorn": logging.WARNING, "python_multipart": logging.CRITICAL}
+    levels = {
+        "vitrieve.serve": logging.WARNING if is_quiet() else logging.INFO,
+        "uvicorn": logging.WARNING,
+        "python_multipart": logging.CRITICAL,
+    }
     for name, level in levels.items():
         logger = logging.getLogger(name)
         logger.handlers[:] = [handler]

@@ -23,7 +23,7 @@ from vitrieve.data.decode import list_image_suffixes
 from vitrieve.data.sources import find_source_path
 from vitrieve.data.walk import IGNORE_NAME, Rules
 from vitrieve.errors import ConfigError, DataError, InputError
-from vitrieve.progress import print_message
+from vitrieve.progress import print_failure, print_message
 from vitrieve.runtime.encoder import Encoder
 from vitrieve.syncing.scan import Collection, recall_exclude, scan_collection
 from vitrieve.syncing.sync import LOCAL, NewIndex, SyncReport, SyncSettings, open_synced, read_place, sync_collection
@@ -84,7 +84,7 @@ def follow(
                 report = _sync_again(collection, index, encoder, settings, where, adopt)
             except (InputError, OSError) as error:
                 if [str(error)] != troubles:  # once, not at every attempt
-                    print_message(f"not synced: {error}")
+                    print_failure(f"not synced: {error}")
                 troubles[:] = [str(error)]
                 continue
             troubles.clear()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import socket
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -18,7 +17,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from vitrieve.artifacts import explaining_full_disk, write_bytes_durably
-from vitrieve.progress import track
+from vitrieve.progress import NotebookBar, Pace, choose_display, print_message, track
 from vitrieve.quoting import escape_text
 
 T = TypeVar("T")
@@ -26,7 +25,6 @@ T = TypeVar("T")
 METRICS_NAME = "metrics.jsonl"
 TENSORBOARD_NAME = "tensorboard"
 FULL_DISK_ADVICE = "Make room, then go on with the same command and --resume."
-LINE_EVERY_SECONDS = 10.0
 BAR_WIDTH = 16
 
 
@@ -45,7 +43,7 @@ class MetricsLog:
         note = _take_up(self._path, start_step)
         self._file = self._path.open("a", encoding="utf-8")
         self._events = _EventsFile(folder / TENSORBOARD_NAME, purge_step=start_step + 1)
-        self._display = _BarDisplay(start_step, num_steps) if sys.stderr.isatty() else _LineDisplay(num_steps)
+        self._display = _open_display(start_step, num_steps)
         if note:
             self.say(note)
 
@@ -192,22 +190,21 @@ def _format(values: Mapping[str, float]) -> str:
 
 
 class _LineDisplay:
-    """Shows a run as lines, one every ten seconds and one for the last step."""
+    """Shows a run as lines: one for the first step, one now and then, and one for the last step."""
 
     def __init__(self, num_steps: int) -> None:
         self._num_steps = num_steps
-        self._last = float("-inf")
+        self._pace: Pace | None = None
 
     def show(self, step: int, values: Mapping[str, float]) -> None:
         """Print the values of a step, unless the last line is too young."""
-        now = time.monotonic()
-        if now - self._last >= LINE_EVERY_SECONDS or step == self._num_steps:
-            self._last = now
+        if self._pace is None or self._pace.is_due() or step == self._num_steps:
+            self._pace = self._pace or Pace()
             self.say(f"step {step}/{self._num_steps}  {_format(values)}")
 
     def say(self, text: str) -> None:
         """Print a sentence."""
-        print(escape_text(text), file=sys.stderr, flush=True)
+        print_message(text)
 
     def track(self, items: Iterator[T], description: str, total: int) -> Iterator[T]:
         """Yield items, with a line now and then."""
@@ -215,6 +212,19 @@ class _LineDisplay:
 
     def close(self) -> None:
         """End the display, which for lines is nothing."""
+
+
+class _NotebookDisplay(_LineDisplay):
+    """Shows a run as a bar in a notebook, with the figures of the last step beside it."""
+
+    def __init__(self, num_steps: int) -> None:
+        super().__init__(num_steps)
+        self._bar = NotebookBar(num_steps)
+
+    def show(self, step: int, values: Mapping[str, float]) -> None:
+        """Move the bar to a step."""
+        text = f"step {step}/{self._num_steps}  {_format(values)}"
+        self._bar.show(step, text, is_last=step == self._num_steps)
 
 
 class _BarDisplay:
@@ -257,3 +267,10 @@ class _BarDisplay:
     def close(self) -> None:
         """End the display; its last state stays on the terminal."""
         self._progress.stop()
+
+
+def _open_display(start_step: int, num_steps: int) -> _LineDisplay | _BarDisplay:
+    kind = choose_display()
+    if kind == "bar":
+        return _BarDisplay(start_step, num_steps)
+    return _NotebookDisplay(num_steps) if kind == "notebook" else _LineDisplay(num_steps)
