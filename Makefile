@@ -47,11 +47,15 @@ check: $(STAMP) ## Check format, lint, types and the direction of imports, and b
 docs: $(STAMP) ## Build the documentation site into site/; open site/index.html
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
-test: $(STAMP) ## Run the tests; says which it skipped, and why
-	$(BIN)/pytest --quiet
+# Each core runs whole files of tests.
+WORKERS = $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
+PYTEST = $(BIN)/pytest --quiet --numprocesses $(WORKERS) --dist loadfile
+
+test: $(STAMP) ## Run the tests, one process a core; says which it skipped, and why
+	$(PYTEST)
 
 test-all: $(STAMP) ## Run the tests with the long versions of those that draw samples (about an hour)
-	VITRIEVE_LONG_TESTS=1 $(BIN)/pytest --quiet
+	VITRIEVE_LONG_TESTS=1 $(PYTEST)
 
 # The lowest version that pyproject.toml allows of every package named there; torch and torchvision stay the pinned pair,
 # because another build of them is gigabytes. Training has its own pins, so its tests are not repeated here. What those

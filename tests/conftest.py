@@ -23,6 +23,17 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # no test asks a real hub; its client reads 
 CHECKOUT = Path(__file__).resolve().parents[1]
 
 
+def _pin_to_one_core() -> None:
+    """Give each worker of pytest-xdist a core of its own: threads of two workers on one core wait for each other."""
+    worker = os.environ.get("PYTEST_XDIST_WORKER")
+    if worker is not None and hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
+
+
+_pin_to_one_core()  # before anything counts the cores that it may use
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _subprocesses_find_the_checkout() -> Iterator[None]:
     """Let processes that tests start import this checkout, installed or not."""
