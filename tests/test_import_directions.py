@@ -15,7 +15,7 @@ import vitrieve
 SOURCE = Path(__file__).resolve().parents[1] / "src" / "vitrieve"
 
 ROWS = (
-    ("quoting", "errors", "progress", "machine"),
+    ("quoting", "errors", "progress", "machine", "plugins"),
     ("settings", "objective", "config", "recipes"),
     ("similarity",),
     ("artifacts",),

@@ -1,7 +1,7 @@
 """vitrieve: train a vision transformer to find the same thing again, measure it, and search with it.
 
 The files of this package in reading order, which is also the order of running and the allowed direction
-of import: ``quoting``, ``errors``, ``progress``, ``machine`` | ``settings``, ``objective/``, ``config``,
+of import: ``quoting``, ``errors``, ``progress``, ``machine``, ``plugins`` | ``settings``, ``objective/``, ``config``,
 ``recipes/`` | ``similarity/`` | ``artifacts`` | ``data/`` | ``model/`` | ``runtime/`` | ``embed/`` |
 ``evaluation/`` | ``training/`` | ``comparison/`` | ``index/`` | ``syncing/`` | ``search/`` | ``curation/`` |
 ``mapping/`` | ``serve/`` | ``reproduce/`` | ``doctor`` | ``cli/``.

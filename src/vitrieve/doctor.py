@@ -14,6 +14,7 @@ from typing import Any
 
 from vitrieve import __version__
 from vitrieve.machine import cache_folder
+from vitrieve.plugins import Plugin, check_plugins
 
 INSTALL_PAIR = "Install the pair, in the checkout: pip install '.[train]'"
 TRAIN_PACKAGES = ("torch", "torchvision", "timm", "tensorboard")
@@ -42,6 +43,7 @@ class Diagnosis:
     disk: Mapping[str, Any]
     weights: Mapping[str, bool]
     data: Mapping[str, str | None]
+    plugins: tuple[Plugin, ...]
 
 
 def diagnose() -> Diagnosis:
@@ -49,8 +51,9 @@ def diagnose() -> Diagnosis:
     versions = read_versions()
     pair = is_torch_pair(versions["torch"], versions["torchvision"])
     memory, disk = read_memory(), read_disk(cache_folder())
+    plugins = find_plugins()
     return Diagnosis(
-        problems=tuple(_find_problems(versions, pair, memory, disk)),
+        problems=(*_find_problems(versions, pair, memory, disk), *(one.problem for one in plugins if one.problem)),
         versions=versions,
         is_torch_pair=pair,
         cpu=read_cpu(),
@@ -58,6 +61,7 @@ def diagnose() -> Diagnosis:
         disk=disk,
         weights=find_weights_here(),
         data=find_data_here(),
+        plugins=plugins,
     )
 
 
@@ -149,6 +153,14 @@ def find_data_here() -> dict[str, str | None]:
         "grocery": None if grocery is None else str(grocery),
         "emoji": str(emoji) if (emoji / "drawings.json").is_file() else None,
     }
+
+
+def find_plugins() -> tuple[Plugin, ...]:
+    """Load what other packages add, and say of each whether it can be used."""
+    from vitrieve.data.sources import DESCRIPTIONS
+    from vitrieve.index.store import BUILT_IN_STORES
+
+    return check_plugins({"source": DESCRIPTIONS, "store": BUILT_IN_STORES})
 
 
 def _find_problems(

@@ -49,6 +49,11 @@ def _format_diagnosis(diagnosis: Diagnosis) -> Iterable[str]:
     yield "data sets"
     yield _format_line("grocery", diagnosis.data["grocery"] or "- (name its parent folder with VITRIEVE_DATA)")
     yield _format_line("emoji", diagnosis.data["emoji"] or "- (fetched when first used; needs npm)")
+    yield "added by other packages"
+    for one in diagnosis.plugins:
+        yield _format_line(f"{one.kind} {one.name}", f"{one.package}{' (cannot be used)' if one.problem else ''}")
+    if not diagnosis.plugins:
+        yield _format_line("-", "")
     yield ""
     yield from (f"problem: {problem}" for problem in diagnosis.problems)
     if not diagnosis.problems:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from vitrieve.artifacts import MANIFEST_NAME
-from vitrieve.cli.arguments import Json, Overwrite, Switch
+from vitrieve.cli.arguments import Json, Overwrite, StoreName, Switch
 from vitrieve.cli.console import print_json, print_message, print_result
 from vitrieve.errors import ArtifactError, ConfigError, FingerprintError
 
@@ -23,9 +23,9 @@ class Arguments:
     """Folder written by vitrieve embed."""
     out: Path | None = None
     """Folder to write."""
-    store: Literal["lance", "exact", "milvus", "pgvector"] = "lance"
+    store: StoreName = "lance"
     """What holds the vectors: LanceDB in the folder, files that are always compared whole, a Milvus server, or a
-    PostgreSQL database with pgvector."""
+    PostgreSQL database with pgvector; or a store that another package adds."""
     index_kind: Literal["flat", "ivf_hnsw_sq", "ivf_pq", "ivf_rq"] = "ivf_hnsw_sq"
     """What finds the candidates among 5,000 images and more: full vectors, a graph over bytes, short codes, or bits."""
     code_bytes: int | None = None

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from types import ModuleType
 
 from vitrieve import __version__
 from vitrieve.cli.console import (
@@ -27,6 +28,7 @@ from vitrieve.cli.failures import (
 )
 from vitrieve.cli.verbosity import FLAGS, take_flags, telling, telling_what_it_took
 from vitrieve.errors import ConfigError, unknown_name_message
+from vitrieve.plugins import describe_plugin_package, list_plugin_names, load_plugin
 
 FORMER_COMMANDS = {"quantise": "quantize"}
 FORMER_FLAGS = {
@@ -159,7 +161,8 @@ def _answer_without_command(words: Sequence[str]) -> int:
     """Help with a group of commands (``vitrieve weights``), or refuse an unknown name."""
     group = [name for name in COMMANDS if name.startswith(words[0] + " ")]
     if not group:
-        raise ConfigError(unknown_name_message("command", words[0], COMMANDS) + " See: vitrieve --help")
+        names = (*COMMANDS, *list_plugin_names("command"))
+        raise ConfigError(unknown_name_message("command", words[0], names) + " See: vitrieve --help")
     is_help = len(words) > 1 and words[1] in ("--help", "-h")
     if len(words) > 1 and not is_help:
         raise ConfigError(unknown_name_message("command", " ".join(words[:2]), group))
@@ -167,9 +170,25 @@ def _answer_without_command(words: Sequence[str]) -> int:
     return STATUS_DONE if is_help else STATUS_WRONG_USE
 
 
+def load_command(name: str) -> tuple[Command, ModuleType]:
+    """Import the module of a command; one of another package is a module like ours.
+
+    Raises:
+        ConfigError: The other package cannot be loaded, or its module is no command.
+    """
+    if name in COMMANDS:
+        return COMMANDS[name], import_module(COMMANDS[name].module)
+    module = load_plugin("command", name)
+    package = describe_plugin_package("command", name)
+    if not isinstance(module, ModuleType) or not (hasattr(module, "main") or hasattr(module, "run")):
+        raise ConfigError(
+            f"the command {name} of the package {package} is {module!r}; expected a module with Arguments and run."
+        )
+    return Command(module.__name__, f"added by {package}"), module
+
+
 def _run_command(name: str, argv: list[str]) -> int:
-    command = COMMANDS[name]
-    module = import_module(command.module)
+    command, module = load_command(name)
     prog = f"vitrieve {name}"
     if hasattr(module, "main"):
         return int(module.main(argv, prog))
@@ -181,7 +200,7 @@ def _run_command(name: str, argv: list[str]) -> int:
 
 def _advise_after_interrupt(words: Sequence[str]) -> str:
     name = _find_command(words)
-    if name is None or not COMMANDS[name].is_resumable:
+    if name not in COMMANDS or not COMMANDS[name].is_resumable:
         return ""
     return "what is done is kept: run the same command with --resume to go on."
 
@@ -192,7 +211,7 @@ def _find_command(words: Sequence[str]) -> str | None:
         name = " ".join(words[:length])
         if name in COMMANDS:
             return name
-    return None
+    return words[0] if words and words[0] in list_plugin_names("command") else None
 
 
 def _build_help() -> str:
@@ -200,7 +219,7 @@ def _build_help() -> str:
     return (
         "usage: vitrieve COMMAND [FLAGS]\n\n"
         "Train a vision transformer to find the same thing again, measure it, and search images with it.\n\n"
-        f"{chr(10).join(_list_commands(COMMANDS))}\n\n"
+        f"{chr(10).join(_list_commands(list_commands()))}\n\n"
         "vitrieve COMMAND --help tells a command's flags; vitrieve --version the version. Every command takes:\n\n"
         f"{chr(10).join(f'{flag:<9}  {does} (or {variable}=1)' for flag, (variable, does) in FLAGS.items())}"
     )
@@ -209,7 +228,18 @@ def _build_help() -> str:
 def _list_commands(names: Iterable[str]) -> list[str]:
     """Lay commands out with their summaries, a line each."""
     width = max(map(len, COMMANDS))
-    return [f"  {name:<{width}}  {COMMANDS[name].summary}" for name in names]
+    return [f"  {name:<{width}}  {_summarize(name)}" for name in names]
+
+
+def _summarize(name: str) -> str:
+    if name in COMMANDS:
+        return COMMANDS[name].summary
+    return f"added by {describe_plugin_package('command', name)}"
+
+
+def list_commands() -> tuple[str, ...]:
+    """List the names of all commands: those of this package, then those that other packages add."""
+    return tuple(dict.fromkeys((*COMMANDS, *list_plugin_names("command"))))
 
 
 def _spell_now(words: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import tyro
 
@@ -16,6 +16,7 @@ from vitrieve.cli.arguments import (
     NoOcr,
     NumThreads,
     Ocr,
+    StoreName,
     Switch,
     read_data,
     read_ocr,
@@ -41,7 +42,7 @@ class Arguments:
     encoder: str | None = None
     """A run, an encoder folder, a weights name or hf:OWNER/NAME; None: the index's own, for a new one the default of
     `vitrieve weights list`."""
-    store: Literal["lance", "exact", "milvus", "pgvector"] = "lance"
+    store: StoreName = "lance"
     """What a new index is: as in vitrieve index."""
     uri: str | None = None
     """Address of the server of a new index, for milvus and pgvector: as in vitrieve index."""

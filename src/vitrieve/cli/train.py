@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -36,6 +36,9 @@ class Arguments:
     classes: Literal["train", "all"] = "train"
     """train: the classes that each source keeps for training. all: every class; the report is then left out."""
     exclude: Exclude = ()
+    loss: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """A loss that another package adds (vitrieve doctor lists them), with its weight and settings where wanted:
+    --loss NAME:weight=0.5,power=3. The recipe's losses are left out, but for those whose weight is given."""
     report: bool = True
     """End with a report before and after on the test classes."""
     overwrite: Overwrite = False
@@ -58,6 +61,8 @@ def main(argv: Sequence[str], prog: str) -> int:
             f"the recipe comes first: {prog} RECIPE --data SOURCE --out RUN. Valid: {', '.join(RECIPES)}."
         )
     config = find_recipe(argv[0])()
+    if any(word == "--loss" or word.startswith("--loss=") for word in argv):
+        config = replace(config, objective=config.objective.without_terms())
     default = Arguments(out=tyro.MISSING, config=config)
     return run(argv[0], parse_arguments(Arguments, argv[1:], f"{prog} {argv[0]}", default))
 
@@ -65,10 +70,17 @@ def main(argv: Sequence[str], prog: str) -> int:
 def run(recipe: str, arguments: Arguments) -> int:
     """Train, and print what came of it."""
     from vitrieve.data.several import read_sources
+    from vitrieve.objective.own import read_plugin_loss
     from vitrieve.settings import list_overrides
     from vitrieve.training.ranks import joining_ranks
     from vitrieve.training.run import train
 
+    base = find_recipe(recipe)()
+    overrides: dict[str, Any] = {}
+    if arguments.loss:
+        base = replace(base, objective=base.objective.without_terms())
+        overrides["objective"] = [read_plugin_loss(text) for text in arguments.loss]
+    overrides |= list_overrides(arguments.config, base)
     with joining_ranks() as ranks:
         with ranks.first_alone():
             datasets = read_sources(
@@ -84,7 +96,7 @@ def run(recipe: str, arguments: Arguments) -> int:
             resume=arguments.resume,
             overwrite=arguments.overwrite,
             report=arguments.report,
-            **list_overrides(arguments.config, find_recipe(recipe)()),
+            **overrides,
         )
     return _print(trained, arguments) if ranks.is_first else 0
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import tyro
 
@@ -16,6 +16,7 @@ from vitrieve.cli.arguments import (
     NumThreads,
     Ocr,
     ProxyArguments,
+    StoreName,
     Switch,
     read_data,
     read_ocr,
@@ -50,7 +51,7 @@ class Arguments(ProxyArguments):
     """A run, an encoder folder, a weights name or hf:OWNER/NAME; None: the default of `vitrieve weights list`."""
     index: Path | None = None
     """Folder of the index; None: one of this folder and encoder in the cache (vitrieve doctor says where that is)."""
-    store: Literal["lance", "exact", "milvus", "pgvector"] = "lance"
+    store: StoreName = "lance"
     """What a new index is: as in vitrieve index."""
     uri: str | None = None
     """Address of the server of a new index, for milvus and pgvector: as in vitrieve index."""

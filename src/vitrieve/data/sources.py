@@ -19,6 +19,7 @@ from vitrieve.data.layout import DATA_VARIABLE, data_parents, find_data_folder
 from vitrieve.data.records import Dataset
 from vitrieve.data.remote import is_remote
 from vitrieve.errors import ConfigError, DataError, unknown_name_message
+from vitrieve.plugins import describe_plugin_package, list_plugin_names, load_plugin
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -230,9 +231,14 @@ def find_description(name: str) -> Description:
     Raises:
         DataError: Unknown name; the message lists the valid ones.
     """
-    if name not in DESCRIPTIONS:
-        raise DataError(unknown_name_message("data set", name, DESCRIPTIONS))
-    return DESCRIPTIONS[name]
+    if name in DESCRIPTIONS:
+        return DESCRIPTIONS[name]
+    if name not in list_sources():
+        raise DataError(unknown_name_message("data set", name, list_sources()))
+    description = _find_source(name).description
+    if description is None:
+        raise DataError(f"the package {describe_plugin_package('source', name)} describes nothing of {name!r}.")
+    return description
 
 
 def format_description(name: str, description: Description, *, spelling: str, found: str | None) -> str:
@@ -266,20 +272,42 @@ TABLE, FORMER_TABLE = "table:", "manifest:"
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Source:
-    """A name of the spelling.
+class Source:
+    """A name of the spelling; also what the entry point of another package's source leads to (``plugins.py``).
 
     Attributes:
         path_kind: What stands after the colon (``DIR`` or ``FILE``); None when nothing does.
         protocols: Names of its protocols, the default first.
         read: Reads the path (empty when there is none) under a protocol.
         folder_names: Names that the data set's folder may have, where it is looked for without being given.
+        description: What a person must know to get it; None where ``DESCRIPTIONS`` has it, or nobody says it.
     """
 
     path_kind: str | None
     protocols: tuple[str, ...]
     read: Callable[[str, str], Dataset]
     folder_names: tuple[str, ...] = ()
+    description: Description | None = None
+
+
+def list_sources() -> tuple[str, ...]:
+    """List the names of all sources: those of this package, then those that other packages add."""
+    return tuple(dict.fromkeys((*_SOURCES, *list_plugin_names("source"))))
+
+
+def _find_source(name: str) -> Source:
+    """Find a source by its name; one of another package is loaded.
+
+    Raises:
+        ConfigError: The other package cannot be loaded, or what it adds is no source.
+    """
+    if name in _SOURCES:
+        return _SOURCES[name]
+    found = load_plugin("source", name)
+    if not isinstance(found, Source):
+        package = describe_plugin_package("source", name)
+        raise ConfigError(f"the source {name!r} of the package {package} is {found!r}; expected a Source.")
+    return found
 
 
 def read_source(source: str, *, protocol: str | None = None, exclude: Sequence[str] = ()) -> Dataset:
@@ -298,7 +326,7 @@ def read_source(source: str, *, protocol: str | None = None, exclude: Sequence[s
     """
     name, path = _split_source(source)
     _check_exclude(name, exclude)
-    chosen = _SOURCES[name]
+    chosen = _find_source(name)
     if protocol is not None and protocol not in chosen.protocols:
         raise DataError(unknown_name_message(f"protocol of {name}", protocol, chosen.protocols))
     if name == "folder":
@@ -331,7 +359,7 @@ def read_collection(source: str, *, protocol: str | None = None, exclude: Sequen
 def is_folder_source(source: str) -> bool:
     """Say whether a source is a folder of the user's, there or not, from which files can be left out."""
     name = source.partition(":")[0]
-    if name in _SOURCES and not _is_folder_named_like_a_kind(source):
+    if name in list_sources() and not _is_folder_named_like_a_kind(source):
         return name == "folder"
     return not _path(source).is_file()
 
@@ -345,7 +373,7 @@ def list_protocols(source: str) -> tuple[str, ...]:
     Raises:
         DataError: Unknown name.
     """
-    return _SOURCES[_split_source(source)[0]].protocols
+    return _find_source(_split_source(source)[0]).protocols
 
 
 def spell_source(name: str) -> str:
@@ -354,7 +382,7 @@ def spell_source(name: str) -> str:
     Args:
         name: One of the sources' names.
     """
-    kind = _SOURCES[name].path_kind
+    kind = _find_source(name).path_kind
     return f"{name}:{kind}" if kind else name
 
 
@@ -364,7 +392,7 @@ def find_source_folder(name: str) -> Path | None:
     Args:
         name: One of the sources' names.
     """
-    return find_data_folder(_SOURCES[name].folder_names)
+    return find_data_folder(_find_source(name).folder_names)
 
 
 def find_source_path(source: str) -> Path | None:
@@ -374,7 +402,7 @@ def find_source_path(source: str) -> Path | None:
         source: Spelling as for ``read_collection``.
     """
     name, _, path = _spell_now(source).partition(":")
-    if name not in _SOURCES or _is_folder_named_like_a_kind(source):
+    if name not in list_sources() or _is_folder_named_like_a_kind(source):
         return _path(source)
     if name == "shards" and is_remote(path):
         return None
@@ -387,9 +415,9 @@ def _split_source(source: str) -> tuple[str, str]:
     name, colon, path = source.partition(":")
     if _is_folder_named_like_a_kind(source):
         return "folder", source
-    if name in _SOURCES:
-        kind = _SOURCES[name].path_kind
-        if kind and not path and not _SOURCES[name].folder_names:
+    if name in list_sources():
+        kind = _find_source(name).path_kind
+        if kind and not path and not _find_source(name).folder_names:
             raise DataError(f"{source!r} lacks a path; write {name}:{kind}.")
         if colon and not kind:
             raise DataError(f"{source!r}: {name} takes no path; write {name}.")
@@ -399,7 +427,8 @@ def _split_source(source: str) -> tuple[str, str]:
         return "folder", source
     if is_path and not colon:
         raise DataError(f"{source} is not a folder that exists. Give one, or write {_spellings()}.")
-    raise DataError(f"{unknown_name_message('source', name, _SOURCES)} Write {_spellings()}, or an existing folder.")
+    unknown = unknown_name_message("source", name, list_sources())
+    raise DataError(f"{unknown} Write {_spellings()}, or an existing folder.")
 
 
 def _spell_now(source: str) -> str:
@@ -409,13 +438,13 @@ def _spell_now(source: str) -> str:
 
 def _is_folder_named_like_a_kind(source: str) -> bool:
     """Say whether a folder here is called ``folder`` or ``table``: alone, such a name means nothing else."""
-    named = _SOURCES.get(source)
+    named = _find_source(source) if source in list_sources() else None
     return named is not None and bool(named.path_kind) and not named.folder_names and _path(source).is_dir()
 
 
 def _note_folder_of_that_name(source: str) -> tuple[str, ...]:
     """Tell who names a data set that a folder here is called so too: the name has won."""
-    if source not in _SOURCES or not _path(source).is_dir():
+    if source not in list_sources() or not _path(source).is_dir():
         return ()
     return (f"{source} is the data set of that name; for the folder here write ./{source} or folder:{source}.",)
 
@@ -436,7 +465,7 @@ def _check_exclude(name: str, exclude: Sequence[str]) -> None:
 
 def _find_path(name: str) -> str:
     """Find the path of a source that was named alone; empty for one that takes none."""
-    names = _SOURCES[name].folder_names
+    names = _find_source(name).folder_names
     if not names:
         return ""
     found = find_data_folder(names)
@@ -451,7 +480,7 @@ def _find_path(name: str) -> str:
 
 
 def _spellings() -> str:
-    return ", ".join(map(spell_source, _SOURCES))
+    return ", ".join((*map(spell_source, _SOURCES), *(f"{name}:PATH" for name in list_plugin_names("source"))))
 
 
 def _path(text: str) -> Path:
@@ -465,15 +494,15 @@ def _read_folder_with(read: Callable[[Path, str], Dataset], path: str, protocol:
 
 def _published(
     read: Callable[[Path, str], Dataset], protocols: tuple[str, ...], folder_names: tuple[str, ...]
-) -> _Source:
-    return _Source(
+) -> Source:
+    return Source(
         path_kind="DIR", protocols=protocols, read=partial(_read_folder_with, read), folder_names=folder_names
     )
 
 
 _SOURCES = {
     "grocery": _published(grocery.read_grocery, grocery.PROTOCOLS, grocery.FOLDER_NAMES),
-    "emoji": _Source(path_kind=None, protocols=emoji.PROTOCOLS, read=lambda _, protocol: emoji.read_emoji(protocol)),
+    "emoji": Source(path_kind=None, protocols=emoji.PROTOCOLS, read=lambda _, protocol: emoji.read_emoji(protocol)),
     "cub200": _published(cub200.read_cub200, cub200.PROTOCOLS, cub200.FOLDER_NAMES),
     "sop": _published(sop.read_sop, sop.PROTOCOLS, sop.FOLDER_NAMES),
     "inshop": _published(inshop.read_inshop, inshop.PROTOCOLS, inshop.FOLDER_NAMES),
@@ -483,24 +512,24 @@ _SOURCES = {
         for name in ("roxford5k", "rparis6k")
     },
     "revisitop1m": _published(revisited.read_distractors, revisited.DISTRACTOR_PROTOCOLS, (revisited.DISTRACTORS,)),
-    "folder": _Source(
+    "folder": Source(
         path_kind="DIR",
         protocols=folder.PROTOCOLS,
         read=lambda path, protocol: folder.read_folder(_path(path), protocol),
     ),
-    "table": _Source(
+    "table": Source(
         path_kind="FILE",
         protocols=table.PROTOCOLS,
         read=lambda path, protocol: table.read_table(_path(path), protocol),
     ),
-    "shards": _Source(
+    "shards": Source(
         path_kind="DIR",
         protocols=shards.PROTOCOLS,
         read=lambda path, protocol: (
             shards.read_remote_shards(path, protocol) if is_remote(path) else shards.read_shards(_path(path), protocol)
         ),
     ),
-    "hf": _Source(
+    "hf": Source(
         path_kind="DIR",
         protocols=huggingface.PROTOCOLS,
         read=lambda path, protocol: huggingface.read_huggingface(_path(path), protocol),

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
@@ -23,10 +23,22 @@ from vitrieve.errors import (
     FingerprintError,
     ReplacedError,
     VitrieveError,
+    unknown_name_message,
 )
 from vitrieve.index.claims import Claim, Claims, settle_abandoned, settling
 from vitrieve.index.folder import Identity, writing
-from vitrieve.index.store import SERVERS, IndexSettings, StoreInfo, StoreKind, VectorStore, check_vectors, read_info
+from vitrieve.index.store import (
+    BUILT_IN_STORES,
+    SERVERS,
+    IndexSettings,
+    PluginStore,
+    StoreInfo,
+    StoreKind,
+    VectorStore,
+    check_vectors,
+    read_info,
+)
+from vitrieve.plugins import describe_plugin_package, list_plugin_names, load_plugin
 from vitrieve.runtime.encoder import Encoder, load_encoder
 from vitrieve.runtime.engine import EngineChoice, PrecisionChoice
 
@@ -36,7 +48,7 @@ if TYPE_CHECKING:
     from vitrieve.index.milvus import MilvusStore
     from vitrieve.index.pgvector import PgvectorStore
 
-    StoreClass = type[ExactStore] | type[LanceStore] | type[MilvusStore] | type[PgvectorStore]
+    StoreClass = type[ExactStore] | type[LanceStore] | type[MilvusStore] | type[PgvectorStore] | type[PluginStore]
 
 
 def open_index(folder: Path | str) -> VectorStore:
@@ -76,7 +88,7 @@ def _load_store(folder: Path, kind: StoreKind) -> StoreClass:
     return _load_server_store(kind) if kind in SERVERS else _load_local_store(folder, kind)
 
 
-def _load_local_store(folder: Path, kind: StoreKind) -> type[ExactStore] | type[LanceStore]:
+def _load_local_store(folder: Path, kind: StoreKind) -> type[ExactStore] | type[LanceStore] | type[PluginStore]:
     if kind == "exact":
         from vitrieve.index.exact import ExactStore
 
@@ -85,7 +97,34 @@ def _load_local_store(folder: Path, kind: StoreKind) -> type[ExactStore] | type[
         from vitrieve.index.lance import LanceStore
 
         return LanceStore
-    raise ArtifactError(f"{folder} is an index of the unknown store {kind!r}; known: {', '.join(get_args(StoreKind))}.")
+    if kind in list_plugin_names("store"):
+        return _load_plugin_store(kind)
+    known = ", ".join((*BUILT_IN_STORES, *list_plugin_names("store")))
+    raise ArtifactError(f"{folder} is an index of the unknown store {kind!r}; known: {known}.")
+
+
+def _load_plugin_store(kind: StoreKind) -> type[PluginStore]:
+    """Load the store of another package.
+
+    Raises:
+        ConfigError: It cannot be loaded, or does not make and open indexes.
+    """
+    found = load_plugin("store", kind)
+    if not all(callable(getattr(found, name, None)) for name in ("create", "open")):
+        package = describe_plugin_package("store", kind)
+        raise ConfigError(f"the store {kind!r} of the package {package} has no methods create and open.")
+    return cast("type[PluginStore]", found)
+
+
+def require_store(kind: StoreKind) -> None:
+    """Refuse the name of a store that nobody knows, before any work.
+
+    Raises:
+        ConfigError: As it says; the message lists the known ones.
+    """
+    known = (*BUILT_IN_STORES, *list_plugin_names("store"))
+    if kind not in known:
+        raise ConfigError(unknown_name_message("store", kind, known))
 
 
 def _load_server_store(kind: StoreKind) -> type[MilvusStore] | type[PgvectorStore]:
@@ -125,6 +164,7 @@ def build_index(
         ConfigError: Settings that do not belong together.
         DataError: No vector, vectors that are not normalized or not finite, or an ``image_id`` that occurs twice.
     """
+    require_store(store)
     source = embeddings if isinstance(embeddings, Embeddings) else load_embeddings(embeddings)
     if not len(source.vectors):
         raise DataError("there is no embedding to index.")

@@ -20,9 +20,13 @@ from vitrieve.similarity import FloatArray, as_embeddings, top_k
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from vitrieve.index.folder import Identity
+
 T = TypeVar("T")
 
-StoreKind = Literal["exact", "lance", "milvus", "pgvector"]
+StoreKind = str
+"""One of ``BUILT_IN_STORES``, or the name of a store that another package adds (``plugins.py``)."""
+BUILT_IN_STORES = ("lance", "exact", "milvus", "pgvector")
 IndexKind = Literal["flat", "ivf_hnsw_sq", "ivf_pq", "ivf_rq"]
 """What an approximate store searches in: the full vectors; a graph over codes of a byte a dimension; product-quantized
 codes; codes of a bit a dimension (RaBitQ). The last three choose candidates, whose full vectors are compared. The graph
@@ -264,6 +268,37 @@ class VectorStore(Protocol):
 
     def close(self) -> None:
         """Release files and connections; the store cannot be used afterwards. Closing twice is allowed."""
+        ...
+
+
+class PluginStore(VectorStore, Protocol):
+    """How the class of another package's store makes and opens an index; ``tests/plugin_example`` has one."""
+
+    @classmethod
+    def create(
+        cls, folder: Path, info: StoreInfo, vectors: np.ndarray, records: Sequence[ImageRecord], settings: IndexSettings
+    ) -> PluginStore:
+        """Write a new index into an empty folder, its manifest last: ``write_manifest(folder, "index", …)``.
+
+        Args:
+            folder: Where to write.
+            info: What the index says about itself; ``describe(info)`` makes fields of the manifest of it.
+            vectors: ``(N, E)`` float32, finite, L2-normalized, any number; may be a memory map.
+            records: The ``N`` images.
+            settings: How it searches, as far as it can be set.
+        """
+        ...
+
+    @classmethod
+    def open(cls, folder: Path, info: StoreInfo, manifest: dict[str, Any], identity: Identity) -> PluginStore:
+        """Open an index.
+
+        Args:
+            folder: Its folder.
+            info: What the index says about itself.
+            manifest: The whole manifest.
+            identity: Says whether the folder still holds the same index.
+        """
         ...
 
 

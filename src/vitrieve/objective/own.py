@@ -7,12 +7,14 @@ import hashlib
 import inspect
 import keyword
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
-from vitrieve.errors import ConfigError
+from vitrieve.errors import ConfigError, unknown_name_message
 from vitrieve.objective.losses import ObjectiveConfig
 from vitrieve.objective.term import LossBatch
+from vitrieve.plugins import load_plugin
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -93,6 +95,55 @@ def read_own_terms(given: Any) -> tuple[OwnTerm, ...]:
     if not terms:
         raise ConfigError("the objective is an empty list; give at least one term.")
     return tuple(terms)
+
+
+def read_plugin_loss(text: str) -> tuple[Any, float]:
+    """Read a loss that another package adds, as the command line names it.
+
+    Args:
+        text: ``NAME``, or ``NAME:weight=0.5,power=3``: its weight, and settings by the names of its parameters. What
+            the entry point leads to is a term as ``read_own_terms`` takes it, or the class of one, which is made here.
+
+    Returns:
+        The term and its weight.
+
+    Raises:
+        ConfigError: The name is unknown, its package cannot be loaded, or it does not take the settings.
+    """
+    name, _, rest = text.partition(":")
+    found = load_plugin("loss", name)
+    settings: dict[str, Any] = {}
+    for part in filter(None, rest.split(",")):
+        key, equals, value = part.partition("=")
+        if not equals:
+            raise ConfigError(f"--loss {text}: {part!r} is no setting; write NAME:weight=0.5,power=3.")
+        settings[key] = _read_plain(value)
+    weight = settings.pop("weight", 1.0)
+    taken = inspect.signature(found).parameters
+    unknown = [key for key in settings if key not in taken]
+    if unknown and not any(one.kind is inspect.Parameter.VAR_KEYWORD for one in taken.values()):
+        raise ConfigError(unknown_name_message(f"setting of the loss {name}", unknown[0], ["weight", *taken]))
+    if not isinstance(found, type):
+        return (functools.partial(found, **settings) if settings else found), weight
+    try:
+        return found(**settings), weight
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"the loss {text} cannot be made: {error}") from None
+
+
+def _read_plain(text: str) -> Any:
+    """Read a value of the command line: a truth value, None, a number, else the text.
+
+    >>> [_read_plain(text) for text in ("true", "None", "3", "0.5", "mean")]
+    [True, None, 3, 0.5, 'mean']
+    """
+    words = {"true": True, "false": False, "none": None}
+    if text.lower() in words:
+        return words[text.lower()]
+    for kind in (int, float):
+        with suppress(ValueError):
+            return kind(text)
+    return text
 
 
 def _read_term(function: Any, weight: Any = 1.0) -> OwnTerm:

@@ -30,6 +30,7 @@ from vitrieve.index.open import (
     open_index,
     release_abandoned,
     require_encoder,
+    require_store,
 )
 from vitrieve.index.store import SERVERS, IndexSettings, StoreInfo, StoreKind, VectorStore, read_info
 from vitrieve.machine import cache_folder
@@ -198,6 +199,7 @@ def sync(
     """
     settings = settings or SyncSettings()
     where = store if isinstance(store, NewIndex) else NewIndex(kind=store)
+    require_store(where.kind)
     index = Path(index)
     if not isinstance(collection, Collection):
         collection = scan_collection(str(collection), index)

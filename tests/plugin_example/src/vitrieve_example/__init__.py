@@ -1,0 +1,1 @@
+"""An example of a package that adds to vitrieve, one file for each kind of addition."""
