@@ -1,8 +1,9 @@
 """The whole way beyond one machine, command by command: python benchmarks/whole_way.py OUT --data SOURCE --help.
 
-The images of a source are packed into shards, copied to a server of the S3 protocol, trained on from there, embedded in
-two parts, indexed in PostgreSQL with pgvector, and served; then a photograph asks for its product. Each step is a
-command as in the guides, and prints how long it took. Nothing is simulated: give a bucket and a database of your own.
+The images of a source are packed into shards, copied to a server of the S3 protocol, trained on from there, embedded by
+two actors of Ray (or in two parts), indexed in PostgreSQL with pgvector, and served by two processes; then a photograph
+asks for its product. Each step is a command as in the guides, and prints how long it took. Nothing is simulated: give a
+bucket and a database of your own.
 
 Credentials come from the environment, as for the commands: AWS_ACCESS_KEY_ID and its like, PGPASSWORD.
 """
@@ -22,7 +23,9 @@ from pathlib import Path
 
 import fsspec
 
+NUM_ACTORS = 2
 NUM_PARTS = 2
+NUM_PROCESSES = 2
 NUM_RESULTS = 5
 READY_SECONDS = 120.0
 
@@ -35,14 +38,20 @@ def run_command(words: Sequence[str]) -> None:
     subprocess.run([sys.executable, "-m", "vitrieve", *words], check=True)
 
 
-def list_commands(out: Path, source: str, place: str, uri: str, train_words: Sequence[str]) -> list[list[str]]:
+def list_commands(
+    out: Path, place: str, uri: str, train_words: Sequence[str], *, has_ray: bool = True
+) -> list[list[str]]:
     """List the commands between the copy of the shards and the service."""
     shards, encoder, vectors = f"shards:{place}", str(out / "run"), str(out / "embeddings")
     embed = ["embed", "--encoder", encoder, "--data", shards, "--out", vectors]
+    if has_ray:
+        embeds = [[*embed, "--ray", "--ray-actors", str(NUM_ACTORS)]]
+    else:
+        embeds = [[*embed, "--shard", f"{number}/{NUM_PARTS}"] for number in range(1, NUM_PARTS + 1)]
+        embeds.append([*embed, "--join"])
     return [
         ["train", *train_words, "--data", shards, "--out", encoder],
-        *([*embed, "--shard", f"{number}/{NUM_PARTS}"] for number in range(1, NUM_PARTS + 1)),
-        [*embed, "--join"],
+        *embeds,
         ["index", "--embeddings", vectors, "--out", str(out / "index"), "--store", "pgvector", "--uri", uri],
     ]
 
@@ -70,7 +79,9 @@ def wait_until_ready(address: str) -> None:
 
 def ask(index: Path, photograph: Path) -> list[dict[str, object]]:
     """Serve an index, ask for a photograph over HTTP, and end the service; return the results."""
-    words = [sys.executable, "-m", "vitrieve", "serve", "--index", str(index), "--port", "0"]
+    words = ["serve", "--index", str(index), "--port", "0", "--num-processes", str(NUM_PROCESSES)]
+    print("$ vitrieve " + " ".join(words), flush=True)
+    words = [sys.executable, "-m", "vitrieve", *words]
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as service:
         try:
             assert service.stdout is not None
@@ -98,7 +109,8 @@ def go(arguments: argparse.Namespace, run: Run = run_command) -> list[dict[str, 
     pack = ["data", "pack", "--data", arguments.data, "--out", str(out / "shards"), *arguments.pack.split()]
     steps.append(("vitrieve " + " ".join(pack), lambda: run(pack)))
     steps.append((f"copy to {arguments.place}", lambda: copy_shards(out / "shards", arguments.place)))
-    for words in list_commands(out, arguments.data, arguments.place, arguments.uri, arguments.train.split()):
+    train_words, has_ray = arguments.train.split(), not arguments.no_ray
+    for words in list_commands(out, arguments.place, arguments.uri, train_words, has_ray=has_ray):
         steps.append(("vitrieve " + " ".join(words), lambda words=words: run(words)))  # type: ignore[misc]
     for what, work in steps:
         print(f"$ {what}", flush=True)
@@ -118,6 +130,7 @@ def read_arguments(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--product", required=True, help="what the image_id of the first result must hold")
     parser.add_argument("--train", default="small", help="recipe and flags of the training, in one text")
     parser.add_argument("--pack", default="", help="flags of the packing, in one text")
+    parser.add_argument("--no-ray", action="store_true", help="embed in parts of a job array instead, without Ray")
     return parser.parse_args(words)
 
 
