@@ -27,6 +27,7 @@ from tests.model.towers import (
 from vitrieve import load_encoder
 from vitrieve.cli.main import main
 from vitrieve.errors import ConfigError, FingerprintError, WeightsError
+from vitrieve.model import published
 
 TOKENS = {
     "clip": [START, "a</w>", "red</w>", "apple</w>", END],
@@ -244,6 +245,28 @@ def test_a_folder_without_the_preparation_of_pictures_is_refused(tmp_path: Path)
         WeightsError, match=r"holds no encoder that can be read without torch.*preprocessor_config\.json"
     ):
         load(folder)
+
+
+@pytest.mark.parametrize(
+    ("package", "told", "asked"),
+    [
+        ("transformers", ("config.json", "model.safetensors"), "transformers"),
+        ("open_clip", ("open_clip_config.json", "open_clip_model.safetensors"), "open_clip_torch"),
+    ],
+)
+def test_weights_alone_need_their_library_once(
+    package: str, told: tuple[str, str], asked: str, tmp_path: Path, empty_hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without = build_pair(onnx__vision_model_onnx=None, onnx__text_model_onnx=None, config_json=None)
+    files = {**without, told[0]: b'{"model_type": "clip"}', told[1]: b"weights"}
+    monkeypatch.setattr(published, "find_spec", lambda name: None if name == package else object())
+    empty_hub.repositories["owner/pair"] = Repository(files)
+    for source in (write_files(tmp_path / "pair", files), "hf:owner/pair"):
+        with pytest.raises(
+            WeightsError, match=rf"holds weights for {package} and no ONNX export.*vitrieve.train.' {asked};"
+        ):
+            load_encoder(source, engine="onnx")
+    assert empty_hub.list_ranges(told[1]) == []
 
 
 def test_a_text_tower_of_another_pair_is_refused(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ for the other tests; with it: ``pip install transformers``.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -14,8 +15,12 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.model.hub_server import Hub, Repository
 from tests.model.towers import END, SIZE, START, TOKENIZERS
-from vitrieve import load_encoder
+from vitrieve import load_encoder, pull_encoder
+from vitrieve.errors import WeightsError
+from vitrieve.model import published
+from vitrieve.model.artifact import read_spec
 from vitrieve.model.export import quiet_export
 
 transformers = pytest.importorskip("transformers")
@@ -120,11 +125,20 @@ def build_processors(kind: str, folder: Path) -> tuple[Any, Any]:
     return pictures, texts
 
 
+@pytest.fixture(autouse=True)
+def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VITRIEVE_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.mark.parametrize("published", ["graphs", "weights"])
 @pytest.mark.parametrize("kind", ["clip", "siglip", "siglip2"])
-def test_pictures_and_texts_have_the_vectors_of_transformers(kind: str, tmp_path: Path) -> None:
+def test_pictures_and_texts_have_the_vectors_of_transformers(kind: str, published: str, tmp_path: Path) -> None:
     model = build_model(kind)
-    export(model, kind, tmp_path / "pair")
-    model.config.save_pretrained(tmp_path / "pair")
+    if published == "graphs":
+        export(model, kind, tmp_path / "pair")
+        model.config.save_pretrained(tmp_path / "pair")
+    else:
+        model.save_pretrained(tmp_path / "pair")
     prepare, tokenize = build_processors(kind, tmp_path / "pair")
     picture = Image.fromarray(np.random.default_rng(2).integers(0, 256, (40, 60, 3), dtype=np.uint8))
 
@@ -143,3 +157,40 @@ def test_pictures_and_texts_have_the_vectors_of_transformers(kind: str, tmp_path
     np.testing.assert_allclose(encoder.encode_pixels(pixels.numpy()), expected[0].numpy(), atol=1e-4)
     # torchvision resizes here, and rounds otherwise than Pillow does.
     np.testing.assert_allclose(encoder.encode(picture), expected[0][0].numpy(), atol=0.01)
+
+
+def test_weights_of_the_hub_are_exported_once_and_identified_by_their_checksum(
+    empty_hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build_model("clip").save_pretrained(tmp_path / "pair")
+    build_processors("clip", tmp_path / "pair")
+    files = {path.name: path.read_bytes() for path in (tmp_path / "pair").iterdir()}
+    empty_hub.repositories["owner/pair"] = Repository(files)
+    encoder = load_encoder("hf:owner/pair", engine="onnx", num_threads=1)
+    spec = read_spec(pull_encoder("hf:owner/pair").folder)
+    assert spec.graph_sha256 == hashlib.sha256(files["model.safetensors"]).hexdigest()
+    assert load_encoder(tmp_path / "pair", engine="onnx").fingerprint == encoder.fingerprint
+    monkeypatch.setattr(published, "find_spec", lambda name: None)  # from now on neither torch nor transformers
+    again = load_encoder("hf:owner/pair", engine="onnx", num_threads=1)
+    np.testing.assert_array_equal(again.encode_text("snow"), encoder.encode_text("snow"))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        (
+            "config.json",
+            b'{"model_type": "bert"}',
+            "its model type is 'bert'; of transformers' weights clip and siglip",
+        ),
+        ("model.safetensors", b"no weights", "transformers cannot read its weights"),
+    ],
+)
+def test_weights_that_cannot_be_used_are_one_message(
+    name: str, content: bytes, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build_model("clip").save_pretrained(tmp_path / "pair")
+    build_processors("clip", tmp_path / "pair")
+    (tmp_path / "pair" / name).write_bytes(content)
+    with pytest.raises(WeightsError, match=f"the weights of pair cannot be used: {reason}"):
+        load_encoder(tmp_path / "pair", engine="onnx")

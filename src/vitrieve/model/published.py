@@ -5,7 +5,8 @@ as others publish it (``onnx/model.onnx``, or of a model of pictures and texts `
 ``config.json`` and ``preprocessor_config.json``. Such a graph is kept as it is, between an input and an output that are
 named as ours; what these files do not tell clearly is refused. A graph of texts, ``onnx/text_model.onnx`` with
 ``tokenizer.json``, becomes the encoder's text part (``towers.py``). ``hub.py`` fetches and checks the files. A folder
-on disk with the files of an export becomes an encoder in the same way (``convert_folder``).
+on disk with the files of an export becomes an encoder in the same way (``convert_folder``). Weights of a pair of towers
+alone are exported first, where torch and their library are (``tower_export.py``).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -265,13 +267,18 @@ def _make_of_export(state: HubState, fetched: Path, complete: Path) -> int:
 
 
 def _convert(export: _Export, complete: Path) -> int:
-    """Make an encoder of an export; return the bytes that were read."""
+    """Make an encoder of an export, or of weights that are exported first; return the bytes that were read."""
+    package = _find_package(export)
+    if package is not None:
+        with tempfile.TemporaryDirectory(dir=complete.parent) as temporary:
+            return _convert(_export_weights(export, package, Path(temporary)), complete)
     graph_name = export.find(GRAPH_NAMES)
     if graph_name is None or not {CONFIG_NAME, PREPROCESSOR_NAME} <= export.files.keys():
         raise WeightsError(
             f"{export.name} holds no encoder that can be read without torch: neither one of vitrieve ({SPEC_NAME}, "
             f"{MANIFEST_NAME}) nor an ONNX export ({' or '.join(GRAPH_NAMES)}) with {CONFIG_NAME} and "
-            f"{PREPROCESSOR_NAME}. Weights of timm are asked for by timm's name (vitrieve weights list)."
+            f"{PREPROCESSOR_NAME}, nor weights of a CLIP or SigLIP for transformers or open_clip. Weights of timm are "
+            "asked for by timm's name (vitrieve weights list)."
         )
     try:
         config, preprocessor = (_fetch_json(export, name) for name in (CONFIG_NAME, PREPROCESSOR_NAME))
@@ -342,13 +349,82 @@ def _add_text_tower(
     return export.files[TOKENIZER_NAME].num_bytes + sum(file.num_bytes for file in files)
 
 
+_WEIGHTS: dict[str, tuple[str, ...]] = {
+    "transformers": (CONFIG_NAME, PREPROCESSOR_NAME, "model.safetensors"),
+    "open_clip": ("open_clip_config.json", TOKENIZER_NAME, "open_clip_model.safetensors"),
+}
+"""What a pair of towers for each library consists of, its weights last."""
+_PACKAGE_NAMES = {"transformers": "transformers", "open_clip": "open_clip_torch"}
+
+
+def _find_package(export: _Export) -> str | None:
+    """Find the library whose weights these are, where there is no graph."""
+    if export.find(GRAPH_NAMES) is not None:
+        return None
+    of_texts = TOKENIZER_NAME in export.files  # others' weights of pictures alone are none of these
+    return next((name for name, files in _WEIGHTS.items() if of_texts and set(files) <= export.files.keys()), None)
+
+
+def _export_weights(export: _Export, package: str, out: Path) -> _Export:
+    """Export weights with the library that they are for, into ``out``; what identifies the graphs are the weights."""
+    missing = [name for name in ("torch", package) if find_spec(name) is None]
+    if missing:
+        raise WeightsError(
+            f"{export.name} holds weights for {package} and no ONNX export. They are exported once, where torch and "
+            f"that library are: pip install 'vitrieve[train]' {_PACKAGE_NAMES[package]}; or name a repository with an "
+            "export (onnx/vision_model.onnx, onnx/text_model.onnx)."
+        )
+    try:
+        config = _fetch_json(export, CONFIG_NAME) if package == "transformers" else {}
+        names = [*_WEIGHTS[package], TOKENIZER_CONFIG_NAME]
+        limits = {_WEIGHTS[package][-1]: None, TOKENIZER_NAME: MAX_TOKENIZER_BYTES}
+        paths = [export.fetch(name, limits.get(name, MAX_SMALL_BYTES)) for name in names if name in export.files]
+        from vitrieve.model.tower_export import export_open_clip, export_transformers
+
+        print_message(f"exporting the weights of {export.name} with {package}; this happens once")
+        if package == "transformers":
+            preprocessing = read_preprocessor(_fetch_json(export, PREPROCESSOR_NAME))
+            exported = export_transformers(paths[0].parent, config, preprocessing.image_size, out)
+        else:
+            exported = export_open_clip(paths[0].parent, out)
+    except ConfigError as error:
+        raise WeightsError(f"the weights of {export.name} cannot be used: {error}") from None
+    written: dict[str, bytes | None] = {
+        CONFIG_NAME: json.dumps(exported.config).encode(),
+        PREPROCESSOR_NAME: json.dumps(exported.preprocessor).encode() if exported.preprocessor else None,
+        TOKENIZER_NAME: exported.tokenizer,
+    }
+    for name, content in written.items():
+        if content is not None:
+            (out / name).write_bytes(content)
+    weights = export.files[_WEIGHTS[package][-1]]
+    made = {
+        path.name: HubFile(
+            name=path.name,
+            num_bytes=path.stat().st_size,
+            sha256=weights.sha256 if path.suffix == ".onnx" else hash_file(path),
+            git_sha1=weights.git_sha1 if path.suffix == ".onnx" else "",
+        )
+        for path in out.iterdir()
+    }
+    return replace(
+        export,
+        files={**export.files, **made},
+        fetch=lambda name, max_bytes: (
+            _find_file(out, made[name], max_bytes) if name in made else export.fetch(name, max_bytes)
+        ),
+    )
+
+
 def is_export_folder(folder: Path) -> bool:
-    """Say whether a folder on disk has the files of an export."""
-    return (folder / CONFIG_NAME).is_file() and any((folder / name).is_file() for name in GRAPH_NAMES)
+    """Say whether a folder on disk has the files of an export, or weights of a pair of towers."""
+    if (folder / CONFIG_NAME).is_file() and any((folder / name).is_file() for name in GRAPH_NAMES):
+        return True
+    return any(all((folder / name).is_file() for name in (*files, TOKENIZER_NAME)) for files in _WEIGHTS.values())
 
 
 def convert_folder(folder: Path) -> Path:
-    """Make an encoder's folder in the cache of a folder with the files of an export, unless it is there.
+    """Make an encoder's folder in the cache of a folder with an export or a pair's weights, unless it is there.
 
     Args:
         folder: One that ``is_export_folder``, as ``git clone`` of a hub's repository leaves it.
@@ -362,6 +438,8 @@ def convert_folder(folder: Path) -> Path:
     named = (*GRAPH_NAMES, *TEXT_TOWER_NAMES)
     names = [CONFIG_NAME, PREPROCESSOR_NAME, TOKENIZER_NAME, TOKENIZER_CONFIG_NAME]
     names += [name for name in named if (folder / name).is_file()]
+    if not any(name in GRAPH_NAMES for name in names):
+        names += [name for files in _WEIGHTS.values() for name in files]
     for place in {str(Path(name).parent) for name in names if name in named}:
         names += [str(path.relative_to(folder)) for path in sorted((folder / place).glob("*.onnx*data*"))]
     files = {name: _describe_file(folder, name) for name in dict.fromkeys(names) if (folder / name).is_file()}

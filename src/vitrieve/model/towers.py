@@ -90,7 +90,7 @@ def read_text_tower(
         is_padded=family == "siglip" or fixed > 0,
     )
     read = _read_tokenizer(tokenizer)
-    _set_padding(read, tokenizer_config, spec)
+    _set_padding(read, tokenizer_config, spec, family)
     if family == "siglip" and tokenizer_config.get("do_lower_case", True):
         _set_lower_case(read)
     _check_run(model, inputs, spec, read, embedding_dim)
@@ -170,7 +170,7 @@ def _list_vocabulary(read: Mapping[str, Any]) -> dict[str, int]:
         raise ConfigError(f"the vocabulary of tokenizer.json is damaged ({type(error).__name__}: {error}).") from None
 
 
-def _set_padding(read: dict[str, Any], tokenizer_config: Mapping[str, Any], spec: TextSpec) -> None:
+def _set_padding(read: dict[str, Any], tokenizer_config: Mapping[str, Any], spec: TextSpec, family: Family) -> None:
     """Make the tokenizer fill texts up as the model's own does: with its token for that, on its side."""
     vocabulary = _list_vocabulary(read)
     own = read.get("padding")
@@ -178,7 +178,7 @@ def _set_padding(read: dict[str, Any], tokenizer_config: Mapping[str, Any], spec
     told = tokenizer_config.get("pad_token")
     token = told.get("content") if isinstance(told, Mapping) else told
     token = token if token is not None else own.get("pad_token")
-    if token is None and not spec.is_padded:  # CLIP's tokens see only those before them: any will do
+    if token is None and family == "clip":  # CLIP's tokens see only those before them: any will do
         token = next((piece for piece in ("<|endoftext|>", "<pad>", "</s>") if piece in vocabulary), None)
     if not isinstance(token, str) or token not in vocabulary:
         raise ConfigError(
