@@ -65,6 +65,7 @@ MAY_USE_TORCH = {
             "prompts",
             "reduction",
             "text_export",
+            "tower_export",
         )
     ),
 }
