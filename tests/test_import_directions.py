@@ -20,6 +20,7 @@ ROWS = (
     ("similarity",),
     ("artifacts",),
     ("data",),
+    ("feedback",),
     ("model",),
     ("runtime",),
     ("embed",),

@@ -52,6 +52,7 @@ FUNCTIONS = {
     "search": "Searcher",
     "explain": "explain_result",
     "serve": "create_app",
+    "feedback": "open_feedback",
 }
 """Command -> what does the same from Python."""
 ONLY_COMMANDS = {"data describe", "weights list", "weights describe", "up", "reproduce"}

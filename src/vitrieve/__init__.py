@@ -2,7 +2,7 @@
 
 The files of this package in reading order, which is also the order of running and the allowed direction
 of import: ``quoting``, ``errors``, ``progress``, ``machine``, ``plugins`` | ``settings``, ``objective/``, ``config``,
-``recipes/`` | ``similarity/`` | ``artifacts`` | ``data/`` | ``model/`` | ``runtime/`` | ``embed/`` |
+``recipes/`` | ``similarity/`` | ``artifacts`` | ``data/`` | ``feedback/`` | ``model/`` | ``runtime/`` | ``embed/`` |
 ``evaluation/`` | ``training/`` | ``comparison/`` | ``index/`` | ``syncing/`` | ``search/`` | ``curation/`` |
 ``mapping/`` | ``serve/`` | ``reproduce/`` | ``doctor`` | ``cli/``.
 

@@ -49,6 +49,7 @@ IN_ORDER = [
     "search",
     "explain",
     "serve",
+    "feedback",
 ]
 
 

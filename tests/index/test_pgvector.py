@@ -20,7 +20,9 @@ from tests.index.postgres import Server
 from vitrieve.cli.main import main
 from vitrieve.embed.collection import Embeddings
 from vitrieve.errors import ArtifactError, ConfigError, DataError, FingerprintError, InputError
+from vitrieve.feedback.events import Correction
 from vitrieve.index import folder, pgvector, pgvector_server
+from vitrieve.index.feedback import open_feedback
 from vitrieve.index.filter import Condition
 from vitrieve.index.open import build_index, create_index, open_index
 from vitrieve.index.pgvector import PgvectorStore
@@ -552,3 +554,23 @@ def test_commands_make_search_and_follow(
     store = open_index(index)
     assert store.count() == 11
     store.close()
+
+
+def test_feedback_is_kept_in_the_database_of_the_index(made: PgvectorStore, postgres: Server, tmp_path: Path) -> None:
+    said = [
+        Correction(kind="right", image_id=f"{number}.jpg", query="'; ä", at="2026-11-29T08:00:00+00:00")
+        for number in range(12)
+    ]
+    folder = tmp_path / "index"
+    assert open_feedback(folder).read() == []
+    threads = [threading.Thread(target=open_feedback(folder).add, args=(one,)) for one in said]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(open_feedback(folder).read(), key=lambda one: said.index(one)) == said
+    made.close()
+    make_store(postgres.uri, folder, overwrite=True).close()
+    assert len(open_feedback(folder).read()) == 12, "it outlives an index that is made anew"
+    make_store(postgres.uri, tmp_path / "other").close()
+    assert open_feedback(tmp_path / "other").read() == []

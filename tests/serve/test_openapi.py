@@ -27,6 +27,8 @@ OPERATIONS = [
     ("/search", "POST"),
     ("/explain", "GET"),
     ("/explain", "POST"),
+    ("/feedback", "GET"),
+    ("/feedback", "POST"),
     ("/images/{image_id}", "GET"),
     ("/thumbnails/{image_id}", "GET"),
     ("/images", "GET"),
@@ -77,6 +79,7 @@ def test_document_describes_the_bodies_of_a_search(searcher: Searcher) -> None:
     assert set(document["paths"]) == {
         "/search",
         "/explain",
+        "/feedback",
         "/images/{image_id}",
         "/thumbnails/{image_id}",
         "/images",

@@ -106,6 +106,7 @@ COMMANDS = {
     "search": Command("vitrieve.cli.search", "find the pictures most like a given one"),
     "explain": Command("vitrieve.cli.explain", "show which patches of a query and a result match"),
     "serve": Command("vitrieve.cli.serve", "serve an index as a search page, and to programs"),
+    "feedback": Command("vitrieve.cli.feedback", "count what people said of results, and export it for a training"),
 }
 
 

@@ -10,6 +10,7 @@ The files in reading order:
 - ``schemas.py`` has the models of JSON, and turns a body into a ``SearchRequest``.
 - ``pictures.py`` finds pictures of the index and makes small copies.
 - ``uploads.py`` keeps what visitors sent, in memory or in a folder that several processes share.
+- ``feedback.py`` checks and keeps what people say of results.
 - ``service.py`` is one running service: its workers, and the index that is being served.
 - ``api.py`` has the endpoints for programs.
 - ``views.py`` is what the templates are given, and the address that says what a page shows; also as one file.

@@ -10,6 +10,7 @@ from fastapi.responses import FileResponse
 from starlette.types import Receive, Scope, Send
 
 from vitrieve.data.decode import encode_jpeg
+from vitrieve.feedback.store import MAX_CORRECTIONS
 from vitrieve.index.filter import name_kind
 from vitrieve.index.store import VectorStore
 from vitrieve.search.explain import explain_result
@@ -20,14 +21,18 @@ from vitrieve.serve.pictures import SIDES_PX
 from vitrieve.serve.schemas import (
     AnswerBody,
     ColumnsBody,
+    CorrectionBody,
     ErrorBody,
     ExplanationBody,
+    FeedbackCountBody,
+    FeedbackListBody,
     HealthBody,
     MatchBody,
     ReadyBody,
     SearchBody,
     SearchParameters,
     build_request,
+    parse_feedback,
     read_request,
     to_answer_body,
     validate,
@@ -50,6 +55,7 @@ _REASONS = {
     401: "The token is missing or wrong.",
     403: "A page of another site sent the request.",
     404: "The index has no image of this name.",
+    409: "The index was replaced since, or feedback is off.",
     408: "The body arrived too slowly.",
     410: "The picture's file is gone or can no longer be read.",
     413: "Too many bytes, pixels or scans.",
@@ -283,6 +289,47 @@ def check_side(side_px: int) -> None:
 def answer_jpeg(jpeg: bytes) -> Response:
     """Answer with a picture that a browser may keep for a while."""
     return Response(jpeg, media_type="image/jpeg", headers=PICTURE_HEADERS)
+
+
+MAX_FEEDBACK_BYTES = 64 * 1024
+FEEDBACK_BODY = {
+    "required": True,
+    "content": {"application/json": {"schema": {"$ref": "#/components/schemas/FeedbackBody"}}},
+}
+
+
+@router.post(
+    "/feedback",
+    responses=document(403, 404, 408, 409, 413, 422, 503, 504),
+    openapi_extra={"requestBody": FEEDBACK_BODY},
+    summary="Say that a result is right, wrong or of the same group, or tag it",
+)
+async def add_feedback(request: Request, service: CurrentService) -> FeedbackCountBody:
+    """Keep it beside the index, for ``vitrieve train --pairs``."""
+    async with service.bodies.receive(request, MAX_FEEDBACK_BYTES) as body:
+        num_new = await service.look_up(lambda: service.feedback.add(parse_feedback(body)))
+    return FeedbackCountBody(num_since_training=num_new)
+
+
+@router.get("/feedback", responses=document(422, 503, 504), summary="The corrections that count, oldest first")
+async def get_feedback(
+    service: CurrentService,
+    offset: Annotated[int, Query(ge=0, le=MAX_CORRECTIONS)] = 0,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 1000,
+) -> FeedbackListBody:
+    """Export a page of them; of each person the last word about each pair counts."""
+
+    def read() -> FeedbackListBody:
+        corrections, num_new = service.feedback.read()
+        return FeedbackListBody(
+            corrections=[
+                CorrectionBody.model_validate(one, from_attributes=True) for one in corrections[offset : offset + limit]
+            ],
+            num_corrections=len(corrections),
+            num_since_training=num_new,
+        )
+
+    return await service.look_up(read)
 
 
 @router.get("/healthz", responses=document(), summary="Does the process answer?")

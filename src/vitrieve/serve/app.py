@@ -20,7 +20,7 @@ from vitrieve.serve import api, pages
 from vitrieve.serve.metrics import Metrics
 from vitrieve.serve.middleware import AccessControl, RequestBounds, RequestLog
 from vitrieve.serve.pages import ERRORS, answer_error, answer_unauthorized
-from vitrieve.serve.schemas import SearchBody
+from vitrieve.serve.schemas import FeedbackBody, SearchBody
 from vitrieve.serve.service import Service
 from vitrieve.serve.settings import Limits, ProxySettings
 
@@ -93,6 +93,7 @@ def build_openapi(app: FastAPI) -> dict[str, Any]:
         schemas = document["components"]["schemas"]
         schemas.update(search.pop("$defs"))
         schemas["SearchBody"] = search
+        schemas["FeedbackBody"] = FeedbackBody.model_json_schema(ref_template="#/components/schemas/{model}")
         document["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
         app.openapi_schema = document
     return app.openapi_schema

@@ -9,6 +9,7 @@ import numpy as np
 from fastapi import HTTPException
 from pydantic import Base64Bytes, BaseModel, ConfigDict, Field, StrictBool, ValidationError
 
+from vitrieve.feedback.events import MAX_TAGS, MAX_WORD, Kind
 from vitrieve.index.filter import ColumnKind, Condition, Operator
 from vitrieve.rerank.names import Reranking
 from vitrieve.search.request import MAX_TEXT_LENGTH, Box, Example, SearchAnswer, SearchRequest, parse_box, to_box
@@ -163,6 +164,62 @@ class ColumnsBody(BaseModel):
     )
 
 
+Word = Annotated[str, Field(max_length=MAX_WORD)]
+
+
+class FeedbackBody(BaseModel):
+    """What a person says of one result."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "examples": [{"kind": "wrong", "image_id": "fruit/pear.jpg", "query_id": "fruit/apple.jpg"}]
+        },
+    )
+
+    kind: Kind = Field(
+        description="right or wrong, the result of the query; same_group: the two pictures belong together; tagged: "
+        "tags and a label; taken_back: this person's last word about the pair counts no longer."
+    )
+    image_id: Text = Field(description="The result, an image of the index.")
+    query_id: Text = Field("", description="The query, where it is an image of the index.")
+    query: Text = Field("", description="Words or another description of a query that is none.")
+    tags: list[Word] = Field([], max_length=MAX_TAGS, fail_fast=True, description="Words for the image.")
+    label: Word = Field("", description="The image's right class.")
+    who: Word = Field("", description="Who says it.")
+    fingerprint: Word = Field(
+        "", description="The encoder_fingerprint that the results came from; empty: as it is now."
+    )
+
+
+class FeedbackCountBody(BaseModel):
+    """How much feedback there is."""
+
+    num_since_training: int = Field(description="Corrections that count, on results of the encoder of this index.")
+
+
+class CorrectionBody(BaseModel):
+    """One correction, as it was kept."""
+
+    kind: Kind
+    image_id: str
+    query_id: str
+    query: str
+    tags: list[str]
+    label: str
+    who: str
+    at: str = Field(description="When, in ISO 8601.")
+    fingerprint: str = Field(description="Encoder of the index at that time.")
+
+
+class FeedbackListBody(BaseModel):
+    """The corrections that count."""
+
+    corrections: list[CorrectionBody]
+    num_corrections: int = Field(description="All of them, on whichever page.")
+    num_since_training: int
+
+
 class ErrorBody(BaseModel):
     """Why a request was refused, and what to do."""
 
@@ -229,6 +286,18 @@ def parse_json(data: bytes, limits: Limits) -> SearchBody:
             raise HTTPException(422, f"the JSON has {count:,} {sign.decode()!r}; at most {most:,} are read.")
     try:
         return SearchBody.model_validate_json(data)
+    except ValidationError as error:
+        raise HTTPException(422, describe_validation(error)) from None
+
+
+def parse_feedback(data: bytes) -> FeedbackBody:
+    """Read the JSON of a piece of feedback.
+
+    Raises:
+        HTTPException: 422, naming every field that does not fit.
+    """
+    try:
+        return FeedbackBody.model_validate_json(data)
     except ValidationError as error:
         raise HTTPException(422, describe_validation(error)) from None
 

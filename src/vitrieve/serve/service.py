@@ -17,6 +17,7 @@ from vitrieve.errors import ArtifactError, ReplacedError
 from vitrieve.search.request import SearchAnswer, SearchRequest
 from vitrieve.search.searcher import Searcher
 from vitrieve.serve.body import BodyReader
+from vitrieve.serve.feedback import ServedFeedback
 from vitrieve.serve.map_page import KeptMap
 from vitrieve.serve.metrics import Metrics
 from vitrieve.serve.middleware import TIMINGS, log_event, log_failure
@@ -143,6 +144,7 @@ class Service:
     def _serve(self, searcher: Searcher) -> None:
         self.searcher = searcher
         self.pictures = Pictures(searcher.store, self.limits)
+        self.feedback = ServedFeedback(searcher.folder, searcher.store, self.pictures)
         root_path = self.proxy.root_path
         self.map = KeptMap(searcher.folder, lambda image_id: root_path + Address(plus=(image_id,)).spell())
         self.renderer = Renderer(searcher.store.info, self.limits, root_path=root_path)

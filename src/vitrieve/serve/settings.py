@@ -127,7 +127,19 @@ def share_cores(num_processes: int, num_threads: int | None, num_workers: int | 
 
 
 OWN_PATHS = (
-    *("compare", "explain", "healthz", "images", "login", "metrics", "openapi.json", "readyz", "search", "static"),
+    *(
+        "compare",
+        "explain",
+        "feedback",
+        "healthz",
+        "images",
+        "login",
+        "metrics",
+        "openapi.json",
+        "readyz",
+        "search",
+        "static",
+    ),
     *("thumbnails", "uploads"),
 )
 """First parts of the service's own paths; a prefix that begins with one could not be told from them."""

@@ -1,0 +1,69 @@
+"""The manifest of pairs: corrections as a Parquet file, which ``vitrieve train --pairs`` reads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import get_type_hints
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from vitrieve.artifacts import write_bytes_durably
+from vitrieve.errors import DataError
+from vitrieve.feedback.events import Correction, check_correction
+
+SCHEMA = pa.schema(
+    [
+        *((name, pa.string()) for name in ("kind", "image_id", "query_id", "query")),
+        ("tags", pa.list_(pa.string())),
+        *((name, pa.string()) for name in ("label", "who", "at", "fingerprint")),
+    ]
+)
+NEEDED = ("kind", "image_id")
+assert set(SCHEMA.names) == set(get_type_hints(Correction)), "a column for each field"
+
+
+def write_pairs(corrections: Sequence[Correction], path: Path) -> None:
+    """Write corrections as a Parquet file, which is whole or as it was.
+
+    Raises:
+        DiskFullError: There is no room for it.
+    """
+    columns = {name: [getattr(one, name) for one in corrections] for name in SCHEMA.names}
+    columns["tags"] = [list(tags) for tags in columns["tags"]]
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table(columns, schema=SCHEMA), sink)
+    write_bytes_durably(path, sink.getvalue().to_pybytes())
+
+
+def read_pairs(path: Path | str) -> list[Correction]:
+    """Read a manifest of pairs: of ``vitrieve feedback``, or made by hand with the columns kind and image_id at least.
+
+    Raises:
+        DataError: The file is missing or no Parquet, lacks a column, has none of the rows, or a row says nothing.
+    """
+    try:
+        table = pq.read_table(path)
+    except (OSError, pa.ArrowException) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DataError(f"the pairs {path} cannot be read ({reason}); vitrieve feedback writes such a file.") from None
+    missing = [name for name in NEEDED if name not in table.column_names]
+    if missing:
+        raise DataError(f"the pairs {path} lack the column {missing[0]}; it needs {', '.join(NEEDED)} and query_id.")
+    unknown = [name for name in table.column_names if name not in SCHEMA.names]
+    if unknown:
+        raise DataError(f"the pairs {path} have the unknown column {unknown[0]!r}; valid: {', '.join(SCHEMA.names)}.")
+    corrections = []
+    for number, row in enumerate(table.to_pylist(), start=1):
+        values = {name: value for name, value in row.items() if value is not None}
+        values["tags"] = tuple(values.get("tags", ()))
+        try:
+            correction = Correction(**values)
+            check_correction(correction)
+        except (TypeError, DataError) as error:
+            raise DataError(f"row {number} of the pairs {path}: {error}") from None
+        corrections.append(correction)
+    if not corrections:
+        raise DataError(f"the pairs {path} have no row: there is nothing to learn from them.")
+    return corrections

@@ -1,0 +1,171 @@
+"""The database of corrections: a file of SQLite beside the index, which any number of processes write.
+
+Every call opens the file, does its work in one transaction, and closes it. So nothing is shared between threads or
+across a fork, a process that is killed loses nothing that was acknowledged, and one writer waits for another.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Protocol
+
+from vitrieve.errors import ArtifactError, ConfigError, DiskFullError
+from vitrieve.feedback.events import Correction, check_correction, find_last_words, is_time
+
+SUFFIX = ".feedback.sqlite"
+MAX_CORRECTIONS = 100_000
+"""Corrections of one index: some 30 MB of the disk, which are counted in a third of a second."""
+WAIT_SECONDS = 10.0
+"""How long a correction waits for another writer."""
+FORMAT = 1
+COLUMNS = ("kind", "image_id", "query_id", "query", "tags", "label", "who", "at", "fingerprint")
+_CREATE = f"""CREATE TABLE IF NOT EXISTS corrections (
+    number INTEGER PRIMARY KEY AUTOINCREMENT, {", ".join(f"{name} TEXT NOT NULL" for name in COLUMNS)})"""
+_INSERT = f"INSERT INTO corrections ({', '.join(COLUMNS)}) VALUES ({', '.join('?' * len(COLUMNS))})"
+_SELECT = f"SELECT {', '.join(COLUMNS)} FROM corrections ORDER BY number"
+
+
+class FeedbackStore(Protocol):
+    """Where the corrections of an index are kept."""
+
+    def find_obstacle(self) -> str | None:
+        """Return why nothing can be kept here, as a clause; None where it can."""
+        ...
+
+    def add(self, correction: Correction) -> None:
+        """Keep a correction; it is on disk when this returns.
+
+        Raises:
+            DataError: As ``check_correction``.
+            ArtifactError: It cannot be kept.
+        """
+        ...
+
+    def read(self) -> list[Correction]:
+        """Return the whole history, in order; empty where nothing was ever kept.
+
+        Raises:
+            ArtifactError: It cannot be read.
+        """
+        ...
+
+
+class SqliteFeedback:
+    """Corrections in a file of SQLite, ``INDEX.feedback.sqlite`` beside the folder ``INDEX``.
+
+    It stands beside the folder and not inside, so that corrections outlive an index that is made anew.
+
+    Args:
+        index: Folder of the index.
+    """
+
+    def __init__(self, index: Path) -> None:
+        whole = Path(os.path.abspath(index))  # a link stays a link: the database stands beside what people name
+        self._index = whole
+        self.path = whole.with_name(whole.name + SUFFIX)
+
+    def find_obstacle(self) -> str | None:
+        """Return why nothing can be kept here, as a clause; None where it can."""
+        for path in (self._index, self.path.parent, self.path):
+            if path.exists() and not os.access(path, os.W_OK):
+                kind = "file" if path == self.path else "folder"
+                return f"the {kind} {path} is read-only"
+        return None
+
+    def add(self, correction: Correction) -> None:
+        """Keep a correction; it is on disk when this returns.
+
+        Raises:
+            DataError: As ``check_correction``.
+            ConfigError: Nothing can be written here, or as many corrections as are kept are there.
+            ArtifactError: The file is damaged, or another writer does not finish.
+        """
+        check_correction(correction)
+        assert is_time(correction.at), "a correction that is kept has its time"
+        if obstacle := self.find_obstacle():
+            raise ConfigError(f"feedback is off: {obstacle}.")
+        with self._changing() as connection:
+            (count,) = connection.execute("SELECT count(*) FROM corrections").fetchone()
+            if count >= MAX_CORRECTIONS:
+                raise ConfigError(
+                    f"{self.path.name} has {count:,} corrections, as many as are kept; export them "
+                    "(vitrieve feedback) and move the file away."
+                )
+            values = [getattr(correction, name) for name in COLUMNS]
+            values[COLUMNS.index("tags")] = json.dumps(correction.tags)
+            connection.execute(_INSERT, values)
+
+    def read(self) -> list[Correction]:
+        """Return the whole history, in order; empty where nothing was ever kept.
+
+        Raises:
+            ArtifactError: The file is damaged or of a later version.
+        """
+        if not self.path.exists():
+            return []
+        with self._connected(is_read_only=True) as connection:
+            return [build_correction(row) for row in connection.execute(_SELECT)]
+
+    @contextmanager
+    def _changing(self) -> Iterator[sqlite3.Connection]:
+        with self._connected() as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                connection.execute(_CREATE)
+                connection.execute(f"PRAGMA user_version = {FORMAT}")
+                yield connection
+            except BaseException:
+                connection.rollback()
+                raise
+            connection.commit()
+
+    @contextmanager
+    def _connected(self, *, is_read_only: bool = False) -> Iterator[sqlite3.Connection]:
+        """Open the file for one piece of work; what SQLite raises becomes an error of ours."""
+        try:
+            # What a killed writer left half done is undone by whoever opens the file next and may write it.
+            is_for_reading = is_read_only and self.find_obstacle() is not None
+            address = self.path.as_uri() + ("?mode=ro" if is_for_reading else "?mode=rw" if is_read_only else "")
+            connection = sqlite3.connect(address, timeout=WAIT_SECONDS, isolation_level=None, uri=True)
+            try:
+                connection.execute("PRAGMA synchronous = FULL")
+                (version,) = connection.execute("PRAGMA user_version").fetchone()
+                if version > FORMAT:
+                    raise ArtifactError(
+                        f"{self.path} is of format {version}, of a later version of vitrieve; this one reads {FORMAT}."
+                    )
+                yield connection
+            finally:
+                connection.close()
+        except sqlite3.Error as error:
+            raise self._translate(error) from error
+
+    def _translate(self, error: sqlite3.Error) -> ArtifactError | DiskFullError:
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+            return ArtifactError(f"{self.path} is being written by another process; try again.")
+        if code == sqlite3.SQLITE_FULL:
+            return DiskFullError(f"the disk of {self.path} is full; make room and send the feedback again.")
+        return ArtifactError(
+            f"{self.path} cannot be used ({error}); put a copy of it back, or move it away to begin anew."
+        )
+
+
+def build_correction(row: tuple[str, ...]) -> Correction:
+    """Build a correction from the values of ``COLUMNS``."""
+    values = dict(zip(COLUMNS, row, strict=True))
+    return Correction(**{**values, "tags": tuple(json.loads(values["tags"]))})  # type: ignore[arg-type]
+
+
+def count_new(corrections: list[Correction], fingerprint: str) -> int:
+    """Count the corrections that count and were made since the last training.
+
+    A training that helped makes another encoder, and an index of another fingerprint: what was said of the results of
+    this one is new.
+    """
+    return sum(one.fingerprint == fingerprint for one in find_last_words(corrections))

@@ -1,0 +1,30 @@
+"""``open_feedback``: the corrections of an index, beside its folder or on its PostgreSQL server."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from vitrieve.errors import ConfigError
+from vitrieve.feedback.store import FeedbackStore, SqliteFeedback
+from vitrieve.index.store import read_info
+
+
+def open_feedback(index: Path | str) -> FeedbackStore:
+    """Find where the corrections of an index are kept; nothing is made before the first one.
+
+    Args:
+        index: Folder of the index.
+
+    Raises:
+        ArtifactError: The folder is no index.
+        ConfigError: The client of its server is not installed.
+    """
+    folder = Path(index)
+    info, manifest = read_info(folder)
+    if info.kind != "pgvector":
+        return SqliteFeedback(folder)
+    try:
+        from vitrieve.index.pgvector_feedback import PgvectorFeedback
+    except ImportError as error:
+        raise ConfigError(f"the store pgvector needs psycopg ({error}): pip install 'vitrieve[pgvector]'.") from None
+    return PgvectorFeedback(str(manifest["uri"]), str(manifest["schema"]), folder.resolve().name)

@@ -1,0 +1,106 @@
+"""Feedback over HTTP: what is kept, what is refused, and what the token guards."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from starlette.testclient import TestClient
+
+from vitrieve.cli.main import main
+from vitrieve.feedback.pairs import read_pairs
+from vitrieve.runtime.encoder import load_encoder
+from vitrieve.search.searcher import Searcher
+from vitrieve.serve.app import create_app
+
+TOKEN = "a-token-of-enough-length"
+
+
+@pytest.fixture
+def own_searcher(index_folder: Path, tiny_encoder_folder: Path, tmp_path: Path) -> Searcher:
+    shutil.copytree(index_folder, tmp_path / "index")
+    return Searcher.open(tmp_path / "index", load_encoder(tiny_encoder_folder, engine="onnx", num_threads=1))
+
+
+@pytest.fixture
+def client(own_searcher: Searcher) -> TestClient:
+    return TestClient(create_app(own_searcher, token=TOKEN), headers={"Authorization": f"Bearer {TOKEN}"})
+
+
+def test_feedback_is_kept_counted_and_exported(
+    client: TestClient, own_searcher: Searcher, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second, third = list(own_searcher.store.image_ids())[:3]
+    pair = {"image_id": second, "query_id": first, "who": "Eva"}
+    assert client.post("/feedback", json={"kind": "right", **pair}).json() == {"num_since_training": 1}
+    assert client.post("/feedback", json={"kind": "wrong", **pair}).json() == {"num_since_training": 1}
+    tagged = {"kind": "tagged", "image_id": third, "tags": [" red ", "red"], "label": "apple"}
+    assert client.post("/feedback", json=tagged).json() == {"num_since_training": 2}
+    listed = client.get("/feedback").json()
+    assert listed["num_corrections"] == 2
+    assert listed["num_since_training"] == 2
+    wrong, tags = listed["corrections"]
+    assert (wrong["kind"], wrong["image_id"], wrong["query_id"], wrong["who"]) == ("wrong", second, first, "Eva")
+    assert wrong["fingerprint"] == own_searcher.store.info.fingerprint
+    assert wrong["at"].endswith("+00:00")
+    assert tags["tags"] == ["red"]
+    assert tags["label"] == "apple"
+    assert client.get("/feedback", params={"offset": 1, "limit": 1}).json()["corrections"] == [tags]
+    assert main(["feedback", "--index", str(tmp_path / "index"), "--out", str(tmp_path / "f.parquet")]) == 0
+    assert "2 corrections (1 tagged, 1 wrong), 2 of them since the last training" in capsys.readouterr().out
+    assert [one.kind for one in read_pairs(tmp_path / "f.parquet")] == ["wrong", "tagged"]
+    assert client.post("/feedback", json={"kind": "taken_back", **pair}).json() == {"num_since_training": 1}
+
+
+def test_export_without_feedback_is_told(
+    own_searcher: Searcher, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["feedback", "--index", str(tmp_path / "index"), "--out", str(tmp_path / "f.parquet")]) == 2
+    assert "has no feedback yet" in capsys.readouterr().err
+    assert not (tmp_path / "f.parquet").exists()
+
+
+def test_token_is_needed(own_searcher: Searcher) -> None:
+    client = TestClient(create_app(own_searcher, token=TOKEN))
+    assert client.get("/feedback").status_code == 401
+    assert client.post("/feedback", json={"kind": "right", "image_id": "a", "query_id": "b"}).status_code == 401
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "part"),
+    [
+        ({"kind": "right", "image_id": "gone.png", "query": "x"}, 404, "no image 'gone.png'"),
+        ({"kind": "right", "image_id": "FIRST", "query_id": "gone.png"}, 404, "no image 'gone.png'"),
+        ({"kind": "right", "image_id": "FIRST"}, 422, "right needs the query"),
+        ({"kind": "maybe", "image_id": "FIRST"}, 422, "kind"),
+        ({"kind": "tagged", "image_id": "FIRST", "tags": ["x" * 101]}, 422, "tags"),
+        ({"kind": "tagged", "image_id": "FIRST", "tags": ["x"] * 21}, 422, "tags"),
+        ({"kind": "tagged", "image_id": "FIRST", "label": "a\nb"}, 422, "cannot be printed"),
+        ({"kind": "right", "image_id": "FIRST", "query": "x", "fingerprint": "other"}, 409, "another encoder (other…)"),
+        ({"kind": "right", "image_id": "FIRST", "query": "x", "more": 1}, 422, "more"),
+        ({"kind": "right", "image_id": "x" * 70_000, "query": "x"}, 413, "64,000 bytes|65,536 bytes"),
+    ],
+)
+def test_bad_feedback_is_refused(
+    client: TestClient, own_searcher: Searcher, body: dict[str, object], status: int, part: str
+) -> None:
+    first = next(own_searcher.store.image_ids())
+    answer = client.post("/feedback", json={**body, "image_id": str(body["image_id"]).replace("FIRST", first)})
+    assert answer.status_code == status
+    assert any(one in answer.json()["detail"] for one in part.split("|"))
+    assert client.get("/feedback").json()["num_corrections"] == 0
+
+
+def test_feedback_is_off_for_a_read_only_index(
+    client: TestClient, own_searcher: Searcher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = next(own_searcher.store.image_ids())
+    may = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path / "index" and may(path, mode))
+    answer = client.post("/feedback", json={"kind": "right", "image_id": first, "query": "x"})
+    assert answer.status_code == 409
+    assert "feedback is off: the folder of the index is read-only" in answer.text
+    assert str(tmp_path) not in answer.text
+    assert client.get("/feedback").json()["num_corrections"] == 0
