@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
@@ -36,6 +36,8 @@ EMBEDDINGS_FOLDER = "embeddings"
 """Inside an unfinished evaluation: what a resumed one need not embed again."""
 Source = Encoder | str | Path
 """An encoder, or what ``load_encoder`` loads it from."""
+Embed = Callable[[Encoder, Dataset, Path, EmbedSettings], Embeddings]
+"""Embeds a data set into a folder, and goes on with what is there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -252,7 +254,7 @@ def measure_protocols(
     return [measure(dataset, embedded[number], name, has_intervals=has_intervals) for dataset, number in pairs]
 
 
-def run_comparison(
+def run_comparison(  # noqa: PLR0913  # as many as the order for a report has
     encoders: Sequence[Encoder],
     datasets: Sequence[Dataset],
     out: Path,
@@ -261,6 +263,7 @@ def run_comparison(
     settings: EmbedSettings | None = None,
     is_report: bool = True,
     kept: Path | None = None,
+    embed: Embed | None = None,
 ) -> list[EvaluationResult]:
     """Measure encoders under protocols, and write ``results.json`` and ``report.html``.
 
@@ -277,6 +280,7 @@ def run_comparison(
         is_report: Write the report, not only the results.
         kept: Folder that the last encoder's embeddings of the first source's test images are moved to; None: no
             embeddings stay.
+        embed: Function that embeds a data set into a folder and goes on with what is there; None: this process does.
 
     Returns:
         One result for each encoder and protocol: all of the first encoder, then of the next.
@@ -286,7 +290,7 @@ def run_comparison(
         ConfigError: No encoder, no data set, or names that do not tell the encoders apart.
     """
     names = choose_names(encoders, names)
-    measurements = _measure_all(encoders, datasets, out, names, settings or EmbedSettings())
+    measurements = _measure_all(encoders, datasets, out, names, settings or EmbedSettings(), embed or _embed_here)
     _write(measurements, [[] for _ in measurements], out, is_report=is_report)
     if kept is not None:
         shutil.rmtree(kept, ignore_errors=True)
@@ -295,15 +299,24 @@ def run_comparison(
     return [measurement.result for measurement in measurements]
 
 
+def _embed_here(encoder: Encoder, dataset: Dataset, folder: Path, settings: EmbedSettings) -> Embeddings:
+    return embed_collection(encoder, dataset, folder, settings=settings, is_resume=True)
+
+
 def _measure_all(
-    encoders: Sequence[Encoder], datasets: Sequence[Dataset], out: Path, names: Sequence[str], settings: EmbedSettings
+    encoders: Sequence[Encoder],
+    datasets: Sequence[Dataset],
+    out: Path,
+    names: Sequence[str],
+    settings: EmbedSettings,
+    embed: Embed = _embed_here,
 ) -> list[Measurement]:
     """Measure every encoder under every protocol; the embeddings stay in ``out``."""
     if not datasets:
         raise ConfigError("there is no data set to measure on; give at least one.")
     measurements: list[Measurement] = []
     for encoder, name in zip(encoders, names, strict=True):
-        embedded = _embed_sources(encoder, datasets, out, settings)
+        embedded = _embed_sources(encoder, datasets, out, settings, embed)
         measurements += [measure(dataset, found, name) for dataset, found in zip(datasets, embedded, strict=True)]
     return measurements
 
@@ -331,12 +344,12 @@ def _to_json(results: Sequence[EvaluationResult], rerankings: Sequence[Reranking
 
 
 def _embed_sources(
-    encoder: Encoder, datasets: Sequence[Dataset], out: Path, settings: EmbedSettings
+    encoder: Encoder, datasets: Sequence[Dataset], out: Path, settings: EmbedSettings, embed: Embed
 ) -> list[Embeddings]:
     """Embed the images of each source once, and return for each data set the embeddings that hold its images."""
     sources, numbers = _group_by_source(datasets)
     embedded = [
-        _embed_once(encoder, source, _embeddings_folder(out, encoder, number), settings)
+        _embed_once(encoder, source, _embeddings_folder(out, encoder, number), settings, embed)
         for number, source in enumerate(sources)
     ]
     return [embedded[number] for number in numbers]
@@ -370,7 +383,7 @@ def _find_source(
     return len(sources)
 
 
-def _embed_once(encoder: Encoder, dataset: Dataset, folder: Path, settings: EmbedSettings) -> Embeddings:
+def _embed_once(encoder: Encoder, dataset: Dataset, folder: Path, settings: EmbedSettings, embed: Embed) -> Embeddings:
     """Embed the records of ``dataset``, or take up what an interrupted evaluation has already embedded."""
     if (folder / MANIFEST_NAME).is_file():
         found = load_embeddings(folder)
@@ -380,7 +393,7 @@ def _embed_once(encoder: Encoder, dataset: Dataset, folder: Path, settings: Embe
         if is_same and found.fingerprint == encoder.fingerprint:
             return found
         shutil.rmtree(folder)
-    return embed_collection(encoder, dataset, folder, settings=settings, is_resume=True)
+    return embed(encoder, dataset, folder, settings)
 
 
 def choose_names(encoders: Sequence[Encoder], names: Sequence[str] | None = None) -> tuple[str, ...]:

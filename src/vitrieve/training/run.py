@@ -66,6 +66,7 @@ from vitrieve.training.identity import describe_run, digest_weights, require_sam
 from vitrieve.training.loop import Evaluate, TrainingResult, fit_encoder
 from vitrieve.training.ranks import Ranks, current_ranks, is_restart, joining_ranks, share_places
 from vitrieve.training.reduction import reduce_encoder, require_reducible
+from vitrieve.training.reporting import DividedReport, end_report, help_report
 
 Data = Dataset | str | Path
 """A data set, or a source as ``read_source`` takes it."""
@@ -351,16 +352,15 @@ def run_training(run: TrainingRun) -> TrainedRun:
             "encoder_fingerprint": fingerprint,
         }
         write_manifest(folder, "run", summary)
-    ranks.share_first(lambda: (summary, results))
+    end_report(ranks, (summary, results))
     return TrainedRun(folder=out, summary=summary, results=tuple(results), device=run.config.train.device)
 
 
 def _help(run: TrainingRun, encoder: ImageEncoder, images: _Images) -> TrainedRun:
-    """Train with the first of several processes, which alone writes, and wait for what it makes of the result."""
+    """Train with the first of several processes, which alone writes, and help it with the report."""
     evaluate = build_mean_evaluate(images.held_out, run.config)
     fit_encoder(run.config, encoder, images.fit, run.out, evaluate, images.positive_pairs, run.own_terms)
-    finished: tuple[Mapping[str, Any], Sequence[EvaluationResult]] = current_ranks().share_first(lambda: ({}, ()))
-    summary, results = finished
+    summary, results = help_report(current_ranks(), lambda folder: _load_compared(folder, run.config))
     return TrainedRun(folder=run.out, summary=summary, results=tuple(results), device=run.config.train.device)
 
 
@@ -627,16 +627,21 @@ def _report(run: TrainingRun, images: _Images, result: TrainingResult, final_fol
     if not tested:
         return []
     config = run.config
-    tuned = replace(_load(run.out / ENCODER_SUBFOLDER, config), source=str(final_folder))
-    frozen = _load_frozen(config, tuned)
+    frozen, loaded = _load_compared(run.out / ENCODER_SUBFOLDER, config)
+    tuned = replace(loaded, source=str(final_folder))
+    frozen = tuned if frozen is loaded else frozen
     names = (f"{config.model.backbone}, frozen", f"{run.recipe}, step {result.kept_step}")
     folder = run.out / REPORT_FOLDER
     settings = EmbedSettings(max_bad_fraction=config.train.max_bad_fraction, show_progress=True)
     # In a training on several sources the images have other names than in an embedding of one of them.
     kept = folder / TEST_EMBEDDINGS_FOLDER if len(images.datasets) == 1 else None
 
+    ranks = current_ranks()
+    divided = DividedReport(ranks, (frozen, tuned), run.out / ENCODER_SUBFOLDER) if ranks.size > 1 else None
+    embed = divided.embed if divided is not None and divided.is_divided else None
+
     def compare() -> list[EvaluationResult]:
-        return run_comparison([frozen, tuned], tested, folder, names=names, settings=settings, kept=kept)
+        return run_comparison([frozen, tuned], tested, folder, names=names, settings=settings, kept=kept, embed=embed)
 
     try:
         return compare()
@@ -649,6 +654,12 @@ def _load(folder: Path, config: Config) -> Encoder:
     """Load an encoder to measure it with the engine that ``vitrieve embed`` takes: the fastest that has its graph."""
     train = config.train
     return load_encoder(folder, device=train.device, precision=train.precision, num_threads=train.num_threads)
+
+
+def _load_compared(folder: Path, config: Config) -> tuple[Encoder, Encoder]:
+    """Load what a report compares: the start of the run, and the encoder in a folder."""
+    tuned = _load(folder, config)
+    return _load_frozen(config, tuned), tuned
 
 
 def _load_frozen(config: Config, tuned: Encoder) -> Encoder:
