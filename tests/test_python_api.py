@@ -53,6 +53,7 @@ FUNCTIONS = {
     "explain": "explain_result",
     "serve": "create_app",
     "feedback": "open_feedback",
+    "mcp": "create_mcp_app",
 }
 """Command -> what does the same from Python."""
 ONLY_COMMANDS = {"data describe", "weights list", "weights describe", "up", "reproduce"}

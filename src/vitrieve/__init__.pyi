@@ -89,6 +89,7 @@ from .search.threshold import Threshold as Threshold
 from .search.threshold import calibrate as calibrate
 from .search.threshold import save_threshold as save_threshold
 from .serve.app import create_app as create_app
+from .serve.mcp_server import create_mcp_app as create_mcp_app
 from .syncing.sync import NewIndex as NewIndex
 from .syncing.sync import SyncReport as SyncReport
 from .syncing.sync import SyncSettings as SyncSettings

@@ -50,6 +50,7 @@ IN_ORDER = [
     "explain",
     "serve",
     "feedback",
+    "mcp",
 ]
 
 

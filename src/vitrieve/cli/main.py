@@ -107,6 +107,7 @@ COMMANDS = {
     "explain": Command("vitrieve.cli.explain", "show which patches of a query and a result match"),
     "serve": Command("vitrieve.cli.serve", "serve an index as a search page, and to programs"),
     "feedback": Command("vitrieve.cli.feedback", "count what people said of results, and export it for a training"),
+    "mcp": Command("vitrieve.cli.mcp", "let an assistant search an index (Model Context Protocol)"),
 }
 
 

@@ -132,13 +132,21 @@ def duplicates(
             collection, encoder, stack, has_vectors=level != "exact", device=device, exclude=exclude
         )
         if level == "exact":
-            return _find_exact(material)
+            return find_exact(material)
         if encoder is not None:
             material.load_encoder()  # refuses another one than that of the vectors
         return find_near(material, level, threshold)
 
 
-def _find_exact(material: Material) -> DuplicateReport:
+def find_exact(material: Material) -> DuplicateReport:
+    """Find groups of pictures with the same pixels, as ``duplicates`` does at the level exact.
+
+    Args:
+        material: Pictures; vectors are not looked at.
+
+    Raises:
+        DataError: No picture can be read.
+    """
     records = material.fetch(range(len(material.image_ids)))
     looks = look_at_all(records, show_progress=True)
     failures = [(record.image_id, look) for record, look in zip(records, looks, strict=True) if isinstance(look, str)]

@@ -17,7 +17,7 @@ from vitrieve.data.sources import read_collection
 from vitrieve.embed.collection import Embeddings, embed_images, load_embeddings
 from vitrieve.errors import ConfigError, DataError, FingerprintError
 from vitrieve.index.open import load_index_encoder, open_index
-from vitrieve.index.store import MAX_BATCH_ROWS, StoreInfo
+from vitrieve.index.store import MAX_BATCH_ROWS, StoreInfo, VectorStore
 from vitrieve.model.default import choose_default_encoder
 from vitrieve.progress import print_message
 from vitrieve.quoting import quote_name
@@ -171,13 +171,36 @@ def _hold(embeddings: Embeddings, encoder: EncoderLike, *, device: Device = "aut
 def _open_index(folder: Path, encoder: EncoderLike, stack: ExitStack, *, has_vectors: bool, device: Device) -> Material:
     store = open_index(folder)
     stack.callback(store.close)
+    return hold_store(store, encoder, has_vectors=has_vectors, device=device, name=str(folder))
+
+
+def hold_store(
+    store: VectorStore,
+    encoder: EncoderLike,
+    *,
+    has_vectors: bool,
+    device: Device = "auto",
+    name: str = "the index",
+) -> Material:
+    """Take the pictures and vectors of an index that is open; whoever opened it closes it.
+
+    Args:
+        store: The index.
+        encoder: The encoder, or where it is; None: where the index says that it is.
+        has_vectors: Whether vectors are wanted.
+        device: Where an encoder that is loaded here computes.
+        name: What to call the index in a message.
+
+    Raises:
+        DataError: The index changed while it was read.
+    """
     image_ids = list(store.image_ids())
     vectors = np.empty((len(image_ids), store.info.embedding_dim if has_vectors else 0), dtype=np.float32)
     for start in range(0, len(image_ids) if has_vectors else 0, MAX_BATCH_ROWS):
         try:
             found, _ = store.get(image_ids[start : start + MAX_BATCH_ROWS])
         except DataError as error:
-            raise DataError(f"{folder} changed while it was read ({error}); run the command again.") from None
+            raise DataError(f"{name} changed while it was read ({error}); run the command again.") from None
         vectors[start : start + len(found)] = found
 
     def fetch(rows: Sequence[int]) -> list[ImageRecord]:

@@ -278,16 +278,25 @@ def parse_json(data: bytes, limits: Limits) -> SearchBody:
     Raises:
         HTTPException: 413 too large, 422 naming every field that does not fit.
     """
+    check_json(data, limits)
+    try:
+        return SearchBody.model_validate_json(data)
+    except ValidationError as error:
+        raise HTTPException(422, describe_validation(error)) from None
+
+
+def check_json(data: bytes, limits: Limits) -> None:
+    """Refuse JSON of more bytes, values or fields than are read, before it is parsed.
+
+    Raises:
+        HTTPException: 413 too large, 422 too many values or fields.
+    """
     if len(data) > limits.json_bytes:
         largest = limits.json_bytes / 2**20
         raise HTTPException(413, f"the JSON is larger than {largest:g} MiB; send pictures as files in a form.")
     for sign, most in ((b",", limits.json_values), (b":", limits.json_fields)):
         if (count := data.count(sign)) > most:
             raise HTTPException(422, f"the JSON has {count:,} {sign.decode()!r}; at most {most:,} are read.")
-    try:
-        return SearchBody.model_validate_json(data)
-    except ValidationError as error:
-        raise HTTPException(422, describe_validation(error)) from None
 
 
 def parse_feedback(data: bytes) -> FeedbackBody:
