@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
+import ssl
 import time
 import uuid
 from collections import Counter
@@ -19,6 +21,7 @@ from itertools import islice
 from operator import or_
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import numpy as np
 
@@ -76,6 +79,9 @@ GET_ROWS = 500
 """Images fetched with their vectors at a time: an answer stays far below Milvus's 64 MB."""
 SNAPSHOT_POLL_SECONDS = 1.0
 TOKEN_VARIABLE = "VITRIEVE_MILVUS_TOKEN"
+TLS_VARIABLES = ("VITRIEVE_MILVUS_CA", "VITRIEVE_MILVUS_CERT", "VITRIEVE_MILVUS_KEY")
+"""Files in PEM: who signed the certificate of the server; what the client shows where it is asked, and its key."""
+TLS_PORT = 443
 TIMEOUT_SECONDS = 60.0
 CHANGE_KEY = "change"
 """Key of the row that every change writes anew; those of columns begin with x."""
@@ -421,14 +427,67 @@ def check_address(uri: str) -> None:
         raise ConfigError(f"{uri!r} is no address of a Milvus server; give one like http://localhost:19530.")
 
 
+def read_tls(uri: str) -> dict[str, str]:
+    """Read from the environment how an encrypted server is recognized, and what it is shown.
+
+    Args:
+        uri: Address of the server, with TLS where it begins with ``https://``.
+
+    Returns:
+        Arguments for pymilvus. Without ``VITRIEVE_MILVUS_CA`` the server needs a certificate of a public authority.
+
+    Raises:
+        ConfigError: A file is not there, a part is missing, or the address is one without TLS.
+        ArtifactError: The certificate of the server is not of that authority, or of another name.
+    """
+    paths = {name: os.environ[name] for name in TLS_VARIABLES if os.environ.get(name)}
+    if not paths:
+        return {}
+    names = " and ".join(paths)
+    if not uri.startswith("https://"):
+        raise ConfigError(f"{names} is for a server with TLS, and {uri} has none; give an address of https://.")
+    for name, path in paths.items():
+        if not Path(path).is_file():
+            raise ConfigError(f"{name} names {path}, which is no file.")
+    if len(paths) not in (1, len(TLS_VARIABLES)) or TLS_VARIABLES[0] not in paths:
+        raise ConfigError(f"{names} is not all: a certificate of the client needs {', '.join(TLS_VARIABLES)}.")
+    _require_trusted(uri, *(paths.get(name) for name in TLS_VARIABLES))
+    arguments = ("ca_pem_path", "client_pem_path", "client_key_path") if len(paths) > 1 else ("server_pem_path",)
+    return dict(zip(arguments, paths.values(), strict=True))
+
+
+def _require_trusted(uri: str, authority: str | None, certificate: str | None, key: str | None) -> None:
+    """Shake hands once: the client only waits, and does not tell why it trusts nobody."""
+    address = urlsplit(uri)
+    try:
+        context = ssl.create_default_context(cafile=authority)
+        if certificate is not None:
+            context.load_cert_chain(certificate, key)
+    except OSError as error:  # ssl.SSLError is one
+        raise ConfigError(f"the files that {', '.join(TLS_VARIABLES)} name are no certificates ({error}).") from None
+    try:
+        with (
+            socket.create_connection((str(address.hostname), address.port or TLS_PORT), TIMEOUT_SECONDS) as plain,
+            context.wrap_socket(plain, server_hostname=address.hostname),
+        ):
+            return
+    except ssl.SSLCertVerificationError as error:
+        raise ArtifactError(
+            f"the Milvus server {uri} is not trusted: its certificate cannot be verified ({error.verify_message})."
+        ) from None
+    except OSError:  # the client says what is wrong
+        return
+
+
 def connect(uri: str) -> MilvusClient:
     """Connect to a server.
 
     Raises:
-        ConfigError: pymilvus is not installed, or ``uri`` is no address.
-        ArtifactError: The server does not answer.
+        ConfigError: pymilvus is not installed, ``uri`` is no address, or as ``read_tls``.
+        ArtifactError: The server does not answer, or is not trusted.
     """
     check_address(uri)
+    options: dict[str, Any] = {"token": os.environ.get(TOKEN_VARIABLE, ""), "timeout": TIMEOUT_SECONDS, **read_tls(uri)}
     try:
         from pymilvus import MilvusClient
         from pymilvus.exceptions import MilvusException
@@ -436,14 +495,13 @@ def connect(uri: str) -> MilvusClient:
         raise ConfigError("the store milvus needs pymilvus: pip install 'vitrieve[milvus]'.") from None
     # It logs every failed call with a traceback before it raises; the errors below say what is wrong.
     logging.getLogger("pymilvus").setLevel(logging.CRITICAL)
-    token = os.environ.get(TOKEN_VARIABLE, "")
     try:
-        return MilvusClient(uri, token=token, timeout=TIMEOUT_SECONDS)
+        return MilvusClient(uri, **options)
     except (MilvusException, grpc_error()):
         # Clients of one address share a channel, and a server may just have closed it (milvus-lite calls the client's
         # pings too many). The client tries other calls again by itself, but not its first.
         with reported(uri):
-            return MilvusClient(uri, token=token, timeout=TIMEOUT_SECONDS)
+            return MilvusClient(uri, **options)
 
 
 def create_collection(
