@@ -68,6 +68,8 @@ NAMELESS_SHARE = 1 / 3
 IDLE_WORDS = {"photo": 0.3, "new": 0.1, "shelf": 0.03}
 """Words that say nothing of a class, and the share of the pictures that carry each."""
 QUESTIONS = ("name", "typo", "beginning", "sentence")
+TOLERANCE = 0.005
+"""Settings that are this near to the best are equally good; of them the largest constant is chosen, the mildest."""
 MAX_ASKING = 10
 """Pictures of a class that ask together at most, and no more than a fourth of it."""
 MAX_CLASSES = 60
@@ -385,7 +387,10 @@ def summarize_fusion(runs: Sequence[Mapping[str, Mapping[str, Mapping[str, float
         for part in ("held_out", "test")
     }
     kinds = list(runs[0]["test"][names[0]])
-    chosen = max((name for name in names if "alone" not in name), key=means["held_out"].__getitem__)
+    settings = [name for name in names if "alone" not in name]
+    best = max(means["held_out"][name] for name in settings)
+    good = [name for name in settings if means["held_out"][name] >= best - TOLERANCE]
+    chosen = max(good, key=lambda name: (int(name.partition(",")[0]), means["held_out"][name]))
     shown = {
         name: {kind: round(float(np.mean([run["test"][name][kind] for run in runs])), 4) for kind in kinds}
         for name in ("vector alone", "words alone", "60, 1", chosen)

@@ -75,14 +75,14 @@ def test_words_find_their_pictures_in_an_index_that_was_there_before(searcher: S
     assert answer.ways == ("text_encoder", "words")
 
 
-def fuse_slowly(rankings: list[list[list[str]]], cosines: dict[str, float]) -> list[str]:
-    """Reciprocal rank fusion of rankings, each a list of groups of equal images, by plain loops."""
+def fuse_slowly(rankings: list[tuple[float, list[list[str]]]], cosines: dict[str, float]) -> list[str]:
+    """Reciprocal rank fusion of rankings with their weights, each a list of groups of equal images, by plain loops."""
     shares = dict.fromkeys(cosines, 0.0)
-    for ranking in rankings:
+    for weight, ranking in rankings:
         rank = 1
         for group in ranking:
             for name in group:
-                shares[name] += 1 / (60 + rank)
+                shares[name] += weight / (20 + rank)
             rank += len(group)
     return sorted(shares, key=lambda name: (-shares[name], -cosines[name], name))
 
@@ -98,7 +98,7 @@ def test_words_and_meaning_are_fused_by_their_ranks(searcher: Searcher) -> None:
     # "dark" stands there twice, in the name and in the shade, and is as rare as "red".
     dark = [name for name in has if "dark" in has[name] and name not in both]
     red = [name for name in has if "red" in has[name] and name not in both]
-    expected = fuse_slowly([[[name] for name in nearest], [both, dark, red]], cosines)
+    expected = fuse_slowly([(1, [[name] for name in nearest]), (2, [both, dark, red])], cosines)
     answer = searcher.answer(SearchRequest(plus=(Example(text="dark red"),), k=len(expected)))
     assert [result.image_id for result in answer.results] == expected
     pages = [searcher.answer(SearchRequest(plus=(Example(text="dark red"),), k=25, offset=at)) for at in (0, 25, 50)]
