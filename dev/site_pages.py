@@ -9,15 +9,9 @@ from __future__ import annotations
 
 import html
 import inspect
-import io
-import os
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
-from unittest.mock import patch
 
 from latex2mathml.converter import convert
 from mkdocs.config.defaults import MkDocsConfig
@@ -26,7 +20,8 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 import vitrieve
-from vitrieve.cli.main import COMMANDS, main
+from vitrieve.cli.help_text import read_entry, read_help, run_help
+from vitrieve.cli.main import COMMANDS
 from vitrieve.recipes import RECIPE_GROUPS
 
 REMOTE_SCRIPT = "https://unpkg.com/iframe-worker/shim"
@@ -35,8 +30,6 @@ LOCAL_SCRIPT = "javascripts/iframe-worker.js"
 FETCHED = re.compile(r"""<(?:script|img|iframe|link rel="(?:stylesheet|preconnect|icon)")[^>]*?["'](https?://[^"']+)""")
 """What a browser loads by itself, on another machine."""
 
-HELP_WIDTH = 100
-"""Columns of the help text that is read: wide enough for few breaks, too narrow for two boxes side by side."""
 NONE_OR = "{None}|"
 """How tyro spells that a value may be left out; the column of defaults says so as well."""
 EXAMPLE_RECIPE = "small"
@@ -137,29 +130,6 @@ def build_python_page() -> str:
 # The commands
 
 
-class Flag(NamedTuple):
-    """A flag of a command, or a positional argument.
-
-    Attributes:
-        spelling: The flag with its value, as the help text has it.
-        meaning: The sentence about it.
-        default: The value that holds when the flag is not given; ``required`` or ``repeatable`` where it says so.
-    """
-
-    spelling: str
-    meaning: str
-    default: str
-
-
-@dataclass
-class Box:
-    """A frame of the help text: its title, the sentence below it, and its flags as lines."""
-
-    title: str
-    description: list[str] = field(default_factory=list)
-    flags: list[list[str]] = field(default_factory=list)
-
-
 def build_commands_page() -> str:
     """Build the page of all commands from their help texts."""
     lines = [
@@ -193,7 +163,7 @@ def _describe_command(name: str) -> list[str]:
             "flags with its own values.",
         ]
     for box in boxes:
-        flags = [_read_flag(one) for one in box.flags]
+        flags = [read_entry(one) for one in box.flags]
         rows = [
             f"| `{one.spelling.replace(NONE_OR, '')}` | {_escape(one.default)} | {_escape(one.meaning)} |"
             for one in flags
@@ -205,61 +175,6 @@ def _describe_command(name: str) -> list[str]:
             lines += ["", f"**{box.title.removesuffix(' options')}**: {' '.join(box.description)}"]
         lines += ["", "| flag | default | meaning |", "|---|---|---|", *rows]
     return lines
-
-
-def run_help(words: Sequence[str]) -> str:
-    """Return what ``vitrieve WORDS --help`` prints.
-
-    Raises:
-        RuntimeError: The command failed.
-    """
-    content = io.BytesIO()
-    text = io.TextIOWrapper(content, encoding="utf-8", write_through=True)  # without an encoding there are no frames
-    with patch.dict(os.environ, {"COLUMNS": str(HELP_WIDTH)}), redirect_stdout(text), redirect_stderr(io.StringIO()):
-        status = main([*words, "--help"])
-    if status != 0:
-        raise RuntimeError(f"vitrieve {' '.join(words)} --help ended with status {status}")
-    return content.getvalue().decode("utf-8")
-
-
-def read_help(text: str) -> tuple[str, list[str], list[Box]]:
-    """Read a help text.
-
-    Args:
-        text: As tyro prints it: a line of usage, an introduction, and framed boxes.
-
-    Returns:
-        The usage, the lines of the introduction, and the boxes.
-    """
-    usage, *rest = text.splitlines()
-    introduction = [line.strip() for line in rest if line[:1] not in ("╭", "│", "╰")]
-    boxes: list[Box] = []
-    for line in rest:
-        if line.startswith("╭"):
-            boxes.append(Box(line.strip("╭╮─ ")))
-        elif line.startswith("│"):
-            _add_line(boxes[-1], line.removeprefix("│").removesuffix("│").rstrip())
-    return usage.removeprefix("usage: "), introduction, boxes
-
-
-def _add_line(box: Box, line: str) -> None:
-    is_new_entry = line.startswith((" -", " [", " {")) or bool(re.match(r" [A-Z]", line))
-    if line.strip("─ ") == "":
-        box.description, box.flags = [" ".join(entry) for entry in box.flags], []
-    elif is_new_entry and not line.startswith("  "):
-        box.flags.append([line.strip()])
-    else:
-        box.flags[-1].append(line.strip())
-
-
-def _read_flag(entry: Sequence[str]) -> Flag:
-    spelling, *first = re.split(r" {2,}", entry[0], maxsplit=1)
-    meaning = " ".join([*first, *entry[1:]])
-    found = re.search(r" ?\((?:default: (?P<value>.*)|(?P<word>required|repeatable))\)$", meaning)
-    if found is None:
-        return Flag(spelling, meaning, "")
-    default = found["word"] or (f"`{found['value']}`" if found["value"] else "none")
-    return Flag(spelling, meaning[: found.start()], default)
 
 
 def _escape(text: str) -> str:

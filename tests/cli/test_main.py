@@ -51,6 +51,7 @@ IN_ORDER = [
     "serve",
     "feedback",
     "mcp",
+    "completion",
 ]
 
 

@@ -108,6 +108,7 @@ COMMANDS = {
     "serve": Command("vitrieve.cli.serve", "serve an index as a search page, and to programs"),
     "feedback": Command("vitrieve.cli.feedback", "count what people said of results, and export it for a training"),
     "mcp": Command("vitrieve.cli.mcp", "let an assistant search an index (Model Context Protocol)"),
+    "completion": Command("vitrieve.cli.completion", "let bash, zsh or fish complete commands, flags and values"),
 }
 
 

@@ -1,0 +1,142 @@
+"""The flags of a command as data: for shell completion, the man page and kept defaults.
+
+Names, types and choices are read from the dataclass of a command's arguments by tyro's rules
+(``tests/cli/test_flags.py`` compares them with the help text), meanings from the help text (``help_text.py``).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import types
+import typing
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flag:
+    """A flag of a command, or a word without one.
+
+    Attributes:
+        name: ``--num-threads``; of a word without a flag what the help calls it.
+        others: Further spellings of it: ``-k``.
+        negation: What switches it off: ``--no-report``; empty where nothing does.
+        hint: Type of its value, with the marks on it.
+        choices: The values it takes, where they are a list.
+        takes: ``nothing``: it is a switch. ``path``: it may name a file or folder. ``value``: another value.
+        is_positional: It is a word without a flag.
+        is_repeatable: It can be given several times.
+        is_list: It takes several values after one another.
+    """
+
+    name: str
+    others: tuple[str, ...] = ()
+    negation: str = ""
+    hint: Any
+    choices: tuple[str, ...] = ()
+    takes: Literal["nothing", "path", "value"]
+    is_positional: bool = False
+    is_repeatable: bool = False
+    is_list: bool = False
+
+    @property
+    def spellings(self) -> tuple[str, ...]:
+        """All words by which it is given."""
+        return () if self.is_positional else (self.name, *self.others, *([self.negation] if self.negation else []))
+
+
+def read_flags(arguments_class: type, prefix: str = "") -> Iterator[Flag]:
+    """Yield the flags that tyro makes of a dataclass, in the order of its fields.
+
+    Args:
+        arguments_class: The dataclass; its stages are dataclasses too.
+        prefix: What stands before the names of a stage: ``optimizer.``.
+    """
+    hints = typing.get_type_hints(arguments_class, include_extras=True)
+    for field in dataclasses.fields(arguments_class):
+        marks, plain = _split_hint(hints[field.name])
+        named = [mark.name for mark in marks if hasattr(mark, "prefix_name") and mark.name is not None]
+        name = named[0] if named else field.name.replace("_", "-")
+        stage = "" if any(getattr(mark, "prefix_name", None) is False for mark in marks) else prefix
+        if dataclasses.is_dataclass(plain):
+            yield from read_flags(typing.cast(type, plain), f"{stage}{name}." if name else stage)
+        else:
+            yield _build_flag(f"{stage}{name}", marks, hints[field.name])
+
+
+def _build_flag(path: str, marks: list[Any], hint: Any) -> Flag:
+    others = tuple(alias for mark in marks for alias in getattr(mark, "aliases", None) or ())
+    metavar = next(filter(None, (getattr(mark, "metavar", None) for mark in marks)), "")
+    types_in = set(_list_types(hint))
+    choices = tuple(str(value) for value in _list_choices(hint)) or _read_choices(metavar)
+    is_positional = tyro.conf.Positional in marks
+    is_switch = _split_hint(hint)[1] is bool
+    stage, _, last = path.rpartition(".")
+    has_negation = is_switch and tyro.conf.FlagCreatePairsOff not in marks
+    takes: Literal["nothing", "path", "value"] = "value"
+    if is_switch:
+        takes = "nothing"
+    elif not choices and types_in & {str, Path}:
+        takes = "path"
+    return Flag(
+        name=metavar or path if is_positional else f"--{path}",
+        others=others,
+        negation=f"--{stage}{'.' if stage else ''}no-{last}" if has_negation else "",
+        hint=hint,
+        choices=choices,
+        takes=takes,
+        is_positional=is_positional,
+        is_repeatable=tyro.conf.UseAppendAction in marks,
+        is_list=tuple in types_in and (tyro.conf.UseAppendAction not in marks or _is_nested(hint)),
+    )
+
+
+def _split_hint(hint: Any) -> tuple[list[Any], Any]:
+    """Split the type of a field into the marks on it and the type without them."""
+    marks: list[Any] = []
+    while typing.get_origin(hint) is Annotated:
+        marks += hint.__metadata__
+        hint = typing.get_args(hint)[0]
+    return marks, hint
+
+
+def _list_types(hint: Any) -> Iterator[Any]:
+    """Yield the classes that a type is made of: ``tuple`` and ``int`` of ``tuple[int, ...] | None``."""
+    _, plain = _split_hint(hint)
+    origin = typing.get_origin(plain)
+    if origin is None:
+        yield plain
+        return
+    if origin not in (typing.Union, types.UnionType, Literal):
+        yield origin
+    if origin is not Literal:
+        for part in typing.get_args(plain):
+            yield from _list_types(part)
+
+
+def _list_choices(hint: Any) -> Iterator[Any]:
+    _, plain = _split_hint(hint)
+    if typing.get_origin(plain) is Literal:
+        yield from typing.get_args(plain)
+        return
+    for part in typing.get_args(plain):
+        yield from _list_choices(part)
+
+
+def _is_nested(hint: Any) -> bool:
+    return [*_list_types(hint)].count(tuple) > 1
+
+
+def _read_choices(metavar: str) -> tuple[str, ...]:
+    """Read the choices out of what the help calls a value.
+
+    >>> _read_choices("{lance,exact}"), _read_choices("DIR")
+    (('lance', 'exact'), ())
+    """
+    found = re.fullmatch(r"\{([\w,]+)\}", metavar)
+    return tuple(found[1].split(",")) if found else ()
