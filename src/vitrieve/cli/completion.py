@@ -284,8 +284,8 @@ def _build_fish(commands: Mapping[str, Completed]) -> Iterator[str]:
     for first in _list_first(commands):
         yield f"complete -c vitrieve {top} -a {first} -d {_quote_fish(_summarize(first, commands))}"
     yield f"complete -c vitrieve {top} -l version -d 'print the version'"
-    for flag, (_, does) in FLAGS.items():
-        yield f"complete -c vitrieve -l {flag[2:]} -d {_quote_fish(does)}"
+    for common, (_, does) in FLAGS.items():
+        yield f"complete -c vitrieve -l {common[2:]} -d {_quote_fish(does)}"
     yield "complete -c vitrieve -l help -d 'tell the flags'"
     for first, seconds in groups.items():
         for second in seconds:
