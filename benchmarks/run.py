@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -34,7 +35,8 @@ def run_part(part: str, is_quick: bool) -> list[Line]:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "lines.json"
         command = [sys.executable, str(Path(__file__).with_name(f"{part}.py")), "--json", str(out)]
-        subprocess.run([*command, *(["--quick"] if is_quick else [])], check=True, stdout=sys.stderr)
+        environment = {**os.environ, "VITRIEVE_CONFIG": "off"}  # figures do not depend on what the user keeps
+        subprocess.run([*command, *(["--quick"] if is_quick else [])], check=True, stdout=sys.stderr, env=environment)
         return [Line(**one) for one in json.loads(out.read_text())]
 
 

@@ -24,10 +24,15 @@ STATUSES = {
     "130": "Interrupted by Ctrl-C.",
     "143": "Stopped by SIGTERM. A service ends with 0 after both.",
 }
+FILES = {
+    "~/.config/vitrieve/config.toml": "Kept defaults of the user (vitrieve config).",
+    "./vitrieve.toml": "Kept defaults of a project, which count more.",
+}
 VARIABLES = {
     "VITRIEVE_CACHE": "Folder for fetched weights and made graphs; without it vitrieve in the user's cache folder.",
     "VITRIEVE_DATA": "Folder in which published data sets are looked for.",
     "VITRIEVE_TOKEN": "The token of vitrieve serve and vitrieve up.",
+    "VITRIEVE_CONFIG": "The user's file of kept defaults; off: no file is read.",
     **{variable: f"As {flag}, with any value but 0." for flag, (variable, _) in FLAGS.items()},
     "NO_COLOR": "With any value, terminals get no codes.",
 }
@@ -64,6 +69,9 @@ def _build_lines() -> Iterator[str]:
     yield ".SH EXIT STATUS"
     for status, meaning in STATUSES.items():
         yield from _tag(status, meaning)
+    yield ".SH FILES"
+    for place, meaning in FILES.items():
+        yield from _tag(place, meaning)
     yield ".SH ENVIRONMENT"
     for variable, meaning in VARIABLES.items():
         yield from _tag(variable, meaning)

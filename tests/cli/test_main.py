@@ -51,6 +51,10 @@ IN_ORDER = [
     "serve",
     "feedback",
     "mcp",
+    "config show",
+    "config set",
+    "config unset",
+    "config path",
     "completion",
 ]
 

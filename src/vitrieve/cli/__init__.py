@@ -9,5 +9,5 @@ The files in reading order, each of which begins with what it is for: ``main.py`
 ``data_pack.py``, ``weights.py``, ``train.py``, ``evaluate.py``, ``compare.py``, ``reduce.py``, ``adapt.py``,
 ``align.py``, ``reproduce.py``, ``export.py``, ``quantize.py``, ``embed.py``, ``index.py``, ``sync.py``, ``up.py``,
 ``calibrate.py``, ``duplicates.py``, ``map.py``, ``search.py``, ``explain.py``, ``serve.py``, ``feedback.py``,
-``mcp.py``, ``completion.py``.
+``mcp.py``, ``defaults.py``, ``config.py``, ``completion.py``.
 """

@@ -72,7 +72,7 @@ def read_flags(arguments_class: type, prefix: str = "") -> Iterator[Flag]:
 def _build_flag(path: str, marks: list[Any], hint: Any) -> Flag:
     others = tuple(alias for mark in marks for alias in getattr(mark, "aliases", None) or ())
     metavar = next(filter(None, (getattr(mark, "metavar", None) for mark in marks)), "")
-    types_in = set(_list_types(hint))
+    types_in = set(list_types(hint))
     choices = tuple(str(value) for value in _list_choices(hint)) or _read_choices(metavar)
     is_positional = tyro.conf.Positional in marks
     is_switch = _split_hint(hint)[1] is bool
@@ -105,7 +105,7 @@ def _split_hint(hint: Any) -> tuple[list[Any], Any]:
     return marks, hint
 
 
-def _list_types(hint: Any) -> Iterator[Any]:
+def list_types(hint: Any) -> Iterator[Any]:
     """Yield the classes that a type is made of: ``tuple`` and ``int`` of ``tuple[int, ...] | None``."""
     _, plain = _split_hint(hint)
     origin = typing.get_origin(plain)
@@ -116,7 +116,7 @@ def _list_types(hint: Any) -> Iterator[Any]:
         yield origin
     if origin is not Literal:
         for part in typing.get_args(plain):
-            yield from _list_types(part)
+            yield from list_types(part)
 
 
 def _list_choices(hint: Any) -> Iterator[Any]:
@@ -129,7 +129,7 @@ def _list_choices(hint: Any) -> Iterator[Any]:
 
 
 def _is_nested(hint: Any) -> bool:
-    return [*_list_types(hint)].count(tuple) > 1
+    return [*list_types(hint)].count(tuple) > 1
 
 
 def _read_choices(metavar: str) -> tuple[str, ...]:

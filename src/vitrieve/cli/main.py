@@ -108,6 +108,14 @@ COMMANDS = {
     "serve": Command("vitrieve.cli.serve", "serve an index as a search page, and to programs"),
     "feedback": Command("vitrieve.cli.feedback", "count what people said of results, and export it for a training"),
     "mcp": Command("vitrieve.cli.mcp", "let an assistant search an index (Model Context Protocol)"),
+    "config show": Command(
+        "vitrieve.cli.config", "show which defaults for flags are kept", "ShowArguments", "run_show"
+    ),
+    "config set": Command(
+        "vitrieve.cli.config", "keep a default for a flag, in a TOML file", "SetArguments", "run_set"
+    ),
+    "config unset": Command("vitrieve.cli.config", "forget a default that is kept", "UnsetArguments", "run_unset"),
+    "config path": Command("vitrieve.cli.config", "tell the place of the user's file", "PathArguments", "run_path"),
     "completion": Command("vitrieve.cli.completion", "let bash, zsh or fish complete commands, flags and values"),
 }
 
@@ -192,6 +200,9 @@ def load_command(name: str) -> tuple[Command, ModuleType]:
 
 def _run_command(name: str, argv: list[str]) -> int:
     command, module = load_command(name)
+    from vitrieve.cli.defaults import add_kept
+
+    argv = add_kept(name, getattr(module, command.arguments, None), argv)
     prog = f"vitrieve {name}"
     if hasattr(module, "main"):
         return int(module.main(argv, prog))

@@ -1,0 +1,173 @@
+"""``vitrieve config show``, ``set``, ``unset`` and ``path``: defaults for flags in TOML files (``defaults.py``)."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from vitrieve.cli.arguments import Json, Switch
+from vitrieve.cli.console import print_json, print_result
+from vitrieve.cli.defaults import (
+    ALL,
+    CONFIG_VARIABLE,
+    PROJECT_NAME,
+    Kept,
+    check,
+    divide_key,
+    find_user_file,
+    list_files,
+    list_keepable,
+    parse_value,
+    read_file,
+    refuse_port_of_project,
+)
+from vitrieve.cli.flags import Flag
+from vitrieve.errors import ConfigError
+
+Key = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="KEY")]
+InProject = Annotated[Switch, tyro.conf.arg(help=f"In {PROJECT_NAME} of this folder instead of the user's own file.")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShowArguments:
+    """Show which defaults are kept, and in which file; the first of a key counts."""
+
+    json: Json = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class SetArguments:
+    """Keep a default for a flag of a command, or of all commands that have it.
+
+    vitrieve config set embed.batch-size 32; vitrieve config set all.device cpu; vitrieve config set train.seed 3.
+    """
+
+    key: Key
+    """COMMAND.FLAG, or all.FLAG."""
+    value: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="VALUE")]
+    """The value; several where the flag takes several."""
+    project: InProject = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnsetArguments:
+    """Forget a default that is kept."""
+
+    key: Key
+    """COMMAND.FLAG, or all.FLAG, as vitrieve config show tells it."""
+    project: InProject = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class PathArguments:
+    """Tell the place of the user's own file, there or not."""
+
+
+def run_show(arguments: ShowArguments) -> int:
+    """Print what files keep, the one that counts most first."""
+    kept = [one for file in list_files() for one in read_file(file)]
+    for one in kept:
+        check(one, _list_flags(one.command))
+    if arguments.json:
+        print_json(
+            {"files": list(map(str, list_files())), "kept": [[str(one.file), one.key, one.value] for one in kept]}
+        )
+    else:
+        print_result(*(f"{one.file}: {one.key} = {_spell(one.value)}" for one in kept))
+    return 0
+
+
+def run_set(arguments: SetArguments) -> int:
+    """Write a value into a file; the rest of the file stays as it is."""
+    if not arguments.value:
+        raise ConfigError(f"no value: vitrieve config set {arguments.key} VALUE.")
+    file = _choose_file(arguments.project)
+    command, name = divide_key(arguments.key)
+    flags = _list_flags(command)
+    flag = flags.get(name)
+    value: Any = parse_value(flag, arguments.value) if flag else arguments.value[0]
+    if flag and len(arguments.value) > 1 and not isinstance(value, list):
+        raise ConfigError(f"{arguments.key} takes one value, not {len(arguments.value)}.")
+    check(Kept(file=file, key=arguments.key, command=command, flag=name, value=value), flags)
+    path = (*command.split(), *name.split("."))
+    refuse_port_of_project(file, command, arguments.key)
+    _change(file, path, value)
+    print_result(f"{file}: {'.'.join(path)} = {_spell(value)}")
+    return 0
+
+
+def run_unset(arguments: UnsetArguments) -> int:
+    """Take a value out of a file."""
+    file = _choose_file(arguments.project)
+    command, name = divide_key(arguments.key)
+    path = (*command.split(), *name.split("."))
+    _change(file, path, None)
+    print_result(f"{file}: {'.'.join(path)} is no longer kept")
+    return 0
+
+
+def run_path(arguments: PathArguments) -> int:
+    """Print the place of the user's file."""
+    print_result(str(_choose_file(False)))
+    return 0
+
+
+def _choose_file(is_project: bool) -> Path:
+    user = find_user_file()
+    if user is None:
+        raise ConfigError(f"{CONFIG_VARIABLE} is off, so no file is read; unset it.")
+    return Path(PROJECT_NAME) if is_project else user
+
+
+def _list_flags(command: str) -> dict[str, Flag]:
+    """List the flags of a command that can be kept; of ``all``, those that any command has."""
+    from vitrieve.cli.main import COMMANDS, load_command
+
+    names = [command] if command != ALL else list(COMMANDS)
+    flags: dict[str, Flag] = {}
+    for name in names:
+        described, module = load_command(name)
+        arguments_class = getattr(module, described.arguments, None)
+        if arguments_class is not None:
+            flags = {**list_keepable(arguments_class), **flags}
+    return flags
+
+
+def _change(file: Path, path: tuple[str, ...], value: Any) -> None:
+    """Write a value into a TOML file, or take it out (None); comments and order stay.
+
+    Raises:
+        ConfigError: The file is no TOML, cannot be written, or does not have what is to be taken out.
+    """
+    import tomlkit
+    from tomlkit.exceptions import TOMLKitError
+
+    try:
+        document = tomlkit.parse(file.read_text(encoding="utf-8")) if file.is_file() else tomlkit.document()
+        table: Any = document
+        for part in path[:-1]:
+            if part not in table:
+                if value is None:
+                    raise ConfigError(f"{file} does not keep {'.'.join(path)}.")
+                table.add(part, tomlkit.table(is_super_table=part != path[-2]))
+            table = table[part]
+        if value is not None:
+            table[path[-1]] = value
+        elif table.pop(path[-1], None) is None:
+            raise ConfigError(f"{file} does not keep {'.'.join(path)}.")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        beside = file.with_name(f".{file.name}.{os.getpid()}")
+        beside.write_text(tomlkit.dumps(document), encoding="utf-8")
+        beside.replace(file)
+    except (TOMLKitError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file} cannot be read: {error}.") from None
+
+
+def _spell(value: Any) -> str:
+    import json
+
+    return json.dumps(value, ensure_ascii=False)

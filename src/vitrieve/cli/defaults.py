@@ -1,0 +1,293 @@
+"""Defaults for flags that a user keeps in TOML files; ``config.py`` writes the files.
+
+A flag on the command line wins, then ``vitrieve.toml`` of the folder one works in, then the user's own file, then what
+is built in. What a file says is put behind the words of the command line: it is checked, used and recorded in artifacts
+like them. Each use is told.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import types
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vitrieve.cli.console import print_message
+from vitrieve.cli.flags import Flag, list_types, read_flags
+from vitrieve.errors import ConfigError, find_nearest
+from vitrieve.machine import expand_variable
+from vitrieve.quoting import quote_name
+from vitrieve.settings import Range, Setting
+
+CONFIG_VARIABLE = "VITRIEVE_CONFIG"
+OFF = "off"
+PROJECT_NAME = "vitrieve.toml"
+ALL = "all"
+"""The table of flags of whichever command has them."""
+FREE = (
+    *("reproduce", "compare", "doctor", "completion"),
+    *("config show", "config set", "config unset", "config path"),
+)
+"""Commands that take nothing from files: their figures are compared with those of others, or nothing is to be kept."""
+USER_ONLY = ("serve", "up")
+"""Commands that open a port: a folder that one happens to work in does not say how."""
+NEVER_KEPT = ("--out", "--token")
+"""What belongs to one call, and a secret, which the variable VITRIEVE_TOKEN is for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kept:
+    """A value of a file.
+
+    Attributes:
+        file: The file.
+        key: As the file has it, dotted: ``embed.batch-size``.
+        command: Name of the command; ``all`` for every one.
+        flag: The flag without dashes: ``batch-size``.
+        value: The value.
+    """
+
+    file: Path
+    key: str
+    command: str
+    flag: str
+    value: Any
+
+
+def find_user_file() -> Path | None:
+    """Find the place of the user's file, there or not; None where VITRIEVE_CONFIG is ``off``.
+
+    Raises:
+        ConfigError: The variable names a user that does not exist.
+    """
+    chosen = os.environ.get(CONFIG_VARIABLE)
+    if chosen == OFF:
+        return None
+    if chosen:
+        return expand_variable(CONFIG_VARIABLE, chosen)
+    if os.environ.get("XDG_CONFIG_HOME"):
+        return Path(os.environ["XDG_CONFIG_HOME"]) / "vitrieve" / "config.toml"
+    try:
+        return Path.home() / ".config" / "vitrieve" / "config.toml"
+    except RuntimeError:  # a container's user without a home folder
+        return Path("/nonexistent/vitrieve/config.toml")
+
+
+def list_files() -> tuple[Path, ...]:
+    """List the files that are there, the one that counts most first; none where VITRIEVE_CONFIG is ``off``."""
+    user = find_user_file()
+    return () if user is None else tuple(file for file in (Path(PROJECT_NAME), user) if file.is_file())
+
+
+def add_kept(name: str, arguments_class: type | None, argv: Sequence[str]) -> list[str]:
+    """Put what files keep for a command behind the words of its command line, and tell it.
+
+    Args:
+        name: The command.
+        arguments_class: The dataclass of its flags; None: it has a parser of its own, and takes nothing.
+        argv: The words after its name.
+
+    Raises:
+        ConfigError: A file cannot be read, or has a key or value that is none.
+    """
+    if name in FREE or arguments_class is None or not argv or {"--help", "-h"} & set(argv):
+        return list(argv)
+    words = list(argv)
+    end = words.index("--") if "--" in words else len(words)
+    given = {word.split("=", 1)[0].replace("_", "-") for word in words[:end] if word.startswith("-")}
+    added: list[str] = []
+    for file, kept in choose_kept(name, arguments_class).items():
+        flags = {flag.name: flag for flag in read_flags(arguments_class)}
+        said = [
+            word
+            for one in kept
+            if not _is_given(flags[f"--{one.flag}"], given)
+            for word in _spell(flags[f"--{one.flag}"], one.value)
+        ]
+        if said:
+            print_message(f"from {file}: {shlex.join(said)}")
+        added += said
+    return [*words[:end], *added, *words[end:]]
+
+
+def choose_kept(name: str, arguments_class: type) -> dict[Path, list[Kept]]:
+    """Choose what files keep for a command: by file, each flag from the file and the table that count most.
+
+    Raises:
+        ConfigError: As ``add_kept``.
+    """
+    flags = list_keepable(arguments_class)
+    chosen: dict[str, Kept] = {}
+    for file in list_files():
+        everything = list(read_file(file))
+        for command in (name, ALL):
+            for one in everything:
+                if one.command != command:
+                    continue
+                if command != ALL or one.flag in flags:
+                    check(one, flags)
+                    chosen.setdefault(one.flag, one)
+    by_file: dict[Path, list[Kept]] = {}
+    for one in chosen.values():
+        by_file.setdefault(one.file, []).append(one)
+    return by_file
+
+
+def _is_given(flag: Flag, given: set[str]) -> bool:
+    return bool({*flag.spellings} & given) or any(word[:2] in flag.others for word in given)
+
+
+def _spell(flag: Flag, value: Any) -> list[str]:
+    if isinstance(value, bool):
+        return [flag.name if value else flag.negation]
+    values = [str(item) for item in value] if isinstance(value, list) else [str(value)]
+    if flag.is_repeatable and not flag.is_list:
+        return [word for item in values for word in (flag.name, item)]
+    return [flag.name, *values]
+
+
+def list_keepable(arguments_class: type) -> dict[str, Flag]:
+    """List the flags that can be kept, by name without dashes: those that the command line can take back."""
+    return {
+        flag.name.removeprefix("--"): flag
+        for flag in read_flags(arguments_class)
+        if not flag.is_positional and flag.name not in NEVER_KEPT and (flag.takes != "nothing" or flag.negation)
+    }
+
+
+def read_file(file: Path) -> Iterator[Kept]:
+    """Yield what a file keeps, with the commands checked, and the flags not yet.
+
+    Raises:
+        ConfigError: It cannot be read or is no TOML, or it names a command that is none or takes nothing.
+    """
+    import tomllib
+
+    try:
+        tables = tomllib.loads(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ConfigError(f"{file} cannot be read: {reason}.") from None
+    for path, value in _flatten(tables):
+        yield _read_entry(file, path, value)
+
+
+def _flatten(table: Mapping[str, Any], before: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    for name, value in table.items():
+        if isinstance(value, dict):
+            yield from _flatten(value, (*before, name))
+        else:
+            yield (*before, name), value
+
+
+def _read_entry(file: Path, path: tuple[str, ...], value: Any) -> Kept:
+    command, flag = divide_key(".".join(path), file)
+    refuse_port_of_project(file, command, ".".join(path))
+    return Kept(file=file, key=".".join(path), command=command, flag=flag, value=value)
+
+
+def refuse_port_of_project(file: Path, command: str, key: str) -> None:
+    """Refuse defaults of a command that opens a port in a project's file.
+
+    Raises:
+        ConfigError: The message names the user's file, where they may stand.
+    """
+    if command in USER_ONLY and file == Path(PROJECT_NAME):
+        raise ConfigError(
+            f"{file}: {key}: defaults of vitrieve {command}, which opens a port, are kept in the user's own file "
+            f"alone: {find_user_file()}."
+        )
+
+
+def divide_key(key: str, file: Path | None = None) -> tuple[str, str]:
+    """Divide a dotted key into the command and the flag.
+
+    Args:
+        key: ``embed.batch-size``, ``data.check.num-threads``, ``train.optimizer.learning-rate`` or ``all.device``.
+        file: The file that has it, for the message.
+
+    Raises:
+        ConfigError: No such command, or one that takes nothing from files; or no flag.
+    """
+    from vitrieve.cli.main import list_commands
+
+    where = f"{file}: " if file else ""
+    parts = key.replace("_", "-").split(".")
+    names = [*list_commands(), ALL]
+    for length in (2, 1):
+        command = " ".join(parts[:length])
+        if command in FREE:
+            raise ConfigError(f"{where}{key}: vitrieve {command} takes no defaults from files.")
+        if command in names:
+            if len(parts) <= length:
+                raise ConfigError(f"{where}{quote_name(key)} is no flag; write COMMAND.FLAG, as in embed.batch-size.")
+            return command, ".".join(parts[length:])
+    nearest = ", ".join(name.replace(" ", ".") for name in find_nearest(parts[0], names))
+    raise ConfigError(f"{where}{quote_name(key)} begins with no command; the nearest: {nearest}; or all.")
+
+
+def check(one: Kept, flags: Mapping[str, Flag]) -> None:
+    """Refuse a key that is no flag of its command, and a value that the flag does not take.
+
+    Raises:
+        ConfigError: The message names the file, the key, the value and what is accepted.
+    """
+    flag = flags.get(one.flag)
+    if flag is None:
+        nearest = ", ".join(find_nearest(one.flag, flags)) if flags else "none"
+        raise ConfigError(
+            f"{one.file}: {quote_name(one.key)} is no flag of vitrieve {one.command} that can be kept; the nearest: "
+            f"{nearest}."
+        )
+    values = one.value if isinstance(one.value, list) else [one.value]
+    is_many = flag.is_list or flag.is_repeatable
+    expected = _describe_accepted(flag)
+    if isinstance(one.value, list) != is_many or not all(_fits(flag, value) for value in values):
+        raise ConfigError(f"{one.file}: {one.key} is {one.value!r}; expected {expected}.")
+    for accepted in Setting(one.flag, one.value, flag.hint).find_marks(Range):
+        if not accepted.is_valid(tuple(one.value) if is_many else one.value):
+            raise ConfigError(f"{one.file}: {one.key} is {one.value!r}; expected {accepted.accepted}.")
+
+
+def _fits(flag: Flag, value: Any) -> bool:
+    if flag.choices:
+        return str(value) in flag.choices
+    if isinstance(value, bool):
+        return flag.takes == "nothing"
+    kinds = _list_kinds(flag)
+    return type(value) in kinds or (type(value) is int and float in kinds)
+
+
+def _list_kinds(flag: Flag) -> set[type]:
+    kinds = set(list_types(flag.hint)) - {tuple, types.NoneType}
+    return {str if kind is Path else kind for kind in kinds}
+
+
+def _describe_accepted(flag: Flag) -> str:
+    if flag.choices:
+        one = f"one of {', '.join(flag.choices)}"
+    else:
+        words = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+        one = " or ".join(sorted(words[kind] for kind in _list_kinds(flag) if kind in words))
+    return f"a list, each entry {one}" if flag.is_list or flag.is_repeatable else one
+
+
+def parse_value(flag: Flag, words: Sequence[str]) -> Any:
+    """Read the value of a flag from words of the command line, as a file keeps it; it is not checked."""
+    values = [_parse_word(flag, word) for word in words]
+    return values if flag.is_list or flag.is_repeatable else values[0]
+
+
+def _parse_word(flag: Flag, word: str) -> Any:
+    if flag.takes == "nothing":
+        return {"true": True, "false": False}.get(word.lower(), word)
+    for kind in (int, float):
+        if kind in _list_kinds(flag) and not flag.choices:
+            try:
+                return kind(word)
+            except ValueError:
+                continue
+    return word

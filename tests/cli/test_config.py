@@ -1,0 +1,188 @@
+"""Defaults that are kept in files: which of them counts, what is told, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from vitrieve.cli import main as cli
+from vitrieve.cli.defaults import FREE, add_kept, list_keepable
+from vitrieve.cli.embed import Arguments as EmbedArguments
+from vitrieve.cli.main import COMMANDS, load_command, main
+from vitrieve.cli.serve import Arguments as ServeArguments
+from vitrieve.cli.train import Arguments as TrainArguments
+
+
+@pytest.fixture
+def user_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The place of the user's file, and a folder of work without a project's file."""
+    monkeypatch.delenv("VITRIEVE_CONFIG")
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "home"))
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    file = tmp_path / "home" / "vitrieve" / "config.toml"
+    file.parent.mkdir(parents=True)
+    return file
+
+
+def test_a_flag_wins_over_the_project_the_user_and_every_command(user_file: Path) -> None:
+    user_file.write_text('[all]\nengine = "torch"\nprecision = "fp32"\nnum-threads = 1\n[embed]\nnum-threads = 2\n')
+    assert add_kept("embed", EmbedArguments, ["--data", "x"])[2:] == [
+        *("--num-threads", "2", "--engine", "torch", "--precision", "fp32")
+    ]
+    Path("vitrieve.toml").write_text('[embed]\nengine = "onnx"\n[all]\nnum_threads = 3\n')
+    words = add_kept("embed", EmbedArguments, ["--data", "x", "--precision=int8", "--", "y"])
+    assert words == ["--data", "x", "--precision=int8", "--engine", "onnx", "--num-threads", "3", "--", "y"]
+    assert (
+        add_kept("embed", EmbedArguments, ["--num_threads", "9", "--engine", "auto", "--precision", "fp32"])[6:] == []
+    )
+    assert add_kept("embed", EmbedArguments, ["--help"]) == ["--help"]
+
+
+def test_every_kind_of_value(user_file: Path) -> None:
+    user_file.write_text(
+        "[train]\nreport = false\nseed = 3\nexclude = ['a/', 'b c']\n[train.optimizer]\nlearning-rate = 1\n"
+        "[train.objective]\nprefixes = [16, 32]\n"
+    )
+    assert add_kept("train", TrainArguments, ["small"])[1:] == [
+        *("--no-report", "--seed", "3", "--exclude", "a/", "--exclude", "b c"),
+        *("--optimizer.learning-rate", "1", "--objective.prefixes", "16", "32"),
+    ]
+    assert add_kept("train", TrainArguments, ["small", "--report", "--seed=1", "--exclude", "x"])[5:7] == [
+        "--optimizer.learning-rate",
+        "1",
+    ]
+
+
+def test_a_command_tells_once_what_it_took(
+    user_file: Path, class_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    user_file.write_text("[data.check]\nnum-threads = 1\n")
+    assert main(["data", "check", "--data", str(class_folder)]) == 0
+    assert capsys.readouterr().err.splitlines()[0] == f"from {user_file}: --num-threads 1"
+    assert main(["data", "check", "--data", str(class_folder), "--num-threads", "2", "--quiet"]) == 0
+    assert capsys.readouterr().err == ""
+    monkeypatch.setenv("VITRIEVE_CONFIG", "off")
+    assert main(["data", "check", "--data", str(class_folder)]) == 0
+    assert "from " not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("[embed\n", "cannot be read: Expected ']' at the end of a table declaration (at line 1, column 7)"),
+        ("[embd]\nk = 1\n", "embd.k begins with no command; the nearest: embed"),
+        (
+            "[embed]\nbach-size = 1\n",
+            "embed.bach-size is no flag of vitrieve embed that can be kept; the nearest: batch-s",
+        ),
+        ("[embed]\nbatch-size = 'x'\n", "embed.batch-size is 'x'; expected a whole number."),
+        ("[embed]\nbatch-size = true\n", "embed.batch-size is True; expected a whole number."),
+        ("[embed]\nengine = 'cuda'\n", "embed.engine is 'cuda'; expected one of auto, openvino, onnx, torch."),
+        ("[embed]\nscales = 1.0\n", "embed.scales is 1.0; expected a list, each entry a number."),
+        ("[embed]\noverwrite = true\n", "embed.overwrite is no flag of vitrieve embed that can be kept"),
+        ("[embed]\nout = 'x'\n", "embed.out is no flag of vitrieve embed that can be kept"),
+        ("[reproduce]\nnum-steps = 3\n", "reproduce.num-steps: vitrieve reproduce takes no defaults from files."),
+        ("[compare]\nout = 'x'\n", "compare.out: vitrieve compare takes no defaults from files."),
+        ("embed = 3\n", "embed is no flag; write COMMAND.FLAG, as in embed.batch-size."),
+    ],
+)
+def test_a_wrong_file_is_one_line_that_names_file_and_key(
+    user_file: Path, text: str, part: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    user_file.write_text(text)
+    assert main(["embed", "--data", "x", "--encoder", "y", "--out", "z"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {user_file}")
+    assert part in line
+
+
+def test_a_value_out_of_range_is_refused(user_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    user_file.write_text("[train.optimizer]\ndecay-factor = 2.0\n")
+    assert main(["train", "small", "--data", "x", "--out", "z"]) == 2
+    assert "train.optimizer.decay-factor is 2.0; expected a number in (0, 1]." in capsys.readouterr().err
+
+
+def test_a_folder_does_not_say_how_a_port_is_opened(user_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["config", "set", "serve.host", "0.0.0.0", "--project"]) == 2
+    assert "which opens a port" in capsys.readouterr().err
+    assert not Path("vitrieve.toml").exists()
+    Path("vitrieve.toml").write_text('[serve]\nhost = "0.0.0.0"\n')
+    assert main(["serve", "--index", "x"]) == 2
+    assert "which opens a port" in capsys.readouterr().err
+    Path("vitrieve.toml").unlink()
+    assert main(["config", "set", "serve.port", "9000"]) == 0
+    assert add_kept("serve", ServeArguments, ["--index", "x"])[2:] == ["--port", "9000"]
+    assert main(["config", "set", "serve.token", "secret"]) == 2
+    user_file.write_text("")
+
+
+def test_figures_that_are_compared_take_nothing(user_file: Path) -> None:
+    user_file.write_text('[all]\ndevice = "cuda"\n')
+    for name in FREE:
+        command, module = load_command(name)
+        assert add_kept(name, getattr(module, command.arguments), ["x"]) == ["x"]
+
+
+def test_set_show_and_unset_keep_comments_and_order(user_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    user_file.write_text("# mine\n[search]\nk = 5  # few\n")
+    for words in (
+        ["embed.batch-size", "32"],
+        ["train.optimizer.learning-rate", "1e-4"],
+        ["train.exclude", "a", "b c"],
+        ["data.check.num-threads", "2"],
+        ["all.device", "cpu"],
+        ["search.k", "7"],
+        ["train.report", "false"],
+    ):
+        assert main(["config", "set", *words]) == 0
+    text = user_file.read_text()
+    assert text.startswith("# mine\n[search]\nk = 7")
+    assert "# few" in text
+    assert tomllib.loads(text) == {
+        "search": {"k": 7},
+        "embed": {"batch-size": 32},
+        "train": {"optimizer": {"learning-rate": 1e-4}, "exclude": ["a", "b c"], "report": False},
+        "data": {"check": {"num-threads": 2}},
+        "all": {"device": "cpu"},
+    }
+    capsys.readouterr()
+    assert main(["config", "show", "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["files"] == [str(user_file)]
+    assert [str(user_file), "search.k", 7] in shown["kept"]
+    assert main(["config", "unset", "search.k"]) == 0
+    assert "search" not in {one.split(".")[0] for one in tomllib.loads(user_file.read_text()) if one == "k"}
+    assert main(["config", "unset", "search.k"]) == 2
+    assert f"{user_file} does not keep search.k." in capsys.readouterr().err
+    assert main(["config", "path"]) == 0
+    assert capsys.readouterr().out == f"{user_file}\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (["embed.batch-size", "many"], "expected a whole number."),
+        (["embed.batch-size", "3", "4"], "takes one value, not 2."),
+        (["embed.batch-sise", "3"], "the nearest: batch-size"),
+        (["all.no-such-flag-anywhere", "3"], "is no flag of vitrieve all that can be kept"),
+        (["embed.json", "true"], "is no flag of vitrieve embed that can be kept"),
+    ],
+)
+def test_set_refuses_what_no_command_would_take(
+    user_file: Path, words: list[str], part: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["config", "set", *words]) == 2
+    assert part in capsys.readouterr().err
+    assert not user_file.exists()
+
+
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name not in FREE])
+def test_what_can_be_kept_can_be_taken_back_on_the_command_line(name: str) -> None:
+    command, module = load_command(name)
+    for flag in list_keepable(getattr(module, command.arguments)).values():
+        assert flag.takes != "nothing" or flag.negation
+    assert cli.COMMANDS[name] == command
