@@ -108,11 +108,11 @@ def test_a_value_out_of_range_is_refused(user_file: Path, capsys: pytest.Capture
 
 def test_a_folder_does_not_say_how_a_port_is_opened(user_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["config", "set", "serve.host", "0.0.0.0", "--project"]) == 2
-    assert "which opens a port" in capsys.readouterr().err
+    assert "which lets others in" in capsys.readouterr().err
     assert not Path("vitrieve.toml").exists()
     Path("vitrieve.toml").write_text('[serve]\nhost = "0.0.0.0"\n')
     assert main(["serve", "--index", "x"]) == 2
-    assert "which opens a port" in capsys.readouterr().err
+    assert "which lets others in" in capsys.readouterr().err
     Path("vitrieve.toml").unlink()
     assert main(["config", "set", "serve.port", "9000"]) == 0
     assert add_kept("serve", ServeArguments, ["--index", "x"])[2:] == ["--port", "9000"]

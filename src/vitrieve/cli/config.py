@@ -23,7 +23,7 @@ from vitrieve.cli.defaults import (
     list_keepable,
     parse_value,
     read_file,
-    refuse_port_of_project,
+    refuse_letting_in,
 )
 from vitrieve.cli.flags import Flag
 from vitrieve.errors import ConfigError
@@ -94,7 +94,7 @@ def run_set(arguments: SetArguments) -> int:
         raise ConfigError(f"{arguments.key} takes one value, not {len(arguments.value)}.")
     check(Kept(file=file, key=arguments.key, command=command, flag=name, value=value), flags)
     path = (*command.split(), *name.split("."))
-    refuse_port_of_project(file, command, arguments.key)
+    refuse_letting_in(file, command, arguments.key)
     _change(file, path, value)
     print_result(f"{file}: {'.'.join(path)} = {_spell(value)}")
     return 0

@@ -32,8 +32,8 @@ FREE = (
     *("config show", "config set", "config unset", "config path"),
 )
 """Commands that take nothing from files: their figures are compared with those of others, or nothing is to be kept."""
-USER_ONLY = ("serve", "up")
-"""Commands that open a port: a folder that one happens to work in does not say how."""
+USER_ONLY = ("serve", "up", "mcp")
+"""Commands that let others in: a folder that one happens to work in does not say how."""
 NEVER_KEPT = ("--out", "--token")
 """What belongs to one call, and a secret, which the variable VITRIEVE_TOKEN is for."""
 
@@ -185,19 +185,19 @@ def _flatten(table: Mapping[str, Any], before: tuple[str, ...] = ()) -> Iterator
 
 def _read_entry(file: Path, path: tuple[str, ...], value: Any) -> Kept:
     command, flag = divide_key(".".join(path), file)
-    refuse_port_of_project(file, command, ".".join(path))
+    refuse_letting_in(file, command, ".".join(path))
     return Kept(file=file, key=".".join(path), command=command, flag=flag, value=value)
 
 
-def refuse_port_of_project(file: Path, command: str, key: str) -> None:
-    """Refuse defaults of a command that opens a port in a project's file.
+def refuse_letting_in(file: Path, command: str, key: str) -> None:
+    """Refuse defaults of a command that lets others in, in a project's file.
 
     Raises:
         ConfigError: The message names the user's file, where they may stand.
     """
     if command in USER_ONLY and file == Path(PROJECT_NAME):
         raise ConfigError(
-            f"{file}: {key}: defaults of vitrieve {command}, which opens a port, are kept in the user's own file "
+            f"{file}: {key}: defaults of vitrieve {command}, which lets others in, are kept in the user's own file "
             f"alone: {find_user_file()}."
         )
 
