@@ -418,3 +418,33 @@ def test_scripts_are_small_and_load_nothing_from_elsewhere() -> None:
     assert sum(path.stat().st_size for path in scripts) < MAX_SCRIPT_BYTES
     for path in STATIC_FOLDER.iterdir():
         assert "http" not in path.read_text().replace("http://www.w3.org/2000/svg", "")
+
+
+def test_feedback_is_given_by_keyboard_and_taken_back(page: Page, server: Server) -> None:
+    page.goto(RESULTS)
+    card = page.locator(".card").first
+    right = card.get_by_role("button", name="Right")
+    right.focus()
+    page.keyboard.press("Enter")
+    expect(right).to_have_attribute("aria-pressed", "true")
+    expect(page.locator("#num-corrections")).to_have_text("1 correction since the last training")
+    card.get_by_role("button", name="Same group").click()
+    expect(right).to_have_attribute("aria-pressed", "false")
+    card.locator("summary", has_text="Tags").click()
+    card.get_by_label("Tags, with commas").fill("red, round")
+    page.keyboard.press("Enter")
+    expect(page.locator("#num-corrections")).to_have_text("2 corrections since the last training")
+    page.get_by_label("Your name").fill("Eva")
+    page.locator(".card").nth(1).get_by_role("button", name="Wrong").click()
+    expect(page.locator("#num-corrections")).to_have_text("3 corrections since the last training")
+    kept = page.request.get("/feedback").json()["corrections"]
+    assert [(one["kind"], one["query_id"], one["tags"], one["who"]) for one in kept] == [
+        ("same_group", "class0/0.png", [], ""),
+        ("tagged", "class0/0.png", ["red", "round"], ""),
+        ("wrong", "class0/0.png", [], "Eva"),
+    ]
+    page.locator(".card").nth(1).get_by_role("button", name="Wrong").click()
+    expect(page.locator("#num-corrections")).to_have_text("2 corrections since the last training")
+    page.reload()
+    expect(page.locator("#num-corrections")).to_have_text("2 corrections since the last training")
+    assert axe_api.Axe().run(page).violations_count == 0

@@ -33,8 +33,11 @@ class Arguments:
     """Folder of the run."""
     protocol: Names = ()
     """One of the source's protocols; of several sources one for each, in order. None given: the first of each."""
-    classes: Literal["train", "all"] = "train"
-    """train: the classes that each source keeps for training. all: every class; the report is then left out."""
+    classes: Literal["train", "all", "none"] = "train"
+    """train: the classes that each source keeps for training. all: every class; the report is then left out. none: no
+    label of a training image is used, and two views of an image are its class; a folder needs no folders of classes."""
+    pairs: Path | None = None
+    """Corrections of vitrieve feedback --out: positives, negatives and labels; of one source."""
     exclude: Exclude = ()
     loss: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """A loss that another package adds (vitrieve doctor lists them), with its weight and settings where wanted:
@@ -89,6 +92,13 @@ def run(recipe: str, arguments: Arguments) -> int:
                 exclude=arguments.exclude,
                 classes=arguments.classes,
             )
+            if arguments.pairs is not None:
+                from vitrieve.feedback.learning import apply_pairs
+                from vitrieve.feedback.pairs import read_pairs
+
+                if len(datasets) > 1:
+                    raise ConfigError("--pairs name the images of one source; give one to --data.")
+                datasets = (apply_pairs(datasets[0], read_pairs(arguments.pairs)),)
         trained = train(
             datasets,
             recipe,

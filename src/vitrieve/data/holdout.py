@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
+from vitrieve.data.decode import read_image
 from vitrieve.data.records import HOLD_OUT_EVERY, Dataset, ImageRecord, find_measurable, hold_out_labels
 
 NUM_JUDGES_MIN = 5
@@ -45,6 +46,8 @@ def split_for_training(dataset: Dataset, *, is_holdout: bool) -> TrainingSplit:
         is_holdout: Whether classes are held out.
     """
     train, validation = dataset.split("train"), dataset.split("validation")
+    if dataset.is_unlabeled:
+        return _split_unlabeled(dataset, (*train, *validation), is_holdout=is_holdout)
     if not is_holdout:
         everything = (*train, *validation)
         return TrainingSplit(everything, None, f"training on all {count_images(everything)}; nothing is held out")
@@ -67,6 +70,57 @@ def split_for_training(dataset: Dataset, *, is_holdout: bool) -> TrainingSplit:
         return TrainingSplit(train, None, note)
     note = f"training on {count_images(fit)}; held out to choose: {count_images(held_out)}{unused}"
     return TrainingSplit(fit, _build_held_out(dataset, held_out, fit if len(labels) == 1 else ()), note)
+
+
+VIEW_MARK = "#part"
+"""Ends the name of a part of a held-out picture, which asks for the whole one."""
+VIEW_SHARE = 0.6
+"""Side of that part, as a share of the picture's."""
+
+
+def _split_unlabeled(dataset: Dataset, images: Sequence[ImageRecord], *, is_holdout: bool) -> TrainingSplit:
+    """Divide images without classes: of every five one is held out, and a part of it asks for the whole.
+
+    Where corrections have made classes that can be measured, those are held out instead.
+    """
+    if not is_holdout:
+        return TrainingSplit(tuple(images), None, f"training on all {len(images)} images; nothing is held out")
+    groups = find_measurable(_give_roles(images))
+    if len(groups) >= NUM_CLASSES_MIN:
+        labels = frozenset(sorted(groups)[HOLD_OUT_EVERY - 1 :: HOLD_OUT_EVERY])
+        fit = tuple(record for record in images if record.label not in labels)
+        held_out = tuple(record for record in images if record.label in labels)
+        note = f"no labels: training on {len(fit)} images; held out to choose: {count_images(held_out)} of the pairs"
+        return TrainingSplit(fit, _build_held_out(dataset, held_out), note)
+    whole = images[HOLD_OUT_EVERY - 1 :: HOLD_OUT_EVERY]
+    if len(whole) < NUM_JUDGES_MIN:
+        note = f"training on all {len(images)} images; too few to hold any out, so the last state is kept, unmeasured"
+        return TrainingSplit(tuple(images), None, note)
+    held = {record.image_id for record in whole}
+    fit = tuple(record for record in images if record.image_id not in held)
+    records = [
+        *(replace(record, split="test", is_query=False, is_gallery=True) for record in whole),
+        *(_cut_part(record) for record in whole),
+    ]
+    note = (
+        f"no labels: training on {len(fit)} images; held out to choose: {len(whole)}, of which a part finds the whole"
+    )
+    return TrainingSplit(fit, replace(dataset, name=f"{dataset.name}, held out", records=tuple(records)), note)
+
+
+def _cut_part(record: ImageRecord) -> ImageRecord:
+    """Make the middle of a picture a query."""
+    left, top, right, bottom = record.box or (0.0, 0.0, *read_image(record).size)
+    margin = (1 - VIEW_SHARE) / 2
+    x, y = margin * (right - left), margin * (bottom - top)
+    return replace(
+        record,
+        image_id=record.image_id + VIEW_MARK,
+        split="test",
+        is_query=True,
+        is_gallery=False,
+        box=(left + x, top + y, right - x, bottom - y),
+    )
 
 
 def has_pairs(records: Sequence[ImageRecord]) -> bool:

@@ -89,6 +89,12 @@ class Dataset:
         source: How the source was spelled (``folder:photos``); empty for a data set that was made in memory.
         unreadable_folders: Folders of the source that cannot be listed, spelled as ``image_id`` is, and why: nobody
             can tell which images they hold.
+        more_labels: Further labels of training images, by ``image_id``, beside ``record.label``; two images are
+            positives where they share one of any kind. They are numbers of their own from ``len(label_names)`` on, or
+            labels of the data set.
+        negative_pairs: Pairs of ``image_id`` that are negatives whatever their labels say.
+        is_unlabeled: Whether the training images have no classes: each is one of its own, and two views of it are a
+            positive pair.
     """
 
     name: str
@@ -102,6 +108,9 @@ class Dataset:
     positive_pairs: tuple[tuple[str, str], ...] = ()
     ground_truth: Mapping[str, GroundTruth] | None = None
     unreadable_folders: tuple[tuple[str, str], ...] = ()
+    more_labels: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    negative_pairs: tuple[tuple[str, str], ...] = ()
+    is_unlabeled: bool = False
     source: str = field(default="", compare=False)
 
     def split(self, *splits: Split) -> tuple[ImageRecord, ...]:
@@ -201,6 +210,8 @@ def require_trainable(dataset: Dataset) -> None:
         DataError: Fewer than two training classes, or no training class with two images.
     """
     num_images = Counter(record.label for record in dataset.split("train"))
+    if dataset.is_unlabeled and len(num_images) > 1:
+        return
     if len(num_images) < 2:
         raise DataError(
             f"{dataset.name} has {_name_classes(dataset, num_images)} for training; training needs at least two."

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Literal
 
 from vitrieve.data.records import Dataset, GroundTruth, ImageRecord
-from vitrieve.data.sources import is_folder_source, read_source
+from vitrieve.data.sources import is_folder_source, read_collection, read_source
 from vitrieve.errors import ConfigError, DataError
 from vitrieve.quoting import quote_name
 
-TrainingClasses = Literal["train", "all"]
+TrainingClasses = Literal["train", "all", "none"]
 
 
 def read_sources(
@@ -32,7 +32,8 @@ def read_sources(
         protocols: One protocol for each source, in order; none: the first of each.
         exclude: Patterns of files to leave out of every folder, with the rules of gitignore.
         classes: ``train``: the classes that each source keeps for training. ``all``: every class
-            (``train_on_all_classes``).
+            (``train_on_all_classes``). ``none``: no class of a training image is looked at (``forget_labels``); a
+            folder needs no folders of classes then.
 
     Returns:
         A data set for each source. ``train`` takes them, and keeps their images and classes apart.
@@ -51,11 +52,48 @@ def read_sources(
         )
     # Where no source is a folder, read_source refuses the patterns.
     is_for_all = not any(map(is_folder_source, names))
+    read = _read_unlabeled if classes == "none" else read_source
     datasets = [
-        read_source(name, protocol=protocol, exclude=exclude if is_for_all or is_folder_source(name) else ())
+        read(name, protocol=protocol, exclude=exclude if is_for_all or is_folder_source(name) else ())
         for name, protocol in itertools.zip_longest(names, protocols)
     ]
     return tuple(map(train_on_all_classes, datasets)) if classes == "all" else tuple(datasets)
+
+
+def _read_unlabeled(source: str, *, protocol: str | None, exclude: Sequence[str]) -> Dataset:
+    """Read a source without looking at the classes of its training images; test images keep theirs."""
+    try:
+        return forget_labels(read_source(source, protocol=protocol, exclude=exclude))
+    except DataError:
+        if not is_folder_source(source):
+            raise
+    dataset = read_collection(source.removeprefix("folder:"), protocol=protocol, exclude=exclude)  # at any depth
+    return forget_labels(replace(dataset, records=tuple(replace(one, split="train") for one in dataset.records)))
+
+
+def forget_labels(dataset: Dataset) -> Dataset:
+    """Make every training image a class of its own, of which two views are positives.
+
+    Args:
+        dataset: Data set of any kind; its test images keep their labels.
+    """
+    records, names = [], list(dataset.label_names)
+    for record in dataset.records:
+        if record.split == "test":
+            records.append(record)
+        else:
+            records.append(replace(record, label=len(names), split="train"))
+            names.append(record.image_id)
+    note = "no label of a training image is used: two views of an image are its class."
+    return replace(
+        dataset,
+        protocol=f"{dataset.protocol}, no labels",
+        records=tuple(records),
+        label_names=tuple(names),
+        positive_pairs=(),
+        notes=(*dataset.notes, note),
+        is_unlabeled=True,
+    )
 
 
 def train_on_all_classes(dataset: Dataset) -> Dataset:
@@ -96,10 +134,15 @@ def set_apart(datasets: Sequence[Dataset]) -> tuple[Dataset, ...]:
 
     Raises:
         DataError: A picture is in two of them, as when a source is given twice; or two that were made in memory are
-            called alike.
+            called alike; or one has several labels an image, or pairs of feedback.
     """
     if len(datasets) == 1:
         return tuple(datasets)
+    for dataset in datasets:
+        if dataset.more_labels or dataset.negative_pairs:
+            raise DataError(
+                f"{quote_name(dataset.name)} has several labels an image, or pairs; that works with one source only."
+            )
     counts = Counter(dataset.name for dataset in datasets)
     names = [dataset.source or dataset.name if counts[dataset.name] > 1 else dataset.name for dataset in datasets]
     _refuse_shared_pictures(datasets, names)

@@ -20,7 +20,7 @@ import posixpath
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
@@ -229,14 +229,32 @@ def read_table(file: Path, protocol: str = PROTOCOLS[0]) -> Dataset:
             f"none of the images of {file} exists, for example {entries[0].where}: {entries[0].found.image_id!r}. "
             f"Paths are relative to the folder of the table, {file.parent.resolve()}."
         )
+    more_labels, label_names = _read_more_labels(records, label_names)
     return Dataset(
         name=printable_name(file.stem),
         protocol=protocol,
         records=records,
+        more_labels=more_labels,
         label_names=label_names,
         junk_key=JUNK_COLUMN if JUNK_COLUMN in columns else None,
         notes=(*_note_split(records, columns, label_names), *notes, *_note_spellings(entries, columns)),
     )
+
+
+MORE_LABELS_COLUMN = "more_labels"
+"""Further labels of an image, with semicolons between; positives share one of all their labels."""
+
+
+def _read_more_labels(
+    records: Sequence[ImageRecord], label_names: tuple[str, ...]
+) -> tuple[dict[str, tuple[int, ...]], tuple[str, ...]]:
+    """Return the further labels of each image that has some, and the names with those that are new."""
+    texts = {record.image_id: record.metadata.get(MORE_LABELS_COLUMN, "") for record in records}
+    found = {image_id: [name.strip() for name in text.split(";") if name.strip()] for image_id, text in texts.items()}
+    names = {name: None for name in (*label_names, *sorted({name for listed in found.values() for name in listed}))}
+    numbers = {name: number for number, name in enumerate(names)}
+    more = {image_id: tuple(sorted({numbers[name] for name in listed})) for image_id, listed in found.items() if listed}
+    return more, tuple(names)
 
 
 def _note_split(records: tuple[ImageRecord, ...], columns: list[str], label_names: tuple[str, ...]) -> tuple[str, ...]:

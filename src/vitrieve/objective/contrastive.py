@@ -30,6 +30,7 @@ class ContrastiveConfig(TermConfig):
     """Average the loss over the pairs that cost something, instead of Eq. 1's sum divided by the batch."""
 
     reads_memory = True
+    takes_relations = True
 
     @property
     def needs_whole_memory(self) -> bool:
@@ -45,6 +46,7 @@ class ContrastiveConfig(TermConfig):
             rows=batch.rows,
             memory=batch.memory,
             is_mean_nonzero=self.mean_nonzero,
+            pairs=batch.mark_pairs(),
         )
 
 
@@ -57,6 +59,7 @@ def contrastive_loss(
     rows: Tensor | None = None,
     memory: MemoryRows | None = None,
     is_mean_nonzero: bool = False,
+    pairs: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """Compute Eq. 1: positives are pulled to similarity 1, negatives are pushed below the margin.
 
@@ -72,6 +75,7 @@ def contrastive_loss(
         memory: Embeddings of earlier steps, or None.
         is_mean_nonzero: Instead of the sum divided by B, add the mean over positive pairs that cost
             something and the mean over negative pairs that do (the public re-implementation's way).
+        pairs: Two ``(B, B)`` bool masks, the positives and the negatives of the batch; None: the labels say it.
 
     Returns:
         A scalar; zero where no pair costs anything.
@@ -80,7 +84,7 @@ def contrastive_loss(
 
     from vitrieve.objective.memory import MemoryCost
 
-    costs = [_pair_costs(embeddings @ embeddings.T, *mark_pairs(labels), margin)]
+    costs = [_pair_costs(embeddings @ embeddings.T, *(mark_pairs(labels) if pairs is None else pairs), margin)]
     if not is_mean_nonzero:
         total = sum((side.sum() for side in costs[0]), embeddings.new_zeros(()))
         if memory is not None and (len(memory.labels) or memory.sum_parts is not None):

@@ -28,9 +28,13 @@ class MultiSimilarityConfig(TermConfig):
     base: Cosine = 0.5
     """Similarity around which pairs are weighed."""
 
+    takes_relations = True
+
     def compute(self, batch: LossBatch, state: nn.Module) -> Tensor:
         """Compute the loss over the batch."""
-        return multi_similarity_loss(batch.embeddings, batch.labels, beta=self.beta, base=self.base)
+        return multi_similarity_loss(
+            batch.embeddings, batch.labels, beta=self.beta, base=self.base, pairs=batch.mark_pairs()
+        )
 
 
 @loss_function
@@ -42,6 +46,7 @@ def multi_similarity_loss(
     beta: float = 50.0,
     base: float = 0.5,
     mining_margin: float = 0.1,
+    pairs: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """Compute the multi-similarity loss over the pairs of the batch that are worth it.
 
@@ -51,6 +56,7 @@ def multi_similarity_loss(
     Args:
         embeddings: ``(B, E)``, L2-normalized, float32 or float64.
         labels: ``(B,)`` int64.
+        pairs: Two ``(B, B)`` bool masks, the positives and the negatives; None: the labels say it.
         alpha: Sharpness of the soft sum over positives.
         beta: Sharpness of the soft sum over negatives.
         base: Similarity (λ in the paper) around which both sides are weighed.
@@ -62,7 +68,7 @@ def multi_similarity_loss(
     import torch
 
     similarity = embeddings @ embeddings.T  # (B, B)
-    is_positive, is_negative = mark_pairs(labels)
+    is_positive, is_negative = mark_pairs(labels) if pairs is None else pairs
     fixed = similarity.detach()
     hardest_negative = fixed.masked_fill(~is_negative, -torch.inf).amax(dim=1, keepdim=True)  # (B, 1)
     hardest_positive = fixed.masked_fill(~is_positive, torch.inf).amin(dim=1, keepdim=True)  # (B, 1)

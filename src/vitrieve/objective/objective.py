@@ -14,7 +14,7 @@ from vitrieve.errors import ConfigError
 from vitrieve.objective.losses import ObjectiveConfig
 from vitrieve.objective.memory import CrossBatchMemory, Division, MemoryRows
 from vitrieve.objective.own import OwnTerm
-from vitrieve.objective.term import LossBatch, Sizes
+from vitrieve.objective.term import LossBatch, Relations, Sizes
 
 DIVIDED_ABOVE_BYTES = 256 * 2**20
 """Largest cross-batch memory that each of several processes keeps whole: 174,762 embeddings of 384 dimensions."""
@@ -70,6 +70,7 @@ class Objective(nn.Module):
             ConfigError: A prefix is not shorter than the embedding, or a term lacks its teacher.
         """
         super().__init__()
+        self._relations: Relations | None = None
         self.config = config
         self.memory = None
         if config.memory_fraction > 0:
@@ -95,6 +96,19 @@ class Objective(nn.Module):
             if isinstance(own.function, nn.Module):
                 self.add_module(_state_name(own), copy.deepcopy(own.function))
 
+    def use_relations(self, relations: Relations | None) -> None:
+        """Compare the images of a batch by all that is known of them, from now on.
+
+        Args:
+            relations: What is known of pairs of training images beside one label of each; None: nothing.
+
+        Raises:
+            ConfigError: A term needs one class of each image.
+        """
+        if relations is not None:
+            _require_pairs_alone(self.config, self.own_terms)
+        self._relations = relations
+
     def forward(
         self, embeddings: Tensor, labels: Tensor, rows: Tensor, *, step: int, anchors: Tensor | None = None
     ) -> LossValue:
@@ -107,7 +121,7 @@ class Objective(nn.Module):
             step: Number of finished steps.
             anchors: ``(B,)`` int64, the position in the batch of each image's anchor; None without tuples.
         """
-        batch = LossBatch(embeddings, labels, rows, step, anchors, self._read_memory(step))
+        batch = LossBatch(embeddings, labels, rows, step, anchors, self._read_memory(step), self._relations)
         with torch.autocast(embeddings.device.type, enabled=False):
             values = {name: term.compute(batch, self.get_submodule(name)) for name, term in self.config.terms.items()}
             for length in self.config.prefixes:
@@ -144,6 +158,24 @@ class Objective(nn.Module):
             for length in self.config.prefixes:
                 state = self.get_submodule(f"{_prefix_name(length)}.{name}")
                 term.update(cut_embeddings(embeddings, length), labels, rows, state)
+
+
+def _require_pairs_alone(config: ObjectiveConfig, own_terms: Sequence[OwnTerm]) -> None:
+    """Refuse terms that need one class of each image.
+
+    Raises:
+        ConfigError: The message names one, and those that take pairs.
+    """
+    takers = ", ".join(name for name, loss in config.losses.items() if loss.takes_relations)
+    needing = [name for name, term in config.terms.items() if not term.takes_relations and name != "koleo"]
+    needing += [own.name for own in own_terms]
+    if config.memory_fraction > 0:
+        needing.append("memory_fraction")
+    if needing:
+        raise ConfigError(
+            f"objective.{needing[0]} needs one class of each image, but images have several labels or pairs that "
+            f"contradict them; use {takers}, without a memory, or leave the pairs and further labels out."
+        )
 
 
 def _prefix_name(length: int) -> str:

@@ -28,18 +28,25 @@ class SupervisedContrastiveConfig(TermConfig):
     temperature: Positive = 0.1
     """Divides the cosines."""
 
+    takes_relations = True
+
     def compute(self, batch: LossBatch, state: nn.Module) -> Tensor:
         """Compute the loss over the batch."""
-        return supervised_contrastive_loss(batch.embeddings, batch.labels, temperature=self.temperature)
+        return supervised_contrastive_loss(
+            batch.embeddings, batch.labels, temperature=self.temperature, pairs=batch.mark_pairs()
+        )
 
 
 @loss_function
-def supervised_contrastive_loss(embeddings: Tensor, labels: Tensor, *, temperature: float = 0.1) -> Tensor:
+def supervised_contrastive_loss(
+    embeddings: Tensor, labels: Tensor, *, temperature: float = 0.1, pairs: tuple[Tensor, Tensor] | None = None
+) -> Tensor:
     """Compute the loss over the pairs of the batch.
 
     Args:
         embeddings: ``(B, E)``, L2-normalized.
         labels: ``(B,)`` int64.
+        pairs: Two ``(B, B)`` bool masks, the positives and the negatives; None: the labels say it.
         temperature: T, above 0.
 
     Returns:
@@ -47,7 +54,7 @@ def supervised_contrastive_loss(embeddings: Tensor, labels: Tensor, *, temperatu
     """
     import torch
 
-    is_positive, is_negative = mark_pairs(labels)
+    is_positive, is_negative = mark_pairs(labels) if pairs is None else pairs
     exponents = embeddings @ embeddings.T / temperature  # (B, B)
     everyone = exponents.masked_fill(~(is_positive | is_negative), -torch.inf).logsumexp(dim=1, keepdim=True)
     costs = (everyone - exponents).where(is_positive, 0)

@@ -42,6 +42,48 @@ class LossBatch(NamedTuple):
     step: int
     anchors: Tensor | None
     memory: MemoryRows | None
+    relations: Relations | None = None
+
+    def mark_pairs(self) -> tuple[Tensor, Tensor]:
+        """Mark the positives and the negatives of each image of the batch, as ``mark_pairs``, by all that is known."""
+        if self.relations is None:
+            return mark_pairs(self.labels)
+        return self.relations.mark_pairs(self.labels, self.rows)
+
+
+class Relations(NamedTuple):
+    """What is known of pairs of training images beside one label of each.
+
+    Attributes:
+        more_labels: ``(N, L)`` int64, further labels of each training image, padded with -1.
+        negatives: ``(P, 2)`` int64, rows of training images that are negatives whatever their labels say, each pair in
+            both orders.
+    """
+
+    more_labels: Tensor
+    negatives: Tensor
+
+    def mark_pairs(self, labels: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Mark positives, images that share a label, and negatives, all others but the image itself.
+
+        Args:
+            labels: ``(B,)`` int64.
+            rows: ``(B,)`` int64, the training image that each embedding shows.
+
+        Returns:
+            Two ``(B, B)`` bool masks.
+        """
+        import torch
+
+        every = torch.cat([labels[:, None], self.more_labels.to(labels.device)[rows]], dim=1)  # (B, 1 + L)
+        shared = (every[:, None, :, None] == every[None, :, None, :]) & (every >= 0)[:, None, :, None]
+        is_same = shared.flatten(2).any(dim=2)
+        num_images = len(self.more_labels)
+        keys = rows[:, None] * num_images + rows
+        negatives = self.negatives.to(labels.device)
+        is_same &= ~torch.isin(keys, negatives[:, 0] * num_images + negatives[:, 1])
+        itself = torch.eye(len(labels), dtype=torch.bool, device=labels.device)
+        return is_same & ~itself, ~is_same & ~itself
 
 
 class Sizes(NamedTuple):
@@ -71,6 +113,8 @@ class TermConfig(ABC):
     """Whether the loss reads the cross-batch memory."""
     needs_tuples: ClassVar[bool] = False
     """Whether the loss is defined for batches of tuples only."""
+    takes_relations: ClassVar[bool] = False
+    """Whether the loss looks at pairs alone, so that an image may have several labels (``LossBatch.mark_pairs``)."""
     has_proxies: ClassVar[bool] = False
     """Whether the loss has parameters of its own, which learn at ``optimizer.proxy_learning_rate``."""
 

@@ -23,6 +23,7 @@ from vitrieve.errors import (
     UnreachableError,
     WeightsError,
 )
+from vitrieve.feedback.events import MAX_NAME
 from vitrieve.search.explain import explain_result
 from vitrieve.search.request import Example, SearchAnswer, SearchRequest
 from vitrieve.serve.api import answer_jpeg, check_side
@@ -106,11 +107,27 @@ async def show_search(request: Request, service: CurrentService) -> Response:
             columns=service.searcher.store.columns(),
             values=_list_values(answer),
             conditions=describe_conditions(address),
+            feedback=_describe_feedback(service, address),
             **query,
         )
 
     # In a worker: a page of many groups takes a while, in which the event loop would answer nobody.
     return HTMLResponse(await service.look_up(render), status, headers=_retry(status, service))
+
+
+def _describe_feedback(service: Service, address: Address) -> View | None:
+    """Describe what feedback on the results is about; None where it is off."""
+    count = service.feedback.count()
+    if count is None:
+        return None
+    is_image = address.num_examples == 1 and len(address.plus) == 1
+    described = [*address.texts, *address.plus, *(YOUR_PICTURE for _ in address.uploads)]
+    return {
+        "count": count,
+        "query_id": address.plus[0] if is_image else "",
+        "query": "" if is_image else ", ".join(described)[:MAX_NAME],
+        "fingerprint": service.searcher.store.info.fingerprint,
+    }
 
 
 def _list_values(answer: SearchAnswer | None) -> list[str]:

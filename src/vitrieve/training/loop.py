@@ -31,6 +31,7 @@ from vitrieve.model.lora import merge_lora
 from vitrieve.model.prompts import PROMPTS
 from vitrieve.objective.objective import Objective, similarity_statistics
 from vitrieve.objective.own import OwnTerm
+from vitrieve.objective.term import Relations
 from vitrieve.objective.tuple_contrastive import tuple_statistics
 from vitrieve.training.compute import (
     MemoryPlan,
@@ -81,7 +82,7 @@ class TrainingResult(NamedTuple):
         return self.selection.best_step if self.selection.values else self.num_steps
 
 
-def fit_encoder(
+def fit_encoder(  # noqa: PLR0913  # what a run is made of
     config: Config,
     encoder: ImageEncoder,
     records: Sequence[ImageRecord],
@@ -89,6 +90,7 @@ def fit_encoder(
     evaluate: Evaluate | None = None,
     positive_pairs: Sequence[tuple[str, str]] = (),
     own_terms: Sequence[OwnTerm] = (),
+    relations: Relations | None = None,
 ) -> TrainingResult:
     """Fine-tune an encoder; a run with a state goes on from the last one.
 
@@ -101,6 +103,7 @@ def fit_encoder(
             None: the last state is kept.
         positive_pairs: ``image_id`` of anchors and positives, for training on tuples; empty: the labels say it.
         own_terms: Terms of the objective that are not of this package.
+        relations: What is known of pairs of ``records`` beside one label of each; None: nothing.
 
     Raises:
         DataError: Tuples are asked for, and there are no pairs; or an image can no longer be read.
@@ -124,8 +127,14 @@ def fit_encoder(
     # State
     num_classes = loader.num_classes
     state = build_state(
-        config, encoder, num_classes=num_classes, num_images=len(records), own_terms=own_terms, teacher=teacher
+        config,
+        encoder,
+        num_classes=num_classes,
+        num_images=len(records),
+        own_terms=own_terms,
+        teacher=teacher,
     )
+    state.objective.use_relations(relations)
     note = _load(state, run) if ranks.is_first else None
     num_steps = config.train.num_steps
     _join_state(state, config, ranks)

@@ -27,7 +27,7 @@ from vitrieve.artifacts import (
 )
 from vitrieve.config import Config, Device, ObjectiveConfig, check_config, find_ineffective
 from vitrieve.data.check import find_readable
-from vitrieve.data.holdout import TrainingSplit, count_images, split_for_training
+from vitrieve.data.holdout import VIEW_MARK, TrainingSplit, count_images, split_for_training
 from vitrieve.data.records import Dataset, ImageRecord, require_trainable
 from vitrieve.data.several import set_apart
 from vitrieve.data.sources import read_source
@@ -56,6 +56,7 @@ from vitrieve.model.lora import describe_trained
 from vitrieve.model.named_graph import has_named_graph, make_named_folder
 from vitrieve.model.pretrained import WEIGHTS, find_weights, list_seen
 from vitrieve.objective.own import OwnTerm, describe_own_terms, read_own_terms
+from vitrieve.objective.term import Relations
 from vitrieve.progress import print_message
 from vitrieve.recipes import find_recipe
 from vitrieve.runtime.device import describe_emulation, resolve_device
@@ -66,6 +67,7 @@ from vitrieve.training.identity import describe_run, digest_weights, require_sam
 from vitrieve.training.loop import Evaluate, TrainingResult, fit_encoder
 from vitrieve.training.ranks import Ranks, current_ranks, is_restart, joining_ranks, share_places
 from vitrieve.training.reduction import reduce_encoder, require_reducible
+from vitrieve.training.relations import build_relations
 from vitrieve.training.reporting import DividedReport, end_report, help_report
 
 Data = Dataset | str | Path
@@ -132,6 +134,23 @@ class _Images(NamedTuple):
     def positive_pairs(self) -> tuple[tuple[str, str], ...]:
         """Pairs that the sources list."""
         return tuple(chain.from_iterable(dataset.positive_pairs for dataset in self.datasets))
+
+    def build_relations(self) -> Relations | None:
+        """Build what is known of pairs of the training images beside one label of each; None: nothing."""
+        more = {name: labels for dataset in self.datasets for name, labels in dataset.more_labels.items()}
+        pairs = [pair for dataset in self.datasets for pair in dataset.negative_pairs]
+        return build_relations(self.fit, more, pairs)
+
+    @property
+    def relation_pairs(self) -> tuple[tuple[str, str], ...]:
+        """What the relations say, as pairs of texts that a resumed run compares."""
+        more = [
+            (name, f"is {label}")
+            for one in self.datasets
+            for name, labels in sorted(one.more_labels.items())
+            for label in labels
+        ]
+        return (*more, *((first, f"is not {second}") for one in self.datasets for first, second in one.negative_pairs))
 
     def describe(self) -> str:
         """Name the sources, each with its protocol."""
@@ -337,7 +356,16 @@ def run_training(run: TrainingRun) -> TrainedRun:
             print_message(note)
         # Training
         evaluate = build_mean_evaluate(images.held_out, run.config)
-        result = fit_encoder(run.config, encoder, images.fit, folder, evaluate, images.positive_pairs, run.own_terms)
+        result = fit_encoder(
+            run.config,
+            encoder,
+            images.fit,
+            folder,
+            evaluate,
+            images.positive_pairs,
+            run.own_terms,
+            images.build_relations(),
+        )
         seconds = time.monotonic() - start
         print_message(describe_kept(result, len(images.held_out)))
         # Result
@@ -359,7 +387,16 @@ def run_training(run: TrainingRun) -> TrainedRun:
 def _help(run: TrainingRun, encoder: ImageEncoder, images: _Images) -> TrainedRun:
     """Train with the first of several processes, which alone writes, and help it with the report."""
     evaluate = build_mean_evaluate(images.held_out, run.config)
-    fit_encoder(run.config, encoder, images.fit, run.out, evaluate, images.positive_pairs, run.own_terms)
+    fit_encoder(
+        run.config,
+        encoder,
+        images.fit,
+        run.out,
+        evaluate,
+        images.positive_pairs,
+        run.own_terms,
+        images.build_relations(),
+    )
     summary, results = help_report(current_ranks(), lambda folder: _load_compared(folder, run.config))
     return TrainedRun(folder=run.out, summary=summary, results=tuple(results), device=run.config.train.device)
 
@@ -373,7 +410,11 @@ def _read_images(run: TrainingRun) -> _Images:
     pairs = [_drop_unreadable(dataset, run.config.train.max_bad_fraction) for dataset in run.datasets]
     datasets = tuple(dataset for dataset, _ in pairs)
     splits = tuple(split_for_training(dataset, is_holdout=run.config.train.holdout) for dataset in datasets)
-    return _Images(datasets, splits, {name: digest for _, digests in pairs for name, digest in digests.items()})
+    digests = {name: digest for _, digests in pairs for name, digest in digests.items()}
+    for split in splits:
+        for record in split.held_out.records if split.held_out is not None else ():
+            digests.setdefault(record.image_id, digests.get(record.image_id.removesuffix(VIEW_MARK), b""))
+    return _Images(datasets, splits, digests)
 
 
 def _check_pairs(datasets: Sequence[Dataset]) -> None:
@@ -456,7 +497,15 @@ def _describe_data(run: TrainingRun, images: _Images) -> dict[str, Any]:
     """Describe what determines a run."""
     records = (*images.fit, *chain.from_iterable(dataset.records for dataset in images.held_out.values()))
     protocol = ", ".join(dataset.protocol for dataset in images.datasets)
-    return describe_run(run.recipe, run.config, protocol, records, images.positive_pairs, images.digests, run.own_terms)
+    return describe_run(
+        run.recipe,
+        run.config,
+        protocol,
+        records,
+        (*images.positive_pairs, *images.relation_pairs),
+        images.digests,
+        run.own_terms,
+    )
 
 
 def build_evaluate(held_out: Dataset, config: Config) -> Evaluate:
