@@ -71,7 +71,7 @@ def run_count(arguments: argparse.Namespace, records: list[ImageRecord], count: 
         words += ["--pairs", str(folder.with_suffix(".parquet"))]
     command = [sys.executable, "-m", "vitrieve", "train", "small", *words]
     printed = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
-    before, after = (one["metrics"] for one in printed["results"])
+    before, after = printed["results"]
     figures = {
         "num_corrections": count,
         "num_right": sum(one.kind == "right" for one in said),
