@@ -56,8 +56,11 @@ FUNCTIONS = {
     "mcp": "create_mcp_app",
 }
 """Command -> what does the same from Python."""
-ONLY_COMMANDS = {"data describe", "weights list", "weights describe", "up", "reproduce"}
-"""Commands that print tables, or join other commands."""
+ONLY_COMMANDS = {
+    *("data describe", "weights list", "weights describe", "up", "reproduce"),
+    *("completion", "config show", "config set", "config unset", "config path"),
+}
+"""Commands that print tables, join other commands, or belong to the command line."""
 
 
 def test_train_evaluate_encode_index_and_search(photographs: Path, tiny_weights: Path, tmp_path: Path) -> None:
