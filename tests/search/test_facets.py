@@ -10,7 +10,7 @@ from vitrieve.data.records import ImageRecord
 from vitrieve.errors import InputError
 from vitrieve.index.open import create_index
 from vitrieve.index.store import StoreInfo, StoreKind, VectorStore
-from vitrieve.search.facets import count_values
+from vitrieve.search.facets import count_values, find_facets
 
 KINDS: tuple[StoreKind, ...] = ("exact", "lance")
 
@@ -68,3 +68,50 @@ def test_a_wrong_column_is_told(tmp_path: Path) -> None:
     bare = build(tmp_path / "two", "exact", [make_record(0, {})])
     with pytest.raises(InputError, match="no metadata"):
         count_values(bare, "fruit")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_facets_are_those_of_a_loop_over_all_images(kind: StoreKind, tmp_path: Path) -> None:
+    draw = np.random.default_rng(1)
+    records = []
+    for number in range(700):
+        metadata = {
+            "fruit": str(draw.choice(["apple", "pear", "kiwi"])),
+            "grams": str(draw.integers(5, 900)),
+            "day": f"2026-{draw.integers(1, 13):02}-0{draw.integers(1, 10)}",
+            "name": f"picture {number}",
+        }
+        if number % 7 == 0:
+            del metadata["fruit"]
+        records.append(make_record(number, metadata))
+    store = build(tmp_path / "index", kind, records)
+
+    facets = {facet.column: facet for facet in find_facets(store, filter=("grams<100",), num_values=2)}
+
+    passing = [record.metadata for record in records if int(record.metadata["grams"]) < 100]
+    fruit = Counter(metadata["fruit"] for metadata in passing if "fruit" in metadata)
+    assert list(facets) == ["day", "fruit", "grams", "name"]  # few pass, so that even names are few
+    assert facets["fruit"].values == tuple(sorted(fruit.items(), key=lambda item: (-item[1], item[0]))[:2])
+    assert facets["fruit"].num_values == 3
+    assert facets["fruit"].num_without == len(passing) - fruit.total()
+    assert (facets["fruit"].least, facets["fruit"].most) == (None, None)
+    grams = [int(metadata["grams"]) for metadata in passing]
+    assert (facets["grams"].kind, facets["grams"].least, facets["grams"].most) == (
+        "number",
+        str(min(grams)),
+        str(max(grams)),
+    )
+    days = [metadata["day"] for metadata in passing]
+    assert (facets["day"].kind, facets["day"].least, facets["day"].most) == ("date", min(days), max(days))
+    everything = {facet.column: facet for facet in find_facets(store)}
+    assert "name" not in everything  # 700 different texts
+    assert everything["grams"].num_without == 0
+    store.close()
+
+
+def test_an_index_without_metadata_has_no_facets(tmp_path: Path) -> None:
+    store = build(tmp_path / "index", "exact", [make_record(0, {})])
+    assert find_facets(store) == ()
+    with pytest.raises(InputError, match="unknown metadata column"):
+        find_facets(store, filter=("fruit=apple",))
+    store.close()

@@ -8,9 +8,11 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 from tests.serve.conftest import Server, make_picture
+from vitrieve.runtime.encoder import load_encoder
 from vitrieve.search.searcher import Searcher
 from vitrieve.search.threshold import Threshold
 from vitrieve.serve.app import STATIC_FOLDER, create_app
@@ -77,6 +79,18 @@ def strict_server(searcher: Searcher) -> Iterator[Server]:
     server = Server(create_app(strict, limits=Limits(body_bytes=100_000)))
     yield server
     server.stop()
+
+
+@pytest.fixture
+def own_server(index_folder: Path, tiny_encoder_folder: Path, tmp_path: Path) -> Iterator[Server]:
+    """A service over an index of its own, beside which nobody else keeps feedback."""
+    folder = tmp_path / "index"
+    shutil.copytree(index_folder, folder)
+    searcher = Searcher.open(folder, load_encoder(tiny_encoder_folder, engine="onnx", num_threads=1))
+    server = Server(create_app(searcher))
+    yield server
+    server.stop()
+    searcher.close()
 
 
 def choose(page: Page, path: Path | dict[str, object]) -> None:
@@ -228,6 +242,63 @@ def test_compare_side_by_side_with_the_overlay(page: Page) -> None:
     page.keyboard.press("ArrowRight")
     expect(page.locator("figcaption").nth(1)).to_contain_text("Result 2")
     expect(overlay).to_be_visible()  # it stays while one goes from result to result
+
+
+def test_the_light_box_goes_through_the_results(page: Page) -> None:
+    page.goto(RESULTS)
+    titles = page.locator(".found .card a.title").all_text_contents()
+    page.locator(".found .card a.picture").first.click()
+    title = page.locator("#light-box-title")
+    expect(title).to_contain_text(titles[0])
+    expect(page.locator("#light-box-previous")).to_be_disabled()
+    page.keyboard.press("ArrowRight")
+    expect(title).to_contain_text(titles[1])
+    wait_until(page, "document.getElementById('light-box-picture').naturalWidth > 0")
+    page.keyboard.press("Escape")
+    expect(page.locator("#light-box")).to_be_hidden()
+    focused = page.evaluate("document.activeElement.closest('.card')?.id")
+    assert focused == "result-2"
+    page.keyboard.press("Enter")
+    expect(title).to_contain_text(titles[1])
+    page.locator("#light-box-compare").click()
+    page.wait_for_url(re.compile("/compare"))
+    expect(page.locator("#light-box")).to_be_hidden()
+
+
+def test_chosen_pictures_stay_chosen_and_are_exported_and_tagged(page: Page, own_server: Server) -> None:
+    page.goto(own_server.address + RESULTS + "&k=12")
+    checks = page.locator("[data-choose]")
+    checks.nth(0).check()
+    checks.nth(2).check()
+    expect(page.locator("#num-chosen")).to_have_text("2")
+    chosen = [page.locator(".found .card").nth(place).get_attribute("data-image-id") for place in (0, 2)]
+    page.get_by_role("link", name="Next").click()
+    page.wait_for_url(re.compile("page=2"))
+    page.go_back()
+    expect(checks.nth(2)).to_be_checked()
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Export CSV").click()
+    rows = download.value.path().read_text().split("\n")
+    assert [row.split(",")[0].strip('"') for row in rows[1:3]] == chosen
+    page.locator("#tag-chosen input").fill("ripe")
+    page.locator("#tag-chosen button").click()
+    expect(page.locator("#status")).to_have_text("2 tagged.")
+    kept = httpx.get(f"{own_server.address}/feedback").json()["corrections"]
+    assert [one["image_id"] for one in kept if one["tags"] == ["ripe"]] == chosen
+    page.get_by_role("button", name="Choose none").click()
+    expect(page.locator("#chosen")).to_be_hidden()
+    expect(checks.nth(0)).not_to_be_checked()
+
+
+def test_a_facet_narrows_down(page: Page) -> None:
+    page.goto(RESULTS)
+    page.locator(".facet a", has_text="Class3").click()
+    page.wait_for_url(re.compile("filter=label"))
+    assert set(page.locator(".found .card a.title").all_text_contents()) == {"Class3"}
+    page.locator(".facet [name=most]").fill("1")
+    page.locator(".facet [name=most]").press("Enter")
+    page.wait_for_url(re.compile("copy%3C%3D1"))
+    expect(page.locator(".found .card")).to_have_count(2)
 
 
 def test_keyboard_alone_is_enough(page: Page) -> None:
@@ -420,8 +491,8 @@ def test_scripts_are_small_and_load_nothing_from_elsewhere() -> None:
         assert "http" not in path.read_text().replace("http://www.w3.org/2000/svg", "")
 
 
-def test_feedback_is_given_by_keyboard_and_taken_back(page: Page, server: Server) -> None:
-    page.goto(RESULTS)
+def test_feedback_is_given_by_keyboard_and_taken_back(page: Page, own_server: Server) -> None:
+    page.goto(own_server.address + RESULTS)
     card = page.locator(".card").first
     right = card.get_by_role("button", name="Right")
     right.focus()
@@ -437,7 +508,7 @@ def test_feedback_is_given_by_keyboard_and_taken_back(page: Page, server: Server
     page.get_by_label("Your name").fill("Eva")
     page.locator(".card").nth(1).get_by_role("button", name="Wrong").click()
     expect(page.locator("#num-corrections")).to_have_text("3 corrections since the last training")
-    kept = page.request.get("/feedback").json()["corrections"]
+    kept = page.request.get(f"{own_server.address}/feedback").json()["corrections"]
     assert [(one["kind"], one["query_id"], one["tags"], one["who"]) for one in kept] == [
         ("same_group", "class0/0.png", [], ""),
         ("tagged", "class0/0.png", ["red", "round"], ""),

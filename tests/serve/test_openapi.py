@@ -87,5 +87,6 @@ def test_document_describes_the_bodies_of_a_search(searcher: Searcher) -> None:
         "/healthz",
         "/readyz",
         "/columns",
+        "/facets",
         "/metrics",
     }

@@ -10,6 +10,6 @@ The files in reading order:
 - ``part_store.py`` keeps the parts of the images that some re-rankings compare.
 - ``threshold.py``: from which score on a result counts as the wanted thing, and how that is calibrated.
 - ``searcher.py`` joins an index with its encoder and answers requests.
-- ``facets.py`` counts the values of a metadata column.
+- ``facets.py`` counts the values of metadata columns; ``variety.py`` chooses images that show the variety of many.
 - ``explain.py`` finds which patches of a query and a result match, and draws them.
 """

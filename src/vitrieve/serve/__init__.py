@@ -11,6 +11,7 @@ The files in reading order:
 - ``pictures.py`` finds pictures of the index and makes small copies.
 - ``uploads.py`` keeps what visitors sent, in memory or in a folder that several processes share.
 - ``feedback.py`` checks and keeps what people say of results.
+- ``overview.py`` keeps what the pages tell of the whole index: pictures to start from, and facets.
 - ``service.py`` is one running service: its workers, and the index that is being served.
 - ``api.py`` has the endpoints for programs.
 - ``views.py`` is what the templates are given, and the address that says what a page shows; also as one file.

@@ -21,9 +21,12 @@ from vitrieve.serve.pictures import SIDES_PX
 from vitrieve.serve.schemas import (
     AnswerBody,
     ColumnsBody,
+    Conditions,
     CorrectionBody,
     ErrorBody,
     ExplanationBody,
+    FacetBody,
+    FacetsBody,
     FeedbackCountBody,
     FeedbackListBody,
     HealthBody,
@@ -31,6 +34,7 @@ from vitrieve.serve.schemas import (
     ReadyBody,
     SearchBody,
     SearchParameters,
+    ValueBody,
     build_request,
     parse_feedback,
     read_request,
@@ -369,6 +373,36 @@ async def get_columns(service: CurrentService) -> ColumnsBody:
         store = service.searcher.store
         kinds = store.kinds(store.columns())
         return ColumnsBody(columns={column: name_kind(kinds[column]) for column in sorted(kinds)})
+
+    return await service.look_up(find)
+
+
+@router.get("/facets", responses=document(422, 503, 504), summary="How often does each metadata value occur?")
+async def get_facets(
+    service: CurrentService,
+    filter: Annotated[Conditions, Query(description="Conditions that the counted images meet, as in a search.")] = [],  # noqa: B006
+) -> FacetsBody:
+    """Count the values of columns with few different ones; an index of more than 300,000 images has no facets."""
+
+    def find() -> FacetsBody:
+        if len(filter) > service.limits.filters:
+            raise HTTPException(
+                422, f"there are {len(filter)} conditions; at most {service.limits.filters} are allowed."
+            )
+        return FacetsBody(
+            facets=[
+                FacetBody(
+                    column=facet.column,
+                    kind=facet.kind,
+                    values=[ValueBody(value=value, count=count) for value, count in facet.values],
+                    num_values=facet.num_values,
+                    num_without=facet.num_without,
+                    least=facet.least,
+                    most=facet.most,
+                )
+                for facet in service.overview.find_facets(tuple(filter))
+            ]
+        )
 
     return await service.look_up(find)
 

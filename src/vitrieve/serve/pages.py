@@ -38,6 +38,7 @@ from vitrieve.serve.views import (
     View,
     describe_conditions,
     describe_examples,
+    describe_facets,
     describe_results,
     describe_samples,
     find_title,
@@ -48,12 +49,9 @@ from vitrieve.serve.views import (
 
 router = APIRouter(include_in_schema=False)
 
-NUM_SAMPLES = 12
-NUM_SAMPLED_FROM = 2000
-"""Names that the samples are chosen from."""
 MAX_VALUES = 200
 MAX_VALUE_LENGTH = 60
-_HELPER_FIELDS = ("column", "operator", "value", "words", "sign", "x_1", "y_1", "x_2", "y_2")
+_HELPER_FIELDS = ("column", "operator", "value", "words", "sign", "x_1", "y_1", "x_2", "y_2", "range", "least", "most")
 MAX_LOGIN_BYTES = 64 * 1024
 """Size of the one form that strangers may send: their bodies must not take the memory that pictures need."""
 NO_MAP = {
@@ -96,6 +94,7 @@ async def show_search(request: Request, service: CurrentService) -> Response:
     answer, problem = await _search(request, service, address)
     status = problem["status"] if problem else 200
     query = await _describe_query(service, address)
+    facets = await service.look_up(lambda: service.overview.find_facets(address.filter)) if answer else ()
 
     def render() -> str:
         return service.renderer.render(
@@ -108,6 +107,7 @@ async def show_search(request: Request, service: CurrentService) -> Response:
             values=_list_values(answer),
             conditions=describe_conditions(address),
             feedback=_describe_feedback(service, address),
+            facets=describe_facets(facets, address),
             **query,
         )
 
@@ -137,18 +137,13 @@ def _list_values(answer: SearchAnswer | None) -> list[str]:
 
 
 async def _show_start(service: Service) -> Response:
-    num_images, records = await service.look_up(lambda: (service.searcher.store.count(), _choose_samples(service)))
+    num_images, records = await service.look_up(
+        lambda: (service.searcher.store.count(), service.overview.find_samples())
+    )
     page = service.renderer.render(
         "start.html", num_images=num_images, samples=describe_samples(records), has_map=service.map.is_there()
     )
     return HTMLResponse(page)
-
-
-def _choose_samples(service: Service) -> list[ImageRecord]:
-    """Choose images from all over the beginning of the collection, always the same."""
-    image_ids = service.searcher.store.sample_ids(NUM_SAMPLED_FROM)
-    chosen = image_ids[:: max(1, len(image_ids) // NUM_SAMPLES)][:NUM_SAMPLES]
-    return service.searcher.store.get(chosen)[1] if chosen else []
 
 
 async def _search(request: Request, service: Service, address: Address) -> tuple[SearchAnswer | None, View | None]:

@@ -164,6 +164,31 @@ class ColumnsBody(BaseModel):
     )
 
 
+class ValueBody(BaseModel):
+    """A value of a metadata column."""
+
+    value: str
+    count: int = Field(description="Images that have it and meet the conditions.")
+
+
+class FacetBody(BaseModel):
+    """A metadata column by which images can be narrowed down."""
+
+    column: str
+    kind: ColumnKind
+    values: list[ValueBody] = Field(description="The most frequent first; at most 50.")
+    num_values: int = Field(description="Different values; 0 in a column of more than 500 numbers or dates.")
+    num_without: int = Field(description="Images that meet the conditions and have no value.")
+    least: str | None = Field(description="The least number or date; null in other columns.")
+    most: str | None = Field(description="The greatest number or date; null in other columns.")
+
+
+class FacetsBody(BaseModel):
+    """The columns by which images can be narrowed down."""
+
+    facets: list[FacetBody]
+
+
 Word = Annotated[str, Field(max_length=MAX_WORD)]
 
 

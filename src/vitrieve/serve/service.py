@@ -21,6 +21,7 @@ from vitrieve.serve.feedback import ServedFeedback
 from vitrieve.serve.map_page import KeptMap
 from vitrieve.serve.metrics import Metrics
 from vitrieve.serve.middleware import TIMINGS, log_event, log_failure
+from vitrieve.serve.overview import Overview
 from vitrieve.serve.pictures import Pictures
 from vitrieve.serve.settings import Limits, ProxySettings
 from vitrieve.serve.uploads import KeptUploads, SharedUploads, Uploads
@@ -144,6 +145,7 @@ class Service:
     def _serve(self, searcher: Searcher) -> None:
         self.searcher = searcher
         self.pictures = Pictures(searcher.store, self.limits)
+        self.overview = Overview(searcher.store)
         self.feedback = ServedFeedback(searcher.folder, searcher.store, self.pictures)
         root_path = self.proxy.root_path
         self.map = KeptMap(searcher.folder, lambda image_id: root_path + Address(plus=(image_id,)).spell())

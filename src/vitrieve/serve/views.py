@@ -31,6 +31,8 @@ from vitrieve.serve.settings import MAX_TEXT, Limits
 if TYPE_CHECKING:
     from starlette.datastructures import QueryParams
 
+    from vitrieve.search.facets import Facet
+
 NUM_RESULTS = (12, 24, 48, 96)
 DEFAULT_NUM_RESULTS = 24
 
@@ -151,7 +153,8 @@ def parse_address(query: QueryParams, limits: Limits) -> Address:
     A page repeats its address in every link, so what it may hold is bounded here: a thousand examples would make a
     thousand links of a thousand examples.
 
-    A form may give a condition in three fields (``column``, ``operator``, ``value``), a box in four (``x_1`` to
+    A form may give a condition in three fields (``column``, ``operator``, ``value``), or a span of numbers or dates
+    (``range``, ``least``, ``most``), a box in four (``x_1`` to
     ``y_2``), and words with their sign in two (``words``, ``sign``); ``Address.spell`` then gives the address that says
     the same shortly.
 
@@ -162,6 +165,9 @@ def parse_address(query: QueryParams, limits: Limits) -> Address:
     if query.get("column") and query.get("value"):
         condition = build_condition(query["column"], query.get("operator", "="), query["value"])
         conditions.append(format_condition(condition))
+    for operator, name in ((">=", "least"), ("<=", "most")):
+        if query.get("range") and query.get(name):
+            conditions.append(format_condition(build_condition(query["range"], operator, query[name].strip())))
     sides = [query.get(name, "").strip() for name in ("x_1", "y_1", "x_2", "y_2")]
     box = ",".join(sides) if any(sides) else query.get("box")
     words = {sign: [*query.getlist(name)] for sign, name in (("plus", "text"), ("minus", "minus_text"))}
@@ -311,6 +317,7 @@ def describe_result(result: SearchResult, rank: int, address: Address, bar_start
     return {
         **describe_facts(result, rank, bar_start),
         "thumbnail": thumbnail_url(result.image_id),
+        "large": thumbnail_url(result.image_id, 1280),
         "image": image_url(result.image_id),
         "like": address.like(result.image_id).spell(),
         "plus": address.adding(plus=result.image_id).spell(),
@@ -407,6 +414,32 @@ def describe_examples(address: Address, titles: Mapping[str, str]) -> list[View]
 def describe_conditions(address: Address) -> list[View]:
     """List the filter's conditions, each with the address without it."""
     return [{"text": text, "remove": address.removing(condition=text).spell()} for text in address.filter]
+
+
+def describe_facets(facets: Sequence[Facet], address: Address) -> list[View]:
+    """Describe the facets of the images that meet the address's conditions; a value leads to those that have it, too.
+
+    A column that has one value left is no choice, and is left out.
+    """
+    return [
+        {
+            "column": facet.column,
+            "least": facet.least,
+            "most": facet.most,
+            "values": [
+                {"value": value, "count": f"{count:,}", "address": _narrow(address, facet.column, value)}
+                for value, count in facet.values
+            ],
+            "num_more": facet.num_values - len(facet.values),
+        }
+        for facet in facets
+        if facet.num_values != 1 or facet.num_without
+    ]
+
+
+def _narrow(address: Address, column: str, value: str) -> str:
+    condition = format_condition(Condition(column=column, operator="=", values=(Exact(value),)))
+    return replace(address, filter=_unite(address.filter, condition), page=1).spell()
 
 
 def describe_samples(records: Sequence[ImageRecord]) -> list[View]:

@@ -1,0 +1,121 @@
+// Results: a light box with arrow keys, and choosing several to export or tag.
+const root = document.body.dataset.root;
+const status = document.getElementById("status");
+const notice = document.getElementById("notice");
+const cards = () => [...document.querySelectorAll("#page .found .card")];
+
+// ---- The light box -------------------------------------------------------------------------------------------------
+
+const box = document.getElementById("light-box");
+const picture = document.getElementById("light-box-picture");
+const compare = document.getElementById("light-box-compare");
+let shown = null; // the card whose picture is large
+
+function enlarge(card) {
+  shown = card;
+  const { title, large, score } = card.dataset;
+  picture.src = large;
+  picture.alt = title;
+  document.getElementById("light-box-title").textContent = `${title} (${score})`;
+  compare.href = card.querySelector("a.title").href;
+  const place = cards().indexOf(card);
+  document.getElementById("light-box-previous").disabled = place === 0;
+  document.getElementById("light-box-next").disabled = place === cards().length - 1;
+  if (!box.open) box.showModal();
+}
+
+function step(by) {
+  const next = cards()[cards().indexOf(shown) + by];
+  if (next) enlarge(next);
+}
+
+document.addEventListener("click", (event) => {
+  const opener = event.target.closest("[data-enlarge]");
+  const isPlain = event.button === 0 && !event.ctrlKey && !event.metaKey && !event.shiftKey && !event.altKey;
+  if (!opener || !isPlain) return;
+  event.preventDefault();
+  event.stopImmediatePropagation(); // the page would follow the link
+  enlarge(opener.closest(".card"));
+}, true);
+document.getElementById("light-box-previous").addEventListener("click", () => step(-1));
+document.getElementById("light-box-next").addEventListener("click", () => step(1));
+document.getElementById("light-box-close").addEventListener("click", () => box.close());
+compare.addEventListener("click", () => box.close());
+box.addEventListener("keydown", (event) => {
+  const by = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+  if (by) step(by);
+});
+box.addEventListener("click", (event) => {
+  if (event.target === box) box.close(); // beside the picture
+});
+box.addEventListener("close", () => {
+  picture.removeAttribute("src");
+  shown?.querySelector("button[data-enlarge]")?.focus();
+});
+
+// ---- Choosing several ----------------------------------------------------------------------------------------------
+
+const bar = document.getElementById("chosen");
+const tagging = document.getElementById("tag-chosen");
+const chosen = new Map(); // image_id -> what is exported; it stays while one goes from page to page
+
+document.addEventListener("change", (event) => {
+  if (!event.target.matches("[data-choose]")) return;
+  const { imageId, title, score } = event.target.closest(".card").dataset;
+  if (event.target.checked) chosen.set(imageId, { image_id: imageId, title, score: Number(score) });
+  else chosen.delete(imageId);
+  showChosen();
+});
+
+function showChosen() {
+  bar.hidden = !chosen.size;
+  tagging.hidden = !document.getElementById("feedback"); // where feedback is off, nothing keeps a tag
+  document.getElementById("num-chosen").textContent = chosen.size;
+}
+
+document.getElementById("choose-none").addEventListener("click", () => {
+  chosen.clear();
+  for (const check of document.querySelectorAll("[data-choose]")) check.checked = false;
+  showChosen();
+});
+
+const quote = (value) => `"${String(value).replaceAll('"', '""')}"`;
+
+bar.addEventListener("click", (event) => {
+  const kind = event.target.dataset.export;
+  if (!kind) return;
+  const rows = [...chosen.values()];
+  const lines = [["image_id", "title", "score"], ...rows.map(Object.values)].map((row) => row.map(quote).join(","));
+  const text = kind === "json" ? JSON.stringify(rows, null, 2) : `${lines.join("\r\n")}\r\n`;
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(new Blob([text], { type: kind === "json" ? "application/json" : "text/csv" }));
+  link.download = `chosen.${kind}`;
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 10000);
+});
+
+tagging.addEventListener("submit", async (event) => {
+  event.preventDefault();
+  const tag = new FormData(tagging).get("tag").trim();
+  const { fingerprint, query } = document.getElementById("feedback").dataset;
+  const who = document.querySelector("#feedback [name=who]")?.value.trim() ?? "";
+  const headers = { "Content-Type": "application/json", Accept: "application/json" };
+  for (const { image_id } of chosen.values()) {
+    const body = JSON.stringify({ kind: "tagged", tags: [tag], image_id, query_id: "", query, fingerprint, who });
+    const answer = await fetch(`${root}/feedback`, { method: "POST", headers, body }).catch(() => null);
+    if (!answer?.ok) {
+      const told = await answer?.json().catch(() => null);
+      notice.textContent = told?.detail ?? "The tags were not all kept: the server does not answer. Try again in a moment.";
+      notice.hidden = false;
+      return;
+    }
+  }
+  tagging.reset();
+  status.textContent = `${chosen.size} tagged.`;
+});
+
+// A page that scripts put in place of another begins with what was chosen before.
+new MutationObserver(() => {
+  for (const card of cards()) card.querySelector("[data-choose]").checked = chosen.has(card.dataset.imageId);
+  showChosen();
+}).observe(document.body, { childList: true });
