@@ -54,6 +54,9 @@ REASONS = (
     "moves files",
     "needs a labeled source and an encoder",
     "needs an index",
+    "needs a running service",
+    "needs an index with feedback",
+    "trains for minutes",
 )
 SERVER = "http://127.0.0.1:8000"
 """The address in the pages; the test takes a free port."""
