@@ -21,8 +21,8 @@ from vitrieve.similarity import similarity
 
 RANK_CONSTANT = 20
 """The constant of reciprocal rank fusion; of those that are within half a point of the best MAP@R on held-out classes
-(`benchmarks/text_to_image.py`) the largest. This rule and the questions were settled after test figures had been seen, so
-the choice is not independent of the test classes; the plain best on held-out classes is 1. Its authors chose 60."""
+(`benchmarks/text_to_image.py`) the largest. This rule and the questions were settled after test figures had been seen,
+so the choice is not independent of the test classes; the plain best on held-out classes is 1. Its authors chose 60."""
 WORDS_WEIGHT = 2.0
 """What a rank among the words counts, beside 1 for a rank among the vectors; chosen in the same way."""
 FUSED_DEPTH = 256
