@@ -83,6 +83,7 @@ def test_document_describes_the_bodies_of_a_search(searcher: Searcher) -> None:
         "/images/{image_id}",
         "/thumbnails/{image_id}",
         "/images",
+        "/images:batch",
         "/thumbnails",
         "/healthz",
         "/readyz",

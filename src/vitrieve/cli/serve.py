@@ -8,7 +8,8 @@ from pathlib import Path
 
 from vitrieve.cli.arguments import DeviceFlag, Engine, MapPaths, Precision, ProxyArguments, read_proxy
 from vitrieve.cli.console import print_message, print_result
-from vitrieve.serve.settings import check_extra, read_token
+from vitrieve.errors import ConfigError
+from vitrieve.serve.settings import check_extra, read_token, read_write_token
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +25,9 @@ class Arguments(ProxyArguments):
     token: str | None = None
     """What requests must bring as Authorization: Bearer; better in the variable VITRIEVE_TOKEN, which no list of
     processes shows."""
+    write_token: str | None = None
+    """What changes of the index must bring, another than --token; better in the variable VITRIEVE_WRITE_TOKEN. None
+    given: nothing can be changed."""
     encoder: str | None = None
     """Where the index's encoder is now; None: where it was when the index was made."""
     map_path: MapPaths = ()
@@ -50,6 +54,11 @@ class Arguments(ProxyArguments):
 def run(arguments: Arguments) -> int:
     """Open the index and serve it until it is stopped."""
     token = read_token(arguments.host, arguments.token)
+    write_token = read_write_token(arguments.write_token, token)
+    if write_token is not None and arguments.map_path:
+        raise ConfigError(
+            "--write-token and --map-path do not go together: a change would write the mapped paths into the index."
+        )
     check_extra()
     proxy = read_proxy(arguments)
     from vitrieve.search.searcher import Searcher, parse_path_map
@@ -75,7 +84,13 @@ def run(arguments: Arguments) -> int:
         maps=[parse_path_map(text) for text in arguments.map_path],
     )
     settings = ServeSettings(
-        host=arguments.host, port=arguments.port, token=token, limits=limits, proxy=proxy, uploads=arguments.uploads
+        host=arguments.host,
+        port=arguments.port,
+        token=token,
+        write_token=write_token,
+        limits=limits,
+        proxy=proxy,
+        uploads=arguments.uploads,
     )
     if arguments.num_processes > 1:
         serve_processes(open_searcher, settings, num_processes=arguments.num_processes, announce=announce)

@@ -17,6 +17,7 @@ The files in reading order:
 - ``views.py`` is what the templates are given, and the address that says what a page shows; also as one file.
 - ``map_page.py`` is the page of a map, in the service and as one file.
 - ``pages.py`` has the endpoints for people, and the answer to an exception.
+- ``changes.py`` changes an index: pictures and metadata come and go, with a record; ``writing.py`` has its endpoints.
 - ``sheet.py`` draws several pictures as one.
 - ``assistant.py`` has what an assistant may ask; ``mcp_server.py`` answers it by the Model Context Protocol.
 - ``server.py`` runs all of it with uvicorn, and bounds every connection.

@@ -57,17 +57,19 @@ PICTURE_HEADERS = {
 _REASONS = {
     400: "The service is called by a name that is not its own.",
     401: "The token is missing or wrong.",
-    403: "A page of another site sent the request.",
+    403: "A page of another site sent the request, or the token is not for this.",
     404: "The index has no image of this name.",
-    409: "The index was replaced since, or feedback is off.",
+    409: "The index was replaced since, feedback is off, or this image is not changed by a service.",
     408: "The body arrived too slowly.",
     410: "The picture's file is gone or can no longer be read.",
     413: "Too many bytes, pixels or scans.",
     414: "The address is too long.",
     422: "It cannot be searched for: no picture, or values that do not fit.",
+    429: "Too many changes in a minute; try again after the seconds in Retry-After.",
     431: "The headers are too long, or too many.",
     503: "Busy or not ready; try again after the seconds in Retry-After.",
     504: "Not finished in time.",
+    507: "The disk is nearly full.",
 }
 
 
@@ -77,7 +79,7 @@ def document(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"model": ErrorBody, "description": _REASONS[status]} for status in refusals}
 
 
-_BINARY = {"schema": {"type": "string", "format": "binary"}}
+BINARY = {"schema": {"type": "string", "format": "binary"}}
 _FORM = {
     "type": "object",
     "properties": {
@@ -101,13 +103,13 @@ SEARCH_BODY = {
     "required": True,
     "description": "An image's bytes (its content tells the format, not the header), a form, or JSON.",
     "content": {
-        "image/*": _BINARY,
-        "application/octet-stream": _BINARY,
+        "image/*": BINARY,
+        "application/octet-stream": BINARY,
         "multipart/form-data": {"schema": _FORM},
         "application/json": {"schema": {"$ref": "#/components/schemas/SearchBody"}},
     },
 }
-JPEG: dict[int | str, dict[str, Any]] = {200: {"content": {"image/jpeg": _BINARY}, "description": "A JPEG picture."}}
+JPEG: dict[int | str, dict[str, Any]] = {200: {"content": {"image/jpeg": BINARY}, "description": "A JPEG picture."}}
 
 
 @router.post(
@@ -144,7 +146,7 @@ class OpenFileResponse(FileResponse):
 
 
 FILE_ANSWERS: dict[int | str, dict[str, Any]] = {
-    200: {"content": {"image/*": _BINARY}, "description": "The file."},
+    200: {"content": {"image/*": BINARY}, "description": "The file."},
     **document(404, 410, 422, 503, 504),
 }
 ImageId = Annotated[str, Query(max_length=MAX_TEXT, description="Name of the image in the index.")]
@@ -195,7 +197,7 @@ async def get_thumbnail(image_id: str, service: CurrentService, side_px: SidePx 
 
 EXPLAIN_ANSWERS: dict[int | str, dict[str, Any]] = {
     200: {
-        "content": {"image/jpeg": _BINARY},
+        "content": {"image/jpeg": BINARY},
         "description": "Both pictures side by side with lines between what matches, or the matches as JSON.",
         "model": ExplanationBody,
     },

@@ -16,7 +16,7 @@ from fastapi.staticfiles import StaticFiles
 
 from vitrieve import __version__
 from vitrieve.search.searcher import Searcher
-from vitrieve.serve import api, pages
+from vitrieve.serve import api, pages, writing
 from vitrieve.serve.metrics import Metrics
 from vitrieve.serve.middleware import AccessControl, RequestBounds, RequestLog
 from vitrieve.serve.pages import ERRORS, answer_error, answer_unauthorized
@@ -27,11 +27,12 @@ from vitrieve.serve.settings import Limits, ProxySettings
 STATIC_FOLDER = Path(__file__).parent / "static"
 
 
-def create_app(
+def create_app(  # noqa: PLR0913  # each is a decision of whoever runs the service
     searcher: Searcher,
     *,
     limits: Limits | None = None,
     token: str | None = None,
+    write_token: str | None = None,
     hosts: Collection[str] | None = None,
     proxy: ProxySettings | None = None,
     uploads: Path | None = None,
@@ -43,6 +44,7 @@ def create_app(
         searcher: Index and encoder to search with; the caller closes it.
         limits: Bounds of requests; None: the defaults of ``Limits``.
         token: Token that every request must bring as ``Authorization: Bearer``; None: no token is asked for.
+        write_token: Token that changes of the index must bring, which also reads; None: nothing can be changed.
         hosts: Names by which it may be called, besides those of ``proxy``; None: any.
         proxy: Settings for a proxy in front; None: there is no proxy.
         uploads: Folder in which several services keep the pictures that visitors send; None: in memory.
@@ -52,7 +54,9 @@ def create_app(
         ArtifactError: The folder ``uploads`` cannot be written.
     """
     limits, proxy = limits or Limits(), proxy or ProxySettings()
-    service = Service(searcher, limits, token, proxy, metrics=metrics or Metrics(), uploads=uploads)
+    service = Service(
+        searcher, limits, token, proxy, metrics=metrics or Metrics(), uploads=uploads, write_token=write_token
+    )
 
     @asynccontextmanager
     async def run(_: FastAPI) -> AsyncIterator[None]:
@@ -67,6 +71,7 @@ def create_app(
     )
     app.state.service = service
     app.include_router(api.router)
+    app.include_router(writing.router)
     app.include_router(pages.router)
     app.mount("/static", StaticFiles(directory=STATIC_FOLDER), name="static")
     for error in ERRORS:
@@ -75,6 +80,7 @@ def create_app(
     app.add_middleware(
         AccessControl,
         token=token,
+        write_token=write_token,
         hosts=hosts,
         allowed_hosts=proxy.allowed_hosts,
         answer_unauthorized=answer_unauthorized,
@@ -94,6 +100,10 @@ def build_openapi(app: FastAPI) -> dict[str, Any]:
         schemas.update(search.pop("$defs"))
         schemas["SearchBody"] = search
         schemas["FeedbackBody"] = FeedbackBody.model_json_schema(ref_template="#/components/schemas/{model}")
+        for body in writing.BODIES:
+            described = body.model_json_schema(ref_template="#/components/schemas/{model}")
+            schemas.update(described.pop("$defs", {}))
+            schemas[body.__name__] = described
         document["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
         app.openapi_schema = document
     return app.openapi_schema

@@ -100,6 +100,8 @@ def log_failure(event: str, **fields: object) -> None:
 
 
 OUT_OF_MEMORY = "the server has too little free memory for this now; try again later, or with a smaller picture."
+REQUEST_ID = "vitrieve.request_id"
+"""Key of the scope under which the number of a request stands."""
 TIMINGS = "vitrieve.timings_seconds"
 """Key of the scope under which an endpoint leaves the times of a search."""
 CLIENT_CLOSED = 499
@@ -136,7 +138,7 @@ class RequestLog:
             return
         scope, method = dict(scope), scope["method"]  # a copy, which those behind may change
         started = time.perf_counter()
-        request_id = secrets.token_hex(8)
+        request_id = scope[REQUEST_ID] = secrets.token_hex(8)
         status, num_bytes = 0, 0
 
         async def send_with_headers(message: Message) -> None:
@@ -335,6 +337,7 @@ class AccessControl:
     Args:
         app: Application that requests are passed on to.
         token: Token that ``Authorization: Bearer`` must name; None: no token is asked for.
+        write_token: Token for changes, which opens what ``token`` opens, too; None: there is none.
         hosts: Names by which the service may be called, besides ``allowed_hosts``; None: any. On a local address this
             keeps out pages of other sites that point their own name at it (DNS rebinding).
         allowed_hosts: Names that browsers show when a proxy stands before the service, each with or without a port.
@@ -346,12 +349,14 @@ class AccessControl:
         app: ASGIApp,
         *,
         token: str | None,
+        write_token: str | None = None,
         hosts: Collection[str] | None,
         allowed_hosts: Collection[str],
         answer_unauthorized: Callable[[Request], Response],
     ) -> None:
         self._app = app
         self._token = token
+        self._write_token = write_token
         self._hosts = hosts
         self._allowed_hosts = frozenset(map(split_host, allowed_hosts))
         self._answer_unauthorized = answer_unauthorized
@@ -375,6 +380,8 @@ class AccessControl:
             detail = f"a page of another site sent this; the service answers its own page and programs. {PROXY_ADVICE}"
             return _answer(403, detail)
         if self._token is None or is_open(request.scope["path"]) or is_authorized(request, self._token):
+            return None
+        if self._write_token is not None and is_token(get_bearer(request), self._write_token):
             return None
         return self._answer_unauthorized(request)
 
@@ -407,11 +414,16 @@ def is_open(path: str) -> bool:
 
 def is_authorized(request: Request, token: str) -> bool:
     """Say whether a request carries the token, or the cookie that ``/login`` gave for it."""
-    scheme, _, given = request.headers.get("authorization", "").partition(" ")
-    if scheme.lower() == "bearer" and is_token(given.strip(), token):
+    if is_token(get_bearer(request), token):
         return True
     cookie = request.cookies.get(COOKIE, "")
     return hmac.compare_digest(cookie.encode(), build_cookie(token).encode())
+
+
+def get_bearer(request: Request) -> str:
+    """Return the token that a request carries in its header; an empty text where it carries none."""
+    scheme, _, given = request.headers.get("authorization", "").partition(" ")
+    return given.strip() if scheme.lower() == "bearer" else ""
 
 
 def is_token(given: str, token: str) -> bool:

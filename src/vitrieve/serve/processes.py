@@ -112,6 +112,7 @@ def answer_requests(work: Work, teller: connection.Connection) -> None:
                 searcher,
                 limits=work.settings.limits,
                 token=work.settings.token,
+                write_token=work.settings.write_token,
                 hosts=work.hosts,
                 proxy=work.settings.proxy,
                 uploads=work.settings.uploads,

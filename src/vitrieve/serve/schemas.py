@@ -304,8 +304,17 @@ def parse_json(data: bytes, limits: Limits) -> SearchBody:
         HTTPException: 413 too large, 422 naming every field that does not fit.
     """
     check_json(data, limits)
+    return validate_json(SearchBody, data)
+
+
+def validate_json(model: type[M], data: bytes) -> M:
+    """Build a model of what ``check_json`` let pass.
+
+    Raises:
+        HTTPException: 422, naming every field that does not fit.
+    """
     try:
-        return SearchBody.model_validate_json(data)
+        return model.model_validate_json(data)
     except ValidationError as error:
         raise HTTPException(422, describe_validation(error)) from None
 

@@ -259,6 +259,7 @@ def serve(searcher: Searcher, settings: ServeSettings, *, announce: Callable[[st
             searcher,
             limits=settings.limits,
             token=settings.token,
+            write_token=settings.write_token,
             hosts=hosts,
             proxy=settings.proxy,
             uploads=settings.uploads,

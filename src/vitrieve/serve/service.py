@@ -97,6 +97,29 @@ def _call_soon(loop: asyncio.AbstractEventLoop, callback: Callable[[int], None],
         loop.call_soon_threadsafe(callback, num)
 
 
+class WriteRate:
+    """Changes of the last minute of one process.
+
+    Args:
+        most: Changes that a minute may have.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._left = float(most)
+        self._at = time.monotonic()
+
+    def take(self, num_changes: int) -> float:
+        """Take some of what is left; return 0.0, or the seconds until there is enough and take nothing."""
+        now = time.monotonic()
+        self._left = min(float(self._most), self._left + (now - self._at) * self._most / 60)
+        self._at = now
+        if self._left >= num_changes:
+            self._left -= num_changes
+            return 0.0
+        return (num_changes - self._left) * 60 / self._most
+
+
 NUM_LOOKUP_WORKERS = 2
 NUM_THUMBNAIL_WORKERS = 2
 REOPEN_PAUSE_SECONDS = 5.0
@@ -123,9 +146,13 @@ class Service:
         *,
         metrics: Metrics,
         uploads: Path | None,
+        write_token: str | None = None,
     ) -> None:
         self.limits = limits
         self.token = token
+        self.write_token = write_token
+        self.write_rate = WriteRate(limits.writes_per_minute)
+        self.num_changes = 0
         self.proxy = proxy
         self.is_ready = False
         self._cleaning: asyncio.Task[None] | None = None

@@ -63,6 +63,8 @@ class Limits:
         upload_seconds: Time for which one is kept that nobody looks at, where they are kept in a folder.
         thumbnail_bytes: Size of the thumbnails kept in memory.
         resident_bytes: Size of the copy of the index that answers searches; a larger index is searched on disk.
+        writes_per_minute: Changes of the index that a process makes in a minute.
+        free_bytes: Space on the disk that no picture that is sent may take.
     """
 
     address_bytes: int = 16 * 1024
@@ -89,6 +91,8 @@ class Limits:
     upload_seconds: float = 24 * 3600.0
     thumbnail_bytes: int = 64 * MEBIBYTE
     resident_bytes: int = 1024 * MEBIBYTE
+    writes_per_minute: int = 600
+    free_bytes: int = 1024 * MEBIBYTE
 
     def __post_init__(self) -> None:
         """Refuse bounds that nothing could pass."""
@@ -245,6 +249,7 @@ class ServeSettings:
         host: Address to listen on.
         port: Port; 0: any that is free.
         token: Token that requests must bring; None: no token, on a loopback alone.
+        write_token: Token that changes of the index must bring, which also reads; None: nothing can be changed.
         limits: Bounds of requests.
         proxy: Settings for a proxy in front.
         uploads: Folder in which several services keep the pictures that visitors send; None: in memory, or with
@@ -254,12 +259,14 @@ class ServeSettings:
     host: str
     port: int
     token: str | None = None
+    write_token: str | None = None
     limits: Limits = field(default_factory=Limits)
     proxy: ProxySettings = field(default_factory=ProxySettings)
     uploads: Path | None = None
 
 
 TOKEN_VARIABLE = "VITRIEVE_TOKEN"
+WRITE_TOKEN_VARIABLE = "VITRIEVE_WRITE_TOKEN"
 EXTRA_PACKAGES = ("fastapi", "httptools", "prometheus_client", "python_multipart", "uvicorn")
 MIN_TOKEN_LENGTH = 16
 """A token can be tried as fast as the network allows; shorter ones are words."""
@@ -285,19 +292,42 @@ def read_token(host: str, token: str | None) -> str | None:
         ConfigError: None although other machines can reach the address, or one that is too short or no ASCII.
     """
     token = token or os.environ.get(TOKEN_VARIABLE) or None
-    if token is None:
+    if token is not None:
+        check_token(token, "token")
+    else:
         if not is_local(host):
             raise ConfigError(
                 f"--host {host} can be reached from other machines, so it needs a token: set {TOKEN_VARIABLE} "
                 "(python -c 'import secrets; print(secrets.token_urlsafe())' makes one), or leave --host out."
             )
-        return None
+    return token
+
+
+def read_write_token(token: str | None, read_token: str | None) -> str | None:
+    """Return the token for changes, from the flag or the variable VITRIEVE_WRITE_TOKEN; None: nothing can be changed.
+
+    Raises:
+        ConfigError: One that is too short or no ASCII, or the same as the token for reading.
+    """
+    token = token or os.environ.get(WRITE_TOKEN_VARIABLE) or None
+    if token is not None:
+        check_token(token, "write token")
+        if token == read_token:
+            raise ConfigError("the write token is the token for reading, too; give two that differ.")
+    return token
+
+
+def check_token(token: str, name: str) -> None:
+    """Refuse a token that could be guessed or not be sent.
+
+    Raises:
+        ConfigError: It is too short, or holds something else than printable ASCII without spaces.
+    """
     if len(token) < MIN_TOKEN_LENGTH or not token.isascii() or not token.isprintable() or " " in token:
         raise ConfigError(
-            f"the token has {len(token)} characters; it must be {MIN_TOKEN_LENGTH} or more printable ASCII "
+            f"the {name} has {len(token)} characters; it must be {MIN_TOKEN_LENGTH} or more printable ASCII "
             "characters without spaces."
         )
-    return token
 
 
 LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")

@@ -23,7 +23,8 @@ import numpy as np
 from vitrieve.artifacts import describe_full_disk
 from vitrieve.data.records import ImageRecord
 from vitrieve.errors import ArtifactError, DiskFullError
-from vitrieve.index.store import VectorStore
+from vitrieve.index.store import MAX_BATCH_ROWS, VectorStore
+from vitrieve.index.written import get_pictures_folder, is_written
 
 STATE_NAME = "sync.sqlite"
 FORMAT_VERSION = 1
@@ -97,6 +98,7 @@ class StateFile:
         Raises:
             ArtifactError: Another sync works on this index, or the file is damaged or of a newer vitrieve.
         """
+        self.index = index
         self._path = index / STATE_NAME
         self._connection = sqlite3.connect(self._path, timeout=0, isolation_level=None)
         try:
@@ -256,6 +258,7 @@ class SyncedIndex:
         """Read the states, and forget those of images that the store does not hold."""
         self.store = store
         self._file = state_file
+        self._index = state_file.index
         self.is_text_read = state_file.read_text_choice()
         self._stored = set(store.image_ids())
         self.states = {state.image_id: state for state in state_file.read()}
@@ -302,9 +305,20 @@ class SyncedIndex:
         return self._stored
 
     def list_surplus(self, wanted: Iterable[str]) -> list[str]:
-        """List, sorted, the images of the store that are not wanted, or not said as being there."""
+        """List, sorted, the images of the store that are not wanted, or not said as being there.
+
+        What a service was sent to keep is the service's (``index/written.py``), and is never surplus.
+        """
         kept = {image_id for image_id in wanted if self._is_claimed(image_id)}
-        return sorted(self._stored - kept)
+        surplus = sorted(self._stored - kept)
+        if not get_pictures_folder(self._index).exists():
+            return surplus
+        return [
+            record.image_id
+            for start in range(0, len(surplus), MAX_BATCH_ROWS)
+            for record in self.store.get(surplus[start : start + MAX_BATCH_ROWS])[1]
+            if not is_written(record.path, self._index)
+        ]
 
     def remove(self, image_ids: Sequence[str]) -> None:
         """Remove images from the store; the state of one that is kept for its reason stays."""
