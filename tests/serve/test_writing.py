@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, given, settings
+from PIL import Image
 from starlette.testclient import TestClient
 
 from tests.serve.conftest import Server, make_picture
@@ -292,6 +294,17 @@ def test_sync_leaves_alone_what_was_sent_and_owns_the_rest(
     assert client.patch("/images/sent.png", json={"metadata": {"a": "b"}}, headers=WRITER).status_code == 200
     assert not sync(photographs, index, encoder).is_changed
     assert client.get("/images/sent.png", headers=READER).content == make_picture()
+    assert client.get("/images/another.png", headers=READER).status_code == 200
+    file = io.BytesIO()
+    Image.linear_gradient("L").convert("RGB").save(file, format="PNG")
+    gradient = file.getvalue()
+    assert find_first(client, gradient)["score"] != pytest.approx(1.0, abs=1e-3)
+    replaced = client.put("/images/sent.png", content=gradient, headers=WRITER)
+    assert (replaced.json()["status"], replaced.json()["metadata"]) == ("replaced", {"a": "b"})
+    found = find_first(client, gradient)
+    assert (found["image_id"], found["score"]) == ("sent.png", pytest.approx(1.0, abs=1e-3))
+    assert client.delete("/images/sent.png", headers=WRITER).json()["status"] == "deleted"
+    assert client.get("/images/sent.png", headers=READER).status_code == 404
     assert client.get("/images/another.png", headers=READER).status_code == 200
 
 
