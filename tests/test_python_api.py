@@ -43,6 +43,8 @@ FUNCTIONS = {
     "align": "align",
     "export": "export",
     "quantize": "quantize",
+    "push": "push_encoder",
+    "pull": "pull_encoder",
     "embed": "embed_collection",
     "index": "build_index",
     "sync": "sync",

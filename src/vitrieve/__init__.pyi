@@ -62,6 +62,8 @@ from .evaluation.metrics import recall_at_k as recall_at_k
 from .evaluation.revisited import revisited_metrics as revisited_metrics
 from .evaluation.run import Evaluation as Evaluation
 from .evaluation.run import evaluate as evaluate
+from .evaluation.sharing import PushedEncoder as PushedEncoder
+from .evaluation.sharing import push_encoder as push_encoder
 from .index.feedback import open_feedback as open_feedback
 from .index.open import build_index as build_index
 from .index.open import open_index as open_index

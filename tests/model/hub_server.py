@@ -1,7 +1,8 @@
-"""A server on this machine that speaks the part of the hub's protocol that fetching needs, with faults on demand."""
+"""A server on this machine that speaks the part of the hub's protocol that fetching and sending need, with faults."""
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import re
@@ -11,7 +12,14 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+import yaml
+from huggingface_hub.repocard_data import model_index_to_eval_results
+
 COMMIT, OTHER_COMMIT = "0" * 39 + "a", "0" * 39 + "b"
+
+
+def _choose_mode(name: str) -> str:
+    return "regular" if name.endswith((".json", ".md")) else "lfs"
 
 
 @dataclass
@@ -24,6 +32,7 @@ class Repository:
         tags: What the hub's page shows.
         stated: Entries of files that replace the true ones, by name.
         status: Status of every answer, if it is no success.
+        is_private: Only its owner may see it.
     """
 
     files: dict[str, bytes]
@@ -31,6 +40,7 @@ class Repository:
     tags: tuple[str, ...] = ("onnx", "license:apache-2.0")
     stated: dict[str, dict[str, Any]] = field(default_factory=dict)
     status: int = 200
+    is_private: bool = False
 
     def list_files(self) -> list[dict[str, Any]]:
         """List the files as the hub does: small text in git, the rest in its large file storage."""
@@ -38,7 +48,7 @@ class Repository:
         for name, content in self.files.items():
             git = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
             entry: dict[str, Any] = {"rfilename": name, "size": len(content), "blobId": git}
-            if not name.endswith((".json", ".md")):
+            if _choose_mode(name) == "lfs":
                 entry["lfs"] = {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 134}
             entries.append({**entry, **self.stated.get(name, {})})
         return entries
@@ -53,6 +63,9 @@ class Hub:
         faults: What happens to the next downloads of a file instead of the right thing, by its name.
         is_down: Connections are closed without an answer.
         stalled: Set while a download stands still.
+        token: The one that may write.
+        stored: Large files that were sent, by checksum.
+        refusals: Status with which the next request to a path that ends so is refused.
     """
 
     def __init__(self) -> None:
@@ -60,6 +73,9 @@ class Hub:
         self.requests: list[tuple[str, str, str]] = []
         self.faults: dict[str, list[Callable[[Handler, bytes], None]]] = {}
         self.is_down = False
+        self.token = "hf_right"
+        self.stored: dict[str, bytes] = {}
+        self.refusals: dict[str, int] = {}
         self.stalled = threading.Event()
         self.is_over = threading.Event()
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), type("BoundHandler", (Handler,), {"hub": self}))
@@ -94,6 +110,112 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self._answer()
+
+    def do_POST(self) -> None:
+        self._take()
+
+    def do_PUT(self) -> None:
+        self._take()
+
+    def _take(self) -> None:
+        """Take what is sent: source is what ``huggingface_hub`` asks of the hub to commit files."""
+        path, body = self.path.partition("?")[0], self._read_body()
+        self.hub.requests.append((self.command, path, ""))
+        refused = next((status for end, status in self.hub.refusals.items() if path.endswith(end)), None)
+        if self.hub.is_down:
+            self.close_connection = True
+        elif refused is not None:
+            self._refuse(refused, "")
+        elif path == "/api/validate-yaml":
+            self._validate(json.loads(body)["content"])
+        elif path.startswith("/lfs/"):  # the address itself is the right to write
+            assert hashlib.sha256(body).hexdigest() == path.removeprefix("/lfs/")
+            self.hub.stored[path.removeprefix("/lfs/")] = body
+            self._refuse(200, "")
+        elif self.headers.get("Authorization") != f"Bearer {self.hub.token}":
+            self._refuse(401, "")
+        elif path == "/api/repos/create":
+            self._create(json.loads(body))
+        elif path.endswith("/verify"):
+            assert json.loads(body)["oid"] in self.hub.stored
+            self._refuse(200, "")
+        else:
+            self._take_files(path, body)
+
+    def _read_body(self) -> bytes:
+        if self.headers.get("Transfer-Encoding") != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        body = b""
+        while num_bytes := int(self.rfile.readline(), 16):
+            body += self.rfile.read(num_bytes)
+            self.rfile.readline()
+        self.rfile.readline()
+        return body
+
+    def _validate(self, content: str) -> None:
+        """Check a card's metadata, strictly: the list of licenses is a part of the hub's."""
+        try:
+            found = yaml.safe_load(content.split("---")[1])
+            assert found.get("license", "other") in {"apache-2.0", "mit", "cc-by-4.0", "other"}, "license"
+            assert found.get("license") != "other" or found["license_name"], "license_name"
+            if "model-index" in found:
+                model_index_to_eval_results(found["model-index"])
+        except (AssertionError, IndexError, KeyError, TypeError, yaml.YAMLError) as error:
+            content_of_error = json.dumps({"errors": [{"message": str(error)}], "warnings": []}).encode()
+            self.send_whole(content_of_error, "application/json", status=400)
+            return
+        self.send_whole(b'{"errors": [], "warnings": []}', "application/json")
+
+    def _create(self, asked: dict[str, Any]) -> None:
+        name = f"{asked['organization']}/{asked['name']}"
+        if name in self.hub.repositories:
+            self._refuse(409, "")
+            return
+        is_private = asked.get("private") is True or asked.get("visibility") == "private"
+        self.hub.repositories[name] = Repository(files={}, is_private=is_private)
+        self.send_whole(json.dumps({"url": f"{self.hub.address}/{name}"}).encode(), "application/json")
+
+    def _take_files(self, path: str, body: bytes) -> None:
+        preupload = re.fullmatch(r"/api/models/([^/]+/[^/]+)/preupload/main", path)
+        batch = re.fullmatch(r"/([^/]+/[^/]+)\.git/info/lfs/objects/batch", path)
+        commit = re.fullmatch(r"/api/models/([^/]+/[^/]+)/commit/main", path)
+        found = preupload or batch or commit
+        assert found is not None, path
+        repository = self.hub.repositories[found[1]]
+        answer: dict[str, Any]
+        if preupload:
+            modes = {one["path"]: _choose_mode(one["path"]) for one in json.loads(body)["files"]}
+            files = [{"path": one, "uploadMode": mode, "shouldIgnore": False} for one, mode in modes.items()]
+            answer = {"files": files}
+        elif batch:
+            objects = [{"oid": one["oid"], "size": one["size"]} for one in json.loads(body)["objects"]]
+            for one in objects:
+                if one["oid"] not in self.hub.stored:
+                    address = f"{self.hub.address}/lfs/{one['oid']}"
+                    one["actions"] = {"upload": {"href": address}, "verify": {"href": f"{self.hub.address}/verify"}}
+            answer = {"transfer": "basic", "objects": objects}
+        else:
+            lines = [json.loads(line) for line in body.splitlines()]
+            if lines[0]["value"].get("parentCommit", repository.commit) != repository.commit:
+                self._refuse(412, "")
+                return
+            self._commit(repository, lines[1:])
+            answer = {"commitUrl": f"{self.hub.address}/{found[1]}/commit/x", "commitOid": repository.commit}
+        self.send_whole(json.dumps(answer).encode(), "application/json")
+
+    def _commit(self, repository: Repository, lines: list[dict[str, Any]]) -> None:
+        files = dict(repository.files)
+        for line in lines:
+            value = line["value"]
+            if line["key"] == "file":
+                files[value["path"]] = base64.b64decode(value["content"])
+            elif line["key"] == "lfsFile":
+                files[value["path"]] = self.hub.stored[value["oid"]]
+            else:
+                assert line["key"] == "deletedFile"
+                del files[value["path"]]
+        repository.files = files
+        repository.commit = hashlib.sha1(repr(sorted(files.items())).encode()).hexdigest()
 
     def log_message(self, format: str, *arguments: object) -> None:
         """Keep quiet."""
@@ -133,7 +255,7 @@ class Handler(BaseHTTPRequestHandler):
             "id": "owner/name",
             "sha": commit,
             "tags": list(repository.tags),
-            "private": False,
+            "private": repository.is_private,
             "siblings": repository.list_files(),
         }
         self.send_whole(json.dumps(state).encode(), "application/json")
@@ -166,8 +288,8 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(content) - start))
         self.end_headers()
 
-    def send_whole(self, content: bytes, kind: str) -> None:
-        self.send_response(200)
+    def send_whole(self, content: bytes, kind: str, status: int = 200) -> None:
+        self.send_response(status)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()

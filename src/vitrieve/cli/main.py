@@ -94,6 +94,8 @@ COMMANDS = {
     "reproduce": Command("vitrieve.cli.reproduce", "the paper's tables and figures: published figures beside ours"),
     "export": Command("vitrieve.cli.export", "write an encoder as ONNX, for use without torch"),
     "quantize": Command("vitrieve.cli.quantize", "add a graph in int8 to an exported encoder"),
+    "push": Command("vitrieve.cli.push", "send an encoder to the model hub, with a card of its figures"),
+    "pull": Command("vitrieve.cli.push", "fetch an encoder of the model hub", "PullArguments", "run_pull"),
     "embed": Command("vitrieve.cli.embed", "turn a collection of pictures into embeddings", is_resumable=True),
     "index": Command("vitrieve.cli.index", "make embeddings searchable"),
     "sync": Command("vitrieve.cli.sync", "keep an index true to a collection: embed what is new, remove what is gone"),

@@ -11,7 +11,7 @@ import hashlib
 import io
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -281,3 +281,93 @@ def _describe(error: Exception) -> str:
     lines = str(error).strip().splitlines()
     reason = quote_name(lines[0].rstrip(".") if lines else type(error).__name__)
     return f"{reason}. Check the network, or use an encoder that is here; the same command goes on where it stopped."
+
+
+def send_folder(
+    repository: str, files: Mapping[str, Path], *, removed: Collection[str], is_private: bool, is_overwrite: bool
+) -> str:
+    """Send files to a repository of the hub in one commit; nothing of it is seen there before all of it is.
+
+    The client checks the card by the hub's own rules first. A repository that is missing is made; an empty one, which a
+    stopped push leaves, is filled.
+
+    Args:
+        repository: ``OWNER/NAME``.
+        files: Files here, by their names there.
+        removed: Names that are removed there where ``files`` has them not.
+        is_private: Only its owner may see the repository.
+        is_overwrite: It may hold files already.
+
+    Returns:
+        The commit.
+
+    Raises:
+        WeightsError: There is no client or no token, or the hub does not take it.
+    """
+    with _explaining_sending(repository):
+        from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
+
+        if not get_token():
+            raise WeightsError(
+                "there is no token of the hub: set HF_TOKEN to one that may write (from the settings of your account), "
+                "or log in with hf auth login."
+            )
+        api = HfApi(library_name="vitrieve", library_version=__version__)
+        found = _make_repository(api, repository, is_private)
+        present = [] if found is None else [sibling.rfilename for sibling in found.siblings or ()]
+        if {*present} - {".gitattributes"} and not is_overwrite:
+            raise WeightsError(
+                f"{repository} is on the hub already and holds files; pass --overwrite to send into it, or give "
+                "another name."
+            )
+        if found is not None and is_private and not found.private:
+            raise WeightsError(f"{repository} is there already and public; change that on the hub, or drop --private.")
+        stale = [name for name in present if name in removed and name not in files]
+        committed = api.create_commit(
+            repository,
+            [
+                *(CommitOperationAdd(name, path) for name, path in files.items()),
+                *(CommitOperationDelete(name) for name in stale),
+            ],
+            commit_message="Encoder of vitrieve",
+            parent_commit=None if found is None else found.sha,
+        )
+    return str(committed.oid)
+
+
+def _make_repository(api: Any, repository: str, is_private: bool) -> Any:
+    """Make a repository; return what the hub knows of one that was there, None of a new one."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        api.create_repo(repository, private=is_private or None)
+    except HfHubHTTPError as error:
+        if error.response.status_code != 409:
+            raise
+        return api.model_info(repository, timeout=HUB_TIMEOUT_SECONDS)
+    return None
+
+
+@contextmanager
+def _explaining_sending(repository: str) -> Iterator[None]:
+    try:
+        yield
+    except VitrieveError:
+        raise
+    except Exception as error:  # the client raises its own, its HTTP library's and the system's errors
+        raise WeightsError(f"{repository} was not sent: {_describe_sending(error)}") from error
+
+
+def _describe_sending(error: Exception) -> str:
+    if isinstance(error, RuntimeError) and isinstance(error.__cause__, Exception):  # of a large file
+        error = error.__cause__
+    if isinstance(error, ModuleNotFoundError):
+        return "the hub's client is not installed; install vitrieve[hub]."
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if status == 401:
+        return "the hub does not know the token; make a new one in the settings of your account, and set HF_TOKEN."
+    if status in (403, 404):
+        return "the token may not write there; check the owner's name, and that the token has the right to write."
+    if status == 412:
+        return "the repository was changed meanwhile; look at it, and push again."
+    return _describe(error).replace("an encoder that is here; the same command goes on where it stopped", "--dry-run")
