@@ -187,6 +187,8 @@ def _write_folder(
     folder: Path, results: Sequence[Mapping[str, Any]], target: Path, repository: str, license: str | None
 ) -> str:
     contents = read_contents(folder)  # checks every file
+    if (folder / "text").is_dir():
+        print_message("the text part of this encoder is not sent: what is pulled finds by picture only")
     if contents.spec.graph_sha256:
         raise ArtifactError(f"{folder} is a graph that others published; link to their repository instead.")
     manifest = read_manifest(folder, "encoder")
@@ -284,11 +286,9 @@ def _find_base_model(backbone: str) -> str | None:
         return None
     if entry.delta is not None:
         entry = WEIGHTS[entry.delta.base]
-    return entry.hub_id or _BASE_MODELS.get(entry.name)
+    return entry.hub_id  # none for weights of the package index: that they are a repository's is not known
 
 
-_BASE_MODELS = {"dinov2-vits14": "timm/vit_small_patch14_dinov2.lvd142m"}
-"""Hub's names of the weights that come from the package index."""
 _COUNTS = ("num_queries", "num_gallery", "image_size", "embedding_dim")
 
 
