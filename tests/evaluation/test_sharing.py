@@ -101,6 +101,7 @@ def test_the_card_passes_the_checks_and_has_the_figures_of_the_report(hub: Hub, 
     assert f"vitrieve pull {NAME}" in card.text
     assert "](results.png)" in card.text
     assert "FOLDER" not in card.text
+    assert data.base_model is None, "weights of a file are not known to be a repository's"
 
 
 def test_nothing_that_is_sent_tells_where_files_lie_here(hub: Hub, run: Path) -> None:

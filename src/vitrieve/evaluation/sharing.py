@@ -241,7 +241,7 @@ def build_card(
         library_name="vitrieve",
         pipeline_tag=TASK,
         tags=["image-retrieval", "vitrieve", "embeddings"],
-        base_model=_find_base_model(spec.backbone),
+        base_model=_find_base_model(spec.backbone, spec.weights_source),
         model_name=repository.partition("/")[2],
         eval_results=_list_results(results) or None,
         license=named.get("license"),
@@ -276,8 +276,10 @@ def _name_license(text: str) -> dict[str, str]:
     return {"license": "other", "license_name": re.sub(r"[^a-z0-9.]+", "-", first).strip("-")}
 
 
-def _find_base_model(backbone: str) -> str | None:
+def _find_base_model(backbone: str, source: str) -> str | None:
     """Return the hub's name of the weights that training started from; None where the hub has none that are known."""
+    if source.startswith(("the file ", "none", "unknown")):  # its name tells the architecture only
+        return None
     if is_hub_name(backbone):
         return parse_hub_name(backbone).repository
     try:
