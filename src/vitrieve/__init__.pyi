@@ -101,6 +101,12 @@ from .training.adaptation import adapt as adapt
 from .training.alignment import AlignedEncoder as AlignedEncoder
 from .training.alignment import TextFigures as TextFigures
 from .training.alignment import align as align
+from .training.callbacks import Callback as Callback
+from .training.callbacks import HeldOutFigures as HeldOutFigures
+from .training.callbacks import InBackground as InBackground
+from .training.callbacks import Logger as Logger
+from .training.callbacks import RunEnd as RunEnd
+from .training.callbacks import RunStart as RunStart
 from .training.reduction import ReducedEncoder as ReducedEncoder
 from .training.reduction import reduce as reduce
 from .training.run import TrainedRun as TrainedRun

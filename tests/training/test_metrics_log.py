@@ -2,13 +2,10 @@ from __future__ import annotations
 
 import json
 import sys
-import threading
 from pathlib import Path
 
 import pytest
-from tensorboard.summary.writer.record_writer import RecordWriter
 
-from vitrieve.errors import DiskFullError
 from vitrieve.training.metrics_log import METRICS_NAME, MetricsLog
 
 
@@ -16,13 +13,12 @@ def read_steps(folder: Path) -> list[int]:
     return [json.loads(line)["step"] for line in (folder / METRICS_NAME).read_text().splitlines()]
 
 
-def test_metrics_log_writes_lines_and_events(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_metrics_log_writes_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with MetricsLog(tmp_path, start_step=0, num_steps=2) as log:
         for step in (1, 2):
             log.write(step, {"loss": 1.5, "images_per_second": 40.0})
             log.show(step, {"loss": 1.5, "images_per_second": 40.0, "seconds_left": 3.0})
     assert read_steps(tmp_path) == [1, 2]
-    assert list((tmp_path / "tensorboard").glob("events*"))
     captured = capsys.readouterr()
     assert captured.out == ""
     assert "step 2/2  loss 1.5  images/s 40  3 s left" in captured.err
@@ -50,13 +46,6 @@ def test_metrics_log_from_the_start_forgets_the_measurement_that_is_done_again(t
     assert read_steps(tmp_path) == [0]
 
 
-def test_metrics_log_leaves_no_event_in_memory(tmp_path: Path) -> None:
-    with MetricsLog(tmp_path, start_step=0, num_steps=9) as log:
-        log.write(1, {"loss": 1.5})
-        (path,) = (tmp_path / "tensorboard").glob("events*")
-        assert b"loss" in path.read_bytes()
-
-
 def test_metrics_log_keeps_the_lines_after_a_damaged_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lines = [json.dumps({"step": step, "loss": 0.0}).encode() + b"\n" for step in range(1, 7)]
     damaged = [lines[0], b'{"step": 2, "lo\n', b"\x00\xff\n", *lines[3:5], b'{"step": 99}\n', lines[5]]
@@ -74,32 +63,6 @@ def test_metrics_log_says_that_a_log_is_missing(tmp_path: Path, capsys: pytest.C
     (tmp_path / "new").mkdir()
     with MetricsLog(tmp_path / "new", start_step=0, num_steps=9):
         pass
-    assert capsys.readouterr().err == ""
-
-
-def test_metrics_log_writes_events_that_tensorboard_reads_and_no_thread(tmp_path: Path) -> None:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    before = threading.active_count()
-    for start, last in ((0, 4), (2, 3)):  # killed after step 4, gone on with from the state after step 2
-        with MetricsLog(tmp_path, start_step=start, num_steps=9) as log:
-            assert threading.active_count() == before
-            for step in range(start + 1, last + 1):
-                log.write(step, {"loss": start + step / 8, "koleo": 0.5})
-    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
-    assert sorted(events.Tags()["scalars"]) == ["koleo", "loss"]
-    assert [(event.step, event.value) for event in events.Scalars("loss")] == [(1, 0.125), (2, 0.25), (3, 2.375)]
-
-
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no device that is always full")
-def test_metrics_log_names_the_events_file_on_a_full_disk(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    log = MetricsLog(tmp_path, start_step=0, num_steps=9)
-    log._events._file.close()
-    (path,) = (tmp_path / "tensorboard").iterdir()
-    full = Path("/dev/full").open("wb")  # noqa: SIM115  # the log closes it
-    log._events._file, log._events._records = full, RecordWriter(full)
-    with pytest.raises(DiskFullError, match=f"{path} cannot be written: the disk is full"), log:
-        log.write(1, {"loss": 1.5})
     assert capsys.readouterr().err == ""
 
 

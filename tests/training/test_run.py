@@ -161,13 +161,13 @@ def test_the_last_measurement_costs_no_training_and_is_made_by_a_resumed_run(
     source = f"folder:{write_pictures(tmp_path / 'photographs', LARGER)}"
     whole = tmp_path / "whole"
     assert run_train(source, "--no-report", out=whole)[0] == 0
-    measure, calls = module.evaluate_encoder, iter(range(10))
+    measure, calls = module.measure_protocols, iter(range(10))
 
     def fail_the_second_time(*values: Any, **named: Any) -> Any:
         return raise_fault() if next(calls) == 1 else measure(*values, **named)
 
     with monkeypatch.context() as broken:
-        broken.setattr(module, "evaluate_encoder", fail_the_second_time)
+        broken.setattr(module, "measure_protocols", fail_the_second_time)
         status, _, err = run_train(source, "--no-report")
     assert (status, "measuring the last state failed: " in err) == (1, True)
     assert run_train(source, "--no-report", "--resume")[0] == 0
@@ -183,14 +183,14 @@ def test_a_measurement_that_fails_in_the_middle_of_a_run_says_how_to_go_on(
 
     source = f"folder:{write_pictures(tmp_path / 'photographs', LARGER)}"
     words = ("--no-report", "--train.evaluate-every", "1", "--train.freeze-batch-norm")
-    measure, calls = module.evaluate_encoder, iter(range(10))
+    measure, calls = module.measure_protocols, iter(range(10))
 
     def fail_the_second_time(*values: Any, **named: Any) -> Any:
         return raise_fault() if next(calls) == 1 else measure(*values, **named)
 
     run = tmp_path / "run"
     with monkeypatch.context() as broken:
-        broken.setattr(module, "evaluate_encoder", fail_the_second_time)
+        broken.setattr(module, "measure_protocols", fail_the_second_time)
         status, _, err = run_train(source, *words, "--resume")
     assert status == 2
     assert f"{run} does not exist yet: there is nothing to resume, a new run begins" in err

@@ -106,7 +106,7 @@ def test_trap_a_large_source_does_not_choose_the_state_alone() -> None:
         return lambda encoder: values[dataset]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "build_evaluate", build)
+        patch.setattr(module, "build_evaluate", lambda held_out, config, shown=None: build(held_out, config))
         evaluate = module.build_mean_evaluate({"a": "small", "b": "large"}, vitrieve.Config())  # type: ignore[dict-item]
     assert evaluate is not None
     assert evaluate(None) == pytest.approx(  # type: ignore[arg-type]

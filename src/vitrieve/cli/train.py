@@ -47,6 +47,9 @@ class Arguments:
     overwrite: Overwrite = False
     resume: Resume = False
     json: Json = False
+    logger: Names = ()
+    """Who records the run: tensorboard, wandb, mlflow, trackio, or none; several after one flag. None given:
+    tensorboard."""
     config: Annotated[Config, tyro.conf.arg(name="")] = Config()
 
 
@@ -106,6 +109,7 @@ def run(recipe: str, arguments: Arguments) -> int:
             resume=arguments.resume,
             overwrite=arguments.overwrite,
             report=arguments.report,
+            logger=tuple(chain(*arguments.logger)) or "tensorboard",
             **overrides,
         )
     return _print(trained, arguments) if ranks.is_first else 0

@@ -8,6 +8,7 @@ In reading order:
     reranking.py    what re-ranking adds, measured on held-out training classes; one is kept, or none
     analysis.py     what the report shows: classes, histograms, spectra, queries with their neighbors
     charts.py       charts as SVG
+    examples.py     some queries with what they find, as one picture
     report.py       one self-contained HTML page
     run.py          all of it in one call, which is public: embed, measure, write results.json and the report
     export.py       an encoder as a graph, or as a small difference, and what that costs

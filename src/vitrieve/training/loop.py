@@ -57,6 +57,7 @@ from vitrieve.training.ranks import Ranks, current_ranks, tell_ranks, wrap_encod
 from vitrieve.training.selection import SELECTION_METRIC, Selection
 from vitrieve.training.state import STATE_NAME, TrainingState
 from vitrieve.training.tuples import TupleMiner, build_miner
+from vitrieve.training.watching import RunWatch
 
 Evaluate = Callable[[ImageEncoder], Mapping[str, float]]
 
@@ -82,7 +83,7 @@ class TrainingResult(NamedTuple):
         return self.selection.best_step if self.selection.values else self.num_steps
 
 
-def fit_encoder(  # noqa: PLR0913  # what a run is made of
+def fit_encoder(  # noqa: PLR0913  # the parts of a run, each by its name
     config: Config,
     encoder: ImageEncoder,
     records: Sequence[ImageRecord],
@@ -91,6 +92,7 @@ def fit_encoder(  # noqa: PLR0913  # what a run is made of
     positive_pairs: Sequence[tuple[str, str]] = (),
     own_terms: Sequence[OwnTerm] = (),
     relations: Relations | None = None,
+    watch: RunWatch | None = None,
 ) -> TrainingResult:
     """Fine-tune an encoder; a run with a state goes on from the last one.
 
@@ -98,12 +100,13 @@ def fit_encoder(  # noqa: PLR0913  # what a run is made of
         config: The complete settings.
         encoder: Fresh result of ``build_encoder(config.model)``; changed.
         records: Training images, without held-out classes.
-        run: Existing folder, which gets ``metrics.jsonl``, ``tensorboard/`` and ``state/``.
+        run: Existing folder, which gets ``metrics.jsonl`` and ``state/``.
         evaluate: Function that measures an encoder on held-out classes; its ``map_at_r`` decides which state is kept.
             None: the last state is kept.
         positive_pairs: ``image_id`` of anchors and positives, for training on tuples; empty: the labels say it.
         own_terms: Terms of the objective that are not of this package.
         relations: What is known of pairs of ``records`` beside one label of each; None: nothing.
+        watch: Who watches the run, on the first process; None: nobody.
 
     Raises:
         DataError: Tuples are asked for, and there are no pairs; or an image can no longer be read.
@@ -136,7 +139,7 @@ def fit_encoder(  # noqa: PLR0913  # what a run is made of
     )
     state.objective.use_relations(relations)
     note = _load(state, run) if ranks.is_first else None
-    num_steps = config.train.num_steps
+    num_steps, watch = config.train.num_steps, watch or RunWatch()
     _join_state(state, config, ranks)
 
     # Loop
@@ -147,6 +150,8 @@ def fit_encoder(  # noqa: PLR0913  # what a run is made of
     ):
         if note:
             log.say(note)
+        log.watch = watch
+        watch.begin(state.step, num_steps, log.say)
         _measure_when_due(state, config, evaluate, log)
         end_step = state.step if _is_hopeless(state, config) else num_steps
         _mine_when_due(state, miner, end_step, log)
@@ -159,6 +164,7 @@ def fit_encoder(  # noqa: PLR0913  # what a run is made of
             values |= _describe_speed(time.monotonic() - start, len(batch.labels), num_steps - state.step)
             log.write(state.step, values)
             log.show(state.step, values)
+            watch.step(state.step, values)
             _measure_when_due(state, config, evaluate, log)
             is_stopped, is_hopeless = ranks.any(is_interrupted()), _is_hopeless(state, config)
             is_last = state.step == num_steps
@@ -401,6 +407,7 @@ def _measure(state: TrainingState, config: Config, evaluate: Evaluate, log: Metr
     log.write(state.step, {f"holdout_{name}": value for name, value in values.items()})
     shown = "  ".join(f"{name} {100 * value:.1f}" for name, value in values.items())
     log.say(f"held-out classes after step {state.step}: {shown}{'  (best so far)' if is_best else ''}")
+    log.watch.evaluation(state.step, values, is_best=is_best)
 
 
 def _measure_last(

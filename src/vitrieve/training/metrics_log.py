@@ -1,35 +1,32 @@
-"""The log of a run: ``metrics.jsonl``, TensorBoard events, and lines or a bar on standard error."""
+"""The log of a run: ``metrics.jsonl``, and lines or a bar on standard error."""
 
 from __future__ import annotations
 
 import json
-import os
-import socket
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
 
-from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-from tensorboard.compat.proto.summary_pb2 import Summary
-from tensorboard.summary.writer.record_writer import RecordWriter
-
 from vitrieve.artifacts import explaining_full_disk, write_bytes_durably
 from vitrieve.progress import NotebookBar, Pace, choose_display, print_message, track
 from vitrieve.quoting import escape_text
+from vitrieve.training.watching import RunWatch
 
 T = TypeVar("T")
 
 METRICS_NAME = "metrics.jsonl"
-TENSORBOARD_NAME = "tensorboard"
 FULL_DISK_ADVICE = "Make room, then go on with the same command and --resume."
 BAR_WIDTH = 16
 
 
 class MetricsLog:
-    """Records scalars by step and shows how far the run is."""
+    """Records scalars by step and shows how far the run is.
+
+    Attributes:
+        watch: Who else is told of measurements.
+    """
 
     def __init__(self, folder: Path, *, start_step: int, num_steps: int) -> None:
         """Open the log; what a killed run left of steps that are done again is dropped, and so are damaged lines.
@@ -39,10 +36,10 @@ class MetricsLog:
             start_step: Step of the state that the run goes on from; 0 is the start, measurement included.
             num_steps: Number of steps of the run.
         """
+        self.watch = RunWatch()
         self._path = folder / METRICS_NAME
         note = _take_up(self._path, start_step)
         self._file = self._path.open("a", encoding="utf-8")
-        self._events = _EventsFile(folder / TENSORBOARD_NAME, purge_step=start_step + 1)
         self._display = _open_display(start_step, num_steps)
         if note:
             self.say(note)
@@ -56,12 +53,10 @@ class MetricsLog:
         self._display.close()
         if error is None:
             self._file.close()
-            self._events.close()
             return
         # What is already on its way out says why; a disk that is full cannot be told so twice.
-        for end in (self._file.close, self._events.close):
-            with suppress(OSError):
-                end()
+        with suppress(OSError):
+            self._file.close()
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Record values of a step, number of finished steps.
@@ -73,8 +68,6 @@ class MetricsLog:
         with explaining_full_disk(self._path, num_bytes=len(line), advice=FULL_DISK_ADVICE):
             self._file.write(line)
             self._file.flush()
-        with explaining_full_disk(self._events.path, advice=FULL_DISK_ADVICE):
-            self._events.write(step, values)
 
     def show(self, step: int, values: Mapping[str, float]) -> None:
         """Show the progress of training on standard error."""
@@ -94,6 +87,7 @@ class NoLog(MetricsLog):
 
     def __init__(self) -> None:
         """Open nothing."""
+        self.watch = RunWatch()
 
     def __exit__(self, *_: object) -> None:
         """Close nothing."""
@@ -110,38 +104,6 @@ class NoLog(MetricsLog):
     def track(self, items: Iterator[T], description: str, total: int) -> Iterator[T]:
         """Yield the items."""
         return items
-
-
-class _EventsFile:
-    """Scalars for TensorBoard, each handed to the system at once.
-
-    TensorBoard's own writer has a thread, which prints a traceback when the disk is full, and tells its caller nothing.
-    """
-
-    def __init__(self, folder: Path, *, purge_step: int) -> None:
-        folder.mkdir(exist_ok=True)
-        seconds, nanoseconds = divmod(time.time_ns(), 10**9)
-        # TensorBoard reads the files of a folder in the order of their names.
-        name = f"events.out.tfevents.{seconds:010d}.{socket.gethostname()}.{os.getpid()}.{nanoseconds:09d}"
-        self.path = folder / name
-        self._file = self.path.open("xb")
-        self._records = RecordWriter(self._file)
-        self._write(Event(step=purge_step, file_version="brain.Event:2"))
-        self._write(Event(step=purge_step, session_log=SessionLog(status=SessionLog.START)))
-
-    def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Record values of a step."""
-        summary = Summary(value=[Summary.Value(tag=name, simple_value=value) for name, value in values.items()])
-        self._write(Event(step=step, summary=summary))
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
-
-    def _write(self, event: Event) -> None:
-        event.wall_time = time.time()
-        self._records.write(event.SerializeToString())
-        self._file.flush()
 
 
 def _take_up(path: Path, step: int) -> str:

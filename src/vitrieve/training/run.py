@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from vitrieve import __version__
 from vitrieve.artifacts import (
     check_replacing,
     has_artifact,
@@ -33,12 +34,13 @@ from vitrieve.data.several import set_apart
 from vitrieve.data.sources import read_source
 from vitrieve.embed.collection import Embeddings, EmbedSettings, describe_source, embed_images
 from vitrieve.errors import ArtifactError, ConfigError, DataError, UnfinishedRunError, VitrieveError
-from vitrieve.evaluation.measure import EvaluationResult, measure
+from vitrieve.evaluation.examples import NUM_QUERIES, QueryExample, list_examples
+from vitrieve.evaluation.measure import EvaluationResult, Measurement, measure
 from vitrieve.evaluation.protocols import select_records
 from vitrieve.evaluation.run import (
     EMBEDDINGS_FOLDER,
     REPORT_NAME,
-    evaluate_encoder,
+    measure_protocols,
     run_comparison,
 )
 from vitrieve.model.artifact import ENCODER_SUBFOLDER, ModelCard
@@ -61,14 +63,17 @@ from vitrieve.progress import print_message
 from vitrieve.recipes import find_recipe
 from vitrieve.runtime.device import describe_emulation, resolve_device
 from vitrieve.runtime.encoder import Encoder, load_encoder, wrap_encoder
-from vitrieve.settings import config_to_json, override_config
+from vitrieve.settings import config_to_json, list_settings, override_config
+from vitrieve.training.callbacks import Callback, check_callbacks
 from vitrieve.training.compute import allow_low_resolution, has_batch_norm
 from vitrieve.training.identity import describe_run, digest_weights, require_same_on_ranks, require_same_run
+from vitrieve.training.loggers import build_loggers
 from vitrieve.training.loop import Evaluate, TrainingResult, fit_encoder
 from vitrieve.training.ranks import Ranks, current_ranks, is_restart, joining_ranks, share_places
 from vitrieve.training.reduction import reduce_encoder, require_reducible
 from vitrieve.training.relations import build_relations
 from vitrieve.training.reporting import DividedReport, end_report, help_report
+from vitrieve.training.watching import RunWatch
 
 Data = Dataset | str | Path
 """A data set, or a source as ``read_source`` takes it."""
@@ -90,6 +95,7 @@ class TrainingRun:
         datasets: Data sets that are trained and reported on, with their unreadable images, kept apart by ``set_apart``.
         out: Folder of the run.
         own_terms: Terms of the objective that are not of this package.
+        callbacks: Who watches, loggers included.
         has_report: Whether the run ends with a report before and after on the test classes.
         is_overwrite: Whether what the folder holds is replaced.
         is_resume: Whether an unfinished run in the folder goes on.
@@ -101,6 +107,7 @@ class TrainingRun:
     datasets: tuple[Dataset, ...]
     out: Path
     own_terms: tuple[OwnTerm, ...] = ()
+    callbacks: tuple[Callback, ...] = ()
     has_report: bool = True
     is_overwrite: bool = False
     is_resume: bool = False
@@ -189,7 +196,7 @@ class TrainedRun:
         return self.folder / REPORT_FOLDER / REPORT_NAME if self.results else None
 
 
-def train(
+def train(  # noqa: PLR0913  # each is a choice of its own, by name
     data: Data | Sequence[Data],
     recipe: str | Config = "small",
     out: str | Path = "run",
@@ -198,6 +205,8 @@ def train(
     overwrite: bool = False,
     report: bool = True,
     device: Device = "auto",
+    logger: str | Sequence[str] = "tensorboard",
+    callbacks: Sequence[Callback] = (),
     **overrides: Any,
 ) -> TrainedRun:
     """Train an encoder: from a folder of photographs to the encoder, its ONNX graph and a report before and after.
@@ -222,6 +231,10 @@ def train(
             one, and ``resume`` goes on there.
         report: End with a report before and after, on the classes that are kept for testing.
         device: Device that computes; ``auto`` is the recipe's setting, which takes a GPU where torch sees one.
+        logger: Who records the run beside ``metrics.jsonl``: ``tensorboard``, ``wandb``, ``mlflow``, ``trackio``,
+            several of them, or ``none``. One that fails is told once, and the run goes on without it.
+        callbacks: Objects whose methods are called at the start, after each step, after each measurement and at the
+            end (``Callback``). An exception in one stops the run, with its steps saved; in a ``Logger`` it does not.
         overrides: Settings that differ from the recipe, by name (``settings.py``): ``num_steps=200``,
             ``koleo_weight=0.3`` or ``**{"objective.koleo.weight": 0.3}``. ``objective=my_term`` trains on a term of
             your own instead of the recipe's: a function of embeddings and labels, a module of torch, or a list of
@@ -248,6 +261,7 @@ def train(
     if device != "auto":
         config = override_config(config, {"train.device": device})
     check_config(config, own_terms)
+    watchers = (*build_loggers(logger), *check_callbacks(callbacks))
     run = TrainingRun(
         recipe=OWN_RECIPE if isinstance(recipe, Config) else recipe,
         base=base,
@@ -255,6 +269,7 @@ def train(
         datasets=(),
         out=Path(out),
         own_terms=own_terms,
+        callbacks=watchers,
         has_report=report,
         is_overwrite=overwrite,
         is_resume=resume,
@@ -349,13 +364,36 @@ def run_training(run: TrainingRun) -> TrainedRun:
         return _help(run, encoder, images)
     if run.is_resume and not run.out.exists():
         print_message(f"{run.out} does not exist yet: there is nothing to resume, a new run begins")
+    watch = RunWatch(run.callbacks)
+    try:
+        summary, results = _train_first(run, images, encoder, settings, watch, start)
+    except BaseException as error:
+        watch.end(run.out, error)
+        raise
+    end_report(ranks, (summary, results))
+    trained = TrainedRun(folder=run.out, summary=summary, results=tuple(results), device=run.config.train.device)
+    watch.end(run.out, results=results, report=trained.report)
+    return trained
+
+
+def _train_first(
+    run: TrainingRun,
+    images: _Images,
+    encoder: ImageEncoder,
+    settings: Mapping[str, Any],
+    watch: RunWatch,
+    start: float,
+) -> tuple[dict[str, Any], list[EvaluationResult]]:
+    """Train on the process that writes, or alone; return the manifest and the figures of the report."""
     out = run.out
     with replacing_folder(out, is_overwrite=run.is_overwrite, is_resume=run.is_resume) as folder:
         run = replace(run, out=folder)  # beside the run that it replaces, until it is complete
         for note in require_same_run(folder, settings, encoder=encoder):
             print_message(note)
+        watch.open(folder, out.absolute().name, _list_values(run.config), _describe_facts(run, images))
         # Training
-        evaluate = build_mean_evaluate(images.held_out, run.config)
+        shown = watch.watchers.examples if run.callbacks else None
+        evaluate = build_mean_evaluate(images.held_out, run.config, shown)
         result = fit_encoder(
             run.config,
             encoder,
@@ -365,6 +403,7 @@ def run_training(run: TrainingRun) -> TrainedRun:
             images.positive_pairs,
             run.own_terms,
             images.build_relations(),
+            watch,
         )
         seconds = time.monotonic() - start
         print_message(describe_kept(result, len(images.held_out)))
@@ -379,9 +418,25 @@ def run_training(run: TrainingRun) -> TrainedRun:
             "seconds": round(seconds, 1),
             "encoder_fingerprint": fingerprint,
         }
+        watch.finish()
         write_manifest(folder, "run", summary)
-    end_report(ranks, (summary, results))
-    return TrainedRun(folder=out, summary=summary, results=tuple(results), device=run.config.train.device)
+    return summary, results
+
+
+def _list_values(config: Config) -> dict[str, Any]:
+    """List every setting by its dotted name, as plain JSON values."""
+    return {one.name: list(one.value) if isinstance(one.value, tuple) else one.value for one in list_settings(config)}
+
+
+def _describe_facts(run: TrainingRun, images: _Images) -> dict[str, Any]:
+    """Describe what a run depends on beside its settings, for its record and its loggers."""
+    return {
+        "recipe": run.recipe,
+        "data": images.describe(),
+        "num_images": len(images.fit),
+        "num_classes": len({record.label for record in images.fit}),
+        "vitrieve_version": __version__,
+    }
 
 
 def _help(run: TrainingRun, encoder: ImageEncoder, images: _Images) -> TrainedRun:
@@ -508,23 +563,39 @@ def _describe_data(run: TrainingRun, images: _Images) -> dict[str, Any]:
     )
 
 
-def build_evaluate(held_out: Dataset, config: Config) -> Evaluate:
-    """Build the measurement on held-out classes that the training loop calls."""
+def build_evaluate(held_out: Dataset, config: Config, shown: list[QueryExample] | None = None) -> Evaluate:
+    """Build the measurement on held-out classes that the training loop calls.
+
+    Args:
+        held_out: Images of the held-out classes.
+        config: The complete settings.
+        shown: List that gets some queries with what they find, at each measurement; None: nobody looks at them.
+    """
     # Every image was readable when the run began. Were some left out later, the states would not be comparable.
     settings = EmbedSettings(max_bad_fraction=0.0)
 
     def evaluate(encoder: ImageEncoder) -> dict[str, float]:
         wrapped = wrap_encoder(encoder, name="training", precision=config.train.precision)
         if current_ranks().size > 1:
-            metrics = _evaluate_on_ranks(wrapped, held_out, current_ranks())
+            metrics = _evaluate_on_ranks(wrapped, held_out, current_ranks(), shown)
         else:
-            metrics = evaluate_encoder(wrapped, held_out, settings=settings, has_intervals=False).metrics
+            measured = measure_protocols(wrapped, [held_out], wrapped.name, settings=settings)[0]
+            metrics = _show(measured, shown)
         return {name: metrics[name] for name in ("recall_at_1", "map_at_r")}
 
     return evaluate
 
 
-def _evaluate_on_ranks(encoder: Encoder, held_out: Dataset, ranks: Ranks) -> Mapping[str, float]:
+def _show(measured: Measurement, shown: list[QueryExample] | None) -> Mapping[str, float]:
+    """Return the figures, and put examples where somebody looks at them."""
+    if shown is not None and len(shown) < NUM_QUERIES:
+        shown += list_examples(measured, NUM_QUERIES - len(shown))
+    return measured.result.metrics
+
+
+def _evaluate_on_ranks(
+    encoder: Encoder, held_out: Dataset, ranks: Ranks, shown: list[QueryExample] | None
+) -> Mapping[str, float]:
     """Measure an encoder on images that several processes divide; the first measures, for all of them."""
     records = select_records(held_out)
     shares = share_places(len(records), ranks.size)
@@ -541,11 +612,13 @@ def _evaluate_on_ranks(encoder: Encoder, held_out: Dataset, ranks: Ranks) -> Map
         image_size=encoder.preprocessing.image_size,
     )
     return ranks.share_first(
-        lambda: dict(measure(held_out, embeddings, encoder.name, has_intervals=False).result.metrics)
+        lambda: dict(_show(measure(held_out, embeddings, encoder.name, has_intervals=False), shown))
     )
 
 
-def build_mean_evaluate(held_out: Mapping[str, Dataset], config: Config) -> Evaluate | None:
+def build_mean_evaluate(
+    held_out: Mapping[str, Dataset], config: Config, shown: list[QueryExample] | None = None
+) -> Evaluate | None:
     """Build the measurement on held-out classes of several sources: its mean over them, and that of each.
 
     The mean counts every source once, so that a large one does not decide alone.
@@ -553,8 +626,9 @@ def build_mean_evaluate(held_out: Mapping[str, Dataset], config: Config) -> Eval
     Args:
         held_out: Held-out images of each source that has some, by its name.
         config: The complete settings.
+        shown: List that gets examples, as in ``build_evaluate``.
     """
-    evaluates = {name: build_evaluate(dataset, config) for name, dataset in held_out.items()}
+    evaluates = {name: build_evaluate(dataset, config, shown) for name, dataset in held_out.items()}
     if len(evaluates) < 2:
         return next(iter(evaluates.values()), None)
 
