@@ -50,6 +50,7 @@ REASONS = (
     "needs root",
     "needs the model hub",
     "needs several CUDA devices",
+    "needs the extras wandb and mlflow",
     "needs two hosts",
     "runs the tests",
     "runs until Ctrl-C",
