@@ -279,8 +279,17 @@ def test_a_process_that_knows_an_older_shard_finds_the_pictures_of_a_newer_one(s
 
 # Faults
 
+FAULTS = {
+    "500": refuse(500),
+    "503": refuse(503),
+    "cut": cut,
+    "shorten": shorten,
+    "hang_up": hang_up,
+    "stall": stall,
+}
 
-@pytest.mark.parametrize("fault", [refuse(500), refuse(503), cut, shorten, hang_up, stall], ids=str)
+
+@pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS.keys())
 def test_a_fault_is_tried_again(
     fault: Callable[..., None], server: FolderServer, packed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
