@@ -36,6 +36,7 @@ FUNCTIONS = {
     "weights pull": "pull_weights",
     "weights use": "use_weights",
     "train": "train",
+    "runs": "list_runs",
     "evaluate": "evaluate",
     "compare": "compare",
     "reduce": "reduce",

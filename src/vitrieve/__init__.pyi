@@ -111,3 +111,6 @@ from .training.reduction import ReducedEncoder as ReducedEncoder
 from .training.reduction import reduce as reduce
 from .training.run import TrainedRun as TrainedRun
 from .training.run import train as train
+from .training.runs import ListedRun as ListedRun
+from .training.runs import ListedRuns as ListedRuns
+from .training.runs import list_runs as list_runs

@@ -31,6 +31,7 @@ IN_ORDER = [
     "weights use",
     "weights describe",
     "train",
+    "runs",
     "evaluate",
     "compare",
     "reduce",

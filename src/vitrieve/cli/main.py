@@ -82,6 +82,7 @@ COMMANDS = {
     "train": Command(
         "vitrieve.cli.train", "fine-tune an encoder by a recipe, with a report before and after", is_resumable=True
     ),
+    "runs": Command("vitrieve.cli.runs", "training runs side by side: figures, status, and the settings that differ"),
     "evaluate": Command("vitrieve.cli.evaluate", "measure encoders on a data set, with a report", is_resumable=True),
     "compare": Command(
         "vitrieve.cli.compare", "one honest contest of training methods on data sets, with a page", is_resumable=True

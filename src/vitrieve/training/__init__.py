@@ -3,5 +3,5 @@
 The files in reading order, each of which begins with what it is for: ``run.py``, ``loop.py``, ``selection.py``,
 ``identity.py``, ``distillation.py``, ``compute.py``, ``draws.py``, ``optimizer.py``, ``relations.py``, ``tuples.py``,
 ``state.py``, ``metrics_log.py``, ``callbacks.py``, ``loggers.py``, ``record.py``, ``watching.py``, ``ranks.py``,
-``watch.py``, ``reporting.py``, ``reduction.py``, ``adaptation.py``, ``alignment.py``.
+``watch.py``, ``reporting.py``, ``reduction.py``, ``adaptation.py``, ``alignment.py``, ``runs.py``.
 """
