@@ -31,6 +31,8 @@ PLOT_BOTTOM_PX = 34
 LEGEND_PX = 18
 """Height of a line of a legend."""
 NUM_TICKS = 5
+MAX_TICKS = 8
+"""Each position of a line has its tick, up to here; of more the ticks are round numbers."""
 MAX_NAME = 19
 """Characters of a name beside a critical-difference diagram."""
 MAX_DOTS = 16
@@ -167,7 +169,11 @@ def draw_lines(
     y_ticks = round_ticks(min(low for low, _ in spans), max(high for _, high in spans))
     x_axis = Axis(low=xs[0], high=xs[-1], low_px=LEFT_PX, high_px=NARROW_PX - RIGHT_PX, is_log=is_log_x)
     y_axis = Axis(low=y_ticks[0], high=y_ticks[-1], low_px=PLOT_PX, high_px=10)
-    x_ticks = [x for x in _powers_of_two(xs[0], xs[-1])] if is_log_x else xs
+    x_ticks: Sequence[float] = xs
+    if is_log_x:
+        x_ticks = list(_powers_of_two(xs[0], xs[-1]))
+    elif len(xs) > MAX_TICKS:
+        x_ticks = [tick for tick in round_ticks(xs[0], xs[-1]) if xs[0] <= tick <= xs[-1]]
     parts = [_draw_x_tick(x_axis.to_px(tick), PLOT_PX, f"{tick:g}") for tick in x_ticks]
     for tick in y_ticks:
         y = y_axis.to_px(tick)

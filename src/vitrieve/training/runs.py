@@ -16,7 +16,7 @@ from typing import Any, Literal
 from jinja2 import PackageLoader
 
 from vitrieve import __version__
-from vitrieve.artifacts import MANIFEST_NAME, has_artifact, read_manifest, write_text_durably
+from vitrieve.artifacts import MANIFEST_NAME, read_manifest, write_text_durably
 from vitrieve.errors import ArtifactError, DataError
 from vitrieve.evaluation.charts import NUM_COLORS, Line, draw_lines
 from vitrieve.evaluation.report import render_page
@@ -28,8 +28,8 @@ RESULTS = Path("report", "results.json")
 METRICS = {"recall_at_1": "Recall@1", "map_at_r": "MAP@R"}
 MAX_BYTES = 2**24
 """A JSON file of a run is far smaller."""
-MAX_CURVE_POINTS = 10
-"""Each point of a curve has its tick below; of a longer one some are drawn."""
+NOTHING = "-"
+"""Stands in the table for what a run does not have."""
 
 RunStatus = Literal["finished", "failed", "interrupted", "unfinished"]
 
@@ -83,7 +83,7 @@ class ListedRuns:
     def differing(self) -> tuple[str, ...]:
         """The settings that are not the same in all runs, a setting that some lack included."""
         names = dict.fromkeys(name for run in self.runs for name in run.settings)
-        return tuple(name for name in names if len({_spell(run.settings.get(name)) for run in self.runs}) > 1)
+        return tuple(name for name in names if len({_spell_setting(run, name) for run in self.runs}) > 1)
 
     def __str__(self) -> str:
         rows = list_rows(self)
@@ -145,7 +145,8 @@ def list_runs(folder: str | Path) -> ListedRuns:
     folder = Path(folder)
     if not folder.is_dir():
         raise DataError(f"{folder} does not exist; expected a folder with runs of vitrieve train.")
-    runs, damaged = [], {}
+    runs: list[ListedRun] = []
+    damaged: dict[str, str] = {}
     for path in _find_runs(folder, damaged):
         name = path.relative_to(folder).as_posix()
         try:
@@ -161,8 +162,8 @@ def list_rows(listed: ListedRuns) -> list[list[str]]:
     rows = [["run", "status", *METRICS.values(), "held-out MAP@R", "time", *map(quote_name, listed.differing)]]
     for run in listed.runs:
         figures = [_spell_change(run.before.get(metric), run.after.get(metric)) for metric in METRICS]
-        best = "–" if run.best is None else f"{100 * run.best:.1f}"
-        settings = [quote_name(_spell(run.settings.get(name))) for name in listed.differing]
+        best = NOTHING if run.best is None else f"{100 * run.best:.1f}"
+        settings = [quote_name(_spell_setting(run, name)) for name in listed.differing]
         rows.append([quote_name(run.name), run.status, *figures, best, _spell_seconds(run.seconds), *settings])
     return rows
 
@@ -171,15 +172,22 @@ def _find_runs(folder: Path, damaged: dict[str, str]) -> Iterator[Path]:
     """Yield folders that are runs, in order; what is inside a run is not searched."""
 
     def note(error: OSError) -> None:
-        damaged[os.path.relpath(error.filename or folder, folder)] = str(error)
+        damaged[Path(os.path.relpath(error.filename or folder, folder)).as_posix()] = str(error)
 
     for place, folders, files in os.walk(folder, onerror=note):
         folders.sort()
-        path = Path(place)
-        is_finished = MANIFEST_NAME in files and has_artifact(path) and _read_json(path / MANIFEST_NAME)["kind"] == "run"
-        if is_finished or sum(name in files for name in RUN_NAMES) > 1:
+        if _is_run(Path(place), files):
             folders.clear()
-            yield path
+            yield Path(place)
+
+
+def _is_run(path: Path, files: list[str]) -> bool:
+    if sum(name in files for name in RUN_NAMES) > 1:
+        return True
+    try:
+        return MANIFEST_NAME in files and _read_json(path / MANIFEST_NAME).get("kind") == "run"
+    except (OSError, ValueError, TypeError, RecursionError):  # a manifest of somebody else
+        return False
 
 
 def _read_run(path: Path, name: str) -> ListedRun:
@@ -187,17 +195,19 @@ def _read_run(path: Path, name: str) -> ListedRun:
     config = _read_json(path / "config.json")
     record = _read_json(path / "run.json") if (path / "run.json").exists() else {}  # earlier versions wrote none
     known = {**record, **(manifest or {})}
-    settings = {one: _spell(known[one]) for one in ("recipe", "data") if one in known}
+    settings: dict[str, Any] = {one: _spell(known[one]) for one in ("recipe", "data") if one in known}
     last = record["attempts"][-1] if record else {}
-    status = "finished" if manifest is not None else last.get("status", "unfinished")
-    if manifest is None and status not in ("failed", "interrupted"):
-        status = "unfinished"  # the manifest is written last: without it, "finished" is not so
+    status: RunStatus = "unfinished"  # without a manifest, which is written last, "finished" is not so
+    if manifest is not None:
+        status = "finished"
+    elif last.get("status") in ("failed", "interrupted"):
+        status = last["status"]
     before, after = _read_figures(path / RESULTS)
     return ListedRun(
         name=name,
         status=status,
-        reason=str(last.get("reason", "")) if status in ("failed", "interrupted") else "",
-        settings={**settings, **dict(_flatten({one: config[one] for one in config if one not in ("recipe", "data")}))},
+        reason="" if status in ("finished", "unfinished") else str(last.get("reason", "")),
+        settings=settings | dict(_flatten({one: config[one] for one in config if one not in ("recipe", "data")})),
         before=before,
         after=after,
         held_out=_read_held_out(path / "metrics.jsonl"),
@@ -226,7 +236,7 @@ def _read_figures(path: Path) -> tuple[dict[str, float], dict[str, float]]:
     if not half or len(results) % 2:
         raise ValueError(f"{path.name} has {len(results)} results; expected those before and as many after")
     before, after = (
-        {metric: sum(float(one[metric]) for one in part) / half for metric in METRICS}
+        {name: sum(float(one[name]) for one in part) / half for name in METRICS if all(name in one for one in results)}
         for part in (results[:half], results[half:])
     )
     return before, after
@@ -266,24 +276,24 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
 
 def _draw_curve(run: ListedRun) -> Line:
     steps = sorted(run.held_out)
-    stride = max(1, -(-len(steps) // MAX_CURVE_POINTS))
-    shown = sorted({*steps[::stride], steps[-1]})
-    return Line(name=run.name, xs=shown, ys=[100 * run.held_out[step] for step in shown])
+    return Line(name=run.name, xs=steps, ys=[100 * run.held_out[step] for step in steps])
+
+
+def _spell_setting(run: ListedRun, name: str) -> str:
+    return _spell(run.settings[name]) if name in run.settings else NOTHING
 
 
 def _spell(value: Any) -> str:
-    if value is None:
-        return "–"
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _spell_change(before: float | None, after: float | None) -> str:
-    return "–" if before is None or after is None else f"{100 * before:.1f} → {100 * after:.1f}"
+    return NOTHING if before is None or after is None else f"{100 * before:.1f} → {100 * after:.1f}"
 
 
 def _spell_seconds(seconds: float | None) -> str:
     if seconds is None:
-        return "–"
+        return NOTHING
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
