@@ -69,7 +69,7 @@ def test_runs_of_every_end_have_their_figures(runs: Path) -> None:
     assert not listed.damaged
     good = find(listed, "good")
     results = json.loads((runs / "good/report/results.json").read_text())["results"]
-    assert [results[0]["metrics"]["map_at_r"], results[1]["metrics"]["map_at_r"]] == [
+    assert [results[0]["map_at_r"], results[1]["map_at_r"]] == [
         good.before["map_at_r"],
         good.after["map_at_r"],
     ]
@@ -88,7 +88,7 @@ def test_the_table_shows_only_settings_that_differ(runs: Path, capsys: pytest.Ca
     assert "optimizer" not in heading
     assert (failed.split()[-1], good.split()[-1]) == ("4", "3")
     results = json.loads((runs / "good/report/results.json").read_text())["results"]
-    before, after = (100 * one["metrics"]["recall_at_1"] for one in results)
+    before, after = (100 * one["recall_at_1"] for one in results)
     assert f"{before:.1f} → {after:.1f}" in good
     assert reason == 'deep/failed: failed: "ValueError: as the test\\nwants"'
 

@@ -194,7 +194,7 @@ def _read_run(path: Path, name: str) -> ListedRun:
     manifest = read_manifest(path, "run") if (path / MANIFEST_NAME).exists() else None
     config = _read_json(path / "config.json")
     record = _read_json(path / "run.json") if (path / "run.json").exists() else {}  # earlier versions wrote none
-    known = {**record, **(manifest or {})}
+    known = {**(manifest or {}), **record}  # the record names data alike whether a run is finished or not
     settings: dict[str, Any] = {one: _spell(known[one]) for one in ("recipe", "data") if one in known}
     last = record["attempts"][-1] if record else {}
     status: RunStatus = "unfinished"  # without a manifest, which is written last, "finished" is not so
@@ -206,7 +206,7 @@ def _read_run(path: Path, name: str) -> ListedRun:
     return ListedRun(
         name=name,
         status=status,
-        reason="" if status in ("finished", "unfinished") else str(last.get("reason", "")),
+        reason="" if status in ("finished", "unfinished") else str(last.get("reason", "")).removesuffix(": "),
         settings=settings | dict(_flatten({one: config[one] for one in config if one not in ("recipe", "data")})),
         before=before,
         after=after,
@@ -231,7 +231,7 @@ def _read_figures(path: Path) -> tuple[dict[str, float], dict[str, float]]:
     """Read the figures before and after: the results of the frozen start come first, then as many of the encoder."""
     if not path.exists():
         return {}, {}
-    results = [one["metrics"] for one in _read_json(path)["results"]]
+    results = list(_read_json(path)["results"])
     half = len(results) // 2
     if not half or len(results) % 2:
         raise ValueError(f"{path.name} has {len(results)} results; expected those before and as many after")
