@@ -40,6 +40,8 @@ IN_ORDER = [
     "reproduce",
     "export",
     "quantize",
+    "push",
+    "pull",
     "embed",
     "index",
     "sync",
