@@ -11,6 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from vitrieve.cli.failures import Terminated, interrupted_by_sigterm
 from vitrieve.cli.main import main
 from vitrieve.data.sources import read_collection
 from vitrieve.embed.collection import embed_collection
@@ -92,6 +93,21 @@ def test_read_token_takes_the_flag_before_the_variable(monkeypatch: pytest.Monke
     assert read_token("127.0.0.1", "from-the-flag-instead") == "from-the-flag-instead"
     monkeypatch.delenv("VITRIEVE_TOKEN")
     assert read_token("127.0.0.1", None) is None
+
+
+def test_what_a_library_makes_of_the_signal_is_taken_for_it() -> None:
+    """As an extension does that is being imported; an error without a signal stays what it is."""
+
+    def import_extension() -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        except KeyboardInterrupt:
+            raise ImportError("initialization failed") from None
+
+    with pytest.raises(Terminated), interrupted_by_sigterm():
+        import_extension()
+    with pytest.raises(ImportError), interrupted_by_sigterm():
+        raise ImportError("no module")
 
 
 @pytest.mark.parametrize(

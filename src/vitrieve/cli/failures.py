@@ -46,13 +46,18 @@ def interrupted_by_sigterm() -> Iterator[None]:
     signal that it does not handle, and is killed after a grace period.
 
     Python drops an exception that is raised while it calls back, as it does at every import to forget a lock, and some
-    libraries drop every exception. So a timer raises it again until it is on its way out.
+    libraries drop every exception. So a timer raises it again until it is on its way out. An extension that is being
+    imported makes an ``ImportError`` of it; so any error after the signal is taken for it.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
+    was_told = False
+
     def stop(number: int, frame: FrameType | None) -> None:
+        nonlocal was_told
+        was_told = True
         signal.setitimer(signal.ITIMER_REAL, REMINDER_SECONDS)
         if number == signal.SIGTERM or not _is_ending(sys.exc_info()[1]):
             raise Terminated
@@ -60,6 +65,10 @@ def interrupted_by_sigterm() -> Iterator[None]:
     before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGALRM)}
     try:
         yield
+    except Exception as error:
+        if was_told:
+            raise Terminated from error
+        raise
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in before.items():
