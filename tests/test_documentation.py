@@ -185,7 +185,7 @@ def workplace(prepared_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
 @pytest.fixture
 def without_export(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let torch measure: most of the time of a contest of tiny models is their exports, which the other pages have."""
-    for name in ("vitrieve.comparison.cells", "vitrieve.training.run"):
+    for name in ("vitrieve.comparison.cells", "vitrieve.training.finishing"):
         monkeypatch.setattr(f"{name}.export_folder", lambda folder: None)
 
 

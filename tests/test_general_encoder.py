@@ -24,7 +24,7 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     """The script, which imports its neighbors; forgotten again. The export, which takes longest, is left out."""
     known = set(sys.modules)
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    monkeypatch.setattr("vitrieve.training.run.export_folder", lambda folder: None)
+    monkeypatch.setattr("vitrieve.training.finishing.export_folder", lambda folder: None)
     yield import_module("general_encoder")
     for name in set(sys.modules) - known:
         if str(getattr(sys.modules[name], "__file__", None)).startswith(str(BENCHMARKS)):

@@ -18,6 +18,7 @@ import vitrieve
 from vitrieve.cli.main import main
 from vitrieve.comparison import cells, contest
 from vitrieve.errors import ArtifactError, DataError
+from vitrieve.training import finishing
 from vitrieve.training import run as training_run
 
 SMALL, CONTRASTIVE = "small:batch_size=6", "irt_l_small:batch_size=6"
@@ -35,7 +36,7 @@ def _costs_are_counted_once() -> Iterator[None]:
 @pytest.fixture
 def _without_export(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let torch measure: most of the time of a tiny run is its export, which the test of the command has."""
-    for module in (cells, training_run):
+    for module in (cells, finishing):
         monkeypatch.setattr(module, "export_folder", lambda folder: 1.0)
 
 

@@ -86,7 +86,7 @@ def test_train_on_terms_of_ones_own(
         return vitrieve.train(source, "small", out, report=False, objective=objective, **settings, **changes)
 
     with monkeypatch.context() as patch:
-        patch.setattr("vitrieve.training.run._finish", stop)
+        patch.setattr("vitrieve.training.run.finish_run", stop)
         with pytest.raises(KeyboardInterrupt):
             train([spread, (Pull(1.0), 0.5)], koleo_weight=0.1)
     described = json.loads((tmp_path / "run" / "config.json").read_text())["own_terms"]

@@ -36,7 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def short(folder: Path, tiny_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Train:
-    monkeypatch.setattr("vitrieve.training.run.export_folder", lambda folder: None)
+    monkeypatch.setattr("vitrieve.training.finishing.export_folder", lambda folder: None)
 
     def run(out: str = "run", **given: Any) -> TrainedRun:
         settings = {"logger": "none", "num_steps": 3, "report": False, **given}

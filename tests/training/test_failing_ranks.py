@@ -19,7 +19,7 @@ import torch
 from tests.ranks import EndedRank, run_ranks
 from vitrieve.cli.main import main
 from vitrieve.errors import ConfigError, DataError
-from vitrieve.training import loop, run
+from vitrieve.training import finishing, loop
 from vitrieve.training.compute import divide_batch
 from vitrieve.training.ranks import Ranks, tell_ranks
 
@@ -28,7 +28,7 @@ IS_LONG = os.environ.get("VITRIEVE_LONG_TESTS") == "1"
 
 @pytest.fixture(autouse=True)
 def _exports_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run, "export_folder", lambda folder: None)
+    monkeypatch.setattr(finishing, "export_folder", lambda folder: None)
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def words(tiny_weights: Path) -> list[str]:
 
 def run_command(words: Sequence[str], fault: str = "", rank: int = 1) -> int:
     """Run ``vitrieve`` without the export; a rank does what the fault says in its fourth step."""
-    run.export_folder = lambda folder: None  # type: ignore[assignment]  # a process of its own
+    finishing.export_folder = lambda folder: None  # type: ignore[assignment]  # a process of its own
     step = loop.train_step
 
     def fail_in_step_4(state: Any, *given: Any) -> Any:
@@ -179,9 +179,9 @@ def test_trap_torchrun_restarts_a_run_that_is_killed_at_a_random_moment(
     program = tmp_path / "program.py"
     program.write_text(
         "import os, signal, sys\n"
-        "from vitrieve.training import loop, run\n"
+        "from vitrieve.training import finishing, loop\n"
         "from vitrieve.cli.main import main\n"
-        "run.export_folder = lambda folder: None\n"
+        "finishing.export_folder = lambda folder: None\n"
         "step, restart = loop.train_step, int(os.environ['TORCHELASTIC_RESTART_COUNT'])\n"
         f"steps, ranks = {steps}, {[moments.randrange(2) for _ in steps]}\n"
         "def killed(state, *given):\n"
@@ -237,9 +237,9 @@ def test_torchrun_on_two_hosts_gives_what_two_processes_of_one_give(
     out, program = tmp_path / "run", tmp_path / "program.py"
     program.write_text(
         "import sys\n"
-        "from vitrieve.training import run\n"
+        "from vitrieve.training import finishing\n"
         "from vitrieve.cli.main import main\n"
-        "run.export_folder = lambda folder: None\n"
+        "finishing.export_folder = lambda folder: None\n"
         "sys.exit(main(sys.argv[1:]))\n"
     )
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1", "--rdzv-id"]

@@ -37,7 +37,7 @@ def mixed_folder(class_folder: Path, tmp_path_factory: pytest.TempPathFactory) -
 def test_every_method_trains(
     name: str, mixed_folder: Path, tiny_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vitrieve.training.run.export_folder", lambda folder: None)  # the same for all of them
+    monkeypatch.setattr("vitrieve.training.finishing.export_folder", lambda folder: None)  # the same for all of them
     train(
         f"folder:{mixed_folder}",
         name,

@@ -26,7 +26,7 @@ from vitrieve.training.run import train
 @pytest.fixture(autouse=True)
 def _without_export(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave the export out: it reads the encoder's folder again, on the CPU, and cannot be traced here."""
-    monkeypatch.setattr("vitrieve.training.run.export_folder", lambda folder: None)
+    monkeypatch.setattr("vitrieve.training.finishing.export_folder", lambda folder: None)
 
 
 @pytest.fixture
@@ -137,8 +137,9 @@ def record_devices(monkeypatch: pytest.MonkeyPatch) -> dict[str, set[str]]:
     def load(source: Path, **given: Any) -> Encoder:
         return note("after", load_encoder(source, **given))
 
-    monkeypatch.setattr("vitrieve.training.run.wrap_encoder", wrap)
-    monkeypatch.setattr("vitrieve.training.run.load_encoder", load)
+    for module in ("finishing", "holding_out"):
+        monkeypatch.setattr(f"vitrieve.training.{module}.wrap_encoder", wrap)
+    monkeypatch.setattr("vitrieve.training.finishing.load_encoder", load)
     return devices
 
 
@@ -166,7 +167,7 @@ def test_a_run_of_a_gpu_is_resumed(
     source = f"folder:{photographs}"
     settings["holdout"] = False
     with monkeypatch.context() as patch, pretend_cuda():
-        patch.setattr("vitrieve.training.run._finish", stop)
+        patch.setattr("vitrieve.training.run.finish_run", stop)
         with pytest.raises(KeyboardInterrupt):
             train(source, "small", tmp_path / "run", device="cuda", report=False, **settings)
     with pretend_cuda():

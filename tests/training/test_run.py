@@ -38,7 +38,7 @@ def write_pictures(folder: Path, sizes: dict[str, int]) -> Path:
 def _exports_are_quick(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave the export out, which takes as long as all else of a tiny run, where a test is not about it."""
     if "exported" not in request.fixturenames:
-        monkeypatch.setattr("vitrieve.training.run.export_folder", lambda folder: None)
+        monkeypatch.setattr("vitrieve.training.finishing.export_folder", lambda folder: None)
 
 
 @pytest.fixture
@@ -121,9 +121,9 @@ def raise_fault(*values: Any, **named: Any) -> Any:
 
 
 STAGES = {
-    "the report": "vitrieve.training.run.run_comparison",
-    "the export": "vitrieve.training.run.export_folder",
-    "the reduction": "vitrieve.training.run.reduce_encoder",
+    "the report": "vitrieve.training.finishing.run_comparison",
+    "the export": "vitrieve.training.finishing.export_folder",
+    "the reduction": "vitrieve.training.finishing.reduce_encoder",
 }
 
 
@@ -156,7 +156,7 @@ def test_nothing_after_the_last_step_costs_a_finished_training(
 def test_the_last_measurement_costs_no_training_and_is_made_by_a_resumed_run(
     run_train: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from vitrieve.training import run as module
+    from vitrieve.training import holding_out as module
 
     source = f"folder:{write_pictures(tmp_path / 'photographs', LARGER)}"
     whole = tmp_path / "whole"
@@ -179,7 +179,7 @@ def test_the_last_measurement_costs_no_training_and_is_made_by_a_resumed_run(
 def test_a_measurement_that_fails_in_the_middle_of_a_run_says_how_to_go_on(
     run_train: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from vitrieve.training import run as module
+    from vitrieve.training import holding_out as module
 
     source = f"folder:{write_pictures(tmp_path / 'photographs', LARGER)}"
     words = ("--no-report", "--train.evaluate-every", "1", "--train.freeze-batch-norm")
@@ -208,7 +208,7 @@ def stopped_run(run_train: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     """A run that was stopped after its last step: its source and its folder."""
     source = f"folder:{write_pictures(tmp_path / 'photographs', LARGER)}"
     with monkeypatch.context() as broken:
-        broken.setattr("vitrieve.training.run.export_folder", raise_fault)
+        broken.setattr("vitrieve.training.finishing.export_folder", raise_fault)
         assert run_train(source, "--no-report")[0] == 1
     return source, tmp_path / "run"
 
@@ -231,7 +231,7 @@ def test_the_advice_after_a_reduction_that_failed_works(
 ) -> None:
     source = f"folder:{write_pictures(tmp_path / 'photographs', LARGER)}"
     with monkeypatch.context() as broken:
-        broken.setattr("vitrieve.training.run.reduce_encoder", raise_fault)
+        broken.setattr("vitrieve.training.finishing.reduce_encoder", raise_fault)
         status, _, err = run_train(source, "--no-report", "--model.embedding-dim", "16")
     assert (status, "with another --model.embedding-dim" in err) == (1, True)
     assert run_train(source, "--no-report", "--resume", "--model.embedding-dim", "8")[0] == 0
@@ -322,16 +322,16 @@ def test_the_report_measures_the_graph_and_finds_what_torch_finds(
 ) -> None:
     from vitrieve.evaluation.run import evaluate_encoder
     from vitrieve.runtime.encoder import load_encoder
-    from vitrieve.training import run as run_module
+    from vitrieve.training import finishing
 
     seen = []
-    compare = run_module.run_comparison
+    compare = finishing.run_comparison
 
     def note(encoders: Any, *given: Any, **named: Any) -> Any:
         seen.extend(encoders)
         return compare(encoders, *given, **named)
 
-    monkeypatch.setattr(run_module, "run_comparison", note)
+    monkeypatch.setattr(finishing, "run_comparison", note)
     source = f"folder:{write_pictures(tmp_path / 'photographs', LARGER)}"
     status, out, _ = run_train(source, "--json", "--no-holdout", "--train.precision", "fp32")
     assert status == 0
@@ -381,7 +381,7 @@ def test_the_frozen_start_is_measured_by_the_graph_of_its_name(
     from vitrieve.model.pretrained import find_weights
     from vitrieve.runtime.encoder import load_encoder
     from vitrieve.settings import override_config
-    from vitrieve.training.run import _load_frozen
+    from vitrieve.training.finishing import _load_frozen
 
     def find_folder(name: str, size: int) -> Path:
         return tmp_path / f"{name}-{size}"

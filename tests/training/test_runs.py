@@ -45,7 +45,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, tiny_weights: Path) -> Path:
         train(f"folder:{photographs}", "small", folder / name, model=model, **settings)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("vitrieve.training.run.export_folder", lambda folder: None)
+        patch.setattr("vitrieve.training.finishing.export_folder", lambda folder: None)
         run("good")
         with pytest.raises(ValueError, match="as the test\nwants"):
             run("deep/failed", num_steps=4, callbacks=[Stop(ValueError("as the test\nwants"))])

@@ -16,8 +16,8 @@ import vitrieve
 from vitrieve.cli.main import main
 from vitrieve.errors import ArtifactError, ConfigError, DataError
 from vitrieve.evaluation.run import evaluate_encoder
+from vitrieve.training import holding_out as module
 from vitrieve.training import loop
-from vitrieve.training import run as module
 
 Train = Callable[..., vitrieve.TrainedRun]
 
@@ -25,7 +25,7 @@ Train = Callable[..., vitrieve.TrainedRun]
 @pytest.fixture(autouse=True)
 def _exports_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave the export out, which takes as long as all else of a tiny run."""
-    monkeypatch.setattr("vitrieve.training.run.export_folder", lambda folder: None)
+    monkeypatch.setattr("vitrieve.training.finishing.export_folder", lambda folder: None)
 
 
 @pytest.fixture

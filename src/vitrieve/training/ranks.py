@@ -26,7 +26,7 @@ from vitrieve.errors import ConfigError, RankLostError, VitrieveError
 from vitrieve.objective.memory import Division
 from vitrieve.progress import print_message
 from vitrieve.runtime.device import has_cuda
-from vitrieve.training.watch import STATUS_LOST, Watch, ignore_sigterm
+from vitrieve.training.liveness import STATUS_LOST, Watch, ignore_sigterm
 
 T = TypeVar("T")
 TIMEOUT = timedelta(days=7)
