@@ -26,6 +26,8 @@ class Arguments:
     """Folder written by vitrieve index; threshold.json is written into it."""
     data: str | None = None
     """A labeled source to calibrate on, not the index's own images: grocery:DIR, folder:DIR, table:FILE, …."""
+    embeddings: Path | None = None
+    """Folder written by vitrieve embed with the index's encoder: labeled images to calibrate on, embedded already."""
     exclude: Exclude = ()
     """Leave out of the folder of --data, like a line of .vitrieveignore: --exclude drafts/ --exclude '*_small.jpg'."""
     column: str | None = None
@@ -44,14 +46,19 @@ class Arguments:
 def run(arguments: Arguments) -> int:
     """Calibrate, write the threshold, and say what it does."""
     from vitrieve.data.sources import read_source
+    from vitrieve.embed.collection import load_embeddings
     from vitrieve.search.threshold import calibrate, check_column, save_threshold
 
     if arguments.exclude and arguments.data is None:
         raise ConfigError("--exclude leaves files out of the folder of --data; give both or none.")
-    check_column(arguments.column, has_data=arguments.data is not None)  # before the data are read
+    if arguments.data is not None and arguments.embeddings is not None:
+        raise ConfigError("--data and --embeddings are two ways to name the labeled images; give one of them.")
+    has_data = arguments.data is not None or arguments.embeddings is not None
+    check_column(arguments.column, has_data=has_data)  # before the data are read
+    data = None if arguments.data is None else read_source(arguments.data, exclude=arguments.exclude)
     threshold = calibrate(
         arguments.index,
-        None if arguments.data is None else read_source(arguments.data, exclude=arguments.exclude),
+        data if arguments.embeddings is None else load_embeddings(arguments.embeddings),
         None if arguments.data is None else _load_encoder(arguments),
         column=arguments.column,
         false_accept_rate=arguments.false_accept_rate,

@@ -40,6 +40,10 @@ class Arguments:
     exclude: Exclude = ()
     """Leave out of a folder (--data, --distractors), like a line of .vitrieveignore: --exclude drafts/
     --exclude '*_small.jpg'."""
+    num_queries: int | None = None
+    """Queries to draw at random where the data set has more; all images stay in the gallery. None: all are asked."""
+    embeddings: Path | None = None
+    """Folder written by vitrieve embed with this encoder and data: nothing is embedded again."""
     image_size: int | None = None
     """Side of the square input in pixels; None: each encoder's own."""
     scales: tuple[float, ...] = ()
@@ -102,6 +106,8 @@ def run(arguments: Arguments) -> int:
         num_threads=arguments.num_threads,
         max_bad_fraction=arguments.max_bad_fraction,
         rerank=arguments.rerank,
+        num_queries=arguments.num_queries,
+        embeddings=arguments.embeddings,
         show_progress=True,
     )
     if arguments.index is not None:

@@ -7,17 +7,29 @@ A reader of a source (``grocery.py``, ``emoji.py``, ``folder.py``, ``table.py``)
 from __future__ import annotations
 
 import os
+from abc import abstractmethod
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple, TypeVar, overload
 from urllib.parse import quote, unquote_to_bytes
+
+import numpy as np
+import numpy.typing as npt
 
 from vitrieve.errors import DataError
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+
+NO_GROUP = -1
+"""Junk group of an image that is junk for nobody."""
+WALKED_ROWS = 65_536
+"""Rows of a table that are turned into Python numbers at a time."""
+
+T = TypeVar("T")
 
 HOLD_OUT_EVERY = 5
 """One class of every five is held out: to choose a model, and to test own data without a split."""
@@ -48,6 +60,131 @@ class ImageRecord:
     box: tuple[float, float, float, float] | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
     source: str = ""
+
+
+class RecordColumns(NamedTuple):
+    """What an evaluation asks of all records at once, a row a record.
+
+    Attributes:
+        labels: ``(N,)`` int64.
+        splits: ``(N,)`` int8 positions in ``SPLITS``.
+        is_query: ``(N,)`` bool.
+        is_gallery: ``(N,)`` bool.
+    """
+
+    labels: npt.NDArray[np.int64]
+    splits: npt.NDArray[np.int8]
+    is_query: npt.NDArray[np.bool_]
+    is_gallery: npt.NDArray[np.bool_]
+
+    def take(self, rows: npt.NDArray[np.int64]) -> RecordColumns:
+        """Return the columns of some records."""
+        return RecordColumns(self.labels[rows], self.splits[rows], self.is_query[rows], self.is_gallery[rows])
+
+
+class RecordTable(Sequence[ImageRecord]):
+    """Records that are made when they are asked for, from a table that takes some ten bytes for each.
+
+    A record takes a kilobyte: who walks along a table, or asks it for columns, never holds all of them.
+    """
+
+    @abstractmethod
+    def read_columns(self) -> RecordColumns:
+        """Return the columns of all records, without making them."""
+
+    @abstractmethod
+    def read_ids(self) -> Iterator[str]:
+        """Yield the name of every record, in order, without making it."""
+
+    def __eq__(self, other: object) -> bool:
+        """Compare with any sequence of records."""
+        if not isinstance(other, Sequence):
+            return NotImplemented
+        return len(self) == len(other) and all(one == two for one, two in zip(self, other, strict=True))
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+class ChosenRecords(RecordTable):
+    """Some records of a table, in their order there."""
+
+    def __init__(self, records: RecordTable, rows: npt.NDArray[np.int64], *, split: Split | None = None) -> None:
+        """Choose rows of ``records``, ``(N,)``, rising; ``split`` is the one that they are moved to."""
+        self._records, self._rows, self._split = records, rows, split
+
+    def __len__(self) -> int:
+        """Count the records."""
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, place: int) -> ImageRecord: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> tuple[ImageRecord, ...]: ...
+
+    def __getitem__(self, place: int | slice) -> ImageRecord | tuple[ImageRecord, ...]:
+        """Make one record, or those of a slice."""
+        if isinstance(place, slice):
+            return tuple(self._move(self._records[row]) for row in self._rows[place].tolist())
+        return self._move(self._records[int(self._rows[place])])
+
+    def __iter__(self) -> Iterator[ImageRecord]:
+        """Make the records one after the other."""
+        return map(self._move, self._walk(iter(self._records)))
+
+    def read_columns(self) -> RecordColumns:
+        """Return the columns of the chosen records."""
+        columns = self._records.read_columns().take(self._rows)
+        if self._split is None:
+            return columns
+        return columns._replace(splits=np.full(len(self), SPLITS.index(self._split), np.int8))
+
+    def read_ids(self) -> Iterator[str]:
+        """Yield the names of the chosen records."""
+        return self._walk(self._records.read_ids())
+
+    def _move(self, record: ImageRecord) -> ImageRecord:
+        return record if self._split is None else replace(record, split=self._split)
+
+    def _walk(self, all_of_them: Iterator[T]) -> Iterator[T]:
+        passed = 0
+        for start in range(0, len(self._rows), WALKED_ROWS):
+            for row in self._rows[start : start + WALKED_ROWS].tolist():
+                yield next(islice(all_of_them, row - passed, None))
+                passed = row + 1
+
+
+def read_columns(records: Sequence[ImageRecord]) -> RecordColumns:
+    """Return the columns of any records, which a table has and others are asked for one by one."""
+    if isinstance(records, RecordTable):
+        return records.read_columns()
+    return RecordColumns(
+        labels=np.fromiter((record.label for record in records), np.int64, len(records)),
+        splits=np.fromiter((SPLITS.index(record.split) for record in records), np.int8, len(records)),
+        is_query=np.fromiter((record.is_query for record in records), np.bool_, len(records)),
+        is_gallery=np.fromiter((record.is_gallery for record in records), np.bool_, len(records)),
+    )
+
+
+def read_ids(records: Sequence[ImageRecord]) -> Iterator[str]:
+    """Yield the name of every record, in order."""
+    return records.read_ids() if isinstance(records, RecordTable) else (record.image_id for record in records)
+
+
+def choose_records(records: Sequence[ImageRecord], rows: npt.NDArray[np.int64]) -> Sequence[ImageRecord]:
+    """Choose some records by their rows, ``(N,)``, rising: of a table without making them."""
+    if len(rows) == len(records):
+        return records
+    if isinstance(records, RecordTable):
+        return ChosenRecords(records, rows)
+    return tuple(records[row] for row in rows.tolist())
+
+
+def move_records(records: Sequence[ImageRecord], split: Split) -> Sequence[ImageRecord]:
+    """Move all records to a split: those of a table without making them."""
+    if isinstance(records, RecordTable):
+        return ChosenRecords(records, np.arange(len(records)), split=split)
+    return tuple(replace(record, split=split) for record in records)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -175,6 +312,18 @@ def hold_out_labels(labels: Iterable[int], measurable: Collection[int] | None = 
     )
 
 
+def number_groups(records: Iterable[ImageRecord], key: str) -> npt.NDArray[np.int64]:
+    """Number the values of a metadata key in their order, ``(N,)``; a record without it has ``NO_GROUP``."""
+    numbers: dict[str | None, int] = {None: 0}
+    found = np.fromiter(
+        (numbers.setdefault(record.metadata.get(key), len(numbers)) for record in records), dtype=np.int64
+    )
+    names = [name for name in numbers if name is not None]
+    in_order = np.full(len(numbers), NO_GROUP, dtype=np.int64)
+    in_order[[numbers[name] for name in sorted(names)]] = np.arange(len(names))
+    return in_order[found]
+
+
 def find_measurable(records: Iterable[ImageRecord], junk_key: str | None = None) -> frozenset[int]:
     """Find the classes that retrieval can be measured on.
 
@@ -185,22 +334,23 @@ def find_measurable(records: Iterable[ImageRecord], junk_key: str | None = None)
     Returns:
         Labels of which a query has another image in the gallery that is no junk for it.
     """
-    of_label: dict[int, list[ImageRecord]] = {}
-    for record in records:
-        of_label.setdefault(record.label, []).append(record)
-    return frozenset(label for label, group in of_label.items() if _is_measurable(group, junk_key))
+    given = records if isinstance(records, Sequence) else tuple(records)
+    columns = read_columns(given)
+    _, classes = np.unique(columns.labels, return_inverse=True)
+    num_gallery = _count_alike(classes, columns.is_gallery)
+    num_left_out = columns.is_gallery.astype(np.int64)  # an image does not find itself
+    if junk_key is not None:
+        groups = number_groups(given, junk_key)
+        num_junk = _count_alike(classes * (groups.max(initial=NO_GROUP) + 2) + groups, columns.is_gallery)
+        num_left_out = np.where(groups == NO_GROUP, num_left_out, num_junk)
+    is_measurable = columns.is_query & (num_gallery > num_left_out)
+    return frozenset(np.unique(columns.labels[is_measurable]).tolist())
 
 
-def _is_measurable(records: Sequence[ImageRecord], junk_key: str | None) -> bool:
-    """Say whether a query among the images of one class has another one to find."""
-    groups = [None if junk_key is None else record.metadata.get(junk_key) for record in records]
-    num_gallery = sum(record.is_gallery for record in records)
-    num_junk = Counter(group for record, group in zip(records, groups, strict=True) if record.is_gallery)
-    return any(
-        num_gallery > (record.is_gallery if group is None else num_junk[group])
-        for record, group in zip(records, groups, strict=True)
-        if record.is_query
-    )
+def _count_alike(values: npt.NDArray[np.int64], is_counted: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
+    """Count for every value how many that are equal are to be counted."""
+    _, places = np.unique(values, return_inverse=True)
+    return np.bincount(places[is_counted], minlength=len(values))[places]
 
 
 def require_trainable(dataset: Dataset) -> None:

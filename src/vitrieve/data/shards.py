@@ -25,7 +25,7 @@ from vitrieve.artifacts import is_partial
 from vitrieve.data.blocks import RemoteReader, find_file_anew, note_file
 from vitrieve.data.decode import MAX_FILE_BYTES
 from vitrieve.data.parts import SHARD_SUFFIX, spell_part
-from vitrieve.data.records import SPLITS, Dataset, GroundTruth, ImageRecord
+from vitrieve.data.records import SPLITS, Dataset, GroundTruth, ImageRecord, RecordColumns, RecordTable
 from vitrieve.data.remote import check_address, find_infos, spell_address
 from vitrieve.data.tars import BLOCK_BYTES
 from vitrieve.errors import DataError, InputError
@@ -153,7 +153,7 @@ def _build_set(values: dict[str, Any]) -> ShardSet:
     )
 
 
-class ShardRecords(Sequence[ImageRecord]):
+class ShardRecords(RecordTable):
     """The records of an index, each made when it is asked for, and as many times."""
 
     def __init__(self, table: pa.Table, label_names: Sequence[str], folder: Path) -> None:
@@ -197,13 +197,20 @@ class ShardRecords(Sequence[ImageRecord]):
         for start in range(0, len(self), _BLOCK_ROWS):
             yield from self._build(start, min(start + _BLOCK_ROWS, len(self)))
 
-    def __eq__(self, other: object) -> bool:
-        """Compare with any sequence of records."""
-        if not isinstance(other, Sequence):
-            return NotImplemented
-        return len(self) == len(other) and all(one == two for one, two in zip(self, other, strict=True))
+    def read_columns(self) -> RecordColumns:
+        """Return the columns of all records."""
+        numbers = np.array([SPLITS.index(name) for name in self._split_names], np.int8)
+        return RecordColumns(
+            labels=self._labels.astype(np.int64),
+            splits=numbers[self._splits],
+            is_query=np.asarray(self._is_query, dtype=np.bool_),
+            is_gallery=np.asarray(self._is_gallery, dtype=np.bool_),
+        )
 
-    __hash__ = None  # type: ignore[assignment]
+    def read_ids(self) -> Iterator[str]:
+        """Yield the name of every record."""
+        for start in range(0, len(self), _BLOCK_ROWS):
+            yield from self._image_ids.slice(start, _BLOCK_ROWS).to_pylist()
 
     @property
     def shared_labels(self) -> tuple[int, int]:

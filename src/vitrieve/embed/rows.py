@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
-from vitrieve.data.records import ImageRecord, parse_path, spell_path
+from vitrieve.data.records import SPLITS, ImageRecord, RecordColumns, RecordTable, parse_path, spell_path
 from vitrieve.errors import ArtifactError
 
 STATUS_OK = "ok"
@@ -104,7 +104,7 @@ def _to_record(values: Mapping[str, Any]) -> ImageRecord:
     )
 
 
-class StoredRecords(Sequence[ImageRecord]):
+class StoredRecords(RecordTable):
     """The records of the good rows of a file, each made when it is asked for, a row group at a time.
 
     Memory holds a byte for each row and a few row groups, whatever the size of the file. The file stays open: what is
@@ -157,13 +157,41 @@ class StoredRecords(Sequence[ImageRecord]):
         for group in range(len(self._ends)):
             yield from self._read(group)
 
-    def __eq__(self, other: object) -> bool:
-        """Compare with any sequence of records."""
-        if not isinstance(other, Sequence):
-            return NotImplemented
-        return len(self) == len(other) and all(one == two for one, two in zip(self, other, strict=True))
+    def read_columns(self) -> RecordColumns:
+        """Return the columns of all records."""
+        shape = len(self)
+        labels, splits = np.empty(shape, np.int64), np.empty(shape, np.int8)
+        is_query, is_gallery = np.empty(shape, np.bool_), np.empty(shape, np.bool_)
+        start = 0
+        names = ["label", "split", "is_query", "is_gallery"]
+        for batch in self._read_batches(names):
+            rows = slice(start, start + batch.num_rows)
+            codes = pc.index_in(batch["split"], value_set=pa.array(SPLITS))
+            columns = (batch["label"], codes, batch["is_query"], batch["is_gallery"])
+            for out, column in zip((labels, splits, is_query, is_gallery), columns, strict=True):
+                if column.null_count:
+                    raise self._explain(ValueError("a label, a split or a role is missing"))
+                out[rows] = column.to_numpy(zero_copy_only=False)
+            start = rows.stop
+        return RecordColumns(labels, splits, is_query, is_gallery)
 
-    __hash__ = None  # type: ignore[assignment]
+    def read_ids(self) -> Iterator[str]:
+        """Yield the name of every record."""
+        for batch in self._read_batches(["image_id"]):
+            yield from batch["image_id"].to_pylist()
+
+    def _read_batches(self, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        """Read some columns of the good rows, a few row groups at a time."""
+        num_groups = len(self._ends)
+        for group in range(0, num_groups, NUM_GROUPS_HELD):
+            groups = list(range(group, min(group + NUM_GROUPS_HELD, num_groups)))
+            try:
+                with self._lock:
+                    table = self._file.read_row_groups(groups, columns=["status", *names])
+                good = table.filter(pc.equal(table["status"], STATUS_OK))
+            except (OSError, KeyError, TypeError, ValueError, pa.ArrowException) as error:
+                raise self._explain(error) from None
+            yield from good.to_batches()
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Go to another process as a tuple: there the file may be another one."""

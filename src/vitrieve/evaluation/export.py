@@ -341,7 +341,7 @@ def _select_tests(dataset: Dataset) -> tuple[ImageRecord, ...]:
     if len({record.label for record in dataset.records}) < 2:
         return ()
     try:
-        return select_records(dataset)
+        return tuple(select_records(dataset))
     except DataError as error:
         print_message(f"no Recall@1: {error}")
         return ()

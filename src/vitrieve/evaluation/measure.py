@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from tempfile import TemporaryFile
 from typing import Any
 
 import numpy as np
 
-from vitrieve.data.records import Dataset
+from vitrieve.data.records import Dataset, ImageRecord, choose_records, read_columns, read_ids
 from vitrieve.embed.collection import Embeddings
 from vitrieve.evaluation.metrics import Scores, bootstrap_intervals, score_queries, short_name
 from vitrieve.evaluation.protocols import RetrievalTask, build_task, find_whole_cut_offs, select_records
@@ -19,6 +21,8 @@ from vitrieve.similarity import FloatArray, IntArray, similarity
 
 QUERY_BLOCK_BYTES = 512 * 2**20
 """Bytes of similarities at a time: the 70 queries of revisited Oxford and a million distractors take 281 MB."""
+HELD_BYTES = 256 * 2**20
+"""Vectors copied in memory: of 175,000 images with 384 dimensions."""
 GALLERY_BLOCK_SIZE = 8192
 """Gallery rows taken from the embeddings, which may be a memory map larger than memory, at a time."""
 
@@ -33,6 +37,7 @@ class EvaluationResult:
         protocol: Its protocol.
         num_queries: Queries that the means are over.
         num_skipped_queries: Further queries, for which nothing relevant is in the gallery.
+        num_drawn_from: Queries of the protocol, of which those were drawn at random; None: all were asked.
         num_gallery: Images that can be found, among them the queries' own.
         num_unreadable: Images of the protocol that could not be read, and so are in none of these counts.
         embedding_dim: Length of an embedding.
@@ -56,6 +61,7 @@ class EvaluationResult:
     metrics: Mapping[str, float]
     intervals: Mapping[str, tuple[float, float]]
     whole_cut_offs: tuple[int, ...] = ()
+    num_drawn_from: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Convert to plain JSON values; the metrics stand beside the counts."""
@@ -86,26 +92,35 @@ class Measurement:
     failures: tuple[tuple[str, str], ...]
 
 
-def measure(dataset: Dataset, embeddings: Embeddings, encoder_name: str, *, has_intervals: bool = True) -> Measurement:
+def measure(
+    dataset: Dataset,
+    embeddings: Embeddings,
+    encoder_name: str,
+    *,
+    has_intervals: bool = True,
+    num_queries: int | None = None,
+) -> Measurement:
     """Score the embeddings of a data set under its protocol.
+
+    Of embeddings on disk and a source that is a table, memory holds some ten bytes for each image and what the queries
+    take; vectors are read block by block.
 
     Args:
         dataset: Data set, which says which images are queries and which can be found.
         embeddings: Embeddings of all images of the protocol, or more; matched by image_id.
         encoder_name: Name for the result.
         has_intervals: Whether the result has intervals.
+        num_queries: Number of queries that are drawn at random where the protocol has more; None: all.
 
     Raises:
         DataError: Nothing to measure on.
         InputError: No query with anything relevant.
     """
-    rows = {record.image_id: row for row, record in enumerate(embeddings.records)}
     wanted = select_records(dataset)
-    readable = [record for record in wanted if record.image_id in rows]
-    wanted_ids = {record.image_id for record in wanted}
-    failures = [failure for failure in embeddings.failures if failure[0] in wanted_ids]
-    task = build_task(dataset, readable)
-    vectors = _take_rows(embeddings.vectors, [rows[record.image_id] for record in readable])
+    places, rows, failures = match_records(wanted, embeddings)
+    readable = choose_records(wanted, places)
+    task = build_task(dataset, readable, num_queries=num_queries)
+    vectors = _take_rows(embeddings.vectors, rows)
     scores = _score(task, vectors)
     result = EvaluationResult(
         encoder=encoder_name,
@@ -113,6 +128,7 @@ def measure(dataset: Dataset, embeddings: Embeddings, encoder_name: str, *, has_
         protocol=dataset.protocol,
         num_queries=scores.num_scored,
         num_skipped_queries=scores.num_skipped,
+        num_drawn_from=_count_queries(readable, task),
         num_gallery=len(task.gallery_rows),
         num_unreadable=len(failures),
         embedding_dim=vectors.shape[1],
@@ -121,17 +137,66 @@ def measure(dataset: Dataset, embeddings: Embeddings, encoder_name: str, *, has_
         intervals=bootstrap_intervals(scores, dataset.ks) if has_intervals else {},
         whole_cut_offs=find_whole_cut_offs(task, dataset.ks),
     )
-    return Measurement(
-        result=result, dataset=dataset, task=task, vectors=vectors, scores=scores, failures=tuple(failures)
-    )
+    return Measurement(result=result, dataset=dataset, task=task, vectors=vectors, scores=scores, failures=failures)
 
 
-def _take_rows(vectors: FloatArray, rows: Sequence[int] | IntArray) -> FloatArray:
-    """Take rows in order; all of them are taken without a copy, as a million distractors are too many for one."""
-    chosen = np.asarray(rows, dtype=np.int64)
-    if np.array_equal(chosen, np.arange(len(vectors))):
-        return vectors
-    return np.asarray(vectors[chosen])
+def match_records(
+    wanted: Sequence[ImageRecord], embeddings: Embeddings
+) -> tuple[IntArray, IntArray, tuple[tuple[str, str], ...]]:
+    """Find the embeddings of images by their names.
+
+    Returns:
+        The places in ``wanted`` of the images that have a vector, rising; the rows of their vectors; and those of the
+        failures of the embeddings that are wanted.
+    """
+    # Embeddings stand in the order of their source: one walk along both finds them without a table of all names.
+    failed = {image_id for image_id, _ in embeddings.failures}
+    wanted_failed = set()
+    places, rows = array("q"), array("q")
+    found = enumerate(read_ids(embeddings.records))
+    for place, image_id in enumerate(read_ids(wanted)):
+        if image_id in failed:
+            wanted_failed.add(image_id)
+            continue
+        row = next((row for row, other in found if other == image_id), None)
+        if row is None:
+            return _match_by_name(wanted, embeddings)
+        places.append(place)
+        rows.append(row)
+    failures = tuple(failure for failure in embeddings.failures if failure[0] in wanted_failed)
+    return np.frombuffer(places, dtype=np.int64), np.frombuffer(rows, dtype=np.int64), failures
+
+
+def _match_by_name(
+    wanted: Sequence[ImageRecord], embeddings: Embeddings
+) -> tuple[IntArray, IntArray, tuple[tuple[str, str], ...]]:
+    """Match embeddings that stand in another order, or lack images for no reason."""
+    row_of = {image_id: row for row, image_id in enumerate(read_ids(embeddings.records))}
+    wanted_ids = list(read_ids(wanted))
+    places = [place for place, image_id in enumerate(wanted_ids) if image_id in row_of]
+    rows = [row_of[wanted_ids[place]] for place in places]
+    known = set(wanted_ids)
+    failures = tuple(failure for failure in embeddings.failures if failure[0] in known)
+    return np.array(places, dtype=np.int64), np.array(rows, dtype=np.int64), failures
+
+
+def _count_queries(readable: Sequence[ImageRecord], task: RetrievalTask) -> int | None:
+    """Count the queries of which those of a task were drawn; None where they are all."""
+    num_all = int(np.count_nonzero(read_columns(readable).is_query))
+    return None if num_all == len(task.query_rows) else num_all
+
+
+def _take_rows(vectors: FloatArray, rows: IntArray) -> FloatArray:
+    """Take rows in order: neighbors without a copy, and many others by a copy on disk, which needs no memory."""
+    if len(rows) and np.array_equal(rows, np.arange(rows[0], rows[0] + len(rows))):
+        return vectors[rows[0] : rows[0] + len(rows)]
+    if len(rows) * vectors[:1].nbytes <= HELD_BYTES:
+        return np.asarray(vectors[rows])
+    with TemporaryFile() as file:  # what is mapped stays when the file is closed
+        copy = np.memmap(file, dtype=np.float32, mode="w+", shape=(len(rows), vectors.shape[1]))
+    for start in range(0, len(rows), GALLERY_BLOCK_SIZE):
+        copy[start : start + GALLERY_BLOCK_SIZE] = vectors[rows[start : start + GALLERY_BLOCK_SIZE]]
+    return copy
 
 
 def _score(task: RetrievalTask, vectors: FloatArray) -> Scores:
@@ -210,6 +275,8 @@ def _format_setting(group: Sequence[EvaluationResult]) -> str:
         f"{quote_name(result.dataset)}, {result.protocol}: {result.num_queries:,} queries, "
         f"{result.num_gallery:,} gallery images, {sizes} px; figures in %"
     )
+    if result.num_drawn_from is not None:
+        text += f"\nqueries drawn at random from {result.num_drawn_from:,}"
     if result.num_skipped_queries:
         text += f"\nqueries left out, as nothing relevant is in the gallery: {result.num_skipped_queries:,}"
     if result.num_unreadable:

@@ -24,17 +24,19 @@ from typing import TYPE_CHECKING, ClassVar, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from vitrieve.data.records import NO_GROUP
 from vitrieve.errors import InputError
 from vitrieve.similarity import FloatArray, IntArray, RankedQuery, as_embeddings, count_before
 
 DEFAULT_KS = (1, 2, 4, 8)
+QUERY_BLOCK_SIZE = 2**18
+"""Queries whose right images are listed at a time. A larger collection has no symmetric product to lose
+(``similarity/nearest.py``)."""
 NUM_RESAMPLES = 2000
 """For a normal distribution the ends of an interval then scatter by 1.5 % of its width."""
 INTERVAL_QUANTILES = (0.025, 0.975)
 NO_ROW = -1
 """Gallery row of a query that is not in the gallery."""
-NO_GROUP = -1
-"""Junk group of an image that is junk for nobody."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,7 +204,7 @@ def as_labels(values: npt.ArrayLike, name: str, length: int | None = None) -> In
         raise InputError(f"{name} have shape {given.shape} and type {given.dtype}; expected {expected}.")
     if given.dtype.kind == "u" and given.max(initial=0) > np.iinfo(np.int64).max:
         raise InputError(f"{name} reach {given.max()}, which is beyond int64; number the classes from 0.")
-    return given.astype(np.int64)
+    return given.astype(np.int64, copy=False)
 
 
 class Scores(ABC):
@@ -449,13 +451,16 @@ def score_queries(
     queries, gallery, relevance = _read_inputs(
         query_embeddings, query_labels, gallery_embeddings, gallery_labels, exclusions
     )
-    ranked = [_list_known_rows(relevance, query) for query in range(len(queries))]
-    counts = count_before(queries, gallery, ranked)
-    num_relevant = np.array([len(one.relevant) for one in ranked], dtype=np.int64)
-    first_rank, precision, average = _score_counts(counts.num_before, num_relevant)
+    num_relevant, parts = [np.empty(0, dtype=np.int64)], []
+    for start in range(0, max(1, len(queries)), QUERY_BLOCK_SIZE):
+        block = queries if len(queries) <= QUERY_BLOCK_SIZE else queries[start : start + QUERY_BLOCK_SIZE]
+        ranked = [_list_known_rows(relevance, query) for query in range(start, start + len(block))]
+        num_relevant.append(np.array([len(one.relevant) for one in ranked], dtype=np.int64))
+        parts.append(_score_counts(count_before(block, gallery, ranked).num_before, num_relevant[-1]))
+    first_rank, precision, average = (np.concatenate(columns) for columns in zip(*parts, strict=True))
     return QueryScores(
         labels=relevance.query_labels,
-        num_relevant=num_relevant,
+        num_relevant=np.concatenate(num_relevant),
         first_rank=first_rank,
         r_precision=precision,
         map_at_r=average,

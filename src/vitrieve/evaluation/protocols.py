@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import compress
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 
-from vitrieve.data.records import Dataset, GroundTruth, ImageRecord, find_measurable
+from vitrieve.data.records import (
+    SPLITS,
+    Dataset,
+    GroundTruth,
+    ImageRecord,
+    RecordColumns,
+    choose_records,
+    find_measurable,
+    move_records,
+    number_groups,
+    read_columns,
+    read_ids,
+)
 from vitrieve.data.revisited import use_whole_queries
 from vitrieve.data.sources import is_folder_source, list_protocols, read_collection, read_source
 from vitrieve.errors import ConfigError, DataError, unknown_name_message
 from vitrieve.evaluation.metrics import (
-    NO_GROUP,
     NO_ROW,
     Exclusions,
     ListedRelevance,
@@ -130,7 +142,7 @@ class RetrievalTask:
         listed: Right and ignored images listed query by query; None: labels and ``junk_groups`` decide.
     """
 
-    records: tuple[ImageRecord, ...]
+    records: Sequence[ImageRecord]
     query_rows: IntArray
     gallery_rows: IntArray
     labels: IntArray
@@ -223,14 +235,15 @@ def take_all_classes(dataset: Dataset) -> Dataset:
             f"{dataset.name} lists for each query what is right, so there are no further classes to measure; "
             "leave out --classes all."
         )
-    num_trained = len({record.label for record in dataset.records if record.split != "test"})
+    columns = read_columns(dataset.records)
+    num_trained = len(np.unique(columns.labels[columns.splits != SPLITS.index("test")]))
     note = (
         f"Measured on all {len(dataset.label_names)} classes, {num_trained} of them with images outside the test "
         "split: the figures of an encoder that was trained on them say little about new classes."
     )
     return replace(
         dataset,
-        records=tuple(replace(record, split="test") for record in dataset.records),
+        records=move_records(dataset.records, "test"),
         notes=(*dataset.notes, note) if num_trained else dataset.notes,
     )
 
@@ -256,16 +269,17 @@ def find_whole_cut_offs(task: RetrievalTask, ks: Sequence[int]) -> tuple[int, ..
     return tuple(k for k in ks if k >= length)
 
 
-def select_records(dataset: Dataset) -> tuple[ImageRecord, ...]:
-    """Select the queries and gallery images of the test split, each once, in order.
+def select_records(dataset: Dataset) -> Sequence[ImageRecord]:
+    """Select the queries and gallery images of the test split, each once, in order; of a table without making them.
 
     Raises:
         DataError: No query, nothing to find, a gallery of one class, or of no query's class; with a ground truth a
             query that it lacks, or none with an image to be found.
     """
-    records = tuple(record for record in dataset.split("test") if record.is_query or record.is_gallery)
-    num_queries = sum(record.is_query for record in records)
-    num_gallery = sum(record.is_gallery for record in records)
+    columns = read_columns(dataset.records)
+    rows = np.flatnonzero((columns.splits == SPLITS.index("test")) & (columns.is_query | columns.is_gallery))
+    records, columns = choose_records(dataset.records, rows), columns.take(rows)
+    num_queries, num_gallery = np.count_nonzero(columns.is_query), np.count_nonzero(columns.is_gallery)
     where = f"data set {dataset.name} ({dataset.protocol})"
     if num_queries == 0 or num_gallery == 0:
         raise DataError(
@@ -274,16 +288,16 @@ def select_records(dataset: Dataset) -> tuple[ImageRecord, ...]:
             "or a manifest with a column 'split'. `vitrieve data check --data SOURCE` shows what is there."
         )
     if dataset.ground_truth is None:
-        _check_labels(dataset, records, where)
+        _check_labels(dataset, records, columns, where)
     else:
         _check_ground_truth(dataset.ground_truth, _find_roles(dataset), records, where)
     return records
 
 
-def _check_labels(dataset: Dataset, records: Sequence[ImageRecord], where: str) -> None:
-    num_of_label = Counter(record.label for record in records if record.is_gallery)
-    if len(num_of_label) == 1:
-        name = dataset.label_names[next(iter(num_of_label))]
+def _check_labels(dataset: Dataset, records: Sequence[ImageRecord], columns: RecordColumns, where: str) -> None:
+    labels = np.unique(columns.labels[columns.is_gallery])
+    if len(labels) == 1:
+        name = dataset.label_names[labels[0]]
         raise DataError(
             f"{where} has one class only ({name!r}) in the gallery of its test split: whatever is found would be "
             "right. At least two classes are needed; without a split of its own every fifth of a source's classes is "
@@ -304,8 +318,8 @@ def _check_ground_truth(
     unknown = [image_id for image_id in queries if image_id not in ground_truth]
     if unknown:
         raise DataError(f"{where}: {len(unknown)} queries have no ground truth, the first of them {unknown[0]!r}.")
-    gallery = {record.image_id for record in records if record.is_gallery}
-    if not any(gallery.intersection(_list_images(ground_truth[image_id], roles.positive)) for image_id in queries):
+    wanted = {one for image_id in queries for one in _list_images(ground_truth[image_id], roles.positive)}
+    if not any(image_id in wanted for image_id in _gallery_ids(records)):
         raise DataError(
             f"{where}: no query has an image to be found in the gallery; compare the names in the ground truth with "
             "the files, or choose another protocol."
@@ -322,35 +336,49 @@ def _list_images(truth: GroundTruth, parts: Sequence[str]) -> list[str]:
     return [image_id for part in parts for image_id in getattr(truth, part)]
 
 
-def build_task(dataset: Dataset, records: Sequence[ImageRecord]) -> RetrievalTask:
+def build_task(dataset: Dataset, records: Sequence[ImageRecord], *, num_queries: int | None = None) -> RetrievalTask:
     """Build the arrays of an evaluation.
 
     Args:
         dataset: Data set, which names the metadata that makes images junk for each other (``junk_key``), or lists for
             each query what is right and what is ignored (``ground_truth``).
         records: Records of ``select_records``, without those that could not be read.
+        num_queries: Number of queries that are drawn at random where there are more, by a seed of their own; all can
+            be found as before. None: all.
     """
-    labels = np.array([record.label for record in records], dtype=np.int64)
+    columns = read_columns(records)
+    if num_queries is not None and num_queries < np.count_nonzero(columns.is_query):
+        columns = columns._replace(is_query=_draw(columns.is_query, num_queries))
+    query_rows = np.flatnonzero(columns.is_query)
     return RetrievalTask(
-        records=tuple(records),
-        query_rows=np.flatnonzero([record.is_query for record in records]),
-        gallery_rows=np.flatnonzero([record.is_gallery for record in records]),
-        labels=labels,
-        junk_groups=None if dataset.junk_key is None else _number_groups(records, dataset.junk_key),
-        listed=None if dataset.ground_truth is None else _list_relevance(dataset, dataset.ground_truth, records),
+        records=records,
+        query_rows=query_rows,
+        gallery_rows=np.flatnonzero(columns.is_gallery),
+        labels=columns.labels,
+        junk_groups=None if dataset.junk_key is None else number_groups(records, dataset.junk_key),
+        listed=None
+        if dataset.ground_truth is None
+        else _list_relevance(dataset, dataset.ground_truth, records, query_rows),
     )
 
 
+def _draw(is_query: npt.NDArray[np.bool_], num_queries: int) -> npt.NDArray[np.bool_]:
+    """Draw some queries, the same ones of the same images."""
+    is_drawn = np.zeros(len(is_query), dtype=np.bool_)
+    is_drawn[np.random.default_rng(0).choice(np.flatnonzero(is_query), num_queries, replace=False)] = True
+    return is_drawn
+
+
 def _list_relevance(
-    dataset: Dataset, ground_truth: Mapping[str, GroundTruth], records: Sequence[ImageRecord]
+    dataset: Dataset, ground_truth: Mapping[str, GroundTruth], records: Sequence[ImageRecord], query_rows: IntArray
 ) -> ListedRelevance:
     """Turn the names of a ground truth into gallery rows; an image that is not among ``records`` has none."""
     roles = _find_roles(dataset)
-    gallery = (record.image_id for record in records if record.is_gallery)
-    rows = {image_id: row for row, image_id in enumerate(gallery)}
-    truths = [ground_truth[record.image_id] for record in records if record.is_query]
+    truths = [ground_truth[records[row].image_id] for row in query_rows.tolist()]
     positives = [_list_images(truth, roles.positive) for truth in truths]
     ignored = [_list_images(truth, roles.ignored) for truth in truths]
+    named = {image_id for listed in (*positives, *ignored) for image_id in listed}
+    rows = {image_id: row for row, image_id in enumerate(_gallery_ids(records)) if image_id in named}
     return ListedRelevance(
         positive_rows=tuple(_find_rows(rows, image_ids) for image_ids in positives),
         ignored_rows=tuple(_find_rows(rows, image_ids) for image_ids in ignored),
@@ -358,14 +386,10 @@ def _list_relevance(
     )
 
 
+def _gallery_ids(records: Sequence[ImageRecord]) -> Iterator[str]:
+    """Yield the names of the images that can be found, in order."""
+    return compress(read_ids(records), read_columns(records).is_gallery)
+
+
 def _find_rows(rows: Mapping[str, int], image_ids: Sequence[str]) -> IntArray:
     return np.array([rows[image_id] for image_id in image_ids if image_id in rows], dtype=np.int64)
-
-
-def _number_groups(records: Sequence[ImageRecord], key: str) -> IntArray:
-    """Number the values of a metadata key; a record without it belongs to no group."""
-    names = sorted({record.metadata[key] for record in records if key in record.metadata})
-    numbers = {name: number for number, name in enumerate(names)}
-    return np.array(
-        [numbers[record.metadata[key]] if key in record.metadata else NO_GROUP for record in records], dtype=np.int64
-    )

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, zip_longest
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -22,8 +22,8 @@ from vitrieve.artifacts import MANIFEST_NAME, replacing_folder, write_manifest, 
 from vitrieve.config import Device
 from vitrieve.data.records import Dataset, ImageRecord
 from vitrieve.embed.collection import Embeddings, EmbedSettings, embed_collection, embed_images, load_embeddings
-from vitrieve.errors import ConfigError
-from vitrieve.evaluation.measure import EvaluationResult, Measurement, format_results, measure
+from vitrieve.errors import ConfigError, DataError, FingerprintError
+from vitrieve.evaluation.measure import EvaluationResult, Measurement, format_results, match_records, measure
 from vitrieve.evaluation.protocols import EvaluationData, read_evaluation_data, select_records
 from vitrieve.evaluation.reranking import RerankingReport, parse_rerankings, report_rerankings
 from vitrieve.model.pretrained import list_seen
@@ -71,6 +71,16 @@ class EvaluationSettings(EmbedSettings):
 
     rerank: str | Sequence[str] = ()
     """Re-ranking to measure: auto, or names of ``rerank/reranker.py``; commas separate several in one text."""
+    embeddings: str | Path | None = None
+    """Folder of embeddings of all images that are measured, or more, by the one encoder; None: they are embedded."""
+    num_queries: int | None = None
+    """Number of queries that are drawn at random where a protocol has more; None: all are asked."""
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        super().__post_init__()
+        if self.num_queries is not None and self.num_queries < 1:
+            raise ConfigError(f"num_queries is {self.num_queries}; it must be 1 or more.")
 
 
 def evaluate(
@@ -98,8 +108,8 @@ def evaluate(
         overwrite: Replace what ``out`` holds.
         device: Device of encoders that are loaded here; ``auto``: on a GPU where torch sees one.
         settings: Fields of ``EvaluationSettings``: ``batch_size``, ``num_threads``, ``max_bad_fraction``,
-            ``show_progress``, and ``rerank``: ``auto`` measures every re-ranking on held-out training classes and keeps
-            one or none; names measure these on the test split.
+            ``show_progress``; ``embeddings`` and ``num_queries``; ``rerank``: ``auto`` measures every re-ranking on
+            held-out training classes and keeps one or none; names measure these on the test split.
 
     Returns:
         The figures.
@@ -121,9 +131,13 @@ def evaluate(
     sources = [encoder] if isinstance(encoder, (Encoder, str, Path)) else list(encoder)
     encoders = [one if isinstance(one, Encoder) else load_encoder(one, device=device) for one in sources]
     names = choose_names(encoders)
+    stored = evaluation_settings.embeddings
+    embed = _embed_here if stored is None else _reading(Path(stored), encoders, data.datasets)
     _tell_seen(encoders, data.datasets)
     with _folder_for(out, is_overwrite=overwrite, is_resume=resume) as folder:
-        measurements = _measure_all(encoders, data.datasets, folder, names, evaluation_settings)
+        measurements = _measure_all(
+            encoders, data.datasets, folder, names, evaluation_settings, embed, evaluation_settings.num_queries
+        )
         # All protocols of the first encoder, then of the next: as the measurements stand.
         owners = [encoder for encoder in encoders for _ in data.datasets]
         reranked = [
@@ -131,11 +145,12 @@ def evaluate(
             for measurement, owner in zip(measurements, owners, strict=True)
         ]
         _write(measurements, reranked, folder, is_report=report and out is not None)
-        shutil.rmtree(folder / EMBEDDINGS_FOLDER)
+        shutil.rmtree(folder / EMBEDDINGS_FOLDER, ignore_errors=stored is not None)
         results = tuple(measurement.result for measurement in measurements)
         if out is None:
             return Evaluation(results=results, rerankings=tuple(chain.from_iterable(reranked)))
-        write_manifest(folder, "evaluation", _describe(data, encoders))
+        about = _describe(data, encoders)
+        write_manifest(folder, "evaluation", {**about, "num_queries": evaluation_settings.num_queries})
     report_path = Path(out) / REPORT_NAME if report else None
     return Evaluation(
         results=results, folder=Path(out), report=report_path, rerankings=tuple(chain.from_iterable(reranked))
@@ -299,6 +314,29 @@ def run_comparison(  # noqa: PLR0913  # as many as the order for a report has
     return [measurement.result for measurement in measurements]
 
 
+def _reading(folder: Path, encoders: Sequence[Encoder], datasets: Sequence[Dataset]) -> Embed:
+    """Return what reads finished embeddings instead of embedding, after a check that they are the right ones."""
+    if len(encoders) != 1:
+        raise ConfigError(
+            f"embeddings are of one encoder, and {len(encoders)} are to be measured; give one of the two."
+        )
+    found = load_embeddings(folder)
+    if found.fingerprint != encoders[0].fingerprint:
+        raise FingerprintError(
+            f"{folder} was made by another encoder ({found.fingerprint[:12]}…) than {encoders[0].name} "
+            f"({encoders[0].fingerprint[:12]}…), or with other settings of it; give the one that made it."
+        )
+    for dataset in datasets:
+        wanted = select_records(dataset)
+        places, _, failures = match_records(wanted, found)
+        if len(places) + len(failures) < len(wanted):
+            raise DataError(
+                f"{folder} has no embeddings of {len(wanted) - len(places) - len(failures):,} of the {len(wanted):,} "
+                f"images that {dataset.name} is measured on; embed the same --data again, or leave --embeddings out."
+            )
+    return lambda encoder, dataset, folder, settings: found
+
+
 def _embed_here(encoder: Encoder, dataset: Dataset, folder: Path, settings: EmbedSettings) -> Embeddings:
     return embed_collection(encoder, dataset, folder, settings=settings, is_resume=True)
 
@@ -310,6 +348,7 @@ def _measure_all(
     names: Sequence[str],
     settings: EmbedSettings,
     embed: Embed = _embed_here,
+    num_queries: int | None = None,
 ) -> list[Measurement]:
     """Measure every encoder under every protocol; the embeddings stay in ``out``."""
     if not datasets:
@@ -317,7 +356,10 @@ def _measure_all(
     measurements: list[Measurement] = []
     for encoder, name in zip(encoders, names, strict=True):
         embedded = _embed_sources(encoder, datasets, out, settings, embed)
-        measurements += [measure(dataset, found, name) for dataset, found in zip(datasets, embedded, strict=True)]
+        measurements += [
+            measure(dataset, found, name, num_queries=num_queries)
+            for dataset, found in zip(datasets, embedded, strict=True)
+        ]
     return measurements
 
 
@@ -361,6 +403,8 @@ def _embeddings_folder(out: Path, encoder: Encoder, number: int) -> Path:
 
 def _group_by_source(datasets: Sequence[Dataset]) -> tuple[list[Dataset], list[int]]:
     """Join the test images of data sets that share them; return the joined ones, and the number of each one's."""
+    if len(datasets) == 1:
+        return [dataclasses.replace(datasets[0], records=select_records(datasets[0]))], [0]
     sources: list[tuple[Dataset, dict[str, ImageRecord]]] = []
     numbers = []
     for dataset in datasets:
@@ -387,9 +431,10 @@ def _embed_once(encoder: Encoder, dataset: Dataset, folder: Path, settings: Embe
     """Embed the records of ``dataset``, or take up what an interrupted evaluation has already embedded."""
     if (folder / MANIFEST_NAME).is_file():
         found = load_embeddings(folder)
-        ids = {*(record.image_id for record in found.records), *(image_id for image_id, _ in found.failures)}
-        boxes = {record.image_id: record.box for record in dataset.records}
-        is_same = ids == boxes.keys() and all(boxes[record.image_id] == record.box for record in found.records)
+        failed = {image_id for image_id, _ in found.failures}
+        wanted = ((record.image_id, record.box) for record in dataset.records if record.image_id not in failed)
+        embedded = ((record.image_id, record.box) for record in found.records)
+        is_same = all(one == other for one, other in zip_longest(wanted, embedded))
         if is_same and found.fingerprint == encoder.fingerprint:
             return found
         shutil.rmtree(folder)

@@ -49,6 +49,7 @@ from vitrieve.index.store import (
     error_bound,
     rank_candidates,
     require_fingerprint,
+    sort_names,
 )
 from vitrieve.similarity import FloatArray
 
@@ -173,9 +174,12 @@ class ExactStore:
     @guarded
     def image_ids(self) -> Iterator[str]:
         """Return the names of all images, rising."""
-        parts = self._read().parts
-        names = [part.segment.rows["image_id"].filter(pa.array(part.is_alive)).to_pylist() for part in parts]
-        return iter(sorted(image_id for some in names for image_id in some))
+        return sort_names(
+            names.slice(start, BLOCK_ROWS)
+            for part in self._read().parts
+            for names in part.segment.rows["image_id"].filter(pa.array(part.is_alive)).chunks
+            for start in range(0, len(names), BLOCK_ROWS)
+        )
 
     @guarded
     def sample_ids(self, num_images: int) -> list[str]:

@@ -68,6 +68,7 @@ from vitrieve.index.store import (
     find_row_faults,
     rank_candidates,
     require_fingerprint,
+    sort_names,
 )
 from vitrieve.similarity import FloatArray
 
@@ -242,7 +243,8 @@ class LanceStore:
     @guarded
     def image_ids(self) -> Iterator[str]:
         """Return the names of all images, rising."""
-        return iter(sorted(self._table.search().select(["image_id"]).to_arrow()["image_id"].to_pylist()))
+        batches = self._table.search().select(["image_id"]).to_batches(BLOCK_ROWS)
+        return sort_names(batch["image_id"] for batch in batches)
 
     @guarded
     def sample_ids(self, num_images: int) -> list[str]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import pyarrow as pa
 from psycopg import Connection, sql
 from psycopg.rows import TupleRow
 
@@ -59,6 +60,7 @@ from vitrieve.index.store import (
     find_row_faults,
     rank_candidates,
     require_fingerprint,
+    sort_names,
 )
 from vitrieve.similarity import FloatArray
 
@@ -231,12 +233,20 @@ class PgvectorStore:
     @guarded
     def image_ids(self) -> Iterator[str]:
         """Return the names of all images, rising."""
-        return iter(self._read_names(None))
+
+        def read(connection: Connection[TupleRow], _: About) -> list[pa.Array]:
+            with connection.cursor("names", binary=True) as cursor:
+                cursor.execute(sql.SQL("SELECT image_id FROM {}").format(self._tables.images))
+                pages = iter(lambda: cursor.fetchmany(BLOCK_ROWS), [])
+                return [pa.array([name for (name,) in rows], pa.string()) for rows in pages]
+
+        return sort_names(self._read(read))
 
     @guarded
     def sample_ids(self, num_images: int) -> list[str]:
         """Return the first names."""
-        return self._read_names(num_images)
+        statement = sql.SQL("SELECT image_id FROM {} ORDER BY image_id LIMIT %s").format(self._tables.images)
+        return self._read(lambda connection, _: [name for (name,) in connection.execute(statement, [num_images])])
 
     @guarded
     def columns(self) -> tuple[str, ...]:
@@ -357,10 +367,6 @@ class PgvectorStore:
         about = self._tables.read_about(connection, is_locked=is_locked)
         require_fingerprint(self._folder, self._info, about.fingerprint)
         return about
-
-    def _read_names(self, num_images: int | None) -> list[str]:
-        statement = sql.SQL("SELECT image_id FROM {} ORDER BY image_id LIMIT %s").format(self._tables.images)
-        return self._read(lambda connection, _: [name for (name,) in connection.execute(statement, [num_images])])
 
     def _read_pages(self, connection: Connection[TupleRow], found: About) -> Iterator[tuple[list[str], FloatArray]]:
         """Yield names and vectors of all rows, a page at a time, and count their values in ``found``."""

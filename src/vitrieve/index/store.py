@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from heapq import merge
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeVar
 from unicodedata import normalize
@@ -37,6 +38,8 @@ MAX_BATCH_ROWS = 4096
 """Images in one change: a change is atomic, and Milvus takes at most 64 MB in one message."""
 BLOCK_ROWS = 65_536
 """Vectors checked or copied at a time."""
+LISTED_ROWS = 256
+"""Names of a sorted block that are Python's at a time."""
 NORM_TOLERANCE = 1e-3
 """How far from one the length of an L2-normalized float32 row may be."""
 PQ_SUB_VECTOR_WIDTH = 8
@@ -348,6 +351,37 @@ def require_fingerprint(where: Path | str, info: StoreInfo, fingerprint: str) ->
             f"the vectors of {where} were made by another encoder ({fingerprint[:12]}…) than its manifest says "
             f"({info.fingerprint[:12]}…): somebody exchanged one of the two; make the index again."
         )
+
+
+def sort_names(blocks: Iterable[pa.Array]) -> Iterator[str]:
+    """Return the names of blocks in order, as Arrow's strings until each is asked for.
+
+    Args:
+        blocks: Strings, any number in each; all are read before this returns.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    runs: list[pa.Array] = []
+    parts: list[pa.Array] = []
+
+    def end_run() -> None:
+        names = pa.concat_arrays(parts)
+        runs.append(names.take(pc.sort_indices(names)))
+        parts.clear()
+
+    for block in blocks:
+        parts.append(block)
+        if sum(map(len, parts)) >= BLOCK_ROWS:
+            end_run()
+    if parts:
+        end_run()
+    return merge(*map(_list_names, runs))
+
+
+def _list_names(names: pa.Array) -> Iterator[str]:
+    for start in range(0, len(names), LISTED_ROWS):
+        yield from names.slice(start, LISTED_ROWS).to_pylist()
 
 
 def find_name(store: VectorStore, image_id: str) -> str:

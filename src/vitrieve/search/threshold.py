@@ -17,6 +17,7 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import closing
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +26,15 @@ import numpy.typing as npt
 
 from vitrieve.artifacts import write_text_durably
 from vitrieve.config import Device
-from vitrieve.data.records import Dataset
+from vitrieve.data.records import Dataset, read_columns
 from vitrieve.embed.collection import Embeddings, embed_images
-from vitrieve.errors import ArtifactError, ConfigError, DataError, unknown_name_message
+from vitrieve.errors import ArtifactError, ConfigError, DataError, FingerprintError, unknown_name_message
 from vitrieve.index.filter import Condition, Exact
 from vitrieve.index.open import load_index_encoder, open_index, require_encoder
 from vitrieve.index.store import Hit, VectorStore
 from vitrieve.progress import print_message
 from vitrieve.runtime.encoder import Encoder
-from vitrieve.similarity import FloatArray, similarity_chunks
+from vitrieve.similarity import FloatArray, similarity_chunks, top_k
 
 THRESHOLD_NAME = "threshold.json"
 MAX_QUERIES = 2_000
@@ -42,6 +43,8 @@ MIN_QUERIES = 20
 """Fewer say nothing about a rate of 5 %."""
 DEFAULT_FALSE_REJECT_RATE = 0.05
 """Where no classes are known, and so no balance can be struck."""
+MAX_COMPARED = 20_000
+"""Images of a labeled collection beside the index that are searched for: comparing one is cheaper than a search."""
 NUM_NEAREST = 32
 """Images found for each query; where all are of its class, the nearest of another class is searched for by a filter."""
 BLOCK_QUERIES = 64
@@ -106,10 +109,7 @@ def calibrate_index(
         ConfigError: Both rates, a rate out of range, or a rate of false accepts without classes.
         DataError: Too few images.
     """
-    image_ids = sorted(store.image_ids())
-    if len(image_ids) > MAX_QUERIES:
-        drawn = np.random.default_rng(seed).choice(len(image_ids), MAX_QUERIES, replace=False)
-        image_ids = [image_ids[row] for row in sorted(drawn)]
+    image_ids = _draw_names(store, seed)
     known: list[float] = []
     unknown: list[float] = []
     for start in range(0, len(image_ids), BLOCK_QUERIES):
@@ -148,8 +148,7 @@ def calibrate_embeddings(
         ConfigError: As in ``calibrate_index``.
         DataError: Too few images.
     """
-    labels = np.array([record.label for record in embeddings.records], dtype=np.int64)
-    scores = measure_nearest(embeddings.vectors, labels)
+    scores = measure_nearest(embeddings.vectors, read_columns(embeddings.records).labels)
     return choose_threshold(
         scores,
         fingerprint=embeddings.fingerprint,
@@ -159,24 +158,40 @@ def calibrate_embeddings(
     )
 
 
-def measure_nearest(vectors: npt.ArrayLike, labels: npt.NDArray[np.int64]) -> NearestScores:
-    """Search for every image among the others, by row; with one label in all, nothing is unknown.
+def measure_nearest(
+    vectors: npt.ArrayLike, labels: npt.NDArray[np.int64], *, num_queries: int = MAX_COMPARED, seed: int = 0
+) -> NearestScores:
+    """Search for images among the others, by row; with one label in all, nothing is unknown.
+
+    Args:
+        vectors: ``(N, E)`` embeddings, also a memory map.
+        labels: ``(N,)``.
+        num_queries: Number of images that are searched for, drawn at random where there are more.
+        seed: Seed of the generator of the draw.
 
     >>> measure_nearest([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]], np.array([7, 7, 8])).unknown.round(3).tolist()
     [0.0, 0.800000011920929, 0.800000011920929]
     """
     rows = np.asarray(vectors, dtype=np.float32)
-    known, unknown = [], []
-    for chunk, similarities in similarity_chunks(rows, rows):
-        places = np.arange(chunk.start, chunk.stop)
-        similarities[np.arange(len(places)), places] = -np.inf  # itself, by row: duplicates stay
-        is_same = labels[places][:, None] == labels[None]
-        has_others = is_same.sum(axis=1) > 1
-        known.append(similarities.max(axis=1)[has_others])
-        others = np.where(is_same, -np.inf, similarities).max(axis=1)
-        unknown.append(others[np.isfinite(others)])
-    empty = np.empty(0, np.float32)
-    return NearestScores(known=np.concatenate([empty, *known]), unknown=np.concatenate([empty, *unknown]))
+    chosen = np.arange(len(rows))
+    if len(chosen) > num_queries:
+        chosen = np.sort(np.random.default_rng(seed).choice(chosen, num_queries, replace=False))
+    if not len(chosen):
+        return NearestScores(known=np.empty(0, np.float32), unknown=np.empty(0, np.float32))
+    queries = rows if len(chosen) == len(rows) else rows[chosen]
+    similarities, found = top_k(queries, rows, NUM_NEAREST)
+    is_other = found != chosen[:, None]  # by row: duplicates stay
+    values, sizes = np.unique(labels, return_counts=True)
+    is_known = sizes[np.searchsorted(values, labels[chosen])] > 1
+    known = np.where(is_other, similarities, -np.inf).max(axis=1)
+    is_another = labels[found] != labels[chosen][:, None]
+    unknown = np.where(is_another, similarities, -np.inf).max(axis=1)
+    left = np.flatnonzero(~is_another.any(axis=1)) if len(values) > 1 else chosen[:0]
+    for chunk, block in similarity_chunks(queries[left], rows) if len(left) else ():
+        places = left[chunk]
+        block[labels[chosen[places]][:, None] == labels[None]] = -np.inf
+        unknown[places] = block.max(axis=1)
+    return NearestScores(known=known[is_known], unknown=unknown[np.isfinite(unknown)])
 
 
 def choose_threshold(
@@ -259,6 +274,17 @@ def load_threshold(index_folder: Path | str) -> Threshold | None:
     return threshold
 
 
+def _draw_names(store: VectorStore, seed: int) -> list[str]:
+    """Draw the names of ``MAX_QUERIES`` images, or take all of fewer; only those are held."""
+    num_images = store.count()
+    if num_images <= MAX_QUERIES:
+        return list(store.image_ids())
+    drawn = np.sort(np.random.default_rng(seed).choice(num_images, MAX_QUERIES, replace=False))
+    names, passed = store.image_ids(), np.diff(drawn, prepend=-1) - 1
+    # A writer may remove images meanwhile: then the last of those drawn are not there.
+    return [image_id for step in passed.tolist() for image_id in islice(names, step, step + 1)]
+
+
 def _accept_at_most(unknown: FloatArray, rate: float) -> float:
     highest_rejected = np.sort(unknown)[::-1][math.floor(rate * len(unknown))]
     return float(np.nextafter(highest_rejected, np.float32(2)))
@@ -316,7 +342,7 @@ DEFAULT_COLUMN = "label"
 
 def calibrate(
     index: str | Path,
-    data: Dataset | str | Path | None = None,
+    data: Dataset | Embeddings | str | Path | None = None,
     encoder: Encoder | str | Path | None = None,
     *,
     column: str | None = None,
@@ -330,9 +356,10 @@ def calibrate(
 
     Args:
         index: Folder of the index.
-        data: Labeled images to calibrate on, a source or a data set; None: the index's own.
-        encoder: The index's encoder, or where it is now, needed with ``data`` alone; None: where it was when the index
-            was made.
+        data: Labeled images to calibrate on: a source, a data set, or embeddings by the index's encoder, of which
+            ``MAX_COMPARED`` are searched for; None: the index's own.
+        encoder: The index's encoder, or where it is now, needed where ``data`` are pictures; None: where it was when
+            the index was made.
         column: Metadata column of the index that says what an image shows; None: label, where the index has it.
         false_accept_rate: Share of things not in the collection that may pass for a match; None, with no other rate:
             both errors are made alike.
@@ -354,6 +381,13 @@ def calibrate(
                 false_accept_rate=false_accept_rate,
                 false_reject_rate=false_reject_rate,
             )
+        if isinstance(data, Embeddings):
+            return calibrate_embeddings(
+                _require_made_by(store, data),
+                name="embeddings",
+                false_accept_rate=false_accept_rate,
+                false_reject_rate=false_reject_rate,
+            )
         if not isinstance(encoder, Encoder):
             encoder = load_index_encoder(store.info, encoder, device=device)
         require_encoder(store.info, encoder, advice="Calibrate with the index's own encoder.")
@@ -366,6 +400,15 @@ def calibrate(
             false_accept_rate=false_accept_rate,
             false_reject_rate=false_reject_rate,
         )
+
+
+def _require_made_by(store: VectorStore, embeddings: Embeddings) -> Embeddings:
+    if embeddings.fingerprint != store.info.fingerprint:
+        raise FingerprintError(
+            f"the embeddings were made by another encoder ({embeddings.fingerprint[:12]}…) than the index "
+            f"({store.info.fingerprint[:12]}…): embed the labeled images with the index's encoder."
+        )
+    return embeddings
 
 
 def check_column(column: str | None, *, has_data: bool) -> None:

@@ -28,6 +28,10 @@ IntArray = npt.NDArray[np.int64]
 
 BLOCK_BYTES = 64 * 2**20
 """Memory for one block of similarities; sorting needs about five times as much for a moment."""
+LARGE_BLOCK_BYTES = 256 * 2**20
+"""The same for a gallery that is rounded anew for each block."""
+CHUNK_COPY_BYTES = 512 * 2**20
+"""A gallery up to this size is copied on its grid once for all blocks."""
 MAX_CHUNK_SIZE = 1024
 """Queries in one block at most: larger products are no faster."""
 GALLERY_BLOCK_SIZE = 8192
@@ -114,7 +118,7 @@ def similarity(queries: npt.ArrayLike, gallery: npt.ArrayLike) -> FloatArray:
     [[0.0, 0.5, -1.0]]
     """
     query_rows, gallery_rows = check_pair(queries, gallery)
-    return _grid_product(round_to_grid(query_rows), round_to_grid(gallery_rows))
+    return _grid_product(round_to_grid(query_rows), round_to_grid(gallery_rows), is_rounded=True)
 
 
 def similarity_chunks(
@@ -134,11 +138,13 @@ def similarity_chunks(
         InputError: As in ``similarity``.
     """
     query_rows, gallery_rows = check_pair(queries, gallery)
-    gallery_rows = round_to_grid(gallery_rows)
-    size = chunk_size or max(1, min(MAX_CHUNK_SIZE, BLOCK_BYTES // (4 * max(1, len(gallery_rows)))))
+    is_copied = gallery_rows.nbytes <= CHUNK_COPY_BYTES
+    block_bytes = BLOCK_BYTES if is_copied else LARGE_BLOCK_BYTES
+    gallery_rows = round_to_grid(gallery_rows) if is_copied else gallery_rows
+    size = chunk_size or max(1, min(MAX_CHUNK_SIZE, block_bytes // (4 * max(1, len(gallery_rows)))))
     for start in range(0, len(query_rows), size):
         rows = slice(start, min(start + size, len(query_rows)))
-        yield rows, _grid_product(round_to_grid(query_rows[rows]), gallery_rows)
+        yield rows, _grid_product(round_to_grid(query_rows[rows]), gallery_rows, is_rounded=is_copied)
 
 
 def order_nearest(similarities: FloatArray, k: int) -> tuple[FloatArray, IntArray]:
@@ -302,10 +308,11 @@ def _to_grid(rows: FloatArray, steps: npt.NDArray[np.float64]) -> npt.NDArray[np
     return rounded
 
 
-def _grid_product(queries: FloatArray, gallery: FloatArray) -> FloatArray:
+def _grid_product(queries: FloatArray, gallery: FloatArray, *, is_rounded: bool) -> FloatArray:
     product = np.empty((len(queries), len(gallery)), dtype=np.float32)
     query_rows = queries.astype(np.float64)
     for start in range(0, len(gallery), GALLERY_BLOCK_SIZE):
         rows = slice(start, start + GALLERY_BLOCK_SIZE)
-        product[:, rows] = query_rows @ gallery[rows].astype(np.float64).T  # (Q, B)
+        block = gallery[rows] if is_rounded else round_to_grid(gallery[rows])
+        product[:, rows] = query_rows @ block.astype(np.float64).T  # (Q, B)
     return product

@@ -49,6 +49,8 @@ MAX_DIMS = 2**13
 """Beyond this many dimensions the bound is not claimed."""
 TORCH_OPERATIONS = 1e12
 """Multiplications and additions from which loading torch (seconds) pays, where nothing else has loaded it."""
+BFLOAT16_COPY_BYTES = 2**30
+"""A gallery whose copy in bfloat16 would be larger (1.4 million rows of 384) is multiplied in float32."""
 MIN_BFLOAT16_QUERIES = 512
 """For fewer queries, converting the gallery costs more than multiplying it in float32."""
 TRIAL_QUERIES = 256
@@ -215,6 +217,7 @@ def has_bfloat16_for(num_queries: int, gallery: FloatArray, *, may_load_torch: b
     """
     is_large = 2.0 * num_queries * gallery.size > TORCH_OPERATIONS
     may_use = "torch" in sys.modules or (may_load_torch and is_large and find_spec("torch") is not None)
+    may_use = may_use and 2 * gallery.size <= BFLOAT16_COPY_BYTES
     return may_use and num_queries >= MIN_BFLOAT16_QUERIES and has_fast_bfloat16(gallery.shape[1])
 
 
