@@ -66,6 +66,8 @@ class EvaluationResult:
     def to_json(self) -> dict[str, Any]:
         """Convert to plain JSON values; the metrics stand beside the counts."""
         values = dataclasses.asdict(self)
+        if self.num_drawn_from is None:
+            del values["num_drawn_from"]
         metrics, intervals, whole = values.pop("metrics"), values.pop("intervals"), values.pop("whole_cut_offs")
         ends = {name: list(ends) for name, ends in intervals.items()}
         return {**values, **metrics, "intervals": ends, "whole_cut_offs": list(whole)}
