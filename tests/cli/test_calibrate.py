@@ -50,6 +50,22 @@ def test_calibrate_on_a_labeled_source_equals_the_same_images_in_the_index(
     assert of_data["num_unknown"] == 20
 
 
+def test_calibrate_on_embeddings_equals_the_same_images_in_the_index(
+    labeled_index: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["calibrate", "--index", str(labeled_index), "--json"]
+    assert main(words) == 0
+    of_index = json.loads(capsys.readouterr().out)
+    assert main([*words, "--embeddings", str(labeled_index.parent / "embeddings")]) == 0
+    of_embeddings = json.loads(capsys.readouterr().out)
+    assert of_embeddings["score"] == of_index["score"]
+    assert (of_embeddings["num_known"], of_embeddings["num_unknown"]) == (20, 20)
+    manifest = labeled_index.parent / "embeddings" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace(of_index["fingerprint"], "f" * 64))
+    assert main([*words, "--embeddings", str(labeled_index.parent / "embeddings")]) == 2
+    assert "the embeddings were made by another encoder" in capsys.readouterr().err
+
+
 def test_calibrate_leaves_out_what_is_excluded(
     labeled_index: Path, class_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -76,6 +92,8 @@ def test_calibrate_prints_what_the_threshold_does(labeled_index: Path, capsys: p
     [
         (["--column", "lable"], "Did you mean 'label'"),
         (["--column", "label", "--data", "emoji"], "--column belongs"),
+        (["--embeddings", "e", "--data", "emoji"], "two ways to name"),
+        (["--column", "label", "--embeddings", "e"], "--column belongs"),
         (["--exclude", "0.png"], "--exclude leaves files out of the folder of --data"),
         (["--false-accept-rate", "0.1", "--false-reject-rate", "0.1"], "one rate"),
         (["--false-accept-rate", "2"], "one rate"),

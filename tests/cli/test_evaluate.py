@@ -57,6 +57,22 @@ def test_evaluate_prints_one_object(run_evaluate: Any, tmp_path: Path) -> None:
     assert "embed: 12/12" in err
 
 
+def test_evaluate_draws_queries_and_takes_embeddings_that_are_there(
+    run_evaluate: Any, tiny_encoder_folder: Path, manifest: Path, tmp_path: Path
+) -> None:
+    words = ["--encoder", tiny_encoder_folder, "--data", f"table:{manifest}", "--out", tmp_path / "embeddings"]
+    assert main(["embed", *map(str, words), "--num-threads", "1", "--quiet"]) == 0
+    status, out, err = run_evaluate("--num-queries", 5, embeddings=tmp_path / "embeddings")
+    assert status == 0
+    assert "queries drawn at random from 12" in out
+    assert "embed:" not in err
+    assert "the queries are drawn at random from 12" in (tmp_path / "out" / "report.html").read_text()
+    (result,) = json.loads((tmp_path / "out" / "results.json").read_text())["results"]
+    assert result["num_queries"] + result["num_skipped_queries"] == 5
+    assert (result["num_gallery"], result["num_drawn_from"]) == (12, 12)
+    assert json.loads((tmp_path / "out" / "manifest.json").read_text())["num_queries"] == 5
+
+
 def test_evaluate_finishes_the_folder_with_its_manifest(run_evaluate: Any, tmp_path: Path) -> None:
     assert run_evaluate()[0] == 0
     names = sorted(path.name for path in (tmp_path / "out").iterdir())

@@ -43,7 +43,9 @@ print(store.count(), peak - start)
 """Prints how many images an index has, and by how much the memory grew that belongs to no file."""
 
 
-def make_embeddings(folder: Path, num_images: int, embedding_dim: int, *, twice: int | None = None) -> None:
+def make_embeddings(
+    folder: Path, num_images: int, embedding_dim: int, *, twice: int | None = None, num_classes: int = 97
+) -> None:
     """Write embeddings as ``embed`` does: row groups of 256, three columns of metadata."""
     folder.mkdir()
     generator = np.random.default_rng(0)
@@ -65,7 +67,7 @@ def make_embeddings(folder: Path, num_images: int, embedding_dim: int, *, twice:
                 "status": ["ok"] * len(rows),
                 "reason": [None] * len(rows),
                 "row": rows,
-                "label": rows % 97,
+                "label": rows % num_classes,
                 "split": ["test"] * len(rows),
                 "is_query": [True] * len(rows),
                 "is_gallery": [True] * len(rows),

@@ -314,6 +314,8 @@ def _list_facts(group: Sequence[Measurement]) -> tuple[str, ...]:
         facts.append("every image searches among all others")
     if measurement.dataset.junk_key is not None:
         facts.append(f"images of the query's own {measurement.dataset.junk_key} are left out")
+    if result.num_drawn_from is not None:
+        facts.append(f"the queries are drawn at random from {result.num_drawn_from:,}")
     if result.num_skipped_queries:
         facts.append(f"queries left out, as nothing relevant is in the gallery: {result.num_skipped_queries:,}")
     if result.whole_cut_offs:
