@@ -26,10 +26,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vitrieve.embed.collection import load_embeddings
-from vitrieve.embed.rows import SCHEMA
+from vitrieve.embed.rows import GROUP_ROWS, SCHEMA
 from vitrieve.index.filter import Condition, Exact
 from vitrieve.index.open import build_index, open_index
-from vitrieve.index.store import IndexSettings, VectorStore
+from vitrieve.index.store import IndexSettings, VectorStore, read_info
 from vitrieve.machine import count_cores
 from vitrieve.progress import track
 
@@ -82,7 +82,7 @@ def write_embeddings(folder: Path, source: Path, num_vectors: int) -> None:
         for number, start, num_rows in blocks:
             vectors[start : start + num_rows] = draw_block(real, number, num_rows)
             rows = np.arange(start, start + num_rows)
-            writer.write_table(build_rows(rows), row_group_size=256)
+            writer.write_table(build_rows(rows), row_group_size=GROUP_ROWS)
     vectors.flush()
     manifest = json.loads((source / "manifest.json").read_text())
     manifest |= {"num_images": num_vectors, "num_embedded": num_vectors, "collection": "perturbed"}
@@ -90,11 +90,11 @@ def write_embeddings(folder: Path, source: Path, num_vectors: int) -> None:
 
 
 def build_rows(rows: np.ndarray) -> pa.Table:
-    """Build the records of some rows; one image in a hundred is of a group."""
+    """Build the records of some rows; one image in a hundred is of a group, and four are of a class."""
     names = [f"perturbed/{row % 1000:03}/{row:09}.jpg" for row in rows]
-    same = {"status": "ok", "reason": None, "label": 0, "split": "test", "is_query": True, "is_gallery": True}
+    same = {"status": "ok", "reason": None, "split": "test", "is_query": True, "is_gallery": True}
     columns: dict[str, Any] = {name: [value] * len(rows) for name, value in {**same, "box": None}.items()}
-    columns |= {"image_id": names, "path": ["/" + name for name in names], "row": rows}
+    columns |= {"image_id": names, "path": ["/" + name for name in names], "row": rows, "label": rows // 4}
     columns["metadata"] = [[("group", str(group_of(row)))] for row in rows.tolist()]
     return pa.table({name: columns[name] for name in SCHEMA.names}, schema=SCHEMA)
 
@@ -162,6 +162,19 @@ def time_searches(
     }
 
 
+def count_index_bytes(index: Path, uri: str | None) -> int:
+    """Return the bytes of an index: of its folder, or of its table in PostgreSQL with the graph and all else it has."""
+    if uri is None:
+        return sum(path.stat().st_size for path in index.rglob("*") if path.is_file())
+    import psycopg
+
+    table = read_info(index)[1]["table"]
+    with psycopg.connect(uri) as connection:
+        row = connection.execute("SELECT pg_total_relation_size(to_regclass(%s))", [table]).fetchone()
+    assert row is not None
+    return int(row[0])
+
+
 def measure(folder: Path, source: Path, index: Path, way: str, uri: str | None) -> dict[str, Any]:
     """Build an index of a collection on disk, and search it."""
     kind, _, index_kind = way.partition("/")
@@ -170,7 +183,7 @@ def measure(folder: Path, source: Path, index: Path, way: str, uri: str | None) 
     start = time.perf_counter()
     build_index(folder, index, store=kind, settings=settings, overwrite=True).close()  # type: ignore[arg-type]
     row: dict[str, Any] = {"build_seconds": time.perf_counter() - start, "build_peak_bytes": memory.ask()}
-    row["index_bytes"] = sum(path.stat().st_size for path in index.rglob("*") if path.is_file())
+    row["index_bytes"] = count_index_bytes(index, uri if kind == "pgvector" else None)
     queries = draw_queries(np.array(load_embeddings(source).vectors))
     store = open_index(index)
     for name, conditions in (("all", ()), ("filtered", FILTERED)):

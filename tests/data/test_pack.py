@@ -245,6 +245,27 @@ def test_a_full_disk_is_one_message_and_loses_nothing(
     assert read_all(disk / "out") == read_all(tmp_path / "whole")
 
 
+def test_the_command_on_a_full_disk_tells_it_once_and_goes_on_when_there_is_room(
+    noisy_folder: Path,
+    tmp_path: Path,
+    mount_small_disk: Callable[[int], Path],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    disk = mount_small_disk(4 << 20)
+    words = ["data", "pack", "--data", f"folder:{noisy_folder}", "--num-processes", "2", "--shard-mib", "1"]
+    assert main([*words, "--out", str(disk / "out")]) == 2
+    (message,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert "the disk is full" in message
+    assert "--resume" in message
+    kept = {path.name: path.stat().st_mtime_ns for path in (disk / "out").glob("*.tar")}
+    assert kept
+    subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
+    assert main([*words, "--out", str(disk / "out"), "--resume"]) == 0
+    assert main([*words, "--out", str(tmp_path / "whole")]) == 0
+    assert read_all(disk / "out") == read_all(tmp_path / "whole")
+    assert {name: (disk / "out" / name).stat().st_mtime_ns for name in kept} == kept
+
+
 def test_the_command_prints_one_object(noisy_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (noisy_folder / "class1" / "1.png").write_bytes(b"")
     words = ["data", "pack", "--data", f"folder:{noisy_folder}", "--out", str(tmp_path / "out"), "--num-processes", "1"]

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -30,6 +31,7 @@ from vitrieve.data.records import parse_path, spell_path
 from vitrieve.data.remote import check_address, parse_address, shorten_addresses, spell_address
 from vitrieve.data.sources import find_source_path, read_source
 from vitrieve.errors import ConfigError, DataError, DecodeError, UnreachableError
+from vitrieve.training import loop
 
 pytest.importorskip("s3fs", reason="needs vitrieve[remote]")
 ALONE = PackSettings(num_processes=1)
@@ -320,6 +322,38 @@ def test_a_server_that_is_gone_is_one_message_with_address_attempts_and_what_to_
     server.is_down = True
     with pytest.raises(UnreachableError, match=r"the shard server is gone: .*index.parquet was not read in 4 attempts"):
         read_source(source)
+
+
+def test_training_whose_server_goes_away_ends_with_one_message_and_goes_on_where_it_was(
+    server: FolderServer,
+    small_blocks: None,
+    tiny_weights: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = ["train", "small", "--model.backbone", "test_vit", "--model.weights", str(tiny_weights)]
+    words += ["--image-size", "32", "--num-steps", "12", "--batch-size", "6", "--num-threads", "1", "--no-report"]
+    words += ["--data", f"shards:{server.address}/set", "--out", str(tmp_path / "run"), "--train.checkpoint-every", "1"]
+    words += ["--loader.cache-bytes", "0", "--no-holdout"]
+    monkeypatch.setattr("vitrieve.training.run.export_folder", lambda folder: None)
+    train_step = loop.train_step
+
+    def lose_server(state: Any, *given: Any) -> Any:
+        server.is_down = state.step >= 1
+        shutil.rmtree(tmp_path / "cache", ignore_errors=True)
+        forget()
+        return train_step(state, *given)
+
+    monkeypatch.setattr(loop, "train_step", lose_server)
+    assert main(words) == 2
+    (message,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert "the shard server is gone" in message
+    assert "--resume" in message
+    server.is_down = False
+    monkeypatch.setattr(loop, "train_step", train_step)
+    assert main([*words, "--resume"]) == 0
+    assert "step 12/12" in capsys.readouterr().err
 
 
 def test_refused_access_is_not_tried_again(server: FolderServer, monkeypatch: pytest.MonkeyPatch) -> None:

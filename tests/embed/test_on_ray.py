@@ -61,6 +61,21 @@ def test_without_ray_the_message_says_how_to_install_it(
     assert not (tmp_path / "out").exists()
 
 
+def test_the_command_without_ray_tells_it_and_begins_nothing(
+    tiny_encoder_folder: Path,
+    picture_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    words = ["embed", "--encoder", tiny_encoder_folder, "--data", picture_folder, "--out", tmp_path / "out", "--ray"]
+    assert main(list(map(str, words))) == 2
+    (message,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert "pip install 'vitrieve[ray]'" in message
+    assert sorted(path.name for path in tmp_path.iterdir() if "out" in path.name) == []
+
+
 @pytest.mark.parametrize(
     ("words", "reason"),
     [

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from tests.evaluation.conftest import MakeEncoder
@@ -27,7 +28,7 @@ from vitrieve.data.records import (
     read_ids,
 )
 from vitrieve.embed import collection
-from vitrieve.embed.collection import Embeddings, embed_collection, load_embeddings
+from vitrieve.embed.collection import Embeddings, EmbedSettings, embed_collection, load_embeddings
 from vitrieve.embed.rows import StoredRecords
 from vitrieve.errors import ConfigError, DataError, FingerprintError
 from vitrieve.evaluation import measure as measuring
@@ -45,8 +46,7 @@ import sys, threading, time
 from vitrieve.data.records import Dataset
 from vitrieve.embed.collection import load_embeddings
 from vitrieve.evaluation.measure import measure
-from vitrieve.search import threshold
-from vitrieve.similarity import normalize, top_k
+from vitrieve.search.threshold import calibrate_embeddings
 
 def read_bytes():
     lines = open("/proc/self/status").read().splitlines()
@@ -59,7 +59,6 @@ def watch():
         time.sleep(0.005)
 
 folder, task = sys.argv[1:]
-threshold.MAX_COMPARED = 100
 peak = start = read_bytes()
 threading.Thread(target=watch, daemon=True).start()
 embeddings = load_embeddings(folder)
@@ -67,7 +66,7 @@ if task == "measure":
     dataset = Dataset(name="d", protocol="p", records=embeddings.records, label_names=("a", "b"))
     measure(dataset, embeddings, "e", num_queries=100, has_intervals=False)
 else:
-    threshold.calibrate_embeddings(embeddings, name="d")
+    calibrate_embeddings(embeddings, name="d", num_queries=100)
 print(peak - start)
 """
 """Prints by how much the memory grew that belongs to no file."""
@@ -75,7 +74,7 @@ print(peak - start)
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    make_embeddings(tmp_path / "embeddings", NUM_IMAGES, 8, num_classes=NUM_CLASSES)
+    make_embeddings(tmp_path / "embeddings", NUM_IMAGES, 8, num_classes=NUM_CLASSES, group_rows=256)
     monkeypatch.setattr(collection, "MAX_HELD_RECORDS", 600)
     return tmp_path / "embeddings"
 
@@ -247,13 +246,12 @@ def test_memory_grows_by_some_ten_bytes_an_image(task: str, tmp_path: Path) -> N
 def test_an_evaluation_reads_embeddings_that_are_there(
     make_encoder: MakeEncoder, dataset: Dataset, tmp_path: Path
 ) -> None:
-    encoder = make_encoder("grid")
-    embed_collection(encoder, dataset, tmp_path / "embeddings")
+    encoder, tested = make_encoder("grid"), dataclasses.replace(dataset, records=dataset.split("test"))
+    embed_collection(encoder, tested, tmp_path / "embeddings")
     num_seen = engine_of(encoder).num_seen
-    wanted = evaluate(make_encoder("grid"), dataset)
     found = evaluate(encoder, dataset, tmp_path / "out", embeddings=tmp_path / "embeddings")
-    assert found.results == wanted.results
-    assert encoder._engine.num_seen == num_seen  # type: ignore[attr-defined]
+    assert found.results == evaluate(make_encoder("grid"), dataset).results
+    assert engine_of(encoder).num_seen == num_seen
     assert (tmp_path / "embeddings" / "manifest.json").is_file()
 
 
@@ -261,9 +259,9 @@ def test_an_evaluation_refuses_embeddings_of_something_else(
     make_encoder: MakeEncoder, dataset: Dataset, tmp_path: Path
 ) -> None:
     encoder, other = make_encoder("grid"), make_encoder("fine", side=4)
-    part = dataclasses.replace(dataset, records=tuple(dataset.records)[:-2])
+    part = dataclasses.replace(dataset, records=dataset.split("test")[:-2])
     embed_collection(encoder, part, tmp_path / "part")
-    with pytest.raises(DataError, match="has no embeddings of 2 of the"):
+    with pytest.raises(DataError, match="has no embeddings of 2 of the 16 images"):
         evaluate(encoder, dataset, tmp_path / "out", embeddings=tmp_path / "part")
     with pytest.raises(FingerprintError, match="was made by another encoder"):
         evaluate(other, dataset, tmp_path / "out", embeddings=tmp_path / "part")
@@ -277,3 +275,33 @@ def test_an_evaluation_refuses_embeddings_of_something_else(
 def test_a_threshold_needs_embeddings_of_many_images(folder: Path) -> None:
     stored = load_embeddings(folder)
     assert calibrate_embeddings(stored, name="stored").num_known == NUM_IMAGES
+    assert calibrate_embeddings(stored, name="stored", num_queries=50).num_known == 50
+
+
+def test_embeddings_are_written_in_groups_of_several_parts(
+    make_encoder: MakeEncoder, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(collection, "PART_SIZE", 4)
+    monkeypatch.setattr(collection, "GROUP_ROWS", 8)
+    tested = dataclasses.replace(dataset, records=dataset.split("test")[:15])
+    held = embed_collection(make_encoder("grid"), tested, tmp_path / "embeddings")
+    metadata = pq.read_metadata(tmp_path / "embeddings" / "rows.parquet")
+    assert [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)] == [8, 7]
+    monkeypatch.setattr(collection, "MAX_HELD_RECORDS", 4)
+    assert tuple(load_embeddings(tmp_path / "embeddings").records) == held.records
+
+
+def test_failures_of_stored_rows_are_those_of_held_ones(
+    make_encoder: MakeEncoder, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tested = dataclasses.replace(dataset, records=dataset.split("test"))
+    for row in (0, 9):
+        tested.records[row].path.write_bytes(b"no picture")
+    settings = EmbedSettings(max_bad_fraction=0.5)
+    held = embed_collection(make_encoder("grid"), tested, tmp_path / "embeddings", settings=settings)
+    monkeypatch.setattr(collection, "MAX_HELD_RECORDS", 4)
+    stored = load_embeddings(tmp_path / "embeddings")
+    assert isinstance(stored.records, StoredRecords)
+    assert stored.failures == held.failures
+    assert tuple(stored.records) == held.records
+    assert [image_id for image_id, _ in stored.failures] == [tested.records[row].image_id for row in (0, 9)]

@@ -9,12 +9,14 @@ import struct
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import psycopg
 import pytest
 
+from tests.index import test_streamed
 from tests.index.conformance import check_hits, fill, make_info, make_many, make_record
 from tests.index.postgres import Server
 from vitrieve.cli.main import main
@@ -286,13 +288,14 @@ def test_reader_needs_only_select(postgres: Server, tmp_path: Path, monkeypatch:
     reader.close()
 
 
-def test_old_server_is_named(tmp_path: Path) -> None:
-    """Of an old PostgreSQL there is only the greeting: its version is in that."""
+@contextmanager
+def greeting_as(version: str) -> Iterator[str]:
+    """Give the address of a PostgreSQL of which there is only the greeting: its version is in that."""
 
     def message(kind: bytes, body: bytes) -> bytes:
         return kind + struct.pack(">i", len(body) + 4) + body
 
-    parameters = {"server_version": "12.22", "client_encoding": "UTF8", "standard_conforming_strings": "on"}
+    parameters = {"server_version": version, "client_encoding": "UTF8", "standard_conforming_strings": "on"}
     greeting = message(b"R", struct.pack(">i", 0))
     greeting += b"".join(message(b"S", f"{name}\0{value}\0".encode()) for name, value in parameters.items())
     greeting += message(b"Z", b"I")
@@ -309,9 +312,33 @@ def test_old_server_is_named(tmp_path: Path) -> None:
         thread = threading.Thread(target=greet)
         thread.start()
         uri = f"postgresql://me@127.0.0.1:{listener.getsockname()[1]}/d?sslmode=disable&gssencmode=disable"
-        with pytest.raises(ConfigError, match=r"runs PostgreSQL 12; the store pgvector needs 13 or newer"):
-            make_store(uri, tmp_path / "index")
+        yield uri
         thread.join()
+
+
+def test_old_server_is_named(tmp_path: Path) -> None:
+    message = r"runs PostgreSQL 12; the store pgvector needs 13 or newer"
+    with greeting_as("12.22") as uri, pytest.raises(ConfigError, match=message):
+        make_store(uri, tmp_path / "index")
+
+
+def test_the_command_tells_an_old_server_and_a_missing_extension_and_leaves_nothing(
+    postgres: Server, database: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    test_streamed.make_embeddings(tmp_path / "embeddings", 30, 8)
+    with greeting_as("12.22") as old:
+        places = ((old, "PostgreSQL 12; the store pgvector needs 13"), (postgres.make_uri(database, "guest"), "vector"))
+        for uri, part in places:
+            words = ["index", "--embeddings", tmp_path / "embeddings", "--out", tmp_path / "index"]
+            assert main([*map(str, words), "--store", "pgvector", "--uri", uri]) == 2
+            (message,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+            assert part in message
+            assert not (tmp_path / "index").exists()
+    assert "CREATE EXTENSION vector" in message
+    postgres.execute("CREATE EXTENSION vector", database)
+    postgres.execute("GRANT CREATE ON SCHEMA public TO guest", database)
+    assert main([*map(str, words), "--store", "pgvector", "--uri", uri]) == 0
+    open_index(tmp_path / "index").close()
 
 
 def test_client_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

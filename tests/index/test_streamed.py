@@ -15,7 +15,7 @@ import pytest
 
 from vitrieve.embed import collection
 from vitrieve.embed.collection import load_embeddings
-from vitrieve.embed.rows import SCHEMA, StoredRecords
+from vitrieve.embed.rows import GROUP_ROWS, SCHEMA, StoredRecords
 from vitrieve.errors import DataError
 from vitrieve.index.open import build_index
 
@@ -44,21 +44,27 @@ print(store.count(), peak - start)
 
 
 def make_embeddings(
-    folder: Path, num_images: int, embedding_dim: int, *, twice: int | None = None, num_classes: int = 97
+    folder: Path,
+    num_images: int,
+    embedding_dim: int,
+    *,
+    twice: int | None = None,
+    num_classes: int = 97,
+    group_rows: int = GROUP_ROWS,
 ) -> None:
-    """Write embeddings as ``embed`` does: row groups of 256, three columns of metadata."""
+    """Write embeddings as ``embed`` does: in row groups, with three columns of metadata."""
     folder.mkdir()
     generator = np.random.default_rng(0)
     vectors = np.lib.format.open_memmap(
         folder / "vectors.npy", mode="w+", dtype=np.float32, shape=(num_images, embedding_dim)
     )
     with pq.ParquetWriter(folder / "rows.parquet", SCHEMA) as writer:
-        for start in range(0, num_images, 256):
-            rows = np.arange(start, min(start + 256, num_images))
+        for start in range(0, num_images, group_rows):
+            rows = np.arange(start, min(start + group_rows, num_images))
             block = generator.standard_normal((len(rows), embedding_dim), dtype=np.float32)
             vectors[rows] = block / np.linalg.norm(block, axis=1, keepdims=True)
             names = [f"photographs/{row % 1000:03}/{row:09}.jpg" for row in rows]
-            if twice is not None and start + 255 >= twice:
+            if twice is not None and start + len(rows) > twice:
                 names[-1] = "photographs/000/000000000.jpg"
             pairs = [[("label", f"thing {row % 97}"), ("price", f"{row % 50}"), ("color", "red")] for row in rows]
             columns = {

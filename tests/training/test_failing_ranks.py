@@ -159,6 +159,21 @@ def test_a_rank_that_fails_tells_it_itself_and_the_others_keep_quiet(
     assert "(rank 1 of 2 (process" in ended[1].printed
 
 
+def test_the_command_refuses_a_batch_smaller_than_the_world_and_divides_an_odd_one(
+    photographs: Path, words: list[str], tmp_path: Path
+) -> None:
+    """Two images of a batch are no share for three ranks; seven are divided among two as four and three."""
+    given = (*words, *command(photographs, tmp_path / "run"))
+    ended = run_ranks(3, tmp_path, run_command, (*given, "--batch-size", "2"))
+    printed = "".join(one.printed for one in ended)
+    assert count_errors(ended) == 1, printed
+    assert [one.status for one in ended if "error:" in one.printed] == [2]
+    assert "a batch has 2 images, fewer than the 3 ranks that divide it; raise --batch-size" in printed
+    # The same folder takes the corrected command.
+    ended = run_ranks(2, tmp_path, run_command, (*given, "--batch-size", "7", "--num-steps", "2"))
+    assert [one.status for one in ended] == [0, 0], ended[0].printed + ended[1].printed
+
+
 def test_batches_that_ranks_cannot_divide_are_refused() -> None:
     with pytest.raises(ConfigError, match="a batch has 4 images, fewer than the 8 ranks"):
         tell_ranks(Ranks(0, 8), 4, "cpu")

@@ -40,7 +40,7 @@ from vitrieve.artifacts import (
 from vitrieve.data.parts import stat_picture
 from vitrieve.data.records import Dataset, ImageRecord
 from vitrieve.embed.batches import EncodedBatch, choose_chunk_size, encode_batches
-from vitrieve.embed.rows import SCHEMA, STATUS_OK, StoredRecords, build_table, read_failures, read_rows, to_records
+from vitrieve.embed.rows import GROUP_ROWS, SCHEMA, STATUS_OK, StoredRecords, build_table, read_rows, to_records
 from vitrieve.errors import ArtifactError, ConfigError, DataError, FingerprintError
 from vitrieve.model.artifact import find_encoder_folder
 from vitrieve.progress import track
@@ -493,7 +493,8 @@ def _load_records(path: Path) -> tuple[Sequence[ImageRecord], tuple[tuple[str, s
     except (OSError, pa.ArrowException) as error:
         raise ArtifactError(f"{path} cannot be read ({error}); make the artifact again.") from None
     if num_rows > MAX_HELD_RECORDS:
-        return StoredRecords(path), read_failures(path)
+        records = StoredRecords(path)
+        return records, records.read_failures()
     table = read_rows(path)
     good = table.filter(pc.equal(table["status"], STATUS_OK))
     bad = table.filter(pc.not_equal(table["status"], STATUS_OK)).select(["image_id", "reason"]).to_pylist()
@@ -674,9 +675,11 @@ def _merge_parts(records: Sequence[ImageRecord], parts: Path, out: Path, embeddi
         replacing_durably(out / ROWS_NAME, advice=_ADVICE_ON_FULL_DISK) as temporary,
         pq.ParquetWriter(temporary, SCHEMA) as writer,
     ):
-        for number, path in enumerate(paths):
-            reasons = read_reasons(path)
-            writer.write_table(build_table(records_of_part(records, number), reasons, row))
+        for start in range(0, len(paths), GROUP_ROWS // PART_SIZE):
+            group = range(start, min(start + GROUP_ROWS // PART_SIZE, len(paths)))
+            some = [record for number in group for record in records_of_part(records, number)]
+            reasons = [reason for number in group for reason in read_reasons(paths[number])]
+            writer.write_table(build_table(some, reasons, row))
             row += sum(reason is None for reason in reasons)
         writer.close()  # before the file is made durable
     return num_good

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, overload
@@ -12,7 +12,6 @@ from typing import Any, overload
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from vitrieve.data.records import SPLITS, ImageRecord, RecordColumns, RecordTable, parse_path, spell_path
@@ -20,7 +19,9 @@ from vitrieve.errors import ArtifactError
 
 STATUS_OK = "ok"
 STATUS_BAD = "bad"
-NUM_GROUPS_HELD = 64
+GROUP_ROWS = 2048
+"""Records of a row group: what the file says of each group takes 35 kB of memory, whoever reads it."""
+NUM_GROUPS_HELD = 16
 """Row groups that ``StoredRecords`` keeps: who asks for neighbors reads them once."""
 
 SCHEMA = pa.schema(
@@ -122,15 +123,14 @@ class StoredRecords(RecordTable):
         self._lock = threading.Lock()  # several threads must not read from one file
         try:
             self._file = pq.ParquetFile(path)
-            table = ds.dataset(path, schema=SCHEMA).to_table(columns=["status"])
         except (OSError, pa.ArrowException) as error:
             raise self._explain(error) from None
-        is_good = pc.equal(table["status"], STATUS_OK).fill_null(False).to_numpy()
-        metadata = self._file.metadata
-        ends = np.cumsum(
-            [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)], dtype=np.int64
-        )
-        self._ends = np.cumsum(is_good, dtype=np.int64)[ends - 1]  # good rows up to the end of each group
+        num_good, num_rows = [], []
+        for table in self._read_groups(range(self._file.num_row_groups), ["status"]):
+            num_rows.append(len(table))
+            num_good.append(pc.sum(pc.equal(table["status"], STATUS_OK), min_count=0).as_py() or 0)
+        self._bad_groups = np.flatnonzero(np.array(num_rows) > np.array(num_good))
+        self._ends = np.cumsum(num_good, dtype=np.int64)  # good rows up to the end of each group
         self._read_held = lru_cache(NUM_GROUPS_HELD)(self._read)
 
     def __len__(self) -> int:
@@ -164,34 +164,45 @@ class StoredRecords(RecordTable):
         is_query, is_gallery = np.empty(shape, np.bool_), np.empty(shape, np.bool_)
         start = 0
         names = ["label", "split", "is_query", "is_gallery"]
-        for batch in self._read_batches(names):
-            rows = slice(start, start + batch.num_rows)
-            codes = pc.index_in(batch["split"], value_set=pa.array(SPLITS))
-            columns = (batch["label"], codes, batch["is_query"], batch["is_gallery"])
+        for table in self._read_good(names):
+            rows = slice(start, start + len(table))
+            codes = pc.index_in(table["split"], value_set=pa.array(SPLITS))
+            columns = (table["label"], codes, table["is_query"], table["is_gallery"])
             for out, column in zip((labels, splits, is_query, is_gallery), columns, strict=True):
                 if column.null_count:
                     raise self._explain(ValueError("a label, a split or a role is missing"))
-                out[rows] = column.to_numpy(zero_copy_only=False)
+                out[rows] = column.to_numpy()
             start = rows.stop
         return RecordColumns(labels, splits, is_query, is_gallery)
 
     def read_ids(self) -> Iterator[str]:
         """Yield the name of every record."""
-        for batch in self._read_batches(["image_id"]):
-            yield from batch["image_id"].to_pylist()
+        for table in self._read_good(["image_id"]):
+            yield from table["image_id"].to_pylist()
 
-    def _read_batches(self, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
-        """Read some columns of the good rows, a few row groups at a time."""
-        num_groups = len(self._ends)
-        for group in range(0, num_groups, NUM_GROUPS_HELD):
-            groups = list(range(group, min(group + NUM_GROUPS_HELD, num_groups)))
+    def read_failures(self) -> tuple[tuple[str, str], ...]:
+        """Read ``(image_id, reason)`` of the bad rows."""
+        found: list[tuple[str, str]] = []
+        for table in self._read_groups(self._bad_groups.tolist(), ["status", "image_id", "reason"]):
+            bad = table.filter(pc.not_equal(table["status"], STATUS_OK))
+            found += zip(bad["image_id"].to_pylist(), bad["reason"].to_pylist(), strict=True)
+        return tuple(found)
+
+    def _read_good(self, names: Sequence[str]) -> Iterator[pa.Table]:
+        """Read some columns of the good rows, a row group at a time."""
+        for table in self._read_groups(range(len(self._ends)), ["status", *names]):
+            yield table.filter(pc.equal(table["status"], STATUS_OK))
+
+    def _read_groups(self, groups: Iterable[int], names: Sequence[str]) -> Iterator[pa.Table]:
+        for group in groups:
             try:
                 with self._lock:
-                    table = self._file.read_row_groups(groups, columns=["status", *names])
-                good = table.filter(pc.equal(table["status"], STATUS_OK))
-            except (OSError, KeyError, TypeError, ValueError, pa.ArrowException) as error:
+                    table = self._file.read_row_group(group, columns=list(names))
+                if table.column_names != list(names):
+                    raise ValueError(f"it lacks one of the columns {', '.join(names)}")
+            except (OSError, ValueError, pa.ArrowException) as error:
                 raise self._explain(error) from None
-            yield from good.to_batches()
+            yield table
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Go to another process as a tuple: there the file may be another one."""
@@ -207,18 +218,3 @@ class StoredRecords(RecordTable):
 
     def _explain(self, error: Exception) -> ArtifactError:
         return ArtifactError(f"{self._path} cannot be read ({error}); make the artifact again.")
-
-
-def read_failures(path: Path) -> tuple[tuple[str, str], ...]:
-    """Read ``(image_id, reason)`` of the bad rows of a file, whose row groups without any are skipped.
-
-    Raises:
-        ArtifactError: The file is missing or damaged.
-    """
-    try:
-        bad = ds.dataset(path, schema=SCHEMA).to_table(
-            columns=["image_id", "reason"], filter=pc.field("status") != STATUS_OK
-        )
-    except (OSError, pa.ArrowException) as error:
-        raise ArtifactError(f"{path} cannot be read ({error}); make the artifact again.") from None
-    return tuple(zip(bad["image_id"].to_pylist(), bad["reason"].to_pylist(), strict=True))

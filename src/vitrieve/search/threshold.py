@@ -132,6 +132,7 @@ def calibrate_embeddings(
     name: str,
     false_accept_rate: float | None = None,
     false_reject_rate: float | None = None,
+    num_queries: int = MAX_COMPARED,
 ) -> Threshold:
     """Calibrate a threshold on a labeled collection beside the index, by the labels of its records.
 
@@ -143,12 +144,14 @@ def calibrate_embeddings(
         name: Name of the collection.
         false_accept_rate: As in ``calibrate_index``.
         false_reject_rate: As in ``calibrate_index``.
+        num_queries: Number of images that are searched for, drawn at random where there are more.
 
     Raises:
         ConfigError: As in ``calibrate_index``.
         DataError: Too few images.
     """
-    scores = measure_nearest(embeddings.vectors, read_columns(embeddings.records).labels)
+    labels = read_columns(embeddings.records).labels
+    scores = measure_nearest(embeddings.vectors, labels, num_queries=num_queries)
     return choose_threshold(
         scores,
         fingerprint=embeddings.fingerprint,
