@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from vitrieve.data.records import ImageRecord
-from vitrieve.embed.rows import SCHEMA, StoredRecords, build_table, read_failures, read_rows, to_records
+from vitrieve.embed.rows import SCHEMA, StoredRecords, build_table, read_rows, to_records
 from vitrieve.errors import ArtifactError
 
 RECORDS = (
@@ -81,7 +81,7 @@ def test_stored_records_are_the_good_rows(tmp_path: Path, bad: set[int]) -> None
     for cut in (slice(None), slice(5, 20), slice(None, None, -7), slice(290, 400), slice(7, 3)):
         assert stored[cut] == tuple(good[cut])
     assert stored != good[:-1] or not good
-    assert read_failures(path) == tuple((f"{row:03}", "empty") for row in sorted(bad))
+    assert stored.read_failures() == tuple((f"{row:03}", "empty") for row in sorted(bad))
     with pytest.raises(IndexError):
         stored[len(good)]
     assert pickle.loads(pickle.dumps(stored)) == tuple(good)
@@ -110,7 +110,7 @@ def test_stored_records_refuse_what_is_damaged(tmp_path: Path) -> None:
     write_groups(path, 100, set())
     data = path.read_bytes()
     path.write_bytes(data[: len(data) // 2])
-    for read in (StoredRecords, read_failures):
+    for read in (StoredRecords, read_rows):
         with pytest.raises(ArtifactError, match="make the artifact again"):
             read(path)
     path.write_bytes(data[:2000] + bytes(3000) + data[5000:])
