@@ -32,7 +32,6 @@ from vitrieve.data.records import Dataset, ImageRecord
 from vitrieve.data.shards import INDEX_NAME, SCHEMA, Shard, ShardSet, add_set, read_index
 from vitrieve.data.sources import read_source
 
-NUM_TURNS = 5
 NUM_READ, NUM_STEPS, BATCH_SIZE = 1500, 6, 64
 NUM_RANDOM = 1000
 
@@ -74,13 +73,13 @@ def time_training(dataset: Dataset) -> float:
     return 1000 * (time.perf_counter() - start) / num_images
 
 
-def compare_with_files(source: str, out: Path) -> dict[str, object]:
+def compare_with_files(source: str, out: Path, num_turns: int) -> dict[str, object]:
     files = read_source(source)
     pack_dataset(files, out, settings=PackSettings(max_side_px=None, show_progress=True), overwrite=True)
     sides = {"files": files, "shards": read_source(f"shards:{out}")}
     rows = random.Random(0).sample(range(len(files.records)), min(NUM_READ, len(files.records)))
     times: dict[str, dict[str, list[float]]] = {}
-    for turn in range(NUM_TURNS + 1):
+    for turn in range(num_turns + 1):
         for side, dataset in list(sides.items())[:: 1 if turn % 2 else -1]:
             records = [dataset.records[row] for row in rows]
             measured = {
@@ -119,9 +118,9 @@ def write_rows(packed: Path, out: Path, num_rows: int) -> None:
             writer.write_table(part.replace_schema_metadata(schema.metadata))
 
 
-def open_rows(folder: Path) -> dict[str, float]:
+def open_rows(folder: Path, num_turns: int) -> dict[str, float]:
     command = [sys.executable, "-c", OPEN, f"shards:{folder}", str(NUM_RANDOM)]
-    runs = [subprocess.run(command, capture_output=True, text=True, check=True) for _ in range(NUM_TURNS)]
+    runs = [subprocess.run(command, capture_output=True, text=True, check=True) for _ in range(num_turns)]
     figures = [list(map(float, run.stdout.split())) for run in runs]
     rows, seconds, with_imports, peak, per_picture, at_start = (
         statistics.median(one) for one in zip(*figures, strict=True)
@@ -142,13 +141,14 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--data", default="grocery")
     parser.add_argument("--num-rows", type=int, default=1_000_000)
+    parser.add_argument("--num-turns", type=int, default=5)
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     result: dict[str, object] = {"machine": platform.processor() or platform.machine(), "data": arguments.data}
-    result["beside_files"] = compare_with_files(arguments.data, arguments.out / "packed")
+    result["beside_files"] = compare_with_files(arguments.data, arguments.out / "packed", arguments.num_turns)
     shutil.rmtree(arguments.out / "rows", ignore_errors=True)
     write_rows(arguments.out / "packed", arguments.out / "rows", arguments.num_rows)
-    result["rows"] = open_rows(arguments.out / "rows")
+    result["rows"] = open_rows(arguments.out / "rows", arguments.num_turns)
     (arguments.out / "shards.json").write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps(result, indent=2))
 
