@@ -64,9 +64,9 @@ threading.Thread(target=watch, daemon=True).start()
 embeddings = load_embeddings(folder)
 if task == "measure":
     dataset = Dataset(name="d", protocol="p", records=embeddings.records, label_names=("a", "b"))
-    measure(dataset, embeddings, "e", num_queries=100, has_intervals=False)
+    measure(dataset, embeddings, "e", num_queries=2, has_intervals=False)
 else:
-    calibrate_embeddings(embeddings, name="d", num_queries=100)
+    calibrate_embeddings(embeddings, name="d", num_queries=30)
 print(peak - start)
 """
 """Prints by how much the memory grew that belongs to no file."""

@@ -164,7 +164,7 @@ def test_the_command_refuses_a_batch_smaller_than_the_world_and_divides_an_odd_o
 ) -> None:
     """Two images of a batch are no share for three ranks; seven are divided among two as four and three."""
     given = (*words, *command(photographs, tmp_path / "run"))
-    ended = run_ranks(3, tmp_path, run_command, (*given, "--batch-size", "2"))
+    ended = run_ranks(3, tmp_path, run_command, (*given, "--batch-size", "2", "--loader.images-per-class", "2"))
     printed = "".join(one.printed for one in ended)
     assert count_errors(ended) == 1, printed
     assert [one.status for one in ended if "error:" in one.printed] == [2]
