@@ -93,6 +93,11 @@ def is_partial(folder: Path) -> bool:
     return (folder / _PARTIAL_NAME).exists() and not has_artifact(folder)
 
 
+def is_only_begun(folder: Path) -> bool:
+    """Say whether nothing was written into a folder since an artifact was begun in it."""
+    return [path.name for path in folder.iterdir()] == [_PARTIAL_NAME]
+
+
 def reopen_folder(folder: Path) -> None:
     """Make an artifact partial, whether it is finished or not: what it holds stays."""
     (folder / _PARTIAL_NAME).touch()

@@ -169,7 +169,7 @@ def test_the_command_refuses_a_batch_smaller_than_the_world_and_divides_an_odd_o
     assert count_errors(ended) == 1, printed
     assert [one.status for one in ended if "error:" in one.printed] == [2]
     assert "a batch has 2 images, fewer than the 3 ranks that divide it; raise --batch-size" in printed
-    # The same folder takes the corrected command.
+    assert not (tmp_path / "run").exists()
     ended = run_ranks(2, tmp_path, run_command, (*given, "--batch-size", "7", "--num-steps", "2"))
     assert [one.status for one in ended] == [0, 0], ended[0].printed + ended[1].printed
 

@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
-from vitrieve.artifacts import MANIFEST_NAME, explaining_full_disk, prepare_folder, replacing_folder, sync_folder
+from vitrieve.artifacts import (
+    MANIFEST_NAME,
+    explaining_full_disk,
+    is_only_begun,
+    prepare_folder,
+    replacing_folder,
+    sync_folder,
+)
 from vitrieve.config import Device
 from vitrieve.data.records import ImageRecord
 from vitrieve.embed.collection import Embeddings, load_embeddings
@@ -249,8 +256,9 @@ def _create(
             claims.add(old)
         try:
             store = _make(folder, info, images, settings, claims)
-        except DiskFullError:
-            shutil.rmtree(folder, ignore_errors=True)  # the same command can then be given again
+        except VitrieveError as error:
+            if isinstance(error, DiskFullError) or is_only_begun(folder):  # a server that does not suit, say
+                shutil.rmtree(folder, ignore_errors=True)  # the same command can then be given again
             raise
         is_in_place = folder == out
         if not is_in_place:

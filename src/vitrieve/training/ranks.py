@@ -446,11 +446,19 @@ def tell_ranks(ranks: Ranks, num_images: int, device_type: str) -> None:
     Raises:
         ConfigError: A batch has fewer images than there are ranks.
     """
-    if ranks.size == 1:
-        return
+    require_share(ranks, num_images)
+    if ranks.size > 1:
+        print_message(ranks.describe(num_images, device_type))
+
+
+def require_share(ranks: Ranks, num_images: int) -> None:
+    """Refuse a batch of which a rank would have no image.
+
+    Raises:
+        ConfigError: As it says.
+    """
     if num_images < ranks.size:
         raise ConfigError(
             f"a batch has {num_images} images, fewer than the {ranks.size} ranks that divide it; raise "
             "--batch-size, which is that of all ranks together, or start fewer with --nproc-per-node."
         )
-    print_message(ranks.describe(num_images, device_type))

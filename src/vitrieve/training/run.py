@@ -44,7 +44,7 @@ from vitrieve.recipes import find_recipe
 from vitrieve.runtime.encoder import Encoder, load_encoder
 from vitrieve.settings import config_to_json, list_settings, override_config
 from vitrieve.training.callbacks import Callback, check_callbacks
-from vitrieve.training.compute import allow_low_resolution, has_batch_norm
+from vitrieve.training.compute import allow_low_resolution, count_batch_images, has_batch_norm
 from vitrieve.training.finishing import REPORT_FOLDER, finish_run, load_compared
 from vitrieve.training.holding_out import build_mean_evaluate, describe_kept
 from vitrieve.training.identity import digest_weights, require_same_on_ranks, require_same_run
@@ -52,7 +52,7 @@ from vitrieve.training.images import RunImages, describe_data, read_images, summ
 from vitrieve.training.loggers import build_loggers
 from vitrieve.training.loop import TrainingResult, fit_encoder
 from vitrieve.training.order import TrainingRun, describe_order
-from vitrieve.training.ranks import current_ranks, is_restart, joining_ranks
+from vitrieve.training.ranks import current_ranks, is_restart, joining_ranks, require_share
 from vitrieve.training.reduction import require_reducible
 from vitrieve.training.reporting import end_report, help_report
 from vitrieve.training.watching import RunWatch
@@ -241,6 +241,7 @@ def run_training(run: TrainingRun) -> TrainedRun:
     settings = describe_data(run, images)
     if ranks.size > 1:
         require_same_on_ranks({**settings, "start": {"weights": digest_weights(encoder)}})
+    require_share(ranks, count_batch_images(run.config))  # before the folder is made
     if not ranks.is_first:
         return _help(run, encoder, images)
     if run.is_resume and not run.out.exists():
