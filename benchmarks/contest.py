@@ -78,6 +78,7 @@ class Line:
         peak_mib: Largest memory, where it was measured; of the process, or above what it held before, as the part says.
         note: For a reader of the page.
         num_rounds: Of which ``value`` is the median; 0: not told.
+        rounds: Their values, in the order of the turns; empty: not told.
     """
 
     section: str
@@ -93,6 +94,7 @@ class Line:
     peak_mib: float | None = None
     note: str = ""
     num_rounds: int = 0
+    rounds: Sequence[float] = ()
 
     @property
     def is_ours(self) -> bool:
@@ -108,6 +110,17 @@ class Line:
         """Return how many times better this side is than another of its task."""
         ratio = self.value / other.value
         return 1 / ratio if self.is_less_better else ratio
+
+    def compare(self, other: Line) -> Ratio:
+        """Return how many times better this side is than another of its task, with the spread of the rounds."""
+        value = self.times_better_than(other)
+        if not self.rounds or len(self.rounds) != len(other.rounds):
+            return Ratio(value, value, value)
+        ratios = [
+            theirs / own if self.is_less_better else own / theirs
+            for own, theirs in zip(self.rounds, other.rounds, strict=True)
+        ]
+        return Ratio(value, min(ratios), max(ratios))
 
     def share_of(self, ceiling: Line) -> float:
         """Return the part of a ceiling that was reached: of its operations a second, or of its own unit."""
@@ -139,6 +152,36 @@ def alternate(sides: Mapping[str, Callable[[], object]], num_rounds: int) -> dic
 def max_seconds(is_quick: bool) -> float:
     """Return the seconds after which a contest begins no further round."""
     return QUICK_SECONDS if is_quick else FULL_SECONDS
+
+
+class Ratio(NamedTuple):
+    """How many times better one side is than another.
+
+    Attributes:
+        value: Ratio of the medians.
+        low: Least of the rounds, each beside the other's round of the same turn.
+        high: Most of them.
+    """
+
+    value: float
+    low: float
+    high: float
+
+    @property
+    def is_told_apart(self) -> bool:
+        """Return whether one side was better in every round."""
+        return self.low > 1 or self.high < 1
+
+    def describe(self) -> str:
+        """Say it with its spread.
+
+        >>> Ratio(1.5, 1.4, 1.7).describe(), Ratio(1.1, 0.9, 1.2).describe(), Ratio(2, 2, 2).describe()
+        ('1.50 x (1.40 to 1.70)', '1.10 x (0.90 to 1.20: not told apart)', '2.00 x')
+        """
+        if self.low == self.high:
+            return f"{self.value:.2f} x"
+        doubt = "" if self.is_told_apart else ": not told apart"
+        return f"{self.value:.2f} x ({self.low:.2f} to {self.high:.2f}{doubt})"
 
 
 class Rounds(NamedTuple):
@@ -266,6 +309,7 @@ def rate_lines(
             high=num_units / min(rounds),
             unit=unit,
             num_rounds=len(rounds),
+            rounds=[num_units / one for one in rounds],
             **more,
         )
         for side, rounds in seconds.items()
@@ -285,6 +329,7 @@ def time_lines(section: str, task: str, seconds: Mapping[str, list[float]], unit
             high=factor * max(rounds),
             unit=unit,
             num_rounds=len(rounds),
+            rounds=[factor * one for one in rounds],
             **more,
         )
         for side, rounds in seconds.items()
@@ -382,8 +427,10 @@ def main(measure: Callable[[bool], list[Line]], description: str | None, build_s
     lines = measure(arguments.quick)
     if arguments.json:
         arguments.json.write_text(json.dumps([asdict(line) for line in lines], indent=1) + "\n")
-    print("| task | side | median | least to most | peak MiB |\n|---|---|---:|---:|---:|")
+    print("| task | side | median | least to most | ours is | peak MiB |\n|---|---|---:|---:|---:|---:|")
     for line in lines:
+        ours = next((one for one in lines if one.is_ours and (one.task, one.size) == (line.task, line.size)), line)
+        ratio = "" if ours is line else ours.compare(line).describe()
         peak = "" if line.peak_mib is None else f"{line.peak_mib:,.0f}"
         spread = f"{line.low:.4g} to {line.high:.4g}"
-        print(f"| {line.task} | {line.side} | {line.value:.4g} {line.unit} | {spread} | {peak} |")
+        print(f"| {line.task} | {line.side} | {line.value:.4g} {line.unit} | {spread} | {ratio} | {peak} |")

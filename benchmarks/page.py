@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from contest import RESULTS, Line
+from contest import RESULTS, Line, Ratio
 from jinja2 import FileSystemLoader
 from markupsafe import Markup
 
@@ -41,7 +41,7 @@ class SideView:
 
     line: Line
     bar: float
-    ratio: float | None
+    ratio: Ratio | None
     share: float | None
 
 
@@ -177,7 +177,7 @@ def view_task(name: str, sides: Sequence[Line], ceilings: dict[str, Line]) -> Ta
             SideView(
                 line=line,
                 bar=line.value / most,
-                ratio=None if ours is None or line is ours else ours.times_better_than(line),
+                ratio=None if ours is None or line is ours else ours.compare(line),
                 share=None if ceiling is None else line.share_of(ceiling),
             )
         )

@@ -2,9 +2,10 @@
 
     python benchmarks/training.py [--quick] [--json FILE]
 
-DeiT-S at 224 px with random weights, batch 64, contrastive loss (margin 0.5) and a full memory of 59,551 rows (the
-size of SOP's training set), AdamW; random pictures. The peer is timm in float32, one batch of 64, with
-pytorch-metric-learning's loss and memory. Then our options that change the result, by name (their effect on Recall@1
+DeiT-S at 224 px, and DINOv2 ViT-S at 126 px, with random weights, batch 64, contrastive loss (margin 0.5) and a full
+memory of 59,551 rows (the size of SOP's training set), AdamW; random pictures. The peers are timm in float32 and, where
+the processor multiplies bf16, under bf16 autocast: one batch of 64, with pytorch-metric-learning's loss and memory.
+Then our options that change the result, by name (their effect on Recall@1
 and MAP@R: dev/LOG.md). The sides alternate, each in a process of its own, whose largest memory is given. Then
 our loader against our step: how many pictures a second it can prepare from files, and from its cache.
 """
@@ -24,9 +25,11 @@ if TYPE_CHECKING:
 
 SECTION = "training"
 ARCHITECTURE, IMAGE_SIZE = "deit_small_patch16_224", 224
+SMALL_ARCHITECTURE, SMALL_IMAGE_SIZE = "vit_small_patch14_dinov2", 126
+"""What people train with most: the pictures of the recipes."""
 BATCH_SIZE, MEMORY_SIZE, NUM_CLASSES, EMBEDDING_DIM = 64, 59_551, 11_318, 384
-GFLOP_PER_IMAGE = 3 * 9.2
-"""Forward, and twice as much backward."""
+GFLOP_PER_IMAGE = {ARCHITECTURE: 3 * 9.2, SMALL_ARCHITECTURE: 3 * 3.7}
+"""Forward, and twice as much backward, of all tokens: whoever leaves out what nobody reads seems nearer the ceiling."""
 PEER, PEER_BF16 = "timm fp32, pytorch-metric-learning", "timm bf16 autocast, pytorch-metric-learning"
 OURS = "vitrieve"
 WITH_LOADER = "vitrieve, photographs by the loader"
@@ -44,15 +47,16 @@ NUM_LOADER_STEPS, MAX_STEPS = 12, 1000
 Step = Callable[[], object]
 
 
-def build_side(side: str, image_size: int) -> Step:
+def build_side(side: str, image_size: int, architecture: str = ARCHITECTURE) -> Step:
     if side.startswith("timm"):
-        return build_peer(image_size, is_bf16=side == PEER_BF16)
+        return build_peer(image_size, architecture, is_bf16=side == PEER_BF16)
     if side == WITH_LOADER:
         return build_ours(has_loader=True)
-    return build_ours(**{"image_size": image_size, **PLANS.get(side, {}), **OPTIONS.get(side, {})})  # type: ignore[arg-type]
+    options = {"image_size": image_size, "architecture": architecture, **PLANS.get(side, {}), **OPTIONS.get(side, {})}
+    return build_ours(**options)  # type: ignore[arg-type]
 
 
-def build_peer(image_size: int, *, is_bf16: bool) -> Step:
+def build_peer(image_size: int, architecture: str = ARCHITECTURE, *, is_bf16: bool) -> Step:
     """Build the step of the public implementations: one batch, one graph."""
     import timm
     import torch
@@ -63,7 +67,7 @@ def build_peer(image_size: int, *, is_bf16: bool) -> Step:
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randn(BATCH_SIZE, 3, image_size, image_size, generator=generator)
     labels = torch.randint(NUM_CLASSES, (BATCH_SIZE,), generator=generator)
-    backbone = timm.create_model(ARCHITECTURE, num_classes=0, img_size=image_size).train()
+    backbone = timm.create_model(architecture, num_classes=0, img_size=image_size).train()
     optimizer = torch.optim.AdamW(backbone.parameters(), lr=3e-5, weight_decay=5e-4)
     loss = ContrastiveLoss(pos_margin=1.0, neg_margin=0.5, distance=CosineSimilarity())
     memory = CrossBatchMemory(loss, EMBEDDING_DIM, memory_size=MEMORY_SIZE)
@@ -84,6 +88,7 @@ def build_peer(image_size: int, *, is_bf16: bool) -> Step:
 def build_ours(
     microbatch_size: int | None = None,
     image_size: int = IMAGE_SIZE,
+    architecture: str = ARCHITECTURE,
     patch_drop_rate: float = 0.0,
     num_frozen_blocks: int = 0,
     is_limited: bool = False,
@@ -101,7 +106,7 @@ def build_ours(
 
     generator = torch.Generator().manual_seed(0)
     model = ModelConfig(
-        backbone=ARCHITECTURE,
+        backbone=architecture,
         image_size=image_size,
         drop_path_rate=0.0,
         patch_drop_rate=patch_drop_rate,
@@ -135,30 +140,37 @@ def measure_steps(is_quick: bool) -> list[Line]:
     # In fp32 alone a step takes half a minute, which is too long for a quick look.
     image_size = IMAGE_SIZE // 2 if is_quick and not has_bf16() else IMAGE_SIZE
     step = f"step of {BATCH_SIZE}, DeiT-S, {image_size} px, memory of {MEMORY_SIZE:,}"
-    contests = {step: [PEER, OURS]}
+    small_step = f"step of {BATCH_SIZE}, DINOv2 ViT-S, {SMALL_IMAGE_SIZE} px, memory of {MEMORY_SIZE:,}"
+    peers = [PEER, *([PEER_BF16] if has_bf16() else [])]
+    lines = measure_contest(step, [*peers, OURS, *([] if is_quick else [WITH_LOADER])], is_quick, image_size=image_size)
+    lines += measure_contest(
+        small_step, [*peers, OURS], is_quick, image_size=SMALL_IMAGE_SIZE, architecture=SMALL_ARCHITECTURE
+    )
     if not is_quick:
-        contests = {
-            step: [PEER, *([PEER_BF16] if has_bf16() else []), OURS, WITH_LOADER],
-            f"{step}: other plans, same result": [OURS, *PLANS],
-            f"{step}: options that change the result": [OURS, *OPTIONS],
-        }
+        for kind, sides in (("other plans, same result", PLANS), ("options that change the result", OPTIONS)):
+            lines += measure_contest(f"{step}: {kind}", [OURS, *sides], is_quick, image_size=image_size)
+    return lines
+
+
+def measure_contest(
+    task: str, sides: list[str], is_quick: bool, *, image_size: int, architecture: str = ARCHITECTURE
+) -> list[Line]:
+    num_rounds = 3 if is_quick else 5
+    given = {"image_size": image_size, "architecture": architecture}
     lines = []
-    for task, sides in contests.items():
-        for side, rounds in alternate_processes(
-            __file__, sides, 3 if is_quick else 5, max_seconds(is_quick), image_size=image_size
-        ).items():
-            is_same_work = side not in OPTIONS and image_size == IMAGE_SIZE
-            lines += rate_lines(
-                SECTION,
-                task,
-                {side: rounds.seconds},
-                BATCH_SIZE,
-                "images/s",
-                gflop=GFLOP_PER_IMAGE if is_same_work else None,
-                ceiling=(FP32 if side == PEER else best_product()) if is_same_work else None,
-                peak_mib=rounds.process_mib,
-                note=rounds.note,
-            )
+    for side, rounds in alternate_processes(__file__, sides, num_rounds, max_seconds(is_quick), **given).items():
+        is_same_work = side not in OPTIONS and image_size in (IMAGE_SIZE, SMALL_IMAGE_SIZE)
+        lines += rate_lines(
+            SECTION,
+            task,
+            {side: rounds.seconds},
+            BATCH_SIZE,
+            "images/s",
+            gflop=GFLOP_PER_IMAGE[architecture] if is_same_work else None,
+            ceiling=(FP32 if side == PEER else best_product()) if is_same_work else None,
+            peak_mib=rounds.process_mib,
+            note=rounds.note,
+        )
     return lines
 
 

@@ -58,6 +58,22 @@ def test_ratio_and_share_of_the_ceiling(contest: ModuleType) -> None:
     assert replace(rate, gflop=None).share_of(replace(ceiling, unit="images/s")) == pytest.approx(0.25)
 
 
+def test_ratios_say_whether_the_rounds_tell_the_sides_apart(contest: ModuleType) -> None:
+    """The machine halves its speed in the second turn: the sides swing, their ratios in each turn do not."""
+    seconds = {"vitrieve": [2.0, 4.0, 2.0], "slower": [3.0, 7.0, 3.2], "alike": [2.1, 3.9, 2.0]}
+    ours, slower, alike = contest.time_lines("s", "t", seconds)
+    assert ours.compare(slower) == pytest.approx((1.6, 1.5, 1.75))
+    assert ours.compare(slower).is_told_apart
+    assert ours.compare(alike) == pytest.approx((1.05, 0.975, 1.05))
+    assert not ours.compare(alike).is_told_apart
+    assert "not told apart" in ours.compare(alike).describe()
+    faster, slow = contest.rate_lines("s", "t", {"vitrieve": [1.0, 2.0], "slow": [2.0, 3.0]}, 6, "images/s")
+    assert faster.compare(slow) == pytest.approx((2.5 / 1.5, 1.5, 2.0))
+    assert ours.compare(replace(slower, rounds=())) == pytest.approx((1.6, 1.6, 1.6))  # an older result
+    page = import_module("page").view_task("t", [ours, slower, alike], {})
+    assert [side.ratio and side.ratio.is_told_apart for side in page.sides] == [None, True, False]
+
+
 DEMO = """
 demo:
 \ttest ! -e demo && test -d "$$VITRIEVE_CACHE/weights" && test "$(VENV)" = /venv
