@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vitrieve.errors import ConfigError
-from vitrieve.objective.memory import CrossBatchMemory, Division, MemoryCost
+from vitrieve.objective.memory import CrossBatchMemory, Division, MemoryCost, _list_equal
 
 
 def enqueue_numbers(memory, numbers):
@@ -77,3 +77,11 @@ def test_parts_of_a_divided_memory_hold_what_a_whole_one_does_and_cost_the_same(
     gradients = [torch.autograd.grad(cost, anchors)[0] for cost in costs]
     torch.testing.assert_close(sum(costs[1:]), costs[0])
     torch.testing.assert_close(sum(gradients[1:]), gradients[0])
+
+
+@pytest.mark.parametrize("others", [[], [7], [3, -2, 7, 7, 10**12, 0, 3, -5], [1, 2]])
+def test_list_equal_finds_the_pairs_of_the_whole_table_in_its_order(others):
+    labels, others = torch.tensor([7, -2, 3, 7, 10**12, 4]), torch.tensor(others, dtype=torch.int64)
+    expected = (labels[:, None] == others).nonzero(as_tuple=True)
+    for one, other in zip(_list_equal(labels, others), expected, strict=True):
+        assert torch.equal(one, other)

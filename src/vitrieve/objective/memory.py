@@ -166,14 +166,26 @@ def _weigh_block(
 ) -> tuple[Tensor, Tensor]:
     """Return the cost of all pairs with a block of the memory, and its derivatives in the similarities, ``(B, m)``."""
     similarity = anchors @ block.embeddings.T
-    is_same = labels[:, None] == block.labels
-    # Positives are few: they are listed, and everything else is treated as negative.
-    positions, columns = is_same.nonzero(as_tuple=True)
-    is_other_image = rows[positions] != block.rows[columns]
-    positions, columns = positions[is_other_image], columns[is_other_image]
-    positive = (1 - similarity[positions, columns]).sum()
-    excess = similarity.sub_(margin).clamp_min_(0).masked_fill_(is_same, 0)
+    # Pairs of one class are few: they are listed, and everything else is treated as negative.
+    same = _list_equal(labels, block.labels)
+    is_other_image = rows[same[0]] != block.rows[same[1]]
+    positives = same[0][is_other_image], same[1][is_other_image]
+    positive = (1 - similarity[positives]).sum()
+    excess = similarity.sub_(margin).clamp_min_(0)
+    excess[same] = 0
     negative = excess.sum()
     weights = excess.sign_()
-    weights[positions, columns] = -1
+    weights[positives] = -1
     return positive + negative, weights
+
+
+def _list_equal(labels: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the places of equal pairs in ``(B,)`` and ``(m,)``, in the order of the first, then of the second.
+
+    Only those of ``others`` that equal any of ``labels`` are compared with each of them.
+    """
+    classes = labels.sort().values
+    nearest = torch.searchsorted(classes, others).clamp_max_(len(classes) - 1)
+    candidates = (classes[nearest] == others).nonzero().squeeze(1)
+    first, second = (labels[:, None] == others[candidates]).nonzero(as_tuple=True)
+    return first, candidates[second]
