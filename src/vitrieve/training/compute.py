@@ -33,6 +33,7 @@ from vitrieve.errors import ConfigError
 from vitrieve.model.backbone import describe_tokens, get_patch_px, use_explicit_attention
 from vitrieve.model.encoder import ImageEncoder
 from vitrieve.runtime.device import resolve_device, resolve_precision
+from vitrieve.training.blocks import keep_class_tokens, pooled_only
 from vitrieve.training.draws import StepDraws, place_draws
 from vitrieve.training.ranks import Ranks, SynchronizedBatchNorm, current_ranks, share_places
 
@@ -45,15 +46,16 @@ MAX_MMAP_THRESHOLD = 2**25
 def prepare_encoder(encoder: ImageEncoder, config: Config) -> torch.device:
     """Move an encoder to the device of its run and choose the fast kernels there; return the device.
 
-    On a CPU freed memory is kept, and attention in bf16 is written out (``use_explicit_attention``). On CUDA float32
-    products may use TF32, convnets keep their channels last, and the encoder is compiled, unless ``train.compile`` says
-    otherwise.
+    Of the last block only what is pooled will be computed (``keep_class_tokens``). On a CPU freed memory is kept, and
+    attention in bf16 is written out (``use_explicit_attention``). On CUDA float32 products may use TF32, convnets keep
+    their channels last, and the encoder is compiled, unless ``train.compile`` says otherwise.
 
     Raises:
         ConfigError: As ``resolve_device``.
     """
     device = resolve_device(config.train.device)
     place_draws(encoder)
+    keep_class_tokens(encoder)
     encoder.to(device)
     if device.type == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = True
@@ -434,7 +436,7 @@ def _encode_piece(encoder: nn.Module, piece: Tensor, config: Config) -> Tensor:
     is_bf16 = resolve_precision(config.train.precision, device_type) == "bf16"
     is_synchronized = current_ranks().size > 1 and encoder.training and trains_batch_norm(encoder, config)
     synchronized = SynchronizedBatchNorm() if is_synchronized else nullcontext()
-    with torch.autocast(device_type, torch.bfloat16, enabled=is_bf16), synchronized:
+    with torch.autocast(device_type, torch.bfloat16, enabled=is_bf16), synchronized, pooled_only(encoder):
         embeddings: Tensor = encoder(piece)
     return embeddings
 
