@@ -170,7 +170,7 @@ def test_command_writes_page_csv_and_json_and_applies(
     value = json.loads(capsys.readouterr().out)
     assert {"image_id", "label", "suggested_label", "score"} <= set(value["label_errors"][0])
     assert value["threshold"] is None
-    assert 0.8 <= value["calibration"]["least_fit"] <= 1
+    assert 0.8 <= value["calibration"]["least_agreement"] <= 1
     assert "data:image/jpeg;base64," in page.read_text()
     decisions = tmp_path / "decisions.csv"
     decisions.write_text("image_id,action,new_label\ntrain/blue/really_red.png,relabel,red\n")

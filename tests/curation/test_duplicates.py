@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from sweaters import draw_ground, lay_sweater
 
 from vitrieve import EmbedSettings, build_index, duplicates, embed_collection, embed_images, open_index, read_collection
 from vitrieve.curation import links
@@ -61,7 +62,7 @@ def test_calibrated_thresholds_are_the_same_twice_and_said(album: Path, encoder:
     assert near == duplicates(album, encoder)
     assert near.calibration is not None
     assert scene.calibration is not None
-    assert near.calibration.least_fit == scene.calibration.least_fit
+    assert near.calibration.least_agreement == scene.calibration.least_agreement
     assert near.threshold is near.calibration.same_scene is None
     assert scene.threshold == scene.calibration.same_scene
     assert near.calibration.num_sampled == 11
@@ -90,6 +91,26 @@ def test_near_finds_copies_of_every_kind_and_same_scene_has_them_too(
     linked = zip(scene.pairs.first.tolist(), scene.pairs.second.tolist(), scene.is_copy.tolist(), strict=True)
     names = material.image_ids
     assert pairs == {frozenset([names[one], names[other]]) for one, other, is_copy in linked if is_copy}
+
+
+def test_different_things_on_one_ground_are_no_copies(
+    tmp_path: Path, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(links, "NUM_NEAREST", 11)  # all others
+    folder, ground = tmp_path / "table", draw_ground(0)
+    folder.mkdir()
+    for number in range(10):
+        lay_sweater(ground, number).save(folder / f"{number}.png")
+    for number, kind in enumerate(("crop", "several")):
+        picture = lay_sweater(ground, number)
+        COPIES[kind](picture, np.random.default_rng(number)).save(folder / f"{number}-{kind}.png")
+    report = duplicates(folder, encoder)
+    assert {frozenset(group.image_ids) for group in report.groups} == {
+        frozenset(["0.png", "0-crop.png"]),
+        frozenset(["1.png", "1-several.png"]),
+    }
+    assert report.calibration is not None
+    assert set(report.calibration.found.values()) == {1.0}
 
 
 def test_an_index_and_its_embeddings_give_the_same_groups(album: Path, encoder: Encoder, tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from PIL import Image, ImageOps
 
 from vitrieve.curation import registration
 from vitrieve.curation.copies import COPIES
-from vitrieve.curation.registration import COARSE_PX, SCALES, THUMBNAIL_PX, make_thumbnail, measure_fits
+from vitrieve.curation.registration import COARSE_PX, SCALES, THUMBNAIL_PX, find_places, make_thumbnail
 
 
 def draw(seed: int, size: tuple[int, int] = (240, 180)) -> Image.Image:
@@ -19,8 +19,12 @@ def draw(seed: int, size: tuple[int, int] = (240, 180)) -> Image.Image:
     return Image.fromarray(blocks).resize(size, Image.Resampling.BICUBIC)
 
 
+def measure_fits(firsts: Sequence[np.ndarray], seconds: Sequence[np.ndarray]) -> list[float]:
+    return [place.fit for place in find_places(firsts, seconds)]
+
+
 def measure(first: Image.Image, second: Image.Image) -> float:
-    return float(measure_fits([make_thumbnail(first)], [make_thumbnail(second)])[0])
+    return measure_fits([make_thumbnail(first)], [make_thumbnail(second)])[0]
 
 
 @pytest.mark.parametrize("make", COPIES.values(), ids=COPIES)
@@ -84,9 +88,9 @@ def average(picture: np.ndarray, height: int, width: int) -> np.ndarray:
 def test_many_pairs_of_several_sizes_equal_each_alone() -> None:
     pictures = [make_thumbnail(draw(seed, (100 + 40 * (seed % 3), 90))) for seed in range(12)]
     firsts, seconds = pictures, pictures[5:] + pictures[:5]
-    alone = [float(measure_fits([one], [other])[0]) for one, other in zip(firsts, seconds, strict=True)]
+    alone = [measure_fits([one], [other])[0] for one, other in zip(firsts, seconds, strict=True)]
     assert measure_fits(firsts, seconds) == pytest.approx(alone, abs=1e-5)
-    assert len(measure_fits([], [])) == 0
+    assert measure_fits([], []) == []
 
 
 def test_one_color_one_pixel_and_long_strips_fit_nothing() -> None:

@@ -2,23 +2,25 @@
 
 The encoder names candidates, and the pixels decide. Vectors alone do not tell copies: two packages of milk may be
 nearer than a picture and its mirror image. So the nearest pictures of each are laid on it (``registration.py``), and
-those that fit are copies. How well copies fit depends on the collection, too: two drawings may fit better than a
-photograph and its framed copy. So the threshold is calibrated on the collection itself, on copies that are made of some
-of its pictures.
+those that fit and agree in every region are copies (``agreement.py``). How well copies agree depends on the collection,
+too: two drawings may agree better than a photograph and its framed copy. So the threshold is calibrated on the
+collection itself, on copies that are made of some of its pictures.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
+from vitrieve.curation.agreement import AnyPicture, make_picture, measure_agreement
 from vitrieve.curation.copies import COPIES, cut_half
 from vitrieve.curation.material import Material
-from vitrieve.curation.registration import GrayImage, make_thumbnail, measure_fits
+from vitrieve.curation.registration import GrayImage, Place, find_places, make_thumbnail
 from vitrieve.data.check import map_ahead
 from vitrieve.data.decode import describe_failure, read_image
 from vitrieve.data.records import ImageRecord
@@ -32,10 +34,17 @@ NUM_NEAREST = 5
 """Pictures nearest to each that are laid on it."""
 BLOCK_PAIRS = 512
 """Pairs that are compared at once, in some tens of megabytes."""
+THUMBNAIL_ROUNDS = 2
+"""Steps under each blur by which the place of a thumbnail is made more exact."""
 NUM_SAMPLED = 40
 """Pictures that copies are made of."""
-LEAST_FIT = 0.8
-"""Pictures that fit less are never copies, whatever the calibration says."""
+LEAST_FIT = 0.7
+"""Thumbnails that correlate less are those of no copies."""
+LEAST_ROUGH_AGREEMENT, LEAST_THUMBNAIL_AGREEMENT = 0.4, 0.7
+"""Pairs whose thumbnails agree less are not looked at more closely: where they were first laid on each other, and when
+their place is more exact (``dev/LOG.md``)."""
+LEAST_AGREEMENT = 0.8
+"""Pictures that agree less are never copies; where no others are found that agree so, this is enough."""
 STRANGER_WEIGHT = 10
 """A picture that is wrongly taken for a copy counts as much as so many copies that are missed."""
 FOUND_SHARE = 0.99
@@ -49,14 +58,14 @@ class CopyThresholds:
     """What two pictures need to count as copies, and what that rests on.
 
     Attributes:
-        least_fit: Correlation of the pixels (``measure_fits``) from which two pictures are copies.
+        least_agreement: Agreement of the pixels (``measure_agreement``) from which two pictures are copies.
         same_scene: Similarity from which two pictures show the same scene; None where it was not asked for.
         num_sampled: Pictures of which copies were made.
-        found: Kind of a copy -> share of the copies that fit their originals.
-        strangers: Share of the nearest other pictures that fit, too; some of them are copies that nobody knows of.
+        found: Kind of a copy -> share of the copies that agree so with their originals.
+        strangers: Share of the nearest other pictures that agree so, too; some of them are copies that nobody knows of.
     """
 
-    least_fit: float
+    least_agreement: float
     same_scene: float | None
     num_sampled: int
     found: Mapping[str, float]
@@ -101,21 +110,82 @@ class Thumbnails:
         """Row -> why a picture that was asked for cannot be read."""
         return {row: made for row, made in self._made.items() if isinstance(made, str)}
 
-    def measure_fits(self, pairs: Pairs, *, show_progress: bool = False) -> npt.NDArray[np.float32]:
-        """Compute the fit of each pair, ``(P,)``; 0 where one of the two pictures cannot be read."""
+    def measure_agreements(self, pairs: Pairs, *, show_progress: bool = False) -> npt.NDArray[np.float32]:
+        """Compute the agreement of each pair, ``(P,)``; 0 where one of the two pictures cannot be read."""
         self.make(np.concatenate([pairs.first, pairs.second]).tolist(), show_progress=show_progress)
-        fits = np.zeros(len(pairs.first), dtype=np.float32)
-        blocks = range(0, len(fits), BLOCK_PAIRS)
-        for start in track(blocks, "compare pictures", total=len(fits), weight=BLOCK_PAIRS, is_shown=show_progress):
-            numbers, firsts, seconds = [], [], []
-            for number in range(start, min(start + BLOCK_PAIRS, len(fits))):
-                one, other = self._made[int(pairs.first[number])], self._made[int(pairs.second[number])]
-                if not isinstance(one, str) and not isinstance(other, str):
-                    numbers.append(number)
-                    firsts.append(one)
-                    seconds.append(other)
-            fits[numbers] = measure_fits(firsts, seconds)
-        return fits
+        agreements = np.zeros(len(pairs.first), dtype=np.float32)
+        blocks = range(0, len(agreements), BLOCK_PAIRS)
+        for start in track(
+            blocks, "compare pictures", total=len(agreements), weight=BLOCK_PAIRS, is_shown=show_progress
+        ):
+            rows = {}
+            for number in range(start, min(start + BLOCK_PAIRS, len(agreements))):
+                one, other = int(pairs.first[number]), int(pairs.second[number])
+                if not isinstance(self._made[one], str) and not isinstance(self._made[other], str):
+                    rows[number] = one, other
+            agreements[list(rows)] = self._compare(list(rows.values()))
+        return agreements
+
+    def _compare(self, rows: Sequence[tuple[int, int]]) -> npt.NDArray[np.float32]:
+        """Compute the agreement of pairs whose thumbnails are there; pictures are read again where those agree."""
+        thumbnails = [[self._made[row] for row in side] for side in zip(*rows, strict=True)] or [[], []]
+        roughly = measure_thumbnails(*thumbnails)  # type: ignore[arg-type]
+        closer = [number for number, rough in enumerate(roughly) if rough.agreement >= LEAST_THUMBNAIL_AGREEMENT]
+        wanted = sorted({row for number in closer for row in rows[number]})
+        read = map_ahead(_make_picture, self._material.fetch(wanted), min(4, count_cores()))
+        pictures = dict(zip(wanted, read, strict=True))
+        agreements = np.array([rough.agreement for rough in roughly], dtype=np.float32)
+        for number in closer:
+            one, other = (pictures[row] for row in rows[number])
+            is_read = not isinstance(one, str) and not isinstance(other, str)
+            agreements[number] = measure_agreement(one, other, roughly[number].place) if is_read else 0.0
+        return agreements
+
+
+class RoughAgreement(NamedTuple):
+    """How well two thumbnails agree, and where one lies in the other."""
+
+    agreement: float
+    place: Place
+
+
+def measure_thumbnails(firsts: Sequence[GrayImage], seconds: Sequence[GrayImage]) -> list[RoughAgreement]:
+    """Find where one of two thumbnails lies in the other, and how well they agree there.
+
+    Args:
+        firsts: ``(H, W)`` gray values of each pair's one picture.
+        seconds: Those of the other.
+
+    Returns:
+        The agreement of each pair; that of pairs that cannot be copies is only measured roughly, or it is 0.
+    """
+    found = []
+    for one, other, place in zip(firsts, seconds, find_places(firsts, seconds), strict=True):
+        agreement = measure_agreement(one, other, place, num_rounds=0) if place.fit >= LEAST_FIT else 0.0
+        if agreement >= LEAST_ROUGH_AGREEMENT:
+            agreement = measure_agreement(one, other, place, num_rounds=THUMBNAIL_ROUNDS)
+        found.append(RoughAgreement(min(agreement, LEAST_AGREEMENT), place))
+    return found
+
+
+def measure_copies(original: Image.Image, copies: Sequence[Image.Image]) -> list[float]:
+    """Compute the agreement of a picture with copies of it, as ``Thumbnails`` does for pairs of a collection."""
+    thumbnails = [make_thumbnail(copy) for copy in copies]
+    roughly = measure_thumbnails([make_thumbnail(original)] * len(copies), thumbnails)
+    picture = make_picture(original)
+    return [
+        measure_agreement(picture, make_picture(copy), rough.place)
+        if rough.agreement >= LEAST_THUMBNAIL_AGREEMENT
+        else rough.agreement
+        for copy, rough in zip(copies, roughly, strict=True)
+    ]
+
+
+def _make_picture(record: ImageRecord) -> AnyPicture | str:
+    try:
+        return make_picture(read_image(record))
+    except (DecodeError, MemoryError) as error:
+        return describe_failure(error)
 
 
 def _make_thumbnail(record: ImageRecord) -> GrayImage | str:
@@ -148,8 +218,8 @@ def find_links(material: Material, level: Literal["near", "same-scene"], thresho
     encoder = material.load_encoder() if level == "same-scene" else None
     calibration = calibrate_copies(material, thumbnails, encoder)
     candidates = find_candidates(material.vectors, range(len(material.vectors)))
-    fits = thumbnails.measure_fits(candidates, show_progress=True)
-    copies = _choose(candidates, fits >= calibration.least_fit)
+    agreements = thumbnails.measure_agreements(candidates, show_progress=True)
+    copies = _choose(candidates, agreements >= calibration.least_agreement)
     scenes = nothing if calibration.same_scene is None else pairs_above(material.vectors, calibration.same_scene)
     both = Pairs(
         np.concatenate([copies.first, scenes.first]),
@@ -213,7 +283,7 @@ def calibrate_copies(
     num_pictures = len(material.image_ids)
     rows = np.sort(generator.choice(num_pictures, min(num_sampled, num_pictures), replace=False))
     originals: list[int] = []
-    fits, similarities = [], []
+    agreements, similarities = [], []
     reason = ""
     sampled = zip(rows.tolist(), material.fetch(rows.tolist()), strict=True)
     for row, record in track(sampled, "calibrate", total=len(rows)):
@@ -223,8 +293,7 @@ def calibrate_copies(
             reason = f"{record.image_id}: {error}"
             continue
         pictures = [make(image, generator) for make in COPIES.values()]
-        made = [make_thumbnail(picture) for picture in pictures]
-        fits.append(measure_fits([make_thumbnail(image)] * len(made), made))
+        agreements.append(measure_copies(image, pictures))
         originals.append(row)
         if encoder is not None:
             vectors = encoder.encode([*pictures, cut_half(image, generator)])
@@ -234,19 +303,21 @@ def calibrate_copies(
             f"no threshold can be calibrated, because none of {len(rows)} pictures can be read ({reason}). Give one "
             "yourself with --threshold, for example 0.95."
         )
-    copies = np.stack(fits)
-    strangers = thumbnails.measure_fits(find_candidates(material.vectors, originals))
-    least_fit = max(LEAST_FIT, choose_threshold(copies.ravel(), strangers, STRANGER_WEIGHT))
+    copies = np.array(agreements, dtype=np.float32)
+    strangers = thumbnails.measure_agreements(find_candidates(material.vectors, originals))
+    least_agreement = LEAST_AGREEMENT
+    if np.any(strangers >= LEAST_AGREEMENT):
+        least_agreement = max(LEAST_AGREEMENT, choose_threshold(copies.ravel(), strangers, STRANGER_WEIGHT))
     same_scene = None
     if similarities:
         nearest = find_strangers(material.vectors, originals)
         same_scene = choose_threshold(np.stack(similarities).ravel(), nearest, 1)
     return CopyThresholds(
-        least_fit=least_fit,
+        least_agreement=least_agreement,
         same_scene=same_scene,
         num_sampled=len(originals),
-        found=dict(zip(COPIES, (copies >= least_fit).mean(axis=0).tolist(), strict=True)),
-        strangers=float((strangers >= least_fit).mean()) if len(strangers) else 0.0,
+        found=dict(zip(COPIES, (copies >= least_agreement).mean(axis=0).tolist(), strict=True)),
+        strangers=float((strangers >= least_agreement).mean()) if len(strangers) else 0.0,
     )
 
 

@@ -1,8 +1,8 @@
-"""Laying one picture on another: how well does one of them fit somewhere into the other, mirrored or not?
+"""Laying one picture on another: where, and how well, does one of them fit into the other, mirrored or not?
 
 An encoder tells what a picture shows. Whether two pictures *are* the same one, of which a part was cut away, a frame
-was added or left and right were exchanged, their pixels tell better: thumbnails of copies fit each other nearly
-everywhere, and those of two photographs of one thing do not.
+was added or left and right were exchanged, their pixels tell better. Thumbnails that do not fit each other anywhere are
+no copies; what fits is compared region by region (``agreement.py``).
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Place(NamedTuple):
 
 
 def make_thumbnail(image: Image.Image) -> GrayImage:
-    """Make the small gray picture that ``measure_fits`` compares.
+    """Make the small gray picture that ``find_places`` compares.
 
     Args:
         image: An RGB picture of any size.
@@ -67,8 +67,8 @@ def make_thumbnail(image: Image.Image) -> GrayImage:
     return np.asarray(image.resize((width, height), Image.Resampling.BILINEAR, reducing_gap=2.0).convert("L"))
 
 
-def measure_fits(firsts: Sequence[GrayImage], seconds: Sequence[GrayImage]) -> npt.NDArray[np.float32]:
-    """Compute for each pair the highest correlation at which one picture, or its mirror image, lies within the other.
+def find_places(firsts: Sequence[GrayImage], seconds: Sequence[GrayImage]) -> list[Place]:
+    """Find for each pair where one picture, or its mirror image, lies within the other with the highest correlation.
 
     Each of the two is taken for the part in turn. A place is looked for in small copies, in the sizes of ``SCALES``,
     and the best one is looked at more closely.
@@ -78,7 +78,7 @@ def measure_fits(firsts: Sequence[GrayImage], seconds: Sequence[GrayImage]) -> n
         seconds: Those of the other picture.
 
     Returns:
-        ``(P,)`` Pearson's correlation of the gray values of the part with those that it covers, in [-1, 1]; 0 where
+        P places. Their fit is Pearson's correlation of the gray values of the part with those that it covers; 0 where
         there is nothing to compare. It does not depend on brightness and contrast.
 
     Source:
@@ -94,8 +94,7 @@ def measure_fits(firsts: Sequence[GrayImage], seconds: Sequence[GrayImage]) -> n
             for number, place in zip(numbers, found, strict=True):
                 if place.fit > best[number].fit:
                     best[number] = place._replace(is_swapped=bool(is_swapped))
-    closer = (_look_closer(*pair) for pair in zip(firsts, seconds, best, strict=True))
-    return np.fromiter(closer, dtype=np.float32, count=len(firsts))
+    return [_look_closer(*pair) for pair in zip(firsts, seconds, best, strict=True)]
 
 
 def _find_places(wholes: Sequence[GrayImage], parts: Sequence[GrayImage]) -> list[Place]:
@@ -114,19 +113,29 @@ def _find_places(wholes: Sequence[GrayImage], parts: Sequence[GrayImage]) -> lis
     return best
 
 
-def _look_closer(first: GrayImage, second: GrayImage, found: Place) -> float:
-    """Return the fit of the pictures as large as they are, around a place that was found."""
+def _look_closer(first: GrayImage, second: GrayImage, found: Place) -> Place:
+    """Return the best place of the pictures as large as they are, around one that was found."""
     if found.fit < LEAST_COARSE_FIT:
-        return found.fit
+        return found
     whole, part = (second, first) if found.is_swapped else (first, second)
     scales = [min(1.0, found.scale * scale) for scale in FINE_SCALES]
-    fits = [found.fit]
-    for _, shape in _list_sizes(part.shape, whole.shape, scales):
+    best = found
+    for scale, shape in _list_sizes(part.shape, whole.shape, scales):
         windows = sliding_window_view(whole.astype(np.float32), shape)
         rows = _reach(found.top * whole.shape[0], windows.shape[0])
         columns = _reach(found.left * whole.shape[1], windows.shape[1])
-        fits.append(float(_correlate(windows[None, rows, columns], _shrink(part[None], shape)).max()))
-    return max(fits)
+        fits = _correlate(windows[None, rows, columns], _shrink(part[None], shape))[0]
+        row, column = np.unravel_index(fits.argmax(), fits.shape)
+        if fits[row, column] > best.fit:
+            top, left = rows.start + row, columns.start + column
+            best = Place(
+                fit=float(fits[row, column]),
+                is_swapped=found.is_swapped,
+                scale=scale,
+                top=float(top / whole.shape[0]),
+                left=float(left / whole.shape[1]),
+            )
+    return best
 
 
 def _reach(center: float, num_places: int) -> slice:
