@@ -7,8 +7,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
-from sweaters import draw_ground, lay_sweater
 
+from tests.curation.sweaters import draw_ground, lay_sweater
 from vitrieve.curation.agreement import NO_AGREEMENT, make_picture, measure_agreement
 from vitrieve.curation.copies import COPIES
 from vitrieve.curation.links import LEAST_AGREEMENT, measure_copies

@@ -84,7 +84,7 @@ def measure_agreement(first: AnyPicture, second: AnyPicture, place: Place, *, nu
 
     Returns:
         Agreement in [-1, 1]: near 1 for copies, whatever their brightness, contrast and saturation; low where much of
-        the two, or a region, shows two different things or two colors; ``NO_AGREEMENT`` where too little is there to compare.
+        the two, or a region, shows two different things or two colors; ``NO_AGREEMENT`` where too little is there.
     """
     whole, part = (second, first) if place.is_swapped else (first, second)
     return _measure(whole.astype(np.float32), part.astype(np.float32), place, num_rounds)

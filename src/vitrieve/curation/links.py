@@ -40,13 +40,16 @@ NUM_SAMPLED = 40
 """Pictures that copies are made of."""
 LEAST_FIT = 0.7
 """Thumbnails that correlate less are those of no copies."""
-LEAST_ROUGH_AGREEMENT, LEAST_THUMBNAIL_AGREEMENT = 0.4, 0.7
+LEAST_ROUGH_AGREEMENT, LEAST_THUMBNAIL_AGREEMENT = 0.3, 0.7
 """Pairs whose thumbnails agree less are not looked at more closely: where they were first laid on each other, and when
 their place is more exact (``dev/LOG.md``)."""
 LEAST_AGREEMENT = 0.8
 """Pictures that agree less are never copies; where no others are found that agree so, this is enough."""
 STRANGER_WEIGHT = 10
 """A picture that is wrongly taken for a copy counts as much as so many copies that are missed."""
+SURE_COPY, SURE_SCENE = 10.0, 75.0
+"""Percentile of the made copies from which other pictures are taken for copies that nobody knows of. Pixels tell copies
+from others with a gap between, similarities do not."""
 FOUND_SHARE = 0.99
 """A threshold is never so low that more than this share of the copies is found."""
 SAME_PICTURE = 0.9999
@@ -307,7 +310,7 @@ def calibrate_copies(
     strangers = thumbnails.measure_agreements(find_candidates(material.vectors, originals))
     least_agreement = LEAST_AGREEMENT
     if np.any(strangers >= LEAST_AGREEMENT):
-        least_agreement = max(LEAST_AGREEMENT, choose_threshold(copies.ravel(), strangers, STRANGER_WEIGHT))
+        least_agreement = max(LEAST_AGREEMENT, choose_threshold(copies.ravel(), strangers, STRANGER_WEIGHT, SURE_COPY))
     same_scene = None
     if similarities:
         nearest = find_strangers(material.vectors, originals)
@@ -330,17 +333,21 @@ def find_strangers(vectors: FloatArray, rows: Sequence[int]) -> FloatArray:
     return np.asarray(others[others < SAME_PICTURE], dtype=np.float32)
 
 
-def choose_threshold(copies: FloatArray, strangers: FloatArray, stranger_weight: float) -> float:
-    """Choose the similarity that tells copies from strangers best.
+def choose_threshold(
+    copies: FloatArray, strangers: FloatArray, stranger_weight: float, sure_percentile: float = SURE_SCENE
+) -> float:
+    """Choose the similarity or agreement that tells copies from strangers best.
 
-    The strangers are the nearest other pictures, and some of them are copies that nobody knows of. A quarter of all
-    copies are above the upper quartile of the made ones. So four times as many strangers as are above it are taken for
-    copies, spread as the made ones are, and do not count against a threshold.
+    The strangers are the nearest other pictures, and some of them are copies that nobody knows of. Those above a
+    percentile of the made copies are sure to be. A quarter of all copies are above the 75th, for example, so four times
+    as many strangers as are above it are taken for copies, spread as the made ones are, and do not count against a
+    threshold.
 
     Args:
         copies: ``(C,)`` similarities of copies to their originals.
         strangers: ``(S,)`` similarities of pictures to their nearest other picture; any S.
         stranger_weight: How many missed copies a stranger counts as much as.
+        sure_percentile: The percentile of the made copies above which strangers are copies, below 100.
 
     Returns:
         Of the similarities of copies, but for the lowest hundredth, the one with the best F1 of finding copies, where
@@ -353,7 +360,8 @@ def choose_threshold(copies: FloatArray, strangers: FloatArray, stranger_weight:
     right = 1 - np.searchsorted(np.sort(copies), candidates) / len(copies)
     wrong = np.zeros_like(right)
     if len(strangers):
-        unknown_copies = min(1.0, 4 * float((strangers >= np.percentile(copies, 75)).mean()))
+        num_sure = float((strangers >= np.percentile(copies, sure_percentile)).mean())
+        unknown_copies = min(1.0, num_sure / (1 - sure_percentile / 100))
         reached = 1 - np.searchsorted(np.sort(strangers), candidates) / len(strangers)
         wrong = np.maximum(0, reached - unknown_copies * right)
     f1 = 2 * right / (1 + right + stranger_weight * wrong)
