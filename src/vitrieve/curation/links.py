@@ -44,7 +44,7 @@ LEAST_ROUGH_AGREEMENT, LEAST_THUMBNAIL_AGREEMENT = 0.3, 0.7
 """Pairs whose thumbnails agree less are not looked at more closely: where they were first laid on each other, and when
 their place is more exact (``dev/LOG.md``)."""
 LEAST_AGREEMENT = 0.8
-"""Pictures that agree less are never copies; where no others are found that agree so, this is enough."""
+"""Pictures that agree less are never copies, whatever the calibration says."""
 STRANGER_WEIGHT = 10
 """A picture that is wrongly taken for a copy counts as much as so many copies that are missed."""
 SURE_COPY, SURE_SCENE = 10.0, 75.0
@@ -308,9 +308,7 @@ def calibrate_copies(
         )
     copies = np.array(agreements, dtype=np.float32)
     strangers = thumbnails.measure_agreements(find_candidates(material.vectors, originals))
-    least_agreement = LEAST_AGREEMENT
-    if np.any(strangers >= LEAST_AGREEMENT):
-        least_agreement = max(LEAST_AGREEMENT, choose_threshold(copies.ravel(), strangers, STRANGER_WEIGHT, SURE_COPY))
+    least_agreement = max(LEAST_AGREEMENT, choose_threshold(copies.ravel(), strangers, STRANGER_WEIGHT, SURE_COPY))
     same_scene = None
     if similarities:
         nearest = find_strangers(material.vectors, originals)
