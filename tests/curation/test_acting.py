@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -48,18 +49,53 @@ def test_a_kill_between_two_files_can_be_undone(album: Path, tmp_path: Path, mon
     before = read_tree(album)
     moved: list[Path] = []
 
+    rename = os.rename
+
     def move_one(source: Path, target: Path) -> None:
         if moved:
             raise KeyboardInterrupt
         moved.append(target)
-        os.rename(source, target)
+        rename(source, target)
 
-    monkeypatch.setattr("vitrieve.curation.acting.shutil.move", move_one)
+    monkeypatch.setattr("vitrieve.curation.acting.os.rename", move_one)
     with pytest.raises(KeyboardInterrupt):
         move_duplicates(duplicates(album, level="exact"), tmp_path / "extra")
     monkeypatch.undo()
     assert undo_duplicates(tmp_path / "extra" / "undo.json").skipped == ()
     assert read_tree(album) == before
+
+
+@pytest.mark.parametrize("killed_in", [None, "copy2", "replace", "unlink"])
+def test_moving_to_another_disk_leaves_no_half_file_and_can_be_undone(
+    album: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed_in: str | None
+) -> None:
+    before = read_tree(album)
+    report = duplicates(album, level="exact")
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EXDEV, "another file system")
+
+    def kill(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("vitrieve.curation.acting.os.rename", refuse)
+        if killed_in is None:
+            assert sorted(move_duplicates(report, tmp_path / "extra").done) == EXTRAS
+            assert (tmp_path / "extra" / "0.png").read_bytes() == before["0.png"]
+            assert not (album / "0.png").exists()
+        else:
+            where = {"copy2": "shutil.copy2", "replace": "os.replace", "unlink": "Path.unlink"}[killed_in]
+            patch.setattr(f"vitrieve.curation.acting.{where}", kill)
+            with pytest.raises(KeyboardInterrupt):
+                move_duplicates(report, tmp_path / "extra")
+            assert read_tree(album) == before
+    left = {name: data for name, data in read_tree(tmp_path / "extra").items() if not name.endswith((".json", ".tmp"))}
+    assert all(before[name] == data for name, data in left.items())
+    assert undo_duplicates(tmp_path / "extra" / "undo.json").skipped == ()
+    assert read_tree(album) == before
+    with pytest.raises(DataError, match="cannot be read"):
+        undo_duplicates(tmp_path / "extra" / "undo.json")
 
 
 def test_linking_joins_the_same_bytes_only_and_undo_parts_them(album: Path, tmp_path: Path) -> None:

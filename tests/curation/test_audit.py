@@ -131,6 +131,7 @@ def test_a_picture_follows_its_class_into_its_split(tmp_path: Path) -> None:
         ("image_id,action\nclass0/0.png,relabel\n", "needs a label"),
         ("image_id,action\nclass0/0.png,keep\n", "changes nothing"),
         ("image_id,action\nnowhere.png,drop\n", "does not have, for example nowhere.png"),
+        ("image_id,label,action\nclass0/0.png,class3,drop\n", "which was class3 and is class0; audit again"),
         ("image_id,action,new_label\nclass0/0.png,drop,\nclass0/0.png,relabel,class1\n", "decide for one"),
         ("image_id,action\n" + "".join(f"class{c}/{i}.png,drop\n" for c in range(5) for i in range(4)), "drops all 20"),
     ],

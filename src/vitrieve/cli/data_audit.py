@@ -8,7 +8,7 @@ from typing import Annotated
 
 import tyro
 
-from vitrieve.cli.arguments import DeviceFlag, Exclude, Json, read_data
+from vitrieve.cli.arguments import DeviceFlag, Exclude, Json, check_files, read_data
 from vitrieve.cli.console import print_json, print_message, print_result
 from vitrieve.errors import ConfigError
 
@@ -55,6 +55,7 @@ def run(arguments: Arguments) -> int:
     source = read_data(arguments.data, arguments.source, is_note=False)
     if (arguments.apply is None) != (arguments.out is None):
         raise ConfigError("--apply carries out decisions and --out is the table that they give; give both or none.")
+    check_files(arguments.html, arguments.csv, arguments.out)
     if arguments.apply is not None:
         return _apply(source, arguments)
     report = audit(

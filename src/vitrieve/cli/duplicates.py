@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from vitrieve.cli.arguments import DeviceFlag, Exclude, Json, Switch
+from vitrieve.cli.arguments import DeviceFlag, Exclude, Json, Switch, check_files
 from vitrieve.cli.console import print_failure, print_json, print_message, print_result
 from vitrieve.errors import ConfigError
 
@@ -52,11 +52,22 @@ class Arguments:
 
 def run(arguments: Arguments) -> int:
     """Find duplicates, write what is asked for, and act only where that is asked for."""
-    from vitrieve.curation.acting import link_duplicates, move_duplicates, undo_duplicates
+    from vitrieve.curation.acting import (
+        check_move_folder,
+        check_undo_file,
+        link_duplicates,
+        move_duplicates,
+        undo_duplicates,
+    )
     from vitrieve.curation.duplicates import duplicates
     from vitrieve.curation.pages import write_duplicates_csv, write_duplicates_page
 
     _check(arguments)
+    if arguments.move_to is not None:
+        check_move_folder(arguments.move_to)
+    if arguments.link:
+        check_undo_file(arguments.undo_file)
+    check_files(arguments.html, arguments.csv)
     if arguments.undo is not None:
         return _report_acted(undo_duplicates(arguments.undo), "put back", arguments)
     assert arguments.collection is not None

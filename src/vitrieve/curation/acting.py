@@ -7,6 +7,7 @@ undo file belongs to one command, and of two commands that write the same one, t
 
 from __future__ import annotations
 
+import errno
 import filecmp
 import json
 import os
@@ -72,6 +73,7 @@ def move_duplicates(report: DuplicateReport, folder: Path | str) -> Acted:
         targets.add(target)
         plan.append((extra.image_id, {"from": spell_path(extra.path.absolute()), "to": spell_path(target)}))
     undo_file = folder / UNDO_NAME
+    check_move_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
     _write_plan(undo_file, "move", [step for _, step in plan])
     done = []
@@ -82,6 +84,36 @@ def move_duplicates(report: DuplicateReport, folder: Path | str) -> Acted:
         except OSError as error:
             skipped.append((image_id, error.strerror or str(error)))
     return Acted(undo_file=undo_file, done=tuple(done), skipped=tuple(skipped))
+
+
+def check_move_folder(folder: Path) -> None:
+    """Refuse a folder into which pictures cannot be moved, before they are looked for.
+
+    Raises:
+        ArtifactError: It is a file, or has an undo file already.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ArtifactError(f"{quote_name(folder)} is no folder; name one for --move-to.")
+    check_undo_file(folder / UNDO_NAME, has_folder=folder.is_dir())
+
+
+def check_undo_file(undo_file: Path, *, has_folder: bool = True) -> None:
+    """Refuse an undo file that cannot be written.
+
+    Args:
+        undo_file: The file that would be written.
+        has_folder: Whether its folder must be there.
+
+    Raises:
+        ArtifactError: It is there already, or its folder is not.
+    """
+    if os.path.lexists(undo_file):
+        raise ArtifactError(
+            f"{quote_name(undo_file)} is there already, and belongs to another command; undo that (vitrieve duplicates "
+            "--undo FILE), or name another place."
+        )
+    if has_folder and not undo_file.absolute().parent.is_dir():
+        raise ArtifactError(f"{quote_name(undo_file.parent)} is no folder that is there; make it first.")
 
 
 def link_duplicates(report: DuplicateReport, undo_file: Path | str) -> Acted:
@@ -185,10 +217,29 @@ def _spell_below(image_id: str) -> Path:
 
 
 def _move(source: Path, target: Path) -> None:
+    """Move a file, to another file system too; a kill leaves no half file under the new name."""
     target.parent.mkdir(parents=True, exist_ok=True)
     if os.path.lexists(target):
         raise FileExistsError(0, f"{target} is there already")
-    shutil.move(source, target)
+    try:
+        os.rename(source, target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        _move_across(source, target)
+
+
+def _move_across(source: Path, target: Path) -> None:
+    beside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        with explaining_full_disk(target):
+            shutil.copy2(source, beside, follow_symlinks=False)
+        if not beside.is_symlink():
+            sync_file(beside)
+        os.replace(beside, target)
+    finally:
+        beside.unlink(missing_ok=True)
+    source.unlink()
 
 
 def _link(path: Path, keep: Path) -> None:
@@ -205,9 +256,18 @@ def _move_back(step: dict[str, Any]) -> str | None:
     if not os.path.lexists(source):
         return "" if os.path.lexists(target) else f"it is no longer in {source}"
     if os.path.lexists(target):
-        return "another file stands in its place"
+        if not _is_same_file(source, target):
+            return "another file stands in its place"
+        source.unlink()  # a move to another file system was killed before its end
+        return None
     _move(source, target)
     return None
+
+
+def _is_same_file(one: Path, other: Path) -> bool:
+    if one.is_symlink() or other.is_symlink():
+        return one.is_symlink() and other.is_symlink() and os.readlink(one) == os.readlink(other)
+    return one.is_file() and other.is_file() and filecmp.cmp(one, other, shallow=False)
 
 
 def _unlink(step: dict[str, Any]) -> str | None:
@@ -232,10 +292,8 @@ def _write_plan(undo_file: Path, kind: str, steps: Sequence[dict[str, Any]]) -> 
         with explaining_full_disk(undo_file), undo_file.open("x", encoding="utf-8") as file:
             file.write(text)
     except FileExistsError:
-        raise ArtifactError(
-            f"{undo_file} is there already, and belongs to another command; undo that (vitrieve duplicates --undo "
-            "FILE), or name another place."
-        ) from None
+        check_undo_file(undo_file)
+        raise
     sync_file(undo_file)
     sync_folder(undo_file.parent)
     print_message(f"to undo: vitrieve duplicates --undo {quote_name(undo_file)}")

@@ -28,10 +28,17 @@ _COLUMNS = ("path", "label", "split", "is_query", "is_gallery", *BOX_COLUMNS)
 
 
 class Decision(NamedTuple):
-    """What becomes of one picture: ``relabel`` or ``drop``, and the new label, empty for ``drop``."""
+    """What becomes of one picture.
+
+    Attributes:
+        action: ``relabel`` or ``drop``.
+        label: The new label, empty for ``drop``.
+        before: The label that the picture had when this was decided; empty where the file does not say it.
+    """
 
     action: str
     label: str
+    before: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,12 +68,14 @@ def correct_labels(
     Args:
         data: The source that was audited, or its data set.
         decisions: CSV with the columns ``image_id``, ``action`` (keep, relabel, drop or empty) and ``new_label``; where
-            that is empty, ``suggested_label`` is taken. A picture may stand in several rows that agree.
+            that is empty, ``suggested_label`` is taken; a column ``label`` says which label was audited. A picture may
+            stand in several rows that agree.
         out: The table to write, ``.csv``; it must not be there.
         protocol: One of the source's protocols; None: its first.
 
     Raises:
-        DataError: The decisions are malformed, contradict each other or name unknown pictures, or no picture stays.
+        DataError: The decisions are malformed, contradict each other, name unknown pictures or labels that these no
+            longer have, or no picture stays.
         ConfigError: A table cannot hold what the source says: shards, lists of pairs, or answers query by query.
         ArtifactError: ``out`` is there already.
     """
@@ -85,18 +94,30 @@ def correct_labels(
             f"{decisions} decides about {len(unknown)} pictures that {dataset.name} does not have, for example "
             f"{quote_name(unknown[0])}; audit and correct the same source."
         )
+    names = {record.image_id: dataset.label_names[record.label] for record in dataset.records}
+    _refuse_stale(chosen, names, Path(decisions))
     rows = list(_list_rows(dataset, chosen, out.parent))
     if not rows:
         raise DataError(f"{decisions} drops all {len(dataset.records)} pictures; nothing is left for a table.")
     extra = dict.fromkeys(name for row in rows for name in row if name not in _COLUMNS)
     write_csv(out, (*_COLUMNS, *extra), rows)
-    names = {record.image_id: dataset.label_names[record.label] for record in dataset.records}
     return CorrectedTable(
         out=out,
         num_images=len(rows),
         num_relabeled=sum(one.action == "relabel" and one.label != names[name] for name, one in chosen.items()),
         num_dropped=len(dataset.records) - len(rows),
     )
+
+
+def _refuse_stale(chosen: Mapping[str, Decision], names: Mapping[str, str], file: Path) -> None:
+    """Refuse decisions about labels that have become others meanwhile."""
+    stale = [name for name, one in chosen.items() if one.before and names[name].strip() not in (one.before, one.label)]
+    if stale:
+        raise DataError(
+            f"{file} is older than the labels: {len(stale)} pictures have another label than when they were audited, "
+            f"for example {quote_name(stale[0])}, which was {quote_name(chosen[stale[0]].before)} and is "
+            f"{quote_name(names[stale[0]])}; audit again."
+        )
 
 
 def read_decisions(file: Path) -> dict[str, Decision]:
@@ -133,14 +154,15 @@ def _read_decision(row: Mapping[str, str | None], where: str) -> Decision | None
     action = (row["action"] or "").strip().lower()
     if action not in ACTIONS:
         raise DataError(f"{where}: {unknown_name_message('action', action, ACTIONS[1:])}")
+    before = (row.get("label") or "").strip()
     if action == "drop":
-        return Decision(action, "")
+        return Decision(action, "", before)
     if action != "relabel":
         return None
     label = (row.get("new_label") or "").strip() or (row.get("suggested_label") or "").strip()
     if not label:
         raise DataError(f"{where}: relabel needs a label in the column new_label.")
-    return Decision(action, label)
+    return Decision(action, label, before)
 
 
 def _say(decision: Decision) -> str:

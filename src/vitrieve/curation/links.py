@@ -9,7 +9,7 @@ collection itself, on copies that are made of some of its pictures.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -25,6 +25,7 @@ from vitrieve.data.check import map_ahead
 from vitrieve.data.decode import describe_failure, read_image
 from vitrieve.data.records import ImageRecord
 from vitrieve.errors import DataError, DecodeError
+from vitrieve.index.store import MAX_BATCH_ROWS
 from vitrieve.machine import count_cores
 from vitrieve.progress import track
 from vitrieve.runtime.encoder import Encoder
@@ -102,11 +103,16 @@ class Thumbnails:
     def make(self, rows: Iterable[int], *, show_progress: bool = False) -> None:
         """Read the pictures of some rows."""
         wanted = sorted(set(rows) - self._made.keys())
-        made = map_ahead(_make_thumbnail, self._material.fetch(wanted), min(4, count_cores()))
+        made = map_ahead(_make_thumbnail, self._fetch(wanted), min(4, count_cores()))
         for row, thumbnail in zip(
             wanted, track(made, "read pictures", total=len(wanted), is_shown=show_progress), strict=True
         ):
             self._made[row] = thumbnail
+
+    def _fetch(self, rows: Sequence[int]) -> Iterator[ImageRecord]:
+        """Yield records, few of which are in memory at a time."""
+        for start in range(0, len(rows), MAX_BATCH_ROWS):
+            yield from self._material.fetch(rows[start : start + MAX_BATCH_ROWS])
 
     @property
     def failures(self) -> dict[int, str]:

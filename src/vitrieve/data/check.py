@@ -80,7 +80,7 @@ def find_readable(records: Sequence[ImageRecord], *, max_bad_fraction: float, sh
 
 
 def map_ahead(
-    function: Callable[[ImageRecord], Found], records: Sequence[ImageRecord], num_threads: int
+    function: Callable[[ImageRecord], Found], records: Iterable[ImageRecord], num_threads: int
 ) -> Iterator[Found]:
     """Apply a function to records in threads, in order."""
     remaining = iter(records)
