@@ -133,7 +133,7 @@ def _resample(part: FloatImage, frame: Frame, rows: Span, columns: Span) -> Floa
     down = _weigh(part.shape[0], frame.top, frame.bottom, rows)
     across = _weigh(part.shape[1], frame.left, frame.right, columns)
     if part.ndim == 2:
-        return down @ part @ across.T
+        return np.asarray(down @ part @ across.T, dtype=np.float32)
     return np.stack([down @ part[:, :, channel] @ across.T for channel in range(part.shape[2])], axis=2)
 
 
@@ -199,7 +199,7 @@ def _find_moves(covered: FloatImage, part: FloatImage, frame: Frame, rows: Span,
 
 def _blur(picture: FloatImage, sigmas: tuple[float, float]) -> FloatImage:
     down, across = (_weigh_blur(side, round(sigma, 2)) for side, sigma in zip(picture.shape, sigmas, strict=True))
-    return down @ picture @ across.T
+    return np.asarray(down @ picture @ across.T, dtype=np.float32)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -226,13 +226,13 @@ def _compare_tiles(one: FloatImage, other: FloatImage, tile: int) -> Numbers:
     colors = [picture[:, :, ::2] - _to_gray(picture)[:, :, None] for picture in (one, other)]
     colors.sort(key=lambda color: float((color**2).sum()))
     pale, vivid = colors
-    vivid = vivid * float(
-        np.clip((pale * vivid).sum() / max(float((vivid**2).sum()), 1e-3), 0, 1)
-    )  # a gray copy is one
+    share = float((pale * vivid).sum()) / max(float((vivid**2).sum()), 1e-3)
+    vivid = vivid * min(1.0, max(0.0, share))  # at 0, a gray copy is one
     tones = [np.stack([_average(color[:, :, channel], tile) for channel in range(2)]) for color in (pale, vivid)]
     alike = 2 * (tones[0] * tones[1]).sum(axis=0) + COLOR_NOISE**2
-    color = alike / ((tones[0] ** 2).sum(axis=0) + (tones[1] ** 2).sum(axis=0) + COLOR_NOISE**2)
-    return np.minimum(gray, color)
+    color: Numbers = alike / ((tones[0] ** 2).sum(axis=0) + (tones[1] ** 2).sum(axis=0) + COLOR_NOISE**2)
+    least: Numbers = np.minimum(gray, color)
+    return least
 
 
 def _average(picture: FloatImage, size: int) -> Numbers:

@@ -146,8 +146,10 @@ class Thumbnails:
         agreements = np.array([rough.agreement for rough in roughly], dtype=np.float32)
         for number in closer:
             one, other = (pictures[row] for row in rows[number])
-            is_read = not isinstance(one, str) and not isinstance(other, str)
-            agreements[number] = measure_agreement(one, other, roughly[number].place) if is_read else 0.0
+            if isinstance(one, str) or isinstance(other, str):
+                agreements[number] = 0.0  # it was there a moment ago
+            else:
+                agreements[number] = measure_agreement(one, other, roughly[number].place)
         return agreements
 
 
