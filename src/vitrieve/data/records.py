@@ -334,17 +334,23 @@ def find_measurable(records: Iterable[ImageRecord], junk_key: str | None = None)
     Returns:
         Labels of which a query has another image in the gallery that is no junk for it.
     """
-    given = records if isinstance(records, Sequence) else tuple(records)
-    columns = read_columns(given)
-    _, classes = np.unique(columns.labels, return_inverse=True)
-    num_gallery = _count_alike(classes, columns.is_gallery)
-    num_left_out = columns.is_gallery.astype(np.int64)  # an image does not find itself
+    return frozenset(list_measurable(records if isinstance(records, Sequence) else tuple(records), junk_key).tolist())
+
+
+def list_measurable(records: Sequence[ImageRecord], junk_key: str | None = None) -> npt.NDArray[np.int64]:
+    """List the classes of ``find_measurable``, rising."""
+    labels, _, is_query, is_gallery = read_columns(records)
     if junk_key is not None:
-        groups = number_groups(given, junk_key)
-        num_junk = _count_alike(classes * (groups.max(initial=NO_GROUP) + 2) + groups, columns.is_gallery)
-        num_left_out = np.where(groups == NO_GROUP, num_left_out, num_junk)
-    is_measurable = columns.is_query & (num_gallery > num_left_out)
-    return frozenset(np.unique(columns.labels[is_measurable]).tolist())
+        groups = number_groups(records, junk_key)
+        _, classes = np.unique(labels, return_inverse=True)
+        num_gallery = _count_alike(classes, is_gallery)
+        num_junk = _count_alike(classes * (groups.max(initial=NO_GROUP) + 2) + groups, is_gallery)
+        num_left_out = np.where(groups == NO_GROUP, is_gallery, num_junk)  # without a group only the image itself
+        return np.unique(labels[is_query & (num_gallery > num_left_out)])
+    found, counts = np.unique(labels[is_gallery], return_counts=True)
+    outside = np.intersect1d(np.unique(labels[is_query & ~is_gallery]), found)
+    inside = np.intersect1d(np.unique(labels[is_query & is_gallery]), found[counts > 1])  # an image finds another one
+    return np.union1d(outside, inside)
 
 
 def _count_alike(values: npt.NDArray[np.int64], is_counted: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:

@@ -17,7 +17,7 @@ from vitrieve.data.records import (
     ImageRecord,
     RecordColumns,
     choose_records,
-    find_measurable,
+    list_measurable,
     move_records,
     number_groups,
     read_columns,
@@ -278,7 +278,8 @@ def select_records(dataset: Dataset) -> Sequence[ImageRecord]:
     """
     columns = read_columns(dataset.records)
     rows = np.flatnonzero((columns.splits == SPLITS.index("test")) & (columns.is_query | columns.is_gallery))
-    records, columns = choose_records(dataset.records, rows), columns.take(rows)
+    records = choose_records(dataset.records, rows)
+    columns = columns if len(rows) == len(dataset.records) else columns.take(rows)
     num_queries, num_gallery = np.count_nonzero(columns.is_query), np.count_nonzero(columns.is_gallery)
     where = f"data set {dataset.name} ({dataset.protocol})"
     if num_queries == 0 or num_gallery == 0:
@@ -295,15 +296,15 @@ def select_records(dataset: Dataset) -> Sequence[ImageRecord]:
 
 
 def _check_labels(dataset: Dataset, records: Sequence[ImageRecord], columns: RecordColumns, where: str) -> None:
-    labels = np.unique(columns.labels[columns.is_gallery])
-    if len(labels) == 1:
+    labels = columns.labels[columns.is_gallery]
+    if labels.min() == labels.max():
         name = dataset.label_names[labels[0]]
         raise DataError(
             f"{where} has one class only ({name!r}) in the gallery of its test split: whatever is found would be "
             "right. At least two classes are needed; without a split of its own every fifth of a source's classes is "
             "for testing, so give ten or more."
         )
-    if not find_measurable(records, dataset.junk_key):
+    if not len(list_measurable(records, dataset.junk_key)):
         junk = "" if dataset.junk_key is None else f" that does not share its {dataset.junk_key}"
         raise DataError(
             f"{where}: no query has another image of its class in the gallery{junk}, so there is nothing to be found; "

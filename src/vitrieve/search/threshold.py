@@ -47,6 +47,8 @@ MAX_COMPARED = 20_000
 """Images of a labeled collection beside the index that are searched for: comparing one is cheaper than a search."""
 NUM_NEAREST = 32
 """Images found for each query; where all are of its class, the nearest of another class is searched for by a filter."""
+COUNTED_ROWS = 65_536
+"""Labels that are compared at a time."""
 BLOCK_QUERIES = 64
 
 
@@ -184,17 +186,27 @@ def measure_nearest(
     queries = rows if len(chosen) == len(rows) else rows[chosen]
     similarities, found = top_k(queries, rows, NUM_NEAREST)
     is_other = found != chosen[:, None]  # by row: duplicates stay
-    values, sizes = np.unique(labels, return_counts=True)
-    is_known = sizes[np.searchsorted(values, labels[chosen])] > 1
+    is_known = _count_alike(labels, labels[chosen]) > 1
     known = np.where(is_other, similarities, -np.inf).max(axis=1)
     is_another = labels[found] != labels[chosen][:, None]
     unknown = np.where(is_another, similarities, -np.inf).max(axis=1)
-    left = np.flatnonzero(~is_another.any(axis=1)) if len(values) > 1 else chosen[:0]
+    left = np.flatnonzero(~is_another.any(axis=1)) if labels.min() < labels.max() else chosen[:0]
     for chunk, block in similarity_chunks(queries[left], rows) if len(left) else ():
         places = left[chunk]
         block[labels[chosen[places]][:, None] == labels[None]] = -np.inf
         unknown[places] = block.max(axis=1)
     return NearestScores(known=known[is_known], unknown=unknown[np.isfinite(unknown)])
+
+
+def _count_alike(labels: npt.NDArray[np.int64], wanted: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Count the images that have each wanted label, a block of them at a time."""
+    values, places = np.unique(wanted, return_inverse=True)
+    counts = np.zeros(len(values), dtype=np.int64)
+    for start in range(0, len(labels), COUNTED_ROWS):
+        block = labels[start : start + COUNTED_ROWS]
+        found = np.minimum(np.searchsorted(values, block), len(values) - 1)
+        counts += np.bincount(found[values[found] == block], minlength=len(values))
+    return counts[places]
 
 
 def choose_threshold(
