@@ -62,7 +62,7 @@ def test_near_with_an_encoder(twice: Path, tiny_encoder_folder: Path, capsys: py
         (["nowhere/at/all"], "not a folder that exists"),
         (["a", "--csv", "nowhere/at/all.csv"], "there is no folder nowhere/at"),
         (["a", "--html", "."], "is a folder; name a file"),
-        (["a", "--move-to", "/dev/null"], "is no folder; name one for --move-to"),
+        (["a", "--move-to", __file__], "is no folder; name one for --move-to"),
         (["a", "--link", "--undo-file", "nowhere/undo.json"], "is no folder that is there"),
     ],
 )
