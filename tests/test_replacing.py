@@ -120,3 +120,12 @@ def test_index_overwrite_that_is_killed_leaves_the_old_index_or_the_new_one(
     assert numbers[-1] == 11
     assert numbers == sorted(numbers, reverse=True)
     assert not (tmp_path / ".index.new").exists()
+
+
+def test_a_failed_block_leaves_nothing_where_nothing_was(tmp_path: Path) -> None:
+    for folder in (tmp_path / "new", tmp_path / "empty"):
+        (tmp_path / "empty").mkdir(exist_ok=True)
+        with pytest.raises(KeyboardInterrupt):
+            stop_in_the_middle(folder, is_resumable=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["empty"]
+    assert not any((tmp_path / "empty").iterdir())

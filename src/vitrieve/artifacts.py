@@ -25,7 +25,18 @@ from vitrieve.progress import print_message
 if TYPE_CHECKING:
     import numpy as np
 
-Kind = Literal["run", "encoder", "text", "embeddings", "index", "evaluation", "reproduction", "comparison", "shards"]
+Kind = Literal[
+    "run",
+    "encoder",
+    "text",
+    "embeddings",
+    "index",
+    "evaluation",
+    "reproduction",
+    "comparison",
+    "shards",
+    "export",
+]
 MANIFEST_NAME = "manifest.json"
 FORMAT_VERSION = 1
 _PARTIAL_NAME = ".partial"
@@ -334,8 +345,16 @@ def replacing_folder(
     beside = _find_beside(target)
     is_going_on = is_resume and _is_begun(target)
     if not is_going_on and not (is_overwrite and has_artifact(target) and _can_be_replaced(target)):
+        is_new = not folder.exists()
         prepare_folder(folder, is_overwrite=is_overwrite, is_resume=is_resume, is_resumable=is_resumable)
-        yield folder
+        try:
+            yield folder
+        except BaseException:
+            if not is_resumable:
+                shutil.rmtree(folder, ignore_errors=True)
+                if not is_new:
+                    folder.mkdir(exist_ok=True)
+            raise
         return
     (target / _NEW_NAME).unlink(missing_ok=True)
     if is_going_on:

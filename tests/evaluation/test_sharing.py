@@ -17,7 +17,7 @@ from tests.model.conftest import empty_hub as empty_hub
 from tests.model.hub_server import Hub, Repository
 from vitrieve import load_encoder, push_encoder, train
 from vitrieve.cli.main import main
-from vitrieve.errors import ArtifactError, ConfigError, WeightsError
+from vitrieve.errors import ArtifactError, ConfigError, VitrieveError, WeightsError
 from vitrieve.evaluation.sharing import OWN_NAMES, draw_results
 
 NAME = "owner/photos"
@@ -200,6 +200,54 @@ def test_an_encoder_without_a_run_has_a_card_without_figures(hub: Hub, tiny_enco
     push_encoder(tiny_encoder_folder, NAME)
     assert read_card(hub).data.eval_results is None
     assert "results.png" not in hub.repositories[NAME].files
+
+
+def test_the_text_part_is_sent_and_fetched(hub: Hub, aligned_folder: Path, tmp_path: Path) -> None:
+    pushed = push_encoder(aligned_folder, NAME, license="mit")
+    sent = hub.repositories[NAME].files
+    assert {name for name in pushed.files if name.startswith("text/")} == {
+        f"text/{path.name}" for path in (aligned_folder / "text").iterdir()
+    }
+    assert set(pushed.files) == set(sent)
+    assert not any(str(tmp_path.parent).encode() in content for content in sent.values())
+    with load_encoder(aligned_folder, engine="onnx") as ours, load_encoder(f"hf:{NAME}", engine="onnx") as theirs:
+        np.testing.assert_array_equal(theirs.encode_text("dark blue"), ours.encode_text("dark blue"))
+    assert main(["pull", NAME, "--out", str(tmp_path / "mine")]) == 0
+    with load_encoder(aligned_folder) as ours, load_encoder(tmp_path / "mine") as theirs:
+        np.testing.assert_array_equal(theirs.encode_text("red"), ours.encode_text("red"))
+    alone = tmp_path / "alone"
+    shutil.copytree(aligned_folder, alone, ignore=shutil.ignore_patterns("text"))
+    push_encoder(alone, NAME, license="mit", overwrite=True)
+    assert not [name for name in hub.repositories[NAME].files if name.startswith("text/")], "what is stale is removed"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"text/text.onnx": b"another"}, "is missing, or is not the file"),
+        ({"text/map.safetensors": None}, "is missing, or is not the file"),
+        ({"text/text.json": b" " * ((1 << 20) + 1)}, "at most 1,048,576 are read"),
+    ],
+)
+def test_a_text_part_that_was_changed_is_refused(
+    hub: Hub, aligned_folder: Path, change: dict[str, bytes | None], message: str
+) -> None:
+    push_encoder(aligned_folder, NAME, license="mit")
+    files = hub.repositories[NAME].files
+    for name, content in change.items():
+        if content is None:
+            del files[name]
+        else:
+            files[name] = content
+    with pytest.raises(VitrieveError, match=message):
+        load_encoder(f"hf:{NAME}", engine="onnx")
+    assert not list((hub_cache() / "hub").rglob("encoder.json")), "nothing half made is kept"
+
+
+def hub_cache() -> Path:
+    from vitrieve.machine import cache_folder
+
+    return cache_folder()
 
 
 def test_the_picture_has_dots_where_the_figures_are(run: Path) -> None:

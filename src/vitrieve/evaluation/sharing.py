@@ -31,6 +31,7 @@ from vitrieve.model.artifact import (
 from vitrieve.model.hub import PREFIX, is_hub_name, parse_hub_name, send_folder
 from vitrieve.model.pretrained import WEIGHTS, find_weights
 from vitrieve.model.published import pull_encoder
+from vitrieve.model.text import TEXT_NAMES, TEXT_SUBFOLDER, find_text_part, read_text_part
 from vitrieve.progress import print_message
 from vitrieve.quoting import quote_name
 
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 
 RESULTS_NAME = "results.json"
 PICTURE_NAME = "results.png"
-OWN_NAMES = (*CHECKED_NAMES, WEIGHTS_NAME, RESULTS_NAME, PICTURE_NAME, CARD_NAME, MANIFEST_NAME)
+OWN_NAMES = (*CHECKED_NAMES, WEIGHTS_NAME, RESULTS_NAME, PICTURE_NAME, CARD_NAME, *TEXT_NAMES, MANIFEST_NAME)
 """Files that a push writes; of these, what an earlier push left and this one has not is removed."""
 TASK = "image-feature-extraction"
 """The hub's name of the task; images in, vectors out."""
@@ -107,7 +108,7 @@ def push_encoder(
     folder, results = _find_finished(Path(source))
     with _writing(None if dry_run is None else Path(dry_run)) as target:
         fingerprint = _write_folder(folder, results, target, name.repository, license)
-        files = tuple(sorted(path.name for path in target.iterdir() if path.name in OWN_NAMES))
+        files = tuple(sorted(name for name in OWN_NAMES if (target / name).is_file()))
         num_bytes = sum((target / one).stat().st_size for one in files)
         card = (target / CARD_NAME).read_text(encoding="utf-8")
         if dry_run is None:
@@ -143,9 +144,12 @@ def copy_pulled(source: str, out: str | Path, *, overwrite: bool = False) -> Pat
     """
     pulled = pull_encoder(source, is_asked_anew=True)
     with replacing_folder(Path(out), is_overwrite=overwrite, is_resumable=False) as beside:
-        names = sorted(path.name for path in pulled.folder.iterdir() if path.name != MANIFEST_NAME)
-        for one in names:
-            shutil.copyfile(pulled.folder / one, beside / one)
+        shutil.copytree(
+            pulled.folder,
+            beside,
+            ignore=lambda folder, names: [MANIFEST_NAME] if Path(folder) == pulled.folder else [],
+            dirs_exist_ok=True,
+        )
         write_manifest(beside, "encoder", read_manifest(pulled.folder, "encoder"))
     return Path(out)
 
@@ -187,8 +191,7 @@ def _write_folder(
     folder: Path, results: Sequence[Mapping[str, Any]], target: Path, repository: str, license: str | None
 ) -> str:
     contents = read_contents(folder)  # checks every file
-    if (folder / "text").is_dir():
-        print_message("the text part of this encoder is not sent: what is pulled finds by picture only")
+    part = find_text_part(folder)
     if contents.spec.graph_sha256:
         raise ArtifactError(f"{folder} is a graph that others published; link to their repository instead.")
     manifest = read_manifest(folder, "encoder")
@@ -203,6 +206,12 @@ def _write_folder(
     text = (folder / CARD_NAME).read_text(encoding="utf-8") if (folder / CARD_NAME).is_file() else ""
     card = build_card(contents.spec, text, repository, tuned, license=license)
     (target / CARD_NAME).write_text(card, encoding="utf-8")
+    if part is not None:
+        read_text_part(part, fingerprint=contents.fingerprint)  # checks every file
+        (target / TEXT_SUBFOLDER).mkdir()
+        for name in TEXT_NAMES:
+            if (folder / name).is_file():
+                shutil.copyfile(folder / name, target / name)
     shared = {**manifest, "config": _without_folders(manifest["config"])}
     write_manifest(target, "encoder", shared)
     return contents.fingerprint
@@ -232,26 +241,52 @@ def build_card(
     Raises:
         WeightsError: The hub's client, which writes the metadata, is not installed.
     """
+    if not _name_license(license or spec.weights_license):
+        print_message("the license of the weights is not known: the card has none; --license names it")
+    metadata = format_metadata(spec, repository.partition("/")[2], "vitrieve", results, license=license)
+    picture = (
+        f"\n## Results\n\n![Figures on the test classes, with 95 % intervals]({PICTURE_NAME})\n" if results else ""
+    )
+    body = re.sub(r" +# this folder", "", text.replace("FOLDER", f"{PREFIX}{repository}"))
+    return f"{metadata}{body.rstrip()}\n{picture}{_SHELL.format(repository=repository)}"
+
+
+def format_metadata(
+    spec: EncoderSpec,
+    name: str,
+    library: str,
+    results: Sequence[Mapping[str, Any]] = (),
+    *,
+    license: str | None = None,
+) -> str:
+    """Write the metadata that a card begins with, in YAML between two lines, as the hub reads it.
+
+    Args:
+        spec: What the encoder is.
+        name: Name of the model.
+        library: Library that opens it, as the hub names it.
+        results: Results of the encoder, as ``build_card`` takes them.
+        license: License of the weights; None: that of the weights it started from.
+
+    Raises:
+        WeightsError: The hub's client, which writes the metadata, is not installed.
+    """
     try:
         from huggingface_hub import ModelCardData
     except ModuleNotFoundError:
         raise WeightsError("the hub's client is not installed; install vitrieve[hub].") from None
     named = _name_license(license or spec.weights_license)
     data = ModelCardData(
-        library_name="vitrieve",
+        library_name=library,
         pipeline_tag=TASK,
-        tags=["image-retrieval", "vitrieve", "embeddings"],
+        tags=list(dict.fromkeys(["image-retrieval", "vitrieve", "embeddings", library])),
         base_model=_find_base_model(spec.backbone, spec.weights_source),
-        model_name=repository.partition("/")[2],
+        model_name=name,
         eval_results=_list_results(results) or None,
         license=named.get("license"),
         license_name=named.get("license_name"),
     )
-    picture = (
-        f"\n## Results\n\n![Figures on the test classes, with 95 % intervals]({PICTURE_NAME})\n" if results else ""
-    )
-    body = re.sub(r" +# this folder", "", text.replace("FOLDER", f"{PREFIX}{repository}"))
-    return f"---\n{data.to_yaml()}\n---\n\n{body.rstrip()}\n{picture}{_SHELL.format(repository=repository)}"
+    return f"---\n{data.to_yaml()}\n---\n\n"
 
 
 _SHELL = """
@@ -271,7 +306,6 @@ def _name_license(text: str) -> dict[str, str]:
     if first in HUB_LICENSES:
         return {"license": first}
     if first in ("", "unknown", "none"):
-        print_message("the license of the weights is not known: the card has none; --license names it")
         return {}
     return {"license": "other", "license_name": re.sub(r"[^a-z0-9.]+", "-", first).strip("-")}
 

@@ -323,7 +323,7 @@ def format_card(spec: EncoderSpec, card: ModelCard, fingerprint: str) -> str:
         _format_training(spec, card),
         _format_figures(card),
         _format_weights(spec, card),
-        _USE,
+        USE_SECTION,
         *card.notes,
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
@@ -383,7 +383,7 @@ def _format_weights(spec: EncoderSpec, card: ModelCard) -> str:
     return f"## Weights\n\nPre-trained weights: {spec.weights_source}. License: {spec.weights_license}.{note}"
 
 
-_USE = """## Use
+USE_SECTION = """## Use
 
 ```python
 from vitrieve import load_encoder

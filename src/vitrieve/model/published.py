@@ -57,7 +57,17 @@ from vitrieve.model.hub import (
     read_state,
 )
 from vitrieve.model.pretrained import hash_file, publish_folder
-from vitrieve.model.text import TOKENIZER_NAME, TextFiles, find_text_part, write_text_part
+from vitrieve.model.text import (
+    MAP_NAME,
+    TEXT_GRAPH_NAME,
+    TEXT_NAMES,
+    TEXT_SUBFOLDER,
+    TOKENIZER_NAME,
+    TextFiles,
+    find_text_part,
+    read_text_part,
+    write_text_part,
+)
 from vitrieve.model.towers import (
     MAX_TOKENIZER_BYTES,
     TEXT_TOWER_NAMES,
@@ -222,7 +232,27 @@ def _make_own(state: HubState, fetched: Path, complete: Path) -> int:
     paths = [fetch_file(state, name, fetched, max_bytes=None if name in large else MAX_SMALL_BYTES) for name in names]
     for path in paths:  # the manifest last
         path.rename(complete / path.name)
-    read_contents(complete)
+    contents = read_contents(complete)
+    num_bytes = sum(state.files[name].num_bytes for name in names)
+    return num_bytes + _fetch_text_part(state, fetched, complete, fingerprint=contents.fingerprint)
+
+
+_MAX_TEXT_BYTES = {TOKENIZER_NAME: MAX_TOKENIZER_BYTES, TEXT_GRAPH_NAME: MAX_GRAPH_BYTES, MAP_NAME: MAX_GRAPH_BYTES}
+"""Most bytes of a file of a text part that is no description."""
+
+
+def _fetch_text_part(state: HubState, fetched: Path, complete: Path, *, fingerprint: str) -> int:
+    """Add the text part of an encoder, where there is one, and check it; return the bytes that were fetched."""
+    if f"{TEXT_SUBFOLDER}/{MANIFEST_NAME}" not in state.files:
+        return 0
+    names = [name for name in TEXT_NAMES if name in state.files]
+    part = complete / TEXT_SUBFOLDER
+    part.mkdir()
+    for name in names:  # the manifest last
+        max_bytes = _MAX_TEXT_BYTES.get(name.rpartition("/")[2], MAX_SMALL_BYTES)
+        path = fetch_file(state, name, fetched / TEXT_SUBFOLDER, max_bytes=max_bytes)
+        path.rename(part / path.name)
+    read_text_part(part, fingerprint=fingerprint)
     return sum(state.files[name].num_bytes for name in names)
 
 
@@ -571,6 +601,27 @@ def read_preprocessor(found: Mapping[str, Any]) -> Preprocessing:
         ) from None
     except (TypeError, ValueError, OverflowError) as error:
         raise ConfigError(f"{PREPROCESSOR_NAME} is not as expected: {error}") from None
+
+
+def describe_preprocessing(preprocessing: Preprocessing) -> dict[str, Any]:
+    """Tell how pictures are prepared as ``preprocessor_config.json`` does; ``read_preprocessor`` reads it again."""
+    side = {"height": preprocessing.image_size, "width": preprocessing.image_size}
+    is_cropped = preprocessing.framing == "crop"
+    resampling = {name: number for number, name in _FILTERS.items()}
+    return {
+        "image_processor_type": "BitImageProcessor" if is_cropped else "ViTImageProcessor",
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": {"shortest_edge": preprocessing.resize_size} if is_cropped else side,
+        "resample": resampling[preprocessing.interpolation],
+        "do_center_crop": is_cropped,
+        **({"crop_size": side} if is_cropped else {}),
+        "do_rescale": True,
+        "rescale_factor": RESCALE_FACTOR,
+        "do_normalize": True,
+        "image_mean": list(preprocessing.mean),
+        "image_std": list(preprocessing.std),
+    }
 
 
 def _check_steps(found: Mapping[str, Any]) -> None:

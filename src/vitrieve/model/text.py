@@ -19,7 +19,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from vitrieve.artifacts import read_manifest, write_bytes_durably, write_manifest, write_text_durably
+from vitrieve.artifacts import MANIFEST_NAME, read_manifest, write_bytes_durably, write_manifest, write_text_durably
 from vitrieve.errors import ArtifactError, ConfigError, FingerprintError
 from vitrieve.model.pretrained import hash_file
 from vitrieve.model.tensors import read_arrays
@@ -31,6 +31,8 @@ TOKENIZER_NAME = "tokenizer.json"
 TEXT_GRAPH_NAME = "text.onnx"
 MAP_NAME = "map.safetensors"
 _PARTS = (TEXT_SPEC_NAME, TOKENIZER_NAME, TEXT_GRAPH_NAME)
+TEXT_NAMES = tuple(f"{TEXT_SUBFOLDER}/{name}" for name in (*_PARTS, MAP_NAME, MANIFEST_NAME))
+"""All files of a text part, as they stand in the encoder's folder, the manifest last."""
 INPUT_IDS, ATTENTION_MASK, TOKEN_TYPES = "input_ids", "attention_mask", "token_type_ids"
 """Names of the inputs of a text encoder's graph; the last is optional."""
 
