@@ -58,8 +58,11 @@ MAY_USE_TORCH = {
         for name in (
             "backbone",
             "checkpoint",
+            "device_formats",
             "encoder",
             "export",
+            "foreign",
+            "hugging_face",
             "lora",
             "pooling",
             "pretrained",

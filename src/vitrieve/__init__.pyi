@@ -56,6 +56,10 @@ from .errors import WeightsError as WeightsError
 from .evaluation.export import DeltaCost as DeltaCost
 from .evaluation.export import ExportedEncoder as ExportedEncoder
 from .evaluation.export import export as export
+from .evaluation.export import import_encoder as import_encoder
+from .evaluation.formats import ExportedModel as ExportedModel
+from .evaluation.formats import export_as as export_as
+from .evaluation.leaderboard import MtebEncoder as MtebEncoder
 from .evaluation.metrics import map_at_r as map_at_r
 from .evaluation.metrics import r_precision as r_precision
 from .evaluation.metrics import recall_at_k as recall_at_k

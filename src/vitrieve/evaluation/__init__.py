@@ -12,5 +12,7 @@ In reading order:
     report.py       one self-contained HTML page
     run.py          all of it in one call, which is public: embed, measure, write results.json and the report
     export.py       an encoder as a graph, or as a small difference, and what that costs
+    formats.py      an encoder for other libraries and devices: sentence-transformers, torch.export, Core ML, LiteRT
+    leaderboard.py  an encoder as the benchmark mteb (MIEB) takes one
     sharing.py      a repository of the hub: the encoder, its card with the figures, a picture of them
 """

@@ -150,6 +150,50 @@ def export(
             folder, beside = _copy_folder(source, out, image_size, scales, overwrite, stack)
         print_message(f"exporting {encoder} …")
         cosine = export_folder(beside)
+    return _describe_graph(folder, cosine)
+
+
+def import_encoder(
+    backbone: str,
+    weights: str | Path,
+    out: str | Path,
+    *,
+    image_size: int | None = None,
+    overwrite: bool = False,
+) -> ExportedEncoder:
+    """Make an encoder of weights that others trained for timm or open_clip, with its graph; nothing in them is run.
+
+    Args:
+        backbone: A timm model name, which tells the layers, and how pictures are prepared.
+        weights: A safetensors file, a checkpoint of torch, or a folder with ``model.safetensors``. Of a checkpoint of
+            open_clip the tower of pictures is taken, with its projection.
+        out: Folder of the new encoder.
+        image_size: Side of the square input in pixels; None: the model's own. Positions are resampled.
+        overwrite: Replace what ``out`` holds.
+
+    Raises:
+        ConfigError: torch is not installed, the image size does not fit, or the weights are an encoder already.
+        WeightsError: The name is unknown; or the file is missing, damaged, holds more than tensors, or fits another
+            model.
+        ArtifactError: ``out`` is not free, or the graph differs from torch.
+    """
+    if not is_torch_installed():
+        raise ConfigError("reading weights needs torch: install vitrieve[train], or do it on another machine.")
+    from vitrieve.model.encoder import save_encoder
+    from vitrieve.model.export import export_folder
+    from vitrieve.model.foreign import build_foreign_encoder
+
+    encoder, notes = build_foreign_encoder(backbone, Path(weights), image_size=image_size)
+    print_message(*notes)
+    out = Path(out)
+    with replacing_folder(out, is_overwrite=overwrite, is_resumable=False) as beside:
+        save_encoder(encoder, beside)
+        print_message(f"exporting {backbone} with the weights {weights} …")
+        cosine = export_folder(beside)
+    return _describe_graph(out, cosine)
+
+
+def _describe_graph(folder: Path, cosine: float) -> ExportedEncoder:
     manifest = read_manifest(folder, "encoder")
     return ExportedEncoder(
         folder=folder,

@@ -40,7 +40,15 @@ from vitrieve.model.backbone import (
 from vitrieve.model.backbone import evaluation_mode as evaluation_mode
 from vitrieve.model.checkpoint import LocalWeights, load_backbone_states, read_local_weights
 from vitrieve.model.lora import add_lora
-from vitrieve.model.pooling import GEM_P, check_pooling, check_scales, combine_scales, pool_tokens, resize_pixels
+from vitrieve.model.pooling import (
+    GEM_P,
+    GEM_P_MAX,
+    check_pooling,
+    check_scales,
+    combine_scales,
+    pool_tokens,
+    resize_pixels,
+)
 from vitrieve.model.pretrained import WeightsEntry, find_weights
 from vitrieve.model.prompts import tune_prompts
 from vitrieve.model.published import require_weights
@@ -228,12 +236,23 @@ class ImageEncoder(nn.Module):
         assert is_accepted, f"pixels of shape {tuple(pixels.shape)} for an encoder of {size} px"
         return compute_features(self.backbone, pixels)
 
-    def _pool(self, features: Any) -> Tensor:
+    def pool_features(self, pixels: Tensor) -> Tensor:
+        """Compute what the head takes, ``(B, D)`` float32, not normalized, one scale."""
+        return self._pool_alone(self._compute_features(pixels))
+
+    def get_exponent(self) -> float:
+        """Return the exponent of GeM, which another pooling does not read, within the range that it is used in."""
+        p = GEM_P if self.gem_p is None else self.gem_p.item()
+        return min(max(p, 1.0), GEM_P_MAX)
+
+    def _pool_alone(self, features: Any) -> Tensor:
         if self.spec.pooling == "native":
-            pooled = pool_native(self.backbone, features)
-        else:
-            tokens = features_to_tokens(self.backbone, features)
-            pooled = pool_tokens(tokens, self.spec.pooling, self.layout, self._get_gem_p())
+            return pool_native(self.backbone, features)
+        tokens = features_to_tokens(self.backbone, features)
+        return pool_tokens(tokens, self.spec.pooling, self.layout, self._get_gem_p())
+
+    def _pool(self, features: Any) -> Tensor:
+        pooled = self._pool_alone(features)
         if not len(self.head):
             return pooled
         with torch.autocast(pooled.device.type, enabled=False):
@@ -302,7 +321,7 @@ def build_encoder(config: ModelConfig, *, is_pretrained: bool = True, seed: int 
     )
     freeze_lower_blocks(backbone, config.num_frozen_blocks)
     layout = describe_tokens(backbone, config.image_size, entry.architecture)
-    spec = _build_spec(entry, layout, config.image_size, config.pooling)
+    spec = build_spec(entry, layout, config.image_size, config.pooling)
     spec = dataclasses.replace(
         spec,
         head_norm=config.head_norm,
@@ -364,13 +383,21 @@ def build_frozen_encoder(
     image_size = entry.image_size if image_size is None else image_size
     backbone = build_backbone(name, image_size=image_size)
     layout = describe_tokens(backbone, image_size, entry.architecture)
-    spec = dataclasses.replace(_build_spec(entry, layout, image_size), scales=scales or ONE_SCALE)
+    spec = dataclasses.replace(build_spec(entry, layout, image_size), scales=scales or ONE_SCALE)
     return ImageEncoder(backbone, spec, layout=layout).eval()
 
 
-def _build_spec(
+def build_spec(
     entry: WeightsEntry, layout: TokenLayout, image_size: int, pooling: Pooling | None = None
 ) -> EncoderSpec:
+    """Describe the encoder of a backbone without head and reduction.
+
+    Args:
+        entry: The weights, and how pictures are prepared for them.
+        layout: What the backbone puts out.
+        image_size: Side of the square input in pixels.
+        pooling: How tokens become one vector; None: as the model's makers do.
+    """
     pooling = pooling or entry.pooling or layout.own_pooling
     return EncoderSpec(
         backbone=entry.name,

@@ -1,0 +1,98 @@
+"""mteb's figures of an encoder on a small task are those of a plain double loop."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vitrieve import ConfigError, MtebEncoder, load_encoder
+
+SCRIPT = Path(__file__).with_name("mteb_task.py")
+needs_mteb = pytest.mark.skipif(find_spec("mteb") is None, reason="needs mteb[image]; it is no extra of vitrieve")
+
+
+def run_mteb(encoder: Path, pictures: Path, tmp_path: Path, *words: str) -> dict[str, Any]:
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home"), "MTEB_CACHE": str(tmp_path)}
+    command = [sys.executable, "-W", "ignore", str(SCRIPT), str(encoder), str(pictures), *words]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return dict(json.loads(done.stdout.strip().splitlines()[-1]))
+
+
+def write_pictures(folder: Path) -> list[Path]:
+    """Write five classes of four pictures that are hard to tell apart."""
+    generator = np.random.default_rng(0)
+    for label in range(5):
+        (folder / f"class{label}").mkdir(parents=True)
+        shape = generator.normal(128, 20, (4, 4, 3))
+        for copy in range(4):
+            blocks = (shape + generator.normal(0, 30, (4, 4, 3))).clip(0, 255).astype(np.uint8)
+            picture = Image.fromarray(blocks).resize((40, 40), Image.Resampling.NEAREST)
+            picture.save(folder / f"class{label}" / f"{copy}.png")
+    return sorted(folder.rglob("*.png"))
+
+
+@needs_mteb
+@pytest.mark.parametrize("skips", [True, False])
+def test_mteb_measures_what_a_double_loop_measures(tiny_encoder_folder: Path, tmp_path: Path, skips: bool) -> None:
+    """As CUB-200 and SOP are measured, where each picture asks for the others, and as Oxford and Paris."""
+    paths = write_pictures(tmp_path / "pictures")
+    found = run_mteb(tiny_encoder_folder, tmp_path / "pictures", tmp_path, "skip" if skips else "keep")
+    with load_encoder(tiny_encoder_folder, engine="torch", precision="fp32", device="cpu") as encoder:
+        vectors = encoder.encode(paths).astype(np.float64)
+    hits, precisions = 0, []
+    for row, path in enumerate(paths):
+        order = np.argsort(-(vectors @ vectors[row]), kind="stable")
+        ranked = [other for other in order if not (skips and other == row)]
+        are_relevant = [paths[other].parent == path.parent for other in ranked[:5]]
+        hits += are_relevant[0]
+        num_found, total = 0, 0.0
+        for rank, is_relevant in enumerate(are_relevant, start=1):
+            num_found += is_relevant
+            total += is_relevant * num_found / rank
+        precisions.append(total / 4)  # of the four pictures of a class; mteb counts the query in both cases
+    assert skips == (0.2 < hits / len(paths) < 0.95), "neither all nor none, but for the query itself"
+    assert found["scores"]["hit_rate_at_1"] == pytest.approx(hits / len(paths), abs=1e-5)
+    assert found["scores"]["map_at_5"] == pytest.approx(np.mean(precisions), abs=1e-5)
+    assert found["name"] == f"vitrieve/{tiny_encoder_folder.name}"
+
+
+@needs_mteb
+def test_mteb_asks_in_words_where_the_encoder_reads_them(
+    aligned_folder: Path, class_folder: Path, tmp_path: Path
+) -> None:
+    found = run_mteb(aligned_folder, class_folder, tmp_path, "keep", "red", "dark blue")
+    assert 0 <= found["scores"]["hit_rate_at_1"] <= 1
+
+
+def test_batches_are_encoded_in_order(tiny_encoder_folder: Path, class_folder: Path) -> None:
+    paths = sorted(class_folder.rglob("*.png"))[:5]
+    model = MtebEncoder(str(tiny_encoder_folder), device="cpu:0", engine="onnx", num_threads=1)
+    found = model.encode([{"image": paths[:3]}, {"image": paths[3:]}], show_progress_bar=False)
+    np.testing.assert_allclose(found, model.encoder.encode(paths), atol=1e-6)
+    assert model.encode([]).shape == (0, model.encoder.embedding_dim)
+    np.testing.assert_allclose(np.diag(model.similarity(found, found)), 1, atol=1e-5)
+    np.testing.assert_allclose(model.similarity_pairwise(found, found[::-1]), (found * found[::-1]).sum(1), atol=1e-6)
+    assert MtebEncoder(model.encoder).encoder is model.encoder
+    with pytest.raises(ConfigError, match="of a picture with a text"):
+        model.encode([{"image": paths, "text": ["a"] * 5}])
+    with pytest.raises(ConfigError, match="this task has audio"):
+        model.encode([{"audio": [b""]}])
+    with pytest.raises(ConfigError, match="has no text part"):
+        model.encode([{"text": ["a"]}])
+
+
+def test_what_cannot_be_is_refused(tiny_encoder_folder: Path) -> None:
+    with pytest.raises(ConfigError, match="has no revisions"):
+        MtebEncoder(str(tiny_encoder_folder), "main")
+    with pytest.raises(ConfigError, match="device 'tpu'"):
+        MtebEncoder(str(tiny_encoder_folder), device="tpu")
