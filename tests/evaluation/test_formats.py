@@ -191,7 +191,8 @@ def run_card(folder: Path, pictures: list[Path]) -> np.ndarray:
     return np.concatenate(rows)
 
 
-@pytest.mark.parametrize("name", ["gem", "native"])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["gem"])
 def test_a_program_of_torch_export_computes_the_same(name: str, tmp_path: Path) -> None:
     encoder = write_encoder(CASES[name], tmp_path / "encoder")
     pictures = write_pictures(tmp_path / "pictures")
