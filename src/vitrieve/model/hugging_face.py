@@ -46,6 +46,8 @@ from vitrieve.model.published import CONFIG_NAME, PREPROCESSOR_NAME, describe_pr
 CODE_NAME = "modeling_vitrieve.py"
 _MODULES = "sentence_transformers.base.modules"
 _LAYER_NORM = "sentence_transformers.sentence_transformer.modules.layer_norm.LayerNorm"
+_NORMALIZE = "sentence_transformers.sentence_transformer.modules.normalize.Normalize"
+"""Its place in version 5.4, under which 6.2 finds it, too."""
 _POOLINGS_WITH_CODE = ("gem", "rmac")
 
 
@@ -234,7 +236,7 @@ def _write_modules(encoder: ImageEncoder, folder: Path, width: int, linear: tupl
         target = add(f"{_MODULES}.dense.Dense", "Dense", config)
         _write_tensors(target / WEIGHTS_NAME, {"linear.weight": linear[0], "linear.bias": linear[1]})
         dense = target.name
-    add(f"{_MODULES}.normalize.Normalize", "Normalize", ends)
+    add(_NORMALIZE, "Normalize", ends)
     modules = [{"idx": rank, "name": str(rank), "path": path, "type": kind} for rank, (path, kind) in enumerate(steps)]
     write_text_durably(folder / "modules.json", json.dumps(modules, indent=2) + "\n")
     _write_json(
