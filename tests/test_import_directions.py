@@ -16,7 +16,7 @@ SOURCE = Path(__file__).resolve().parents[1] / "src" / "vitrieve"
 
 ROWS = (
     ("quoting", "errors", "progress", "machine", "plugins"),
-    ("settings", "objective", "config", "recipes"),
+    ("settings", "choices", "objective", "config", "recipes"),
     ("similarity",),
     ("artifacts",),
     ("data",),

@@ -14,6 +14,10 @@ from typing import Annotated, Literal
 
 import tyro
 
+from vitrieve.choices import Device as Device
+from vitrieve.choices import Framing as Framing
+from vitrieve.choices import Pooling as Pooling
+from vitrieve.choices import Precision as Precision
 from vitrieve.errors import ConfigError
 from vitrieve.objective.losses import ObjectiveConfig as ObjectiveConfig
 from vitrieve.objective.own import OwnTerm
@@ -41,12 +45,8 @@ was chosen (``model/default.py``). Must be one that runs without torch."""
 Augmentation = Literal["random_crop", "random_resized_crop", "square"]
 Sampling = Literal["random", "m_per_class", "tuples"]
 SourceRule = Literal["mixed", "one", "together"]
-Framing = Literal["crop", "square"]
-Pooling = Literal["cls", "average", "max", "gem", "rmac", "native"]
 Schedule = Literal["constant", "cosine", "exponential"]
 Algorithm = Literal["adamw", "adam"]
-Precision = Literal["auto", "bf16", "fp32"]
-Device = Literal["auto", "cpu", "cuda"]
 
 CLASS_SAMPLING = Needs("m_per_class sampling", lambda config: config.loader.sampling == "m_per_class")
 TUPLES = Needs("tuples sampling", lambda config: config.loader.sampling == "tuples")

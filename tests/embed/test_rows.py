@@ -5,11 +5,13 @@ import pickle
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from vitrieve.data.records import ImageRecord
-from vitrieve.embed.rows import SCHEMA, StoredRecords, build_table, read_rows, to_records
+from vitrieve.embed.rows import SCHEMA, StoredRecords, build_table, read_rows, take_rows, to_records
 from vitrieve.errors import ArtifactError
 
 RECORDS = (
@@ -22,6 +24,19 @@ RECORDS = (
 def test_table_round_trips_through_parquet(tmp_path: Path) -> None:
     pq.write_table(build_table(RECORDS, [None] * 3, 0), tmp_path / "rows.parquet")
     assert to_records(read_rows(tmp_path / "rows.parquet")) == RECORDS
+
+
+def test_read_rows_reads_a_file_with_other_columns_as_one_of_the_schema(tmp_path: Path) -> None:
+    table = build_table(RECORDS, [None] * 3, 0)
+    pq.write_table(table.append_column("more", table["label"]).drop_columns(["reason"]), tmp_path / "rows.parquet")
+    assert read_rows(tmp_path / "rows.parquet").equals(table)
+
+
+@pytest.mark.parametrize("rows", [[2, 0, 0], [], [1]])
+def test_take_rows_takes_what_arrow_takes(rows: list[int]) -> None:
+    table = build_table(RECORDS, [None] * 3, 0)
+    for places in (np.array(rows, dtype=np.int32), np.array(rows, dtype=np.int64)[::-1]):
+        assert take_rows(table, places).equals(table.take(pa.array(places, pa.int64())))
 
 
 def test_build_table_numbers_the_good_rows_only() -> None:

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import tyro
 
+from vitrieve.choices import Device
 from vitrieve.cli.console import get_results, print_message
 from vitrieve.cli.verbosity import setting_variables
-from vitrieve.config import Device
 from vitrieve.errors import ConfigError, find_nearest
 from vitrieve.progress import has_no_color
 from vitrieve.quoting import quote_name

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from vitrieve.config import Device
+from vitrieve.choices import Device
 from vitrieve.curation.labels import (
     OUTLIER_DEVIATIONS,
     choose_num_neighbors,

@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from vitrieve.config import Device
+from vitrieve.choices import Device
 from vitrieve.curation.links import CopyThresholds, find_links
 from vitrieve.curation.looking import Look, look_at_all
 from vitrieve.curation.material import EncoderLike, Material, open_material

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from vitrieve.artifacts import MANIFEST_NAME
-from vitrieve.config import Device
+from vitrieve.choices import Device
 from vitrieve.data.records import Dataset, ImageRecord
 from vitrieve.data.sources import read_collection
 from vitrieve.embed.collection import Embeddings, embed_images, load_embeddings

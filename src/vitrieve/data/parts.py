@@ -15,14 +15,14 @@ import stat
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
-from vitrieve.data.blocks import RemoteFile, find_file, find_file_anew
-from vitrieve.data.cells import read_cell
-from vitrieve.data.remote import parse_address
 from vitrieve.data.tars import BLOCK_BYTES, is_header_of
 from vitrieve.errors import DecodeError, UnreachableError
 from vitrieve.quoting import quote_name
+
+if TYPE_CHECKING:
+    from vitrieve.data.blocks import RemoteFile
 
 SHARD_SUFFIX, PARQUET_SUFFIX = ".tar", ".parquet"
 _NAME = re.compile(r"@(\d{1,15})\+(\d{1,15})(?:\.[a-z]{1,5})?")
@@ -69,8 +69,14 @@ def stat_picture(path: Path) -> os.stat_result:
         part = parse_part(path)
         if part is None:
             raise
+        from vitrieve.data.remote import parse_address
+
         address = parse_address(part.shard)
-        return part.shard.stat() if address is None else find_file(address).status
+        if address is None:
+            return part.shard.stat()
+        from vitrieve.data.blocks import find_file
+
+        return find_file(address).status
 
 
 def stat_open(file: BinaryIO) -> os.stat_result:
@@ -133,6 +139,8 @@ def open_part(part: Part) -> PartFile:
         DecodeError: The shard is gone or is no file, or no such picture is there any more.
         UnreachableError: It is on a server that does not answer.
     """
+    from vitrieve.data.remote import parse_address  # pictures in files need neither asyncio nor Parquet
+
     address = parse_address(part.shard)
     return _open_local(part) if address is None else _open_remote(part, address)
 
@@ -158,6 +166,8 @@ def _check_descriptor(descriptor: int, part: Part) -> PartFile:
 
     find_status, close = partial(os.fstat, descriptor), partial(os.close, descriptor)
     if part.shard.suffix == PARQUET_SUFFIX:
+        from vitrieve.data.cells import read_cell
+
         cell = read_cell(part.shard, part.offset, part.length)
         whole = Part(part.shard, 0, len(cell))
         return PartFile(whole, lambda offset, length: cell[offset:][:length], find_status, close)
@@ -176,6 +186,8 @@ def _describe_change(part: Part) -> str:
 
 
 def _open_remote(part: Part, address: str) -> PartFile:
+    from vitrieve.data.blocks import find_file, find_file_anew
+
     try:
         file = find_file(address)
         if not _is_there_as_known(part, file):
@@ -189,6 +201,8 @@ def _open_remote(part: Part, address: str) -> PartFile:
 
 def _is_there_as_known(part: Part, file: RemoteFile) -> bool:
     """Look at the header; the shard may have changed since this process has asked what it is."""
+    from vitrieve.data.blocks import find_file_anew
+
     try:
         return _is_there(part, file.read)
     except UnreachableError:

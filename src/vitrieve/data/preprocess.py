@@ -10,13 +10,16 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from PIL import Image
 
-from vitrieve.config import Framing, LoaderConfig
+from vitrieve.choices import Framing
 from vitrieve.errors import ConfigError
+
+if TYPE_CHECKING:
+    from vitrieve.config import LoaderConfig
 
 RESIZE_RATIO = 256 / 224
 """Short side over crop side of the field's usual test transform."""

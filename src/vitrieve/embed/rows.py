@@ -81,9 +81,24 @@ def read_rows(path: Path) -> pa.Table:
         ArtifactError: The file is missing or damaged.
     """
     try:
+        with pq.ParquetFile(path) as file:
+            # Elsewhere pyarrow's datasets would read it, and importing them imports pandas, where that is installed.
+            if file.schema_arrow.equals(SCHEMA):
+                return file.read().replace_schema_metadata()
         return pq.read_table(path, schema=SCHEMA)
     except (OSError, pa.ArrowException) as error:
         raise ArtifactError(f"{path} cannot be read ({error}); make the artifact again.") from None
+
+
+def take_rows(table: pa.Table, rows: np.ndarray | Sequence[int]) -> pa.Table:
+    """Return the rows at some places of a table, in that order.
+
+    Args:
+        table: Any table.
+        rows: ``(K,)`` places, integers; ``pa.array`` of an array would import pandas, where that is installed.
+    """
+    places = np.ascontiguousarray(rows, dtype=np.int64)
+    return table.take(pa.Array.from_buffers(pa.int64(), len(places), [None, pa.py_buffer(places)]))
 
 
 def to_records(table: pa.Table) -> tuple[ImageRecord, ...]:
@@ -121,6 +136,7 @@ class StoredRecords(RecordTable):
     def __init__(self, path: Path) -> None:
         self._path = path
         self._lock = threading.Lock()  # several threads must not read from one file
+
         try:
             self._file = pq.ParquetFile(path)
         except (OSError, pa.ArrowException) as error:

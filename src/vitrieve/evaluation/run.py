@@ -19,7 +19,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from vitrieve.artifacts import MANIFEST_NAME, replacing_folder, write_manifest, write_text_durably
-from vitrieve.config import Device
+from vitrieve.choices import Device
 from vitrieve.data.records import Dataset, ImageRecord
 from vitrieve.embed.collection import Embeddings, EmbedSettings, embed_collection, embed_images, load_embeddings
 from vitrieve.errors import ConfigError, DataError, FingerprintError

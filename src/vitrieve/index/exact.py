@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from vitrieve.artifacts import prepare_folder, sync_folder, write_manifest
 from vitrieve.data.records import ImageRecord
-from vitrieve.embed.rows import build_table, to_records
+from vitrieve.embed.rows import build_table, take_rows, to_records
 from vitrieve.errors import ArtifactError
 from vitrieve.index.filter import FilterLike, Kinds, resolve_filter
 from vitrieve.index.folder import FileStamp, Identity, guarded, link_or_copy, read_stamp
@@ -333,7 +333,7 @@ class ExactStore:
 def _rank(state: State, query: FloatArray, candidates: np.ndarray, k: int) -> list[Hit]:
     vectors, rows = state.take(candidates)
     names = rows["image_id"].to_pylist()
-    return rank_candidates(query, vectors, names, k, lambda ranked: to_records(rows.take(pa.array(ranked))))
+    return rank_candidates(query, vectors, names, k, lambda ranked: to_records(take_rows(rows, ranked)))
 
 
 def _approximate(state: State, queries: FloatArray) -> FloatArray:

@@ -19,9 +19,8 @@ from vitrieve.artifacts import (
     replacing_folder,
     sync_folder,
 )
-from vitrieve.config import Device
+from vitrieve.choices import Device
 from vitrieve.data.records import ImageRecord
-from vitrieve.embed.collection import Embeddings, load_embeddings
 from vitrieve.errors import (
     ArtifactError,
     ConfigError,
@@ -50,6 +49,7 @@ from vitrieve.runtime.encoder import Encoder, load_encoder
 from vitrieve.runtime.engine import EngineChoice, PrecisionChoice
 
 if TYPE_CHECKING:
+    from vitrieve.embed.collection import Embeddings
     from vitrieve.index.exact import ExactStore
     from vitrieve.index.lance import LanceStore
     from vitrieve.index.milvus import MilvusStore
@@ -171,6 +171,8 @@ def build_index(
         ConfigError: Settings that do not belong together.
         DataError: No vector, vectors that are not normalized or not finite, or an ``image_id`` that occurs twice.
     """
+    from vitrieve.embed.collection import Embeddings, load_embeddings
+
     require_store(store)
     source = embeddings if isinstance(embeddings, Embeddings) else load_embeddings(embeddings)
     if not len(source.vectors):

@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 
 from vitrieve.artifacts import replacing_durably, write_text_durably, write_vectors_durably
 from vitrieve.embed.collection import read_vectors_file
-from vitrieve.embed.rows import read_rows
+from vitrieve.embed.rows import read_rows, take_rows
 from vitrieve.errors import ArtifactError
 from vitrieve.index.filter import NOTHING, Kinds, read_kinds
 from vitrieve.index.folder import FileStamp, compute_checksum, read_stamp
@@ -247,9 +247,9 @@ class State:
             rows = positions[order][numbers[order] == number] - self.starts[number]
             segment = self.parts[number].segment
             vectors.append(segment.vectors.take(rows))
-            tables.append(segment.rows.take(pa.array(rows)))
+            tables.append(take_rows(segment.rows, rows))
         back = np.argsort(order, kind="stable")
-        return np.concatenate(vectors)[back], pa.concat_tables(tables).take(pa.array(back))
+        return np.concatenate(vectors)[back], take_rows(pa.concat_tables(tables), back)
 
 
 def find_faults(folder: Path, part: Part) -> list[str]:

@@ -21,7 +21,7 @@ from typing import Any, Literal
 import numpy as np
 
 from vitrieve.artifacts import read_manifest, write_bytes_durably, write_manifest, write_text_durably
-from vitrieve.config import Pooling
+from vitrieve.choices import Pooling
 from vitrieve.data.preprocess import Preprocessing
 from vitrieve.errors import ArtifactError, ConfigError, FingerprintError
 from vitrieve.model.delta import DELTA_NAME, Delta, read_delta, write_delta

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
-from vitrieve.config import Pooling
+from vitrieve.choices import Pooling
 from vitrieve.data.preprocess import Interpolation
 
 FREE = "nothing but the notice: derived weights may have any license"

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vitrieve.config import Pooling
+from vitrieve.choices import Pooling
 from vitrieve.errors import ConfigError
 from vitrieve.model.artifact import ONE_SCALE, EncoderSpec
 from vitrieve.model.backbone import MIN_CONVNET_PX, TokenLayout, describe_tokens

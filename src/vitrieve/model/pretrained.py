@@ -28,7 +28,7 @@ from typing import Any, Literal
 import numpy as np
 
 from vitrieve.artifacts import write_bytes_durably, write_text_durably
-from vitrieve.config import Pooling
+from vitrieve.choices import Pooling
 from vitrieve.data.preprocess import IMAGENET_MEAN, IMAGENET_STD, Interpolation
 from vitrieve.errors import WeightsError, unknown_name_message
 from vitrieve.machine import cache_folder

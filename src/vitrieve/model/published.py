@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vitrieve.artifacts import MANIFEST_NAME, explaining_full_disk, read_manifest, replacing_durably, write_text_durably
-from vitrieve.config import Pooling
+from vitrieve.choices import Pooling
 from vitrieve.data.preprocess import Interpolation, Preprocessing
 from vitrieve.errors import ArtifactError, ConfigError, WeightsError
 from vitrieve.machine import cache_folder

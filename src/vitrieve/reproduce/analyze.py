@@ -16,7 +16,7 @@ import numpy as np
 import tyro
 
 from vitrieve.artifacts import write_text_durably
-from vitrieve.config import Device
+from vitrieve.choices import Device
 from vitrieve.evaluation.analysis import SimilarityHistogram, count_similarities, cumulative_energy
 from vitrieve.evaluation.measure import Measurement
 

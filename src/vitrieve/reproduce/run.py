@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vitrieve.artifacts import MANIFEST_NAME, prepare_folder, read_manifest, write_manifest
-from vitrieve.config import Device
+from vitrieve.choices import Device
 from vitrieve.data import cub200, grocery, inshop, sfm120k, sop
 from vitrieve.data.layout import data_parents
 from vitrieve.evaluation.run import RESULTS_NAME

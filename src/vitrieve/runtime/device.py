@@ -9,7 +9,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from vitrieve.config import Device, Precision
+from vitrieve.choices import Device, Precision
 from vitrieve.errors import ConfigError
 
 if TYPE_CHECKING:

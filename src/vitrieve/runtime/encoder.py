@@ -28,7 +28,6 @@ from vitrieve.model.artifact import (
 from vitrieve.model.hub import is_hub_name, parse_hub_name
 from vitrieve.model.named_graph import has_named_graph, make_delta_folder, make_named_folder
 from vitrieve.model.pretrained import WEIGHTS, find_exported_sizes, find_weights, get_export_folder
-from vitrieve.model.published import convert_folder, is_export_folder, pull_encoder, require_weights
 from vitrieve.model.text import find_text_part
 from vitrieve.runtime.device import DeviceName, resolve_precision
 from vitrieve.runtime.engine import (
@@ -41,12 +40,12 @@ from vitrieve.runtime.engine import (
     choose_engine,
 )
 from vitrieve.runtime.graph_engines import OnnxEngine, OpenVinoEngine
-from vitrieve.runtime.text import TextEncoder, load_text_encoder
 from vitrieve.similarity import normalize, similarity
 
 if TYPE_CHECKING:
-    from vitrieve.config import Device, Precision
+    from vitrieve.choices import Device, Precision
     from vitrieve.model.encoder import ImageEncoder
+    from vitrieve.runtime.text import TextEncoder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,6 +206,8 @@ class Encoder:
                 "descriptions of some pictures: vitrieve align --encoder ENCODER --data SOURCE --text-column COLUMN "
                 "--out FOLDER, and search with --encoder FOLDER; the index stays as it is."
             )
+        from vitrieve.runtime.text import load_text_encoder
+
         return load_text_encoder(self.text_part, fingerprint=self.fingerprint, num_threads=self.num_threads)
 
     def similarity(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -313,6 +314,8 @@ def load_encoder(
             f"num_threads {num_threads} is not a number of threads; give 1 or more, or none for all cores."
         )
     if is_hub_name(source):
+        from vitrieve.model.published import pull_encoder
+
         source = pull_encoder(source).name  # with the commit, which whoever uses the encoder notes
     folder = find_source_folder(source)
     if folder is not None and device == "auto" and read_spec(folder).graph_sha256:
@@ -386,11 +389,15 @@ def find_source_folder(source: str | Path) -> Path | None:
         WeightsError: The hub does not give the encoder.
     """
     if is_hub_name(source):
+        from vitrieve.model.published import pull_encoder
+
         return pull_encoder(source).folder
     path = Path(source)
     folder = find_encoder_folder(path)
     if folder is not None or str(source) in WEIGHTS:
         return folder
+    from vitrieve.model.published import convert_folder, is_export_folder
+
     if is_export_folder(path):
         return convert_folder(path)
     if path.exists():
@@ -473,6 +480,7 @@ def _load_graph(folder: Path, engine: EngineName, wanted: _Wanted, *, name: str,
             precision=_resolve(wanted.precision, folder, source),
             quantized_path=folder / INT8_NAMES[0],
             num_threads=wanted.num_threads,
+            checksums=[value for _, value in sorted(read_manifest(folder, "encoder")["sha256"].items())],
         )
     return Encoder(
         name=name,
@@ -506,6 +514,8 @@ def _check_export(contents: EncoderContents, folder: Path, wanted: _Wanted) -> N
         )
     exported = contents.spec.preprocessing.image_size
     if wanted.image_size not in (None, exported) or wanted.scales not in (None, contents.spec.scales):
+        from vitrieve.model.published import require_weights
+
         require_weights(folder, contents.spec)  # only those with weights can be exported otherwise
     if wanted.image_size not in (None, exported):
         raise ConfigError(

@@ -12,7 +12,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Literal, NoReturn, Protocol
 
-from vitrieve.config import Device
+from vitrieve.choices import Device
 from vitrieve.errors import ConfigError
 from vitrieve.runtime.device import DeviceName, has_bf16_instructions, may_have_cuda, resolve_device
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -14,6 +15,7 @@ import numpy as np
 from vitrieve.data.preprocess import Preprocessing, to_pixels
 from vitrieve.errors import ArtifactError, ConfigError
 from vitrieve.model.artifact import EMBEDDING_OUTPUT, PATCH_TOKENS_OUTPUT, PIXELS_INPUT
+from vitrieve.runtime.compiled import CompiledGraph, compile_kept
 from vitrieve.runtime.device import DeviceName, resolve_precision
 from vitrieve.runtime.engine import CPU_BATCH_SIZE, NO_PATCHES, EngineName
 
@@ -123,6 +125,7 @@ class OpenVinoEngine:
         precision: ``fp32``, ``bf16`` or ``int8``, in which what is not quantized runs in bf16, where the processor
             has it; so do patch tokens.
         num_threads: CPU threads of this engine; None: one for each core.
+        checksums: Checksums of the graph's files, by which a compiled one is kept in the cache; empty: it is not kept.
 
     Raises:
         ArtifactError: The graph cannot be loaded.
@@ -140,10 +143,13 @@ class OpenVinoEngine:
         precision: str,
         quantized_path: Path | None = None,
         num_threads: int | None = None,
+        checksums: Sequence[str] = (),
     ) -> None:
         self.precision = precision
         self._preprocessing = preprocessing
         self._core = get_openvino_core()
+        self._path, self._quantized_path = path, quantized_path
+        self._checksums = list(checksums)
         around = resolve_precision("auto") if precision == "int8" else precision
         self._settings: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": "bf16" if around == "bf16" else "f32",
@@ -153,8 +159,6 @@ class OpenVinoEngine:
         self._lock = threading.Lock()
         self._programs: dict[tuple[str, bool], _Program] = {}
         try:
-            self._graph = self._core.read_model(path)
-            self._quantized = self._core.read_model(quantized_path) if precision == "int8" else None
             program = self._program(EMBEDDING_OUTPUT, is_square=True)
             # Two first calls at once can wait for each other for ever: one holds the lock of a table that the bindings
             # are filling and waits for the interpreter's lock, the other the reverse. So the first call is made here.
@@ -178,25 +182,43 @@ class OpenVinoEngine:
         return self._program(PATCH_TOKENS_OUTPUT, is_square=False).run(np.ascontiguousarray(pixels, dtype=np.float32))
 
     def _program(self, output: str, *, is_square: bool) -> _Program:
-        """Compile the graph for one output and one kind of input, when first needed (some 0.3 s)."""
+        """Compile the graph for one output and one kind of input, when first needed: some 0.3 s, or less."""
         with self._lock:
             if (output, is_square) not in self._programs:
-                # One output alone: computing the tokens too would take a tenth more time.
-                is_quantized = self._quantized is not None and output == EMBEDDING_OUTPUT
-                graph = cut_graph(self._quantized if is_quantized else self._graph, output)
-                if is_square:
-                    graph = add_normalization(graph, self._preprocessing)
-                self._programs[output, is_square] = _Program(self._core.compile_model(graph, "CPU", self._settings))
+                self._programs[output, is_square] = _Program(self._compile(output, is_square=is_square))
             return self._programs[output, is_square]
+
+    def _compile(self, output: str, *, is_square: bool) -> CompiledGraph:
+        is_quantized = self.precision == "int8" and output == EMBEDDING_OUTPUT
+
+        def build() -> openvino.Model:
+            # One output alone: computing the tokens too would take a tenth more time.
+            graph = cut_graph(self._quantized if is_quantized else self._graph, output)
+            return add_normalization(graph, self._preprocessing) if is_square else graph
+
+        if not self._checksums or not is_square:  # what every process needs is kept, not what an explanation does
+            return CompiledGraph(self._core.compile_model(build(), "CPU", self._settings))
+        given = {"mean": self._preprocessing.mean, "std": self._preprocessing.std, "is_quantized": is_quantized}
+        identity = {"checksums": self._checksums, "output": output, **given}
+        return compile_kept(self._core, build, self._settings, identity)
+
+    @cached_property
+    def _graph(self) -> openvino.Model:
+        return self._core.read_model(self._path)
+
+    @cached_property
+    def _quantized(self) -> openvino.Model:
+        assert self._quantized_path is not None, "int8 comes with its graph"
+        return self._core.read_model(self._quantized_path)
 
 
 class _Program:
     """A compiled graph and the requests that run it; any number of threads may call ``run``."""
 
-    def __init__(self, compiled: openvino.CompiledModel) -> None:
-        self._compiled = compiled
+    def __init__(self, graph: CompiledGraph) -> None:
+        self._compiled, self._memory = graph
         self._free: list[openvino.InferRequest] = []
-        self.num_parallel = int(compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))
+        self.num_parallel = int(self._compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))
 
     def run(self, array: np.ndarray) -> np.ndarray:
         """Run a batch of any size."""

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vitrieve.config import Precision
+from vitrieve.choices import Precision
 from vitrieve.data.preprocess import to_pixels
 from vitrieve.model.encoder import ImageEncoder, evaluation_mode
 from vitrieve.runtime.device import DeviceName, resolve_precision

@@ -12,13 +12,12 @@ import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from vitrieve.data.records import ImageRecord
 from vitrieve.errors import ConfigError, FingerprintError
-from vitrieve.evaluation.protocols import EvaluationData
-from vitrieve.evaluation.run import Evaluation
 from vitrieve.index.open import open_index, require_encoder
 from vitrieve.index.store import VectorStore, read_info
 from vitrieve.progress import print_message, track
@@ -26,6 +25,10 @@ from vitrieve.rerank.names import AUTO, NO_RERANKING
 from vitrieve.rerank.parts import ByteArray, PartKind, compute_parts, stack_parts
 from vitrieve.rerank.remember import KeptReranking, save_kept
 from vitrieve.runtime.encoder import Encoder
+
+if TYPE_CHECKING:
+    from vitrieve.evaluation.protocols import EvaluationData
+    from vitrieve.evaluation.run import Evaluation
 
 PARTS_NAME = "parts.sqlite"
 WAIT_SECONDS = 30.0

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 
-from vitrieve.config import Device
+from vitrieve.choices import Device
 from vitrieve.data.decode import Picture
 from vitrieve.data.records import ImageRecord
 from vitrieve.errors import ArtifactError, ConfigError, FingerprintError, unknown_name_message

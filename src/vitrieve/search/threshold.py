@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vitrieve.artifacts import write_text_durably
-from vitrieve.config import Device
+from vitrieve.choices import Device
 from vitrieve.data.records import Dataset, read_columns
 from vitrieve.embed.collection import Embeddings, embed_images
 from vitrieve.errors import ArtifactError, ConfigError, DataError, FingerprintError, unknown_name_message

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from vitrieve.artifacts import MANIFEST_NAME
-from vitrieve.config import Device
+from vitrieve.choices import Device
 from vitrieve.data.ocr import PictureReader
 from vitrieve.data.records import ImageRecord
 from vitrieve.data.sources import find_source_path

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from vitrieve.artifacts import read_manifest, replacing_folder
-from vitrieve.config import Device, Precision
+from vitrieve.choices import Device, Precision
 from vitrieve.data.check import find_readable
 from vitrieve.data.decode import read_image
 from vitrieve.data.preprocess import preprocess
