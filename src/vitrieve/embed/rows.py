@@ -136,7 +136,6 @@ class StoredRecords(RecordTable):
     def __init__(self, path: Path) -> None:
         self._path = path
         self._lock = threading.Lock()  # several threads must not read from one file
-
         try:
             self._file = pq.ParquetFile(path)
         except (OSError, pa.ArrowException) as error:
