@@ -10,7 +10,14 @@ from PIL import Image, ImageOps
 
 from vitrieve.curation import registration
 from vitrieve.curation.copies import COPIES
-from vitrieve.curation.registration import COARSE_PX, SCALES, THUMBNAIL_PX, find_places, make_thumbnail
+from vitrieve.curation.registration import (
+    COARSE_PX,
+    SCALES,
+    THUMBNAIL_PX,
+    describe_thumbnail,
+    find_places,
+    make_thumbnail,
+)
 
 
 def draw(seed: int, size: tuple[int, int] = (240, 180)) -> Image.Image:
@@ -100,3 +107,17 @@ def test_one_color_one_pixel_and_long_strips_fit_nothing() -> None:
     assert np.isfinite(measure(draw(0), draw(1, (900, 2))))
     assert max(make_thumbnail(draw(1, (900, 2))).shape) == THUMBNAIL_PX
     assert make_thumbnail(Image.new("RGB", (1, 1))).shape == (1, 1)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in COPIES if kind != "flip"])
+def test_few_gray_values_describe_copies_alike_with_a_frame_too(kind: str) -> None:
+    for seed in range(5):
+        picture = draw(seed)
+        described = [
+            describe_thumbnail(make_thumbnail(one))
+            for one in (picture, COPIES[kind](picture, np.random.default_rng(seed)), draw(seed + 100))
+        ]
+        assert np.linalg.norm(described, axis=1) == pytest.approx(1, abs=1e-5)
+        assert described[0] @ described[1] > described[0] @ described[2]
+    assert not describe_thumbnail(np.full((30, 40), 9, dtype=np.uint8)).any()
+    assert not describe_thumbnail(np.full((1, 1), 9, dtype=np.uint8)).any()

@@ -20,7 +20,14 @@ from PIL import Image
 from vitrieve.curation.agreement import AnyPicture, make_picture, measure_agreement
 from vitrieve.curation.copies import COPIES, cut_half
 from vitrieve.curation.material import Material
-from vitrieve.curation.registration import GrayImage, Place, find_places, make_thumbnail
+from vitrieve.curation.registration import (
+    DESCRIPTION_PX,
+    GrayImage,
+    Place,
+    describe_thumbnail,
+    find_places,
+    make_thumbnail,
+)
 from vitrieve.data.check import map_ahead
 from vitrieve.data.decode import describe_failure, read_image
 from vitrieve.data.records import ImageRecord
@@ -31,8 +38,9 @@ from vitrieve.progress import track
 from vitrieve.runtime.encoder import Encoder
 from vitrieve.similarity import FloatArray, Pairs, pairs_above, top_k
 
-NUM_NEAREST = 5
-"""Pictures nearest to each that are laid on it."""
+NUM_NEAREST, NUM_ALIKE = 5, 2
+"""Pictures that are laid on each: those with the nearest vectors, and those that look most alike in a few gray pixels
+(``describe_thumbnail``): an encoder takes a frame or a caption for something else."""
 BLOCK_PAIRS = 512
 """Pairs that are compared at once, in some tens of megabytes."""
 THUMBNAIL_ROUNDS = 2
@@ -99,6 +107,7 @@ class Thumbnails:
     def __init__(self, material: Material) -> None:
         self._material = material
         self._made: dict[int, GrayImage | str] = {}
+        self._described: FloatArray | None = None
 
     def make(self, rows: Iterable[int], *, show_progress: bool = False) -> None:
         """Read the pictures of some rows."""
@@ -108,6 +117,17 @@ class Thumbnails:
             wanted, track(made, "read pictures", total=len(wanted), is_shown=show_progress), strict=True
         ):
             self._made[row] = thumbnail
+
+    def describe(self) -> FloatArray:
+        """Describe the whole collection in gray pixels, ``(N, D)``; zeros where a picture cannot be read."""
+        self.make(range(len(self._material.image_ids)))
+        if self._described is None:
+            described = np.zeros((len(self._made), DESCRIPTION_PX**2), dtype=np.float32)
+            for row, made in self._made.items():
+                if not isinstance(made, str):
+                    described[row] = describe_thumbnail(made)
+            self._described = described
+        return self._described
 
     def _fetch(self, rows: Sequence[int]) -> Iterator[ImageRecord]:
         """Yield records, few of which are in memory at a time."""
@@ -227,8 +247,9 @@ def find_links(material: Material, level: Literal["near", "same-scene"], thresho
         return Links(pairs=pairs, is_copy=np.zeros(len(pairs.first), dtype=bool), calibration=None, failures={})
     thumbnails = Thumbnails(material)
     encoder = material.load_encoder() if level == "same-scene" else None
+    thumbnails.make(range(len(material.image_ids)), show_progress=True)
     calibration = calibrate_copies(material, thumbnails, encoder)
-    candidates = find_candidates(material.vectors, range(len(material.vectors)))
+    candidates = find_all_candidates(material, thumbnails, range(len(material.vectors)))
     agreements = thumbnails.measure_agreements(candidates, show_progress=True)
     copies = _choose(candidates, agreements >= calibration.least_agreement)
     scenes = nothing if calibration.same_scene is None else pairs_above(material.vectors, calibration.same_scene)
@@ -250,17 +271,41 @@ def _choose(pairs: Pairs, chosen: npt.NDArray[np.bool_] | npt.NDArray[np.int64])
     return Pairs(pairs.first[chosen], pairs.second[chosen], pairs.similarities[chosen])
 
 
-def find_candidates(vectors: FloatArray, rows: Sequence[int]) -> Pairs:
-    """Pair some pictures with the ``NUM_NEAREST`` others nearest to each; no pair twice.
+def find_all_candidates(material: Material, thumbnails: Thumbnails, rows: Sequence[int]) -> Pairs:
+    """Pair some pictures with those that the encoder or a few gray pixels find nearest; no pair twice.
+
+    Args:
+        material: Pictures and vectors.
+        thumbnails: Those of the pictures.
+        rows: The pictures to pair.
+    """
+    near = find_candidates(material.vectors, rows, NUM_NEAREST)
+    alike = find_candidates(thumbnails.describe(), rows, NUM_ALIKE)
+    num_pictures = len(material.vectors)
+    is_new = ~np.isin(alike.first * num_pictures + alike.second, near.first * num_pictures + near.second)
+    first, second = alike.first[is_new], alike.second[is_new]
+    products = [
+        float(material.vectors[one] @ material.vectors[other]) for one, other in zip(first, second, strict=True)
+    ]
+    return Pairs(
+        np.concatenate([near.first, first]),
+        np.concatenate([near.second, second]),
+        np.concatenate([near.similarities, np.array(products, dtype=np.float32)]),
+    )
+
+
+def find_candidates(vectors: FloatArray, rows: Sequence[int], num_nearest: int) -> Pairs:
+    """Pair some pictures with the others nearest to each; no pair twice.
 
     Args:
         vectors: ``(N, E)`` embeddings; any N.
         rows: The pictures to pair.
+        num_nearest: How many others of each.
     """
     none = np.empty(0, dtype=np.int64)
     if len(vectors) < 2:
         return Pairs(none, none, none.astype(np.float32))
-    similarities, neighbors = top_k(vectors[list(rows)], vectors, min(len(vectors), NUM_NEAREST + 1))
+    similarities, neighbors = top_k(vectors[list(rows)], vectors, min(len(vectors), num_nearest + 1))
     owners = np.repeat(np.asarray(rows, dtype=np.int64), neighbors.shape[1])
     others = neighbors.ravel().astype(np.int64)
     keys = np.minimum(owners, others) * len(vectors) + np.maximum(owners, others)
@@ -315,7 +360,7 @@ def calibrate_copies(
             "yourself with --threshold, for example 0.95."
         )
     copies = np.array(agreements, dtype=np.float32)
-    strangers = thumbnails.measure_agreements(find_candidates(material.vectors, originals))
+    strangers = thumbnails.measure_agreements(find_all_candidates(material, thumbnails, originals))
     least_agreement = max(LEAST_AGREEMENT, choose_threshold(copies.ravel(), strangers, STRANGER_WEIGHT, SURE_COPY))
     same_scene = None
     if similarities:

@@ -28,6 +28,10 @@ FINE_SCALES = (0.96, 0.975, 0.99, 1.0, 1.01, 1.025, 1.04)
 """Sizes that are tried around the one found, as shares of it."""
 FINE_REACH_PX = 2
 """How far around the place found the part is laid, in pixels of ``THUMBNAIL_PX``."""
+DESCRIPTION_PX = 12
+"""Both sides of the picture that describes a thumbnail."""
+EVEN_DEVIATION = 6.0
+"""Rows and columns at the edges whose gray values deviate less belong to a frame."""
 LEAST_DEVIATION = 2.0
 """Gray values, in [0, 255], that deviate less than this tell nothing."""
 
@@ -65,6 +69,24 @@ def make_thumbnail(image: Image.Image) -> GrayImage:
     """
     height, width = _fit_into(image.size[::-1], THUMBNAIL_PX)
     return np.asarray(image.resize((width, height), Image.Resampling.BILINEAR, reducing_gap=2.0).convert("L"))
+
+
+def describe_thumbnail(thumbnail: GrayImage) -> FloatImage:
+    """Describe a thumbnail, without an even frame around it, by few gray values: copies have similar ones.
+
+    Args:
+        thumbnail: ``(H, W)`` gray values in [0, 255].
+
+    Returns:
+        ``(DESCRIPTION_PX**2,)``, of mean 0 and length 1; zeros where all values are equal.
+    """
+    rows, columns = (np.flatnonzero(thumbnail.std(axis=axis) > EVEN_DEVIATION) for axis in (1, 0))
+    if min(len(rows), len(columns)) >= DESCRIPTION_PX:
+        thumbnail = thumbnail[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    values = _shrink(thumbnail[None], (DESCRIPTION_PX, DESCRIPTION_PX)).ravel()
+    values -= values.mean()
+    length = float(np.linalg.norm(values))
+    return values / length if length > LEAST_DEVIATION else np.zeros_like(values)
 
 
 def find_places(firsts: Sequence[GrayImage], seconds: Sequence[GrayImage]) -> list[Place]:
