@@ -1,38 +1,116 @@
 """Replay simulated corrections: does a training without labels get better with what people say of results?
 
-    python benchmarks/feedback.py OUT --data SOURCE [--counts 0 50 200 1000] [--steps 120] [--image-size 126] [--seed 0]
+    python benchmarks/feedback.py OUT [--collections grocery emoji] [--seeds 0 1 2] [--counts 0 50 200 1000]
 
 The labels of the training classes are hidden. A simulated user asks with images of them, drawn by the seed, looks at
 the first five results of the frozen encoder, and marks each right or wrong by the true label, until so many
-corrections are made; the first 50 are also the first of the 200. ``vitrieve train --classes none --pairs`` learns from
-them, and its report measures the frozen start and what is kept on the test classes. ``OUT/feedback.json`` has all
-figures; runs that are done are not repeated. The exit status is 1 where what is kept is below the frozen start.
+corrections are made; the first 50 are also the first of the 200. A training without labels learns from them, and the
+frozen start and what is kept are measured on the test classes. Beside it: a user who says anything about anything
+(``nonsense``), a training with the labels, and on Grocery one with coarse classes as further labels of each image.
+
+So that it ends within an hour on one core, it takes whole classes of about ``--num-images`` images to train and as
+many to test, at ``--image-size``, for ``--steps``. Runs that are done are not repeated: ``OUT/runs`` has a file for
+each. It prints a table, and writes benchmarks/results/feedback_DATE.json. The exit status is 1 where what is kept is
+below the frozen start.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import date
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 import numpy as np
+from collections_here import find_collections
 
-from vitrieve.data.records import ImageRecord
+from vitrieve.artifacts import write_text_durably
+from vitrieve.data.records import Dataset, ImageRecord
+from vitrieve.data.several import forget_labels
 from vitrieve.data.sources import read_source
 from vitrieve.embed.collection import embed_images
-from vitrieve.feedback.events import Correction
-from vitrieve.feedback.pairs import write_pairs
+from vitrieve.evaluation.run import measure_protocols
+from vitrieve.feedback.events import Correction, Kind
+from vitrieve.feedback.learning import apply_pairs
 from vitrieve.model.default import DEFAULT_WEIGHTS
-from vitrieve.runtime.encoder import load_encoder
+from vitrieve.runtime.encoder import Encoder, load_encoder
 from vitrieve.similarity import top_k
+from vitrieve.training.run import train
 
+RESULTS = Path(__file__).parent / "results"
 NUM_LOOKED_AT = 5
+NONSENSE, LABELS, MORE_LABELS = "nonsense", "labels", "labels and coarse classes"
+COARSE = "coarse_class"
+METRICS = ("recall_at_1", "map_at_r")
 
 
-def simulate(records: list[ImageRecord], vectors: np.ndarray, count: int, seed: int) -> list[Correction]:
+@dataclass(frozen=True, kw_only=True)
+class Collection:
+    """A collection cut down to what is affordable.
+
+    Attributes:
+        name: Its name.
+        dataset: Training and test images, with their labels.
+        vectors: Embeddings of the training images by the frozen encoder.
+        before: Figures of the frozen encoder on the test images.
+    """
+
+    name: str
+    dataset: Dataset
+    vectors: np.ndarray
+    before: dict[str, float]
+
+
+def take_classes(records: Sequence[ImageRecord], num_images: int) -> list[ImageRecord]:
+    """Take whole classes, drawn by chance, until there are so many images; in the order of the records."""
+    sizes: dict[int, int] = {}
+    for record in records:
+        sizes[record.label] = sizes.get(record.label, 0) + 1
+    chosen, count = set(), 0
+    for label in np.random.default_rng(0).permutation(sorted(sizes)).tolist():
+        if count >= num_images:
+            break
+        chosen.add(label)
+        count += sizes[label]
+    return [record for record in records if record.label in chosen]
+
+
+def read_cut(name: str, num_images: int) -> Dataset:
+    """Read a collection, and take classes for training and for testing."""
+    dataset = read_source(find_collections()[name])
+    records = [
+        record
+        for part in (dataset.split("train", "validation"), dataset.split("test"))
+        for record in take_classes(part, num_images)
+    ]
+    return replace(dataset, records=tuple(records))
+
+
+def prepare(name: str, arguments: argparse.Namespace) -> Collection:
+    """Read a collection, embed its training images with the frozen encoder, and measure that."""
+    dataset = read_cut(name, arguments.num_images)
+    kept = arguments.out / f"{name}.npy"
+    noted = arguments.out / f"{name}.json"
+    if not (kept.is_file() and noted.is_file()):
+        frozen = load_encoder(DEFAULT_WEIGHTS, image_size=arguments.image_size)
+        np.save(kept, embed_images(frozen, dataset.split("train", "validation")).vectors)
+        write_text_durably(noted, json.dumps(measure_on_tests(frozen, dataset)))
+    return Collection(name=name, dataset=dataset, vectors=np.load(kept), before=json.loads(noted.read_text()))
+
+
+def measure_on_tests(encoder: Encoder, dataset: Dataset) -> dict[str, float]:
+    """Measure on the test classes."""
+    figures = measure_protocols(encoder, [dataset], "measured")[0].result.metrics
+    return {name: figures[name] for name in METRICS}
+
+
+def simulate(records: Sequence[ImageRecord], vectors: np.ndarray, count: int, seed: int) -> list[Correction]:
     """Return what a user who knows the labels says of the first results of random queries."""
     order = np.random.default_rng(seed).permutation(len(records))
     said: list[Correction] = []
@@ -41,70 +119,134 @@ def simulate(records: list[ImageRecord], vectors: np.ndarray, count: int, seed: 
             break
         found = top_k(vectors[row : row + 1], vectors, NUM_LOOKED_AT + 1)[1][0]
         for other in [int(one) for one in found if one != row][:NUM_LOOKED_AT]:
-            kind: Any = "right" if records[other].label == records[row].label else "wrong"
+            kind: Kind = "right" if records[other].label == records[row].label else "wrong"
             said.append(Correction(kind=kind, image_id=records[other].image_id, query_id=records[row].image_id))
     return said[:count]
 
 
-def read_vectors(records: list[ImageRecord], kept: Path) -> np.ndarray:
-    """Embed the training images with the frozen encoder, once."""
-    if not kept.is_file():
-        np.save(kept, embed_images(load_encoder(DEFAULT_WEIGHTS), records).vectors)
-    vectors: np.ndarray = np.load(kept)
-    return vectors
+def say_nonsense(records: Sequence[ImageRecord], count: int, seed: int) -> list[Correction]:
+    """Return what a user says who looks at nothing: right or wrong of any two images."""
+    generator = np.random.default_rng(seed)
+    said = []
+    for _ in range(count):
+        one, other = generator.choice(len(records), 2, replace=False).tolist()
+        kind: Kind = "right" if generator.random() < 0.5 else "wrong"
+        said.append(Correction(kind=kind, image_id=records[other].image_id, query_id=records[one].image_id))
+    return said
 
 
-def run_count(arguments: argparse.Namespace, records: list[ImageRecord], count: int) -> dict[str, Any]:
-    """Train with so many corrections; return the figures before and after."""
-    folder = Path(arguments.out) / f"{count}"
-    noted = folder.with_suffix(".json")
+def build_data(collection: Collection, arm: str, seed: int) -> tuple[Dataset, list[Correction]]:
+    """Build what one arm trains on, and what its user said."""
+    dataset, records = collection.dataset, collection.dataset.split("train", "validation")
+    if arm == LABELS:
+        return dataset, []
+    if arm == MORE_LABELS:
+        names = sorted({record.metadata[COARSE] for record in records})
+        first = len(dataset.label_names)
+        more = {record.image_id: (first + names.index(record.metadata[COARSE]),) for record in records}
+        return replace(dataset, more_labels=more), []
+    if arm == NONSENSE:
+        said = say_nonsense(records, 1000, seed)
+    else:
+        said = simulate(records, collection.vectors, int(arm), seed)
+    unlabeled = forget_labels(dataset)
+    return (apply_pairs(unlabeled, said) if said else unlabeled), said
+
+
+def run_arm(collection: Collection, arm: str, seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Train and measure, unless an earlier run did."""
+    noted = arguments.out / "runs" / f"{collection.name}-{arm.replace(' ', '-')}-{seed}.json"
     if noted.is_file():
         figures: dict[str, Any] = json.loads(noted.read_text())
         return figures
-    words = ["--data", arguments.data, "--classes", "none", "--out", str(folder), "--overwrite", "--json"]
-    words += ["--num-steps", str(arguments.steps), "--train.evaluate-every", str(max(1, arguments.steps // 3))]
-    words += ["--image-size", str(arguments.image_size), "--seed", str(arguments.seed)]
-    said = []
-    if count:
-        said = simulate(records, read_vectors(records, Path(arguments.out) / "vectors.npy"), count, arguments.seed)
-        write_pairs(said, folder.with_suffix(".parquet"))
-        words += ["--pairs", str(folder.with_suffix(".parquet"))]
-    command = [sys.executable, "-m", "vitrieve", "train", "small", *words]
-    printed = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
-    before, after = printed["results"]
+    dataset, said = build_data(collection, arm, seed)
+    folder = arguments.out / "run"
+    started = time.perf_counter()
+    made = train(
+        dataset,
+        "small",
+        folder,
+        overwrite=True,
+        report=False,
+        logger="none",
+        num_steps=arguments.steps,
+        image_size=arguments.image_size,
+        batch_size=arguments.batch_size,
+        seed=seed,
+        **{"train.evaluate_every": max(1, arguments.steps // 2)},
+    )
+    kept = int(made.summary["kept_step"])
+    # Where no state was better, the frozen weights are what is kept.
+    after = measure_on_tests(made.encoder, collection.dataset) if kept else collection.before
     figures = {
-        "num_corrections": count,
+        "collection": collection.name,
+        "arm": arm,
+        "seed": seed,
         "num_right": sum(one.kind == "right" for one in said),
-        "kept_step": printed.get("kept_step"),
-        **{
-            f"{name}_{when}": values[name] for when, values in (("before", before), ("after", after)) for name in values
-        },
+        "num_wrong": sum(one.kind == "wrong" for one in said),
+        "kept_step": kept,
+        "held_out_map_at_r": made.summary["holdout_map_at_r"],
+        "before": collection.before,
+        "after": after,
+        "seconds": time.perf_counter() - started,
     }
-    noted.write_text(json.dumps(figures))
+    write_text_durably(noted, json.dumps(figures, indent=2) + "\n")
+    shutil.rmtree(folder)
     return figures
 
 
-def main() -> int:
-    """Run all counts and print the figures."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--data", required=True)
-    parser.add_argument("--counts", type=int, nargs="+", default=[0, 50, 200, 1000])
-    parser.add_argument("--steps", type=int, default=120)
-    parser.add_argument("--image-size", type=int, default=126)
-    parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    records = [one for one in read_source(arguments.data).records if one.split != "test"]
-    figures = [run_count(arguments, records, count) for count in arguments.counts]
-    (arguments.out / "feedback.json").write_text(json.dumps(figures, indent=2))
+def print_table(figures: Sequence[dict[str, Any]]) -> None:
+    """Print a row for each collection and arm: the mean over the seeds, and its spread."""
+    print("| collection | learns from | seeds | Recall@1 | MAP@R | kept steps |\n|---|---|---|---|---|---|")
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for one in figures:
-        values = "  ".join(
-            f"{name} {100 * one[f'{name}_before']:.1f} -> {100 * one[f'{name}_after']:.1f}"
-            for name in ("recall_at_1", "map_at_r")
-        )
-        print(f"{one['num_corrections']:5} corrections, step {one['kept_step']}: {values}")
-    return int(any(one["map_at_r_after"] < one["map_at_r_before"] for one in figures))
+        groups.setdefault((one["collection"], one["arm"]), []).append(one)
+    for name in dict.fromkeys(one["collection"] for one in figures):
+        before = next(one["before"] for one in figures if one["collection"] == name)
+        print(f"| {name} | nothing: frozen | | " + " | ".join(f"{100 * before[one]:.1f}" for one in METRICS) + " | |")
+        for (collection, arm), runs in groups.items():
+            if collection == name:
+                values = " | ".join(spell([100 * one["after"][metric] for one in runs]) for metric in METRICS)
+                steps = ", ".join(str(one["kept_step"]) for one in runs)
+                print(
+                    f"| {name} | {f'{arm} corrections' if arm.isdigit() else arm} | {len(runs)} | {values} | {steps} |"
+                )
+
+
+def spell(values: Sequence[float]) -> str:
+    """Spell a mean and its spread."""
+    return f"{fmean(values):.1f}" + (f" ± {stdev(values):.1f}" if len(values) > 1 else "")
+
+
+def main() -> int:
+    """Run all arms, one seed after the other, and print the figures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--collections", nargs="+", default=["grocery", "emoji"])
+    parser.add_argument("--counts", type=int, nargs="+", default=[0, 50, 200, 1000])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--steps", type=int, default=120)
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--image-size", type=int, default=126)
+    parser.add_argument("--num-images", type=int, default=3000)
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no run after so many minutes")
+    arguments = parser.parse_args()
+    (arguments.out / "runs").mkdir(parents=True, exist_ok=True)
+    started = time.monotonic()
+    figures: list[dict[str, Any]] = []
+    collections = [prepare(name, arguments) for name in arguments.collections]
+    for seed in arguments.seeds:
+        for collection in collections:
+            more = [MORE_LABELS] if COARSE in collection.dataset.records[0].metadata else []
+            for arm in [*map(str, arguments.counts), NONSENSE, LABELS, *more]:
+                if time.monotonic() - started < 60 * arguments.minutes:
+                    figures.append(run_arm(collection, arm, seed, arguments))
+    settings = {name: getattr(arguments, name) for name in ("steps", "batch_size", "image_size", "num_images")}
+    RESULTS.mkdir(exist_ok=True)
+    result = json.dumps({"settings": settings, "runs": figures}, indent=2)
+    write_text_durably(RESULTS / f"feedback_{date.today()}.json", result + "\n")
+    print_table(figures)
+    return int(any(one["after"]["map_at_r"] < one["before"]["map_at_r"] for one in figures))
 
 
 if __name__ == "__main__":

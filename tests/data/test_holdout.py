@@ -4,9 +4,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
+from vitrieve.data import holdout
 from vitrieve.data.holdout import has_pairs, split_for_training
 from vitrieve.data.records import Dataset, ImageRecord, Split
+from vitrieve.data.several import forget_labels
+from vitrieve.feedback.events import Correction
+from vitrieve.feedback.learning import apply_pairs
 
 
 def build_dataset(num_train: int, num_validation: int = 0, num_test: int = 2) -> Dataset:
@@ -89,3 +94,51 @@ def test_trap_a_validation_split_of_classes_that_train_or_test_is_not_held_out(s
     split = split_for_training(replace(dataset, records=(*dataset.records, *shared)), is_holdout=True)
     assert labels_of(split.held_out.records) == {4, 9}
     assert "not used" in split.note
+
+
+def build_unlabeled(num_images: int, num_pairs: int, folder: Path) -> Dataset:
+    """Images without classes, of which the first are joined in pairs by corrections."""
+    picture = folder / "one.png"
+    Image.new("RGB", (20, 10)).save(picture)
+    records = tuple(
+        ImageRecord(image_id=f"{number:04}", path=picture, label=0, split="train") for number in range(num_images)
+    )
+    dataset = forget_labels(Dataset(name="made", protocol="made", records=records, label_names=("one",)))
+    said = [
+        Correction(kind="right", query_id=f"{2 * number:04}", image_id=f"{2 * number + 1:04}")
+        for number in range(num_pairs)
+    ]
+    return apply_pairs(dataset, said) if said else dataset
+
+
+def test_corrections_alone_do_not_judge(tmp_path: Path) -> None:
+    """They may be wrong: so parts of pictures that no correction names ask for the whole ones, too."""
+    split = split_for_training(build_unlabeled(80, 25, tmp_path), is_holdout=True)
+    assert split.held_out is not None
+    assert split.parts is not None
+    groups = {record.image_id for record in split.held_out.records}
+    parts = {record.image_id.removesuffix("#part") for record in split.parts.records}
+    assert groups == {f"{2 * number + one:04}" for number in range(4, 25, 5) for one in (0, 1)}
+    assert parts == {"0054", "0059", "0064", "0069", "0074", "0079"}
+    assert sum(record.is_query for record in split.parts.records) == len(parts)
+    assert {record.image_id for record in split.fit} == {f"{number:04}" for number in range(80)} - groups - parts
+    assert "both count alike" in split.note
+
+
+def test_few_corrections_do_not_judge_and_few_pictures_are_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for num_pairs in (0, 24):
+        split = split_for_training(build_unlabeled(80, num_pairs, tmp_path), is_holdout=True)
+        assert split.held_out is not None
+        assert split.parts is None
+        assert len(split.held_out.records) == 2 * 16
+        assert len(split.fit) == 64
+    monkeypatch.setattr(holdout, "MAX_WHOLES", 6)
+    split = split_for_training(build_unlabeled(80, 0, tmp_path), is_holdout=True)
+    assert split.held_out is not None
+    assert [record.image_id for record in split.held_out.records if record.is_gallery] == [
+        "0004", "0019", "0034", "0049", "0064", "0079"
+    ]  # fmt: skip
+    assert len(split.fit) == 74
+    assert split_for_training(build_unlabeled(20, 0, tmp_path), is_holdout=True).held_out is None

@@ -25,11 +25,14 @@ class TrainingSplit(NamedTuple):
         held_out: A data set whose test split measures every state; None without hold-out. It has no test image of
             the source.
         note: Sentence for the user about how the images were divided.
+        parts: Another such data set, which counts as much: held-out pictures, each asked for by a part of it. It is
+            there where corrections alone made the classes of ``held_out``, because corrections may be wrong.
     """
 
     fit: tuple[ImageRecord, ...]
     held_out: Dataset | None
     note: str
+    parts: Dataset | None = None
 
 
 def split_for_training(dataset: Dataset, *, is_holdout: bool) -> TrainingSplit:
@@ -76,36 +79,48 @@ VIEW_MARK = "#part"
 """Ends the name of a part of a held-out picture, which asks for the whole one."""
 VIEW_SHARE = 0.6
 """Side of that part, as a share of the picture's."""
+MAX_WHOLES = 1000
+"""The most pictures that are asked for by a part: enough to see a difference of two points, and soon embedded."""
 
 
 def _split_unlabeled(dataset: Dataset, images: Sequence[ImageRecord], *, is_holdout: bool) -> TrainingSplit:
     """Divide images without classes: of every five one is held out, and a part of it asks for the whole.
 
-    Where corrections have made classes that can be measured, those are held out instead.
+    Where corrections have made classes that can be measured, every fifth of those is held out as well.
     """
     if not is_holdout:
         return TrainingSplit(tuple(images), None, f"training on all {len(images)} images; nothing is held out")
     groups = find_measurable(_give_roles(images))
-    if len(groups) >= NUM_CLASSES_MIN:
-        labels = frozenset(sorted(groups)[HOLD_OUT_EVERY - 1 :: HOLD_OUT_EVERY])
-        fit = tuple(record for record in images if record.label not in labels)
-        held_out = tuple(record for record in images if record.label in labels)
-        note = f"no labels: training on {len(fit)} images; held out to choose: {count_images(held_out)} of the pairs"
-        return TrainingSplit(fit, _build_held_out(dataset, held_out), note)
-    whole = images[HOLD_OUT_EVERY - 1 :: HOLD_OUT_EVERY]
+    labels = frozenset(sorted(groups)[HOLD_OUT_EVERY - 1 :: HOLD_OUT_EVERY])
+    grouped = tuple(record for record in images if record.label in labels) if len(groups) >= NUM_CLASSES_MIN else ()
+    # A picture of a group that trains would be known; where there are no groups to hold out, none counts as one.
+    others = [record for record in images if record.label not in groups] if grouped else images
+    whole = others[HOLD_OUT_EVERY - 1 :: HOLD_OUT_EVERY]
+    whole = whole[:: -(-len(whole) // MAX_WHOLES)] if whole else whole
     if len(whole) < NUM_JUDGES_MIN:
+        whole = ()
+    held = {record.image_id for record in (*grouped, *whole)}
+    fit = tuple(record for record in images if record.image_id not in held)
+    parts = _build_parts(dataset, whole) if whole else None
+    described = [f"{count_images(grouped)} of the pairs"] if grouped else []
+    described += [f"{len(whole)}, of which a part finds the whole"] if whole else []
+    if not described:
         note = f"training on all {len(images)} images; too few to hold any out, so the last state is kept, unmeasured"
         return TrainingSplit(tuple(images), None, note)
-    held = {record.image_id for record in whole}
-    fit = tuple(record for record in images if record.image_id not in held)
+    both = "; both count alike" if len(described) == 2 else ""
+    note = f"no labels: training on {len(fit)} images; held out to choose: {' and '.join(described)}{both}"
+    if grouped:
+        return TrainingSplit(fit, _build_held_out(dataset, grouped), note, parts)
+    return TrainingSplit(fit, parts, note)
+
+
+def _build_parts(dataset: Dataset, whole: Sequence[ImageRecord]) -> Dataset:
+    """Build the data set of pictures that are asked for by a part of each."""
     records = [
         *(replace(record, split="test", is_query=False, is_gallery=True) for record in whole),
         *(_cut_part(record) for record in whole),
     ]
-    note = (
-        f"no labels: training on {len(fit)} images; held out to choose: {len(whole)}, of which a part finds the whole"
-    )
-    return TrainingSplit(fit, replace(dataset, name=f"{dataset.name}, held out", records=tuple(records)), note)
+    return replace(dataset, name=f"{dataset.name}, held out", records=tuple(records))
 
 
 def _cut_part(record: ImageRecord) -> ImageRecord:

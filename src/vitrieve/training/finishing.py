@@ -203,7 +203,7 @@ def _build_card(
         figures={one.encoder if is_alone else f"{one.encoder}, on {one.dataset}": one.metrics for one in results},
         measured_on="; ".join(_describe_test(one) for one in images.datasets if one.name in measured),
         data_license="; ".join(text if is_alone else f"{name}: {text}" for name, text in licenses.items()),
-        notes=(describe_kept(result, len(images.held_out)) + ".",),
+        notes=(describe_kept(result, images.num_measured) + ".",),
     )
 
 

@@ -40,9 +40,15 @@ class RunImages(NamedTuple):
 
     @property
     def held_out(self) -> dict[str, Dataset]:
-        """Images that measure the states, by the name of their source."""
-        pairs = zip(self.datasets, self.splits, strict=True)
-        return {dataset.name: split.held_out for dataset, split in pairs if split.held_out is not None}
+        """Images that measure the states, by the name of their source; and parts of others beside them."""
+        pairs = list(zip(self.datasets, self.splits, strict=True))
+        classes = {dataset.name: split.held_out for dataset, split in pairs if split.held_out is not None}
+        return classes | {f"parts of {one.name}": split.parts for one, split in pairs if split.parts is not None}
+
+    @property
+    def num_measured(self) -> int:
+        """Count the sources that measure the states."""
+        return sum(split.held_out is not None for split in self.splits)
 
     @property
     def positive_pairs(self) -> tuple[tuple[str, str], ...]:
@@ -86,10 +92,10 @@ def read_images(run: TrainingRun) -> RunImages:
     datasets = tuple(dataset for dataset, _ in pairs)
     splits = tuple(split_for_training(dataset, is_holdout=run.config.train.holdout) for dataset in datasets)
     digests = {name: digest for _, digests in pairs for name, digest in digests.items()}
-    for split in splits:
-        for record in split.held_out.records if split.held_out is not None else ():
-            digests.setdefault(record.image_id, digests.get(record.image_id.removesuffix(VIEW_MARK), b""))
-    return RunImages(datasets, splits, digests)
+    images = RunImages(datasets, splits, digests)
+    for record in chain.from_iterable(dataset.records for dataset in images.held_out.values()):
+        digests.setdefault(record.image_id, digests.get(record.image_id.removesuffix(VIEW_MARK), b""))
+    return images
 
 
 def _check_pairs(datasets: Sequence[Dataset]) -> None:
@@ -137,7 +143,7 @@ def tell_notes(run: TrainingRun, images: RunImages) -> None:
     if len(images.datasets) > 1:
         rule = "" if config.loader.sampling == "tuples" else f"; {_SOURCE_RULES[config.loader.sources]}"
         print_message(f"training on {count_images(images.fit)} from {len(images.datasets)} sources{rule}")
-    if len(images.held_out) > 1:
+    if images.num_measured > 1:
         print_message(f"the mean over the held-out classes of {', '.join(images.held_out)} chooses the state")
     teacher = config.objective.distillation.teacher or ""
     for name in list_seen(teacher, [dataset.name for dataset in images.datasets if dataset.split("test")]):

@@ -288,7 +288,7 @@ def _train_first(
             watch,
         )
         seconds = time.monotonic() - start
-        print_message(describe_kept(result, len(images.held_out)))
+        print_message(describe_kept(result, images.num_measured))
         # Result
         fingerprint, results = finish_run(run, images, result, out.absolute() / ENCODER_SUBFOLDER)
         summary = {
