@@ -15,7 +15,7 @@ from vitrieve.errors import ArtifactError, ConfigError, DataError
 from vitrieve.index.open import build_index, open_index
 from vitrieve.index.store import StoreKind
 from vitrieve.mapping import collection_map
-from vitrieve.mapping.collection_map import find_map, map_collection, write_points
+from vitrieve.mapping.collection_map import OWN_COLUMNS, find_map, map_collection, write_points
 from vitrieve.similarity import normalize
 
 pytest.importorskip("openTSNE", reason="needs vitrieve[map]")
@@ -95,6 +95,9 @@ def test_few_pictures_have_a_map(tmp_path: Path, num_images: int) -> None:
     made = map_collection(make_index(tmp_path / "index", num_images))
     assert made.places.shape == (num_images, 2)
     assert made.num_clusters == 1
+    assert made.table["nearest"].null_count == made.table["nearest_similarity"].null_count == int(num_images == 1)
+    assert (made.nearest >= 0).all() == (num_images > 1)
+    assert map_collection(made.path.parent).table.equals(made.table)
     assert made.to_json()["num_images"] == num_images
 
 
@@ -102,10 +105,25 @@ def test_points_are_a_plain_table(tmp_path: Path) -> None:
     made = map_collection(make_index(tmp_path / "index", 12))
     write_points(made, tmp_path / "new" / "points.parquet")
     table = pq.read_table(tmp_path / "new" / "points.parquet")
-    assert table.column_names == ["image_id", "x", "y", "cluster", "label", "price", "metadata_x"]
+    assert table.column_names == [*OWN_COLUMNS, "label", "price", "metadata_x"]
     assert table["metadata_x"].to_pylist() == ["left"] * 12
     assert table["price"].null_count == 6
     assert np.abs(np.stack([table["x"], table["y"]])).max() <= 1
+    vectors = make_embeddings(12).vectors.astype(np.float64)
+    similarities = vectors @ vectors.T - 2 * np.eye(12)
+    assert table["nearest"].to_pylist() == [made.image_ids[row] for row in similarities.argmax(axis=1)]
+    assert np.abs(table["nearest_similarity"].to_numpy() - similarities.max(axis=1)).max() < 1e-6
+
+
+def test_splits_are_a_column_where_there_are_several(tmp_path: Path) -> None:
+    embeddings = make_embeddings(12)
+    records = tuple(
+        replace(record, split="train" if row % 3 else "test") for row, record in enumerate(embeddings.records)
+    )
+    build_index(replace(embeddings, records=records), tmp_path / "index", store="lance").close()
+    made = map_collection(tmp_path / "index")
+    assert made.columns == ["label", "price", "split", "metadata_x"]
+    assert made.table["split"].to_pylist() == ["test", "train", "train"] * 4
 
 
 def test_what_cannot_be_mapped_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

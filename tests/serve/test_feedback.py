@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor
+from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
@@ -104,3 +107,91 @@ def test_feedback_is_off_for_a_read_only_index(
     assert "feedback is off: the folder of the index is read-only" in answer.text
     assert str(tmp_path) not in answer.text
     assert client.get("/feedback").json()["num_corrections"] == 0
+
+
+def find_said(page: str) -> dict[str, list[dict[str, object]]]:
+    """Read what a page of results says was said, by image."""
+    found: dict[str, list[dict[str, object]]] = {}
+
+    class Reader(HTMLParser):
+        def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+            values = dict(attrs)
+            if values.get("data-said"):
+                found[str(values["data-image-id"])] = json.loads(str(values["data-said"]))
+
+    Reader().feed(page)
+    return found
+
+
+def test_page_shows_what_was_said_of_this_query(client: TestClient, own_searcher: Searcher) -> None:
+    first, second, third = list(own_searcher.store.image_ids())[:3]
+    hostile = "\"'><script>alert(1)</script>"
+    for body in (
+        {"kind": "right", "image_id": second, "query_id": first, "who": hostile},
+        {"kind": "wrong", "image_id": second, "query_id": first},
+        {"kind": "wrong", "image_id": third, "query": "a red one"},
+        {"kind": "tagged", "image_id": third, "tags": [hostile], "label": "pear"},
+    ):
+        assert client.post("/feedback", json=body).status_code == 200
+    page = client.get("/", params={"plus": first, "k": 40}).text
+    assert "4 corrections since the last training" in page
+    assert "<script>alert" not in page
+    said = find_said(page)
+    assert [(one["who"], one["kind"]) for one in said[second]] == [(hostile, "right"), ("", "wrong")]
+    assert said[third] == [{"who": "", "kind": "tagged", "tags": [hostile], "label": "pear"}]
+    assert set(map(len, said.values())) == {0, 1, 2}
+    in_words = find_said(client.get("/", params={"text": "a red one", "plus": third, "k": 40}).text)
+    assert not in_words or not in_words.get(second), "of another query"
+
+
+def test_tags_are_added_to_several_images_at_once(client: TestClient, own_searcher: Searcher) -> None:
+    first, second = list(own_searcher.store.image_ids())[:2]
+    old = {"kind": "tagged", "image_id": first, "tags": ["round"], "label": "apple", "who": "Eva"}
+    client.post("/feedback", json=old)
+    body = {"image_ids": [first, second, first], "tags": [" red ", "round"], "who": "Eva"}
+    assert client.post("/feedback/tags", json=body).json() == {"num_since_training": 2}
+    listed = {one["image_id"]: one for one in client.get("/feedback").json()["corrections"]}
+    assert (listed[first]["tags"], listed[first]["label"]) == (["round", "red"], "apple")
+    assert (listed[second]["tags"], listed[second]["label"]) == (["red", "round"], "")
+    for change, status, part in (
+        ({"image_ids": [second, "gone.png"]}, 404, "no image 'gone.png'"),
+        ({"image_ids": []}, 422, "image_ids"),
+        ({"image_ids": [first] * 1001}, 422, "image_ids"),
+        ({"tags": ["a\nb"]}, 422, "cannot be printed"),
+        ({"tags": [f"tag {number}" for number in range(19)]}, 422, "21 tags; give at most 20"),
+        ({"fingerprint": "other"}, 409, "another encoder"),
+    ):
+        answer = client.post("/feedback/tags", json=body | change)
+        assert answer.status_code == status
+        assert part in answer.json()["detail"]
+        after = {one["image_id"]: one for one in client.get("/feedback").json()["corrections"]}
+        assert after == listed, "nothing of a request that is refused is kept"
+
+
+def test_feedback_for_an_image_that_went_is_refused_and_what_was_said_stays(
+    client: TestClient, own_searcher: Searcher
+) -> None:
+    first, second = list(own_searcher.store.image_ids())[:2]
+    pair = {"kind": "right", "image_id": second, "query_id": first}
+    assert client.post("/feedback", json=pair).status_code == 200
+    own_searcher.store.delete([second])
+    answer = client.post("/feedback", json=pair | {"kind": "taken_back"})
+    assert answer.status_code == 404
+    assert answer.json()["detail"] == f"the index has no image {second!r}."
+    assert [one["image_id"] for one in client.get("/feedback").json()["corrections"]] == [second]
+    assert client.get("/", params={"plus": first}).status_code == 200
+
+
+def test_two_people_say_something_at_once(client: TestClient, own_searcher: Searcher) -> None:
+    first, *others = list(own_searcher.store.image_ids())[:9]
+
+    def say(who: str) -> list[int]:
+        bodies = [{"kind": "right", "image_id": name, "query_id": first, "who": who} for name in others]
+        return [client.post("/feedback", json=body).status_code for body in bodies]
+
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(say, ("Eva", "Max"))) == [[200] * 8] * 2
+    listed = client.get("/feedback").json()["corrections"]
+    assert sorted((one["who"], one["image_id"]) for one in listed) == sorted(
+        (who, name) for who in ("Eva", "Max") for name in others
+    )

@@ -68,6 +68,7 @@ def test_the_map_has_the_rules_of_the_other_pages(mapped: Searcher) -> None:
         map_collection(mapped.folder)
         assert "Map of 19 pictures" in client.get("/map", headers=HTML).text
         assert client.get("/map/data", headers={"If-None-Match": data.headers["etag"]}).status_code == 200
+        assert "data-fingerprint" in client.get("/map", headers=HTML).text
         (mapped.folder / "map.parquet").write_bytes(b"damaged")
         assert client.get("/map", headers=HTML).status_code == 404
 
@@ -107,6 +108,12 @@ def test_from_the_map_to_a_search_and_back(mapped: Searcher) -> None:
             page.get_by_role("button", name="Lasso").click()
             draw_lasso(page)
             expect(page.locator("#map-cards li")).to_have_count(20)
+            page.get_by_label("Tag", exact=True).fill("seen")
+            page.get_by_label("Your name").fill("Eva")
+            page.get_by_role("button", name="Tag them").press("Enter")
+            expect(page.get_by_text("20 tagged “seen”.")).to_be_visible()
+            listed = page.request.get(f"{server.address}/feedback").json()["corrections"]
+            assert [(one["tags"], one["who"]) for one in listed] == [(["seen"], "Eva")] * 20
             page.get_by_role("link", name="Search for what is like 16 of these").click()
             page.wait_for_url(re.compile(r"/\?plus=.*&plus="))
             expect(page.locator(".found .card").first).to_be_visible()

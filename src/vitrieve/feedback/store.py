@@ -37,12 +37,12 @@ class FeedbackStore(Protocol):
         """Return why nothing can be kept here, as a clause; None where it can."""
         ...
 
-    def add(self, correction: Correction) -> None:
-        """Keep a correction; it is on disk when this returns.
+    def add(self, *corrections: Correction) -> None:
+        """Keep corrections: all of them are on disk when this returns, and none where it raises.
 
         Raises:
             DataError: As ``check_correction``.
-            ArtifactError: It cannot be kept.
+            ArtifactError: They cannot be kept.
         """
         ...
 
@@ -77,28 +77,27 @@ class SqliteFeedback:
                 return f"the {kind} {path} is read-only"
         return None
 
-    def add(self, correction: Correction) -> None:
-        """Keep a correction; it is on disk when this returns.
+    def add(self, *corrections: Correction) -> None:
+        """Keep corrections: all of them are on disk when this returns, and none where it raises.
 
         Raises:
             DataError: As ``check_correction``.
             ConfigError: Nothing can be written here, or as many corrections as are kept are there.
             ArtifactError: The file is damaged, or another writer does not finish.
         """
-        check_correction(correction)
-        assert is_time(correction.at), "a correction that is kept has its time"
+        for correction in corrections:
+            check_correction(correction)
+            assert is_time(correction.at), "a correction that is kept has its time"
         if obstacle := self.find_obstacle():
             raise ConfigError(f"feedback is off: {obstacle}.")
         with self._changing() as connection:
             (count,) = connection.execute("SELECT count(*) FROM corrections").fetchone()
-            if count >= MAX_CORRECTIONS:
+            if count + len(corrections) > MAX_CORRECTIONS:
                 raise ConfigError(
-                    f"{self.path.name} has {count:,} corrections, as many as are kept; export them "
-                    "(vitrieve feedback) and move the file away."
+                    f"{self.path.name} has {count:,} corrections, and at most {MAX_CORRECTIONS:,} are kept; export "
+                    "them (vitrieve feedback) and move the file away."
                 )
-            values = [getattr(correction, name) for name in COLUMNS]
-            values[COLUMNS.index("tags")] = json.dumps(correction.tags)
-            connection.execute(_INSERT, values)
+            connection.executemany(_INSERT, map(list_values, corrections))
 
     def read(self) -> list[Correction]:
         """Return the whole history, in order; empty where nothing was ever kept.
@@ -154,6 +153,13 @@ class SqliteFeedback:
         return ArtifactError(
             f"{self.path} cannot be used ({error}); put a copy of it back, or move it away to begin anew."
         )
+
+
+def list_values(correction: Correction) -> list[str]:
+    """List the values of ``COLUMNS`` of a correction."""
+    values = [getattr(correction, name) for name in COLUMNS]
+    values[COLUMNS.index("tags")] = json.dumps(correction.tags)
+    return values
 
 
 def build_correction(row: tuple[str, ...]) -> Correction:

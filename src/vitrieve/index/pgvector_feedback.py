@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
-
 from psycopg import sql
 
 from vitrieve.errors import ConfigError
 from vitrieve.feedback.events import Correction, check_correction
-from vitrieve.feedback.store import COLUMNS, MAX_CORRECTIONS, build_correction
+from vitrieve.feedback.store import COLUMNS, MAX_CORRECTIONS, build_correction, list_values
 from vitrieve.index.pgvector_rows import lock_name
 from vitrieve.index.pgvector_server import connected
 
@@ -33,19 +31,18 @@ class PgvectorFeedback:
         """Return None: whether the server lets this role write is told when it refuses."""
         return None
 
-    def add(self, correction: Correction) -> None:
-        """Keep a correction; it is acknowledged when this returns.
+    def add(self, *corrections: Correction) -> None:
+        """Keep corrections: all of them are acknowledged when this returns, and none where it raises.
 
         Raises:
             DataError: As ``check_correction``.
             ConfigError: As many corrections as are kept are there.
             ArtifactError: The server refused or did not answer.
         """
-        check_correction(correction)
+        for correction in corrections:
+            check_correction(correction)
         fields = sql.SQL(", ").join(sql.SQL("{} text NOT NULL").format(sql.Identifier(name)) for name in COLUMNS)
         names = sql.SQL(", ").join(map(sql.Identifier, COLUMNS))
-        values = [getattr(correction, name) for name in COLUMNS]
-        values[COLUMNS.index("tags")] = json.dumps(correction.tags)
         with connected(self._uri) as connection:
             lock_name(connection, TABLE)  # two that make the table at once would fail
             connection.execute(
@@ -55,11 +52,14 @@ class PgvectorFeedback:
             )
             query = sql.SQL("SELECT count(*) FROM {} WHERE collection = %s").format(self._table)
             row = connection.execute(query, [self._collection]).fetchone()
-            if row is not None and row[0] >= MAX_CORRECTIONS:
-                raise ConfigError(f"{TABLE} has {row[0]:,} corrections of this index, as many as are kept.")
+            if row is not None and row[0] + len(corrections) > MAX_CORRECTIONS:
+                raise ConfigError(
+                    f"{TABLE} has {row[0]:,} corrections of this index, and at most {MAX_CORRECTIONS:,} are kept."
+                )
             places = sql.SQL(", ").join([sql.Placeholder()] * (len(COLUMNS) + 1))
             insert = sql.SQL("INSERT INTO {} (collection, {}) VALUES ({})").format(self._table, names, places)
-            connection.execute(insert, [self._collection, *values])
+            with connection.cursor() as cursor:
+                cursor.executemany(insert, [[self._collection, *list_values(one)] for one in corrections])
 
     def read(self) -> list[Correction]:
         """Return the whole history, in order; empty where nothing was ever kept.

@@ -1,8 +1,8 @@
 """The map of a collection: computed once, kept beside the index, and computed anew when the index changed.
 
 ``map.parquet`` in the folder of the index (or of the embeddings) has a row for each picture: ``image_id``, ``x`` and
-``y`` in [-1, 1], ``cluster``, and the columns of its metadata. Its schema says in the entry ``vitrieve_map`` of what
-vectors it was computed. It can be read as it is, by embedding-atlas for example.
+``y`` in [-1, 1], ``cluster``, ``nearest`` and ``nearest_similarity``, and the columns of its metadata. Its schema says
+in the entry ``vitrieve_map`` of what vectors it was computed. It can be read as it is, by embedding-atlas for example.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from vitrieve.curation.material import Material, open_material
 from vitrieve.errors import ArtifactError, ConfigError, DataError
 from vitrieve.mapping.clusters import choose_num_clusters, find_clusters
 from vitrieve.mapping.layout import NUM_NEIGHBORS, NUM_PLAIN, lay_out, measure_layout
-from vitrieve.mapping.neighbors import find_neighbors
+from vitrieve.mapping.neighbors import Neighbors, find_neighbors
 from vitrieve.similarity import IntArray
 
 MAP_NAME = "map.parquet"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MAX_IMAGES = 500_000
 """The most pictures of a map: the time of their exact neighbors grows with the square of their number."""
 FETCHED = 4096
 """Records read at a time."""
-OWN_COLUMNS = ("image_id", "x", "y", "cluster")
+OWN_COLUMNS = ("image_id", "x", "y", "cluster", "nearest", "nearest_similarity")
 _ENTRY = b"vitrieve_map"
 
 
@@ -44,8 +44,9 @@ class CollectionMap:
 
     Attributes:
         table: ``image_id`` (text), ``x`` and ``y`` (float32 in [-1, 1]), ``cluster`` (int32, from 0 for the largest),
-            and a column of texts for each column of metadata; one that has the name of another is
-            ``metadata_NAME``.
+            ``nearest`` (text: the most similar other picture; null for a single one), ``nearest_similarity`` (float32),
+            and a column of texts for each column of metadata; one that has the name of another is ``metadata_NAME``.
+            Where pictures are of several splits, ``split`` is such a column.
         digest: Digest of the names and vectors, the seed and the method.
         figures: How well the places keep the neighbors, as ``measure_layout`` gives it.
         path: Where the map is kept.
@@ -90,6 +91,12 @@ class CollectionMap:
     def clusters(self) -> IntArray:
         """Return ``(N,)`` numbers of groups."""
         return np.asarray(self.table["cluster"].to_numpy(), dtype=np.int64)
+
+    @property
+    def nearest(self) -> IntArray:
+        """Return ``(N,)`` rows of the most similar other pictures; -1 where there is none."""
+        rows = {image_id: row for row, image_id in enumerate(self.image_ids)}
+        return np.array([rows.get(name, -1) for name in self.table["nearest"].to_pylist()], dtype=np.int64)
 
     def to_json(self) -> dict[str, Any]:
         """Return what ``vitrieve map --json`` prints."""
@@ -139,13 +146,13 @@ def map_collection(folder: Path | str, *, seed: int = 0, show_progress: bool = F
         old = find_map(folder)
         figures: Mapping[str, float]
         if old is not None and old.digest == digest:
-            places, clusters, figures = old.places, old.clusters, old.figures
+            computed, figures = old.table.select(OWN_COLUMNS[1:]), old.figures
             is_reused = True
         else:
-            places, clusters, figures = _compute(material, seed, seconds, show_progress)
+            computed, figures = _compute(material, seed, seconds, show_progress)
             is_reused = False
         with _timed("write", seconds):
-            table = _build_table(material, places, clusters, {"digest": digest, "seed": seed, "figures": figures})
+            table = _build_table(material, computed, {"digest": digest, "seed": seed, "figures": figures})
             _write(path, table)
     return CollectionMap(table=table, digest=digest, figures=figures, path=path, is_reused=is_reused, seconds=seconds)
 
@@ -174,10 +181,12 @@ def _open(folder: Path, stack: ExitStack) -> Material:
 
 def _compute(
     material: Material, seed: int, seconds: dict[str, float], show_progress: bool
-) -> tuple[np.ndarray, IntArray, dict[str, float]]:
+) -> tuple[pa.Table, dict[str, float]]:
+    """Return the columns ``OWN_COLUMNS`` but for the first, and how well the places keep the neighbors."""
     vectors = np.asarray(material.vectors)
     if len(vectors) == 1:
-        return np.zeros((1, 2), dtype=np.float32), np.zeros(1, dtype=np.int64), {}
+        nobody = Neighbors(np.full((1, 1), -1), np.full((1, 1), np.nan, dtype=np.float32))
+        return _build_computed(material, np.zeros((1, 2), dtype=np.float32), np.zeros(1, dtype=np.int64), nobody), {}
     with _timed("neighbors", seconds):
         neighbors = find_neighbors(vectors, NUM_NEIGHBORS)
     with _timed("layout", seconds):
@@ -186,7 +195,20 @@ def _compute(
         clusters = find_clusters(neighbors, choose_num_clusters(len(vectors)))
     with _timed("measure", seconds):
         figures = measure_layout(vectors, places, seed=seed)
-    return places, clusters, figures
+    return _build_computed(material, places, clusters, neighbors), figures
+
+
+def _build_computed(material: Material, places: np.ndarray, clusters: IntArray, neighbors: Neighbors) -> pa.Table:
+    names = [None if row < 0 else _spell(material.image_ids[row]) for row in neighbors.rows[:, 0].tolist()]
+    return pa.table(
+        {
+            "x": pa.array(places[:, 0], pa.float32()),
+            "y": pa.array(places[:, 1], pa.float32()),
+            "cluster": pa.array(clusters, pa.int32()),
+            "nearest": pa.array(names, pa.string()),
+            "nearest_similarity": pa.array(neighbors.similarities[:, 0], pa.float32(), from_pandas=True),
+        }
+    )
 
 
 def _digest(material: Material, seed: int) -> str:
@@ -199,12 +221,10 @@ def _digest(material: Material, seed: int) -> str:
     return digest.hexdigest()
 
 
-def _build_table(material: Material, places: np.ndarray, clusters: IntArray, entry: Mapping[str, Any]) -> pa.Table:
+def _build_table(material: Material, computed: pa.Table, entry: Mapping[str, Any]) -> pa.Table:
     columns: dict[str, Any] = {
         "image_id": pa.array([_spell(image_id) for image_id in material.image_ids], pa.string()),
-        "x": pa.array(places[:, 0], pa.float32()),
-        "y": pa.array(places[:, 1], pa.float32()),
-        "cluster": pa.array(clusters, pa.int32()),
+        **{name: computed[name] for name in computed.column_names},
     }
     for name, values in _read_metadata(material).items():
         own = name in columns or name.startswith("metadata_")
@@ -214,14 +234,18 @@ def _build_table(material: Material, places: np.ndarray, clusters: IntArray, ent
 
 
 def _read_metadata(material: Material) -> dict[str, list[str | None]]:
-    """Return the metadata by column, a value or None for each picture."""
+    """Return the metadata by column, a value or None for each picture; and the splits where there are several."""
     num_images = len(material.image_ids)
     columns: dict[str, list[str | None]] = {}
+    splits: list[str | None] = [None] * num_images
     for start in range(0, num_images, FETCHED):
         rows = range(start, min(start + FETCHED, num_images))
         for row, record in zip(rows, material.fetch(rows), strict=True):
+            splits[row] = record.split
             for name, value in record.metadata.items():
                 columns.setdefault(_spell(name), [None] * num_images)[row] = _spell(value)
+    if len(set(splits)) > 1:
+        columns.setdefault("split", splits)
     return dict(sorted(columns.items()))
 
 

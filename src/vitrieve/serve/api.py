@@ -27,6 +27,7 @@ from vitrieve.serve.schemas import (
     ExplanationBody,
     FacetBody,
     FacetsBody,
+    FeedbackBody,
     FeedbackCountBody,
     FeedbackListBody,
     HealthBody,
@@ -34,12 +35,13 @@ from vitrieve.serve.schemas import (
     ReadyBody,
     SearchBody,
     SearchParameters,
+    TagsBody,
     ValueBody,
     build_request,
-    parse_feedback,
     read_request,
     to_answer_body,
     validate,
+    validate_json,
 )
 from vitrieve.serve.service import CurrentService, Service
 from vitrieve.serve.settings import MAX_TEXT
@@ -298,10 +300,12 @@ def answer_jpeg(jpeg: bytes) -> Response:
 
 
 MAX_FEEDBACK_BYTES = 64 * 1024
-FEEDBACK_BODY = {
-    "required": True,
-    "content": {"application/json": {"schema": {"$ref": "#/components/schemas/FeedbackBody"}}},
-}
+MAX_TAGS_BYTES = 2 * 1024 * 1024
+"""As many names as one request may have, of the longest."""
+FEEDBACK_BODY, TAGS_BODY = (
+    {"required": True, "content": {"application/json": {"schema": {"$ref": f"#/components/schemas/{name}"}}}}
+    for name in ("FeedbackBody", "TagsBody")
+)
 
 
 @router.post(
@@ -313,7 +317,20 @@ FEEDBACK_BODY = {
 async def add_feedback(request: Request, service: CurrentService) -> FeedbackCountBody:
     """Keep it beside the index, for ``vitrieve train --pairs``."""
     async with service.bodies.receive(request, MAX_FEEDBACK_BYTES) as body:
-        num_new = await service.look_up(lambda: service.feedback.add(parse_feedback(body)))
+        num_new = await service.look_up(lambda: service.feedback.add(validate_json(FeedbackBody, body)))
+    return FeedbackCountBody(num_since_training=num_new)
+
+
+@router.post(
+    "/feedback/tags",
+    responses=document(403, 404, 408, 409, 413, 422, 503, 504),
+    openapi_extra={"requestBody": TAGS_BODY},
+    summary="Add tags to several images",
+)
+async def add_tags(request: Request, service: CurrentService) -> FeedbackCountBody:
+    """Keep for each image what the person said of it before, and the tags: all of it, or nothing."""
+    async with service.bodies.receive(request, MAX_TAGS_BYTES) as body:
+        num_new = await service.look_up(lambda: service.feedback.add_tags(validate_json(TagsBody, body)))
     return FeedbackCountBody(num_since_training=num_new)
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from fastapi import HTTPException
 
@@ -13,7 +16,20 @@ from vitrieve.feedback.store import count_new
 from vitrieve.index.feedback import open_feedback
 from vitrieve.index.store import VectorStore
 from vitrieve.serve.pictures import Pictures
-from vitrieve.serve.schemas import FeedbackBody
+from vitrieve.serve.schemas import FeedbackBody, TagsBody
+
+
+@dataclass(frozen=True, kw_only=True)
+class Said:
+    """What was said, for the page of a query.
+
+    Attributes:
+        num_new: Corrections since the last training.
+        about: By image, who said what of it as a result of this query, and who tagged it how, as JSON values.
+    """
+
+    num_new: int
+    about: Mapping[str, list[dict[str, Any]]]
 
 
 class ServedFeedback:
@@ -43,13 +59,7 @@ class ServedFeedback:
             HTTPException: 404 an image is gone, 409 the index is of another encoder by now or feedback is off, 422 the
                 correction says nothing.
         """
-        fingerprint = self._store.info.fingerprint
-        if body.fingerprint not in ("", fingerprint):
-            raise HTTPException(
-                409,
-                f"the feedback is on results of another encoder ({body.fingerprint[:12]}…) than the index has now "
-                f"({fingerprint[:12]}…); search again, and say it of the new results.",
-            )
+        fingerprint = self._check_fingerprint(body.fingerprint)
         query_id = self._pictures.find(body.query_id).image_id if body.query_id else ""
         correction = Correction(
             kind=body.kind,
@@ -62,8 +72,57 @@ class ServedFeedback:
             at=datetime.now(UTC).isoformat(timespec="milliseconds"),
             fingerprint=fingerprint,
         )
+        return self._keep([correction])
+
+    def add_tags(self, body: TagsBody) -> int:
+        """Add tags to what a person said of some images before; count as ``add``; in a worker.
+
+        Raises:
+            HTTPException: As ``add``; nothing is kept then.
+        """
+        fingerprint = self._check_fingerprint(body.fingerprint)
+        who, at = body.who.strip(), datetime.now(UTC).isoformat(timespec="milliseconds")
+        image_ids = list(dict.fromkeys(self._find_all(body.image_ids)))
+        said = {one.image_id: one for one in self.read()[0] if one.kind == "tagged" and one.who == who}
+        corrections = []
+        for image_id in image_ids:
+            old = said.get(image_id)
+            tags = (*(old.tags if old else ()), *(tag.strip() for tag in body.tags))
+            corrections.append(
+                Correction(
+                    kind="tagged",
+                    image_id=image_id,
+                    tags=tuple(dict.fromkeys(tags)),
+                    label=old.label if old else "",
+                    who=who,
+                    at=at,
+                    fingerprint=fingerprint,
+                )
+            )
+        return self._keep(corrections)
+
+    def _find_all(self, image_ids: list[str]) -> list[str]:
+        """Return the names that the index has for some images."""
         try:
-            check_correction(correction)
+            return [record.image_id for record in self._store.get(image_ids)[1]]
+        except DataError:  # one is in another Unicode form, or gone, which is said by name
+            return [self._pictures.find(image_id).image_id for image_id in image_ids]
+
+    def _check_fingerprint(self, given: str) -> str:
+        """Return the encoder's fingerprint, which must be the one that is given."""
+        fingerprint = self._store.info.fingerprint
+        if given not in ("", fingerprint):
+            raise HTTPException(
+                409,
+                f"the feedback is on results of another encoder ({given[:12]}…) than the index has now "
+                f"({fingerprint[:12]}…); search again, and say it of the new results.",
+            )
+        return fingerprint
+
+    def _keep(self, corrections: Sequence[Correction]) -> int:
+        try:
+            for correction in corrections:
+                check_correction(correction)
         except DataError as error:
             raise HTTPException(422, str(error)) from None
         if self._folder is None or self.find_obstacle():
@@ -71,19 +130,31 @@ class ServedFeedback:
             raise HTTPException(409, "feedback is off: the folder of the index is read-only.")
         feedback = open_feedback(self._folder)
         try:
-            feedback.add(correction)
+            feedback.add(*corrections)
         except ConfigError as error:
             raise HTTPException(409, str(error)) from None
-        return count_new(feedback.read(), fingerprint)
+        return count_new(feedback.read(), self._store.info.fingerprint)
 
     def read(self) -> tuple[list[Correction], int]:
         """Return the corrections that count, and how many are since the last training; in a worker."""
         history = open_feedback(self._folder).read() if self._folder is not None else []
         return find_last_words(history), count_new(history, self._store.info.fingerprint)
 
-    def count(self) -> int | None:
-        """Return how many there are since the last training; None where feedback is off or cannot be read."""
+    def find_said(self, query_id: str, query: str) -> Said | None:
+        """Return what was said of the results of a query; None where feedback is off or cannot be read; in a worker."""
         try:
-            return None if self.find_obstacle() else self.read()[1]
+            if self.find_obstacle():
+                return None
+            corrections, num_new = self.read()
         except (ArtifactError, ConfigError):
             return None
+        about: dict[str, list[dict[str, Any]]] = {}
+        for one in corrections:
+            if one.kind == "tagged":
+                said = {"who": one.who, "kind": one.kind, "tags": list(one.tags), "label": one.label}
+            elif (one.query_id, one.query) == (query_id, query):
+                said = {"who": one.who, "kind": one.kind}
+            else:
+                continue
+            about.setdefault(one.image_id, []).append(said)
+        return Said(num_new=num_new, about=about)

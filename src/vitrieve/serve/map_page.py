@@ -46,6 +46,7 @@ MAX_THUMBNAILS = 800
 """Thumbnails inside a page that is a file: some 3 MB."""
 THUMBNAIL_PX = 96
 OTHER_VALUES, NO_VALUE = "other values", "no value"
+MATCHES = ("its nearest has the same label", "its nearest has another label")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,11 +141,27 @@ class MapView:
         if len(names) > MAX_VALUES:
             names = [*names[:MAX_VALUES], "smaller groups"]
         found = [Coloring(name="cluster", values=tuple(names), codes=shown.astype(np.uint8), num_colored=num_own)]
+        found += self._find_matches()
         for name in self.map.columns:
             coloring = build_coloring(name, self.map.table[name].to_pylist())
             if coloring is not None and len(found) < MAX_COLUMNS:
                 found.append(coloring)
         return found
+
+    def _find_matches(self) -> list[Coloring]:
+        """Color by whether the most similar other picture has the same label, and by how similar it is."""
+        found = []
+        nearest = self.map.nearest
+        if self._titles is not None and (nearest >= 0).any():
+            labels = np.array([value or "" for value in self._titles], dtype=object)
+            is_known = (labels != "") & (labels[nearest] != "") & (nearest >= 0)
+            codes = np.where(is_known, np.where(labels == labels[nearest], 0, 1), 2).astype(np.uint8)
+            values = MATCHES if is_known.all() else (*MATCHES, NO_VALUE)
+            found.append(Coloring(name="match", values=values, codes=codes, num_colored=2))
+        similarities = self.map.table["nearest_similarity"].to_pylist()
+        texts = [None if value is None else f"{value:.3f}" for value in similarities]
+        coloring = build_coloring("similarity to the nearest", texts)
+        return found if coloring is None else [*found, coloring]
 
     def _name_cluster(self, number: int) -> str:
         if self._titles is None:

@@ -116,16 +116,20 @@ async def show_search(request: Request, service: CurrentService) -> Response:
 
 
 def _describe_feedback(service: Service, address: Address) -> View | None:
-    """Describe what feedback on the results is about; None where it is off."""
-    count = service.feedback.count()
-    if count is None:
-        return None
+    """Describe what feedback on the results is about, and what was said of them; None where it is off."""
     is_image = address.num_examples == 1 and len(address.plus) == 1
-    described = [*address.texts, *address.plus, *(YOUR_PICTURE for _ in address.uploads)]
+    query_id = address.plus[0] if is_image else ""
+    # The number of a picture that was sent in is a hash of it, so that this says which one it was.
+    described = [*address.texts, *address.plus, *(f"{YOUR_PICTURE} {number}" for number in address.uploads)]
+    query = "" if is_image else ", ".join(described)[:MAX_NAME]
+    said = service.feedback.find_said(query_id, query)
+    if said is None:
+        return None
     return {
-        "count": count,
-        "query_id": address.plus[0] if is_image else "",
-        "query": "" if is_image else ", ".join(described)[:MAX_NAME],
+        "count": said.num_new,
+        "said": said.about,
+        "query_id": query_id,
+        "query": query,
         "fingerprint": service.searcher.store.info.fingerprint,
     }
 
@@ -326,6 +330,7 @@ async def show_map(service: CurrentService) -> Response:
             view=served.view,
             num_images=service.searcher.store.count(),
             max_examples=service.limits.examples,
+            fingerprint=None if service.feedback.find_obstacle() else service.searcher.store.info.fingerprint,
         )
 
     page = await service.look_up(render)

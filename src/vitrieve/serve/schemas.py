@@ -192,6 +192,10 @@ class FacetsBody(BaseModel):
 Word = Annotated[str, Field(max_length=MAX_WORD)]
 
 
+MAX_TAGGED = 1000
+"""The most images that one request tags."""
+
+
 class FeedbackBody(BaseModel):
     """What a person says of one result."""
 
@@ -215,6 +219,27 @@ class FeedbackBody(BaseModel):
     fingerprint: Word = Field(
         "", description="The encoder_fingerprint that the results came from; empty: as it is now."
     )
+
+
+class TagsBody(BaseModel):
+    """Tags that a person adds to several images at once."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={"examples": [{"image_ids": ["fruit/pear.jpg", "fruit/apple.jpg"], "tags": ["ripe"]}]},
+    )
+
+    image_ids: list[Text] = Field(
+        min_length=1, max_length=MAX_TAGGED, fail_fast=True, description="Images of the index."
+    )
+    tags: list[Word] = Field(
+        min_length=1,
+        max_length=MAX_TAGS,
+        fail_fast=True,
+        description="Words that are added to those which the person gave each image before.",
+    )
+    who: Word = Field("", description="Who says it.")
+    fingerprint: Word = Field("", description="As in feedback on one result.")
 
 
 class FeedbackCountBody(BaseModel):
@@ -331,18 +356,6 @@ def check_json(data: bytes, limits: Limits) -> None:
     for sign, most in ((b",", limits.json_values), (b":", limits.json_fields)):
         if (count := data.count(sign)) > most:
             raise HTTPException(422, f"the JSON has {count:,} {sign.decode()!r}; at most {most:,} are read.")
-
-
-def parse_feedback(data: bytes) -> FeedbackBody:
-    """Read the JSON of a piece of feedback.
-
-    Raises:
-        HTTPException: 422, naming every field that does not fit.
-    """
-    try:
-        return FeedbackBody.model_validate_json(data)
-    except ValidationError as error:
-        raise HTTPException(422, describe_validation(error)) from None
 
 
 def read_request(

@@ -2,14 +2,17 @@
 const root = document.body.dataset.root;
 const notice = document.getElementById("notice");
 const status = document.getElementById("status");
+const NAMES = { right: "right", wrong: "wrong", same_group: "same group" };
+const groups = () => [...document.querySelectorAll("#page .feedback")];
+const nameField = () => document.querySelector("#feedback [name=who]");
+const findWho = () => nameField()?.value.trim() ?? "";
+const isTagged = (one) => one.kind === "tagged";
 
 addEventListener("click", async (event) => {
   const button = event.target.closest?.(".feedback [data-kind]");
   if (!button) return;
   const isSaid = button.getAttribute("aria-pressed") === "true";
-  if (!(await tell(button, { kind: isSaid ? "taken_back" : button.dataset.kind }))) return;
-  for (const other of button.parentElement.querySelectorAll("[data-kind]")) other.setAttribute("aria-pressed", "false");
-  button.setAttribute("aria-pressed", String(!isSaid));
+  await tell(button.closest(".feedback"), { kind: isSaid ? "taken_back" : button.dataset.kind });
 });
 
 addEventListener("submit", async (event) => {
@@ -17,23 +20,24 @@ addEventListener("submit", async (event) => {
   event.preventDefault();
   const form = new FormData(event.target);
   const tags = form.get("tags").split(",").map((tag) => tag.trim()).filter(Boolean);
-  if (await tell(event.target, { kind: "tagged", tags, label: form.get("label").trim() })) {
-    event.target.closest("details").open = false;
-    event.target.closest("details").querySelector("summary").focus();
+  const details = event.target.closest("details");
+  if (await tell(event.target.closest(".feedback"), { kind: "tagged", tags, label: form.get("label").trim() })) {
+    details.open = false;
+    details.querySelector("summary").focus();
   }
 });
 
-async function tell(element, said) {
+async function tell(group, said) {
   const { queryId, query, fingerprint } = document.getElementById("feedback").dataset;
-  const who = document.querySelector("#feedback [name=who]").value.trim();
-  const body = { ...said, image_id: element.closest(".feedback").dataset.imageId, query_id: queryId, query, fingerprint, who };
+  const who = findWho();
+  const body = { ...said, image_id: group.dataset.imageId, query_id: queryId, query, fingerprint, who };
   try {
     const headers = { "Content-Type": "application/json", Accept: "application/json" };
     const answer = await fetch(`${root}/feedback`, { method: "POST", headers, body: JSON.stringify(body) });
     const told = await answer.json();
     if (!answer.ok) return say(told.detail);
-    const count = told.num_since_training;
-    document.getElementById("num-corrections").textContent = `${count} correction${count === 1 ? "" : "s"} since the last training`;
+    count(told.num_since_training);
+    note(group, who, said);
     status.textContent = said.kind === "taken_back" ? "Taken back." : "Kept.";
     notice.hidden = true;
     return true;
@@ -42,9 +46,72 @@ async function tell(element, said) {
   }
 }
 
+function count(number) {
+  document.getElementById("num-corrections").textContent = `${number} correction${number === 1 ? "" : "s"} since the last training`;
+}
+
 function say(text) {
   notice.textContent = text;
   notice.hidden = false;
   notice.scrollIntoView({ block: "nearest" });
   return false;
 }
+
+// ---- What was said, by whom ----------------------------------------------------------------------------------------
+
+const read = (group) => JSON.parse(group.dataset.said);
+
+// Of each person the last word about the pair counts, and the last about the picture's tags.
+function note(group, who, said) {
+  const rest = read(group).filter((one) => one.who !== who || isTagged(one) !== isTagged(said));
+  group.dataset.said = JSON.stringify(said.kind === "taken_back" ? rest : [...rest, { ...said, who }]);
+  show(group);
+}
+
+function show(group) {
+  const said = read(group), who = findWho();
+  const own = said.filter((one) => one.who === who);
+  for (const button of group.querySelectorAll("[data-kind]")) {
+    button.setAttribute("aria-pressed", String(own.some((one) => one.kind === button.dataset.kind)));
+  }
+  const tagged = own.find(isTagged);
+  const form = group.querySelector("[data-tags]");
+  form.elements.tags.value = tagged?.tags.join(", ") ?? "";
+  form.elements.label.value = tagged?.label ?? "";
+  const words = said.filter((one) => one.who !== who || isTagged(one)).map((one) => {
+    const name = one.who === who ? "" : ` (${one.who || "no name"})`;
+    return (isTagged(one) ? [...one.tags, one.label && `label ${one.label}`].filter(Boolean).join(", ") : NAMES[one.kind]) + name;
+  });
+  const line = group.querySelector(".said");
+  line.textContent = words.join("; ");
+  line.hidden = !words.length;
+}
+
+function showAll() {
+  const field = nameField();
+  try {
+    if (field && !field.value) field.value = localStorage.getItem("who") ?? "";
+  } catch {} // storage is switched off: the name is typed again
+  groups().forEach(show);
+}
+
+addEventListener("input", (event) => {
+  if (event.target !== nameField()) return;
+  try {
+    localStorage.setItem("who", findWho());
+  } catch {}
+  groups().forEach(show);
+});
+
+// Several pictures were tagged at once.
+addEventListener("tagged", ({ detail: { who, tag, ids, number } }) => {
+  if (document.getElementById("num-corrections")) count(number);
+  for (const group of groups().filter((one) => ids.includes(one.dataset.imageId))) {
+    const old = read(group).find((one) => one.who === who && isTagged(one));
+    note(group, who, { kind: "tagged", tags: [...new Set([...(old?.tags ?? []), tag])], label: old?.label ?? "" });
+  }
+});
+
+// A page that scripts put in place of another.
+new MutationObserver(showAll).observe(document.body, { childList: true });
+showAll();

@@ -176,30 +176,51 @@ function paintByWebgl(gl) {
   };
 }
 
-// Where a browser has no WebGL.
+// Where a browser has no WebGL, or computes it without a graphics card: then putting pixels into a picture is faster.
 function paintFlat() {
   const flat = canvas.getContext("2d");
-  let colors = null;
+  let colors = null, picture = null, pixels = null;
   return {
     kind: "flat",
-    color: (given) => (colors = given),
-    draw(width, height, pixels, point) {
-      flat.setTransform(devicePixelRatio, 0, 0, devicePixelRatio, 0, 0);
-      flat.clearRect(0, 0, width, height);
-      for (let row = 0; row < size; row++) {
-        const [x, y] = toScreen(row);
-        if (x < -point || y < -point || x > width + point || y > height + point) continue;
-        const i = 4 * row;
-        flat.fillStyle = `rgba(${colors[i]},${colors[i + 1]},${colors[i + 2]},${colors[i + 3] / 255})`;
-        flat.fillRect(x - point / 2, y - point / 2, point, point);
+    color: (given) => (colors = new Uint32Array(given.buffer)), // a pixel each
+    draw(width, height, pixelsPerUnit, point) {
+      const { width: wide, height: high } = canvas;
+      if (picture?.width !== wide || picture.height !== high) {
+        picture = flat.createImageData(wide, high);
+        pixels = new Uint32Array(picture.data.buffer);
       }
+      pixels.fill(0);
+      const disc = findDisc(point * devicePixelRatio, wide);
+      const scale = pixelsPerUnit * devicePixelRatio;
+      const left = wide / 2 - view.x * scale, top = high / 2 + view.y * scale;
+      const most = Math.ceil(point * devicePixelRatio) + 1;
+      for (const isChosen of chosen.rows.length ? [0, 1] : [0]) { // the chosen ones above the others
+        for (let row = 0; row < size; row++) {
+          if (chosen.is[row] !== isChosen) continue;
+          const x = Math.round(left + placeX(row) * scale), y = Math.round(top - placeY(row) * scale);
+          if (x < most || y < most || x >= wide - most || y >= high - most) continue;
+          const color = colors[row], at = y * wide + x;
+          for (let i = 0; i < disc.length; i++) pixels[at + disc[i]] = color;
+        }
+      }
+      flat.putImageData(picture, 0, 0);
     },
   };
 }
 
+// Where the pixels of a point are, from its middle.
+function findDisc(side, wide) {
+  const reach = Math.ceil(side / 2), found = [];
+  for (let y = -reach; y <= reach; y++) {
+    for (let x = -reach; x <= reach; x++) if (Math.hypot(x, y) <= side / 2 + 0.1) found.push(y * wide + x);
+  }
+  return Int32Array.from(found);
+}
+
 let painter;
 function findPainter() {
-  const gl = canvas.getContext("webgl", { antialias: false, premultipliedAlpha: true });
+  // The caveat: there is no graphics card.
+  const gl = canvas.getContext("webgl", { antialias: false, premultipliedAlpha: true, failIfMajorPerformanceCaveat: true });
   painter = gl ? paintByWebgl(gl) : paintFlat();
   stage.dataset.painter = painter.kind;
   colorAll();
@@ -327,6 +348,7 @@ function choose(rows) {
   cards.replaceChildren();
   for (const row of rows.slice(0, MOST_CARDS)) addCard(cards, row);
   const more = rows.length - MOST_CARDS;
+  find("map-told").textContent = "";
   find("map-more").textContent = more > 0 ? `and ${more.toLocaleString("en")} more, which are in what you save` : "";
   linkSearch();
 }
@@ -401,6 +423,28 @@ function saveCsv() {
   const quote = (text) => `"${text.replaceAll('"', '""')}"`;
   const rows = chosen.rows.map((row) => [data.ids[row], findName(row), columns[0].values[columns[0].codes[row]]]);
   save("chosen.csv", "text/csv", [["image_id", "title", "cluster"], ...rows].map((row) => row.map(quote).join(",")));
+}
+
+// Tags are kept as feedback, of each picture beside those that the same person gave it before.
+const MOST_TAGGED = 1000; // in one request
+async function tagChosen(event) {
+  event.preventDefault();
+  const form = event.target, told = find("map-told"), { rows } = chosen;
+  const [tag, who] = ["tag", "who"].map((name) => form.elements[name].value.trim());
+  const headers = { "Content-Type": "application/json", Accept: "application/json" };
+  const { fingerprint } = form.dataset;
+  for (let at = 0; at < rows.length; at += MOST_TAGGED) {
+    const ids = rows.slice(at, at + MOST_TAGGED).map((row) => data.ids[row]);
+    const body = JSON.stringify({ tags: [tag], image_ids: ids, fingerprint, who });
+    const answer = await fetch(`${search}feedback/tags`, { method: "POST", headers, body }).catch(() => null);
+    const said = await answer?.json().catch(() => null);
+    if (!answer?.ok) {
+      const reason = said?.detail ?? "the server does not answer. Try again in a moment.";
+      return (told.textContent = `${at.toLocaleString("en")} of ${rows.length.toLocaleString("en")} are tagged: ${reason}`);
+    }
+    told.textContent = `${Math.min(at + MOST_TAGGED, rows.length).toLocaleString("en")} tagged “${tag}”.`;
+  }
+  form.elements.tag.value = "";
 }
 
 // ---- Pointer and keys ----------------------------------------------------------------------------------------------
@@ -492,6 +536,7 @@ function listen() {
   find("map-in").addEventListener("click", () => zoomBy(1.6));
   find("map-out").addEventListener("click", () => zoomBy(1 / 1.6));
   find("map-whole").addEventListener("click", showWhole);
+  find("map-tag")?.addEventListener("submit", tagChosen);
   find("map-csv").addEventListener("click", saveCsv);
   find("map-list").addEventListener("click", () => save("chosen.txt", "text/plain", chosen.rows.map((row) => data.ids[row])));
   find("map-clear").addEventListener("click", () => {

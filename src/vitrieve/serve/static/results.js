@@ -97,18 +97,21 @@ bar.addEventListener("click", (event) => {
 tagging.addEventListener("submit", async (event) => {
   event.preventDefault();
   const tag = new FormData(tagging).get("tag").trim();
-  const { fingerprint, query } = document.getElementById("feedback").dataset;
+  const { fingerprint } = document.getElementById("feedback").dataset;
   const who = document.querySelector("#feedback [name=who]")?.value.trim() ?? "";
   const headers = { "Content-Type": "application/json", Accept: "application/json" };
-  for (const { image_id } of chosen.values()) {
-    const body = JSON.stringify({ kind: "tagged", tags: [tag], image_id, query_id: "", query, fingerprint, who });
-    const answer = await fetch(`${root}/feedback`, { method: "POST", headers, body }).catch(() => null);
+  const all = [...chosen.keys()];
+  for (let at = 0; at < all.length; at += 1000) {
+    const ids = all.slice(at, at + 1000);
+    const body = JSON.stringify({ tags: [tag], image_ids: ids, fingerprint, who });
+    const answer = await fetch(`${root}/feedback/tags`, { method: "POST", headers, body }).catch(() => null);
+    const told = await answer?.json().catch(() => null);
     if (!answer?.ok) {
-      const told = await answer?.json().catch(() => null);
       notice.textContent = told?.detail ?? "The tags were not all kept: the server does not answer. Try again in a moment.";
       notice.hidden = false;
       return;
     }
+    dispatchEvent(new CustomEvent("tagged", { detail: { who, tag, ids, number: told.num_since_training } }));
   }
   tagging.reset();
   status.textContent = `${chosen.size} tagged.`;
