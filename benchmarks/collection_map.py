@@ -1,12 +1,15 @@
 """Layouts of a map from the same exact neighbors: quality, time and memory, beside umap-learn and PaCMAP.
 
-    python benchmarks/collection_map.py --embeddings FOLDER [--seeds 0 1] [--clustered 100000]
+    python benchmarks/collection_map.py --embeddings FOLDER [--seeds 0 1] [--clustered 100000] [--perturbed 100000]
 
 Measures on labeled embeddings (made by `vitrieve embed`): trustworthiness and the share of the 10 nearest by
 similarity that are among the 10 nearest points, over 500 pictures; the share of pictures whose nearest point has
 their label; and seconds of one thread, without the neighbors. umap-learn gets the same neighbors; PaCMAP finds its own.
 Where one of them is not installed, the table says so. --clustered lays out so many generated vectors instead (200
-clusters, 128 dimensions) with the whole of `vitrieve map`, and says how long each part takes.
+clusters, 128 dimensions) with the whole of `vitrieve map`, and says how long each part takes; --perturbed does so with
+copies of the real embeddings and noise, which need --embeddings. The page of that map is then opened in Chromium, which
+zooms in and out for --frame-seconds: how many frames a second its trace has, and how many the page drew, by the painter
+that the page chose and by WebGL, with what computes it.
 
 It prints a table, and writes benchmarks/results/collection_map_DATE.json.
 """
@@ -16,15 +19,18 @@ from __future__ import annotations
 import argparse
 import json
 import resource
+import shutil
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import date
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from collections_here import NOISE_NORM
 
 from vitrieve.artifacts import write_text_durably
 from vitrieve.data.records import ImageRecord
@@ -33,6 +39,7 @@ from vitrieve.index.open import build_index
 from vitrieve.mapping.collection_map import map_collection
 from vitrieve.mapping.layout import NUM_NEIGHBORS, lay_out, measure_layout
 from vitrieve.mapping.neighbors import Neighbors, find_neighbors
+from vitrieve.serve.map_page import STATIC_FOLDER, write_map_page
 from vitrieve.similarity import FloatArray, IntArray, normalize
 
 RESULTS = Path(__file__).parent / "results"
@@ -121,23 +128,119 @@ def map_clustered(num_images: int, folder: Path) -> dict[str, Any]:
     return made | {"peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
 
 
+def perturb(embeddings: Embeddings, num_images: int) -> Embeddings:
+    """Return copies of real embeddings with noise: a cosine near 0.94, as between two crops of a picture."""
+    generator = np.random.default_rng(0)
+    rows = np.arange(num_images) % len(embeddings.records)
+    noise = generator.normal(size=(num_images, embeddings.vectors.shape[1]))
+    noise *= NOISE_NORM / np.linalg.norm(noise, axis=1, keepdims=True)
+    records = tuple(
+        replace(
+            embeddings.records[row], image_id=f"{number // len(embeddings.records)}/{embeddings.records[row].image_id}"
+        )
+        for number, row in enumerate(rows.tolist())
+    )
+    vectors = normalize((embeddings.vectors[rows] + noise).astype(np.float32))
+    return replace(embeddings, vectors=vectors, records=records, failures=())
+
+
+def map_perturbed(embeddings: Embeddings, num_images: int, folder: Path, frame_seconds: float) -> dict[str, Any]:
+    index = folder / "perturbed"
+    build_index(perturb(embeddings, num_images), index, store="exact").close()
+    started = time.process_time()
+    whole = map_collection(index, show_progress=True)
+    made = whole.to_json() | {"cpu_seconds": round(time.process_time() - started, 1)}
+    del made["points"]
+    made["peak_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    write_map_page(whole, folder / "map.html")
+    made["page_bytes"] = (folder / "map.html").stat().st_size
+    made["script_bytes"] = (STATIC_FOLDER / "map.js").stat().st_size
+    made["frames"] = [count_frames(folder / "map.html", frame_seconds, is_webgl) for is_webgl in (False, True)]
+    return made
+
+
+PRETEND_CARD = """
+const ask = WebGLRenderingContext.prototype.getParameter;
+WebGLRenderingContext.prototype.getParameter = function (name) {
+  return name === 0x9246 ? "a card" : ask.call(this, name); };"""
+ZOOM = """async (seconds) => {
+  const canvas = document.getElementById("map-canvas"), stage = document.getElementById("map-stage");
+  const box = canvas.getBoundingClientRect(), start = performance.now(), before = Number(stage.dataset.frames);
+  const times = [];
+  while (performance.now() - start < 1000 * seconds) {
+    const phase = Math.floor((performance.now() - start) / 1000) % 2;
+    canvas.dispatchEvent(new WheelEvent("wheel", { deltaY: phase ? 12 : -12, clientX: box.left + box.width / 2,
+      clientY: box.top + box.height / 2, bubbles: true, cancelable: true }));
+    times.push(await new Promise(requestAnimationFrame));
+  }
+  const gl = document.createElement("canvas").getContext("webgl");
+  const name = gl?.getExtension("WEBGL_debug_renderer_info");
+  return { painter: stage.dataset.painter, drawn: Number(stage.dataset.frames) - before, times,
+    webgl: name ? gl.getParameter(name.UNMASKED_RENDERER_WEBGL) : "none" };
+}"""
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+
+
+def count_frames(page_file: Path, seconds: float, is_webgl: bool) -> dict[str, Any]:
+    """Zoom in a browser; return frames a second of its trace and of the page, and how far apart the slowest are."""
+    from playwright.sync_api import sync_playwright
+
+    path = next(filter(None, map(shutil.which, BROWSERS)), None)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-dev-shm-usage"])
+        page = browser.new_page(viewport={"width": 1280, "height": 900})
+        page.set_default_timeout(120_000)
+        if is_webgl:
+            page.add_init_script(PRETEND_CARD)
+        page.goto(page_file.as_uri())
+        page.wait_for_selector("#map[data-ready]")
+        page.add_style_tag(content=".map-thumbnails { display: none; }")
+        page.locator("#map-canvas").scroll_into_view_if_needed()
+        browser.start_tracing(
+            page=page, categories=["devtools.timeline", "disabled-by-default-devtools.timeline.frame"]
+        )
+        seen = page.evaluate(ZOOM, seconds)
+        events = json.loads(browser.stop_tracing())["traceEvents"]
+        version = browser.version
+        browser.close()
+    gaps = np.diff(seen["times"])
+    return {
+        "painter": seen["painter"],
+        "webgl": seen["webgl"],
+        "chromium": version,
+        "trace_frames_per_second": sum(event["name"] == "DrawFrame" for event in events) / seconds,
+        "drawn_per_second": seen["drawn"] / seconds,
+        "median_frame_ms": float(np.median(gaps)),
+        "p95_frame_ms": float(np.percentile(gaps, 95)),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--embeddings", type=Path)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--clustered", type=int, default=0)
+    parser.add_argument("--perturbed", type=int, default=0)
+    parser.add_argument("--frame-seconds", type=float, default=6.0)
+    parser.add_argument("--skip-layouts", action="store_true", help="compare no layouts of the embeddings")
     arguments = parser.parse_args()
     results: dict[str, Any] = {}
     if arguments.embeddings is not None:
         embeddings = load_embeddings(arguments.embeddings)
         results["num_images"] = len(embeddings.records)
-        results["layouts"] = [one for seed in arguments.seeds for one in compare(embeddings, seed)]
+        seeds = [] if arguments.skip_layouts else arguments.seeds
+        results["layouts"] = [one for seed in seeds for one in compare(embeddings, seed)]
         for one in results["layouts"]:
             print(
                 "  ".join(
                     f"{name} {value:.3f}" if isinstance(value, float) else str(value) for name, value in one.items()
                 )
             )
+        if arguments.perturbed:
+            with tempfile.TemporaryDirectory() as folder:
+                found = map_perturbed(embeddings, arguments.perturbed, Path(folder), arguments.frame_seconds)
+            results["perturbed"] = found
+            print(json.dumps(found, indent=2))
     if arguments.clustered:
         with tempfile.TemporaryDirectory() as folder:
             results["clustered"] = map_clustered(arguments.clustered, Path(folder))

@@ -217,10 +217,19 @@ function findDisc(side, wide) {
   return Int32Array.from(found);
 }
 
+// Whether WebGL would be computed by the processor. It is asked on another canvas: one that has WebGL has nothing else.
+function isComputed() {
+  const gl = document.createElement("canvas").getContext("webgl");
+  if (!gl) return true;
+  const more = gl.getExtension("WEBGL_debug_renderer_info");
+  const name = String(gl.getParameter(more ? more.UNMASKED_RENDERER_WEBGL : gl.RENDERER));
+  gl.getExtension("WEBGL_lose_context")?.loseContext();
+  return /swiftshader|llvmpipe|softpipe|software|basic render/i.test(name);
+}
+
 let painter;
 function findPainter() {
-  // The caveat: there is no graphics card.
-  const gl = canvas.getContext("webgl", { antialias: false, premultipliedAlpha: true, failIfMajorPerformanceCaveat: true });
+  const gl = isComputed() ? null : canvas.getContext("webgl", { antialias: false, premultipliedAlpha: true });
   painter = gl ? paintByWebgl(gl) : paintFlat();
   stage.dataset.painter = painter.kind;
   colorAll();
