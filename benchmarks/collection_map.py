@@ -8,8 +8,8 @@ their label; and seconds of one thread, without the neighbors. umap-learn gets t
 Where one of them is not installed, the table says so. --clustered lays out so many generated vectors instead (200
 clusters, 128 dimensions) with the whole of `vitrieve map`, and says how long each part takes; --perturbed does so with
 copies of the real embeddings and noise, which need --embeddings. The page of that map is then opened in Chromium, which
-zooms in and out for --frame-seconds: how many frames a second its trace has, and how many the page drew, by the painter
-that the page chose and by WebGL, with what computes it.
+zooms in and out for --frame-seconds: how many frames a second its trace has, how many the page drew, and the time of a
+processor that each took in all of the browser's processes, by the painter that the page chose and by WebGL.
 
 It prints a table, and writes benchmarks/results/collection_map_DATE.json.
 """
@@ -181,6 +181,11 @@ ZOOM = """async (seconds) => {
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
+def sum_cpu(found: dict[str, Any]) -> float:
+    """Return the seconds of a processor that all processes of a browser have taken."""
+    return float(sum(process["cpuTime"] for process in found["processInfo"]))
+
+
 def count_frames(page_file: Path, seconds: float, is_webgl: bool) -> dict[str, Any]:
     """Zoom in a browser; return frames a second of its trace and of the page, and how far apart the slowest are."""
     from playwright.sync_api import sync_playwright
@@ -199,7 +204,10 @@ def count_frames(page_file: Path, seconds: float, is_webgl: bool) -> dict[str, A
         browser.start_tracing(
             page=page, categories=["devtools.timeline", "disabled-by-default-devtools.timeline.frame"]
         )
+        processes = browser.new_browser_cdp_session()
+        before = sum_cpu(processes.send("SystemInfo.getProcessInfo"))
         seen = page.evaluate(ZOOM, seconds)
+        cpu_seconds = sum_cpu(processes.send("SystemInfo.getProcessInfo")) - before
         events = json.loads(browser.stop_tracing())["traceEvents"]
         version = browser.version
         browser.close()
@@ -210,6 +218,7 @@ def count_frames(page_file: Path, seconds: float, is_webgl: bool) -> dict[str, A
         "chromium": version,
         "trace_frames_per_second": sum(event["name"] == "DrawFrame" for event in events) / seconds,
         "drawn_per_second": seen["drawn"] / seconds,
+        "cpu_ms_per_frame": 1000 * cpu_seconds / max(1, seen["drawn"]),
         "median_frame_ms": float(np.median(gaps)),
         "p95_frame_ms": float(np.percentile(gaps, 95)),
     }

@@ -190,17 +190,18 @@ function paintFlat() {
         pixels = new Uint32Array(picture.data.buffer);
       }
       pixels.fill(0);
-      const disc = findDisc(point * devicePixelRatio, wide);
-      const scale = pixelsPerUnit * devicePixelRatio;
-      const left = wide / 2 - view.x * scale, top = high / 2 + view.y * scale;
-      const most = Math.ceil(point * devicePixelRatio) + 1;
+      const disc = findDisc(point * devicePixelRatio, wide), numPixels = disc.length;
+      // From a place as it was sent, of 0 to 65535, to a pixel.
+      const whole = pixelsPerUnit * devicePixelRatio, scale = whole / 32767.5;
+      const left = wide / 2 - (view.x + 1) * whole + 0.5, top = high / 2 + (view.y + 1) * whole + 0.5;
+      const most = Math.ceil(point * devicePixelRatio) + 1, right = wide - most, bottom = high - most;
       for (const isChosen of chosen.rows.length ? [0, 1] : [0]) { // the chosen ones above the others
         for (let row = 0; row < size; row++) {
           if (chosen.is[row] !== isChosen) continue;
-          const x = Math.round(left + placeX(row) * scale), y = Math.round(top - placeY(row) * scale);
-          if (x < most || y < most || x >= wide - most || y >= high - most) continue;
+          const x = (left + places[2 * row] * scale) | 0, y = (top - places[2 * row + 1] * scale) | 0;
+          if (x < most || y < most || x >= right || y >= bottom) continue;
           const color = colors[row], at = y * wide + x;
-          for (let i = 0; i < disc.length; i++) pixels[at + disc[i]] = color;
+          for (let i = 0; i < numPixels; i++) pixels[at + disc[i]] = color;
         }
       }
       flat.putImageData(picture, 0, 0);
