@@ -11,7 +11,8 @@ copies of the real embeddings and noise, which need --embeddings. The page of th
 zooms in and out for --frame-seconds: how many frames a second its trace has, how many the page drew, and the time of a
 processor that each took in all of the browser's processes, by the painter that the page chose and by WebGL.
 
-It prints a table, and writes benchmarks/results/collection_map_DATE.json.
+--page FILE draws a page of `vitrieve map --html` instead. It prints a table, and writes
+benchmarks/results/collection_map_DATE.json, beside what an earlier part of the day wrote there.
 """
 
 from __future__ import annotations
@@ -153,10 +154,16 @@ def map_perturbed(embeddings: Embeddings, num_images: int, folder: Path, frame_s
     del made["points"]
     made["peak_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     write_map_page(whole, folder / "map.html")
-    made["page_bytes"] = (folder / "map.html").stat().st_size
-    made["script_bytes"] = (STATIC_FOLDER / "map.js").stat().st_size
-    made["frames"] = [count_frames(folder / "map.html", frame_seconds, is_webgl) for is_webgl in (False, True)]
-    return made
+    return made | count_both(folder / "map.html", frame_seconds)
+
+
+def count_both(page_file: Path, seconds: float) -> dict[str, Any]:
+    """Draw a page by the painter that it chooses and by WebGL."""
+    return {
+        "page_bytes": page_file.stat().st_size,
+        "script_bytes": (STATIC_FOLDER / "map.js").stat().st_size,
+        "frames": [count_frames(page_file, seconds, is_webgl) for is_webgl in (False, True)],
+    }
 
 
 PRETEND_CARD = """
@@ -231,6 +238,7 @@ def main() -> None:
     parser.add_argument("--clustered", type=int, default=0)
     parser.add_argument("--perturbed", type=int, default=0)
     parser.add_argument("--frame-seconds", type=float, default=6.0)
+    parser.add_argument("--page", type=Path, help="draw a page that is there already")
     parser.add_argument("--skip-layouts", action="store_true", help="compare no layouts of the embeddings")
     arguments = parser.parse_args()
     results: dict[str, Any] = {}
@@ -250,12 +258,17 @@ def main() -> None:
                 found = map_perturbed(embeddings, arguments.perturbed, Path(folder), arguments.frame_seconds)
             results["perturbed"] = found
             print(json.dumps(found, indent=2))
+    if arguments.page is not None:
+        results["page"] = count_both(arguments.page, arguments.frame_seconds)
+        print(json.dumps(results["page"], indent=2))
     if arguments.clustered:
         with tempfile.TemporaryDirectory() as folder:
             results["clustered"] = map_clustered(arguments.clustered, Path(folder))
         print(json.dumps(results["clustered"], indent=2))
     RESULTS.mkdir(exist_ok=True)
-    write_text_durably(RESULTS / f"collection_map_{date.today()}.json", json.dumps(results, indent=2) + "\n")
+    path = RESULTS / f"collection_map_{date.today()}.json"
+    old = json.loads(path.read_text()) if path.is_file() else {}
+    write_text_durably(path, json.dumps(old | results, indent=2) + "\n")
 
 
 if __name__ == "__main__":

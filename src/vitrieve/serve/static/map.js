@@ -457,6 +457,14 @@ async function tagChosen(event) {
   form.elements.tag.value = "";
 }
 
+// The same as on the pages of results.
+function rememberName(field) {
+  try {
+    if (field) field.value = localStorage.getItem("who") ?? "";
+    field?.addEventListener("input", () => localStorage.setItem("who", field.value.trim()));
+  } catch {} // storage is switched off
+}
+
 // ---- Pointer and keys ----------------------------------------------------------------------------------------------
 
 const pointers = new Map();
@@ -547,6 +555,7 @@ function listen() {
   find("map-out").addEventListener("click", () => zoomBy(1 / 1.6));
   find("map-whole").addEventListener("click", showWhole);
   find("map-tag")?.addEventListener("submit", tagChosen);
+  rememberName(find("map-tag")?.elements.who);
   find("map-csv").addEventListener("click", saveCsv);
   find("map-list").addEventListener("click", () => save("chosen.txt", "text/plain", chosen.rows.map((row) => data.ids[row])));
   find("map-clear").addEventListener("click", () => {
