@@ -5,7 +5,7 @@
 100,000 images (10,000 with --quick) with random vectors in the default index, held in memory as a service holds it,
 with one of 2,000 labels and a description of twelve words of 30,000, drawn by Zipf's law. Each search is of three
 words; of three with a typo; of one that every image has; of a picture; and of a picture and three words, which are
-fused. The note says the 95th percentile.
+fused. The note says the 95th percentile, of the clock and of the processors' time, which other programs lengthen less.
 """
 
 from __future__ import annotations
@@ -102,14 +102,16 @@ def measure(is_quick: bool) -> list[Line]:
             "a picture and three words": lambda: (picture, ask(3)),
         }
         for name, choose in requests.items():
-            seconds = []
+            seconds, cpu_seconds = [], []
             for _ in range(NUM_ROUNDS + NUM_WARM):
                 request = SearchRequest(plus=choose())
-                start = time.perf_counter()
+                start, cpu_start = time.perf_counter(), time.process_time()
                 searcher.answer(request)
                 seconds.append(time.perf_counter() - start)
+                cpu_seconds.append(time.process_time() - cpu_start)
             seconds = seconds[NUM_WARM:]
-            note = f"p95 {1000 * np.percentile(seconds, 95):.1f} ms"
+            slowest, cpu_slowest = (1000 * np.percentile(one, 95) for one in (seconds, cpu_seconds[NUM_WARM:]))
+            note = f"p95 {slowest:.1f} ms, {cpu_slowest:.1f} ms of the processors"
             lines += time_lines(SECTION, f"{name}, {num_images:,} images", {"vitrieve": seconds}, "ms", note=note)
         searcher.close()
     return lines
