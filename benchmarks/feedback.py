@@ -138,6 +138,14 @@ def say_nonsense(records: Sequence[ImageRecord], count: int, seed: int) -> list[
     return said
 
 
+def has_shared_coarse_classes(dataset: Dataset) -> bool:
+    """Tell whether classes that train share a coarse class: else those say nothing more."""
+    records = dataset.split("train", "validation")
+    if COARSE not in records[0].metadata:
+        return False
+    return len({record.metadata[COARSE] for record in records}) < len({record.label for record in records})
+
+
 def build_data(collection: Collection, arm: str, seed: int) -> tuple[Dataset, list[Correction]]:
     """Build what one arm trains on, and what its user said."""
     dataset, records = collection.dataset, collection.dataset.split("train", "validation")
@@ -232,6 +240,7 @@ def main() -> int:
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--image-size", type=int, default=126)
     parser.add_argument("--num-images", type=int, default=3000)
+    parser.add_argument("--only", nargs="+", default=[], help="names of what it learns from, as in the table")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no run after so many minutes")
     arguments = parser.parse_args()
     (arguments.out / "runs").mkdir(parents=True, exist_ok=True)
@@ -240,8 +249,10 @@ def main() -> int:
     collections = [prepare(name, arguments) for name in arguments.collections]
     for seed in arguments.seeds:
         for collection in collections:
-            more = [MORE_LABELS] if COARSE in collection.dataset.records[0].metadata else []
+            more = [MORE_LABELS] if has_shared_coarse_classes(collection.dataset) else []
             for arm in [*map(str, arguments.counts), NONSENSE, LABELS, *more]:
+                if arguments.only and arm not in arguments.only:
+                    continue
                 if time.monotonic() - started < 60 * arguments.minutes:
                     figures.append(run_arm(collection, arm, seed, arguments))
     settings = {name: getattr(arguments, name) for name in ("steps", "batch_size", "image_size", "num_images")}

@@ -109,7 +109,7 @@ def test_damaged_file_and_later_version_are_told(index: Path) -> None:
 def test_full_database_is_told(index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store_module, "MAX_CORRECTIONS", 1)
     SqliteFeedback(index).add(RIGHT)
-    with pytest.raises(ConfigError, match="has 1 corrections, as many as are kept"):
+    with pytest.raises(ConfigError, match="has 1 corrections, and at most 1 are kept"):
         SqliteFeedback(index).add(RIGHT)
     assert SqliteFeedback(index).read() == [RIGHT]
 

@@ -20,7 +20,7 @@ from vitrieve.serve import api, pages, writing
 from vitrieve.serve.metrics import Metrics
 from vitrieve.serve.middleware import AccessControl, RequestBounds, RequestLog
 from vitrieve.serve.pages import ERRORS, answer_error, answer_unauthorized
-from vitrieve.serve.schemas import FeedbackBody, SearchBody
+from vitrieve.serve.schemas import FeedbackBody, SearchBody, TagsBody
 from vitrieve.serve.service import Service
 from vitrieve.serve.settings import Limits, ProxySettings
 
@@ -99,7 +99,8 @@ def build_openapi(app: FastAPI) -> dict[str, Any]:
         schemas = document["components"]["schemas"]
         schemas.update(search.pop("$defs"))
         schemas["SearchBody"] = search
-        schemas["FeedbackBody"] = FeedbackBody.model_json_schema(ref_template="#/components/schemas/{model}")
+        for model in (FeedbackBody, TagsBody):
+            schemas[model.__name__] = model.model_json_schema(ref_template="#/components/schemas/{model}")
         for body in writing.BODIES:
             described = body.model_json_schema(ref_template="#/components/schemas/{model}")
             schemas.update(described.pop("$defs", {}))
