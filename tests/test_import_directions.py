@@ -15,7 +15,7 @@ import vitrieve
 SOURCE = Path(__file__).resolve().parents[1] / "src" / "vitrieve"
 
 ROWS = (
-    ("quoting", "errors", "progress", "machine", "plugins"),
+    ("quoting", "errors", "progress", "machine", "systems", "plugins"),
     ("settings", "choices", "objective", "config", "recipes"),
     ("similarity",),
     ("artifacts",),

@@ -14,6 +14,7 @@ import json
 import os
 import re
 import shutil
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from vitrieve.errors import ArtifactError, DiskFullError
 from vitrieve.progress import print_message
+from vitrieve.systems import replace_file
 
 if TYPE_CHECKING:
     import numpy as np
@@ -213,7 +215,7 @@ def replacing_durably(
     with explaining_full_disk(path, num_bytes=num_bytes, advice=advice), removing_unfinished(temporary):
         yield temporary
         sync_file(temporary)
-        temporary.replace(path)
+        replace_file(temporary, path)
         sync_folder(path.parent)
 
 
@@ -303,7 +305,9 @@ def sync_file(path: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make renames inside ``folder`` durable."""
+    """Make renames inside ``folder`` durable; Windows opens no folders, and its file system keeps a record of them."""
+    if sys.platform == "win32":
+        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -312,6 +316,9 @@ def sync_folder(folder: Path) -> None:
 
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
+"""Of Linux."""
+_RENAME_SWAP = 2
+"""Of macOS."""
 _NEW_NAME = ".new"
 """A file in the folder that is to take the place of another: it tells the new artifact from the old one, which stands
 beside it once they have changed places."""
@@ -343,6 +350,7 @@ def replacing_folder(
     """
     target = folder.resolve()  # of a link, what it leads to
     beside = _find_beside(target)
+    _put_back(target)
     is_going_on = is_resume and _is_begun(target)
     if not is_going_on and not (is_overwrite and has_artifact(target) and _can_be_replaced(target)):
         is_new = not folder.exists()
@@ -395,6 +403,13 @@ def find_aside(target: Path) -> Path:
     return beside.with_name(f"{beside.name}.old")
 
 
+def _put_back(target: Path) -> None:
+    """Bring back an artifact that was left aside, where a process was killed between two renames."""
+    aside = find_aside(target)
+    if has_artifact(aside) and not target.exists():
+        aside.rename(target)
+
+
 def _is_begun(target: Path) -> bool:
     """Tell whether a block was stopped that replaces the finished artifact at ``target``."""
     beside = _find_beside(target)
@@ -402,21 +417,46 @@ def _is_begun(target: Path) -> bool:
 
 
 def exchange_folders(one: Path, other: Path) -> None:
-    """Let two folders of one parent change places: in one step on Linux, elsewhere in three renames."""
+    """Let two folders of one parent change places: in one step on Linux and macOS, elsewhere in three renames.
+
+    Raises:
+        ArtifactError: A file in one of them is open, and Windows renames no such folder; both are where they were.
+    """
     if not _exchange_at_once(one, other):
-        aside = find_aside(other)
-        other.rename(aside)
-        one.rename(other)
-        aside.rename(one)
+        _exchange_in_steps(one, other)
     sync_folder(one.parent)
 
 
 def _exchange_at_once(one: Path, other: Path) -> bool:
-    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
-    if rename is None:
+    if sys.platform == "win32":
         return False
-    status = rename(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), ctypes.c_uint(_RENAME_EXCHANGE))
+    library, names = ctypes.CDLL(None, use_errno=True), (os.fsencode(one), os.fsencode(other))
+    if hasattr(library, "renameat2"):
+        status = library.renameat2(_AT_FDCWD, names[0], _AT_FDCWD, names[1], ctypes.c_uint(_RENAME_EXCHANGE))
+    elif hasattr(library, "renamex_np"):
+        status = library.renamex_np(*names, ctypes.c_uint(_RENAME_SWAP))
+    else:
+        return False
     return int(status) == 0
+
+
+def _exchange_in_steps(one: Path, other: Path) -> None:
+    aside = find_aside(other)
+    try:
+        other.rename(aside)
+        try:
+            one.rename(other)
+        except OSError:
+            aside.rename(other)
+            raise
+    except PermissionError as error:
+        if sys.platform != "win32":
+            raise
+        raise ArtifactError(
+            f"{other} cannot be replaced, because a program has one of its files open ({error}). Stop the services and "
+            "commands that use it, and run the same command again."
+        ) from None
+    aside.rename(one)
 
 
 def is_replaceable(target: Path) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 from vitrieve.errors import ConfigError
@@ -10,16 +11,15 @@ from vitrieve.errors import ConfigError
 
 def count_cores() -> int:
     """Count the processor cores that this process may use, at least one."""
-    try:
+    if sys.platform == "linux":
         return len(os.sched_getaffinity(0))
-    except AttributeError:  # not on macOS and Windows
-        return os.cpu_count() or 1
+    return os.cpu_count() or 1
 
 
 def restart_peak_memory() -> bool:
     """Forget the most memory that this process has held; return whether the system can, which Linux can."""
     try:
-        Path("/proc/self/clear_refs").write_text("5")
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     except OSError:
         return False
     return True

@@ -37,7 +37,7 @@ def keep_output_for_results() -> Iterator[None]:
     global _results
     outer = _results
     with ExitStack() as undo:
-        chatter = undo.enter_context(Path(os.devnull).open("w")) if is_quiet() else sys.stderr
+        chatter = undo.enter_context(Path(os.devnull).open("w", encoding="utf-8")) if is_quiet() else sys.stderr
         _results = _open_results(undo, chatter)
         undo.callback(_set_results, outer)
         with redirect_stdout(chatter):

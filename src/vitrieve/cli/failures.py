@@ -48,8 +48,10 @@ def interrupted_by_sigterm() -> Iterator[None]:
     Python drops an exception that is raised while it calls back, as it does at every import to forget a lock, and some
     libraries drop every exception. So a timer raises it again until it is on its way out. An extension that is being
     imported makes an ``ImportError`` of it; so any error after the signal is taken for it.
+
+    Windows sends no such signal: a process is ended there without a word.
     """
-    if threading.current_thread() is not threading.main_thread():
+    if sys.platform == "win32" or threading.current_thread() is not threading.main_thread():
         yield
         return
 

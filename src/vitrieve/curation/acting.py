@@ -14,7 +14,7 @@ import os
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from vitrieve.artifacts import explaining_full_disk, sync_file, sync_folder
@@ -64,7 +64,7 @@ def move_duplicates(report: DuplicateReport, folder: Path | str) -> Acted:
     targets: set[Path] = set()
     for extra, keep in _list_extras(report):
         reason = _find_obstacle(extra, keep)
-        target = folder / _spell_below(extra.image_id)
+        target = folder.joinpath(*spell_below(Path(extra.image_id)))
         if reason is None and (os.path.lexists(target) or target in targets):
             reason = f"{target} is there already"
         if reason is not None:
@@ -211,9 +211,14 @@ def _find_difference(extra: Path, keep: Path) -> str | None:
     return None if filecmp.cmp(extra, keep, shallow=False) else "its bytes are not those of the one that is kept"
 
 
-def _spell_below(image_id: str) -> Path:
-    """Return a relative path of the name, without what would lead out of a folder."""
-    return Path(*(part for part in Path(image_id).parts if part not in ("/", "..", ".")))
+def spell_below(name: PurePath) -> tuple[str, ...]:
+    r"""Return the parts of a name without what would lead out of a folder: root, drive, and ``..``.
+
+    >>> from pathlib import PurePosixPath, PureWindowsPath
+    >>> spell_below(PurePosixPath("/a/../b.jpg")), spell_below(PureWindowsPath(r"C:\a\..\b.jpg"))
+    (('a', 'b.jpg'), ('a', 'b.jpg'))
+    """
+    return tuple(part for part in name.parts[bool(name.anchor) :] if part not in ("..", "."))
 
 
 def _move(source: Path, target: Path) -> None:

@@ -213,5 +213,8 @@ def spell_table_path(path: Path, folder: Path) -> str:
     spelled = spell_path(absolute)
     if spelled != absolute:
         return spelled
-    relative = os.path.relpath(absolute, folder.absolute())
+    try:
+        relative = os.path.relpath(absolute, folder.absolute())
+    except ValueError:  # on another drive of Windows
+        return absolute
     return f"./{relative}" if relative.startswith("~") else relative

@@ -61,6 +61,7 @@ from vitrieve.data.work import (
 )
 from vitrieve.errors import ConfigError, DecodeError, PictureTooLargeError
 from vitrieve.quoting import quote_name
+from vitrieve.systems import NO_WAIT, READ
 
 NUM_ROWS_AT_ONCE = 1 << 10
 """Rows of a floating-point picture that are converted together, to bound the memory."""
@@ -352,8 +353,8 @@ def open_image_file(path: Path) -> BinaryIO:
         DecodeError: No such file, not a regular file (a pipe would block), too large, or unreadable.
     """
     try:
-        # Without O_NONBLOCK the opening itself waits, where the path is a pipe that nobody writes to.
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
+        # Without NO_WAIT the opening itself waits, where the path is a pipe that nobody writes to.
+        descriptor = os.open(path, READ | NO_WAIT)
     except OSError as error:
         part = parse_part(Path(path))
         if part is not None:

@@ -12,6 +12,7 @@ import csv
 import io
 import json
 import posixpath
+import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -169,12 +170,16 @@ def _take_name(cells: Mapping[str, str], where: str) -> str:
     name = cells.get(FILE_COLUMN, "")
     if not name:
         raise DataError(f"{where} has no {FILE_COLUMN!r}; each row names a picture relative to the folder of its file.")
-    if name.startswith(("/", "~")) or "\\" in name or "\0" in name or ".." in name.split("/"):
+    if name.startswith(("/", "~")) or "\\" in name or "\0" in name or ".." in name.split("/") or _has_drive(name):
         raise DataError(
             f"{where}: {FILE_COLUMN} is {quote_name(name)}; a picture lies below the folder of its list, named "
             "with '/'."
         )
     return name
+
+
+def _has_drive(name: str) -> bool:
+    return sys.platform == "win32" and ":" in name
 
 
 def _read_metadata(file: Path) -> Iterator[tuple[str, dict[str, str]]]:

@@ -18,6 +18,7 @@ import os
 import pickle
 import pickletools
 import re
+import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -400,10 +401,11 @@ def check_relative(path: str, where: str) -> str:
         where: Names the list and the line, for the message.
 
     Raises:
-        DataError: The path is empty, absolute, or has a part ``..``.
+        DataError: The path is empty, absolute, has a part ``..``, or on Windows a drive or a backslash.
     """
     parts = PurePosixPath(path).parts
-    if not parts or path.startswith("/") or ".." in parts or "\0" in path:
+    is_foreign = sys.platform == "win32" and not {"\\", ":"}.isdisjoint(path)
+    if not parts or path.startswith("/") or ".." in parts or "\0" in path or is_foreign:
         raise DataError(f"{where}: {path!r} is not a path inside the data set's folder.")
     return path
 

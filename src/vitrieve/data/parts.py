@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 from vitrieve.data.tars import BLOCK_BYTES, is_header_of
 from vitrieve.errors import DecodeError, UnreachableError
 from vitrieve.quoting import quote_name
+from vitrieve.systems import NO_WAIT, READ, read_at
 
 if TYPE_CHECKING:
     from vitrieve.data.blocks import RemoteFile
@@ -147,7 +148,7 @@ def open_part(part: Part) -> PartFile:
 
 def _open_local(part: Part) -> PartFile:
     try:
-        descriptor = os.open(part.shard, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
+        descriptor = os.open(part.shard, READ | NO_WAIT)
     except OSError as error:
         raise DecodeError(f"the shard {_name(part)} cannot be read: {error.strerror or error}") from error
     try:
@@ -222,7 +223,7 @@ def _read_local(descriptor: int, part: Part, offset: int, length: int) -> bytes:
     """Read from an open shard; a disk that fails is one bad picture."""
     pieces = []
     try:
-        while length > 0 and (piece := os.pread(descriptor, length, offset)):
+        while length > 0 and (piece := read_at(descriptor, length, offset)):
             pieces.append(piece)
             offset, length = offset + len(piece), length - len(piece)
     except OSError as error:

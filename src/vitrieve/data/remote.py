@@ -123,7 +123,7 @@ def spell_address(address: str) -> Path:
 def parse_address(path: Path) -> str | None:
     """Read a path that ``spell_address`` spelled; None for any other."""
     scheme = path.parts[1][:-1] if len(path.parts) > 3 and path.parts[1].endswith(":") else ""
-    return f"{scheme}://{'/'.join(path.parts[2:])}" if scheme in PACKAGES and path.is_absolute() else None
+    return f"{scheme}://{'/'.join(path.parts[2:])}" if scheme in PACKAGES and path.anchor else None
 
 
 # Asking a server

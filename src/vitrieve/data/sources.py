@@ -20,6 +20,7 @@ from vitrieve.data.records import Dataset
 from vitrieve.data.remote import is_remote
 from vitrieve.errors import ConfigError, DataError, unknown_name_message
 from vitrieve.plugins import describe_plugin_package, list_plugin_names, load_plugin
+from vitrieve.systems import DRIVE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -422,10 +423,10 @@ def _split_source(source: str) -> tuple[str, str]:
         if colon and not kind:
             raise DataError(f"{source!r}: {name} takes no path; write {name}.")
         return name, path
-    is_path = source != "" and (_path(source).exists() or "/" in source)
+    is_path = source != "" and (_path(source).exists() or "/" in source or DRIVE.match(source))
     if is_path and _path(source).is_dir():
         return "folder", source
-    if is_path and not colon:
+    if is_path and (not colon or DRIVE.match(source)):
         raise DataError(f"{source} is not a folder that exists. Give one, or write {_spellings()}.")
     unknown = unknown_name_message("source", name, list_sources())
     raise DataError(f"{unknown} Write {_spellings()}, or an existing folder.")

@@ -18,6 +18,7 @@ import math
 import os
 import posixpath
 import re
+import sys
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -39,6 +40,7 @@ from vitrieve.data.records import (
 )
 from vitrieve.data.remote import parse_address, shorten_addresses
 from vitrieve.errors import DataError
+from vitrieve.systems import DRIVE
 
 
 def check_type(file: Path, name: str, kind: Any) -> None:
@@ -74,7 +76,6 @@ def spell_cell(cell: object) -> str:
     return cell.isoformat() if isinstance(cell, date) else str(cell)
 
 
-_DRIVE = re.compile(r"[A-Za-z]:[\\/]")
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _LOCAL_HOSTS = ("", "localhost")
 
@@ -114,7 +115,7 @@ def find_path(text: str, folder: Path, where: str) -> FoundPath:
     if text.lower().startswith("file://"):
         text = _read_uri(text, where)
     plain = os.path.expanduser(text) if text.startswith("~") else text
-    if "\\" in plain and not os.path.lexists(folder / plain):
+    if "\\" in plain and (sys.platform == "win32" or not os.path.lexists(folder / plain)):
         plain = plain.replace("\\", "/")
     tidy = posixpath.normpath(plain)
     image_id = re.sub(r"^(\.\./)+", "", tidy)
@@ -132,8 +133,8 @@ def find_path(text: str, folder: Path, where: str) -> FoundPath:
 
 
 def _refuse_foreign(text: str, where: str) -> None:
-    if os.name != "nt" and (_DRIVE.match(text) or text.startswith("\\\\")):
-        kind = "a path of a Windows machine" if _DRIVE.match(text) else "a network path of Windows"
+    if sys.platform != "win32" and (DRIVE.match(text) or text.startswith("\\\\")):
+        kind = "a path of a Windows machine" if DRIVE.match(text) else "a network path of Windows"
         raise DataError(
             f"{where}: path is {text!r}, {kind}, which is not reached from here. Copy the images beside the table, and "
             "write their paths relative to it: photographs/a.jpg."
@@ -155,7 +156,8 @@ def _read_uri(text: str, where: str) -> str:
         raise DataError(
             f"{where}: path is {text!r}, a file of the machine {parts.netloc!r}; write file:///… or a path."
         )
-    return unquote(parts.path)
+    path = unquote(parts.path)
+    return path[1:] if sys.platform == "win32" and DRIVE.match(path, 1) else path
 
 
 PROTOCOLS = ("own_classes",)

@@ -95,10 +95,21 @@ def _write_first(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
         sync_file(temporary)
         with suppress(FileExistsError):
-            os.link(temporary, path)  # a rename would replace what another process wrote
+            _link_or_write(temporary, path, text)
     finally:
         temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
+
+
+def _link_or_write(temporary: Path, path: Path, text: str) -> None:
+    """Give a file its name, which a rename would take from another process's; write it where a disk has no links."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        raise
+    except OSError:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(text)
 
 
 def _own_suffix() -> str:

@@ -8,7 +8,6 @@ index is next written: what the manifest of the index names stays, and anything 
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import re
@@ -18,6 +17,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from vitrieve import systems
 from vitrieve.artifacts import MANIFEST_NAME, explaining_full_disk, find_aside, is_replaceable, sync_folder
 from vitrieve.errors import VitrieveError
 from vitrieve.index.store import SERVERS, StoreKind
@@ -77,11 +77,7 @@ class Claims:
         """Keep or remove what was claimed, as the manifest of the index says; what is kept comes first."""
         named = _read_named(self._out)
         for path in sorted(self._open, key=lambda path: not _is_named(path, named)):
-            descriptor = self._open.pop(path)
-            try:
-                _settle(self._out, path, named, self._release)
-            finally:
-                os.close(descriptor)
+            _settle_and_close(self._out, path, self._open.pop(path), named, self._release)
 
 
 @contextmanager
@@ -110,16 +106,12 @@ def settle_abandoned(out: Path, release: Release) -> None:
     out = out.resolve()
     for path in _find(out):
         try:
-            descriptor = os.open(path, os.O_RDWR)
+            descriptor = os.open(path, systems.CHANGE)
         except OSError:  # another process has just settled it, or it is somebody else's
             continue
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.path.samestat(os.fstat(descriptor), path.stat()):
-                _settle(out, path, _read_named(out), release)
-        except (BlockingIOError, FileNotFoundError):
-            continue
-        finally:
+        if systems.try_lock(descriptor) and _is_at(path, descriptor):
+            _settle_and_close(out, path, descriptor, _read_named(out), release)
+        else:
             os.close(descriptor)
 
 
@@ -135,12 +127,19 @@ def _find(out: Path) -> list[Path]:
 def _make_locked(path: Path) -> int:
     """Make a file, and lock it; once more where another process took it for abandoned before it was locked."""
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        with suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(descriptor), path.stat()):
-                return descriptor
+        descriptor = os.open(path, systems.CHANGE | os.O_CREAT | os.O_TRUNC, 0o644)
+        systems.wait_for_lock(descriptor)
+        if _is_at(path, descriptor):
+            return descriptor
         os.close(descriptor)
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    """Say whether an open file still has its name: another process may have removed it before it was locked."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _read(path: Path) -> Claim | None:
@@ -170,9 +169,22 @@ def _is_named(path: Path, named: set[object] | None) -> bool:
     return claim is not None and named is not None and claim.name in named
 
 
-def _settle(out: Path, path: Path, named: set[object] | None, release: Release) -> None:
+def _settle_and_close(out: Path, path: Path, descriptor: int, named: set[object] | None, release: Release) -> None:
+    """Settle a claim whose file this process has locked, and close the file."""
+    is_settled = False
+    try:
+        is_settled = _settle(out, path, named, release)
+    finally:
+        if is_settled:
+            systems.remove_locked(path, descriptor)
+        else:
+            os.close(descriptor)
+
+
+def _settle(out: Path, path: Path, named: set[object] | None, release: Release) -> bool:
+    """Keep or remove what was claimed; return whether the claim has done its work."""
     if named is None:  # nothing tells what belongs to the index
-        return
+        return False
     claim = _read(path)
     if claim is not None and claim.name not in named:
         try:
@@ -182,10 +194,10 @@ def _settle(out: Path, path: Path, named: set[object] | None, release: Release) 
                 f"{claim.name}, of an index that is gone, stays on its {SERVERS[claim.kind]} server: {error} The next "
                 f"command that writes {out} tries again; delete {path} to let it stay."
             )
-            return
+            return False
         if _is_beside(out, claim.folder):
             shutil.rmtree(out.parent / claim.folder, ignore_errors=True)
-    path.unlink(missing_ok=True)
+    return True
 
 
 def _is_beside(out: Path, folder: str) -> bool:

@@ -52,6 +52,7 @@ from vitrieve.index.store import (
     sort_names,
 )
 from vitrieve.similarity import FloatArray
+from vitrieve.systems import remove_file
 
 BLOCK_BYTES = 128 * 2**20
 """Memory for the similarities of the queries that are compared at one time."""
@@ -296,7 +297,7 @@ class ExactStore:
             needed = list_files(new)
             for path in (self._folder / FOLDER_NAME).iterdir():  # also what a killed writer left
                 if path.name not in needed:
-                    path.unlink()
+                    remove_file(path)
 
     def _kill(self, state: State, image_ids: Sequence[str]) -> tuple[State, int]:
         """Return the state without some images, and how many of them were there."""

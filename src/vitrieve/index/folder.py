@@ -8,10 +8,10 @@ it is complete. Whoever finds the same manifest after reading has read one index
 
 from __future__ import annotations
 
-import fcntl
 import functools
 import os
 import shutil
+import sys
 import time
 import zlib
 from collections.abc import Callable, Iterator
@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
+from vitrieve import systems
 from vitrieve.artifacts import MANIFEST_NAME, describe_full_disk, is_full_disk
 from vitrieve.errors import ArtifactError, DiskFullError, InputError, ReplacedError, VitrieveError
 
@@ -62,22 +63,29 @@ def writing(folder: Path, *, wait_seconds: float | None = None) -> Iterator[None
 
 def _lock(folder: Path) -> int | None:
     """Lock the file and return it, open; None while another writer has it, or has just deleted it."""
-    path = folder / LOCK_NAME
+    path = _find_lock(folder)
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        descriptor = os.open(path, systems.CHANGE | os.O_CREAT, 0o644)
     except OSError as error:
         raise ArtifactError(f"{folder} cannot be changed ({error}).") from None
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if os.path.samestat(os.fstat(descriptor), path.stat()):
+        if systems.try_lock(descriptor) and os.path.samestat(os.fstat(descriptor), path.stat()):
             return descriptor
-    except (BlockingIOError, FileNotFoundError):
+    except FileNotFoundError:
         pass
     except BaseException:
         os.close(descriptor)
         raise
     os.close(descriptor)
     return None
+
+
+def _find_lock(folder: Path) -> Path:
+    """Name the file that is locked; beside the index on Windows, where no folder is replaced that has an open file."""
+    if sys.platform == "win32":
+        whole = folder.resolve()
+        return whole.with_name(f".{whole.name}.{LOCK_NAME}")
+    return folder / LOCK_NAME
 
 
 def read_stamp(path: Path) -> FileStamp | None:

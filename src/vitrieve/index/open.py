@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -227,6 +228,8 @@ def create_index_whole(info: StoreInfo, out: Path, *, settings: IndexSettings) -
             with explaining_full_disk(out):
                 prepare_folder(beside)
                 _make(beside, info, (nothing, ()), settings, claims).close()
+            if sys.platform == "win32" and out.is_dir():
+                out.rmdir()  # an empty folder, which a rename replaces elsewhere
             beside.rename(out)
             sync_folder(beside.parent)
         except OSError as error:

@@ -33,6 +33,7 @@ from vitrieve.errors import ArtifactError
 from vitrieve.index.filter import NOTHING, Kinds, read_kinds
 from vitrieve.index.folder import FileStamp, compute_checksum, read_stamp
 from vitrieve.index.store import BLOCK_ROWS, find_wrong_norms
+from vitrieve.systems import READ, read_into
 
 STATE_NAME = "state.json"
 FOLDER_NAME = "segments"
@@ -57,7 +58,7 @@ class VectorsFile:
         self.shape = shape
         self._path = path
         try:
-            self._descriptor = os.open(path, os.O_RDONLY)
+            self._descriptor = os.open(path, READ)
         except OSError as error:
             raise ArtifactError(f"{path} cannot be read ({error}); make the artifact again.") from None
         weakref.finalize(self, os.close, self._descriptor)
@@ -104,7 +105,7 @@ class VectorsFile:
         offset = self._offset + 4 * self.shape[1] * start
         while left:
             try:
-                num_read = os.preadv(self._descriptor, [left], offset)
+                num_read = read_into(self._descriptor, left, offset)
             except OSError as error:
                 raise ArtifactError(f"{self._path} cannot be read ({error.strerror}).") from None
             if not num_read:

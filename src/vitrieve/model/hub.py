@@ -141,7 +141,8 @@ def read_state(name: HubName) -> HubState:
 def _read_file(sibling: Any) -> HubFile | None:
     """Read the hub's entry of a file; None where it tells neither size nor checksum, or has a name that no file has."""
     name = sibling.rfilename
-    if not name.isprintable() or not {"", ".", ".."}.isdisjoint(name.split("/")):
+    is_plain = name.isprintable() and {"\\", ":"}.isdisjoint(name)  # to Windows too
+    if not is_plain or not {"", ".", ".."}.isdisjoint(name.split("/")):
         return None
     sha256 = sibling.lfs.sha256 if sibling.lfs else ""
     num_bytes = sibling.lfs.size if sibling.lfs else sibling.size

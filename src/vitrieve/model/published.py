@@ -471,7 +471,7 @@ def convert_folder(folder: Path) -> Path:
     if not any(name in GRAPH_NAMES for name in names):
         names += [name for files in _WEIGHTS.values() for name in files]
     for place in {str(Path(name).parent) for name in names if name in named}:
-        names += [str(path.relative_to(folder)) for path in sorted((folder / place).glob("*.onnx*data*"))]
+        names += [path.relative_to(folder).as_posix() for path in sorted((folder / place).glob("*.onnx*data*"))]
     files = {name: _describe_file(folder, name) for name in dict.fromkeys(names) if (folder / name).is_file()}
     identity = json.dumps({name: file.sha256 for name, file in sorted(files.items())})
     made = cache_folder() / "converted" / hashlib.sha256(identity.encode()).hexdigest()

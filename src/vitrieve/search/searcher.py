@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -463,11 +463,11 @@ class PathMap(NamedTuple):
     """A folder that the index names, and where it is now.
 
     Attributes:
-        old: Absolute path, as it was when the index was made.
+        old: Absolute path, as it was when the index was made, maybe on another system.
         new: Absolute path of the same folder here.
     """
 
-    old: Path
+    old: PurePath
     new: Path
 
 
@@ -481,11 +481,12 @@ def parse_path_map(text: str) -> PathMap:
     PosixPath('/photos')
     """
     old, separator, new = text.partition("=")
-    if not separator or not Path(old).is_absolute() or not Path(new).is_absolute():
+    kinds: list[type[PurePath]] = [kind for kind in (Path, PurePosixPath, PureWindowsPath) if kind(old).is_absolute()]
+    if not separator or not kinds or not Path(new).is_absolute():
         raise ConfigError(
             f"--map-path is {text!r}; expected OLD=NEW with two absolute paths: --map-path /home/me/photos=/photos."
         )
-    return PathMap(Path(old), Path(new))
+    return PathMap(kinds[0](old), Path(new))
 
 
 def map_paths(store: VectorStore, maps: Sequence[PathMap]) -> VectorStore:
@@ -518,6 +519,7 @@ class _MappedStore:
 
     def _move(self, record: ImageRecord) -> ImageRecord:
         for old, new in self._maps:
-            if record.path.is_relative_to(old):
-                return replace(record, path=new / record.path.relative_to(old))
+            path = type(old)(str(record.path))
+            if path.is_relative_to(old):
+                return replace(record, path=new.joinpath(*path.relative_to(old).parts))
         return record

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Annotated, Any, BinaryIO, Literal
 
@@ -147,6 +148,12 @@ class OpenFileResponse(FileResponse):
             self._file.close()
 
 
+def read_and_close(file: BinaryIO) -> bytes:
+    """Read an open file to its end, and close it."""
+    with file:
+        return file.read()
+
+
 FILE_ANSWERS: dict[int | str, dict[str, Any]] = {
     200: {"content": {"image/*": BINARY}, "description": "The file."},
     **document(404, 410, 422, 503, 504),
@@ -159,6 +166,9 @@ SidePx = Annotated[int, Query(description=f"Longest side: one of {', '.join(map(
 async def get_named_image(image_id: ImageId, service: CurrentService) -> Response:
     """Take names that a path cannot carry, too: with line breaks, or ``..`` as a part."""
     file = await service.look_up(lambda: service.pictures.find_file(image_id))
+    if sys.platform == "win32":  # a descriptor has no path there
+        data = await service.look_up(lambda: read_and_close(file.file))
+        return Response(data, media_type=file.media_type, headers=PICTURE_HEADERS)
     return OpenFileResponse(file.file, media_type=file.media_type, headers=PICTURE_HEADERS)
 
 

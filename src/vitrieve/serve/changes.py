@@ -10,14 +10,13 @@ index, the line of the record, and then the old file goes.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,6 +25,7 @@ from typing import Literal
 import numpy as np
 from fastapi import HTTPException
 
+from vitrieve import systems
 from vitrieve.data.records import ImageRecord
 from vitrieve.errors import DataError
 from vitrieve.index.store import find_name
@@ -175,7 +175,7 @@ class Changes:
             if known is not None and change.kind != "patch" and is_written(known[1].path, self._index):
                 new = None if change.image is None else self._name_file(changed.image_id, change.image)
                 if known[1].path != new:
-                    known[1].path.unlink(missing_ok=True)
+                    systems.remove_file(known[1].path)
         return changed
 
     def _apply(
@@ -238,11 +238,11 @@ class Changes:
             raise HTTPException(507, "the disk is nearly full, so the picture is not kept.")
         part = path.with_name(f".{path.name}.part")
         try:
-            with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600), "wb") as file:
+            with open(os.open(part, systems.WRITE | os.O_CREAT | os.O_TRUNC | systems.NO_FOLLOW, 0o600), "wb") as file:
                 file.write(image)
                 file.flush()
                 os.fsync(file.fileno())
-            part.replace(path)
+            systems.replace_file(part, path)
         finally:
             part.unlink(missing_ok=True)
         return path
@@ -253,14 +253,11 @@ class Changes:
         until = time.monotonic() + self._limits.request_seconds
         try:
             self._pictures.mkdir(mode=0o700, exist_ok=True)
-            descriptor = os.open(self._pictures / _LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+            descriptor = os.open(self._pictures / _LOCK_NAME, systems.CHANGE | os.O_CREAT | systems.NO_FOLLOW, 0o600)
         except OSError as error:
             raise HTTPException(409, f"this service may not write beside its index ({error.strerror}).") from None
         try:
-            while True:
-                with suppress(BlockingIOError):
-                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
+            while not systems.try_lock(descriptor):
                 if time.monotonic() >= until:
                     raise HTTPException(503, "other changes of the index have not ended; try again later.")
                 time.sleep(_LOCK_PAUSE_SECONDS)
@@ -274,7 +271,7 @@ class Changes:
         try:
             if self._audit.exists() and self._audit.stat().st_size > AUDIT_BYTES:
                 self._audit.replace(self._audit.with_name(f"{self._audit.name}.1"))
-            flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
+            flags = systems.WRITE | os.O_CREAT | os.O_APPEND | systems.NO_FOLLOW
             descriptor = os.open(self._audit, flags, 0o600)
         except OSError as error:
             raise HTTPException(409, f"the record of changes cannot be written ({error.strerror}).") from None

@@ -6,7 +6,6 @@ that the index names, so nothing a client writes becomes part of a path.
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from vitrieve.errors import DataError, DecodeError
 from vitrieve.index.store import VectorStore, find_name
 from vitrieve.serve.body import NUM_BYTES, find_image_type
 from vitrieve.serve.settings import Limits
+from vitrieve.systems import read_at
 
 SIDES_PX = (160, 320, 640, 1280)
 """Longest sides that can be asked for: a few, so that a stranger cannot fill the memory with all others."""
@@ -93,7 +93,7 @@ class Pictures:
         except (DecodeError, OSError):
             raise _is_gone(record) from None
         try:
-            media_type = find_image_type(os.pread(file.fileno(), NUM_BYTES, 0))
+            media_type = find_image_type(read_at(file.fileno(), NUM_BYTES, 0))
         except OSError:
             media_type = None
         if media_type is None:

@@ -28,7 +28,7 @@ from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from socket import socket
 
-from vitrieve.errors import ArtifactError, VitrieveError
+from vitrieve.errors import ArtifactError, ConfigError, VitrieveError
 from vitrieve.search.searcher import Searcher
 from vitrieve.serve.app import create_app
 from vitrieve.serve.metrics import Metrics, share_counts
@@ -59,9 +59,11 @@ def serve_processes(
         announce: Called with the address once a process answers there.
 
     Raises:
-        ConfigError: As ``server.serve``.
+        ConfigError: As ``server.serve``, or the system is Windows, where a process is ended without a word.
         VitrieveError: As ``open_searcher``, where not even the first process could open the index.
     """
+    if sys.platform == "win32":
+        raise ConfigError("several processes answer at one address on Linux and macOS only; leave --num-processes out.")
     write_logs_to_standard_error()
     with open_listener(settings) as (listener, hosts), _making_folder() as folder:
         settings = replace(
@@ -202,6 +204,8 @@ class Supervisor:
                 self._start()
 
     def _start(self) -> None:
+        if sys.platform == "win32":
+            raise NotImplementedError
         ears, teller = _SPAWN.Pipe(duplex=False)
         process = _SPAWN.Process(target=answer_requests, args=(self._work, teller))
         # Ctrl-C and the end of a terminal reach all processes; this one decides what they mean.
@@ -239,6 +243,8 @@ class Supervisor:
             self._obey(signals.recv())
 
     def _obey(self, number: int) -> None:
+        if sys.platform == "win32":
+            raise NotImplementedError
         if number == signal.SIGHUP:
             log_event("restarting", processes=self._num_processes)
             self._generation += 1
@@ -283,6 +289,8 @@ class Supervisor:
 @contextmanager
 def _receiving_signals() -> Iterator[connection.Connection]:
     """Give the block what the numbers of signals come out of, in place of what they would do."""
+    if sys.platform == "win32":
+        raise NotImplementedError
     receiver, sender = _SPAWN.Pipe(duplex=False)
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     before = {number: signal.signal(number, lambda got, _: sender.send(got)) for number in numbers}

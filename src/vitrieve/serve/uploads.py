@@ -6,7 +6,6 @@ There a picture's name is a hash of its bytes, so that whoever reads it knows wh
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import re
@@ -20,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from vitrieve import systems
 from vitrieve.data.decode import measure_image
 from vitrieve.errors import ArtifactError, DecodeError
 from vitrieve.serve.settings import Limits
@@ -142,9 +142,9 @@ class SharedUploads:
         try:
             with self._changing():
                 self._remove_old(len(data), without=upload.upload_id)
-                with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+                with open(os.open(part, systems.WRITE | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
                     file.write(data)
-                part.rename(path)
+                systems.replace_file(part, path)
         finally:
             part.unlink(missing_ok=True)
         return upload
@@ -155,7 +155,7 @@ class SharedUploads:
             return None
         path = self._folder / upload_id
         try:
-            with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
+            with open(os.open(path, systems.READ | systems.NO_FOLLOW | systems.NO_WAIT), "rb") as file:
                 status = os.fstat(file.fileno())
                 if status.st_mtime < time.time() - self._limits.upload_seconds:
                     return None
@@ -163,7 +163,7 @@ class SharedUploads:
             upload = build_upload(data)
             if upload.upload_id != upload_id:
                 return None
-            os.utime(path, follow_symlinks=False)  # it was used now
+            os.utime(path, follow_symlinks=os.utime not in os.supports_follow_symlinks)  # it was used now
         except (OSError, DecodeError):
             return None
         return upload
@@ -184,7 +184,7 @@ class SharedUploads:
             with suppress(FileNotFoundError):
                 status = path.lstat()
                 if status.st_mtime < now - (PART_SECONDS if is_part else self._limits.upload_seconds):
-                    path.unlink()
+                    systems.remove_file(path)
                 else:
                     kept.append((status.st_mtime, status.st_size, path))
         kept.sort()
@@ -192,14 +192,14 @@ class SharedUploads:
         for _, size, path in kept:
             if num_files <= self._limits.num_uploads and num_bytes <= self._limits.upload_bytes:
                 break
-            path.unlink(missing_ok=True)
+            systems.remove_file(path)
             num_files, num_bytes = num_files - 1, num_bytes - size
 
     @contextmanager
     def _changing(self) -> Iterator[None]:
-        descriptor = os.open(self._folder / _LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o600)
+        descriptor = os.open(self._folder / _LOCK_NAME, systems.CHANGE | os.O_CREAT, 0o600)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            systems.wait_for_lock(descriptor)
             yield
         finally:
             os.close(descriptor)

@@ -424,8 +424,10 @@ def _count_fixed_bytes(encoder: ImageEncoder, config: Config, batch_size: int, n
 
 
 def _count_process_bytes() -> int:
+    if sys.platform == "win32":
+        return 0  # the standard library cannot tell
     if STATUS_OF_PROCESS.exists():
-        return int(STATUS_OF_PROCESS.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        return int(STATUS_OF_PROCESS.read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS, which has no such file
