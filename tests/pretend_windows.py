@@ -235,7 +235,7 @@ def serve(searcher: Any, pictures: Path, work: Path) -> None:
             answer = client.post("/search", files={"image": ("x.png", data)}, data={"k": "1"})
             assert answer.status_code == 200, answer.text
         for _ in range(2):
-            sent = client.put("/images/sent.png", files={"image": ("x.png", picture)}, headers=headers)
+            sent = client.put("/images/sent.png", content=picture, headers=headers)
             assert sent.status_code in (200, 201), sent.text
         assert client.delete("/images/sent.png", headers=headers).status_code == 200
         assert "vitrieve_requests_total" in client.get("/metrics", headers=headers).text

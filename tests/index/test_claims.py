@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from vitrieve import systems
 from vitrieve.artifacts import MANIFEST_NAME
 from vitrieve.errors import ArtifactError
+from vitrieve.index import claims as module
 from vitrieve.index.claims import Claim, Claims, settle_abandoned, settling
 from vitrieve.index.store import StoreKind
 
@@ -121,7 +121,7 @@ def test_only_a_folder_beside_the_index_goes_with_its_claim(folder: str, is_remo
 def test_a_claim_that_was_taken_for_abandoned_is_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another process may settle the file between its making and its locking."""
     index, releases = tmp_path / "index", Releases()
-    lock, calls = systems.wait_for_lock, []
+    lock, calls = module.wait_for_lock, []
 
     def slow(descriptor: int) -> None:
         calls.append(descriptor)
@@ -129,7 +129,7 @@ def test_a_claim_that_was_taken_for_abandoned_is_written_again(tmp_path: Path, m
             settle_abandoned(index, releases)
         lock(descriptor)
 
-    monkeypatch.setattr(systems, "wait_for_lock", slow)
+    monkeypatch.setattr(module, "wait_for_lock", slow)
     claims = Claims(index, releases)
     claims.add(make_claim())
     (path,) = tmp_path.iterdir()

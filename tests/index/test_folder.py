@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 from tests.index.conformance import WIDTH, fill, make_info, make_many, make_record
-from vitrieve import systems
 from vitrieve.embed.collection import Embeddings
 from vitrieve.errors import ArtifactError, InputError, ReplacedError
 from vitrieve.index import folder as guards
@@ -224,7 +223,7 @@ def test_overwriting_waits_for_whoever_writes(tmp_path: Path, monkeypatch: pytes
 
 def test_the_lock_of_a_deleted_file_does_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Somebody who waited for the lock gets it when the index is made anew, on a file that nobody else sees."""
-    try_lock = systems.try_lock
+    try_lock = guards.try_lock
     num_locked = 0
 
     def lock_late(descriptor: int) -> bool:
@@ -234,7 +233,7 @@ def test_the_lock_of_a_deleted_file_does_not_count(tmp_path: Path, monkeypatch: 
             (tmp_path / guards.LOCK_NAME).unlink()
         return try_lock(descriptor)
 
-    monkeypatch.setattr(systems, "try_lock", lock_late)
+    monkeypatch.setattr(guards, "try_lock", lock_late)
     with guards.writing(tmp_path):
         assert num_locked == 2
         with pytest.raises(ArtifactError, match="being written"), guards.writing(tmp_path, wait_seconds=0):

@@ -17,11 +17,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from vitrieve import systems
 from vitrieve.artifacts import MANIFEST_NAME, explaining_full_disk, find_aside, is_replaceable, sync_folder
 from vitrieve.errors import VitrieveError
 from vitrieve.index.store import SERVERS, StoreKind
 from vitrieve.progress import print_message
+from vitrieve.systems import CHANGE, remove_locked, try_lock, wait_for_lock
 
 Release = Callable[[StoreKind, str, str], None]
 """Removes from a server what an index has there: the kind of its store, its address, and the name."""
@@ -106,10 +106,10 @@ def settle_abandoned(out: Path, release: Release) -> None:
     out = out.resolve()
     for path in _find(out):
         try:
-            descriptor = os.open(path, systems.CHANGE)
+            descriptor = os.open(path, CHANGE)
         except OSError:  # another process has just settled it, or it is somebody else's
             continue
-        if systems.try_lock(descriptor) and _is_at(path, descriptor):
+        if try_lock(descriptor) and _is_at(path, descriptor):
             _settle_and_close(out, path, descriptor, _read_named(out), release)
         else:
             os.close(descriptor)
@@ -127,8 +127,8 @@ def _find(out: Path) -> list[Path]:
 def _make_locked(path: Path) -> int:
     """Make a file, and lock it; once more where another process took it for abandoned before it was locked."""
     while True:
-        descriptor = os.open(path, systems.CHANGE | os.O_CREAT | os.O_TRUNC, 0o644)
-        systems.wait_for_lock(descriptor)
+        descriptor = os.open(path, CHANGE | os.O_CREAT | os.O_TRUNC, 0o644)
+        wait_for_lock(descriptor)
         if _is_at(path, descriptor):
             return descriptor
         os.close(descriptor)
@@ -176,7 +176,7 @@ def _settle_and_close(out: Path, path: Path, descriptor: int, named: set[object]
         is_settled = _settle(out, path, named, release)
     finally:
         if is_settled:
-            systems.remove_locked(path, descriptor)
+            remove_locked(path, descriptor)
         else:
             os.close(descriptor)
 

@@ -19,9 +19,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
-from vitrieve import systems
 from vitrieve.artifacts import MANIFEST_NAME, describe_full_disk, is_full_disk
 from vitrieve.errors import ArtifactError, DiskFullError, InputError, ReplacedError, VitrieveError
+from vitrieve.systems import CHANGE, try_lock
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -65,11 +65,11 @@ def _lock(folder: Path) -> int | None:
     """Lock the file and return it, open; None while another writer has it, or has just deleted it."""
     path = _find_lock(folder)
     try:
-        descriptor = os.open(path, systems.CHANGE | os.O_CREAT, 0o644)
+        descriptor = os.open(path, CHANGE | os.O_CREAT, 0o644)
     except OSError as error:
         raise ArtifactError(f"{folder} cannot be changed ({error}).") from None
     try:
-        if systems.try_lock(descriptor) and os.path.samestat(os.fstat(descriptor), path.stat()):
+        if try_lock(descriptor) and os.path.samestat(os.fstat(descriptor), path.stat()):
             return descriptor
     except FileNotFoundError:
         pass

@@ -25,7 +25,6 @@ from typing import Literal
 import numpy as np
 from fastapi import HTTPException
 
-from vitrieve import systems
 from vitrieve.data.records import ImageRecord
 from vitrieve.errors import DataError
 from vitrieve.index.store import find_name
@@ -33,6 +32,7 @@ from vitrieve.index.written import get_audit_file, get_pictures_folder, is_writt
 from vitrieve.search.searcher import Searcher
 from vitrieve.serve.settings import MAX_TEXT, Limits
 from vitrieve.syncing.state import STATE_NAME
+from vitrieve.systems import CHANGE, NO_FOLLOW, WRITE, remove_file, replace_file, try_lock
 
 MAX_FIELDS = 64
 """Metadata columns of one image that is sent."""
@@ -175,7 +175,7 @@ class Changes:
             if known is not None and change.kind != "patch" and is_written(known[1].path, self._index):
                 new = None if change.image is None else self._name_file(changed.image_id, change.image)
                 if known[1].path != new:
-                    systems.remove_file(known[1].path)
+                    remove_file(known[1].path)
         return changed
 
     def _apply(
@@ -238,11 +238,11 @@ class Changes:
             raise HTTPException(507, "the disk is nearly full, so the picture is not kept.")
         part = path.with_name(f".{path.name}.part")
         try:
-            with open(os.open(part, systems.WRITE | os.O_CREAT | os.O_TRUNC | systems.NO_FOLLOW, 0o600), "wb") as file:
+            with open(os.open(part, WRITE | os.O_CREAT | os.O_TRUNC | NO_FOLLOW, 0o600), "wb") as file:
                 file.write(image)
                 file.flush()
                 os.fsync(file.fileno())
-            systems.replace_file(part, path)
+            replace_file(part, path)
         finally:
             part.unlink(missing_ok=True)
         return path
@@ -253,11 +253,11 @@ class Changes:
         until = time.monotonic() + self._limits.request_seconds
         try:
             self._pictures.mkdir(mode=0o700, exist_ok=True)
-            descriptor = os.open(self._pictures / _LOCK_NAME, systems.CHANGE | os.O_CREAT | systems.NO_FOLLOW, 0o600)
+            descriptor = os.open(self._pictures / _LOCK_NAME, CHANGE | os.O_CREAT | NO_FOLLOW, 0o600)
         except OSError as error:
             raise HTTPException(409, f"this service may not write beside its index ({error.strerror}).") from None
         try:
-            while not systems.try_lock(descriptor):
+            while not try_lock(descriptor):
                 if time.monotonic() >= until:
                     raise HTTPException(503, "other changes of the index have not ended; try again later.")
                 time.sleep(_LOCK_PAUSE_SECONDS)
@@ -271,7 +271,7 @@ class Changes:
         try:
             if self._audit.exists() and self._audit.stat().st_size > AUDIT_BYTES:
                 self._audit.replace(self._audit.with_name(f"{self._audit.name}.1"))
-            flags = systems.WRITE | os.O_CREAT | os.O_APPEND | systems.NO_FOLLOW
+            flags = WRITE | os.O_CREAT | os.O_APPEND | NO_FOLLOW
             descriptor = os.open(self._audit, flags, 0o600)
         except OSError as error:
             raise HTTPException(409, f"the record of changes cannot be written ({error.strerror}).") from None

@@ -25,7 +25,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 from prometheus_client.registry import Collector
 
-from vitrieve import systems
+from vitrieve.systems import CHANGE, try_lock
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8)
 """Bounds of the histograms: fine around the 25 ms of a search by vector and the 400 ms of one by picture."""
@@ -107,8 +107,8 @@ def share_counts(folder: Path) -> None:
 def _take_number(folder: Path) -> int:
     """Take the first number that no living process has; the lock stays until this process ends, however it ends."""
     for number in count():
-        descriptor = os.open(folder / f"{number}{_LOCK_SUFFIX}", systems.CHANGE | os.O_CREAT, 0o600)
-        if systems.try_lock(descriptor):
+        descriptor = os.open(folder / f"{number}{_LOCK_SUFFIX}", CHANGE | os.O_CREAT, 0o600)
+        if try_lock(descriptor):
             mark_process_dead(number, str(folder))  # type: ignore[no-untyped-call]
             os.ftruncate(descriptor, 0)
             os.write(descriptor, str(os.getpid()).encode())
@@ -121,9 +121,9 @@ def find_processes(folder: Path) -> tuple[int, ...]:
     """List the ids of the processes that share a folder and live; what the others had in work is forgotten."""
     ids = []
     for path in sorted(folder.glob(f"*{_LOCK_SUFFIX}")):
-        descriptor = os.open(path, systems.CHANGE)
+        descriptor = os.open(path, CHANGE)
         try:
-            if systems.try_lock(descriptor):
+            if try_lock(descriptor):
                 mark_process_dead(int(path.stem), str(folder))  # type: ignore[no-untyped-call]
             elif text := os.read(descriptor, 20):  # empty where it has only just begun
                 ids.append(int(text))

@@ -19,10 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from vitrieve import systems
 from vitrieve.data.decode import measure_image
 from vitrieve.errors import ArtifactError, DecodeError
 from vitrieve.serve.settings import Limits
+from vitrieve.systems import CHANGE, NO_FOLLOW, NO_WAIT, READ, WRITE, remove_file, replace_file, wait_for_lock
 
 ID_LENGTH = 32
 """Hexadecimal digits: 128 bits, which nobody guesses."""
@@ -142,9 +142,9 @@ class SharedUploads:
         try:
             with self._changing():
                 self._remove_old(len(data), without=upload.upload_id)
-                with open(os.open(part, systems.WRITE | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+                with open(os.open(part, WRITE | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
                     file.write(data)
-                systems.replace_file(part, path)
+                replace_file(part, path)
         finally:
             part.unlink(missing_ok=True)
         return upload
@@ -155,7 +155,7 @@ class SharedUploads:
             return None
         path = self._folder / upload_id
         try:
-            with open(os.open(path, systems.READ | systems.NO_FOLLOW | systems.NO_WAIT), "rb") as file:
+            with open(os.open(path, READ | NO_FOLLOW | NO_WAIT), "rb") as file:
                 status = os.fstat(file.fileno())
                 if status.st_mtime < time.time() - self._limits.upload_seconds:
                     return None
@@ -184,7 +184,7 @@ class SharedUploads:
             with suppress(FileNotFoundError):
                 status = path.lstat()
                 if status.st_mtime < now - (PART_SECONDS if is_part else self._limits.upload_seconds):
-                    systems.remove_file(path)
+                    remove_file(path)
                 else:
                     kept.append((status.st_mtime, status.st_size, path))
         kept.sort()
@@ -192,14 +192,14 @@ class SharedUploads:
         for _, size, path in kept:
             if num_files <= self._limits.num_uploads and num_bytes <= self._limits.upload_bytes:
                 break
-            systems.remove_file(path)
+            remove_file(path)
             num_files, num_bytes = num_files - 1, num_bytes - size
 
     @contextmanager
     def _changing(self) -> Iterator[None]:
-        descriptor = os.open(self._folder / _LOCK_NAME, systems.CHANGE | os.O_CREAT, 0o600)
+        descriptor = os.open(self._folder / _LOCK_NAME, CHANGE | os.O_CREAT, 0o600)
         try:
-            systems.wait_for_lock(descriptor)
+            wait_for_lock(descriptor)
             yield
         finally:
             os.close(descriptor)
