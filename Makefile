@@ -7,12 +7,20 @@ VITRIEVE := $(BIN)/vitrieve
 DEMO := demo
 
 .DEFAULT_GOAL := help
-.PHONY: help setup format check docs test test-all test-lowest demo bench
+.PHONY: help setup lock format check docs test test-all test-lowest demo bench
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-setup: $(STAMP) ## Install vitrieve and its tools into .venv
+setup: $(STAMP) ## Install vitrieve and its tools into .venv (LOCKED=1: the versions of requirements-dev.lock)
+
+LOCK := requirements-dev.lock
+# After `make lock` somebody else gets the same; without LOCKED, everybody gets what is newest.
+CONSTRAINT := $(if $(LOCKED),--constraint $(LOCK))
+
+lock: $(STAMP) ## Write the versions in .venv into requirements-dev.lock
+	{ sed -n '/^#/p' $(LOCK); $(BIN)/python -m pip list --format=freeze --exclude-editable --exclude pip; } > $(LOCK).new
+	mv $(LOCK).new $(LOCK)
 
 # The demo draws its pictures while pip fetches torch: drawing needs little of what is installed. Where it fails, training
 # draws what is missing, or says why it cannot.
@@ -28,8 +36,8 @@ $(STAMP): pyproject.toml
 	    echo "'$(PYTHON) -m venv' does not work here; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
 	@echo "installing into $(VENV) (torch is large: this takes a few minutes the first time)" >&2
 	$(if $(IS_DEMO),$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[emoji]')
-	$(if $(IS_DEMO),$(DRAW) &) $(BIN)/python -m pip install --disable-pip-version-check torch==2.14.1 torchvision==0.29.1 && \
-	    $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[train,emoji,serve,test,check,docs]'; \
+	$(if $(IS_DEMO),$(DRAW) &) $(BIN)/python -m pip install --disable-pip-version-check $(CONSTRAINT) torch==2.14.1 torchvision==0.29.1 && \
+	    $(BIN)/python -m pip install --quiet --disable-pip-version-check $(CONSTRAINT) --editable '.[train,emoji,serve,test,check,docs]'; \
 	    status=$$?; wait; exit $$status
 	@touch $@
 
@@ -37,10 +45,12 @@ format: $(STAMP) ## Format the code and fix what the linter can fix
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-check: $(STAMP) ## Check format, lint, types and the direction of imports, and build the documentation
+check: $(STAMP) ## Check format, lint, types for three systems and the direction of imports, and build the documentation
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/mypy --platform win32 --cache-dir .mypy_cache/win32
+	$(BIN)/mypy --platform darwin --cache-dir .mypy_cache/darwin
 	$(BIN)/pytest --quiet tests/test_import_directions.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 

@@ -240,7 +240,7 @@ def serve(searcher: Any, pictures: Path, work: Path) -> None:
         assert client.delete("/images/sent.png", headers=headers).status_code == 200
         assert "vitrieve_requests_total" in client.get("/metrics", headers=headers).text
     try:
-        serve_processes(lambda: searcher, ServeSettings(), num_processes=2)
+        serve_processes(lambda: searcher, ServeSettings(host="127.0.0.1", port=0), num_processes=2)
     except ConfigError as error:
         assert "--num-processes" in str(error)  # noqa: PT017
     else:

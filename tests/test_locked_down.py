@@ -70,6 +70,18 @@ def test_with_a_home_folder_that_cannot_be_written(run: Run, places: dict[str, P
     index_and_search(run, places, "01.png", HOME=NOWHERE)
 
 
+def test_as_a_user_who_may_only_read_a_home_folder(run: Run, places: dict[str, Path], tmp_path: Path) -> None:
+    """Root may write everywhere, so it becomes a user without rights, whom the files of root belong to nevertheless."""
+    alone = ("unshare", "--user") if os.geteuid() == 0 else ()
+    if alone and (shutil.which("unshare") is None or subprocess.run([*alone, "true"], capture_output=True).returncode):
+        pytest.skip("needs unshare of Linux, and the right to use it")
+    assert subprocess.run([*alone, "id", "-u"], capture_output=True, text=True, check=True).stdout != "0\n"
+    home = tmp_path / "home"
+    home.mkdir(mode=0o555)
+    index_and_search(run, places, "01.png", prefix=alone, HOME=str(home))
+    assert list(home.iterdir()) == []
+
+
 def test_a_cache_that_cannot_be_made_is_one_message(run: Run, places: dict[str, Path]) -> None:
     pytest.importorskip("fastapi", reason="needs vitrieve[serve]")
     words = (places["pictures"], "--encoder", places["encoder"], "--port", 0, "--num-threads", 1)

@@ -63,3 +63,25 @@ def test_bounds_are_those_that_the_documentation_argues_for() -> None:
     rows = re.findall(r"^\| ([\w-]+) \| (\d[\d.]*) \|", (ROOT / "docs" / "security.md").read_text(), re.MULTILINE)
     assert {"starlette", "fastapi", "uvicorn", "python-multipart", "h11", "pillow"} <= {name for name, _ in rows}
     assert {name: bounds[name] for name, _ in rows} == dict(rows)
+
+
+def test_the_lock_file_has_a_version_of_everything_that_is_installed_with_it() -> None:
+    """``make setup LOCKED=1`` installs these extras; a constraint that is missing or does not fit would tell nobody."""
+    packaging = pytest.importorskip("packaging.requirements", reason="needs packaging")
+    text = (ROOT / "requirements-dev.lock").read_text(encoding="utf-8")
+    assert "@" not in text  # no place that something came from, as pip freeze would write
+    assert "://" not in text
+    lines = [line.split("==") for line in text.splitlines() if not line.startswith("#")]
+    locked = {re.sub(r"[-_.]+", "-", name).lower(): version for name, version in lines}
+    assert len(locked) == len(lines)
+    table = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    (extras,) = re.findall(r"\$\(CONSTRAINT\) --editable '\.\[([a-z,]+)\]'", makefile)
+    optional = table["optional-dependencies"]
+    for text in (*table["dependencies"], *(one for extra in extras.split(",") for one in optional[extra])):
+        wanted = packaging.Requirement(text)
+        if wanted.marker is None or wanted.marker.evaluate({"python_version": "3.11", "sys_platform": "linux"}):
+            name = re.sub(r"[-_.]+", "-", wanted.name).lower()
+            assert wanted.specifier.contains(locked[name], prereleases=True), text
+    (pair,) = re.findall(r"\$\(CONSTRAINT\) (torch==\S+) (torchvision==\S+)", makefile)
+    assert [f"torch=={locked['torch']}", f"torchvision=={locked['torchvision']}"] == [*pair]
