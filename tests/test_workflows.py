@@ -38,7 +38,7 @@ def test_jobs_are_bounded_and_call_what_is_there(job: dict[str, Any]) -> None:
         assert name in COMMANDS
     for target in re.findall(r"make ([a-z-]+)", script):
         assert re.search(rf"(?m)^{target}:", (CHECKOUT / "Makefile").read_text(encoding="utf-8"))
-    for path in re.findall(r"(?<![\w/.])(?:tests|\.ci)/[\w/]+", script):
+    for path in re.findall(r"(?<![\w/.])(?:tests|\.ci)/[\w/]+(?:\.py)?", script):
         assert (CHECKOUT / path).exists()
     for extras in re.findall(r"\[([a-z,0-9]+)\]", script):
         assert set(extras.split(",")) <= set(PROJECT["optional-dependencies"])
