@@ -5,7 +5,16 @@
 
 from __future__ import annotations
 
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from vitrieve.systems import CHANGE, NO_FOLLOW, try_lock
+
+_LOCK_NAME = ".lock"
+_LOCK_PAUSE_SECONDS = 0.02
 
 
 def get_pictures_folder(index: Path) -> Path:
@@ -18,6 +27,32 @@ def get_audit_file(index: Path) -> Path:
     """Return the file with a line for each change that a service made."""
     index = index.absolute()
     return index.parent / f"{index.name}.audit.jsonl"
+
+
+@contextmanager
+def locking_writes(index: Path, *, seconds: float) -> Iterator[None]:
+    """Let one process and one thread of this machine at a time change images: a service, or a sync.
+
+    Args:
+        index: Folder of the index.
+        seconds: How long the others are waited for.
+
+    Raises:
+        OSError: The folder beside the index cannot be written.
+        TimeoutError: Another one has not ended.
+    """
+    until = time.monotonic() + seconds
+    folder = get_pictures_folder(index)
+    folder.mkdir(mode=0o700, exist_ok=True)
+    descriptor = os.open(folder / _LOCK_NAME, CHANGE | os.O_CREAT | NO_FOLLOW, 0o600)
+    try:
+        while not try_lock(descriptor):
+            if time.monotonic() >= until:
+                raise TimeoutError
+            time.sleep(_LOCK_PAUSE_SECONDS)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def is_written(path: Path, index: Path) -> bool:

@@ -4,8 +4,9 @@ The rule of what is whose: a picture that was sent lies in ``INDEX.pictures`` un
 nothing a client writes becomes part of a path. What ``vitrieve sync`` indexed from its folder belongs to that folder
 and is not changed here; what was sent here is left alone by sync. No file of anybody else is ever changed or removed.
 
-A change is made in an order in which a process that is killed leaves no image without its file: the new file, the
-index, the line of the record, and then the old file goes.
+A change is made in an order in which a process that is killed leaves no image without its file, and no change without
+its line: what is intended is noted, then come the new file, the index, the line of the record, and the old file goes.
+Whoever changes the index next, or begins to serve it, finds what was noted, looks whether it was made, and ends it.
 """
 
 from __future__ import annotations
@@ -14,25 +15,25 @@ import hashlib
 import json
 import os
 import shutil
-import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from fastapi import HTTPException
 
+from vitrieve.artifacts import write_bytes_durably
 from vitrieve.data.records import ImageRecord
-from vitrieve.errors import DataError
+from vitrieve.errors import DataError, DiskFullError
 from vitrieve.index.store import find_name
-from vitrieve.index.written import get_audit_file, get_pictures_folder, is_written
+from vitrieve.index.written import get_audit_file, get_pictures_folder, is_written, locking_writes
 from vitrieve.search.searcher import Searcher
 from vitrieve.serve.settings import MAX_TEXT, Limits
 from vitrieve.syncing.state import STATE_NAME
-from vitrieve.systems import CHANGE, NO_FOLLOW, WRITE, remove_file, replace_file, try_lock
+from vitrieve.systems import NO_FOLLOW, WRITE, remove_file, replace_file
 
 MAX_FIELDS = 64
 """Metadata columns of one image that is sent."""
@@ -40,8 +41,9 @@ MAX_COLUMNS = 256
 """Metadata columns of an index that a service adds to: each is a column of the store."""
 AUDIT_BYTES = 64 * 2**20
 """Size at which the record of changes is put aside; the one before it is then dropped."""
-_LOCK_NAME = ".lock"
-_LOCK_PAUSE_SECONDS = 0.02
+MAX_LINE_BYTES = 4 * 2**20
+"""What a line of the record takes at most: 65 names of 4,096 characters, each of up to 12 bytes, take less."""
+_INTENT_NAME = ".intent"
 
 Kind = Literal["put", "patch", "delete"]
 
@@ -136,6 +138,7 @@ class Changes:
         self._index = searcher.folder.absolute()
         self._pictures = get_pictures_folder(self._index)
         self._audit = get_audit_file(self._index)
+        self._intent = self._pictures / _INTENT_NAME
 
     def encode(self, change: Change) -> np.ndarray | None:
         """Check a change, and embed its picture; None where it has none.
@@ -164,43 +167,100 @@ class Changes:
             ArtifactError: The index cannot be written, or another one took its place.
         """
         with self._locked():
+            self._settle()
             known = self._find(change.image_id)
             if known is None and change.kind != "put":
                 raise HTTPException(404, f"the index has no image {change.image_id[:200]!r}.")
             if known is not None:
                 self._require_ours(known[1])
+            planned = self._plan(change, None if known is None else known[1])
+            line = self._build_line(change, planned, author)
+            old = None if known is None or not is_written(known[1].path, self._index) else known[1].path.name
             with self._open_audit() as audit:
-                changed = self._apply(change, vector, known)
-                self._write_line(audit, change, changed, author)
-            if known is not None and change.kind != "patch" and is_written(known[1].path, self._index):
-                new = None if change.image is None else self._name_file(changed.image_id, change.image)
-                if known[1].path != new:
-                    remove_file(known[1].path)
-        return changed
+                self._require_room(change)
+                intent = {"line": line, "metadata": dict(planned.metadata), "old": old}
+                self._note(intent)
+                self._apply(change, planned, vector, known)
+                _append(audit, line)
+            self._end(intent, is_made=True)
+        return planned
+
+    def _note(self, intent: Mapping[str, Any]) -> None:
+        try:
+            write_bytes_durably(self._intent, json.dumps(intent).encode())
+        except DiskFullError:
+            raise HTTPException(507, "the disk is full, so nothing is changed.") from None
+
+    def settle(self) -> None:
+        """End what a process began that was killed in the middle of a change; nothing where there is none.
+
+        Raises:
+            HTTPException: As ``make``.
+            ArtifactError: The index cannot be read.
+        """
+        if self._intent.exists():
+            with self._locked():
+                self._settle()
+
+    def _settle(self) -> None:
+        """Find out whether a change was made whose end nobody noted, and note it; the lock is held."""
+        if not self._intent.exists():
+            return
+        intent = json.loads(self._intent.read_bytes())
+        line = intent["line"]
+        known = self._find(line["image_id"])
+        if line["what"] == "delete":
+            is_made = known is None
+        else:
+            is_made = known is not None and dict(known[1].metadata) == intent["metadata"]
+            if known is not None and line["file"] is not None:
+                is_made = is_made and known[1].path == self._pictures / line["file"]
+        if self._read_last_line() != line:
+            with self._open_audit() as audit:
+                if not self._is_whole():
+                    os.write(audit, b"\n")
+                _append(audit, {**line, "status": line["status"] if is_made else "not made", "is_found_later": True})
+        self._end(intent, is_made=is_made)
+
+    def _end(self, intent: Mapping[str, Any], *, is_made: bool) -> None:
+        """Remove the file that no image names any more, and forget what was intended."""
+        new, old = intent["line"]["file"], intent["old"]
+        unneeded = old if is_made else new
+        if unneeded is not None and new != old and intent["line"]["what"] != "patch":
+            remove_file(self._pictures / unneeded)
+        self._intent.unlink(missing_ok=True)
+
+    def _plan(self, change: Change, known: ImageRecord | None) -> Changed:
+        """Say what a change will come to."""
+        name = change.image_id if known is None else known.image_id
+        if change.kind == "delete":
+            return Changed(image_id=name, status="deleted", metadata={})
+        metadata = self._merge({} if known is None else known.metadata, change.metadata)
+        if change.kind == "patch":
+            return Changed(image_id=name, status="updated", metadata=metadata)
+        return Changed(image_id=name, status="created" if known is None else "replaced", metadata=metadata)
 
     def _apply(
-        self, change: Change, vector: np.ndarray | None, known: tuple[np.ndarray, ImageRecord] | None
-    ) -> Changed:
-        store = self._searcher.store
+        self,
+        change: Change,
+        planned: Changed,
+        vector: np.ndarray | None,
+        known: tuple[np.ndarray, ImageRecord] | None,
+    ) -> None:
+        store, name = self._searcher.store, planned.image_id
         if change.kind == "delete":
+            store.delete([name])
+        elif change.kind == "patch":
             assert known is not None
-            store.delete([known[1].image_id])
-            return Changed(image_id=known[1].image_id, status="deleted", metadata={})
-        metadata = self._merge({} if known is None else known[1].metadata, change.metadata)
-        if change.kind == "patch":
-            assert known is not None
-            record = replace(known[1], metadata=metadata)
-            store.upsert(known[0], [record])
-            return Changed(image_id=record.image_id, status="updated", metadata=metadata)
-        assert change.image is not None
-        assert vector is not None
-        name = change.image_id if known is None else known[1].image_id
-        path = self._keep(name, change.image)
-        record = ImageRecord(image_id=name, path=path, label=0, split="test", metadata=metadata)
-        if known is not None:
-            record = replace(known[1], path=path, box=None, metadata=metadata)
-        store.upsert(vector, [record])
-        return Changed(image_id=name, status="created" if known is None else "replaced", metadata=metadata)
+            store.upsert(known[0], [replace(known[1], metadata=planned.metadata)])
+        else:
+            assert change.image is not None
+            assert vector is not None
+            path = self._keep(name, change.image)
+            record = ImageRecord(image_id=name, path=path, label=0, split="test", metadata=planned.metadata)
+            if known is not None:
+                record = replace(known[1], path=path, box=None, metadata=planned.metadata)
+            store.upsert(vector, [record])
 
     def _find(self, image_id: str) -> tuple[np.ndarray, ImageRecord] | None:
         store = self._searcher.store
@@ -232,10 +292,14 @@ class Changes:
         name = hashlib.sha256(image_id.encode()).hexdigest()[:24]
         return self._pictures / f"{name}-{hashlib.sha256(image).hexdigest()[:24]}"
 
+    def _require_room(self, change: Change) -> None:
+        if change.image is None:
+            return
+        if shutil.disk_usage(self._pictures).free < self._limits.free_bytes + len(change.image):
+            raise HTTPException(507, "the disk is nearly full, so the picture is not kept.")
+
     def _keep(self, image_id: str, image: bytes) -> Path:
         path = self._name_file(image_id, image)
-        if shutil.disk_usage(self._pictures).free < self._limits.free_bytes + len(image):
-            raise HTTPException(507, "the disk is nearly full, so the picture is not kept.")
         part = path.with_name(f".{path.name}.part")
         try:
             with open(os.open(part, WRITE | os.O_CREAT | os.O_TRUNC | NO_FOLLOW, 0o600), "wb") as file:
@@ -250,20 +314,14 @@ class Changes:
     @contextmanager
     def _locked(self) -> Iterator[None]:
         """Let one process and one thread at a time read, change and write."""
-        until = time.monotonic() + self._limits.request_seconds
-        try:
-            self._pictures.mkdir(mode=0o700, exist_ok=True)
-            descriptor = os.open(self._pictures / _LOCK_NAME, CHANGE | os.O_CREAT | NO_FOLLOW, 0o600)
-        except OSError as error:
-            raise HTTPException(409, f"this service may not write beside its index ({error.strerror}).") from None
-        try:
-            while not try_lock(descriptor):
-                if time.monotonic() >= until:
-                    raise HTTPException(503, "other changes of the index have not ended; try again later.")
-                time.sleep(_LOCK_PAUSE_SECONDS)
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(locking_writes(self._index, seconds=self._limits.request_seconds))
+            except TimeoutError:
+                raise HTTPException(503, "other changes of the index have not ended; try again later.") from None
+            except OSError as error:
+                raise HTTPException(409, f"this service may not write beside its index ({error.strerror}).") from None
             yield
-        finally:
-            os.close(descriptor)
 
     @contextmanager
     def _open_audit(self) -> Iterator[int]:
@@ -280,17 +338,41 @@ class Changes:
         finally:
             os.close(descriptor)
 
-    def _write_line(self, audit: int, change: Change, changed: Changed, author: Author) -> None:
-        line = {
+    def _build_line(self, change: Change, planned: Changed, author: Author) -> dict[str, Any]:
+        file = None if change.image is None else self._name_file(planned.image_id, change.image).name
+        return {
             "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
             "what": change.kind,
-            "status": changed.status,
-            "image_id": changed.image_id,
+            "status": planned.status,
+            "image_id": planned.image_id,
             "columns": sorted(change.metadata or {}),
             "sha256": None if change.image is None else hashlib.sha256(change.image).hexdigest(),
+            "file": file,
             "token": author.token,
             "address": author.address,
             "request_id": author.request_id,
         }
-        os.write(audit, (json.dumps(line) + "\n").encode())
-        os.fsync(audit)
+
+    def _is_whole(self) -> bool:
+        """Say whether the record ends with the end of a line; a process may have been killed in the middle of one."""
+        with self._audit.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - 1))
+            return file.read() in (b"", b"\n")
+
+    def _read_last_line(self) -> dict[str, Any] | None:
+        """Read the last line of the record; None where there is none that is whole."""
+        try:
+            with self._audit.open("rb") as file:
+                size = file.seek(0, os.SEEK_END)
+                file.seek(max(0, size - MAX_LINE_BYTES))
+                lines = file.read().splitlines()
+            return dict(json.loads(lines[-1])) if lines else None
+        except (OSError, ValueError):
+            return None
+
+
+def _append(audit: int, line: Mapping[str, Any]) -> None:
+    """Append a line durably."""
+    os.write(audit, (json.dumps(line) + "\n").encode())
+    os.fsync(audit)

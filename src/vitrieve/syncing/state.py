@@ -24,9 +24,11 @@ from vitrieve.artifacts import describe_full_disk
 from vitrieve.data.records import ImageRecord
 from vitrieve.errors import ArtifactError, DiskFullError
 from vitrieve.index.store import MAX_BATCH_ROWS, VectorStore
-from vitrieve.index.written import get_pictures_folder, is_written
+from vitrieve.index.written import get_pictures_folder, is_written, locking_writes
 
 STATE_NAME = "sync.sqlite"
+WRITES_SECONDS = 60.0
+"""How long a change by a service is waited for; one takes some tenths of a second."""
 FORMAT_VERSION = 1
 CLOCK_TICK_NS = 2_000_000_000
 """The coarsest clock of a file system (FAT): within it a second change may leave all times as they are."""
@@ -290,7 +292,8 @@ class SyncedIndex:
             return
         image_ids = [change.record.image_id for change in changes]
         self._forget(image_ids)
-        self.store.upsert(np.stack([change.vector for change in changes]), [change.record for change in changes])
+        with self._locking_writes():
+            self.store.upsert(np.stack([change.vector for change in changes]), [change.record for change in changes])
         self._stored.update(image_ids)
         self._write([change.state for change in changes])
 
@@ -325,12 +328,28 @@ class SyncedIndex:
         if not image_ids:
             return
         self._forget(image_id for image_id in image_ids if self._is_claimed(image_id))
-        self.store.delete(image_ids)
+        with self._locking_writes():
+            self.store.delete(image_ids)
         self._stored.difference_update(image_ids)
 
     def forget_others(self, wanted: Iterable[str]) -> None:
         """Forget the states of images that are not wanted and not in the store."""
         self._forget(set(self.states) - set(wanted) - self._stored)
+
+    @contextmanager
+    def _locking_writes(self) -> Iterator[None]:
+        """Keep a service that changes the index out: it asks whose an image is, and then changes it."""
+        if not get_pictures_folder(self._index).exists():  # no service has changed anything here
+            yield
+            return
+        try:
+            with locking_writes(self._index, seconds=WRITES_SECONDS):
+                yield
+        except TimeoutError:
+            raise ArtifactError(
+                f"a service that changes the index {self._index} has not ended its change in {WRITES_SECONDS:g} "
+                "seconds; run the command again."
+            ) from None
 
     def _is_claimed(self, image_id: str) -> bool:
         state = self.states.get(image_id)
