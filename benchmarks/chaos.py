@@ -112,7 +112,7 @@ class Server:
         """Start the process; ``wait_ready`` tells when it answers."""
         self.num_starts += 1
         with self.log.open("ab") as log:
-            command = vitrieve("serve", "--index", self.index, "--port", self.port)
+            command = vitrieve("serve", "--index", self.index, "--port", self.port, "--reads-per-minute", "0")
             self.process = subprocess.Popen(command, stdout=log, stderr=log)
 
     def is_alive(self) -> bool:

@@ -61,6 +61,7 @@ def main() -> None:
     run("index", "--embeddings", work / str(SIZES[0]), "--out", index)
     with log.open("w") as file:
         words = [sys.executable, "-m", "vitrieve", "serve", "--index", str(index), "--port", "0"]
+        words += ["--reads-per-minute", "0"]
         server = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=file, text=True)
     assert server.stdout is not None
     address = server.stdout.readline().strip().rstrip("/")

@@ -59,7 +59,7 @@ def ensure_index(work: Path, folder: Path, num_vectors: int) -> Path:
 def serving(index: Path, log: Path, resident_mib: int) -> Iterator[str]:
     """Serve the index; yield the address."""
     command = [sys.executable, "-m", "vitrieve", "serve", "--index", str(index), "--port", "0"]
-    command += ["--resident-mib", str(resident_mib)]
+    command += ["--resident-mib", str(resident_mib), "--reads-per-minute", "0"]
     with log.open("w") as errors:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
     assert process.stdout is not None

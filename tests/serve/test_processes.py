@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,12 +27,14 @@ NUM_PROCESSES = 2
 class ManyProcesses:
     """``vitrieve serve --num-processes 2`` in a session of its own."""
 
-    def __init__(self, index: Path, folder: Path, *words: str) -> None:
+    def __init__(self, index: Path | None, folder: Path, *words: str) -> None:
         folder.mkdir()
         self.folder = folder / "temporary"
         self.folder.mkdir()
         self._log = folder / "log"
-        command = [sys.executable, "-m", "vitrieve", "serve", "--index", str(index), "--port", "0"]
+        command = [sys.executable, "-m", "vitrieve", "serve", "--port", "0"]
+        if index is not None:
+            command += ["--index", str(index)]
         with self._log.open("w") as log:
             self.process = subprocess.Popen(
                 [*command, "--num-processes", str(NUM_PROCESSES), "--num-threads", "1", *words],
@@ -228,3 +231,56 @@ def test_bounds_of_memory_are_divided_and_cores_shared() -> None:
     assert share_cores(1, None, 5) == (None, 5)
     assert share_cores(64, None, None) == (1, 2)
     assert share_cores(2, 7, 3) == (7, 3)
+
+
+def test_several_collections_are_one_service_and_a_restart_reads_their_file_anew(
+    index_folder: Path, tmp_path: Path, picture: bytes
+) -> None:
+    """Uploads are found by every process, counts are those of all, and SIGHUP brings a collection without a failure."""
+    file, token = tmp_path / "collections.toml", "a-token-for-cats-alone"
+    for name in ("cats", "dogs"):
+        shutil.copytree(index_folder, tmp_path / name)
+    (tmp_path / "token").write_text(token)
+    cats = '[cats]\nindex = "cats"\ntokens = [{ role = "read", file = "token" }]\n'
+    file.write_text(cats)
+    service = ManyProcesses(None, tmp_path / "service", "--collections", str(file))
+    headers = {"Authorization": f"Bearer {token}"}
+    statuses: list[int] = []
+    try:
+        sent = httpx.post(
+            f"{service.address}/c/cats/uploads",
+            files={"image": picture},
+            headers={**headers, "Accept": "application/json"},
+            timeout=WATCHDOG_SECONDS,
+        )
+        for one in service.list_alive():
+            page = service.ask_alone(
+                one,
+                lambda: httpx.get(service.address + sent.json()["address"], headers=headers, timeout=WATCHDOG_SECONDS),
+            )
+            assert (page.status_code, "class2/1.png" in page.text) == (200, True)
+        counts = httpx.get(f"{service.address}/metrics", headers=headers, timeout=WATCHDOG_SECONDS).text
+        assert re.search(
+            r'vitrieve_requests_total\{collection="cats",method="GET",route="/",status="200"\} 2.0', counts
+        )
+
+        assert service.get("/c/cats/columns").status_code == 401
+        file.write_text(cats + '[dogs]\nindex = "dogs"\n')
+        service.process.send_signal(signal.SIGHUP)
+        while len(service.list_started()) < 2 * NUM_PROCESSES or len(service.list_alive()) != NUM_PROCESSES:
+            answer = httpx.get(f"{service.address}/c/cats/columns", headers=headers, timeout=WATCHDOG_SECONDS)
+            statuses.append(answer.status_code)
+            time.sleep(0.02)
+        assert set(statuses) == {200}, service.log
+        assert service.get("/c/dogs/columns").status_code == 200
+        names = [one["name"] for one in service.get("/").json()["collections"]]
+        assert names == ["dogs"]
+        file.write_text("[cats]\n")  # a fault: what runs goes on
+        service.process.send_signal(signal.SIGHUP)
+        wait_until(lambda: "index is missing" in service.log, service)
+        assert service.get("/c/dogs/columns").status_code == 200
+    finally:
+        service.end()
+    assert not service.list_alive()
+    assert list(service.folder.iterdir()) == []
+    assert "Traceback" not in service.log

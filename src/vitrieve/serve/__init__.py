@@ -4,6 +4,7 @@ The files in reading order:
 
 - ``app.py`` makes the application from its arguments.
 - ``settings.py`` holds what whoever runs the service decides: bounds, proxy, token.
+- ``rates.py`` says how often something may be done in a minute.
 - ``metrics.py`` counts for ``/metrics``, also for several processes together.
 - ``middleware.py`` is what every request passes first: log, bounds of the head, who may come in.
 - ``body.py`` receives a body within bounds, recognizes what it is, and takes forms apart.
@@ -18,6 +19,7 @@ The files in reading order:
 - ``map_page.py`` is the page of a map, in the service and as one file.
 - ``pages.py`` has the endpoints for people, and the answer to an exception.
 - ``changes.py`` changes an index: pictures and metadata come and go, with a record; ``writing.py`` has its endpoints.
+- ``collections.py`` reads which collections a service has, and opens them; ``front.py`` has their list.
 - ``sheet.py`` draws several pictures as one.
 - ``assistant.py`` has what an assistant may ask; ``mcp_server.py`` answers it by the Model Context Protocol.
 - ``server.py`` runs all of it with uvicorn, and bounds every connection.

@@ -17,7 +17,7 @@ from vitrieve.index.store import VectorStore
 from vitrieve.search.explain import explain_result
 from vitrieve.search.request import SearchRequest
 from vitrieve.serve.metrics import CONTENT_TYPE
-from vitrieve.serve.middleware import is_authorized
+from vitrieve.serve.middleware import may_read
 from vitrieve.serve.pictures import SIDES_PX
 from vitrieve.serve.schemas import (
     AnswerBody,
@@ -44,7 +44,7 @@ from vitrieve.serve.schemas import (
     validate,
     validate_json,
 )
-from vitrieve.serve.service import CurrentService, Service
+from vitrieve.serve.service import CurrentDesk, CurrentService, Service
 from vitrieve.serve.settings import MAX_TEXT
 
 router = APIRouter()
@@ -68,7 +68,7 @@ _REASONS = {
     413: "Too many bytes, pixels or scans.",
     414: "The address is too long.",
     422: "It cannot be searched for: no picture, or values that do not fit.",
-    429: "Too many changes in a minute; try again after the seconds in Retry-After.",
+    429: "Too many requests or changes in a minute; try again after the seconds in Retry-After.",
     431: "The headers are too long, or too many.",
     503: "Busy or not ready; try again after the seconds in Retry-After.",
     504: "Not finished in time.",
@@ -78,7 +78,7 @@ _REASONS = {
 
 def document(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """List the answers of an endpoint that are refusals; every one can be turned away before it."""
-    refusals = sorted({400, 401, 414, 431, *statuses})
+    refusals = sorted({400, 401, 414, 429, 431, *statuses})
     return {status: {"model": ErrorBody, "description": _REASONS[status]} for status in refusals}
 
 
@@ -383,7 +383,7 @@ async def get_readiness(request: Request, service: CurrentService) -> ReadyBody:
         return store, store.count(), store.columns()
 
     store, num_images, columns = await service.look_up(count)
-    if service.token is not None and not is_authorized(request, service.token):
+    if not may_read(request, service.tokens):
         return ReadyBody(status="ready")
     return ReadyBody(
         status="ready",
@@ -436,12 +436,16 @@ async def get_facets(
     return await service.look_up(find)
 
 
-@router.get(
+metrics_router = APIRouter()
+"""What a service has once, however many collections it has."""
+
+
+@metrics_router.get(
     "/metrics",
     response_class=Response,
     responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}, **document()},
     summary="Counters for Prometheus",
 )
-async def get_metrics(service: CurrentService) -> Response:
+async def get_metrics(service: CurrentDesk) -> Response:
     """Requests by route and status, times by stage, work in progress, memory."""
     return Response(service.metrics.render(), media_type=CONTENT_TYPE)

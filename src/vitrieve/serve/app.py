@@ -1,12 +1,14 @@
 """``create_app``: the service from its arguments, without globals.
 
-A request passes the three classes of ``middleware.py``, and then reaches an endpoint of ``api.py`` or ``pages.py``.
+A request passes the classes of ``middleware.py``, and then reaches an endpoint of ``api.py`` or ``pages.py``. Where
+there are several collections, each is an application with its own gate; ``front.py`` has what belongs to none.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Collection, Iterable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +18,15 @@ from fastapi.staticfiles import StaticFiles
 
 from vitrieve import __version__
 from vitrieve.search.searcher import Searcher
-from vitrieve.serve import api, pages, writing
+from vitrieve.serve import api, front, pages, writing
+from vitrieve.serve.collections import NAME_PATTERN, Collections, divide_memory
+from vitrieve.serve.front import CollectionsDesk
 from vitrieve.serve.metrics import Metrics
-from vitrieve.serve.middleware import AccessControl, RequestBounds, RequestLog
+from vitrieve.serve.middleware import AccessControl, ChooseCollection, RequestBounds, RequestLog
 from vitrieve.serve.pages import ERRORS, answer_error, answer_unauthorized
 from vitrieve.serve.schemas import FeedbackBody, SearchBody, TagsBody
-from vitrieve.serve.service import Service
-from vitrieve.serve.settings import Limits, ProxySettings
+from vitrieve.serve.service import Desk, Service, Shared
+from vitrieve.serve.settings import Limits, ProxySettings, ServeSettings, Tokens
 
 STATIC_FOLDER = Path(__file__).parent / "static"
 
@@ -54,41 +58,152 @@ def create_app(  # noqa: PLR0913  # each is a decision of whoever runs the servi
         ArtifactError: The folder ``uploads`` cannot be written.
     """
     limits, proxy = limits or Limits(), proxy or ProxySettings()
-    service = Service(
-        searcher, limits, token, proxy, metrics=metrics or Metrics(), uploads=uploads, write_token=write_token
+    shared = Shared(limits, metrics, uploads)
+    service = Service(searcher, shared, tokens=Tokens.of(token, write_token), proxy=proxy)
+    app = _build_app(service, hosts)
+    app.include_router(api.metrics_router)
+    app.router.lifespan_context = _run([service], shared)
+    app.state.services = [service]
+    _bound(app, shared, proxy)
+    return app
+
+
+def create_collections_app(
+    collections: Collections,
+    *,
+    limits: Limits | None = None,
+    hosts: Collection[str] | None = None,
+    proxy: ProxySettings | None = None,
+    uploads: Path | None = None,
+    metrics: Metrics | None = None,
+) -> FastAPI:
+    """Make a service of several collections: each as ``create_app`` makes it, below ``/c/NAME``, and their list.
+
+    Args:
+        collections: The collections, with their tokens; the caller closes them.
+        limits: Bounds, which hold for all collections together; None: the defaults of ``Limits``.
+        hosts: As for ``create_app``.
+        proxy: As for ``create_app``.
+        uploads: As for ``create_app``.
+        metrics: What counts, with a label for the collection; None: counters of this service alone.
+
+    Raises:
+        ArtifactError: The folder ``uploads`` cannot be written.
+    """
+    limits, proxy = limits or Limits(), proxy or ProxySettings()
+    shared = Shared(limits, metrics or Metrics(has_collections=True), uploads)
+    memory = divide_memory(collections.count_bytes(), limits.resident_bytes)
+    services = {}
+    for name, searcher in collections.searchers.items():
+        own = replace(
+            limits,
+            resident_bytes=memory[name],
+            thumbnail_bytes=max(1, limits.thumbnail_bytes // len(collections.searchers)),
+        )
+        place = replace(proxy, mount=f"/c/{name}")
+        services[name] = Service(searcher, shared, tokens=collections.tokens[name], proxy=place, limits=own, name=name)
+    desk = CollectionsDesk(services, shared, proxy)
+    app = _build_front(desk, hosts)
+    apps = {name: _build_app(service, hosts) for name, service in services.items()}
+    app.router.lifespan_context = _run(services.values(), shared)
+    app.state.services = list(services.values())
+    app.add_middleware(ChooseCollection, apps=apps)
+    _bound(app, shared, proxy)
+    described = next(iter(apps.values()))
+    app.openapi = lambda: build_collections_openapi(app, described)  # type: ignore[method-assign]
+    return app
+
+
+def create_served_app(
+    opened: Searcher | Collections,
+    settings: ServeSettings,
+    hosts: Collection[str] | None,
+    folder: Path | None = None,
+) -> FastAPI:
+    """Make the service of what was opened, as the settings say.
+
+    Args:
+        opened: One index, or several collections.
+        settings: What to allow.
+        hosts: Names by which the service may be called; None: any.
+        folder: Folder of the counts, where several processes are one service.
+    """
+    limits, proxy, uploads = settings.limits, settings.proxy, settings.uploads
+    if isinstance(opened, Collections):
+        metrics = Metrics(folder, has_collections=True)
+        return create_collections_app(opened, limits=limits, hosts=hosts, proxy=proxy, uploads=uploads, metrics=metrics)
+    return create_app(
+        opened,
+        limits=limits,
+        token=settings.token,
+        write_token=settings.write_token,
+        hosts=hosts,
+        proxy=proxy,
+        uploads=uploads,
+        metrics=Metrics(folder),
     )
+
+
+def _run(services: Iterable[Service], shared: Shared) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+    """Make what begins and ends the work in the background."""
 
     @asynccontextmanager
     async def run(_: FastAPI) -> AsyncIterator[None]:
-        service.begin()
+        shared.begin()
+        for service in services:
+            service.begin()
         yield
-        service.close()
+        for service in services:
+            service.close()
+        shared.close()
 
-    # Its own pages about the API load scripts from elsewhere, which the content policy forbids.
-    # A redirect to an address without its last slash would be spelled with the client's header Host.
-    app = FastAPI(
-        title="vitrieve", version=__version__, lifespan=run, docs_url=None, redoc_url=None, redirect_slashes=False
-    )
-    app.state.service = service
+    return run
+
+
+def _build_app(service: Service, hosts: Collection[str] | None) -> FastAPI:
+    """Make the application of one index, with its gate, and without what stands before all collections."""
+    app = _make(service, hosts)
     app.include_router(api.router)
     app.include_router(writing.router)
     app.include_router(pages.router)
+    app.include_router(pages.login_router)
     app.mount("/static", StaticFiles(directory=STATIC_FOLDER), name="static")
-    for error in ERRORS:
-        app.add_exception_handler(error, answer_error)
-    # The one added last is the outermost.
-    app.add_middleware(
-        AccessControl,
-        token=token,
-        write_token=write_token,
-        hosts=hosts,
-        allowed_hosts=proxy.allowed_hosts,
-        answer_unauthorized=answer_unauthorized,
-    )
-    app.add_middleware(RequestBounds, limits=limits, root_path=proxy.root_path)
-    app.add_middleware(RequestLog, metrics=service.metrics, retry_after_seconds=limits.retry_after_seconds)
     app.openapi = lambda: build_openapi(app)  # type: ignore[method-assign]
     return app
+
+
+def _build_front(desk: CollectionsDesk, hosts: Collection[str] | None) -> FastAPI:
+    """Make the application of what belongs to no collection."""
+    app = _make(desk, hosts)
+    app.include_router(front.router)
+    app.include_router(pages.login_router)
+    app.mount("/static", StaticFiles(directory=STATIC_FOLDER), name="static")
+    return app
+
+
+def _make(desk: Desk, hosts: Collection[str] | None) -> FastAPI:
+    # Its own pages about the API load scripts from elsewhere, which the content policy forbids.
+    # A redirect to an address without its last slash would be spelled with the client's header Host.
+    app = FastAPI(title="vitrieve", version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False)
+    app.state.service = desk
+    for error in ERRORS:
+        app.add_exception_handler(error, answer_error)
+    app.add_middleware(
+        AccessControl,
+        tokens=desk.tokens,
+        hosts=hosts,
+        allowed_hosts=desk.proxy.allowed_hosts,
+        answer_unauthorized=answer_unauthorized,
+        answer_error=answer_error,
+        rates=desk.shared.read_rates,
+    )
+    return app
+
+
+def _bound(app: FastAPI, shared: Shared, proxy: ProxySettings) -> None:
+    """Add what every request passes first; the one added last is the outermost."""
+    app.add_middleware(RequestBounds, limits=shared.limits, root_path=proxy.root_path)
+    app.add_middleware(RequestLog, metrics=shared.metrics, retry_after_seconds=shared.limits.retry_after_seconds)
 
 
 def build_openapi(app: FastAPI) -> dict[str, Any]:
@@ -106,5 +221,47 @@ def build_openapi(app: FastAPI) -> dict[str, Any]:
             schemas.update(described.pop("$defs", {}))
             schemas[body.__name__] = described
         document["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
+        proxy = app.state.service.proxy
+        if proxy.mount:
+            document["servers"] = [{"url": proxy.prefix}]
+        app.openapi_schema = document
+    return app.openapi_schema
+
+
+def build_collections_openapi(app: FastAPI, described: FastAPI) -> dict[str, Any]:
+    """Describe the list of collections, and what each of them answers below ``/c/{name}``.
+
+    Args:
+        app: The application that is described.
+        described: The application of one collection; those of the others are the same.
+    """
+    if app.openapi_schema is None:
+        document = get_openapi(title=app.title, version=app.version, routes=app.routes)
+        one = build_openapi(described)
+        parameter = {
+            "name": "name",
+            "in": "path",
+            "required": True,
+            "description": "Name of the collection.",
+            "schema": {"type": "string", "pattern": f"^{NAME_PATTERN}$"},
+        }
+        unknown = {
+            "404": {
+                "description": "There is no collection of this name, or it has no such image.",
+                "content": {"application/json": {"schema": {"$ref": "#/components/schemas/ErrorBody"}}},
+            }
+        }
+        for path, methods in one["paths"].items():
+            document["paths"][f"/c/{{name}}{path}"] = {
+                method: {
+                    **operation,
+                    "operationId": f"collection_{operation['operationId']}",
+                    "parameters": [parameter, *operation.get("parameters", [])],
+                    "responses": {**unknown, **operation["responses"]},
+                }
+                for method, operation in methods.items()
+            }
+        document["components"]["schemas"] |= one["components"]["schemas"]
+        document["components"]["securitySchemes"] = one["components"]["securitySchemes"]
         app.openapi_schema = document
     return app.openapi_schema

@@ -39,7 +39,6 @@ from starlette.types import Message, Receive, Scope, Send
 from vitrieve import __version__
 from vitrieve.search.searcher import Searcher
 from vitrieve.serve.assistant import Tools
-from vitrieve.serve.metrics import Metrics
 from vitrieve.serve.middleware import (
     AccessControl,
     RequestBounds,
@@ -51,8 +50,8 @@ from vitrieve.serve.middleware import (
 from vitrieve.serve.pages import ERRORS, get_refusal
 from vitrieve.serve.schemas import check_json
 from vitrieve.serve.server import open_listener, run_server, spell_address
-from vitrieve.serve.service import Service
-from vitrieve.serve.settings import Limits, ProxySettings, ServeSettings
+from vitrieve.serve.service import Service, Shared
+from vitrieve.serve.settings import Limits, ProxySettings, ServeSettings, Tokens
 
 PATH = "/mcp"
 INSTRUCTIONS = (
@@ -126,7 +125,7 @@ def serve_stdio(searcher: Searcher, limits: Limits, results: TextIO, *, folders:
     Raises:
         ConfigError: One of ``folders`` is no folder.
     """
-    service = Service(searcher, limits, None, ProxySettings(), metrics=Metrics(), uploads=None)
+    service = Service(searcher, Shared(limits))
     server = build_server(Tools(service, folders))
     write_logs_to_standard_error()
 
@@ -139,6 +138,7 @@ def serve_stdio(searcher: Searcher, limits: Limits, results: TextIO, *, folders:
         finally:
             output.detach()  # whoever gave it closes it
             service.close()
+            service.shared.close()
 
     anyio.run(run)
 
@@ -166,7 +166,7 @@ def create_mcp_app(
         ConfigError: One of ``folders`` is no folder.
     """
     limits, proxy = limits or Limits(), proxy or ProxySettings()
-    service = Service(searcher, limits, token, proxy, metrics=Metrics(), uploads=None)
+    service = Service(searcher, Shared(limits))
     manager = StreamableHTTPSessionManager(
         build_server(Tools(service, folders)),
         json_response=True,
@@ -188,6 +188,7 @@ def create_mcp_app(
         async with manager.run():
             yield
         service.close()
+        service.shared.close()
 
     app = Starlette(
         routes=[
@@ -201,10 +202,11 @@ def create_mcp_app(
     app.state.service = service
     app.add_middleware(
         AccessControl,
-        token=token,
+        tokens=Tokens.of(token),
         hosts=hosts,
         allowed_hosts=proxy.allowed_hosts,
         answer_unauthorized=_answer_unauthorized,
+        rates=service.shared.read_rates,
     )
     app.add_middleware(RequestBounds, limits=limits, root_path=proxy.root_path)
     app.add_middleware(RequestLog, metrics=service.metrics, retry_after_seconds=limits.retry_after_seconds)

@@ -41,22 +41,26 @@ class Metrics:
 
     Args:
         folder: Folder that this process shares (``share_counts``), to tell of all that share it; None: of itself alone.
+        has_collections: Flag that requests and stages have the label ``collection``, which is empty for what belongs to
+            none.
     """
 
-    def __init__(self, folder: Path | None = None) -> None:
+    def __init__(self, folder: Path | None = None, *, has_collections: bool = False) -> None:
         self.registry = CollectorRegistry()
+        self._has_collections = has_collections
+        own = ("collection",) if has_collections else ()
         self._folder = folder
         ProcessCollector(registry=self.registry)
         self._requests = Counter(
-            "vitrieve_requests", "Requests answered.", ("method", "route", "status"), registry=self.registry
+            "vitrieve_requests", "Requests answered.", ("method", "route", "status", *own), registry=self.registry
         )
         self._request_seconds = Histogram(
-            "vitrieve_request_seconds", "Time to answer.", ("route",), buckets=SECONDS, registry=self.registry
+            "vitrieve_request_seconds", "Time to answer.", ("route", *own), buckets=SECONDS, registry=self.registry
         )
         self._stage_seconds = Histogram(
             "vitrieve_stage_seconds",
             "Time of a search in each stage: wait, decode, encode, search.",
-            ("stage",),
+            ("stage", *own),
             buckets=SECONDS,
             registry=self.registry,
         )
@@ -74,15 +78,17 @@ class Metrics:
             multiprocess_mode="livesum",
         )
 
-    def count_request(self, method: str, route: str, status: int, seconds: float) -> None:
+    def count_request(self, method: str, route: str, status: int, seconds: float, collection: str = "") -> None:
         """Count one answered request; a method that does not exist counts as ``other``."""
-        self._requests.labels(method if method in _METHODS else "other", route, str(status)).inc()
-        self._request_seconds.labels(route).observe(seconds)
+        own = (collection,) if self._has_collections else ()
+        self._requests.labels(method if method in _METHODS else "other", route, str(status), *own).inc()
+        self._request_seconds.labels(route, *own).observe(seconds)
 
-    def observe_stages(self, timings_seconds: Mapping[str, float]) -> None:
+    def observe_stages(self, timings_seconds: Mapping[str, float], collection: str = "") -> None:
         """Note how long the stages of one search took."""
+        own = (collection,) if self._has_collections else ()
         for stage, seconds in timings_seconds.items():
-            self._stage_seconds.labels(stage).observe(seconds)
+            self._stage_seconds.labels(stage, *own).observe(seconds)
 
     def render(self) -> bytes:
         """Spell everything in the text format of Prometheus."""

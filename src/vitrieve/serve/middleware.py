@@ -2,7 +2,9 @@
 
 - ``RequestLog`` gives a request its number, logs and counts it, and adds the security headers.
 - ``RequestBounds`` takes a proxy's prefix off, bounds the head, and receives what a refused request still sends.
-- ``AccessControl`` asks for the right host name, keeps pages of other sites out, and asks for the token.
+- ``ChooseCollection`` leads to one of several collections, where a service has them.
+- ``AccessControl`` asks for the right host name, keeps pages of other sites out, asks for the token, and bounds how
+  much a client reads in a minute.
 
 All of them decide by ``scope["path"]``, which is the path that the router takes. It is never decided by an address that
 was put together again: its host is whatever the client wrote into the header ``Host``.
@@ -15,17 +17,18 @@ import hashlib
 import hmac
 import json
 import logging
+import re
 import secrets
 import sys
 import time
 import traceback
-from collections.abc import Callable, Collection, Iterable, MutableMapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, MutableMapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from fastapi import Request
+from fastapi import HTTPException, Request
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
@@ -35,7 +38,8 @@ from vitrieve.errors import is_debugging
 from vitrieve.progress import is_quiet
 from vitrieve.quoting import escape_text
 from vitrieve.serve.metrics import Metrics
-from vitrieve.serve.settings import Limits, normalize_address
+from vitrieve.serve.rates import ReadRates, count_reads, spell_seconds
+from vitrieve.serve.settings import Limits, Tokens, find_network, normalize_address
 
 LOGGER = logging.getLogger("vitrieve.serve")
 
@@ -104,6 +108,8 @@ REQUEST_ID = "vitrieve.request_id"
 """Key of the scope under which the number of a request stands."""
 TIMINGS = "vitrieve.timings_seconds"
 """Key of the scope under which an endpoint leaves the times of a search."""
+COLLECTION = "vitrieve.collection"
+"""Key of the scope under which the name of the collection stands, where there are several."""
 CLIENT_CLOSED = 499
 """What is noted for a request whose client went away; nginx's number, because no standard has one."""
 
@@ -168,9 +174,11 @@ class RequestLog:
 
     def _note(self, scope: Scope, method: str, status: int, seconds: float, **fields: object) -> None:
         route = get_route(scope)
-        timings = scope.get(TIMINGS, {})
-        self._metrics.count_request(method, route, status, seconds)
-        self._metrics.observe_stages(timings)
+        timings, collection = scope.get(TIMINGS, {}), scope.get(COLLECTION, "")
+        self._metrics.count_request(method, route, status, seconds, collection)
+        self._metrics.observe_stages(timings, collection)
+        if collection:
+            fields = {"collection": collection, **fields}
         stages: dict[str, object] = {f"{stage}_seconds": round(spent, 6) for stage, spent in timings.items()}
         # The route, not the address: names of images and ids of uploads are the visitors' business.
         log_event("request", method=method, route=route, status=status, seconds=round(seconds, 6), **stages, **fields)
@@ -322,7 +330,44 @@ async def send_refusal(send: Send, status: int, detail: str, retry_after_seconds
     await send({"type": "http.response.body", "body": body})
 
 
+class ChooseCollection:
+    """ASGI middleware that leads a request below ``/c/NAME`` to the application of that collection.
+
+    Args:
+        app: Application for everything else, unknown names among it.
+        apps: Application of each collection, which sees the path behind its name.
+    """
+
+    def __init__(self, app: ASGIApp, apps: Mapping[str, ASGIApp]) -> None:
+        self._app = app
+        self._apps = apps
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on."""
+        name, path = find_collection(scope["path"]) if scope["type"] == "http" else ("", "")
+        app = self._apps.get(name)
+        if app is None:
+            await self._app(scope, receive, send)
+        else:
+            scope[COLLECTION], scope["path"] = name, path
+            await app(scope, receive, send)
+
+
+def find_collection(path: str) -> tuple[str, str]:
+    """Return the name of a collection that a path begins with, and the rest; an empty name where it names none.
+
+    >>> find_collection("/c/shoes/images/a/b.png"), find_collection("/c/shoes"), find_collection("/cats/shoes")
+    (('shoes', '/images/a/b.png'), ('shoes', '/'), ('', '/cats/shoes'))
+    """
+    if not path.startswith("/c/"):
+        return "", path
+    name, _, rest = path.removeprefix("/c/").partition("/")
+    return name, f"/{rest}"
+
+
 COOKIE = "vitrieve_session"
+MAX_SESSIONS = 16
+"""Tokens that one browser proves, where several collections have their own."""
 OPEN_PATHS = ("/healthz", "/readyz", "/login")
 """What needs no token: the probes of whoever runs the service, and the way to give one."""
 Host = tuple[str, int | None]
@@ -336,27 +381,30 @@ class AccessControl:
 
     Args:
         app: Application that requests are passed on to.
-        token: Token that ``Authorization: Bearer`` must name; None: no token is asked for.
-        write_token: Token for changes, which opens what ``token`` opens, too; None: there is none.
+        tokens: Who may come in.
         hosts: Names by which the service may be called, besides ``allowed_hosts``; None: any. On a local address this
             keeps out pages of other sites that point their own name at it (DNS rebinding).
         allowed_hosts: Names that browsers show when a proxy stands before the service, each with or without a port.
         answer_unauthorized: Makes the answer for a browser without a token.
+        answer_error: Makes the answer to a refusal; None: JSON.
+        rates: How much each client reads; None: that is not counted.
     """
 
     def __init__(
         self,
         app: ASGIApp,
         *,
-        token: str | None,
-        write_token: str | None = None,
+        tokens: Tokens,
         hosts: Collection[str] | None,
         allowed_hosts: Collection[str],
         answer_unauthorized: Callable[[Request], Response],
+        answer_error: Callable[[Request, Exception], Awaitable[Response]] | None = None,
+        rates: ReadRates | None = None,
     ) -> None:
         self._app = app
-        self._token = token
-        self._write_token = write_token
+        self._tokens = tokens
+        self._answer_error = answer_error
+        self._rates = rates
         self._hosts = hosts
         self._allowed_hosts = frozenset(map(split_host, allowed_hosts))
         self._answer_unauthorized = answer_unauthorized
@@ -365,10 +413,30 @@ class AccessControl:
         """Pass a request on, or answer it here."""
         app = self._app
         if scope["type"] == "http":
-            app = self._refuse(Request(scope)) or app
+            request = Request(scope)
+            token = find_token(request, self._tokens)
+            app = self._refuse_stranger(request) or await self._refuse_excess(request, token) or app
+            if app is self._app and not (token or not self._tokens.read or is_open(scope["path"])):
+                app = self._answer_unauthorized(request)
         await app(scope, receive, send)
 
-    def _refuse(self, request: Request) -> Response | None:
+    async def _refuse_excess(self, request: Request, token: str | None) -> Response | None:
+        """Turn away a client that asks too often: an address, with a token of its own or without."""
+        if self._rates is None:
+            return None
+        network = find_network(request.client.host) if request.client else ""
+        num = count_reads(request.method, request.scope["path"], has_query=bool(request.scope["query_string"]))
+        seconds = self._rates.take((network, token), num)
+        if not seconds:
+            return None
+        wait = spell_seconds(seconds)
+        detail = f"more requests came from here in a minute than this server answers; try again in {wait} seconds."
+        refusal = HTTPException(429, detail, {"Retry-After": wait})
+        if self._answer_error is None:
+            return JSONResponse({"detail": detail}, 429, refusal.headers)
+        return await self._answer_error(request, refusal)
+
+    def _refuse_stranger(self, request: Request) -> Response | None:
         host = split_host(request.headers.get("host", ""))
         if self._hosts is not None and host[0] not in self._hosts and not self._is_allowed(host):
             detail = (
@@ -379,11 +447,7 @@ class AccessControl:
         if request.method not in ("GET", "HEAD") and self._is_from_another_site(request, host):
             detail = f"a page of another site sent this; the service answers its own page and programs. {PROXY_ADVICE}"
             return _answer(403, detail)
-        if self._token is None or is_open(request.scope["path"]) or is_authorized(request, self._token):
-            return None
-        if self._write_token is not None and is_token(get_bearer(request), self._write_token):
-            return None
-        return self._answer_unauthorized(request)
+        return None
 
     def _is_from_another_site(self, request: Request, host: Host) -> bool:
         """Say whether a page that is not the service's own sent a request that may change something.
@@ -412,12 +476,21 @@ def is_open(path: str) -> bool:
     return path in OPEN_PATHS or path.startswith("/static/")
 
 
-def is_authorized(request: Request, token: str) -> bool:
-    """Say whether a request carries the token, or the cookie that ``/login`` gave for it."""
-    if is_token(get_bearer(request), token):
-        return True
-    cookie = request.cookies.get(COOKIE, "")
-    return hmac.compare_digest(cookie.encode(), build_cookie(token).encode())
+def may_read(request: Request, tokens: Tokens) -> bool:
+    """Say whether a request may read: it needs no token, or proves one."""
+    return not tokens.read or find_token(request, tokens) is not None
+
+
+def find_token(request: Request, tokens: Tokens) -> str | None:
+    """Return the token that a request carries, or whose cookie from ``/login``; None where it proves none.
+
+    A cookie proves tokens for reading alone. Every token is compared, whichever is found.
+    """
+    given = get_bearer(request)
+    sessions = split_sessions(request.cookies.get(COOKIE, ""))
+    proved = [token for token in (*tokens.read, *tokens.write) if is_token(given, token)]
+    proved += [token for token in tokens.read if is_one_of(build_cookie(token), sessions)]
+    return proved[0] if proved else None
 
 
 def get_bearer(request: Request) -> str:
@@ -431,9 +504,19 @@ def is_token(given: str, token: str) -> bool:
     return hmac.compare_digest(given.encode(errors="surrogateescape"), token.encode())
 
 
+def is_one_of(given: str, tokens: Iterable[str]) -> bool:
+    """Compare with each, in a time that does not tell which it is."""
+    return sum(is_token(given, token) for token in tokens) > 0
+
+
 def build_cookie(token: str) -> str:
     """Derive what a browser keeps: it proves the token without being it, and ends when the token changes."""
     return hmac.new(token.encode(), b"vitrieve session", hashlib.sha256).hexdigest()
+
+
+def split_sessions(cookie: str) -> tuple[str, ...]:
+    """Take apart what a browser keeps: what it proves of each token, the last one first."""
+    return tuple(part for part in cookie.split(".")[:MAX_SESSIONS] if re.fullmatch(r"[0-9a-f]{64}", part))
 
 
 def split_host(header: str, default_port: int | None = None) -> Host:

@@ -28,9 +28,17 @@ from vitrieve.search.explain import explain_result
 from vitrieve.search.request import Example, SearchAnswer, SearchRequest
 from vitrieve.serve.api import answer_jpeg, check_side
 from vitrieve.serve.body import parse_form
-from vitrieve.serve.middleware import COOKIE, OUT_OF_MEMORY, build_cookie, is_token, log_failure
+from vitrieve.serve.middleware import (
+    COOKIE,
+    MAX_SESSIONS,
+    OUT_OF_MEMORY,
+    build_cookie,
+    is_one_of,
+    log_failure,
+    split_sessions,
+)
 from vitrieve.serve.schemas import build_example, check_search
-from vitrieve.serve.service import CurrentService, Service, get_service
+from vitrieve.serve.service import CurrentDesk, CurrentService, Service, get_desk
 from vitrieve.serve.uploads import Upload
 from vitrieve.serve.views import (
     YOUR_PICTURE,
@@ -48,6 +56,7 @@ from vitrieve.serve.views import (
 )
 
 router = APIRouter(include_in_schema=False)
+login_router = APIRouter(include_in_schema=False)
 
 MAX_VALUES = 200
 MAX_VALUE_LENGTH = 60
@@ -87,7 +96,7 @@ async def show_search(request: Request, service: CurrentService) -> Response:
     address = parse_address(request.query_params, service.limits)
     if any(name in _HELPER_FIELDS or not value for name, value in request.query_params.multi_items()):
         return RedirectResponse(
-            service.proxy.root_path + address.spell(), 303
+            service.proxy.prefix + address.spell(), 303
         )  # a form's long address gives way to the short one
     if not address.has_query:
         return await _show_start(service)
@@ -209,7 +218,7 @@ def find_upload(service: Service, upload_id: str) -> Upload:
     Raises:
         HTTPException: 410 when it is no longer held.
     """
-    upload = service.uploads.find(upload_id)
+    upload = service.uploads.find(upload_id, service.name)
     if upload is None:
         raise HTTPException(
             410,
@@ -223,7 +232,7 @@ async def _describe_query(service: Service, address: Address) -> View:
 
     def look_up() -> tuple[dict[str, ImageRecord], list[str]]:
         records = _find_records(service, (*address.plus, *address.minus))
-        return records, [upload for upload in address.uploads if service.uploads.find(upload)]
+        return records, [upload for upload in address.uploads if service.uploads.find(upload, service.name)]
 
     records, uploads = await service.look_up(look_up)
     titles = {image_id: find_title(image_id, record.metadata) for image_id, record in records.items()}
@@ -248,7 +257,7 @@ def _find_records(service: Service, image_ids: tuple[str, ...]) -> dict[str, Ima
 def build_stage(service: Service, address: Address, records: dict[str, ImageRecord]) -> Stage | None:
     """Describe the only picture of a query; None when it is not there."""
     if address.uploads:
-        upload = service.uploads.find(address.uploads[0])
+        upload = service.uploads.find(address.uploads[0], service.name)
         if upload is None:
             return None
         picture = upload_url(upload.upload_id, 640)
@@ -360,7 +369,7 @@ async def receive_upload(request: Request, service: CurrentService) -> Response:
             if not files:
                 raise HTTPException(422, "No picture was chosen. Choose one, and search again.")
             try:
-                return service.uploads.add(files[0])
+                return service.uploads.add(files[0], service.name)
             except OSError:  # the folder of uploads is gone, or its disk is full
                 log_failure("upload not kept")
                 raise HTTPException(
@@ -368,7 +377,7 @@ async def receive_upload(request: Request, service: CurrentService) -> Response:
                 ) from None
 
         upload = await service.compute(keep)
-    address = service.proxy.root_path + Address(uploads=(upload.upload_id,)).spell()
+    address = service.proxy.prefix + Address(uploads=(upload.upload_id,)).spell()
     if "application/json" in request.headers.get("accept", ""):
         return JSONResponse({"address": address})
     return RedirectResponse(address, 303)
@@ -384,14 +393,14 @@ async def get_upload(upload_id: str, service: CurrentService, side_px: Annotated
     return answer_jpeg(jpeg)
 
 
-@router.get("/login")
-async def show_login(service: CurrentService) -> Response:
+@login_router.get("/login")
+async def show_login(service: CurrentDesk) -> Response:
     """Ask for the token."""
     return HTMLResponse(service.renderer.render("login.html", is_wrong=False, after="/"))
 
 
-@router.post("/login")
-async def log_in(request: Request, service: CurrentService) -> Response:
+@login_router.post("/login")
+async def log_in(request: Request, service: CurrentDesk) -> Response:
     """Give a browser that knows the token a cookie."""
     content_type = request.headers.get("content-type", "")
     async with service.bodies.receive(request, MAX_LOGIN_BYTES) as body:
@@ -399,15 +408,19 @@ async def log_in(request: Request, service: CurrentService) -> Response:
     token, after = (form.texts.get(name, [""])[-1] for name in ("token", "after"))
     if not is_local_path(after):
         after = "/"
-    answer = RedirectResponse(service.proxy.root_path + after, 303)
-    if service.token is None:
+    answer = RedirectResponse(service.proxy.prefix + after, 303)
+    if not service.login_tokens:
         return answer
-    if not is_token(token.strip(), service.token):
+    if not is_one_of(token.strip(), service.login_tokens):
         return HTMLResponse(service.renderer.render("login.html", is_wrong=True, after=after), 401)
+    proofs = [build_cookie(token.strip())]
+    if service.has_collections:  # each may have its own token, and one cookie proves all that this browser knows
+        others = split_sessions(request.cookies.get(COOKIE, ""))
+        proofs = [*proofs, *(one for one in others if one not in proofs)][:MAX_SESSIONS]
     # Lax: an address that a colleague shares opens; what changes anything is a POST, which the gate looks at.
     answer.set_cookie(
         COOKIE,
-        build_cookie(service.token),
+        ".".join(proofs),
         path=service.proxy.root_path or "/",
         httponly=True,
         samesite="lax",
@@ -467,14 +480,14 @@ async def answer_error(request: Request, error: Exception) -> Response:
     status, detail = get_refusal(error)
     headers = dict(getattr(error, "headers", None) or {})
     if status in (503, 504):
-        headers.setdefault("Retry-After", str(get_service(request).limits.retry_after_seconds))
+        headers.setdefault("Retry-After", str(get_desk(request).limits.retry_after_seconds))
     if not is_page(request):
         return JSONResponse({"detail": detail}, status, headers)
     title = HTTPStatus(status).phrase
     if (status, detail) == (404, "Not Found"):
         title, detail = "Page not found", "Nothing is at this address. Start a new search here."
     problem = {"status": status, "title": title, "detail": detail}
-    page = get_service(request).renderer.render("problem.html", problem=problem, back="/")
+    page = get_desk(request).renderer.render("problem.html", problem=problem, back="/")
     return HTMLResponse(page, status, headers)
 
 
@@ -487,7 +500,7 @@ def answer_unauthorized(request: Request) -> Response:
     # Not request.url: it begins with whatever the client wrote into the header Host.
     query = request.scope["query_string"].decode("latin-1")
     after = quote(request.scope["path"]) + (f"?{query}" if query else "")
-    page = get_service(request).renderer.render("login.html", is_wrong=False, after=after)
+    page = get_desk(request).renderer.render("login.html", is_wrong=False, after=after)
     return HTMLResponse(page, 401, headers)
 
 

@@ -30,10 +30,11 @@ from socket import socket
 
 from vitrieve.errors import ArtifactError, ConfigError, VitrieveError
 from vitrieve.search.searcher import Searcher
-from vitrieve.serve.app import create_app
-from vitrieve.serve.metrics import Metrics, share_counts
+from vitrieve.serve.app import create_served_app
+from vitrieve.serve.collections import Collections
+from vitrieve.serve.metrics import share_counts
 from vitrieve.serve.middleware import log_event, write_logs_to_standard_error
-from vitrieve.serve.server import FAREWELL_SECONDS, STOP_SECONDS, open_listener, run_server, spell_address
+from vitrieve.serve.server import FAREWELL_SECONDS, STOP_SECONDS, list_hosts, open_listener, run_server, spell_address
 from vitrieve.serve.settings import ServeSettings
 
 START_PAUSE_SECONDS = 2.0
@@ -44,7 +45,7 @@ _SPAWN = multiprocessing.get_context("spawn")  # neither LanceDB nor torch survi
 
 
 def serve_processes(
-    open_searcher: Callable[[], Searcher],
+    open_service: Callable[[], Searcher | Collections],
     settings: ServeSettings,
     *,
     num_processes: int,
@@ -53,23 +54,23 @@ def serve_processes(
     """Serve with several processes until this one is told to stop (SIGINT, SIGTERM); as ``server.serve``.
 
     Args:
-        open_searcher: Opens index and encoder; sent to every process and called there.
+        open_service: Opens index and encoder, or several collections; sent to every process and called there.
         settings: Where to listen, and what to allow; ``Limits.divide`` says which bounds are divided.
         num_processes: Number of processes that answer.
         announce: Called with the address once a process answers there.
 
     Raises:
         ConfigError: As ``server.serve``, or the system is Windows, where a process is ended without a word.
-        VitrieveError: As ``open_searcher``, where not even the first process could open the index.
+        VitrieveError: As ``open_service``, where not even the first process could open the index.
     """
     if sys.platform == "win32":
         raise ConfigError("several processes answer at one address on Linux and macOS only; leave --num-processes out.")
     write_logs_to_standard_error()
-    with open_listener(settings) as (listener, hosts), _making_folder() as folder:
+    with open_listener(settings) as (listener, _), _making_folder() as folder:
         settings = replace(
             settings, limits=settings.limits.divide(num_processes), uploads=settings.uploads or folder / "uploads"
         )
-        work = Work(open_searcher=open_searcher, settings=settings, listener=listener, hosts=hosts, folder=folder)
+        work = Work(open=open_service, settings=settings, listener=listener, folder=folder)
         address = spell_address(listener, settings.proxy)
         Supervisor(work, num_processes, lambda: announce(address) if announce else None).run()
 
@@ -89,17 +90,15 @@ class Work:
     """What a process is given.
 
     Attributes:
-        open_searcher: Opens index and encoder.
+        open: Opens index and encoder, or several collections.
         settings: What to allow, for this one process.
         listener: Socket to accept connections from.
-        hosts: Names by which the service may be called; None: any.
         folder: Folder of this service alone, with the counts.
     """
 
-    open_searcher: Callable[[], Searcher]
+    open: Callable[[], Searcher | Collections]
     settings: ServeSettings
     listener: socket
-    hosts: tuple[str, ...] | None
     folder: Path
 
 
@@ -109,18 +108,12 @@ def answer_requests(work: Work, teller: connection.Connection) -> None:
     write_logs_to_standard_error()
     share_counts(work.folder)
     try:
-        with work.open_searcher() as searcher:
-            app = create_app(
-                searcher,
-                limits=work.settings.limits,
-                token=work.settings.token,
-                write_token=work.settings.write_token,
-                hosts=work.hosts,
-                proxy=work.settings.proxy,
-                uploads=work.settings.uploads,
-                metrics=Metrics(work.folder),
-            )
-            app.state.service.prepare()
+        with work.open() as opened:
+            is_open = opened.is_open if isinstance(opened, Collections) else work.settings.is_open
+            hosts = list_hosts(work.settings.host, work.listener, is_open=is_open)
+            app = create_served_app(opened, work.settings, hosts, work.folder)
+            for service in app.state.services:
+                service.prepare()
             run_server(app, work.listener, lambda: teller.send(None))
     except (VitrieveError, OSError, MemoryError) as error:
         with suppress(OSError):

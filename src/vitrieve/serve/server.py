@@ -8,7 +8,6 @@ which nothing is being answered makes room for a new one, so that idle ones lock
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import json
 import signal
 import socket
@@ -27,12 +26,10 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 
 from vitrieve.errors import ConfigError
 from vitrieve.search.searcher import Searcher
-from vitrieve.serve.app import create_app
+from vitrieve.serve.app import create_served_app
+from vitrieve.serve.collections import Collections
 from vitrieve.serve.middleware import write_logs_to_standard_error
-from vitrieve.serve.settings import LOCAL_NAMES, ProxySettings, ServeSettings, is_local, normalize_address
-
-IPV6_NETWORK_BITS = 64
-"""Length of the prefix of the addresses that one household or machine gets as a whole."""
+from vitrieve.serve.settings import LOCAL_NAMES, ProxySettings, ServeSettings, find_network, is_local, normalize_address
 
 
 class BoundedProtocol(HttpToolsProtocol):
@@ -211,23 +208,6 @@ class BoundedProtocol(HttpToolsProtocol):
             self._head_deadline = None
 
 
-def find_network(address: str) -> str:
-    """Return what counts as one client: an IPv4 address, or the network of an IPv6 address.
-
-    >>> find_network("192.0.2.7"), find_network("::ffff:192.0.2.7"), find_network("2001:db8::7")
-    ('192.0.2.7', '192.0.2.7', '2001:db8::/64')
-    """
-    try:
-        parsed = ipaddress.ip_address(address.partition("%")[0])
-    except ValueError:
-        return address
-    if isinstance(parsed, ipaddress.IPv4Address):
-        return address
-    if parsed.ipv4_mapped is not None:
-        return str(parsed.ipv4_mapped)
-    return str(ipaddress.ip_network((parsed, IPV6_NETWORK_BITS), strict=False))
-
-
 MAX_PORT = 65_535
 KEEP_ALIVE_SECONDS = 20
 STOP_SECONDS = 10
@@ -240,13 +220,15 @@ SWITCH_SECONDS = 0.0005
 lock, and each would wait for up to Python's 5 ms to get it back."""
 
 
-def serve(searcher: Searcher, settings: ServeSettings, *, announce: Callable[[str], None] | None = None) -> None:
+def serve(
+    opened: Searcher | Collections, settings: ServeSettings, *, announce: Callable[[str], None] | None = None
+) -> None:
     """Serve until the process is told to stop (SIGINT, SIGTERM); requests in progress are finished.
 
     Being stopped is the ordinary end, so nothing is raised then.
 
     Args:
-        searcher: Index and encoder to search with.
+        opened: Index and encoder to search with, or several collections.
         settings: Where to listen, and what to allow.
         announce: Called with the address once connections are accepted.
 
@@ -255,15 +237,7 @@ def serve(searcher: Searcher, settings: ServeSettings, *, announce: Callable[[st
         ConfigError: The address cannot be listened on, or other machines can reach it and there is no token.
     """
     with open_listener(settings) as (listener, hosts):
-        app = create_app(
-            searcher,
-            limits=settings.limits,
-            token=settings.token,
-            write_token=settings.write_token,
-            hosts=hosts,
-            proxy=settings.proxy,
-            uploads=settings.uploads,
-        )
+        app = create_served_app(opened, settings, hosts)
         address = spell_address(listener, settings.proxy)
         run_server(app, listener, lambda: announce(address) if announce else None)
 
@@ -276,15 +250,21 @@ def open_listener(settings: ServeSettings) -> Iterator[tuple[socket.socket, tupl
         ConfigError: As ``listen``, or other machines can reach the address and there is no token.
     """
     with listen(settings.host, settings.port) as listener:
-        if settings.token is not None:
-            yield listener, None
-            return
-        address = listener.getsockname()[0]  # a name may lead elsewhere than when the token was asked for
-        if not is_local(address):
-            raise ConfigError(
-                f"{settings.host} is {address}, which can be reached from other machines, so it needs a token."
-            )
-        yield listener, local_hosts(settings.host, listener)
+        yield listener, list_hosts(settings.host, listener, is_open=settings.is_open)
+
+
+def list_hosts(host: str, listener: socket.socket, *, is_open: bool) -> tuple[str, ...] | None:
+    """List the names by which a service may be called; None: any, where it asks for a token.
+
+    Raises:
+        ConfigError: Other machines can reach the address, and something can be read without a token.
+    """
+    if not is_open:
+        return None
+    address = listener.getsockname()[0]  # a name may lead elsewhere than when the token was asked for
+    if not is_local(address):
+        raise ConfigError(f"{host} is {address}, which can be reached from other machines, so it needs a token.")
+    return local_hosts(host, listener)
 
 
 def run_server(app: ASGIApp, listener: socket.socket, announce: Callable[[], None]) -> None:

@@ -17,13 +17,15 @@ from vitrieve.errors import ArtifactError, ReplacedError
 from vitrieve.search.request import SearchAnswer, SearchRequest
 from vitrieve.search.searcher import Searcher
 from vitrieve.serve.body import BodyReader
+from vitrieve.serve.changes import Changes
 from vitrieve.serve.feedback import ServedFeedback
 from vitrieve.serve.map_page import KeptMap
 from vitrieve.serve.metrics import Metrics
 from vitrieve.serve.middleware import TIMINGS, log_event, log_failure
 from vitrieve.serve.overview import Overview
 from vitrieve.serve.pictures import Pictures
-from vitrieve.serve.settings import Limits, ProxySettings
+from vitrieve.serve.rates import Rate, ReadRates
+from vitrieve.serve.settings import Limits, ProxySettings, Tokens
 from vitrieve.serve.uploads import KeptUploads, SharedUploads, Uploads
 from vitrieve.serve.views import Address, Renderer
 
@@ -97,29 +99,6 @@ def _call_soon(loop: asyncio.AbstractEventLoop, callback: Callable[[int], None],
         loop.call_soon_threadsafe(callback, num)
 
 
-class WriteRate:
-    """Changes of the last minute of one process.
-
-    Args:
-        most: Changes that a minute may have.
-    """
-
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._left = float(most)
-        self._at = time.monotonic()
-
-    def take(self, num_changes: int) -> float:
-        """Take some of what is left; return 0.0, or the seconds until there is enough and take nothing."""
-        now = time.monotonic()
-        self._left = min(float(self._most), self._left + (now - self._at) * self._most / 60)
-        self._at = now
-        if self._left >= num_changes:
-            self._left -= num_changes
-            return 0.0
-        return (num_changes - self._left) * 60 / self._most
-
-
 NUM_LOOKUP_WORKERS = 2
 NUM_THUMBNAIL_WORKERS = 2
 REOPEN_PAUSE_SECONDS = 5.0
@@ -131,59 +110,141 @@ CLEAN_PAUSE_SECONDS = 300.0
 """Time between two looks for uploads that have expired."""
 
 
-class Service:
-    """What every endpoint needs.
+class Shared:
+    """What the collections of a process share, so that all of them together keep within the bounds.
 
     Three pools, so that no kind of work waits behind another: searches, thumbnails, and look-ups in the index.
+
+    Args:
+        limits: The bounds.
+        metrics: What counts.
+        uploads: Folder in which several services keep the pictures that visitors send; None: in memory.
+
+    Raises:
+        ArtifactError: The folder cannot be written.
+    """
+
+    def __init__(self, limits: Limits, metrics: Metrics | None = None, uploads: Path | None = None) -> None:
+        self.limits = limits
+        self.metrics = metrics or Metrics()
+        self.bodies = BodyReader(limits, self.metrics.held_bytes)
+        self.read_rates = ReadRates(limits.reads_per_minute)
+        self.write_rate = Rate(limits.writes_per_minute)
+        self.uploads: KeptUploads = Uploads(limits) if uploads is None else SharedUploads(uploads, limits)
+        self.searches = self._build_pool("search", limits.num_workers, limits.num_waiting)
+        self.thumbnails = self._build_pool("thumbnail", NUM_THUMBNAIL_WORKERS, limits.num_waiting_thumbnails)
+        self.lookups = self._build_pool("look-up", NUM_LOOKUP_WORKERS, limits.num_waiting_thumbnails)
+        self._cleaning: asyncio.Task[None] | None = None
+
+    def begin(self) -> None:
+        """Begin what goes on in the background; to be called on the event loop."""
+        if isinstance(self.uploads, SharedUploads):
+            self._cleaning = asyncio.create_task(_clean_from_time_to_time(self.uploads))
+
+    def close(self) -> None:
+        """Begin no more work."""
+        for pool in (self.searches, self.thumbnails, self.lookups):
+            pool.close()
+        if self._cleaning is not None:
+            self._cleaning.cancel()
+
+    def _build_pool(self, name: str, num_workers: int, num_waiting: int) -> WorkerPool:
+        return WorkerPool(
+            name,
+            num_workers=num_workers,
+            num_waiting=num_waiting,
+            retry_after_seconds=self.limits.retry_after_seconds,
+            gauge=self.metrics.in_work.labels(name),
+        )
+
+
+class Desk:
+    """What a visitor meets first, at a collection or at the list of several.
+
+    Args:
+        shared: What the collections of the process share; it is begun and closed by whoever made it.
+        tokens: Who may read and who may write.
+        proxy: Settings for a proxy in front, with the place of the collection behind it.
+        limits: Bounds.
+        has_collections: Flag that there may be several collections.
+
+    Attributes:
+        login_tokens: Tokens that ``/login`` takes.
+    """
+
+    renderer: Renderer
+
+    def __init__(
+        self, shared: Shared, *, tokens: Tokens, proxy: ProxySettings, limits: Limits, has_collections: bool
+    ) -> None:
+        self.shared = shared
+        self.tokens = tokens
+        self.login_tokens = tokens.read
+        self.proxy = proxy
+        self.limits = limits
+        self.has_collections = has_collections
+        self.metrics = shared.metrics
+        self.bodies = shared.bodies
+
+    async def look_up(self, work: Callable[[], T]) -> T:
+        """Do something small in a worker."""
+        return await self.shared.lookups.run(work, seconds=self.limits.request_seconds)
+
+
+class Service(Desk):
+    """What every endpoint of an index needs.
+
+    Args:
+        searcher: Index and encoder; whoever gives it closes it.
+        shared: As for ``Desk``.
+        tokens: Who may read and who may write.
+        proxy: As for ``Desk``.
+        limits: Bounds, where they are others than those of ``shared``: its share of memory.
+        name: Name of the collection, where there are several.
     """
 
     def __init__(
         self,
         searcher: Searcher,
-        limits: Limits,
-        token: str | None,
-        proxy: ProxySettings,
+        shared: Shared,
         *,
-        metrics: Metrics,
-        uploads: Path | None,
-        write_token: str | None = None,
+        tokens: Tokens | None = None,
+        proxy: ProxySettings | None = None,
+        limits: Limits | None = None,
+        name: str = "",
     ) -> None:
-        self.limits = limits
-        self.token = token
-        self.write_token = write_token
-        self.write_rate = WriteRate(limits.writes_per_minute)
+        super().__init__(
+            shared,
+            tokens=tokens or Tokens(),
+            proxy=proxy or ProxySettings(),
+            limits=limits or shared.limits,
+            has_collections=bool(name),
+        )
         self.num_changes = 0
-        self.proxy = proxy
+        self.name = name
         self.is_ready = False
-        self._cleaning: asyncio.Task[None] | None = None
         self.readiness = "the encoder and the index are being loaded."
-        self.metrics = metrics
-        self.bodies = BodyReader(limits, metrics.held_bytes)
+        self.uploads = shared.uploads
         self._serve(searcher)
-        self.uploads: KeptUploads = Uploads(limits) if uploads is None else SharedUploads(uploads, limits)
         self._given = searcher
         self._reopening: asyncio.Task[bool] | None = None
         self._warming_up: asyncio.Task[None] | None = None
         self._may_reopen_at = 0.0
-        self._searches = self._build_pool("search", limits.num_workers, limits.num_waiting)
-        self._thumbnails = self._build_pool("thumbnail", NUM_THUMBNAIL_WORKERS, limits.num_waiting_thumbnails)
-        self._lookups = self._build_pool("look-up", NUM_LOOKUP_WORKERS, limits.num_waiting_thumbnails)
+        self._searches, self._thumbnails, self._lookups = shared.searches, shared.thumbnails, shared.lookups
 
     def _serve(self, searcher: Searcher) -> None:
         self.searcher = searcher
         self.pictures = Pictures(searcher.store, self.limits)
         self.overview = Overview(searcher.store)
         self.feedback = ServedFeedback(searcher.folder, searcher.store, self.pictures)
-        root_path = self.proxy.root_path
-        self.map = KeptMap(searcher.folder, lambda image_id: root_path + Address(plus=(image_id,)).spell())
-        self.renderer = Renderer(searcher.store.info, self.limits, root_path=root_path)
+        prefix = self.proxy.prefix
+        self.map = KeptMap(searcher.folder, lambda image_id: prefix + Address(plus=(image_id,)).spell())
+        self.renderer = Renderer(searcher.store.info, self.limits, proxy=self.proxy, collection=self.name)
 
     def begin(self) -> None:
         """Begin what goes on in the background; to be called on the event loop."""
         if not self.is_ready:
             self.begin_warm_up()
-        if isinstance(self.uploads, SharedUploads):
-            self._cleaning = asyncio.create_task(_clean_from_time_to_time(self.uploads))
 
     def begin_warm_up(self) -> None:
         """Warm up in the background; a warming up for an earlier index ends. To be called on the event loop."""
@@ -206,7 +267,7 @@ class Service:
                 self.readiness = (
                     f"the first search failed; the log says why. It is tried again every {pause:g} seconds."
                 )
-                log_failure("not ready", next_attempt_seconds=pause)
+                log_failure("not ready", next_attempt_seconds=pause, **self._named)
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, MAX_WARM_UP_PAUSE_SECONDS)
                 if isinstance(error, ReplacedError):
@@ -238,15 +299,13 @@ class Service:
         return await self._run(self._thumbnails, work)
 
     async def look_up(self, work: Callable[[], T]) -> T:
-        """Ask the index something small."""
+        """Ask the index something small; as ``Desk.look_up``, and again where the index is exchanged."""
         return await self._run(self._lookups, work)
 
     def close(self) -> None:
-        """Begin no more work."""
+        """Begin no more work of this index."""
         self.is_ready = False
-        for pool in (self._searches, self._thumbnails, self._lookups):
-            pool.close()
-        for task in (self._reopening, self._warming_up, self._cleaning):
+        for task in (self._reopening, self._warming_up):
             if task is not None:
                 task.cancel()
         if self.searcher is not self._given:
@@ -299,13 +358,13 @@ class Service:
         try:
             new = await asyncio.to_thread(old.reopen)
         except Exception:
-            log_failure("not reloaded")
+            log_failure("not reloaded", **self._named)
             self._may_reopen_at = time.monotonic() + REOPEN_PAUSE_SECONDS
             return False
         self._serve(new)
         if old is not self._given:
             old.close()
-        log_event("reloaded", encoder_fingerprint=new.store.info.fingerprint)
+        log_event("reloaded", encoder_fingerprint=new.store.info.fingerprint, **self._named)
         return True
 
     def prepare(self) -> None:
@@ -318,16 +377,21 @@ class Service:
             self.searcher.encoder.encode_text([])
         self.searcher.words.find()
         self.is_ready = True
-        log_event("ready", is_index_resident=is_resident)
+        self._settle()
+        log_event("ready", is_index_resident=is_resident, **self._named)
 
-    def _build_pool(self, name: str, num_workers: int, num_waiting: int) -> WorkerPool:
-        return WorkerPool(
-            name,
-            num_workers=num_workers,
-            num_waiting=num_waiting,
-            retry_after_seconds=self.limits.retry_after_seconds,
-            gauge=self.metrics.in_work.labels(name),
-        )
+    def _settle(self) -> None:
+        """End a change that a killed process began; what cannot be ended now is ended by the next change."""
+        if self.tokens.write and self.searcher.folder is not None:
+            try:
+                Changes(self.searcher, self.limits).settle()
+            except Exception:
+                log_failure("an unfinished change was not ended", **self._named)
+
+    @property
+    def _named(self) -> dict[str, str]:
+        """Name the collection for the log, where there are several."""
+        return {"collection": self.name} if self.name else {}
 
 
 async def _clean_from_time_to_time(uploads: SharedUploads) -> None:
@@ -344,9 +408,19 @@ def get_service(request: Request) -> Service:
     return cast(Service, request.app.state.service)
 
 
+def get_desk(request: Request) -> Desk:
+    """Return what a request came to: a service of an index, or the list of collections."""
+    return cast(Desk, request.app.state.service)
+
+
 async def _provide_service(request: Request) -> Service:
     return get_service(request)  # async, because FastAPI runs anything else in a thread
 
 
+async def _provide_desk(request: Request) -> Desk:
+    return get_desk(request)
+
+
 CurrentService = Annotated[Service, Depends(_provide_service)]
 """The service, for an endpoint."""
+CurrentDesk = Annotated[Desk, Depends(_provide_desk)]

@@ -63,7 +63,9 @@ class Limits:
         upload_seconds: Time for which one is kept that nobody looks at, where they are kept in a folder.
         thumbnail_bytes: Size of the thumbnails kept in memory.
         resident_bytes: Size of the copy of the index that answers searches; a larger index is searched on disk.
-        writes_per_minute: Changes of the index that a process makes in a minute.
+        reads_per_minute: Requests of one client that a process answers in a minute, one after a pause at once; a search
+            counts as ``SEARCH_READS`` of them. 0: any number.
+        writes_per_minute: Changes of indexes that a process makes in a minute.
         free_bytes: Space on the disk that no picture that is sent may take.
     """
 
@@ -91,13 +93,14 @@ class Limits:
     upload_seconds: float = 24 * 3600.0
     thumbnail_bytes: int = 64 * MEBIBYTE
     resident_bytes: int = 1024 * MEBIBYTE
+    reads_per_minute: int = 60_000
     writes_per_minute: int = 600
     free_bytes: int = 1024 * MEBIBYTE
 
     def __post_init__(self) -> None:
         """Refuse bounds that nothing could pass."""
         for one in fields(self):
-            least = 0 if one.name in ("num_waiting", "resident_bytes") else 1
+            least = 0 if one.name in ("num_waiting", "resident_bytes", "reads_per_minute") else 1
             value = getattr(self, one.name)
             if one.type != "float" and value < least:
                 raise ConfigError(f"the limit {one.name} is {value}; give {least} or more.")
@@ -114,6 +117,10 @@ class Limits:
             held_bytes=max(self.held_bytes // num_processes, self.body_bytes),
             thumbnail_bytes=max(1, self.thumbnail_bytes // num_processes),
         )
+
+
+SEARCH_READS = 10
+"""Requests that a search counts as, and whatever else computes as much."""
 
 
 def share_cores(num_processes: int, num_threads: int | None, num_workers: int | None) -> tuple[int | None, int]:
@@ -159,12 +166,19 @@ class ProxySettings:
         is_secure: Flag that every browser comes by TLS.
         has_proxy_headers: Flag that a proxy says in ``X-Forwarded-Proto`` how the browser came. Who forges it only
             changes the cookie that it is given itself.
+        mount: Path of one of several collections behind that prefix, such as ``/c/shoes``; empty: there is one.
     """
 
     allowed_hosts: tuple[str, ...] = ()
     root_path: str = ""
     is_secure: bool = False
     has_proxy_headers: bool = False
+    mount: str = ""
+
+    @property
+    def prefix(self) -> str:
+        """Return what stands before every path that a page names."""
+        return self.root_path + self.mount
 
     def is_by_tls(self, request: Request) -> bool:
         """Say whether a browser sent a request by TLS, so that its cookie never leaves without it."""
@@ -250,6 +264,7 @@ class ServeSettings:
         port: Port; 0: any that is free.
         token: Token that requests must bring; None: no token, on a loopback alone.
         write_token: Token that changes of the index must bring, which also reads; None: nothing can be changed.
+        has_own_tokens: Flag that each of several collections asks for a token of its own.
         limits: Bounds of requests.
         proxy: Settings for a proxy in front.
         uploads: Folder in which several services keep the pictures that visitors send; None: in memory, or with
@@ -260,9 +275,33 @@ class ServeSettings:
     port: int
     token: str | None = None
     write_token: str | None = None
+    has_own_tokens: bool = False
     limits: Limits = field(default_factory=Limits)
     proxy: ProxySettings = field(default_factory=ProxySettings)
     uploads: Path | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Say whether anything can be read without a token."""
+        return self.token is None and not self.has_own_tokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tokens:
+    """Who may read and who may write.
+
+    Attributes:
+        read: Tokens that open what can be read; empty: everybody may read.
+        write: Tokens that open changes, and what ``read`` opens; empty: nothing can be changed.
+    """
+
+    read: tuple[str, ...] = field(default=(), repr=False)
+    write: tuple[str, ...] = field(default=(), repr=False)
+
+    @classmethod
+    def of(cls, token: str | None, write_token: str | None = None) -> Tokens:
+        """Hold one of each, or none."""
+        return cls(read=() if token is None else (token,), write=() if write_token is None else (write_token,))
 
 
 TOKEN_VARIABLE = "VITRIEVE_TOKEN"
@@ -285,8 +324,13 @@ def check_extra() -> None:
             )
 
 
-def read_token(host: str, token: str | None) -> str | None:
+def read_token(host: str, token: str | None, *, has_own_tokens: bool = False) -> str | None:
     """Return the token, from the flag or the variable VITRIEVE_TOKEN; None on a local address without one.
+
+    Args:
+        host: Address to listen on.
+        token: What the flag says.
+        has_own_tokens: Flag that each of several collections asks for a token of its own, so that none is needed.
 
     Raises:
         ConfigError: None although other machines can reach the address, or one that is too short or no ASCII.
@@ -294,12 +338,11 @@ def read_token(host: str, token: str | None) -> str | None:
     token = token or os.environ.get(TOKEN_VARIABLE) or None
     if token is not None:
         check_token(token, "token")
-    else:
-        if not is_local(host):
-            raise ConfigError(
-                f"--host {host} can be reached from other machines, so it needs a token: set {TOKEN_VARIABLE} "
-                "(python -c 'import secrets; print(secrets.token_urlsafe())' makes one), or leave --host out."
-            )
+    elif not has_own_tokens and not is_local(host):
+        raise ConfigError(
+            f"--host {host} can be reached from other machines, so it needs a token: set {TOKEN_VARIABLE} "
+            "(python -c 'import secrets; print(secrets.token_urlsafe())' makes one), or leave --host out."
+        )
     return token
 
 
@@ -361,3 +404,24 @@ def normalize_address(name: str) -> str:
     except ValueError:
         return name
     return str(getattr(address, "ipv4_mapped", None) or address)
+
+
+IPV6_NETWORK_BITS = 64
+"""Length of the prefix of the addresses that one household or machine gets as a whole."""
+
+
+def find_network(address: str) -> str:
+    """Return what counts as one client: an IPv4 address, or the network of an IPv6 address.
+
+    >>> find_network("192.0.2.7"), find_network("::ffff:192.0.2.7"), find_network("2001:db8::7")
+    ('192.0.2.7', '192.0.2.7', '2001:db8::/64')
+    """
+    try:
+        parsed = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return address
+    if isinstance(parsed, ipaddress.IPv4Address):
+        return address
+    if parsed.ipv4_mapped is not None:
+        return str(parsed.ipv4_mapped)
+    return str(ipaddress.ip_network((parsed, IPV6_NETWORK_BITS), strict=False))

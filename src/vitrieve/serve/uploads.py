@@ -50,26 +50,35 @@ class Upload:
     height_px: int
 
 
-def build_upload(data: bytes) -> Upload:
+def build_upload(data: bytes, collection: str = "") -> Upload:
     """Look at a picture's header, and name the picture.
+
+    Args:
+        data: The file.
+        collection: Name of the collection that it was sent to, where there are several: who may read one of them learns
+            nothing of what was sent to another.
 
     Raises:
         DecodeError: No picture, or one that is too large. Whether it is damaged, the search finds out.
     """
     width_px, height_px = measure_image(data)
-    upload_id = hashlib.sha256(data).hexdigest()[:ID_LENGTH]
+    salt = f"{collection}/".encode() if collection else b""
+    upload_id = hashlib.sha256(salt + data).hexdigest()[:ID_LENGTH]
     return Upload(upload_id=upload_id, data=data, width_px=width_px, height_px=height_px)
 
 
 class KeptUploads(Protocol):
-    """The pictures sent last, bounded in number and bytes. Both methods may read files: they belong into a worker."""
+    """The pictures sent last, bounded in number and bytes. Both methods may read files: they belong into a worker.
 
-    def add(self, data: bytes) -> Upload:
-        """Keep a picture, and drop those that were not used for longest; raises as ``build_upload``."""
+    Several collections have their own pictures each, and the bounds hold for all together.
+    """
+
+    def add(self, data: bytes, collection: str = "") -> Upload:
+        """Keep a picture, and drop those that were not used for longest; arguments and errors as ``build_upload``."""
         ...
 
-    def find(self, upload_id: str) -> Upload | None:
-        """Find a picture by its id; None when it was dropped or never sent."""
+    def find(self, upload_id: str, collection: str = "") -> Upload | None:
+        """Find a picture of a collection by its id; None when it was dropped or never sent there."""
         ...
 
 
@@ -78,28 +87,30 @@ class Uploads:
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        self._uploads: OrderedDict[str, Upload] = OrderedDict()
+        self._uploads: OrderedDict[tuple[str, str], Upload] = OrderedDict()
         self._num_bytes = 0
         self._lock = threading.Lock()
 
-    def add(self, data: bytes) -> Upload:
+    def add(self, data: bytes, collection: str = "") -> Upload:
         """Keep a picture; as ``KeptUploads.add``."""
-        upload = build_upload(data)
+        upload = build_upload(data, collection)
+        key = collection, upload.upload_id
         with self._lock:
-            if upload.upload_id not in self._uploads:
+            if key not in self._uploads:
                 self._num_bytes += len(data)
-            self._uploads[upload.upload_id] = upload
-            self._uploads.move_to_end(upload.upload_id)
+            self._uploads[key] = upload
+            self._uploads.move_to_end(key)
             while len(self._uploads) > 1 and self._is_full():
                 self._num_bytes -= len(self._uploads.popitem(last=False)[1].data)
         return upload
 
-    def find(self, upload_id: str) -> Upload | None:
+    def find(self, upload_id: str, collection: str = "") -> Upload | None:
         """Find a picture; as ``KeptUploads.find``."""
+        key = collection, upload_id
         with self._lock:
-            if upload_id in self._uploads:
-                self._uploads.move_to_end(upload_id)
-            return self._uploads.get(upload_id)
+            if key in self._uploads:
+                self._uploads.move_to_end(key)
+            return self._uploads.get(key)
 
     def _is_full(self) -> bool:
         return len(self._uploads) > self._limits.num_uploads or self._num_bytes > self._limits.upload_bytes
@@ -130,13 +141,13 @@ class SharedUploads:
                 "write."
             ) from None
 
-    def add(self, data: bytes) -> Upload:
+    def add(self, data: bytes, collection: str = "") -> Upload:
         """Keep a picture; as ``KeptUploads.add``.
 
         Raises:
             OSError: The disk fails or is full.
         """
-        upload = build_upload(data)
+        upload = build_upload(data, collection)
         path = self._folder / upload.upload_id
         part = self._folder / f"{upload.upload_id}.{secrets.token_hex(8)}.part"
         try:
@@ -149,8 +160,8 @@ class SharedUploads:
             part.unlink(missing_ok=True)
         return upload
 
-    def find(self, upload_id: str) -> Upload | None:
-        """Find a picture; as ``KeptUploads.find``. A file that is not what was sent counts as none."""
+    def find(self, upload_id: str, collection: str = "") -> Upload | None:
+        """Find a picture; as ``KeptUploads.find``. A file that is not what was sent there counts as none."""
         if not _NAME.fullmatch(upload_id):
             return None
         path = self._folder / upload_id
@@ -160,7 +171,7 @@ class SharedUploads:
                 if status.st_mtime < time.time() - self._limits.upload_seconds:
                     return None
                 data = file.read(self._limits.body_bytes + 1)
-            upload = build_upload(data)
+            upload = build_upload(data, collection)
             if upload.upload_id != upload_id:
                 return None
             os.utime(path, follow_symlinks=os.utime not in os.supports_follow_symlinks)  # it was used now

@@ -26,7 +26,7 @@ from vitrieve.index.filter import Condition, Exact, build_condition, format_cond
 from vitrieve.index.store import StoreInfo, VectorStore, find_name
 from vitrieve.search.query import read_example
 from vitrieve.search.request import MAX_TEXT_LENGTH, Box, Example, SearchAnswer, SearchRequest, SearchResult, parse_box
-from vitrieve.serve.settings import MAX_TEXT, Limits
+from vitrieve.serve.settings import MAX_TEXT, Limits, ProxySettings
 
 if TYPE_CHECKING:
     from starlette.datastructures import QueryParams
@@ -219,7 +219,7 @@ View = dict[str, Any]
 YOUR_PICTURE = "Your picture"
 
 
-def build_environment(info: StoreInfo) -> Environment:
+def build_environment(info: StoreInfo | None) -> Environment:
     """Build what fills the templates, with what every page says of the index; every text in them is escaped."""
     environment = Environment(
         loader=PackageLoader("vitrieve.serve"),
@@ -231,21 +231,32 @@ def build_environment(info: StoreInfo) -> Environment:
     environment.globals.update(
         version=__version__,
         # A folder's name is enough: this machine's paths are not the visitors'.
-        encoder=Path(info.encoder_source).name,
-        image_size=info.image_size,
-        license=info.license,
+        encoder="" if info is None else Path(info.encoder_source).name,
+        image_size=None if info is None else info.image_size,
+        license="" if info is None else info.license,
+        is_front=info is None,
+        collection="",
     )
     return environment
 
 
 class Renderer:
-    """Fills the templates of a service."""
+    """Fills the templates of a service.
 
-    def __init__(self, info: StoreInfo, limits: Limits, *, root_path: str) -> None:
+    Args:
+        info: What the index says about itself; None: the pages belong to no index, but to a list of several.
+        limits: Bounds that the pages name.
+        proxy: Where the pages are.
+        collection: Name of the collection, where there are several.
+    """
+
+    def __init__(self, info: StoreInfo | None, limits: Limits, *, proxy: ProxySettings, collection: str = "") -> None:
         self._environment = build_environment(info)
         # Every address in a template goes through this filter, so that it stays behind the proxy's prefix.
-        self._environment.filters["at"] = lambda address: root_path + address
+        self._environment.filters["at"] = lambda address: proxy.prefix + address
         self._environment.globals.update(
+            collection=collection,
+            front=f"{proxy.root_path}/",
             max_body_bytes=limits.body_bytes,
             max_text_length=MAX_TEXT_LENGTH,
             formats=list_formats(),

@@ -18,7 +18,8 @@ from vitrieve.errors import DataError, InputError
 from vitrieve.serve.api import BINARY, ImageId, document
 from vitrieve.serve.body import recognize
 from vitrieve.serve.changes import MAX_FIELDS, Author, Change, Changed, Changes
-from vitrieve.serve.middleware import REQUEST_ID, get_bearer, is_token, log_failure
+from vitrieve.serve.middleware import REQUEST_ID, get_bearer, is_one_of, log_failure
+from vitrieve.serve.rates import spell_seconds
 from vitrieve.serve.schemas import Text, check_json, validate_json
 from vitrieve.serve.service import CurrentService, Service
 from vitrieve.serve.settings import MAX_TEXT
@@ -100,10 +101,10 @@ async def require_writer(request: Request, service: CurrentService) -> Author:
         HTTPException: 401 no token or a wrong one; 403 the token for reading, or the service is for reading alone.
     """
     given = get_bearer(request)
-    if service.write_token is None:
+    if not service.tokens.write:
         raise HTTPException(403, "this service is for reading alone; it is started without a token for writing.")
-    if not is_token(given, service.write_token):
-        if service.token is not None and is_token(given, service.token):
+    if not is_one_of(given, service.tokens.write):
+        if is_one_of(given, service.tokens.read):
             raise HTTPException(403, "this token is for reading; changes need the token for writing.")
         detail = "changes need the token for writing: send the header Authorization: Bearer TOKEN."
         raise HTTPException(401, detail, {"WWW-Authenticate": "Bearer"})
@@ -260,11 +261,11 @@ def _read_patch(image_id: str, body: bytes, service: Service) -> Change:
 
 
 def _take(service: Service, num_changes: int) -> None:
-    seconds = service.write_rate.take(num_changes)
+    seconds = service.shared.write_rate.take(num_changes)
     if seconds:
         most = service.limits.writes_per_minute
         raise HTTPException(
-            429, f"this server takes {most:,} changes a minute.", {"Retry-After": str(max(1, round(seconds + 0.5)))}
+            429, f"this server takes {most:,} changes a minute.", {"Retry-After": spell_seconds(seconds)}
         )
 
 

@@ -6,6 +6,7 @@ const progress = document.getElementById("progress");
 let running = null; // the AbortController of what is being loaded
 let preview = null; // address of the picture that is being sent
 const root = document.body.dataset.root; // a proxy's prefix, or nothing
+const isList = "list" in document.body.dataset; // of collections: nothing can be searched here
 const findPlace = () => location.pathname + location.search;
 let shown = findPlace(); // what the page on the screen is
 
@@ -152,13 +153,13 @@ document.addEventListener("change", (event) => {
 });
 
 document.addEventListener("paste", (event) => {
-  if (!event.clipboardData?.files.length) return;
+  if (isList || !event.clipboardData?.files.length) return;
   event.preventDefault();
   sendFirst(event.clipboardData.files);
 });
 
 const veil = document.getElementById("drop-veil");
-const hasFiles = (event) => event.dataTransfer?.types.includes("Files");
+const hasFiles = (event) => !isList && event.dataTransfer?.types.includes("Files");
 addEventListener("dragover", (event) => {
   if (!hasFiles(event)) return;
   event.preventDefault();
