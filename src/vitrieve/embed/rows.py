@@ -177,13 +177,14 @@ class StoredRecords(RecordTable):
         shape = len(self)
         labels, splits = np.empty(shape, np.int64), np.empty(shape, np.int8)
         is_query, is_gallery = np.empty(shape, np.bool_), np.empty(shape, np.bool_)
+        arrays: tuple[np.ndarray, ...] = (labels, splits, is_query, is_gallery)
         start = 0
         names = ["label", "split", "is_query", "is_gallery"]
         for table in self._read_good(names):
             rows = slice(start, start + len(table))
             codes = pc.index_in(table["split"], value_set=pa.array(SPLITS))
             columns = (table["label"], codes, table["is_query"], table["is_gallery"])
-            for out, column in zip((labels, splits, is_query, is_gallery), columns, strict=True):
+            for out, column in zip(arrays, columns, strict=True):
                 if column.null_count:
                     raise self._explain(ValueError("a label, a split or a role is missing"))
                 out[rows] = column.to_numpy()
