@@ -26,6 +26,15 @@ def quote_name(name: object) -> str:
     return f'"{body}"'
 
 
+def count_nouns(count: int, one: str, many: str) -> str:
+    """Spell a number with its noun.
+
+    >>> print(count_nouns(1, "class", "classes"), "and", count_nouns(1200, "class", "classes"))
+    1 class and 1,200 classes
+    """
+    return f"{count:,} {one if count == 1 else many}"
+
+
 def escape_text(text: str) -> str:
     r"""Spell what cannot be printed on one line as JSON does, and leave the rest as it is.
 

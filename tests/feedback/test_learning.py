@@ -61,7 +61,7 @@ def test_lone_images_join_a_class_of_their_group() -> None:
     learnt = apply_pairs(given, [say("right", "a", "c"), say("right", "d", "c"), say("wrong", "e", "a")])
     assert list_labels(learnt) == {"a": 0, "b": 0, "c": 0, "d": 0, "e": 3}
     assert learnt.negative_pairs == (("a", "e"),)
-    assert "2 positive in 1 groups, 1 negative, 0 labels" in learnt.notes[0]
+    assert "2 positive in 1 group, 1 negative, 0 labels" in learnt.notes[0]
 
 
 def test_wrong_pair_of_one_class_is_a_negative() -> None:
@@ -147,7 +147,7 @@ def test_training_uses_pairs(train: Callable[..., tuple[int, str, str]], class_f
     words = ("--data", f"folder:{class_folder}", "--pairs", str(tmp_path / "f.parquet"))
     status, out, err = train(*words)
     assert status == 0, err
-    assert "pairs: 1 positive in 1 groups, 1 negative, 0 labels" in err
+    assert "pairs: 1 positive in 1 group, 1 negative, 0 labels" in err
     assert json.loads(out)["recipe"] == "small"
     proxies = ("--objective.proxy-anchor.weight", "1")
     status, _, err = train(*words, "--overwrite", "--objective.multi-similarity.weight", "0", *proxies)

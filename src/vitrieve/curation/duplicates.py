@@ -27,6 +27,7 @@ from vitrieve.curation.looking import Look, look_at_all
 from vitrieve.curation.material import EncoderLike, Material, open_material
 from vitrieve.data.records import Dataset, ImageRecord
 from vitrieve.errors import ConfigError, DataError
+from vitrieve.quoting import count_nouns
 from vitrieve.similarity import Pairs
 
 Level = Literal["exact", "near", "same-scene"]
@@ -89,10 +90,10 @@ class DuplicateReport:
         counts = Counter(group.level for group in self.groups)
         num_extra = sum(len(group.image_ids) - 1 for group in self.groups)
         parts = ", ".join(f"{count} {level}" for level, count in counts.items())
-        return (
-            f"{self.num_images:,} pictures, {len(self.groups):,} groups of duplicates{f' ({parts})' if parts else ''}: "
-            f"{num_extra:,} pictures could go"
-        )
+        pictures = count_nouns(self.num_images, "picture", "pictures")
+        groups = count_nouns(len(self.groups), "group", "groups")
+        extra = count_nouns(num_extra, "picture", "pictures")
+        return f"{pictures}, {groups} of duplicates{f' ({parts})' if parts else ''}: {extra} could go"
 
 
 def duplicates(

@@ -26,7 +26,7 @@ from vitrieve.data.records import SPLITS, Dataset, ImageRecord
 from vitrieve.errors import ConfigError, DataError, DecodeError
 from vitrieve.machine import count_cores
 from vitrieve.progress import track
-from vitrieve.quoting import escape_text
+from vitrieve.quoting import count_nouns, escape_text
 
 NUM_REASONS_SHOWN = 3
 NUM_THREADS = max(2, min(32, count_cores()))
@@ -312,7 +312,7 @@ def _look_at(record: ImageRecord) -> _Seen | str:
 
 def _count_notes(seen: Sequence[_Seen]) -> list[str]:
     counts = Counter(one.note for one in seen if one.note)
-    return [f"{note}: {count:,} image{'' if count == 1 else 's'}" for note, count in counts.items()]
+    return [f"{note}: {count_nouns(count, 'image', 'images')}" for note, count in counts.items()]
 
 
 def _count_roles(dataset: Dataset) -> dict[str, RoleCount]:

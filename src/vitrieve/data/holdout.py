@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from vitrieve.data.decode import read_image
 from vitrieve.data.records import HOLD_OUT_EVERY, Dataset, ImageRecord, find_measurable, hold_out_labels
+from vitrieve.quoting import count_nouns
 
 NUM_JUDGES_MIN = 5
 """Fewest held-out classes that can prove a gain: all of n classes gain by chance once in 2^n times, which is more than
@@ -169,6 +170,5 @@ def _build_held_out(
 
 def count_images(records: Sequence[ImageRecord]) -> str:
     """Count images and their classes in words: 12 images of 3 classes."""
-    num_classes = len(_labels(records))
-    images = "1 image" if len(records) == 1 else f"{len(records)} images"
-    return f"{images} of {'1 class' if num_classes == 1 else f'{num_classes} classes'}"
+    images = count_nouns(len(records), "image", "images")
+    return f"{images} of {count_nouns(len(_labels(records)), 'class', 'classes')}"

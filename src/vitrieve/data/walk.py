@@ -25,6 +25,7 @@ from pathspec import GitIgnoreSpec
 from vitrieve.data.decode import RAW_SUFFIXES, list_image_suffixes
 from vitrieve.data.records import printable_name
 from vitrieve.errors import ConfigError, DataError
+from vitrieve.quoting import count_nouns
 
 IGNORE_NAME = ".vitrieveignore"
 HIDDEN, SYSTEM, EXCLUDED = "hidden", "system", "excluded"
@@ -193,7 +194,7 @@ class Walk:
         notes = [f"left out: {', '.join(parts)}."] if parts else []
         num_raw = sum(self.suffixes[suffix] for suffix in RAW_SUFFIXES)
         if num_raw:
-            files = "1 file is" if num_raw == 1 else f"{num_raw:,} files are"
+            files = count_nouns(num_raw, "file is", "files are")
             notes.append(
                 f"{files} RAW and left out; pip install 'vitrieve[raw]' brings what reads the preview in them."
             )

@@ -9,7 +9,7 @@ from dataclasses import replace
 from vitrieve.data.records import Dataset
 from vitrieve.errors import DataError
 from vitrieve.feedback.events import Correction, find_last_words
-from vitrieve.quoting import quote_name
+from vitrieve.quoting import count_nouns, quote_name
 
 Pair = tuple[str, str]
 
@@ -72,8 +72,8 @@ def apply_pairs(dataset: Dataset, corrections: Sequence[Correction]) -> Dataset:
         negative_pairs=(*dataset.negative_pairs, *negatives),
         notes=(
             *dataset.notes,
-            f"pairs: {len(positives)} positive in {len(groups)} groups, {len(negatives)} negative, "
-            f"{len(labels)} labels.",
+            f"pairs: {len(positives):,} positive in {count_nouns(len(groups), 'group', 'groups')}, "
+            f"{len(negatives):,} negative, {count_nouns(len(labels), 'label', 'labels')}.",
             *_note_rest(counted, usable, unknown, contradictions),
         ),
     )
