@@ -129,3 +129,12 @@ def test_a_failed_block_leaves_nothing_where_nothing_was(tmp_path: Path) -> None
             stop_in_the_middle(folder, is_resumable=False)
     assert [path.name for path in tmp_path.iterdir()] == ["empty"]
     assert not any((tmp_path / "empty").iterdir())
+
+
+def test_a_failed_block_leaves_nothing_behind_a_link(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "empty")
+    with pytest.raises(KeyboardInterrupt):
+        stop_in_the_middle(tmp_path / "link", is_resumable=False)
+    assert (tmp_path / "link").is_dir()
+    assert not any((tmp_path / "empty").iterdir())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -173,6 +174,17 @@ def test_folders_that_cannot_be_renamed_stay(tmp_path: Path, monkeypatch: pytest
     with pytest.raises(ArtifactError, match="has one of its files open"):
         artifacts.exchange_folders(one, other)
     assert read_content(one, other) == ["one", "other"]
+
+
+def test_what_a_kill_before_the_last_rename_left_aside_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = make_two(tmp_path)
+    shutil.copytree(one, find_aside(other))
+    monkeypatch.setattr(artifacts, "_exchange_at_once", lambda one, other: False)
+    artifacts.exchange_folders(one, other)
+    assert read_content(one, other) == ["other", "one"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "other"]
 
 
 def test_what_a_kill_between_two_renames_left_aside_comes_back(tmp_path: Path) -> None:

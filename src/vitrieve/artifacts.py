@@ -106,11 +106,6 @@ def is_partial(folder: Path) -> bool:
     return (folder / _PARTIAL_NAME).exists() and not has_artifact(folder)
 
 
-def is_only_begun(folder: Path) -> bool:
-    """Say whether nothing was written into a folder since an artifact was begun in it."""
-    return [path.name for path in folder.iterdir()] == [_PARTIAL_NAME]
-
-
 def reopen_folder(folder: Path) -> None:
     """Make an artifact partial, whether it is finished or not: what it holds stays."""
     (folder / _PARTIAL_NAME).touch()
@@ -359,9 +354,9 @@ def replacing_folder(
             yield folder
         except BaseException:
             if not is_resumable:
-                shutil.rmtree(folder, ignore_errors=True)
+                shutil.rmtree(target, ignore_errors=True)
                 if not is_new:
-                    folder.mkdir(exist_ok=True)
+                    target.mkdir(exist_ok=True)
             raise
         return
     (target / _NEW_NAME).unlink(missing_ok=True)
@@ -442,6 +437,7 @@ def _exchange_at_once(one: Path, other: Path) -> bool:
 
 def _exchange_in_steps(one: Path, other: Path) -> None:
     aside = find_aside(other)
+    shutil.rmtree(aside, ignore_errors=True)  # of a process that was killed before its third renaming
     try:
         other.rename(aside)
         try:

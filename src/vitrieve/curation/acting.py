@@ -242,6 +242,7 @@ def _move_across(source: Path, target: Path) -> None:
         if not beside.is_symlink():
             sync_file(beside)
         os.replace(beside, target)
+        sync_folder(target.parent)
     finally:
         beside.unlink(missing_ok=True)
     source.unlink()

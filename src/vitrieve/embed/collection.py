@@ -110,6 +110,7 @@ def _link_or_write(temporary: Path, path: Path, text: str) -> None:
     except OSError:
         with path.open("x", encoding="utf-8") as file:
             file.write(text)
+        sync_file(path)
 
 
 def _own_suffix() -> str:

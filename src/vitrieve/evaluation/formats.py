@@ -109,7 +109,7 @@ def export_as(
             written = _WRITERS[format](built, beside)
             text = _read_card(source, spec, fingerprint)
             write_text_durably(beside / CARD_NAME, _format_card(text, spec, out.resolve().name, written))
-        files = tuple(sorted(str(path.relative_to(beside)) for path in beside.rglob("*") if path.is_file()))
+        files = tuple(sorted(path.relative_to(beside).as_posix() for path in beside.rglob("*") if path.is_file()))
         files = tuple(name for name in files if not name.startswith("."))
         contents = {
             "fingerprint": fingerprint,
@@ -148,7 +148,7 @@ def _read_card(source: Path | None, spec: EncoderSpec, fingerprint: str) -> str:
 
 
 def _format_card(text: str, spec: EncoderSpec, name: str, written: _Written) -> str:
-    """Write the card: metadata for the hub where its client is installed, and the use in the other library."""
+    """Write the card: metadata for the hub, and the use in the other library."""
     note = "vitrieve wrote this folder, and does not read it: keep the folder of the encoder, too."
     use = f"## Use\n\n{written.use.strip()}\n\n{note}"
     body = text.replace(USE_SECTION, use) if USE_SECTION in text else f"{text.rstrip()}\n\n{use}\n"

@@ -15,7 +15,6 @@ import numpy as np
 from vitrieve.artifacts import (
     MANIFEST_NAME,
     explaining_full_disk,
-    is_only_begun,
     prepare_folder,
     replacing_folder,
     sync_folder,
@@ -26,7 +25,6 @@ from vitrieve.errors import (
     ArtifactError,
     ConfigError,
     DataError,
-    DiskFullError,
     FingerprintError,
     ReplacedError,
     VitrieveError,
@@ -259,12 +257,7 @@ def _create(
     ):
         if old is not None:
             claims.add(old)
-        try:
-            store = _make(folder, info, images, settings, claims)
-        except VitrieveError as error:
-            if isinstance(error, DiskFullError) or is_only_begun(folder):  # a server that does not suit, say
-                shutil.rmtree(folder, ignore_errors=True)  # the same command can then be given again
-            raise
+        store = _make(folder, info, images, settings, claims)
         is_in_place = folder == out
         if not is_in_place:
             _require_sound(store)

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vitrieve.config import Pooling
+from vitrieve.choices import Pooling
 from vitrieve.errors import ConfigError, WeightsError
 from vitrieve.model.backbone import build_backbone, describe_tokens
 from vitrieve.model.checkpoint import LocalWeights, read_local_weights
@@ -62,7 +62,7 @@ def build_foreign_encoder(
     given = read_local_weights(path)
     if given.spec is not None:
         raise ConfigError(f"{path} is an encoder of vitrieve already; name it instead of {name}.")
-    size = image_size or entry.image_size
+    size = entry.image_size if image_size is None else image_size
     tower = _find_tower(given)
     notes: list[str] = list(given.notes)
     weights = dataclasses.replace(given, states=given.states if tower is None else tower.states, notes=())

@@ -116,11 +116,11 @@ def _find_options(encoder: ImageEncoder, pixels: Tensor, pooled: Tensor) -> dict
     import timm
 
     spec = encoder.spec
+    if spec.pooling in _POOLINGS_WITH_CODE:
+        return None
     described = timm.get_pretrained_cfg(spec.architecture)
     is_sized = described is not None and described.fixed_input_size
     size: dict[str, Any] = {"img_size": spec.preprocessing.image_size} if is_sized else {}
-    if spec.pooling in _POOLINGS_WITH_CODE:
-        return None
     name = {"cls": "token", "average": "avg", "max": "max"}.get(spec.pooling)
     # Of a transformer that averages timm moves the last norm behind the pool, unless it is told not to.
     tried: list[dict[str, Any]] = [{}]

@@ -409,7 +409,10 @@ async def get_columns(service: CurrentService) -> ColumnsBody:
 @router.get("/facets", responses=document(422, 503, 504), summary="How often does each metadata value occur?")
 async def get_facets(
     service: CurrentService,
-    filter: Annotated[Conditions, Query(description="Conditions that the counted images meet, as in a search.")] = [],  # noqa: B006
+    filter: Annotated[
+        Conditions,
+        Query(default_factory=list, description="Conditions that the counted images meet, as in a search."),
+    ],
 ) -> FacetsBody:
     """Count the values of columns with few different ones; an index of more than 300,000 images has no facets."""
 

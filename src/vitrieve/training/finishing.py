@@ -13,10 +13,7 @@ from vitrieve.embed.collection import EmbedSettings
 from vitrieve.errors import ArtifactError, DataError, UnfinishedRunError, VitrieveError
 from vitrieve.evaluation.measure import EvaluationResult
 from vitrieve.evaluation.protocols import select_records
-from vitrieve.evaluation.run import (
-    EMBEDDINGS_FOLDER,
-    run_comparison,
-)
+from vitrieve.evaluation.run import EMBEDDINGS_FOLDER, run_comparison
 from vitrieve.model.artifact import ENCODER_SUBFOLDER, ModelCard
 from vitrieve.model.encoder import (
     build_encoder,

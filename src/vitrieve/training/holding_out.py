@@ -13,12 +13,8 @@ from vitrieve.embed.collection import Embeddings, EmbedSettings, describe_source
 from vitrieve.evaluation.examples import NUM_QUERIES, QueryExample, list_examples
 from vitrieve.evaluation.measure import Measurement, measure
 from vitrieve.evaluation.protocols import select_records
-from vitrieve.evaluation.run import (
-    measure_protocols,
-)
-from vitrieve.model.encoder import (
-    ImageEncoder,
-)
+from vitrieve.evaluation.run import measure_protocols
+from vitrieve.model.encoder import ImageEncoder
 from vitrieve.runtime.encoder import Encoder, wrap_encoder
 from vitrieve.training.loop import Evaluate, TrainingResult
 from vitrieve.training.ranks import Ranks, current_ranks, share_places

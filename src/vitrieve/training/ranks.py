@@ -3,7 +3,7 @@
 Every rank draws the whole batch and encodes its share of it. The embeddings of all are gathered, and every rank
 computes the whole loss, so that losses know nothing of ranks. Its gradient in a rank's own embeddings needs no
 exchange; the gradients of the weights, of which each rank has its share, are summed. That equals one process, up to
-rounding. The first rank alone writes, and alone talks; the failure of any is told once, by name (``watch.py``).
+rounding. The first rank alone writes, and alone talks; the failure of any is told once, by name (``liveness.py``).
 """
 
 from __future__ import annotations
