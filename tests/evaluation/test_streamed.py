@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import os
 import subprocess
 import sys
 import tracemalloc
@@ -30,7 +32,7 @@ from vitrieve.data.records import (
 from vitrieve.embed import collection
 from vitrieve.embed.collection import Embeddings, EmbedSettings, embed_collection, load_embeddings
 from vitrieve.embed.rows import StoredRecords
-from vitrieve.errors import ConfigError, DataError, FingerprintError
+from vitrieve.errors import ConfigError, DataError, DiskFullError, FingerprintError
 from vitrieve.evaluation import measure as measuring
 from vitrieve.evaluation.measure import measure
 from vitrieve.evaluation.protocols import select_records, take_all_classes
@@ -190,6 +192,19 @@ def test_many_scattered_vectors_are_copied_on_disk(folder: Path, monkeypatch: py
     assert not isinstance(wanted.vectors, np.memmap)
     assert np.array_equal(found.vectors, wanted.vectors)
     assert found.result == wanted.result
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere no room is set aside")
+def test_a_disk_without_room_for_the_copy_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    stored = load_embeddings(folder)
+    dataset = make_dataset(tuple(record for row, record in enumerate(stored.records) if row % 3))
+    monkeypatch.setattr(measuring, "HELD_BYTES", 100)
+    monkeypatch.setattr(os, "posix_fallocate", refuse)
+    with pytest.raises(DiskFullError, match="set TMPDIR"):
+        measure(dataset, stored, "e")
 
 
 def test_drawn_queries_are_the_same_ones_each_time_and_search_all_images(folder: Path) -> None:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import sys
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from tempfile import TemporaryFile
+from pathlib import Path
+from tempfile import TemporaryFile, gettempdir
 from typing import Any
 
 import numpy as np
 
+from vitrieve.artifacts import explaining_full_disk
 from vitrieve.data.records import Dataset, ImageRecord, choose_records, read_columns, read_ids
 from vitrieve.embed.collection import Embeddings
 from vitrieve.evaluation.metrics import Scores, bootstrap_intervals, score_queries, short_name
@@ -195,8 +199,13 @@ def _take_rows(vectors: FloatArray, rows: IntArray) -> FloatArray:
         return vectors[rows[0] : rows[0] + len(rows)]
     if len(rows) * vectors[:1].nbytes <= HELD_BYTES:
         return np.asarray(vectors[rows])
-    with TemporaryFile() as file:  # what is mapped stays when the file is closed
-        copy = np.memmap(file, dtype=np.float32, mode="w+", shape=(len(rows), vectors.shape[1]))
+    shape = (len(rows), vectors.shape[1])
+    num_bytes = 4 * shape[0] * shape[1]
+    advice = "Make room, or set TMPDIR to a folder on another disk."
+    with explaining_full_disk(Path(gettempdir()), num_bytes=num_bytes, advice=advice), TemporaryFile() as file:
+        if sys.platform == "linux":
+            os.posix_fallocate(file.fileno(), 0, num_bytes)  # a full disk would kill whoever writes to a map
+        copy = np.memmap(file, dtype=np.float32, mode="w+", shape=shape)  # stays when the file is closed
     for start in range(0, len(rows), GALLERY_BLOCK_SIZE):
         copy[start : start + GALLERY_BLOCK_SIZE] = vectors[rows[start : start + GALLERY_BLOCK_SIZE]]
     return copy
