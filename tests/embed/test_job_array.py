@@ -13,7 +13,7 @@ from tests.forked import ForkedVitrieve
 from vitrieve.data.records import Dataset
 from vitrieve.data.sources import read_collection
 from vitrieve.embed import collection
-from vitrieve.embed.collection import EmbedSettings, embed_collection
+from vitrieve.embed.collection import PLAN_NAME, EmbedSettings, embed_collection, read_plan
 from vitrieve.embed.job_array import Shard, embed_shard, join_shards, parse_shard
 from vitrieve.errors import ArtifactError, ConfigError, DataError, FingerprintError, IncompleteError
 from vitrieve.runtime.encoder import Encoder, load_encoder
@@ -266,3 +266,9 @@ def test_flags_that_do_not_belong_together(
     assert main(["embed", *map(str, given)]) == 2
     assert reason in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_plan_that_was_half_written_is_told(tmp_path: Path) -> None:
+    (tmp_path / PLAN_NAME).write_text('{"fingerprint": "a')
+    with pytest.raises(ArtifactError, match=r"is damaged .*--overwrite"):
+        read_plan(tmp_path)

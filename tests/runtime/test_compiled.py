@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from vitrieve.errors import ArtifactError
 from vitrieve.machine import CACHE_VARIABLE
 from vitrieve.runtime import compiled
 from vitrieve.runtime.encoder import Encoder, load_encoder
@@ -60,6 +62,22 @@ def test_a_kept_graph_gives_the_same_bits_and_is_not_built_again(
     pixels = np.zeros((1, 3, 32, 32), dtype=np.float32)
     assert encoder.encode_pixels(pixels).shape == expected[:1].shape  # what is not kept is built from the graph
     assert len(builds) == 2
+
+
+def test_a_graph_that_was_replaced_meanwhile_is_not_mixed_with_the_kept_one(
+    tiny_encoder_folder: Path, folder: Path, tmp_path: Path
+) -> None:
+    """A service reads its graph long after the kept one was loaded, for its first explanation."""
+    copy = shutil.copytree(tiny_encoder_folder, tmp_path / "encoder")
+    pixels = np.zeros((1, 3, 32, 32), dtype=np.float32)
+    load(copy)
+    for replace in (lambda graph: graph.write_bytes(graph.read_bytes() + b" "), Path.unlink):
+        encoder = load(copy)
+        replace(copy / "encoder.onnx")
+        with pytest.raises(ArtifactError, match="was replaced since it was loaded"):
+            encoder.encode_pixels(pixels)
+        shutil.copy(tiny_encoder_folder / "encoder.onnx", copy)
+    assert len(list_files(folder)) == 1
 
 
 @pytest.mark.parametrize("fault", ["empty", "short", "cut", "changed", "refused"])

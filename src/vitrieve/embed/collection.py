@@ -84,8 +84,15 @@ def open_parts(
 
 
 def read_plan(folder: Path) -> dict[str, Any]:
-    """Read of which work the parts of an unfinished artifact are."""
-    return dict(json.loads((folder / PLAN_NAME).read_text(encoding="utf-8")))
+    """Read of which work the parts of an unfinished artifact are.
+
+    Raises:
+        ArtifactError: The plan is damaged: a process was killed while it wrote it.
+    """
+    try:
+        return dict(json.loads((folder / PLAN_NAME).read_text(encoding="utf-8")))
+    except ValueError as error:
+        raise ArtifactError(f"{folder / PLAN_NAME} is damaged ({error}); start again with --overwrite.") from None
 
 
 def _write_first(path: Path, text: str) -> None:

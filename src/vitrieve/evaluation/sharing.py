@@ -149,6 +149,7 @@ def copy_pulled(source: str, out: str | Path, *, overwrite: bool = False) -> Pat
             beside,
             ignore=lambda folder, names: [MANIFEST_NAME] if Path(folder) == pulled.folder else [],
             dirs_exist_ok=True,
+            copy_function=shutil.copyfile,  # without the modes of the cache, which may be read-only
         )
         write_manifest(beside, "encoder", read_manifest(pulled.folder, "encoder"))
     return Path(out)

@@ -109,7 +109,11 @@ def settle_abandoned(out: Path, release: Release) -> None:
             descriptor = os.open(path, CHANGE)
         except OSError:  # another process has just settled it, or it is somebody else's
             continue
-        if try_lock(descriptor) and _is_at(path, descriptor):
+        try:
+            is_ours = try_lock(descriptor) and _is_at(path, descriptor)
+        except OSError:
+            is_ours = False
+        if is_ours:
             _settle_and_close(out, path, descriptor, _read_named(out), release)
         else:
             os.close(descriptor)

@@ -150,6 +150,7 @@ class OpenVinoEngine:
         self._core = get_openvino_core()
         self._path, self._quantized_path = path, quantized_path
         self._checksums = list(checksums)
+        self._states = {file: _describe_state(file) for file in (path, quantized_path) if file is not None}
         around = resolve_precision("auto") if precision == "int8" else precision
         self._settings: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": "bf16" if around == "bf16" else "f32",
@@ -204,12 +205,31 @@ class OpenVinoEngine:
 
     @cached_property
     def _graph(self) -> openvino.Model:
-        return self._core.read_model(self._path)
+        return self._read(self._path)
 
     @cached_property
     def _quantized(self) -> openvino.Model:
         assert self._quantized_path is not None, "int8 comes with its graph"
-        return self._core.read_model(self._quantized_path)
+        return self._read(self._quantized_path)
+
+    def _read(self, path: Path) -> openvino.Model:
+        """Read a graph, perhaps long after the compiled one was taken from the cache.
+
+        Raises:
+            ArtifactError: It is gone, or is another one than it was then.
+        """
+        if _describe_state(path) != self._states[path]:
+            raise ArtifactError(f"{path} was replaced since it was loaded; start again with the encoder that is there.")
+        return self._core.read_model(path)
+
+
+def _describe_state(path: Path) -> tuple[int, int, int] | None:
+    """Describe a file so that one that replaced it differs; None where it is gone."""
+    try:
+        state = path.stat()
+    except OSError:
+        return None
+    return state.st_ino, state.st_size, state.st_mtime_ns
 
 
 class _Program:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -17,6 +18,9 @@ from vitrieve.index.feedback import open_feedback
 from vitrieve.index.store import VectorStore
 from vitrieve.serve.pictures import Pictures
 from vitrieve.serve.schemas import FeedbackBody, TagsBody
+
+_TAGGING = threading.Lock()
+"""Held while tags are joined with those of before, so that two requests of one process lose none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,23 +87,24 @@ class ServedFeedback:
         fingerprint = self._check_fingerprint(body.fingerprint)
         who, at = body.who.strip(), datetime.now(UTC).isoformat(timespec="milliseconds")
         image_ids = list(dict.fromkeys(self._find_all(body.image_ids)))
-        said = {one.image_id: one for one in self.read()[0] if one.kind == "tagged" and one.who == who}
-        corrections = []
-        for image_id in image_ids:
-            old = said.get(image_id)
-            tags = (*(old.tags if old else ()), *(tag.strip() for tag in body.tags))
-            corrections.append(
-                Correction(
-                    kind="tagged",
-                    image_id=image_id,
-                    tags=tuple(dict.fromkeys(tags)),
-                    label=old.label if old else "",
-                    who=who,
-                    at=at,
-                    fingerprint=fingerprint,
+        with _TAGGING:
+            said = {one.image_id: one for one in self.read()[0] if one.kind == "tagged" and one.who == who}
+            corrections = []
+            for image_id in image_ids:
+                old = said.get(image_id)
+                tags = (*(old.tags if old else ()), *(tag.strip() for tag in body.tags))
+                corrections.append(
+                    Correction(
+                        kind="tagged",
+                        image_id=image_id,
+                        tags=tuple(dict.fromkeys(tags)),
+                        label=old.label if old else "",
+                        who=who,
+                        at=at,
+                        fingerprint=fingerprint,
+                    )
                 )
-            )
-        return self._keep(corrections)
+            return self._keep(corrections)
 
     def _find_all(self, image_ids: list[str]) -> list[str]:
         """Return the names that the index has for some images."""
