@@ -251,8 +251,11 @@ def test_addresses_are_paths_on_windows_too() -> None:
 class WindowsStore:
     """A store that was filled on Windows."""
 
+    def __init__(self, path: str = r"C:\photos\a\b.jpg") -> None:
+        self._path = path
+
     def get(self, image_ids: list[str]) -> tuple[np.ndarray, list[ImageRecord]]:
-        path = Path(r"C:\photos\a\b.jpg")
+        path = Path(self._path)
         return np.ones((1, 1), np.float32), [ImageRecord(image_id=image_ids[0], path=path, label=0, split="test")]
 
 
@@ -262,6 +265,12 @@ def test_an_index_made_on_windows_is_read_here() -> None:
     for text in ("photos=/srv", "C:photos=/srv", r"/srv=C:\photos"):
         with pytest.raises(ConfigError, match="two absolute paths"):
             parse_path_map(text)
+
+
+def test_a_mapped_path_stays_in_the_new_folder() -> None:
+    outside = WindowsStore("/home/me/photos/../../../etc/hostname")
+    moved = map_paths(outside, [parse_path_map("/home/me/photos=/srv/photos")])  # type: ignore[arg-type]
+    assert not moved.get(["a"])[1][0].path.is_relative_to("/srv")
 
 
 # Processes

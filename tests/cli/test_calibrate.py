@@ -64,6 +64,8 @@ def test_calibrate_on_embeddings_equals_the_same_images_in_the_index(
     manifest.write_text(manifest.read_text().replace(of_index["fingerprint"], "f" * 64))
     assert main([*words, "--embeddings", str(labeled_index.parent / "embeddings")]) == 2
     assert "the embeddings were made by another encoder" in capsys.readouterr().err
+    assert main([*words, "--encoder", "dinov2-vits14"]) == 2
+    assert "--encoder embeds the images of --data" in capsys.readouterr().err
 
 
 def test_calibrate_leaves_out_what_is_excluded(

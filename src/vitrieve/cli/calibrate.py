@@ -51,6 +51,8 @@ def run(arguments: Arguments) -> int:
 
     if arguments.exclude and arguments.data is None:
         raise ConfigError("--exclude leaves files out of the folder of --data; give both or none.")
+    if arguments.encoder is not None and arguments.data is None:
+        raise ConfigError("--encoder embeds the images of --data; give both or none.")
     if arguments.data is not None and arguments.embeddings is not None:
         raise ConfigError("--data and --embeddings are two ways to name the labeled images; give one of them.")
     has_data = arguments.data is not None or arguments.embeddings is not None

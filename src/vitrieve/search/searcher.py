@@ -520,6 +520,6 @@ class _MappedStore:
     def _move(self, record: ImageRecord) -> ImageRecord:
         for old, new in self._maps:
             path = type(old)(str(record.path))
-            if path.is_relative_to(old):
+            if path.is_relative_to(old) and ".." not in path.parts:  # which would lead out of the new folder
                 return replace(record, path=new.joinpath(*path.relative_to(old).parts))
         return record
