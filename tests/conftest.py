@@ -15,6 +15,9 @@ from PIL import Image
 
 from tests.forked import ForkedVitrieve
 
+collect_ignore = ["evaluation/mteb_task.py"]
+"""A program of a test, which imports what need not be there."""
+
 settings.register_profile("no deadline", deadline=None)  # a busy machine is no fault of the code
 settings.load_profile("no deadline")
 

@@ -31,7 +31,7 @@ OTHER_PAGES = [CHECKOUT / name for name in ("CONTRIBUTING.md", "CHANGELOG.md", "
 NOTEBOOKS = sorted((CHECKOUT / "notebooks").glob("*.ipynb"))
 PROGRAMS = ("sh", "python")
 """Languages of blocks that run."""
-TEXTS = ("text", "csv", "nginx", "yaml", "json", "math")
+TEXTS = ("text", "csv", "nginx", "yaml", "toml", "json", "math")
 """Languages of blocks that are read: output, other programs' settings, equations."""
 REASONS = (
     "fetches data and weights, and runs the tests",

@@ -336,7 +336,7 @@ def test_training_whose_server_goes_away_ends_with_one_message_and_goes_on_where
     words += ["--image-size", "32", "--num-steps", "12", "--batch-size", "6", "--num-threads", "1", "--no-report"]
     words += ["--data", f"shards:{server.address}/set", "--out", str(tmp_path / "run"), "--train.checkpoint-every", "1"]
     words += ["--loader.cache-bytes", "0", "--no-holdout"]
-    monkeypatch.setattr("vitrieve.training.run.export_folder", lambda folder: None)
+    monkeypatch.setattr("vitrieve.training.finishing.export_folder", lambda folder: None)
     train_step = loop.train_step
 
     def lose_server(state: Any, *given: Any) -> Any:

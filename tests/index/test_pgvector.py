@@ -125,7 +125,7 @@ def test_vectors_too_long_for_a_graph_are_compared_whole(postgres: Server, tmp_p
     info = make_info("pgvector", embedding_dim=4_001)
     with pytest.raises(ConfigError, match="4000 dimensions at most, not 4001"):
         create_index(info, tmp_path / "index", settings=IndexSettings(uri=postgres.uri))
-    shutil.rmtree(tmp_path / "index")
+    assert not (tmp_path / "index").exists()
     store = create_index(info, tmp_path / "index", settings=IndexSettings(index_kind="flat", uri=postgres.uri))
     vectors, records = make_many(5, width=4_001)
     store.upsert(vectors, records)

@@ -145,10 +145,12 @@ def hub(empty_hub: Hub, monkeypatch: pytest.MonkeyPatch) -> Hub:
 
 
 def list_cache(tmp_path: Path) -> list[str]:
-    """List what the cache holds, beside the lock."""
+    """List what the cache holds, beside the lock and compiled graphs."""
     cache = tmp_path / "cache"
     return sorted(
-        str(path.relative_to(cache)) for path in cache.rglob("*") if path.is_file() and path.name != "writer.lock"
+        str(path.relative_to(cache))
+        for path in cache.rglob("*")
+        if path.is_file() and path.name != "writer.lock" and path.suffix != ".blob"
     )
 
 

@@ -195,8 +195,9 @@ def build_proxy_settings(
         ConfigError: An address, a prefix or a name that cannot be one, or a prefix said twice.
 
     >>> address = "https://a.example/photos/"
-    >>> build_proxy_settings(public_url=address, root_path=None, allowed_hosts=(), has_proxy_headers=False)
-    ProxySettings(allowed_hosts=('a.example',), root_path='/photos', is_secure=True, has_proxy_headers=False)
+    >>> settings = build_proxy_settings(public_url=address, root_path=None, allowed_hosts=(), has_proxy_headers=False)
+    >>> settings.allowed_hosts, settings.root_path, settings.is_secure
+    (('a.example',), '/photos', True)
     """
     names = tuple(map(check_name, allowed_hosts))
     if public_url is None:
