@@ -78,6 +78,51 @@ def test_writers_at_once_lose_nothing(index: Path) -> None:
     assert len(kept) == 80
 
 
+JOINER = """
+import sys, time
+from dataclasses import replace
+from pathlib import Path
+from vitrieve.feedback.events import Correction, find_last_words
+from vitrieve.feedback.store import SqliteFeedback
+index, writer, at = sys.argv[1:]
+Path(index, writer).touch()
+while len(list(Path(index).iterdir())) < 3:  # all of them begin together
+    time.sleep(0.001)
+def join(history, word):
+    said = find_last_words(history)
+    old = said[0].tags if said else ()
+    return [Correction(kind="tagged", image_id="a", tags=(*old, word), at=at)]
+for turn in range(6):
+    SqliteFeedback(Path(index)).add_to(lambda history: join(history, f"{writer}-{turn}"))
+"""
+
+
+def test_what_follows_from_the_history_loses_nothing_of_other_processes(index: Path) -> None:
+    """Three processes join tags with those of before: nobody reads while another one is about to write."""
+    command = [sys.executable, "-c", JOINER, str(index)]
+    writers = [subprocess.Popen([*command, str(number), NOW]) for number in range(3)]
+    assert [writer.wait() for writer in writers] == [0, 0, 0]
+    (said,) = find_last_words(SqliteFeedback(index).read())
+    assert sorted(said.tags) == [f"{writer}-{turn}" for writer in range(3) for turn in range(6)]
+
+
+def test_nothing_is_kept_of_what_cannot_be_built(index: Path) -> None:
+    feedback = SqliteFeedback(index)
+    feedback.add(RIGHT)
+
+    def fail(history: list[Correction]) -> list[Correction]:
+        assert history == [RIGHT]
+        raise DataError("no")
+
+    with pytest.raises(DataError, match="no"):
+        feedback.add_to(fail)
+    with pytest.raises(DataError, match="without tags and without a label"):
+        feedback.add_to(lambda history: [replace(RIGHT, kind="wrong"), replace(RIGHT, kind="tagged")])
+    assert feedback.read() == [RIGHT]
+    feedback.add_to(lambda history: [replace(history[0], kind="wrong")])
+    assert [one.kind for one in feedback.read()] == ["right", "wrong"]
+
+
 def test_writer_that_does_not_finish_is_told(index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     feedback = SqliteFeedback(index)
     feedback.add(RIGHT)

@@ -22,13 +22,14 @@ from tests.index.postgres import Server
 from vitrieve.cli.main import main
 from vitrieve.embed.collection import Embeddings
 from vitrieve.errors import ArtifactError, ConfigError, DataError, FingerprintError, InputError
-from vitrieve.feedback.events import Correction
-from vitrieve.index import folder, pgvector, pgvector_server
+from vitrieve.feedback.events import Correction, find_last_words
+from vitrieve.index import folder, pgvector, pgvector_feedback, pgvector_server
 from vitrieve.index.feedback import open_feedback
 from vitrieve.index.filter import Condition
 from vitrieve.index.open import build_index, create_index, open_index
 from vitrieve.index.pgvector import PgvectorStore
-from vitrieve.index.pgvector_rows import Tables
+from vitrieve.index.pgvector_rows import Tables, lock_name
+from vitrieve.index.pgvector_server import connected
 from vitrieve.index.store import IndexKind, IndexSettings, read_info
 
 
@@ -601,3 +602,35 @@ def test_feedback_is_kept_in_the_database_of_the_index(made: PgvectorStore, post
     assert len(open_feedback(folder).read()) == 12, "it outlives an index that is made anew"
     make_store(postgres.uri, tmp_path / "other").close()
     assert open_feedback(tmp_path / "other").read() == []
+
+
+def test_tags_that_two_processes_join_at_once_are_all_kept(
+    postgres: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each reads the tags of before and writes them with its own: connections of their own, as processes have them."""
+
+    def join(history: list[Correction], word: str) -> list[Correction]:
+        said = find_last_words(history)
+        tags = (*(said[0].tags if said else ()), word)
+        return [Correction(kind="tagged", image_id="a", tags=tags, at="2026-11-29T08:00:00+00:00")]
+
+    folder = tmp_path / "tagged"
+    make_store(postgres.uri, folder).close()
+
+    def tag(writer: str) -> None:
+        for turn in range(5):
+            open_feedback(folder).add_to(lambda history, word=f"{writer}{turn}": join(history, word))  # type: ignore[misc]
+
+    threads = [threading.Thread(target=tag, args=(writer,)) for writer in "abc"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    (said,) = find_last_words(open_feedback(folder).read())
+    assert sorted(said.tags) == [f"{writer}{turn}" for writer in "abc" for turn in range(5)]
+    monkeypatch.setattr(pgvector_feedback, "WAIT_SECONDS", 0.05)
+    with connected(postgres.uri) as other:
+        lock_name(other, pgvector_feedback.TABLE)
+        with pytest.raises(ArtifactError, match="is being changed by another process"):
+            tag("d")
+    tag("e")

@@ -195,3 +195,20 @@ def test_two_people_say_something_at_once(client: TestClient, own_searcher: Sear
     assert sorted((one["who"], one["image_id"]) for one in listed) == sorted(
         (who, name) for who in ("Eva", "Max") for name in others
     )
+
+
+def test_two_services_tag_one_image_at_once(client: TestClient, own_searcher: Searcher, tmp_path: Path) -> None:
+    """Nothing that two services know of each other is in memory: what holds for them holds for processes."""
+    with Searcher.open(tmp_path / "index", own_searcher.encoder) as searcher:
+        other = TestClient(create_app(searcher, token=TOKEN), headers={"Authorization": f"Bearer {TOKEN}"})
+        first, *_ = own_searcher.store.image_ids()
+
+        def tag(service: TestClient) -> list[int]:
+            name = "one" if service is client else "other"
+            bodies = [{"image_ids": [first], "tags": [f"{name}{turn}"], "who": "Eva"} for turn in range(10)]
+            return [service.post("/feedback/tags", json=body).status_code for body in bodies]
+
+        with ThreadPoolExecutor(2) as pool:
+            assert list(pool.map(tag, (client, other))) == [[200] * 10] * 2
+    (said,) = client.get("/feedback").json()["corrections"]
+    assert sorted(said["tags"]) == sorted(f"{name}{turn}" for name in ("one", "other") for turn in range(10))

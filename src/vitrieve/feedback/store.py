@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
@@ -43,6 +43,19 @@ class FeedbackStore(Protocol):
         Raises:
             DataError: As ``check_correction``.
             ArtifactError: They cannot be kept.
+        """
+        ...
+
+    def add_to(self, build: Callable[[list[Correction]], Sequence[Correction]]) -> None:
+        """Keep corrections that follow from those before, while nobody else keeps any.
+
+        Args:
+            build: Takes the whole history, in order, and returns what is kept behind it; what it raises is raised, and
+                nothing is kept then.
+
+        Raises:
+            DataError: As ``add``.
+            ArtifactError: As ``add``.
         """
         ...
 
@@ -85,19 +98,35 @@ class SqliteFeedback:
             ConfigError: Nothing can be written here, or as many corrections as are kept are there.
             ArtifactError: The file is damaged, or another writer does not finish.
         """
-        for correction in corrections:
-            check_correction(correction)
-            assert is_time(correction.at), "a correction that is kept has its time"
-        if obstacle := self.find_obstacle():
-            raise ConfigError(f"feedback is off: {obstacle}.")
+        check_new(corrections)
         with self._changing() as connection:
-            (count,) = connection.execute("SELECT count(*) FROM corrections").fetchone()
-            if count + len(corrections) > MAX_CORRECTIONS:
-                raise ConfigError(
-                    f"{self.path.name} has {count:,} corrections, and at most {MAX_CORRECTIONS:,} are kept; export "
-                    "them (vitrieve feedback) and move the file away."
-                )
-            connection.executemany(_INSERT, map(list_values, corrections))
+            self._insert(connection, corrections)
+
+    def add_to(self, build: Callable[[list[Correction]], Sequence[Correction]]) -> None:
+        """Keep corrections that follow from those before; no other process keeps any meanwhile.
+
+        Args:
+            build: Takes the whole history, in order, and returns what is kept behind it; what it raises is raised, and
+                nothing is kept then.
+
+        Raises:
+            DataError: As ``add``.
+            ConfigError: As ``add``.
+            ArtifactError: As ``add``.
+        """
+        with self._changing() as connection:
+            corrections = build(_select(connection))
+            check_new(corrections)
+            self._insert(connection, corrections)
+
+    def _insert(self, connection: sqlite3.Connection, corrections: Sequence[Correction]) -> None:
+        (count,) = connection.execute("SELECT count(*) FROM corrections").fetchone()
+        if count + len(corrections) > MAX_CORRECTIONS:
+            raise ConfigError(
+                f"{self.path.name} has {count:,} corrections, and at most {MAX_CORRECTIONS:,} are kept; export "
+                "them (vitrieve feedback) and move the file away."
+            )
+        connection.executemany(_INSERT, map(list_values, corrections))
 
     def read(self) -> list[Correction]:
         """Return the whole history, in order; empty where nothing was ever kept.
@@ -108,10 +137,13 @@ class SqliteFeedback:
         if not self.path.exists():
             return []
         with self._connected(is_read_only=True) as connection:
-            return [build_correction(row) for row in connection.execute(_SELECT)]
+            return _select(connection)
 
     @contextmanager
     def _changing(self) -> Iterator[sqlite3.Connection]:
+        """Open the file for one change: nobody else changes it from the first statement to the last."""
+        if obstacle := self.find_obstacle():
+            raise ConfigError(f"feedback is off: {obstacle}.")
         with self._connected() as connection:
             connection.execute("BEGIN IMMEDIATE")
             try:
@@ -153,6 +185,21 @@ class SqliteFeedback:
         return ArtifactError(
             f"{self.path} cannot be used ({error}); put a copy of it back, or move it away to begin anew."
         )
+
+
+def check_new(corrections: Iterable[Correction]) -> None:
+    """Refuse corrections that cannot be kept; each has its time.
+
+    Raises:
+        DataError: As ``check_correction``.
+    """
+    for correction in corrections:
+        check_correction(correction)
+        assert is_time(correction.at), "a correction that is kept has its time"
+
+
+def _select(connection: sqlite3.Connection) -> list[Correction]:
+    return [build_correction(row) for row in connection.execute(_SELECT)]
 
 
 def list_values(correction: Correction) -> list[str]:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from psycopg import sql
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from psycopg import Connection, sql
+from psycopg.rows import TupleRow
 
 from vitrieve.errors import ConfigError
-from vitrieve.feedback.events import Correction, check_correction
-from vitrieve.feedback.store import COLUMNS, MAX_CORRECTIONS, build_correction, list_values
+from vitrieve.feedback.events import Correction
+from vitrieve.feedback.store import COLUMNS, MAX_CORRECTIONS, WAIT_SECONDS, build_correction, check_new, list_values
 from vitrieve.index.pgvector_rows import lock_name
 from vitrieve.index.pgvector_server import connected
 
@@ -37,29 +41,55 @@ class PgvectorFeedback:
         Raises:
             DataError: As ``check_correction``.
             ConfigError: As many corrections as are kept are there.
-            ArtifactError: The server refused or did not answer.
+            ArtifactError: The server refused or did not answer, or another writer does not finish.
         """
-        for correction in corrections:
-            check_correction(correction)
+        check_new(corrections)
+        with self._changing() as connection:
+            self._insert(connection, corrections)
+
+    def add_to(self, build: Callable[[list[Correction]], Sequence[Correction]]) -> None:
+        """Keep corrections that follow from those before; nobody else keeps any on this server meanwhile.
+
+        Args:
+            build: Takes the whole history, in order, and returns what is kept behind it; what it raises is raised, and
+                nothing is kept then.
+
+        Raises:
+            DataError: As ``add``.
+            ConfigError: As ``add``.
+            ArtifactError: As ``add``.
+        """
+        with self._changing() as connection:
+            corrections = build(self._select(connection))
+            check_new(corrections)
+            self._insert(connection, corrections)
+
+    @contextmanager
+    def _changing(self) -> Iterator[Connection[TupleRow]]:
+        """Open one transaction that has the table for itself; the table is made where it is missing."""
         fields = sql.SQL(", ").join(sql.SQL("{} text NOT NULL").format(sql.Identifier(name)) for name in COLUMNS)
-        names = sql.SQL(", ").join(map(sql.Identifier, COLUMNS))
         with connected(self._uri) as connection:
-            lock_name(connection, TABLE)  # two that make the table at once would fail
+            connection.execute("SELECT set_config('lock_timeout', %s, true)", [f"{WAIT_SECONDS:.3f}s"])
+            lock_name(connection, TABLE)
             connection.execute(
                 sql.SQL(
                     "CREATE TABLE IF NOT EXISTS {} (number bigserial PRIMARY KEY, collection text NOT NULL, {})"
                 ).format(self._table, fields)
             )
-            query = sql.SQL("SELECT count(*) FROM {} WHERE collection = %s").format(self._table)
-            row = connection.execute(query, [self._collection]).fetchone()
-            if row is not None and row[0] + len(corrections) > MAX_CORRECTIONS:
-                raise ConfigError(
-                    f"{TABLE} has {row[0]:,} corrections of this index, and at most {MAX_CORRECTIONS:,} are kept."
-                )
-            places = sql.SQL(", ").join([sql.Placeholder()] * (len(COLUMNS) + 1))
-            insert = sql.SQL("INSERT INTO {} (collection, {}) VALUES ({})").format(self._table, names, places)
-            with connection.cursor() as cursor:
-                cursor.executemany(insert, [[self._collection, *list_values(one)] for one in corrections])
+            yield connection
+
+    def _insert(self, connection: Connection[TupleRow], corrections: Sequence[Correction]) -> None:
+        names = sql.SQL(", ").join(map(sql.Identifier, COLUMNS))
+        query = sql.SQL("SELECT count(*) FROM {} WHERE collection = %s").format(self._table)
+        row = connection.execute(query, [self._collection]).fetchone()
+        if row is not None and row[0] + len(corrections) > MAX_CORRECTIONS:
+            raise ConfigError(
+                f"{TABLE} has {row[0]:,} corrections of this index, and at most {MAX_CORRECTIONS:,} are kept."
+            )
+        places = sql.SQL(", ").join([sql.Placeholder()] * (len(COLUMNS) + 1))
+        insert = sql.SQL("INSERT INTO {} (collection, {}) VALUES ({})").format(self._table, names, places)
+        with connection.cursor() as cursor:
+            cursor.executemany(insert, [[self._collection, *list_values(one)] for one in corrections])
 
     def read(self) -> list[Correction]:
         """Return the whole history, in order; empty where nothing was ever kept.
@@ -67,10 +97,11 @@ class PgvectorFeedback:
         Raises:
             ArtifactError: The server refused or did not answer.
         """
-        names = sql.SQL(", ").join(map(sql.Identifier, COLUMNS))
         with connected(self._uri) as connection:
             found = connection.execute("SELECT to_regclass(%s)", [self._table.as_string(connection)]).fetchone()
-            if found is None or found[0] is None:
-                return []
-            query = sql.SQL("SELECT {} FROM {} WHERE collection = %s ORDER BY number").format(names, self._table)
-            return [build_correction(row) for row in connection.execute(query, [self._collection]).fetchall()]
+            return [] if found is None or found[0] is None else self._select(connection)
+
+    def _select(self, connection: Connection[TupleRow]) -> list[Correction]:
+        names = sql.SQL(", ").join(map(sql.Identifier, COLUMNS))
+        query = sql.SQL("SELECT {} FROM {} WHERE collection = %s ORDER BY number").format(names, self._table)
+        return [build_correction(row) for row in connection.execute(query, [self._collection]).fetchall()]

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,15 +11,12 @@ from typing import Any
 from fastapi import HTTPException
 
 from vitrieve.errors import ArtifactError, ConfigError, DataError
-from vitrieve.feedback.events import Correction, check_correction, find_last_words
-from vitrieve.feedback.store import count_new
+from vitrieve.feedback.events import Correction, find_last_words
+from vitrieve.feedback.store import FeedbackStore, count_new
 from vitrieve.index.feedback import open_feedback
 from vitrieve.index.store import VectorStore
 from vitrieve.serve.pictures import Pictures
 from vitrieve.serve.schemas import FeedbackBody, TagsBody
-
-_TAGGING = threading.Lock()
-"""Held while tags are joined with those of before, so that two requests of one process lose none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +72,7 @@ class ServedFeedback:
             at=datetime.now(UTC).isoformat(timespec="milliseconds"),
             fingerprint=fingerprint,
         )
-        return self._keep([correction])
+        return self._keep(lambda feedback: feedback.add(correction))
 
     def add_tags(self, body: TagsBody) -> int:
         """Add tags to what a person said of some images before; count as ``add``; in a worker.
@@ -87,8 +83,9 @@ class ServedFeedback:
         fingerprint = self._check_fingerprint(body.fingerprint)
         who, at = body.who.strip(), datetime.now(UTC).isoformat(timespec="milliseconds")
         image_ids = list(dict.fromkeys(self._find_all(body.image_ids)))
-        with _TAGGING:
-            said = {one.image_id: one for one in self.read()[0] if one.kind == "tagged" and one.who == who}
+
+        def join(history: list[Correction]) -> list[Correction]:
+            said = {one.image_id: one for one in find_last_words(history) if one.kind == "tagged" and one.who == who}
             corrections = []
             for image_id in image_ids:
                 old = said.get(image_id)
@@ -104,7 +101,9 @@ class ServedFeedback:
                         fingerprint=fingerprint,
                     )
                 )
-            return self._keep(corrections)
+            return corrections
+
+        return self._keep(lambda feedback: feedback.add_to(join))
 
     def _find_all(self, image_ids: list[str]) -> list[str]:
         """Return the names that the index has for some images."""
@@ -124,18 +123,15 @@ class ServedFeedback:
             )
         return fingerprint
 
-    def _keep(self, corrections: Sequence[Correction]) -> int:
-        try:
-            for correction in corrections:
-                check_correction(correction)
-        except DataError as error:
-            raise HTTPException(422, str(error)) from None
+    def _keep(self, keep: Callable[[FeedbackStore], None]) -> int:
         if self._folder is None or self.find_obstacle():
             # Without the path, which is the server's own business.
             raise HTTPException(409, "feedback is off: the folder of the index is read-only.")
         feedback = open_feedback(self._folder)
         try:
-            feedback.add(*corrections)
+            keep(feedback)
+        except DataError as error:
+            raise HTTPException(422, str(error)) from None
         except ConfigError as error:
             raise HTTPException(409, str(error)) from None
         return count_new(feedback.read(), self._store.info.fingerprint)
