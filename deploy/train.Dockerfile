@@ -17,6 +17,8 @@ RUN pip install --no-cache-dir --disable-pip-version-check "torch==${TORCH}" "to
 WORKDIR /source
 COPY pyproject.toml README.md LICENSE ./
 COPY src src
+# Versions are those that pyproject.toml allows, and torch is chosen above.
+# hadolint ignore=DL3013
 RUN pip install --no-cache-dir --disable-pip-version-check ".[train]"
 RUN groupadd --gid 10001 vitrieve && \
     useradd --uid 10001 --gid 10001 --create-home --home-dir /data vitrieve

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import tomllib
 from pathlib import Path
@@ -46,6 +47,18 @@ def test_jobs_are_bounded_and_call_what_is_there(job: dict[str, Any]) -> None:
     for step in job["steps"]:
         if step.get("uses", "").startswith("actions/checkout@"):
             assert step["with"]["persist-credentials"] is False
+
+
+def test_actionlint_finds_nothing() -> None:
+    """It also knows which actions the runners have retired; ``make lint-deploy`` installs it."""
+    program = shutil.which(
+        "actionlint", path=os.pathsep.join([str(CHECKOUT / ".venv-lint" / "bin"), os.environ["PATH"]])
+    )
+    if program is None:
+        pytest.skip("needs actionlint (make lint-deploy)")
+    files = sorted((CHECKOUT / ".github" / "workflows").glob("*.yml"))
+    done = subprocess.run([program, "-shellcheck=", *files], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (0, "")
 
 
 def test_every_python_that_is_allowed_is_tested() -> None:
