@@ -123,6 +123,22 @@ class UnfinishedRunError(VitrieveError):
     """A training is done and its encoder is saved, but its measurement, reduction, report or export failed."""
 
 
+def describe_error(error: BaseException) -> str:
+    """Return what an error says: its message alone where that was written for people, else with its type before it."""
+    is_told = isinstance(error, VitrieveError) or (isinstance(error, OSError) and error.strerror)
+    return str(error) if is_told else f"{type(error).__name__}: {error}"
+
+
+def first_line(error: BaseException) -> str:
+    r"""Return the first line of an error's message without its full stop, or its type where it has no message.
+
+    >>> first_line(ValueError("no such layer.\nTry another one.")), first_line(KeyboardInterrupt())
+    ('no such layer', 'KeyboardInterrupt')
+    """
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__
+
+
 def find_nearest(name: str, names: Iterable[str]) -> list[str]:
     """Find the three names most like ``name``, best first; never empty where there are names.
 

@@ -20,9 +20,9 @@ from tests.serve.test_openapi import BEFORE_THE_APPLICATION, CHECKS
 from vitrieve.cli.main import main
 from vitrieve.errors import ConfigError
 from vitrieve.index.written import get_audit_file
-from vitrieve.serve.app import create_collections_app
+from vitrieve.serve.app import create_served_app
 from vitrieve.serve.collections import Collections, open_collections, read_collections
-from vitrieve.serve.settings import Limits, ProxySettings
+from vitrieve.serve.settings import Limits, ProxySettings, ServeSettings
 
 READ = {name: f"a-token-to-read-{name}" for name in ("birds", "cats", "dogs")}
 WRITE = {name: f"a-token-to-write-{name}" for name in ("birds", "cats")}
@@ -59,7 +59,8 @@ def start(file: Path) -> Iterator[Start]:
 
     def begin(limits: Limits = SMALL, token: str | None = ALL, file: Path = file, **values: object) -> TestClient:
         opened = open_collections(file, token=token, write_token=ALL_WRITE, engine="onnx", num_threads=1)
-        app = create_collections_app(opened, limits=limits, **values)  # type: ignore[arg-type]
+        settings = ServeSettings(host="127.0.0.1", port=0, limits=limits, **values)  # type: ignore[arg-type]
+        app = create_served_app(opened, settings)
         client = TestClient(app, raise_server_exceptions=False, follow_redirects=False)
         running.append((client.__enter__(), opened))
         while client.get("/readyz").status_code == 503:
@@ -387,7 +388,7 @@ def collections_server(index_folder: Path, tmp_path_factory: pytest.TempPathFact
     (folder / "file").write_text('[cats]\nindex = "index"\n[birds]\nindex = "index"')
     with open_collections(folder / "file", token=ALL, write_token=ALL_WRITE, engine="onnx", num_threads=1) as opened:
         limits = Limits(writes_per_minute=100_000, free_bytes=1, reads_per_minute=0)
-        server = Server(create_collections_app(opened, limits=limits))
+        server = Server(create_served_app(opened, ServeSettings(host="127.0.0.1", port=0, limits=limits)))
         yield server
         server.stop()
 

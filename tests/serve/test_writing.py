@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 import shutil
 import threading
-import time
 from base64 import b64encode
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +19,7 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from tests.serve.conftest import Server, make_picture
+from tests.serve.services import SMALL, enter_service, read_lines
 from tests.serve.test_openapi import BEFORE_THE_APPLICATION, CHECKS
 from vitrieve.cli.main import main
 from vitrieve.data.records import ImageRecord
@@ -36,7 +36,6 @@ from vitrieve.syncing.sync import sync
 READ, WRITE = "a-token-to-read-only", "a-token-to-write-too"
 WRITER = {"Authorization": f"Bearer {WRITE}"}
 READER = {"Authorization": f"Bearer {READ}"}
-SMALL = Limits(free_bytes=1)
 Start = Callable[..., TestClient]
 
 
@@ -49,29 +48,18 @@ def folder(index_folder: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def start(folder: Path, tiny_encoder_folder: Path) -> Iterator[Start]:
     """Start another service of the same index, as a process of its own would be."""
-    running: list[tuple[TestClient, Searcher]] = []
+    with ExitStack() as running:
 
-    def begin(index: Path = folder, limits: Limits = SMALL, write_token: str | None = WRITE) -> TestClient:
-        searcher = Searcher.open(index, load_encoder(tiny_encoder_folder, engine="onnx", num_threads=1))
-        client = TestClient(create_app(searcher, limits=limits, token=READ, write_token=write_token))
-        running.append((client.__enter__(), searcher))
-        while client.get("/readyz").status_code == 503:
-            time.sleep(0.01)
-        return client
+        def begin(index: Path = folder, limits: Limits = SMALL, write_token: str | None = WRITE) -> TestClient:
+            encoder = load_encoder(tiny_encoder_folder, engine="onnx", num_threads=1)
+            return enter_service(running, index, encoder, limits=limits, token=READ, write_token=write_token)
 
-    yield begin
-    for client, searcher in running:
-        client.__exit__()
-        searcher.close()
+        yield begin
 
 
 def find_first(client: TestClient, picture: bytes) -> dict[str, object]:
     answer = client.post("/search?k=1", content=picture, headers=READER)
     return answer.json()["results"][0]  # type: ignore[no-any-return]
-
-
-def read_lines(folder: Path) -> list[dict[str, object]]:
-    return [json.loads(line) for line in get_audit_file(folder).read_text().splitlines()]
 
 
 def test_a_picture_comes_changes_and_goes_and_every_service_sees_it(start: Start, folder: Path) -> None:

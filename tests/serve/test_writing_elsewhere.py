@@ -8,8 +8,8 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -18,18 +18,16 @@ from starlette.testclient import TestClient
 from tests.index import postgres as postgres_server
 from tests.index.milvus_lite import Server as MilvusServer
 from tests.serve.conftest import make_picture
+from tests.serve.services import SMALL, enter_service, read_lines
 from vitrieve.index.open import open_index
 from vitrieve.index.written import get_audit_file, get_pictures_folder, locking_writes
 from vitrieve.runtime.encoder import Encoder, load_encoder
 from vitrieve.search.searcher import Searcher
-from vitrieve.serve.app import create_app
 from vitrieve.serve.changes import Author, Change, Changes
-from vitrieve.serve.settings import Limits
 from vitrieve.syncing.sync import NewIndex, sync
 
 WRITE = "a-token-to-write-here"
 WRITER = {"Authorization": f"Bearer {WRITE}"}
-SMALL = Limits(free_bytes=1)
 AUTHOR = Author(token="t", address="a", request_id="r")
 Start = Callable[[Path], TestClient]
 
@@ -56,24 +54,8 @@ def milvus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NewIndex]:
 
 @pytest.fixture
 def start(encoder: Encoder) -> Iterator[Start]:
-    running: list[tuple[TestClient, Searcher]] = []
-
-    def begin(index: Path) -> TestClient:
-        searcher = Searcher.open(index, encoder)
-        client = TestClient(create_app(searcher, limits=SMALL, write_token=WRITE))
-        running.append((client.__enter__(), searcher))
-        while client.get("/readyz").status_code == 503:
-            time.sleep(0.01)
-        return client
-
-    yield begin
-    for client, searcher in running:
-        client.__exit__()
-        searcher.close()
-
-
-def read_lines(index: Path) -> list[dict[str, object]]:
-    return [json.loads(line) for line in get_audit_file(index).read_text().splitlines()]
+    with ExitStack() as running:
+        yield lambda index: enter_service(running, index, encoder, write_token=WRITE)
 
 
 def list_kept(index: Path) -> list[str]:

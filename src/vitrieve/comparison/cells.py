@@ -40,7 +40,7 @@ from vitrieve.comparison.statistics import Outcome, effective_rank, mean_cosine
 from vitrieve.config import Config
 from vitrieve.data.records import Dataset
 from vitrieve.embed.collection import EmbedSettings
-from vitrieve.errors import ArtifactError, ConfigError, DataError, VitrieveError
+from vitrieve.errors import ArtifactError, ConfigError, DataError, describe_error
 from vitrieve.evaluation.measure import Measurement
 from vitrieve.evaluation.run import measure_protocols
 from vitrieve.machine import read_peak_memory, restart_peak_memory
@@ -390,8 +390,7 @@ def _explain(error: Exception) -> str:
     """
     if is_full_disk(error) or isinstance(error, ImportError):
         raise error
-    text = str(error) if isinstance(error, VitrieveError) else f"{type(error).__name__}: {error}"
-    return re.split(r"\.\s", text, maxsplit=1)[0].rstrip(".")
+    return re.split(r"\.\s", describe_error(error), maxsplit=1)[0].rstrip(".")
 
 
 def _score(measurement: Measurement) -> Iterator[tuple[str, np.ndarray]]:

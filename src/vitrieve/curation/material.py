@@ -15,9 +15,10 @@ from vitrieve.choices import Device
 from vitrieve.data.records import Dataset, ImageRecord
 from vitrieve.data.sources import read_collection
 from vitrieve.embed.collection import Embeddings, embed_images, load_embeddings
-from vitrieve.errors import ConfigError, DataError, FingerprintError
+from vitrieve.errors import ConfigError, DataError
 from vitrieve.index.open import load_index_encoder, open_index
 from vitrieve.index.store import MAX_BATCH_ROWS, StoreInfo, VectorStore
+from vitrieve.model.artifact import require_made_by
 from vitrieve.model.default import choose_default_encoder
 from vitrieve.progress import print_message
 from vitrieve.quoting import quote_name
@@ -222,9 +223,11 @@ def hold_store(
 
 def _load_for(info: StoreInfo, encoder: EncoderLike, device: Device) -> Encoder:
     loaded = encoder if isinstance(encoder, Encoder) else load_index_encoder(info, encoder, device=device)
-    if loaded.fingerprint != info.fingerprint:
-        raise FingerprintError(
-            f"the vectors were made by another encoder ({info.fingerprint[:12]}…) than {loaded.name} "
-            f"({loaded.fingerprint[:12]}…); name the one that made them with --encoder."
-        )
+    require_made_by(
+        "the vectors were",
+        info.fingerprint,
+        loaded.name,
+        loaded.fingerprint,
+        advice="Name the one that made them with --encoder.",
+    )
     return loaded

@@ -42,7 +42,7 @@ from vitrieve.data.records import Dataset, ImageRecord
 from vitrieve.embed.batches import EncodedBatch, choose_chunk_size, encode_batches
 from vitrieve.embed.rows import GROUP_ROWS, SCHEMA, STATUS_OK, StoredRecords, build_table, read_rows, to_records
 from vitrieve.errors import ArtifactError, ConfigError, DataError, FingerprintError
-from vitrieve.model.artifact import find_encoder_folder
+from vitrieve.model.artifact import find_encoder_folder, require_made_by
 from vitrieve.progress import track
 from vitrieve.runtime.encoder import Encoder
 
@@ -637,11 +637,9 @@ def find_known(reuse: Path | str | None, encoder: Encoder, records: Sequence[Ima
 def _find_known(folder: Path, encoder: Encoder, records: Sequence[ImageRecord]) -> dict[str, np.ndarray]:
     """Find the vectors of pictures that were embedded before, and are the same now, by their ``image_id``."""
     stored, begun = load_embeddings(folder), read_manifest(folder, "embeddings").get("begun")
-    if stored.fingerprint != encoder.fingerprint:
-        raise FingerprintError(
-            f"{folder} was made by another encoder (fingerprint {stored.fingerprint[:12]}…) than {encoder.source} "
-            f"({encoder.fingerprint[:12]}…): their vectors are not comparable. Leave --reuse out."
-        )
+    require_made_by(
+        f"{folder} was", stored.fingerprint, encoder.source, encoder.fingerprint, advice="Leave --reuse out."
+    )
     if not isinstance(begun, int | float):
         raise ArtifactError(
             f"{folder} does not say when it was begun, so that nobody can tell which pictures have changed since (an "

@@ -22,10 +22,11 @@ from vitrieve.artifacts import MANIFEST_NAME, replacing_folder, write_manifest, 
 from vitrieve.choices import Device
 from vitrieve.data.records import Dataset, ImageRecord
 from vitrieve.embed.collection import Embeddings, EmbedSettings, embed_collection, embed_images, load_embeddings
-from vitrieve.errors import ConfigError, DataError, FingerprintError
+from vitrieve.errors import ConfigError, DataError
 from vitrieve.evaluation.measure import EvaluationResult, Measurement, format_results, match_records, measure
 from vitrieve.evaluation.protocols import EvaluationData, read_evaluation_data, select_records
 from vitrieve.evaluation.reranking import RerankingReport, parse_rerankings, report_rerankings
+from vitrieve.model.artifact import require_made_by
 from vitrieve.model.pretrained import list_seen
 from vitrieve.progress import print_message
 from vitrieve.runtime.encoder import Encoder, load_encoder
@@ -321,11 +322,13 @@ def _reading(folder: Path, encoders: Sequence[Encoder], datasets: Sequence[Datas
             f"embeddings are of one encoder, and {len(encoders)} are to be measured; give one of the two."
         )
     found = load_embeddings(folder)
-    if found.fingerprint != encoders[0].fingerprint:
-        raise FingerprintError(
-            f"{folder} was made by another encoder ({found.fingerprint[:12]}…) than {encoders[0].name} "
-            f"({encoders[0].fingerprint[:12]}…), or with other settings of it; give the one that made it."
-        )
+    require_made_by(
+        f"{folder} was",
+        found.fingerprint,
+        encoders[0].name,
+        encoders[0].fingerprint,
+        advice="Give the one that made it, with the same settings.",
+    )
     for dataset in datasets:
         wanted = select_records(dataset)
         places, _, failures = match_records(wanted, found)

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vitrieve.artifacts import write_bytes_durably
-from vitrieve.errors import DataError
+from vitrieve.errors import DataError, first_line
 from vitrieve.feedback.events import Correction, check_correction
 
 SCHEMA = pa.schema(
@@ -46,8 +46,9 @@ def read_pairs(path: Path | str) -> list[Correction]:
     try:
         table = pq.read_table(path)
     except (OSError, pa.ArrowException) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise DataError(f"the pairs {path} cannot be read ({reason}); vitrieve feedback writes such a file.") from None
+        raise DataError(
+            f"the pairs {path} cannot be read ({first_line(error)}); vitrieve feedback writes such a file."
+        ) from None
     missing = [name for name in NEEDED if name not in table.column_names]
     if missing:
         raise DataError(f"the pairs {path} lack the column {missing[0]}; it needs {', '.join(NEEDED)} and query_id.")

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
 from vitrieve.artifacts import MANIFEST_NAME, describe_full_disk, is_full_disk
-from vitrieve.errors import ArtifactError, DiskFullError, InputError, ReplacedError, VitrieveError
+from vitrieve.errors import ArtifactError, DiskFullError, InputError, ReplacedError, VitrieveError, first_line
 from vitrieve.systems import CHANGE, try_lock
 
 P = ParamSpec("P")
@@ -155,10 +155,9 @@ def translating(folder: Path) -> Iterator[None]:
             raise DiskFullError(describe_full_disk(folder, advice=advice)) from error
         if not folder.exists():
             raise ArtifactError(f"the index {folder} is gone; make it again.") from error
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ArtifactError(
-            f"the index {folder} cannot be used ({reason}). vitrieve index --verify --index {folder} says what is "
-            "damaged; make the index again, or put a copy of it back."
+            f"the index {folder} cannot be used ({first_line(error)}). vitrieve index --verify --index {folder} says "
+            "what is damaged; make the index again, or put a copy of it back."
         ) from error
 
 

@@ -14,8 +14,9 @@ import numpy as np
 
 from vitrieve.artifacts import read_manifest
 from vitrieve.data.records import ImageRecord
-from vitrieve.errors import ArtifactError, ConfigError, DataError, FingerprintError, InputError
+from vitrieve.errors import ArtifactError, ConfigError, DataError, InputError
 from vitrieve.index.filter import FilterLike, Kinds
+from vitrieve.model.artifact import require_made_by
 from vitrieve.similarity import FloatArray, as_embeddings, top_k
 
 if TYPE_CHECKING:
@@ -346,11 +347,13 @@ def require_fingerprint(where: Path | str, info: StoreInfo, fingerprint: str) ->
     Raises:
         FingerprintError: They differ.
     """
-    if fingerprint != info.fingerprint:
-        raise FingerprintError(
-            f"the vectors of {where} were made by another encoder ({fingerprint[:12]}…) than its manifest says "
-            f"({info.fingerprint[:12]}…): somebody exchanged one of the two; make the index again."
-        )
+    require_made_by(
+        f"the vectors of {where} were",
+        fingerprint,
+        "its manifest says",
+        info.fingerprint,
+        advice="Somebody exchanged one of the two; make the index again.",
+    )
 
 
 def sort_names(blocks: Iterable[pa.Array]) -> Iterator[str]:

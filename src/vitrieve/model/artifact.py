@@ -108,6 +108,25 @@ class EncoderContents:
     has_onnx: bool
 
 
+def require_made_by(what: str, made_by: str, encoder: str, fingerprint: str, *, advice: str) -> None:
+    """Refuse what another encoder made than the one that is given.
+
+    Args:
+        what: What was made and its verb, for the message: ``the embeddings were``.
+        made_by: Fingerprint of the encoder that made it.
+        encoder: Name of the encoder that is given, for the message.
+        fingerprint: Its fingerprint.
+        advice: What to do, as a sentence.
+
+    Raises:
+        FingerprintError: The fingerprints differ.
+    """
+    if made_by != fingerprint:
+        raise FingerprintError(
+            f"{what} made by another encoder ({made_by[:12]}…) than {encoder} ({fingerprint[:12]}…). {advice}"
+        )
+
+
 def compute_fingerprint(spec: EncoderSpec, states: Mapping[str, np.ndarray]) -> str:
     """Compute what identifies an encoder: two encoders with the same fingerprint give embeddings that are comparable.
 

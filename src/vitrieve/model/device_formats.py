@@ -20,11 +20,11 @@ import torch
 from torch import Tensor
 
 from vitrieve.artifacts import write_text_durably
-from vitrieve.errors import ArtifactError, ConfigError
+from vitrieve.errors import ConfigError, first_line
 from vitrieve.model.artifact import EMBEDDING_OUTPUT, PIXELS_INPUT
 from vitrieve.model.backbone import evaluation_mode
 from vitrieve.model.encoder import ImageEncoder
-from vitrieve.model.export import CHECKED_BATCH_SIZES, MIN_COSINE, compare_rows, quiet_export
+from vitrieve.model.export import CHECKED_BATCH_SIZES, compare_rows, quiet_export, require_equal
 from vitrieve.model.published import PREPROCESSOR_NAME, describe_preprocessing
 
 PROGRAM_NAME, COREML_NAME, TFLITE_NAME = "encoder.pt2", "encoder.mlpackage", "encoder.tflite"
@@ -136,11 +136,7 @@ def _compare(
             pixels = _draw_pixels(encoder, batch_size)
             cosines.append(compare_rows(encoder(pixels).numpy(), run(pixels)))
     cosine = min(cosines)
-    if not cosine >= MIN_COSINE:  # also when it is NaN
-        raise ArtifactError(
-            f"what {name} made of {encoder.spec.backbone} differs from torch (cosine {cosine:.6f}; expected at least "
-            f"{MIN_COSINE}); nothing was kept. Export it as onnx."
-        )
+    require_equal(cosine, f"what {name} made of {encoder.spec.backbone}", advice="Export it as onnx.")
     return cosine
 
 
@@ -168,9 +164,8 @@ def _converting(encoder: ImageEncoder, name: str) -> Iterator[None]:
         with evaluation_mode(encoder), torch.no_grad(), quiet_export():
             yield
     except Exception as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
         raise ConfigError(
-            f"{name} cannot convert {encoder.spec.backbone} ({lines[0][:MAX_REASON_LENGTH].rstrip('.')}); export it as "
+            f"{name} cannot convert {encoder.spec.backbone} ({first_line(error)[:MAX_REASON_LENGTH]}); export it as "
             "onnx."
         ) from error
     finally:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vitrieve.artifacts import replacing_durably
+from vitrieve.artifacts import removing_unfinished, replacing_durably
 from vitrieve.errors import ArtifactError
 from vitrieve.model.artifact import (
     EMBEDDING_OUTPUT,
@@ -99,13 +99,30 @@ def export_onnx(encoder: ImageEncoder, path: Path) -> float:
                 dynamo=False,  # the newer exporter needs onnxscript; to change when torch removes this one
             )
         cosine = _compare(traced, size, path)
-    if not cosine >= MIN_COSINE:  # also when it is NaN
-        path.unlink()
-        raise ArtifactError(
-            f"the exported graph of {encoder.spec.backbone} differs from torch (cosine {cosine:.6f}; expected at least "
-            f"{MIN_COSINE}); nothing was kept. Use the engine torch for this encoder."
+    with removing_unfinished(path):
+        require_equal(
+            cosine, f"the exported graph of {encoder.spec.backbone}", advice="Use the engine torch for this encoder."
         )
     return cosine
+
+
+def require_equal(cosine: float, what: str, *, advice: str, other: str = "torch") -> None:
+    """Refuse an export that computes something else than what it was made of.
+
+    Args:
+        cosine: Smallest cosine between rows of the two.
+        what: The export, for the message.
+        advice: What to do instead, as a sentence.
+        other: What it was compared with.
+
+    Raises:
+        ArtifactError: The cosine is less than 0.9999, or NaN.
+    """
+    if not cosine >= MIN_COSINE:
+        raise ArtifactError(
+            f"{what} differs from {other} (cosine {cosine:.6f}; expected at least {MIN_COSINE}); nothing was kept. "
+            f"{advice}"
+        )
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from typing import Any, BinaryIO, cast
 
 from vitrieve import __version__
 from vitrieve.artifacts import describe_full_disk, is_full_disk, sync_folder
-from vitrieve.errors import DiskFullError, VitrieveError, WeightsError
+from vitrieve.errors import DiskFullError, VitrieveError, WeightsError, first_line
 from vitrieve.machine import cache_folder
 from vitrieve.model.pretrained import HUB_TIMEOUT_SECONDS, hash_file
 from vitrieve.quoting import quote_name
@@ -279,9 +279,8 @@ def _describe(error: Exception) -> str:
         return "there is no such repository, or it is private or gated; with access to it, set HF_TOKEN."
     if isinstance(error, RevisionNotFoundError):
         return "the repository has no such branch, tag or commit."
-    lines = str(error).strip().splitlines()
-    reason = quote_name(lines[0].rstrip(".") if lines else type(error).__name__)
-    return f"{reason}. Check the network, or use an encoder that is here; the same command goes on where it stopped."
+    advice = "Check the network, or use an encoder that is here; the same command goes on where it stopped."
+    return f"{quote_name(first_line(error))}. {advice}"
 
 
 def send_folder(

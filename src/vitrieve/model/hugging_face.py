@@ -26,10 +26,10 @@ from torch.nn import functional as F
 
 from vitrieve.artifacts import write_bytes_durably, write_text_durably
 from vitrieve.data.preprocess import Preprocessing
-from vitrieve.errors import ArtifactError, ConfigError
+from vitrieve.errors import ConfigError
 from vitrieve.model.artifact import ONE_SCALE, WEIGHTS_NAME
 from vitrieve.model.encoder import ImageEncoder
-from vitrieve.model.export import MIN_COSINE, compare_rows
+from vitrieve.model.export import compare_rows, require_equal
 from vitrieve.model.pooling import (
     GEM_P,
     GEM_P_MAX,
@@ -93,11 +93,12 @@ def write_hugging_face(encoder: ImageEncoder, folder: Path) -> WrittenModel:
         options = _find_options(encoder, pixels, pooled)
         linear = _combine_linear(encoder)
         cosine = compare_rows(expected.numpy(), _finish(pooled, encoder.spec.head_norm, linear).numpy())
-    if not cosine >= MIN_COSINE:  # also when it is NaN
-        raise ArtifactError(
-            f"what would be written of {encoder.spec.backbone} differs from the encoder (cosine {cosine:.6f}; expected "
-            f"at least {MIN_COSINE}); nothing was kept. Export it as onnx or torch-export."
-        )
+    require_equal(
+        cosine,
+        f"what would be written of {encoder.spec.backbone}",
+        advice="Export it as onnx or torch-export.",
+        other="the encoder",
+    )
     needs_code = options is None
     _write_json(folder / CONFIG_NAME, _describe_model(encoder, options, pooled.shape[1]))
     _write_json(

@@ -30,7 +30,7 @@ import numpy as np
 from vitrieve.artifacts import write_bytes_durably, write_text_durably
 from vitrieve.choices import Pooling
 from vitrieve.data.preprocess import IMAGENET_MEAN, IMAGENET_STD, Interpolation
-from vitrieve.errors import WeightsError, unknown_name_message
+from vitrieve.errors import WeightsError, first_line, unknown_name_message
 from vitrieve.machine import cache_folder
 from vitrieve.model.catalog import FAMILIES, FREE, read_facts
 from vitrieve.model.delta import Delta, read_delta, restore_states
@@ -537,8 +537,7 @@ def download_hub_file(entry: WeightsEntry, alternatives: str, *, show_progress: 
         get_hf_file_metadata(hf_hub_url(entry.hub_id, HUB_FILE), timeout=HUB_TIMEOUT_SECONDS)
         return Path(hf_hub_download(entry.hub_id, HUB_FILE, etag_timeout=HUB_TIMEOUT_SECONDS))
     except Exception as error:  # the client raises its own, its HTTP library's and the system's errors
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise WeightsError(f"the hub cannot give {entry.hub_id!r} ({reason}). {alternatives}") from error
+        raise WeightsError(f"the hub cannot give {entry.hub_id!r} ({first_line(error)}). {alternatives}") from error
 
 
 PIP_RETRIES = 2

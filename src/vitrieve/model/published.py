@@ -417,7 +417,7 @@ def _export_weights(export: _Export, package: str, out: Path) -> _Export:
             exported = export_transformers(paths[0].parent, config, preprocessing.image_size, out)
         else:
             exported = export_open_clip(paths[0].parent, out)
-    except ConfigError as error:
+    except (ConfigError, ArtifactError) as error:
         raise WeightsError(f"the weights of {export.name} cannot be used: {error}") from None
     written: dict[str, bytes | None] = {
         CONFIG_NAME: json.dumps(exported.config).encode(),

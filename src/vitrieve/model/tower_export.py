@@ -19,11 +19,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vitrieve.errors import ConfigError
-from vitrieve.model.export import MIN_COSINE, OPSET, compare_rows, quiet_export
+from vitrieve.errors import ConfigError, first_line
+from vitrieve.model.export import OPSET, compare_rows, quiet_export, require_equal
 from vitrieve.model.towers import run_graph
 
 PIXEL_VALUES, IMAGE_EMBEDS, TEXT_EMBEDS, INPUT_IDS = "pixel_values", "image_embeds", "text_embeds", "input_ids"
+MAX_REASON_LENGTH = 300
 _FILTERS = {"bilinear": 2, "bicubic": 3}
 _PUNCTUATION = r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^`{|}~]"
 _CANONICAL: list[dict[str, Any]] = [
@@ -72,7 +73,8 @@ def export_transformers(folder: Path, config: Mapping[str, Any], image_size: int
         out: Existing folder for the graphs.
 
     Raises:
-        ConfigError: The library does not read it, or a graph differs from torch.
+        ConfigError: The library does not read it.
+        ArtifactError: A graph differs from torch.
     """
     transformers: Any = import_module("transformers")
     kind = config.get("model_type")
@@ -84,7 +86,7 @@ def export_transformers(folder: Path, config: Mapping[str, Any], image_size: int
             folder, local_files_only=True, use_safetensors=True, dtype=torch.float32, attn_implementation="eager"
         )
     except Exception as error:  # its own, and those of safetensors, which share no base class
-        raise ConfigError(f"transformers cannot read its weights ({_shorten(error)}).") from None
+        raise ConfigError(f"transformers cannot read its weights ({first_line(error)[:MAX_REASON_LENGTH]}).") from None
     model.eval()
 
     def encode_pictures(pixels: Tensor) -> Tensor:
@@ -108,8 +110,8 @@ def export_open_clip(folder: Path, out: Path) -> ExportedPair:
         out: Existing folder for the graphs.
 
     Raises:
-        ConfigError: The library does not read it, pictures or texts are prepared in a way that vitrieve has not, or a
-            graph differs from torch.
+        ConfigError: The library does not read it, or pictures or texts are prepared in a way that vitrieve has not.
+        ArtifactError: A graph differs from torch.
     """
     open_clip: Any = import_module("open_clip")
     try:
@@ -117,7 +119,7 @@ def export_open_clip(folder: Path, out: Path) -> ExportedPair:
         tokenizing = dict(told["text_cfg"].get("tokenizer_kwargs") or {})
         model = open_clip.create_model(f"local-dir:{folder}", precision="fp32", device="cpu")
     except Exception as error:  # its own, and those of the libraries below it
-        raise ConfigError(f"open_clip cannot read its weights ({_shorten(error)}).") from None
+        raise ConfigError(f"open_clip cannot read its weights ({first_line(error)[:MAX_REASON_LENGTH]}).") from None
     model.eval()
     clean = tokenizing.pop("clean", "lower")
     tokenizing.pop("strip_sep_token", None)
@@ -211,11 +213,11 @@ def _export_graphs(
             )
             expected = compute(given[:1]).numpy()
         (found,) = run_graph(path, {source: given[:1].numpy()}, [target])
-        cosine = compare_rows(expected, np.asarray(found))
-        if not cosine >= MIN_COSINE:  # also when it is NaN
-            raise ConfigError(
-                f"its exported {name} differs from torch (cosine {cosine:.6f}; expected at least {MIN_COSINE})."
-            )
+        require_equal(
+            compare_rows(expected, np.asarray(found)),
+            f"its exported {name}",
+            advice="Use a repository with an ONNX export.",
+        )
 
 
 @contextmanager
@@ -226,11 +228,6 @@ def _plain_attention() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:  # of the exporter
-        raise ConfigError(f"torch cannot export it ({_shorten(error)}).") from error
+        raise ConfigError(f"torch cannot export it ({first_line(error)[:MAX_REASON_LENGTH]}).") from error
     finally:
         torch.backends.mha.set_fastpath_enabled(was_enabled)
-
-
-def _shorten(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return (lines[0] if lines else type(error).__name__)[:300].rstrip(".")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
-from vitrieve.errors import ConfigError
+from vitrieve.errors import ConfigError, first_line
 from vitrieve.model.text import ATTENTION_MASK, INPUT_IDS, TOKEN_TYPES, TextSpec
 from vitrieve.quoting import quote_name
 
@@ -248,5 +248,4 @@ def run_graph(model: onnx.ModelProto | Path, inputs: Mapping[str, np.ndarray], o
         session = onnxruntime.InferenceSession(given, options, providers=["CPUExecutionProvider"])
         return [np.asarray(array) for array in session.run(outputs, dict(inputs))]
     except Exception as error:  # its exceptions share no public base class
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise ConfigError(f"ONNX Runtime cannot run its graph ({quote_name(reason[0])}).") from error
+        raise ConfigError(f"ONNX Runtime cannot run its graph ({quote_name(first_line(error))}).") from error

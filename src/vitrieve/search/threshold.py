@@ -28,10 +28,11 @@ from vitrieve.artifacts import write_text_durably
 from vitrieve.choices import Device
 from vitrieve.data.records import Dataset, read_columns
 from vitrieve.embed.collection import Embeddings, embed_images
-from vitrieve.errors import ArtifactError, ConfigError, DataError, FingerprintError, unknown_name_message
+from vitrieve.errors import ArtifactError, ConfigError, DataError, unknown_name_message
 from vitrieve.index.filter import Condition, Exact
 from vitrieve.index.open import load_index_encoder, open_index, require_encoder
 from vitrieve.index.store import Hit, VectorStore
+from vitrieve.model.artifact import require_made_by
 from vitrieve.progress import print_message
 from vitrieve.runtime.encoder import Encoder
 from vitrieve.similarity import FloatArray, similarity_chunks, top_k
@@ -398,7 +399,7 @@ def calibrate(
             )
         if isinstance(data, Embeddings):
             return calibrate_embeddings(
-                _require_made_by(store, data),
+                _require_comparable(store, data),
                 name="embeddings",
                 false_accept_rate=false_accept_rate,
                 false_reject_rate=false_reject_rate,
@@ -417,12 +418,14 @@ def calibrate(
         )
 
 
-def _require_made_by(store: VectorStore, embeddings: Embeddings) -> Embeddings:
-    if embeddings.fingerprint != store.info.fingerprint:
-        raise FingerprintError(
-            f"the embeddings were made by another encoder ({embeddings.fingerprint[:12]}…) than the index "
-            f"({store.info.fingerprint[:12]}…): embed the labeled images with the index's encoder."
-        )
+def _require_comparable(store: VectorStore, embeddings: Embeddings) -> Embeddings:
+    require_made_by(
+        "the embeddings were",
+        embeddings.fingerprint,
+        "the index",
+        store.info.fingerprint,
+        advice="Embed the labeled images with the index's encoder.",
+    )
     return embeddings
 
 

@@ -6,8 +6,8 @@ there are several collections, each is an application with its own gate; ``front
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Collection, Iterable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterator, Collection, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from vitrieve.serve.settings import Limits, ProxySettings, ServeSettings, Tokens
 STATIC_FOLDER = Path(__file__).parent / "static"
 
 
-def create_app(  # noqa: PLR0913  # each is a decision of whoever runs the service
+def create_app(
     searcher: Searcher,
     *,
     limits: Limits | None = None,
@@ -40,7 +40,6 @@ def create_app(  # noqa: PLR0913  # each is a decision of whoever runs the servi
     hosts: Collection[str] | None = None,
     proxy: ProxySettings | None = None,
     uploads: Path | None = None,
-    metrics: Metrics | None = None,
 ) -> FastAPI:
     """Make the service: an ASGI application for uvicorn or any other server.
 
@@ -52,46 +51,57 @@ def create_app(  # noqa: PLR0913  # each is a decision of whoever runs the servi
         hosts: Names by which it may be called, besides those of ``proxy``; None: any.
         proxy: Settings for a proxy in front; None: there is no proxy.
         uploads: Folder in which several services keep the pictures that visitors send; None: in memory.
-        metrics: What counts; None: counters of this service alone.
 
     Raises:
         ArtifactError: The folder ``uploads`` cannot be written.
     """
-    limits, proxy = limits or Limits(), proxy or ProxySettings()
-    shared = Shared(limits, metrics, uploads)
-    service = Service(searcher, shared, tokens=Tokens.of(token, write_token), proxy=proxy)
+    shared = Shared(limits or Limits(), uploads=uploads)
+    return _serve_one(searcher, shared, Tokens.of(token, write_token), hosts, proxy or ProxySettings())
+
+
+def create_served_app(
+    opened: Searcher | Collections,
+    settings: ServeSettings,
+    hosts: Collection[str] | None = None,
+    folder: Path | None = None,
+) -> FastAPI:
+    """Make the service of what was opened, as the settings say.
+
+    Args:
+        opened: One index, or several collections; the caller closes it.
+        settings: What to allow.
+        hosts: Names by which the service may be called; None: any.
+        folder: Folder of the counts, where several processes are one service.
+
+    Raises:
+        ArtifactError: The folder for uploads cannot be written.
+    """
+    has_collections = isinstance(opened, Collections)
+    shared = Shared(settings.limits, Metrics(folder, has_collections=has_collections), settings.uploads)
+    if isinstance(opened, Collections):
+        return _serve_several(opened, shared, hosts, settings.proxy)
+    return _serve_one(opened, shared, Tokens.of(settings.token, settings.write_token), hosts, settings.proxy)
+
+
+def _serve_one(
+    searcher: Searcher, shared: Shared, tokens: Tokens, hosts: Collection[str] | None, proxy: ProxySettings
+) -> FastAPI:
+    service = Service(searcher, shared, tokens=tokens, proxy=proxy)
     app = _build_app(service, hosts)
     app.include_router(api.metrics_router)
-    app.router.lifespan_context = _run([service], shared)
-    app.state.services = [service]
+    _add_lifespan(app, [service], shared)
     _bound(app, shared, proxy)
     return app
 
 
-def create_collections_app(
-    collections: Collections,
-    *,
-    limits: Limits | None = None,
-    hosts: Collection[str] | None = None,
-    proxy: ProxySettings | None = None,
-    uploads: Path | None = None,
-    metrics: Metrics | None = None,
+def _serve_several(
+    collections: Collections, shared: Shared, hosts: Collection[str] | None, proxy: ProxySettings
 ) -> FastAPI:
     """Make a service of several collections: each as ``create_app`` makes it, below ``/c/NAME``, and their list.
 
-    Args:
-        collections: The collections, with their tokens; the caller closes them.
-        limits: Bounds, which hold for all collections together; None: the defaults of ``Limits``.
-        hosts: As for ``create_app``.
-        proxy: As for ``create_app``.
-        uploads: As for ``create_app``.
-        metrics: What counts, with a label for the collection; None: counters of this service alone.
-
-    Raises:
-        ArtifactError: The folder ``uploads`` cannot be written.
+    The limits of ``shared`` hold for all collections together.
     """
-    limits, proxy = limits or Limits(), proxy or ProxySettings()
-    shared = Shared(limits, metrics or Metrics(has_collections=True), uploads)
+    limits = shared.limits
     memory = divide_memory(collections.count_bytes(), limits.resident_bytes)
     services = {}
     for name, searcher in collections.searchers.items():
@@ -102,11 +112,9 @@ def create_collections_app(
         )
         place = replace(proxy, mount=f"/c/{name}")
         services[name] = Service(searcher, shared, tokens=collections.tokens[name], proxy=place, limits=own, name=name)
-    desk = CollectionsDesk(services, shared, proxy)
-    app = _build_front(desk, hosts)
+    app = _build_front(CollectionsDesk(services, shared, proxy), hosts)
     apps = {name: _build_app(service, hosts) for name, service in services.items()}
-    app.router.lifespan_context = _run(services.values(), shared)
-    app.state.services = list(services.values())
+    _add_lifespan(app, list(services.values()), shared)
     app.add_middleware(ChooseCollection, apps=apps)
     _bound(app, shared, proxy)
     described = next(iter(apps.values()))
@@ -114,38 +122,8 @@ def create_collections_app(
     return app
 
 
-def create_served_app(
-    opened: Searcher | Collections,
-    settings: ServeSettings,
-    hosts: Collection[str] | None,
-    folder: Path | None = None,
-) -> FastAPI:
-    """Make the service of what was opened, as the settings say.
-
-    Args:
-        opened: One index, or several collections.
-        settings: What to allow.
-        hosts: Names by which the service may be called; None: any.
-        folder: Folder of the counts, where several processes are one service.
-    """
-    limits, proxy, uploads = settings.limits, settings.proxy, settings.uploads
-    if isinstance(opened, Collections):
-        metrics = Metrics(folder, has_collections=True)
-        return create_collections_app(opened, limits=limits, hosts=hosts, proxy=proxy, uploads=uploads, metrics=metrics)
-    return create_app(
-        opened,
-        limits=limits,
-        token=settings.token,
-        write_token=settings.write_token,
-        hosts=hosts,
-        proxy=proxy,
-        uploads=uploads,
-        metrics=Metrics(folder),
-    )
-
-
-def _run(services: Iterable[Service], shared: Shared) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
-    """Make what begins and ends the work in the background."""
+def _add_lifespan(app: FastAPI, services: Sequence[Service], shared: Shared) -> None:
+    """Let the application begin and end the work in the background."""
 
     @asynccontextmanager
     async def run(_: FastAPI) -> AsyncIterator[None]:
@@ -157,7 +135,8 @@ def _run(services: Iterable[Service], shared: Shared) -> Callable[[FastAPI], Abs
             service.close()
         shared.close()
 
-    return run
+    app.router.lifespan_context = run
+    app.state.services = services
 
 
 def _build_app(service: Service, hosts: Collection[str] | None) -> FastAPI:

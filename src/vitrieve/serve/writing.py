@@ -136,15 +136,14 @@ def _describe_json(name: str) -> dict[str, Any]:
 BODIES: tuple[type[BaseModel], ...] = (PutBody, PatchBody, BatchBody)
 """The JSON that these endpoints read by themselves; ``build_openapi`` describes it."""
 _CHANGE_ANSWERS = document(403, 404, 408, 409, 413, 422, 429, 503, 504, 507)
-_PUT_ANSWERS = {**_CHANGE_ANSWERS, 201: {"model": ChangedBody, "description": "A new image."}}
+_PUT: dict[str, Any] = {
+    "responses": {**_CHANGE_ANSWERS, 201: {"model": ChangedBody, "description": "A new image."}},
+    "openapi_extra": {"requestBody": _PICTURE_BODY},
+}
+_PATCH: dict[str, Any] = {"responses": _CHANGE_ANSWERS, "openapi_extra": _describe_json("PatchBody")}
 
 
-@router.put(
-    "/images",
-    responses=_PUT_ANSWERS,
-    openapi_extra={"requestBody": _PICTURE_BODY},
-    summary="As PUT /images/{image_id}, any name",
-)
+@router.put("/images", **_PUT, summary="As PUT /images/{image_id}, any name")
 async def put_named_image(
     request: Request, response: Response, image_id: ImageId, service: CurrentService, author: Writer
 ) -> ChangedBody:
@@ -156,12 +155,7 @@ async def put_named_image(
     return changed
 
 
-@router.put(
-    "/images/{image_id:path}",
-    responses=_PUT_ANSWERS,
-    openapi_extra={"requestBody": _PICTURE_BODY},
-    summary="Add an image, or replace its picture",
-)
+@router.put("/images/{image_id:path}", **_PUT, summary="Add an image, or replace its picture")
 async def put_image(
     request: Request, response: Response, image_id: str, service: CurrentService, author: Writer
 ) -> ChangedBody:
@@ -169,12 +163,7 @@ async def put_image(
     return await put_named_image(request, response, image_id, service, author)
 
 
-@router.patch(
-    "/images",
-    responses=_CHANGE_ANSWERS,
-    openapi_extra=_describe_json("PatchBody"),
-    summary="As PATCH /images/{image_id}, any name",
-)
+@router.patch("/images", **_PATCH, summary="As PATCH /images/{image_id}, any name")
 async def patch_named_image(
     request: Request, image_id: ImageId, service: CurrentService, author: Writer
 ) -> ChangedBody:
@@ -183,12 +172,7 @@ async def patch_named_image(
         return await _make(service, author, lambda: _read_patch(image_id, body, service))
 
 
-@router.patch(
-    "/images/{image_id:path}",
-    responses=_CHANGE_ANSWERS,
-    openapi_extra=_describe_json("PatchBody"),
-    summary="Change the metadata of an image",
-)
+@router.patch("/images/{image_id:path}", **_PATCH, summary="Change the metadata of an image")
 async def patch_image(request: Request, image_id: str, service: CurrentService, author: Writer) -> ChangedBody:
     """Set the columns that are named; null takes one away."""
     return await patch_named_image(request, image_id, service, author)

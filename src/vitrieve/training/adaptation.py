@@ -24,11 +24,11 @@ from vitrieve.data.holdout import NUM_CLASSES_MIN, NUM_JUDGES_MIN, split_for_tra
 from vitrieve.data.records import Dataset, ImageRecord, require_trainable
 from vitrieve.data.sources import read_source
 from vitrieve.embed.collection import Embeddings, load_embeddings, write_mapped_embeddings
-from vitrieve.errors import ArtifactError, ConfigError, DataError, FingerprintError
+from vitrieve.errors import ArtifactError, ConfigError, DataError
 from vitrieve.evaluation.analysis import difference_interval
 from vitrieve.evaluation.measure import EvaluationResult, Measurement, measure
 from vitrieve.evaluation.protocols import select_records
-from vitrieve.model.artifact import ModelCard
+from vitrieve.model.artifact import ModelCard, require_made_by
 from vitrieve.model.encoder import (
     ImageEncoder,
     add_linear_head,
@@ -348,13 +348,13 @@ def _load_encoder(
             raise ArtifactError(f"--out {out} holds the encoder itself; give another folder.")
         encoder = read_encoder(folder, image_size=embeddings.image_size)
         config = read_manifest(folder, "encoder")["config"]
-    found = fingerprint_encoder(encoder)
-    if found != embeddings.fingerprint:
-        raise FingerprintError(
-            f"the embeddings were made by another encoder (fingerprint {embeddings.fingerprint[:12]}…) than {source} "
-            f"at {embeddings.image_size} px is now ({found[:12]}…). Name the one that made them with --encoder, or "
-            "embed again."
-        )
+    require_made_by(
+        "the embeddings were",
+        embeddings.fingerprint,
+        f"{source} at {embeddings.image_size} px is now",
+        fingerprint_encoder(encoder),
+        advice="Name the one that made them with --encoder, or embed again.",
+    )
     return encoder, config
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from vitrieve.config import Config
 from vitrieve.data.records import Dataset
 from vitrieve.embed.collection import EmbedSettings
-from vitrieve.errors import ArtifactError, DataError, UnfinishedRunError, VitrieveError
+from vitrieve.errors import ArtifactError, DataError, UnfinishedRunError, describe_error
 from vitrieve.evaluation.measure import EvaluationResult
 from vitrieve.evaluation.protocols import select_records
 from vitrieve.evaluation.run import EMBEDDINGS_FOLDER, run_comparison
@@ -91,7 +91,7 @@ def finish_run(
 
 
 def _build_unfinished_error(run: TrainingRun, failures: Sequence[tuple[str, Exception]]) -> UnfinishedRunError:
-    told = "; ".join(f"{stage} failed: {_describe(error)}" for stage, error in failures)
+    told = "; ".join(f"{stage} failed: {describe_error(error)}" for stage, error in failures)
     stages = {stage for stage, _ in failures}
     hints = ""
     if "the report" in stages:
@@ -102,11 +102,6 @@ def _build_unfinished_error(run: TrainingRun, failures: Sequence[tuple[str, Exce
         f"the training is done, and its encoder is saved in {run.out / ENCODER_SUBFOLDER}, but {told.rstrip('.')}. "
         f"The same command with --resume finishes the rest{hints}."
     )
-
-
-def _describe(error: Exception) -> str:
-    is_told = isinstance(error, VitrieveError) or (isinstance(error, OSError) and error.strerror)
-    return str(error) if is_told else f"{type(error).__name__}: {error}"
 
 
 def _reduce(run: TrainingRun, images: RunImages, result: TrainingResult) -> TrainingResult:

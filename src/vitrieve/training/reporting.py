@@ -38,7 +38,7 @@ from vitrieve.embed.collection import (
     records_of_part,
     write_part,
 )
-from vitrieve.errors import RankLostError, VitrieveError
+from vitrieve.errors import RankLostError, describe_error
 from vitrieve.progress import print_message, track
 from vitrieve.runtime.encoder import Encoder
 from vitrieve.training.ranks import Ranks
@@ -168,7 +168,7 @@ def _try(make: Callable[[], Any]) -> _Outcome:
     try:
         return _Outcome(make(), None)
     except Exception as error:
-        return _Outcome(None, str(error) if isinstance(error, VitrieveError) else f"{type(error).__name__}: {error}")
+        return _Outcome(None, describe_error(error))
 
 
 def _load(order: _Load, load: Callable[[Path], Encoders], encoders: list[Encoder]) -> list[dict[str, Any]]:

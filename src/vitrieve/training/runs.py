@@ -17,7 +17,7 @@ from jinja2 import PackageLoader
 
 from vitrieve import __version__
 from vitrieve.artifacts import MANIFEST_NAME, read_manifest, write_text_durably
-from vitrieve.errors import ArtifactError, DataError
+from vitrieve.errors import ArtifactError, DataError, describe_error
 from vitrieve.evaluation.charts import NUM_COLORS, Line, draw_lines
 from vitrieve.evaluation.report import render_page
 from vitrieve.quoting import quote_name
@@ -152,8 +152,7 @@ def list_runs(folder: str | Path) -> ListedRuns:
         try:
             runs.append(_read_run(path, name))
         except (ArtifactError, OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            known = isinstance(error, ArtifactError | OSError)
-            damaged[name] = str(error) if known else f"{type(error).__name__}: {error}"
+            damaged[name] = describe_error(error)
     return ListedRuns(folder=folder, runs=tuple(runs), damaged=damaged)
 
 
