@@ -195,6 +195,48 @@ def test_what_a_kill_between_two_renames_left_aside_comes_back(tmp_path: Path) -
     assert read_content(other) == ["other"]
 
 
+def test_a_command_that_begins_between_two_renames_stops_neither(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes the other command for a killed one, and puts the old artifact back; that one renames again."""
+    one, other = make_two(tmp_path)
+    rename, num_begun = Path.rename, 0
+
+    def begin_another(source: Path, target: Path) -> Path:
+        nonlocal num_begun
+        moved = rename(source, target)
+        if source == other and num_begun < 2:
+            num_begun += 1
+            with pytest.raises(ArtifactError, match="holds a finished result"), replacing_folder(other):
+                pass
+        return moved
+
+    monkeypatch.setattr(Path, "rename", begin_another)
+    monkeypatch.setattr(artifacts, "_exchange_at_once", lambda one, other: False)
+    artifacts.exchange_folders(one, other)
+    assert num_begun == 2
+    assert read_content(one, other) == ["other", "one"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "other"]
+
+
+def test_a_command_that_begins_as_the_second_rename_is_made_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = make_two(tmp_path)
+    other.rename(find_aside(other))
+    rename = Path.rename
+
+    def come_second(source: Path, target: Path) -> Path:
+        if source == find_aside(other):
+            shutil.copytree(one, other)  # the second rename of the other command
+        return rename(source, target)
+
+    monkeypatch.setattr(Path, "rename", come_second)
+    with pytest.raises(ArtifactError, match="holds a finished result"), replacing_folder(other):
+        pass
+    assert read_content(other, find_aside(other)) == ["one", "other"]
+
+
 def test_of_those_who_write_first_one_does_where_a_disk_has_no_links(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

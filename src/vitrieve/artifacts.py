@@ -399,10 +399,17 @@ def find_aside(target: Path) -> Path:
 
 
 def _put_back(target: Path) -> None:
-    """Bring back an artifact that was left aside, where a process was killed between two renames."""
+    """Bring back an artifact that was left aside, where a process was killed between two renames.
+
+    A process that is between them looks the same; it renames again (``_exchange_in_steps``).
+    """
     aside = find_aside(target)
     if has_artifact(aside) and not target.exists():
-        aside.rename(target)
+        try:
+            aside.rename(target)
+        except OSError:
+            if not target.exists():
+                raise  # else that process has made its second rename
 
 
 def _is_begun(target: Path) -> bool:
@@ -439,12 +446,8 @@ def _exchange_in_steps(one: Path, other: Path) -> None:
     aside = find_aside(other)
     shutil.rmtree(aside, ignore_errors=True)  # of a process that was killed before its third renaming
     try:
-        other.rename(aside)
-        try:
-            one.rename(other)
-        except OSError:
-            aside.rename(other)
-            raise
+        while not _take_place(one, other, aside):
+            pass
     except PermissionError as error:
         if sys.platform != "win32":
             raise
@@ -453,6 +456,19 @@ def _exchange_in_steps(one: Path, other: Path) -> None:
             "commands that use it, and run the same command again."
         ) from None
     aside.rename(one)
+
+
+def _take_place(one: Path, other: Path, aside: Path) -> bool:
+    """Move ``other`` aside and ``one`` to its place; False where another process put ``other`` back in between."""
+    other.rename(aside)
+    try:
+        one.rename(other)
+    except OSError:
+        if not aside.exists():
+            return False
+        aside.rename(other)
+        raise
+    return True
 
 
 def is_replaceable(target: Path) -> bool:

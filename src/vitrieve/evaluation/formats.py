@@ -11,7 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
-from vitrieve.artifacts import MANIFEST_NAME, explaining_full_disk, replacing_folder, write_manifest, write_text_durably
+from vitrieve.artifacts import (
+    MANIFEST_NAME,
+    explaining_full_disk,
+    replacing_folder,
+    sync_file,
+    sync_folder,
+    write_manifest,
+    write_text_durably,
+)
 from vitrieve.errors import ConfigError
 from vitrieve.evaluation.sharing import format_metadata
 from vitrieve.model.artifact import CARD_NAME, USE_SECTION, EncoderSpec, ModelCard, format_card
@@ -111,6 +119,8 @@ def export_as(
             write_text_durably(beside / CARD_NAME, _format_card(text, spec, out.resolve().name, written))
         files = tuple(sorted(path.relative_to(beside).as_posix() for path in beside.rglob("*") if path.is_file()))
         files = tuple(name for name in files if not name.startswith("."))
+        for path in beside.rglob("*"):  # the converters write by themselves
+            (sync_folder if path.is_dir() else sync_file)(path)
         contents = {
             "fingerprint": fingerprint,
             "format": format,

@@ -3,12 +3,15 @@
 Each takes prepared pictures, ``pixels`` ``(B, 3, S, S)`` float32, and gives ``embedding`` ``(B, E)`` of unit length;
 ``preprocessor_config.json`` beside it tells how a picture is prepared. The converters are packages of their own, which
 are looked for when they are needed: ``coremltools`` and ``litert-torch``.
+
+Each function leaves the encoder in the mode it was in, writes to a folder that exists, and returns the smallest cosine
+between the encoder and what was written, where that runs here. A converter that is missing or fails is a
+``ConfigError``, and a program that computes something else an ``ArtifactError``.
 """
 
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
@@ -34,19 +37,7 @@ MAX_REASON_LENGTH = 200
 
 
 def write_program(encoder: ImageEncoder, folder: Path) -> float:
-    """Write a program of ``torch.export``, for batches of any size, and compare it when it is read again.
-
-    Args:
-        encoder: Left in the mode it was in.
-        folder: Existing folder to write to.
-
-    Returns:
-        The smallest cosine to the encoder.
-
-    Raises:
-        ConfigError: torch cannot export it.
-        ArtifactError: The program computes something else.
-    """
+    """Write a program of ``torch.export``, for batches of any size, and compare it when it is read again."""
     pixels = _draw_pixels(encoder, 2)
     sizes = {PIXELS_INPUT: {0: torch.export.Dim("batch", min=1, max=MAX_BATCH_SIZE)}}
     path = str(folder / PROGRAM_NAME)
@@ -62,13 +53,6 @@ def write_coreml(encoder: ImageEncoder, folder: Path) -> None:
     """Write a program of Core ML (from iOS 16 and macOS 13 on), for one picture, in float32.
 
     It is converted on Linux and macOS; it runs, and so can be compared, on macOS alone, which is not done here.
-
-    Args:
-        encoder: Left in the mode it was in.
-        folder: Existing folder to write to.
-
-    Raises:
-        ConfigError: ``coremltools`` is not installed, or does not convert it.
     """
     tools = _require("coremltools", "coremltools")
     pixels = _draw_pixels(encoder, 1)
@@ -88,19 +72,7 @@ def write_coreml(encoder: ImageEncoder, folder: Path) -> None:
 
 
 def write_tflite(encoder: ImageEncoder, folder: Path) -> float:
-    """Write a graph of LiteRT, which was TensorFlow Lite, for one picture, and compare it.
-
-    Args:
-        encoder: Left in the mode it was in.
-        folder: Existing folder to write to.
-
-    Returns:
-        The smallest cosine to the encoder.
-
-    Raises:
-        ConfigError: ``litert-torch`` is not installed, or does not convert it.
-        ArtifactError: The graph computes something else.
-    """
+    """Write a graph of LiteRT, which was TensorFlow Lite, for one picture, and compare it."""
     converter = _require("litert_torch", "litert-torch")
     runtime = _require("ai_edge_litert.interpreter", "litert-torch")
     path = folder / TFLITE_NAME
@@ -158,8 +130,6 @@ def _require(module: str, package: str) -> Any:
 @contextmanager
 def _converting(encoder: ImageEncoder, name: str) -> Iterator[None]:
     """Silence a converter, and turn what it raises (each its own) into one message."""
-    level = logging.root.manager.disable
-    logging.disable(logging.ERROR)  # coremltools writes every operator that it does not know to the log
     try:
         with evaluation_mode(encoder), torch.no_grad(), quiet_export():
             yield
@@ -168,5 +138,3 @@ def _converting(encoder: ImageEncoder, name: str) -> Iterator[None]:
             f"{name} cannot convert {encoder.spec.backbone} ({first_line(error)[:MAX_REASON_LENGTH]}); export it as "
             "onnx."
         ) from error
-    finally:
-        logging.disable(level)

@@ -6,7 +6,7 @@ import io
 import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +33,9 @@ CHECKED_BATCH_SIZES = (1, 2, 5)
 """Not the traced batch size only: a graph with a fixed batch would pass that."""
 TRACED_BATCH_SIZE = 2
 SMALLEST_NORM = 1e-12
+_QUIET_LOGGERS = {"torch.onnx": logging.ERROR, "coremltools": logging.CRITICAL}
+"""torch warns of its own age and of every Python value it makes a constant; coremltools logs each operator that it
+does not know as an error before it raises one."""
 
 
 class _AllOutputs(nn.Module):
@@ -127,16 +130,17 @@ def require_equal(cosine: float, what: str, *, advice: str, other: str = "torch"
 
 @contextmanager
 def quiet_export() -> Iterator[None]:
-    """Silence the exporter: it warns of its own age and of every Python value it makes a constant."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
+    """Silence an exporter for the whole process: what it warns of, logs and prints."""
+    with ExitStack() as stack:
+        for name, level in _QUIET_LOGGERS.items():
+            logger = logging.getLogger(name)
+            stack.callback(logger.setLevel, logger.level)
+            logger.setLevel(level)
+        stack.enter_context(warnings.catch_warnings())
+        stack.enter_context(redirect_stdout(io.StringIO()))
+        stack.enter_context(redirect_stderr(io.StringIO()))
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _compare(traced: _AllOutputs, size: int, path: Path) -> float:
