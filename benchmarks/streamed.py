@@ -79,7 +79,10 @@ def main() -> None:
             print(f"{task:10}{size:>12,} images {figures['seconds']:8.1f} s {figures['peak_bytes'] / 2**20:8.0f} MiB")
     growth = {}
     for task in given.tasks:
-        first, *_, last = [row for row in rows if row["task"] == task]
+        first, *others = [row for row in rows if row["task"] == task]
+        if not others:
+            continue
+        last = others[-1]
         growth[task] = (last["peak_bytes"] - first["peak_bytes"]) / (last["num_images"] - first["num_images"])
         print(f"{task:10} {growth[task]:.0f} bytes for each further image")
     content = {
