@@ -266,6 +266,29 @@ def test_held_vectors_follow_a_change(store: ExactStore, tmp_path: Path) -> None
     assert not store.hold(100)
 
 
+def test_verify_goes_on_where_a_writer_replaces_the_files_meanwhile(
+    store: ExactStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = open_index(tmp_path / "index")
+    vectors, records = writer.get([next(writer.image_ids())])
+    find_faults, num_changes = exact.find_faults, 2
+
+    def change_and_find(folder: Path, part: segments.Part) -> list[str]:
+        nonlocal num_changes
+        if num_changes:
+            num_changes -= 1
+            writer.upsert(vectors, records)
+            writer.optimize()
+        return find_faults(folder, part)
+
+    monkeypatch.setattr(exact, "find_faults", change_and_find)
+    assert store.verify() == []
+    assert num_changes == 0
+    part = store._read().parts[0]
+    (tmp_path / "index" / "segments" / f"{part.segment.name}.parquet").unlink()
+    assert any(f"{part.segment.name}.parquet" in fault for fault in store.verify())
+
+
 def test_verify_reports_what_cannot_be_opened_any_more(store: ExactStore, tmp_path: Path) -> None:
     (tmp_path / "index" / "state.json").write_text("{")
     assert "state.json" in store.verify()[0]

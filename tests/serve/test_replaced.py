@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
@@ -179,3 +182,27 @@ def wait_for_columns(client: TestClient, name: str) -> None:
     until = time.monotonic() + WAIT_SECONDS
     while client.get("/readyz").json().get("columns") != [name]:
         assert time.monotonic() < until
+
+
+def test_the_copy_of_an_index_that_was_replaced_is_let_go(
+    tmp_path: Path, tiny_encoder_folder: Path, class_folder: Path, store_kind: StoreKind
+) -> None:
+    """The copy in memory of the index before must not stay for as long as the service runs."""
+    encoder = load_encoder(tiny_encoder_folder, engine="onnx", num_threads=1)
+    build(tmp_path / "index", encoder, class_folder, store_kind, "old")
+    searcher = Searcher.open(tmp_path / "index", encoder, num_threads=1)
+    with TestClient(create_app(searcher)) as client:
+        wait_until_ready(client)
+        copy = _find_copy(searcher.store)
+        assert copy() is not None
+        build(tmp_path / "index", encoder, class_folder, store_kind, "new")
+        wait_for_columns(client, "new")
+        gc.collect()
+        assert copy() is None
+    searcher.close()
+
+
+def _find_copy(store: Any) -> weakref.ref[object]:
+    if store.info.kind == "exact":
+        return weakref.ref(store._current[1].parts[0].segment.vectors)
+    return weakref.ref(store._copy._loaded[1])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -24,7 +26,8 @@ from vitrieve.index.written import get_audit_file, get_pictures_folder, locking_
 from vitrieve.runtime.encoder import Encoder, load_encoder
 from vitrieve.search.searcher import Searcher
 from vitrieve.serve.changes import Author, Change, Changes
-from vitrieve.syncing.sync import NewIndex, sync
+from vitrieve.syncing.scan import scan_collection
+from vitrieve.syncing.sync import NewIndex, open_synced, sync, sync_collection
 
 WRITE = "a-token-to-write-here"
 WRITER = {"Authorization": f"Bearer {WRITE}"}
@@ -249,3 +252,80 @@ def test_a_store_that_fails_leaves_a_change_that_the_next_one_ends(
         ("last.png", "created"),
     ]
     assert len(list_kept(index)) == 2
+
+
+@pytest.mark.parametrize("way", ["around", "link", "linked folder"])
+def test_what_was_sent_stays_the_services_by_whichever_way_the_index_is_named(
+    way: str, start: Start, class_folder: Path, tmp_path: Path, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A service that names the index from its own folder or by a link, and a sync that names it whole."""
+    photographs, index = tmp_path / "photographs", tmp_path / "index"
+    shutil.copytree(class_folder, photographs)
+    sync(photographs, index, encoder, store="exact")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    if way == "around":
+        named = Path("..") / "index"
+    elif way == "link":
+        named = tmp_path / "elsewhere" / "linked"
+        named.symlink_to(index)
+    else:
+        (tmp_path / "elsewhere" / "linked").symlink_to(tmp_path)
+        named = tmp_path / "elsewhere" / "linked" / "index"
+    client = start(named)
+    assert client.put("/images/sent.png", content=make_picture(), headers=WRITER).status_code == 201
+    assert sync(photographs, index, encoder).num_removed == 0
+    assert client.get("/images/sent.png").content == make_picture()
+    other = start(index)
+    replaced = other.put("/images/sent.png", content=make_picture((30, 70)), headers=WRITER)
+    assert (replaced.status_code, len(list_kept(index)), len(read_lines(index))) == (200, 1, 2)
+    assert client.delete("/images/sent.png", headers=WRITER).status_code == 200
+    assert list_kept(index) == []
+
+
+def test_a_picture_that_a_service_removes_during_a_sync_does_not_end_the_sync(
+    start: Start, class_folder: Path, tmp_path: Path, encoder: Encoder
+) -> None:
+    photographs, index = tmp_path / "photographs", tmp_path / "index"
+    shutil.copytree(class_folder, photographs)
+    sync(photographs, index, encoder, store="exact")
+    client = start(index)
+    for name in ("stays.png", "goes.png"):
+        assert client.put(f"/images/{name}", content=make_picture(), headers=WRITER).status_code == 201
+    (photographs / "class0" / "0.png").unlink()
+    collection = scan_collection(str(photographs), index)
+    with open_synced(collection, index, encoder) as synced:  # hours may pass from here on, where much is new
+        assert client.delete("/images/goes.png", headers=WRITER).status_code == 200
+        report = sync_collection(synced, encoder, collection)
+    assert (report.num_removed, report.num_indexed) == (1, 20)
+    assert client.get("/images/stays.png").content == make_picture()
+
+
+def test_a_line_that_a_full_disk_cuts_is_written_whole_later(
+    index_folder: Path, encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The system writes what has room, without an error; the next attempt is told of the full disk."""
+    index = tmp_path / "index"
+    shutil.copytree(index_folder, index)
+    write, room = os.write, [50]
+
+    def write_into_the_room(file: int, data: bytes) -> int:
+        if not data.startswith((b'{"time"', b"what")) and b'"request_id"' not in data:
+            return write(file, data)
+        if not room[0]:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written = write(file, data[: room[0]])
+        room[0] -= written
+        return written
+
+    with Searcher.open(index, encoder) as searcher:
+        made = Changes(searcher, SMALL)
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "write", write_into_the_room)
+            with pytest.raises(OSError, match="No space left"):
+                made.make(Change(kind="delete", image_id="class0/0.png"), None, AUTHOR)
+        made.make(Change(kind="delete", image_id="class0/1.png"), None, AUTHOR)
+    cut, *lines = get_audit_file(index).read_text().splitlines()
+    assert len(cut) == 50
+    told = [(line["image_id"], line["status"], line.get("is_found_later")) for line in map(json.loads, lines)]
+    assert told == [("class0/0.png", "deleted", True), ("class0/1.png", "deleted", None)]

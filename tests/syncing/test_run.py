@@ -13,6 +13,7 @@ from tests.search.memory_store import MemoryStore
 from tests.syncing.helpers import Sync, assert_true, counts
 from vitrieve.data.decode import read_image
 from vitrieve.errors import ConfigError, DataError, FingerprintError
+from vitrieve.index import store as vector_store
 from vitrieve.index.open import require_encoder
 from vitrieve.index.store import StoreInfo
 from vitrieve.runtime.encoder import Encoder
@@ -21,6 +22,7 @@ from vitrieve.syncing.read import CHANGING_REASON
 from vitrieve.syncing.scan import CLASH_REASON, Collection, scan_collection
 from vitrieve.syncing.state import StateFile, SyncedIndex
 from vitrieve.syncing.sync import SyncSettings, sync_collection
+from vitrieve.syncing.sync import sync as sync_folder
 
 
 def test_sync_collection_embeds_everything_once(
@@ -55,6 +57,16 @@ def test_sync_collection_reuses_the_vector_of_a_moved_or_copied_file(
     assert_true(store, encoder, picture_folder)
     assert store.images["deep/er/moved.png"][1].metadata["folder"] == "deep/er"
     assert store.images["copy.png"][1].metadata == store.images["01.png"][1].metadata
+
+
+def test_sync_takes_batches_larger_than_a_change_may_be(
+    encoder: Encoder, class_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (state, vector_store):
+        monkeypatch.setattr(module, "MAX_BATCH_ROWS", 8)
+    report = sync_folder(class_folder, tmp_path / "index", encoder, settings=SyncSettings(batch_size=20), store="exact")
+    assert (report.num_embedded, report.num_indexed, report.failures) == (20, 20, ())
+    assert not sync_folder(class_folder, tmp_path / "index", encoder).is_changed
 
 
 def test_sync_collection_embeds_equal_files_once(

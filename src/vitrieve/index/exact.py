@@ -8,6 +8,7 @@ compared exactly. The files are those of ``segments.py``.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -227,18 +228,34 @@ class ExactStore:
         self._change(merge)
 
     def verify(self) -> list[str]:
-        """Check every file against its checksum, every vector, and that no image occurs twice."""
-        try:
-            state = self._read()
-        except ArtifactError as error:
-            return [str(error)]
-        faults = []
-        for part in state.parts:
-            faults += find_faults(self._folder, part)
+        """Check every file against its checksum, every vector, and that no image occurs twice.
+
+        Raises:
+            ArtifactError: A writer replaces the files faster than they are read.
+        """
+        for _ in range(NUM_READ_ATTEMPTS):
+            try:
+                state = self._read()
+            except ArtifactError as error:
+                return [str(error)]
+            try:
+                faults = [fault for part in state.parts for fault in find_faults(self._folder, part)]
+                break
+            except OSError as error:
+                if self._is_newest(state):
+                    return [f"{error.filename or self._folder} cannot be read: {error.strerror or error}"]
+        else:
+            raise ArtifactError(f"{self._folder} is changed all the time; verify it when nobody writes.")
         names = list(self.image_ids())
         if len(set(names)) != len(names):
             faults.append(f"{len(names) - len(set(names))} images occur twice.")
         return faults
+
+    def _is_newest(self, state: State) -> bool:
+        """Say whether no writer has replaced a state, and removed what it names."""
+        with suppress(ArtifactError):
+            return list_files(self._read()) == list_files(state)
+        return True
 
     def snapshot(self, out: Path) -> None:
         """Write a copy of the index as it is now to a new folder; files are linked where the disk allows it."""

@@ -1,6 +1,7 @@
 """Where the pictures lie that a service was sent to keep, and the record of its changes; both beside the index.
 
-``INDEX.pictures`` and ``INDEX.audit.jsonl`` are not inside of the folder, so that ``--overwrite`` leaves them.
+``INDEX.pictures`` and ``INDEX.audit.jsonl`` are not inside of the folder, so that ``--overwrite`` leaves them. They are
+beside what a link leads to, so that a service and a sync that name an index in different ways mean the same files.
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ _LOCK_PAUSE_SECONDS = 0.02
 
 def get_pictures_folder(index: Path) -> Path:
     """Return the folder of the pictures that a service keeps for an index."""
-    index = index.absolute()
+    index = index.resolve()
     return index.parent / f"{index.name}.pictures"
 
 
 def get_audit_file(index: Path) -> Path:
     """Return the file with a line for each change that a service made."""
-    index = index.absolute()
+    index = index.resolve()
     return index.parent / f"{index.name}.audit.jsonl"
 
 
@@ -57,4 +58,5 @@ def locking_writes(index: Path, *, seconds: float) -> Iterator[None]:
 
 def is_written(path: Path, index: Path) -> bool:
     """Say whether an image's file is one that a service keeps: then the service changes it, and no sync does."""
-    return path.parent == get_pictures_folder(index)
+    folder = get_pictures_folder(index)
+    return path.parent == folder or (path.parent.name == folder.name and path.parent.resolve() == folder)

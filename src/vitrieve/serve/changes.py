@@ -373,6 +373,12 @@ class Changes:
 
 
 def _append(audit: int, line: Mapping[str, Any]) -> None:
-    """Append a line durably."""
-    os.write(audit, (json.dumps(line) + "\n").encode())
+    """Append a line durably.
+
+    Raises:
+        OSError: It could not be written, or only its beginning; then ``Changes._settle`` writes it later.
+    """
+    left = (json.dumps(line) + "\n").encode()
+    while left:  # a disk that becomes full takes the beginning without an error
+        left = left[os.write(audit, left) :]
     os.fsync(audit)

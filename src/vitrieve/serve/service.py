@@ -362,8 +362,7 @@ class Service(Desk):
             self._may_reopen_at = time.monotonic() + REOPEN_PAUSE_SECONDS
             return False
         self._serve(new)
-        if old is not self._given:
-            old.close()
+        old.close()  # with its copy in memory; whoever gave the first one closes it a second time
         log_event("reloaded", encoder_fingerprint=new.store.info.fingerprint, **self._named)
         return True
 

@@ -245,9 +245,11 @@ def _read_patch(image_id: str, body: bytes, service: Service) -> Change:
 
 
 def _take(service: Service, num_changes: int) -> None:
+    most = service.limits.writes_per_minute
+    if num_changes > most:
+        raise HTTPException(422, f"the batch has {num_changes} changes; this server takes at most {most} a minute.")
     seconds = service.shared.write_rate.take(num_changes)
     if seconds:
-        most = service.limits.writes_per_minute
         raise HTTPException(
             429, f"this server takes {most:,} changes a minute.", {"Retry-After": spell_seconds(seconds)}
         )

@@ -14,7 +14,7 @@ import json
 import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +22,7 @@ import numpy as np
 
 from vitrieve.artifacts import describe_full_disk
 from vitrieve.data.records import ImageRecord
-from vitrieve.errors import ArtifactError, DiskFullError
+from vitrieve.errors import ArtifactError, DataError, DiskFullError
 from vitrieve.index.store import MAX_BATCH_ROWS, VectorStore
 from vitrieve.index.written import get_pictures_folder, is_written, locking_writes
 
@@ -287,9 +287,11 @@ class SyncedIndex:
         return self.store.get(image_ids)[0]
 
     def put(self, changes: Sequence[Change]) -> None:
-        """Put images into the store, or replace them."""
-        if not changes:
-            return
+        """Put images into the store, or replace them; of more than one change may have, some after the others."""
+        for start in range(0, len(changes), MAX_BATCH_ROWS):
+            self._put_batch(changes[start : start + MAX_BATCH_ROWS])
+
+    def _put_batch(self, changes: Sequence[Change]) -> None:
         image_ids = [change.record.image_id for change in changes]
         self._forget(image_ids)
         with self._locking_writes():
@@ -319,9 +321,20 @@ class SyncedIndex:
         return [
             record.image_id
             for start in range(0, len(surplus), MAX_BATCH_ROWS)
-            for record in self.store.get(surplus[start : start + MAX_BATCH_ROWS])[1]
+            for record in self._find_records(surplus[start : start + MAX_BATCH_ROWS])
             if not is_written(record.path, self._index)
         ]
+
+    def _find_records(self, image_ids: Sequence[str]) -> list[ImageRecord]:
+        """Find images, without those that a service has removed since the sync began."""
+        try:
+            return self.store.get(image_ids)[1]
+        except DataError:
+            records = []
+            for image_id in image_ids:
+                with suppress(DataError):
+                    records += self.store.get([image_id])[1]
+            return records
 
     def remove(self, image_ids: Sequence[str]) -> None:
         """Remove images from the store; the state of one that is kept for its reason stays."""
