@@ -16,7 +16,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vitrieve import ArtifactError, ConfigError, export_as, load_encoder
+from tests.evaluation.test_sharing import hub as hub
+from tests.model.conftest import empty_hub as empty_hub
+from tests.model.hub_server import Hub
+from vitrieve import ArtifactError, ConfigError, export_as, load_encoder, push_encoder
 from vitrieve.cli.main import main
 from vitrieve.data.preprocess import build_preprocessing, preprocess
 from vitrieve.model.published import describe_preprocessing, read_preprocessor
@@ -98,8 +101,9 @@ def compute_by_timm(folder: Path, pictures: list[Path]) -> np.ndarray:
     """Compute the embeddings as the folder says, by timm and torch alone."""
     from safetensors.torch import load_file
 
-    config = json.loads((folder / "config.json").read_text())
-    model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    home = folder / json.loads((folder / "modules.json").read_text())[0]["path"]
+    config = json.loads((home / "config.json").read_text())
+    model = timm.create_model(f"local-dir:{home}", pretrained=True).eval()
     transform = timm.data.create_transform(**timm.data.resolve_data_config(config["pretrained_cfg"]))
     with torch.inference_mode():
         values = torch.stack([transform(Image.open(path).convert("RGB")) for path in pictures])
@@ -178,6 +182,75 @@ for out in sorted(Path({str(tmp_path)!r}).glob("out*.npy")):
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert len(done.stdout.split("\n")) == 2 * len(CASES) + 1
+
+
+@pytest.mark.parametrize("name", ["cls", "head", "head and reduction", "gem"])
+def test_a_pushed_encoder_is_opened_by_others_too(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("huggingface_hub", reason="needs vitrieve[hub]")
+    encoder, out = write_encoder(CASES[name], tmp_path / "encoder"), tmp_path / "out"
+    plain = push_encoder(encoder, "owner/name", dry_run=tmp_path / "plain")
+    pushed = push_encoder(encoder, "owner/name", also="sentence-transformers", dry_run=out)
+    added = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()} - set(plain.files)
+    assert set(pushed.files) == added | set(plain.files), "what is written is sent"
+    assert ("modeling_vitrieve.py" in added) == CASES[name].needs_code
+    assert 'SentenceTransformer("owner/name"' in pushed.card
+    assert "sentence-transformers" not in plain.card
+    pictures = write_pictures(tmp_path / "pictures")
+    with load_encoder(out, engine="torch", precision="fp32", device="cpu") as ours:
+        assert ours.fingerprint == plain.fingerprint
+        expected = ours.encode(pictures)
+    if not CASES[name].needs_code:
+        assert (compute_by_timm(out, pictures) * expected).sum(axis=1).min() > 0.99999
+
+
+@pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # of the hub's client, as in test_sharing.py
+def test_transformers_and_sentence_transformers_open_a_repository(tmp_path: Path, hub: Hub) -> None:
+    """Run both code blocks of the cards of two repositories of a hub on this machine: with code, and with two steps."""
+    pytest.importorskip("sentence_transformers", minversion="5.4")
+    pytest.importorskip("transformers")
+    picture = write_pictures(tmp_path / "pictures")[1]
+    names = {"owner/gem": "gem", "owner/steps": "head and reduction"}
+    for number, (name, case) in enumerate(names.items()):
+        encoder = write_encoder(CASES[case], tmp_path / f"encoder{number}")
+        push_encoder(encoder, name, also="sentence-transformers")
+        with load_encoder(encoder, engine="torch", precision="fp32", device="cpu") as ours:
+            np.save(tmp_path / f"{number}.npy", ours.encode([picture]))
+        (tmp_path / f"{number}.md").write_bytes(hub.repositories[name].files["README.md"])
+    script = f"""
+import re, numpy as np
+from pathlib import Path
+for number in range({len(names)}):
+    expected = np.load(Path({str(tmp_path)!r}) / f"{{number}}.npy")
+    blocks = re.findall("```python\\n(.*?)```", (Path({str(tmp_path)!r}) / f"{{number}}.md").read_text(), re.DOTALL)
+    for block in [block for block in blocks if "transformers" in block]:
+        found = {{}}
+        exec(block.replace("picture.jpg", {str(picture)!r}), found)
+        print(number, float((np.asarray(found["vectors"])[0] * expected[0]).sum()))
+"""
+    environment = {**os.environ, "HF_ENDPOINT": hub.address, "HF_HOME": str(tmp_path / "theirs"), "PYTHONPATH": ""}
+    environment |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_OFFLINE": "0"}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr + repr(hub.requests[-12:])
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert [number for number, _ in lines] == ["0", "0", "1", "1"]
+    assert min(float(cosine) for _, cosine in lines) > 0.99999
+
+
+def test_what_others_cannot_open_is_not_pushed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from vitrieve.model.encoder import read_encoder, save_encoder
+
+    encoder = write_encoder(CASES["average"], tmp_path / "encoder")
+    with pytest.raises(ConfigError, match=r"nothing to add for 'onnx'; expected sentence-transformers"):
+        push_encoder(encoder, "owner/name", also="onnx", dry_run=tmp_path / "out")  # type: ignore[arg-type]
+    monkeypatch.setattr("vitrieve.evaluation.sharing.is_torch_installed", lambda: False)
+    with pytest.raises(ConfigError, match="needs torch"):
+        push_encoder(encoder, "owner/name", also="sentence-transformers", dry_run=tmp_path / "out")
+    monkeypatch.undo()
+    scaled = tmp_path / "scaled"
+    save_encoder(read_encoder(write_encoder(CASES["convnet"], tmp_path / "convnet"), scales=(1.0, 0.5)), scaled)
+    with pytest.raises(ConfigError, match="several scales"):
+        push_encoder(scaled, "owner/name", also="sentence-transformers", dry_run=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def run_card(folder: Path, pictures: list[Path]) -> np.ndarray:

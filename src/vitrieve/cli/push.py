@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -24,6 +24,8 @@ class Arguments:
     """Make a repository that only its owner sees."""
     license: str | None = None
     """License of the weights, as the hub names it: apache-2.0, …; by default that of the weights it started from."""
+    also: Literal["sentence-transformers"] | None = None
+    """Add what sentence-transformers and transformers open, with the same vectors; needs torch."""
     dry_run: Path | None = None
     """Write everything to this new folder and show the card, and send nothing; no token is needed."""
     overwrite: Switch = False
@@ -53,6 +55,7 @@ def run(arguments: Arguments) -> int:
         private=arguments.private,
         overwrite=arguments.overwrite,
         license=arguments.license,
+        also=arguments.also,
         dry_run=arguments.dry_run,
     )
     if arguments.json:

@@ -30,6 +30,7 @@ from vitrieve.runtime.engine import is_torch_installed
 
 if TYPE_CHECKING:
     from vitrieve.model.encoder import ImageEncoder
+    from vitrieve.model.hugging_face import WrittenModel
 
 Format = Literal["sentence-transformers", "torch-export", "coreml", "tflite"]
 """What ``export_as`` can write."""
@@ -172,16 +173,44 @@ def _write_hugging_face(encoder: ImageEncoder, folder: Path) -> _Written:
     from vitrieve.model.hugging_face import write_hugging_face
 
     written = write_hugging_face(encoder, folder)
-    trust = ", trust_remote_code=True" if written.needs_code else ""
-    dense = _DENSE.format(folder=written.dense) if written.dense else ""
-    steps = (_NORM if written.has_norm else "") + dense
+    return _Written(
+        cosine=written.cosine,
+        use=describe_hugging_face(written),
+        library="sentence-transformers",
+        needs_code=written.needs_code,
+    )
+
+
+def describe_hugging_face(written: WrittenModel, repository: str = "") -> str:
+    """Show the use of what ``write_hugging_face`` wrote, in Markdown.
+
+    Args:
+        written: What was written.
+        repository: ``OWNER/NAME``, where the files of the model are in ``MODEL_FOLDER``; none: it is all in ``FOLDER``.
+    """
+    from vitrieve.model.hugging_face import MODEL_FOLDER
+
+    where = "this repository" if repository else "this folder"
     code = (
-        "The pooling of this encoder is code of this folder (`modeling_vitrieve.py`), which must be allowed to run.\n\n"
+        f"The pooling of this encoder is code of {where} (`modeling_vitrieve.py`), which must be allowed to run.\n\n"
         if written.needs_code
         else ""
     )
-    use = code + _HUGGING_FACE_USE.format(trust=trust, imports=_DENSE_IMPORTS if written.dense else "", steps=steps)
-    return _Written(cosine=written.cosine, use=use, library="sentence-transformers", needs_code=written.needs_code)
+    steps, imports = _NORM if written.has_norm else "", ""
+    if written.dense:
+        file = f"{written.dense}/model.safetensors"
+        path = f'hf_hub_download("{repository}", "{file}")' if repository else f'"FOLDER/{file}"'
+        steps += _DENSE.format(path=path)
+        imports = "from safetensors.torch import load_file\n"
+        imports = f"from huggingface_hub import hf_hub_download\n{imports}" if repository else imports
+    return code + _HUGGING_FACE_USE.format(
+        name=repository or "FOLDER",
+        note="" if repository else "        # this folder, or its repository of the hub",
+        part=f', subfolder="{MODEL_FOLDER}"' if repository else "",
+        trust=", trust_remote_code=True" if written.needs_code else "",
+        imports=imports,
+        steps=steps,
+    )
 
 
 _HUGGING_FACE_USE = """In sentence-transformers (from version 5.4 on):
@@ -190,7 +219,7 @@ _HUGGING_FACE_USE = """In sentence-transformers (from version 5.4 on):
 from PIL import Image
 from sentence_transformers import SentenceTransformer
 
-model = SentenceTransformer("FOLDER"{trust})        # this folder, or its repository of the hub
+model = SentenceTransformer("{name}"{trust}){note}
 vectors = model.encode([Image.open("picture.jpg").convert("RGB")])     # (N, E) float32, unit length
 ```
 
@@ -201,8 +230,8 @@ import torch
 from PIL import Image
 {imports}from transformers import AutoImageProcessor, AutoModel
 
-processor = AutoImageProcessor.from_pretrained("FOLDER")
-model = AutoModel.from_pretrained("FOLDER"{trust}).eval()
+processor = AutoImageProcessor.from_pretrained("{name}"{part})
+model = AutoModel.from_pretrained("{name}"{part}{trust}).eval()
 pixels = processor([Image.open("picture.jpg").convert("RGB")], return_tensors="pt")
 with torch.inference_mode():
     features = model(**pixels).pooler_output
@@ -210,9 +239,8 @@ with torch.inference_mode():
 ```
 """
 _NORM = "    features = torch.nn.functional.layer_norm(features, features.shape[1:])\n"
-_DENSE_IMPORTS = "from safetensors.torch import load_file\n"
 _DENSE = (
-    '    linear = load_file("FOLDER/{folder}/model.safetensors")\n'
+    "    linear = load_file({path})\n"
     '    features = torch.nn.functional.linear(features, linear["linear.weight"], linear["linear.bias"])\n'
 )
 

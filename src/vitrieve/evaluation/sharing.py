@@ -1,6 +1,7 @@
 """``push_encoder``: a trained encoder becomes a repository of the hub, with a card that programs and people read.
 
-What is sent is the encoder's folder, which ``pull_encoder`` reads, the card with its figures, and a picture of them.
+What is sent is the encoder's folder, which ``pull_encoder`` reads, the card with its figures, and a picture of them; on
+request also what sentence-transformers and transformers open.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -34,13 +35,27 @@ from vitrieve.model.published import pull_encoder
 from vitrieve.model.text import TEXT_NAMES, TEXT_SUBFOLDER, find_text_part, read_text_part
 from vitrieve.progress import print_message
 from vitrieve.quoting import quote_name
+from vitrieve.runtime.engine import is_torch_installed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 RESULTS_NAME = "results.json"
 PICTURE_NAME = "results.png"
-OWN_NAMES = (*CHECKED_NAMES, WEIGHTS_NAME, RESULTS_NAME, PICTURE_NAME, CARD_NAME, *TEXT_NAMES, MANIFEST_NAME)
+Also = Literal["sentence-transformers"]
+"""Libraries for which a push can add what they open."""
+_STEPS = ("1_LayerNorm", "1_Dense", "2_Dense", "1_Normalize", "2_Normalize", "3_Normalize")
+OTHERS_NAMES = (
+    *("modules.json", "config_sentence_transformers.json", "modeling_vitrieve.py"),
+    *(f"transformers/{name}" for name in ("config.json", "preprocessor_config.json", "sentence_bert_config.json")),
+    f"transformers/{WEIGHTS_NAME}",
+    *(f"{step}/{name}" for step in _STEPS for name in ("config.json", WEIGHTS_NAME)),
+)
+"""Files that ``model/hugging_face.py`` writes; it imports torch, so their names stand here."""
+OWN_NAMES = (
+    *(*CHECKED_NAMES, WEIGHTS_NAME, RESULTS_NAME, PICTURE_NAME, CARD_NAME, *TEXT_NAMES, MANIFEST_NAME),
+    *OTHERS_NAMES,
+)
 """Files that a push writes; of these, what an earlier push left and this one has not is removed."""
 TASK = "image-feature-extraction"
 """The hub's name of the task; images in, vectors out."""
@@ -79,6 +94,7 @@ def push_encoder(
     private: bool = False,
     overwrite: bool = False,
     license: str | None = None,
+    also: Also | None = None,
     dry_run: str | Path | None = None,
 ) -> PushedEncoder:
     """Send an encoder to the hub, in one commit, with its card; the token is that of the hub's client (``HF_TOKEN``).
@@ -90,6 +106,8 @@ def push_encoder(
         overwrite: Send into a repository that holds files already; of these only those of an earlier push are removed.
         license: License of the weights, as the hub names it (``apache-2.0``); None: that of the weights it started
             from.
+        also: ``sentence-transformers``: add what it and transformers open by the name of the repository, with the same
+            vectors. The weights are then sent twice, and torch is needed.
         dry_run: New folder to write everything to, instead of sending it; neither hub nor token is asked for.
 
     Returns:
@@ -97,7 +115,8 @@ def push_encoder(
 
     Raises:
         ArtifactError: No finished run or encoder, or a damaged one.
-        ConfigError: A name that is none, or a license with other characters than letters, digits, dots and dashes.
+        ConfigError: A name that is none, or a license with other characters than letters, digits, dots and dashes; or
+            ``also`` is no library, there is no torch for it, or it cannot open this encoder.
         WeightsError: The hub's client or a token is missing, or the hub does not take it; the message says why.
     """
     name = parse_hub_name(repository if is_hub_name(repository) else PREFIX + repository)
@@ -105,9 +124,13 @@ def push_encoder(
         raise ConfigError(f"{quote_name(repository)} names a revision; a push makes a new commit of OWNER/NAME.")
     if license is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.-]*", license):
         raise ConfigError(f"{quote_name(license)} is no license of the hub; expected a name such as apache-2.0.")
+    if also not in (None, *get_args(Also)):
+        raise ConfigError(f"there is nothing to add for {also!r}; expected {', '.join(get_args(Also))}.")
+    if also and not is_torch_installed():
+        raise ConfigError(f"writing for {also} needs torch: install vitrieve[train], or push from another machine.")
     folder, results = _find_finished(Path(source))
     with _writing(None if dry_run is None else Path(dry_run)) as target:
-        fingerprint = _write_folder(folder, results, target, name.repository, license)
+        fingerprint = _write_folder(folder, results, target, name.repository, license, also)
         files = tuple(sorted(name for name in OWN_NAMES if (target / name).is_file()))
         num_bytes = sum((target / one).stat().st_size for one in files)
         card = (target / CARD_NAME).read_text(encoding="utf-8")
@@ -189,7 +212,12 @@ def _find_finished(source: Path) -> tuple[Path, list[dict[str, Any]]]:
 
 
 def _write_folder(
-    folder: Path, results: Sequence[Mapping[str, Any]], target: Path, repository: str, license: str | None
+    folder: Path,
+    results: Sequence[Mapping[str, Any]],
+    target: Path,
+    repository: str,
+    license: str | None,
+    also: Also | None,
 ) -> str:
     contents = read_contents(folder)  # checks every file
     part = find_text_part(folder)
@@ -205,7 +233,8 @@ def _write_folder(
         (target / RESULTS_NAME).write_text(json.dumps({"results": list(results)}, indent=2) + "\n", encoding="utf-8")
         draw_results(before, tuned).save(target / PICTURE_NAME, optimize=True)
     text = (folder / CARD_NAME).read_text(encoding="utf-8") if (folder / CARD_NAME).is_file() else ""
-    card = build_card(contents.spec, text, repository, tuned, license=license)
+    use = _write_for_others(folder, target, repository) if also else ""
+    card = build_card(contents.spec, text, repository, tuned, license=license, use=use)
     (target / CARD_NAME).write_text(card, encoding="utf-8")
     if part is not None:
         read_text_part(part, fingerprint=contents.fingerprint)  # checks every file
@@ -218,6 +247,18 @@ def _write_folder(
     return contents.fingerprint
 
 
+def _write_for_others(folder: Path, target: Path, repository: str) -> str:
+    """Write what sentence-transformers and transformers open beside the encoder; return its use, in Markdown."""
+    from vitrieve.evaluation.formats import describe_hugging_face
+    from vitrieve.model.encoder import read_encoder
+    from vitrieve.model.hugging_face import MODEL_FOLDER, write_hugging_face
+
+    print_message("writing it for sentence-transformers and transformers …")
+    return describe_hugging_face(
+        write_hugging_face(read_encoder(folder), target, model_folder=MODEL_FOLDER), repository
+    )
+
+
 def _without_folders(value: Any) -> Any:
     """Keep the last part of every absolute path: others need not know where files lie here."""
     if isinstance(value, Mapping):
@@ -228,7 +269,13 @@ def _without_folders(value: Any) -> Any:
 
 
 def build_card(
-    spec: EncoderSpec, text: str, repository: str, results: Sequence[Mapping[str, Any]], *, license: str | None = None
+    spec: EncoderSpec,
+    text: str,
+    repository: str,
+    results: Sequence[Mapping[str, Any]],
+    *,
+    license: str | None = None,
+    use: str = "",
 ) -> str:
     """Write the card of a repository: metadata in YAML, as the hub reads it, before the card of the encoder.
 
@@ -238,18 +285,21 @@ def build_card(
         repository: ``OWNER/NAME``.
         results: Results of the encoder, each of a data set and a protocol, as ``results.json`` has them.
         license: License of the weights; None: that of the weights it started from.
+        use: Use in other libraries, in Markdown; none: they do not open it.
 
     Raises:
         WeightsError: The hub's client, which writes the metadata, is not installed.
     """
     if not _name_license(license or spec.weights_license):
         print_message("the license of the weights is not known: the card has none; --license names it")
-    metadata = format_metadata(spec, repository.partition("/")[2], "vitrieve", results, license=license)
+    tags = get_args(Also) if use else ()
+    metadata = format_metadata(spec, repository.partition("/")[2], "vitrieve", results, license=license, tags=tags)
     picture = (
         f"\n## Results\n\n![Figures on the test classes, with 95 % intervals]({PICTURE_NAME})\n" if results else ""
     )
     body = re.sub(r" +# this folder", "", text.replace("FOLDER", f"{PREFIX}{repository}"))
-    return f"{metadata}{body.rstrip()}\n{picture}{_SHELL.format(repository=repository)}"
+    others = f"\n## In other libraries\n\n{use}" if use else ""
+    return f"{metadata}{body.rstrip()}\n{picture}{_SHELL.format(repository=repository)}{others}"
 
 
 def format_metadata(
@@ -259,6 +309,7 @@ def format_metadata(
     results: Sequence[Mapping[str, Any]] = (),
     *,
     license: str | None = None,
+    tags: Sequence[str] = (),
 ) -> str:
     """Write the metadata that a card begins with, in YAML between two lines, as the hub reads it.
 
@@ -268,6 +319,7 @@ def format_metadata(
         library: Library that opens it, as the hub names it.
         results: Results of the encoder, as ``build_card`` takes them.
         license: License of the weights; None: that of the weights it started from.
+        tags: Further words under which the hub finds it.
 
     Raises:
         WeightsError: The hub's client, which writes the metadata, is not installed.
@@ -280,7 +332,7 @@ def format_metadata(
     data = ModelCardData(
         library_name=library,
         pipeline_tag=TASK,
-        tags=list(dict.fromkeys(["image-retrieval", "vitrieve", "embeddings", library])),
+        tags=list(dict.fromkeys(["image-retrieval", "vitrieve", "embeddings", library, *tags])),
         base_model=_find_base_model(spec.backbone, spec.weights_source),
         model_name=name,
         eval_results=_list_results(results) or None,

@@ -7,6 +7,9 @@ modules.json            the steps for sentence-transformers: the model, the norm
                         (``1_LayerNorm``, ``1_Dense``, …), and the normalization (``2_Normalize``)
 modeling_vitrieve.py    the pooling, only where timm has it not: GeM and R-MAC; whoever loads it must trust the code
 
+In a repository that holds an encoder of vitrieve, the model's files are in the folder ``MODEL_FOLDER``; the steps and
+the code stay above, where the libraries look for them.
+
 timm resizes pictures in transformers, too, as ``data/preprocess.py`` does: pixels are equal bit for bit.
 """
 
@@ -44,6 +47,7 @@ from vitrieve.model.prompts import count_prompts
 from vitrieve.model.published import CONFIG_NAME, PREPROCESSOR_NAME, describe_preprocessing
 
 CODE_NAME = "modeling_vitrieve.py"
+MODEL_FOLDER = "transformers"
 _MODULES = "sentence_transformers.base.modules"
 _LAYER_NORM = "sentence_transformers.sentence_transformer.modules.layer_norm.LayerNorm"
 _NORMALIZE = "sentence_transformers.sentence_transformer.modules.normalize.Normalize"
@@ -68,12 +72,13 @@ class WrittenModel:
     dense: str | None
 
 
-def write_hugging_face(encoder: ImageEncoder, folder: Path) -> WrittenModel:
+def write_hugging_face(encoder: ImageEncoder, folder: Path, *, model_folder: str = "") -> WrittenModel:
     """Write an encoder for sentence-transformers, transformers and timm; neither of the first two is needed for it.
 
     Args:
         encoder: Encoder of one scale, without prompts, in evaluation mode.
         folder: Existing folder to write to.
+        model_folder: Name of the folder in it for the files of the model; none: they are not apart.
 
     Returns:
         What was written, compared with the encoder on noise.
@@ -100,15 +105,17 @@ def write_hugging_face(encoder: ImageEncoder, folder: Path) -> WrittenModel:
         other="the encoder",
     )
     needs_code = options is None
-    _write_json(folder / CONFIG_NAME, _describe_model(encoder, options, pooled.shape[1]))
+    home = folder / model_folder
+    home.mkdir(exist_ok=True)
+    _write_json(home / CONFIG_NAME, _describe_model(encoder, options, pooled.shape[1]))
     _write_json(
-        folder / PREPROCESSOR_NAME,
+        home / PREPROCESSOR_NAME,
         {**describe_preprocessing(encoder.spec.preprocessing), "image_processor_type": "TimmWrapperImageProcessor"},
     )
-    _write_tensors(folder / WEIGHTS_NAME, encoder.backbone.state_dict())
+    _write_tensors(home / WEIGHTS_NAME, encoder.backbone.state_dict())
     if needs_code:
         write_text_durably(folder / CODE_NAME, _format_code())
-    dense = _write_modules(encoder, folder, pooled.shape[1], linear)
+    dense = _write_modules(encoder, folder, model_folder, pooled.shape[1], linear)
     return WrittenModel(cosine=cosine, needs_code=needs_code, has_norm=encoder.spec.head_norm, dense=dense)
 
 
@@ -215,9 +222,11 @@ def find_crop_share(preprocessing: Preprocessing) -> float:
     return share if math.floor(side / share) == resized else side / (resized + 0.5)
 
 
-def _write_modules(encoder: ImageEncoder, folder: Path, width: int, linear: tuple[Tensor, Tensor] | None) -> str | None:
+def _write_modules(
+    encoder: ImageEncoder, folder: Path, model_folder: str, width: int, linear: tuple[Tensor, Tensor] | None
+) -> str | None:
     """Write the steps for sentence-transformers; return the folder of the linear layer."""
-    steps = [("", f"{_MODULES}.transformer.Transformer")]
+    steps = [(model_folder, f"{_MODULES}.transformer.Transformer")]
 
     def add(kind: str, name: str, config: Mapping[str, Any]) -> Path:
         steps.append((f"{len(steps)}_{name}", kind))
@@ -241,7 +250,7 @@ def _write_modules(encoder: ImageEncoder, folder: Path, width: int, linear: tupl
     modules = [{"idx": rank, "name": str(rank), "path": path, "type": kind} for rank, (path, kind) in enumerate(steps)]
     write_text_durably(folder / "modules.json", json.dumps(modules, indent=2) + "\n")
     _write_json(
-        folder / "sentence_bert_config.json",
+        folder / model_folder / "sentence_bert_config.json",
         {
             "transformer_task": "feature-extraction",
             "modality_config": {"image": {"method": "forward", "method_output_name": "pooler_output"}},
