@@ -7,8 +7,10 @@ import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,8 +21,9 @@ import torch
 from tests.ranks import EndedRank, run_ranks
 from vitrieve.cli.main import main
 from vitrieve.errors import ConfigError, DataError
-from vitrieve.training import finishing, loop
+from vitrieve.training import finishing, liveness, loop
 from vitrieve.training.compute import divide_batch
+from vitrieve.training.liveness import Watch
 from vitrieve.training.ranks import Ranks, tell_ranks
 
 IS_LONG = os.environ.get("VITRIEVE_LONG_TESTS") == "1"
@@ -146,6 +149,49 @@ def test_trap_a_killed_rank_is_named_and_a_restart_goes_on_to_the_same_bits(
     ended = run_ranks(2, tmp_path, run_command, given, environment={"TORCHELASTIC_RESTART_COUNT": "2"})
     assert [one.status for one in ended] == [0, 0]
     assert "step 6/6" not in ended[0].printed
+
+
+def test_a_store_that_is_lost_with_its_host_is_told_in_one_line(
+    photographs: Path, words: list[str], tmp_path: Path
+) -> None:
+    """Without torchrun rank 0 keeps the store; of two hosts the torchrun of the first does."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        environment = {"TORCHELASTIC_USE_AGENT_STORE": "False", "MASTER_PORT": str(free.getsockname()[1])}
+    given = (*words, *command(photographs, tmp_path / "run"))
+    ended = run_ranks(2, tmp_path, run_command, given, "killed", 0, environment=environment)
+    assert [one.status for one in ended] == [-signal.SIGKILL, 1], ended[1].printed
+    assert count_errors(ended) == 1
+    assert "the store of the training at 127.0.0.1, port" in ended[1].printed
+    assert "Traceback" not in ended[1].printed
+
+
+def _wait_beside_a_store_that_goes(port: int) -> None:
+    """Be a process whose main thread waits for ever, as in a collective operation."""
+    liveness.BEAT_SECONDS, liveness.LOST_SECONDS = 0.1, 1.0
+    Watch(("127.0.0.1", port), 1, 2, "rank 1")
+    print("watching", flush=True)
+    time.sleep(120)
+
+
+def test_a_process_that_waits_in_vain_says_that_the_store_is_lost() -> None:
+    """Nothing tells of a host that has lost its power but its silence."""
+    keeper = "import sys, time\nfrom torch.distributed import TCPStore\n"
+    keeper += "store = TCPStore('127.0.0.1', 0, is_master=True, wait_for_workers=False)\n"
+    keeper += "print(store.port, flush=True)\ntime.sleep(120)"
+    with subprocess.Popen([sys.executable, "-c", keeper], stdout=subprocess.PIPE, text=True) as kept:
+        assert kept.stdout is not None
+        port = int(kept.stdout.readline())
+        program = f"from tests.training.test_failing_ranks import _wait_beside_a_store_that_goes as wait; wait({port})"
+        streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        waits = subprocess.Popen([sys.executable, "-c", program], cwd=Path(__file__).parents[2], **streams)
+        assert waits.stdout is not None
+        assert waits.stdout.readline() == "watching\n"
+        kept.kill()
+        told = waits.communicate(timeout=110)[1]
+    assert waits.returncode == 1
+    assert told.count("error:") == 1
+    assert f"the store of the training at 127.0.0.1, port {port}, is gone" in told
 
 
 def test_a_rank_that_fails_tells_it_itself_and_the_others_keep_quiet(

@@ -38,6 +38,8 @@ class Watch:
         self._store = TCPStore(*address, is_master=False, timeout=timedelta(seconds=LOST_SECONDS))
         # A restart of all processes under the same torchrun meets the keys of before.
         self._prefix = f"vitrieve/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+        self._address = address
+        self._names = {rank: name}
         self._rank, self._size = rank, size
         self._lock = threading.Lock()
         self._seen = {other: ("", time.monotonic()) for other in range(size) if other != rank}
@@ -49,9 +51,30 @@ class Watch:
         self._thread.start()
 
     def name(self, rank: int) -> str:
-        """Return a process's name for people."""
-        with self._lock:
-            return self._store.get(self._key(f"name/{rank}")).decode()
+        """Return a process's name for people.
+
+        Raises:
+            RuntimeError: It was never asked for, and the store is gone.
+        """
+        if rank not in self._names:
+            with self._lock:
+                self._names[rank] = self._store.get(self._key(f"name/{rank}")).decode()
+        return self._names[rank]
+
+    def has_store(self) -> bool:
+        """Say whether the store answers; it is gone with the process that keeps it, or with its host."""
+        with suppress(RuntimeError), self._lock:
+            self._store.check([self._key(f"name/{self._rank}")])
+            return True
+        return False
+
+    def describe_lost_store(self) -> str:
+        """Say what is gone where the store is."""
+        host, port = self._address
+        return (
+            f"the store of the training at {host}, port {port}, is gone: torchrun or rank 0, which kept it there, was "
+            "killed, or its host or network failed"
+        )
 
     def claim_failure(self) -> bool:
         """Return whether this process is the first to fail, and so the one that tells; later ones keep quiet."""
@@ -63,13 +86,15 @@ class Watch:
         return first.decode() == str(self._rank)
 
     def find_failed(self) -> list[int]:
-        """Return who has died: those that are silent for some seconds; none where another tells of its failure.
+        """Return who has died: those that are silent for some seconds.
+
+        None where another tells of its failure, and where the store is gone, so that nobody can be heard.
 
         Waits until each of the others has given a sign of life, or has been silent for so long.
         """
         seen = {other: 0 for other in self._seen}
         before = {other: beat for other, (beat, _) in self._seen.items()}
-        while not self.has_failed():
+        while self.has_store() and not self.has_failed():
             silent = self._find_silent(SILENT_SECONDS)
             for other, (beat, _) in self._seen.items():
                 seen[other] += beat != before[other]
@@ -128,12 +153,12 @@ class Watch:
     def _end(self, silent: list[int]) -> None:
         """End this process, whose main thread waits for others that no longer are."""
         if self.claim_failure():
-            with suppress(RuntimeError):
-                text = f"vitrieve: error: {', '.join(self.name(one) for one in silent)} gave no sign of life for "
-                os.write(
-                    2,
-                    f"{text}{LOST_SECONDS:.0f} s; the training ends. --resume goes on from the last state.\n".encode(),
-                )
+            try:
+                lost = f"{', '.join(map(self.name, silent))} gave no sign of life for {LOST_SECONDS:.0f} s"
+            except RuntimeError:
+                lost = self.describe_lost_store()
+            text = f"vitrieve: error: {lost}; the training ends. --resume goes on from the last state.\n"
+            os.write(2, text.encode())
         os._exit(STATUS_LOST)
 
 

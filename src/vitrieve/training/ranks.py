@@ -265,9 +265,13 @@ def _explain(ranks: Ranks, error: BaseException) -> None:
     ):
         ignore_sigterm()
         lost = watch.find_failed()
-        if lost and watch.claim_failure():
-            names = ", ".join(watch.name(one) for one in lost)
-            told = RankLostError(f"{names} died: killed, perhaps for want of memory, or crashed.")
+        is_store_lost = not watch.has_store()
+        if is_store_lost or (lost and watch.claim_failure()):
+            if is_store_lost:
+                told = RankLostError(f"{watch.describe_lost_store()}.")
+            else:
+                names = ", ".join(watch.name(one) for one in lost)
+                told = RankLostError(f"{names} died: killed, perhaps for want of memory, or crashed.")
             for note in getattr(error, "__notes__", []):
                 told.add_note(note)
             raise told from error
