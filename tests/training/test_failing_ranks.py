@@ -19,9 +19,12 @@ import pytest
 import torch
 
 from tests.ranks import EndedRank, run_ranks
+from vitrieve import Callback, train
 from vitrieve.cli.main import main
-from vitrieve.errors import ConfigError, DataError
+from vitrieve.errors import ConfigError, DataError, UnfinishedRunError
+from vitrieve.objective import objective
 from vitrieve.training import finishing, liveness, loop
+from vitrieve.training.callbacks import HeldOutFigures
 from vitrieve.training.compute import divide_batch
 from vitrieve.training.liveness import Watch
 from vitrieve.training.ranks import Ranks, tell_ranks
@@ -192,6 +195,34 @@ def test_a_process_that_waits_in_vain_says_that_the_store_is_lost() -> None:
     assert waits.returncode == 1
     assert told.count("error:") == 1
     assert f"the store of the training at 127.0.0.1, port {port}, is gone" in told
+
+
+class _FailsAtTheEnd(Callback):
+    def on_evaluation(self, figures: HeldOutFigures) -> None:
+        if figures.step == 4:
+            raise OSError("nobody answers")
+
+
+def _train_with_a_callback(photographs: Path, out: Path, weights: Path) -> str:
+    finishing.export_folder = lambda folder: None  # type: ignore[assignment]  # a process of its own
+    objective.DIVIDED_ABOVE_BYTES = 0
+    settings = {"model.backbone": "test_vit", "model.weights": str(weights), "train.num_threads": 1}
+    settings |= {"train.evaluate_every": 2, "train.precision": "fp32", "image_size": 32, "num_steps": 4}
+    watchers: dict[str, Any] = {"logger": "none", "callbacks": [_FailsAtTheEnd()]}
+    try:
+        train(f"folder:{photographs}", "irt_r_small", out, report=False, **watchers, batch_size=6, **settings)
+    except (UnfinishedRunError, SystemExit) as error:
+        return f"{type(error).__name__}: {error}"
+    return "nothing was raised"
+
+
+def test_a_callback_that_fails_at_the_last_measurement_leaves_no_rank_waiting(
+    photographs: Path, tiny_weights: Path, tmp_path: Path
+) -> None:
+    """The ranks divide the memory, so that all save together or none."""
+    ended = run_ranks(2, tmp_path, _train_with_a_callback, photographs, tmp_path / "run", tiny_weights)
+    assert "measuring the last state failed: OSError: nobody answers" in (ended[0].result or ""), ended[0].printed
+    assert ended[1].result is not None
 
 
 def test_a_rank_that_fails_tells_it_itself_and_the_others_keep_quiet(

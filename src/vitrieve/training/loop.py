@@ -419,12 +419,15 @@ def _measure_last(
     """
     if evaluate is None or state.step in state.selection.values:
         return None
+    failure: Exception | None = None
     try:
         _measure(state, config, evaluate, log)
     except Exception as error:
-        return error
-    state.save(run)
-    return None
+        failure = error
+    # What only the first writes or tells may fail on it alone, and all save together.
+    if not current_ranks().any(failure is not None):
+        state.save(run)
+    return failure
 
 
 def _keep(state: TrainingState, config: Config) -> ImageEncoder:
