@@ -28,8 +28,8 @@ IntArray = npt.NDArray[np.int64]
 
 BLOCK_BYTES = 64 * 2**20
 """Memory for one block of similarities; sorting needs about five times as much for a moment."""
-LARGE_BLOCK_BYTES = 256 * 2**20
-"""The same for a gallery that is rounded anew for each block."""
+LARGE_BLOCK_BYTES = 192 * 2**20
+"""The same for a gallery that is rounded anew for each block: with ten million images below 1 GB in all."""
 CHUNK_COPY_BYTES = 512 * 2**20
 """A gallery up to this size is copied on its grid once for all blocks."""
 MAX_CHUNK_SIZE = 1024
