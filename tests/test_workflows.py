@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -86,6 +88,43 @@ def test_only_the_job_that_publishes_has_rights() -> None:
     assert "pull_request_target" not in str(WORKFLOWS)
 
 
+def find_step(words: str) -> dict[str, Any]:
+    (step,) = [step for step in RELEASE["build"]["steps"] if words in step.get("name", "")]
+    assert step["if"] == "github.ref_type == 'tag'"
+    return step
+
+
+@pytest.mark.parametrize(
+    ("kind", "verified", "is_right"), [("tag", "true", True), ("tag", "false", False), ("commit", "", False)]
+)
+def test_release_refuses_a_tag_that_is_not_signed(kind: str, verified: str, is_right: bool, tmp_path: Path) -> None:
+    """A program in the place of GitHub's answers by what its interface documents; jq, if it is here, reads them."""
+    place = "repos/owner/name/git/tags/abc"
+    answers = {
+        "repos/owner/name/git/ref/tags/v1": {"object": {"type": kind, "url": place}},
+        place: {"verification": {"verified": verified == "true"}},
+    }
+    gh = tmp_path / "gh"
+    gh.write_text(
+        f"#!{sys.executable}\nimport subprocess, sys\nanswers = { ({k: json.dumps(v) for k, v in answers.items()})!r}\n"
+        "if sys.argv[2] not in answers: sys.exit('unknown: ' + sys.argv[2])\n"
+        "done = subprocess.run(['jq', '-r', sys.argv[4]], input=answers[sys.argv[2]], text=True)\n"
+        "sys.exit(done.returncode)\n"
+    )
+    gh.chmod(0o755)
+    if shutil.which("jq") is None:
+        pytest.skip("needs jq")
+    environment = {
+        **os.environ,
+        "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}",
+        "GITHUB_REPOSITORY": "owner/name",
+        "GITHUB_REF_NAME": "v1",
+    }
+    script = find_step("tag is signed")["run"]
+    done = subprocess.run(["bash", "-eo", "pipefail", "-c", script], env=environment, check=False)
+    assert (done.returncode == 0) == is_right
+
+
 @pytest.mark.parametrize(
     ("tag", "changes", "is_right"),
     [
@@ -96,7 +135,7 @@ def test_only_the_job_that_publishes_has_rights() -> None:
     ],
 )
 def test_release_refuses_a_tag_that_is_not_the_version(tag: str, changes: str, is_right: bool, tmp_path: Path) -> None:
-    (step,) = [step for step in RELEASE["build"]["steps"] if "tag is the version" in step.get("name", "")]
+    step = find_step("tag is the version")
     package = tmp_path / "src" / "vitrieve"
     package.mkdir(parents=True)
     (package / "__init__.py").write_bytes((CHECKOUT / "src" / "vitrieve" / "__init__.py").read_bytes())
