@@ -22,11 +22,13 @@ def extras(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return import_module("extras")
 
 
-def write_package(folder: Path, name: str, files: dict[str, bytes]) -> None:
+def write_package(folder: Path, name: str, files: dict[str, bytes], *needs: str) -> None:
     """Write files and what an installer leaves beside them."""
     home = folder / f"{name.replace('-', '_')}-1.0.dist-info"
     home.mkdir(parents=True)
-    (home / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+    (home / "METADATA").write_text(
+        f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n" + "".join(f"Requires-Dist: {need}\n" for need in needs)
+    )
     for path, content in files.items():
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).write_bytes(content)
@@ -44,6 +46,24 @@ def test_packages_are_counted_with_the_bytes_of_their_files(extras: ModuleType, 
     write_package(tmp_path, "Some_Name", {"some/a.py": b"12345", "some/b.py": b"123"})
     write_package(tmp_path, "other", {"other.py": b"1"})
     assert extras.list_packages(tmp_path) == {"some-name": 8, "other": 1}
+
+
+def test_what_an_extra_needs_is_followed_to_its_end(
+    extras: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "pyproject.toml").write_text(
+        '[project]\ndependencies = ["one>=1"]\n[project.optional-dependencies]\n'
+        """more = ["two[fast]", "winner; sys_platform == 'nowhere'"]\nless = ["gone"]\n"""
+    )
+    write_package(tmp_path, "one", {"one.py": b"1"}, "three; python_version > '3'", "ghost; extra == 'other'")
+    write_package(tmp_path, "two", {"two.py": b"12"}, 'four; extra == "fast"', "one")
+    write_package(tmp_path, "three", {"three.py": b"123"}, "two")  # a circle
+    write_package(tmp_path, "four", {"four.py": b"1234"})
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    assert extras.count_here(tmp_path, "core") == {"vitrieve": 0, "one": 1, "three": 3, "two": 2}
+    assert extras.count_here(tmp_path, "more") == {"vitrieve": 0, "one": 1, "three": 3, "two": 2, "four": 4}
+    with pytest.raises(SystemExit, match="gone is not in this environment"):
+        extras.count_here(tmp_path, "less")
 
 
 def test_torch_is_linked_with_its_libraries_and_nothing_else(
@@ -68,12 +88,14 @@ def test_the_table_tells_torch_apart(extras: ModuleType) -> None:
     row |= {"import_s": 0.012, "help_s": 0.08, "brings_s": 1.5}
     rows = [
         {**row, "extra": "train", "side": "today", "num_bytes_of_torch": 2**29, "is_torch_here": True},
-        {**row, "extra": "core", "side": "before", "num_bytes_of_torch": 0, "is_torch_here": False, "brings_s": None},
+        {**row, "extra": "core", "side": "before", "num_bytes_of_torch": 0, "is_torch_here": False},
+        {**row, "extra": "hub", "side": "today", "num_bytes_of_torch": 0, "is_torch_here": False, "install_s": None},
     ]
     lines = extras.format_table(rows).splitlines()
     assert len({line.count("|") for line in lines}) == 1
     assert "7 s without torch | 5 s | 3 | 1,024 MiB | 512 MiB | 1.50 s | 12 ms | 80 ms" in lines[2]
     assert "| 7 s | 5 s | 3 | 1,024 MiB | no torch |" in lines[3]
+    assert "| - | 5 s |" in lines[4]
 
 
 def test_what_is_kept_is_not_measured_again(tmp_path: Path) -> None:

@@ -16,6 +16,8 @@ import pytest
 ENTRY = [sys.executable, "-m", "vitrieve"]
 NOWHERE = "/proc/none" if sys.platform.startswith("linux") else "/dev/null/none"
 """A folder that nobody can make, root included."""
+NO_HOST = "hub.invalid"
+"""A name that no server may have (RFC 2606)."""
 FROM_OUTSIDE = ("HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "VITRIEVE_CACHE", "LANG", "LC_ALL", "TMPDIR", "PYTHONUTF8")
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -99,6 +101,37 @@ def test_without_a_network_and_with_proxies_that_do_not_answer(run: Run, places:
         pytest.skip("needs unshare of Linux, and the right to use it")
     proxies = dict.fromkeys(("http_proxy", "https_proxy", "all_proxy"), "http://127.0.0.1:9")
     index_and_search(run, places, "01.png", prefix=alone, VITRIEVE_CACHE=str(places["cache"]), **proxies)
+
+
+def test_with_a_proxy_as_the_only_way_out(run: Run, places: dict[str, Path], tmp_path: Path) -> None:
+    """An encoder of the hub is fetched through it; the name of the hub leads nowhere here."""
+    pytest.importorskip("huggingface_hub", reason="needs vitrieve[hub]")
+    from tests.model.hub_server import Handler, Hub, Repository
+
+    class Proxy(Handler):
+        """Answers for the hub whoever asks for its whole address, as clients ask a proxy."""
+
+        def _answer(self) -> None:
+            where = f"http://{NO_HOST}"
+            self.path = self.path.removeprefix(where) if self.path.startswith(where) else "/not-asked-as-a-proxy"
+            super()._answer()
+
+    files = {path.name: path.read_bytes() for path in places["encoder"].iterdir() if path.is_file()}
+    with Hub() as hub:
+        hub.server.RequestHandlerClass = type("BoundProxy", (Proxy,), {"hub": hub})
+        hub.repositories["owner/name"] = Repository(files=files)
+        variables = {"HF_ENDPOINT": f"http://{NO_HOST}", "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "hub")}
+        variables |= {"VITRIEVE_CACHE": str(places["cache"]), "NO_PROXY": "", "no_proxy": ""}
+        words = ("pull", "owner/name", "--out", tmp_path / "pulled")
+        done = run(*words, http_proxy=hub.address, **variables)
+        assert done.returncode == 0, done.stderr
+        assert (tmp_path / "pulled" / "encoder.json").read_bytes() == files["encoder.json"]
+        assert hub.requests
+        fetched = run(
+            *words[:-1], tmp_path / "other", http_proxy="http://127.0.0.1:9", **variables, HF_HUB_DISABLE_XET="1"
+        )
+    assert fetched.returncode == 2
+    assert "Check the network" in fetched.stderr
 
 
 def test_without_a_home_folder_and_with_a_umask_that_gives_others_nothing(run: Run, places: dict[str, Path]) -> None:
