@@ -57,6 +57,7 @@ MAY_USE_TORCH = {
         f"model/{name}.py"
         for name in (
             "backbone",
+            "blocks",
             "checkpoint",
             "device_formats",
             "encoder",

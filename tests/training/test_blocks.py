@@ -10,8 +10,8 @@ import torch
 from timm.models.vision_transformer import Block
 
 from vitrieve.config import Config, ModelConfig, PromptConfig, TrainConfig
+from vitrieve.model.blocks import ClassTokenBlock, keep_class_tokens, pooled_only
 from vitrieve.model.encoder import ImageEncoder, build_encoder
-from vitrieve.training.blocks import ClassTokenBlock, keep_class_tokens, pooled_only
 from vitrieve.training.compute import MemoryPlan, encode_batch, prepare_encoder
 from vitrieve.training.draws import StepDraws, place_draws
 

@@ -264,9 +264,11 @@ class ImageEncoder(nn.Module):
     def _embed_scales(self, pixels: Tensor, features: Any) -> Tensor:
         """Embed at every scale and combine; ``features`` are those of the full size."""
         if self.spec.scales == ONE_SCALE:
-            return self._embed(features)
+            return self.embed_features(features)
         embeddings = [
-            self._embed(features if scale == 1 else compute_features(self.backbone, resize_pixels(pixels, scale)))
+            self.embed_features(
+                features if scale == 1 else compute_features(self.backbone, resize_pixels(pixels, scale))
+            )
             for scale in self.spec.scales
         ]
         is_gem = self.spec.pooling == "gem" and self.spec.head_dim is None and not self.spec.head_norm
@@ -274,7 +276,8 @@ class ImageEncoder(nn.Module):
         with torch.autocast(pixels.device.type, enabled=False):
             return F.normalize(combine_scales(torch.stack(embeddings, dim=1), p), dim=1)  # (B, E)
 
-    def _embed(self, features: Any) -> Tensor:
+    def embed_features(self, features: Any) -> Tensor:
+        """Compute ``(B, E)`` embeddings of unit length, float32, from what the backbone puts out, at one scale."""
         with torch.autocast(next(self.parameters()).device.type, enabled=False):
             pooled = self._pool(features)  # (B, D)
             if self.reduction is not None:

@@ -24,6 +24,7 @@ from vitrieve.model.artifact import (
     note_export,
 )
 from vitrieve.model.backbone import evaluation_mode
+from vitrieve.model.blocks import forward_both_apart
 from vitrieve.model.encoder import ImageEncoder, read_encoder
 
 OPSET = 17
@@ -44,12 +45,12 @@ class _AllOutputs(nn.Module):
     def __init__(self, encoder: ImageEncoder) -> None:
         super().__init__()
         self.encoder = encoder
-
         self.names = [EMBEDDING_OUTPUT, *([PATCH_TOKENS_OUTPUT] if encoder.layout.has_patches else [])]
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
         """Compute the outputs, in the order of ``names``."""
-        return self.encoder.forward_both(pixels) if self.encoder.layout.has_patches else (self.encoder(pixels),)
+        has_patches = self.encoder.layout.has_patches
+        return forward_both_apart(self.encoder, pixels) if has_patches else (self.encoder(pixels),)
 
 
 def export_folder(folder: Path) -> float:
@@ -88,8 +89,8 @@ def export_onnx(encoder: ImageEncoder, path: Path) -> float:
         ArtifactError: The graph differs from torch; the file is removed.
     """
     size = encoder.spec.preprocessing.image_size
-    traced = _AllOutputs(encoder)
     with evaluation_mode(encoder):
+        traced = _AllOutputs(encoder)
         with torch.inference_mode(), quiet_export():
             torch.onnx.export(
                 traced.eval(),
@@ -101,7 +102,7 @@ def export_onnx(encoder: ImageEncoder, path: Path) -> float:
                 opset_version=OPSET,
                 dynamo=False,  # the newer exporter needs onnxscript; to change when torch removes this one
             )
-        cosine = _compare(traced, size, path)
+        cosine = _compare(encoder, traced.names, path)
     with removing_unfinished(path):
         require_equal(
             cosine, f"the exported graph of {encoder.spec.backbone}", advice="Use the engine torch for this encoder."
@@ -143,20 +144,20 @@ def quiet_export() -> Iterator[None]:
         yield
 
 
-def _compare(traced: _AllOutputs, size: int, path: Path) -> float:
+def _compare(encoder: ImageEncoder, names: list[str], path: Path) -> float:
     """Return the smallest cosine over several batch sizes, of all outputs, row by row."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    generator = torch.Generator().manual_seed(0)
+    size, generator = encoder.spec.preprocessing.image_size, torch.Generator().manual_seed(0)
     cosines = []
     for batch_size in CHECKED_BATCH_SIZES:
         pixels = torch.randn(batch_size, 3, size, size, generator=generator)
         with torch.inference_mode():
-            expected = traced(pixels)
-        found = session.run(traced.names, {PIXELS_INPUT: pixels.numpy()})
+            expected = encoder.forward_both(pixels) if len(names) > 1 else (encoder(pixels),)
+        found = session.run(names, {PIXELS_INPUT: pixels.numpy()})
         cosines += [compare_rows(ours.numpy(), theirs) for ours, theirs in zip(expected, found, strict=True)]
     return min(cosines)
 

@@ -70,6 +70,7 @@ class _Writer:
     def __init__(self) -> None:
         self.nodes: list[onnx.NodeProto] = []
         self.constants: dict[str, np.ndarray] = {}
+        self._kept: dict[tuple[object, ...], tuple[str, np.ndarray]] = {}
 
     def apply(self, operator: str, *inputs: str | np.ndarray, **attributes: Any) -> str:
         """Add a node; an array becomes a constant."""
@@ -81,9 +82,12 @@ class _Writer:
         return result
 
     def _keep(self, array: np.ndarray) -> str:
-        name = f"c{len(self.constants)}"
-        self.constants[name] = np.ascontiguousarray(array)
-        return name
+        place = (array.ctypes.data, array.dtype.str, array.shape, array.strides)  # where it lies, and how
+        if place not in self._kept:
+            name = f"c{len(self.constants)}"
+            self.constants[name] = np.ascontiguousarray(array)
+            self._kept[place] = name, array  # held, so that no other array comes to lie there
+        return self._kept[place][0]
 
     def linear(self, tokens: str, states: Mapping[str, np.ndarray], name: str) -> str:
         """Add a linear layer with a bias."""
@@ -135,11 +139,13 @@ def build_vit_graph(
     for block in range(num_blocks):
         prefix = f"blocks.{block}."
         of_block = {name.removeprefix(prefix): array for name, array in states.items() if name.startswith(prefix)}
-        tokens = _write_block(writer, tokens, of_block, width)
-    tokens = writer.norm(tokens, states, "norm")
-    patch_tokens = _take(writer, tokens, 1, 2**31)
+        before_block, tokens = tokens, _write_block(writer, tokens, of_block, width)
+    patch_tokens = _take(writer, writer.norm(tokens, states, "norm"), 1, 2**31)
     if spec is None or spec.pooling == "cls":
-        pooled = writer.apply("Squeeze", _take(writer, tokens, 0, 1), np.array([1], dtype=np.int64))  # (B, D)
+        # The last block once more, for the CLS token alone: an engine that is asked for the embedding computes nothing
+        # else of that block.
+        token = writer.norm(_write_block(writer, before_block, of_block, width, num_kept=1), states, "norm")
+        pooled = writer.apply("Squeeze", token, np.array([1], dtype=np.int64))  # (B, D)
     else:
         pooled = writer.apply("ReduceMean", patch_tokens, axes=[1], keepdims=0)  # (B, D)
     if spec is not None:
@@ -161,20 +167,28 @@ def _write_head(writer: _Writer, pooled: str, states: Mapping[str, np.ndarray], 
     return pooled
 
 
-def _write_block(writer: _Writer, tokens: str, states: Mapping[str, np.ndarray], width: int) -> str:
-    attended = _write_attention(writer, writer.norm(tokens, states, "norm1"), states, width)
+def _write_block(
+    writer: _Writer, tokens: str, states: Mapping[str, np.ndarray], width: int, num_kept: int | None = None
+) -> str:
+    """Write a block; where ``num_kept`` is given, only so many of the first tokens come out of it."""
+    normed = writer.norm(tokens, states, "norm1")
+    asking = normed
+    if num_kept is not None:
+        tokens, asking = _take(writer, tokens, 0, num_kept), _take(writer, normed, 0, num_kept)
+    attended = _write_attention(writer, asking, normed, states, width)
     tokens = writer.apply("Add", tokens, _scale(writer, attended, states, "ls1"))
     hidden = writer.gelu(writer.linear(writer.norm(tokens, states, "norm2"), states, "mlp.fc1"))
     return writer.apply("Add", tokens, _scale(writer, writer.linear(hidden, states, "mlp.fc2"), states, "ls2"))
 
 
-def _write_attention(writer: _Writer, tokens: str, states: Mapping[str, np.ndarray], width: int) -> str:
+def _write_attention(writer: _Writer, asking: str, tokens: str, states: Mapping[str, np.ndarray], width: int) -> str:
+    """Write the attention of the tokens that ask to all tokens."""
     parts = []
     for position in range(3):  # query, key, value: each (B, heads, N, width of a head)
         rows = slice(position * width, (position + 1) * width)
         of_part = {f"part.{kind}": states[f"attn.qkv.{kind}"][rows] for kind in ("weight", "bias")}
         heads = np.array([0, 0, width // HEAD_WIDTH, HEAD_WIDTH], dtype=np.int64)
-        split = writer.apply("Reshape", writer.linear(tokens, of_part, "part"), heads)
+        split = writer.apply("Reshape", writer.linear(asking if position == 0 else tokens, of_part, "part"), heads)
         parts.append(writer.apply("Transpose", split, perm=[0, 2, 3, 1] if position == 1 else [0, 2, 1, 3]))
     query, key, value = parts
     scores = writer.apply("MatMul", writer.apply("Mul", query, _number(HEAD_WIDTH**-0.5)), key)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vitrieve.choices import Precision
 from vitrieve.data.preprocess import to_pixels
+from vitrieve.model.blocks import share_for_embedding
 from vitrieve.model.encoder import ImageEncoder, evaluation_mode
 from vitrieve.runtime.device import DeviceName, resolve_precision
 from vitrieve.runtime.engine import EngineName, choose_batch_size
@@ -37,7 +38,7 @@ class TorchEngine:
 
     def encode(self, pixels: np.ndarray) -> np.ndarray:
         """Turn ``(B, 3, S, S)`` float32 into ``(B, E)`` float32 rows of unit length."""
-        return self._run(self.encoder, pixels)
+        return self._run(self._embed, pixels)
 
     def encode_squares(self, squares: np.ndarray) -> np.ndarray:
         """Turn ``(B, S, S, 3)`` uint8, not yet normalized, into ``(B, E)`` float32 rows of unit length."""
@@ -46,6 +47,10 @@ class TorchEngine:
     def patch_tokens(self, pixels: np.ndarray) -> np.ndarray:
         """Turn ``(B, 3, S, S)`` float32 into ``(B, N, D)`` float32 tokens of the patches."""
         return self._run(self.encoder.patch_tokens, pixels)
+
+    def _embed(self, pixels: Tensor) -> Tensor:
+        embeddings: Tensor = share_for_embedding(self.encoder)(pixels)  # anew: its parts may have been replaced
+        return embeddings
 
     def _run(self, function: Callable[[Tensor], Tensor], pixels: np.ndarray) -> np.ndarray:
         is_bf16 = self.precision == "bf16"

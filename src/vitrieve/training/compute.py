@@ -31,9 +31,9 @@ from vitrieve.config import Config
 from vitrieve.data.loader import Batch, bound_cache
 from vitrieve.errors import ConfigError
 from vitrieve.model.backbone import describe_tokens, get_patch_px, use_explicit_attention
+from vitrieve.model.blocks import keep_class_tokens, pooled_only
 from vitrieve.model.encoder import ImageEncoder
 from vitrieve.runtime.device import resolve_device, resolve_precision
-from vitrieve.training.blocks import keep_class_tokens, pooled_only
 from vitrieve.training.draws import StepDraws, place_draws
 from vitrieve.training.ranks import Ranks, SynchronizedBatchNorm, current_ranks, share_places
 

@@ -2,10 +2,15 @@
 
 Every token is a key and a value of the class tokens, and nothing else of it is read: no query, no projection and no
 hidden layer. Leaving them out saves nine twelfths of the block's products with weights, and changes rounding only.
+
+Training changes its encoder for that (``keep_class_tokens``, ``pooled_only``). The torch engine takes a second encoder
+with the same weights (``share_for_embedding``), because another thread may want the tokens of the first; and a graph
+has the last block twice (``forward_both_apart``), so that an engine computes what it is asked for.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -44,18 +49,80 @@ def keep_class_tokens(encoder: ImageEncoder) -> None:
     Args:
         encoder: Encoder; changed where it is a plain vision transformer of timm that is pooled by its class tokens.
     """
+    if _can_keep_class_tokens(encoder):
+        _change_block(_get_blocks(encoder)[-1], encoder)
+
+
+def share_for_embedding(encoder: ImageEncoder) -> ImageEncoder:
+    """Return an encoder that computes embeddings alone, of the last block only what is pooled.
+
+    Args:
+        encoder: Encoder; it stays as it is, and can be used at the same time.
+
+    Returns:
+        An encoder with the same parameters, not copies of them; the one that was given where nothing can be left out.
+    """
+    if not _can_keep_class_tokens(encoder):
+        return encoder
+    shared, backbone, blocks = (_copy_module(part) for part in (encoder, encoder.backbone, _get_blocks(encoder)))
+    block: Any = _copy_module(blocks[-1])
+    _change_block(block, encoder)
+    block.is_pooled_only = True
+    blocks[-1] = block
+    backbone.blocks = blocks
+    shared.backbone = backbone
+    return shared  # type: ignore[no-any-return]
+
+
+def forward_both_apart(encoder: ImageEncoder, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """Compute embeddings and patch tokens as ``encoder.forward_both``, with a last block for each.
+
+    In a graph that is traced from it the embeddings need nothing that is computed for the tokens alone.
+    """
+    shared = share_for_embedding(encoder)
+    if shared is encoder:
+        return encoder.forward_both(pixels)
+    tokens: list[Tensor] = []
+    handle = _get_blocks(encoder)[-1].register_forward_pre_hook(lambda _, given: tokens.append(given[0]))
+    try:
+        patch_tokens = encoder.patch_tokens(pixels)
+    finally:
+        handle.remove()
     backbone: Any = encoder.backbone
+    class_tokens = backbone.norm(_get_blocks(shared)[-1](tokens[0]))  # (B, num_class_tokens, D)
+    return encoder.embed_features(class_tokens), patch_tokens
+
+
+def _get_blocks(encoder: ImageEncoder) -> Any:
+    return encoder.backbone.blocks
+
+
+def _can_keep_class_tokens(encoder: ImageEncoder) -> bool:
+    backbone = encoder.backbone
     is_plain = (
         isinstance(backbone, VisionTransformer)
         and type(backbone).forward_features is VisionTransformer.forward_features
     )
     if encoder.spec.pooling != "cls" or not is_plain:
-        return
-    block: Any = backbone.blocks[-1]
-    is_usual = (type(block), type(block.attn)) == (Block, Attention) and getattr(block.attn, "gate", None) is None
-    if is_usual:
-        block.__class__ = ClassTokenBlock
-        block.num_class_tokens = encoder.layout.num_class_tokens
+        return False
+    block = _get_blocks(encoder)[-1]
+    return (
+        type(block) in (Block, ClassTokenBlock)
+        and type(block.attn) is Attention
+        and getattr(block.attn, "gate", None) is None
+    )
+
+
+def _change_block(block: Any, encoder: ImageEncoder) -> None:
+    block.__class__ = ClassTokenBlock
+    block.num_class_tokens = encoder.layout.num_class_tokens
+
+
+def _copy_module(module: Any) -> Any:
+    """Copy a module without its parts, which both have then; parts may be put in the place of those of the copy."""
+    twin = copy.copy(module)
+    twin._modules = dict(module._modules)
+    return twin
 
 
 @contextmanager
