@@ -103,10 +103,11 @@ def take_rows(table: pa.Table, rows: np.ndarray | Sequence[int]) -> pa.Table:
 
 def to_records(table: pa.Table) -> tuple[ImageRecord, ...]:
     """Turn rows of a table back into records."""
-    return tuple(_to_record(values) for values in table.to_pylist())
+    return tuple(map(to_record, table.to_pylist()))
 
 
-def _to_record(values: Mapping[str, Any]) -> ImageRecord:
+def to_record(values: Mapping[str, Any]) -> ImageRecord:
+    """Turn the values of a row, metadata as pairs among them, back into a record."""
     box = values["box"]
     return ImageRecord(
         image_id=values["image_id"],

@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from vitrieve.data.records import ImageRecord
 from vitrieve.embed.rows import SCHEMA as ROWS_SCHEMA
-from vitrieve.embed.rows import build_table, to_records
+from vitrieve.embed.rows import build_table, to_record
 from vitrieve.index.filter import (
     BOOLEANS,
     CODE_PATTERN,
@@ -90,11 +90,10 @@ def read_records(rows: pa.Table) -> tuple[ImageRecord, ...]:
         if name.startswith(_TEXT)
     ]
     texts.sort()
-    metadata = [
-        [(column, values[row]) for column, values in texts if values[row] is not None] for row in range(rows.num_rows)
-    ]
-    table = rows.select(RECORD_COLUMNS).append_column("metadata", pa.array(metadata, pa.map_(pa.string(), pa.string())))
-    return to_records(table)
+    described = rows.select(RECORD_COLUMNS).to_pylist()
+    for row, values in enumerate(described):
+        values["metadata"] = [(column, found[row]) for column, found in texts if found[row] is not None]
+    return tuple(map(to_record, described))
 
 
 def read_texts(rows: pa.RecordBatch) -> TextBlock:
