@@ -6,7 +6,8 @@ DeiT-S at 224 px with random weights (ViT-S of the same cost where a library bui
 that are ready: float32, as the libraries want them, and uint8 squares for ours. The sides alternate, each in a process
 of its own. sentence-transformers takes Pillow pictures, so its preparation counts; it is left out where it is not
 installed. Whole command: `vitrieve embed`, files in and vectors out, with start-up, over the photographs of Grocery
-(emoji where Grocery is not), and the plain loop, torch's DataLoader and timm in float32, over fewer of them.
+(emoji where Grocery is not), and the plain loop, torch's DataLoader and timm in float32, over fewer of them; and the
+command with DINOv2 ViT-S at 126 px, beside the bare engine.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from contest import BF16, FP32, Line, alternate_processes, best_product, has_bf1
 
 SECTION = "embedding"
 ARCHITECTURE, IMAGE_SIZE, NUM_IMAGES = "deit_small_patch16_224", 224, 128
+SMALL_ARCHITECTURE, SMALL_IMAGE_SIZE = "vit_small_patch14_dinov2", 126
 TASK, COMMAND_TASK = "bare engine", "whole command"
 GFLOP_PER_IMAGE = 9.2
 """4.6 billion multiplications and additions of the linear layers and of attention."""
@@ -53,8 +55,8 @@ NUM_PLAIN = 300
 Work = Callable[[], object]
 
 
-def ensure_encoder(folder: Path) -> Path:
-    """Write DeiT-S with random weights as an exported encoder, unless it is there."""
+def ensure_encoder(folder: Path, architecture: str = ARCHITECTURE, image_size: int = IMAGE_SIZE) -> Path:
+    """Write a model with random weights as an exported encoder, unless it is there."""
     if not (folder / "manifest.json").exists():
         import torch
 
@@ -63,7 +65,7 @@ def ensure_encoder(folder: Path) -> Path:
         from vitrieve.model.export import export_folder
 
         torch.manual_seed(0)
-        model = ModelConfig(backbone=ARCHITECTURE, image_size=IMAGE_SIZE)
+        model = ModelConfig(backbone=architecture, image_size=image_size)
         save_encoder(build_encoder(model, is_pretrained=False), folder)
         export_folder(folder)
     return folder
@@ -95,7 +97,7 @@ def build_ours(side: str, encoder: Path, num_images: int) -> Work:
     engine = next(word for word in ("openvino", "onnx", "torch") if word in side.lower())
     precision = "bf16" if "bf16" in side else "fp32"
     loaded = load_encoder(encoder, engine=engine, precision=precision)  # type: ignore[arg-type]
-    shape = (num_images, IMAGE_SIZE, IMAGE_SIZE, 3)
+    shape = (num_images, *2 * (loaded.preprocessing.image_size,), 3)
     squares = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     if loaded.num_parallel == 1:
         return lambda: loaded.encode_squares(squares)
@@ -202,11 +204,11 @@ def run_plain_loop(paths: list[Path]) -> float:
     return time.perf_counter() - start
 
 
-def measure_command(encoder: Path, is_quick: bool, work: Path) -> list[Line]:
-    """Time the command, the bare engine just before and after it, and the plain loop."""
+def measure_command(encoder: Path, is_quick: bool, work: Path, image_size: int = IMAGE_SIZE) -> list[Line]:
+    """Time the command, the bare engine just before and after it, and at 224 px the plain loop."""
     name, records = read_photographs()
     paths = [record.path for record in records][: 300 if is_quick else None]
-    pictures = work / "pictures"
+    pictures = work / f"pictures-{image_size}"
     pictures.mkdir()
     for number, path in enumerate(paths):
         (pictures / f"{number:06d}{path.suffix}").symlink_to(path.resolve())
@@ -219,13 +221,14 @@ def measure_command(encoder: Path, is_quick: bool, work: Path) -> list[Line]:
         engine += [time_call(run_engine) * len(paths) / num_bare for _ in range(num_repeats)]
         command.append(time_call(lambda: run_embed(encoder, pictures)))
         engine += [time_call(run_engine) * len(paths) / num_bare for _ in range(num_repeats)]
-    num_plain = NUM_PLAIN // 3 if is_quick else NUM_PLAIN
-    plain = [run_plain_loop(paths[:num_plain]) * len(paths) / num_plain]
-    task = f"{COMMAND_TASK}, {len(paths):,} files of {name}"
-    lines = rate_lines(SECTION, task, {EMBED: command, PLAIN_LOOP: plain}, len(paths), "images/s")
+    task, sides = f"{COMMAND_TASK}, {image_size} px, {len(paths):,} files of {name}", {EMBED: command}
+    if image_size == IMAGE_SIZE:
+        num_plain = NUM_PLAIN // 3 if is_quick else NUM_PLAIN
+        sides[PLAIN_LOOP] = [run_plain_loop(paths[:num_plain]) * len(paths) / num_plain]
+    lines = rate_lines(SECTION, task, sides, len(paths), "images/s")
     bare = rate_lines(SECTION, task, {"vitrieve, bare engine, beside it": engine}, len(paths), "images/s")
     share = f"{100 * lines[0].value / bare[0].value:.0f} % of the bare engine, start-up included"
-    return [Line(**{**vars(lines[0]), "note": share}), lines[1], *bare]
+    return [Line(**{**vars(lines[0]), "note": share}), *lines[1:], *bare]
 
 
 def time_call(call: Callable[[], object]) -> float:
@@ -237,7 +240,9 @@ def time_call(call: Callable[[], object]) -> float:
 def measure(is_quick: bool) -> list[Line]:
     with tempfile.TemporaryDirectory() as folder:
         encoder = ensure_encoder(Path(folder) / "encoder")
-        return measure_engines(encoder, is_quick) + measure_command(encoder, is_quick, Path(folder))
+        small = ensure_encoder(Path(folder) / "small", SMALL_ARCHITECTURE, SMALL_IMAGE_SIZE)
+        lines = measure_engines(encoder, is_quick) + measure_command(encoder, is_quick, Path(folder))
+        return lines + measure_command(small, is_quick, Path(folder), SMALL_IMAGE_SIZE)
 
 
 if __name__ == "__main__":

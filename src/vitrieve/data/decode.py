@@ -8,6 +8,8 @@ The content decides the format, never the file's name. The rule:
   what the camera's maker thinks the photograph looks like; nothing of ours turns the values of a sensor into a picture.
 - Size: more than ``MAX_PIXELS`` pixels in the header is refused before any pixel is decoded, but a JPEG of one scan
   is read at half its width and height up to ``MAX_REDUCED_PIXELS``. Boxes and sizes are always those of the file.
+- Scale: whoever makes a picture small says what side is enough; a JPEG without a box is then read at a half, a quarter
+  or an eighth of its width and height, as long as its short side has that, for which its format needs not all pixels.
 - Work: what ``work.py`` counts is refused before any pixel is decoded; all pictures that are decoded at the same time
   have at most ``MAX_PIXELS`` pixels together (``BUDGET``), and the next one waits.
 - Several pictures in one file (animated GIF, WebP, PNG; multi-page TIFF; MPO): the first.
@@ -270,6 +272,8 @@ _JPEG_START = b"\xff\xd8"
 _OTHER_TAILS = (b"\x55" * 64, b"\xfe" * 64, b"\xd3\x4b\x99" * 22)
 """Data of a scan, one of which would show in the pixels of a JPEG that is cut short."""
 _SCALE = "pixels of the file in a pixel"
+_SCALES = (8, 4, 2)
+"""By what a JPEG can divide width and height, beside the numbers between, which Pillow does not ask for."""
 MEMORY_REASON = "the memory did not suffice to decode it"
 """Why there is no picture when ``MemoryError`` was raised; another attempt may succeed."""
 
@@ -421,10 +425,18 @@ def decode_image(data: bytes, *, box: Box | None = None, max_pixels: int = MAX_P
 
 
 @contextlib.contextmanager
-def open_picture(data: bytes, *, box: Box | None = None, max_pixels: int = MAX_PIXELS) -> Iterator[Image.Image]:
+def open_picture(
+    data: bytes, *, box: Box | None = None, max_pixels: int = MAX_PIXELS, enough_px: int | None = None
+) -> Iterator[Image.Image]:
     """Decode like ``decode_image``, and let the picture count in ``BUDGET`` until the block is left.
 
     Whoever makes the picture small does so inside the block, and decodes no second picture there.
+
+    Args:
+        data: As for ``decode_image``.
+        box: As for ``decode_image``.
+        max_pixels: As for ``decode_image``.
+        enough_px: Short side from which the picture is large enough, as ``find_enough_px`` says; None: its own size.
 
     Yields:
         The picture; the caller keeps no reference to it.
@@ -432,7 +444,8 @@ def open_picture(data: bytes, *, box: Box | None = None, max_pixels: int = MAX_P
     data = take_preview(data)
     # The stored size counts of a picture that is read at half its size, too.
     with _open_image(data, max_pixels) as (image, num_pixels), BUDGET.hold(num_pixels):
-        scale = _reduce(image, max_pixels)
+        scale = _choose_scale(image, max_pixels, enough_px if box is None else None)
+        _reduce(image, scale)
         loaded = _load(image, data)
         try:
             rgb = convert_to_rgb(loaded)
@@ -449,7 +462,7 @@ def describe_failure(error: DecodeError | MemoryError) -> str:
 
 
 def get_scale(picture: Image.Image) -> float:
-    """Return how many pixels of its file stand side by side in a pixel of a decoded picture: 1 or 2."""
+    """Return how many pixels of its file stand side by side in a pixel of a decoded picture: 1, 2, 4 or 8."""
     return float(picture.info.get(_SCALE, 1))
 
 
@@ -574,12 +587,21 @@ def _explained(data: bytes, max_pixels: int = MAX_PIXELS) -> Iterator[None]:
         raise DecodeError(f"the file is damaged: {kind}{error}") from error
 
 
-def _reduce(image: ImageFile.ImageFile, max_pixels: int) -> int:
-    """Ask for half the width and height where the picture is too large; return by what they are divided."""
-    if image.width * image.height <= max_pixels:
-        return 1
-    image.draft(None, (image.width // 2, image.height // 2))
-    return 2
+def _choose_scale(image: ImageFile.ImageFile, max_pixels: int, enough_px: int | None) -> int:
+    """Choose by what width and height are divided: 2 where the picture is too large, more where that is enough."""
+    is_too_large = image.width * image.height > max_pixels
+    if enough_px is not None and image.format == "JPEG":
+        for scale in _SCALES:
+            if min(image.size) >= scale * enough_px:
+                return scale
+    return 2 if is_too_large else 1
+
+
+def _reduce(image: ImageFile.ImageFile, scale: int) -> None:
+    """Ask for a part of the width and height, and note it."""
+    if scale > 1:
+        image.draft(None, (image.width // scale, image.height // scale))
+        image.info[_SCALE] = scale
 
 
 def _load(image: ImageFile.ImageFile, data: bytes) -> ImageFile.ImageFile:
@@ -591,30 +613,29 @@ def _load(image: ImageFile.ImageFile, data: bytes) -> ImageFile.ImageFile:
     except DecodeError:
         if data[:2] != _JPEG_START:
             raise
-        completed = _complete(data, image.width < _open_header(data).width)
+        completed = _complete(data, int(get_scale(image)))
         if completed is None:
             raise
         return completed
 
 
-def _complete(data: bytes, is_reduced: bool) -> ImageFile.ImageFile | None:
+def _complete(data: bytes, scale: int) -> ImageFile.ImageFile | None:
     """Decode a JPEG that lacks its end marker; None unless its pixels are the same whatever would follow."""
     layout = read_jpeg_layout(data, max_scans=MAX_SCANS, max_header_parts=len(data))
     if layout.has_end or not layout.is_told_completely:
         return None
     try:
-        first = _load_with_tail(data, b"", is_reduced)
-        is_whole = all(_is_equal(first, _load_with_tail(data, tail, is_reduced)) for tail in _OTHER_TAILS)
+        first = _load_with_tail(data, b"", scale)
+        is_whole = all(_is_equal(first, _load_with_tail(data, tail, scale)) for tail in _OTHER_TAILS)
     except DecodeError:
         return None
     return first if is_whole else None
 
 
-def _load_with_tail(data: bytes, tail: bytes, is_reduced: bool) -> ImageFile.ImageFile:
+def _load_with_tail(data: bytes, tail: bytes, scale: int) -> ImageFile.ImageFile:
     with _explained(data):
         image = _open_header(data + tail + END_MARKER)
-        if is_reduced:
-            _reduce(image, 0)
+        _reduce(image, scale)
         image.load()
     return image
 
@@ -660,13 +681,16 @@ JPEG_QUALITY = 85
 
 
 @contextmanager
-def open_any_picture(picture: Picture, name: str, *, box: Box | None = None) -> Iterator[Image.Image]:
+def open_any_picture(
+    picture: Picture, name: str, *, box: Box | None = None, enough_px: int | None = None
+) -> Iterator[Image.Image]:
     """Turn a picture into RGB by the rule of this module, and let it count in the budget of pixels in the block.
 
     Args:
         picture: A path, the bytes of an image file, or a Pillow picture of any mode, which is not changed.
         name: What a message calls it; the path is added to it.
         box: The region to cut out, in pixels of the upright picture; None for all of it.
+        enough_px: As for ``open_picture``; it counts for files.
 
     Yields:
         The RGB picture; the caller keeps no reference to it.
@@ -684,7 +708,7 @@ def open_any_picture(picture: Picture, name: str, *, box: Box | None = None) -> 
             yield crop_to_box(_convert(picture), box)
             return
         data = picture if isinstance(picture, bytes) else read_image_bytes(Path(picture))
-        with open_picture(data, box=box) as opened:
+        with open_picture(data, box=box, enough_px=enough_px) as opened:
             yield opened
 
 

@@ -12,7 +12,7 @@ from typing import TypeVar
 import numpy as np
 
 from vitrieve.data.decode import describe_failure, open_picture, read_image_bytes
-from vitrieve.data.preprocess import Preprocessing, to_square
+from vitrieve.data.preprocess import Preprocessing, find_enough_px, to_square
 from vitrieve.data.records import ImageRecord
 from vitrieve.errors import DecodeError
 from vitrieve.machine import count_cores
@@ -139,7 +139,8 @@ def prepare_ahead(
 def _prepare(record: ImageRecord, preprocessing: Preprocessing) -> np.ndarray | str:
     """Decode and prepare one picture, or say why that is impossible."""
     try:
-        with open_picture(read_image_bytes(record.path), box=record.box) as picture:
+        data, enough_px = read_image_bytes(record.path), find_enough_px(preprocessing)
+        with open_picture(data, box=record.box, enough_px=enough_px) as picture:
             return to_square(picture, preprocessing)
     except (DecodeError, MemoryError) as error:
         return describe_failure(error)

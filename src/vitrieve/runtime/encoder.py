@@ -14,7 +14,7 @@ from PIL import Image
 
 from vitrieve.artifacts import read_manifest
 from vitrieve.data.decode import Picture, open_any_picture
-from vitrieve.data.preprocess import Preprocessing, to_square
+from vitrieve.data.preprocess import Preprocessing, find_enough_px, to_square
 from vitrieve.errors import ArtifactError, ConfigError, WeightsError
 from vitrieve.model.artifact import (
     INT8_NAMES,
@@ -120,8 +120,10 @@ class Encoder:
         return self._encode_all(images)
 
     def _encode_all(self, images: Sequence[Picture]) -> np.ndarray:
+        enough_px = find_enough_px(self.preprocessing)
+
         def prepare(position: int) -> np.ndarray:
-            with open_any_picture(images[position], f"image {position}") as picture:
+            with open_any_picture(images[position], f"image {position}", enough_px=enough_px) as picture:
                 return to_square(picture, self.preprocessing)
 
         def encode_some(bounds: tuple[int, int]) -> np.ndarray:

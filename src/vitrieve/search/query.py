@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from vitrieve.data.decode import Picture, open_any_picture
-from vitrieve.data.preprocess import to_square
+from vitrieve.data.preprocess import find_enough_px, to_square
 from vitrieve.errors import ConfigError
 from vitrieve.index.store import VectorStore
 from vitrieve.runtime.encoder import Encoder
@@ -55,7 +55,8 @@ def build_query(request: SearchRequest, store: VectorStore, encoder: Encoder) ->
     started = time.perf_counter()
     picture_rows = [row for row, example in enumerate(examples) if example.picture is not None]
     prepare = partial(to_square, preprocessing=encoder.preprocessing)
-    squares = [prepare_example(examples[row], prepare) for row in picture_rows]
+    enough_px = find_enough_px(encoder.preprocessing)
+    squares = [prepare_example(examples[row], prepare, enough_px) for row in picture_rows]
     vectors = _read_vectors(examples, store, encoder)
     decoded = time.perf_counter()
     if squares:
@@ -119,18 +120,22 @@ def read_example(example: Example) -> Image.Image:
         return picture
 
 
-def prepare_example(example: Example, prepare: Callable[[Image.Image], np.ndarray]) -> np.ndarray:
+def prepare_example(
+    example: Example, prepare: Callable[[Image.Image], np.ndarray], enough_px: int | None = None
+) -> np.ndarray:
     """Read the picture of an example, cut out its box, and turn it into an array while it counts in the budget.
 
     Args:
         example: Example with a picture.
         prepare: Function of the RGB picture, which it does not keep.
+        enough_px: Short side that ``prepare`` makes do with; None: that of the file.
 
     Raises:
         DecodeError: As ``read_example``.
     """
     assert example.picture is not None
-    with open_any_picture(example.picture, _name(example.picture), box=example.box) as picture:
+    name = _name(example.picture)
+    with open_any_picture(example.picture, name, box=example.box, enough_px=enough_px) as picture:
         return prepare(picture)
 
 

@@ -23,7 +23,7 @@ from vitrieve.data.decode import (
     read_open_file,
 )
 from vitrieve.data.parts import stat_open, stat_picture
-from vitrieve.data.preprocess import Preprocessing, to_square
+from vitrieve.data.preprocess import Preprocessing, find_enough_px, to_square
 from vitrieve.data.records import ImageRecord
 from vitrieve.errors import DecodeError
 from vitrieve.syncing.state import NO_SIGNATURE, FileState, is_settled, sign_file
@@ -155,7 +155,8 @@ def read_file(
         return ReadFile(record=record, state=replace(state, metadata=dict(holder.metadata)))
     try:
         metadata = describe_content(data, *measure_image(data))
-        with open_picture(data, box=record.box) as picture:
+        enough_px = find_enough_px(preprocessing) if read_text is None else None  # letters need every pixel
+        with open_picture(data, box=record.box, enough_px=enough_px) as picture:
             square = to_square(picture, preprocessing) if holder is None else None
             if read_text is not None:
                 metadata[TEXT_COLUMN] = read_text(picture)
