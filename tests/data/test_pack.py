@@ -279,7 +279,7 @@ def test_the_command_prints_one_object(noisy_folder: Path, tmp_path: Path, capsy
     assert main(words) == 2
     assert "--overwrite" in capsys.readouterr().err
     assert main([*words, "--overwrite"]) == 0
-    assert "29 pictures in 1 shards" in capsys.readouterr().out
+    assert "29 pictures in 1 shard of" in capsys.readouterr().out
 
 
 def test_shards_of_one_source_are_the_same_each_time() -> None:

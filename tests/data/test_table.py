@@ -216,6 +216,14 @@ def test_a_label_that_often_stands_for_a_missing_one_is_noted(folder: Path) -> N
     assert "nan" not in " ".join(read_csv(folder, "path,label\na.jpg,nancy\n").notes)
 
 
+def test_labels_that_a_reader_takes_for_one_are_noted(folder: Path) -> None:
+    rows = "path,label\na.jpg,2\nb.jpg,2.0\nc.jpg,Dog\nd.jpg,dog\n"
+    (note,) = [one for one in read_csv(folder, rows).notes if "class of its own" in one]
+    assert "'2' and '2.0'; 'Dog' and 'dog'." in note
+    apart = read_csv(folder, "path,label\na.jpg,2\nb.jpg,20\nc.jpg,nan\nd.jpg,inf\n")
+    assert "class of its own" not in " ".join(apart.notes)
+
+
 def test_tables_of_open_metric_learning_are_read(folder: Path) -> None:
     # Roles are empty where a row trains; and numbers, as pandas writes a column with gaps.
     dataset = read_csv(

@@ -6,6 +6,7 @@ import contextlib
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -23,7 +24,7 @@ from vitrieve.cli.main import main
 from vitrieve.data.sources import read_collection
 from vitrieve.embed import collection
 from vitrieve.embed.collection import EmbedSettings, embed_collection, num_parts, records_of_part
-from vitrieve.embed.on_ray import RaySettings, _Crew, _cut_tasks, _cut_window, embed_on_ray
+from vitrieve.embed.on_ray import RaySettings, _connected, _Crew, _cut_tasks, _cut_window, embed_on_ray
 from vitrieve.errors import ClusterError, ConfigError
 from vitrieve.runtime.encoder import Encoder, load_encoder
 
@@ -74,6 +75,22 @@ def test_the_command_without_ray_tells_it_and_begins_nothing(
     (message,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert "pip install 'vitrieve[ray]'" in message
     assert sorted(path.name for path in tmp_path.iterdir() if "out" in path.name) == []
+
+
+@pytest.mark.parametrize(
+    "address", ["127.0.0.1:{port}", "ray://127.0.0.1:{port}", "no-such-host.invalid:6379", "a:99999"]
+)
+def test_trap_an_address_where_nothing_listens_is_told_at_once(address: str) -> None:
+    """Ray itself tries such an address for a quarter of an hour."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))  # and does not listen
+        given = address.format(port=listener.getsockname()[1])
+        ray = SimpleNamespace(is_initialized=lambda: False, init=lambda *_, **__: pytest.fail("Ray was asked"))
+        with (
+            pytest.raises(ClusterError, match=rf"Ray cannot be reached at {given}: "),
+            _connected(ray, RaySettings(address=given)),
+        ):
+            pass
 
 
 @pytest.mark.parametrize(

@@ -98,6 +98,31 @@ def test_a_run_on_two_sources_measures_holds_out_and_reports_each(
     assert "photographs (own_classes), classes not seen in training; tools (own_classes), classes not" in card
 
 
+def test_trap_copies_of_pictures_in_another_source_are_told_and_stand_in_the_report(
+    train: Train, photographs: Path, tools: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A test picture that trains under another name makes the report too good, and no path shows it."""
+    dataset = vitrieve.read_source(str(photographs))
+    tested = [record for record in dataset.records if record.split == "test"]
+    trained = [record for record in dataset.records if record.split == "train"]
+    copies = tmp_path / "copies"
+    shutil.copytree(tools, copies)
+    for number, record in enumerate([*tested[:3], *trained[:2]]):
+        shutil.copy(record.path, copies / "class0" / f"copy{number}{record.path.suffix}")  # a class that trains
+    run = train(photographs, copies, report=True)
+    told = capsys.readouterr().err.splitlines()
+    leak = f"3 of {len(tested)} test images train too, by files with the same bytes"
+    split = "training images train as another class too, by files with the same bytes"
+    assert sum(line.startswith(f"photographs: {leak}") for line in told) == 1
+    assert sum(line.startswith(f"photographs: 2 of {len(trained)} {split}") for line in told) == 1
+    assert sum(line.startswith(f"copies: 2 of 37 {split}") for line in told) == 1
+    assert sum("with the same bytes" in line for line in told) == 3
+    assert leak in (run.folder / "report" / "report.html").read_text()
+
+    train(photographs, tools, out=tmp_path / "apart")
+    assert "with the same bytes" not in capsys.readouterr().err
+
+
 def test_trap_a_large_source_does_not_choose_the_state_alone() -> None:
     """The mean counts every source once, and not its images."""
     values = {"small": {"recall_at_1": 0.1, "map_at_r": 0.2}, "large": {"recall_at_1": 0.7, "map_at_r": 0.4}}

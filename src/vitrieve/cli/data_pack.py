@@ -10,6 +10,7 @@ import tyro
 
 from vitrieve.cli.arguments import Exclude, Json, Overwrite, Resume, read_data
 from vitrieve.cli.console import print_failure, print_json, print_message, print_result
+from vitrieve.quoting import count_nouns
 
 NUM_FAILURES_SHOWN = 10
 
@@ -78,8 +79,10 @@ def run(arguments: Arguments) -> int:
         )
     else:
         print_result(
-            f"{report.folder}: {report.num_images:,} pictures in {report.num_shards:,} shards of "
-            f"{report.num_bytes / 2**20:,.1f} MiB together, {len(report.failures):,} pictures unreadable"
+            f"{report.folder}: {count_nouns(report.num_images, 'picture', 'pictures')} in "
+            f"{count_nouns(report.num_shards, 'shard', 'shards')} of "
+            f"{report.num_bytes / 2**20:,.1f} MiB together, "
+            f"{count_nouns(len(report.failures), 'picture', 'pictures')} unreadable"
         )
         print_message(f"next: vitrieve train small --data shards:{report.folder} --out RUN")
     return 0

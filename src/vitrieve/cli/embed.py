@@ -24,6 +24,7 @@ from vitrieve.cli.arguments import (
 )
 from vitrieve.cli.console import print_failure, print_json, print_message, print_result
 from vitrieve.errors import ConfigError, IncompleteError
+from vitrieve.quoting import count_nouns
 
 if TYPE_CHECKING:
     from vitrieve.data.records import Dataset
@@ -226,6 +227,6 @@ def _report(embeddings: Embeddings, arguments: Arguments) -> None:
     else:
         print_result(
             f"{arguments.out}: {num_embedded} embeddings of {embedding_dim} dimensions, "
-            f"{len(failures)} pictures unreadable"
+            f"{count_nouns(len(failures), 'picture', 'pictures')} unreadable"
         )
         print_message(f"next: vitrieve index --embeddings {arguments.out} --out INDEX")

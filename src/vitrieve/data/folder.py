@@ -13,6 +13,7 @@ import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
 from pathlib import Path
 
 from vitrieve.data.decode import list_image_suffixes
@@ -259,6 +260,7 @@ def read_folder(folder: Path, protocol: str = PROTOCOLS[0], *, exclude: Sequence
             *reading.notes,
             *(note_shared_classes(records) if reading.split_names else note_class_split(len(label_names), num_test)),
             *_note_spellings(names),
+            *note_alike(set(names.values())),
             *walk.describe_left_out((reading.num_outside, "outside the class folders")),
             *_note_empty(walk, reading),
         ),
@@ -385,6 +387,34 @@ def _note_spellings(names: dict[str, str]) -> tuple[str, ...]:
         f"{len(twice)} {_plural(len(twice), 'class is', 'classes are')} spelled in two forms of Unicode (NFC and NFD), "
         f"which are read as one: {_name_some(twice)}.",
     )
+
+
+def note_alike(names: Iterable[str]) -> tuple[str, ...]:
+    """Note classes whose names are one to a reader, in another case, with other blanks, or as another form of a number.
+
+    Args:
+        names: Names of classes, each once.
+
+    Returns:
+        One sentence, or none where every name is far enough from the others.
+    """
+    alike: defaultdict[str, list[str]] = defaultdict(list)
+    for name in sorted(names):
+        alike[_fold(name)].append(name)
+    groups = [" and ".join(map(repr, group)) for group in alike.values() if len(group) > 1]
+    if not groups:
+        return ()
+    more = f", and {len(groups) - 3} more such groups" if len(groups) > 3 else ""
+    return (f"each of these names is a class of its own, however alike they are: {'; '.join(groups[:3])}{more}.",)
+
+
+def _fold(name: str) -> str:
+    folded = " ".join(name.casefold().split())
+    try:
+        number = Decimal(folded)
+    except InvalidOperation:
+        return folded
+    return str(number.normalize()) if number.is_finite() else folded
 
 
 def _note_empty(walk: Walk, reading: Reading) -> tuple[str, ...]:

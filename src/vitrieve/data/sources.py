@@ -427,6 +427,8 @@ def _split_source(source: str) -> tuple[str, str]:
     if is_path and _path(source).is_dir():
         return "folder", source
     if is_path and (not colon or DRIVE.match(source)):
+        if _path(source).suffix.lower() in table.TABLE_SUFFIXES and _path(source).is_file():
+            raise DataError(f"{source} is a table; write table:{source}.")
         raise DataError(f"{source} is not a folder that exists. Give one, or write {_spellings()}.")
     unknown = unknown_name_message("source", name, list_sources())
     raise DataError(f"{unknown} Write {_spellings()}, or an existing folder.")

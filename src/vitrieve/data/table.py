@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 from urllib.parse import unquote, urlsplit
 
-from vitrieve.data.folder import note_class_split, note_shared_classes
+from vitrieve.data.folder import note_alike, note_class_split, note_shared_classes
 from vitrieve.data.records import (
     SPLITS,
     Dataset,
@@ -170,6 +170,7 @@ JUNK_COLUMN = "junk_group"
 
 _CSV_SUFFIXES = (".csv",)
 _PARQUET_SUFFIXES = (".parquet", ".pq")
+TABLE_SUFFIXES = _CSV_SUFFIXES + _PARQUET_SUFFIXES
 _TRUE_AND_FALSE = {"true": True, "false": False, "1": True, "0": False, "1.0": True, "0.0": False}
 NO_LABEL = "image"
 """Name of the one class of a table without labels, as of a folder without classes."""
@@ -239,7 +240,12 @@ def read_table(file: Path, protocol: str = PROTOCOLS[0]) -> Dataset:
         more_labels=more_labels,
         label_names=label_names,
         junk_key=JUNK_COLUMN if JUNK_COLUMN in columns else None,
-        notes=(*_note_split(records, columns, label_names), *notes, *_note_spellings(entries, columns)),
+        notes=(
+            *_note_split(records, columns, label_names),
+            *notes,
+            *_note_spellings(entries, columns),
+            *note_alike(label_names),
+        ),
     )
 
 
@@ -323,7 +329,7 @@ def _open_table(file: Path) -> tuple[list[str], Iterator[_Row]]:
         return _read_csv(file)
     if file.suffix.lower() in _PARQUET_SUFFIXES:
         return _read_parquet(file)
-    raise DataError(f"{file} must end in {' or '.join(_CSV_SUFFIXES + _PARQUET_SUFFIXES)}.")
+    raise DataError(f"{file} must end in {' or '.join(TABLE_SUFFIXES)}.")
 
 
 def _read_csv(file: Path) -> tuple[list[str], Iterator[_Row]]:

@@ -9,6 +9,7 @@ that dies is replaced, and its parts go to the others.
 from __future__ import annotations
 
 import os
+import re
 import socket
 import time
 from collections import Counter, deque
@@ -51,6 +52,10 @@ NUM_TRIES = 5
 """Deaths of actors over one task, or at their start in a row, after which the work is given up."""
 POLL_SECONDS = 10.0
 """Seconds without an answer after which it is looked whether parts appear."""
+HOST_AND_PORT = re.compile(r"(?:ray://)?(?P<host>[^:/]+|\[[^\]]+\]):(?P<port>\d+)")
+"""An address of a cluster that names a machine."""
+SECONDS_TO_ANSWER = 20.0
+"""Seconds in which a machine of that address must take a connection."""
 OBJECT_STORE_BYTES = 100 * 2**20
 """Memory for what is sent, on a machine where Ray is started here; Ray asks for 75 MB at least."""
 
@@ -147,19 +152,31 @@ def _connected(ray: Any, cluster: RaySettings) -> Iterator[None]:
         return
     quiet = {"log_to_driver": False, "logging_level": "error"}
     try:
+        _require_answer(cluster.address)
         if cluster.address is None:
             num_cpus = max(count_cores(), (cluster.num_actors or 1) * cluster.num_cpus)
             here = {"num_cpus": num_cpus, "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
             ray.init("local", object_store_memory=OBJECT_STORE_BYTES, **here, **quiet)
         else:
             ray.init(cluster.address, **quiet)
-    except (ConnectionError, OSError, RuntimeError, ValueError) as error:
+    except (OSError, OverflowError, RuntimeError, ValueError) as error:  # a port above 65535 overflows
         where = "on this machine" if cluster.address is None else f"at {cluster.address}"
         raise ClusterError(f"Ray cannot be reached {where}: {error}") from None
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _require_answer(address: str | None) -> None:
+    """Refuse an address where nothing listens: Ray itself would try a quarter of an hour.
+
+    Raises:
+        OSError: The address has no such host, or nothing listens at its port.
+    """
+    found = HOST_AND_PORT.fullmatch(address or "")
+    if found is not None:
+        socket.create_connection((found["host"].strip("[]"), int(found["port"])), timeout=SECONDS_TO_ANSWER).close()
 
 
 @dataclass(frozen=True)

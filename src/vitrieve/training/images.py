@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ from vitrieve.errors import ConfigError
 from vitrieve.model.pretrained import list_seen
 from vitrieve.objective.term import Relations
 from vitrieve.progress import print_message
+from vitrieve.quoting import quote_name
 from vitrieve.runtime.device import describe_emulation, resolve_device
 from vitrieve.training.identity import describe_run
 from vitrieve.training.order import TrainingRun
@@ -89,7 +91,7 @@ def read_images(run: TrainingRun) -> RunImages:
     if run.config.loader.sampling == "tuples":
         _check_pairs(run.datasets)
     pairs = [_drop_unreadable(dataset, run.config.train.max_bad_fraction) for dataset in run.datasets]
-    datasets = tuple(dataset for dataset, _ in pairs)
+    datasets = note_copies([dataset for dataset, _ in pairs], [digests for _, digests in pairs])
     splits = tuple(split_for_training(dataset, is_holdout=run.config.train.holdout) for dataset in datasets)
     digests = {name: digest for _, digests in pairs for name, digest in digests.items()}
     images = RunImages(datasets, splits, digests)
@@ -126,6 +128,51 @@ def _drop_unreadable(dataset: Dataset, max_bad_fraction: float) -> tuple[Dataset
     dataset = replace(dataset, records=readable.records, notes=(*dataset.notes, note))
     require_trainable(dataset)
     return dataset, digests
+
+
+def note_copies(datasets: Sequence[Dataset], digests: Sequence[Mapping[str, bytes]]) -> tuple[Dataset, ...]:
+    """Note what equal files make untrue: a test image that also trains, and an image that trains as two classes.
+
+    Args:
+        datasets: Data sets of one training.
+        digests: For each, SHA-256 of the file of each of its images, by ``image_id``.
+
+    Returns:
+        The data sets, with a note each where their images are there again, in it or in another of them.
+    """
+    classes: defaultdict[_Picture, set[tuple[int, int]]] = defaultdict(set)
+    for place, (dataset, files) in enumerate(zip(datasets, digests, strict=True)):
+        for record in dataset.records:
+            if record.split != "test":
+                classes[files[record.image_id], record.box].add((place, record.label))
+    return tuple(
+        replace(dataset, notes=(*dataset.notes, *_describe_copies(dataset, files, classes)))
+        for dataset, files in zip(datasets, digests, strict=True)
+    )
+
+
+_Picture = tuple[bytes, tuple[float, ...] | None]
+"""Digest of a file, and the region of it that is looked at."""
+
+
+def _describe_copies(
+    dataset: Dataset, files: Mapping[str, bytes], classes: Mapping[_Picture, set[tuple[int, int]]]
+) -> Iterator[str]:
+    test = [record for record in dataset.records if record.split == "test"]
+    others = [
+        record for record in dataset.records if record.split != "test" and record.image_id not in dataset.more_labels
+    ]
+    leaks = [record.image_id for record in test if (files[record.image_id], record.box) in classes]
+    split = [record.image_id for record in others if len(classes[files[record.image_id], record.box]) > 1]
+    for names, total, verb, consequence in (
+        (leaks, len(test), "test images train too", "what is measured with them says too much"),
+        (split, len(others), "training images train as another class too", "a picture is pushed away from itself"),
+    ):
+        if names:
+            yield (
+                f"{len(names):,} of {total:,} {verb}, by files with the same bytes (as {quote_name(names[0])}): "
+                f"{consequence}."
+            )
 
 
 _SOURCE_RULES = {
