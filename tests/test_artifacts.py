@@ -10,9 +10,13 @@ from vitrieve import __version__
 from vitrieve.artifacts import (
     FORMAT_VERSION,
     MANIFEST_NAME,
+    Kind,
+    check_replacing,
     prepare_folder,
     read_manifest,
+    reopen_folder,
     replacing_durably,
+    replacing_folder,
     write_bytes_durably,
     write_manifest,
     write_text_durably,
@@ -20,14 +24,14 @@ from vitrieve.artifacts import (
 from vitrieve.errors import ArtifactError, DiskFullError
 
 
-def make_finished(folder: Path) -> None:
-    prepare_folder(folder)
+def make_finished(folder: Path, kind: Kind = "index") -> None:
+    prepare_folder(folder, kind=kind)
     (folder / "content").write_text("old")
-    write_manifest(folder, "index", {"num_vectors": 3})
+    write_manifest(folder, kind, {"num_vectors": 3})
 
 
-def make_partial(folder: Path) -> None:
-    prepare_folder(folder)
+def make_partial(folder: Path, kind: Kind | None = None) -> None:
+    prepare_folder(folder, kind=kind)
     (folder / "content").write_text("old")
 
 
@@ -55,6 +59,33 @@ def test_prepare_folder_overwrites_when_asked(tmp_path: Path) -> None:
         assert not (tmp_path / name / "content").exists()
         with pytest.raises(ArtifactError, match="unfinished"):
             read_manifest(tmp_path / name, "index")
+
+
+@pytest.mark.parametrize("make", [make_finished, make_partial])
+@pytest.mark.parametrize("settings", [{"is_overwrite": True}, {"is_resume": True}])
+def test_trap_a_wrong_folder_does_not_cost_an_artifact_of_another_kind(
+    make: Callable[..., None], settings: dict[str, bool], tmp_path: Path
+) -> None:
+    make(tmp_path / "a", "index")
+    for prepare in (prepare_folder, check_replacing, lambda *a, **k: replacing_folder(*a, **k).__enter__()):
+        with pytest.raises(ArtifactError, match="holds an artifact of kind 'index', which one of kind 'run' does not"):
+            prepare(tmp_path / "a", kind="run", **settings)
+        assert (tmp_path / "a" / "content").read_text() == "old"
+        assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    if make is make_finished and "is_resume" in settings:
+        return
+    with replacing_folder(tmp_path / "a", kind="index", **settings) as folder:
+        (folder / "content").write_text("new")
+        write_manifest(folder, "index", {})
+    assert (tmp_path / "a" / "content").read_text() == "new"
+
+
+def test_an_artifact_that_is_reopened_is_still_of_its_kind(tmp_path: Path) -> None:
+    make_finished(tmp_path / "a")
+    reopen_folder(tmp_path / "a")
+    with pytest.raises(ArtifactError, match="kind 'index'"):
+        prepare_folder(tmp_path / "a", kind="run", is_overwrite=True)
+    prepare_folder(tmp_path / "a", kind="index", is_resume=True)
 
 
 def test_prepare_folder_keeps_a_partial_artifact_on_resume(tmp_path: Path) -> None:

@@ -48,15 +48,21 @@ _SHORT_WRITE = re.compile(r"\d+ requested and \d+ written")
 
 
 def prepare_folder(
-    folder: Path, *, is_overwrite: bool = False, is_resume: bool = False, is_resumable: bool = True
+    folder: Path,
+    *,
+    kind: Kind | None = None,
+    is_overwrite: bool = False,
+    is_resume: bool = False,
+    is_resumable: bool = True,
 ) -> None:
     """Make ``folder`` ready to be written.
 
     A finished artifact is refused unless ``is_overwrite``; a partial one unless ``is_resume`` (kept) or
-    ``is_overwrite`` (emptied). A folder that is not ours is never emptied.
+    ``is_overwrite`` (emptied). A folder that is not ours, or holds another kind of artifact, is never emptied.
 
     Args:
         folder: What ``--out`` names.
+        kind: What will be written there; None: whatever is there may be replaced.
         is_overwrite: Replace what is there.
         is_resume: Go on with a partial artifact.
         is_resumable: Whether the caller can go on at all, and may advise it.
@@ -64,16 +70,21 @@ def prepare_folder(
     Raises:
         ArtifactError: As above, with what to do.
     """
-    check_folder(folder, is_overwrite=is_overwrite, is_resume=is_resume, is_resumable=is_resumable)
+    check_folder(folder, kind=kind, is_overwrite=is_overwrite, is_resume=is_resume, is_resumable=is_resumable)
     is_there = _is_ours(folder / MANIFEST_NAME) or (folder / _PARTIAL_NAME).exists()
     if is_there and is_overwrite:
         _empty_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / _PARTIAL_NAME).touch()
+    _mark_partial(folder, kind)
 
 
 def check_folder(
-    folder: Path, *, is_overwrite: bool = False, is_resume: bool = False, is_resumable: bool = True
+    folder: Path,
+    *,
+    kind: Kind | None = None,
+    is_overwrite: bool = False,
+    is_resume: bool = False,
+    is_resumable: bool = True,
 ) -> None:
     """Refuse a folder that ``prepare_folder`` would refuse, and change nothing: before long work, for example.
 
@@ -85,6 +96,8 @@ def check_folder(
     has_files = folder.exists() and any(folder.iterdir())  # looked at first: another process may begin it just now
     is_finished = _is_ours(folder / MANIFEST_NAME)
     is_partial = (folder / _PARTIAL_NAME).exists()
+    if (is_finished or is_partial) and (is_overwrite or is_resume):
+        _refuse_another_kind(folder, kind)
     if (is_finished or is_partial) and is_overwrite:
         return
     if is_finished:
@@ -94,6 +107,34 @@ def check_folder(
         raise ArtifactError(f"{folder} holds an unfinished result; pass {advice}, or another --out.")
     if has_files and not is_partial:
         raise ArtifactError(f"{folder} holds other files; give the name of a new or empty folder with --out.")
+
+
+def _refuse_another_kind(folder: Path, kind: Kind | None) -> None:
+    """Refuse what another command has made: a wrong ``--out`` must not cost a training, for example."""
+    found = _find_kind(folder)
+    if None not in (kind, found) and found != kind:
+        raise ArtifactError(
+            f"{folder} holds an artifact of kind {found!r}, which one of kind {kind!r} does not replace; give another "
+            "--out, or remove the folder first."
+        )
+
+
+def _find_kind(folder: Path) -> str | None:
+    """Tell what an artifact is, finished or not; None where that is not written."""
+    try:
+        if _is_ours(folder / MANIFEST_NAME):
+            return str(json.loads((folder / MANIFEST_NAME).read_text(encoding="utf-8"))["kind"])
+        return (folder / _PARTIAL_NAME).read_text(encoding="utf-8") or None
+    except (OSError, ValueError):
+        return None
+
+
+def _mark_partial(folder: Path, kind: str | None) -> None:
+    mark = folder / _PARTIAL_NAME
+    if kind is None or mark.exists():
+        mark.touch()
+    else:
+        mark.write_text(kind, encoding="utf-8")
 
 
 def has_artifact(folder: Path) -> bool:
@@ -108,7 +149,7 @@ def is_partial(folder: Path) -> bool:
 
 def reopen_folder(folder: Path) -> None:
     """Make an artifact partial, whether it is finished or not: what it holds stays."""
-    (folder / _PARTIAL_NAME).touch()
+    _mark_partial(folder, _find_kind(folder))
     (folder / MANIFEST_NAME).unlink(missing_ok=True)
 
 
@@ -323,6 +364,7 @@ beside it once they have changed places."""
 def replacing_folder(
     folder: Path,
     *,
+    kind: Kind | None = None,
     is_overwrite: bool = False,
     is_resume: bool = False,
     is_resumable: bool = True,
@@ -335,6 +377,7 @@ def replacing_folder(
 
     Args:
         folder: What ``--out`` names.
+        kind: What will be written there; None: whatever is there may be replaced.
         is_overwrite: Replace what is there.
         is_resume: Go on with a partial artifact.
         is_resumable: Whether the caller can go on at all. If not, what a failed block has written is removed.
@@ -349,7 +392,7 @@ def replacing_folder(
     is_going_on = is_resume and _is_begun(target)
     if not is_going_on and not (is_overwrite and has_artifact(target) and _can_be_replaced(target)):
         is_new = not folder.exists()
-        prepare_folder(folder, is_overwrite=is_overwrite, is_resume=is_resume, is_resumable=is_resumable)
+        prepare_folder(folder, kind=kind, is_overwrite=is_overwrite, is_resume=is_resume, is_resumable=is_resumable)
         try:
             yield folder
         except BaseException:
@@ -359,12 +402,13 @@ def replacing_folder(
                     target.mkdir(exist_ok=True)
             raise
         return
+    _refuse_another_kind(target, kind)
     (target / _NEW_NAME).unlink(missing_ok=True)
     if is_going_on:
         reopen_folder(beside)  # killed before the exchange, it is complete; the block finishes it again
     else:
         shutil.rmtree(beside, ignore_errors=True)  # of a block that was killed
-        prepare_folder(beside)
+        prepare_folder(beside, kind=kind)
         (beside / _NEW_NAME).touch()
     try:
         yield beside
@@ -378,14 +422,16 @@ def replacing_folder(
     shutil.rmtree(beside, ignore_errors=True)  # the old artifact
 
 
-def check_replacing(folder: Path, *, is_overwrite: bool = False, is_resume: bool = False) -> None:
+def check_replacing(
+    folder: Path, *, kind: Kind | None = None, is_overwrite: bool = False, is_resume: bool = False
+) -> None:
     """Refuse a folder that ``replacing_folder`` would refuse, and change nothing: before long work, for example.
 
     Raises:
         ArtifactError: As ``prepare_folder``.
     """
     if not (is_resume and _is_begun(folder.resolve())):
-        check_folder(folder, is_overwrite=is_overwrite, is_resume=is_resume)
+        check_folder(folder, kind=kind, is_overwrite=is_overwrite, is_resume=is_resume)
 
 
 def _find_beside(target: Path) -> Path:

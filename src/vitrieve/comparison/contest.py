@@ -127,7 +127,7 @@ def compare(
         run.check_begun()  # what is refused stays as it is
         if has_artifact(folder):
             reopen_folder(folder)
-    prepare_folder(folder, is_overwrite=overwrite, is_resume=resume)
+    prepare_folder(folder, kind="comparison", is_overwrite=overwrite, is_resume=resume)
     run.make_plan()
     try:
         run.run_cells()

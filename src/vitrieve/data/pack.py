@@ -137,7 +137,7 @@ def pack_dataset(
             "shards:s3://BUCKET/SHARDS then reads it."
         )
     out = Path(out)
-    with replacing_folder(out, is_overwrite=overwrite, is_resume=resume) as folder:
+    with replacing_folder(out, kind="shards", is_overwrite=overwrite, is_resume=resume) as folder:
         _check_plan(folder, dataset, settings)
         parts = folder / "parts"
         parts.mkdir(exist_ok=True)

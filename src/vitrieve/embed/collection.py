@@ -407,7 +407,7 @@ def embed_collection(
     records = name_labels(dataset)
     check_any(records)
     known = find_known(reuse, encoder, records)
-    with replacing_folder(out, is_overwrite=is_overwrite, is_resume=is_resume) as folder:
+    with replacing_folder(out, kind="embeddings", is_overwrite=is_overwrite, is_resume=is_resume) as folder:
         parts = open_parts(folder, encoder.fingerprint, records)
         write_missing_parts(encoder, records, parts, settings, known)
         finish_parts(folder, dataset, records, describe_encoder(encoder))
@@ -479,7 +479,7 @@ def write_mapped_embeddings(
     blocks = (
         map_block(vectors[start : start + MAPPED_BLOCK_SIZE]) for start in range(0, len(vectors), MAPPED_BLOCK_SIZE)
     )
-    with replacing_folder(out, is_overwrite=is_overwrite, is_resumable=False) as folder:
+    with replacing_folder(out, kind="embeddings", is_overwrite=is_overwrite, is_resumable=False) as folder:
         write_vectors_durably(folder / VECTORS_NAME, (len(vectors), manifest["embedding_dim"]), blocks)
         rows = (source / ROWS_NAME).read_bytes()
         write_bytes_durably(folder / ROWS_NAME, rows)

@@ -118,7 +118,7 @@ def embed_shard(
     records = name_labels(dataset)
     check_any(records)
     known = find_known(reuse, encoder, records)
-    prepare_folder(out, is_resume=True)
+    prepare_folder(out, kind="embeddings", is_resume=True)
     shared = {"num_shards": chosen.num_shards, _ENCODER_FIELDS: _describe(encoder), "batch_size": settings.batch_size}
     parts = open_parts(out, encoder.fingerprint, records, shared)
     numbers = chosen.choose_parts(num_parts(len(records)))
@@ -151,7 +151,7 @@ def join_shards(
         raise ArtifactError(f"{out} holds nothing to join: no shard has written into it, or its parts are joined.")
     records = name_labels(dataset)
     check_any(records)
-    with replacing_folder(out, is_resume=True) as folder:
+    with replacing_folder(out, kind="embeddings", is_resume=True) as folder:
         parts = open_parts(folder, encoder.fingerprint, records)
         plan = read_plan(folder)
         if _ENCODER_FIELDS not in plan:

@@ -122,12 +122,12 @@ def embed_on_ray(
     ray = _import_ray()
     records = name_labels(dataset)
     check_any(records)
-    check_replacing(out, is_overwrite=is_overwrite, is_resume=is_resume)
+    check_replacing(out, kind="embeddings", is_overwrite=is_overwrite, is_resume=is_resume)
     with _connected(ray, cluster), closing(_Crew(ray, load, cluster, settings)) as crew:
         fields = crew.start()
         if settings.show_progress:
             print_message(f"engine: {fields['engine']} {fields['precision']}, on up to {crew.size} actors of Ray")
-        with replacing_folder(out, is_overwrite=is_overwrite, is_resume=is_resume) as folder:
+        with replacing_folder(out, kind="embeddings", is_overwrite=is_overwrite, is_resume=is_resume) as folder:
             parts = open_parts(folder, fields["fingerprint"], records)
             _write_parts(crew, records, parts, settings)
             finish_parts(folder, dataset, records, fields)

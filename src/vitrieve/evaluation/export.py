@@ -186,7 +186,7 @@ def import_encoder(
     encoder, notes = build_foreign_encoder(backbone, Path(weights), image_size=image_size)
     print_message(*notes)
     out = Path(out)
-    with replacing_folder(out, is_overwrite=overwrite, is_resumable=False) as beside:
+    with replacing_folder(out, kind="encoder", is_overwrite=overwrite, is_resumable=False) as beside:
         save_encoder(encoder, beside)
         print_message(f"exporting {backbone} with the weights {weights} …")
         cosine = export_folder(beside)
@@ -217,7 +217,9 @@ def _write_named(
         raise ConfigError("with other scales it is another encoder: give it a folder with --out.")
     encoder = build_frozen_encoder(name, image_size=image_size, scales=scales or None)
     folder = out or get_export_folder(name, encoder.spec.preprocessing.image_size)
-    beside = stack.enter_context(replacing_folder(folder, is_overwrite=overwrite or out is None, is_resumable=False))
+    beside = stack.enter_context(
+        replacing_folder(folder, kind="encoder", is_overwrite=overwrite or out is None, is_resumable=False)
+    )
     save_encoder(encoder, beside)
     return folder, beside
 
@@ -250,10 +252,10 @@ def _copy_folder(
 
         encoder = read_encoder(source, image_size=image_size, scales=scales or None)
         note = f"Made from an encoder for {manifest['image_size']} px (fingerprint `{manifest['fingerprint']}`)."
-        beside = stack.enter_context(replacing_folder(out, is_overwrite=overwrite, is_resumable=False))
+        beside = stack.enter_context(replacing_folder(out, kind="encoder", is_overwrite=overwrite, is_resumable=False))
         save_encoder(encoder, beside, card=ModelCard(notes=(note,)), config=manifest["config"])
         return out, beside
-    beside = stack.enter_context(replacing_folder(out, is_overwrite=overwrite, is_resumable=False))
+    beside = stack.enter_context(replacing_folder(out, kind="encoder", is_overwrite=overwrite, is_resumable=False))
     num_bytes = sum(path.stat().st_size for path in source.rglob("*") if path.is_file())
     with explaining_full_disk(out, num_bytes=num_bytes, advice="Make room and pass --overwrite."):
         shutil.copytree(source, beside, ignore=shutil.ignore_patterns(MANIFEST_NAME), dirs_exist_ok=True)
@@ -283,7 +285,7 @@ def _export_delta(
     delta = Delta(base=base, base_sha256=hash_arrays(starts), rank=rank, parts=parts)
     restored = restore_states(parts, named)
     cost = _compare_weights(delta, contents.states, restored, named)
-    with replacing_folder(out, is_overwrite=overwrite, is_resumable=False) as beside:
+    with replacing_folder(out, kind="encoder", is_overwrite=overwrite, is_resumable=False) as beside:
         card = (source / CARD_NAME).read_text(encoding="utf-8")
         config = read_manifest(source, "encoder")["config"]
         fingerprint = write_contents(beside, contents.spec, restored, card, config, delta)

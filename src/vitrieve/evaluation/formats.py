@@ -113,7 +113,7 @@ def export_as(
     spec, fingerprint = built.spec, fingerprint_encoder(built)
     print_message(f"exporting {encoder} for {format} …")
     num_bytes = sum(tensor.nbytes for tensor in built.state_dict().values())
-    with replacing_folder(out, is_overwrite=overwrite, is_resumable=False) as beside:
+    with replacing_folder(out, kind="export", is_overwrite=overwrite, is_resumable=False) as beside:
         with explaining_full_disk(out, num_bytes=num_bytes, advice="Make room and pass --overwrite."):
             written = _WRITERS[format](built, beside)
             text = _read_card(source, spec, fingerprint)

@@ -174,7 +174,7 @@ def _folder_for(out: str | Path | None, *, is_overwrite: bool, is_resume: bool) 
         with TemporaryDirectory(prefix="vitrieve-") as temporary:
             yield Path(temporary)
         return
-    with replacing_folder(Path(out), is_overwrite=is_overwrite, is_resume=is_resume) as folder:
+    with replacing_folder(Path(out), kind="evaluation", is_overwrite=is_overwrite, is_resume=is_resume) as folder:
         yield folder
 
 

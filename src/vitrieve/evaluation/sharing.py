@@ -166,7 +166,7 @@ def copy_pulled(source: str, out: str | Path, *, overwrite: bool = False) -> Pat
         ArtifactError: ``out`` is not free.
     """
     pulled = pull_encoder(source, is_asked_anew=True)
-    with replacing_folder(Path(out), is_overwrite=overwrite, is_resumable=False) as beside:
+    with replacing_folder(Path(out), kind="encoder", is_overwrite=overwrite, is_resumable=False) as beside:
         shutil.copytree(
             pulled.folder,
             beside,
@@ -185,7 +185,7 @@ def _writing(folder: Path | None) -> Iterator[Path]:
         with tempfile.TemporaryDirectory(prefix="vitrieve-push-") as temporary:
             yield Path(temporary)
         return
-    with replacing_folder(folder, is_overwrite=False, is_resumable=False) as beside:
+    with replacing_folder(folder, kind="encoder", is_overwrite=False, is_resumable=False) as beside:
         yield beside
 
 

@@ -253,7 +253,7 @@ def _create(
     locked = writing(out) if overwrite and (out / MANIFEST_NAME).is_file() else None
     with (
         settling_claims(out) as claims,
-        replacing_folder(out, is_overwrite=overwrite, is_resumable=False, locked=locked) as folder,
+        replacing_folder(out, kind="index", is_overwrite=overwrite, is_resumable=False, locked=locked) as folder,
     ):
         if old is not None:
             claims.add(old)

@@ -340,7 +340,7 @@ def _repeat_failure(cell: Cell, failures: Sequence[tuple[Cell, Failure]]) -> Fai
 
 def _try_cell(cell: Cell, label: str, say: Callable[[str], None], device: Device) -> Failure | None:
     """Run the commands of a cell that are not done, and mark it as finished."""
-    prepare_folder(cell.folder, is_resume=True)
+    prepare_folder(cell.folder, kind="reproduction", is_resume=True)
     seconds = {}
     for step in cell.steps:
         if (step.out / MANIFEST_NAME).is_file() or step.out.is_file():

@@ -173,7 +173,7 @@ def adapt(
     learnt = _learn(stored, dataset, head_settings)
     changed, card = _put_into(original, dataset, learnt, head_settings.seed)
 
-    with replacing_folder(out, is_overwrite=overwrite, is_resumable=False) as folder:
+    with replacing_folder(out, kind="encoder", is_overwrite=overwrite, is_resumable=False) as folder:
         fingerprint = save_encoder(changed, folder, card=card, config=config)
         print_message("exporting to ONNX")
         export_folder(folder)
@@ -282,7 +282,7 @@ def _write_embeddings(source: Path, adapted: AdaptedEncoder, kept: np.ndarray | 
 
 
 def _check_folders(source: Path, out: Path, embeddings_out: Path | None, *, is_overwrite: bool) -> None:
-    check_replacing(out, is_overwrite=is_overwrite)
+    check_replacing(out, kind="encoder", is_overwrite=is_overwrite)
     if embeddings_out is None:
         return
     if embeddings_out.resolve() in (out.resolve(), source.resolve()):
@@ -290,7 +290,7 @@ def _check_folders(source: Path, out: Path, embeddings_out: Path | None, *, is_o
             f"{embeddings_out} is the folder of the encoder or of the embeddings that are read; give the adapted "
             "embeddings a folder of their own with --embeddings-out."
         )
-    check_replacing(embeddings_out, is_overwrite=is_overwrite)
+    check_replacing(embeddings_out, kind="embeddings", is_overwrite=is_overwrite)
 
 
 def _check_embedding_dim(embedding_dim: int | None, width: int) -> None:

@@ -165,7 +165,7 @@ def align(
         ArtifactError: An encoder cannot be read, or ``out`` is not free.
     """
     start, out = time.monotonic(), Path(out)
-    check_replacing(out, is_overwrite=overwrite)
+    check_replacing(out, kind="encoder", is_overwrite=overwrite)
     source = find_source_folder(encoder)
     if source is not None and source.resolve().is_relative_to(out.resolve()):
         raise ArtifactError(f"--out {out} holds the encoder itself; give another folder.")
@@ -180,7 +180,7 @@ def align(
         aligned, text_map = _learn(dataset, embedded, texts, speaker, seed=seed)
         trained_on = f"{dataset.name} ({dataset.protocol}): {aligned.num_texts} texts ({', '.join(text_columns)})"
         files = files._replace(spec=replace(files.spec, trained_on=trained_on))
-        with replacing_folder(out, is_overwrite=overwrite, is_resumable=False) as folder:
+        with replacing_folder(out, kind="encoder", is_overwrite=overwrite, is_resumable=False) as folder:
             _write(loaded, source, folder, (files, text_map), aligned)
     return replace(aligned, folder=out, fingerprint=loaded.fingerprint, seconds=time.monotonic() - start)
 

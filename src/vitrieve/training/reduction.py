@@ -219,7 +219,7 @@ def _describe_fit(num_images: int, num_pairs: int) -> str:
 
 
 def _save(run: ReductionRun, encoder: ImageEncoder, config: dict[str, Any], card: ModelCard) -> str:
-    with replacing_folder(run.out, is_overwrite=run.is_overwrite, is_resumable=False) as folder:
+    with replacing_folder(run.out, kind="encoder", is_overwrite=run.is_overwrite, is_resumable=False) as folder:
         fingerprint = save_encoder(encoder, folder, card=card, config=config)
         print_message("exporting to ONNX")
         export_folder(folder)

@@ -123,7 +123,7 @@ class DividedReport:
         """
         records = name_labels(dataset)
         check_any(records)
-        with replacing_folder(out, is_overwrite=False, is_resume=True) as folder:
+        with replacing_folder(out, kind="embeddings", is_overwrite=False, is_resume=True) as folder:
             parts = open_parts(folder, encoder.fingerprint, records)
             missing = find_missing(parts, range(num_parts(len(records))))
             failures = find_failures(records, parts, sorted(set(range(num_parts(len(records)))) - set(missing)))

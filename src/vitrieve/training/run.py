@@ -195,7 +195,7 @@ def _choose_beginning(run: TrainingRun) -> tuple[dict[str, Any] | None, bool, bo
         if has_artifact(run.out) and not is_overwrite:
             return read_manifest(run.out, "run"), is_overwrite, is_resume
         is_overwrite, is_resume = is_overwrite and not is_partial(run.out), True
-    check_replacing(run.out, is_overwrite=is_overwrite, is_resume=is_resume)
+    check_replacing(run.out, kind="run", is_overwrite=is_overwrite, is_resume=is_resume)
     return None, is_overwrite, is_resume
 
 
@@ -268,7 +268,7 @@ def _train_first(
 ) -> tuple[dict[str, Any], list[EvaluationResult]]:
     """Train on the process that writes, or alone; return the manifest and the figures of the report."""
     out = run.out
-    with replacing_folder(out, is_overwrite=run.is_overwrite, is_resume=run.is_resume) as folder:
+    with replacing_folder(out, kind="run", is_overwrite=run.is_overwrite, is_resume=run.is_resume) as folder:
         run = replace(run, out=folder)  # beside the run that it replaces, until it is complete
         for note in require_same_run(folder, settings, encoder=encoder):
             print_message(note)
