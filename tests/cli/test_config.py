@@ -186,3 +186,47 @@ def test_what_can_be_kept_can_be_taken_back_on_the_command_line(name: str) -> No
     for flag in list_keepable(getattr(module, command.arguments)).values():
         assert flag.takes != "nothing" or flag.negation
     assert cli.COMMANDS[name] == command
+
+
+def test_files_as_other_programs_and_systems_leave_them(user_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    user_file.write_bytes(b"\xef\xbb\xbf[embed]\r\nnum-threads = 2\r\n")  # as Windows writes a text
+    assert add_kept("embed", EmbedArguments, ["--data", "x"])[2:] == ["--num-threads", "2"]
+    kept = user_file.with_name("dotfiles.toml")
+    user_file.rename(kept)
+    kept.chmod(0o600)
+    user_file.symlink_to(kept)
+    assert main(["config", "set", "embed.num-threads", "3"]) == 0
+    assert user_file.is_symlink()
+    assert kept.stat().st_mode & 0o777 == 0o600
+    assert tomllib.loads(kept.read_text()) == {"embed": {"num-threads": 3}}
+    assert sorted(path.name for path in user_file.parent.iterdir()) == ["config.toml", "dotfiles.toml"]
+
+
+def test_a_number_in_the_place_of_a_table_is_one_line(user_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for text, said in (("embed = 3\n", "embed is 3, where a table"), ("[embed]\noptions = 1\n", "options is 1, where")):
+        user_file.write_text(text)
+        key = "embed.num-threads" if "options" not in text else "embed.options.num-threads"
+        for words in (["config", "set", key, "3"], ["config", "unset", key]):
+            main(words)
+            told = capsys.readouterr().err
+            assert said in told or "no flag" in told
+            assert "Traceback" not in told
+        assert user_file.read_text() == text
+
+
+def test_trap_the_home_folder_of_another_user_does_not_stop_every_command(
+    user_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``sudo -E`` and containers leave HOME at a folder that this user must not look into."""
+    is_file = Path.is_file
+
+    def refuse(path: Path) -> bool:
+        if path == user_file:
+            raise PermissionError(13, "Permission denied", str(path))
+        return is_file(path)
+
+    monkeypatch.setattr(Path, "is_file", refuse)
+    assert add_kept("embed", EmbedArguments, ["--data", "x"]) == ["--data", "x"]
+    monkeypatch.setenv("VITRIEVE_CONFIG", str(user_file))  # what is named must be read
+    with pytest.raises(PermissionError):
+        add_kept("embed", EmbedArguments, ["--data", "x"])

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
+from vitrieve.artifacts import replacing_durably
 from vitrieve.cli.arguments import Json, Switch
 from vitrieve.cli.console import print_json, print_result
 from vitrieve.cli.defaults import (
@@ -146,8 +148,9 @@ def _change(file: Path, path: tuple[str, ...], value: Any) -> None:
     import tomlkit
     from tomlkit.exceptions import TOMLKitError
 
+    file = Path(os.path.realpath(file))  # what a link leads to is written, and the link stays
     try:
-        document = tomlkit.parse(file.read_text(encoding="utf-8")) if file.is_file() else tomlkit.document()
+        document = tomlkit.parse(file.read_text(encoding="utf-8-sig")) if file.is_file() else tomlkit.document()
         table: Any = document
         for part in path[:-1]:
             if part not in table:
@@ -155,14 +158,17 @@ def _change(file: Path, path: tuple[str, ...], value: Any) -> None:
                     raise ConfigError(f"{file} does not keep {'.'.join(path)}.")
                 table.add(part, tomlkit.table(is_super_table=part != path[-2]))
             table = table[part]
+            if not isinstance(table, MutableMapping):
+                raise ConfigError(f"{file}: {part} is {table!r}, where a table of flags is expected; correct it there.")
         if value is not None:
             table[path[-1]] = value
         elif table.pop(path[-1], None) is None:
             raise ConfigError(f"{file} does not keep {'.'.join(path)}.")
         file.parent.mkdir(parents=True, exist_ok=True)
-        beside = file.with_name(f".{file.name}.{os.getpid()}")
-        beside.write_text(tomlkit.dumps(document), encoding="utf-8")
-        beside.replace(file)
+        with replacing_durably(file, suffix=f".{os.getpid()}") as beside:
+            beside.write_text(tomlkit.dumps(document), encoding="utf-8")
+            if file.exists():
+                beside.chmod(file.stat().st_mode & 0o7777)
     except (TOMLKitError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file} cannot be read: {error}.") from None
 

@@ -79,7 +79,17 @@ def find_user_file() -> Path | None:
 def list_files() -> tuple[Path, ...]:
     """List the files that are there, the one that counts most first; none where VITRIEVE_CONFIG is ``off``."""
     user = find_user_file()
-    return () if user is None else tuple(file for file in (Path(PROJECT_NAME), user) if file.is_file())
+    return () if user is None else tuple(file for file in (Path(PROJECT_NAME), user) if _is_there(file))
+
+
+def _is_there(file: Path) -> bool:
+    """Say whether a file is there; a home folder that belongs to another user holds nothing for this one."""
+    try:
+        return file.is_file()
+    except PermissionError:
+        if os.environ.get(CONFIG_VARIABLE):
+            raise
+        return False
 
 
 def add_kept(name: str, arguments_class: type | None, argv: Sequence[str]) -> list[str]:
@@ -167,7 +177,7 @@ def read_file(file: Path) -> Iterator[Kept]:
     import tomllib
 
     try:
-        tables = tomllib.loads(file.read_text(encoding="utf-8"))
+        tables = tomllib.loads(file.read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise ConfigError(f"{file} cannot be read: {reason}.") from None

@@ -155,10 +155,11 @@ def calibrate_embeddings(
     """
     labels = read_columns(embeddings.records).labels
     scores = measure_nearest(embeddings.vectors, labels, num_queries=num_queries)
+    has_classes = len(labels) > 0 and labels.min() < labels.max()
     return choose_threshold(
         scores,
         fingerprint=embeddings.fingerprint,
-        where=f"{name}, classes: its labels",
+        where=f"{name}, classes: its labels" if has_classes else f"{name}, which have no classes",
         false_accept_rate=false_accept_rate,
         false_reject_rate=false_reject_rate,
     )

@@ -64,7 +64,7 @@ def read_collections(
         ConfigError: No such file, no TOML, a name or a key that it cannot have, or a token that is not there.
     """
     try:
-        tables = tomllib.loads(file.read_text(encoding="utf-8"))
+        tables = tomllib.loads(file.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise ConfigError(f"{file} cannot be read ({error.strerror}); give a TOML file of collections.") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -140,7 +140,7 @@ def _read_token(folder: Path, described: Any) -> tuple[str, str]:
             raise ConfigError(f"the variable {variable} for its token is not set.")
     elif isinstance(file, str) and variable is None:
         try:
-            token = (folder / file).read_text(encoding="utf-8").strip()
+            token = (folder / file).read_text(encoding="utf-8-sig").strip()
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"the file {file} of its token cannot be read: {error}.") from None
     else:
