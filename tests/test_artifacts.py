@@ -180,3 +180,10 @@ def test_replacing_durably_removes_the_temporary_file_of_a_block_that_fails(tmp_
     with pytest.raises(RuntimeError, match="no graph"):
         write_half(tmp_path / "file")
     assert [entry.read_bytes() for entry in tmp_path.iterdir()] == [b"old"]
+
+
+def test_a_folder_where_a_file_is_to_be_written_is_named_and_stays(tmp_path: Path) -> None:
+    (tmp_path / "page.html").mkdir()
+    with pytest.raises(ArtifactError, match=r"page\.html is a folder; give the name of a file"):
+        write_text_durably(tmp_path / "page.html", "new")
+    assert [path.name for path in tmp_path.iterdir()] == ["page.html"]

@@ -245,8 +245,11 @@ def replacing_durably(
         suffix: End of the temporary name; where several processes may write the same file, each needs its own.
 
     Raises:
+        ArtifactError: A folder has that name.
         DiskFullError: There is no room; the old content stays.
     """
+    if path.is_dir():
+        raise ArtifactError(f"{path} is a folder; give the name of a file.")
     temporary = path.with_name(path.name + suffix)
     with explaining_full_disk(path, num_bytes=num_bytes, advice=advice), removing_unfinished(temporary):
         yield temporary

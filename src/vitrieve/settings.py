@@ -62,6 +62,16 @@ BelowOne = Annotated[float, Range("a number in [0, 1)", lambda value: 0 <= value
 Cosine = Annotated[float, Range("a similarity in [-1, 1)", lambda value: -1 <= value < 1)]
 
 
+def check_seed(seed: int) -> None:
+    """Refuse a seed that the generators would refuse, each with words of its own.
+
+    Raises:
+        ConfigError: It is no ``Seed``.
+    """
+    if not 0 <= seed < 2**32:
+        raise ConfigError(f"the seed is {seed}; expected a whole number in [0, 2^32).")
+
+
 class Setting(NamedTuple):
     """One setting of a tree of dataclasses.
 

@@ -432,3 +432,19 @@ def test_old_names_of_flags_are_taken_with_a_note(tmp_path: Path, capsys: pytest
     assert f"--verify --index {missing}" in capsys.readouterr().err
     assert cli.main(["data", "check", missing, "--data", missing]) == 2
     assert "name the collection once" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("seed", ["-1", "4294967296"])
+def test_seeds_that_are_none_are_refused_at_once(
+    seed: str, class_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = str(tmp_path / "out")
+    for words in (
+        ["map", "--index", "x"],
+        ["quantize", "--encoder", "x", "--data", str(class_folder)],
+        ["adapt", "--embeddings", "x", "--data", "x", "--out", out],
+        ["align", "--encoder", "x", "--data", "x", "--text-column", "name", "--out", out],
+    ):
+        assert cli.main([*words, "--seed", seed]) == 2
+        assert f"the seed is {seed}; expected a whole number" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []

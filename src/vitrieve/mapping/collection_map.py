@@ -26,6 +26,7 @@ from vitrieve.errors import ArtifactError, ConfigError, DataError
 from vitrieve.mapping.clusters import choose_num_clusters, find_clusters
 from vitrieve.mapping.layout import NUM_NEIGHBORS, NUM_PLAIN, lay_out, measure_layout
 from vitrieve.mapping.neighbors import Neighbors, find_neighbors
+from vitrieve.settings import check_seed
 from vitrieve.similarity import IntArray
 
 MAP_NAME = "map.parquet"
@@ -131,11 +132,12 @@ def map_collection(folder: Path | str, *, seed: int = 0, show_progress: bool = F
         show_progress: Report progress on standard error.
 
     Raises:
-        ConfigError: The extra ``map`` is not installed, or there are more than ``MAX_IMAGES`` pictures.
+        ConfigError: No such seed, no extra ``map``, or more than ``MAX_IMAGES`` pictures.
         DataError: There is no picture, or the index changed while it was read.
         ArtifactError: The folder is missing, unfinished, damaged or of another kind.
         DiskFullError: The map cannot be written.
     """
+    check_seed(seed)
     folder = Path(folder)
     seconds: dict[str, float] = {}
     with ExitStack() as stack:

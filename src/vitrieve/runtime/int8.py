@@ -43,6 +43,7 @@ from vitrieve.progress import print_message
 from vitrieve.quoting import quote_name
 from vitrieve.runtime.encoder import find_source_folder, load_encoder
 from vitrieve.runtime.graph_engines import get_openvino_core, no_telemetry
+from vitrieve.settings import check_seed
 
 Preset = Literal["mixed", "performance"]
 MIN_COSINE = 0.9
@@ -188,6 +189,7 @@ def quantize(
     """
     if num_images < 1:
         raise ConfigError(f"num_images is {num_images}; expected 1 or more.")
+    check_seed(seed)
     dataset = data if isinstance(data, Dataset) else read_collection(str(data))
     print_message(*dataset.notes)
     folder = _find_folder(str(encoder), image_size)

@@ -43,6 +43,7 @@ from vitrieve.objective.normalized_softmax import normalized_softmax_loss
 from vitrieve.progress import print_message
 from vitrieve.quoting import quote_name
 from vitrieve.runtime.encoder import find_source_folder
+from vitrieve.settings import check_seed
 from vitrieve.similarity import normalize
 from vitrieve.training.selection import SELECTION_METRIC
 
@@ -161,6 +162,7 @@ def adapt(
         ConfigError: The settings do not fit the embeddings.
     """
     head_settings = HeadSettings(**settings)
+    check_seed(head_settings.seed)
     stored, source = load_embeddings(embeddings), Path(embeddings)
     out, embeddings_out = Path(out), None if embeddings_out is None else Path(embeddings_out)
     _check_folders(source, out, embeddings_out, is_overwrite=overwrite)

@@ -35,6 +35,7 @@ from vitrieve.model.text_export import export_text_encoder, find_text_encoder
 from vitrieve.progress import print_message
 from vitrieve.runtime.encoder import Encoder, find_source_folder, load_encoder
 from vitrieve.runtime.text import TextEncoder
+from vitrieve.settings import check_seed
 from vitrieve.similarity import normalize
 
 LABEL_COLUMN = "label"
@@ -164,6 +165,7 @@ def align(
         DataError: Too few classes to hold some out, or too many unreadable images.
         ArtifactError: An encoder cannot be read, or ``out`` is not free.
     """
+    check_seed(seed)
     start, out = time.monotonic(), Path(out)
     check_replacing(out, kind="encoder", is_overwrite=overwrite)
     source = find_source_folder(encoder)
