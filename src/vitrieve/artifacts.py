@@ -124,9 +124,10 @@ def _find_kind(folder: Path) -> str | None:
     try:
         if _is_ours(folder / MANIFEST_NAME):
             return str(json.loads((folder / MANIFEST_NAME).read_text(encoding="utf-8"))["kind"])
-        return (folder / _PARTIAL_NAME).read_text(encoding="utf-8") or None
+        noted = (folder / _PARTIAL_NAME).read_text(encoding="utf-8")
     except (OSError, ValueError):
         return None
+    return noted if noted in get_args(Kind) else None
 
 
 def _mark_partial(folder: Path, kind: str | None) -> None:

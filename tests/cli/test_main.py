@@ -438,12 +438,12 @@ def test_old_names_of_flags_are_taken_with_a_note(tmp_path: Path, capsys: pytest
 def test_seeds_that_are_none_are_refused_at_once(
     seed: str, class_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out = str(tmp_path / "out")
+    given = ["--data", str(class_folder)]
     for words in (
         ["map", "--index", "x"],
-        ["quantize", "--encoder", "x", "--data", str(class_folder)],
-        ["adapt", "--embeddings", "x", "--data", "x", "--out", out],
-        ["align", "--encoder", "x", "--data", "x", "--text-column", "name", "--out", out],
+        ["quantize", "--encoder", "x", *given],
+        ["adapt", "--embeddings", "x", *given, "--out", str(tmp_path / "out")],
+        ["align", "--encoder", "x", *given, "--text-column", "name", "--out", str(tmp_path / "out")],
     ):
         assert cli.main([*words, "--seed", seed]) == 2
         assert f"the seed is {seed}; expected a whole number" in capsys.readouterr().err
