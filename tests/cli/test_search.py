@@ -68,7 +68,7 @@ def test_search_writes_a_page(
         (["--id", "nobody.png"], "nobody.png"),
         (["{pictures}/02.png", "--filter", "label"], "no filter"),
         (["{pictures}/02.png", "--filter", "size=large"], "unknown metadata column 'size'"),
-        (["{pictures}/02.png", "--group-by", "label"], "cannot be grouped"),
+        (["{pictures}/02.png", "--group-by", "label"], "the images of this index have no metadata"),
         (["{pictures}/02.png", "{pictures}/03.png", "--box", "0", "0", "9", "9"], "one picture"),
         (["--id", "02.png", "--box", "0", "0", "9", "9"], "a box belongs to a picture"),
         (["{pictures}/02.png", "--box", "99", "99", "120", "120"], "no pixel"),

@@ -326,3 +326,27 @@ def test_a_nul_character_costs_its_row_alone(folder: Path) -> None:
     assert "2 of 3 rows have a NUL character, the first in" in " ".join(dataset.notes)
     assert dataset.records[0].metadata == {"note": "on\ufffde"}
     assert [record.path.is_file() for record in dataset.records] == [True, True, False]
+
+
+def test_more_labels_are_read_once_each_without_empty_ones_and_the_own(folder: Path) -> None:
+    dataset = read_csv(
+        folder, "path,label,more_labels\na.jpg,dog,red; red ;;dog; Größe \nb.jpg,cat, ; \nc.jpg,dog,cat\n"
+    )
+    names = [{dataset.label_names[label] for label in labels} for labels in dataset.more_labels.values()]
+    assert (list(dataset.more_labels), names) == (["a.jpg", "c.jpg"], [{"red", "Größe"}, {"cat"}])
+    assert dataset.label_names == ("cat", "dog", "Größe", "red")
+    assert "red; red" in dataset.records[0].metadata["more_labels"], "it is metadata, too"
+
+
+def test_more_labels_that_are_too_many_or_none_are_told(folder: Path) -> None:
+    row = f"a.jpg,dog,{';'.join(f'tag {number}' for number in range(5000))}\n"
+    with pytest.raises(DataError, match=r"a.jpg has 5,000 labels in more_labels; an image takes at most 100"):
+        read_csv(folder, f"path,label,more_labels\n{row}")
+    many = "".join(f"{name}.jpg,dog,{';'.join(f'{name}{number}' for number in range(100))}\n" for name in "abc")
+    assert len(read_csv(folder, f"path,label,more_labels\n{many}").label_names) == 301
+    notes = " ".join(read_csv(folder, "path,label,more_labels\na.jpg,dog,red;NaN\nb.jpg,cat,nancy\n").notes)
+    assert "1 of 2 rows have the label 'NaN'" in notes
+    with pytest.raises(DataError, match=r"'more_labels' is of the type list.*accepted: .*semicolons between"):
+        read_parquet(folder, {"path": ["a.jpg"], "label": ["dog"], "more_labels": [["red", "round"]]})
+    with pytest.raises(DataError, match="label"):
+        read_csv(folder, "path,label,more_labels\na.jpg,,red\n")

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from vitrieve.cli.main import main
 from vitrieve.data.records import Dataset, ImageRecord
@@ -68,8 +70,6 @@ def test_wrong_pair_of_one_class_is_a_negative() -> None:
     learnt = apply_pairs(make_dataset({"a": 0, "b": 0, "c": 0}), [say("wrong", "a", "b")])
     relations = build_relations(learnt.records, learnt.more_labels, learnt.negative_pairs)
     assert relations is not None
-    import torch
-
     positive, negative = relations.mark_pairs(torch.zeros(3, dtype=torch.int64), torch.arange(3))
     assert positive.tolist() == [[False, False, True], [False, False, True], [True, True, False]]
     assert negative.tolist() == [[False, True, False], [True, False, False], [False, False, False]]
@@ -155,16 +155,42 @@ def test_training_uses_pairs(train: Callable[..., tuple[int, str, str]], class_f
     assert "objective.proxy_anchor needs one class of each image" in err
 
 
-def test_nonsense_leaves_the_encoder_as_it_was(train: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
-    """Who calls pictures of one class wrong, and those of different ones a group, is not believed by the hold-out."""
+HARMFUL = ("--train.frozen-share", "0", "--optimizer.learning-rate", "1", "--optimizer.num-warmup-steps", "0")
+
+
+@pytest.fixture
+def noisy_folder(tmp_path: Path) -> Path:
+    """Thirty classes of four pictures, one pattern with much noise: the start finds most; large steps destroy it."""
     generator = np.random.default_rng(0)
-    for label in range(10):
-        color = generator.integers(0, 200, 3)
+    for label in range(30):
+        pattern = generator.integers(0, 256, (4, 4, 3)).repeat(8, axis=0).repeat(8, axis=1)
         for number in range(4):
-            path = tmp_path / "colors" / f"{label}" / f"{number}.png"
+            path = tmp_path / "noisy" / f"{label:02}" / f"{number}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray((color + generator.integers(0, 2, (32, 32, 3))).astype(np.uint8)).save(path)
-    records = read_source(f"folder:{tmp_path / 'colors'}").split("train")
+            noise = generator.normal(0, 60, (32, 32, 3))
+            Image.fromarray((pattern + noise).clip(0, 255).astype(np.uint8)).save(path)
+    return tmp_path / "noisy"
+
+
+def check_start_was_kept(run: Path, err: str, start: Path) -> None:
+    """Check that the training was worse than its start, and that the encoder has the weights that it began with."""
+    made = json.loads((run / "manifest.json").read_text())
+    measured = made["holdout_map_at_r"]
+    assert set(measured) == {"0", "2", "4"}
+    assert max(measured["2"], measured["4"]) < measured["0"], "or there was nothing to refuse"
+    assert made["kept_step"] == 0
+    assert "kept the frozen start: no state was better on the held-out" in err
+    weights, kept = load_file(start), load_file(run / "encoder" / "model.safetensors")
+    shared = [name for name in kept if name.removeprefix("backbone.") in weights]
+    assert len(shared) > 10
+    assert all(torch.equal(kept[name], weights[name.removeprefix("backbone.")]) for name in shared)
+
+
+def test_nonsense_leaves_the_encoder_as_it_was(
+    train: Callable[..., tuple[int, str, str]], noisy_folder: Path, tiny_weights: Path, tmp_path: Path
+) -> None:
+    """Who calls pictures of one class wrong, and those of different ones a group, is not believed by the hold-out."""
+    records = read_source(f"folder:{noisy_folder}").split("train")
     said = [
         say("wrong" if one.label == other.label else "same_group", one.image_id, other.image_id)
         for number, one in enumerate(records)
@@ -172,22 +198,30 @@ def test_nonsense_leaves_the_encoder_as_it_was(train: Callable[..., tuple[int, s
         if one.label == other.label or (one.label + 1 == other.label and number % 2)
     ]
     write_pairs(said, tmp_path / "f.parquet")
-    words = (
-        "--data",
-        f"folder:{tmp_path / 'colors'}",
-        "--pairs",
-        str(tmp_path / "f.parquet"),
-        "--train.frozen-share",
-        "0",
-    )
-    status, _, err = train(*words, "--optimizer.learning-rate", "0.05", "--optimizer.num-warmup-steps", "0")
+    status, _, err = train("--data", f"folder:{noisy_folder}", "--pairs", str(tmp_path / "f.parquet"), *HARMFUL)
     assert status == 0, err
-    made = json.loads((tmp_path / "run" / "manifest.json").read_text())
-    measured = made["holdout_map_at_r"]
-    assert set(measured) == {"0", "2", "4"}
-    assert measured["0"] == 1, "the start finds pictures of nearly one color"
-    assert made["kept_step"] == 0
-    assert "kept the frozen start: no state was better on the held-out classes" in err
+    check_start_was_kept(tmp_path / "run", err, tiny_weights)
+
+
+def test_several_labels_that_make_it_worse_leave_the_encoder_as_it_was(
+    train: Callable[..., tuple[int, str, str]], noisy_folder: Path, tiny_weights: Path, tmp_path: Path
+) -> None:
+    """A further label on a quarter of the images makes them positives of each other, whatever their classes."""
+    rows = [f"{path},{path.parent.name},{path.stem}" for path in sorted(noisy_folder.rglob("*.png"))]
+    (tmp_path / "own.csv").write_text("\n".join(["path,label,more_labels", *rows]))
+    status, _, err = train("--data", f"table:{tmp_path / 'own.csv'}", *HARMFUL)
+    assert status == 0, err
+    check_start_was_kept(tmp_path / "run", err, tiny_weights)
+
+
+def test_views_that_make_it_worse_leave_the_encoder_as_it_was(
+    train: Callable[..., tuple[int, str, str]], noisy_folder: Path, tiny_weights: Path, tmp_path: Path
+) -> None:
+    """Without labels, parts of held-out pictures judge; a training that takes much too large steps is not kept."""
+    status, _, err = train("--data", f"folder:{noisy_folder}", "--classes", "none", *HARMFUL)
+    assert status == 0, err
+    assert "of which a part finds the whole" in err
+    check_start_was_kept(tmp_path / "run", err, tiny_weights)
 
 
 def test_training_with_several_labels_an_image(

@@ -63,6 +63,17 @@ def test_losses_equal_double_loops(seed: int) -> None:
     assert found.item() == pytest.approx(reference.supervised_contrastive(embeddings, batch, 0.5))
 
 
+def test_many_labels_of_an_image_are_found_in_the_memory_that_they_take() -> None:
+    """A thousand labels of each of 64 images: comparing every label with every other would take four gigabytes."""
+    draw = random.Random(0)
+    more = [draw.sample(range(100, 20_000), 1000) for _ in range(64)]
+    relations = Relations(torch.tensor(more), torch.empty(0, 2, dtype=torch.int64))
+    positive, negative = relations.mark_pairs(torch.arange(64), torch.arange(64))
+    expected = torch.tensor([[one is not other and not set(one).isdisjoint(other) for other in more] for one in more])
+    assert torch.equal(positive, expected)
+    assert torch.equal(negative, ~expected & ~torch.eye(64, dtype=torch.bool))
+
+
 def test_nothing_known_is_one_label_each() -> None:
     labels, rows = torch.tensor([0, 1, 0, 2]), torch.arange(4)
     nothing = Relations(torch.full((4, 1), -1), torch.empty(0, 2, dtype=torch.int64))

@@ -40,6 +40,7 @@ from vitrieve.data.records import (
 )
 from vitrieve.data.remote import parse_address, shorten_addresses
 from vitrieve.errors import DataError
+from vitrieve.quoting import quote_name
 from vitrieve.systems import DRIVE
 
 
@@ -49,9 +50,10 @@ def check_type(file: Path, name: str, kind: Any) -> None:
 
     value = kind.value_type if types.is_dictionary(kind) else kind
     is_text = types.is_string(value) or types.is_large_string(value) or types.is_string_view(value)
-    if is_text or types.is_null(value) or (name == "label" and (types.is_integer(value) or types.is_boolean(value))):
+    if is_text or types.is_null(value) or (name != "path" and (types.is_integer(value) or types.is_boolean(value))):
         return
-    accepted = "text" if name == "path" else "text or whole numbers, one label a row"
+    labels = "one label a row" if name == "label" else "labels with semicolons between"
+    accepted = "text" if name == "path" else f"text or whole numbers, {labels}"
     raise DataError(f"{file}: the column {name!r} is of the type {kind}; accepted: {accepted}.")
 
 
@@ -217,7 +219,8 @@ def read_table(file: Path, protocol: str = PROTOCOLS[0]) -> Dataset:
         rows, ``#x_1,y_1,x_2,y_2`` is added.
 
     Raises:
-        DataError: The file is missing or malformed (the message names the row), or none of its images exists.
+        DataError: The file is missing or malformed (the message names the row), none of its images exists, or one has
+            too many labels.
     """
     columns, rows = _open_table(file)
     _check_columns(file, columns)
@@ -251,18 +254,30 @@ def read_table(file: Path, protocol: str = PROTOCOLS[0]) -> Dataset:
 
 MORE_LABELS_COLUMN = "more_labels"
 """Further labels of an image, with semicolons between; positives share one of all their labels."""
+MAX_MORE_LABELS = 100
+"""Further labels of one image: training keeps so many numbers for every image as the one with the most has."""
 
 
 def _read_more_labels(
     records: Sequence[ImageRecord], label_names: tuple[str, ...]
 ) -> tuple[dict[str, tuple[int, ...]], tuple[str, ...]]:
     """Return the further labels of each image that has some, and the names with those that are new."""
-    texts = {record.image_id: record.metadata.get(MORE_LABELS_COLUMN, "") for record in records}
-    found = {image_id: [name.strip() for name in text.split(";") if name.strip()] for image_id, text in texts.items()}
-    names = {name: None for name in (*label_names, *sorted({name for listed in found.values() for name in listed}))}
+    listed = {record.image_id: _split_labels(record, label_names[record.label]) for record in records}
+    names = dict.fromkeys((*label_names, *sorted({name for found in listed.values() for name in found})))
     numbers = {name: number for number, name in enumerate(names)}
-    more = {image_id: tuple(sorted({numbers[name] for name in listed})) for image_id, listed in found.items() if listed}
+    more = {image_id: tuple(sorted(numbers[name] for name in found)) for image_id, found in listed.items() if found}
     return more, tuple(names)
+
+
+def _split_labels(record: ImageRecord, own: str) -> set[str]:
+    """Read the further labels of an image: each once, without its own and without empty ones."""
+    names = {name.strip() for name in record.metadata.get(MORE_LABELS_COLUMN, "").split(";")} - {"", own}
+    if len(names) > MAX_MORE_LABELS:
+        raise DataError(
+            f"{quote_name(record.image_id)} has {len(names):,} labels in {MORE_LABELS_COLUMN}; an image takes at most "
+            f"{MAX_MORE_LABELS}. Keep those that tell images apart."
+        )
+    return names
 
 
 def _note_split(records: tuple[ImageRecord, ...], columns: list[str], label_names: tuple[str, ...]) -> tuple[str, ...]:
@@ -280,13 +295,19 @@ def _note_spellings(entries: list[_Entry], columns: list[str]) -> tuple[str, ...
         notes.append(
             f"{num_respelled} of {len(entries)} files were found under the other Unicode form of the name (NFC, NFD)."
         )
-    missing = [entry for entry in entries if entry.label_name.lower() in _MISSING_LABELS]
+    missing = [(entry.where, name) for entry in entries if (name := _find_missing(entry)) is not None]
     if missing and "label" in columns:
         notes.append(
-            f"{len(missing)} of {len(entries)} rows have the label {missing[0].label_name!r} ({missing[0].where}), "
+            f"{len(missing)} of {len(entries)} rows have the label {missing[0][1]!r} ({missing[0][0]}), "
             "which often stands for a missing one; it is read as the name of a class."
         )
     return tuple(notes)
+
+
+def _find_missing(entry: _Entry) -> str | None:
+    """Return a label of an entry that may stand for a missing one; None where there is none."""
+    more = entry.metadata.get(MORE_LABELS_COLUMN, "").split(";")
+    return next((name for name in (entry.label_name, *map(str.strip, more)) if name.lower() in _MISSING_LABELS), None)
 
 
 def _replace_nul(rows: list[_Row]) -> tuple[list[_Row], tuple[str, ...]]:
@@ -378,7 +399,7 @@ def _read_parquet(file: Path) -> tuple[list[str], Iterator[_Row]]:
     except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:  # text that is not UTF-8, odd dates
         raise DataError(f"{file} is not a readable Parquet file: {error}.") from None
     _check_columns(file, columns)
-    for name in ("path", "label"):
+    for name in ("path", "label", MORE_LABELS_COLUMN):
         if name in columns:
             check_type(file, name, table.schema.field(name).type)
     values = zip(*lists, strict=True)

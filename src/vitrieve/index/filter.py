@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import operator
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Flag, auto
 from functools import cached_property
@@ -412,6 +412,18 @@ def passes(metadata: Mapping[str, str], tests: Iterable[ColumnTest]) -> bool:
     return all(test.holds(metadata.get(test.column)) for test in tests)
 
 
+def require_column(column: str, columns: Collection[str]) -> None:
+    """Refuse a column that is not among the metadata columns of an index.
+
+    Raises:
+        InputError: It names the nearest ones, and all.
+    """
+    if not columns:
+        raise InputError(f"unknown metadata column {column!r}: the images of this index have no metadata.")
+    if column not in columns:
+        raise InputError(unknown_name_message("metadata column", column, columns))
+
+
 def resolve_filter(
     filter: FilterLike, columns: Iterable[str], find_kinds: Callable[[Sequence[str]], Mapping[str, Kinds]]
 ) -> tuple[ColumnTest, ...]:
@@ -430,8 +442,7 @@ def resolve_filter(
         return ()
     known = set(columns)
     for condition in conditions:
-        if condition.column not in known:
-            raise InputError(unknown_name_message("metadata column", condition.column, known))
+        require_column(condition.column, known)
     kinds = find_kinds(sorted({condition.column for condition in conditions}))
     return tuple(find_test(condition, kinds[condition.column]) for condition in conditions)
 

@@ -76,8 +76,11 @@ class Relations(NamedTuple):
         import torch
 
         every = torch.cat([labels[:, None], self.more_labels.to(labels.device)[rows]], dim=1)  # (B, 1 + L)
-        shared = (every[:, None, :, None] == every[None, :, None, :]) & (every >= 0)[:, None, :, None]
-        is_same = shared.flatten(2).any(dim=2)
+        # One column for each label of the batch: comparing all with all would take the square of the labels an image.
+        known, places = torch.unique(every, return_inverse=True)
+        has_label = torch.zeros(len(labels), len(known), device=labels.device).scatter_(1, places, 1.0)  # (B, known)
+        has_label[:, known < 0] = 0
+        is_same = has_label @ has_label.T > 0
         num_images = len(self.more_labels)
         keys = rows[:, None] * num_images + rows
         negatives = self.negatives.to(labels.device)

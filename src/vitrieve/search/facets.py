@@ -9,13 +9,13 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from vitrieve.errors import InputError, unknown_name_message
 from vitrieve.index.filter import (
     ColumnKind,
     ColumnTest,
     FilterLike,
     name_kind,
     read_number,
+    require_column,
     resolve_filter,
     spell_number,
 )
@@ -81,10 +81,7 @@ def count_values(store: VectorStore, column: str, *, filter: FilterLike = (), nu
         InputError: An unknown column, or a condition that does not fit its column.
     """
     columns = store.columns()
-    if not columns:
-        raise InputError("the images of this index have no metadata, so there is nothing to count.")
-    if column not in columns:
-        raise InputError(unknown_name_message("metadata column", column, columns))
+    require_column(column, columns)
     counted = _Counted(column)
     num_images = _read(store, [counted], resolve_filter(filter, columns, store.kinds))
     return ValueCounts(

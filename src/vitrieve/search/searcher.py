@@ -21,8 +21,8 @@ import numpy as np
 from vitrieve.choices import Device
 from vitrieve.data.decode import Picture
 from vitrieve.data.records import ImageRecord
-from vitrieve.errors import ArtifactError, ConfigError, FingerprintError, unknown_name_message
-from vitrieve.index.filter import FilterLike
+from vitrieve.errors import ArtifactError, ConfigError, FingerprintError
+from vitrieve.index.filter import FilterLike, require_column
 from vitrieve.index.open import load_index_encoder, open_index, require_encoder
 from vitrieve.index.store import Hit, VectorStore, find_name, read_info
 from vitrieve.rerank.names import NO_RERANKING
@@ -315,12 +315,8 @@ class Searcher:
                 f"offset {request.offset} and k {request.k} ask for more than the {MAX_DEPTH:,} nearest images; "
                 "narrow the search with a filter."
             )
-        if request.group_by is not None and request.group_by not in (columns := self.store.columns()):
-            raise ConfigError(
-                unknown_name_message("metadata column", request.group_by, columns)
-                if columns
-                else f"the images of this index have no metadata, so they cannot be grouped by {request.group_by!r}."
-            )
+        if request.group_by is not None:
+            require_column(request.group_by, self.store.columns())
 
 
 def choose_reranker(request: SearchRequest, kept: KeptReranking | None) -> Reranker | None:

@@ -28,8 +28,8 @@ from vitrieve.artifacts import write_text_durably
 from vitrieve.choices import Device
 from vitrieve.data.records import Dataset, read_columns
 from vitrieve.embed.collection import Embeddings, embed_images
-from vitrieve.errors import ArtifactError, ConfigError, DataError, unknown_name_message
-from vitrieve.index.filter import Condition, Exact
+from vitrieve.errors import ArtifactError, ConfigError, DataError
+from vitrieve.index.filter import Condition, Exact, require_column
 from vitrieve.index.open import load_index_encoder, open_index, require_encoder
 from vitrieve.index.store import Hit, VectorStore
 from vitrieve.model.artifact import require_made_by
@@ -444,6 +444,5 @@ def _find_column(store: VectorStore, column: str | None) -> str | None:
     columns = store.columns()
     if column is None:
         return DEFAULT_COLUMN if DEFAULT_COLUMN in columns else None
-    if column not in columns:
-        raise ConfigError(unknown_name_message("metadata column", column, columns))
+    require_column(column, columns)
     return column
