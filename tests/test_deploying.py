@@ -230,3 +230,27 @@ def test_what_imitates_the_image_finds_its_instructions() -> None:
     for line in expected:
         subprocess.run(["sh", "-n", "-c", line], check=True)
     subprocess.run(["bash", "-n", DEPLOY / "imitate.sh"], check=True)
+
+
+def test_example_of_several_collections_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("fastapi", reason="needs vitrieve[serve]")
+    from vitrieve.serve.collections import read_collections
+
+    file = tmp_path / "collections.toml"
+    shutil.copyfile(DEPLOY / file.name, file)
+    (tmp_path / "secrets").mkdir()
+    for role in ("read", "write"):
+        (tmp_path / "secrets" / f"products-{role}").write_text(f"a-token-to-{role}-products\n")
+    monkeypatch.setenv("ARCHIVE_READ_TOKEN", "a-token-to-read-the-archive")
+    archive, products = read_collections(file)
+    assert (archive.name, products.name) == ("archive", "products")
+    assert (archive.tokens.read, archive.tokens.write) == (("a-token-to-read-the-archive",), ())
+    assert (products.tokens.read, products.tokens.write) == (
+        ("a-token-to-read-products",),
+        ("a-token-to-write-products",),
+    )
+    assert products.index == tmp_path / "products-index"
+    (command,) = re.findall(r"vitrieve (serve .*)$", file.read_text(encoding="utf-8"), re.MULTILINE)
+    settings = parse(shlex.split(command))
+    assert settings.collections is not None
+    assert (CHECKOUT / settings.collections).is_file()
