@@ -15,8 +15,9 @@ from tests.serve.conftest import Server, make_picture
 from vitrieve.runtime.encoder import load_encoder
 from vitrieve.search.searcher import Searcher
 from vitrieve.search.threshold import Threshold
-from vitrieve.serve.app import STATIC_FOLDER, create_app
-from vitrieve.serve.settings import Limits
+from vitrieve.serve.app import STATIC_FOLDER, create_app, create_collections_app
+from vitrieve.serve.collections import Collections
+from vitrieve.serve.settings import Limits, Tokens
 
 playwright_api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
 axe_api = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs axe-playwright-python")
@@ -482,6 +483,24 @@ def test_axe_finds_nothing_serious(browser: Browser, server: Server, empty_serve
                 if overflow > 0:
                     found[f"{state}, {width} px wide"] = f"{overflow} px too wide"
     assert not found
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_in_the_list_of_collections(browser: Browser, searcher: Searcher, scheme: str) -> None:
+    collections = Collections({"birds": searcher, "cats": searcher}, {"birds": Tokens(), "cats": Tokens()})
+    server = Server(create_collections_app(collections))
+    try:
+        with browser.new_context(base_url=server.address, color_scheme=scheme, bypass_csp=True) as context:
+            page = context.new_page()
+            for address in ("/", "/c/birds/"):
+                page.goto(address)
+                results = axe_api.Axe().run(page)
+                assert results.violations_count == 0, results.generate_report()
+            page.goto("/")
+            page.get_by_role("link", name="cats").click()
+            expect(page).to_have_url(f"{server.address}/c/cats/")
+    finally:
+        server.stop()
 
 
 def test_scripts_are_small_and_load_nothing_from_elsewhere() -> None:
