@@ -119,7 +119,9 @@ def test_all_ways_to_an_embedding_read_a_file_at_the_same_scale(tiny_encoder_fol
 
 
 @pytest.mark.data
-@pytest.mark.parametrize(("image_size", "scale", "smallest", "mean"), [(56, 2, 0.998, 0.9997), (126, 1, 0.99999, 0.99999)])
+@pytest.mark.parametrize(
+    ("image_size", "scale", "smallest", "mean"), [(56, 2, 0.998, 0.9997), (126, 1, 0.99999, 0.99999)]
+)
 def test_photographs_keep_their_embeddings(
     grocery_folder: Path, dinov2_weights: Path, image_size: int, scale: int, smallest: float, mean: float
 ) -> None:
