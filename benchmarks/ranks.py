@@ -46,6 +46,7 @@ def work(pictures: Path, out: Path, batch_size: int, num_steps: int, backbone: s
     from vitrieve.settings import override_config
     from vitrieve.training.loop import fit_encoder
     from vitrieve.training.ranks import joining_ranks
+    from vitrieve.training.relations import TrainingImages
 
     changes = {
         "model.backbone": backbone,
@@ -59,7 +60,7 @@ def work(pictures: Path, out: Path, batch_size: int, num_steps: int, backbone: s
     out.mkdir(parents=True, exist_ok=True)
     with joining_ranks():
         encoder = build_encoder(config.model, is_pretrained=False, seed=0)
-        fit_encoder(config, encoder, read_source(f"folder:{pictures}").split("train"), out)
+        fit_encoder(config, encoder, TrainingImages(read_source(f"folder:{pictures}").split("train")), out)
 
 
 def read_rate(out: Path) -> float:

@@ -33,6 +33,7 @@ from vitrieve.training.loop import (
     fit_encoder,
     train_step,
 )
+from vitrieve.training.relations import TrainingImages
 from vitrieve.training.state import STATE_NAME, TrainingState
 
 NUM_CLASSES, NUM_COPIES = 5, 4
@@ -81,7 +82,7 @@ def run_training(
     evaluate: Evaluate | None = None,
     own_terms: Sequence[OwnTerm] = (),
 ) -> TrainingResult:
-    return fit_encoder(config, build_encoder(config.model), records, run, evaluate, own_terms=own_terms)
+    return fit_encoder(config, build_encoder(config.model), TrainingImages(records), run, evaluate, own_terms=own_terms)
 
 
 def final_state(run: Path) -> dict[str, torch.Tensor]:
@@ -630,7 +631,7 @@ def test_train_keeps_the_head_it_started_with_when_the_start_was_best(
     config = dataclasses.replace(config, model=model_config, train=train_config)
     encoder = build_encoder(config.model)
     start = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
-    result = fit_encoder(config, encoder, records, tmp_path, grow(by=-0.01))
+    result = fit_encoder(config, encoder, TrainingImages(records), tmp_path, grow(by=-0.01))
     assert result.kept_step == 0
     assert not torch.equal(encoder.state_dict()["head.linear.weight"], start["head.linear.weight"])
     assert_same_bits(result.encoder.state_dict(), start)

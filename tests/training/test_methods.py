@@ -15,6 +15,7 @@ from vitrieve.model.encoder import build_encoder
 from vitrieve.recipes import RECIPE_GROUPS
 from vitrieve.settings import override_config
 from vitrieve.training.loop import fit_encoder
+from vitrieve.training.relations import TrainingImages
 from vitrieve.training.run import train
 from vitrieve.training.state import STATE_NAME
 
@@ -78,11 +79,11 @@ def test_a_resumed_run_of_all_losses_with_prefixes_ends_with_the_same_bits(
         ImageRecord(image_id=str(path), path=path, label=number // 4, split="train")
         for number, path in enumerate(sorted(mixed_folder.rglob("*.png")))
     ]
-    fit_encoder(config, build_encoder(config.model), records, tmp_path)
+    fit_encoder(config, build_encoder(config.model), TrainingImages(records), tmp_path)
     before, last = sorted((tmp_path / STATE_NAME).iterdir(), key=lambda path: path.stat().st_mtime_ns)
     whole = load_file(last)
     last.unlink()
-    fit_encoder(config, build_encoder(config.model), records, tmp_path)
+    fit_encoder(config, build_encoder(config.model), TrainingImages(records), tmp_path)
     again = load_file(last)
     assert whole.keys() == again.keys()
     assert [name for name in whole if not torch.equal(whole[name], again[name])] == []

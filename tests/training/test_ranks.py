@@ -23,6 +23,7 @@ from vitrieve.settings import override_config
 from vitrieve.training import loop
 from vitrieve.training.compute import MemoryPlan
 from vitrieve.training.ranks import joining_ranks, share_places
+from vitrieve.training.relations import TrainingImages
 from vitrieve.training.state import STATE_NAME
 
 NUM_STEPS = 20
@@ -74,7 +75,7 @@ def fit(jobs: tuple[Job, ...], records: tuple[ImageRecord, ...]) -> int:
             patch.setattr(loop, "train_step", train_step)
             try:
                 encoder = build_encoder(config.model, is_pretrained=config.model.weights is not None, seed=0)
-                loop.fit_encoder(config, encoder, records, run)
+                loop.fit_encoder(config, encoder, TrainingImages(records), run)
             except KeyboardInterrupt:
                 assert stop_step is not None
             patch.undo()

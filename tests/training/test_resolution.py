@@ -15,6 +15,7 @@ from vitrieve.model.encoder import build_encoder
 from vitrieve.objective.contrastive import ContrastiveConfig
 from vitrieve.training.compute import allow_low_resolution, image_size_at
 from vitrieve.training.loop import fit_encoder
+from vitrieve.training.relations import TrainingImages
 from vitrieve.training.state import STATE_NAME
 
 
@@ -78,14 +79,19 @@ def test_trap_a_run_resumed_in_its_low_steps_equals_an_uninterrupted_one(
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     whole.mkdir()
     stopped.mkdir()
-    expected = fit_encoder(config, build_encoder(config.model), records, whole)
+    expected = fit_encoder(config, build_encoder(config.model), TrainingImages(records), whole)
     train_one_step(config, records, stopped)
-    resumed = fit_encoder(config, build_encoder(config.model), records, stopped)
+    resumed = fit_encoder(config, build_encoder(config.model), TrainingImages(records), stopped)
     states = [result.encoder.state_dict() for result in (expected, resumed)]
     assert all(torch.equal(tensor, states[1][name]) for name, tensor in states[0].items())
 
 
 def train_one_step(config: Config, records: list[ImageRecord], run: Path) -> None:
     """Train the first step of a run of four: with all steps low at twice the length, the first is the same."""
-    fit_encoder(with_train(config, num_steps=1, low_resolution_share=1.0), build_encoder(config.model), records, run)
+    fit_encoder(
+        with_train(config, num_steps=1, low_resolution_share=1.0),
+        build_encoder(config.model),
+        TrainingImages(records),
+        run,
+    )
     assert [path.name for path in (run / STATE_NAME).iterdir()] == ["step_0000001.safetensors"]

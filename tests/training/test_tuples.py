@@ -39,6 +39,7 @@ from vitrieve.model.encoder import ImageEncoder, build_encoder
 from vitrieve.objective.koleo import KoleoConfig
 from vitrieve.objective.tuple_contrastive import TupleContrastiveConfig
 from vitrieve.training.loop import fit_encoder
+from vitrieve.training.relations import TrainingImages
 from vitrieve.training.tuples import TupleMiner, build_miner, draw_class_pairs, find_hard_negatives, find_pair_rows
 
 
@@ -242,9 +243,7 @@ def test_a_pool_of_one_other_class_and_one_pair_still_ends(
     config: Config, records: list[ImageRecord], tmp_path: Path
 ) -> None:
     pairs = ((records[0].image_id, records[1].image_id),)
-    result = fit_encoder(
-        config, build_encoder(config.model), [*records[:4], records[4]], tmp_path, positive_pairs=pairs
-    )
+    result = fit_encoder(config, build_encoder(config.model), TrainingImages(records[:5], pairs), tmp_path)
     assert result.num_steps == 6
 
 

@@ -13,13 +13,12 @@ from vitrieve.data.holdout import VIEW_MARK, TrainingSplit, count_images, split_
 from vitrieve.data.records import Dataset, ImageRecord, require_trainable
 from vitrieve.errors import ConfigError
 from vitrieve.model.pretrained import list_seen
-from vitrieve.objective.term import Relations
 from vitrieve.progress import print_message
 from vitrieve.quoting import quote_name
 from vitrieve.runtime.device import describe_emulation, resolve_device
 from vitrieve.training.identity import describe_run
 from vitrieve.training.order import TrainingRun
-from vitrieve.training.relations import build_relations
+from vitrieve.training.relations import TrainingImages, build_relations
 
 
 class RunImages(NamedTuple):
@@ -57,11 +56,11 @@ class RunImages(NamedTuple):
         """Pairs that the sources list."""
         return tuple(chain.from_iterable(dataset.positive_pairs for dataset in self.datasets))
 
-    def build_relations(self) -> Relations | None:
-        """Build what is known of pairs of the training images beside one label of each; None: nothing."""
+    def build_training_images(self) -> TrainingImages:
+        """Build what the encoder learns from, with what is known of pairs."""
         more = {name: labels for dataset in self.datasets for name, labels in dataset.more_labels.items()}
         pairs = [pair for dataset in self.datasets for pair in dataset.negative_pairs]
-        return build_relations(self.fit, more, pairs)
+        return TrainingImages(self.fit, self.positive_pairs, build_relations(self.fit, more, pairs))
 
     @property
     def relation_pairs(self) -> tuple[tuple[str, str], ...]:

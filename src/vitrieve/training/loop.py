@@ -31,7 +31,6 @@ from vitrieve.model.lora import merge_lora
 from vitrieve.model.prompts import PROMPTS
 from vitrieve.objective.objective import Objective, similarity_statistics
 from vitrieve.objective.own import OwnTerm
-from vitrieve.objective.term import Relations
 from vitrieve.objective.tuple_contrastive import tuple_statistics
 from vitrieve.training.compute import (
     MemoryPlan,
@@ -54,6 +53,7 @@ from vitrieve.training.draws import StepDraws
 from vitrieve.training.metrics_log import METRICS_NAME, MetricsLog, NoLog
 from vitrieve.training.optimizer import WeightAverage, build_optimizer, set_learning_rate
 from vitrieve.training.ranks import Ranks, current_ranks, tell_ranks, wrap_encoder
+from vitrieve.training.relations import TrainingImages
 from vitrieve.training.selection import SELECTION_METRIC, Selection
 from vitrieve.training.state import STATE_NAME, TrainingState
 from vitrieve.training.tuples import TupleMiner, build_miner
@@ -83,15 +83,13 @@ class TrainingResult(NamedTuple):
         return self.selection.best_step if self.selection.values else self.num_steps
 
 
-def fit_encoder(  # noqa: PLR0913  # the parts of a run, each by its name
+def fit_encoder(
     config: Config,
     encoder: ImageEncoder,
-    records: Sequence[ImageRecord],
+    images: TrainingImages,
     run: Path,
     evaluate: Evaluate | None = None,
-    positive_pairs: Sequence[tuple[str, str]] = (),
     own_terms: Sequence[OwnTerm] = (),
-    relations: Relations | None = None,
     watch: RunWatch | None = None,
 ) -> TrainingResult:
     """Fine-tune an encoder; a run with a state goes on from the last one.
@@ -99,13 +97,11 @@ def fit_encoder(  # noqa: PLR0913  # the parts of a run, each by its name
     Args:
         config: The complete settings.
         encoder: Fresh result of ``build_encoder(config.model)``; changed.
-        records: Training images, without held-out classes.
+        images: What it learns from.
         run: Existing folder, which gets ``metrics.jsonl`` and ``state/``.
         evaluate: Function that measures an encoder on held-out classes; its ``map_at_r`` decides which state is kept.
             None: the last state is kept.
-        positive_pairs: ``image_id`` of anchors and positives, for training on tuples; empty: the labels say it.
         own_terms: Terms of the objective that are not of this package.
-        relations: What is known of pairs of ``records`` beside one label of each; None: nothing.
         watch: Who watches the run, on the first process; None: nobody.
 
     Raises:
@@ -123,9 +119,9 @@ def fit_encoder(  # noqa: PLR0913  # the parts of a run, each by its name
     torch.manual_seed(config.train.seed)
     device = prepare_encoder(encoder, config)
     allow_low_resolution(encoder, config)
-    loader = _build_loader(config, encoder, records)
-    miner = build_miner(config, records, positive_pairs, loader)
-    teacher = ranks.share_first(lambda: read_teacher(config, records, run))
+    loader = _build_loader(config, encoder, images.records)
+    miner = build_miner(config, images.records, images.positive_pairs, loader)
+    teacher = ranks.share_first(lambda: read_teacher(config, images.records, run))
 
     # State
     num_classes = loader.num_classes
@@ -133,11 +129,11 @@ def fit_encoder(  # noqa: PLR0913  # the parts of a run, each by its name
         config,
         encoder,
         num_classes=num_classes,
-        num_images=len(records),
+        num_images=len(images.records),
         own_terms=own_terms,
         teacher=teacher,
     )
-    state.objective.use_relations(relations)
+    state.objective.use_relations(images.relations)
     note = _load(state, run) if ranks.is_first else None
     num_steps, watch = config.train.num_steps, watch or RunWatch()
     _join_state(state, config, ranks)

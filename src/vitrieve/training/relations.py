@@ -1,14 +1,29 @@
-"""Further labels and negative pairs of training images as tensors by row."""
+"""The images that an encoder learns from, and what is known of pairs of them, as tensors by row."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from vitrieve.data.records import ImageRecord
 from vitrieve.objective.term import Relations
+
+
+class TrainingImages(NamedTuple):
+    """What an encoder learns from.
+
+    Attributes:
+        records: Training images, without held-out classes.
+        positive_pairs: ``image_id`` of anchors and positives, for training on tuples; empty: the labels say it.
+        relations: What is known of pairs of ``records`` beside one label of each; None: nothing.
+    """
+
+    records: Sequence[ImageRecord]
+    positive_pairs: Sequence[tuple[str, str]] = ()
+    relations: Relations | None = None
 
 
 def build_relations(

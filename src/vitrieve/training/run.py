@@ -277,15 +277,7 @@ def _train_first(
         shown = watch.watchers.examples if run.callbacks else None
         evaluate = build_mean_evaluate(images.held_out, run.config, shown)
         result = fit_encoder(
-            run.config,
-            encoder,
-            images.fit,
-            folder,
-            evaluate,
-            images.positive_pairs,
-            run.own_terms,
-            images.build_relations(),
-            watch,
+            run.config, encoder, images.build_training_images(), folder, evaluate, run.own_terms, watch
         )
         seconds = time.monotonic() - start
         print_message(describe_kept(result, images.num_measured))
@@ -324,16 +316,7 @@ def _describe_facts(run: TrainingRun, images: RunImages) -> dict[str, Any]:
 def _help(run: TrainingRun, encoder: ImageEncoder, images: RunImages) -> TrainedRun:
     """Train with the first of several processes, which alone writes, and help it with the report."""
     evaluate = build_mean_evaluate(images.held_out, run.config)
-    fit_encoder(
-        run.config,
-        encoder,
-        images.fit,
-        run.out,
-        evaluate,
-        images.positive_pairs,
-        run.own_terms,
-        images.build_relations(),
-    )
+    fit_encoder(run.config, encoder, images.build_training_images(), run.out, evaluate, run.own_terms)
     summary, results = help_report(current_ranks(), lambda folder: load_compared(folder, run.config))
     return TrainedRun(folder=run.out, summary=summary, results=tuple(results), device=run.config.train.device)
 
