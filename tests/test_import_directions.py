@@ -66,11 +66,11 @@ MAY_USE_TORCH = {
             "hugging_face",
             "lora",
             "pooling",
-            "pretrained",
             "prompts",
             "reduction",
             "text_export",
             "tower_export",
+            "wheels",
         )
     ),
 }

@@ -15,7 +15,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -535,3 +535,20 @@ def _can_be_replaced(target: Path) -> bool:
         "deleted before the new content is complete."
     )
     return False
+
+
+def publish_folder(complete: Path, folder: Path, is_complete: Callable[[], bool]) -> None:
+    """Give a complete folder its name in the cache; another process that was quicker wins.
+
+    Args:
+        complete: Folder beside ``folder``.
+        folder: Name that it gets; what a crash has left there is removed.
+        is_complete: Function that says whether the folder of that name is whole.
+    """
+    if folder.exists() and not is_complete():
+        shutil.rmtree(folder)
+    try:
+        os.rename(complete, folder)
+    except OSError:
+        if not is_complete():
+            raise

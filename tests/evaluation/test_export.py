@@ -14,7 +14,8 @@ from vitrieve.config import ModelConfig
 from vitrieve.evaluation.export import export
 from vitrieve.evaluation.run import evaluate
 from vitrieve.model.artifact import read_contents
-from vitrieve.model.pretrained import DESCRIPTION_FILE, WEIGHTS, WEIGHTS_FILE, WeightsEntry, WheelSource
+from vitrieve.model.pretrained import DESCRIPTION_FILE, WEIGHTS, WEIGHTS_FILE, WeightsEntry
+from vitrieve.model.wheels import WheelSource
 from vitrieve.runtime.encoder import load_encoder
 
 torch = pytest.importorskip("torch", reason="training needs vitrieve[train]")

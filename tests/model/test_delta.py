@@ -28,12 +28,12 @@ from vitrieve.model.pretrained import (
     WEIGHTS_FILE,
     DeltaSource,
     WeightsEntry,
-    WheelSource,
     find_pulled,
-    hash_file,
     pull_weights,
 )
 from vitrieve.model.reduction import Pca
+from vitrieve.model.tensors import hash_file
+from vitrieve.model.wheels import WheelSource
 from vitrieve.runtime.encoder import load_encoder
 
 BASE, RANK, SIZE = "tiny-base", 4, 64

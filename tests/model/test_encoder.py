@@ -23,8 +23,8 @@ from vitrieve.model.encoder import (
     save_encoder,
 )
 from vitrieve.model.export import MIN_COSINE, export_onnx
-from vitrieve.model.pretrained import hash_file
 from vitrieve.model.reduction import Pca, fit_pca
+from vitrieve.model.tensors import hash_file
 
 BuildTiny = Callable[..., ImageEncoder]
 

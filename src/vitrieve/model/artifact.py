@@ -25,8 +25,8 @@ from vitrieve.choices import Pooling
 from vitrieve.data.preprocess import Preprocessing
 from vitrieve.errors import ArtifactError, ConfigError, FingerprintError
 from vitrieve.model.delta import DELTA_NAME, Delta, read_delta, write_delta
-from vitrieve.model.pretrained import hash_file, restore_from_base
-from vitrieve.model.tensors import read_arrays, update_digest
+from vitrieve.model.pretrained import restore_from_base
+from vitrieve.model.tensors import hash_file, read_arrays, update_digest
 from vitrieve.settings import config_from_json, config_to_json
 
 ReductionKind = Literal["pca", "pca_whitening", "supervised_whitening", "prefix", "linear_head"]

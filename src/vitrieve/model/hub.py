@@ -21,7 +21,8 @@ from vitrieve import __version__
 from vitrieve.artifacts import describe_full_disk, is_full_disk, sync_folder
 from vitrieve.errors import DiskFullError, VitrieveError, WeightsError, first_line
 from vitrieve.machine import cache_folder
-from vitrieve.model.pretrained import HUB_TIMEOUT_SECONDS, hash_file
+from vitrieve.model.pretrained import HUB_TIMEOUT_SECONDS
+from vitrieve.model.tensors import hash_file
 from vitrieve.quoting import quote_name
 
 PREFIX = "hf:"

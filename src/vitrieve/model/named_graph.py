@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vitrieve.artifacts import MANIFEST_NAME, read_manifest, replacing_durably
+from vitrieve.artifacts import MANIFEST_NAME, publish_folder, read_manifest, replacing_durably
 from vitrieve.data.preprocess import build_preprocessing
 from vitrieve.errors import ConfigError, WeightsError
 from vitrieve.model.artifact import (
@@ -36,14 +36,7 @@ from vitrieve.model.artifact import (
 )
 from vitrieve.model.delta import DELTA_NAME, read_delta
 from vitrieve.model.positions import resample_positions
-from vitrieve.model.pretrained import (
-    BACKBONE_PREFIX,
-    WEIGHTS,
-    WeightsEntry,
-    get_export_folder,
-    publish_folder,
-    pull_weights,
-)
+from vitrieve.model.pretrained import BACKBONE_PREFIX, WEIGHTS, WeightsEntry, get_export_folder, pull_weights
 from vitrieve.model.tensors import read_arrays
 
 if TYPE_CHECKING:

@@ -23,7 +23,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vitrieve.artifacts import MANIFEST_NAME, explaining_full_disk, read_manifest, replacing_durably, write_text_durably
+from vitrieve.artifacts import (
+    MANIFEST_NAME,
+    explaining_full_disk,
+    publish_folder,
+    read_manifest,
+    replacing_durably,
+    write_text_durably,
+)
 from vitrieve.choices import Pooling
 from vitrieve.data.preprocess import Interpolation, Preprocessing
 from vitrieve.errors import ArtifactError, ConfigError, WeightsError
@@ -56,7 +63,7 @@ from vitrieve.model.hub import (
     parse_hub_name,
     read_state,
 )
-from vitrieve.model.pretrained import hash_file, publish_folder
+from vitrieve.model.tensors import hash_file
 from vitrieve.model.text import (
     MAP_NAME,
     TEXT_GRAPH_NAME,

@@ -58,3 +58,20 @@ def hash_arrays(states: Mapping[str, np.ndarray]) -> str:
     digest = hashlib.sha256()
     update_digest(digest, states)
     return digest.hexdigest()
+
+
+HASH_BLOCK_BYTES = 1 << 20
+
+
+def hash_file(path: Path, digest: hashlib._Hash | None = None) -> str:
+    """Compute the checksum of a file, as hexadecimal text, in bounded memory.
+
+    Args:
+        path: The file.
+        digest: Checksum that the content is added to; None: a new sha256.
+    """
+    digest = digest or hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(HASH_BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()

@@ -21,8 +21,7 @@ import numpy as np
 
 from vitrieve.artifacts import MANIFEST_NAME, read_manifest, write_bytes_durably, write_manifest, write_text_durably
 from vitrieve.errors import ArtifactError, ConfigError, FingerprintError
-from vitrieve.model.pretrained import hash_file
-from vitrieve.model.tensors import read_arrays
+from vitrieve.model.tensors import hash_file, read_arrays
 from vitrieve.settings import config_from_json, config_to_json
 
 TEXT_SUBFOLDER = "text"
