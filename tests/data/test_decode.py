@@ -18,7 +18,8 @@ from PIL import Image, ImageFile, features
 
 from tests.data.isobmff import Item, build_file
 from vitrieve.data import decode
-from vitrieve.data.decode import convert_to_rgb, crop_to_box, decode_image, read_header, read_image, read_image_bytes
+from vitrieve.data.color import convert_to_rgb
+from vitrieve.data.decode import crop_to_box, decode_image, read_header, read_image, read_image_bytes
 from vitrieve.data.records import ImageRecord
 from vitrieve.errors import DecodeError
 

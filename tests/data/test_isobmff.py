@@ -14,7 +14,7 @@ from PIL import Image, features
 from tests.data.isobmff import Item, build_av1, build_file, build_grid, build_hevc, build_track
 from vitrieve.data import decode
 from vitrieve.data.decode import decode_image, measure_image, read_header
-from vitrieve.data.work import count_coded_pictures, find_kind
+from vitrieve.data.isobmff import count_coded_pictures, find_kind
 from vitrieve.errors import DecodeError, PictureTooLargeError
 from vitrieve.serve.body import find_image_type
 

@@ -11,8 +11,9 @@ import pytest
 from PIL import Image
 
 from tests.data.dng import build_dng
-from vitrieve.data import decode
-from vitrieve.data.decode import decode_image, is_raw, measure_image, read_header, take_preview
+from vitrieve.data import raw
+from vitrieve.data.decode import decode_image, measure_image, read_header
+from vitrieve.data.raw import is_raw, take_preview
 from vitrieve.data.sources import read_collection
 from vitrieve.errors import DecodeError, PictureTooLargeError
 
@@ -32,11 +33,11 @@ def save(picture: Image.Image, kind: str = "JPEG", **options: object) -> bytes:
 
 @pytest.fixture
 def without_rawpy(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    decode.has_rawpy.cache_clear()
-    monkeypatch.setattr(decode.importlib.util, "find_spec", lambda name: None)
-    assert not decode.has_rawpy()
+    raw.has_rawpy.cache_clear()
+    monkeypatch.setattr(raw.importlib.util, "find_spec", lambda name: None)
+    assert not raw.has_rawpy()
     yield
-    decode.has_rawpy.cache_clear()
+    raw.has_rawpy.cache_clear()
 
 
 def test_the_preview_of_a_raw_file_is_the_picture() -> None:
@@ -85,13 +86,13 @@ def test_libraw_works_within_the_budget(monkeypatch: pytest.MonkeyPatch) -> None
     read, held = rawpy.imread, []
 
     def note_and_read(file: io.BytesIO) -> object:
-        held.append(decode.BUDGET.num_held)
+        held.append(raw.BUDGET.num_held)
         return read(file)
 
     monkeypatch.setattr(rawpy, "imread", note_and_read)
     decode_image(data)
     assert held == [len(data)]
-    assert decode.BUDGET.num_held == 0
+    assert raw.BUDGET.num_held == 0
 
 
 def test_what_a_raw_file_is_its_content_decides() -> None:

@@ -4,8 +4,7 @@ The content decides the format, never the file's name. The rule:
 
 - Formats: JPEG, PNG, WebP, GIF, BMP, TIFF; AVIF where this Pillow was built with it; HEIC where the package
   ``pillow-heif`` is installed. Nothing else is tried.
-- RAW files of cameras: the preview in them, mostly a JPEG of full size, where the package ``rawpy`` is installed. It is
-  what the camera's maker thinks the photograph looks like; nothing of ours turns the values of a sensor into a picture.
+- RAW files of cameras: the preview in them (``raw.py``).
 - Size: more than ``MAX_PIXELS`` pixels in the header is refused before any pixel is decoded, but a JPEG of one scan
   is read at half its width and height up to ``MAX_REDUCED_PIXELS``. Boxes and sizes are always those of the file.
 - Scale: whoever makes a picture small says what side is enough; a JPEG without a box is then read at a half, a quarter
@@ -13,11 +12,7 @@ The content decides the format, never the file's name. The rule:
 - Work: what ``work.py`` counts is refused before any pixel is decoded; all pictures that are decoded at the same time
   have at most ``MAX_PIXELS`` pixels together (``BUDGET``), and the next one waits.
 - Several pictures in one file (animated GIF, WebP, PNG; multi-page TIFF; MPO): the first.
-- Grey of 16 bits: divided by 257, so that 65535 is white. Grey of 32 bits or floating point carries no range
-  of its own: its smallest finite value becomes black, its largest white, what is not finite black.
-- Transparency (an alpha channel, a palette with alpha, a transparent color): laid on white.
-- Palette, bilevel, CMYK, YCbCr, Lab and grey become RGB by Pillow's conversion. Color profiles are ignored.
-- EXIF orientation is applied; an unreadable EXIF block counts as none.
+- Whatever the layout of its pixels, it becomes RGB, and upright (``color.py``).
 - A damaged or truncated file is an error, never a half-grey picture. A JPEG that lacks its end marker alone is good.
 
 No state of Pillow is changed, so threads may decode at the same time.
@@ -29,234 +24,37 @@ import base64
 import contextlib
 import functools
 import importlib
-import importlib.util
 import io
 import os
 import stat
-import struct
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import BinaryIO, cast
 
-import numpy as np
 from PIL import ExifTags, Image, ImageFile, JpegImagePlugin, UnidentifiedImageError, features
 
+from vitrieve.data.color import NUM_ROWS_AT_ONCE, convert_to_rgb, read_orientation
+from vitrieve.data.isobmff import HEAD_BYTES, Kind, find_kind
 from vitrieve.data.parts import Part, PartFile, open_part, parse_part
+from vitrieve.data.raw import RAW_SUFFIXES, has_rawpy, take_preview
 from vitrieve.data.records import ImageRecord
 from vitrieve.data.work import (
     BUDGET,
     END_MARKER,
-    HEAD_BYTES,
     MAX_PIXELS,
     MAX_REDUCED_PIXELS,
     MAX_SCANS,
-    Kind,
     check_pixels,
     check_work,
-    find_kind,
     read_jpeg_layout,
-    read_tiff_directory,
 )
 from vitrieve.errors import ConfigError, DecodeError, PictureTooLargeError
 from vitrieve.quoting import quote_name
 from vitrieve.systems import NO_WAIT, READ
-
-NUM_ROWS_AT_ONCE = 1 << 10
-"""Rows of a floating-point picture that are converted together, to bound the memory."""
-
-_UNORIENT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-
-
-def convert_to_rgb(image: Image.Image) -> Image.Image:
-    """Turn a Pillow picture of any mode into RGB, by the rule of this module, EXIF orientation included.
-
-    Args:
-        image: Pixels of an opened file are read now, and stay in it; it is not changed otherwise.
-
-    Returns:
-        A new RGB picture. It carries no EXIF or other information, so converting it again changes nothing.
-
-    Raises:
-        OSError: The picture was opened from a file and its pixels cannot be decoded (a damaged file may raise
-            any other exception too), or cannot become RGB.
-    """
-    image.load()
-    # After load: TIFF and HEIF turn the picture themselves and then report no orientation.
-    method = _UNORIENT.get(read_orientation(image))
-    rgb = _convert_mode(image)
-    turned = rgb if method is None else rgb.transpose(method)
-    turned.info.clear()  # the orientation among it would turn the picture a second time
-    return turned
-
-
-def read_orientation(image: Image.Image) -> int:
-    """Return the EXIF orientation of an opened picture, 1 to 8; 1 where it says none."""
-    try:
-        orientation = int(image.getexif().get(ExifTags.Base.Orientation, 1))
-        return orientation if orientation in _UNORIENT else 1
-    except MemoryError:
-        raise
-    except Exception:  # a damaged EXIF block raises anything; the picture itself is still good
-        return 1
-
-
-def _convert_mode(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I;16"):
-        return _grey_16_bits_to_rgb(image)
-    if image.mode in ("I", "F"):
-        return _unranged_grey_to_rgb(image)
-    try:
-        return _convert_by_pillow(image)
-    except MemoryError:
-        raise
-    except Exception as error:  # Pillow asserts what a damaged file may lack, for example a palette
-        raise OSError(f"its pixels of layout {image.mode} cannot become RGB ({type(error).__name__})") from error
-
-
-def _convert_by_pillow(image: Image.Image) -> Image.Image:
-    if image.mode == "La":  # Pillow converts premultiplied grey to LA only
-        image = image.convert("LA")
-    if image.has_transparency_data:
-        colored = image.convert("RGBA")
-        white = Image.new("RGB", image.size, "white")
-        white.paste(colored, mask=colored.getchannel("A"))
-        return white
-    return image.convert("RGB")
-
-
-def _grey_16_bits_to_rgb(image: Image.Image) -> Image.Image:
-    """Scale by 1/257; Pillow's own conversion clips every value above 255 to white."""
-    values = np.asarray(image)  # (H, W), 0 to 65535
-    to_grey = ((np.arange(1 << 16) + 128) // 257).astype(np.uint8)
-    transparent: Any = image.info.get("transparency")
-    if isinstance(transparent, int):
-        to_grey[transparent] = 255
-    return Image.fromarray(to_grey[values]).convert("RGB")
-
-
-def _unranged_grey_to_rgb(image: Image.Image) -> Image.Image:
-    """Stretch the finite values from black to white; all equal or none finite gives black."""
-    values = np.asarray(image)  # (H, W) int32 or float32
-    grey = np.zeros(values.shape, dtype=np.uint8)
-    finite = values[np.isfinite(values)]
-    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
-    if high > low:
-        for first in range(0, len(values), NUM_ROWS_AT_ONCE):  # float64 for all at once takes a gigabyte
-            rows = values[first : first + NUM_ROWS_AT_ONCE].astype(np.float64)
-            stretched = np.rint((rows - low) * (255 / (high - low)))
-            grey[first : first + NUM_ROWS_AT_ONCE] = np.where(np.isfinite(rows), stretched, 0)
-    return Image.fromarray(grey).convert("RGB")
-
-
-RAW_SUFFIXES = (".3fr", ".arw", ".cr2", ".cr3", ".dng", ".iiq", ".nef", ".nrw", ".orf", ".pef", ".raf", ".rw2", ".srw")
-"""Suffixes that cameras give to such files."""
-RAW_BEGINNINGS = (b"FUJIFILMCCD-RAW", b"IIRO", b"IIRS", b"MMOR", b"IIU\0")
-"""First bytes of RAW files that are no plain TIFF."""
-_SUBFILE_TYPE, _ORIENTATION, _SUB_DIRECTORIES, _DNG_VERSION = 254, 0x0112, 330, 50706
-_REDUCED, _COLOR_FILTER_ARRAY = 1, 32803
-_FLIPS = {3: (3, Image.Transpose.ROTATE_180), 5: (8, Image.Transpose.ROTATE_90), 6: (6, Image.Transpose.ROTATE_270)}
-"""LibRaw's number of a turn: EXIF's orientation, and Pillow's turn."""
-
-
-@functools.cache
-def has_rawpy() -> bool:
-    """Say whether RAW files can be read here."""
-    return importlib.util.find_spec("rawpy") is not None
-
-
-def is_raw(data: bytes) -> bool:
-    """Say whether the content is that of a RAW file, whatever its name.
-
-    Most are TIFF files with a small picture in front: a DNG says so, a CR2 too, and the others have a reduced picture
-    first and further directories below it, or a picture of sensor values.
-    """
-    if data.startswith(RAW_BEGINNINGS) or data[4:12] == b"ftypcrx ":
-        return True
-    if data[:4] not in (b"II*\0", b"MM\0*"):
-        return False
-    if data[8:10] == b"CR":
-        return True
-    found = read_tiff_directory(data)
-    number = {tag: value for tag, (_, _, value) in found.items()}
-    if _DNG_VERSION in found or number.get(262) == _COLOR_FILTER_ARRAY:
-        return True
-    return number.get(_SUBFILE_TYPE) == _REDUCED and _SUB_DIRECTORIES in found
-
-
-def take_preview(data: bytes) -> bytes:
-    """Take the preview out of a RAW file.
-
-    Args:
-        data: The whole file; anything but a RAW file is returned as it is.
-
-    Returns:
-        A JPEG, or a PNG where the preview is not compressed, with its orientation.
-
-    Raises:
-        DecodeError: rawpy is not installed, there is no preview, or the file is damaged; the message is the reason.
-        PictureTooLargeError: The preview has too many pixels.
-    """
-    if not is_raw(data):
-        return data
-    if not has_rawpy():
-        raise DecodeError("RAW pictures need the package rawpy (pip install 'vitrieve[raw]')")
-    # LibRaw copies the file and the preview in it; a pixel of the budget stands for three bytes or more.
-    with BUDGET.hold(len(data)):
-        return _extract_preview(data)
-
-
-def _extract_preview(data: bytes) -> bytes:
-    import rawpy
-
-    try:
-        with rawpy.imread(io.BytesIO(data)) as raw:
-            preview, flip = raw.extract_thumb(), raw.sizes.flip
-    except (rawpy.LibRawNoThumbnailError, rawpy.LibRawUnsupportedThumbnailError):
-        raise DecodeError("the RAW file holds no preview; develop it, and index the result") from None
-    except rawpy.LibRawUnsufficientMemoryError as error:
-        raise MemoryError(str(error)) from error
-    except rawpy.LibRawError as error:
-        reason = error.args[0].decode(errors="replace") if error.args and isinstance(error.args[0], bytes) else error
-        raise DecodeError(f"the RAW file is damaged or of an unknown camera: {reason}") from error
-    if isinstance(preview.data, bytes):
-        return _orient_jpeg(preview.data, flip)
-    height_px, width_px = preview.data.shape[:2]
-    check_pixels(width_px, height_px)
-    if preview.data.nbytes > len(data):  # LibRaw lays out what the file announces, and fills what is there
-        raise DecodeError("the RAW file is damaged: its preview is larger than the file")
-    picture = Image.fromarray(preview.data)
-    if flip in _FLIPS:
-        picture = picture.transpose(_FLIPS[flip][1])
-    file = io.BytesIO()
-    picture.save(file, "PNG", compress_level=1)
-    return file.getvalue()
-
-
-def _orient_jpeg(data: bytes, flip: int) -> bytes:
-    """Write the orientation of the RAW file into a preview that says none of its own."""
-    try:
-        with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
-            is_told = _ORIENTATION in image.getexif()
-    except Exception:  # the decoder will say what is wrong with it
-        return data
-    if is_told or flip not in _FLIPS:
-        return data
-    directory = struct.pack("<HHHIHHI", 1, _ORIENTATION, 3, 1, _FLIPS[flip][0], 0, 0)
-    block = b"Exif\0\0II*\0" + struct.pack("<I", 8) + directory
-    return data[:2] + b"\xff\xe1" + struct.pack(">H", len(block) + 2) + block + data[2:]
-
 
 Box = tuple[float, float, float, float]
 MISSING_END = "the JPEG lacks its end marker; every pixel is there"

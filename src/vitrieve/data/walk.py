@@ -22,7 +22,8 @@ from typing import NamedTuple
 
 from pathspec import GitIgnoreSpec
 
-from vitrieve.data.decode import RAW_SUFFIXES, list_image_suffixes
+from vitrieve.data.decode import list_image_suffixes
+from vitrieve.data.raw import RAW_SUFFIXES
 from vitrieve.data.records import printable_name
 from vitrieve.errors import ConfigError, DataError
 from vitrieve.quoting import count_nouns

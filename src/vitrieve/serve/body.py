@@ -14,8 +14,8 @@ from python_multipart import FormParser
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import Field, File, parse_options_header
 
-from vitrieve.data.decode import RAW_BEGINNINGS
-from vitrieve.data.work import HEAD_BYTES, find_kind
+from vitrieve.data.isobmff import HEAD_BYTES, find_kind
+from vitrieve.data.raw import RAW_BEGINNINGS
 from vitrieve.serve.middleware import read_length
 from vitrieve.serve.settings import Limits
 
