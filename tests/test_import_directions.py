@@ -66,6 +66,7 @@ MAY_USE_TORCH = {
             "hugging_face",
             "lora",
             "pooling",
+            "pretrained",
             "prompts",
             "reduction",
             "text_export",

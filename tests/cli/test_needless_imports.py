@@ -28,7 +28,7 @@ NEVER = {
     *(f"vitrieve.{name}" for name in ("config", "objective", "recipes", "evaluation", "training", "comparison")),
     *(f"vitrieve.{name}" for name in ("syncing", "curation", "mapping", "serve", "reproduce", "feedback")),
     *(f"vitrieve.data.{name}" for name in ("sources", "folder", "blocks", "remote", "cells", "shards", "loader")),
-    *("vitrieve.model.published", "vitrieve.model.towers", "vitrieve.runtime.text"),
+    *("vitrieve.model.published", "vitrieve.model.conversion", "vitrieve.model.towers", "vitrieve.runtime.text"),
 }
 """What no search by a photograph in a file needs."""
 NOT_WITH_LANCE = {"onnxruntime"}

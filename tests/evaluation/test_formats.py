@@ -22,7 +22,7 @@ from tests.model.hub_server import Hub
 from vitrieve import ArtifactError, ConfigError, export_as, load_encoder, push_encoder
 from vitrieve.cli.main import main
 from vitrieve.data.preprocess import build_preprocessing, preprocess
-from vitrieve.model.published import describe_preprocessing, read_preprocessor
+from vitrieve.model.preprocessor import describe_preprocessing, read_preprocessor
 
 torch = pytest.importorskip("torch", reason="exporting needs vitrieve[train]")
 timm = pytest.importorskip("timm")

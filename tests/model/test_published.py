@@ -40,7 +40,7 @@ from vitrieve.data.preprocess import Preprocessing
 from vitrieve.errors import ArtifactError, ConfigError, DiskFullError, FingerprintError, WeightsError
 from vitrieve.model.encoder import build_encoder, fingerprint_encoder
 from vitrieve.model.hub import parse_hub_name
-from vitrieve.model.published import read_preprocessor
+from vitrieve.model.preprocessor import read_preprocessor
 
 NAME = "hf:owner/name"
 GRAPH = "onnx/model.onnx"

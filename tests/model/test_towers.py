@@ -27,7 +27,7 @@ from tests.model.towers import (
 from vitrieve import load_encoder
 from vitrieve.cli.main import main
 from vitrieve.errors import ConfigError, FingerprintError, WeightsError
-from vitrieve.model import published
+from vitrieve.model import conversion
 
 TOKENS = {
     "clip": [START, "a</w>", "red</w>", "apple</w>", END],
@@ -259,7 +259,7 @@ def test_weights_alone_need_their_library_once(
 ) -> None:
     without = build_pair(onnx__vision_model_onnx=None, onnx__text_model_onnx=None, config_json=None)
     files = {**without, told[0]: b'{"model_type": "clip"}', told[1]: b"weights"}
-    monkeypatch.setattr(published, "find_spec", lambda name: None if name == package else object())
+    monkeypatch.setattr(conversion, "find_spec", lambda name: None if name == package else object())
     empty_hub.repositories["owner/pair"] = Repository(files)
     for source in (write_files(tmp_path / "pair", files), "hf:owner/pair"):
         with pytest.raises(

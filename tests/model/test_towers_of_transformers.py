@@ -19,7 +19,7 @@ from tests.model.hub_server import Hub, Repository
 from tests.model.towers import END, SIZE, START, TOKENIZERS
 from vitrieve import load_encoder, pull_encoder
 from vitrieve.errors import WeightsError
-from vitrieve.model import published
+from vitrieve.model import conversion
 from vitrieve.model.artifact import read_spec
 from vitrieve.model.export import quiet_export
 
@@ -170,7 +170,7 @@ def test_weights_of_the_hub_are_exported_once_and_identified_by_their_checksum(
     spec = read_spec(pull_encoder("hf:owner/pair").folder)
     assert spec.graph_sha256 == hashlib.sha256(files["model.safetensors"]).hexdigest()
     assert load_encoder(tmp_path / "pair", engine="onnx").fingerprint == encoder.fingerprint
-    monkeypatch.setattr(published, "find_spec", lambda name: None)  # from now on neither torch nor transformers
+    monkeypatch.setattr(conversion, "find_spec", lambda name: None)  # from now on neither torch nor transformers
     again = load_encoder("hf:owner/pair", engine="onnx", num_threads=1)
     np.testing.assert_array_equal(again.encode_text("snow"), encoder.encode_text("snow"))
 

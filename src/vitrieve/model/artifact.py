@@ -52,7 +52,7 @@ class EncoderSpec:
         scales: Sides of the input, as shares of the image size, whose embeddings are combined into one
             (``encoder.py``); several are for convnets.
         graph_sha256: Checksums of the graph that others published, and of its files, where the encoder is one and so
-            has no weights by name (``published.py``); empty: it has.
+            has no weights by name (``published_graph.py``); empty: it has.
         weights_source: Origin of the pre-trained weights, in a few words.
         weights_license: License of the weights, as text for the model card.
         weights_note: What a user must know about the pre-trained weights.
@@ -413,3 +413,17 @@ embeddings = encoder.encode([image])        # paths or PIL images -> (N, E) floa
 
 `vitrieve embed --encoder FOLDER --data IMAGES --out EMBEDDINGS` embeds a collection. `vitrieve export --encoder
 FOLDER` adds `encoder.onnx`, with which both work without torch. Weights are safetensors: loading runs no code."""
+
+
+def require_weights(folder: Path, spec: EncoderSpec) -> None:
+    """Refuse an encoder that is a published graph where its weights are needed.
+
+    Raises:
+        ArtifactError: It is one.
+    """
+    if spec.graph_sha256:
+        raise ArtifactError(
+            f"{folder} is the graph of {spec.backbone} as it was published, without weights that torch could read: it "
+            "encodes pictures on the CPU, at its own size, and cannot be trained, reduced, adapted or exported. For "
+            "that, give the weights that it was made of (vitrieve weights list)."
+        )

@@ -27,11 +27,12 @@ from vitrieve.model.artifact import (
     EncoderSpec,
     find_encoder_folder,
     read_contents,
+    require_weights,
 )
 from vitrieve.model.hub import is_hub_name
 from vitrieve.model.positions import resample_positions
 from vitrieve.model.prompts import add_prompts, count_prompts
-from vitrieve.model.published import pull_encoder, require_weights
+from vitrieve.model.published import pull_encoder
 from vitrieve.model.tensors import describe_non_finite
 from vitrieve.quoting import quote_name
 

@@ -26,6 +26,7 @@ from vitrieve.model.artifact import (
     compute_fingerprint,
     format_card,
     read_contents,
+    require_weights,
     write_contents,
 )
 from vitrieve.model.backbone import (
@@ -51,7 +52,6 @@ from vitrieve.model.pooling import (
 )
 from vitrieve.model.pretrained import WeightsEntry, find_weights
 from vitrieve.model.prompts import tune_prompts
-from vitrieve.model.published import require_weights
 from vitrieve.model.reduction import Pca, Reduction, build_reduction
 
 

@@ -31,6 +31,7 @@ from vitrieve.artifacts import write_bytes_durably, write_text_durably
 from vitrieve.data.preprocess import Preprocessing
 from vitrieve.errors import ConfigError
 from vitrieve.model.artifact import ONE_SCALE, WEIGHTS_NAME
+from vitrieve.model.conversion import CONFIG_NAME
 from vitrieve.model.encoder import ImageEncoder
 from vitrieve.model.export import compare_rows, require_equal
 from vitrieve.model.pooling import (
@@ -43,8 +44,8 @@ from vitrieve.model.pooling import (
     pool_gem,
     pool_rmac,
 )
+from vitrieve.model.preprocessor import PREPROCESSOR_NAME, describe_preprocessing
 from vitrieve.model.prompts import count_prompts
-from vitrieve.model.published import CONFIG_NAME, PREPROCESSOR_NAME, describe_preprocessing
 
 CODE_NAME = "modeling_vitrieve.py"
 MODEL_FOLDER = "transformers"

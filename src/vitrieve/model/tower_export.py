@@ -1,6 +1,6 @@
 """Weights of a pair of towers become an ONNX export as the hub has them, where torch and the pair's library are.
 
-``published.py`` calls this for what has weights alone, in the layout of transformers (``config.json``,
+``conversion.py`` calls this for what has weights alone, in the layout of transformers (``config.json``,
 ``model.safetensors``) or of open_clip (``open_clip_config.json``, ``open_clip_model.safetensors``). The library builds
 the model and opens no file but safetensors, so no code of a stranger runs. What is written is a graph of pictures and
 one of texts; from then on no torch is needed.

@@ -398,7 +398,7 @@ def find_source_folder(source: str | Path) -> Path | None:
     folder = find_encoder_folder(path)
     if folder is not None or str(source) in WEIGHTS:
         return folder
-    from vitrieve.model.published import convert_folder, is_export_folder
+    from vitrieve.model.conversion import convert_folder, is_export_folder
 
     if is_export_folder(path):
         return convert_folder(path)
@@ -516,7 +516,7 @@ def _check_export(contents: EncoderContents, folder: Path, wanted: _Wanted) -> N
         )
     exported = contents.spec.preprocessing.image_size
     if wanted.image_size not in (None, exported) or wanted.scales not in (None, contents.spec.scales):
-        from vitrieve.model.published import require_weights
+        from vitrieve.model.artifact import require_weights
 
         require_weights(folder, contents.spec)  # only those with weights can be exported otherwise
     if wanted.image_size not in (None, exported):
