@@ -35,7 +35,7 @@ from collections_here import NOISE_NORM
 
 from vitrieve.artifacts import write_text_durably
 from vitrieve.data.records import ImageRecord
-from vitrieve.embed.collection import Embeddings, load_embeddings
+from vitrieve.embed.embeddings import Embeddings, load_embeddings
 from vitrieve.index.open import build_index
 from vitrieve.mapping.collection_map import map_collection
 from vitrieve.mapping.layout import NUM_NEIGHBORS, lay_out, measure_layout

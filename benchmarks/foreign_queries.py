@@ -20,7 +20,8 @@ import numpy as np
 
 from vitrieve.artifacts import MANIFEST_NAME
 from vitrieve.data.sources import read_source
-from vitrieve.embed.collection import Embeddings, embed_collection, load_embeddings
+from vitrieve.embed.collection import embed_collection
+from vitrieve.embed.embeddings import Embeddings, load_embeddings
 from vitrieve.index.open import build_index
 from vitrieve.index.store import VectorStore
 from vitrieve.runtime.encoder import load_encoder

@@ -21,7 +21,7 @@ from contest import Line, main, time_lines
 from embedding import ensure_encoder
 
 from vitrieve.data.records import ImageRecord
-from vitrieve.embed.collection import Embeddings
+from vitrieve.embed.embeddings import Embeddings
 from vitrieve.index.open import build_index, open_index
 from vitrieve.runtime.encoder import load_encoder
 

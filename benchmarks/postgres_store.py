@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from vector_stores import K, count_bytes, embed_crops, perturb, scratch
 
 from tests.index.postgres import Server
-from vitrieve.embed.collection import Embeddings
+from vitrieve.embed.embeddings import Embeddings
 from vitrieve.index.open import build_index
 from vitrieve.index.store import IndexKind, IndexSettings, StoreKind, VectorStore, read_info
 from vitrieve.similarity import top_k

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vitrieve.embed.collection import load_embeddings
+from vitrieve.embed.embeddings import load_embeddings
 from vitrieve.machine import count_cores
 
 NUM_ACTORS = (1, 2, 4)

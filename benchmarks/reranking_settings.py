@@ -27,7 +27,8 @@ import numpy as np
 
 from vitrieve.artifacts import MANIFEST_NAME
 from vitrieve.data.sources import read_source
-from vitrieve.embed.collection import embed_collection, load_embeddings
+from vitrieve.embed.collection import embed_collection
+from vitrieve.embed.embeddings import load_embeddings
 from vitrieve.evaluation.metrics import score_queries
 from vitrieve.rerank.neighbors import augment_database, expand_queries, k_reciprocal_distances
 from vitrieve.rerank.reranker import RERANK_DEPTH

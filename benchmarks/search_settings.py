@@ -27,7 +27,8 @@ from PIL import Image, ImageEnhance
 from vitrieve.artifacts import MANIFEST_NAME
 from vitrieve.data.decode import read_image
 from vitrieve.data.sources import read_source
-from vitrieve.embed.collection import Embeddings, embed_collection, load_embeddings
+from vitrieve.embed.collection import embed_collection
+from vitrieve.embed.embeddings import Embeddings, load_embeddings
 from vitrieve.runtime.encoder import Encoder, load_encoder
 
 ENCODER, IMAGE_SIZE = "dinov2-vits14", 112

@@ -22,7 +22,7 @@ from pathlib import Path
 from ten_million import PeakMemory, write_embeddings
 
 from vitrieve.data.records import Dataset
-from vitrieve.embed.collection import load_embeddings
+from vitrieve.embed.embeddings import load_embeddings
 from vitrieve.evaluation.measure import measure
 from vitrieve.index.open import build_index, open_index
 from vitrieve.index.store import IndexSettings

@@ -25,7 +25,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vitrieve.embed.collection import load_embeddings
+from vitrieve.embed.embeddings import load_embeddings
 from vitrieve.embed.rows import GROUP_ROWS, SCHEMA
 from vitrieve.index.filter import Condition, Exact
 from vitrieve.index.open import build_index, open_index

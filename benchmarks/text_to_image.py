@@ -45,7 +45,8 @@ from collections_here import find_collections
 
 from vitrieve.data.records import Dataset, hold_out_labels
 from vitrieve.data.sources import read_source
-from vitrieve.embed.collection import Embeddings, embed_collection, load_embeddings
+from vitrieve.embed.collection import embed_collection
+from vitrieve.embed.embeddings import Embeddings, load_embeddings
 from vitrieve.index.store import TextBlock
 from vitrieve.machine import cache_folder
 from vitrieve.model.text_export import export_text_encoder, find_text_encoder

@@ -36,7 +36,8 @@ from vector_stores_report import Result, ShortVectors, to_markdown, write_report
 
 from vitrieve.data.records import ImageRecord
 from vitrieve.data.sources import read_source
-from vitrieve.embed.collection import Embeddings, embed_collection
+from vitrieve.embed.collection import embed_collection
+from vitrieve.embed.embeddings import Embeddings
 from vitrieve.index.open import build_index, open_index
 from vitrieve.index.resident import count_bytes as count_resident_bytes
 from vitrieve.index.store import IndexSettings, StoreKind
@@ -110,7 +111,8 @@ def draw_box(
 def embed_crops(work: Path, sources: list[str], num_vectors: int) -> tuple[Embeddings, np.ndarray]:
     """Embed the crops, or read what an earlier run embedded; return the collection and the queries."""
     from vitrieve.data.records import Dataset
-    from vitrieve.embed.collection import EmbedSettings, load_embeddings
+    from vitrieve.embed.collection import EmbedSettings
+    from vitrieve.embed.embeddings import load_embeddings
 
     folder = work / f"embeddings-{num_vectors}"
     if not (folder / "manifest.json").exists():

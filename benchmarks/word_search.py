@@ -19,7 +19,7 @@ from collections_here import read_photographs
 from contest import Line, main, time_lines
 
 from vitrieve.data.records import ImageRecord
-from vitrieve.embed.collection import Embeddings
+from vitrieve.embed.embeddings import Embeddings
 from vitrieve.index.open import build_index
 from vitrieve.model.default import choose_default_encoder
 from vitrieve.runtime.encoder import Encoder, load_encoder

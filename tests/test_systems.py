@@ -21,7 +21,7 @@ from vitrieve.data.records import ImageRecord
 from vitrieve.data.remote import parse_address, spell_address
 from vitrieve.data.sources import find_source_path, read_collection
 from vitrieve.data.table import find_path
-from vitrieve.embed import collection
+from vitrieve.embed import unfinished
 from vitrieve.errors import ArtifactError, ConfigError, DataError
 from vitrieve.search.searcher import map_paths, parse_path_map
 
@@ -245,7 +245,7 @@ def test_of_those_who_write_first_one_does_where_a_disk_has_no_links(
 
     monkeypatch.setattr(os, "link", refuse)
     for text in ("first", "second"):
-        collection._write_first(tmp_path / "plan", text)
+        unfinished._write_first(tmp_path / "plan", text)
     assert (tmp_path / "plan").read_text(encoding="utf-8") == "first"
     assert [path.name for path in tmp_path.iterdir()] == ["plan"]
 

@@ -26,11 +26,11 @@ from .data.sources import read_collection as read_collection
 from .data.sources import read_source as read_source
 from .doctor import Diagnosis as Diagnosis
 from .doctor import diagnose as diagnose
-from .embed.collection import Embeddings as Embeddings
 from .embed.collection import EmbedSettings as EmbedSettings
 from .embed.collection import embed_collection as embed_collection
 from .embed.collection import embed_images as embed_images
-from .embed.collection import load_embeddings as load_embeddings
+from .embed.embeddings import Embeddings as Embeddings
+from .embed.embeddings import load_embeddings as load_embeddings
 from .embed.job_array import ShardResult as ShardResult
 from .embed.job_array import embed_shard as embed_shard
 from .embed.job_array import join_shards as join_shards

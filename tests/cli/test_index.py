@@ -9,7 +9,8 @@ import pytest
 
 from vitrieve.cli.main import main
 from vitrieve.data.sources import read_collection
-from vitrieve.embed.collection import embed_collection, load_embeddings
+from vitrieve.embed.collection import embed_collection
+from vitrieve.embed.embeddings import load_embeddings
 from vitrieve.index.open import open_index
 from vitrieve.runtime.encoder import load_encoder
 

@@ -17,7 +17,7 @@ from vitrieve.curation.copies import COPIES
 from vitrieve.curation.duplicates import group_by_best
 from vitrieve.curation.links import choose_threshold
 from vitrieve.curation.material import embed_material
-from vitrieve.embed.collection import Embeddings
+from vitrieve.embed.embeddings import Embeddings
 from vitrieve.errors import ConfigError, DataError, FingerprintError
 from vitrieve.runtime.encoder import Encoder
 from vitrieve.similarity import normalize, pairs_above, similarity

@@ -16,14 +16,8 @@ from tests.forked import ForkedVitrieve
 from vitrieve.cli.main import main
 from vitrieve.data.records import Dataset, ImageRecord
 from vitrieve.data.sources import read_collection
-from vitrieve.embed import collection
-from vitrieve.embed.collection import (
-    Embeddings,
-    EmbedSettings,
-    embed_collection,
-    embed_images,
-    load_embeddings,
-)
+from vitrieve.embed.collection import EmbedSettings, embed_collection, embed_images
+from vitrieve.embed.embeddings import Embeddings, load_embeddings
 from vitrieve.embed.rows import StoredRecords
 from vitrieve.errors import ArtifactError, ConfigError, DataError, FingerprintError
 from vitrieve.runtime.encoder import Encoder, load_encoder
@@ -39,7 +33,7 @@ def encoder(tiny_encoder_folder: Path) -> Encoder:
 
 @pytest.fixture(autouse=True)
 def _small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(collection, "PART_SIZE", 5)
+    monkeypatch.setattr("vitrieve.embed.unfinished.PART_SIZE", 5)
 
 
 class CountingEngine:
@@ -192,7 +186,7 @@ def test_embed_collection_goes_on_after_an_interruption(
     assert engine.num_seen == 12 - num_until_interrupt // 5 * 5
 
 
-SMALL_PARTS = "from vitrieve.embed import collection\ncollection.PART_SIZE = 2\n"
+SMALL_PARTS = "from vitrieve.embed import unfinished\nunfinished.PART_SIZE = 2\n"
 
 
 @pytest.mark.parametrize("num_syncs", [0, 1, 2, 3, 8, 14, 15, 16])
@@ -209,7 +203,7 @@ def test_a_killed_process_resumes_to_the_same_embeddings(
     assert killed.status == -signal.SIGKILL
     with pytest.raises(ArtifactError, match="unfinished"):
         load_embeddings(tmp_path / "out")
-    monkeypatch.setattr(collection, "PART_SIZE", 2)
+    monkeypatch.setattr("vitrieve.embed.unfinished.PART_SIZE", 2)
     assert main(["embed", *map(str, words), str(tmp_path / "out"), "--resume"]) == 0
     assert main(["embed", *map(str, words), str(tmp_path / "whole")]) == 0
     assert_equal(load_embeddings(tmp_path / "out"), load_embeddings(tmp_path / "whole"))
@@ -297,7 +291,7 @@ def aged(picture_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             else status
         )
 
-    monkeypatch.setattr(collection.os, "stat", stat_in_the_past)
+    monkeypatch.setattr("os.stat", stat_in_the_past)
     return picture_folder
 
 
@@ -356,7 +350,7 @@ def test_many_records_are_read_when_they_are_asked_for(
     (picture_folder / "04.png").write_bytes(b"")
     dataset = read_collection(str(picture_folder))
     held = embed_collection(encoder, dataset, tmp_path / "out", settings=ALL_ALLOWED)
-    monkeypatch.setattr(collection, "MAX_HELD_RECORDS", 11)
+    monkeypatch.setattr("vitrieve.embed.embeddings.MAX_HELD_RECORDS", 11)
     read = load_embeddings(tmp_path / "out")
     assert isinstance(held.records, tuple)
     assert isinstance(read.records, StoredRecords)

@@ -12,9 +12,9 @@ from tests.embed.test_collection import ALL_ALLOWED, CountingEngine
 from tests.forked import ForkedVitrieve
 from vitrieve.data.records import Dataset
 from vitrieve.data.sources import read_collection
-from vitrieve.embed import collection
-from vitrieve.embed.collection import PLAN_NAME, EmbedSettings, embed_collection, read_plan
+from vitrieve.embed.collection import EmbedSettings, embed_collection
 from vitrieve.embed.job_array import Shard, embed_shard, join_shards, parse_shard
+from vitrieve.embed.unfinished import PLAN_NAME, read_plan
 from vitrieve.errors import ArtifactError, ConfigError, DataError, FingerprintError, IncompleteError
 from vitrieve.runtime.encoder import Encoder, load_encoder
 
@@ -31,7 +31,7 @@ def other_encoder(encoder: Encoder) -> Encoder:
 
 @pytest.fixture(autouse=True)
 def _small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(collection, "PART_SIZE", 2)  # 6 parts of the 12 pictures
+    monkeypatch.setattr("vitrieve.embed.unfinished.PART_SIZE", 2)  # 6 parts of the 12 pictures
 
 
 @pytest.fixture
@@ -217,7 +217,7 @@ def test_a_plain_resume_finishes_what_shards_began(encoder: Encoder, dataset: Da
 
 
 def test_a_shard_killed_at_any_sync_goes_on(tiny_encoder_folder: Path, picture_folder: Path, tmp_path: Path) -> None:
-    small_parts = "from vitrieve.embed import collection\ncollection.PART_SIZE = 2\n"
+    small_parts = "from vitrieve.embed import unfinished\nunfinished.PART_SIZE = 2\n"
     run = ForkedVitrieve(tmp_path)
     words = ("--encoder", tiny_encoder_folder, "--data", picture_folder, "--engine", "onnx", "--num-threads", 1)
     try:

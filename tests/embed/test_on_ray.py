@@ -22,9 +22,9 @@ import pytest
 from tests.embed.test_job_array import assert_same_files
 from vitrieve.cli.main import main
 from vitrieve.data.sources import read_collection
-from vitrieve.embed import collection
-from vitrieve.embed.collection import EmbedSettings, embed_collection, num_parts, records_of_part
+from vitrieve.embed.collection import EmbedSettings, embed_collection
 from vitrieve.embed.on_ray import RaySettings, _connected, _Crew, _cut_tasks, _cut_window, embed_on_ray
+from vitrieve.embed.unfinished import num_parts, records_of_part
 from vitrieve.errors import ClusterError, ConfigError
 from vitrieve.runtime.encoder import Encoder, load_encoder
 
@@ -42,7 +42,7 @@ ALLOWED = ("--max-bad-fraction", "0.5")
 
 
 def test_a_window_stands_for_the_records_of_its_parts(picture_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(collection, "PART_SIZE", 5)
+    monkeypatch.setattr("vitrieve.embed.unfinished.PART_SIZE", 5)
     records = read_collection(str(picture_folder)).records
     for task in _cut_tasks(range(num_parts(len(records))), 2):
         window = _cut_window(records, task)

@@ -7,7 +7,7 @@ import pytest
 
 from vitrieve.data.records import ImageRecord
 from vitrieve.embed.batches import EncodedBatch
-from vitrieve.embed.collection import (
+from vitrieve.embed.unfinished import (
     PART_SIZE,
     num_parts,
     open_parts,

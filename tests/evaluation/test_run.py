@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from vitrieve.data.records import Dataset
-from vitrieve.embed.collection import EmbedSettings, embed_images, load_embeddings
+from vitrieve.embed.collection import EmbedSettings, embed_images
+from vitrieve.embed.embeddings import load_embeddings
 from vitrieve.errors import ConfigError, DataError
 from vitrieve.evaluation.metrics import score_queries
 from vitrieve.evaluation.revisited import REVISITED_ROLES, revisited_metrics

@@ -29,8 +29,8 @@ from vitrieve.data.records import (
     read_columns,
     read_ids,
 )
-from vitrieve.embed import collection
-from vitrieve.embed.collection import Embeddings, EmbedSettings, embed_collection, load_embeddings
+from vitrieve.embed.collection import EmbedSettings, embed_collection
+from vitrieve.embed.embeddings import Embeddings, load_embeddings
 from vitrieve.embed.rows import StoredRecords
 from vitrieve.errors import ConfigError, DataError, DiskFullError, FingerprintError
 from vitrieve.evaluation import measure as measuring
@@ -46,7 +46,7 @@ NUM_IMAGES, NUM_CLASSES = 700, 40
 PEAK = """
 import sys, threading, time
 from vitrieve.data.records import Dataset
-from vitrieve.embed.collection import load_embeddings
+from vitrieve.embed.embeddings import load_embeddings
 from vitrieve.evaluation.measure import measure
 from vitrieve.search.threshold import calibrate_embeddings
 
@@ -77,7 +77,7 @@ print(peak - start)
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     make_embeddings(tmp_path / "embeddings", NUM_IMAGES, 8, num_classes=NUM_CLASSES, group_rows=256)
-    monkeypatch.setattr(collection, "MAX_HELD_RECORDS", 600)
+    monkeypatch.setattr("vitrieve.embed.embeddings.MAX_HELD_RECORDS", 600)
     return tmp_path / "embeddings"
 
 
@@ -296,13 +296,13 @@ def test_a_threshold_needs_embeddings_of_many_images(folder: Path) -> None:
 def test_embeddings_are_written_in_groups_of_several_parts(
     make_encoder: MakeEncoder, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(collection, "PART_SIZE", 4)
-    monkeypatch.setattr(collection, "GROUP_ROWS", 8)
+    monkeypatch.setattr("vitrieve.embed.unfinished.PART_SIZE", 4)
+    monkeypatch.setattr("vitrieve.embed.unfinished.GROUP_ROWS", 8)
     tested = dataclasses.replace(dataset, records=dataset.split("test")[:15])
     held = embed_collection(make_encoder("grid"), tested, tmp_path / "embeddings")
     metadata = pq.read_metadata(tmp_path / "embeddings" / "rows.parquet")
     assert [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)] == [8, 7]
-    monkeypatch.setattr(collection, "MAX_HELD_RECORDS", 4)
+    monkeypatch.setattr("vitrieve.embed.embeddings.MAX_HELD_RECORDS", 4)
     assert tuple(load_embeddings(tmp_path / "embeddings").records) == held.records
 
 
@@ -314,7 +314,7 @@ def test_failures_of_stored_rows_are_those_of_held_ones(
         tested.records[row].path.write_bytes(b"no picture")
     settings = EmbedSettings(max_bad_fraction=0.5)
     held = embed_collection(make_encoder("grid"), tested, tmp_path / "embeddings", settings=settings)
-    monkeypatch.setattr(collection, "MAX_HELD_RECORDS", 4)
+    monkeypatch.setattr("vitrieve.embed.embeddings.MAX_HELD_RECORDS", 4)
     stored = load_embeddings(tmp_path / "embeddings")
     assert isinstance(stored.records, StoredRecords)
     assert stored.failures == held.failures

@@ -27,7 +27,7 @@ from vitrieve.data.records import GroundTruth
 from vitrieve.data.shards import SCHEMA as SHARD_SCHEMA
 from vitrieve.data.shards import Shard, ShardSet, add_set, read_shards
 from vitrieve.data.table import read_table
-from vitrieve.embed.collection import load_embeddings, read_vectors_file
+from vitrieve.embed.embeddings import load_embeddings, read_vectors_file
 from vitrieve.embed.rows import SCHEMA, build_table
 from vitrieve.errors import DataError, DecodeError, InputError
 from vitrieve.index.filter import Kinds, format_condition, parse_filter, passes, resolve_filter

@@ -28,7 +28,7 @@ from tests.index.conformance import (
     make_record,
     normalized,
 )
-from vitrieve.embed.collection import Embeddings
+from vitrieve.embed.embeddings import Embeddings
 from vitrieve.errors import ArtifactError, ConfigError, FingerprintError, InputError
 from vitrieve.index import resident
 from vitrieve.index.filter import name_kind, parse_filter

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from tests.index.conformance import WIDTH, fill, make_info, make_many, make_record
-from vitrieve.embed.collection import Embeddings
+from vitrieve.embed.embeddings import Embeddings
 from vitrieve.errors import ArtifactError, InputError, ReplacedError
 from vitrieve.index import folder as guards
 from vitrieve.index import open as opening

@@ -20,7 +20,7 @@ from tests.index import test_streamed
 from tests.index.conformance import check_hits, fill, make_info, make_many, make_record
 from tests.index.postgres import Server
 from vitrieve.cli.main import main
-from vitrieve.embed.collection import Embeddings
+from vitrieve.embed.embeddings import Embeddings
 from vitrieve.errors import ArtifactError, ConfigError, DataError, FingerprintError, InputError
 from vitrieve.feedback.events import Correction, find_last_words
 from vitrieve.index import folder, pgvector, pgvector_feedback, pgvector_server

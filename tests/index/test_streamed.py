@@ -13,8 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from vitrieve.embed import collection
-from vitrieve.embed.collection import load_embeddings
+from vitrieve.embed.embeddings import load_embeddings
 from vitrieve.embed.rows import GROUP_ROWS, SCHEMA, StoredRecords
 from vitrieve.errors import DataError
 from vitrieve.index.open import build_index
@@ -92,7 +91,7 @@ def test_an_index_of_streamed_records_is_that_of_held_ones(
 ) -> None:
     make_embeddings(tmp_path / "embeddings", 700, 8)
     held = load_embeddings(tmp_path / "embeddings")
-    monkeypatch.setattr(collection, "MAX_HELD_RECORDS", 600)
+    monkeypatch.setattr("vitrieve.embed.embeddings.MAX_HELD_RECORDS", 600)
     assert isinstance(load_embeddings(tmp_path / "embeddings").records, StoredRecords)
     first = build_index(tmp_path / "embeddings", tmp_path / "first", store=store)  # type: ignore[arg-type]
     second = build_index(held, tmp_path / "second", store=store)  # type: ignore[arg-type]
@@ -107,7 +106,7 @@ def test_a_name_that_occurs_twice_among_streamed_records_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_embeddings(tmp_path / "embeddings", 700, 8, twice=690)
-    monkeypatch.setattr(collection, "MAX_HELD_RECORDS", 600)
+    monkeypatch.setattr("vitrieve.embed.embeddings.MAX_HELD_RECORDS", 600)
     with pytest.raises(DataError, match=r"'photographs/000/000000000\.jpg' occurs twice"):
         build_index(tmp_path / "embeddings", tmp_path / "index")
 

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from vitrieve.data.records import ImageRecord
-from vitrieve.embed.collection import Embeddings
+from vitrieve.embed.embeddings import Embeddings
 from vitrieve.errors import ArtifactError, ConfigError, DataError
 from vitrieve.index.open import build_index, open_index
 from vitrieve.index.store import StoreKind

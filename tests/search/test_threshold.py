@@ -7,7 +7,7 @@ import pytest
 
 from tests.search.memory_store import MemoryStore
 from vitrieve.data.records import ImageRecord
-from vitrieve.embed.collection import Embeddings
+from vitrieve.embed.embeddings import Embeddings
 from vitrieve.errors import ArtifactError, ConfigError, DataError
 from vitrieve.index.store import StoreInfo
 from vitrieve.search.threshold import (

@@ -21,7 +21,7 @@ from starlette.testclient import TestClient
 
 from vitrieve.data.decode import read_image
 from vitrieve.data.records import ImageRecord
-from vitrieve.embed.collection import Embeddings
+from vitrieve.embed.embeddings import Embeddings
 from vitrieve.index.open import build_index
 from vitrieve.runtime.encoder import load_encoder
 from vitrieve.search.searcher import Searcher

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from vitrieve.data.records import ImageRecord
-from vitrieve.embed.collection import Embeddings
+from vitrieve.embed.embeddings import Embeddings
 from vitrieve.index.filter import parse_filter
 from vitrieve.index.open import build_index
 from vitrieve.index.store import VectorStore

@@ -298,7 +298,7 @@ def searcher_app(client: TestClient) -> object:
 def connect_to_copy(searcher: object, tmp_path: Path) -> Iterator[tuple[TestClient, Path]]:
     """A service over an index of one file that the test may change."""
     from vitrieve.data.records import ImageRecord
-    from vitrieve.embed.collection import Embeddings
+    from vitrieve.embed.embeddings import Embeddings
     from vitrieve.index.open import build_index
     from vitrieve.search.searcher import Searcher
     from vitrieve.serve.app import create_app

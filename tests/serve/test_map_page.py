@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from vitrieve.data.records import ImageRecord
-from vitrieve.embed.collection import Embeddings
+from vitrieve.embed.embeddings import Embeddings
 from vitrieve.errors import DataError
 from vitrieve.index.open import build_index, open_index
 from vitrieve.mapping.collection_map import CollectionMap, map_collection

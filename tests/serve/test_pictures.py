@@ -20,7 +20,7 @@ from starlette.testclient import TestClient
 from vitrieve.data import decode
 from vitrieve.data.decode import read_image
 from vitrieve.data.records import ImageRecord
-from vitrieve.embed.collection import Embeddings
+from vitrieve.embed.embeddings import Embeddings
 from vitrieve.errors import ConfigError
 from vitrieve.index.open import build_index
 from vitrieve.index.store import StoreKind

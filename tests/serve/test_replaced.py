@@ -17,7 +17,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from vitrieve.data.records import ImageRecord
-from vitrieve.embed.collection import Embeddings
+from vitrieve.embed.embeddings import Embeddings
 from vitrieve.index.open import build_index
 from vitrieve.index.store import StoreKind
 from vitrieve.runtime.encoder import Encoder, load_encoder

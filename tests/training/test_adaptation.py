@@ -17,7 +17,8 @@ from vitrieve.artifacts import write_manifest
 from vitrieve.cli.main import main
 from vitrieve.data.records import Dataset, ImageRecord, Split
 from vitrieve.data.sources import read_collection
-from vitrieve.embed.collection import ROWS_NAME, VECTORS_NAME, embed_collection, load_embeddings
+from vitrieve.embed.collection import embed_collection
+from vitrieve.embed.embeddings import ROWS_NAME, VECTORS_NAME, load_embeddings
 from vitrieve.embed.rows import build_table
 from vitrieve.errors import ArtifactError, ConfigError, DataError, FingerprintError
 from vitrieve.model.encoder import add_linear_head, build_encoder, read_encoder, save_encoder

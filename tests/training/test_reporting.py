@@ -15,8 +15,8 @@ pytest.importorskip("torch", reason="needs vitrieve[train]")
 
 from tests.ranks import run_ranks
 from vitrieve.data.sources import read_source
-from vitrieve.embed import collection
-from vitrieve.embed.collection import embed_images, load_embeddings
+from vitrieve.embed.collection import embed_images
+from vitrieve.embed.embeddings import load_embeddings
 from vitrieve.errors import RankLostError, UnfinishedRunError
 from vitrieve.evaluation.protocols import select_records
 from vitrieve.evaluation.run import evaluate_encoder
@@ -42,7 +42,7 @@ def make_run(folder: Path, weights: Path, out: Path, fault: str = "", is_resume:
     """Train and report in small parts; return how many images this rank embedded, and what it says where it failed."""
     num_embedded = 0
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(collection, "PART_SIZE", PART_SIZE)
+        patch.setattr("vitrieve.embed.unfinished.PART_SIZE", PART_SIZE)
         patch.setattr(reporting, "PARTS_IN_ROUND", 1)
         embed_share, rank = reporting._embed_share, int(os.environ.get("RANK", "0"))
 

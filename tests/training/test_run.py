@@ -347,7 +347,7 @@ def test_the_report_measures_the_graph_and_finds_what_torch_finds(
 
 
 def test_the_report_leaves_its_embeddings_for_those_of_the_whole_collection(run_train: Run, tmp_path: Path) -> None:
-    from vitrieve.embed.collection import load_embeddings
+    from vitrieve.embed.embeddings import load_embeddings
 
     source = f"folder:{write_pictures(tmp_path / 'photographs', LARGER)}"
     tested = [record.image_id for record in read_source(source).split("test")]

@@ -46,7 +46,7 @@ class Arguments:
 def run(arguments: Arguments) -> int:
     """Calibrate, write the threshold, and say what it does."""
     from vitrieve.data.sources import read_source
-    from vitrieve.embed.collection import load_embeddings
+    from vitrieve.embed.embeddings import load_embeddings
     from vitrieve.search.threshold import calibrate, check_column, save_threshold
 
     if arguments.exclude and arguments.data is None:

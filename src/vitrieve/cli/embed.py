@@ -28,7 +28,8 @@ from vitrieve.quoting import count_nouns
 
 if TYPE_CHECKING:
     from vitrieve.data.records import Dataset
-    from vitrieve.embed.collection import Embeddings, EmbedSettings
+    from vitrieve.embed.collection import EmbedSettings
+    from vitrieve.embed.embeddings import Embeddings
     from vitrieve.runtime.encoder import Encoder
 
 NUM_FAILURES_SHOWN = 10

@@ -14,7 +14,8 @@ from vitrieve.artifacts import MANIFEST_NAME
 from vitrieve.choices import Device
 from vitrieve.data.records import Dataset, ImageRecord
 from vitrieve.data.sources import read_collection
-from vitrieve.embed.collection import Embeddings, embed_images, load_embeddings
+from vitrieve.embed.collection import embed_images
+from vitrieve.embed.embeddings import Embeddings, load_embeddings
 from vitrieve.errors import ConfigError, DataError
 from vitrieve.index.open import load_index_encoder, open_index
 from vitrieve.index.store import MAX_BATCH_ROWS, StoreInfo, VectorStore

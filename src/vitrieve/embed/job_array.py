@@ -15,24 +15,25 @@ from typing import NamedTuple
 from vitrieve.artifacts import is_partial, prepare_folder, replacing_folder
 from vitrieve.data.records import Dataset, ImageRecord
 from vitrieve.embed.collection import (
-    PLAN_NAME,
-    Embeddings,
     EmbedSettings,
     check_any,
     check_failures,
-    count_records,
     describe_encoder,
-    find_failures,
-    find_known,
-    find_missing,
     finish_parts,
-    load_embeddings,
     name_labels,
+    write_missing_parts,
+)
+from vitrieve.embed.embeddings import Embeddings, load_embeddings
+from vitrieve.embed.reuse import find_known
+from vitrieve.embed.unfinished import (
+    PLAN_NAME,
+    count_records,
+    find_failures,
+    find_missing,
     num_parts,
     open_parts,
     part_path,
     read_plan,
-    write_missing_parts,
 )
 from vitrieve.errors import ArtifactError, ConfigError, IncompleteError
 from vitrieve.runtime.encoder import Encoder

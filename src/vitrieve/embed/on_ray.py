@@ -1,6 +1,6 @@
 """Embedding on Ray: actors hold the encoder and write the parts, the program that started them joins these.
 
-The parts are those of ``collection.py``, in a folder that all machines see. What crosses the network is the records of
+The parts are those of ``unfinished.py``, in a folder that all machines see. What crosses the network is the records of
 a few parts at a time, and the reasons of pictures that cannot be read. The actors read and decode their pictures
 themselves: nothing else asks the cluster for processors, so that actors that fill it leave nobody waiting. An actor
 that dies is replaced, and its parts go to the others.
@@ -21,24 +21,18 @@ from typing import Any, overload
 
 from vitrieve.artifacts import check_replacing, replacing_folder
 from vitrieve.data.records import Dataset, ImageRecord
-from vitrieve.embed import collection
+from vitrieve.embed import unfinished
 from vitrieve.embed.collection import (
-    Embeddings,
     EmbedSettings,
     check_any,
     check_failures,
-    count_records,
     describe_encoder,
-    find_failures,
-    find_missing,
     finish_parts,
-    load_embeddings,
     name_labels,
-    num_parts,
-    open_parts,
-    part_path,
     write_missing_parts,
 )
+from vitrieve.embed.embeddings import Embeddings, load_embeddings
+from vitrieve.embed.unfinished import count_records, find_failures, find_missing, num_parts, open_parts, part_path
 from vitrieve.errors import ClusterError, ConfigError, FingerprintError, VitrieveError
 from vitrieve.machine import count_cores
 from vitrieve.progress import print_message, track
@@ -211,7 +205,7 @@ class _Window(Sequence[ImageRecord]):
 
 def _cut_window(records: Sequence[ImageRecord], task: range) -> _Window:
     """Cut out the records of neighboring parts; their paths hold wherever the actor runs."""
-    first, end = task.start * collection.PART_SIZE, task.stop * collection.PART_SIZE
+    first, end = task.start * unfinished.PART_SIZE, task.stop * unfinished.PART_SIZE
     chosen = (replace(record, path=Path(os.path.abspath(record.path))) for record in records[first:end])
     return _Window(len(records), first, tuple(chosen))
 
@@ -340,7 +334,7 @@ class _Crew:
         first = tasks[0]  # that it worked on
         self._deaths[first.start] += 1
         if self._deaths[first.start] >= NUM_TRIES:
-            rows = range(first.start * collection.PART_SIZE, first.stop * collection.PART_SIZE)
+            rows = range(first.start * unfinished.PART_SIZE, first.stop * unfinished.PART_SIZE)
             raise ClusterError(
                 f"{NUM_TRIES} actors died while they embedded the images from number {rows.start} to {rows.stop - 1}; "
                 f"what is done is kept. The last: {error}"
@@ -401,7 +395,7 @@ def _write_parts(crew: _Crew, records: Sequence[ImageRecord], parts: Path, setti
         done,
         "embed",
         total=count_records(records, missing),
-        weight=collection.PART_SIZE,
+        weight=unfinished.PART_SIZE,
         is_shown=settings.show_progress,
     )
     with closing(tracked):

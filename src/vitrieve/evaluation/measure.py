@@ -16,7 +16,7 @@ import numpy as np
 
 from vitrieve.artifacts import explaining_full_disk
 from vitrieve.data.records import Dataset, ImageRecord, choose_records, read_columns, read_ids
-from vitrieve.embed.collection import Embeddings
+from vitrieve.embed.embeddings import Embeddings
 from vitrieve.evaluation.metrics import Scores, bootstrap_intervals, score_queries, short_name
 from vitrieve.evaluation.protocols import RetrievalTask, build_task, find_whole_cut_offs, select_records
 from vitrieve.evaluation.revisited import score_listed

@@ -21,7 +21,8 @@ import numpy as np
 
 from vitrieve.data.holdout import NUM_CLASSES_MIN, NUM_JUDGES_MIN, has_pairs, split_for_training
 from vitrieve.data.records import Dataset, ImageRecord
-from vitrieve.embed.collection import Embeddings, EmbedSettings, embed_images
+from vitrieve.embed.collection import EmbedSettings, embed_images
+from vitrieve.embed.embeddings import Embeddings
 from vitrieve.errors import ConfigError, unknown_name_message
 from vitrieve.evaluation.measure import Measurement, measure, similarity_blocks
 from vitrieve.evaluation.metrics import NO_ROW, Relevance, Scores, bootstrap_means, score_rows, short_name

@@ -21,7 +21,8 @@ from typing import Any
 from vitrieve.artifacts import MANIFEST_NAME, replacing_folder, write_manifest, write_text_durably
 from vitrieve.choices import Device
 from vitrieve.data.records import Dataset, ImageRecord
-from vitrieve.embed.collection import Embeddings, EmbedSettings, embed_collection, embed_images, load_embeddings
+from vitrieve.embed.collection import EmbedSettings, embed_collection, embed_images
+from vitrieve.embed.embeddings import Embeddings, load_embeddings
 from vitrieve.errors import ConfigError, DataError
 from vitrieve.evaluation.measure import EvaluationResult, Measurement, format_results, match_records, measure
 from vitrieve.evaluation.protocols import EvaluationData, read_evaluation_data, select_records

@@ -48,7 +48,7 @@ from vitrieve.runtime.encoder import Encoder, load_encoder
 from vitrieve.runtime.engine import EngineChoice, PrecisionChoice
 
 if TYPE_CHECKING:
-    from vitrieve.embed.collection import Embeddings
+    from vitrieve.embed.embeddings import Embeddings
     from vitrieve.index.exact import ExactStore
     from vitrieve.index.lance import LanceStore
     from vitrieve.index.milvus import MilvusStore
@@ -170,7 +170,7 @@ def build_index(
         ConfigError: Settings that do not belong together.
         DataError: No vector, vectors that are not normalized or not finite, or an ``image_id`` that occurs twice.
     """
-    from vitrieve.embed.collection import Embeddings, load_embeddings
+    from vitrieve.embed.embeddings import Embeddings, load_embeddings
 
     require_store(store)
     source = embeddings if isinstance(embeddings, Embeddings) else load_embeddings(embeddings)

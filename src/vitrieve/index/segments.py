@@ -27,7 +27,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from vitrieve.artifacts import replacing_durably, write_text_durably, write_vectors_durably
-from vitrieve.embed.collection import read_vectors_file
+from vitrieve.embed.embeddings import read_vectors_file
 from vitrieve.embed.rows import read_rows, take_rows
 from vitrieve.errors import ArtifactError
 from vitrieve.index.filter import NOTHING, Kinds, read_kinds

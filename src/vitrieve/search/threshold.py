@@ -27,7 +27,8 @@ import numpy.typing as npt
 from vitrieve.artifacts import write_text_durably
 from vitrieve.choices import Device
 from vitrieve.data.records import Dataset, read_columns
-from vitrieve.embed.collection import Embeddings, embed_images
+from vitrieve.embed.collection import embed_images
+from vitrieve.embed.embeddings import Embeddings
 from vitrieve.errors import ArtifactError, ConfigError, DataError
 from vitrieve.index.filter import Condition, Exact, require_column
 from vitrieve.index.open import load_index_encoder, open_index, require_encoder

@@ -23,7 +23,7 @@ from vitrieve.artifacts import check_replacing, read_manifest, replacing_folder
 from vitrieve.data.holdout import NUM_CLASSES_MIN, NUM_JUDGES_MIN, split_for_training
 from vitrieve.data.records import Dataset, ImageRecord, require_trainable
 from vitrieve.data.sources import read_source
-from vitrieve.embed.collection import Embeddings, load_embeddings, write_mapped_embeddings
+from vitrieve.embed.embeddings import Embeddings, load_embeddings, write_mapped_embeddings
 from vitrieve.errors import ArtifactError, ConfigError, DataError
 from vitrieve.evaluation.analysis import difference_interval
 from vitrieve.evaluation.measure import EvaluationResult, Measurement, measure

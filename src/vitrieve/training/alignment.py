@@ -25,7 +25,8 @@ from vitrieve.artifacts import check_replacing, read_manifest, replacing_folder,
 from vitrieve.data.holdout import NUM_CLASSES_MIN
 from vitrieve.data.records import Dataset, ImageRecord, hold_out_labels
 from vitrieve.data.sources import read_source
-from vitrieve.embed.collection import Embeddings, embed_images
+from vitrieve.embed.collection import embed_images
+from vitrieve.embed.embeddings import Embeddings
 from vitrieve.errors import ArtifactError, ConfigError, DataError, unknown_name_message
 from vitrieve.model.artifact import CARD_NAME
 from vitrieve.model.encoder import build_frozen_encoder, save_encoder

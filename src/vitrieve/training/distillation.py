@@ -12,7 +12,8 @@ from torch import Tensor
 from vitrieve.artifacts import write_bytes_durably
 from vitrieve.config import Config
 from vitrieve.data.records import ImageRecord
-from vitrieve.embed.collection import ROWS_NAME, embed_images, load_embeddings
+from vitrieve.embed.collection import embed_images
+from vitrieve.embed.embeddings import ROWS_NAME, load_embeddings
 from vitrieve.errors import ArtifactError, DataError
 from vitrieve.model.tensors import read_arrays
 from vitrieve.progress import print_message

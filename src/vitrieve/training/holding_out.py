@@ -9,7 +9,8 @@ import numpy as np
 
 from vitrieve.config import Config
 from vitrieve.data.records import Dataset
-from vitrieve.embed.collection import Embeddings, EmbedSettings, describe_source, embed_images
+from vitrieve.embed.collection import EmbedSettings, describe_source, embed_images
+from vitrieve.embed.embeddings import Embeddings
 from vitrieve.evaluation.examples import NUM_QUERIES, QueryExample, list_examples
 from vitrieve.evaluation.measure import Measurement, measure
 from vitrieve.evaluation.protocols import select_records

@@ -1,7 +1,7 @@
 """The report of a training by several processes: each embeds its part of the test images, the first measures.
 
 The first rank alone writes the run, and does what follows the last step: the others wait for what it tells them
-(``help_report``). It hands out whole parts of an embedding (``embed/collection.py``), a few for each rank at a time,
+(``help_report``). It hands out whole parts of an embedding (``embed/unfinished.py``), a few for each rank at a time,
 and writes what comes back as one process would: so a killed report goes on, on any number of ranks, and the vectors are
 the same to the last bit where the ranks have the same engine.
 """
@@ -17,20 +17,21 @@ import numpy as np
 
 from vitrieve.artifacts import replacing_folder
 from vitrieve.data.records import Dataset, ImageRecord
-from vitrieve.embed import collection
+from vitrieve.embed import unfinished
 from vitrieve.embed.batches import EncodedBatch, choose_chunk_size, encode_batches
 from vitrieve.embed.collection import (
-    Embeddings,
     EmbedSettings,
     check_any,
     check_failures,
-    count_records,
     describe_encoder,
+    finish_parts,
+    name_labels,
+)
+from vitrieve.embed.embeddings import Embeddings, load_embeddings
+from vitrieve.embed.unfinished import (
+    count_records,
     find_failures,
     find_missing,
-    finish_parts,
-    load_embeddings,
-    name_labels,
     num_parts,
     open_parts,
     part_path,
@@ -129,7 +130,7 @@ class DividedReport:
             failures = find_failures(records, parts, sorted(set(range(num_parts(len(records)))) - set(missing)))
             written = self._write_parts(encoder, records, parts, missing, settings)
             num_left, is_shown = count_records(records, missing), settings.show_progress
-            for number, part in track(written, "embed", total=num_left, weight=collection.PART_SIZE, is_shown=is_shown):
+            for number, part in track(written, "embed", total=num_left, weight=unfinished.PART_SIZE, is_shown=is_shown):
                 pairs = zip(records_of_part(records, number), part.reasons, strict=True)
                 failures += [(record.image_id, reason) for record, reason in pairs if reason is not None]
                 check_failures(failures, len(records), settings.max_bad_fraction)
