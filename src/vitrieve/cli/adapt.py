@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vitrieve.cli.arguments import Exclude, Json, Overwrite
+from vitrieve.cli.arguments import Exclude, Json, Overwrite, ProtocolName
 from vitrieve.cli.console import print_json, print_message, print_result
-from vitrieve.errors import ConfigError
 
 if TYPE_CHECKING:
     from vitrieve.training.adaptation import AdaptedEncoder
@@ -33,8 +32,7 @@ class Arguments:
     """Where the encoder that made the embeddings is now; None: where they say."""
     embedding_dim: int | None = None
     """Dimensions of the result, at most those of the embeddings; None: held-out classes choose."""
-    protocol: str | None = None
-    """One of the source's protocols; by default its first."""
+    protocol: ProtocolName = None
     exclude: Exclude = ()
     seed: int = 0
     """Seed of the first weights and of the order of the images."""
@@ -45,11 +43,10 @@ class Arguments:
 def run(arguments: Arguments) -> int:
     """Adapt, and print the figures before and after."""
     from vitrieve.data.sources import read_source
-    from vitrieve.runtime.engine import is_torch_installed
+    from vitrieve.runtime.engine import require_torch
 
     dataset = read_source(arguments.data, protocol=arguments.protocol, exclude=arguments.exclude)
-    if not is_torch_installed():
-        raise ConfigError("adapting needs torch: install vitrieve[train], or adapt on another machine.")
+    require_torch("adapting", "adapt")
     from vitrieve.training.adaptation import adapt
 
     adapted = adapt(

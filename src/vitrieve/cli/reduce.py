@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vitrieve.cli.arguments import DeviceFlag, Exclude, Json, Overwrite
+from vitrieve.cli.arguments import DeviceFlag, Exclude, Json, Overwrite, ProtocolName
 from vitrieve.cli.console import print_json, print_message, print_result
-from vitrieve.errors import ConfigError
 from vitrieve.model.artifact import AppliedKind
 
 if TYPE_CHECKING:
@@ -35,8 +34,7 @@ class Arguments:
     """pca_whitening: divide each direction of the PCA by its standard deviation. supervised_whitening: whiten by what
     varies within matching pairs: the data set's pairs, or images of one class. prefix: the first dimensions as they
     are, for encoders that were trained with --objective.prefixes."""
-    protocol: str | None = None
-    """One of the source's protocols; by default its first."""
+    protocol: ProtocolName = None
     exclude: Exclude = ()
     image_size: int | None = None
     """Side of the square input in pixels; by default the encoder's own."""
@@ -50,13 +48,12 @@ class Arguments:
 def run(arguments: Arguments) -> int:
     """Make the shorter encoder, and print what was made and what it costs."""
     from vitrieve.data.sources import read_source
-    from vitrieve.runtime.engine import is_torch_installed
+    from vitrieve.runtime.engine import require_torch
 
     dataset = None
     if arguments.data is not None:
         dataset = read_source(arguments.data, protocol=arguments.protocol, exclude=arguments.exclude)
-    if not is_torch_installed():
-        raise ConfigError("reducing needs torch: install vitrieve[train], or reduce on another machine.")
+    require_torch("reducing", "reduce")
     from vitrieve.training.reduction import reduce
 
     reduced = reduce(

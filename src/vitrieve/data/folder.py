@@ -347,10 +347,16 @@ def note_shared_classes(records: Iterable[ImageRecord]) -> tuple[str, ...]:
             trained.add(record.label)
         elif record.split == "test":
             tested.add(record.label)
-    shared = len(trained & tested)
-    if not shared:
+    return describe_shared_classes(len(trained & tested), len(tested))
+
+
+def describe_shared_classes(num_shared: int, num_tested: int) -> tuple[str, ...]:
+    """Say that some test classes are also trained on; empty where none is."""
+    if not num_shared:
         return ()
-    return (f"{shared:,} of {len(tested):,} test classes are also trained on: figures are not about unseen classes.",)
+    return (
+        f"{num_shared:,} of {num_tested:,} test classes are also trained on: figures are not about unseen classes.",
+    )
 
 
 def _build_records(folder: Path, reading: Reading, labels: dict[str, int]) -> tuple[ImageRecord, ...]:

@@ -96,6 +96,25 @@ class RecordTable(Sequence[ImageRecord]):
     def read_ids(self) -> Iterator[str]:
         """Yield the name of every record, in order, without making it."""
 
+    @abstractmethod
+    def _make(self, row: int) -> ImageRecord:
+        """Make the record of a row, counted from the first."""
+
+    def _make_several(self, rows: range) -> Iterator[ImageRecord]:
+        """Make the records of some rows, which a table may do faster than one by one."""
+        return map(self._make, rows)
+
+    @overload
+    def __getitem__(self, place: int) -> ImageRecord: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> tuple[ImageRecord, ...]: ...
+
+    def __getitem__(self, place: int | slice) -> ImageRecord | tuple[ImageRecord, ...]:
+        """Make one record, or those of a slice."""
+        rows = range(len(self))
+        return tuple(self._make_several(rows[place])) if isinstance(place, slice) else self._make(rows[place])
+
     def __eq__(self, other: object) -> bool:
         """Compare with any sequence of records."""
         if not isinstance(other, Sequence):
@@ -116,17 +135,8 @@ class ChosenRecords(RecordTable):
         """Count the records."""
         return len(self._rows)
 
-    @overload
-    def __getitem__(self, place: int) -> ImageRecord: ...
-
-    @overload
-    def __getitem__(self, place: slice) -> tuple[ImageRecord, ...]: ...
-
-    def __getitem__(self, place: int | slice) -> ImageRecord | tuple[ImageRecord, ...]:
-        """Make one record, or those of a slice."""
-        if isinstance(place, slice):
-            return tuple(self._move(self._records[row]) for row in self._rows[place].tolist())
-        return self._move(self._records[int(self._rows[place])])
+    def _make(self, row: int) -> ImageRecord:
+        return self._move(self._records[int(self._rows[row])])
 
     def __iter__(self) -> Iterator[ImageRecord]:
         """Make the records one after the other."""

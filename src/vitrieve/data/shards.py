@@ -14,7 +14,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 from vitrieve.artifacts import is_partial
 from vitrieve.data.blocks import RemoteReader, find_file_anew, note_file
 from vitrieve.data.decode import MAX_FILE_BYTES
+from vitrieve.data.folder import describe_shared_classes
 from vitrieve.data.parts import SHARD_SUFFIX, spell_part
 from vitrieve.data.records import SPLITS, Dataset, GroundTruth, ImageRecord, RecordColumns, RecordTable
 from vitrieve.data.remote import check_address, find_infos, spell_address
@@ -176,21 +177,11 @@ class ShardRecords(RecordTable):
         """Count the records."""
         return len(self._offsets)
 
-    @overload
-    def __getitem__(self, position: int) -> ImageRecord: ...
-
-    @overload
-    def __getitem__(self, position: slice) -> tuple[ImageRecord, ...]: ...
-
-    def __getitem__(self, position: int | slice) -> ImageRecord | tuple[ImageRecord, ...]:
-        """Make one record, or those of a slice."""
-        if isinstance(position, slice):
-            start, stop, step = position.indices(len(self))
-            if step == 1:
-                return tuple(self._build(start, max(start, stop)))
-            return tuple(self[one] for one in range(start, stop, step))
-        row = range(len(self))[position]
+    def _make(self, row: int) -> ImageRecord:
         return next(self._build(row, row + 1))
+
+    def _make_several(self, rows: range) -> Iterator[ImageRecord]:
+        return self._build(rows.start, max(rows.start, rows.stop)) if rows.step == 1 else super()._make_several(rows)
 
     def __iter__(self) -> Iterator[ImageRecord]:
         """Make the records one after the other."""
@@ -344,11 +335,9 @@ def _check_remote_shards(shard_set: ShardSet, address: str) -> None:
 def build_dataset(table: pa.Table, shard_set: ShardSet, folder: Path) -> Dataset:
     """Build the data set of a checked index whose shards are in a folder."""
     records = ShardRecords(table, shard_set.label_names, folder)
-    shared, num_tested = records.shared_labels
     notes = shard_set.notes
-    if shared and shard_set.ground_truth is None:
-        note = f"{shared:,} of {num_tested:,} test classes are also trained on: figures are not about unseen classes."
-        notes = notes if note in notes else (*notes, note)
+    if shard_set.ground_truth is None:
+        notes += tuple(note for note in describe_shared_classes(*records.shared_labels) if note not in notes)
     return Dataset(
         name=shard_set.name,
         protocol=shard_set.protocol,

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -153,17 +153,7 @@ class StoredRecords(RecordTable):
         """Count the records."""
         return int(self._ends[-1]) if len(self._ends) else 0
 
-    @overload
-    def __getitem__(self, place: int) -> ImageRecord: ...
-
-    @overload
-    def __getitem__(self, place: slice) -> tuple[ImageRecord, ...]: ...
-
-    def __getitem__(self, place: int | slice) -> ImageRecord | tuple[ImageRecord, ...]:
-        """Make one record, or those of a slice."""
-        if isinstance(place, slice):
-            return tuple(self[row] for row in range(*place.indices(len(self))))
-        row = range(len(self))[place]
+    def _make(self, row: int) -> ImageRecord:
         group = int(np.searchsorted(self._ends, row, side="right"))
         records = self._read_held(group)
         return records[row - (int(self._ends[group]) - len(records))]

@@ -29,14 +29,22 @@ from vitrieve.errors import ConfigError, DataError, WeightsError
 from vitrieve.evaluation.measure import measure
 from vitrieve.evaluation.metrics import short_name
 from vitrieve.evaluation.protocols import select_records
-from vitrieve.model.artifact import CARD_NAME, ONNX_NAME, EncoderContents, read_contents, read_spec, write_contents
+from vitrieve.model.artifact import (
+    CARD_NAME,
+    ONNX_NAME,
+    EncoderContents,
+    read_contents,
+    read_spec,
+    require_apart,
+    write_contents,
+)
 from vitrieve.model.delta import DELTA_NAME, Delta, compute_parts, restore_states
 from vitrieve.model.pretrained import BACKBONE_PREFIX, find_weights, pull_weights
 from vitrieve.model.tensors import hash_arrays, read_arrays
 from vitrieve.progress import print_message
 from vitrieve.quoting import quote_name
 from vitrieve.runtime.encoder import Encoder, find_source_folder, load_encoder
-from vitrieve.runtime.engine import is_torch_installed
+from vitrieve.runtime.engine import is_torch_installed, require_torch
 
 NUM_COMPARED = 256
 """Pictures whose embeddings by the whole encoder and by the difference are compared."""
@@ -137,8 +145,7 @@ def export(
         return _export_delta(encoder, out, delta_rank, data, overwrite)
     if data is not None:
         raise ConfigError("data is what a difference is measured on; give it with a delta rank (--delta-rank 8).")
-    if not is_torch_installed():
-        raise ConfigError("exporting needs torch: install vitrieve[train], or export on another machine.")
+    require_torch("exporting", "export")
     from vitrieve.model.export import export_folder
 
     source = find_source_folder(encoder)
@@ -177,8 +184,7 @@ def import_encoder(
             model.
         ArtifactError: ``out`` is not free, or the graph differs from torch.
     """
-    if not is_torch_installed():
-        raise ConfigError("reading weights needs torch: install vitrieve[train], or do it on another machine.")
+    require_torch("reading weights", "do it")
     from vitrieve.model.encoder import save_encoder
     from vitrieve.model.export import export_folder
     from vitrieve.model.foreign import build_foreign_encoder
@@ -273,8 +279,7 @@ def _export_delta(
     if out is None:
         raise ConfigError("a difference is another encoder: give it a folder with --out.")
     out = Path(out)
-    if source.resolve().is_relative_to(out.resolve()):
-        raise ConfigError(f"--out {out} holds the encoder itself; give another folder.")
+    require_apart(source, out)
     dataset = data if data is None or isinstance(data, Dataset) else read_collection(str(data))
     contents = read_contents(source)
     base = _find_base(contents, source)

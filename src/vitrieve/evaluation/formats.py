@@ -22,11 +22,11 @@ from vitrieve.artifacts import (
 )
 from vitrieve.errors import ConfigError
 from vitrieve.evaluation.sharing import format_metadata
-from vitrieve.model.artifact import CARD_NAME, USE_SECTION, EncoderSpec, ModelCard, format_card
+from vitrieve.model.artifact import CARD_NAME, USE_SECTION, EncoderSpec, ModelCard, format_card, require_apart
 from vitrieve.model.tensors import hash_file
 from vitrieve.progress import print_message
 from vitrieve.runtime.encoder import find_source_folder
-from vitrieve.runtime.engine import is_torch_installed
+from vitrieve.runtime.engine import require_torch
 
 if TYPE_CHECKING:
     from vitrieve.model.encoder import ImageEncoder
@@ -101,14 +101,13 @@ def export_as(
     """
     if format not in get_args(Format):
         raise ConfigError(f"there is no format {format!r}; expected onnx or one of: {', '.join(get_args(Format))}.")
-    if not is_torch_installed():
-        raise ConfigError("exporting needs torch: install vitrieve[train], or export on another machine.")
+    require_torch("exporting", "export")
     from vitrieve.model.encoder import fingerprint_encoder
 
     out = Path(out)
     source = find_source_folder(encoder)
-    if source is not None and source.resolve().is_relative_to(out.resolve()):
-        raise ConfigError(f"--out {out} holds the encoder itself; give another folder.")
+    if source is not None:
+        require_apart(source, out)
     built = _build(encoder, source, image_size, scales)
     spec, fingerprint = built.spec, fingerprint_encoder(built)
     print_message(f"exporting {encoder} for {format} …")

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vitrieve.errors import ConfigError
 from vitrieve.feedback.store import FeedbackStore, SqliteFeedback
-from vitrieve.index.store import read_info
+from vitrieve.index.store import needing_psycopg, read_info
 
 
 def open_feedback(index: Path | str) -> FeedbackStore:
@@ -23,8 +22,6 @@ def open_feedback(index: Path | str) -> FeedbackStore:
     info, manifest = read_info(folder)
     if info.kind != "pgvector":
         return SqliteFeedback(folder)
-    try:
+    with needing_psycopg():
         from vitrieve.index.pgvector_feedback import PgvectorFeedback
-    except ImportError as error:
-        raise ConfigError(f"the store pgvector needs psycopg ({error}): pip install 'vitrieve[pgvector]'.") from None
     return PgvectorFeedback(str(manifest["uri"]), str(manifest["schema"]), folder.resolve().name)

@@ -41,8 +41,10 @@ from vitrieve.index.store import (
     StoreKind,
     VectorStore,
     check_vectors,
+    needing_psycopg,
     read_info,
 )
+from vitrieve.model.artifact import require_present
 from vitrieve.plugins import describe_plugin_package, list_plugin_names, load_plugin
 from vitrieve.runtime.encoder import Encoder, load_encoder
 from vitrieve.runtime.engine import EngineChoice, PrecisionChoice
@@ -138,10 +140,8 @@ def _load_server_store(kind: StoreKind) -> type[MilvusStore] | type[PgvectorStor
         from vitrieve.index.milvus import MilvusStore
 
         return MilvusStore
-    try:
+    with needing_psycopg():
         from vitrieve.index.pgvector import PgvectorStore
-    except ImportError as error:  # also where psycopg finds no libpq
-        raise ConfigError(f"the store pgvector needs psycopg ({error}): pip install 'vitrieve[pgvector]'.") from None
     return PgvectorStore
 
 
@@ -334,11 +334,8 @@ def load_index_encoder(
         ArtifactError: The encoder is no longer where it was.
     """
     given = info.encoder_source if source is None else source
-    if source is None and Path(given).is_absolute() and not Path(given).exists():
-        raise ArtifactError(
-            f"the index was made with the encoder in {given}, which is no longer there; name where it is now with "
-            "--encoder (in Python: the argument encoder)."
-        )
+    if source is None:
+        require_present("the index was made with", given)
     return load_encoder(
         given,
         image_size=image_size or info.image_size,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from heapq import merge
 from pathlib import Path
@@ -334,6 +334,19 @@ def describe(info: StoreInfo) -> dict[str, Any]:
     """Turn ``info`` into the fields of a manifest that ``read_info`` reads."""
     fields = asdict(info)
     return {"store": fields.pop("kind"), **fields, "dtype": "float32"}
+
+
+@contextmanager
+def needing_psycopg() -> Iterator[None]:
+    """Explain an import that fails without psycopg, or where psycopg finds no libpq.
+
+    Raises:
+        ConfigError: The block raised ``ImportError``.
+    """
+    try:
+        yield
+    except ImportError as error:
+        raise ConfigError(f"the store pgvector needs psycopg ({error}): pip install 'vitrieve[pgvector]'.") from None
 
 
 def require_fingerprint(where: Path | str, info: StoreInfo, fingerprint: str) -> None:

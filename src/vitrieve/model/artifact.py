@@ -127,6 +127,37 @@ def require_made_by(what: str, made_by: str, encoder: str, fingerprint: str, *, 
         )
 
 
+def require_present(made: str, source: str | Path) -> None:
+    """Refuse an encoder that a result names by its folder, where that is no longer there.
+
+    Args:
+        made: What was made by the encoder, with its verb, for the message: ``the index was made with``.
+        source: Folder or weights name that the result names.
+
+    Raises:
+        ArtifactError: The folder is gone.
+    """
+    if Path(source).is_absolute() and not Path(source).exists():
+        raise ArtifactError(
+            f"{made} the encoder in {source}, which is no longer there; name where it is now with --encoder (in "
+            "Python: the argument encoder)."
+        )
+
+
+def require_apart(source: Path, out: Path) -> None:
+    """Refuse to write a new encoder over the one that it is made of.
+
+    Args:
+        source: Folder of the encoder that is read.
+        out: Folder to write.
+
+    Raises:
+        ArtifactError: ``source`` is ``out`` or lies in it.
+    """
+    if source.resolve().is_relative_to(out.resolve()):
+        raise ArtifactError(f"--out {out} holds the encoder itself; give another folder.")
+
+
 def compute_fingerprint(spec: EncoderSpec, states: Mapping[str, np.ndarray]) -> str:
     """Compute what identifies an encoder: two encoders with the same fingerprint give embeddings that are comparable.
 

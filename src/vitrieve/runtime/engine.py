@@ -111,6 +111,16 @@ def is_torch_installed() -> bool:
     return is_installed("torch")
 
 
+def require_torch(doing: str, action: str) -> None:
+    """Refuse what only torch can do, where it is not installed; both words name it: ``exporting``, ``export``.
+
+    Raises:
+        ConfigError: torch or timm is not installed.
+    """
+    if not is_torch_installed():
+        raise ConfigError(f"{doing} needs torch: install vitrieve[train], or {action} on another machine.")
+
+
 def choose_device(device: Device, engine: EngineChoice, precision: PrecisionChoice) -> DeviceName:
     """Choose where an encoder computes: ``auto`` is a GPU where torch sees one, and may compute.
 

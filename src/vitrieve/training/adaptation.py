@@ -28,7 +28,7 @@ from vitrieve.errors import ArtifactError, ConfigError, DataError
 from vitrieve.evaluation.analysis import difference_interval
 from vitrieve.evaluation.measure import EvaluationResult, Measurement, measure
 from vitrieve.evaluation.protocols import select_records
-from vitrieve.model.artifact import ModelCard, require_made_by
+from vitrieve.model.artifact import ModelCard, require_apart, require_made_by, require_present
 from vitrieve.model.encoder import (
     ImageEncoder,
     add_linear_head,
@@ -337,17 +337,13 @@ def _load_encoder(
 ) -> tuple[ImageEncoder, Mapping[str, Any]]:
     """Load the encoder that made the embeddings, with the configuration behind it."""
     source = embeddings.encoder_source if given is None else given
-    if given is None and Path(source).is_absolute() and not Path(source).exists():
-        raise ArtifactError(
-            f"the embeddings were made by the encoder in {source}, which is no longer there; name where it is now with "
-            "--encoder (in Python: the argument encoder)."
-        )
+    if given is None:
+        require_present("the embeddings were made by", source)
     folder = find_source_folder(source)
     if folder is None:
         encoder, config = build_frozen_encoder(str(source), image_size=embeddings.image_size), {}
     else:
-        if folder.resolve().is_relative_to(out.resolve()):
-            raise ArtifactError(f"--out {out} holds the encoder itself; give another folder.")
+        require_apart(folder, out)
         encoder = read_encoder(folder, image_size=embeddings.image_size)
         config = read_manifest(folder, "encoder")["config"]
     require_made_by(

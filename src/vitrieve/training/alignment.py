@@ -27,8 +27,8 @@ from vitrieve.data.records import Dataset, ImageRecord, hold_out_labels
 from vitrieve.data.sources import read_source
 from vitrieve.embed.collection import embed_images
 from vitrieve.embed.embeddings import Embeddings
-from vitrieve.errors import ArtifactError, ConfigError, DataError, unknown_name_message
-from vitrieve.model.artifact import CARD_NAME
+from vitrieve.errors import ConfigError, DataError, unknown_name_message
+from vitrieve.model.artifact import CARD_NAME, require_apart
 from vitrieve.model.encoder import build_frozen_encoder, save_encoder
 from vitrieve.model.export import export_folder
 from vitrieve.model.text import TEXT_SUBFOLDER, TextFiles, TextMap, write_text_part
@@ -170,8 +170,8 @@ def align(
     start, out = time.monotonic(), Path(out)
     check_replacing(out, kind="encoder", is_overwrite=overwrite)
     source = find_source_folder(encoder)
-    if source is not None and source.resolve().is_relative_to(out.resolve()):
-        raise ArtifactError(f"--out {out} holds the encoder itself; give another folder.")
+    if source is not None:
+        require_apart(source, out)
     dataset = data if isinstance(data, Dataset) else read_source(str(data))
     texts = read_texts(dataset, text_columns)
     with TemporaryDirectory() as temporary:

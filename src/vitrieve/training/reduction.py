@@ -21,10 +21,10 @@ from vitrieve.data.preprocess import preprocess
 from vitrieve.data.records import Dataset, ImageRecord
 from vitrieve.data.sources import read_source
 from vitrieve.embed.collection import embed_images
-from vitrieve.errors import ArtifactError, ConfigError, DataError
+from vitrieve.errors import ConfigError, DataError
 from vitrieve.evaluation.measure import EvaluationResult, measure
 from vitrieve.evaluation.protocols import select_records
-from vitrieve.model.artifact import AppliedKind, EncoderSpec, ModelCard
+from vitrieve.model.artifact import AppliedKind, EncoderSpec, ModelCard, require_apart
 from vitrieve.model.encoder import (
     ImageEncoder,
     add_reduction,
@@ -202,8 +202,7 @@ def _load_encoder(run: ReductionRun) -> tuple[ImageEncoder, dict[str, Any], str]
     if folder is None:
         encoder = build_frozen_encoder(run.encoder, image_size=run.image_size)
         return encoder, {}, f"Made from the weights {run.encoder}."
-    if folder.resolve().is_relative_to(run.out.resolve()):
-        raise ArtifactError(f"--out {run.out} holds the encoder itself; give another folder.")
+    require_apart(folder, run.out)
     encoder = read_encoder(folder, image_size=run.image_size)
     if encoder.spec.reduction is not None and run.kind != "prefix":
         raise ConfigError(
