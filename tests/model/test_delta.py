@@ -293,7 +293,8 @@ def test_a_difference_that_has_no_graph_without_torch_is_read_with_it(cache: Pat
 REGISTERED = """
 import sys
 import vitrieve.model.named_graph
-from vitrieve.model.pretrained import WEIGHTS, WeightsEntry, WheelSource
+from vitrieve.model.pretrained import WEIGHTS, WeightsEntry
+from vitrieve.model.wheels import WheelSource
 wheel = WheelSource(requirement="none==0", wheel_sha256="", member="", member_sha256="", reader="dinov2_onnx")
 WEIGHTS["tiny-base"] = WeightsEntry(
     name="tiny-base", architecture="test_vit", license="none", wheel=wheel
