@@ -11,10 +11,11 @@ import html
 import os
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterable
 from contextlib import closing
 from importlib import import_module
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, TypeVar
 
 from vitrieve.errors import is_set
 from vitrieve.quoting import escape_text
@@ -119,18 +120,18 @@ def track(
         display.finish()
 
 
-class _Display(Protocol):
+class _Display(ABC):
+    """One way to show how far some work is."""
+
+    @abstractmethod
     def show(self, done: int) -> None:
         """Show that so many units are done."""
-        ...
 
-    def finish(self) -> None:
+    def finish(self) -> None:  # noqa: B027  # a display may show no end
         """Show that the work is done."""
-        ...
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027  # nor need to be ended
         """End the display; its last state stays."""
-        ...
 
 
 def _open_display(kind: DisplayKind, description: str, total: int | None) -> _Display:
@@ -143,7 +144,7 @@ def _open_display(kind: DisplayKind, description: str, total: int | None) -> _Di
     return _Lines(description, total)
 
 
-class _RichBar:
+class _RichBar(_Display):
     def __init__(self, description: str, total: int | None) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -156,14 +157,11 @@ class _RichBar:
     def show(self, done: int) -> None:
         self._progress.update(self._task, completed=done)
 
-    def finish(self) -> None:
-        pass
-
     def close(self) -> None:
         self._progress.stop()
 
 
-class _Lines:
+class _Lines(_Display):
     def __init__(self, description: str, total: int | None) -> None:
         self._work = _Work(description, total)
         self._pace = Pace()
@@ -177,11 +175,8 @@ class _Lines:
     def finish(self) -> None:
         _print(self._work.describe(self._done))
 
-    def close(self) -> None:
-        pass
 
-
-class _PlainBar:
+class _PlainBar(_Display):
     def __init__(self, description: str, total: int | None) -> None:
         self._work = _Work(description, total)
         self._drawn = float("-inf")
@@ -207,7 +202,7 @@ class _PlainBar:
         self._drawn = time.monotonic()
 
 
-class _NotebookTrack:
+class _NotebookTrack(_Display):
     def __init__(self, description: str, total: int | None) -> None:
         self._work = _Work(description, total)
         self._bar = NotebookBar(total)

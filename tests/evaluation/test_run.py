@@ -8,13 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.evaluation.measured import evaluate_encoder
 from vitrieve.data.records import Dataset
 from vitrieve.embed.collection import EmbedSettings, embed_images
 from vitrieve.embed.embeddings import load_embeddings
 from vitrieve.errors import ConfigError, DataError
 from vitrieve.evaluation.metrics import score_queries
 from vitrieve.evaluation.revisited import REVISITED_ROLES, revisited_metrics
-from vitrieve.evaluation.run import evaluate_encoder, name_encoders, run_comparison
+from vitrieve.evaluation.run import name_encoders, run_comparison
 from vitrieve.runtime.encoder import Encoder
 from vitrieve.similarity import top_k
 

@@ -11,8 +11,9 @@ from torch import Tensor
 from vitrieve.errors import ConfigError, WeightsError
 from vitrieve.model.backbone import (
     build_backbone,
-    compute_tokens,
+    compute_features,
     describe_tokens,
+    features_to_tokens,
     freeze_lower_blocks,
     use_explicit_attention,
 )
@@ -21,6 +22,10 @@ from vitrieve.model.checkpoint import load_backbone_states
 
 def build(name: str, image_size: int, **options: float) -> torch.nn.Module:
     return build_backbone(name, image_size=image_size, is_pretrained=False, **options)
+
+
+def compute_tokens(backbone: torch.nn.Module, pixels: torch.Tensor) -> torch.Tensor:
+    return features_to_tokens(backbone, compute_features(backbone, pixels))
 
 
 def save_timm_states(path: Path, name: str = "test_vit", **options: int) -> dict[str, Tensor]:
@@ -42,7 +47,7 @@ def save_timm_states(path: Path, name: str = "test_vit", **options: int) -> dict
         ("test_efficientnet", 4, 0, 0, False),
     ],
 )
-def test_compute_tokens_has_the_described_layout(
+def test_features_to_tokens_has_the_described_layout(
     name: str, num_tokens: int, num_class_tokens: int, num_prefix_tokens: int, is_transformer: bool
 ) -> None:
     backbone = build(name, 64).eval()
@@ -55,7 +60,7 @@ def test_compute_tokens_has_the_described_layout(
     assert layout.is_transformer is is_transformer
 
 
-def test_compute_tokens_flattens_a_feature_map_row_by_row() -> None:
+def test_features_to_tokens_flattens_a_feature_map_row_by_row() -> None:
     backbone = build("test_resnet", 96).eval()
     pixels = torch.randn(1, 3, 96, 96)
     with torch.inference_mode():

@@ -13,13 +13,13 @@ import pytest
 
 pytest.importorskip("torch", reason="needs vitrieve[train]")
 
+from tests.evaluation.measured import evaluate_encoder
 from tests.ranks import run_ranks
 from vitrieve.data.sources import read_source
 from vitrieve.embed.collection import embed_images
 from vitrieve.embed.embeddings import load_embeddings
 from vitrieve.errors import RankLostError, UnfinishedRunError
 from vitrieve.evaluation.protocols import select_records
-from vitrieve.evaluation.run import evaluate_encoder
 from vitrieve.runtime.encoder import load_encoder
 from vitrieve.training import reporting
 from vitrieve.training.run import train

@@ -320,7 +320,7 @@ TOLERANCE = 0.002
 def test_the_report_measures_the_graph_and_finds_what_torch_finds(
     exported: None, run_train: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from vitrieve.evaluation.run import evaluate_encoder
+    from tests.evaluation.measured import evaluate_encoder
     from vitrieve.runtime.encoder import load_encoder
     from vitrieve.training import finishing
 

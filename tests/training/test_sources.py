@@ -13,9 +13,9 @@ import pytest
 from PIL import Image
 
 import vitrieve
+from tests.evaluation.measured import evaluate_encoder
 from vitrieve.cli.main import main
 from vitrieve.errors import ArtifactError, ConfigError, DataError
-from vitrieve.evaluation.run import evaluate_encoder
 from vitrieve.training import holding_out as module
 from vitrieve.training import loop
 

@@ -73,6 +73,7 @@ class _Cache:
         self._is_told = False
 
     def is_kept(self, name: str) -> bool:
+        """Say whether a block need not be fetched."""
         with self._lock:
             return name in self._memory or _find_path(name).exists()
 
@@ -293,6 +294,7 @@ class _Files:
         self._known: dict[str, RemoteFile] = {}
 
     def note(self, address: str, info: FileInfo) -> RemoteFile:
+        """Return the file of an address, a new one where what the server says of it has changed."""
         with self._lock:
             known = self._known.get(address)
             if known is None or known.info != info:
@@ -300,6 +302,7 @@ class _Files:
             return known
 
     def find(self, address: str) -> RemoteFile | None:
+        """Find the file of an address; None where nothing was noted of it."""
         with self._lock:
             return self._known.get(address)
 

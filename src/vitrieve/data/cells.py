@@ -29,6 +29,7 @@ class _Groups:
         self._lock = threading.Lock()
 
     def read(self, path: Path, row: int, column: int) -> bytes:
+        """Return the bytes of a cell; its group of rows is decoded unless it was kept."""
         status = os.stat(path)
         with self._lock:  # threads that want the same group wait for it instead of decoding it too
             with pq.ParquetFile(path, memory_map=False) as parquet:

@@ -204,33 +204,6 @@ def _describe(data: EvaluationData, encoders: Sequence[Encoder]) -> dict[str, ob
     }
 
 
-def evaluate_encoder(
-    encoder: Encoder,
-    dataset: Dataset,
-    *,
-    settings: EmbedSettings | None = None,
-    show_progress: bool = False,
-    has_intervals: bool = True,
-) -> EvaluationResult:
-    """Measure one encoder under one protocol, in memory.
-
-    Args:
-        encoder: Turns pictures into embeddings.
-        dataset: Its test split is measured on.
-        settings: Settings of the embedding; None: the defaults.
-        show_progress: Report progress on standard error.
-        has_intervals: Whether the result has intervals; without them 100,000 classes are measured seconds sooner.
-
-    Returns:
-        The figures.
-
-    Raises:
-        DataError: Nothing to measure on, or too many unreadable images.
-    """
-    settings = dataclasses.replace(settings or EmbedSettings(), show_progress=show_progress)
-    return measure_protocols(encoder, [dataset], encoder.name, settings=settings, has_intervals=has_intervals)[0].result
-
-
 def measure_protocols(
     encoder: Encoder,
     datasets: Sequence[Dataset],

@@ -294,11 +294,6 @@ def features_to_tokens(backbone: nn.Module, features: Tensor) -> Tensor:
     return features.flatten(2).transpose(1, 2)  # (B, D, H, W) -> (B, H * W, D)
 
 
-def compute_tokens(backbone: nn.Module, pixels: Tensor) -> Tensor:
-    """Run a timm model up to its head; ``(B, N, D)``, laid out as ``features_to_tokens`` does."""
-    return features_to_tokens(backbone, compute_features(backbone, pixels))
-
-
 def pool_native(backbone: nn.Module, features: Any) -> Tensor:
     """Pool features as the model itself does before its classifier, in float32.
 

@@ -125,6 +125,8 @@ def group_hits(store: VectorStore, levels: Iterable[list[Hit]], request: SearchR
 
 
 class _Groups:
+    """The results so far, each with the images that are shown below it."""
+
     def __init__(self, column: str | None, num_wanted: int, embedding_dim: int) -> None:
         self.found: list[list[Hit]] = []
         self._column = column
@@ -134,9 +136,11 @@ class _Groups:
 
     @property
     def is_enough(self) -> bool:
+        """Say whether no further group is wanted."""
         return len(self.found) == self._num_wanted
 
     def add(self, hits: Sequence[Hit], vectors: np.ndarray | None) -> None:
+        """Put hits into their groups, the best first; ``vectors`` ``(N, E)`` are theirs where near-duplicates group."""
         for row, hit in enumerate(hits):
             value = None if self._column is None else hit.record.metadata.get(self._column)
             vector = None if vectors is None else vectors[row]

@@ -145,6 +145,7 @@ class _ProcessesCollector(Collector):
         self._process_ids = tuple(process_ids)
 
     def collect(self) -> Iterator[Metric]:
+        """Yield each metric once, added up over the processes."""
         found: dict[str, Metric] = {}
         for process_id in self._process_ids:
             for metric in ProcessCollector(pid=lambda one=process_id: one, registry=None).collect():  # type: ignore[misc]

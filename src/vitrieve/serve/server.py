@@ -282,6 +282,7 @@ class _Server(uvicorn.Server):
         self._announce = announce
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen, and tell it; uvicorn has no hook for that."""
         await super().startup(sockets)
         if self.started:
             self._announce()

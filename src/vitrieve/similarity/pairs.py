@@ -85,6 +85,7 @@ class _Collector:
         self._num_pairs = 0
 
     def add(self, first: IntArray, second: IntArray, similarities: FloatArray) -> None:
+        """Keep those of some pairs that reach the threshold; each array is ``(N,)``."""
         is_near = similarities >= self.threshold
         self._parts.append(Pairs(first[is_near], second[is_near], similarities[is_near]))
         self._num_pairs += len(self._parts[-1].first)
@@ -95,6 +96,7 @@ class _Collector:
             )
 
     def join(self) -> Pairs:
+        """Return all pairs, in the order of their rows."""
         first, second, similarities = (np.concatenate(columns) for columns in zip(*self._parts, strict=True))
         order = np.lexsort((second, first))
         return Pairs(first[order], second[order], similarities[order])
