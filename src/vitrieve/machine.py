@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterable
+from importlib.util import find_spec
 from pathlib import Path
 
 from vitrieve.errors import ConfigError
@@ -58,6 +60,23 @@ def cache_folder() -> Path:
             f"this user has no home folder, so set {CACHE_VARIABLE} to a folder that can be written: fetched weights "
             "and the indexes of vitrieve up are kept there."
         ) from None
+
+
+def require_packages(packages: Iterable[str], extra: str) -> None:
+    """Refuse to go on without the packages of an extra, without importing them.
+
+    Args:
+        packages: Names that are imported.
+        extra: Extra of vitrieve that installs them.
+
+    Raises:
+        ConfigError: One is missing.
+    """
+    for package in packages:
+        if find_spec(package) is None:
+            raise ConfigError(
+                f"this needs the package {package!r}, which is not installed: pip install 'vitrieve[{extra}]'."
+            )
 
 
 def expand_variable(variable: str, value: str) -> Path:

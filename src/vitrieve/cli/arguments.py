@@ -71,6 +71,22 @@ ExcludeAsBefore = Annotated[
 ProtocolName = Annotated[str | None, tyro.conf.arg(help="One of the source's protocols; by default its first.")]
 StoreName = Annotated[str, tyro.conf.arg(metavar="{lance,exact,milvus,pgvector}")]
 """Also the name of a store that another package adds, which is checked when it is used."""
+NewStoreName = Annotated[StoreName, tyro.conf.arg(help="What a new index is: as in vitrieve index.")]
+NewStoreUri = Annotated[
+    str | None,
+    tyro.conf.arg(help="Address of the server of a new index, for milvus and pgvector: as in vitrieve index."),
+]
+IndexEncoder = Annotated[
+    str | None,
+    tyro.conf.arg(help="Where the index's encoder is now; None: where it was when the index was made."),
+]
+IndexImageSize = Annotated[
+    int | None,
+    tyro.conf.arg(help="Side of the square input in pixels; None: the index's or the encoder's own."),
+]
+Adopt = Annotated[
+    Switch, tyro.conf.arg(help="Take over an index of another collection, or of this one under another path.")
+]
 MapPaths = Annotated[
     tyro.conf.UseAppendAction[tuple[str, ...]],
     tyro.conf.arg(

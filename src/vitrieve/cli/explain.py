@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import tyro
 
 from vitrieve.artifacts import replacing_durably
-from vitrieve.cli.arguments import DeviceFlag, MapPaths, NumThreads, Switch, read_example_word
+from vitrieve.cli.arguments import DeviceFlag, IndexEncoder, MapPaths, NumThreads, Switch, read_example_word
 from vitrieve.cli.console import print_json, print_result
 from vitrieve.errors import ConfigError, DataError
 from vitrieve.quoting import quote_name
@@ -41,8 +41,7 @@ class Arguments:
     """Name of the image of the index that is explained; None: the nearest."""
     box: tuple[float, float, float, float] | None = None
     """Region of the query to look at: x_1 y_1 x_2 y_2 in pixels."""
-    encoder: str | None = None
-    """Where the index's encoder is now; None: where it was when the index was made."""
+    encoder: IndexEncoder = None
     map_path: MapPaths = ()
     device: DeviceFlag = "auto"
     num_threads: NumThreads = None

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from vitrieve.cli.arguments import DeviceFlag, Engine, MapPaths, Precision, ProxyArguments, Switch, read_proxy
+from vitrieve.cli.arguments import (
+    DeviceFlag,
+    Engine,
+    IndexEncoder,
+    MapPaths,
+    Precision,
+    ProxyArguments,
+    Switch,
+    read_proxy,
+)
 from vitrieve.cli.console import get_results, print_message, print_result
-from vitrieve.errors import ConfigError
+from vitrieve.machine import require_packages
 
 EXTRA_PACKAGES = ("mcp", "fastapi", "httptools", "prometheus_client", "python_multipart", "uvicorn")
 
@@ -37,8 +45,7 @@ class Arguments(ProxyArguments):
     pictures: Annotated[tyro.conf.UseAppendAction[tuple[Path, ...]], tyro.conf.arg(metavar="FOLDER")] = ()
     """Folder of this machine whose pictures the assistant may search with by their path; repeatable. None given: it
     reads no path."""
-    encoder: str | None = None
-    """Where the index's encoder is now; None: where it was when the index was made."""
+    encoder: IndexEncoder = None
     map_path: MapPaths = ()
     engine: Engine = "auto"
     precision: Precision = "auto"
@@ -52,7 +59,7 @@ class Arguments(ProxyArguments):
 
 def run(arguments: Arguments) -> int:
     """Open the index and answer, until the client goes or the command is stopped."""
-    check_extra()
+    require_packages(EXTRA_PACKAGES, "mcp")
     from vitrieve.search.searcher import Searcher, parse_path_map
     from vitrieve.serve.mcp_server import serve_mcp, serve_stdio
     from vitrieve.serve.server import listen
@@ -80,19 +87,6 @@ def run(arguments: Arguments) -> int:
         else:
             serve_mcp(searcher, settings, folders=arguments.pictures, announce=announce)
     return 0
-
-
-def check_extra() -> None:
-    """Refuse to go on without the packages of the protocol.
-
-    Raises:
-        ConfigError: One is missing.
-    """
-    for package in EXTRA_PACKAGES:
-        if find_spec(package) is None:
-            raise ConfigError(
-                f"this needs the package {package!r}, which is not installed: pip install 'vitrieve[mcp]'."
-            )
 
 
 def announce(address: str) -> None:

@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from vitrieve.cli.arguments import DeviceFlag, Engine, Json, MapPaths, NumThreads, Precision, Switch, build_requests
+from vitrieve.cli.arguments import (
+    DeviceFlag,
+    Engine,
+    IndexEncoder,
+    Json,
+    MapPaths,
+    NumThreads,
+    Precision,
+    Switch,
+    build_requests,
+)
 from vitrieve.cli.console import print_json, print_message, print_names, print_result
 from vitrieve.rerank.names import Reranking
 
@@ -57,8 +67,7 @@ class Arguments:
     rerank: Reranking = "auto"
     """Order the first results again, by their neighbors or by parts of the pictures; auto: as the index remembers
     (vitrieve evaluate --rerank auto --index INDEX), else not at all."""
-    encoder: str | None = None
-    """Where the index's encoder is now; None: where it was when the index was made."""
+    encoder: IndexEncoder = None
     map_path: MapPaths = ()
     engine: Engine = "auto"
     precision: Precision = "auto"

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitrieve.cli.arguments import DeviceFlag, Engine, MapPaths, Precision, ProxyArguments, read_proxy
+from vitrieve.cli.arguments import DeviceFlag, Engine, IndexEncoder, MapPaths, Precision, ProxyArguments, read_proxy
 from vitrieve.cli.console import print_message, print_result
 from vitrieve.errors import ConfigError
 from vitrieve.serve.settings import check_extra, read_token, read_write_token
@@ -36,8 +36,7 @@ class Arguments(ProxyArguments):
     write_token: str | None = None
     """What changes of the index must bring, another than --token; better in the variable VITRIEVE_WRITE_TOKEN. None
     given: nothing can be changed."""
-    encoder: str | None = None
-    """Where the index's encoder is now; None: where it was when the index was made."""
+    encoder: IndexEncoder = None
     map_path: MapPaths = ()
     engine: Engine = "auto"
     precision: Precision = "auto"

@@ -9,14 +9,17 @@ from typing import TYPE_CHECKING
 import tyro
 
 from vitrieve.cli.arguments import (
+    Adopt,
     BatchSize,
     DeviceFlag,
     ExcludeAsBefore,
+    IndexImageSize,
     Json,
+    NewStoreName,
+    NewStoreUri,
     NoOcr,
     NumThreads,
     Ocr,
-    StoreName,
     Switch,
     read_data,
     read_ocr,
@@ -42,12 +45,9 @@ class Arguments:
     encoder: str | None = None
     """A run, an encoder folder, a weights name or hf:OWNER/NAME; None: the index's own, for a new one the default of
     `vitrieve weights list`."""
-    store: StoreName = "lance"
-    """What a new index is: as in vitrieve index."""
-    uri: str | None = None
-    """Address of the server of a new index, for milvus and pgvector: as in vitrieve index."""
-    image_size: int | None = None
-    """Side of the square input in pixels; None: the index's or the encoder's own."""
+    store: NewStoreName = "lance"
+    uri: NewStoreUri = None
+    image_size: IndexImageSize = None
     batch_size: BatchSize = None
     device: DeviceFlag = "auto"
     num_threads: NumThreads = None
@@ -57,8 +57,7 @@ class Arguments:
     """Compare the content of every file, whatever its size and times say."""
     allow_empty: Switch = False
     """Empty the index when the folder is missing or holds no picture."""
-    adopt: Switch = False
-    """Take over an index of another collection, or of this one under another path."""
+    adopt: Adopt = False
     allow_removals: Switch = False
     """Remove from the index what has vanished even when it is much: a tenth of it, or all of a top folder. Without it
     a person at a terminal is asked; else the images stay, as a drive may be off."""

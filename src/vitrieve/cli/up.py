@@ -10,13 +10,16 @@ from typing import TYPE_CHECKING
 import tyro
 
 from vitrieve.cli.arguments import (
+    Adopt,
     DeviceFlag,
     ExcludeAsBefore,
+    IndexImageSize,
+    NewStoreName,
+    NewStoreUri,
     NoOcr,
     NumThreads,
     Ocr,
     ProxyArguments,
-    StoreName,
     Switch,
     read_data,
     read_ocr,
@@ -51,20 +54,16 @@ class Arguments(ProxyArguments):
     """A run, an encoder folder, a weights name or hf:OWNER/NAME; None: the default of `vitrieve weights list`."""
     index: Path | None = None
     """Folder of the index; None: one of this folder and encoder in the cache (vitrieve doctor says where that is)."""
-    store: StoreName = "lance"
-    """What a new index is: as in vitrieve index."""
-    uri: str | None = None
-    """Address of the server of a new index, for milvus and pgvector: as in vitrieve index."""
-    image_size: int | None = None
-    """Side of the square input in pixels; None: the index's or the encoder's own."""
+    store: NewStoreName = "lance"
+    uri: NewStoreUri = None
+    image_size: IndexImageSize = None
     device: DeviceFlag = "auto"
     num_threads: NumThreads = None
     max_bad_fraction: float = 0.05
     """Largest share of pictures that may be unreadable; above it nothing is removed from the index."""
     allow_removals: Switch = False
     """Remove from the index what has vanished even when it is much: a tenth of it, or all of a top folder."""
-    adopt: Switch = False
-    """Take over an index of another collection, or of this one under another path."""
+    adopt: Adopt = False
     ocr: Ocr = False
     no_ocr: NoOcr = False
 

@@ -11,13 +11,12 @@ import re
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from vitrieve.errors import ConfigError
-from vitrieve.machine import count_cores
+from vitrieve.machine import count_cores, require_packages
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -318,11 +317,7 @@ def check_extra() -> None:
     Raises:
         ConfigError: One is missing.
     """
-    for package in EXTRA_PACKAGES:
-        if find_spec(package) is None:
-            raise ConfigError(
-                f"this needs the package {package!r}, which is not installed: pip install 'vitrieve[serve]'."
-            )
+    require_packages(EXTRA_PACKAGES, "serve")
 
 
 def read_token(host: str, token: str | None, *, has_own_tokens: bool = False) -> str | None:
