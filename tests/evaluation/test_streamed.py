@@ -104,8 +104,8 @@ class HeldTable(RecordTable):
     def __len__(self) -> int:
         return len(self._records)
 
-    def __getitem__(self, place):  # type: ignore[no-untyped-def]
-        return self._records[place]
+    def _make(self, row: int) -> ImageRecord:
+        return self._records[row]
 
     def read_columns(self) -> RecordColumns:
         return read_columns(self._records)
