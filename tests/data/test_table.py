@@ -224,6 +224,21 @@ def test_labels_that_a_reader_takes_for_one_are_noted(folder: Path) -> None:
     assert "class of its own" not in " ".join(apart.notes)
 
 
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("1e9999999", "1e99999999"),
+        (f"1{30 * '0'}1", f"1{30 * '0'}2"),
+        ("1_2", "12"),
+        ("1e-9999999", "0"),
+        ("9" * 60, "9" * 59),
+    ],
+)
+def test_numbers_without_bounds_are_neither_an_error_nor_alike(folder: Path, names: tuple[str, str]) -> None:
+    notes = read_csv(folder, f"path,label\na.jpg,{names[0]}\nb.jpg,{names[1]}\n").notes
+    assert "class of its own" not in " ".join(notes)
+
+
 def test_tables_of_open_metric_learning_are_read(folder: Path) -> None:
     # Roles are empty where a row trains; and numbers, as pandas writes a column with gaps.
     dataset = read_csv(

@@ -13,7 +13,7 @@ import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from decimal import Decimal, InvalidOperation
+from decimal import Context, InvalidOperation, Overflow, Subnormal
 from pathlib import Path
 
 from vitrieve.data.decode import list_image_suffixes
@@ -395,6 +395,11 @@ def _note_spellings(names: dict[str, str]) -> tuple[str, ...]:
     )
 
 
+_MAX_DIGITS = 50
+"""Length of a name that may be a number; longer ones, as of checksums, are compared as they are."""
+_NUMBERS = Context(prec=_MAX_DIGITS, Emin=-999999, Emax=999999, traps=[InvalidOperation, Overflow, Subnormal])
+
+
 def note_alike(names: Iterable[str]) -> tuple[str, ...]:
     """Note classes whose names are one to a reader, in another case, with other blanks, or as another form of a number.
 
@@ -416,11 +421,12 @@ def note_alike(names: Iterable[str]) -> tuple[str, ...]:
 
 def _fold(name: str) -> str:
     folded = " ".join(name.casefold().split())
-    try:
-        number = Decimal(folded)
-    except InvalidOperation:
+    if len(folded) > _MAX_DIGITS or "_" in folded:  # Python's way to write 12 as 1_2 is nobody's
         return folded
-    return str(number.normalize()) if number.is_finite() else folded
+    try:
+        return str(_NUMBERS.create_decimal(folded).normalize(_NUMBERS))
+    except ArithmeticError:  # no number, or one that is infinite or has no room here
+        return folded
 
 
 def _note_empty(walk: Walk, reading: Reading) -> tuple[str, ...]:
