@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -187,3 +188,19 @@ def test_a_folder_where_a_file_is_to_be_written_is_named_and_stays(tmp_path: Pat
     with pytest.raises(ArtifactError, match=r"page\.html is a folder; give the name of a file"):
         write_text_durably(tmp_path / "page.html", "new")
     assert [path.name for path in tmp_path.iterdir()] == ["page.html"]
+
+
+def test_a_disk_without_a_free_block_can_still_be_cleared_by_overwriting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An empty mark needs no block; the name of the kind in it is given up."""
+    make_finished(tmp_path / "a", "index")
+
+    def refuse(path: Path, *_: object, **__: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(Path, "write_text", refuse)
+    prepare_folder(tmp_path / "a", kind="index", is_overwrite=True)
+    assert not (tmp_path / "a" / "content").exists()
+    monkeypatch.undo()
+    prepare_folder(tmp_path / "a", kind="index", is_resume=True)

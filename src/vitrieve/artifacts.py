@@ -132,10 +132,16 @@ def _find_kind(folder: Path) -> str | None:
 
 def _mark_partial(folder: Path, kind: str | None) -> None:
     mark = folder / _PARTIAL_NAME
-    if kind is None or mark.exists():
-        mark.touch()
-    else:
-        mark.write_text(kind, encoding="utf-8")
+    is_new = not mark.exists()
+    mark.touch()
+    if kind is not None and is_new:
+        try:
+            mark.write_text(kind, encoding="utf-8")
+        except (
+            OSError
+        ) as error:  # a disk without a free block has room for the mark, and what is deleted next makes room
+            if not is_full_disk(error):
+                raise
 
 
 def has_artifact(folder: Path) -> bool:
