@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -218,14 +220,14 @@ def test_trap_the_home_folder_of_another_user_does_not_stop_every_command(
     user_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """``sudo -E`` and containers leave HOME at a folder that this user must not look into."""
-    is_file = Path.is_file
+    stat = os.stat
 
-    def refuse(path: Path) -> bool:
-        if path == user_file:
+    def refuse(path: Any, *words: Any, **options: Any) -> os.stat_result:
+        if path == user_file or path == str(user_file):
             raise PermissionError(13, "Permission denied", str(path))
-        return is_file(path)
+        return stat(path, *words, **options)
 
-    monkeypatch.setattr(Path, "is_file", refuse)
+    monkeypatch.setattr("os.stat", refuse)
     assert add_kept("embed", EmbedArguments, ["--data", "x"]) == ["--data", "x"]
     monkeypatch.setenv("VITRIEVE_CONFIG", str(user_file))  # what is named must be read
     with pytest.raises(PermissionError):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import stat
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -85,10 +86,12 @@ def list_files() -> tuple[Path, ...]:
 def _is_there(file: Path) -> bool:
     """Say whether a file is there; a home folder that belongs to another user holds nothing for this one."""
     try:
-        return file.is_file()
+        return stat.S_ISREG(os.stat(file).st_mode)  # from Python 3.14 on, Path.is_file tells of no refusal
     except PermissionError:
         if os.environ.get(CONFIG_VARIABLE):
             raise
+        return False
+    except (OSError, ValueError):
         return False
 
 
