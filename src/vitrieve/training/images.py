@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 from typing import Any, NamedTuple
@@ -139,13 +138,16 @@ def note_copies(datasets: Sequence[Dataset], digests: Sequence[Mapping[str, byte
     Returns:
         The data sets, with a note each where their images are there again, in it or in another of them.
     """
-    classes: defaultdict[_Picture, set[tuple[int, int]]] = defaultdict(set)
+    classes: dict[_Picture, tuple[int, int]] = {}
+    mixed: set[_Picture] = set()
     for place, (dataset, files) in enumerate(zip(datasets, digests, strict=True)):
         for record in dataset.records:
             if record.split != "test":
-                classes[files[record.image_id], record.box].add((place, record.label))
+                picture, own = (files[record.image_id], record.box), (place, record.label)
+                if classes.setdefault(picture, own) != own:
+                    mixed.add(picture)
     return tuple(
-        replace(dataset, notes=(*dataset.notes, *_describe_copies(dataset, files, classes)))
+        replace(dataset, notes=(*dataset.notes, *_describe_copies(dataset, files, classes, mixed)))
         for dataset, files in zip(datasets, digests, strict=True)
     )
 
@@ -155,17 +157,24 @@ _Picture = tuple[bytes, tuple[float, ...] | None]
 
 
 def _describe_copies(
-    dataset: Dataset, files: Mapping[str, bytes], classes: Mapping[_Picture, set[tuple[int, int]]]
+    dataset: Dataset, files: Mapping[str, bytes], trained: Collection[_Picture], mixed: Collection[_Picture]
 ) -> Iterator[str]:
-    test = [record for record in dataset.records if record.split == "test"]
-    others = [
-        record for record in dataset.records if record.split != "test" and record.image_id not in dataset.more_labels
-    ]
-    leaks = [record.image_id for record in test if (files[record.image_id], record.box) in classes]
-    split = [record.image_id for record in others if len(classes[files[record.image_id], record.box]) > 1]
+    leaks: list[str] = []
+    split: list[str] = []
+    num_tested = num_others = 0
+    for record in dataset.records:  # a table of millions makes each when it is asked for
+        picture = files[record.image_id], record.box
+        if record.split == "test":
+            num_tested += 1
+            if picture in trained:
+                leaks.append(record.image_id)
+        elif record.image_id not in dataset.more_labels:
+            num_others += 1
+            if picture in mixed:
+                split.append(record.image_id)
     for names, total, verb, consequence in (
-        (leaks, len(test), "test images train too", "what is measured with them says too much"),
-        (split, len(others), "training images train as another class too", "a picture is pushed away from itself"),
+        (leaks, num_tested, "test images train too", "what is measured with them says too much"),
+        (split, num_others, "training images train as another class too", "a picture is pushed away from itself"),
     ):
         if names:
             yield (
