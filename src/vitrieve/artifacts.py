@@ -137,9 +137,7 @@ def _mark_partial(folder: Path, kind: str | None) -> None:
     if kind is not None and is_new:
         try:
             mark.write_text(kind, encoding="utf-8")
-        except (
-            OSError
-        ) as error:  # a disk without a free block has room for the mark, and what is deleted next makes room
+        except OSError as error:  # an empty mark needs no free block, and what is deleted next may make room
             if not is_full_disk(error):
                 raise
 
