@@ -387,7 +387,7 @@ def test_what_has_no_place_in_a_format_is_refused(tmp_path: Path) -> None:
         export_as(tmp_path / "prompts", tmp_path / "out", "sentence-transformers")
     with pytest.raises(ConfigError, match="there is no format 'pickle'"):
         export_as(convnet, tmp_path / "out", "pickle")  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="holds the encoder itself"):
+    with pytest.raises(ArtifactError, match="holds the encoder itself"):
         export_as(convnet, tmp_path, "sentence-transformers")
     with pytest.raises(ArtifactError):
         export_as(tmp_path / "nothing", tmp_path / "out", "sentence-transformers")

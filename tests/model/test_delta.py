@@ -425,13 +425,14 @@ def test_export_refuses_an_encoder_whose_start_has_no_name(
     for words, message in (
         ({"encoder": BASE, "out": out}, "needs no difference"),
         ({"encoder": folder}, "give it a folder with --out"),
-        ({"encoder": folder, "out": folder}, "holds the encoder itself"),
         ({"encoder": folder, "out": out, "image_size": 32}, "the encoder's own image size"),
         ({"encoder": folder, "out": out, "delta_rank": 999}, "choose 1 to 63"),
         ({"encoder": folder, "out": out, "delta_rank": None, "data": "x"}, "give it with a delta rank"),
     ):
         with pytest.raises(ConfigError, match=message):
             export(**{"delta_rank": RANK, **words})  # type: ignore[arg-type]
+    with pytest.raises(ArtifactError, match="holds the encoder itself"):
+        export(folder, folder, delta_rank=RANK)
     assert not out.exists()
 
 

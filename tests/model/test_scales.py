@@ -68,7 +68,9 @@ def test_encoder_of_several_scales_combines_the_embedding_of_each(
         embeddings = []
         for side in (96, 68, 48):
             small = torch.nn.functional.interpolate(pixels, (side, side), mode="bilinear", align_corners=False)
-            embeddings.append(encoder._embed(encoder.backbone.forward_features(small).flatten(2).transpose(1, 2)))
+            embeddings.append(
+                encoder.embed_features(encoder.backbone.forward_features(small).flatten(2).transpose(1, 2))
+            )
         expected = torch.tensor(reference_combine(torch.stack(embeddings, dim=1), p))
         found, patch_tokens = with_scales(encoder, SCALES).forward_both(pixels)
         assert torch.equal(patch_tokens, encoder.patch_tokens(pixels))

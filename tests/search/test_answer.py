@@ -293,7 +293,7 @@ def test_group_by_leaves_images_without_the_column_alone(searcher: Searcher) -> 
 
 
 def test_group_by_refuses_an_unknown_column(searcher: Searcher) -> None:
-    with pytest.raises(ConfigError, match=r"'labels'\. Did you mean 'label'"):
+    with pytest.raises(InputError, match=r"'labels'\. Did you mean 'label'"):
         searcher.answer(by_id("0042", group_by="labels"))
 
 

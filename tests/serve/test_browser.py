@@ -15,9 +15,9 @@ from tests.serve.conftest import Server, make_picture
 from vitrieve.runtime.encoder import load_encoder
 from vitrieve.search.searcher import Searcher
 from vitrieve.search.threshold import Threshold
-from vitrieve.serve.app import STATIC_FOLDER, create_app, create_collections_app
+from vitrieve.serve.app import STATIC_FOLDER, create_app, create_served_app
 from vitrieve.serve.collections import Collections
-from vitrieve.serve.settings import Limits, Tokens
+from vitrieve.serve.settings import Limits, ServeSettings, Tokens
 
 playwright_api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
 axe_api = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs axe-playwright-python")
@@ -488,7 +488,7 @@ def test_axe_finds_nothing_serious(browser: Browser, server: Server, empty_serve
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_nothing_in_the_list_of_collections(browser: Browser, searcher: Searcher, scheme: str) -> None:
     collections = Collections({"birds": searcher, "cats": searcher}, {"birds": Tokens(), "cats": Tokens()})
-    server = Server(create_collections_app(collections))
+    server = Server(create_served_app(collections, ServeSettings(host="127.0.0.1", port=0)))
     try:
         with browser.new_context(base_url=server.address, color_scheme=scheme, bypass_csp=True) as context:
             page = context.new_page()

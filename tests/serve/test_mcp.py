@@ -324,8 +324,6 @@ def test_wrong_use_is_told_in_one_line(
 def test_a_missing_extra_is_told(
     index_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from vitrieve.cli import mcp as command
-
-    monkeypatch.setattr(command, "find_spec", lambda name: None if name == "mcp" else object())
+    monkeypatch.setattr("vitrieve.machine.find_spec", lambda name: None if name == "mcp" else object())
     assert main(["mcp", "--index", str(index_folder)]) == 2
     assert "pip install 'vitrieve[mcp]'" in capsys.readouterr().err
