@@ -1,21 +1,25 @@
 """Planted copies of eight kinds: precision, recall and time of `vitrieve duplicates`, beside imagededup.
 
-    python benchmarks/duplicates.py OUT --data SOURCE [--data SOURCE …] [--num-images 60000] [--copies 250]
+    python benchmarks/duplicates.py OUT --data SOURCE [--data SOURCE …] [--num-images 60000] [--copies 250] [--quarters]
                                         [--encoder dinov2-vits14] [--image-size 112] [--seeds 0 1] [--no-peers]
 
 Takes pictures of the sources until there are --num-images with the copies, writes copies of --copies pictures of each
-kind (curation/copies.py) beside them, and looks for duplicates in the whole. Originals of which two have the same
-pixels are left out before. A pair is right where both are one original or copies of the same one. Sources may hold
-near-duplicates of their own, which count as wrong here: the precision is a lower bound, and the pages
-OUT/seed-N/wrong.html show which pairs those are.
+kind (curation/copies.py) beside them, and looks for duplicates in the whole. Pictures are written with at most
+MAX_SIDE_PX on a side. Originals of which two have the same pixels are left out before. --quarters: where the sources
+hold too few pictures, as many JPEGs of at least LEAST_SIDE_PX on each side as are needed, drawn by chance, give their
+four quarters (which share no pixel) instead of themselves.
 
-What copies need is calibrated as by `vitrieve duplicates`: on copies that are drawn anew. --threshold compares vectors
-alone.
+A pair is right where both are one original or copies of the same one. Sources may hold near-duplicates of their own,
+which count as wrong here: the precision is a lower bound, and the pages OUT/seed-N/wrong.html show which pairs those
+are. What copies need is calibrated as by `vitrieve duplicates`: on copies that are drawn anew. --threshold compares
+vectors alone.
 `imagededup` (pip install imagededup; beside this environment) has a perceptual hash and a CNN (MobileNetV3, whose
-weights it fetches). Its comparison is also run on the vectors of --encoder. Its thresholds are its defaults. Where
-the package or the weights are missing, the result says so. Times are of one process, embedding apart from searching.
+weights it fetches). Its comparison is also run on the vectors of --encoder, of at most PEER_MAX_IMAGES pictures. Its
+thresholds are its defaults. Where the package or the weights are missing, the result says so.
 
-A seed that is done is kept in OUT. The end writes benchmarks/results/duplicates_DATE.json and prints a table.
+Times are seconds of the clock, and of the processor in all threads and processes; embedding apart from finding.
+Whatever is done is kept in OUT: a second start goes on. (It cannot tell the time of embeddings that it found.) The end
+writes benchmarks/results/duplicates_DATE_NUM.json and prints a table.
 """
 
 from __future__ import annotations
@@ -24,62 +28,119 @@ import argparse
 import itertools
 import json
 import logging
+import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from PIL import Image
 
-from vitrieve.artifacts import write_text_durably
+from vitrieve.artifacts import has_artifact, write_text_durably
 from vitrieve.curation.copies import COPIES
 from vitrieve.curation.duplicates import DuplicateGroup, DuplicateReport, find_near
 from vitrieve.curation.looking import Look, look_at_all
-from vitrieve.curation.material import Material, embed_material
+from vitrieve.curation.material import Material, take_embeddings
 from vitrieve.curation.pages import write_duplicates_page
-from vitrieve.data.decode import read_image
+from vitrieve.data.check import map_ahead
+from vitrieve.data.decode import measure_image, read_image, read_image_bytes
 from vitrieve.data.records import Dataset, ImageRecord
-from vitrieve.data.sources import read_collection, read_source
+from vitrieve.data.sources import read_collection
+from vitrieve.embed.collection import EmbedSettings, embed_collection
+from vitrieve.machine import count_cores
+from vitrieve.progress import track
 from vitrieve.runtime.encoder import Encoder, load_encoder
 
 JPEG_QUALITY = 95
+MAX_SIDE_PX = 384
+LEAST_SIDE_PX = 200
+"""Shorter pictures are not cut into quarters."""
+SPARE_FRACTION = 0.05
+"""Pictures that are drawn beyond those wanted: some are the same, and some cannot be read."""
+PEER_MAX_IMAGES = 20_000
+"""imagededup holds the similarities of all pairs in memory."""
 Pair = tuple[str, str]
+Found = tuple[dict[str, float], dict[str, list[str]]]
+"""Times, and the duplicates of each picture."""
 
 
-def choose_originals(sources: Sequence[str], num_wanted: int, seed: int) -> list[ImageRecord]:
-    """Choose pictures of the sources at random, without those whose pixels are there already."""
-    records = [record for source in sources for record in read_source(source).records]
-    order = np.random.default_rng(seed).permutation(len(records))[: num_wanted + num_wanted // 10]
-    chosen = [records[row] for row in order]
-    digests: set[bytes] = set()
-    kept = []
-    for record, look in zip(chosen, look_at_all(chosen, show_progress=True), strict=True):
-        if isinstance(look, Look) and look.digest not in digests:
-            digests.add(look.digest)
-            kept.append(record)
-    return kept[:num_wanted]
+class Original(NamedTuple):
+    """A picture, or the box of a picture, that is written as it is and of which copies are made."""
+
+    path: str
+    box: tuple[float, float, float, float] | None
+
+    def read(self) -> Image.Image:
+        """Read it, with at most ``MAX_SIDE_PX`` on a side."""
+        record = ImageRecord(image_id=self.path, path=Path(self.path), label=0, split="train", box=self.box)
+        image = read_image(record)
+        image.thumbnail((MAX_SIDE_PX, MAX_SIDE_PX), Image.Resampling.LANCZOS)
+        return image
 
 
-def plant(originals: Sequence[ImageRecord], folder: Path, num_copies: int, seed: int) -> dict[str, str]:
-    """Write all pictures into one folder, and copies of some beside them.
+def choose_originals(
+    sources: Sequence[str], num_wanted: int, seed: int, *, has_quarters: bool, path: Path
+) -> list[Original]:
+    """Choose pictures of the sources at random, without those whose pixels are there already, and note them."""
+    if not path.exists():
+        records = [record for source in sources for record in read_collection(source).records]
+        order = np.random.default_rng(seed).permutation(len(records)).tolist()
+        num_drawn = round(num_wanted * (1 + SPARE_FRACTION))
+        num_missing = max(0, num_drawn - len(records)) if has_quarters else 0
+        drawn = list(itertools.islice(cut_some([records[row] for row in order], num_missing), num_drawn))
+        unique = {
+            look.digest: Original(str(record.path), record.box)
+            for record, look in zip(drawn, look_at_all(drawn, show_progress=True), strict=True)
+            if isinstance(look, Look)
+        }
+        write_text_durably(path, json.dumps(list(unique.values())[:num_wanted]))
+    return [Original(name, box and tuple(box)) for name, box in json.loads(path.read_text())]
+
+
+def cut_some(records: Iterable[ImageRecord], num_missing: int) -> Iterator[ImageRecord]:
+    """Yield the four quarters of the first JPEGs instead of themselves, until these make up for what is missing."""
+    for record in records:
+        width, height = (0, 0)
+        if num_missing > 0 and record.path.suffix.lower() in (".jpg", ".jpeg"):
+            width, height = measure_image(read_image_bytes(record.path))
+        if min(width, height) < LEAST_SIDE_PX:
+            yield record
+            continue
+        num_missing -= 3
+        for left, top in itertools.product((0, width // 2), (0, height // 2)):
+            yield replace(record, box=(left, top, left + width // 2, top + height // 2))
+
+
+def plant(originals: Sequence[Original], folder: Path, num_copies: int, seed: int) -> dict[str, str]:
+    """Write all pictures into one folder, and copies of some beside them; those that are there stay.
 
     Returns:
         Name of each copy -> name of its original. The names of copies begin with their kind.
     """
     folder.mkdir(parents=True, exist_ok=True)
     generator = np.random.default_rng(seed)
-    for number, record in enumerate(originals):
-        if not (folder / f"{number:06}.jpg").exists():
-            read_image(record).save(folder / f"{number:06}.jpg", quality=JPEG_QUALITY)
-    planted = {}
-    for kind, make in COPIES.items():
-        for number in generator.choice(len(originals), num_copies, replace=False).tolist():
-            name = f"{kind}-{number:06}.jpg"
-            make(read_image(originals[number]), generator).save(folder / name, quality=JPEG_QUALITY)
-            planted[name] = f"{number:06}.jpg"
-    return planted
+    wanted = [("", number) for number in range(len(originals))] + [
+        (kind, number)
+        for kind in COPIES
+        for number in generator.choice(len(originals), num_copies, replace=False).tolist()
+    ]
+
+    def write(what: tuple[str, int]) -> str:
+        kind, number = what
+        path = folder / (f"{kind}-{number:06}.jpg" if kind else f"{number:06}.jpg")
+        if not path.exists():
+            image = originals[number].read()
+            if kind:
+                image = COPIES[kind](image, np.random.default_rng([seed, list(COPIES).index(kind), number]))
+            image.save(path.with_suffix(".part"), format="JPEG", quality=JPEG_QUALITY)
+            path.with_suffix(".part").replace(path)
+        return path.name
+
+    written = track(map_ahead(write, wanted, count_cores()), "write pictures", total=len(wanted), is_shown=True)
+    return {name: f"{number:06}.jpg" for name, (kind, number) in zip(written, wanted, strict=True) if kind}
 
 
 def list_true_pairs(planted: dict[str, str]) -> set[Pair]:
@@ -116,14 +177,37 @@ def list_group_pairs(report: DuplicateReport) -> list[Pair]:
     return [pair for group in report.groups for pair in itertools.combinations(group.image_ids, 2)]
 
 
+class Clock:
+    """Seconds since it was made, of the clock and of the processor."""
+
+    def __init__(self) -> None:
+        self._start = self._read()
+
+    def tell(self, name: str) -> dict[str, float]:
+        """Return both, as fields of a result."""
+        seconds, cpu_seconds = (now - then for now, then in zip(self._read(), self._start, strict=True))
+        return {f"{name}_seconds": seconds, f"{name}_cpu_seconds": cpu_seconds}
+
+    @staticmethod
+    def _read() -> tuple[float, float]:
+        return time.perf_counter(), sum(os.times()[:4])  # of processes that have ended, too
+
+
+def embed(encoder: Encoder, dataset: Dataset, folder: Path) -> tuple[Material, dict[str, float]]:
+    """Embed the pictures, or take what an earlier start left; the time is told where this start did all of it."""
+    is_new, clock = not folder.exists(), Clock()
+    if not has_artifact(folder):
+        embed_collection(encoder, dataset, folder, settings=EmbedSettings(show_progress=True), is_resume=True)
+    return take_embeddings(folder, dataset, encoder), clock.tell("embed") if is_new else {}
+
+
 def measure_ours(
     encoder: Encoder, dataset: Dataset, planted: dict[str, str], threshold: float | None, folder: Path
 ) -> tuple[dict[str, Any], Material]:
-    start = time.perf_counter()
-    material = embed_material(encoder, dataset)
-    embedded = time.perf_counter()
+    material, embed_times = embed(encoder, dataset, folder / "embeddings")
+    clock = Clock()
     report = find_near(material, "near", threshold)
-    seconds = time.perf_counter() - embedded
+    times = {**embed_times, **clock.tell("find")}
     true = list_true_pairs(planted)
     wrong = tuple(
         group for group in report.groups if any(order(group.keep, name) not in true for name in group.image_ids[1:])
@@ -132,9 +216,9 @@ def measure_ours(
     return {
         "method": "vitrieve duplicates",
         "threshold": report.threshold,
-        "embed_seconds": embedded - start,
-        "find_seconds": seconds,
+        **times,
         **measure(list_group_pairs(report), planted),
+        "num_wrong_groups": len(wrong),
         "calibration": report.to_json()["calibration"],
     }, material
 
@@ -151,19 +235,21 @@ def measure_peers(pictures: Path, planted: dict[str, str], material: Material) -
     except ImportError as error:
         return [{"method": "imagededup", "missing": str(error)}]
 
-    def run_hash() -> tuple[float, float, dict[str, list[str]]]:
+    def run_hash() -> Found:
         hasher = PHash(verbose=False)
         return time_two(
             lambda: hasher.encode_images(str(pictures)), lambda codes: hasher.find_duplicates(encoding_map=codes)
         )
 
-    def run_network() -> tuple[float, float, dict[str, list[str]]]:
+    def run_network() -> Found:
         network = CNN(verbose=False)
         return time_two(
             lambda: network.encode_images(str(pictures)), lambda codes: network.find_duplicates(encoding_map=codes)
         )
 
-    def run_on_ours() -> tuple[float, float, dict[str, list[str]]]:
+    def run_on_ours() -> Found:
+        if len(material.image_ids) > PEER_MAX_IMAGES:
+            raise MemoryError(f"the similarities of all pairs of {len(material.image_ids)} pictures are not held")
         network = CNN.__new__(CNN)  # its comparison alone: the constructor fetches weights
         network.verbose = False
         network.logger = logging.getLogger("imagededup")
@@ -177,32 +263,32 @@ def measure_peers(pictures: Path, planted: dict[str, str], material: Material) -
         ("imagededup CNN, our vectors", run_on_ours),
     ):
         try:
-            embed_seconds, find_seconds, found = run()
+            times, found = run()
         except Exception as error:  # what a peer raises without its weights is not known beforehand
             rows.append({"method": name, "missing": f"{type(error).__name__}: {error}"[:300]})
             continue
         pairs = [(one, other) for one, others in found.items() for other in others]
-        times = {"embed_seconds": embed_seconds, "find_seconds": find_seconds}
         rows.append({"method": name, **times, **measure(pairs, planted)})
     return rows
 
 
-def time_two(
-    encode: Callable[[], Any], find: Callable[[Any], dict[str, list[str]]]
-) -> tuple[float, float, dict[str, list[str]]]:
-    start = time.perf_counter()
+def time_two(encode: Callable[[], Any], find: Callable[[Any], dict[str, list[str]]]) -> Found:
+    clock = Clock()
     codes = encode()
-    middle = time.perf_counter()
+    embed_times, clock = clock.tell("embed"), Clock()
     found = find(codes)
-    return middle - start, time.perf_counter() - middle, found
+    return {**embed_times, **clock.tell("find")}, found
 
 
 def measure_seed(arguments: argparse.Namespace, encoder: Encoder, seed: int) -> list[dict[str, Any]]:
     folder = arguments.out / f"seed-{seed}"
     num_originals = arguments.num_images - arguments.copies * len(COPIES)
-    originals = choose_originals(arguments.data, num_originals, seed)
-    if len(originals) < arguments.copies:
-        raise SystemExit(f"{len(originals)} originals are too few for {arguments.copies} copies of each kind.")
+    folder.mkdir(parents=True, exist_ok=True)
+    originals = choose_originals(
+        arguments.data, num_originals, seed, has_quarters=arguments.quarters, path=folder / "originals.json"
+    )
+    if len(originals) < num_originals:
+        raise SystemExit(f"the sources hold {len(originals):,} different pictures, {num_originals:,} are wanted.")
     planted = plant(originals, folder / "pictures", arguments.copies, seed)
     dataset = read_collection(str(folder / "pictures"))
     ours, material = measure_ours(encoder, dataset, planted, arguments.threshold, folder)
@@ -211,14 +297,20 @@ def measure_seed(arguments: argparse.Namespace, encoder: Encoder, seed: int) -> 
 
 
 def print_rows(rows: Sequence[dict[str, Any]]) -> None:
-    print(f"{'method':<34}{'seed':>5}{'images':>9}{'precision':>10}{'recall':>8}{'embed s':>9}{'find s':>8}")
+    times = ("embed_seconds", "embed_cpu_seconds", "find_seconds", "find_cpu_seconds")
+    print(
+        f"{'method':<34}{'seed':>5}{'images':>9}{'precision':>10}{'recall':>8}{'embed s':>9}{'(cpu)':>8}"
+        f"{'find s':>8}{'(cpu)':>8}"
+    )
     for row in rows:
         if "missing" in row:
             print(f"{row['method']:<34}{row['seed']:>5}  missing: {row['missing']}")
             continue
         print(
             f"{row['method']:<34}{row['seed']:>5}{row['num_images']:>9,}{100 * row['precision']:>10.1f}"
-            f"{100 * row['recall']:>8.1f}{row['embed_seconds']:>9.1f}{row['find_seconds']:>8.1f}   "
+            f"{100 * row['recall']:>8.1f} "
+            + "".join(f"{row[name]:>8.1f}" if name in row else f"{'-':>8}" for name in times)
+            + "   "
             + ", ".join(f"{kind} {100 * share:.0f}" for kind, share in row["recall_by_kind"].items())
         )
 
@@ -229,6 +321,7 @@ def main() -> None:
     parser.add_argument("--data", action="append", required=True)
     parser.add_argument("--num-images", type=int, default=60_000)
     parser.add_argument("--copies", type=int, default=250)
+    parser.add_argument("--quarters", action="store_true")
     parser.add_argument("--encoder", default="dinov2-vits14")
     parser.add_argument("--image-size", type=int, default=112)
     parser.add_argument("--threshold", type=float)
@@ -236,7 +329,8 @@ def main() -> None:
     parser.add_argument("--no-peers", action="store_true")
     arguments = parser.parse_args()
     encoder = load_encoder(arguments.encoder, image_size=arguments.image_size)
-    settings = {key: str(value) for key, value in vars(arguments).items() if key not in ("out", "seeds")}
+    settings = {key: str(value) for key, value in vars(arguments).items() if key not in ("out", "data", "seeds")}
+    settings["data"] = " ".join(source.rpartition("/")[2] for source in arguments.data)
     rows: list[dict[str, Any]] = []
     for seed in arguments.seeds:
         path = arguments.out / f"seed-{seed}.json"
@@ -246,7 +340,7 @@ def main() -> None:
             write_text_durably(path, json.dumps(kept, indent=1))
         rows += kept["rows"]
     result = {"settings": settings, "fingerprint": encoder.fingerprint, "engine": encoder.engine, "rows": rows}
-    written = Path(__file__).parent / "results" / f"duplicates_{date.today()}.json"
+    written = Path(__file__).parent / "results" / f"duplicates_{date.today()}_{arguments.num_images}.json"
     write_text_durably(written, json.dumps(result, indent=1) + "\n")
     print_rows(rows)
     print(f"written: {written}")
