@@ -9,10 +9,19 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import EpsImagePlugin, Image
+from PIL import EpsImagePlugin, Image, PngImagePlugin
 
 from vitrieve.data import decode, work
-from vitrieve.data.decode import decode_image, find_note, get_scale, measure_image, open_picture, read_header
+from vitrieve.data.decode import (
+    decode_image,
+    find_note,
+    get_scale,
+    measure_image,
+    open_described_picture,
+    open_picture,
+    read_date_taken,
+    read_header,
+)
 from vitrieve.data.work import read_jpeg_layout
 from vitrieve.errors import DecodeError, PictureTooLargeError
 
@@ -223,3 +232,45 @@ def test_measure_image_agrees_with_decoding_and_decodes_nothing(
     expected = decode_image(data).size
     monkeypatch.setattr(decode, "_load", fail_to_decode)
     assert measure_image(data) == expected
+
+
+@pytest.mark.parametrize("where", ["nowhere", "before", "behind"])
+def test_measure_image_decodes_a_png_only_where_it_may_say_its_orientation(
+    where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encode(draw_noise(30, 20), "PNG", **({} if where == "nowhere" else {"exif": exif}))
+    if where == "behind":
+        begin = data.index(b"eXIf") - 4
+        end = begin + 12 + int.from_bytes(data[begin : begin + 4], "big")
+        data = data[:begin] + data[end:-12] + data[begin:end] + data[-12:]
+    assert measure_image(data) == decode_image(data).size == ((30, 20) if where == "nowhere" else (20, 30))
+    if where == "nowhere":
+        monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", fail_to_decode)
+        assert measure_image(data) == (30, 20)
+
+
+@pytest.mark.parametrize("image_format", ["JPEG", "PNG", "TIFF", "WEBP", "AVIF", "GIF", "BMP"])
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+@pytest.mark.parametrize("enough_px", [None, 40])
+@pytest.mark.parametrize("date", ["", "2026:11:23 10:00:00", "2026:13:45"])
+def test_described_picture_is_what_separate_readings_say(
+    image_format: str, orientation: int, enough_px: int | None, date: str
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    if date:
+        exif.get_ifd(0x8769)[0x9003] = exif[0x0132] = date
+    data = encode(draw_noise(171, 90), image_format, exif=exif)
+    whole = [data, data[:-2]] if image_format == "JPEG" else [data]
+    for one in whole:
+        with open_described_picture(one, enough_px=enough_px) as (picture, facts):
+            pixels = np.asarray(picture).copy()
+        with open_picture(one, enough_px=enough_px) as picture:
+            np.testing.assert_array_equal(pixels, np.asarray(picture))
+        assert (facts.width_px, facts.height_px) == measure_image(one)
+        assert facts.date_taken == read_date_taken(one)
+        assert facts.note == find_note(one)
+    if date.endswith("00") and image_format in ("JPEG", "PNG", "TIFF", "WEBP"):
+        assert facts.date_taken == "2026-11-23T10:00:00"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 
 from vitrieve.data import decode
 from vitrieve.data.preprocess import build_preprocessing
@@ -68,6 +68,20 @@ def test_file_that_changes_while_it_is_read_is_told(record: ImageRecord, monkeyp
 
     monkeypatch.setattr("vitrieve.syncing.read.read_open_file", read_and_change)
     assert read_file(record, build_preprocessing(8), lambda _: None).is_undecided
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+def test_file_is_opened_and_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str) -> None:
+    Image.new("RGB", (20, 10), (200, 0, 0)).save(tmp_path / f"a.{suffix}")
+    opened: list[bytes] = []
+    loaded: list[Image.Image] = []
+    open_header, load_prepare = decode._open_header, ImageFile.ImageFile.load_prepare
+    monkeypatch.setattr(decode, "_open_header", lambda data: opened.append(data) or open_header(data))
+    monkeypatch.setattr(ImageFile.ImageFile, "load_prepare", lambda one: loaded.append(one) or load_prepare(one))
+    record = ImageRecord(image_id="a", path=tmp_path / f"a.{suffix}", label=0, split="test")
+    read = read_file(record, build_preprocessing(8), lambda _: None)
+    assert read.state.metadata["width_px"] == "20"
+    assert len(opened) == len(loaded) == 1
 
 
 @pytest.mark.parametrize("function", ["vitrieve.data.decode._load", "vitrieve.syncing.read.read_open_file"])

@@ -69,6 +69,8 @@ IMAGE_SUFFIXES = frozenset(f".{suffix}" for suffix in _SUFFIXES)
 _JPEG_START = b"\xff\xd8"
 _OTHER_TAILS = (b"\x55" * 64, b"\xfe" * 64, b"\xd3\x4b\x99" * 22)
 """Data of a scan, one of which would show in the pixels of a JPEG that is cut short."""
+_PNG_ORIENTATIONS = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")
+"""Names of what may tell the orientation of a PNG, also behind the pixels, where Pillow looks when it has them all."""
 _SCALE = "pixels of the file in a pixel"
 _SCALES = (8, 4, 2)
 """By what a JPEG can divide width and height, beside the numbers between, which Pillow does not ask for."""
@@ -102,6 +104,23 @@ class ImageHeader:
     mode: str
     width_px: int
     height_px: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PictureFacts:
+    """What a file says beside its pixels.
+
+    Attributes:
+        width_px: Width of the upright picture, in pixels of the file.
+        height_px: Height of the same.
+        date_taken: As ``read_date_taken`` says.
+        note: As ``find_note`` says.
+    """
+
+    width_px: int
+    height_px: int
+    date_taken: str | None
+    note: str | None
 
 
 def read_image(record: ImageRecord) -> Image.Image:
@@ -239,9 +258,48 @@ def open_picture(
     Yields:
         The picture; the caller keeps no reference to it.
     """
-    data = take_preview(data)
+    with _open_rgb(take_preview(data), box, max_pixels, enough_px) as (_, _, rgb):
+        yield crop_to_box(rgb, box)
+
+
+@contextlib.contextmanager
+def open_described_picture(
+    data: bytes, *, box: Box | None = None, enough_px: int | None = None
+) -> Iterator[tuple[Image.Image, PictureFacts]]:
+    """Decode like ``open_picture``, and say of the same opening what else the file tells.
+
+    Args:
+        data: As for ``decode_image``.
+        box: As for ``decode_image``.
+        enough_px: As for ``open_picture``.
+
+    Yields:
+        The picture, to which the caller keeps no reference, and what ``measure_image``, ``read_date_taken`` and
+        ``find_note`` say of the file.
+    """
+    preview = take_preview(data)
+    with _open_rgb(preview, box, MAX_PIXELS, enough_px) as (image, (width_px, height_px), rgb):
+        if get_scale(rgb) == 1:
+            width_px, height_px = rgb.size  # upright
+        elif read_orientation(image) >= 5:
+            width_px, height_px = height_px, width_px
+        date_taken = _read_date(image, data) if preview is data else read_date_taken(data)
+        facts = PictureFacts(width_px=width_px, height_px=height_px, date_taken=date_taken, note=find_note(data))
+        yield crop_to_box(rgb, box), facts
+
+
+@contextlib.contextmanager
+def _open_rgb(
+    data: bytes, box: Box | None, max_pixels: int, enough_px: int | None
+) -> Iterator[tuple[ImageFile.ImageFile, tuple[int, int], Image.Image]]:
+    """Open and decode, within the budget.
+
+    Yields:
+        What was opened, its stored width and height, and the whole picture as RGB, upright.
+    """
     # The stored size counts of a picture that is read at half its size, too.
     with _open_image(data, max_pixels) as (image, num_pixels), BUDGET.hold(num_pixels):
+        stored_size = image.size
         scale = _choose_scale(image, max_pixels, enough_px if box is None else None)
         _reduce(image, scale)
         loaded = _load(image, data)
@@ -251,7 +309,7 @@ def open_picture(
             raise DecodeError(f"the file is damaged: {error}") from error
         if scale > 1:
             rgb.info[_SCALE] = scale
-        yield crop_to_box(rgb, box)
+        yield loaded, stored_size, rgb
 
 
 def describe_failure(error: DecodeError | MemoryError) -> str:
@@ -270,10 +328,14 @@ def measure_image(data: bytes) -> tuple[int, int]:
     Raises:
         DecodeError: As ``decode_image``, as far as the header shows it.
     """
-    with _open_image(take_preview(data), MAX_PIXELS) as (image, _):
+    data = take_preview(data)
+    with _open_image(data, MAX_PIXELS) as (image, _):
         width_px, height_px = image.size
-        # TIFF says its upright size when it is opened.
-        is_lying = image.format != "TIFF" and read_orientation(image) >= 5
+        # TIFF says its upright size when it is opened, and to be asked for its orientation a PNG is decoded.
+        is_upright = image.format == "TIFF" or (
+            image.format == "PNG" and not any(name in data for name in _PNG_ORIENTATIONS)
+        )
+        is_lying = not is_upright and read_orientation(image) >= 5
         return (height_px, width_px) if is_lying else (width_px, height_px)
 
 
@@ -306,13 +368,21 @@ def read_date_taken(data: bytes) -> str | None:
         For example ``2026-11-23T10:00:00``; None where the file does not say it, or says nonsense.
     """
     try:
-        with _open_image(data, MAX_PIXELS) as (image, _), _explained(data):
+        with _open_image(data, MAX_PIXELS) as (image, _):
+            return _read_date(image, data)
+    except DecodeError:
+        return None
+
+
+def _read_date(image: ImageFile.ImageFile, data: bytes) -> str | None:
+    try:
+        with _explained(data):
             exif = image.getexif()
             details = exif.get_ifd(ExifTags.IFD.Exif)
             texts = (details.get(ExifTags.Base.DateTimeOriginal), details.get(ExifTags.Base.DateTimeDigitized))
             text = next((one for one in (*texts, exif.get(ExifTags.Base.DateTime)) if one), "")
             return datetime.strptime(str(text).strip("\0 "), "%Y:%m:%d %H:%M:%S").isoformat()
-    except ValueError:  # no such date, or the DecodeError of a damaged file, whose pixels may be good nevertheless
+    except ValueError:  # no such date, or the DecodeError of a damaged block, whose pixels may be good nevertheless
         return None
 
 

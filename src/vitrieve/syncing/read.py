@@ -15,11 +15,9 @@ from PIL import Image
 
 from vitrieve.data.decode import (
     MEMORY_REASON,
-    find_note,
-    measure_image,
+    PictureFacts,
+    open_described_picture,
     open_image_file,
-    open_picture,
-    read_date_taken,
     read_open_file,
 )
 from vitrieve.data.parts import stat_open, stat_picture
@@ -48,22 +46,20 @@ def describe_folders(image_id: str) -> dict[str, str]:
     return {"folder": "/".join(parts), **levels}
 
 
-def describe_content(data: bytes, width_px: int, height_px: int) -> dict[str, str]:
+def describe_content(facts: PictureFacts, size_bytes: int) -> dict[str, str]:
     """Describe a readable image file.
 
     Args:
-        data: The whole file.
-        width_px: Width of the upright picture, after EXIF orientation.
-        height_px: Height of the same picture.
+        facts: What it says of its picture.
+        size_bytes: Size of the file.
 
     Returns:
         ``width_px``, ``height_px``, ``size_bytes``, where the camera wrote it ``date`` as ``2026-11-23T10:00:00``,
         and ``note`` where something is odd about the file.
     """
-    date, note = read_date_taken(data), find_note(data)
-    facts = {"width_px": str(width_px), "height_px": str(height_px), "size_bytes": str(len(data))}
-    facts |= {} if note is None else {"note": note}
-    return facts if date is None else {"date": date, **facts}
+    described = {"width_px": str(facts.width_px), "height_px": str(facts.height_px), "size_bytes": str(size_bytes)}
+    described |= {} if facts.note is None else {"note": facts.note}
+    return described if facts.date_taken is None else {"date": facts.date_taken, **described}
 
 
 def complete_record(record: ImageRecord, content_metadata: Mapping[str, str]) -> ImageRecord:
@@ -154,9 +150,9 @@ def read_file(
     if holder is not None and (read_text is None or TEXT_COLUMN in holder.metadata):
         return ReadFile(record=record, state=replace(state, metadata=dict(holder.metadata)))
     try:
-        metadata = describe_content(data, *measure_image(data))
         enough_px = find_enough_px(preprocessing) if read_text is None else None  # letters need every pixel
-        with open_picture(data, box=record.box, enough_px=enough_px) as picture:
+        with open_described_picture(data, box=record.box, enough_px=enough_px) as (picture, facts):
+            metadata = describe_content(facts, len(data))
             square = to_square(picture, preprocessing) if holder is None else None
             if read_text is not None:
                 metadata[TEXT_COLUMN] = read_text(picture)
