@@ -232,3 +232,25 @@ def test_trap_the_home_folder_of_another_user_does_not_stop_every_command(
     monkeypatch.setenv("VITRIEVE_CONFIG", str(user_file))  # what is named must be read
     with pytest.raises(PermissionError):
         add_kept("embed", EmbedArguments, ["--data", "x"])
+
+
+def test_a_file_that_the_variable_names_must_be_there(
+    user_file: Path, class_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["data", "check", "--data", str(class_folder)]
+    monkeypatch.setenv("VITRIEVE_CONFIG", str(user_file))
+    assert main(words) == 2
+    assert main(["config", "show"]) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert [line for line in said if line.startswith("error: ")] == said
+    assert all(f"VITRIEVE_CONFIG names {user_file}, which is not there" in line for line in said)
+    assert main(["config", "set", "data.check.num-threads", "1"]) == 0  # which makes the file
+    assert main(words) == 0
+    assert f"from {user_file}: --num-threads 1" in capsys.readouterr().err
+    monkeypatch.setenv("VITRIEVE_CONFIG", str(user_file.parent))
+    assert main(words) == 2
+    assert f"{user_file.parent} cannot be read: Is a directory" in capsys.readouterr().err
+    for nothing in ("off", "", os.devnull):
+        monkeypatch.setenv("VITRIEVE_CONFIG", nothing)
+        user_file.unlink(missing_ok=True)
+        assert main(words) == 0

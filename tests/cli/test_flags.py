@@ -22,3 +22,9 @@ def test_flags_are_those_of_the_help_text(name: str) -> None:
         if flag.choices:
             assert "{" in entry
         assert (flag.takes == "nothing") == (re.sub(r"--?[\w.-]+,? ?", "", entry) == "")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_no_default_in_the_help_is_blank(name: str) -> None:
+    text = " ".join(line.strip("│ ") for line in run_help(name.split() + ["small"] * (name == "train")).splitlines())
+    assert not re.findall(r"\S+ \S+ \(default: ?(?:\(\)|\[\])?\)", text)

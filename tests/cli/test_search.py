@@ -69,6 +69,8 @@ def test_search_writes_a_page(
         (["{pictures}/02.png", "--filter", "label"], "no filter"),
         (["{pictures}/02.png", "--filter", "size=large"], "unknown metadata column 'size'"),
         (["{pictures}/02.png", "--group-by", "label"], "the images of this index have no metadata"),
+        (["--box", "0", "0", "9", "{pictures}/02.png"], "--box takes 4 numbers after one another, not 0 0 9 "),
+        (["{pictures}/02.png", "--box"], "--box takes 4 numbers after one another, and none is given"),
         (["{pictures}/02.png", "{pictures}/03.png", "--box", "0", "0", "9", "9"], "one picture"),
         (["--id", "02.png", "--box", "0", "0", "9", "9"], "a box belongs to a picture"),
         (["{pictures}/02.png", "--box", "99", "99", "120", "120"], "no pixel"),
@@ -124,6 +126,12 @@ def test_search_pages_and_boxes(index_folder: Path, picture_folder: Path, capsys
     assert [page["has_more"] for page in pages] == [True, True, False]
     (boxed,) = search_json([*words, "--box", "0", "0", "20", "20"], capsys)
     assert boxed["results"][0]["score"] < 1
+    picture = str(picture_folder / "02.png")
+    for before in (["--box", "0", "0", "20", "20", picture], ["--box=0", "0", "20", "20", "-k", "10", picture]):
+        (found,) = search_json(["--index", str(index_folder), *before], capsys)
+        assert found["results"] == boxed["results"]
+    (whole,) = search_json(["--index", str(index_folder), "--box", "None", picture], capsys)
+    assert whole["results"][0]["score"] > boxed["results"][0]["score"]
 
 
 @pytest.fixture

@@ -133,6 +133,9 @@ def test_a_picture_follows_its_class_into_its_split(tmp_path: Path) -> None:
         ("image_id,action\nnowhere.png,drop\n", "does not have, for example nowhere.png"),
         ("image_id,label,action\nclass0/0.png,class3,drop\n", "which was class3 and is class0; audit again"),
         ("image_id,action,new_label\nclass0/0.png,drop,\nclass0/0.png,relabel,class1\n", "decide for one"),
+        ("image_id,action,new_label\nclass0/0.png,relabel,Class 1\n", "no picture has; class1 is there"),
+        ("image_id,action,new_label\nclass0/0.png,relabel,clsas1\n", "write the action new instead of relabel"),
+        ("image_id,action\nclass0/0.png,new\n", "new needs a label"),
         ("image_id,action\n" + "".join(f"class{c}/{i}.png,drop\n" for c in range(5) for i in range(4)), "drops all 20"),
     ],
 )
@@ -141,6 +144,21 @@ def test_decisions_that_cannot_be_carried_out(class_folder: Path, tmp_path: Path
     with pytest.raises(DataError, match=part):
         correct_labels(f"folder:{class_folder}", tmp_path / "decisions.csv", tmp_path / "out.csv")
     assert not (tmp_path / "out.csv").exists()
+
+
+def test_a_label_that_no_picture_has_is_told_and_begins_a_class(
+    class_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    decisions = tmp_path / "decisions.csv"
+    rows = ["class0/0.png,relabel,class9", "class0/1.png,new,clas1", "class0/2.png,relabel,class1"]
+    decisions.write_text("\n".join(["image_id,action,new_label", *rows, "class1/0.png,relabel,clas1"]))
+    words = ["data", "audit", "--data", f"folder:{class_folder}", "--apply", str(decisions), "--out"]
+    assert main([*words, str(tmp_path / "new.csv")]) == 0
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.endswith("20 pictures, 4 with another label, 0 dropped")
+    assert second == "new labels: clas1, class9"
+    labels = set(read_source(f"table:{tmp_path / 'new.csv'}").label_names)
+    assert labels == {"clas1", "class9", *(f"class{number}" for number in range(5))}
 
 
 def test_a_source_that_no_table_can_hold_is_refused(class_folder: Path, tmp_path: Path) -> None:

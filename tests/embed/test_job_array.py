@@ -100,8 +100,24 @@ def test_join_names_what_is_missing_and_what_is_cut_short(encoder: Encoder, data
     assert len(join_shards(encoder, dataset, out).vectors) == 12
     with pytest.raises(ArtifactError, match="its parts are joined"):
         join_shards(encoder, dataset, out)
-    with pytest.raises(ArtifactError, match="finished"):
+    with pytest.raises(ArtifactError, match=r"is finished: .* another --out, or remove the folder") as finished:
         embed_shard(encoder, dataset, out, shard="3/3")
+    assert "--overwrite" not in str(finished.value)  # which a shard does not take
+
+
+def test_no_advice_to_shards_is_a_flag_that_they_refuse(
+    encoder: Encoder, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    embed_shard(encoder, dataset, out, shard="1/3")
+    fewer = dataclasses.replace(dataset, records=dataset.records[1:])
+    with pytest.raises(ArtifactError, match="another collection") as told:
+        embed_shard(encoder, fewer, out, shard="2/3")
+    assert "another --out" in str(told.value)
+    assert "--overwrite" not in str(told.value)
+    with pytest.raises(FingerprintError, match="another --out") as told_encoder:
+        embed_shard(dataclasses.replace(encoder, fingerprint="0" * 64), dataset, out, shard="2/3")
+    assert "--overwrite" not in str(told_encoder.value)
 
 
 def test_a_part_whose_bytes_have_changed_is_named_when_it_is_joined(
@@ -270,5 +286,5 @@ def test_flags_that_do_not_belong_together(
 
 def test_a_plan_that_was_half_written_is_told(tmp_path: Path) -> None:
     (tmp_path / PLAN_NAME).write_text('{"fingerprint": "a')
-    with pytest.raises(ArtifactError, match=r"is damaged .*--overwrite"):
+    with pytest.raises(ArtifactError, match=r"is damaged .* remove .* and start again"):
         read_plan(tmp_path)

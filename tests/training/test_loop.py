@@ -394,6 +394,27 @@ def flip_byte(path: Path, place: float) -> None:
     path.write_bytes(content)
 
 
+def test_states_are_in_the_order_of_their_steps_whatever_their_digits(config: Config, tmp_path: Path) -> None:
+    """The letters of step_10000000 come before those of step_9999999."""
+
+    def build() -> TrainingState:
+        return build_state(config, build_encoder(config.model), num_classes=10, num_images=60)
+
+    state = build()
+    for state.step in (9_999_998, 9_999_999, 10_000_000, 10_000_001):
+        state.save(tmp_path)
+    assert list_states(tmp_path) == [10_000_000, 10_000_001]
+    state.step = 9_999_999
+    state.save(tmp_path)  # a run that went back: what is newer was damaged
+    state.step = 10_000_000
+    state.save(tmp_path)
+    resumed = build()
+    told = resumed.load(tmp_path)
+    assert told == "going on from the state after step 10000000, step_10000000.safetensors"
+    assert resumed.step == 10_000_000
+    assert sorted(list_states(tmp_path)) == [9_999_999, 10_000_000]
+
+
 @pytest.mark.parametrize("damage", ["cut", "weights", "header", "empty"])
 def test_a_damaged_state_costs_the_steps_since_the_one_before_only(
     config: Config, records: list[ImageRecord], tmp_path: Path, damage: str, capsys: pytest.CaptureFixture[str]

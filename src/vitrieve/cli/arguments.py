@@ -15,6 +15,7 @@ import tyro
 
 from vitrieve.choices import Device
 from vitrieve.cli.console import get_results, print_message
+from vitrieve.cli.flags import Flag, list_types, read_flags
 from vitrieve.cli.verbosity import setting_variables
 from vitrieve.errors import ConfigError, find_nearest
 from vitrieve.progress import has_no_color
@@ -33,6 +34,10 @@ WIDE = 300
 
 Switch = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 """A flag that is only ever switched on: ``--json`` without ``--no-json``."""
+NEEDED_HINT = "(required)"
+"""What the help says of a list that must not be empty; tyro alone would show an empty default."""
+MAY_BE_EMPTY = tyro.conf.arg(help_behavior_hint="(optional)")
+"""A mark on a list that is empty by default, which the help then calls optional."""
 Names = Annotated[tuple[tuple[str, ...], ...], tyro.conf.UseAppendAction]
 """Several names after one flag, or the flag several times: tyro alone would keep the last one only."""
 
@@ -159,6 +164,7 @@ def parse_arguments(arguments_class: type[T], argv: Sequence[str], prog: str, de
             does not fit.
         SystemExit: After ``--help`` (status 0).
     """
+    argv = _put_fixed_last(arguments_class, argv, prog)
     complaint = io.StringIO()
     try:
         with (
@@ -172,6 +178,43 @@ def parse_arguments(arguments_class: type[T], argv: Sequence[str], prog: str, de
             raise
         _raise_unknown_flag(argv, list_flags(arguments_class, prog, default), prog)
         raise ConfigError(f"{_unbox(complaint.getvalue())} See: {prog} --help") from None
+
+
+def _put_fixed_last(arguments_class: type, argv: Sequence[str], prog: str) -> list[str]:
+    """Put flags with a fixed number of values behind the other words: tyro would give them the words that follow, too.
+
+    Raises:
+        ConfigError: One has fewer values, or another value than a number where it takes numbers.
+    """
+    flags = {name: flag for flag in read_flags(arguments_class) if flag.num_values for name in flag.spellings}
+    end = argv.index("--") if "--" in argv else len(argv)
+    words, moved = list(argv[:end]), []
+    while (place := next((at for at, word in enumerate(words) if word.split("=", 1)[0] in flags), None)) is not None:
+        name, *first = words[place].split("=", 1)
+        following = [*first, *words[place + 1 :]]
+        values = following[: 1 if following[:1] == ["None"] else flags[name].num_values]
+        if values != ["None"]:
+            _check_fixed(name, flags[name], values, prog)
+        moved += [name, *values]
+        words = [*words[:place], *following[len(values) :]]
+    return [*words, *moved, *argv[end:]]
+
+
+def _check_fixed(name: str, flag: Flag, values: Sequence[str], prog: str) -> None:
+    """Refuse values of a flag with a fixed number of them, where they are too few, or no numbers."""
+    are_numbers = bool({int, float} & set(list_types(flag.hint)))
+    if len(values) != flag.num_values or (are_numbers and not all(map(_is_number, values))):
+        expected = f"{flag.num_values} {'numbers' if are_numbers else 'values'}"
+        given = f"not {' '.join(map(quote_name, values))}" if values else "and none is given"
+        raise ConfigError(f"{name} takes {expected} after one another, {given}. See: {prog} --help")
+
+
+def _is_number(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True
 
 
 def list_flags(arguments_class: type[T], prog: str, default: T | None = None) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import tyro
 
-from vitrieve.cli.arguments import Json, Names, Overwrite, Resume
+from vitrieve.cli.arguments import NEEDED_HINT, Json, Names, Overwrite, Resume
 from vitrieve.cli.console import print_json, print_message, print_result
 from vitrieve.comparison.methods import ContestSettings
 
@@ -23,7 +23,9 @@ class Arguments:
     contest goes on. Ctrl-C stops it, and --resume goes on in the middle of a training, or adds methods, data and seeds.
     """
 
-    methods: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="METHOD")]
+    methods: Annotated[
+        tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="METHOD", help_behavior_hint=NEEDED_HINT)
+    ]
     """Recipes, with changed settings where wanted: small, small:koleo.weight=0.3,optimizer.learning_rate=1e-4."""
     data: Names
     """What to train and measure on: grocery:DIR, emoji, folder:DIR, …; several after one flag."""

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import tyro
 
 from vitrieve.artifacts import replacing_durably
-from vitrieve.cli.arguments import Json, Switch
+from vitrieve.cli.arguments import NEEDED_HINT, Json, Switch
 from vitrieve.cli.console import print_json, print_result
 from vitrieve.cli.defaults import (
     ALL,
@@ -50,7 +50,9 @@ class SetArguments:
 
     key: Key
     """COMMAND.FLAG, or all.FLAG."""
-    value: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="VALUE")]
+    value: Annotated[
+        tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="VALUE", help_behavior_hint=NEEDED_HINT)
+    ]
     """The value; several where the flag takes several."""
     project: InProject = False
 

@@ -11,6 +11,7 @@ import tyro
 from vitrieve.cli.arguments import DeviceFlag, Exclude, Json, check_files, read_data
 from vitrieve.cli.console import print_json, print_message, print_result
 from vitrieve.errors import ConfigError
+from vitrieve.quoting import quote_name
 
 NUM_SHOWN = 10
 
@@ -38,7 +39,7 @@ class Arguments:
     html: Path | None = None
     """Write a page in one file, with pictures, to work through; it saves decisions as CSV."""
     csv: Path | None = None
-    """Write all findings as CSV, with the columns action (keep, relabel, drop) and new_label to fill in."""
+    """Write all findings as CSV, with the columns action (keep, relabel, new, drop) and new_label to fill in."""
     apply: Path | None = None
     """Carry out the decisions in this CSV, and write --out; nothing is looked for."""
     out: Path | None = None
@@ -100,5 +101,7 @@ def _apply(source: str, arguments: Arguments) -> int:
             f"{table.out}: {table.num_images:,} pictures, {table.num_relabeled:,} with another label, "
             f"{table.num_dropped:,} dropped"
         )
+        if table.new_labels:
+            print_result(f"new labels: {', '.join(map(quote_name, table.new_labels))}")
         print_message(f"next: vitrieve train small --data table:{table.out} --out RUN")
     return 0

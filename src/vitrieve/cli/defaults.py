@@ -78,9 +78,34 @@ def find_user_file() -> Path | None:
 
 
 def list_files() -> tuple[Path, ...]:
-    """List the files that are there, the one that counts most first; none where VITRIEVE_CONFIG is ``off``."""
+    """List the files that are there, the one that counts most first; none where VITRIEVE_CONFIG is ``off``.
+
+    Raises:
+        ConfigError: VITRIEVE_CONFIG names a file that is not there.
+    """
     user = find_user_file()
-    return () if user is None else tuple(file for file in (Path(PROJECT_NAME), user) if _is_there(file))
+    if user is None:
+        return ()
+    files = [file for file in (Path(PROJECT_NAME), user) if _is_there(file)]
+    if os.environ.get(CONFIG_VARIABLE) and user not in files:
+        _require_there(user)
+        files.append(user)  # a folder is refused when it is read, and an empty device says nothing
+    return tuple(files)
+
+
+def _require_there(file: Path) -> None:
+    """Refuse a file that the variable names and that is not there.
+
+    Raises:
+        ConfigError: As it says.
+    """
+    try:
+        os.stat(file)
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        raise ConfigError(
+            f"{CONFIG_VARIABLE} names {quote_name(file)}, which is not there. Correct the variable, unset it, set it "
+            f"to {OFF}, or make the file with vitrieve config set."
+        ) from None
 
 
 def _is_there(file: Path) -> bool:

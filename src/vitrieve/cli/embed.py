@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 from vitrieve.cli.arguments import (
+    MAY_BE_EMPTY,
     BatchSize,
     DeviceFlag,
     Engine,
@@ -63,7 +64,7 @@ class Arguments:
     batch_size: BatchSize = None
     image_size: int | None = None
     """Side of the square input in pixels; None: the encoder's own."""
-    scales: tuple[float, ...] = ()
+    scales: Annotated[tuple[float, ...], MAY_BE_EMPTY] = ()
     """Shares of that side whose embeddings are combined, for convnets: 1 0.7071 0.5. None given: the encoder's own."""
     engine: Engine = "auto"
     precision: Precision = "auto"

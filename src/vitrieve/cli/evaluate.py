@@ -5,9 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from vitrieve.cli.arguments import BatchSize, DeviceFlag, Exclude, Json, Names, NumThreads, Overwrite, Resume, Switch
+from vitrieve.cli.arguments import (
+    MAY_BE_EMPTY,
+    BatchSize,
+    DeviceFlag,
+    Exclude,
+    Json,
+    Names,
+    NumThreads,
+    Overwrite,
+    Resume,
+    Switch,
+)
 from vitrieve.cli.console import print_json, print_message, print_result
 
 
@@ -31,7 +42,7 @@ class Arguments:
     classes: Literal["test", "all"] = "test"
     """test: the classes (or images) that the data set keeps for testing; of a folder without splits every fifth class.
     all: every class, also those that training may have seen."""
-    ks: tuple[int, ...] = ()
+    ks: Annotated[tuple[int, ...], MAY_BE_EMPTY] = ()
     """Cut-offs K of Recall@K (mP@K): 1 5 10. None given: those that the field reports on the data set."""
     distractors: str | None = None
     """Images to add to the gallery, wrong for every query: revisitop1m:DIR, or any source of images."""
@@ -46,7 +57,7 @@ class Arguments:
     """Folder written by vitrieve embed with this encoder and data: nothing is embedded again."""
     image_size: int | None = None
     """Side of the square input in pixels; None: each encoder's own."""
-    scales: tuple[float, ...] = ()
+    scales: Annotated[tuple[float, ...], MAY_BE_EMPTY] = ()
     """Shares of that side whose embeddings are combined, for convnets: 1 0.7071 0.5. None given: each encoder's own."""
     rerank: str = ""
     """auto: measure every re-ranking on held-out training classes, and keep one or none (of fewer than 25 training

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from vitrieve.cli.arguments import Exclude, Json, Switch
+from vitrieve.cli.arguments import MAY_BE_EMPTY, Exclude, Json, Switch
 from vitrieve.cli.console import print_json, print_result
 from vitrieve.errors import ConfigError
 
@@ -30,7 +30,7 @@ class Arguments:
     for the timm model of that name, or of open_clip. No code in it is run."""
     image_size: int | None = None
     """Side of the square input in pixels; by default the encoder's own."""
-    scales: tuple[float, ...] = ()
+    scales: Annotated[tuple[float, ...], MAY_BE_EMPTY] = ()
     """Shares of that side whose embeddings are combined, for convnets: 1 0.7071 0.5. By default the encoder's own."""
     format: FormatChoice = "onnx"
     """What is written. sentence-transformers: a folder that it, transformers and timm open. torch-export: a program for

@@ -32,6 +32,7 @@ class Flag:
         is_positional: It is a word without a flag.
         is_repeatable: It can be given several times.
         is_list: It takes several values after one another.
+        num_values: How many they are, where the number is fixed: four of a box; else None.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Flag:
     is_positional: bool = False
     is_repeatable: bool = False
     is_list: bool = False
+    num_values: int | None = None
 
     @property
     def spellings(self) -> tuple[str, ...]:
@@ -93,6 +95,7 @@ def _build_flag(path: str, marks: list[Any], hint: Any) -> Flag:
         is_positional=is_positional,
         is_repeatable=tyro.conf.UseAppendAction in marks,
         is_list=tuple in types_in and (tyro.conf.UseAppendAction not in marks or _is_nested(hint)),
+        num_values=_count_values(hint),
     )
 
 
@@ -126,6 +129,21 @@ def _list_choices(hint: Any) -> Iterator[Any]:
         return
     for part in typing.get_args(plain):
         yield from _list_choices(part)
+
+
+def _count_values(hint: Any) -> int | None:
+    """Count the values of a tuple of a fixed length, alone or beside None.
+
+    >>> _count_values(tuple[float, float] | None), _count_values(tuple[int, ...]), _count_values(str)
+    (2, None, None)
+    """
+    _, plain = _split_hint(hint)
+    parts = typing.get_args(plain)
+    if typing.get_origin(plain) is tuple:
+        return None if ... in parts else len(parts)
+    if typing.get_origin(plain) in (typing.Union, types.UnionType):
+        return next((count for count in map(_count_values, parts) if count is not None), None)
+    return None
 
 
 def _is_nested(hint: Any) -> bool:

@@ -21,7 +21,8 @@ class Entry(NamedTuple):
     Attributes:
         spelling: The flag with its value, as the help text has it.
         meaning: The sentence about it.
-        default: The value that holds when the flag is not given; ``required`` or ``repeatable`` where it says so.
+        default: The value that holds when the flag is not given; ``required``, ``optional`` or ``repeatable`` where it
+            says so.
     """
 
     spelling: str
@@ -89,7 +90,7 @@ def read_entry(entry: Sequence[str]) -> Entry:
     """Read the lines of a flag."""
     spelling, *first = re.split(r" {2,}", entry[0], maxsplit=1)
     meaning = " ".join([*first, *entry[1:]])
-    found = re.search(r" ?\((?:default: (?P<value>.*)|(?P<word>required|repeatable))\)$", meaning)
+    found = re.search(r" ?\((?:default: (?P<value>.*)|(?P<word>required|repeatable|optional))\)$", meaning)
     if found is None:
         return Entry(spelling, meaning, "")
     default = found["word"] or (f"`{found['value']}`" if found["value"] else "none")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from vitrieve.cli.arguments import DeviceFlag, Json, Switch
+from vitrieve.cli.arguments import MAY_BE_EMPTY, DeviceFlag, Json, Switch
 from vitrieve.cli.console import print_failure, print_json, print_message, print_result
 from vitrieve.errors import ConfigError, DataError
 
@@ -30,7 +30,7 @@ class Arguments:
     """table2 to table9, or figure2 to figure5."""
     data_root: Path | None = None
     """Folder that holds the data sets; None: the one that VITRIEVE_DATA names, then ../shared/datasets."""
-    rows: tuple[str, ...] = ()
+    rows: Annotated[tuple[str, ...], MAY_BE_EMPTY] = ()
     """Rows to run, by the keys that --plan lists (or by the method, for all its data sets); none given: all."""
     num_seeds: int = 1
     """Trainings of each row, with seeds 0, 1, …"""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from vitrieve.cli.arguments import (
+    MAY_BE_EMPTY,
     DeviceFlag,
     Engine,
     IndexEncoder,
@@ -38,7 +39,7 @@ class Arguments:
     A picture is a file, or id: and the name of an image of the index, or text: and words for it.
     """
 
-    images: tyro.conf.Positional[tuple[str, ...]] = ()
+    images: Annotated[tuple[str, ...], tyro.conf.Positional, MAY_BE_EMPTY] = ()
     """Pictures to search for."""
     index: Path
     """Folder written by vitrieve index."""

@@ -9,7 +9,8 @@ from __future__ import annotations
 import csv
 import io
 import os
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -21,9 +22,11 @@ from vitrieve.data.sources import read_source
 from vitrieve.data.table import BOX_COLUMNS, JUNK_COLUMN, KNOWN_COLUMNS
 from vitrieve.errors import ArtifactError, ConfigError, DataError, unknown_name_message
 from vitrieve.quoting import quote_name
+from vitrieve.search.words import TYPO_LENGTHS, count_typos
 
-ACTIONS = ("", "keep", "relabel", "drop")
-"""What can stand in the column ``action``; an empty cell and ``keep`` change nothing."""
+ACTIONS = ("", "keep", "relabel", "drop", "new")
+"""What can stand in the column ``action``; an empty cell and ``keep`` change nothing, and ``new`` relabels, too: the
+label is meant to begin a class, however like a present one it is."""
 _COLUMNS = ("path", "label", "split", "is_query", "is_gallery", *BOX_COLUMNS)
 
 
@@ -31,7 +34,7 @@ class Decision(NamedTuple):
     """What becomes of one picture.
 
     Attributes:
-        action: ``relabel`` or ``drop``.
+        action: ``relabel``, ``new`` or ``drop``.
         label: The new label, empty for ``drop``.
         before: The label that the picture had when this was decided; empty where the file does not say it.
     """
@@ -50,12 +53,14 @@ class CorrectedTable:
         num_images: Pictures in it.
         num_relabeled: Pictures with another label than before.
         num_dropped: Pictures that are not in it.
+        new_labels: Labels that decisions give and that no picture had, sorted.
     """
 
     out: Path
     num_images: int
     num_relabeled: int
     num_dropped: int
+    new_labels: tuple[str, ...] = ()
 
 
 def correct_labels(
@@ -67,15 +72,16 @@ def correct_labels(
 
     Args:
         data: The source that was audited, or its data set.
-        decisions: CSV with the columns ``image_id``, ``action`` (keep, relabel, drop or empty) and ``new_label``; where
-            that is empty, ``suggested_label`` is taken; a column ``label`` says which label was audited. A picture may
-            stand in several rows that agree.
+        decisions: CSV with the columns ``image_id``, ``action`` (keep, relabel, new, drop or empty) and ``new_label``;
+            where that is empty, ``suggested_label`` is taken; a column ``label`` says which label was audited. A
+            picture may stand in several rows that agree. A label that no picture has begins a class; one that differs
+            from a present one by a typo, or by case, blanks and signs, needs the action ``new``.
         out: The table to write, ``.csv``; it must not be there.
         protocol: One of the source's protocols; None: its first.
 
     Raises:
         DataError: The decisions are malformed, contradict each other, name unknown pictures or labels that these no
-            longer have, or no picture stays.
+            longer have, give a label that is nearly a present one, or no picture stays.
         ConfigError: A table cannot hold what the source says: shards, lists of pairs, or answers query by query.
         ArtifactError: ``out`` is there already.
     """
@@ -96,6 +102,7 @@ def correct_labels(
         )
     names = {record.image_id: dataset.label_names[record.label] for record in dataset.records}
     _refuse_stale(chosen, names, Path(decisions))
+    new_labels = _find_new_labels(chosen, set(names.values()), Path(decisions))
     rows = list(_list_rows(dataset, chosen, out.parent))
     if not rows:
         raise DataError(f"{decisions} drops all {len(dataset.records)} pictures; nothing is left for a table.")
@@ -104,9 +111,49 @@ def correct_labels(
     return CorrectedTable(
         out=out,
         num_images=len(rows),
-        num_relabeled=sum(one.action == "relabel" and one.label != names[name] for name, one in chosen.items()),
+        num_relabeled=sum(one.action != "drop" and one.label != names[name] for name, one in chosen.items()),
         num_dropped=len(dataset.records) - len(rows),
+        new_labels=new_labels,
     )
+
+
+def _find_new_labels(chosen: Mapping[str, Decision], present: Set[str], file: Path) -> tuple[str, ...]:
+    """Find the labels that begin classes.
+
+    Raises:
+        DataError: One is nearly a present label, and the file does not say that it is new.
+    """
+    given: dict[str, set[str]] = {}
+    for one in chosen.values():
+        if one.action != "drop" and one.label not in present:
+            given.setdefault(one.label, set()).add(one.action)
+    for label, actions in given.items():
+        near = (
+            None if "new" in actions else next((one for one in sorted(present) if are_nearly_equal(label, one)), None)
+        )
+        if near is not None:
+            raise DataError(
+                f"{file} gives the label {quote_name(label)}, which no picture has; {quote_name(near)} is there. "
+                "Correct new_label, or write the action new instead of relabel to begin a class of that name."
+            )
+    return tuple(sorted(given))
+
+
+def are_nearly_equal(label: str, other: str) -> bool:
+    """Say whether two labels may be one, written otherwise: in case, blanks and signs, or by a typo.
+
+    One typo counts from four letters on, two from eight, as in a search; labels whose digits differ are two.
+
+    >>> are_nearly_equal("golden-delicious", "Golden Delicious"), are_nearly_equal("Aple", "Apple")
+    (True, True)
+    >>> are_nearly_equal("class10", "class11"), are_nearly_equal("red", "bed")
+    (False, False)
+    """
+    one, two = (re.sub(r"[\W_]+", " ", text.casefold()).strip() for text in (label, other))
+    if re.findall(r"\d+", one) != re.findall(r"\d+", two):
+        return False
+    num_typos = sum(min(len(one), len(two)) >= length for length in TYPO_LENGTHS)
+    return one == two or (num_typos > 0 and count_typos(one, two, num_typos) <= num_typos)
 
 
 def _refuse_stale(chosen: Mapping[str, Decision], names: Mapping[str, str], file: Path) -> None:
@@ -146,7 +193,7 @@ def read_decisions(file: Path) -> dict[str, Decision]:
                 f"{_say(before)}; decide for one."
             )
     if not found:
-        raise DataError(f"{file} changes nothing: no row has the action relabel or drop.")
+        raise DataError(f"{file} changes nothing: no row has the action relabel, new or drop.")
     return found
 
 
@@ -157,11 +204,11 @@ def _read_decision(row: Mapping[str, str | None], where: str) -> Decision | None
     before = (row.get("label") or "").strip()
     if action == "drop":
         return Decision(action, "", before)
-    if action != "relabel":
+    if action not in ("relabel", "new"):
         return None
     label = (row.get("new_label") or "").strip() or (row.get("suggested_label") or "").strip()
     if not label:
-        raise DataError(f"{where}: relabel needs a label in the column new_label.")
+        raise DataError(f"{where}: {action} needs a label in the column new_label.")
     return Decision(action, label, before)
 
 

@@ -253,7 +253,7 @@ def _slices(records: Sequence[ImageRecord], size: int) -> list[Sequence[ImageRec
 
 _ADVICE_ON_DISK = (
     " What is done is kept: repeat the command with --resume and a larger --max-bad-fraction; "
-    "or repair the files and start again with --overwrite."
+    "or repair the files and give another --out."
 )
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from vitrieve.artifacts import is_partial, prepare_folder, replacing_folder
+from vitrieve.artifacts import has_artifact, is_partial, prepare_folder, replacing_folder
 from vitrieve.data.records import Dataset, ImageRecord
 from vitrieve.embed.collection import (
     EmbedSettings,
@@ -119,6 +119,11 @@ def embed_shard(
     records = name_labels(dataset)
     check_any(records)
     known = find_known(reuse, encoder, records)
+    if has_artifact(out):
+        raise ArtifactError(
+            f"{out} is finished: the shards were joined, or one process wrote it. Give another --out, or remove the "
+            "folder to embed all shards again."
+        )
     prepare_folder(out, kind="embeddings", is_resume=True)
     shared = {"num_shards": chosen.num_shards, _ENCODER_FIELDS: _describe(encoder), "batch_size": settings.batch_size}
     parts = open_parts(out, encoder.fingerprint, records, shared)

@@ -80,7 +80,7 @@ def read_plan(folder: Path) -> dict[str, Any]:
     try:
         return dict(json.loads((folder / PLAN_NAME).read_text(encoding="utf-8")))
     except ValueError as error:
-        raise ArtifactError(f"{folder / PLAN_NAME} is damaged ({error}); start again with --overwrite.") from None
+        raise ArtifactError(f"{folder / PLAN_NAME} is damaged ({error}); remove {folder} and start again.") from None
 
 
 def _write_first(path: Path, text: str) -> None:
@@ -113,7 +113,7 @@ def _own_suffix() -> str:
 
 
 def _check_plan(folder: Path, found: dict[str, Any], plan: dict[str, Any]) -> None:
-    advice = "Give what it was started with, or start again with --overwrite."
+    advice = "Give what it was started with, or another --out."  # shards take no --overwrite
     if found.get("fingerprint") != plan["fingerprint"]:
         raise FingerprintError(
             f"{folder} was begun with another encoder (fingerprint {str(found.get('fingerprint'))[:12]}…, now "

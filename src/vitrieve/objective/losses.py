@@ -10,6 +10,8 @@ from dataclasses import dataclass, fields, replace
 from types import MappingProxyType
 from typing import Annotated, ClassVar
 
+import tyro
+
 from vitrieve.objective.circle import CircleConfig
 from vitrieve.objective.contrastive import ContrastiveConfig
 from vitrieve.objective.distillation import DistillationConfig
@@ -37,6 +39,7 @@ def _are_different(lengths: tuple[int, ...]) -> bool:
 Prefixes = Annotated[
     tuple[int, ...],
     Range("different whole numbers above 0", lambda lengths: min(lengths, default=1) > 0 and _are_different(lengths)),
+    tyro.conf.arg(help_behavior_hint="(optional)"),
 ]
 MEMORY = Needs("a memory", lambda config: config.objective.memory_fraction > 0)
 

@@ -121,7 +121,7 @@ class TrainingState:
         folder = run / STATE_NAME
         folder.mkdir(exist_ok=True)
         path = folder / f"step_{self.step:07d}.safetensors"
-        older = [other for other in _list_states(folder) if other.name <= path.name][:NUM_KEPT]
+        older = [other for other in _list_states(folder) if _read_step(other) <= self.step][:NUM_KEPT]
         _remove_others(folder, older)  # half written by a killed run, or newer and damaged
         try:
             self._write(path, memory)
@@ -273,7 +273,17 @@ class TrainingState:
 
 def _list_states(folder: Path) -> list[Path]:
     """List the states in a folder, the newest first."""
-    return sorted(folder.glob("step_*.safetensors"), reverse=True)
+    return sorted(folder.glob("step_*.safetensors"), key=_read_step, reverse=True)
+
+
+def _read_step(path: Path) -> int:
+    """Read the step out of a state's name: its digits are filled up to seven, and from ten million on there are more.
+
+    >>> _read_step(Path("step_9999999.safetensors")) < _read_step(Path("step_10000000.safetensors"))
+    True
+    """
+    digits = path.stem.removeprefix("step_")
+    return int(digits) if digits.isdecimal() else -1
 
 
 def _remove_others(folder: Path, kept: Sequence[Path]) -> None:
