@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import ast
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -238,6 +240,42 @@ def test_openvino_in_several_threads_at_once_gives_each_its_own(
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(lambda image: encoder.encode([image]), images * 4))
     np.testing.assert_allclose(np.concatenate(found), np.concatenate([expected] * 4), atol=1e-5)
+
+
+WHERE_THREADS_RUN = """
+import os, sys, threading
+from pathlib import Path
+from PIL import Image
+from vitrieve.runtime.encoder import load_encoder
+
+os.sched_setaffinity(0, range(os.cpu_count()))
+encoder = load_encoder(sys.argv[1], engine="openvino", num_threads=1)
+is_over = threading.Event()
+
+def encode():
+    while not is_over.is_set():
+        encoder.encode([Image.new("RGB", (32, 32))] * 16)
+
+thread = threading.Thread(target=encode)
+thread.start()
+found = set()
+for _ in range(100):
+    statuses = [path.read_text() for path in Path("/proc/self/task").glob("*/status")]
+    found |= {status.partition("Cpus_allowed_list:")[2].split()[0] for status in statuses}
+    is_over.wait(0.002)
+is_over.set()
+thread.join()
+print(found)
+"""
+"""A thread is pinned only while it computes."""
+
+
+@pytest.mark.skipif(sys.platform != "linux" or os.cpu_count() == 1, reason="needs Linux, and two cores")
+def test_trap_openvino_of_one_thread_may_run_on_any_core(tiny_encoder_folder: Path) -> None:
+    """Pinned to the first core, as OpenVINO does it by itself, two such processes take as long as one."""
+    command = [sys.executable, "-c", WHERE_THREADS_RUN, str(tiny_encoder_folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    assert len(ast.literal_eval(done.stdout)) == 1, done.stdout
 
 
 def test_openvino_refuses_what_is_no_graph(tmp_path: Path) -> None:

@@ -155,7 +155,8 @@ class OpenVinoEngine:
         self._settings: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": "bf16" if around == "bf16" else "f32",
             "PERFORMANCE_HINT": "THROUGHPUT",
-            **({} if num_threads is None else {"INFERENCE_NUM_THREADS": num_threads}),
+            # Pinned, the threads of every process that takes fewer than all cores would run on the same first ones.
+            **({} if num_threads is None else {"INFERENCE_NUM_THREADS": num_threads, "ENABLE_CPU_PINNING": False}),
         }
         self._lock = threading.Lock()
         self._programs: dict[tuple[str, bool], _Program] = {}
