@@ -120,7 +120,8 @@ def multiply(queries: npt.NDArray[Any], gallery: npt.NDArray[Any]) -> npt.NDArra
     """
     num_rows = SERIAL_TERMS // gallery.shape[1]
     if len(queries) != 1 or not num_rows or gallery.size > MAX_SERIAL_NUMBERS:
-        return queries @ gallery.T
+        whole: npt.NDArray[Any] = queries @ gallery.T
+        return whole
     num_whole = len(gallery) // num_rows * num_rows
     query = queries[0]
     products = gallery[:num_whole].reshape(-1, num_rows, gallery.shape[1]) @ query
