@@ -5,6 +5,8 @@ the beginning of a larger one. For each size and each way (store and index kind)
 from the embeddings on disk and searches it, query by query, with and without a filter that 1 % of the images pass.
 Every figure counts against the exact result. One line of JSON for each is appended to the results; what is there is
 not measured again, so that the same command goes on after it was stopped.
+
+    python benchmarks/ten_million.py --chart RESULTS SVG     draws the curves of a file of results
 """
 
 from __future__ import annotations
@@ -12,11 +14,12 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import re
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -24,9 +27,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from markupsafe import Markup
 
 from vitrieve.embed.embeddings import load_embeddings
 from vitrieve.embed.rows import GROUP_ROWS, SCHEMA
+from vitrieve.evaluation.charts import Line, draw_lines, to_svg_file
 from vitrieve.index.filter import Condition, Exact
 from vitrieve.index.open import build_index, open_index
 from vitrieve.index.store import IndexSettings, VectorStore, read_info
@@ -195,16 +200,50 @@ def measure(folder: Path, source: Path, index: Path, way: str, uri: str | None) 
     return row
 
 
+# --- the chart ---
+
+CHART_PX = 400
+HEAD_PX = 26
+PANELS: dict[str, Callable[[dict[str, Any]], float]] = {
+    "recall@10, %": lambda row: 100 * row["all"]["recall_at_10"],
+    "p50 of a search, ms": lambda row: 1000 * row["all"]["p50_seconds"],
+    "build, minutes": lambda row: row["build_seconds"] / 60,
+}
+
+
+def draw_chart(rows: Sequence[dict[str, Any]]) -> str:
+    """Draw recall, time of a search and time of building against the number of images, a line for each way."""
+    ways = list(dict.fromkeys(row["way"] for row in rows))
+    panels, heights = [], []
+    for place, (title, read) in enumerate(PANELS.items()):
+        lines = []
+        for way in ways:
+            found = sorted((row["num_vectors"] / 1e6, read(row)) for row in rows if row["way"] == way)
+            lines.append(Line(name=way.replace("/", ", "), xs=[x for x, _ in found], ys=[y for _, y in found]))
+        chart = str(draw_lines(lines, "million images", title, is_log_x=True, has_legend=True))
+        heights.append(float(re.findall(r'viewBox="0 0 \d+ (\d+)"', chart)[0]))
+        where = f'x="{place * CHART_PX}" y="{HEAD_PX}" width="{CHART_PX}" height="{heights[-1]:.0f}"'
+        head = f'<text class="label" x="{place * CHART_PX + 44}" y="18">{title}</text>'
+        panels.append(head + chart.replace("<svg ", f"<svg {where} ", 1))
+    size = f"{len(panels) * CHART_PX} {HEAD_PX + max(heights):.0f}"
+    label = ", ".join(PANELS) + " against the number of images; the table has the same figures."
+    chart = f'<svg class="chart" viewBox="0 0 {size}" role="img" aria-label="{label}">{"".join(panels)}</svg>'
+    return to_svg_file(Markup(chart))
+
+
 # --- all of it ---
 
 
-def read_done(results: Path) -> set[tuple[int, str]]:
-    """Read which sizes and ways have been measured."""
-    lines = results.read_text().splitlines() if results.is_file() else []
-    return {(row["num_vectors"], row["way"]) for row in map(json.loads, lines)}
+def read_rows(results: Path) -> list[dict[str, Any]]:
+    """Read what has been measured."""
+    return [json.loads(line) for line in results.read_text().splitlines()] if results.is_file() else []
 
 
 def main() -> None:
+    if sys.argv[1:2] == ["--chart"]:
+        results, drawing = map(Path, sys.argv[2:])
+        drawing.write_text(draw_chart(read_rows(results)))
+        return
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("work", type=Path, help="folder for the vectors and the indexes: 2.5 times their bytes")
     parser.add_argument("--embeddings", type=Path, required=True, help="folder of real embeddings")
@@ -222,7 +261,7 @@ def main() -> None:
             print(json.dumps(measure(folder, arguments.embeddings, index, arguments.one, arguments.uri)))
             return
         for way in arguments.ways:
-            if (size, way) in read_done(arguments.results):
+            if (size, way) in {(row["num_vectors"], row["way"]) for row in read_rows(arguments.results)}:
                 continue
             words = [sys.executable, __file__, *sys.argv[1:], "--one", way, "--sizes", str(size)]
             ended = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import random
 import re
 import shutil
 import signal
@@ -24,7 +26,15 @@ from tests.embed.test_job_array import assert_same_files
 from vitrieve.cli.main import main
 from vitrieve.data.sources import read_collection
 from vitrieve.embed.collection import EmbedSettings, embed_collection
-from vitrieve.embed.on_ray import RaySettings, _connected, _Crew, _cut_tasks, _cut_window, embed_on_ray
+from vitrieve.embed.on_ray import (
+    OBJECT_STORE_BYTES,
+    RaySettings,
+    _connected,
+    _Crew,
+    _cut_tasks,
+    _cut_window,
+    embed_on_ray,
+)
 from vitrieve.embed.unfinished import num_parts, records_of_part
 from vitrieve.errors import ClusterError, ConfigError
 from vitrieve.runtime.encoder import Encoder, load_encoder
@@ -36,7 +46,29 @@ starts_ray = [
     pytest.mark.skipif(find_spec("ray") is None, reason="needs vitrieve[ray]"),
 ]
 NUM_IMAGES = 9 * 256 + 12
+NUM_PARTS = 10
 ALLOWED = ("--max-bad-fraction", "0.5")
+PROGRAM = """
+import json, sys
+from pathlib import Path
+from vitrieve.cli.main import main
+from vitrieve.embed import on_ray
+
+finish_parts = on_ray.finish_parts
+
+def tell(folder, *given):
+    status = Path("/proc/self/status").read_text()
+    told = {"peak_kib": int(status.partition("VmHWM:")[2].split()[0])}
+    told["parts"] = {path.name: path.stat().st_mtime_ns for path in (folder / "parts").glob("*.npz")}
+    Path(sys.argv[1]).write_text(json.dumps(told))
+    finish_parts(folder, *given)
+
+on_ray.finish_parts = tell
+sys.exit(main(sys.argv[2:]))
+"""
+"""The command, which before it joins the parts tells when each was written, and its most memory."""
+MAX_GROWTH_KIB = 24 * 1024
+"""Of the memory of a process when there are four times the pictures: 7,000 decoded ones would be 82 MiB."""
 
 
 # Without Ray
@@ -167,11 +199,20 @@ def environment() -> Iterator[dict[str, str]]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def start(words: list[Any], environment: dict[str, str]) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "vitrieve", "embed", *map(str, words), *ALLOWED]
+def start(words: list[Any], environment: dict[str, str], told: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", PROGRAM, str(told), "embed", *map(str, words), *ALLOWED]
     return subprocess.Popen(
         command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
     )
+
+
+def read_parts(out: Path) -> dict[str, int]:
+    """Read when each finished part was written."""
+    found = {}
+    for path in out.glob("parts/*.npz"):
+        with contextlib.suppress(FileNotFoundError):  # joined and removed just now
+            found[path.name] = path.stat().st_mtime_ns
+    return found
 
 
 def find_below(process_id: int, word: str) -> list[int]:
@@ -200,6 +241,25 @@ def wait_for_parts(out: Path, num_expected: int, process: subprocess.Popen[str])
     return True
 
 
+def wait_for_victims(process: subprocess.Popen[str], word: str) -> list[int]:
+    """Wait until descendants have a word in their command line; none where the process has ended before."""
+    while process.poll() is None:
+        found = find_below(process.pid, word)
+        if found:
+            return sorted(found)
+        time.sleep(0.01)
+    return []
+
+
+def end_tree(process: subprocess.Popen[str]) -> None:
+    """Kill a process and what it has started."""
+    victims = [*find_below(process.pid, ""), process.pid]
+    for victim in victims:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(victim, signal.SIGKILL)
+    process.communicate()
+
+
 @pytest.fixture
 def words(tiny_encoder_folder: Path, pictures: Path, tmp_path: Path) -> list[Any]:
     return ["--encoder", tiny_encoder_folder, "--data", pictures, "--out", tmp_path / "out", "--engine", "onnx"]
@@ -212,7 +272,7 @@ class TestOnRay:
     def test_actors_make_what_one_process_makes(
         self, words: list[Any], whole: Path, tmp_path: Path, environment: dict[str, str], num_actors: int
     ) -> None:
-        process = start([*words, "--ray", "--ray-actors", num_actors], environment)
+        process = start([*words, "--ray", "--ray-actors", num_actors], environment, tmp_path / "told")
         printed, _ = process.communicate()
         assert process.returncode == 0, printed
         assert f"on up to {num_actors} actors of Ray" in printed
@@ -221,31 +281,38 @@ class TestOnRay:
         assert_same_files(tmp_path / "out", whole)
 
     @pytest.mark.parametrize("what", ["ray::_Worker", "raylet/raylet", "driver"])
-    def test_kills_lose_nothing(
+    def test_kills_lose_nothing_and_no_finished_part_is_made_twice(
         self, what: str, words: list[Any], whole: Path, tmp_path: Path, environment: dict[str, str], num_actors: int
     ) -> None:
-        given = [*words, "--ray", "--ray-actors", num_actors, "--resume"]
-        process = start(given, environment)
-        kept: dict[Path, int] = {}
-        for num_expected in (1, 4, 7):
-            if not wait_for_parts(tmp_path / "out", num_expected, process):
-                break  # with the agent of the only node the work ends
-            kept |= {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "parts").glob("*.npz")}
-            victims = [process.pid] if what == "driver" else find_below(process.pid, what)
-            for victim in victims[:1]:
+        chance = random.Random(f"{what} {num_actors}")
+        given, out = [*words, "--ray", "--ray-actors", num_actors, "--resume"], tmp_path / "out"
+        process = start(given, environment, tmp_path / "told")
+        kept: dict[str, int] = {}
+        num_kills = 0
+        for num_expected in sorted(chance.choices(range(NUM_PARTS - 1), k=3)):
+            if not wait_for_parts(out, num_expected, process):
+                break
+            victims = [process.pid] if what == "driver" else wait_for_victims(process, what)
+            kept |= read_parts(out)
+            if victims:
                 with contextlib.suppress(ProcessLookupError):
-                    os.kill(victim, signal.SIGKILL)
-            if what == "driver":
-                process.communicate()
-                process = start(given, environment)
-        printed, _ = process.communicate()
-        if what == "raylet/raylet" and process.returncode != 0:
-            there = {path: path.stat().st_mtime_ns for path in kept if path.is_file()}
-            assert there == kept  # no finished part was made twice
-            process = start(given, environment)
+                    os.kill(chance.choice(victims), signal.SIGKILL)
+                    num_kills += 1
+            if what != "ray::_Worker":  # with the driver, or the agent of the only node, the work ends
+                printed, _ = process.communicate()
+                if process.returncode == 0:
+                    break  # the agent was not needed any more
+                assert "Traceback" not in printed
+                process = start(given, environment, tmp_path / "told")
+        if process.stdout is not None and not process.stdout.closed:
             printed, _ = process.communicate()
         assert process.returncode == 0, printed
-        assert_same_files(tmp_path / "out", whole)
+        assert "Traceback" not in printed
+        assert num_kills > 0
+        parts = json.loads((tmp_path / "told").read_text())["parts"]
+        assert len(parts) == NUM_PARTS
+        assert kept.items() <= parts.items()  # no finished part was made twice
+        assert_same_files(out, whole)
 
     def test_actors_that_die_over_their_encoder_end_the_work(
         self, pictures: Path, tmp_path: Path, environment: dict[str, str], num_actors: int
@@ -268,8 +335,119 @@ class TestOnRay:
         self, words: list[Any], tmp_path: Path, environment: dict[str, str], num_actors: int
     ) -> None:
         wrong = ["--encoder", tmp_path / "none", *words[2:]]
-        process = start([*wrong, "--ray", "--ray-actors", num_actors], environment)
+        process = start([*wrong, "--ray", "--ray-actors", num_actors], environment, tmp_path / "told")
         printed, _ = process.communicate()
         assert (process.returncode, "Traceback" in printed) == (2, False), printed
         assert str(tmp_path / "none") in printed
         assert not (tmp_path / "out").exists()
+
+
+class Nodes:
+    """A cluster as ``ray start`` starts it: a head that runs no actor, and nodes for one actor each."""
+
+    def __init__(self, environment: dict[str, str], num_nodes: int) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.address = f"127.0.0.1:{free.getsockname()[1]}"
+        self._environment = environment
+        self._processes: list[subprocess.Popen[str]] = []
+        try:
+            port = self.address.rpartition(":")[2]
+            self._start("--head", "--port", port, "--num-cpus", "0", "--include-dashboard", "false")
+            self.nodes = [self._start("--address", self.address, "--num-cpus", "1") for _ in range(num_nodes)]
+        except BaseException:
+            self.close()
+            raise
+
+    def _start(self, *words: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--node-ip-address", "127.0.0.1"]
+        command += ["--object-store-memory", str(OBJECT_STORE_BYTES), "--disable-usage-stats", *words]
+        process = subprocess.Popen(
+            command,
+            env=self._environment,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        self._processes.append(process)
+        assert process.stdout is not None
+        lines = []
+        for line in process.stdout:
+            lines.append(line)
+            if "Ray runtime started" in line:
+                return process
+        raise AssertionError("".join(lines))
+
+    def close(self) -> None:
+        for process in reversed(self._processes):
+            end_tree(process)
+
+
+@pytest.fixture
+def cluster(environment: dict[str, str]) -> Iterator[Nodes]:
+    """A cluster that asks for a token, which ``environment`` then has."""
+    environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "5" * 64}
+    nodes = Nodes(environment, 2)
+    yield nodes
+    nodes.close()
+
+
+class TestOnACluster:
+    pytestmark = starts_ray
+
+    def test_a_cluster_that_runs_is_used_and_loses_a_node(
+        self, cluster: Nodes, words: list[Any], whole: Path, tmp_path: Path, environment: dict[str, str]
+    ) -> None:
+        """Both nodes have their actor when one of them is killed, agent first; the work goes on and ends."""
+        process = start([*words, "--ray", cluster.address, "--ray-actors", 2], environment, tmp_path / "told")
+        for node in cluster.nodes:
+            assert wait_for_victims(node, "ray::_Worker")
+        assert wait_for_parts(tmp_path / "out", 2, process)
+        kept = read_parts(tmp_path / "out")
+        for word in ("raylet/raylet", ""):
+            for victim in find_below(cluster.nodes[0].pid, word):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(victim, signal.SIGKILL)
+        printed, _ = process.communicate()
+        assert process.returncode == 0, printed
+        assert kept.items() <= json.loads((tmp_path / "told").read_text())["parts"].items()
+        assert_same_files(tmp_path / "out", whole)
+        assert cluster.nodes[1].poll() is None  # the cluster is left running
+
+    def test_a_wrong_token_is_told(
+        self, cluster: Nodes, words: list[Any], tmp_path: Path, environment: dict[str, str]
+    ) -> None:
+        other = environment | {"RAY_AUTH_TOKEN": "6" * 64}
+        process = start([*words, "--ray", cluster.address], other, tmp_path / "told")
+        printed, _ = process.communicate()
+        (message,) = [line for line in printed.splitlines() if line.startswith("error: ")]
+        assert process.returncode == 1
+        assert f"Ray cannot be reached at {cluster.address}: " in message
+        assert "RAY_AUTH_TOKEN" in message
+        assert "Traceback" not in printed
+
+    def test_memory_does_not_grow_with_the_pictures(
+        self, cluster: Nodes, words: list[Any], pictures: Path, tmp_path: Path, environment: dict[str, str]
+    ) -> None:
+        peaks = []
+        for turn in range(2):
+            for number in range(NUM_IMAGES, 4 * NUM_IMAGES if turn else 0):
+                os.link(pictures / f"{number % 12:02}.png", pictures / f"{number:05}.png")
+            given = [*words, "--overwrite", "--ray", cluster.address, "--ray-actors", 1]
+            process = start(given, environment, tmp_path / "told")
+            actor_kib = 0
+            while process.poll() is None:
+                for node in cluster.nodes:
+                    for actor in find_below(node.pid, "ray::_Worker"):
+                        with contextlib.suppress(OSError, IndexError):
+                            status = Path(f"/proc/{actor}/status").read_text()
+                            actor_kib = max(actor_kib, int(status.partition("VmHWM:")[2].split()[0]))
+                time.sleep(0.1)
+            printed, _ = process.communicate()
+            assert process.returncode == 0, printed
+            assert f"embed: {(4 if turn else 1) * NUM_IMAGES}/" in printed
+            peaks.append((json.loads((tmp_path / "told").read_text())["peak_kib"], actor_kib))
+        print("peaks of driver and actor, KiB:", peaks)
+        for before, after in zip(*peaks, strict=True):
+            assert 0 < after < before + MAX_GROWTH_KIB
