@@ -145,6 +145,7 @@ def _connected(ray: Any, cluster: RaySettings) -> Iterator[None]:
         yield
         return
     quiet = {"log_to_driver": False, "logging_level": "error"}
+    hint = ""
     try:
         _require_answer(cluster.address)
         if cluster.address is None:
@@ -152,10 +153,11 @@ def _connected(ray: Any, cluster: RaySettings) -> Iterator[None]:
             here = {"num_cpus": num_cpus, "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
             ray.init("local", object_store_memory=OBJECT_STORE_BYTES, **here, **quiet)
         else:
+            hint = " (a cluster that asks for a token needs RAY_AUTH_MODE=token and the right RAY_AUTH_TOKEN)"
             ray.init(cluster.address, **quiet)
     except (OSError, OverflowError, RuntimeError, ValueError) as error:  # a port above 65535 overflows
         where = "on this machine" if cluster.address is None else f"at {cluster.address}"
-        raise ClusterError(f"Ray cannot be reached {where}: {error}") from None
+        raise ClusterError(f"Ray cannot be reached {where}: {error}{hint}") from None
     try:
         yield
     finally:
