@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from vitrieve.artifacts import MANIFEST_NAME
-from vitrieve.cli.arguments import Json, Overwrite, StoreName, Switch
+from vitrieve.cli.arguments import Json, StoreName, Switch
 from vitrieve.cli.console import print_json, print_message, print_result
 from vitrieve.errors import ArtifactError, ConfigError, FingerprintError
 
@@ -37,7 +37,8 @@ class Arguments:
     """Read the whole index at --index and check it; changes nothing. Exit status 1 when it has faults."""
     index: Path | None = None
     """Index to check with --verify."""
-    overwrite: Overwrite = False
+    overwrite: Switch = False
+    """Replace what --out holds: the new index is built beside it, verified, and switched to in one step."""
     json: Json = False
 
 
