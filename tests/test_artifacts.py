@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import errno
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +16,7 @@ from vitrieve.artifacts import (
     MANIFEST_NAME,
     Kind,
     check_replacing,
+    locking_folder,
     prepare_folder,
     read_manifest,
     reopen_folder,
@@ -204,3 +208,48 @@ def test_a_disk_without_a_free_block_can_still_be_cleared_by_overwriting(
     assert not (tmp_path / "a" / "content").exists()
     monkeypatch.undo()
     prepare_folder(tmp_path / "a", kind="index", is_resume=True)
+
+
+@pytest.mark.parametrize("is_mount", [False, True])
+def test_a_folder_that_is_written_is_locked_and_a_killed_process_leaves_no_lock(
+    tmp_path: Path, is_mount: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "new" / "run"
+    if is_mount:
+        folder.mkdir(parents=True)
+        monkeypatch.setattr("os.path.ismount", lambda path: path == folder)
+    with locking_folder(folder):
+        check_replacing(folder, kind="run")  # the lock is nothing that stands in the way
+        with (
+            pytest.raises(ArtifactError, match=rf"run is being written by another process \(process {os.getpid()} on "),
+            locking_folder(folder / ".." / "run"),
+        ):
+            pass
+    if not is_mount:
+        assert not (tmp_path / "new").exists()
+    assert not list(tmp_path.rglob("*lock"))
+    program = (
+        "import sys, time\nfrom pathlib import Path\nfrom vitrieve.artifacts import locking_folder\n"
+        "with locking_folder(Path(sys.argv[1])):\n    print('locked', flush=True)\n    time.sleep(120)"
+    )
+    killed = tmp_path / "killed"
+    with subprocess.Popen([sys.executable, "-c", program, str(killed)], stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline().strip() == b"locked"
+        with pytest.raises(ArtifactError, match=f"process {holder.pid} on "), locking_folder(killed):
+            pass
+        holder.kill()
+    with locking_folder(killed):
+        assert [path.name for path in tmp_path.glob(".*")] == [".killed.lock"]
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_disk_without_locks_is_told_and_stops_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(descriptor: int) -> bool:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("vitrieve.artifacts.try_lock", refuse)
+    with locking_folder(tmp_path / "run"):
+        assert "No locks available" in capsys.readouterr().err

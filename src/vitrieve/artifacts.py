@@ -14,15 +14,17 @@ import json
 import os
 import re
 import shutil
+import socket
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from vitrieve.errors import ArtifactError, DiskFullError
 from vitrieve.progress import print_message
-from vitrieve.systems import replace_file
+from vitrieve.quoting import quote_name
+from vitrieve.systems import CHANGE, NO_FOLLOW, remove_locked, replace_file, try_lock
 
 if TYPE_CHECKING:
     import numpy as np
@@ -42,6 +44,7 @@ Kind = Literal[
 MANIFEST_NAME = "manifest.json"
 FORMAT_VERSION = 1
 _PARTIAL_NAME = ".partial"
+_LOCK_NAME = ".lock"
 _FULL_DISK_NUMBERS = (errno.ENOSPC, errno.EDQUOT)
 _FULL_DISK_TEXTS = ("no space left on device", "disk is full", "disk quota exceeded", "os error 28", "os error 122")
 _SHORT_WRITE = re.compile(r"\d+ requested and \d+ written")
@@ -93,7 +96,8 @@ def check_folder(
     """
     if folder.exists() and not folder.is_dir():
         raise ArtifactError(f"{folder} is a file; give the name of a new folder with --out.")
-    has_files = folder.exists() and any(folder.iterdir())  # looked at first: another process may begin it just now
+    # Looked at first: another process may begin it just now.
+    has_files = folder.exists() and any(path.name != _LOCK_NAME for path in folder.iterdir())
     is_finished = _is_ours(folder / MANIFEST_NAME)
     is_partial = (folder / _PARTIAL_NAME).exists()
     if (is_finished or is_partial) and (is_overwrite or is_resume):
@@ -440,6 +444,76 @@ def check_replacing(
     """
     if not (is_resume and _is_begun(folder.resolve())):
         check_folder(folder, kind=kind, is_overwrite=is_overwrite, is_resume=is_resume)
+
+
+@contextmanager
+def locking_folder(folder: Path) -> Iterator[None]:
+    """Let one process and one thread at a time write to a folder for as long as the block lasts.
+
+    The lock is a file beside the folder, ``.NAME.lock``, or in it where it is a mount point, or the folder around it is
+    read-only. A process that dies, however it dies, holds it no longer. On a disk without locks a message tells it.
+
+    Args:
+        folder: What ``--out`` names, there or not.
+
+    Raises:
+        ArtifactError: Another process writes to it; nothing was changed.
+    """
+    target = folder.resolve()
+    made = [parent for parent in target.parents if not parent.exists()]
+    with suppress(OSError):  # whoever writes the folder says what cannot be made
+        target.parent.mkdir(parents=True, exist_ok=True)
+    path = target.parent / f".{target.name}{_LOCK_NAME}" if is_replaceable(target) else target / _LOCK_NAME
+    descriptor = _lock_file(path, folder)
+    try:
+        yield
+    finally:
+        if descriptor is not None:
+            remove_locked(path, descriptor)
+        with suppress(OSError):
+            for parent in made:
+                parent.rmdir()
+
+
+def _lock_file(path: Path, folder: Path) -> int | None:
+    """Make and lock a file, and write into it who has locked it; None where the disk has no locks, or no such file.
+
+    Raises:
+        ArtifactError: Another process has locked it.
+    """
+    while True:
+        try:
+            descriptor = os.open(path, CHANGE | os.O_CREAT | NO_FOLLOW, 0o644)
+        except OSError:  # whoever writes the folder says that it cannot be written
+            return None
+        try:
+            if not try_lock(descriptor):
+                owner = os.read(descriptor, 200).decode("utf-8", "replace")
+                raise ArtifactError(
+                    f"{folder} is being written by another process ({quote_name(owner or 'unknown')}); nothing was "
+                    "changed. Wait until it has ended, or give another --out."
+                )
+            if _is_at(descriptor, path):  # else the one before removed it just now
+                with suppress(OSError):  # a full disk
+                    os.ftruncate(descriptor, 0)
+                    os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode())
+                return descriptor
+        except ArtifactError:
+            os.close(descriptor)
+            raise
+        except OSError as error:
+            os.close(descriptor)
+            print_message(f"{path} cannot be locked ({error}): start no second process that writes {folder}.")
+            return None
+        os.close(descriptor)
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    """Say whether an open file is the one that has a name now."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _find_beside(target: Path) -> Path:

@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 import vitrieve
+from vitrieve.artifacts import locking_folder
 from vitrieve.cli.main import main
 from vitrieve.comparison import cells, contest
 from vitrieve.errors import ArtifactError, DataError
@@ -109,6 +110,8 @@ def test_a_contest_with_a_failing_method_is_stopped_and_goes_on_to_the_same(
     assert (tmp_path / "stopped" / "comparison.html").is_file()
     with pytest.raises(ArtifactError, match="holds an unfinished result; pass --resume"):
         vitrieve.compare(methods, sources[:1], tmp_path / "stopped", **settings)
+    with locking_folder(tmp_path / "stopped"), pytest.raises(ArtifactError, match="written by another process"):
+        vitrieve.compare(methods, sources[:1], tmp_path / "stopped", resume=True, **settings)
     twice = [sources[0], Path(sources[0])]
     resumed = vitrieve.compare(methods, twice, tmp_path / "stopped", resume=True, **settings)
     assert len(calls) == 3 + 2  # nothing that was done is trained again

@@ -20,6 +20,7 @@ import torch
 
 from tests.ranks import EndedRank, run_ranks
 from vitrieve import Callback, train
+from vitrieve.artifacts import locking_folder
 from vitrieve.cli.main import main
 from vitrieve.errors import ConfigError, DataError, UnfinishedRunError
 from vitrieve.objective import objective
@@ -143,6 +144,11 @@ def test_trap_a_killed_rank_is_named_and_a_restart_goes_on_to_the_same_bits(
     assert "rank 1 of 2 (process" in ended[0].printed
     assert ") died: killed, perhaps for want of memory" in ended[0].printed
     assert "The state after step 3 is saved" in ended[0].printed
+    with locking_folder(out):  # as another job would
+        refused = run_ranks(2, tmp_path, run_command, (*given, "--resume"))
+        assert [one.status for one in refused] == [2, 1]
+        assert count_errors(refused) == 1
+        assert "is being written by another process" in refused[0].printed
     # torchrun starts all ranks with the same words once more.
     ended = run_ranks(2, tmp_path, run_command, given, environment={"TORCHELASTIC_RESTART_COUNT": "1"})
     assert [one.status for one in ended] == [0, 0], ended[0].printed

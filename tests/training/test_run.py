@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vitrieve import Callback, train
 from vitrieve.cli.main import main
 from vitrieve.data.sources import read_source
 from vitrieve.model.artifact import ENCODER_SUBFOLDER
@@ -399,3 +401,32 @@ def test_the_frozen_start_is_measured_by_the_graph_of_its_name(
     assert frozen.fingerprint == by_torch.fingerprint != averaged.fingerprint
     squares = np.random.default_rng(0).integers(0, 256, (3, 28, 28, 3), dtype=np.uint8)
     np.testing.assert_allclose(frozen.encode_squares(squares), by_torch.encode_squares(squares), atol=1e-3)
+
+
+def test_a_second_process_is_kept_out_of_a_folder_that_a_run_is_written_to(
+    run_train: Run, tiny_weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, out = f"folder:{write_pictures(tmp_path / 'photographs', LARGER)}", tmp_path / "run"
+    ended: list[tuple[int, str, bool]] = []
+
+    class Second(Callback):
+        """Begins the same run again in the middle of a step; a lock keeps out another open file, of any process."""
+
+        def on_step(self, step: int, values: Mapping[str, float]) -> None:
+            for flag in ("--resume", "--overwrite", ""):
+                before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+                capsys.readouterr()
+                status, _, err = run_train(source, *filter(None, [flag]), out=tmp_path / "photographs" / ".." / "run")
+                is_same = before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+                ended.append((status, "\n".join(line for line in err.splitlines() if "error" in line), is_same))
+
+    settings = {"model.backbone": "test_vit", "model.weights": str(tiny_weights), "train.num_threads": 1}
+    train(
+        source, "small", out, report=False, callbacks=[Second()], image_size=32, num_steps=2, batch_size=8, **settings
+    )
+    assert len(ended) == 6
+    for status, told, is_same in ended:
+        assert (status, is_same) == (2, True)
+        assert re.fullmatch(rf"error: \S*run is being written by another process \(process {os.getpid()} on .*", told)
+    assert not list(tmp_path.glob(".run*"))
+    assert run_train(source, "--no-report", "--overwrite")[0] == 0

@@ -22,6 +22,7 @@ from vitrieve import __version__
 from vitrieve.artifacts import (
     has_artifact,
     is_partial,
+    locking_folder,
     prepare_folder,
     read_manifest,
     reopen_folder,
@@ -123,17 +124,18 @@ def compare(
     competing = tuple(method.with_backbone(start) for method in competing)
     folder = Path(out)
     run = _ContestRun(folder, chosen, competing, sources)
-    if resume:
-        run.check_begun()  # what is refused stays as it is
-        if has_artifact(folder):
-            reopen_folder(folder)
-    prepare_folder(folder, kind="comparison", is_overwrite=overwrite, is_resume=resume)
-    run.make_plan()
-    try:
-        run.run_cells()
-    finally:
-        summary = run.write_summary()
-    write_manifest(folder, "comparison", {"methods": summary["methods"], "data": summary["data"]})
+    with locking_folder(folder):
+        if resume:
+            run.check_begun()  # what is refused stays as it is
+            if has_artifact(folder):
+                reopen_folder(folder)
+        prepare_folder(folder, kind="comparison", is_overwrite=overwrite, is_resume=resume)
+        run.make_plan()
+        try:
+            run.run_cells()
+        finally:
+            summary = run.write_summary()
+        write_manifest(folder, "comparison", {"methods": summary["methods"], "data": summary["data"]})
     return Comparison(folder=folder, summary=summary)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +18,7 @@ from vitrieve.artifacts import (
     check_replacing,
     has_artifact,
     is_partial,
+    locking_folder,
     read_manifest,
     replacing_folder,
     write_manifest,
@@ -168,8 +170,9 @@ def train(  # noqa: PLR0913  # each is a choice of its own, by name
         is_overwrite=overwrite,
         is_resume=resume,
     )
-    with joining_ranks() as ranks:
+    with joining_ranks() as ranks, ExitStack() as held:
         require_same_on_ranks(describe_order(run))
+        ranks.share_first(lambda: held.enter_context(locking_folder(run.out)))
         finished, is_overwrite, is_resume = ranks.share_first(lambda: _choose_beginning(run))
         if finished is not None:
             return TrainedRun(folder=run.out, summary=finished, results=(), device=config.train.device)
