@@ -80,7 +80,10 @@ def test_read_collection_takes_a_source_with_its_labels(classes: Path) -> None:
         ("classes/a/1.png", "is not a folder"),
         ("", "unknown source ''"),
         ("grocery", "write grocery:DIR"),
-        ("sop", "none of the folders sop, Stanford_Online_Products is in ../shared/datasets; write sop:DIR"),
+        (
+            "sop",
+            "VITRIEVE_DATA is not set; write sop:DIR, or name with VITRIEVE_DATA the folder, such as ~/datasets, that ",
+        ),
         ("rparis6k:", "`vitrieve data describe rparis6k`"),
         ("folder:", "write folder:DIR"),
         ("table", "write table:FILE"),

@@ -29,7 +29,7 @@ class Arguments:
     name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")]
     """table2 to table9, or figure2 to figure5."""
     data_root: Path | None = None
-    """Folder that holds the data sets; None: the one that VITRIEVE_DATA names, then ../shared/datasets."""
+    """Folder that holds the data sets, such as ~/datasets; None: the one that VITRIEVE_DATA names."""
     rows: Annotated[tuple[str, ...], MAY_BE_EMPTY] = ()
     """Rows to run, by the keys that --plan lists (or by the method, for all its data sets); none given: all."""
     num_seeds: int = 1

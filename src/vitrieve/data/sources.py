@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from vitrieve.data import cub200, emoji, folder, grocery, huggingface, inshop, revisited, sfm120k, shards, sop, table
-from vitrieve.data.layout import DATA_VARIABLE, data_parents, find_data_folder
+from vitrieve.data.layout import DATA_VARIABLE, find_data_folder
 from vitrieve.data.records import Dataset
 from vitrieve.data.remote import is_remote
 from vitrieve.errors import ConfigError, DataError, unknown_name_message
@@ -315,9 +315,9 @@ def read_source(source: str, *, protocol: str | None = None, exclude: Sequence[s
     """Read a data set with labels, splits and roles.
 
     Args:
-        source: ``NAME:PATH``; ``NAME`` for a published data set whose folder is in ``VITRIEVE_DATA`` or
-            ``../shared/datasets``; or an existing folder with one subfolder for each class. A data set's name wins
-            over a folder of that name, which a note tells; write ``./emoji`` for the folder.
+        source: ``NAME:PATH``; ``NAME`` for a published data set in the folder that ``VITRIEVE_DATA`` names; or an
+            existing folder with one subfolder for each class. A data set's name wins over a folder of that name,
+            which a note tells; write ``./emoji`` for the folder.
         protocol: One of ``list_protocols(source)``; None for the first.
         exclude: Patterns of what to leave out of a folder, with the rules of gitignore.
 
@@ -473,10 +473,11 @@ def _find_path(name: str) -> str:
         return ""
     found = find_data_folder(names)
     if found is None:
-        looked = " and ".join(str(parent) for parent in data_parents())
+        named = os.environ.get(DATA_VARIABLE)
+        looked = f"{named} has none of the folders {', '.join(names)}" if named else f"{DATA_VARIABLE} is not set"
         raise DataError(
-            f"{name} is named without a folder, and none of the folders {', '.join(names)} is in {looked}; write "
-            f"{spell_source(name)}, or name the folder that holds it with {DATA_VARIABLE}. "
+            f"{name} is named without a folder, and {looked}; write {spell_source(name)}, or name with {DATA_VARIABLE} "
+            f"the folder, such as ~/datasets, that holds {' or '.join(names)}. "
             f"`vitrieve data describe {name}` tells where to get it."
         )
     return str(found)

@@ -68,8 +68,7 @@ def find_sources(names: Iterable[str], data_root: Path | None) -> dict[str, Sour
 
     Args:
         names: Names of benchmarks, ``grocery``, ``emoji``, or any source as ``NAME:PATH``, which is taken as it is.
-        data_root: Folder with a folder for each data set; None: the folder that VITRIEVE_DATA names, then
-            ``../shared/datasets``.
+        data_root: Folder with a folder for each data set; None: the folder that VITRIEVE_DATA names.
     """
     roots = (data_root,) if data_root is not None else tuple(data_parents())
     return {name: _find_source(name, roots) for name in names}
