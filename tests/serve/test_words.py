@@ -40,7 +40,12 @@ def test_words_as_json_and_as_a_form_find_the_same(speaking: TestClient) -> None
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("", "is empty"), ("red " * 300, "at most 1,000"), ("红苹果", "does not know the script"), ("a" * 10_000, "4096")],
+    [
+        ("", "is empty"),
+        ("red " * 300, "at most 1,000"),
+        ("红苹果", "does not know the script"),
+        ("a" * 10_000, "at most 1,000"),
+    ],
 )
 def test_texts_that_cannot_be_searched_for_are_refused(text: str, message: str, speaking: TestClient) -> None:
     answer = speaking.post("/search", json={"text": text})

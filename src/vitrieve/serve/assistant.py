@@ -25,7 +25,7 @@ from vitrieve.index.filter import name_kind
 from vitrieve.search.facets import count_values
 from vitrieve.search.request import Example, SearchRequest, check_text
 from vitrieve.serve.pictures import SIDES_PX
-from vitrieve.serve.schemas import Conditions, Text, check_search, to_answer_body, validate
+from vitrieve.serve.schemas import Conditions, Text, Words, check_search, to_answer_body, validate
 from vitrieve.serve.service import Service
 from vitrieve.serve.sheet import CELL_PX, draw_sheet
 
@@ -62,7 +62,9 @@ class Arguments(BaseModel):
 class SearchArguments(Arguments):
     """A search by any of text, image_id, image and path; several of them together are several examples."""
 
-    text: Text | None = Field(None, description="What is wanted, in words: names, metadata, and the pictures' content.")
+    text: Words | None = Field(
+        None, description="What is wanted, in words: names, metadata, and the pictures' content."
+    )
     image_id: Text | None = Field(None, description="Name of an image of the collection, to find what is like it.")
     image: Base64Bytes | None = Field(None, description="The bytes of an image file (JPEG, PNG, …) in base64.")
     path: Text | None = Field(None, description="Path of an image file on the server, in a folder that it allows.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http import HTTPStatus
 from typing import Annotated, Any
 from urllib.parse import quote
@@ -10,6 +10,7 @@ from urllib.parse import quote
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse
+from starlette.datastructures import QueryParams
 from starlette.exceptions import HTTPException
 
 from vitrieve.data.decode import encode_jpeg
@@ -24,6 +25,7 @@ from vitrieve.errors import (
     WeightsError,
 )
 from vitrieve.feedback.events import MAX_NAME
+from vitrieve.index.filter import require_column, resolve_filter
 from vitrieve.search.explain import explain_result
 from vitrieve.search.request import Example, SearchAnswer, SearchRequest
 from vitrieve.serve.api import answer_jpeg, check_side
@@ -63,10 +65,16 @@ MAX_VALUE_LENGTH = 60
 _HELPER_FIELDS = ("column", "operator", "value", "words", "sign", "x_1", "y_1", "x_2", "y_2", "range", "least", "most")
 MAX_LOGIN_BYTES = 64 * 1024
 """Size of the one form that strangers may send: their bodies must not take the memory that pictures need."""
-NO_MAP = {
+NO_MAP: View = {
     "status": 404,
     "title": "There is no map yet",
     "detail": "The command vitrieve map --index INDEX draws one; it is shown here from then on.",
+}
+NOTHING_TO_MAP: View = {
+    "status": 404,
+    "title": "There is nothing to map",
+    "detail": "The index holds no pictures. Add some with vitrieve sync --data FOLDER --index INDEX; vitrieve map then "
+    "draws the map.",
 }
 EXPIRED = "This picture is no longer here"
 
@@ -98,8 +106,8 @@ async def show_search(request: Request, service: CurrentService) -> Response:
         return RedirectResponse(
             service.proxy.prefix + address.spell(), 303
         )  # a form's long address gives way to the short one
-    if not address.has_query:
-        return await _show_start(service)
+    if not address.num_examples:
+        return await _show_start(service, address)
     answer, problem = await _search(request, service, address)
     status = problem["status"] if problem else 200
     query = await _describe_query(service, address)
@@ -149,12 +157,24 @@ def _list_values(answer: SearchAnswer | None) -> list[str]:
     return sorted(value for value in values if 0 < len(value) <= MAX_VALUE_LENGTH)[:MAX_VALUES]
 
 
-async def _show_start(service: Service) -> Response:
-    num_images, records = await service.look_up(
-        lambda: (service.searcher.store.count(), service.overview.find_samples())
-    )
+async def _show_start(service: Service, address: Address) -> Response:
+    """Show where a search begins; an address without examples may say how the results are to be chosen."""
+
+    def look_up() -> tuple[int, list[ImageRecord]]:
+        store = service.searcher.store
+        resolve_filter(address.filter, store.columns(), store.kinds)
+        if address.group_by:
+            require_column(address.group_by, store.columns())
+        return store.count(), service.overview.find_samples()
+
+    num_images, records = await service.look_up(look_up)
     page = service.renderer.render(
-        "start.html", num_images=num_images, samples=describe_samples(records), has_map=service.map.is_there()
+        "start.html",
+        address=address,
+        conditions=describe_conditions(address),
+        num_images=num_images,
+        samples=describe_samples(records, address),
+        has_map=service.map.is_there(),
     )
     return HTMLResponse(page)
 
@@ -165,7 +185,7 @@ async def _search(request: Request, service: Service, address: Address) -> tuple
         return await service.search(request, lambda: build_page_request(address, service)), None
     except (HTTPException, InputError, MemoryError) as error:
         status, detail = get_refusal(error)
-        title = EXPIRED if status == 410 and address.uploads else _PROBLEMS.get(status, "This cannot be searched for")
+        title = EXPIRED if status == 410 and address.uploads else _PROBLEMS.get(status, _PROBLEMS[422])
         return None, {"status": status, "title": title, "detail": detail}
 
 
@@ -173,6 +193,7 @@ _PROBLEMS = {
     404: "There is no such picture",
     410: "This picture is gone",
     413: "This picture is too large",
+    422: "This cannot be searched for",
     503: "Many people are searching",
     504: "This took too long",
 }
@@ -238,7 +259,7 @@ async def _describe_query(service: Service, address: Address) -> View:
     titles = {image_id: find_title(image_id, record.metadata) for image_id, record in records.items()}
     titles |= dict.fromkeys(uploads, YOUR_PICTURE)
     stage = None
-    if address.num_examples == 1 and not address.texts:
+    if address.num_examples == 1 and (address.uploads or address.plus):
         stage = await service.draw(lambda: build_stage(service, address, records))
     return {"examples": describe_examples(address, titles), "stage": stage}
 
@@ -330,20 +351,21 @@ async def get_overlay(request: Request, image_id: str, service: CurrentService) 
 async def show_map(service: CurrentService) -> Response:
     """Show the map of the collection."""
 
-    def render() -> str | None:
+    def render() -> str | View:
         served = service.map.find()
-        if served is None:
-            return None
+        num_images = service.searcher.store.count()
+        if served is None or num_images == 0:
+            return NO_MAP if num_images else NOTHING_TO_MAP
         return service.renderer.render(
             "map.html",
             view=served.view,
-            num_images=service.searcher.store.count(),
+            num_images=num_images,
             max_examples=service.limits.examples,
             fingerprint=None if service.feedback.find_obstacle() else service.searcher.store.info.fingerprint,
         )
 
     page = await service.look_up(render)
-    return _show_problem(service, NO_MAP) if page is None else HTMLResponse(page)
+    return HTMLResponse(page) if isinstance(page, str) else _show_problem(service, page)
 
 
 @router.get("/map/data")
@@ -364,20 +386,24 @@ async def receive_upload(request: Request, service: CurrentService) -> Response:
     async with service.bodies.receive(request) as body:
         content_type = request.headers.get("content-type", "")
 
-        def keep() -> Upload:
-            files = parse_form(content_type, body, max_files=service.limits.examples).files.get("image", [])
+        def keep() -> Address:
+            form = parse_form(content_type, body, max_files=service.limits.examples)
+            files = form.files.get("image", [])
             if not files:
                 raise HTTPException(422, "No picture was chosen. Choose one, and search again.")
+            given = [(name, value) for name, values in form.texts.items() for value in values]
+            narrowing = parse_address(QueryParams(given), service.limits).narrowing()
+            address = parse_address(QueryParams(narrowing), service.limits)
             try:
-                return service.uploads.add(files[0], service.name)
+                upload = service.uploads.add(files[0], service.name)
             except OSError:  # the folder of uploads is gone, or its disk is full
                 log_failure("upload not kept")
                 raise HTTPException(
                     503, "The picture cannot be kept at the moment; the server's log says why."
                 ) from None
+            return replace(address, uploads=(upload.upload_id,))
 
-        upload = await service.compute(keep)
-    address = service.proxy.prefix + Address(uploads=(upload.upload_id,)).spell()
+        address = service.proxy.prefix + (await service.compute(keep)).spell()
     if "application/json" in request.headers.get("accept", ""):
         return JSONResponse({"address": address})
     return RedirectResponse(address, 303)
@@ -483,7 +509,7 @@ async def answer_error(request: Request, error: Exception) -> Response:
         headers.setdefault("Retry-After", str(get_desk(request).limits.retry_after_seconds))
     if not is_page(request):
         return JSONResponse({"detail": detail}, status, headers)
-    title = HTTPStatus(status).phrase
+    title = _PROBLEMS[422] if status == 422 else HTTPStatus(status).phrase
     if (status, detail) == (404, "Not Found"):
         title, detail = "Page not found", "Nothing is at this address. Start a new search here."
     problem = {"status": status, "title": title, "detail": detail}

@@ -18,6 +18,8 @@ from vitrieve.serve.pictures import Pictures
 from vitrieve.serve.settings import MAX_LIST, MAX_TEXT, MAX_VECTOR, Limits
 
 Text = Annotated[str, Field(max_length=MAX_TEXT)]
+Words = Annotated[str, Field(json_schema_extra={"maxLength": MAX_TEXT_LENGTH})]
+"""A text to search for. ``Example`` refuses one that is too long, in the words that every way of asking has."""
 FiniteNumber = Annotated[float, Field(allow_inf_nan=False)]
 Vector = Annotated[list[FiniteNumber], Field(min_length=1, max_length=MAX_VECTOR, fail_fast=True)]
 Conditions = Annotated[list[Text], Field(max_length=MAX_LIST, fail_fast=True)]
@@ -79,7 +81,7 @@ class ExampleBody(BaseModel):
 
     id: Text | None = Field(None, description="An image of the index.")
     vector: Vector | None = Field(None, description="An embedding of the index's encoder.")
-    text: Text | None = Field(None, description="Words for it.")
+    text: Words | None = Field(None, description="Words for it.")
     image: Base64Bytes | None = Field(None, description="The bytes of an image file, in base64.")
     box: BoxNumbers | None = Field(None, description="Region of the picture; with id or image.")
     sign: Literal["plus", "minus"] = Field("plus", description="Whether it is wanted.")
@@ -95,7 +97,7 @@ class SearchBody(BaseModel):
 
     id: Text | None = Field(None, description="Search for what is like this image of the index.")
     vector: Vector | None = Field(None, description="Search for what is near this embedding.")
-    text: Text | None = Field(
+    text: Words | None = Field(
         None,
         description=f"Search in words, at most {MAX_TEXT_LENGTH:,} characters: in names, files and metadata, and by "
         "meaning where the encoder has a text part.",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode
@@ -25,7 +26,16 @@ from vitrieve.errors import ConfigError, DecodeError, UnreachableError
 from vitrieve.index.filter import Condition, Exact, build_condition, format_condition, parse_filter
 from vitrieve.index.store import StoreInfo, VectorStore, find_name
 from vitrieve.search.query import read_example
-from vitrieve.search.request import MAX_TEXT_LENGTH, Box, Example, SearchAnswer, SearchRequest, SearchResult, parse_box
+from vitrieve.search.request import (
+    MAX_TEXT_LENGTH,
+    Box,
+    Example,
+    SearchAnswer,
+    SearchRequest,
+    SearchResult,
+    check_text,
+    parse_box,
+)
 from vitrieve.serve.settings import MAX_TEXT, Limits, ProxySettings
 
 if TYPE_CHECKING:
@@ -112,6 +122,10 @@ class Address:
         """Turn to another page of the same search."""
         return replace(self, page=page)
 
+    def narrowing(self) -> list[tuple[str, str]]:
+        """List what says how results are chosen, whatever is looked for: it stays when something else is."""
+        return self.fields_without("upload", "plus", "minus", "text", "minus_text", "box")
+
     def like(self, image_id: str) -> Address:
         """Search for what is like one image instead; how results are chosen stays."""
         return replace(self, uploads=(), plus=(image_id,), minus=(), texts=(), minus_texts=(), box=None, page=1)
@@ -159,7 +173,8 @@ def parse_address(query: QueryParams, limits: Limits) -> Address:
     the same shortly.
 
     Raises:
-        ConfigError: A number or a box that is none, or more or longer values than ``limits`` and ``MAX_TEXT`` allow.
+        ConfigError: A number or a box that is none, a text to search for that is too long, or more or longer values
+            than ``limits`` and ``MAX_TEXT`` allow.
     """
     conditions = [condition for condition in query.getlist("filter") if condition]
     if query.get("column") and query.get("value"):
@@ -172,6 +187,9 @@ def parse_address(query: QueryParams, limits: Limits) -> Address:
     box = ",".join(sides) if any(sides) else query.get("box")
     words = {sign: [*query.getlist(name)] for sign, name in (("plus", "text"), ("minus", "minus_text"))}
     words["minus" if query.get("sign") == "minus" else "plus"].append(query.get("words", ""))
+    for text in chain(*words.values()):
+        if len(text) > MAX_TEXT_LENGTH:  # each link of the page would repeat it
+            check_text(text)
     address = Address(
         uploads=_unique(query.getlist("upload")),
         plus=_unique(query.getlist("plus")),
@@ -453,13 +471,14 @@ def _narrow(address: Address, column: str, value: str) -> str:
     return replace(address, filter=_unite(address.filter, condition), page=1).spell()
 
 
-def describe_samples(records: Sequence[ImageRecord]) -> list[View]:
-    """Describe some images of the collection, to start from."""
+def describe_samples(records: Sequence[ImageRecord], address: Address | None = None) -> list[View]:
+    """Describe some images of the collection, to start from; an address says how results are then chosen."""
+    address = address or Address()
     return [
         {
             "title": find_title(record.image_id, record.metadata),
             "thumbnail": thumbnail_url(record.image_id),
-            "like": Address(plus=(record.image_id,)).spell(),
+            "like": address.like(record.image_id).spell(),
         }
         for record in records
     ]

@@ -90,6 +90,11 @@ document.addEventListener("submit", (event) => {
   if (form.matches("[data-get], [data-box-form]")) {
     event.preventDefault();
     const fields = [...new FormData(form)].filter(([, value]) => value !== "");
+    const long = [...form.querySelectorAll("[data-most]")].find((field) => field.value.length > field.dataset.most);
+    if (long) {
+      const [has, most] = [long.value.length, Number(long.dataset.most)].map((number) => number.toLocaleString("en"));
+      return say(`the text to search for has ${has} characters; at most ${most} are read: say it in fewer words.`);
+    }
     if (!fields.some(([name]) => name === "value")) drop(fields, ["column", "operator"]);
     go(`${root}/?${new URLSearchParams(fields)}`);
   }
@@ -108,9 +113,10 @@ async function send(file) {
   }
   notice.hidden = true;
   const before = [...page().childNodes];
-  showLoading(file);
   const form = new FormData();
+  for (const field of page().querySelectorAll("[data-picker] [type=hidden]")) form.append(field.name, field.value);
   form.append("image", file, file.name || "picture");
+  showLoading(file);
   const answer = await load((signal) =>
     fetch(`${root}/uploads`, { method: "POST", body: form, signal, headers: { Accept: "application/json" } }),
   );
@@ -289,7 +295,7 @@ function setUp() {
   for (const stage of page().querySelectorAll("[data-stage]")) setUpStage(stage);
   const overlay = document.getElementById("show-overlay");
   if (overlay) overlay.checked = isOverlayShown;
-  if (matchMedia("(max-width: 860px)").matches) for (const refine of page().querySelectorAll("details.refine")) refine.open = false;
+  if (matchMedia("(max-width: 860px)").matches) for (const part of page().querySelectorAll("details.again, details.refine")) part.open = false;
   if (navigator.mediaDevices?.getUserMedia) for (const button of page().querySelectorAll("[data-camera]")) button.hidden = false;
 }
 
