@@ -43,6 +43,7 @@ WIDTHS = (1200, 390)
 SCHEMES: tuple[Literal["light", "dark"], ...] = ("light", "dark")
 PHONE: ViewportSize = {"width": 390, "height": 780}
 DESKTOP: ViewportSize = {"width": 1280, "height": 860}
+LIST: ViewportSize = {"width": 1000, "height": 560}
 MAX_BYTES = 300_000
 
 
@@ -212,6 +213,8 @@ def list_shots(grocery: Path) -> list[Shot]:
         Shot(name="page-no-match", show=lambda page: send(page, draw_something_else())),
         Shot(name="page-phone-start", show=lambda page: None, viewport=PHONE, has_touch=True),
         Shot(name="page-phone", show=lambda page: send(page, carton), viewport=PHONE, has_touch=True),
+        Shot(name="collections-light", show=lambda page: None, viewport=LIST, service="collections"),
+        Shot(name="collections-dark", show=lambda page: None, viewport=LIST, service="collections", scheme="dark"),
     ]
 
 
