@@ -100,6 +100,47 @@ def test_many_pairs_of_several_sizes_equal_each_alone() -> None:
     assert measure_fits([], []) == []
 
 
+def test_what_pairs_share_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registration, "BLOCK_PAIRS", 7)
+    generator = np.random.default_rng(0)
+    pictures = [draw(seed, (100 + 40 * (seed % 2), 90)) for seed in range(4)]
+    thumbnails = [make_thumbnail(make(one, generator)) for one in pictures for make in COPIES.values()]
+    rows = generator.integers(0, len(thumbnails), (60, 2))
+    firsts, seconds = ([thumbnails[row] for row in side] for side in rows.T)
+    alone = [find_places([one.copy()], [other.copy()])[0] for one, other in zip(firsts, seconds, strict=True)]
+    together = find_places(firsts, seconds)
+    assert [place.fit for place in together] == pytest.approx([place.fit for place in alone], abs=1e-5)
+    assert [place.fit > 0.7 for place in together].count(True) > 5
+
+
+def test_small_copies_are_compared_as_a_slow_loop_does() -> None:
+    generator = np.random.default_rng(1)
+    covered = generator.uniform(0, 255, (40, 13, 15)).astype(np.float32)
+    noise = generator.uniform(0, 255, covered.shape) * np.linspace(0, 1.5, len(covered))[:, None, None]
+    parts = (0.5 * covered + noise).astype(np.float32)
+    parts[::2] = parts[::2, :, ::-1]
+    found = registration._agree_coarsely(covered, parts)
+    assert found.tolist() == [agree_slowly(*pair) for pair in zip(covered, parts, strict=True)]
+    assert 5 < found.sum() < 35
+    assert registration._agree_coarsely(covered[:, :5], parts[:, :5]).all()
+
+
+def agree_slowly(covered: np.ndarray, part: np.ndarray) -> bool:
+    """Compare tile by tile with the side of the part that correlates better."""
+    part = max((part, part[:, ::-1]), key=lambda side: np.corrcoef(covered.ravel(), side.ravel())[0, 1])
+    one, other = (picture.astype(float) - picture.mean() for picture in (covered, part))
+    other *= np.linalg.norm(one) / np.linalg.norm(other)
+    size, noise = registration.COARSE_TILE_PX, registration.COARSE_NOISE**2
+    agreeing = []
+    for top in range(one.shape[0] - size + 1):
+        for left in range(one.shape[1] - size + 1):
+            first, second = (picture[top : top + size, left : left + size].ravel() for picture in (one, other))
+            both = np.cov(first, second, bias=True)
+            structure = (2 * both[0, 1] + noise) / (both[0, 0] + both[1, 1] + noise)
+            agreeing.append(structure >= registration.LEAST_COARSE_AGREEMENT)
+    return float(np.mean(agreeing)) >= registration.COARSE_SHARE
+
+
 def test_one_color_one_pixel_and_long_strips_fit_nothing() -> None:
     plain = Image.new("RGB", (50, 40), (10, 200, 30))
     for other in (draw(0), plain, Image.new("RGB", (1, 1)), draw(1, (900, 2))):

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from tests.similarity.hard_collections import HARD_COLLECTIONS, clusters, random
-from vitrieve.similarity import FloatArray, nearest, order_nearest, similarity, top_k
+from vitrieve.similarity import FloatArray, multiply, nearest, order_nearest, similarity, top_k
+from vitrieve.similarity.definition import SERIAL_TERMS
 from vitrieve.similarity.product import MIN_BFLOAT16_QUERIES, has_bfloat16_for
 
 Collection = Callable[[np.random.Generator], FloatArray]
@@ -75,3 +76,49 @@ def test_top_k_loads_no_torch_and_finds_the_same_without_it(without_torch: str) 
     }
     gallery = np.random.default_rng(4).standard_normal((2500, 24))
     assert outputs == {top_k(gallery, gallery, 3)[1].tobytes().hex() + "\n"}
+
+
+@pytest.mark.parametrize("collection", HARD_COLLECTIONS, ids=lambda one: one.__name__)
+def test_one_query_alone_finds_what_it_finds_among_others(collection: Collection) -> None:
+    gallery = collection(np.random.default_rng(0))
+    whole = similarity(gallery[-5:], gallery)
+    for query, row in zip(gallery[-5:], whole, strict=True):
+        np.testing.assert_array_equal(similarity(query[None], gallery)[0], row)
+        for k in (10, 100):
+            for found, expected in zip(top_k(query[None], gallery, k), order_nearest(row[None], k), strict=True):
+                np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("num_queries", [0, 1, 3])
+@pytest.mark.parametrize(
+    ("num_rows", "num_dims"), [(0, 5), (1, 384), (23, 384), (24, 384), (5_000, 384), (7, SERIAL_TERMS + 1)]
+)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_multiply_is_the_product_whatever_pieces_it_is_computed_in(
+    num_queries: int, num_rows: int, num_dims: int, dtype: type
+) -> None:
+    """Of integers every sum is exact, so that the order of summation has no say."""
+    generator = np.random.default_rng(0)
+    queries, gallery = (generator.integers(-9, 10, (num, num_dims)).astype(dtype) for num in (num_queries, num_rows))
+    products = multiply(queries, gallery)
+    assert products.dtype == dtype
+    np.testing.assert_array_equal(products, np.einsum("qe,ge->qg", queries, gallery))
+
+
+@pytest.mark.parametrize("num_rows", [500, 4_900])
+def test_one_query_is_multiplied_in_pieces_too_small_for_threads(
+    num_rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With threads a query waits for a core that another process has (6 ms for 0.1 ms of work)."""
+    sizes: list[int] = []
+
+    class Counted(np.ndarray):
+        def __matmul__(self, other: np.ndarray) -> np.ndarray:
+            sizes.append(self.shape[-2] * self.shape[-1])
+            return np.asarray(self) @ np.asarray(other)
+
+    gallery = np.random.default_rng(0).standard_normal((num_rows, 384)).astype(np.float32)
+    products = multiply(gallery[:1].view(Counted), gallery.view(Counted))
+    np.testing.assert_allclose(products, gallery[:1] @ gallery.T, rtol=1e-4, atol=1e-3)
+    assert sizes
+    assert max(sizes) <= SERIAL_TERMS

@@ -17,11 +17,12 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from vitrieve.curation.agreement import AnyPicture, make_picture, measure_agreement
+from vitrieve.curation.agreement import PICTURE_PX, AnyPicture, make_picture, measure_agreement
 from vitrieve.curation.copies import COPIES, cut_half
 from vitrieve.curation.material import Material
 from vitrieve.curation.registration import (
     DESCRIPTION_PX,
+    THUMBNAIL_PX,
     GrayImage,
     Place,
     describe_thumbnail,
@@ -29,7 +30,7 @@ from vitrieve.curation.registration import (
     make_thumbnail,
 )
 from vitrieve.data.check import map_ahead
-from vitrieve.data.decode import describe_failure, read_image
+from vitrieve.data.decode import describe_failure, open_picture, read_image, read_image_bytes
 from vitrieve.data.records import ImageRecord
 from vitrieve.errors import DataError, DecodeError
 from vitrieve.index.store import MAX_BATCH_ROWS
@@ -41,7 +42,7 @@ from vitrieve.similarity import FloatArray, Pairs, pairs_above, top_k
 NUM_NEAREST, NUM_ALIKE = 5, 2
 """Pictures that are laid on each: those with the nearest vectors, and those that look most alike in a few gray pixels
 (``describe_thumbnail``): an encoder takes a frame or a caption for something else."""
-BLOCK_PAIRS = 512
+BLOCK_PAIRS = 4096
 """Pairs that are compared at once, in some tens of megabytes."""
 THUMBNAIL_ROUNDS = 2
 """Steps under each blur by which the place of a thumbnail is made more exact."""
@@ -214,14 +215,16 @@ def measure_copies(original: Image.Image, copies: Sequence[Image.Image]) -> list
 
 def _make_picture(record: ImageRecord) -> AnyPicture | str:
     try:
-        return make_picture(read_image(record))
+        with open_picture(read_image_bytes(record.path), box=record.box, enough_px=2 * PICTURE_PX) as picture:
+            return make_picture(picture)
     except (DecodeError, MemoryError) as error:
         return describe_failure(error)
 
 
 def _make_thumbnail(record: ImageRecord) -> GrayImage | str:
     try:
-        return make_thumbnail(read_image(record))
+        with open_picture(read_image_bytes(record.path), box=record.box, enough_px=2 * THUMBNAIL_PX) as picture:
+            return make_thumbnail(picture)
     except (DecodeError, MemoryError) as error:
         return describe_failure(error)
 

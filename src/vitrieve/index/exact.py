@@ -52,7 +52,7 @@ from vitrieve.index.store import (
     require_fingerprint,
     sort_names,
 )
-from vitrieve.similarity import FloatArray
+from vitrieve.similarity import FloatArray, multiply
 from vitrieve.systems import remove_file
 
 BLOCK_BYTES = 128 * 2**20
@@ -359,7 +359,7 @@ def _approximate(state: State, queries: FloatArray) -> FloatArray:
     start = 0
     for part in state.parts:
         for block in part.segment.vectors.blocks():
-            np.matmul(queries, block.T, out=similarities[:, start : start + len(block)])
+            similarities[:, start : start + len(block)] = multiply(queries, block)
             start += len(block)
     return similarities
 

@@ -6,6 +6,7 @@ their scores always come from the full vectors. LanceDB's files never change: a 
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Hashable, Iterator, Sequence
 from datetime import timedelta
@@ -83,6 +84,8 @@ KEPT_VERSION_AGE = timedelta(minutes=1)
 MIN_CANDIDATES = 32
 CANDIDATES_PER_HIT: dict[IndexKind, int] = {"flat": 2, "ivf_hnsw_sq": 4, "ivf_pq": 24, "ivf_rq": 10}
 """Candidates from the short codes for each image to find: shorter codes need more."""
+CROWDED_ROWS = 1_000_000
+"""Beyond so many images codes tell neighbors apart less well: candidates grow with the square root of their number."""
 PQ_DISTANCE: Literal["l2"] = "l2"
 """This distance orders unit vectors as the inner product does. For it LanceDB codes the differences from the centers of
 the lists, for the inner product the vectors themselves, which finds far fewer of the nearest (dev/LOG.md)."""
@@ -221,7 +224,10 @@ class LanceStore:
             if None not in answers:
                 return cast(list[list[Hit]], answers)
         is_indexed = self._has_index(_VECTOR_INDEX)
-        return [self._search_one(query, k, condition, is_indexed=is_indexed) for query in checked]
+        num_candidates = count_candidates(k, CANDIDATES_PER_HIT[self._kind], MIN_CANDIDATES)
+        if is_indexed:
+            num_candidates = math.ceil(num_candidates * max(1.0, self._table.count_rows() / CROWDED_ROWS) ** 0.5)
+        return [self._search_one(query, k, num_candidates, condition, is_indexed=is_indexed) for query in checked]
 
     @guarded
     def get(self, image_ids: Sequence[str]) -> tuple[FloatArray, list[ImageRecord]]:
@@ -350,8 +356,9 @@ class LanceStore:
         self._table  # noqa: B018  a closed store is refused, and so is one that came through a fork
         return None if self._copy is None else self._copy.find_current()
 
-    def _search_one(self, query: FloatArray, k: int, condition: str | None, *, is_indexed: bool) -> list[Hit]:
-        num_candidates = count_candidates(k, CANDIDATES_PER_HIT[self._kind], MIN_CANDIDATES)
+    def _search_one(
+        self, query: FloatArray, k: int, num_candidates: int, condition: str | None, *, is_indexed: bool
+    ) -> list[Hit]:
         if is_indexed:
             rows = self._find_candidates(query, num_candidates, condition, is_indexed=True)
             if rows.num_rows >= k:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -45,6 +46,10 @@ MIN_PAIRS_A_THREAD = 4096
 """Fewer pairs are not worth a thread."""
 GRID_COPY_BYTES = 256 * 2**20
 """Embeddings up to this size are copied on their grid once; the others are rounded again for every pair."""
+SERIAL_TERMS = 9_000
+"""OpenBLAS computes the product of a matrix and a vector of fewer numbers in the thread that calls."""
+MAX_SERIAL_NUMBERS = 2**26
+"""Up to so many numbers of a gallery (64 million: some 10 ms) one query is compared in the thread that calls."""
 GRID_BITS = 26
 MAX_NORM = 2.0**60
 """Longer rows would overflow float32 in their inner products."""
@@ -88,7 +93,7 @@ def as_embeddings(vectors: npt.ArrayLike, name: str = "embeddings") -> FloatArra
     with np.errstate(over="ignore"):  # reported below, as what it is: not finite
         matrix = np.ascontiguousarray(given, dtype=np.float32)
     with np.errstate(all="ignore"):
-        sums = matrix @ np.ones(matrix.shape[1], dtype=np.float32)
+        sums = multiply(np.ones((1, matrix.shape[1]), dtype=np.float32), matrix)[0]
     suspects = np.flatnonzero(~np.isfinite(sums))  # a finite sum has finite terms; of finite terms it may overflow
     wrong = suspects[~np.isfinite(matrix[suspects]).all(axis=1)]
     if len(wrong):
@@ -97,6 +102,30 @@ def as_embeddings(vectors: npt.ArrayLike, name: str = "embeddings") -> FloatArra
             f"first in row {wrong[0]}; look for the image or training step that made them."
         )
     return matrix
+
+
+def multiply(queries: npt.NDArray[Any], gallery: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Multiply rows with rows: ``queries @ gallery.T``, for one query without threads.
+
+    The threads of a BLAS wait for each other, and where something else has a core, as in a service with its clients
+    or beside a training, one query takes milliseconds of waiting instead of 0.1 ms of work. So the gallery is handed
+    over in pieces that are too small for threads. The last bits may differ from those of one product.
+
+    Args:
+        queries: ``(Q, E)`` float32 or float64.
+        gallery: ``(G, E)`` of the same type.
+
+    Returns:
+        ``(Q, G)`` of the same type.
+    """
+    num_rows = SERIAL_TERMS // gallery.shape[1]
+    if len(queries) != 1 or not num_rows or gallery.size > MAX_SERIAL_NUMBERS:
+        whole: npt.NDArray[Any] = queries @ gallery.T
+        return whole
+    num_whole = len(gallery) // num_rows * num_rows
+    query = queries[0]
+    products = gallery[:num_whole].reshape(-1, num_rows, gallery.shape[1]) @ query
+    return np.concatenate([products.reshape(-1), gallery[num_whole:] @ query])[None]
 
 
 def similarity(queries: npt.ArrayLike, gallery: npt.ArrayLike) -> FloatArray:
@@ -314,5 +343,5 @@ def _grid_product(queries: FloatArray, gallery: FloatArray, *, is_rounded: bool)
     for start in range(0, len(gallery), GALLERY_BLOCK_SIZE):
         rows = slice(start, start + GALLERY_BLOCK_SIZE)
         block = gallery[rows] if is_rounded else round_to_grid(gallery[rows])
-        product[:, rows] = query_rows @ block.astype(np.float64).T  # (Q, B)
+        product[:, rows] = multiply(query_rows, block.astype(np.float64))  # (Q, B)
     return product

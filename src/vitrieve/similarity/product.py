@@ -41,7 +41,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from vitrieve.similarity.definition import MAX_NORM, FloatArray, grid_steps
+from vitrieve.similarity.definition import MAX_NORM, FloatArray, grid_steps, multiply
 
 PREPARED_ROWS = 4096
 """Gallery rows measured or converted at a time."""
@@ -115,7 +115,10 @@ class Float32Product:
 
     def multiply(self, prepared: FloatArray, columns: slice, out: Results) -> None:
         """Write the results of queries with some gallery rows to ``out``, ``(Q, C)``."""
-        np.matmul(prepared, self._gallery[columns].T, out=out)
+        if len(prepared) == 1:
+            out[:] = multiply(prepared, self._gallery[columns])
+        else:
+            np.matmul(prepared, self._gallery[columns].T, out=out)
 
     def largest(self, members: Results) -> Results:
         """Return the largest of ``(Q, P, S, N)`` results over S: ``(Q, P, N)``."""
