@@ -28,8 +28,8 @@ from vitrieve.index.feedback import open_feedback
 from vitrieve.index.filter import Condition
 from vitrieve.index.open import build_index, create_index, open_index
 from vitrieve.index.pgvector import PgvectorStore
-from vitrieve.index.pgvector_rows import Tables, lock_name
-from vitrieve.index.pgvector_server import connected
+from vitrieve.index.pgvector_rows import Tables
+from vitrieve.index.pgvector_server import connected, lock_name
 from vitrieve.index.store import IndexKind, IndexSettings, read_info
 
 

@@ -120,15 +120,15 @@ def test_a_sync_waits_for_a_change_and_a_folder_wins(
     client = start(index)
     assert client.put("/images/both.png", content=make_picture(), headers=WRITER).status_code == 201
     (photographs / "both.png").write_bytes(make_picture((90, 30)))
-    with locking_writes(index, seconds=1):
+    store = open_index(index)
+    with locking_writes(index, store, seconds=1):
         syncing = threading.Thread(target=sync, args=(photographs, index, encoder))
         syncing.start()
         syncing.join(0.5)
         assert syncing.is_alive()
-        store = open_index(index)
         assert store.get(["both.png"])[1][0].path.parent == get_pictures_folder(index)
-        store.close()
     syncing.join()
+    store.close()
     assert client.get("/images/both.png").content == make_picture((90, 30))
     refused = client.put("/images/both.png", content=make_picture(), headers=WRITER)
     assert (refused.status_code, "vitrieve sync" in refused.json()["detail"]) == (409, True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,7 +30,6 @@ from vitrieve.index.pgvector_rows import (
     About,
     Tables,
     is_storable,
-    lock_name,
     read_records,
     read_texts,
     read_vectors,
@@ -41,6 +41,8 @@ from vitrieve.index.pgvector_server import (
     Server,
     connected,
     find_schema,
+    holding_name,
+    lock_name,
     require_extension,
 )
 from vitrieve.index.store import (
@@ -195,6 +197,10 @@ class PgvectorStore:
             num_deleted = self._tables.remove(connection, about, image_ids)
             self._tables.write_about(connection, about)
         return num_deleted
+
+    def locking(self, seconds: float) -> AbstractContextManager[None]:
+        """Hold the server's lock of those who read this index and then change it; as ``Shared.locking``."""
+        return holding_name(self._server.uri, self._tables.name, seconds)
 
     @guarded
     def search(self, queries: np.ndarray, k: int, filter: FilterLike = ()) -> list[list[Hit]]:

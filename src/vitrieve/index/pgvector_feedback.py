@@ -11,8 +11,7 @@ from psycopg.rows import TupleRow
 from vitrieve.errors import ConfigError
 from vitrieve.feedback.events import Correction
 from vitrieve.feedback.store import COLUMNS, MAX_CORRECTIONS, WAIT_SECONDS, build_correction, check_new, list_values
-from vitrieve.index.pgvector_rows import lock_name
-from vitrieve.index.pgvector_server import connected
+from vitrieve.index.pgvector_server import connected, lock_name
 
 TABLE = "vitrieve_feedback"
 

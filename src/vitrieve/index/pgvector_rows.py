@@ -31,6 +31,7 @@ from vitrieve.data.records import ImageRecord
 from vitrieve.embed.rows import SCHEMA, build_table, to_records
 from vitrieve.errors import InputError
 from vitrieve.index.filter import NOTHING, ColumnTest, Kinds, Span, read_kinds, read_number
+from vitrieve.index.pgvector_server import lock_name
 from vitrieve.index.store import TextBlock
 
 RECORD_COLUMNS = {
@@ -264,11 +265,6 @@ class Tables:
                 self.graph, self.images, self._half
             )
         )
-
-
-def lock_name(connection: Connection[TupleRow], name: str) -> None:
-    """Exclude other transactions that make or remove the tables of this name, until this one ends."""
-    connection.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", [name])
 
 
 def _read_number(text: str | None) -> float | None:

@@ -36,6 +36,11 @@ TIMEOUT_SECONDS = 15.0
 WAIT_MILLISECONDS = 60_000
 """How long a change waits for another one."""
 
+_LOCK_SETTINGS = (
+    "SELECT set_config('lock_timeout', %s, false), set_config('tcp_keepalives_idle', '15', false), "
+    "set_config('tcp_keepalives_interval', '5', false), set_config('tcp_keepalives_count', '3', false)"
+)
+
 
 class Server:
     """A pool of connections to a database; closed when nobody needs it any longer.
@@ -147,6 +152,37 @@ def connected(uri: str) -> Iterator[Connection[TupleRow]]:
                 f"{MIN_SERVER // 10_000} or newer."
             )
         yield connection
+
+
+def lock_name(connection: Connection[TupleRow], name: str) -> None:
+    """Hold the lock of a name until the transaction ends: nobody else makes, removes or holds it meanwhile."""
+    connection.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", [name])
+
+
+@contextmanager
+def holding_name(uri: str, name: str, seconds: float) -> Iterator[None]:
+    """Hold the lock of a name on a server while the block runs: one process of all machines at a time.
+
+    The lock belongs to a connection of its own, outside of any transaction. The server releases it when that ends: at
+    once where the process dies, after half a minute where its machine vanishes, and when the server itself is stopped.
+
+    Args:
+        uri: Address of the server.
+        name: What is locked, as by ``lock_name``.
+        seconds: How long another one is waited for.
+
+    Raises:
+        TimeoutError: Another one holds the lock for longer.
+        ArtifactError: As ``reported``.
+    """
+    with connected(uri) as connection:
+        connection.autocommit = True
+        connection.execute(_LOCK_SETTINGS, [str(max(1, round(1000 * seconds)))])  # 0 would wait for ever
+        try:
+            connection.execute("SELECT pg_advisory_lock(hashtextextended(%s, 0))", [name])
+        except errors.LockNotAvailable:
+            raise TimeoutError from None
+        yield
 
 
 def _connection_options(uri: str) -> dict[str, Any]:

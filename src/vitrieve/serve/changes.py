@@ -29,7 +29,14 @@ from vitrieve.artifacts import write_bytes_durably
 from vitrieve.data.records import ImageRecord
 from vitrieve.errors import DataError, DiskFullError
 from vitrieve.index.store import find_name
-from vitrieve.index.written import get_audit_file, get_pictures_folder, is_written, locking_writes
+from vitrieve.index.written import (
+    get_audit_file,
+    get_pictures_folder,
+    is_kept,
+    is_sent,
+    locking_writes,
+    name_picture,
+)
 from vitrieve.search.searcher import Searcher
 from vitrieve.serve.settings import MAX_TEXT, Limits
 from vitrieve.syncing.state import STATE_NAME
@@ -175,7 +182,7 @@ class Changes:
                 self._require_ours(known[1])
             planned = self._plan(change, None if known is None else known[1])
             line = self._build_line(change, planned, author)
-            old = None if known is None or not is_written(known[1].path, self._index) else known[1].path.name
+            old = None if known is None or not is_kept(known[1].path, self._index) else known[1].path.name
             with self._open_audit() as audit:
                 self._require_room(change)
                 intent = {"line": line, "metadata": dict(planned.metadata), "old": old}
@@ -271,7 +278,7 @@ class Changes:
         return vectors, records[0]
 
     def _require_ours(self, record: ImageRecord) -> None:
-        if (self._index / STATE_NAME).exists() and not is_written(record.path, self._index):
+        if (self._index / STATE_NAME).exists() and not is_sent(record, self._index):
             raise HTTPException(
                 409,
                 f"the image {record.image_id[:200]!r} comes from the folder that vitrieve sync follows; change it "
@@ -288,10 +295,6 @@ class Changes:
             )
         return metadata
 
-    def _name_file(self, image_id: str, image: bytes) -> Path:
-        name = hashlib.sha256(image_id.encode()).hexdigest()[:24]
-        return self._pictures / f"{name}-{hashlib.sha256(image).hexdigest()[:24]}"
-
     def _require_room(self, change: Change) -> None:
         if change.image is None:
             return
@@ -299,7 +302,7 @@ class Changes:
             raise HTTPException(507, "the disk is nearly full, so the picture is not kept.")
 
     def _keep(self, image_id: str, image: bytes) -> Path:
-        path = self._name_file(image_id, image)
+        path = self._pictures / name_picture(image_id, image)
         part = path.with_name(f".{path.name}.part")
         try:
             with open(os.open(part, WRITE | os.O_CREAT | os.O_TRUNC | NO_FOLLOW, 0o600), "wb") as file:
@@ -313,10 +316,11 @@ class Changes:
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        """Let one process and one thread at a time read, change and write."""
+        """Let one process and one thread at a time read, change and write; of all machines, where the store can."""
         with ExitStack() as stack:
             try:
-                stack.enter_context(locking_writes(self._index, seconds=self._limits.request_seconds))
+                lock = locking_writes(self._index, self._searcher.store, seconds=self._limits.request_seconds)
+                stack.enter_context(lock)
             except TimeoutError:
                 raise HTTPException(503, "other changes of the index have not ended; try again later.") from None
             except OSError as error:
@@ -339,7 +343,7 @@ class Changes:
             os.close(descriptor)
 
     def _build_line(self, change: Change, planned: Changed, author: Author) -> dict[str, Any]:
-        file = None if change.image is None else self._name_file(planned.image_id, change.image).name
+        file = None if change.image is None else name_picture(planned.image_id, change.image)
         return {
             "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
             "what": change.kind,

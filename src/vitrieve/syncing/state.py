@@ -24,7 +24,7 @@ from vitrieve.artifacts import describe_full_disk
 from vitrieve.data.records import ImageRecord
 from vitrieve.errors import ArtifactError, DataError, DiskFullError
 from vitrieve.index.store import MAX_BATCH_ROWS, VectorStore
-from vitrieve.index.written import get_pictures_folder, is_written, locking_writes
+from vitrieve.index.written import is_sent, locking_writes
 
 STATE_NAME = "sync.sqlite"
 WRITES_SECONDS = 60.0
@@ -316,13 +316,11 @@ class SyncedIndex:
         """
         kept = {image_id for image_id in wanted if self._is_claimed(image_id)}
         surplus = sorted(self._stored - kept)
-        if not get_pictures_folder(self._index).exists():
-            return surplus
         return [
             record.image_id
             for start in range(0, len(surplus), MAX_BATCH_ROWS)
             for record in self._find_records(surplus[start : start + MAX_BATCH_ROWS])
-            if not is_written(record.path, self._index)
+            if not is_sent(record, self._index)
         ]
 
     def _find_records(self, image_ids: Sequence[str]) -> list[ImageRecord]:
@@ -352,11 +350,8 @@ class SyncedIndex:
     @contextmanager
     def _locking_writes(self) -> Iterator[None]:
         """Keep a service that changes the index out: it asks whose an image is, and then changes it."""
-        if not get_pictures_folder(self._index).exists():  # no service has changed anything here
-            yield
-            return
         try:
-            with locking_writes(self._index, seconds=WRITES_SECONDS):
+            with locking_writes(self._index, self.store, seconds=WRITES_SECONDS, is_sync=True):
                 yield
         except TimeoutError:
             raise ArtifactError(
