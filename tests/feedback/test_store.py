@@ -7,6 +7,7 @@ import random
 import sqlite3
 import subprocess
 import sys
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +23,8 @@ from vitrieve.feedback.store import SqliteFeedback, count_new
 
 NOW = "2026-11-29T08:00:00.000+00:00"
 RIGHT = Correction(kind="right", image_id="b/ä.jpg", query_id="a.jpg", at=NOW, fingerprint="f1", who="Eva")
+
+WATCHDOG_SECONDS = 300
 
 
 @pytest.fixture
@@ -71,7 +74,7 @@ for turn in range(20):
 def test_writers_at_once_lose_nothing(index: Path) -> None:
     command = [sys.executable, "-c", WRITER, str(index)]
     writers = [subprocess.Popen([*command, str(number), NOW]) for number in range(4)]
-    assert [writer.wait() for writer in writers] == [0, 0, 0, 0]
+    assert [writer.wait(WATCHDOG_SECONDS) for writer in writers] == [0, 0, 0, 0]
     kept = [one.image_id for one in SqliteFeedback(index).read()]
     for number in range(4):
         assert [name for name in kept if name.startswith(f"{number}-")] == [f"{number}-{turn}" for turn in range(20)]
@@ -79,15 +82,13 @@ def test_writers_at_once_lose_nothing(index: Path) -> None:
 
 
 JOINER = """
-import sys, time
-from dataclasses import replace
+import sys
 from pathlib import Path
 from vitrieve.feedback.events import Correction, find_last_words
 from vitrieve.feedback.store import SqliteFeedback
 index, writer, at = sys.argv[1:]
-Path(index, writer).touch()
-while len(list(Path(index).iterdir())) < 3:  # all of them begin together
-    time.sleep(0.001)
+print("ready", flush=True)
+sys.stdin.readline()  # all of them begin together
 def join(history, word):
     said = find_last_words(history)
     old = said[0].tags if said else ()
@@ -100,8 +101,22 @@ for turn in range(6):
 def test_what_follows_from_the_history_loses_nothing_of_other_processes(index: Path) -> None:
     """Three processes join tags with those of before: nobody reads while another one is about to write."""
     command = [sys.executable, "-c", JOINER, str(index)]
-    writers = [subprocess.Popen([*command, str(number), NOW]) for number in range(3)]
-    assert [writer.wait() for writer in writers] == [0, 0, 0]
+    with ExitStack() as running:
+        writers = []
+        for number in range(3):
+            process = subprocess.Popen(
+                [*command, str(number), NOW], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            )
+            writers.append(running.enter_context(process))
+            running.callback(process.kill)
+        for writer in writers:
+            assert writer.stdout is not None
+            assert writer.stdout.readline() == "ready\n"
+        for writer in writers:
+            assert writer.stdin is not None
+            writer.stdin.write("\n")
+            writer.stdin.flush()
+        assert [writer.wait(WATCHDOG_SECONDS) for writer in writers] == [0, 0, 0]
     (said,) = find_last_words(SqliteFeedback(index).read())
     assert sorted(said.tags) == [f"{writer}-{turn}" for writer in range(3) for turn in range(6)]
 

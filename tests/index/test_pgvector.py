@@ -6,10 +6,12 @@ import os
 import shutil
 import socket
 import struct
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +33,8 @@ from vitrieve.index.pgvector import PgvectorStore
 from vitrieve.index.pgvector_rows import Tables
 from vitrieve.index.pgvector_server import connected, lock_name
 from vitrieve.index.store import IndexKind, IndexSettings, read_info
+
+WATCHDOG_SECONDS = 300
 
 
 def make_store(
@@ -598,39 +602,77 @@ def test_feedback_is_kept_in_the_database_of_the_index(made: PgvectorStore, post
         thread.join()
     assert sorted(open_feedback(folder).read(), key=lambda one: said.index(one)) == said
     made.close()
-    make_store(postgres.uri, folder, overwrite=True).close()
-    assert len(open_feedback(folder).read()) == 12, "it outlives an index that is made anew"
-    make_store(postgres.uri, tmp_path / "other").close()
-    assert open_feedback(tmp_path / "other").read() == []
+    tables = list_tables(postgres)
+    for _ in range(2):
+        make_store(postgres.uri, folder, overwrite=True).close()
+        assert len(open_feedback(folder).read()) == 12, "it outlives an index that is made anew"
+    assert len(list_tables(postgres)) == len(tables), "and the table of the one before does not"
 
 
-def test_tags_that_two_processes_join_at_once_are_all_kept(
+def test_feedback_belongs_to_the_index_and_not_to_the_name_of_its_folder(
+    made: PgvectorStore, postgres: Server, tmp_path: Path
+) -> None:
+    """Another host calls the folder otherwise, and shares what is said; another index in a folder of the same name
+    shares nothing."""
+    elsewhere = tmp_path / "another name"
+    shutil.copytree(tmp_path / "index", elsewhere)
+    for name, place in (("a", tmp_path / "index"), ("b", elsewhere)):
+        open_feedback(place).add(Correction(kind="wrong", image_id=name, query="q", at="2026-11-29T08:00:00+00:00"))
+    for place in (tmp_path / "index", elsewhere):
+        assert [one.image_id for one in open_feedback(place).read()] == ["a", "b"]
+    namesake = tmp_path / "second" / "index"
+    namesake.parent.mkdir()
+    make_store(postgres.uri, namesake).close()
+    assert open_feedback(namesake).read() == []
+    made.snapshot(tmp_path / "copy")
+    assert open_feedback(tmp_path / "copy").read() == []
+
+
+TAGGER = """
+import sys
+from vitrieve.feedback.events import Correction, find_last_words
+from vitrieve.index.feedback import open_feedback
+folder, writer = sys.argv[1:]
+
+def join(history, word):
+    said = find_last_words(history)
+    tags = (*(said[0].tags if said else ()), word)
+    return [Correction(kind="tagged", image_id="a", tags=tags, at="2026-11-29T08:00:00+00:00")]
+
+print("ready", flush=True)
+sys.stdin.readline()  # all begin together
+for turn in range(5):
+    open_feedback(folder).add_to(lambda history: join(history, f"{writer}{turn}"))
+"""
+
+
+def test_tags_that_processes_join_at_once_are_all_kept(
     postgres: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each reads the tags of before and writes them with its own: connections of their own, as processes have them."""
-
-    def join(history: list[Correction], word: str) -> list[Correction]:
-        said = find_last_words(history)
-        tags = (*(said[0].tags if said else ()), word)
-        return [Correction(kind="tagged", image_id="a", tags=tags, at="2026-11-29T08:00:00+00:00")]
-
+    """Each reads the tags of before and writes them with its own."""
     folder = tmp_path / "tagged"
     make_store(postgres.uri, folder).close()
-
-    def tag(writer: str) -> None:
-        for turn in range(5):
-            open_feedback(folder).add_to(lambda history, word=f"{writer}{turn}": join(history, word))  # type: ignore[misc]
-
-    threads = [threading.Thread(target=tag, args=(writer,)) for writer in "abc"]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ExitStack() as running:
+        writers = []
+        for writer in "abc":
+            command = [sys.executable, "-c", TAGGER, str(folder), writer]
+            process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            writers.append(running.enter_context(process))
+            running.callback(process.kill)
+        for one in writers:
+            assert one.stdout is not None
+            assert one.stdout.readline() == "ready\n"
+        for one in writers:
+            assert one.stdin is not None
+            one.stdin.write("\n")
+            one.stdin.flush()
+        assert [one.wait(WATCHDOG_SECONDS) for one in writers] == [0, 0, 0]
     (said,) = find_last_words(open_feedback(folder).read())
     assert sorted(said.tags) == [f"{writer}{turn}" for writer in "abc" for turn in range(5)]
     monkeypatch.setattr(pgvector_feedback, "WAIT_SECONDS", 0.05)
+    correction = replace(said, tags=("d",))
     with connected(postgres.uri) as other:
         lock_name(other, pgvector_feedback.TABLE)
         with pytest.raises(ArtifactError, match="is being changed by another process"):
-            tag("d")
-    tag("e")
+            open_feedback(folder).add(correction)
+    open_feedback(folder).add(correction)

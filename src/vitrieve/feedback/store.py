@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Protocol
 
@@ -30,21 +31,56 @@ _INSERT = f"INSERT INTO corrections ({', '.join(COLUMNS)}) VALUES ({', '.join('?
 _SELECT = f"SELECT {', '.join(COLUMNS)} FROM corrections ORDER BY number"
 
 
-class FeedbackStore(Protocol):
+class Rows(Protocol):
+    """The corrections of one index in a transaction, in which nobody else changes them."""
+
+    def count(self) -> int:
+        """Count them."""
+        ...
+
+    def read(self) -> list[Correction]:
+        """Return all of them, in order."""
+        ...
+
+    def write(self, values: Iterable[list[str]]) -> None:
+        """Put corrections behind them, as values of ``COLUMNS``."""
+        ...
+
+
+class FeedbackStore(ABC):
     """Where the corrections of an index are kept."""
 
     def find_obstacle(self) -> str | None:
-        """Return why nothing can be kept here, as a clause; None where it can."""
-        ...
+        """Return why nothing can be kept here, as a clause; None where it can, as far as it shows before trying."""
+        return None
+
+    @abstractmethod
+    def read(self) -> list[Correction]:
+        """Return the whole history, in order; empty where nothing was ever kept.
+
+        Raises:
+            ArtifactError: It cannot be read.
+        """
+
+    @abstractmethod
+    def _describe_full(self, count: int) -> str:
+        """Return what is said where so many corrections are there that more are not kept."""
+
+    @abstractmethod
+    def _changing(self) -> AbstractContextManager[Rows]:
+        """Open one transaction; what the block wrote is kept whole when it ends, and nothing where it raises."""
 
     def add(self, *corrections: Correction) -> None:
         """Keep corrections: all of them are on disk when this returns, and none where it raises.
 
         Raises:
             DataError: As ``check_correction``.
-            ArtifactError: They cannot be kept.
+            ConfigError: Nothing can be written here, or as many corrections as are kept are there.
+            ArtifactError: They cannot be kept, or another writer does not finish.
         """
-        ...
+        check_new(corrections)
+        with self._changing() as rows:
+            self._write(rows, corrections)
 
     def add_to(self, build: Callable[[list[Correction]], Sequence[Correction]]) -> None:
         """Keep corrections that follow from those before, while nobody else keeps any.
@@ -55,20 +91,22 @@ class FeedbackStore(Protocol):
 
         Raises:
             DataError: As ``add``.
+            ConfigError: As ``add``.
             ArtifactError: As ``add``.
         """
-        ...
+        with self._changing() as rows:
+            corrections = build(rows.read())
+            check_new(corrections)
+            self._write(rows, corrections)
 
-    def read(self) -> list[Correction]:
-        """Return the whole history, in order; empty where nothing was ever kept.
-
-        Raises:
-            ArtifactError: It cannot be read.
-        """
-        ...
+    def _write(self, rows: Rows, corrections: Sequence[Correction]) -> None:
+        count = rows.count()
+        if count + len(corrections) > MAX_CORRECTIONS:
+            raise ConfigError(self._describe_full(count))
+        rows.write(map(list_values, corrections))
 
 
-class SqliteFeedback:
+class SqliteFeedback(FeedbackStore):
     """Corrections in a file of SQLite, ``INDEX.feedback.sqlite`` beside the folder ``INDEX``.
 
     It stands beside the folder and not inside, so that corrections outlive an index that is made anew.
@@ -82,6 +120,12 @@ class SqliteFeedback:
         self._index = whole
         self.path = whole.with_name(whole.name + SUFFIX)
 
+    def _describe_full(self, count: int) -> str:
+        return (
+            f"{self.path.name} has {count:,} corrections, and at most {MAX_CORRECTIONS:,} are kept; export them "
+            "(vitrieve feedback) and move the file away."
+        )
+
     def find_obstacle(self) -> str | None:
         """Return why nothing can be kept here, as a clause; None where it can."""
         for path in (self._index, self.path.parent, self.path):
@@ -89,44 +133,6 @@ class SqliteFeedback:
                 kind = "file" if path == self.path else "folder"
                 return f"the {kind} {path} is read-only"
         return None
-
-    def add(self, *corrections: Correction) -> None:
-        """Keep corrections: all of them are on disk when this returns, and none where it raises.
-
-        Raises:
-            DataError: As ``check_correction``.
-            ConfigError: Nothing can be written here, or as many corrections as are kept are there.
-            ArtifactError: The file is damaged, or another writer does not finish.
-        """
-        check_new(corrections)
-        with self._changing() as connection:
-            self._insert(connection, corrections)
-
-    def add_to(self, build: Callable[[list[Correction]], Sequence[Correction]]) -> None:
-        """Keep corrections that follow from those before; no other process keeps any meanwhile.
-
-        Args:
-            build: Takes the whole history, in order, and returns what is kept behind it; what it raises is raised, and
-                nothing is kept then.
-
-        Raises:
-            DataError: As ``add``.
-            ConfigError: As ``add``.
-            ArtifactError: As ``add``.
-        """
-        with self._changing() as connection:
-            corrections = build(_select(connection))
-            check_new(corrections)
-            self._insert(connection, corrections)
-
-    def _insert(self, connection: sqlite3.Connection, corrections: Sequence[Correction]) -> None:
-        (count,) = connection.execute("SELECT count(*) FROM corrections").fetchone()
-        if count + len(corrections) > MAX_CORRECTIONS:
-            raise ConfigError(
-                f"{self.path.name} has {count:,} corrections, and at most {MAX_CORRECTIONS:,} are kept; export "
-                "them (vitrieve feedback) and move the file away."
-            )
-        connection.executemany(_INSERT, map(list_values, corrections))
 
     def read(self) -> list[Correction]:
         """Return the whole history, in order; empty where nothing was ever kept.
@@ -137,10 +143,10 @@ class SqliteFeedback:
         if not self.path.exists():
             return []
         with self._connected(is_read_only=True) as connection:
-            return _select(connection)
+            return SqliteRows(connection).read()
 
     @contextmanager
-    def _changing(self) -> Iterator[sqlite3.Connection]:
+    def _changing(self) -> Iterator[Rows]:
         """Open the file for one change: nobody else changes it from the first statement to the last."""
         if obstacle := self.find_obstacle():
             raise ConfigError(f"feedback is off: {obstacle}.")
@@ -149,7 +155,7 @@ class SqliteFeedback:
             try:
                 connection.execute(_CREATE)
                 connection.execute(f"PRAGMA user_version = {FORMAT}")
-                yield connection
+                yield SqliteRows(connection)
             except BaseException:
                 connection.rollback()
                 raise
@@ -187,6 +193,30 @@ class SqliteFeedback:
         )
 
 
+class SqliteRows:
+    """The corrections in a file of SQLite.
+
+    Args:
+        connection: A transaction, or a connection that only reads.
+    """
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+
+    def count(self) -> int:
+        """Count them."""
+        (count,) = self._connection.execute("SELECT count(*) FROM corrections").fetchone()
+        return int(count)
+
+    def read(self) -> list[Correction]:
+        """Return all of them, in order."""
+        return [build_correction(row) for row in self._connection.execute(_SELECT)]
+
+    def write(self, values: Iterable[list[str]]) -> None:
+        """Put corrections behind them, as values of ``COLUMNS``."""
+        self._connection.executemany(_INSERT, values)
+
+
 def check_new(corrections: Iterable[Correction]) -> None:
     """Refuse corrections that cannot be kept; each has its time.
 
@@ -196,10 +226,6 @@ def check_new(corrections: Iterable[Correction]) -> None:
     for correction in corrections:
         check_correction(correction)
         assert is_time(correction.at), "a correction that is kept has its time"
-
-
-def _select(connection: sqlite3.Connection) -> list[Correction]:
-    return [build_correction(row) for row in connection.execute(_SELECT)]
 
 
 def list_values(correction: Correction) -> list[str]:

@@ -51,9 +51,13 @@ class Claims:
     Args:
         out: Place of the index.
         release: Removes what is not kept.
+
+    Attributes:
+        feedback_key: What stands for the index that is made anew among the corrections on its server; None: for none.
     """
 
     def __init__(self, out: Path, release: Release) -> None:
+        self.feedback_key: str | None = None
         self._out = out.resolve()  # of a link, what it leads to
         self._release = release
         self._open: dict[Path, int] = {}

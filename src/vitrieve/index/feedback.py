@@ -24,4 +24,4 @@ def open_feedback(index: Path | str) -> FeedbackStore:
         return SqliteFeedback(folder)
     with needing_psycopg():
         from vitrieve.index.pgvector_feedback import PgvectorFeedback
-    return PgvectorFeedback(str(manifest["uri"]), str(manifest["schema"]), folder.resolve().name)
+    return PgvectorFeedback(manifest)

@@ -41,6 +41,7 @@ from vitrieve.index.store import (
     StoreKind,
     VectorStore,
     check_vectors,
+    find_feedback_key,
     needing_psycopg,
     read_info,
 )
@@ -249,12 +250,14 @@ def _create(
     settings = settings or IndexSettings()
     settings.check(info)
     old = _read_on_server(out) if overwrite else None
+    feedback_key = _read_feedback_key(out) if overwrite else None
     # Whoever writes finishes its change first, and then finds that the index is another one.
     locked = writing(out) if overwrite and (out / MANIFEST_NAME).is_file() else None
     with (
         settling_claims(out) as claims,
         replacing_folder(out, kind="index", is_overwrite=overwrite, is_resumable=False, locked=locked) as folder,
     ):
+        claims.feedback_key = feedback_key
         if old is not None:
             claims.add(old)
         store = _make(folder, info, images, settings, claims)
@@ -293,6 +296,15 @@ def _read_on_server(folder: Path) -> Claim | None:
         return None  # nothing is there, or nothing that tells
     name = manifest.get("collection") or manifest.get("table")
     return Claim(kind=info.kind, uri=str(manifest["uri"]), name=str(name)) if info.kind in SERVERS else None
+
+
+def _read_feedback_key(folder: Path) -> str | None:
+    """Read what stands for the index in a folder among the corrections on its server; None where they are elsewhere."""
+    try:
+        info, manifest = read_info(folder)
+    except VitrieveError:
+        return None
+    return find_feedback_key(manifest) if info.kind == "pgvector" else None
 
 
 def settling_claims(out: Path) -> AbstractContextManager[Claims]:

@@ -47,6 +47,7 @@ from vitrieve.index.pgvector_server import (
 )
 from vitrieve.index.store import (
     BLOCK_ROWS,
+    FEEDBACK_KEY,
     Hit,
     IndexKind,
     IndexSettings,
@@ -134,6 +135,8 @@ class PgvectorStore:
             require_extension(connection, uri, is_made=True)
             schema = find_schema(connection, uri)
         manifest = {"uri": uri, "schema": schema, "table": f"vitrieve_{uuid.uuid4().hex}", "index_kind": kind}
+        if claims.feedback_key is not None:
+            manifest[FEEDBACK_KEY] = claims.feedback_key
         store = cls(folder, info, manifest, Identity(folder))
         store._claim(folder, claims)
         with store._server.changing() as connection:

@@ -130,6 +130,10 @@ class TextBlock(NamedTuple):
     columns: Mapping[str, pa.Array]
 
 
+FEEDBACK_KEY = "feedback"
+"""Field of the manifest of an index of pgvector that was made anew; it has the key of the one before."""
+
+
 class VectorStore(Protocol):
     """Vectors with their images, to be changed and searched; ``tests/index/conformance.py`` is what one must pass.
 
@@ -304,6 +308,18 @@ class PluginStore(VectorStore, Protocol):
             identity: Says whether the folder still holds the same index.
         """
         ...
+
+
+def find_feedback_key(manifest: Mapping[str, Any]) -> str:
+    """Return what stands for an index of pgvector among the corrections in its database.
+
+    It is the number of the index's table. An index that is made anew has another table, and takes the key over. A key
+    is no name of a table: what a manifest names is never removed from its server (``claims.py``).
+
+    Args:
+        manifest: The whole manifest of the index.
+    """
+    return str(manifest.get(FEEDBACK_KEY) or str(manifest["table"]).removeprefix("vitrieve_"))
 
 
 def read_info(folder: Path) -> tuple[StoreInfo, dict[str, Any]]:
