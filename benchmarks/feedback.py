@@ -10,8 +10,9 @@ frozen start and what is kept are measured on the test classes. Beside it: a use
 
 So that it ends within an hour on one core, it takes whole classes of about ``--num-images`` images to train and as
 many to test, at ``--image-size``, for ``--steps``. Runs that are done are not repeated: ``OUT/runs`` has a file for
-each. It prints a table, and writes benchmarks/results/feedback_DATE.json. The exit status is 1 where what is kept is
-below the frozen start.
+each, by collection, what it learns from, and seed; a stopped replay goes on, and other settings need another ``OUT``.
+It prints a table, and writes benchmarks/results/feedback_DATE.json. The exit status is 1 where what is kept is below
+the frozen start.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -48,6 +50,8 @@ NUM_LOOKED_AT = 5
 NONSENSE, LABELS, MORE_LABELS = "nonsense", "labels", "labels and coarse classes"
 RECIPE = "small"
 COARSE = "coarse_class"
+SETTINGS = ("steps", "batch_size", "image_size", "num_images")
+"""What all runs of a folder have in common."""
 METRICS = ("recall_at_1", "map_at_r")
 
 
@@ -206,6 +210,19 @@ def run_arm(collection: Collection, arm: str, seed: int, arguments: argparse.Nam
     return figures
 
 
+def require_same_settings(out: Path, settings: dict[str, int]) -> None:
+    """Refuse a folder whose runs have other settings.
+
+    Raises:
+        SystemExit: As it says.
+    """
+    noted = out / "settings.json"
+    if not noted.is_file():
+        write_text_durably(noted, json.dumps(settings) + "\n")
+    elif (found := json.loads(noted.read_text())) != settings:
+        raise SystemExit(f"the runs of {out} have the settings {found}, not {settings}: give another folder.")
+
+
 def print_table(figures: Sequence[dict[str, Any]]) -> None:
     """Print a row for each collection and arm: the mean over the seeds, and its spread."""
     print("| collection | learns from | seeds | Recall@1 | MAP@R | kept steps |\n|---|---|---|---|---|---|")
@@ -244,6 +261,8 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no run after so many minutes")
     arguments = parser.parse_args()
     (arguments.out / "runs").mkdir(parents=True, exist_ok=True)
+    settings = {name: getattr(arguments, name) for name in SETTINGS}
+    require_same_settings(arguments.out, settings)
     started = time.monotonic()
     figures: list[dict[str, Any]] = []
     collections = [prepare(name, arguments) for name in arguments.collections]
@@ -255,7 +274,7 @@ def main() -> int:
                     continue
                 if time.monotonic() - started < 60 * arguments.minutes:
                     figures.append(run_arm(collection, arm, seed, arguments))
-    settings = {name: getattr(arguments, name) for name in ("steps", "batch_size", "image_size", "num_images")}
+                    print(f"seed {seed}, {collection.name}, {arm}: {figures[-1]['seconds']:.0f} s", file=sys.stderr)
     RESULTS.mkdir(exist_ok=True)
     result = json.dumps({"settings": settings, "runs": figures}, indent=2)
     write_text_durably(RESULTS / f"feedback_{date.today()}.json", result + "\n")

@@ -202,6 +202,28 @@ def test_the_copy_of_an_index_that_was_replaced_is_let_go(
     searcher.close()
 
 
+def test_a_searcher_of_two_services_is_replaced_in_both(
+    tmp_path: Path, tiny_encoder_folder: Path, class_folder: Path, store_kind: StoreKind, picture: bytes
+) -> None:
+    """The first that notices closes what both were given; the other one opens the new index all the same."""
+    encoder = load_encoder(tiny_encoder_folder, engine="onnx", num_threads=1)
+    build(tmp_path / "index", encoder, class_folder, store_kind, "old")
+    with (
+        Searcher.open(tmp_path / "index", encoder, num_threads=1) as searcher,
+        TestClient(create_app(searcher)) as one,
+        TestClient(create_app(searcher)) as other,
+    ):
+        for client in (one, other):
+            wait_until_ready(client)
+        build(tmp_path / "index", encoder, class_folder, store_kind, "new")
+        for client in (one, other):
+            answer = client.post("/search?k=3", content=picture)
+            assert answer.status_code == 200, answer.text
+            assert {result["image_id"][:3] for result in answer.json()["results"]} == {"new"}
+            wait_for_columns(client, "new")
+        assert searcher.is_closed
+
+
 def _find_copy(store: Any) -> weakref.ref[object]:
     if store.info.kind == "exact":
         return weakref.ref(store._current[1].parts[0].segment.vectors)
