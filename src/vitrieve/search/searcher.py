@@ -140,11 +140,6 @@ class Searcher:
             self._is_closed = True
             self.store.close()
 
-    @property
-    def is_closed(self) -> bool:
-        """Say whether the index was closed."""
-        return self._is_closed
-
     def __enter__(self) -> Searcher:
         return self
 

@@ -270,7 +270,7 @@ class Service(Desk):
                 log_failure("not ready", next_attempt_seconds=pause, **self._named)
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, MAX_WARM_UP_PAUSE_SECONDS)
-                if _is_replaced(error, self.searcher):
+                if isinstance(error, ReplacedError):
                     await self._wait_for_index(None)  # it begins another warming up, and ends this one
 
     async def search(self, request: Request, build: Callable[[], SearchRequest]) -> SearchAnswer:
@@ -325,7 +325,7 @@ class Service(Desk):
                 return await pool.run(work, seconds=seconds)
             except ArtifactError as error:
                 is_exchanged = self.searcher is not searcher  # and the old one is closed
-                if not is_exchanged and not (_is_replaced(error, searcher) and await self._wait_for_index(until)):
+                if not is_exchanged and not (isinstance(error, ReplacedError) and await self._wait_for_index(until)):
                     raise
                 seconds = max(0.01, round(until - loop.time(), 2))
 
@@ -362,7 +362,7 @@ class Service(Desk):
             self._may_reopen_at = time.monotonic() + REOPEN_PAUSE_SECONDS
             return False
         self._serve(new)
-        old.close()  # with its copy in memory: it can answer nothing more; who gave the first closes it a second time
+        old.close()  # with its copy in memory; whoever gave the first one closes it a second time
         log_event("reloaded", encoder_fingerprint=new.store.info.fingerprint, **self._named)
         return True
 
@@ -391,11 +391,6 @@ class Service(Desk):
     def _named(self) -> dict[str, str]:
         """Name the collection for the log, where there are several."""
         return {"collection": self.name} if self.name else {}
-
-
-def _is_replaced(error: Exception, searcher: Searcher) -> bool:
-    """Say whether an index was replaced and that failed; another service of the searcher may have closed it then."""
-    return isinstance(error, ReplacedError) or searcher.is_closed
 
 
 async def _clean_from_time_to_time(uploads: SharedUploads) -> None:
