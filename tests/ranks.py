@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import pickle
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,7 +28,12 @@ class EndedRank(NamedTuple):
 
 
 def run_ranks(
-    size: int, folder: Path, function: Callable[..., Any], *args: Any, environment: dict[str, str] | None = None
+    size: int,
+    folder: Path,
+    function: Callable[..., Any],
+    *args: Any,
+    environment: dict[str, str] | None = None,
+    num_awake: int | None = None,
 ) -> list[EndedRank]:
     """Call ``function(*args)`` in as many processes, which find each other by torchrun's variables.
 
@@ -37,6 +43,8 @@ def run_ranks(
         function: Function of a module; a process ends with what it returns.
         args: Its arguments, the same for all; a list stands for one argument for each rank.
         environment: Variables of the processes beside torchrun's.
+        num_awake: Number of the first processes that must end before the others, which stand still, are sent SIGCONT;
+            None: nobody stands still.
     """
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     context = multiprocessing.get_context("forkserver")
@@ -61,7 +69,11 @@ def run_ranks(
     with _finding_tests():
         for process in processes:
             process.start()
-    for process in processes:
+    for number, process in enumerate(processes):
+        if number == num_awake:
+            for still in processes[number:]:
+                assert still.pid is not None
+                os.kill(still.pid, signal.SIGCONT)
         process.join(SECONDS_MAX)
     ended = []
     for rank, process in enumerate(processes):

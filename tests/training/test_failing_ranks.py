@@ -5,18 +5,22 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import pytest
 import torch
+from torch.distributed import TCPStore
 
 from tests.ranks import EndedRank, run_ranks
 from vitrieve import Callback, train
@@ -24,7 +28,8 @@ from vitrieve.artifacts import locking_folder
 from vitrieve.cli.main import main
 from vitrieve.errors import ConfigError, DataError, UnfinishedRunError
 from vitrieve.objective import objective
-from vitrieve.training import finishing, liveness, loop
+from vitrieve.runtime.encoder import load_encoder
+from vitrieve.training import finishing, holding_out, liveness, loop, ranks, state
 from vitrieve.training.callbacks import HeldOutFigures
 from vitrieve.training.compute import divide_batch
 from vitrieve.training.liveness import Watch
@@ -58,16 +63,27 @@ def words(tiny_weights: Path) -> list[str]:
     ]
 
 
-def run_command(words: Sequence[str], fault: str = "", rank: int = 1) -> int:
-    """Run ``vitrieve`` without the export; a rank does what the fault says in its fourth step."""
+def run_command(words: Sequence[str], fault: str = "", rank: int = 1, place: Path | None = None) -> int:
+    """Run ``vitrieve`` without the export; a rank does what the fault says in its fourth step.
+
+    With a place, that folder is the current one, and all that a process keeps for itself is below it.
+    """
     finishing.export_folder = lambda folder: None  # type: ignore[assignment]  # a process of its own
     step = loop.train_step
+    if place is not None:
+        os.chdir(place)
+        os.environ.update(HOME=str(place), TMPDIR=str(place), VITRIEVE_CACHE=str(place))
 
     def fail_in_step_4(state: Any, *given: Any) -> Any:
-        if state.step == 3 and os.environ["RANK"] == str(rank):
-            if fault == "killed":
-                os.kill(os.getpid(), signal.SIGKILL)
-            raise DataError("the disk of this rank is gone.")
+        if state.step == 3:
+            if fault == "stands still":
+                liveness.BEAT_SECONDS, liveness.LOST_SECONDS = 0.1, 3.0
+            if os.environ["RANK"] == str(rank):
+                if fault == "killed":
+                    os.kill(os.getpid(), signal.SIGKILL)
+                if fault != "stands still":
+                    raise DataError("the disk of this rank is gone.")
+                os.kill(os.getpid(), signal.SIGSTOP)
         return step(state, *given)
 
     if fault:
@@ -95,11 +111,20 @@ def count_errors(ended: Sequence[EndedRank]) -> int:
 def whole(photographs: Path, words: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of two ranks that nothing stopped."""
     folder = tmp_path_factory.mktemp("whole")
-    ended = run_ranks(2, folder, run_command, (*words, *command(photographs, folder / "run")))
+    places = [folder / "first", folder / "second"]
+    for place in places:
+        place.mkdir()
+    ended = run_ranks(2, folder, run_command, (*words, *command(photographs, Path("run"))), "", 0, places)
     assert [one.status for one in ended] == [0, 0], ended[0].printed + ended[1].printed
     assert "held-out classes after step 3" in ended[0].printed
     assert ended[1].printed == ""
-    return folder / "run"
+    return folder / "first" / "run"
+
+
+def test_the_other_ranks_write_no_file(whole: Path) -> None:
+    """Each rank had a folder of its own for the run, for what is fetched, and for temporary files."""
+    assert (whole / "state").is_dir()
+    assert list((whole.parents[1] / "second").iterdir()) == []
 
 
 def test_the_command_on_two_ranks_measures_and_keeps_what_one_does(
@@ -183,8 +208,9 @@ def _wait_beside_a_store_that_goes(port: int) -> None:
     time.sleep(120)
 
 
-def test_a_process_that_waits_in_vain_says_that_the_store_is_lost() -> None:
-    """Nothing tells of a host that has lost its power but its silence."""
+@pytest.mark.parametrize("fault", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_process_that_waits_in_vain_says_that_the_store_is_lost(fault: signal.Signals) -> None:
+    """Nothing tells of a host that has lost its power, or stands still, but its silence."""
     keeper = "import sys, time\nfrom torch.distributed import TCPStore\n"
     keeper += "store = TCPStore('127.0.0.1', 0, is_master=True, wait_for_workers=False)\n"
     keeper += "print(store.port, flush=True)\ntime.sleep(120)"
@@ -196,8 +222,11 @@ def test_a_process_that_waits_in_vain_says_that_the_store_is_lost() -> None:
         waits = subprocess.Popen([sys.executable, "-c", program], cwd=Path(__file__).parents[2], **streams)
         assert waits.stdout is not None
         assert waits.stdout.readline() == "watching\n"
-        kept.kill()
-        told = waits.communicate(timeout=110)[1]
+        kept.send_signal(fault)
+        try:
+            told = waits.communicate(timeout=110)[1]
+        finally:
+            kept.kill()
     assert waits.returncode == 1
     assert told.count("error:") == 1
     assert f"the store of the training at 127.0.0.1, port {port}, is gone" in told
@@ -265,38 +294,176 @@ def test_batches_that_ranks_cannot_divide_are_refused() -> None:
     assert [len(share) for share in divide_batch(33, Ranks(0, 2), None)] == [16, 17]
 
 
-@pytest.mark.skipif(not IS_LONG, reason="loads torch ten times: VITRIEVE_LONG_TESTS=1 (make test-all)")
-@pytest.mark.parametrize("seed", range(3))
+def test_a_rank_that_stands_still_is_named_and_says_nothing_when_it_goes_on(
+    photographs: Path, words: list[str], tmp_path: Path
+) -> None:
+    """SIGSTOP: no connection is closed, so that the others wait for it until it has been silent for too long."""
+    given = (*words, *command(photographs, tmp_path / "run"))
+    ended = run_ranks(2, tmp_path, run_command, given, "stands still", num_awake=1)
+    assert [one.status for one in ended] == [1, 1], ended[0].printed + ended[1].printed
+    assert count_errors(ended) == 1
+    assert ended[1].printed == ""
+    assert re.search(r"error: rank 1 of 2 \(process \d+ on .*\) gave no sign of life for 3 s", ended[0].printed)
+
+
+def test_a_process_that_stood_still_itself_accuses_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A host is paused with all that runs on it; the clock is elsewhere when it goes on."""
+    monkeypatch.setattr(liveness, "BEAT_SECONDS", 0.02)
+    judged, ended = threading.Semaphore(0), threading.Event()
+    list_silent, clock = Watch._list_silent, time.monotonic
+    jump = 0.0
+
+    def note(watch: Watch, seconds: float, until: float) -> list[int]:
+        judged.release()
+        return list_silent(watch, seconds, until)
+
+    monkeypatch.setattr(Watch, "_list_silent", note)
+    monkeypatch.setattr(Watch, "_end", lambda *given, **named: ended.set())
+    monkeypatch.setattr(liveness, "time", SimpleNamespace(monotonic=lambda: clock() + jump, sleep=time.sleep))
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    watch = Watch(("127.0.0.1", store.port), 0, 2, "rank 0")
+    try:
+        assert judged.acquire(timeout=60)
+        jump = 10_000.0
+        for _ in range(10):
+            assert judged.acquire(timeout=60)
+        assert not ended.is_set()
+        # The silence of the other one while this one runs does count.
+        monkeypatch.setattr(liveness, "LOST_SECONDS", 0.1)
+        assert ended.wait(60)
+    finally:
+        watch.close()
+
+
+PLACES = ("step", "exchange", "state", "measurement", "export")
+"""Where a rank may be killed, in the order of a run: before a step, while gradients are summed, in the middle of the
+file of a state, between embedding the held-out images and measuring them, and when the graph appears on the disk."""
+SEEDS = (0, 4, 6)
+OF_THE_FIRST = ("state", "export")
+"""Places that the first rank alone comes to."""
+NUM_OCCASIONS = {"step": 6, "exchange": 8, "state": 3, "measurement": 3, "export": 1}
+
+
+class Kill(NamedTuple):
+    """A kill in one attempt: where, on which rank, and at which occasion from 0."""
+
+    place: str
+    rank: int
+    occasion: int
+
+
+def choose_kills(seed: int) -> list[Kill]:
+    """Choose a kill for the first attempt and one for the second, which come to both places whatever was saved."""
+    moments = random.Random(seed)
+    places = sorted((moments.choice(PLACES) for _ in range(2)), key=PLACES.index)
+    return [
+        Kill(
+            place,
+            0 if place in OF_THE_FIRST else moments.randrange(2),
+            0 if attempt else moments.randrange(NUM_OCCASIONS[place]),
+        )
+        for attempt, place in enumerate(places)
+    ]
+
+
+class Killer:
+    """Kills its own process at an occasion, and writes it down first."""
+
+    def __init__(self, kill: Kill, record: Path) -> None:
+        self.kill, self.record, self.left = kill, record, kill.occasion
+
+    def meet(self, prepare: Callable[[], object] = lambda: None) -> None:
+        """Count an occasion; at the chosen one, prepare and die."""
+        self.left -= 1
+        if self.left < 0:
+            prepare()
+            with self.record.open("a", encoding="utf-8") as file:
+                file.write(f"{self.kill}\n")
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def before(self, function: Any) -> Any:
+        def called(*given: Any) -> Any:
+            self.meet()
+            return function(*given)
+
+        return called
+
+    def after(self, function: Any) -> Any:
+        def called(*given: Any, **named: Any) -> Any:
+            found = function(*given, **named)
+            self.meet()
+            return found
+
+        return called
+
+    def half_written(self, save: Any) -> Any:
+        def called(tensors: Any, path: Path, **named: Any) -> None:
+            save(tensors, path, **named)
+            self.meet(lambda: os.truncate(path, Path(path).stat().st_size // 2))
+
+        return called
+
+    def when_a_graph_appears(self, export: Any) -> Any:
+        def look(folder: Path) -> None:
+            while not list(folder.rglob("*.onnx*")):
+                time.sleep(0.001)
+            self.meet()
+
+        def called(folder: Path) -> Any:
+            threading.Thread(target=look, args=(Path(folder),), daemon=True).start()
+            return export(folder)
+
+        return called
+
+
+def run_until_killed(words: Sequence[str], kills: Sequence[Sequence[Any]], record: Path) -> int:
+    """Be a rank of torchrun that kills itself as the attempt's entry of ``kills`` says."""
+    attempt = int(os.environ["TORCHELASTIC_RESTART_COUNT"])
+    kill = Kill(*kills[attempt]) if attempt < len(kills) else None
+    if kill is not None and kill.rank == int(os.environ["RANK"]):
+        killer = Killer(kill, record)
+        replaced = {
+            "step": (loop, "train_step", killer.before),
+            "exchange": (ranks, "_start_sum", killer.before),
+            "state": (state, "save_file", killer.half_written),
+            "measurement": (holding_out, "embed_images", killer.after),
+            "export": (finishing, "export_folder", killer.when_a_graph_appears),
+        }
+        module, name, wrap = replaced[kill.place]
+        setattr(module, name, wrap(getattr(module, name)))
+    return main(list(words))
+
+
+@pytest.mark.skipif(not IS_LONG, reason="loads torch eighteen times: VITRIEVE_LONG_TESTS=1 (make test-all)")
+@pytest.mark.parametrize("seed", SEEDS)
 def test_trap_torchrun_restarts_a_run_that_is_killed_at_a_random_moment(
     whole: Path, photographs: Path, words: list[str], tmp_path: Path, seed: int
 ) -> None:
-    """The real torchrun; a rank kills itself at a random call of the loop, twice, and the result is the same."""
-    out = tmp_path / "run"
-    moments = random.Random(seed)
-    steps = sorted(moments.sample(range(6), 2))
+    """The real torchrun and the real export; a rank kills itself somewhere, twice, and the result is the same."""
+    out, record = tmp_path / "run", tmp_path / "kills"
+    kills = choose_kills(seed)
     program = tmp_path / "program.py"
     program.write_text(
-        "import os, signal, sys\n"
-        "from vitrieve.training import finishing, loop\n"
-        "from vitrieve.cli.main import main\n"
-        "finishing.export_folder = lambda folder: None\n"
-        "step, restart = loop.train_step, int(os.environ['TORCHELASTIC_RESTART_COUNT'])\n"
-        f"steps, ranks = {steps}, {[moments.randrange(2) for _ in steps]}\n"
-        "def killed(state, *given):\n"
-        "    if restart < 2 and state.step >= steps[restart] and os.environ['RANK'] == str(ranks[restart]):\n"
-        "        os.kill(os.getpid(), signal.SIGKILL)\n"
-        "    return step(state, *given)\n"
-        "loop.train_step = killed\n"
-        "sys.exit(main(sys.argv[1:]))\n"
+        "import pathlib, sys\n"
+        "from tests.training.test_failing_ranks import run_until_killed\n"
+        f"sys.exit(run_until_killed(sys.argv[1:], {[tuple(kill) for kill in kills]}, pathlib.Path({str(record)!r})))\n"
     )
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--max-restarts", "2"]
     torchrun += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", str(program)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    paths = os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": paths}
     done = subprocess.run(
         [*torchrun, *words, *command(photographs, out)], env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+    assert record.read_text(encoding="utf-8").splitlines() == [str(kill) for kill in kills]
     assert weights_of(out) == weights_of(whole)
+    assert read_manifest(out)["holdout_map_at_r"] == read_manifest(whole)["holdout_map_at_r"]
+    assert load_encoder(out, device="cpu").engine != "torch"  # the graph is there and whole
+
+
+def test_the_kills_of_the_long_test_come_to_every_place() -> None:
+    assert {kill.place for seed in SEEDS for kill in choose_kills(seed)} == set(PLACES)
 
 
 @pytest.fixture

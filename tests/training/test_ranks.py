@@ -114,6 +114,8 @@ CASES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "batch norm": ("contrastive", {**CONVNET, "model.pooling": "average", "optimizer.learning_rate": 1e-5}),
 }
 RESUMED = ("on as many ranks", "on others", "divided on others")
+RESUMED_LONG = ("tuples", "momentum memory") if os.environ.get("VITRIEVE_LONG_TESTS") == "1" else ()
+"""Cases that are resumed on other ranks by the long tests only."""
 
 
 class Trained(NamedTuple):
@@ -144,10 +146,16 @@ def trained(records: tuple[ImageRecord, ...], tiny_weights: Path, tmp_path_facto
     jobs["together"] += [Job(config, same, 7), Job(config, same), Job(uneven, other, 7)]
     memory = override_config(configure(*CASES["divided memory"], tiny_weights), {"train.batch_size": 7})
     jobs["together"] += [Job(memory, divided, 7, is_divided=True)]
+    later = {name: configure(*CASES[name], tiny_weights) for name in RESUMED_LONG}
+    runs = {name: make(folder / "together" / f"{name} on others") for name in RESUMED_LONG}
+    jobs["together"] += [Job(later[name], runs[name], 7) for name in RESUMED_LONG]
     ended = run_ranks(2, folder, fit, tuple(jobs["together"]), records)
     whole = [Job(memory, make(folder / "alone" / "divided on others")), Job(memory, divided, 13)]
+    whole += [Job(later[name], runs[name], 13) for name in RESUMED_LONG]
     fit((*jobs["alone"], Job(uneven, make(folder / "alone" / "on others")), Job(uneven, other, 13), *whole), records)
-    ended += run_ranks(3, folder, fit, (Job(uneven, other), Job(memory, divided, is_divided=True)), records)
+    last = [Job(uneven, other), Job(memory, divided, is_divided=True)]
+    last += [Job(later[name], runs[name]) for name in RESUMED_LONG]
+    ended += run_ranks(3, folder, fit, tuple(last), records)
     return Trained(folder / "together", folder / "alone", ended)
 
 
@@ -208,6 +216,12 @@ def test_resume_on_as_many_ranks_gives_the_same_bits(trained: Trained) -> None:
 @pytest.mark.parametrize("name", RESUMED[1:])
 def test_resume_on_two_then_one_then_three_ranks_equals_one(name: str, trained: Trained) -> None:
     assert_equal_runs(trained.together / name, trained.alone / name)
+
+
+@pytest.mark.parametrize("name", RESUMED_LONG)
+def test_resume_of_the_other_states_on_two_then_one_then_three_ranks_equals_one(name: str, trained: Trained) -> None:
+    """The tuples of an epoch, whose middle each stop lies in, and the momentum encoder with its memory."""
+    assert_equal_runs(trained.together / f"{name} on others", trained.alone / name)
 
 
 def test_share_places_gives_each_rank_its_part_of_every_piece() -> None:

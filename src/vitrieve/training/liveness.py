@@ -17,14 +17,18 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]  # torch's 
 BEAT_SECONDS = 1.0
 SILENT_SECONDS = 4.0
 """Silence after which a process whose connection is closed counts as dead."""
-LOST_SECONDS = 40.0
-"""Silence after which a process counts as dead though nothing else says so: its host has lost power or network."""
+LOST_SECONDS = 25.0
+"""Silence after which a process counts as dead though nothing else says so: it stands still, or its host has lost power
+or network. torchrun then gives those that stand still 30 s more before it kills them."""
 STATUS_LOST = 1
 _FAILED = "failed"
 
 
 class Watch:
-    """A thread that gives signs of life and looks for those of the others.
+    """A thread that gives signs of life and looks for those of the others, and one that judges by what was seen.
+
+    The first may wait for a store that stands still, without end. Silence is counted while this process runs: what it
+    did not hear while it stood still itself says nothing about the others.
 
     Args:
         address: Host and port of the store, which torchrun or the first process keeps.
@@ -42,13 +46,17 @@ class Watch:
         self._names = {rank: name}
         self._rank, self._size = rank, size
         self._lock = threading.Lock()
-        self._seen = {other: ("", time.monotonic()) for other in range(size) if other != rank}
+        self._awake = 0.0  # seconds that this process has watched
+        self._answered = 0.0  # those at the last answer of the store
+        self._seen = {other: ("", 0.0) for other in range(size) if other != rank}
         self._is_over = threading.Event()
         self._store.set(self._key(f"name/{rank}"), name)
         self._count = 0
         self._beat()
-        self._thread = threading.Thread(target=self._run, daemon=True, name="vitrieve-watch")
-        self._thread.start()
+        self._talking = threading.Thread(target=self._talk, daemon=True, name="vitrieve-life")
+        self._judging = threading.Thread(target=self._judge, daemon=True, name="vitrieve-watch")
+        self._talking.start()
+        self._judging.start()
 
     def name(self, rank: int) -> str:
         """Return a process's name for people.
@@ -57,8 +65,11 @@ class Watch:
             RuntimeError: It was never asked for, and the store is gone.
         """
         if rank not in self._names:
+            key = self._key(f"name/{rank}")
             with self._lock:
-                self._names[rank] = self._store.get(self._key(f"name/{rank}")).decode()
+                if not self._store.check([key]):
+                    return f"rank {rank} of {self._size}"
+                self._names[rank] = self._store.get(key).decode()
         return self._names[rank]
 
     def has_store(self) -> bool:
@@ -73,7 +84,7 @@ class Watch:
         host, port = self._address
         return (
             f"the store of the training at {host}, port {port}, is gone: torchrun or rank 0, which kept it there, was "
-            "killed, or its host or network failed"
+            "killed or stands still, or its host or network failed"
         )
 
     def claim_failure(self) -> bool:
@@ -95,7 +106,9 @@ class Watch:
         seen = {other: 0 for other in self._seen}
         before = {other: beat for other, (beat, _) in self._seen.items()}
         while self.has_store() and not self.has_failed():
-            silent = self._find_silent(SILENT_SECONDS)
+            with suppress(RuntimeError):
+                self._look()
+            silent = self._list_silent(SILENT_SECONDS, self._awake)
             for other, (beat, _) in self._seen.items():
                 seen[other] += beat != before[other]
                 before[other] = beat
@@ -112,51 +125,67 @@ class Watch:
         return False
 
     def close(self) -> None:
-        """End the thread; a process that has closed its watch is not missed by the others."""
+        """End the threads; a process that has closed its watch is not missed by the others."""
         self._is_over.set()
-        self._thread.join()
-        with suppress(RuntimeError), self._lock:
-            self._store.set(self._key(f"beat/{self._rank}"), "over")
+        self._judging.join()
+        self._talking.join(LOST_SECONDS)
+        if not self._talking.is_alive():
+            with suppress(RuntimeError), self._lock:
+                self._store.set(self._key(f"beat/{self._rank}"), "over")
 
     def _key(self, name: str) -> str:
         return f"{self._prefix}/{name}"
 
-    def _run(self) -> None:
+    def _talk(self) -> None:
         while not self._is_over.wait(BEAT_SECONDS):
-            try:
+            with suppress(RuntimeError):  # the store is gone; that is judged by its silence
                 self._beat()
-                silent = self._find_silent(LOST_SECONDS)
-            except RuntimeError:
-                silent = self._find_silent(LOST_SECONDS, is_store_there=False)
-            if silent:
-                self._end(silent)
+                self._look()
+                self._answered = self._awake
 
     def _beat(self) -> None:
         self._count += 1
         with self._lock:
             self._store.set(self._key(f"beat/{self._rank}"), str(self._count))
 
-    def _find_silent(self, seconds: float, *, is_store_there: bool = True) -> list[int]:
-        now, silent = time.monotonic(), []
-        for other, (before, since) in self._seen.items():
-            beat = before
-            if is_store_there:
-                key = self._key(f"beat/{other}")
-                with suppress(RuntimeError), self._lock:
-                    beat = self._store.get(key).decode() if self._store.check([key]) else ""
-            if beat != before:
-                self._seen[other] = beat, now
-            elif beat != "over" and now - since > seconds:
-                silent.append(other)
-        return silent
+    def _look(self) -> None:
+        """Read the signs of life of the others.
 
-    def _end(self, silent: list[int]) -> None:
+        Raises:
+            RuntimeError: The store is gone.
+        """
+        for other, (before, _) in self._seen.items():
+            key = self._key(f"beat/{other}")
+            with self._lock:
+                beat = self._store.get(key).decode() if self._store.check([key]) else ""
+            if beat != before:
+                self._seen[other] = beat, self._awake
+
+    def _list_silent(self, seconds: float, until: float) -> list[int]:
+        return [other for other, (beat, since) in self._seen.items() if beat != "over" and until - since > seconds]
+
+    def _judge(self) -> None:
+        before = time.monotonic()
+        while not self._is_over.wait(BEAT_SECONDS):
+            now = time.monotonic()
+            # Much more than a beat has passed where this process stood still, or its host did.
+            self._awake += min(now - before, 2 * BEAT_SECONDS)
+            before = now
+            is_store_lost = self._awake - self._answered > LOST_SECONDS
+            # Nobody is heard of from a store that does not answer, and nobody is missed who has ended.
+            silent = self._list_silent(LOST_SECONDS, self._awake if is_store_lost else self._answered)
+            if silent:
+                self._end(silent, is_store_lost=is_store_lost)
+
+    def _end(self, silent: list[int], *, is_store_lost: bool) -> None:
         """End this process, whose main thread waits for others that no longer are."""
-        if self.claim_failure():
+        if is_store_lost or self.claim_failure():
             try:
-                lost = f"{', '.join(map(self.name, silent))} gave no sign of life for {LOST_SECONDS:.0f} s"
+                names = [] if is_store_lost else [self.name(other) for other in silent]
             except RuntimeError:
-                lost = self.describe_lost_store()
+                names = []
+            silence = f"{', '.join(names)} gave no sign of life for {LOST_SECONDS:.0f} s"
+            lost = silence if names else self.describe_lost_store()
             text = f"vitrieve: error: {lost}; the training ends. --resume goes on from the last state.\n"
             os.write(2, text.encode())
         os._exit(STATUS_LOST)
