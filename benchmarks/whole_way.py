@@ -19,9 +19,12 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
 import fsspec
+
+from vitrieve.machine import count_cores
 
 NUM_ACTORS = 2
 NUM_PARTS = 2
@@ -112,12 +115,22 @@ def go(arguments: argparse.Namespace, run: Run = run_command) -> list[dict[str, 
     train_words, has_ray = arguments.train.split(), not arguments.no_ray
     for words in list_commands(out, arguments.place, arguments.uri, train_words, has_ray=has_ray):
         steps.append(("vitrieve " + " ".join(words), lambda words=words: run(words)))  # type: ignore[misc]
+    told = []
     for what, work in steps:
         print(f"$ {what}", flush=True)
         start = time.perf_counter()
         work()
-        print(f"  {time.perf_counter() - start:.1f} s", flush=True)
-    return ask(out / "index", arguments.photograph)
+        told.append({"step": what, "seconds": time.perf_counter() - start})
+        print(f"  {told[-1]['seconds']:.1f} s", flush=True)
+    start = time.perf_counter()
+    results = ask(out / "index", arguments.photograph)
+    told.append({"step": "vitrieve serve, and the search", "seconds": time.perf_counter() - start})
+    if arguments.results is not None:
+        found = [{"image_id": result["image_id"], "score": result["score"]} for result in results]
+        content = {"date": datetime.now(UTC).date().isoformat(), "num_cores": count_cores(), "steps": told}
+        content |= {"photograph": arguments.photograph.name, "product": arguments.product, "found": found}
+        arguments.results.write_text(json.dumps(content, indent=1) + "\n")
+    return results
 
 
 def read_arguments(words: Sequence[str]) -> argparse.Namespace:
@@ -130,6 +143,7 @@ def read_arguments(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--product", required=True, help="what the image_id of the first result must hold")
     parser.add_argument("--train", default="small", help="recipe and flags of the training, in one text")
     parser.add_argument("--pack", default="", help="flags of the packing, in one text")
+    parser.add_argument("--results", type=Path, help="file of JSON for the seconds of each step and what was found")
     parser.add_argument("--no-ray", action="store_true", help="embed in parts of a job array instead, without Ray")
     return parser.parse_args(words)
 

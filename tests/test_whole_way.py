@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -46,6 +47,14 @@ def uri() -> Iterator[str]:
     server.remove()
 
 
+@pytest.mark.parametrize(
+    "has_ray",
+    [
+        pytest.param(True, marks=pytest.mark.skipif(not HAS_RAY, reason="needs vitrieve[ray]: goes over --no-ray")),
+        pytest.param(False, marks=pytest.mark.skipif(HAS_RAY, reason="goes over Ray, which is there")),
+    ],
+    ids=["ray", "no-ray"],
+)
 def test_a_photograph_finds_its_product(
     photographs: Path,
     forked_vitrieve: ForkedVitrieve,
@@ -55,6 +64,7 @@ def test_a_photograph_finds_its_product(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
+    has_ray: bool,
 ) -> None:
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
     monkeypatch.setenv("VITRIEVE_CACHE", str(tmp_path / "cache"))
@@ -76,11 +86,15 @@ def test_a_photograph_finds_its_product(
         words = [str(tmp_path), "--data", f"folder:{photographs}", "--place", f"s3://{BUCKET}/way", "--uri", uri]
         words += ["--photograph", str(tmp_path / "photograph.png"), "--product", "class4/0"]
         words += ["--train", f"{TRAIN} {tiny_weights}", "--pack", "--num-processes 1"]
-        words += [] if HAS_RAY else ["--no-ray"]
+        words += ["--results", str(tmp_path / "way.json"), *([] if has_ray else ["--no-ray"])]
         status = whole_way.main(words, run)
     told = capsys.readouterr().out
     assert status == 0, told
     assert "the photograph finds class4/0" in told
-    assert told.count("$ vitrieve embed") == (1 if HAS_RAY else 3)
-    assert ("on up to 2 actors of Ray" in "".join(printed)) == HAS_RAY
+    assert told.count("$ vitrieve embed") == (1 if has_ray else 3)
+    assert ("on up to 2 actors of Ray" in "".join(printed)) == has_ray
     assert "--num-processes 2" in told
+    content = json.loads((tmp_path / "way.json").read_text())
+    assert "class4/0" in content["found"][0]["image_id"]
+    assert all(step["seconds"] > 0 for step in content["steps"])
+    assert len(content["steps"]) == told.count("$ ")
