@@ -89,8 +89,9 @@ def _describe_flags(name: str) -> Iterator[str]:
 
 def _finish(entry: Entry) -> str:
     default = entry.default.strip("`")
-    told = {"": "", "none": "", "False": "", "None": "", "required": " Required."}.get(default, f" Default: {default}.")
-    return f"{entry.meaning}{' Repeatable.' if default == 'repeatable' else told}".strip() or "No value."
+    told = {"": "", "none": "", "False": "", "None": "", "required": " Required.", "optional": " Optional."}
+    told_default = told.get(default, f" Default: {default}.")
+    return f"{entry.meaning}{' Repeatable.' if default == 'repeatable' else told_default}".strip() or "No value."
 
 
 def _tag(term: str, text: str) -> Iterator[str]:

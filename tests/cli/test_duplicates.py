@@ -48,6 +48,21 @@ def test_move_and_undo(twice: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert (twice / "<b>copy.png").exists()
 
 
+@pytest.mark.parametrize("name", [".", "extra", "more/extra"])
+@pytest.mark.parametrize("kind", ["", "folder:"])
+def test_nothing_is_moved_into_the_folder_that_is_searched(
+    kind: str, name: str, twice: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = sorted(twice.rglob("*"))
+    monkeypatch.chdir(twice)
+    for folder in (name, str(twice / name)):
+        assert main(["duplicates", f"{kind}{twice}", "--level", "exact", "--move-to", folder]) == 2
+        error = capsys.readouterr().err
+        assert "where the moved pictures would be found again" in error
+        assert len(error.strip().splitlines()) == 1
+    assert sorted(twice.rglob("*")) == before
+
+
 def test_near_with_an_encoder(twice: Path, tiny_encoder_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["duplicates", str(twice), "--encoder", str(tiny_encoder_folder), "--threshold", "0.99999"]) == 0
     assert capsys.readouterr().out.splitlines()[:2] == ["exact: keep 03.png", "    <b>copy.png"]

@@ -353,6 +353,13 @@ def test_more_labels_are_read_once_each_without_empty_ones_and_the_own(folder: P
     assert "red; red" in dataset.records[0].metadata["more_labels"], "it is metadata, too"
 
 
+def test_a_label_that_every_training_image_carries_is_told(folder: Path) -> None:
+    rows = "path,label,more_labels,split\na.jpg,dog,animal,train\nb.jpg,cat,animal,train\nc.jpg,rock,{},{}\n"
+    for label, split, is_told in (("", "test", True), ("", "train", False), ("animal", "train", True)):
+        notes = " ".join(read_csv(folder, rows.format(label, split)).notes)
+        assert ("carries animal:" in notes and "learns nothing" in notes) == is_told
+
+
 def test_more_labels_that_are_too_many_or_none_are_told(folder: Path) -> None:
     row = f"a.jpg,dog,{';'.join(f'tag {number}' for number in range(5000))}\n"
     with pytest.raises(DataError, match=r"a.jpg has 5,000 labels in more_labels; an image takes at most 100"):

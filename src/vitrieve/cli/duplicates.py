@@ -64,7 +64,7 @@ def run(arguments: Arguments) -> int:
 
     _check(arguments)
     if arguments.move_to is not None:
-        check_move_folder(arguments.move_to)
+        check_move_folder(arguments.move_to, arguments.collection)
     if arguments.link:
         check_undo_file(arguments.undo_file)
     check_files(arguments.html, arguments.csv)

@@ -21,6 +21,7 @@ from vitrieve.artifacts import explaining_full_disk, sync_file, sync_folder
 from vitrieve.curation.duplicates import DuplicateReport
 from vitrieve.data.parts import parse_part
 from vitrieve.data.records import ImageRecord, parse_path, spell_path
+from vitrieve.data.sources import is_folder_source
 from vitrieve.errors import ArtifactError, DataError
 from vitrieve.progress import print_message
 from vitrieve.quoting import quote_name
@@ -86,12 +87,24 @@ def move_duplicates(report: DuplicateReport, folder: Path | str) -> Acted:
     return Acted(undo_file=undo_file, done=tuple(done), skipped=tuple(skipped))
 
 
-def check_move_folder(folder: Path) -> None:
+def check_move_folder(folder: Path, collection: str | None = None) -> None:
     """Refuse a folder into which pictures cannot be moved, before they are looked for.
 
+    Args:
+        folder: Where to move pictures.
+        collection: What is searched for duplicates, as it was spelled; where it is a folder of pictures, nothing is
+            moved into it, because what lies there is found again. None: nothing is known of it.
+
     Raises:
-        ArtifactError: It is a file, or has an undo file already.
+        ArtifactError: It is a file, has an undo file already, or lies in the folder that is searched.
     """
+    if collection is not None and is_folder_source(collection):
+        searched = Path(collection.removeprefix("folder:")).expanduser().resolve()
+        if folder.expanduser().resolve().is_relative_to(searched):
+            raise ArtifactError(
+                f"{quote_name(folder)} lies inside of {quote_name(collection)}, where the moved pictures would be "
+                "found again; name a folder outside of it for --move-to."
+            )
     if folder.exists() and not folder.is_dir():
         raise ArtifactError(f"{quote_name(folder)} is no folder; name one for --move-to.")
     check_undo_file(folder / UNDO_NAME, has_folder=folder.is_dir())

@@ -29,6 +29,7 @@ from typing import Any, Literal, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 from vitrieve.data.folder import note_alike, note_class_split, note_shared_classes
+from vitrieve.data.layout import name_some
 from vitrieve.data.records import (
     SPLITS,
     Dataset,
@@ -245,6 +246,7 @@ def read_table(file: Path, protocol: str = PROTOCOLS[0]) -> Dataset:
         junk_key=JUNK_COLUMN if JUNK_COLUMN in columns else None,
         notes=(
             *_note_split(records, columns, label_names),
+            *_note_label_of_all(records, more_labels, label_names),
             *notes,
             *_note_spellings(entries, columns),
             *note_alike(label_names),
@@ -278,6 +280,24 @@ def _split_labels(record: ImageRecord, own: str) -> set[str]:
             f"{MAX_MORE_LABELS}. Keep those that tell images apart."
         )
     return names
+
+
+def _note_label_of_all(
+    records: Sequence[ImageRecord], more_labels: Mapping[str, tuple[int, ...]], label_names: tuple[str, ...]
+) -> tuple[str, ...]:
+    """Tell of labels that all images to train on carry: then no two of these are told apart."""
+    trained = [record for record in records if record.split != "test"]
+    if not more_labels or len(trained) < 2:
+        return ()
+    carried = ({record.label, *more_labels.get(record.image_id, ())} for record in trained)
+    shared = sorted(set[int].intersection(*carried))
+    if not shared:
+        return ()
+    names = name_some([quote_name(label_names[label]) for label in shared])
+    return (
+        f"every one of the {len(trained):,} images to train on carries {names}: images that share a label are never "
+        f"told apart, so training learns nothing from labels; leave it out of 'label' and '{MORE_LABELS_COLUMN}'.",
+    )
 
 
 def _note_split(records: tuple[ImageRecord, ...], columns: list[str], label_names: tuple[str, ...]) -> tuple[str, ...]:
