@@ -110,7 +110,10 @@ def main() -> None:
     parser.add_argument("--results", type=Path, help="file of JSON to write")
     arguments = parser.parse_args()
     rate, start_seconds = read_measured(arguments.measured)
-    measured = Measured(arguments.rate or rate, arguments.start_seconds or start_seconds)
+    measured = Measured(
+        rate if arguments.rate is None else arguments.rate,
+        start_seconds if arguments.start_seconds is None else arguments.start_seconds,
+    )
     print(
         f"computed: {arguments.num_images:,} images at {measured.rate:.1f} images/s a machine, "
         f"{measured.start_seconds:.1f} s to start (measured: {arguments.measured.name}), seed {arguments.seed}"

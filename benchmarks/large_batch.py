@@ -3,7 +3,7 @@
 Trains ``small`` for a few steps with ``torchrun``, with a limit of memory for each process, and reads the most memory
 that each process had over its whole life (the export included) when it ends. By default the claim of the guide: a batch
 of 4,096 at 56 px on two processes of 3 GiB. A process above the limit makes the script fail. Written to
-OUT/large_batch.json with the machine.
+OUT/large_batch_DATE.json with the machine.
 """
 
 from __future__ import annotations
@@ -79,6 +79,7 @@ def measure(given: argparse.Namespace, folder: Path) -> dict[str, object]:
     words = [*build_words(given, given.data, str(folder / "run")), *given.more]
     kind, colon, _ = given.data.partition(":")
     source = f"{kind if colon else 'folder'}:DIR"  # no folders of this machine in the result
+    hidden = [Path(word).name if word.startswith("/") else word for word in given.more]
     peaks = folder / "peaks"
     peaks.mkdir()
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(given.processes)]
@@ -96,7 +97,7 @@ def measure(given: argparse.Namespace, folder: Path) -> dict[str, object]:
     speeds = [line["images_per_second"] for line in lines if "images_per_second" in line]
     peak_mib = [round(int((peaks / str(rank)).read_text()) / MIB) for rank in range(given.processes)]
     return {
-        "command": " ".join(["torchrun", *torchrun[3:], "-m", "vitrieve", *build_words(given, source, "OUT")]),
+        "command": " ".join(["torchrun", *torchrun[3:], "-m", "vitrieve", *build_words(given, source, "OUT"), *hidden]),
         "plan": read_plan(done.stderr),
         "limit_mib": round(given.limit_gib * 1024),
         "peak_mib": peak_mib,
@@ -131,8 +132,8 @@ def main() -> None:
     machine = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()}
     settings = {name: getattr(given, name) for name in ("processes", "batch_size", "image_size", "num_steps", "quick")}
     given.out.mkdir(parents=True, exist_ok=True)
-    path = given.out / "large_batch.json"
     today = datetime.datetime.now(tz=datetime.UTC).date().isoformat()
+    path = given.out / f"large_batch{'_quick' if given.quick else ''}_{today}.json"
     contents = {"date": today, "machine": machine, "settings": settings, **found}
     path.write_text(json.dumps(contents, indent=2) + "\n")
     told = ", ".join(f"{peak:,}" for peak in found["peak_mib"])  # type: ignore[attr-defined]

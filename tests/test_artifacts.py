@@ -244,6 +244,20 @@ def test_a_folder_that_is_written_is_locked_and_a_killed_process_leaves_no_lock(
     assert not list(tmp_path.glob(".*"))
 
 
+def test_a_lock_within_a_folder_outlasts_overwriting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "run"
+    (folder / "state").mkdir(parents=True)
+    (folder / "state" / "1.pt").write_bytes(b"old")
+    write_manifest(folder, "run", {})
+    monkeypatch.setattr("os.path.ismount", lambda path: path == folder)
+    with locking_folder(folder):
+        prepare_folder(folder, kind="run", is_overwrite=True)
+        assert not (folder / "state").exists()
+        with pytest.raises(ArtifactError, match="is being written"), locking_folder(folder):
+            raise AssertionError
+    assert not list(tmp_path.rglob("*lock"))
+
+
 def test_a_disk_without_locks_is_told_and_stops_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

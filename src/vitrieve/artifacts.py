@@ -171,9 +171,16 @@ def _is_ours(path: Path) -> bool:
 
 
 def _empty_folder(folder: Path) -> None:
-    """Delete an artifact; killed in between, it is partial, not a finished one with files missing."""
+    """Delete what an artifact holds; killed in between, it is partial, not a finished one with files missing.
+
+    The folder stays, which may be a mount point, and so does the lock that ``locking_folder`` holds in it.
+    """
     reopen_folder(folder)
-    shutil.rmtree(folder)
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name != _LOCK_NAME:
+            path.unlink()
 
 
 def write_manifest(folder: Path, kind: Kind, contents: Mapping[str, Any]) -> None:
@@ -451,13 +458,14 @@ def locking_folder(folder: Path) -> Iterator[None]:
     """Let one process and one thread at a time write to a folder for as long as the block lasts.
 
     The lock is a file beside the folder, ``.NAME.lock``, or in it where it is a mount point, or the folder around it is
-    read-only. A process that dies, however it dies, holds it no longer. On a disk without locks a message tells it.
+    read-only. A process that dies, however it dies, holds it no longer; on a network disk, the lock of a host that loses
+    power may be held until the disk's server notices. On a disk without locks a message tells it.
 
     Args:
         folder: What ``--out`` names, there or not.
 
     Raises:
-        ArtifactError: Another process writes to it; nothing was changed.
+        ArtifactError: Another process or thread writes to it; nothing was changed.
     """
     target = folder.resolve()
     made = [parent for parent in target.parents if not parent.exists()]
@@ -483,8 +491,10 @@ def _lock_file(path: Path, folder: Path) -> int | None:
     """
     while True:
         try:
-            descriptor = os.open(path, CHANGE | os.O_CREAT | NO_FOLLOW, 0o644)
-        except OSError:  # whoever writes the folder says that it cannot be written
+            descriptor = os.open(path, CHANGE | os.O_CREAT | NO_FOLLOW, 0o666)
+        except OSError as error:  # whoever writes the folder says that it cannot be written
+            if os.path.lexists(path):  # another user's
+                print_message(f"{path} cannot be locked ({error}): start no second process that writes {folder}.")
             return None
         try:
             if not try_lock(descriptor):

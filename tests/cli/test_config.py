@@ -250,6 +250,9 @@ def test_a_file_that_the_variable_names_must_be_there(
     monkeypatch.setenv("VITRIEVE_CONFIG", str(user_file.parent))
     assert main(words) == 2
     assert f"{user_file.parent} cannot be read: Is a directory" in capsys.readouterr().err
+    monkeypatch.setenv("VITRIEVE_CONFIG", str(user_file.parent / ("a" * 300)))
+    assert main(words) == 2
+    assert "which is not there" in capsys.readouterr().err
     for nothing in ("off", "", os.devnull):
         monkeypatch.setenv("VITRIEVE_CONFIG", nothing)
         user_file.unlink(missing_ok=True)

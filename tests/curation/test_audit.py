@@ -136,6 +136,12 @@ def test_a_picture_follows_its_class_into_its_split(tmp_path: Path) -> None:
         ("image_id,action,new_label\nclass0/0.png,relabel,Class 1\n", "no picture has; class1 is there"),
         ("image_id,action,new_label\nclass0/0.png,relabel,clsas1\n", "write the action new instead of relabel"),
         ("image_id,action\nclass0/0.png,new\n", "new needs a label"),
+        ("image_id,action,suggested_label\nclass0/0.png,new,class1\n", "new needs a label"),
+        ("image_id,action,new_label\nclass0/0.png,new,class1\n", "calls the label class1 new, which pictures have"),
+        (
+            "image_id,action,new_label\nclass0/0.png,relabel,Granny Smith\nclass0/1.png,relabel,Granysmith\n",
+            "Granny Smith is another new label",
+        ),
         ("image_id,action\n" + "".join(f"class{c}/{i}.png,drop\n" for c in range(5) for i in range(4)), "drops all 20"),
     ],
 )

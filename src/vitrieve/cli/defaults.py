@@ -89,7 +89,7 @@ def list_files() -> tuple[Path, ...]:
     files = [file for file in (Path(PROJECT_NAME), user) if _is_there(file)]
     if os.environ.get(CONFIG_VARIABLE) and user not in files:
         _require_there(user)
-        files.append(user)  # a folder is refused when it is read, and an empty device says nothing
+        files.append(user)  # a folder is refused when it is read, and /dev/null is an empty file
     return tuple(files)
 
 
@@ -101,7 +101,9 @@ def _require_there(file: Path) -> None:
     """
     try:
         os.stat(file)
-    except (FileNotFoundError, NotADirectoryError, ValueError):
+    except PermissionError:
+        raise
+    except (OSError, ValueError):
         raise ConfigError(
             f"{CONFIG_VARIABLE} names {quote_name(file)}, which is not there. Correct the variable, unset it, set it "
             f"to {OFF}, or make the file with vitrieve config set."

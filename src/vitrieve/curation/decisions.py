@@ -102,6 +102,8 @@ def correct_labels(
         )
     names = {record.image_id: dataset.label_names[record.label] for record in dataset.records}
     _refuse_stale(chosen, names, Path(decisions))
+    spellings = {label.strip(): label for label in names.values()}
+    chosen = {name: one._replace(label=spellings.get(one.label, one.label)) for name, one in chosen.items()}
     new_labels = _find_new_labels(chosen, set(names.values()), Path(decisions))
     rows = list(_list_rows(dataset, chosen, out.parent))
     if not rows:
@@ -121,35 +123,42 @@ def _find_new_labels(chosen: Mapping[str, Decision], present: Set[str], file: Pa
     """Find the labels that begin classes.
 
     Raises:
-        DataError: One is nearly a present label, and the file does not say that it is new.
+        DataError: One is nearly a present label or another new one, and the file does not say that it is new; or the
+            file calls a present one new.
     """
     given: dict[str, set[str]] = {}
     for one in chosen.values():
+        if one.action == "new" and one.label in present:
+            raise DataError(
+                f"{file} calls the label {quote_name(one.label)} new, which pictures have already. Write another "
+                "new_label, or the action relabel to move a picture into that class."
+            )
         if one.action != "drop" and one.label not in present:
             given.setdefault(one.label, set()).add(one.action)
-    for label, actions in given.items():
-        near = (
-            None if "new" in actions else next((one for one in sorted(present) if are_nearly_equal(label, one)), None)
-        )
-        if near is not None:
+    known = set(present)
+    for label, actions in sorted(given.items()):
+        near = next((one for one in sorted(known) if are_nearly_equal(label, one)), None)
+        if near is not None and "new" not in actions:
+            state = "is there" if near in present else "is another new label"
             raise DataError(
-                f"{file} gives the label {quote_name(label)}, which no picture has; {quote_name(near)} is there. "
+                f"{file} gives the label {quote_name(label)}, which no picture has; {quote_name(near)} {state}. "
                 "Correct new_label, or write the action new instead of relabel to begin a class of that name."
             )
+        known.add(label)
     return tuple(sorted(given))
 
 
 def are_nearly_equal(label: str, other: str) -> bool:
-    """Say whether two labels may be one, written otherwise: in case, blanks and signs, or by a typo.
+    """Say whether two labels may be one, written otherwise: in case, blanks, hyphens and underscores, or by a typo.
 
     One typo counts from four letters on, two from eight, as in a search; labels whose digits differ are two.
 
     >>> are_nearly_equal("golden-delicious", "Golden Delicious"), are_nearly_equal("Aple", "Apple")
     (True, True)
-    >>> are_nearly_equal("class10", "class11"), are_nearly_equal("red", "bed")
-    (False, False)
+    >>> are_nearly_equal("class10", "class11"), are_nearly_equal("red", "bed"), are_nearly_equal("C++", "C#")
+    (False, False, False)
     """
-    one, two = (re.sub(r"[\W_]+", " ", text.casefold()).strip() for text in (label, other))
+    one, two = (re.sub(r"[\s_-]+", " ", text.casefold()).strip() for text in (label, other))
     if re.findall(r"\d+", one) != re.findall(r"\d+", two):
         return False
     num_typos = sum(min(len(one), len(two)) >= length for length in TYPO_LENGTHS)
@@ -206,7 +215,9 @@ def _read_decision(row: Mapping[str, str | None], where: str) -> Decision | None
         return Decision(action, "", before)
     if action not in ("relabel", "new"):
         return None
-    label = (row.get("new_label") or "").strip() or (row.get("suggested_label") or "").strip()
+    label = (row.get("new_label") or "").strip()
+    if action == "relabel":
+        label = label or (row.get("suggested_label") or "").strip()
     if not label:
         raise DataError(f"{where}: {action} needs a label in the column new_label.")
     return Decision(action, label, before)

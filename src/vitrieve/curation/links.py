@@ -43,7 +43,7 @@ NUM_NEAREST, NUM_ALIKE = 5, 2
 """Pictures that are laid on each: those with the nearest vectors, and those that look most alike in a few gray pixels
 (``describe_thumbnail``): an encoder takes a frame or a caption for something else."""
 BLOCK_PAIRS = 4096
-"""Pairs that are compared at once, in some tens of megabytes."""
+"""Pairs that are compared at once, in some 250 megabytes at most: their thumbnails, 28 kB each."""
 THUMBNAIL_ROUNDS = 2
 """Steps under each blur by which the place of a thumbnail is made more exact."""
 NUM_SAMPLED = 40

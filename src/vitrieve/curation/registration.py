@@ -119,7 +119,8 @@ def find_places(firsts: Sequence[GrayImage], seconds: Sequence[GrayImage]) -> li
         for number, (whole, part) in enumerate(zip(wholes, parts, strict=True)):
             alike.setdefault((whole.shape, part.shape), []).append(number)
         for numbers in alike.values():
-            numbers.sort(key=lambda number: id(wholes[number]))  # called at once
+            places: dict[int, int] = {}  # pairs of one picture stand together, in the order of the pictures
+            numbers.sort(key=[places.setdefault(id(whole), number) for number, whole in enumerate(wholes)].__getitem__)
             for start in range(0, len(numbers), BLOCK_PAIRS):
                 block = numbers[start : start + BLOCK_PAIRS]
                 found = _find_places([wholes[number] for number in block], [parts[number] for number in block])

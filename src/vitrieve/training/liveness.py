@@ -179,6 +179,10 @@ class Watch:
 
     def _end(self, silent: list[int], *, is_store_lost: bool) -> None:
         """End this process, whose main thread waits for others that no longer are."""
+        if not is_store_lost:  # the store may stop answering just now
+            last = threading.Timer(LOST_SECONDS / 2, self._end, [silent], {"is_store_lost": True})
+            last.daemon = True
+            last.start()
         if is_store_lost or self.claim_failure():
             try:
                 names = [] if is_store_lost else [self.name(other) for other in silent]
