@@ -458,7 +458,7 @@ def locking_folder(folder: Path) -> Iterator[None]:
     """Let one process and one thread at a time write to a folder for as long as the block lasts.
 
     The lock is a file beside the folder, ``.NAME.lock``, or in it where it is a mount point, or the folder around it is
-    read-only. A process that dies, however it dies, holds it no longer; on a network disk, the lock of a host that loses
+    read-only. A process that dies, however it dies, holds it no longer; on a network disk, the lock of a host without
     power may be held until the disk's server notices. On a disk without locks a message tells it.
 
     Args:
