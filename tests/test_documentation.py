@@ -182,6 +182,8 @@ def workplace(prepared_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     shutil.copytree(prepared_folder, folder)
     monkeypatch.chdir(folder)
     monkeypatch.setenv("VITRIEVE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("VITRIEVE_CONFIG")  # a page keeps flags in a file of its project
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     return folder
 
 
