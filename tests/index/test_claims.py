@@ -7,11 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from vitrieve.artifacts import MANIFEST_NAME
+from vitrieve.artifacts import MANIFEST_NAME, find_aside
+from vitrieve.artifacts import write_manifest as write_artifact_manifest
 from vitrieve.errors import ArtifactError
 from vitrieve.index import claims as module
+from vitrieve.index import open as opening
 from vitrieve.index.claims import Claim, Claims, settle_abandoned, settling
-from vitrieve.index.store import StoreKind
+from vitrieve.index.open import create_index
+from vitrieve.index.store import IndexSettings, StoreInfo, StoreKind, describe
 
 NAMES = [f"vitrieve_{number:032x}" for number in range(3)]
 
@@ -150,3 +153,30 @@ def test_claims_stand_in_a_folder_that_cannot_be_moved(tmp_path: Path, monkeypat
     settle_abandoned(index, releases)
     assert releases == NAMES[:1]
     assert list(index.iterdir()) == []
+
+
+def test_an_index_put_aside_hands_its_key_and_its_table_to_the_one_that_is_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process was killed between two renames: nothing is in the index's place, and the old one is aside."""
+    info = StoreInfo(kind="pgvector", fingerprint="f", encoder_source="tiny", image_size=32, embedding_dim=8)
+    index, releases = tmp_path / "index", Releases()
+    aside = find_aside(index)
+    aside.mkdir(parents=True)
+    write_artifact_manifest(aside, "index", {**describe(info), "uri": "postgresql://host/d", "table": NAMES[0]})
+
+    class Store:
+        release = staticmethod(releases)
+
+        @staticmethod
+        def create(*arguments: object) -> None:
+            claims = arguments[-1]
+            assert isinstance(claims, Claims)
+            assert claims.feedback_key == NAMES[0].removeprefix("vitrieve_")
+            assert len(list(tmp_path.glob(f".index.{NAMES[0]}.claim"))) == 1
+            raise ArtifactError("far enough")
+
+    monkeypatch.setattr(opening, "_load_server_store", lambda _: Store)
+    with pytest.raises(ArtifactError, match="far enough"):
+        create_index(info, index, settings=IndexSettings(uri="postgresql://host/d"), overwrite=True)
+    assert releases == []

@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,7 @@ from vitrieve.index.open import open_index
 from vitrieve.index.written import get_audit_file, get_pictures_folder, locking_writes
 from vitrieve.runtime.encoder import Encoder, load_encoder
 from vitrieve.search.searcher import Searcher
+from vitrieve.serve import changes
 from vitrieve.serve.changes import Author, Change, Changes
 from vitrieve.syncing.scan import scan_collection
 from vitrieve.syncing.sync import NewIndex, open_synced, sync, sync_collection
@@ -329,3 +331,27 @@ def test_a_line_that_a_full_disk_cuts_is_written_whole_later(
     assert len(cut) == 50
     told = [(line["image_id"], line["status"], line.get("is_found_later")) for line in map(json.loads, lines)]
     assert told == [("class0/0.png", "deleted", True), ("class0/1.png", "deleted", None)]
+
+
+def test_a_picture_stays_whose_metadata_another_host_changes_before_its_end_is_noted(
+    index_folder: Path, encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process that put it fails after the rows were written; then the other host writes the record anew."""
+    index = tmp_path / "index"
+    shutil.copytree(index_folder, index)
+    with Searcher.open(index, encoder) as searcher:
+        made = Changes(searcher, SMALL)
+        put = Change(kind="put", image_id="a.png", image=make_picture())
+
+        def fail(*_: object) -> None:
+            raise OSError("killed")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(changes, "_append", fail)
+            with pytest.raises(OSError, match="killed"):
+                made.make(put, made.encode(put), AUTHOR)
+        vectors, (record,) = searcher.store.get(["a.png"])
+        searcher.store.upsert(vectors, [replace(record, metadata={"n": "of the other host"})])
+        made.settle()
+    assert record.path.read_bytes() == make_picture()
+    assert read_lines(index)[-1]["status"] == "created"

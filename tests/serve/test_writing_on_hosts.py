@@ -18,7 +18,7 @@ from fastapi import HTTPException
 
 from tests.index.postgres import Server as Postgres
 from tests.serve.conftest import make_picture
-from tests.serve.services import SMALL, enter_service, read_lines
+from tests.serve.services import SMALL, read_lines
 from vitrieve.artifacts import MANIFEST_NAME
 from vitrieve.errors import ArtifactError
 from vitrieve.index.open import open_index
@@ -164,7 +164,7 @@ def test_writers_wait_for_one_on_another_host_until_it_ends_or_is_killed(
         (photographs / "class0" / "0.png").unlink()
         with monkeypatch.context() as patched:
             patched.setattr(state, "WRITES_SECONDS", 0.2)
-            with pytest.raises(ArtifactError, match=r"a service that changes the index .* has not ended its change in"):
+            with pytest.raises(ArtifactError, match=r"another service or sync has not ended its change of the index"):
                 sync(photographs, hosts[2], encoder)
         with ThreadPoolExecutor(1) as threads:
             waiting = threads.submit(Changes(searcher, SMALL).make, change, vector, AUTHOR)
@@ -207,12 +207,12 @@ def test_an_index_that_is_made_anew_on_one_host_waits_for_a_change_on_another(
     store.close()
 
 
-def test_a_lost_lock_costs_no_change(
+def test_a_lost_lock_costs_no_change_and_is_told(
     hosts: list[Path], postgres: Postgres, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The server ends all connections in the middle of a change: it is made on new ones, or told."""
+    """The server ends all connections in the middle of a change: it is made on new ones."""
     with ExitStack() as running:
-        client = enter_service(running, hosts[0], encoder, write_token=TOKEN)
+        searcher = running.enter_context(Searcher.open(hosts[0], encoder))
         changing = Server.changing
 
         def end_all(server: Server):  # type: ignore[no-untyped-def]
@@ -221,5 +221,23 @@ def test_a_lost_lock_costs_no_change(
             return changing(server)
 
         monkeypatch.setattr(Server, "changing", end_all)
-        assert client.put("/images/sent.png", content=make_picture(), headers=WRITER).status_code == 201
-        assert client.delete("/images/sent.png", headers=WRITER).status_code == 200
+        made = Changes(searcher, SMALL)
+        put = Change(kind="put", image_id="sent.png", image=make_picture())
+        with pytest.raises(ArtifactError, match="was lost during a change, so another writer may have changed it"):
+            made.make(put, made.encode(put), AUTHOR)
+        assert [line["status"] for line in read_lines(hosts[0])] == ["created"]
+        assert made.make(Change(kind="delete", image_id="sent.png"), None, AUTHOR).status == "deleted"
+
+
+def test_a_lock_outlasts_what_the_server_lets_a_connection_idle(hosts: list[Path], postgres: Postgres) -> None:
+    postgres.execute("ALTER SYSTEM SET idle_session_timeout = '100ms'")
+    postgres.execute("SELECT pg_reload_conf()")
+    time.sleep(0.2)
+    try:
+        store = open_index(hosts[0])
+        with locking_writes(hosts[0], store, seconds=5):
+            time.sleep(0.5)
+        store.close()
+    finally:
+        postgres.execute("ALTER SYSTEM RESET idle_session_timeout")
+        postgres.execute("SELECT pg_reload_conf()")

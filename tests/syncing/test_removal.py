@@ -3,8 +3,11 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import pytest
 from PIL import Image
@@ -12,8 +15,10 @@ from PIL import Image
 from tests.search.memory_store import MemoryStore
 from tests.syncing.helpers import Sync, assert_true, counts
 from vitrieve.data import decode
-from vitrieve.errors import DecodeError
+from vitrieve.errors import ArtifactError, DecodeError
+from vitrieve.index.written import get_pictures_folder, locking_writes, name_picture
 from vitrieve.runtime.encoder import Encoder
+from vitrieve.syncing import state
 from vitrieve.syncing.scan import find_mass_removal
 
 
@@ -170,3 +175,51 @@ def test_trap_a_drive_that_vanishes_while_it_is_read_costs_nothing_when_it_is_ba
     for _ in range(2):
         assert counts(sync(is_checksum=is_checksum)) == (0, 0, 0, 0)
     assert_true(store, encoder, picture_folder)
+
+
+def test_sync_reads_no_image_where_no_service_can_have_been_sent_any(
+    sync: Sync, store: MemoryStore, picture_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a drive that is off, all images would be read at each sync."""
+    sync()
+    (picture_folder / "00.png").unlink()
+    monkeypatch.setattr(store, "get", None)
+    assert counts(sync()) == (0, 0, 0, 1)
+
+
+def test_sync_does_not_remove_what_a_service_is_sent_under_a_name_that_has_just_vanished(
+    sync: Sync, store: MemoryStore, picture_folder: Path, index: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sync()
+    (picture_folder / "00.png").unlink()
+    pictures = get_pictures_folder(index)
+    pictures.mkdir()
+    locking = state.locking_writes
+
+    @contextmanager
+    def lock_after_a_put(*arguments: Any, **options: Any) -> Iterator[None]:
+        vectors, (record,) = store.get(["00.png"])
+        store.upsert(vectors, [replace(record, path=pictures / name_picture("00.png", b"sent"))])
+        with locking(*arguments, **options):
+            yield
+
+    monkeypatch.setattr(state, "locking_writes", lock_after_a_put)
+    sync()
+    assert store.images["00.png"][1].path.parent == pictures
+
+
+def test_sync_tells_of_another_writer_only_where_it_waited_for_one(
+    sync: Sync, store: MemoryStore, index: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def upsert(*_: object) -> None:
+        raise TimeoutError("the store's own")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(store, "upsert", upsert)
+        with pytest.raises(TimeoutError, match="the store's own"):
+            sync()
+    monkeypatch.setattr(state, "WRITES_SECONDS", 0.05)
+    get_pictures_folder(index).mkdir()
+    told = r"another service or sync has not ended its change of the index .* in 0\.05 seconds"
+    with locking_writes(index, store, seconds=1), pytest.raises(ArtifactError, match=told):
+        sync()

@@ -331,7 +331,7 @@ def measure_image(data: bytes) -> tuple[int, int]:
     data = take_preview(data)
     with _open_image(data, MAX_PIXELS) as (image, _):
         width_px, height_px = image.size
-        # TIFF says its upright size when it is opened, and to be asked for its orientation a PNG is decoded.
+        # TIFF says its upright size when it is opened. Pillow decodes a whole PNG to find its orientation.
         is_upright = image.format == "TIFF" or (
             image.format == "PNG" and not any(name in data for name in _PNG_ORIENTATIONS)
         )

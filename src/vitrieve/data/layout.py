@@ -279,7 +279,7 @@ class _Finisher:
 
 DATA_VARIABLE = "VITRIEVE_DATA"
 SHARED_FOLDER = Path("../shared/datasets")
-"""Folder of data sets beside a checkout, for who works on this package; after that of the variable."""
+"""Folder of data sets beside a checkout, for people who develop this package; looked in after VITRIEVE_DATA."""
 NUM_NAMED = 3
 """How many names a note spells out."""
 

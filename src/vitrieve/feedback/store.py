@@ -64,7 +64,7 @@ class FeedbackStore(ABC):
 
     @abstractmethod
     def _describe_full(self, count: int) -> str:
-        """Return what is said where so many corrections are there that more are not kept."""
+        """Return the message for when the limit is reached."""
 
     @abstractmethod
     def _changing(self) -> AbstractContextManager[Rows]:

@@ -53,7 +53,8 @@ class Claims:
         release: Removes what is not kept.
 
     Attributes:
-        feedback_key: What stands for the index that is made anew among the corrections on its server; None: for none.
+        feedback_key: Key of the corrections of the replaced index (``find_feedback_key``); None where it has none on a
+            server.
     """
 
     def __init__(self, out: Path, release: Release) -> None:

@@ -359,7 +359,11 @@ def _approximate(state: State, queries: FloatArray) -> FloatArray:
     start = 0
     for part in state.parts:
         for block in part.segment.vectors.blocks():
-            similarities[:, start : start + len(block)] = multiply(queries, block)
+            found = similarities[:, start : start + len(block)]
+            if len(queries) == 1:
+                found[:] = multiply(queries, block)
+            else:
+                np.matmul(queries, block.T, out=found)
             start += len(block)
     return similarities
 

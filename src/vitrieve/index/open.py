@@ -15,6 +15,8 @@ import numpy as np
 from vitrieve.artifacts import (
     MANIFEST_NAME,
     explaining_full_disk,
+    find_aside,
+    has_artifact,
     prepare_folder,
     replacing_folder,
     sync_folder,
@@ -249,8 +251,9 @@ def _create(
 ) -> VectorStore:
     settings = settings or IndexSettings()
     settings.check(info)
-    old = _read_on_server(out) if overwrite else None
-    feedback_key = _read_feedback_key(out) if overwrite else None
+    replaced = _find_replaced(out)
+    old = _read_on_server(replaced) if overwrite else None
+    feedback_key = _read_feedback_key(replaced) if overwrite else None
     # Whoever writes finishes its change first, and then finds that the index is another one.
     locked = writing(out) if overwrite and (out / MANIFEST_NAME).is_file() else None
     with (
@@ -286,6 +289,12 @@ def _require_sound(store: VectorStore) -> None:
     store.close()
     if faults:
         raise ArtifactError(f"the new index is not what was written, so the old one stays: {faults[0]}")
+
+
+def _find_replaced(out: Path) -> Path:
+    """Find the index that is made anew: aside, where a process was killed while two folders changed places."""
+    aside = find_aside(out.resolve())
+    return aside if not out.exists() and has_artifact(aside) else out
 
 
 def _read_on_server(folder: Path) -> Claim | None:

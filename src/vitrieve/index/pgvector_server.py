@@ -40,6 +40,8 @@ _LOCK_SETTINGS = (
     "SELECT set_config('lock_timeout', %s, false), set_config('tcp_keepalives_idle', '15', false), "
     "set_config('tcp_keepalives_interval', '5', false), set_config('tcp_keepalives_count', '3', false)"
 )
+_NO_IDLE_TIMEOUT = "SELECT set_config(name, '0', false) FROM pg_settings WHERE name = 'idle_session_timeout'"
+"""PostgreSQL 13 has no such setting."""
 
 
 class Server:
@@ -155,7 +157,10 @@ def connected(uri: str) -> Iterator[Connection[TupleRow]]:
 
 
 def lock_name(connection: Connection[TupleRow], name: str) -> None:
-    """Hold the lock of a name until the transaction ends: nobody else makes, removes or holds it meanwhile."""
+    """Hold the lock of a name until the transaction ends.
+
+    Meanwhile nobody else makes or removes the tables of this name, or holds its lock.
+    """
     connection.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", [name])
 
 
@@ -173,16 +178,31 @@ def holding_name(uri: str, name: str, seconds: float) -> Iterator[None]:
 
     Raises:
         TimeoutError: Another one holds the lock for longer.
-        ArtifactError: As ``reported``.
+        ArtifactError: The lock was lost while the block ran; or as ``reported``.
     """
     with connected(uri) as connection:
         connection.autocommit = True
+        connection.execute(_NO_IDLE_TIMEOUT)
         connection.execute(_LOCK_SETTINGS, [str(max(1, round(1000 * seconds)))])  # 0 would wait for ever
         try:
             connection.execute("SELECT pg_advisory_lock(hashtextextended(%s, 0))", [name])
         except errors.LockNotAvailable:
             raise TimeoutError from None
         yield
+        if not _release_name(connection, name):
+            raise ArtifactError(
+                f"the lock of the index at {quote_name(uri)} was lost during a change, so another writer may have "
+                "changed it at the same time: look at what was changed. No pooler of transactions may stand between."
+            )
+
+
+def _release_name(connection: Connection[TupleRow], name: str) -> bool:
+    """Give the lock of a name back; return whether it was still held."""
+    try:
+        row = connection.execute("SELECT pg_advisory_unlock(hashtextextended(%s, 0))", [name]).fetchone()
+    except psycopg.OperationalError:
+        return False
+    return row is not None and bool(row[0])
 
 
 def _connection_options(uri: str) -> dict[str, Any]:

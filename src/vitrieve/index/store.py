@@ -131,7 +131,7 @@ class TextBlock(NamedTuple):
 
 
 FEEDBACK_KEY = "feedback"
-"""Field of the manifest of an index of pgvector that was made anew; it has the key of the one before."""
+"""Field of the manifest of an index of pgvector that was made anew: the key that ``find_feedback_key`` found before."""
 
 
 class VectorStore(Protocol):
@@ -313,8 +313,9 @@ class PluginStore(VectorStore, Protocol):
 def find_feedback_key(manifest: Mapping[str, Any]) -> str:
     """Return what stands for an index of pgvector among the corrections in its database.
 
-    It is the number of the index's table. An index that is made anew has another table, and takes the key over. A key
-    is no name of a table: what a manifest names is never removed from its server (``claims.py``).
+    It is the ID of the index's table: its name without ``vitrieve_``. An index that is made anew has another table, and
+    takes the key over. The whole name would not do: ``claims.py`` keeps every table that a manifest names, so the old
+    table would never be removed.
 
     Args:
         manifest: The whole manifest of the index.

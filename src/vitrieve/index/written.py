@@ -67,14 +67,14 @@ def _digest(data: bytes) -> str:
 def locking_writes(index: Path, store: VectorStore, *, seconds: float, is_sync: bool = False) -> Iterator[None]:
     """Let one process and one thread at a time read images and then change them: a service, or a sync.
 
-    The lock is a file beside the index. A store that several machines change has one on its server as well: it comes
-    second, so that at most one thread of an index waits there with a connection of its own.
+    The lock is a file beside the index. A store that several machines change has one on its server as well. It is
+    taken second, so that on each machine the threads queue at the file and at most one waits at the server.
 
     Args:
         index: Folder of the index.
         store: The index.
         seconds: How long the others are waited for.
-        is_sync: Make no folder beside the index: where there is none, no service has changed the index from it.
+        is_sync: Skip the file lock where the folder does not exist: no service here has changed the index.
 
     Raises:
         OSError: The folder beside the index cannot be written.
@@ -87,7 +87,7 @@ def locking_writes(index: Path, store: VectorStore, *, seconds: float, is_sync: 
         if not is_sync or folder.exists():
             stack.enter_context(_locking_file(folder, until))
         if isinstance(store, Shared):
-            stack.enter_context(store.locking(until - time.monotonic()))
+            stack.enter_context(store.locking(max(0.0, until - time.monotonic())))
         yield
 
 
@@ -105,17 +105,20 @@ def _locking_file(folder: Path, until: float) -> Iterator[None]:
         os.close(descriptor)
 
 
-def is_kept(path: Path, index: Path) -> bool:
-    """Say whether a file lies among those that a service keeps for an index, on this machine."""
-    folder = get_pictures_folder(index)
-    return path.parent == folder or (path.parent.name == folder.name and path.parent.resolve() == folder)
+def is_kept(path: Path, pictures: Path) -> bool:
+    """Say whether a file lies in the folder that ``get_pictures_folder`` returned."""
+    return path.parent == pictures or (path.parent.name == pictures.name and path.parent.resolve() == pictures)
 
 
-def is_sent(record: ImageRecord, index: Path) -> bool:
+def is_sent(record: ImageRecord, pictures: Path) -> bool:
     """Say whether an image is one that a service was sent: then services change it, and no sync does.
 
     The machine and the folder of that service may be others: its files have names that no other file has.
+
+    Args:
+        record: The image.
+        pictures: Folder of the pictures that services keep here, from ``get_pictures_folder``.
     """
     found = _SENT_PATH.fullmatch(str(record.path))
     is_named = found is not None and found[1] == _digest(record.image_id.encode())
-    return is_named or is_kept(record.path, index)
+    return is_named or is_kept(record.path, pictures)

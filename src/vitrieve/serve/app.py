@@ -44,8 +44,8 @@ def create_app(
     """Make the service: an ASGI application for uvicorn or any other server.
 
     Args:
-        searcher: Index and encoder to search with; the caller closes it. Once its index was replaced it answers nothing
-            more: the service opens another, which it closes itself, and closes this one too.
+        searcher: Index and encoder to search with; the caller closes it. When the index is replaced, the service closes
+            this searcher, and opens and later closes its own.
         limits: Bounds of requests; None: the defaults of ``Limits``.
         token: Token that every request must bring as ``Authorization: Bearer``; None: no token is asked for.
         write_token: Token that changes of the index must bring, which also reads; None: nothing can be changed.

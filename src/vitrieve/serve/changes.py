@@ -182,7 +182,7 @@ class Changes:
                 self._require_ours(known[1])
             planned = self._plan(change, None if known is None else known[1])
             line = self._build_line(change, planned, author)
-            old = None if known is None or not is_kept(known[1].path, self._index) else known[1].path.name
+            old = None if known is None or not is_kept(known[1].path, self._pictures) else known[1].path.name
             with self._open_audit() as audit:
                 self._require_room(change)
                 intent = {"line": line, "metadata": dict(planned.metadata), "old": old}
@@ -218,22 +218,28 @@ class Changes:
         known = self._find(line["image_id"])
         if line["what"] == "delete":
             is_made = known is None
+        elif line["file"] not in (None, intent["old"]):  # another host may have changed the metadata since
+            is_made = known is not None and known[1].path == self._pictures / line["file"]
         else:
             is_made = known is not None and dict(known[1].metadata) == intent["metadata"]
-            if known is not None and line["file"] is not None:
-                is_made = is_made and known[1].path == self._pictures / line["file"]
         if self._read_last_line() != line:
             with self._open_audit() as audit:
                 if not self._is_whole():
                     os.write(audit, b"\n")
                 _append(audit, {**line, "status": line["status"] if is_made else "not made", "is_found_later": True})
-        self._end(intent, is_made=is_made)
+        self._end(intent, is_made=is_made, named=None if known is None else known[1].path.name)
 
-    def _end(self, intent: Mapping[str, Any], *, is_made: bool) -> None:
-        """Remove the file that no image names any more, and forget what was intended."""
+    def _end(self, intent: Mapping[str, Any], *, is_made: bool, named: str | None = None) -> None:
+        """Remove the file that no image names any more, and forget what was intended.
+
+        Args:
+            intent: What was noted.
+            is_made: Whether the change was made.
+            named: File that the image names now, which stays.
+        """
         new, old = intent["line"]["file"], intent["old"]
         unneeded = old if is_made else new
-        if unneeded is not None and new != old and intent["line"]["what"] != "patch":
+        if unneeded not in (None, named) and new != old and intent["line"]["what"] != "patch":
             remove_file(self._pictures / unneeded)
         self._intent.unlink(missing_ok=True)
 
@@ -278,7 +284,7 @@ class Changes:
         return vectors, records[0]
 
     def _require_ours(self, record: ImageRecord) -> None:
-        if (self._index / STATE_NAME).exists() and not is_sent(record, self._index):
+        if (self._index / STATE_NAME).exists() and not is_sent(record, self._pictures):
             raise HTTPException(
                 409,
                 f"the image {record.image_id[:200]!r} comes from the folder that vitrieve sync follows; change it "

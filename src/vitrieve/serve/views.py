@@ -78,11 +78,6 @@ class Address:
     page: int = 1
 
     @property
-    def has_query(self) -> bool:
-        """Say whether anything is wanted."""
-        return bool(self.uploads or self.plus or self.texts)
-
-    @property
     def num_examples(self) -> int:
         """Count the examples, wanted and not."""
         return sum(map(len, (self.uploads, self.plus, self.minus, self.texts, self.minus_texts)))

@@ -14,7 +14,7 @@ import json
 import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,8 +23,8 @@ import numpy as np
 from vitrieve.artifacts import describe_full_disk
 from vitrieve.data.records import ImageRecord
 from vitrieve.errors import ArtifactError, DataError, DiskFullError
-from vitrieve.index.store import MAX_BATCH_ROWS, VectorStore
-from vitrieve.index.written import is_sent, locking_writes
+from vitrieve.index.store import MAX_BATCH_ROWS, SERVERS, VectorStore
+from vitrieve.index.written import Shared, get_pictures_folder, is_sent, locking_writes
 
 STATE_NAME = "sync.sqlite"
 WRITES_SECONDS = 60.0
@@ -261,6 +261,7 @@ class SyncedIndex:
         self.store = store
         self._file = state_file
         self._index = state_file.index
+        self._pictures = get_pictures_folder(self._index)
         self.is_text_read = state_file.read_text_choice()
         self._stored = set(store.image_ids())
         self.states = {state.image_id: state for state in state_file.read()}
@@ -315,12 +316,18 @@ class SyncedIndex:
         What a service was sent to keep is the service's (``index/written.py``), and is never surplus.
         """
         kept = {image_id for image_id in wanted if self._is_claimed(image_id)}
-        surplus = sorted(self._stored - kept)
+        return self._leave_out_sent(sorted(self._stored - kept))
+
+    def _leave_out_sent(self, image_ids: Sequence[str]) -> list[str]:
+        """Leave out the images that a service was sent, or has removed; read none where no service can have."""
+        is_on_server = self.store.info.kind in SERVERS or isinstance(self.store, Shared)
+        if not is_on_server and not self._pictures.exists():
+            return list(image_ids)
         return [
             record.image_id
-            for start in range(0, len(surplus), MAX_BATCH_ROWS)
-            for record in self._find_records(surplus[start : start + MAX_BATCH_ROWS])
-            if not is_sent(record, self._index)
+            for start in range(0, len(image_ids), MAX_BATCH_ROWS)
+            for record in self._find_records(image_ids[start : start + MAX_BATCH_ROWS])
+            if not is_sent(record, self._pictures)
         ]
 
     def _find_records(self, image_ids: Sequence[str]) -> list[ImageRecord]:
@@ -335,12 +342,16 @@ class SyncedIndex:
             return records
 
     def remove(self, image_ids: Sequence[str]) -> None:
-        """Remove images from the store; the state of one that is kept for its reason stays."""
+        """Remove images from the store, at most ``MAX_BATCH_ROWS``; the state of one that is kept for its reason stays.
+
+        What a service was sent under one of the names since the sync looked stays.
+        """
         if not image_ids:
             return
         self._forget(image_id for image_id in image_ids if self._is_claimed(image_id))
         with self._locking_writes():
-            self.store.delete(image_ids)
+            unsent = self._leave_out_sent(image_ids)
+            self.store.delete(unsent)
         self._stored.difference_update(image_ids)
 
     def forget_others(self, wanted: Iterable[str]) -> None:
@@ -350,14 +361,16 @@ class SyncedIndex:
     @contextmanager
     def _locking_writes(self) -> Iterator[None]:
         """Keep a service that changes the index out: it asks whose an image is, and then changes it."""
-        try:
-            with locking_writes(self._index, self.store, seconds=WRITES_SECONDS, is_sync=True):
-                yield
-        except TimeoutError:
-            raise ArtifactError(
-                f"a service that changes the index {self._index} has not ended its change in {WRITES_SECONDS:g} "
-                "seconds; run the command again."
-            ) from None
+        with ExitStack() as stack:
+            try:
+                lock = locking_writes(self._index, self.store, seconds=WRITES_SECONDS, is_sync=True)
+                stack.enter_context(lock)
+            except TimeoutError:
+                raise ArtifactError(
+                    f"another service or sync has not ended its change of the index {self._index} in "
+                    f"{WRITES_SECONDS:g} seconds; run the command again."
+                ) from None
+            yield
 
     def _is_claimed(self, image_id: str) -> bool:
         state = self.states.get(image_id)

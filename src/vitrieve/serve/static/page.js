@@ -90,10 +90,11 @@ document.addEventListener("submit", (event) => {
   if (form.matches("[data-get], [data-box-form]")) {
     event.preventDefault();
     const fields = [...new FormData(form)].filter(([, value]) => value !== "");
-    const long = [...form.querySelectorAll("[data-most]")].find((field) => field.value.length > field.dataset.most);
+    // The server counts characters, and length counts an emoji twice.
+    const long = [...form.querySelectorAll("[data-most]")].find((field) => [...field.value].length > field.dataset.most);
     if (long) {
-      const [has, most] = [long.value.length, Number(long.dataset.most)].map((number) => number.toLocaleString("en"));
-      return say(`the text to search for has ${has} characters; at most ${most} are read: say it in fewer words.`);
+      const [has, most] = [[...long.value].length, Number(long.dataset.most)].map((number) => number.toLocaleString("en"));
+      return say(`The text to search for has ${has} characters; at most ${most} are read: say it in fewer words.`);
     }
     if (!fields.some(([name]) => name === "value")) drop(fields, ["column", "operator"]);
     go(`${root}/?${new URLSearchParams(fields)}`);
