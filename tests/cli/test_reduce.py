@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,10 @@ import pytest
 from PIL import Image
 
 from vitrieve.cli.main import main
+from vitrieve.config import DEFAULT_WEIGHTS
+from vitrieve.data.sources import read_source
 from vitrieve.evaluation.run import evaluate
+from vitrieve.model.pretrained import WEIGHTS
 from vitrieve.runtime.encoder import load_encoder
 from vitrieve.similarity import normalize
 
@@ -146,11 +150,20 @@ def test_reduce_cuts_to_a_prefix_without_pictures_and_exports_it(
 
 
 def test_reduce_tells_what_a_prefix_costs_on_the_test_classes(
-    tiny_encoder_folder: Path, source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_encoder_folder: Path,
+    source: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     out = tmp_path / "prefix"
-    assert reduce(tiny_encoder_folder, source, out, "--kind", "prefix") == 0
-    whole, cut = json.loads(capsys.readouterr().out)["results"]
+    name = read_source(source).name
+    with monkeypatch.context() as patch:
+        patch.setitem(WEIGHTS, "test_vit", replace(WEIGHTS[DEFAULT_WEIGHTS], trained_on=(name,)))
+        assert reduce(tiny_encoder_folder, source, out, "--kind", "prefix") == 0
+    printed = capsys.readouterr()
+    assert f"its start, test_vit, has seen the test classes of {name}: " in printed.err
+    whole, cut = json.loads(printed.out)["results"]
     for folder, told in ((tiny_encoder_folder, whole), (out, cut)):
         measured = evaluate(load_encoder(folder, engine="torch", precision="fp32"), source).results[0]
         assert measured.metrics["map_at_r"] == pytest.approx(told["map_at_r"])

@@ -15,6 +15,7 @@ from PIL import Image
 from vitrieve import adapt
 from vitrieve.artifacts import write_manifest
 from vitrieve.cli.main import main
+from vitrieve.config import DEFAULT_WEIGHTS
 from vitrieve.data.records import Dataset, ImageRecord, Split
 from vitrieve.data.sources import read_collection
 from vitrieve.embed.collection import embed_collection
@@ -22,6 +23,7 @@ from vitrieve.embed.embeddings import ROWS_NAME, VECTORS_NAME, load_embeddings
 from vitrieve.embed.rows import build_table
 from vitrieve.errors import ArtifactError, ConfigError, DataError, FingerprintError
 from vitrieve.model.encoder import add_linear_head, build_encoder, read_encoder, save_encoder
+from vitrieve.model.pretrained import WEIGHTS
 from vitrieve.model.reduction import fit_pca
 from vitrieve.runtime.encoder import load_encoder
 from vitrieve.similarity import normalize
@@ -204,6 +206,15 @@ def test_trap_few_held_out_classes_prove_nothing(
     adapted = adapt(write(dataset, draw_vectors(dataset, signal=0.0)), dataset, tmp_path / "out")
     assert not adapted.is_adapted
     assert f"on {told} the best head changes MAP@R by +10.0 to +10.0 points, but" in capsys.readouterr().err
+
+
+def test_adapt_says_that_its_encoder_has_seen_the_test_classes(
+    write: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dataset = build_dataset(9)
+    monkeypatch.setitem(WEIGHTS, "test_vit", replace(WEIGHTS[DEFAULT_WEIGHTS], trained_on=(dataset.name,)))
+    adapt(write(dataset, draw_vectors(dataset, signal=0.0)), dataset, tmp_path / "out")
+    assert f"its start, test_vit, has seen the test classes of {dataset.name}: " in capsys.readouterr().err
 
 
 def test_embeddings_longer_than_iliass_keep_as_many_dimensions_as_asked_for(write: Callable[..., Path]) -> None:

@@ -12,7 +12,7 @@ from vitrieve.comparison.methods import ContestSettings, read_methods
 from vitrieve.config import Config
 from vitrieve.data.several import train_on_all_classes
 from vitrieve.evaluation.run import evaluate
-from vitrieve.model.pretrained import WEIGHTS, DeltaSource, WeightsEntry, list_seen
+from vitrieve.model.pretrained import WEIGHTS, DeltaSource, WeightsEntry
 from vitrieve.recipes import find_recipe
 from vitrieve.runtime.encoder import load_encoder
 from vitrieve.settings import override_config
@@ -38,11 +38,6 @@ def start_from(name: str, **changes: object) -> Config:
     return override_config(find_recipe("small")(), {"model.backbone": name, **changes})
 
 
-def test_the_seen_are_listed_once_in_order() -> None:
-    assert list_seen(GENERAL, ["mine", "others", "others"]) == ["others"]
-    assert list_seen(BASE, ["others"]) == list_seen("a timm model", ["others"]) == []
-
-
 def test_training_starts_from_what_has_not_seen_the_test_classes(
     photographs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -61,6 +56,23 @@ def test_training_starts_from_what_has_not_seen_the_test_classes(
     ):
         assert choose_unseen_start(config, [data]) == config
     assert capsys.readouterr().err == ""
+
+
+def test_a_copy_of_what_the_general_encoder_has_seen_is_known_by_its_pictures(
+    photographs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = find_recipe("small")()
+    assert config.model.backbone == "vitrieve-general-v1"
+    assert choose_unseen_start(config, [vitrieve.read_source(f"folder:{photographs}")]) == config
+    assert capsys.readouterr().err == ""
+    for number, path in enumerate(sorted(photographs.rglob("*.png"))):
+        path.rename(path.with_name(f"Kiwi_{number:03}.png"))
+    chosen = choose_unseen_start(config, [vitrieve.read_source(f"folder:{photographs}")])
+    assert chosen == override_config(config, {"model.backbone": BASE})
+    assert (
+        "vitrieve-general-v1 has seen the test classes of photographs (its pictures are named as in grocery): training "
+        f"starts from {BASE}"
+    ) in capsys.readouterr().err
 
 
 def test_train_and_compare_choose_it(photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

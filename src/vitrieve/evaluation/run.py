@@ -28,7 +28,7 @@ from vitrieve.evaluation.measure import EvaluationResult, Measurement, format_re
 from vitrieve.evaluation.protocols import EvaluationData, read_evaluation_data, select_records
 from vitrieve.evaluation.reranking import RerankingReport, parse_rerankings, report_rerankings
 from vitrieve.model.artifact import require_made_by
-from vitrieve.model.pretrained import list_seen
+from vitrieve.model.seen import describe_seen
 from vitrieve.progress import print_message
 from vitrieve.runtime.encoder import Encoder, load_encoder
 
@@ -135,7 +135,8 @@ def evaluate(
     names = choose_names(encoders)
     stored = evaluation_settings.embeddings
     embed = _embed_here if stored is None else _reading(Path(stored), encoders, data.datasets)
-    _tell_seen(encoders, data.datasets)
+    for one in encoders:
+        print_message(*describe_seen(one.name, one.backbone, data.datasets))
     with _folder_for(out, is_overwrite=overwrite, is_resume=resume) as folder:
         measurements = _measure_all(
             encoders, data.datasets, folder, names, evaluation_settings, embed, evaluation_settings.num_queries
@@ -157,15 +158,6 @@ def evaluate(
     return Evaluation(
         results=results, folder=Path(out), report=report_path, rerankings=tuple(chain.from_iterable(reranked))
     )
-
-
-def _tell_seen(encoders: Sequence[Encoder], datasets: Sequence[Dataset]) -> None:
-    for encoder in encoders:
-        for name in list_seen(encoder.backbone, [dataset.name for dataset in datasets]):
-            print_message(
-                f"{encoder.name}: its start, {encoder.backbone}, has seen the test classes of {name}: the figures say "
-                "nothing about classes that it has not seen"
-            )
 
 
 @contextmanager

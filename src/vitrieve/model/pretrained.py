@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import json
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,6 +81,8 @@ class WeightsEntry:
         delta: What of them is in this package, or None.
         hub_id: Name under which the hub has them, or None.
         trained_on: Names of the data sets whose classes they were all trained on, those that test included.
+        pictures: File of the names of their pictures, as ``seen.py`` hashes them, by data set; None: only the names of
+            the data sets are known.
         note: What a user must know about them.
     """
 
@@ -98,6 +100,7 @@ class WeightsEntry:
     delta: DeltaSource | None = None
     hub_id: str | None = None
     trained_on: tuple[str, ...] = ()
+    pictures: Path | None = None
     note: str = ""
 
     @property
@@ -161,6 +164,7 @@ _ENTRIES = (
             sha256="ecfdc37e76df8337a5bd7eef9a6d1278aeff4bf0dffc697335e799c0db382ac6",
         ),
         trained_on=("grocery", "emoji", "clothing-small"),
+        pictures=Path(__file__).with_name("vitrieve_general_v1_pictures.safetensors"),
         note=GENERAL_NOTE,
     ),
     WeightsEntry(
@@ -201,17 +205,6 @@ def find_weights(name: str) -> WeightsEntry:
     if name in WEIGHTS:
         return WEIGHTS[name]
     return describe_timm_weights(name, tuple(WEIGHTS))
-
-
-def list_seen(name: str, datasets: Iterable[str]) -> list[str]:
-    """List the data sets whose test classes weights were trained on, so that nothing is measured fairly there.
-
-    Args:
-        name: Name of the weights, of the table or not.
-        datasets: Names of data sets.
-    """
-    trained_on = WEIGHTS[name].trained_on if name in WEIGHTS else ()
-    return [dataset for dataset in dict.fromkeys(datasets) if dataset in trained_on]
 
 
 def find_pulled(name: str) -> Path | None:

@@ -39,6 +39,7 @@ from vitrieve.model.encoder import (
 )
 from vitrieve.model.export import export_folder
 from vitrieve.model.reduction import fix_signs
+from vitrieve.model.seen import describe_seen
 from vitrieve.objective.normalized_softmax import normalized_softmax_loss
 from vitrieve.progress import print_message
 from vitrieve.quoting import quote_name
@@ -171,6 +172,7 @@ def adapt(
     require_trainable(dataset)
     dataset = _select_embedded(dataset, stored, source)
     original, config = _load_encoder(stored, encoder, out)
+    print_message(*describe_seen(str(encoder or stored.encoder_source), original.spec.backbone, [dataset]))
 
     learnt = _learn(stored, dataset, head_settings)
     changed, card = _put_into(original, dataset, learnt, head_settings.seed)

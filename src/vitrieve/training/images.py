@@ -11,7 +11,7 @@ from vitrieve.data.check import find_readable
 from vitrieve.data.holdout import VIEW_MARK, TrainingSplit, count_images, split_for_training
 from vitrieve.data.records import Dataset, ImageRecord, require_trainable
 from vitrieve.errors import ConfigError
-from vitrieve.model.pretrained import list_seen
+from vitrieve.model.seen import list_seen
 from vitrieve.progress import print_message
 from vitrieve.quoting import quote_name
 from vitrieve.runtime.device import describe_emulation, resolve_device
@@ -201,7 +201,7 @@ def tell_notes(run: TrainingRun, images: RunImages) -> None:
     if images.num_measured > 1:
         print_message(f"the mean over the held-out classes of {', '.join(images.held_out)} chooses the state")
     teacher = config.objective.distillation.teacher or ""
-    for name in list_seen(teacher, [dataset.name for dataset in images.datasets if dataset.split("test")]):
+    for name in list_seen(teacher, images.datasets):
         print_message(f"the teacher {teacher} has seen the test classes of {name}: figures there say too much")
     emulation = describe_emulation(config.train.precision, resolve_device(config.train.device).type)
     if emulation:

@@ -35,6 +35,7 @@ from vitrieve.model.encoder import (
 )
 from vitrieve.model.export import export_folder
 from vitrieve.model.reduction import fit_pca, fit_supervised_whitening
+from vitrieve.model.seen import describe_seen
 from vitrieve.progress import print_message, track
 from vitrieve.runtime.device import resolve_device, resolve_precision
 from vitrieve.runtime.encoder import find_source_folder, wrap_encoder
@@ -156,7 +157,7 @@ def _cut(run: ReductionRun) -> ReducedEncoder:
 
 def _measure_cut(dataset: Dataset, encoder: ImageEncoder, run: ReductionRun) -> tuple[EvaluationResult, ...]:
     """Embed the test images once, and measure whole and cut vectors, with intervals."""
-    print_message(*dataset.notes)
+    print_message(*dataset.notes, *describe_seen(run.encoder, encoder.spec.backbone, [dataset]))
     records = select_records(dataset)
     whole = embed_images(
         wrap_encoder(encoder, name="whole"), records, max_bad_fraction=run.max_bad_fraction, show_progress=True

@@ -39,7 +39,8 @@ from vitrieve.model.encoder import (
     build_encoder,
 )
 from vitrieve.model.lora import describe_trained
-from vitrieve.model.pretrained import WEIGHTS, list_seen
+from vitrieve.model.pretrained import WEIGHTS
+from vitrieve.model.seen import list_seen
 from vitrieve.objective.own import OwnTerm, describe_own_terms, read_own_terms
 from vitrieve.progress import print_message
 from vitrieve.recipes import find_recipe
@@ -222,7 +223,7 @@ def choose_unseen_start(config: Config, datasets: Sequence[Dataset]) -> Config:
     entry = WEIGHTS.get(config.model.backbone)
     if entry is None or entry.delta is None or config.model.weights is not None:
         return config
-    seen = list_seen(entry.name, [dataset.name for dataset in datasets if dataset.split("test")])
+    seen = list_seen(entry.name, datasets)
     if not seen:
         return config
     unseen = entry.delta.base
