@@ -20,7 +20,7 @@ from vitrieve.index.filter import ColumnTest
 from vitrieve.index.store import TextBlock, VectorStore
 
 MAX_IMAGES = 2_000_000
-"""Images whose words are held in memory at most; 100,000 take three seconds to read, and a peak of 300 MB."""
+"""Images whose words are held in memory at most."""
 K1, B = 1.2, 0.75
 """The saturation and the length normalization of BM25, at their usual values."""
 PREFIX_WEIGHT = 0.5
