@@ -45,6 +45,8 @@ PAUSE_SECONDS = 0.2
 """Before a side's turn: threads of OpenBLAS go on spinning for a while after the turn of another."""
 QUICK_SECONDS, FULL_SECONDS = 30, 120
 """After rounds of so many seconds a contest begins no further one: a slow machine has fewer, not more minutes."""
+MIN_ROUNDS = 2
+"""So many rounds count at least, however long they take: one has no spread."""
 BuildSide = Callable[..., Callable[[], object]]
 FP32, BF16, INT8 = "product, fp32", "product, bf16", "product, int8"
 """The ceilings of products, by the names of their tasks."""
@@ -235,7 +237,8 @@ def alternate_processes(
     try:
         answers: dict[str, list[dict[str, Any]]] = {side: [] for side in processes}
         for _ in range(num_rounds + 1):
-            if sum(one["seconds"] for ones in answers.values() for one in ones) > most_seconds:
+            spent = sum(one["seconds"] for ones in answers.values() for one in ones)
+            if spent > most_seconds and len(next(iter(answers.values()))) > min(MIN_ROUNDS, num_rounds):
                 break
             for side, process in processes.items():
                 assert process.stdin is not None

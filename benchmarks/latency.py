@@ -22,7 +22,7 @@ from embedding import ensure_encoder
 
 from vitrieve.data.records import ImageRecord
 from vitrieve.embed.embeddings import Embeddings
-from vitrieve.index.open import build_index, open_index
+from vitrieve.index.open import StoreKind, build_index, open_index
 from vitrieve.runtime.encoder import load_encoder
 
 SECTION = "start-up and latency"
@@ -46,7 +46,7 @@ print("torch" in sys.modules, file=sys.stderr)
 """
 
 
-def build_large_index(encoder: Path, folder: Path, num_vectors: int) -> np.ndarray:
+def build_large_index(encoder: Path, folder: Path, num_vectors: int, store: StoreKind = "lance") -> np.ndarray:
     """Index real vectors with noise under the encoder's fingerprint; return some of them."""
     vectors, _ = make_vectors(num_vectors, 384, min(MAX_CLASSES, num_vectors // 5), seed=0)
     photograph = read_photographs()[1][0].path
@@ -62,7 +62,7 @@ def build_large_index(encoder: Path, folder: Path, num_vectors: int) -> np.ndarr
         fingerprint=loaded.fingerprint,
         image_size=loaded.preprocessing.image_size,
     )
-    build_index(embeddings, folder).close()
+    build_index(embeddings, folder, store=store).close()
     return vectors[:: max(1, num_vectors // NUM_QUERIES)]
 
 
@@ -107,17 +107,24 @@ def measure(is_quick: bool) -> list[Line]:
         encoder = ensure_encoder(Path(folder) / "encoder")
         index = Path(folder) / "index"
         queries = build_large_index(encoder, index, num_vectors)
-        search = ["search", "--index", str(index), str(photograph), "--encoder", str(encoder)]
+        exact = Path(folder) / "exact"
+        build_large_index(encoder, exact, num_vectors, "exact")
+        asked = [str(photograph), "--encoder", str(encoder)]
+        search = ["search", "--index", str(index), *asked]
         torch_note = "torch is imported" if is_torch_imported(search) else "torch is not imported"
         tasks = {
             "vitrieve --help": (time_processes([*python, "--help"], num_rounds), "goal: under 1 s"),
             f"vitrieve search, one photograph, {num_vectors:,} images": (
                 time_processes([*python, *search], num_rounds),
-                f"goal: under 3 s; {torch_note}",
+                f"goal: under 1.5 s; {torch_note}",
+            ),
+            f"vitrieve search, one photograph, {num_vectors:,} images, exact store": (
+                time_processes([*python, "search", "--index", str(exact), *asked], num_rounds),
+                "goal: under 1.5 s",
             ),
             "load_encoder and first embedding, DeiT-S": (
                 time_first_embedding(encoder, photograph, num_rounds),
-                "goal: under 2 s; new process, imports included",
+                "goal: under 1 s; new process, imports included",
             ),
         }
         lines = []

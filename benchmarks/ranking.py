@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import open_metric_learning
 from collections_here import ensure_real_vectors, make_vectors
-from contest import FP32, Line, alternate_processes, best_product, has_avx512, main, max_seconds, time_lines
+from contest import FP32, Line, alternate_processes, best_product, has_avx512, has_bf16, main, max_seconds, time_lines
 
 from vitrieve.machine import cache_folder
 
@@ -177,8 +177,13 @@ def measure(is_quick: bool) -> list[Line]:
     )
     if is_quick:
         return lines
+    for size in (1_000, 3_000, 10_000):
+        small = {"num_rows": size, "num_queries": 0, "num_dims": NUM_DIMS}
+        lines += compare(TOP_K, f"{TOP_K}, {size:,} x {NUM_DIMS} against itself", TOP_K_SIDES, 9, **small)
     for num_queries in (70, 10_000):
         for size in (10_000, 100_000, 1_000_000):
+            if size * num_queries > 1e9 and not has_bf16():
+                continue  # nine minutes
             name = f"growth with the gallery, top 10 for {num_queries:,} queries"
             grown = {"num_rows": size, "num_queries": num_queries, "num_dims": NUM_DIMS}
             lines += compare(TOP_K, name, TOP_K_SIDES, 2 if size * num_queries > 1e9 else 3, **grown)

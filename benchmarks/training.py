@@ -38,6 +38,7 @@ PLANS: dict[str, dict[str, object]] = {
     "vitrieve, micro-batch 64": {"microbatch_size": 64},
     "vitrieve, embedded twice for a memory limit": {"is_limited": True},
 }
+SMALL_PLANS = ("vitrieve, micro-batch 16", "vitrieve, micro-batch 64")
 OPTIONS: dict[str, dict[str, object]] = {
     "vitrieve, patch dropout 0.5": {"patch_drop_rate": 0.5},
     "vitrieve, 6 of 12 blocks frozen": {"num_frozen_blocks": 6},
@@ -147,6 +148,13 @@ def measure_steps(is_quick: bool) -> list[Line]:
         small_step, [*peers, OURS], is_quick, image_size=SMALL_IMAGE_SIZE, architecture=SMALL_ARCHITECTURE
     )
     if not is_quick:
+        lines += measure_contest(
+            f"{small_step}: other plans, same result",
+            [OURS, *SMALL_PLANS],
+            is_quick,
+            image_size=SMALL_IMAGE_SIZE,
+            architecture=SMALL_ARCHITECTURE,
+        )
         for kind, sides in (("other plans, same result", PLANS), ("options that change the result", OPTIONS)):
             lines += measure_contest(f"{step}: {kind}", [OURS, *sides], is_quick, image_size=image_size)
     return lines
