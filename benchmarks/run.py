@@ -6,9 +6,9 @@ Runs the parts of the suite one after the other, each in a process of its own, w
 In a part the sides alternate after a warm-up; figures are medians with the least and the most, and what counts is the
 ratio, because machines are shared and drift. A ratio says its spread over the turns, and whether they tell the sides
 apart. Writes bench_DATE.json and bench_DATE.html (quick ones: bench_quick_DATE) into benchmarks/results. About 40
-minutes on two cores, three to five with --quick. Without bf16 some inputs are smaller, so that there is time for three
-rounds. Weights are random and vectors are real: this measures speed only. With --into the parts named by --parts are
-measured again and replace those of a finished run; its page tells which.
+minutes on two cores, three to seven with --quick; some 50 with AVX2 alone, where some inputs are smaller, so that there
+is time for three rounds. Weights are random and vectors are real: this measures speed only. With --into the parts named
+by --parts are measured again and replace those of a finished run; its page tells which.
 """
 
 from __future__ import annotations

@@ -31,6 +31,7 @@ def test_the_command_takes_turns_with_the_engine_and_the_plain_loop(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     embedding, contest = import_module("embedding"), import_module("contest")
+    monkeypatch.setattr(embedding, "NUM_FILES", 1_000)
     monkeypatch.setattr(contest, "PAUSE_SECONDS", 0)
     turns: list[str] = []
     monkeypatch.setattr(embedding, "run_embed", lambda encoder, pictures: turns.append("command"))
@@ -39,7 +40,7 @@ def test_the_command_takes_turns_with_the_engine_and_the_plain_loop(
     records = [SimpleNamespace(path=tmp_path / f"{number}.jpg") for number in range(700)]
     monkeypatch.setattr(embedding, "read_photographs", lambda: ("some", records))
     command, bare, loop = embedding.measure_command(tmp_path, False, tmp_path)
-    assert turns == 4 * ["command", "engine 128", "loop 256"]
+    assert turns == 4 * ["command", "engine 128", "loop 128"]
     assert "700 files" in command.task
     assert len(list((tmp_path / "pictures-224").iterdir())) == 700
     assert command.compare(bare).num_rounds == command.compare(loop).num_rounds == (3, 3)
