@@ -166,7 +166,9 @@ def measure(is_quick: bool) -> list[Line]:
     num_rounds = 2 if is_quick else 3
     with tempfile.TemporaryDirectory() as folder:
         tuned = {} if is_quick else find_tuned(FAISS, {"task": TOP_K, **shape})
-        others = None if is_quick else {**tuned, **find_open_metric_learning(Path(folder), rows)}
+        others = (
+            None if is_quick else {**tuned, **(find_open_metric_learning(Path(folder), rows) if has_bf16() else {})}
+        )
         lines = compare(TOP_K, f"{TOP_K}, {itself}", TOP_K_SIDES, num_rounds, others, is_quick=is_quick, **shape)
     paired = {"num_rows": NUM_PAIRED, "num_queries": 0, "num_dims": NUM_DIMS}
     name = f"{R_PRECISION}, {NUM_PAIRED:,} x {NUM_DIMS} against itself"
@@ -187,7 +189,7 @@ def measure(is_quick: bool) -> list[Line]:
             name = f"growth with the gallery, top 10 for {num_queries:,} queries"
             grown = {"num_rows": size, "num_queries": num_queries, "num_dims": NUM_DIMS}
             lines += compare(TOP_K, name, TOP_K_SIDES, 2 if size * num_queries > 1e9 else 3, **grown)
-    for num_dims in (128, 384, 768):
+    for num_dims in (128, 384, 768) if has_bf16() else ():
         lines += compare(TOP_K, WIDTHS, TOP_K_SIDES, 2, num_rows=30_000, num_queries=0, num_dims=num_dims)
     return lines
 
