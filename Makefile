@@ -122,6 +122,6 @@ $(DEMO)/search.html: $(DEMO)/index/manifest.json
 	$(VITRIEVE) search --index $(DEMO)/index --html $@ \
 	    "$$($(BIN)/python -c 'from vitrieve.data.emoji import ensure_emoji; print(ensure_emoji() / "noto/turtle.png")')"
 
-bench: $(STAMP) ## Measure speed beside others (40 minutes; QUICK=1: three to five)
+bench: $(STAMP) ## Measure speed beside others (40 to 50 minutes; QUICK=1: three to seven)
 	$(BIN)/python -c "import sentence_transformers" 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[bench]"
 	$(BIN)/python benchmarks/run.py $(if $(QUICK),--quick)

@@ -22,14 +22,13 @@ from contest import (
     DECODING,
     FP32,
     INT8,
-    Line,
     alternate,
     alternate_processes,
     has_bf16,
     has_int8,
     main,
-    rate_lines,
 )
+from lines import Line, rate_lines
 from PIL import Image
 
 SECTION = "ceilings"

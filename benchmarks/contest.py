@@ -1,4 +1,4 @@
-"""What every benchmark of the suite shares: sides that alternate, the lines they end as, and the machine.
+"""What every benchmark of the suite shares: sides that alternate, and the machine. ``lines.py`` has what they end as.
 
 A part of the suite is a script with ``measure(is_quick) -> list[Line]`` and ``main(measure)`` at its end; ``run.py``
 starts each in a process of its own and makes one page of all lines.
@@ -12,14 +12,15 @@ import json
 import os
 import platform
 import resource
-import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from lines import Line, find_ours
 
 from vitrieve.machine import read_peak_memory, restart_peak_memory
 
@@ -43,8 +44,10 @@ PINNED = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 SIDE_FLAG = "--side"
 PAUSE_SECONDS = 0.2
 """Before a side's turn: threads of OpenBLAS go on spinning for a while after the turn of another."""
+LEAST_ROUNDS = 3
+"""Rounds that a contest has, however long they take (or all, if it is to have fewer): one or two tell no noise."""
 QUICK_SECONDS, FULL_SECONDS = 30, 120
-"""After rounds of so many seconds a contest begins no further one: a slow machine has fewer, not more minutes."""
+"""After rounds of so many seconds a contest begins no more than those: a slow machine has fewer, not more minutes."""
 BuildSide = Callable[..., Callable[[], object]]
 FP32, BF16, INT8 = "product, fp32", "product, bf16", "product, int8"
 """The ceilings of products, by the names of their tasks."""
@@ -58,76 +61,6 @@ onednn = re.search(r"MKL-DNN v(\\S+)|oneDNN v(\\S+)", torch.__config__.show())
 print("torch: oneDNN", onednn[1] or onednn[2] if onednn else "unknown", "for", torch.backends.cpu.get_cpu_capability())
 """
 RECORDED = (*PINNED, "ONEDNN_MAX_CPU_ISA", "ONEDNN_DEFAULT_FPMATH_MODE", "OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Line:
-    """One side of one task.
-
-    Attributes:
-        section: Part of the suite.
-        task: What was done; lines of one task are comparable.
-        side: Who did it; those that start with ``vitrieve`` are ours.
-        value: Median of the rounds, in ``unit``.
-        low: Least of the rounds.
-        high: Most of the rounds.
-        unit: ``s`` and ``ms`` are better when less, everything else when more.
-        size: Of the input, where the task is one point of a curve.
-        gflop: Billions of operations (multiplications and additions of the matrix products) a unit, or a call.
-        ceiling: The task of the section ``ceilings`` that bounds it; with ``gflop`` None, in the same unit.
-        peak_mib: Largest memory, where it was measured; of the process, or above what it held before, as the part says.
-        note: For a reader of the page.
-        num_rounds: Of which ``value`` is the median; 0: not told.
-        rounds: Their values, in the order of the turns; empty: not told.
-    """
-
-    section: str
-    task: str
-    side: str
-    value: float
-    low: float
-    high: float
-    unit: str
-    size: float | None = None
-    gflop: float | None = None
-    ceiling: str | None = None
-    peak_mib: float | None = None
-    note: str = ""
-    num_rounds: int = 0
-    rounds: Sequence[float] = ()
-
-    @property
-    def is_ours(self) -> bool:
-        """Return whether this is our side."""
-        return self.side.startswith("vitrieve")
-
-    @property
-    def is_less_better(self) -> bool:
-        """Return whether a smaller value is better."""
-        return self.unit in ("s", "ms")
-
-    def times_better_than(self, other: Line) -> float:
-        """Return how many times better this side is than another of its task."""
-        ratio = self.value / other.value
-        return 1 / ratio if self.is_less_better else ratio
-
-    def compare(self, other: Line) -> Ratio:
-        """Return how many times better this side is than another of its task, with the spread of the rounds."""
-        value = self.times_better_than(other)
-        if not self.rounds or len(self.rounds) != len(other.rounds):
-            return Ratio(value, value, value)
-        ratios = [
-            theirs / own if self.is_less_better else own / theirs
-            for own, theirs in zip(self.rounds, other.rounds, strict=True)
-        ]
-        return Ratio(value, min(ratios), max(ratios))
-
-    def share_of(self, ceiling: Line) -> float:
-        """Return the part of a ceiling that was reached: of its operations a second, or of its own unit."""
-        if self.gflop is None:
-            return self.value / ceiling.value
-        seconds = self.value / (1000 if self.unit == "ms" else 1)
-        return (self.gflop / seconds if self.is_less_better else self.gflop * self.value) / ceiling.value
 
 
 def alternate(sides: Mapping[str, Callable[[], object]], num_rounds: int) -> dict[str, list[float]]:
@@ -150,38 +83,8 @@ def alternate(sides: Mapping[str, Callable[[], object]], num_rounds: int) -> dic
 
 
 def max_seconds(is_quick: bool) -> float:
-    """Return the seconds after which a contest begins no further round."""
+    """Return the seconds after which a contest begins no more than the least rounds."""
     return QUICK_SECONDS if is_quick else FULL_SECONDS
-
-
-class Ratio(NamedTuple):
-    """How many times better one side is than another.
-
-    Attributes:
-        value: Ratio of the medians.
-        low: Least of the rounds, each beside the other's round of the same turn.
-        high: Most of them.
-    """
-
-    value: float
-    low: float
-    high: float
-
-    @property
-    def is_told_apart(self) -> bool:
-        """Return whether one side was better in every round."""
-        return self.low > 1 or self.high < 1
-
-    def describe(self) -> str:
-        """Say it with its spread.
-
-        >>> Ratio(1.5, 1.4, 1.7).describe(), Ratio(1.1, 0.9, 1.2).describe(), Ratio(2, 2, 2).describe()
-        ('1.50 x (1.40 to 1.70)', '1.10 x (0.90 to 1.20: not told apart)', '2.00 x')
-        """
-        if self.low == self.high:
-            return f"{self.value:.2f} x"
-        doubt = "" if self.is_told_apart else ": not told apart"
-        return f"{self.value:.2f} x ({self.low:.2f} to {self.high:.2f}{doubt})"
 
 
 class Rounds(NamedTuple):
@@ -192,14 +95,12 @@ class Rounds(NamedTuple):
         extra_mib: The most memory above what its process held when the rounds began.
         process_mib: The most memory of its process.
         check: What the last round returned, where that is a number.
-        note: What a reader must know of the rounds.
     """
 
     seconds: list[float]
     extra_mib: float
     process_mib: float
     check: float | None
-    note: str
 
 
 def alternate_processes(
@@ -217,8 +118,8 @@ def alternate_processes(
         script: ``__file__`` of the caller, whose ``main`` gets ``build_side``.
         sides: Their names.
         num_rounds: Rounds that count.
-        most_seconds: After rounds of so many seconds, all sides together, no further one begins; a warm-up that takes
-            as long is the only round, and counts.
+        most_seconds: After rounds of so many seconds, all sides and the warm-up together, no further one begins,
+            unless there were fewer than ``LEAST_ROUNDS`` that count.
         others: More sides, in scripts and environments of their own: how each is started, and what is passed on to it.
         given: Passed on to ``build_side``; anything that JSON can say.
     """
@@ -234,8 +135,9 @@ def alternate_processes(
     }
     try:
         answers: dict[str, list[dict[str, Any]]] = {side: [] for side in processes}
-        for _ in range(num_rounds + 1):
-            if sum(one["seconds"] for ones in answers.values() for one in ones) > most_seconds:
+        for number in range(num_rounds + 1):
+            spent = sum(one["seconds"] for ones in answers.values() for one in ones)
+            if number > LEAST_ROUNDS and spent > most_seconds:
                 break
             for side, process in processes.items():
                 assert process.stdin is not None
@@ -257,11 +159,10 @@ def alternate_processes(
             process.communicate()
     return {
         side: Rounds(
-            seconds=[one["seconds"] for one in ones[1:] or ones],
+            seconds=[one["seconds"] for one in ones[1:]],
             extra_mib=ones[-1]["process_mib"] - ones[-1]["before_mib"],
             process_mib=ones[-1]["process_mib"],
             check=ones[-1]["check"],
-            note="" if ones[1:] else "the first round: too long for a warm-up",
         )
         for side, ones in answers.items()
     }
@@ -293,47 +194,6 @@ def _restart_peak() -> float:
 def _peak_mib() -> float:
     num_bytes = read_peak_memory()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 if num_bytes is None else num_bytes / 2**20
-
-
-def rate_lines(
-    section: str, task: str, seconds: Mapping[str, list[float]], num_units: float, unit: str, **more: Any
-) -> list[Line]:
-    """Make lines of units a second out of seconds a call."""
-    return [
-        Line(
-            section=section,
-            task=task,
-            side=side,
-            value=num_units / statistics.median(rounds),
-            low=num_units / max(rounds),
-            high=num_units / min(rounds),
-            unit=unit,
-            num_rounds=len(rounds),
-            rounds=[num_units / one for one in rounds],
-            **more,
-        )
-        for side, rounds in seconds.items()
-    ]
-
-
-def time_lines(section: str, task: str, seconds: Mapping[str, list[float]], unit: str = "s", **more: Any) -> list[Line]:
-    """Make lines of seconds (or milliseconds) a call."""
-    factor = 1000 if unit == "ms" else 1
-    return [
-        Line(
-            section=section,
-            task=task,
-            side=side,
-            value=factor * statistics.median(rounds),
-            low=factor * min(rounds),
-            high=factor * max(rounds),
-            unit=unit,
-            num_rounds=len(rounds),
-            rounds=[factor * one for one in rounds],
-            **more,
-        )
-        for side, rounds in seconds.items()
-    ]
 
 
 def pin_threads() -> int:
@@ -429,8 +289,8 @@ def main(measure: Callable[[bool], list[Line]], description: str | None, build_s
         arguments.json.write_text(json.dumps([asdict(line) for line in lines], indent=1) + "\n")
     print("| task | side | median | least to most | ours is | peak MiB |\n|---|---|---:|---:|---:|---:|")
     for line in lines:
-        ours = next((one for one in lines if one.is_ours and (one.task, one.size) == (line.task, line.size)), line)
-        ratio = "" if ours is line else ours.compare(line).describe()
+        ours = find_ours(line, lines)
+        ratio = "" if ours is None else ours.compare(line).describe()
         peak = "" if line.peak_mib is None else f"{line.peak_mib:,.0f}"
         spread = f"{line.low:.4g} to {line.high:.4g}"
         print(f"| {line.task} | {line.side} | {line.value:.4g} {line.unit} | {spread} | {ratio} | {peak} |")

@@ -5,9 +5,9 @@
 DeiT-S at 224 px with random weights (ViT-S of the same cost where a library builds its own). Bare engines take pixels
 that are ready: float32, as the libraries want them, and uint8 squares for ours. The sides alternate, each in a process
 of its own. sentence-transformers takes Pillow pictures, so its preparation counts; it is left out where it is not
-installed. Whole command: `vitrieve embed`, files in and vectors out, with start-up, over the photographs of Grocery
-(emoji where Grocery is not), and the plain loop, torch's DataLoader and timm in float32, over fewer of them; and the
-command with DINOv2 ViT-S at 126 px, beside the bare engine.
+installed. Whole command: `vitrieve embed`, files in and vectors out, with start-up, over photographs of Grocery (emoji
+where Grocery is not), the bare engine, and the plain loop, torch's DataLoader and timm in float32, over fewer of them;
+and the command with DINOv2 ViT-S at 126 px beside the bare engine. These take turns, too.
 """
 
 from __future__ import annotations
@@ -18,15 +18,27 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from collections_here import read_photographs
-from contest import BF16, FP32, Line, alternate_processes, best_product, has_bf16, main, max_seconds, rate_lines
+from contest import (
+    BF16,
+    FP32,
+    LEAST_ROUNDS,
+    alternate,
+    alternate_processes,
+    best_product,
+    has_bf16,
+    main,
+    max_seconds,
+)
+from lines import Line, rate_lines
 
 SECTION = "embedding"
 ARCHITECTURE, IMAGE_SIZE, NUM_IMAGES = "deit_small_patch16_224", 224, 128
@@ -50,8 +62,11 @@ OURS = {
     "vitrieve, torch bf16": BF16,
 }
 QUICK_SIDES = ("timm, torch fp32, batch 64", "OpenVINO as it comes, batch 32", AUTO)
-PLAIN_LOOP, EMBED = "DataLoader and timm, torch fp32", "vitrieve embed"
-NUM_PLAIN = 300
+PLAIN_LOOP, EMBED, BARE = "DataLoader and timm, torch fp32", "vitrieve embed", "vitrieve, bare engine, beside it"
+NUM_FILES, NUM_QUICK_FILES = (3_000 if has_bf16() else 500), 200
+"""Of a round of the command at 224 px, where it takes about 40 seconds; three times as many at 126 px."""
+NUM_BARE = NUM_PLAIN = 128
+"""Pictures of a round of the bare engine, and of the plain loop."""
 Work = Callable[[], object]
 
 
@@ -151,7 +166,7 @@ def measure_engines(encoder: Path, is_quick: bool) -> list[Line]:
     if importlib.util.find_spec("sentence_transformers") is None:
         print("sentence-transformers is not installed: left out", file=sys.stderr)
         sides = {name: ceiling for name, ceiling in sides.items() if not name.startswith("sentence")}
-    num_images = NUM_IMAGES // 2 if is_quick else NUM_IMAGES
+    num_images = NUM_IMAGES if has_bf16() and not is_quick else NUM_IMAGES // 2
     given = {"encoder": str(encoder), "num_images": num_images}
     found = alternate_processes(__file__, list(sides), 2 if is_quick else 5, max_seconds(is_quick), **given)
     lines = []
@@ -165,7 +180,6 @@ def measure_engines(encoder: Path, is_quick: bool) -> list[Line]:
             gflop=GFLOP_PER_IMAGE,
             ceiling=sides[side],
             peak_mib=rounds.process_mib,
-            note=rounds.note,
         )
     return lines
 
@@ -180,8 +194,8 @@ def run_embed(encoder: Path, pictures: Path) -> None:
     subprocess.run([sys.executable, "-m", "vitrieve", *words], check=True, stdout=subprocess.DEVNULL)
 
 
-def run_plain_loop(paths: list[Path]) -> float:
-    """Embed files as a plain script does; return seconds without imports and start-up."""
+def build_plain_loop(paths: list[Path]) -> Work:
+    """Return what embeds files as a plain script does, without its imports and the building of its model."""
     import timm
     import torch
     from PIL import Image
@@ -197,44 +211,33 @@ def run_plain_loop(paths: list[Path]) -> float:
         def __getitem__(self, place: int) -> Any:
             return transform(Image.open(paths[place]).convert("RGB"))
 
-    start = time.perf_counter()
-    with torch.inference_mode():
-        for batch in DataLoader(Files(), batch_size=64, num_workers=os.cpu_count() or 1):
-            torch.nn.functional.normalize(model(batch), dim=1)
-    return time.perf_counter() - start
+    def run() -> None:
+        with torch.inference_mode():
+            for batch in DataLoader(Files(), batch_size=64, num_workers=os.cpu_count() or 1):
+                torch.nn.functional.normalize(model(batch), dim=1)
+
+    return run
 
 
 def measure_command(encoder: Path, is_quick: bool, work: Path, image_size: int = IMAGE_SIZE) -> list[Line]:
-    """Time the command, the bare engine just before and after it, and at 224 px the plain loop."""
+    """Time the command, the bare engine and, at 224 px, the plain loop, in turn."""
     name, records = read_photographs()
-    paths = [record.path for record in records][: 300 if is_quick else None]
+    paths = [record.path for record in records]
+    num_files = NUM_QUICK_FILES if is_quick else NUM_FILES * (1 if image_size == IMAGE_SIZE else 3)
     pictures = work / f"pictures-{image_size}"
     pictures.mkdir()
-    for number, path in enumerate(paths):
+    for number, path in enumerate(paths[:num_files]):
         (pictures / f"{number:06d}{path.suffix}").symlink_to(path.resolve())
-    num_bare, num_repeats = (64, 1) if is_quick else (256, 3)
-    run_engine = build_ours(AUTO, encoder, num_bare)
-    run_engine()
-    engine, command = [], []
-    start = time.monotonic()
-    while len(command) < (1 if is_quick else 2) and time.monotonic() - start < max_seconds(is_quick):
-        engine += [time_call(run_engine) * len(paths) / num_bare for _ in range(num_repeats)]
-        command.append(time_call(lambda: run_embed(encoder, pictures)))
-        engine += [time_call(run_engine) * len(paths) / num_bare for _ in range(num_repeats)]
-    task, sides = f"{COMMAND_TASK}, {image_size} px, {len(paths):,} files of {name}", {EMBED: command}
+    counts = {EMBED: len(paths[:num_files]), BARE: NUM_BARE, PLAIN_LOOP: len(paths[:NUM_PLAIN])}
+    sides = {EMBED: partial(run_embed, encoder, pictures), BARE: build_ours(AUTO, encoder, NUM_BARE)}
     if image_size == IMAGE_SIZE:
-        num_plain = NUM_PLAIN // 3 if is_quick else NUM_PLAIN
-        sides[PLAIN_LOOP] = [run_plain_loop(paths[:num_plain]) * len(paths) / num_plain]
-    lines = rate_lines(SECTION, task, sides, len(paths), "images/s")
-    bare = rate_lines(SECTION, task, {"vitrieve, bare engine, beside it": engine}, len(paths), "images/s")
-    share = f"{100 * lines[0].value / bare[0].value:.0f} % of the bare engine, start-up included"
-    return [Line(**{**vars(lines[0]), "note": share}), *lines[1:], *bare]
-
-
-def time_call(call: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
+        sides[PLAIN_LOOP] = build_plain_loop(paths[:NUM_PLAIN])
+    task = f"{COMMAND_TASK}, {image_size} px, {counts[EMBED]:,} files of {name}"
+    lines = []
+    for side, seconds in alternate(sides, 2 if is_quick else LEAST_ROUNDS).items():
+        lines += rate_lines(SECTION, task, {side: seconds}, counts[side], "images/s")
+    share = f"{100 * lines[0].value / lines[1].value:.0f} % of the bare engine, start-up included"
+    return [replace(lines[0], note=share), *lines[1:]]
 
 
 def measure(is_quick: bool) -> list[Line]:

@@ -20,7 +20,8 @@ from pathlib import Path
 
 import numpy as np
 from collections_here import find_grocery
-from contest import Line, alternate_processes, has_bf16, has_int8, main, max_seconds, rate_lines
+from contest import alternate_processes, has_bf16, has_int8, main, max_seconds
+from lines import Line, rate_lines
 
 SECTION = "int8"
 NAME, IMAGE_SIZE, NUM_IMAGES = "dinov2-vits14", 224, 128

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from contest import FP32, Line, alternate_processes, main, max_seconds, time_lines
+from contest import FP32, alternate_processes, main, max_seconds
+from lines import Line, time_lines
 
 SECTION = "loss and memory"
 NUM_ANCHORS, NUM_DIMS, NUM_CLASSES = 64, 384, 11_318
@@ -64,7 +65,6 @@ def measure(is_quick: bool) -> list[Line]:
                 gflop=4 * NUM_ANCHORS * num_rows * NUM_DIMS / 1e9,
                 ceiling=FP32,
                 peak_mib=rounds.extra_mib,
-                note=rounds.note,
             )
     return lines
 

@@ -15,8 +15,9 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from contest import RESULTS, Line, Ratio
+from contest import RESULTS
 from jinja2 import FileSystemLoader
+from lines import Line, Ratio, find_ours
 from markupsafe import Markup
 
 from vitrieve.evaluation.charts import Line as Curve
@@ -55,11 +56,12 @@ class TaskView:
 
 @dataclass(frozen=True, kw_only=True)
 class CurveView:
-    """How something grows."""
+    """How something grows: its chart, and at each size each side that is compared with ours."""
 
     name: str
     names: tuple[str, ...]
     chart: Markup
+    ratios: tuple[tuple[Line, Ratio], ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,7 +170,6 @@ def is_curve(sides: Sequence[Line]) -> bool:
 
 def view_task(name: str, sides: Sequence[Line], ceilings: dict[str, Line]) -> TaskView:
     """Compare the sides of a task with ours, the first of them that is."""
-    ours = next((line for line in sides if line.is_ours), None)
     most = max(line.value for line in sides)
     views = []
     for line in sides:
@@ -177,11 +178,17 @@ def view_task(name: str, sides: Sequence[Line], ceilings: dict[str, Line]) -> Ta
             SideView(
                 line=line,
                 bar=line.value / most,
-                ratio=None if ours is None or line is ours else ours.compare(line),
+                ratio=compare_with_ours(line, sides),
                 share=None if ceiling is None else line.share_of(ceiling),
             )
         )
     return TaskView(name=name, sides=tuple(views))
+
+
+def compare_with_ours(line: Line, sides: Sequence[Line]) -> Ratio | None:
+    """Return how many times better ours is than a side; None for our first side, or where there is none of ours."""
+    ours = find_ours(line, sides)
+    return None if ours is None else ours.compare(line)
 
 
 def view_curve(name: str, sides: Sequence[Line]) -> CurveView:
@@ -194,7 +201,8 @@ def view_curve(name: str, sides: Sequence[Line]) -> CurveView:
         curves.append(Curve(name=side, xs=xs, ys=ys))
     unit = sides[0].unit
     chart = draw_lines(curves, "size, powers of ten", f"{unit}, powers of ten")
-    return CurveView(name=name, names=names, chart=chart)
+    ratios = [(line, ratio) for line in sides if (ratio := compare_with_ours(line, sides)) is not None]
+    return CurveView(name=name, names=names, chart=chart, ratios=tuple(ratios))
 
 
 if __name__ == "__main__":

@@ -4,10 +4,11 @@
 
 Runs the parts of the suite one after the other, each in a process of its own, with as many threads as there are cores.
 In a part the sides alternate after a warm-up; figures are medians with the least and the most, and what counts is the
-ratio, because machines are shared and drift. Writes bench_DATE.json and bench_DATE.html (quick ones: bench_quick_DATE)
-into benchmarks/results. About 40 minutes on two cores, three to five with --quick. Weights are random and vectors are
-real: this measures speed only. With --into the parts named by --parts are measured again and replace what a finished
-run says about the same tasks; its page tells which.
+ratio, because machines are shared and drift. A ratio says its spread over the turns, and whether they tell the sides
+apart. Writes bench_DATE.json and bench_DATE.html (quick ones: bench_quick_DATE) into benchmarks/results. About 40
+minutes on two cores, three to seven with --quick; some 50 with AVX2 alone, where some inputs are smaller, so that there
+is time for three rounds. Weights are random and vectors are real: this measures speed only. With --into the parts named
+by --parts are measured again and replace those of a finished run; its page tells which.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from contest import RESULTS, Line, describe_machine, pin_threads
+from contest import RESULTS, describe_machine, pin_threads
+from lines import Line, list_ratios
 from page import write_page
 
 PARTS = ("ceilings", "training", "embedding", "int8", "ranking", "loss", "latency")
@@ -67,7 +69,8 @@ def main() -> None:
     if arguments.into:
         stem = arguments.into.with_suffix("")
         machine, lines = replace_parts(earlier, lines, machine)
-    contents = {"machine": machine, "is_quick": is_quick, "lines": [asdict(line) for line in lines]}
+    written = [asdict(line) for line in lines]
+    contents = {"machine": machine, "is_quick": is_quick, "lines": written, "ratios": list_ratios(lines)}
     stem.with_suffix(".json").write_text(json.dumps(contents, indent=1) + "\n")
     write_page(machine, lines, stem.with_suffix(".html"), is_quick=is_quick)
     print(f"{stem.with_suffix('.json')}\n{stem.with_suffix('.html')}")
@@ -87,15 +90,13 @@ def require_same_machine(earlier: dict[str, Any], machine: dict[str, Any]) -> No
 def replace_parts(
     contents: dict[str, Any], lines: Sequence[Line], machine: dict[str, Any]
 ) -> tuple[dict[str, Any], list[Line]]:
-    """Return a finished run's machine and lines, with the tasks that were measured again in place of the old ones."""
+    """Return a finished run's machine and lines, with the parts that were measured again in place of the old ones."""
     earlier = [Line(**one) for one in contents["lines"]]
-    again = {(line.section, line.task) for line in lines}
+    again = {line.section for line in lines}
     merged: list[Line] = []
     for section in dict.fromkeys(line.section for line in [*earlier, *lines]):
-        for task in dict.fromkeys(line.task for line in [*earlier, *lines] if line.section == section):
-            source = lines if (section, task) in again else earlier
-            merged += [line for line in source if (line.section, line.task) == (section, task)]
-    note = {f"{section}: {task}": f"{machine['date']} {time.strftime('%H:%M')}" for section, task in sorted(again)}
+        merged += [line for line in (lines if section in again else earlier) if line.section == section]
+    note = dict.fromkeys(sorted(again), f"{machine['date']} {time.strftime('%H:%M')}")
     machine = contents["machine"] | {"measured_again": contents["machine"].get("measured_again", {}) | note}
     return machine, merged
 

@@ -5,9 +5,10 @@
 DeiT-S at 224 px, and DINOv2 ViT-S at 126 px, with random weights, batch 64, contrastive loss (margin 0.5) and a full
 memory of 59,551 rows (the size of SOP's training set), AdamW; random pictures. The peers are timm in float32 and, where
 the processor multiplies bf16, under bf16 autocast: one batch of 64, with pytorch-metric-learning's loss and memory.
-Then our options that change the result, by name (their effect on Recall@1
-and MAP@R: dev/LOG.md). The sides alternate, each in a process of its own, whose largest memory is given. Then
-our loader against our step: how many pictures a second it can prepare from files, and from its cache.
+Then our other plans of the same step, and our options that change the result (their effect on Recall@1 and MAP@R:
+dev/LOG.md); without bf16 at 112 px, where a round takes seconds and not half a minute a side. The sides alternate, each
+in a process of its own, whose largest memory is given. Then our loader against our step: how many pictures a second it
+can prepare from files, and from its cache.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from collections_here import read_photographs
-from contest import DECODING, FP32, Line, alternate_processes, best_product, has_bf16, main, max_seconds, rate_lines
+from contest import DECODING, FP32, alternate_processes, best_product, has_bf16, main, max_seconds
+from lines import Line, rate_lines
 
 if TYPE_CHECKING:
     from vitrieve.data.loader import TrainingLoader
@@ -38,10 +40,12 @@ PLANS: dict[str, dict[str, object]] = {
     "vitrieve, micro-batch 64": {"microbatch_size": 64},
     "vitrieve, embedded twice for a memory limit": {"is_limited": True},
 }
+SMALL_PLANS = ("vitrieve, micro-batch 16", "vitrieve, micro-batch 64")
+LOW_RESOLUTION = "vitrieve, 5/7 of the pixels a side (of low resolution first)"
 OPTIONS: dict[str, dict[str, object]] = {
     "vitrieve, patch dropout 0.5": {"patch_drop_rate": 0.5},
     "vitrieve, 6 of 12 blocks frozen": {"num_frozen_blocks": 6},
-    "vitrieve, 160 px (of low resolution first)": {"image_size": 160},
+    LOW_RESOLUTION: {},
 }
 NUM_LOADER_STEPS, MAX_STEPS = 12, 1000
 Step = Callable[[], object]
@@ -52,8 +56,10 @@ def build_side(side: str, image_size: int, architecture: str = ARCHITECTURE) -> 
         return build_peer(image_size, architecture, is_bf16=side == PEER_BF16)
     if side == WITH_LOADER:
         return build_ours(has_loader=True)
-    options = {"image_size": image_size, "architecture": architecture, **PLANS.get(side, {}), **OPTIONS.get(side, {})}
-    return build_ours(**options)  # type: ignore[arg-type]
+    if side == LOW_RESOLUTION:
+        image_size = image_size * 5 // 7
+    options = PLANS.get(side, {}) | OPTIONS.get(side, {})
+    return build_ours(image_size=image_size, architecture=architecture, **options)  # type: ignore[arg-type]
 
 
 def build_peer(image_size: int, architecture: str = ARCHITECTURE, *, is_bf16: bool) -> Step:
@@ -137,18 +143,21 @@ def build_ours(
 
 def measure_steps(is_quick: bool) -> list[Line]:
     """Time contests of few sides: the processes of one stay, and nine of them fill the memory of many machines."""
-    # In fp32 alone a step takes half a minute, which is too long for a quick look.
-    image_size = IMAGE_SIZE // 2 if is_quick and not has_bf16() else IMAGE_SIZE
-    step = f"step of {BATCH_SIZE}, DeiT-S, {image_size} px, memory of {MEMORY_SIZE:,}"
-    small_step = f"step of {BATCH_SIZE}, DINOv2 ViT-S, {SMALL_IMAGE_SIZE} px, memory of {MEMORY_SIZE:,}"
+    # In fp32 alone a step at 224 px takes half a minute: too long for a quick look, and for contests among ourselves.
+    short_size = IMAGE_SIZE if has_bf16() else IMAGE_SIZE // 2
+    image_size = short_size if is_quick else IMAGE_SIZE
+    step = "step of {}, {}, {} px, memory of {:,}"
+    name = step.format(BATCH_SIZE, "DeiT-S", image_size, MEMORY_SIZE)
+    small_name = step.format(BATCH_SIZE, "DINOv2 ViT-S", SMALL_IMAGE_SIZE, MEMORY_SIZE)
     peers = [PEER, *([PEER_BF16] if has_bf16() else [])]
-    lines = measure_contest(step, [*peers, OURS, *([] if is_quick else [WITH_LOADER])], is_quick, image_size=image_size)
-    lines += measure_contest(
-        small_step, [*peers, OURS], is_quick, image_size=SMALL_IMAGE_SIZE, architecture=SMALL_ARCHITECTURE
-    )
+    lines = measure_contest(name, [*peers, OURS, *([] if is_quick else [WITH_LOADER])], is_quick, image_size=image_size)
+    small = {"image_size": SMALL_IMAGE_SIZE, "architecture": SMALL_ARCHITECTURE}
+    lines += measure_contest(small_name, [*peers, OURS], is_quick, **small)
     if not is_quick:
+        lines += measure_contest(f"{small_name}: other plans, same result", [OURS, *SMALL_PLANS], is_quick, **small)
         for kind, sides in (("other plans, same result", PLANS), ("options that change the result", OPTIONS)):
-            lines += measure_contest(f"{step}: {kind}", [OURS, *sides], is_quick, image_size=image_size)
+            name = f"{step.format(BATCH_SIZE, 'DeiT-S', short_size, MEMORY_SIZE)}: {kind}"
+            lines += measure_contest(name, [OURS, *sides], is_quick, image_size=short_size)
     return lines
 
 
@@ -169,7 +178,6 @@ def measure_contest(
             gflop=GFLOP_PER_IMAGE[architecture] if is_same_work else None,
             ceiling=(FP32 if side == PEER else best_product()) if is_same_work else None,
             peak_mib=rounds.process_mib,
-            note=rounds.note,
         )
     return lines
 

@@ -16,7 +16,8 @@ from pathlib import Path
 
 import numpy as np
 from collections_here import read_photographs
-from contest import Line, main, time_lines
+from contest import main
+from lines import Line, time_lines
 
 from vitrieve.data.records import ImageRecord
 from vitrieve.embed.embeddings import Embeddings

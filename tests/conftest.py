@@ -46,6 +46,17 @@ def _subprocesses_find_the_checkout() -> Iterator[None]:
         yield
 
 
+@pytest.fixture
+def benchmark_scripts(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Make the scripts of benchmarks/ importable as they import each other, and forget them again."""
+    folder, known = str(CHECKOUT / "benchmarks"), set(sys.modules)
+    monkeypatch.syspath_prepend(folder)
+    yield
+    for name in set(sys.modules) - known:
+        if str(getattr(sys.modules[name], "__file__", None)).startswith(folder):
+            del sys.modules[name]
+
+
 @pytest.fixture(scope="session")
 def grocery_folder() -> Path:
     """The Grocery Store data set: in the folder that VITRIEVE_DATA names, or beside the checkout."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -14,6 +13,7 @@ from types import ModuleType
 import pytest
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+pytestmark = pytest.mark.usefixtures("benchmark_scripts")
 SIDES = """
 import sys
 sys.path.insert(0, {benchmarks!r})
@@ -28,50 +28,98 @@ main(lambda is_quick: [], "", build_side)
 """
 
 
-@pytest.fixture(autouse=True)
-def importable(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Make the scripts of the suite importable as they import each other, and forget them again."""
-    known = set(sys.modules)
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    yield
-    for name in set(sys.modules) - known:
-        if str(getattr(sys.modules[name], "__file__", None)).startswith(str(BENCHMARKS)):
-            del sys.modules[name]
-
-
 @pytest.fixture
 def contest() -> ModuleType:
     return import_module("contest")
 
 
-def test_ratio_and_share_of_the_ceiling(contest: ModuleType) -> None:
+@pytest.fixture
+def lines() -> ModuleType:
+    return import_module("lines")
+
+
+def test_ratio_and_share_of_the_ceiling(lines: ModuleType) -> None:
     given = {"section": "s", "task": "t", "low": 0.0, "high": 0.0}
-    ceiling = contest.Line(side="torch", value=200.0, unit="GFLOP/s", **given)
-    ours = contest.Line(side="vitrieve", value=2.0, unit="s", gflop=100.0, **given)
-    other = contest.Line(side="another", value=5_000.0, unit="ms", gflop=100.0, **given)
+    ceiling = lines.Line(side="torch", value=200.0, unit="GFLOP/s", **given)
+    ours = lines.Line(side="vitrieve", value=2.0, unit="s", gflop=100.0, **given)
+    other = lines.Line(side="another", value=5_000.0, unit="ms", gflop=100.0, **given)
     assert ours.share_of(ceiling) == pytest.approx(0.25)
     assert other.share_of(ceiling) == pytest.approx(0.1)
     assert ours.times_better_than(replace(other, value=5.0, unit="s")) == pytest.approx(2.5)
-    rate = contest.Line(side="vitrieve", value=50.0, unit="images/s", gflop=2.0, **given)
+    rate = lines.Line(side="vitrieve", value=50.0, unit="images/s", gflop=2.0, **given)
     assert rate.share_of(ceiling) == pytest.approx(0.5)
     assert rate.times_better_than(replace(rate, value=20.0)) == pytest.approx(2.5)
     assert replace(rate, gflop=None).share_of(replace(ceiling, unit="images/s")) == pytest.approx(0.25)
 
 
-def test_ratios_say_whether_the_rounds_tell_the_sides_apart(contest: ModuleType) -> None:
+def test_ratios_say_whether_the_rounds_tell_the_sides_apart(lines: ModuleType) -> None:
     """The machine halves its speed in the second turn: the sides swing, their ratios in each turn do not."""
     seconds = {"vitrieve": [2.0, 4.0, 2.0], "slower": [3.0, 7.0, 3.2], "alike": [2.1, 3.9, 2.0]}
-    ours, slower, alike = contest.time_lines("s", "t", seconds)
-    assert ours.compare(slower) == pytest.approx((1.6, 1.5, 1.75))
-    assert ours.compare(slower).is_told_apart
-    assert ours.compare(alike) == pytest.approx((1.05, 0.975, 1.05))
-    assert not ours.compare(alike).is_told_apart
-    assert "not told apart" in ours.compare(alike).describe()
-    faster, slow = contest.rate_lines("s", "t", {"vitrieve": [1.0, 2.0], "slow": [2.0, 3.0]}, 6, "images/s")
-    assert faster.compare(slow) == pytest.approx((2.5 / 1.5, 1.5, 2.0))
-    assert ours.compare(replace(slower, rounds=())) == pytest.approx((1.6, 1.6, 1.6))  # an older result
+    ours, slower, alike = lines.time_lines("s", "t", seconds)
+    assert ours.compare(slower)[:3] == pytest.approx((1.6, 1.5, 1.75))
+    assert ours.compare(slower).describe() == "1.60 x (1.50 to 1.75)"
+    assert ours.compare(alike)[:3] == pytest.approx((1.05, 0.975, 1.05))
+    assert ours.compare(alike).doubt == "not told apart"
+    faster, slow = lines.rate_lines("s", "t", {"vitrieve": [1.0, 2.0], "slow": [2.0, 3.0]}, 6, "images/s")
+    assert faster.compare(slow)[:3] == pytest.approx((2.5 / 1.5, 1.5, 2.0))
     page = import_module("page").view_task("t", [ours, slower, alike], {})
-    assert [side.ratio and side.ratio.is_told_apart for side in page.sides] == [None, True, False]
+    assert [side.ratio and side.ratio.doubt for side in page.sides] == [None, "", "not told apart"]
+
+
+@pytest.mark.parametrize(
+    ("own", "other", "spread", "doubt"),
+    [
+        ([2.0], [3.0], (1.5, 1.5), "one round: no spread"),
+        ([2.0], [2.0], (1, 1), "one round: no spread"),
+        ([2.0], [3.0, 5.0], (1.5, 2.5), "rounds: 1 beside 2"),
+        ([2.0, 4.0], [3.0, 3.0, 5.0], (0.75, 2.5), "rounds: 2 beside 3; not told apart"),
+        ([2.0, 4.0], [4.0, 8.0], (2, 2), ""),
+        ([2.0, 4.0], [2.0, 5.0], (1, 1.25), "not told apart"),
+    ],
+)
+def test_one_round_and_unequal_rounds_are_doubted(
+    own: list[float], other: list[float], spread: tuple[float, float], doubt: str, lines: ModuleType
+) -> None:
+    ours, theirs = lines.time_lines("s", "t", {"vitrieve": own, "another": other})
+    ratio = ours.compare(theirs)
+    assert (ratio.low, ratio.high) == pytest.approx(spread)
+    assert ratio.num_rounds == (len(own), len(other))
+    assert ratio.doubt == doubt
+    assert doubt in ratio.describe()
+    (told,) = lines.list_ratios([ours, theirs])
+    assert (told["ours"], told["side"], told["doubt"]) == ("vitrieve", "another", doubt)
+    assert json.loads(json.dumps(told))["num_rounds"] == [len(own), len(other)]
+
+
+def test_lines_of_an_older_result_are_doubted(lines: ModuleType) -> None:
+    """They do not tell their rounds: the spread is from the worst beside the best to the reverse."""
+    given = {"section": "s", "task": "t", "unit": "images/s"}
+    ours = lines.Line(side="vitrieve", value=4.0, low=3.0, high=5.0, **given)
+    ratio = ours.compare(lines.Line(side="another", value=2.0, low=1.0, high=4.0, **given))
+    assert ratio[:3] == (2.0, 0.75, 5.0)
+    assert ratio.doubt == "rounds not told; not told apart"
+
+
+def test_doubts_stand_in_the_table_on_the_page_and_beside_the_curves(
+    contest: ModuleType,
+    lines: ModuleType,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    found = lines.time_lines("s", "one round", {"vitrieve": [2.0], "another": [3.0]})
+    found += lines.time_lines("s", "growth", {"vitrieve": [1.0, 1.0], "another": [2.0, 3.0]}, size=10.0)
+    found += lines.time_lines("s", "growth", {"vitrieve": [7.0, 9.0], "another": [8.0, 8.0]}, size=1000.0)
+    monkeypatch.setattr(sys, "argv", ["part"])
+    contest.main(lambda is_quick: found, "")
+    table = capsys.readouterr().out
+    page = import_module("page")
+    machine = json.loads(next((BENCHMARKS / "results").glob("bench_*.json")).read_text())["machine"]
+    page.write_page(machine, found, tmp_path / "page.html", is_quick=False)
+    text = (tmp_path / "page.html").read_text()
+    for remark in ("one round: no spread", "2.00 to 3.00", "0.89 to 1.14; not told apart"):
+        assert table.count(remark) == 1
+        assert text.count(remark) == 1
 
 
 DEMO = """
@@ -127,10 +175,10 @@ def test_speeds_of_the_catalog_are_all_of_one_machine() -> None:
     assert not catalog["speed_note"].endswith("2020-01-01")
 
 
-def test_lines_hold_the_median_and_the_spread(contest: ModuleType) -> None:
-    (rate,) = contest.rate_lines("s", "t", {"vitrieve": [4.0, 1.0, 2.0]}, 8, "images/s")
+def test_lines_hold_the_median_and_the_spread(lines: ModuleType) -> None:
+    (rate,) = lines.rate_lines("s", "t", {"vitrieve": [4.0, 1.0, 2.0]}, 8, "images/s")
     assert (rate.value, rate.low, rate.high) == (4.0, 2.0, 8.0)
-    (time,) = contest.time_lines("s", "t", {"vitrieve": [4.0, 1.0, 2.0]}, "ms")
+    (time,) = lines.time_lines("s", "t", {"vitrieve": [4.0, 1.0, 2.0]}, "ms")
     assert (time.value, time.low, time.high) == (2000.0, 1000.0, 4000.0)
 
 
@@ -156,35 +204,44 @@ def test_memory_of_a_side_is_that_of_its_rounds(
     assert len(found["large"].seconds) == 2
 
 
-@pytest.mark.parametrize(("most_seconds", "num_rounds"), [(15, 1), (25, 1), (45, 2), (1000, 4)])
-def test_a_contest_ends_when_its_time_is_over(
-    most_seconds: float, num_rounds: int, contest: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("most_seconds", "num_wanted", "num_rounds"), [(15, 5, 3), (75, 5, 3), (85, 5, 4), (1000, 5, 5), (15, 2, 2)]
+)
+def test_a_contest_ends_when_its_time_is_over_but_has_three_rounds(
+    most_seconds: float,
+    num_wanted: int,
+    num_rounds: int,
+    contest: ModuleType,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A round of two sides takes twenty seconds, as they say; a warm-up that takes all of the time counts."""
+    """A round of two sides takes twenty seconds, as they say."""
     monkeypatch.setattr(contest, "PAUSE_SECONDS", 0)
     answer = {"seconds": 10.0, "before_mib": 0.0, "process_mib": 0.0, "check": None}
     script = tmp_path / "side.py"
     script.write_text(f"import sys\nfor _ in sys.stdin: print({json.dumps(answer)!r}, flush=True)\n")
     others = {side: ([sys.executable, str(script)], {}) for side in ("one", "another")}
-    found = contest.alternate_processes("", (), 4, most_seconds, others=others)
+    found = contest.alternate_processes("", (), num_wanted, most_seconds, others=others)
     assert [len(rounds.seconds) for rounds in found.values()] == [num_rounds] * 2
-    assert {bool(rounds.note) for rounds in found.values()} == {most_seconds == 15}
 
 
-def test_parts_measured_again_replace_their_tasks_only(contest: ModuleType) -> None:
+def test_parts_measured_again_replace_those_of_an_older_result(lines: ModuleType) -> None:
+    """Lines of before do not tell their rounds; a task that the part no longer has goes with its old lines."""
     run = import_module("run")
-    given = {"section": "s", "low": 0.0, "high": 0.0, "unit": "s"}
-    old = [contest.Line(task=task, side="vitrieve", value=1.0, **given) for task in ("kept", "again")]
-    new = [contest.Line(task="again", side=side, value=2.0, **given) for side in ("vitrieve", "another")]
+    given = {"task": "t", "value": 1.0, "low": 1.0, "high": 1.0, "unit": "s"}
+    old = [{"section": section, "side": "vitrieve", **given} for section in ("kept", "again")]
+    old += [{"section": "kept", "side": "another", **given}, {**given, "section": "again", "side": "x", "task": "gone"}]
+    new = lines.time_lines("again", "t", {"vitrieve": [2.0, 2.0], "another": [3.0, 3.0]})
     machine = {"date": "2026-01-01"}
-    contents = {"machine": machine, "lines": [vars(line) for line in old]}
-    merged, lines = run.replace_parts(contents, new, {**machine, "date": "2026-01-02"})
-    assert [(line.task, line.side, line.value) for line in lines] == [
+    merged, found = run.replace_parts({"machine": machine, "lines": old}, new, {**machine, "date": "2026-01-02"})
+    assert [(line.section, line.side, line.value) for line in found] == [
         ("kept", "vitrieve", 1.0),
+        ("kept", "another", 1.0),
         ("again", "vitrieve", 2.0),
-        ("again", "another", 2.0),
+        ("again", "another", 3.0),
     ]
-    assert [*merged["measured_again"]] == ["s: again"]
+    assert [*merged["measured_again"]] == ["again"]
+    assert [one["doubt"] for one in lines.list_ratios(found)] == ["rounds not told; not told apart", ""]
 
 
 @pytest.mark.parametrize("name", ["processor", "instructions", "settings"])
@@ -197,13 +254,13 @@ def test_figures_of_two_machines_are_not_mixed(name: str, contest: ModuleType) -
 
 
 @pytest.mark.parametrize("path", sorted((BENCHMARKS / "results").glob("bench_*.json")), ids=lambda path: path.stem)
-def test_every_page_kept_can_be_drawn_again_and_loads_nothing(path: Path, contest: ModuleType, tmp_path: Path) -> None:
+def test_every_page_kept_can_be_drawn_again_and_loads_nothing(path: Path, lines: ModuleType, tmp_path: Path) -> None:
     page = import_module("page")
     contents = json.loads(path.read_text())
-    lines = [contest.Line(**one) for one in contents["lines"]]
-    page.write_page(contents["machine"], lines, tmp_path / "page.html", is_quick=contents["is_quick"])
+    found = [lines.Line(**one) for one in contents["lines"]]
+    page.write_page(contents["machine"], found, tmp_path / "page.html", is_quick=contents["is_quick"])
     text = (tmp_path / "page.html").read_text()
-    assert all(line.side.split(",")[0].replace("'", "&#39;") in text for line in lines)
+    assert all(line.side.split(",")[0].replace("'", "&#39;") in text for line in found)
     assert "src=" not in text
     assert "href=" not in text
 

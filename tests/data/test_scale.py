@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from vitrieve.data.decode import decode_image, get_scale, open_any_picture, open_picture
+from vitrieve.data.decode import decode_image, get_scale, open_picture
 from vitrieve.data.preprocess import find_enough_px, to_square
 from vitrieve.data.records import ImageRecord
 from vitrieve.embed.batches import encode_batches
@@ -119,21 +120,25 @@ def test_all_ways_to_an_embedding_read_a_file_at_the_same_scale(tiny_encoder_fol
 
 
 @pytest.mark.data
+@pytest.mark.usefixtures("benchmark_scripts")
 @pytest.mark.parametrize(
-    ("image_size", "scale", "smallest", "mean"), [(56, 2, 0.998, 0.9997), (126, 1, 0.99999, 0.99999)]
+    ("image_size", "sides", "scale", "smallest", "mean"),
+    [(56, None, 2, 0.998, 0.9997), (126, (2000, 1500), 4, 0.9999, 0.9999), (126, (4000, 3000), 8, 0.9999, 0.9999)],
 )
 def test_photographs_keep_their_embeddings(
-    grocery_folder: Path, dinov2_weights: Path, image_size: int, scale: int, smallest: float, mean: float
+    grocery_folder: Path,
+    dinov2_weights: Path,
+    image_size: int,
+    sides: tuple[int, int] | None,
+    scale: int,
+    smallest: float,
+    mean: float,
 ) -> None:
+    reduced_jpegs = import_module("reduced_jpegs")
     encoder = load_encoder("dinov2-vits14", image_size=image_size, precision="fp32", num_threads=1)
     paths = sorted((grocery_folder / "train").rglob("*.jpg"))[::60][:30]
-    whole, reduced = [], []
-    for path in paths:
-        with open_any_picture(path, "picture") as picture:
-            whole.append(to_square(picture, encoder.preprocessing))
-        with open_any_picture(path, "picture", enough_px=find_enough_px(encoder.preprocessing)) as picture:
-            assert get_scale(picture) == scale
-            reduced.append(to_square(picture, encoder.preprocessing))
-    cosines = (encoder.encode_squares(np.stack(whole)) * encoder.encode_squares(np.stack(reduced))).sum(axis=1)
-    assert cosines.min() > smallest
-    assert cosines.mean() > mean
+    contents = [path.read_bytes() if sides is None else reduced_jpegs.enlarge(path, sides) for path in paths]
+    found = reduced_jpegs.compare(encoder, contents)
+    assert found.scales == {scale}
+    assert found.cosines.min() > smallest
+    assert found.cosines.mean() > mean
