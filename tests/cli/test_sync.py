@@ -5,6 +5,7 @@ import os
 import pty
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -136,6 +137,22 @@ def test_the_advice_on_a_damaged_state_works(
     assert main([*words, "--adopt"]) == 0
     assert "12 images indexed; 12 embedded" in capsys.readouterr().out
     assert main(words) == 0
+
+
+def test_a_second_sync_beside_the_first_is_told_and_changes_nothing(
+    words: list[str], picture_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words) == 0
+    (picture_folder / "06.png").unlink()
+    capsys.readouterr()
+    with closing(StateFile(tmp_path / "index")):
+        assert main(words) == 2
+        printed = capsys.readouterr()
+    said = " ".join(printed.err.split())
+    assert f"another sync is at work on {tmp_path / 'index'}; wait until it is done, or stop it." in said
+    assert printed.out == ""
+    assert main(words) == 0
+    assert indexed(capsys.readouterr().out) == "11 images indexed; 1 removed"
 
 
 def indexed(out: str) -> str:

@@ -6,6 +6,7 @@ import csv
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,11 +14,9 @@ from PIL import Image, ImageFilter
 
 from vitrieve import audit, correct_labels, embed_collection, read_source
 from vitrieve.cli.main import main
-from vitrieve.curation.pages import write_audit_csv, write_audit_page
+from vitrieve.curation.pages import write_audit_csv
 from vitrieve.errors import ArtifactError, ConfigError, DataError
 from vitrieve.runtime.encoder import Encoder
-
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
 @pytest.fixture
@@ -208,33 +207,40 @@ def test_command_writes_page_csv_and_json_and_applies(
 
 
 @pytest.mark.browser
-def test_decisions_that_the_page_saves_can_be_applied(shop: Path, encoder: Encoder, tmp_path: Path) -> None:
-    playwright = pytest.importorskip("playwright.sync_api", reason="needs vitrieve[test]")
+def test_decisions_that_the_page_saves_can_be_applied(
+    page: Any, shop: Path, tiny_encoder_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     odd_name = shop / "train" / "blue" / 'a,"b"\'<i>.png'
     shutil.move(shop / "train" / "blue" / "really_red.png", odd_name)
-    write_audit_page(audit(f"folder:{shop}", encoder, threshold=0.99999), tmp_path / "audit.html")
-    path = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if path is None:
-        pytest.skip(f"no browser: none of {', '.join(BROWSERS)} is installed")
-    with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        page = browser.new_page()
-        page.set_default_timeout(30_000)  # a busy machine is no fault of the page
-        errors: list[object] = []
-        page.on("pageerror", lambda error: errors.append(error))
-        page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
-        page.goto((tmp_path / "audit.html").as_uri())
-        finding = page.locator(".finding", has_text="<i>.png").first
-        finding.get_by_label("Decision").select_option("relabel")
-        finding.get_by_label("label", exact=True).fill("red")
-        with page.expect_download() as download:
-            page.get_by_role("button", name="Save decisions (1)").click()
-        download.value.save_as(tmp_path / "decisions.csv")
-        assert errors == []
-        browser.close()
-    table = correct_labels(f"folder:{shop}", tmp_path / "decisions.csv", tmp_path / "out.csv")
-    assert table.num_relabeled == 1
-    dataset = read_source(f"table:{table.out}")
-    assert [dataset.label_names[record.label] for record in dataset.records if record.path.name == odd_name.name] == [
-        "red"
-    ]
+    words, html, csv_file = ["data", "audit", "--data", f"folder:{shop}"], tmp_path / "audit.html", tmp_path / "d.csv"
+    flags = ["--encoder", str(tiny_encoder_folder), "--threshold", "0.99999"]
+    assert main([*words, *flags, "--html", str(html)]) == 0
+    page.goto(html.as_uri())
+
+    def decide(image_id: str, action: str, label: str | None = None) -> None:
+        finding = page.locator(f".finding[data-image={json.dumps(image_id)}]").first
+        finding.get_by_label("Decision").select_option(action)
+        if label is not None:
+            finding.get_by_label("label", exact=True).fill(label)
+
+    decide(f"train/blue/{odd_name.name}", "relabel", "red")
+    decide("train/green/leak.png", "drop")
+    decide("train/green/5.png", "keep")
+    decide("train/green/4.png", "new", 'tiny, "green"')
+    decide("train/green/3.png", "drop")
+    page.get_by_role("button", name="Save decisions (5)").wait_for()
+    decide("train/green/3.png", "")
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Save decisions (4)").click()
+    download.value.save_as(csv_file)
+    capsys.readouterr()
+    assert main([*words, "--apply", str(csv_file), "--out", str(tmp_path / "out.csv")]) == 0
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.endswith("2 with another label, 1 dropped")
+    assert second == 'new labels: tiny, "green"'
+    before, after = read_source(f"folder:{shop}"), read_source(f"table:{tmp_path / 'out.csv'}")
+    expected = {record.path.resolve(): before.label_names[record.label] for record in before.records}
+    del expected[(shop / "train" / "green" / "leak.png").resolve()]
+    expected[odd_name.resolve()] = "red"
+    expected[(shop / "train" / "green" / "4.png").resolve()] = 'tiny, "green"'
+    assert {record.path.resolve(): after.label_names[record.label] for record in after.records} == expected

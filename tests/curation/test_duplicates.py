@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFilter
 
 from tests.curation.sweaters import draw_ground, lay_sweater
 from vitrieve import EmbedSettings, build_index, duplicates, embed_collection, embed_images, open_index, read_collection
@@ -49,6 +49,36 @@ def test_near_finds_the_smaller_copy_too_and_keeps_more_pixels(album: Path, enco
     assert COPIES_OF_0 | {"more/smaller.png"} <= set(group.image_ids)
     assert group.level == "near"
     assert list(group.similarities) == sorted(group.similarities, reverse=True)
+
+
+def test_what_is_kept_has_most_pixels_then_is_sharpest_then_largest_then_first_by_name(
+    tmp_path: Path, encoder: Encoder
+) -> None:
+    """Each picture is before the next by one thing, and after it by all that count less."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    blocks = np.random.default_rng(0).integers(0, 256, (12, 15, 3), dtype=np.uint8)
+    sharp = Image.fromarray(blocks).resize((60, 48), Image.Resampling.NEAREST)
+    blurred = sharp.filter(ImageFilter.GaussianBlur(3))
+    Image.new("RGB", (60, 49)).save(folder / "e.png")
+    sharp.save(folder / "d.png")
+    blurred.save(folder / "c.bmp")
+    blurred.save(folder / "a.png")
+    blurred.save(folder / "b.png")
+    order = ["e.png", "d.png", "c.bmp", "a.png", "b.png"]
+    sizes = {name: (folder / name).stat().st_size for name in order}
+    assert sizes["e.png"] < sizes["d.png"] < sizes["c.bmp"] > sizes["a.png"] == sizes["b.png"]
+    embeddings = embed_images(encoder, read_collection(str(folder)).records)
+    build_index(embeddings, tmp_path / "index", store="exact").close()
+    for number, name in enumerate(order[:-1]):
+        (group,) = duplicates(folder, encoder, threshold=-1).groups  # all are linked
+        assert (group.keep, set(group.image_ids)) == (name, set(order[number:]))
+        same = [group.keep for group in duplicates(folder, level="exact").groups]
+        assert same == [name if number > 1 else "c.bmp"]
+        # Of the index, the files that are gone are still there by their vectors, and none of them is kept.
+        (group,) = duplicates(tmp_path / "index", threshold=-1).groups
+        assert (group.keep, set(group.image_ids)) == (name, set(order))
+        (folder / name).unlink()
 
 
 def test_the_json_has_the_fields_that_programs_read(album: Path) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -115,6 +118,46 @@ def test_points_are_a_plain_table(tmp_path: Path) -> None:
     similarities = vectors @ vectors.T - 2 * np.eye(12)
     assert table["nearest"].to_pylist() == [made.image_ids[row] for row in similarities.argmax(axis=1)]
     assert np.abs(table["nearest_similarity"].to_numpy() - similarities.max(axis=1)).max() < 1e-6
+
+
+def read_atlas_command() -> list[str]:
+    """Read the command for embedding-atlas that the guide gives."""
+    guide = (Path(__file__).resolve().parents[2] / "docs" / "guides" / "map.md").read_text()
+    (command,) = re.findall(r"^embedding-atlas points\.parquet (.*)$", guide, re.MULTILINE)
+    return str(command).split()
+
+
+def test_the_columns_that_the_guide_names_to_embedding_atlas_are_what_it_asks_for(tmp_path: Path) -> None:
+    """It asks for a number in x and y of every row, and for texts; all other columns become its charts."""
+    write_points(map_collection(make_index(tmp_path / "index", 12)), tmp_path / "points.parquet")
+    table = pq.read_table(tmp_path / "points.parquet")
+    words = read_atlas_command()
+    named = dict(zip(words[::2], words[1::2], strict=True))
+    assert set(named) == {"--x", "--y", "--text"}
+    for flag in ("--x", "--y"):
+        column = table[named[flag]]
+        assert pa.types.is_floating(column.type)
+        assert np.isfinite(column.to_numpy()).all()
+    assert pa.types.is_string(table[named["--text"]].type)
+    assert len(set(table[named["--text"]].to_pylist())) == 12
+    simple = (pa.types.is_floating, pa.types.is_integer, pa.types.is_string)
+    assert all(any(is_kind(kind) for is_kind in simple) for kind in table.schema.types)
+
+
+def test_embedding_atlas_opens_the_points_with_the_command_of_the_guide(tmp_path: Path) -> None:
+    atlas = pytest.importorskip("embedding_atlas.cli", reason="needs embedding-atlas, which no extra installs")
+    testing = pytest.importorskip("click.testing")
+    made = map_collection(make_index(tmp_path / "index", 12))
+    write_points(made, tmp_path / "points.parquet")
+    out = tmp_path / "atlas"
+    words = [str(tmp_path / "points.parquet"), *read_atlas_command(), "--export-application", str(out)]
+    result = testing.CliRunner().invoke(atlas.main, words, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    props = json.loads((out / "data" / "metadata.json").read_text())["props"]
+    assert props["data"]["projection"] == {"x": "x", "y": "y"}
+    assert props["data"]["text"] == "image_id"
+    kept = pq.read_table(out / "data" / "dataset.parquet")
+    assert kept["image_id"].to_pylist() == made.image_ids
 
 
 def test_splits_are_a_column_where_there_are_several(tmp_path: Path) -> None:

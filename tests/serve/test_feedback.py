@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sqlite3
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -13,6 +15,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from vitrieve.cli.main import main
+from vitrieve.feedback import store as feedback_store
 from vitrieve.feedback.pairs import read_pairs
 from vitrieve.runtime.encoder import load_encoder
 from vitrieve.search.searcher import Searcher
@@ -195,6 +198,31 @@ def test_two_people_say_something_at_once(client: TestClient, own_searcher: Sear
     assert sorted((one["who"], one["image_id"]) for one in listed) == sorted(
         (who, name) for who in ("Eva", "Max") for name in others
     )
+
+
+def test_feedback_that_another_process_holds_or_that_is_damaged_is_told(
+    client: TestClient, own_searcher: Searcher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = list(own_searcher.store.image_ids())[:2]
+    pair = {"kind": "right", "image_id": second, "query_id": first}
+    tags = {"image_ids": [second], "tags": ["red"]}
+    assert client.post("/feedback", json=pair).status_code == 200
+    monkeypatch.setattr(feedback_store, "WAIT_SECONDS", 0.05)
+    path = tmp_path / "index.feedback.sqlite"
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        for answer in (client.post("/feedback", json=pair), client.post("/feedback/tags", json=tags)):
+            assert answer.status_code == 503
+            assert "the feedback cannot be used now: another process is writing it" in answer.json()["detail"]
+            assert str(tmp_path) not in answer.text
+            assert int(answer.headers["Retry-After"]) > 0
+        other.rollback()
+    assert client.post("/feedback", json=pair | {"who": "Eva"}).json() == {"num_since_training": 2}
+    path.write_bytes(b"no database" * 100)
+    for answer in (client.post("/feedback", json=pair), client.get("/feedback")):
+        assert answer.status_code == 503
+        assert "or its database is damaged" in answer.json()["detail"]
+    assert client.get("/", params={"plus": first}).status_code == 200
 
 
 def test_two_services_tag_one_image_at_once(client: TestClient, own_searcher: Searcher, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from vitrieve.artifacts import replacing_durably
 from vitrieve.curation.material import Material, open_material
 from vitrieve.errors import ArtifactError, ConfigError, DataError
 from vitrieve.mapping.clusters import choose_num_clusters, find_clusters
-from vitrieve.mapping.layout import NUM_NEIGHBORS, NUM_PLAIN, lay_out, measure_layout
+from vitrieve.mapping.layout import NUM_NEIGHBORS, NUM_PLAIN, count_measured_neighbors, lay_out, measure_layout
 from vitrieve.mapping.neighbors import Neighbors, find_neighbors
 from vitrieve.settings import check_seed
 from vitrieve.similarity import IntArray
@@ -112,10 +112,9 @@ class CollectionMap:
 
     def __str__(self) -> str:
         """Say in a line what was made."""
-        recall = self.figures.get("neighbor_recall")
-        kept = (
-            "" if recall is None else f"; {100 * recall:.0f} % of the 10 nearest pictures are among the 10 nearest here"
-        )
+        recall, k = self.figures.get("neighbor_recall"), count_measured_neighbors(self.num_images)
+        near = "nearest" if k == 1 else f"{k} nearest"
+        kept = "" if recall is None else f"; {100 * recall:.0f} % of the {near} pictures are among the {near} here"
         state = "as it was kept" if self.is_reused else "laid out anew"
         return f"map {state}: pictures {self.num_images:,}, groups {self.num_clusters}{kept}"
 

@@ -135,6 +135,15 @@ def _fit(places: np.ndarray) -> FloatArray:
     return np.asarray((places - (low + high) / 2) / (half or 1.0), dtype=np.float32)
 
 
+def count_measured_neighbors(num_images: int) -> int:
+    """Return how many neighbors of a picture ``measure_layout`` compares: less than half of the others.
+
+    >>> [count_measured_neighbors(num_images) for num_images in (3, 4, 12, 1000)]
+    [0, 1, 5, 10]
+    """
+    return min(NUM_MEASURED_NEIGHBORS, (num_images - 2) // 2)
+
+
 def measure_layout(vectors: FloatArray, places: FloatArray, *, seed: int = 0) -> dict[str, float]:
     """Measure how well places keep the nearest neighbors, over ``NUM_MEASURED`` pictures drawn by chance.
 
@@ -144,12 +153,12 @@ def measure_layout(vectors: FloatArray, places: FloatArray, *, seed: int = 0) ->
         seed: Seed of the draw.
 
     Returns:
-        With k = 10 (fewer where there are few pictures): ``neighbor_recall``, the share of the k nearest by similarity
-        that are among the k nearest places; and ``trustworthiness`` (J. Venna and S. Kaski, 2001), in [0, 1], which
-        falls with pictures that lie near and are not alike. Empty for fewer than four pictures.
+        ``neighbor_recall``, the share of the k nearest by similarity that are among the k nearest places, k being
+        ``count_measured_neighbors``; and ``trustworthiness`` (J. Venna and S. Kaski, 2001), in [0, 1], which falls with
+        pictures that lie near and are not alike. Empty for fewer than four pictures.
     """
     num_images = len(vectors)
-    k = min(NUM_MEASURED_NEIGHBORS, (num_images - 2) // 2)
+    k = count_measured_neighbors(num_images)
     if k < 1:
         return {}
     chosen = np.random.default_rng(seed).permutation(num_images)[:NUM_MEASURED]

@@ -15,6 +15,7 @@ from vitrieve.feedback.events import Correction, find_last_words
 from vitrieve.feedback.store import FeedbackStore, count_new
 from vitrieve.index.feedback import open_feedback
 from vitrieve.index.store import VectorStore
+from vitrieve.serve.middleware import log_failure
 from vitrieve.serve.pictures import Pictures
 from vitrieve.serve.schemas import FeedbackBody, TagsBody
 
@@ -134,10 +135,22 @@ class ServedFeedback:
             raise HTTPException(422, str(error)) from None
         except ConfigError as error:
             raise HTTPException(409, str(error)) from None
-        return count_new(feedback.read(), self._store.info.fingerprint)
+        except ArtifactError:
+            raise _refuse_for_now() from None
+        return self.read()[1]
 
     def read(self) -> tuple[list[Correction], int]:
-        """Return the corrections that count, and how many are since the last training; in a worker."""
+        """Return the corrections that count, and how many are since the last training; in a worker.
+
+        Raises:
+            HTTPException: 503 what keeps them cannot be read.
+        """
+        try:
+            return self._read()
+        except ArtifactError:
+            raise _refuse_for_now() from None
+
+    def _read(self) -> tuple[list[Correction], int]:
         history = open_feedback(self._folder).read() if self._folder is not None else []
         return find_last_words(history), count_new(history, self._store.info.fingerprint)
 
@@ -146,7 +159,7 @@ class ServedFeedback:
         try:
             if self.find_obstacle():
                 return None
-            corrections, num_new = self.read()
+            corrections, num_new = self._read()
         except (ArtifactError, ConfigError):
             return None
         about: dict[str, list[dict[str, Any]]] = {}
@@ -159,3 +172,13 @@ class ServedFeedback:
                 continue
             about.setdefault(one.image_id, []).append(said)
         return Said(num_new=num_new, about=about)
+
+
+def _refuse_for_now() -> HTTPException:
+    """Log what was raised, whose message names paths of this machine, and return the refusal."""
+    log_failure("the feedback cannot be used")
+    return HTTPException(
+        503,
+        "the feedback cannot be used now: another process is writing it, or its database is damaged; try again, and "
+        "where that does not help, see the server's log.",
+    )
