@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,6 +27,14 @@ os.environ["VITRIEVE_CONFIG"] = "off"  # what the user keeps is no part of a tes
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test asks a real hub; its client reads this when it is imported
 
 CHECKOUT = Path(__file__).resolve().parents[1]
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+FLAGS = [
+    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"),
+    *("--disable-component-update", "--disable-sync", "--disable-dev-shm-usage"),
+    *("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"),
+]
+PATIENCE_MS = 30_000
+"""A busy machine is no fault of the page."""
 
 
 def _pin_to_one_core() -> None:
@@ -210,3 +220,16 @@ def photographs(tmp_path: Path) -> Path:
             pixels = (color + generator.integers(0, 56, (40, 40, 3))).astype(np.uint8)
             Image.fromarray(pixels).save(folder / f"{copy}.png")
     return tmp_path / "photographs"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """A Chromium of playwright; a test that asks for it is skipped where either is missing."""
+    playwright_api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
+    path = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if path is None:
+        pytest.skip(f"no browser: none of {', '.join(BROWSERS)} is installed (Debian: apt-get install chromium)")
+    with playwright_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
+        yield browser
+        browser.close()
