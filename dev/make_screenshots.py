@@ -4,14 +4,15 @@ Run it from the checkout: ``python dev/make_screenshots.py``. It takes about two
 photographs (``../shared/datasets``, or the folder that VITRIEVE_DATA names), the weights ``dinov2-vits14``, playwright
 and Chromium. Encoding is deterministic, so a second run shows the same results.
 
-``--every-page FOLDER`` writes every page of the service instead, whole, in light and dark, 1200 and 390 pixels wide: to
-look at them after a change.
+``--every-page FOLDER`` writes every page instead, of the service and those that are files, whole, in light and dark,
+1200 and 390 pixels wide: to look at them after a change.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import functools
 import io
 import os
 import re
@@ -86,13 +87,14 @@ def main() -> int:
         print(f"needs the photographs in {grocery} and chromium on the path.", file=sys.stderr)
         return 2
     with tempfile.TemporaryDirectory() as temporary, ExitStack() as running:
-        services = start_services(grocery, arguments.work or Path(temporary), running)
+        work = arguments.work or Path(temporary)
+        services = start_services(grocery, work, running)
         playwright = running.enter_context(sync_playwright())
         browser = playwright.chromium.launch(executable_path=browser_path, args=["--no-sandbox"])
         running.callback(browser.close)
         folder = arguments.every_page or arguments.out
         folder.mkdir(parents=True, exist_ok=True)
-        for shot in list_pages(grocery) if arguments.every_page else list_shots(grocery):
+        for shot in list_pages(grocery, write_pages(grocery, work)) if arguments.every_page else list_shots(grocery):
             if re.search(arguments.only or "", shot.name):
                 print(take(browser, services[shot.service], shot, folder), flush=True)
     return 0
@@ -169,6 +171,23 @@ def write_collection(grocery: Path, folder: Path, lines: list[str]) -> None:
         writer.writerows(rows)
 
 
+def write_pages(grocery: Path, work: Path) -> list[Path]:
+    """Write the pages that are files."""
+    files = {name: work / f"{name}.html" for name in ("search-file", "map-file", "duplicates-file", "audit-file")}
+    index, source = work / "index", f"table:{work / 'collection' / 'images.csv'}"
+    run("search", "--index", index, find_carton(grocery), "-k", "12", "--html", files["search-file"])
+    run("map", "--index", index, "--html", files["map-file"])
+    run("duplicates", index, "--html", files["duplicates-file"])
+    audit = ("data", "audit", "--data", source, "--embeddings", work / "embeddings", "--threshold", "0.99")
+    run(*audit, "--html", files["audit-file"])
+    return list(files.values())
+
+
+def find_carton(grocery: Path) -> Path:
+    """Find the photograph that most pictures begin from."""
+    return grocery / "test/Packages/Milk/Arla-Standard-Milk/Arla-Standard-Milk_001.jpg"
+
+
 def run(*arguments: str | Path) -> None:
     """Run one command of vitrieve; a failure ends everything."""
     subprocess.run([sys.executable, "-m", "vitrieve", *map(str, arguments)], check=True, stdout=sys.stderr)
@@ -199,7 +218,7 @@ def serve(*arguments: str | Path) -> Iterator[str]:
 
 def list_shots(grocery: Path) -> list[Shot]:
     """List the states that are shown; the queries are phone photographs that the collection does not hold."""
-    carton = grocery / "test/Packages/Milk/Arla-Standard-Milk/Arla-Standard-Milk_001.jpg"
+    carton = find_carton(grocery)
     carrots = grocery / "test/Vegetables/Carrots/Carrots_001.jpg"
     return [
         Shot(name="page-start", show=lambda page: None),
@@ -218,9 +237,9 @@ def list_shots(grocery: Path) -> list[Shot]:
     ]
 
 
-def list_pages(grocery: Path) -> list[Shot]:
-    """List every page in every look."""
-    carton = grocery / "test/Packages/Milk/Arla-Standard-Milk/Arla-Standard-Milk_001.jpg"
+def list_pages(grocery: Path, files: list[Path]) -> list[Shot]:
+    """List every page in every look; the files are pages too."""
+    carton = find_carton(grocery)
     one = "train/Fruit/Banana/Banana_002.jpg"
     here = f"/?plus={one}&k=12"
     states: list[tuple[str, Literal["index", "collections", "strict"], Callable[[Page], None]]] = [
@@ -238,6 +257,7 @@ def list_pages(grocery: Path) -> list[Shot]:
         ("feedback", "index", lambda page: say_right_and_tag(page, here)),
         ("compare", "index", lambda page: compare(page, carton, has_overlay=False)),
         ("overlay", "index", lambda page: compare(page, carton, has_overlay=True)),
+        ("compare-many", "index", lambda page: compare_many(page, one)),
         ("map", "index", open_map),
         ("map-group", "index", choose_on_map),
         ("sign-in", "index", lambda page: go(page, "/login")),
@@ -252,6 +272,8 @@ def list_pages(grocery: Path) -> list[Shot]:
         ("collection", "collections", lambda page: go(page, "/c/fruit/")),
         ("collection-results", "collections", lambda page: go(page, f"/c/fruit{here}")),
     ]
+    for file in files:
+        states.append((file.stem, "index", functools.partial(go, address=file.resolve().as_uri())))
     return [
         Shot(
             name=f"{name}-{scheme}-{width}",
@@ -386,6 +408,16 @@ def compare(page: Page, picture: Path, *, has_overlay: bool) -> None:
     page.wait_for_selector(".pair")
     if has_overlay:
         page.get_by_text("Show what matches").click()
+
+
+def compare_many(page: Page, image_id: str) -> None:
+    """Show several examples beside a result."""
+    go(page, f"/?plus={image_id}")
+    for place in range(1, 5):
+        page.locator(".found .card .sign.wanted").nth(place).click()
+        page.wait_for_selector(f".examples li:nth-child({place + 1})")
+    page.locator(".found a.title").first.click()
+    page.wait_for_selector(".pair")
 
 
 def add_examples(page: Page, picture: Path) -> None:

@@ -10,6 +10,8 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from importlib.util import find_spec
 from pathlib import Path
 
 import httpx
@@ -24,10 +26,14 @@ from vitrieve.data.records import ImageRecord
 from vitrieve.embed.embeddings import Embeddings
 from vitrieve.index.open import build_index
 from vitrieve.runtime.encoder import load_encoder
+from vitrieve.search.request import Example, SearchRequest
 from vitrieve.search.searcher import Searcher
-from vitrieve.serve.app import create_app
+from vitrieve.search.threshold import Threshold
+from vitrieve.serve.app import create_app, create_served_app
+from vitrieve.serve.collections import Collections
 from vitrieve.serve.server import BoundedProtocol, configure, listen, spell_address
-from vitrieve.serve.settings import Limits, ProxySettings
+from vitrieve.serve.settings import Limits, ProxySettings, ServeSettings, Tokens
+from vitrieve.serve.views import write_search_page
 
 SECRET = "this must never be served"
 Connect = Callable[..., TestClient]
@@ -167,6 +173,58 @@ def server(searcher: Searcher) -> Iterator[Server]:
     server = Server(create_app(searcher))
     yield server
     server.stop()
+
+
+@pytest.fixture
+def own_server(index_folder: Path, tiny_encoder_folder: Path, tmp_path: Path) -> Iterator[Server]:
+    """A service over an index of its own, beside which nobody else keeps feedback."""
+    folder = tmp_path / "index"
+    shutil.copytree(index_folder, folder)
+    searcher = Searcher.open(folder, load_encoder(tiny_encoder_folder, engine="onnx", num_threads=1))
+    server = Server(create_app(searcher))
+    yield server
+    server.stop()
+    searcher.close()
+
+
+@pytest.fixture(scope="session")
+def services(
+    searcher: Searcher,
+    empty_searcher: Searcher,
+    server: Server,
+    index_folder: Path,
+    tiny_encoder_folder: Path,
+    class_folder: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[dict[str, str]]:
+    """The address of each service, and of each page that is a file."""
+    folder = tmp_path_factory.mktemp("everybody")
+    encoder = load_encoder(tiny_encoder_folder, engine="onnx", num_threads=1)
+    strict = Threshold(score=0.9999, fingerprint=searcher.encoder.fingerprint, method="for this test")
+    both = Collections({"birds": searcher, "cats": searcher}, {"birds": Tokens(), "cats": Tokens()})
+    apps = {
+        "empty": create_app(empty_searcher),
+        "unmatched": create_app(Searcher(searcher.store, searcher.encoder, threshold=strict)),
+        "strict": create_app(searcher, limits=Limits(reads_per_minute=1)),
+        "token": create_app(searcher, token="a-token-of-these-tests"),
+        "collections": create_served_app(both, ServeSettings(host="127.0.0.1", port=0)),
+    }
+    request = SearchRequest(plus=(Example(picture=class_folder / "class1" / "1.png"),))
+    write_search_page(folder / "search.html", [(request, searcher.answer(request))], store=searcher.store)
+    with ExitStack() as running:
+        if find_spec("openTSNE"):
+            from vitrieve.mapping.collection_map import map_collection
+
+            shutil.copytree(index_folder, folder / "index")
+            map_collection(folder / "index")
+            mapped = running.enter_context(Searcher.open(folder / "index", encoder))
+            apps["map"] = create_app(mapped)
+        addresses = {"index": server.address, **{path.name: path.as_uri() for path in folder.glob("*.html")}}
+        for name, app in apps.items():
+            started = Server(app)
+            running.callback(started.stop)
+            addresses[name] = started.address
+        yield addresses
 
 
 def make_picture(size: tuple[int, int] = (40, 36), image_format: str = "PNG", **options: object) -> bytes:

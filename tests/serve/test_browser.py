@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import base64
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
 
+from tests.conftest import PATIENCE_MS
 from tests.serve.conftest import Server, make_picture
-from vitrieve.runtime.encoder import load_encoder
 from vitrieve.search.searcher import Searcher
 from vitrieve.search.threshold import Threshold
-from vitrieve.serve.app import STATIC_FOLDER, create_app, create_served_app
-from vitrieve.serve.collections import Collections
-from vitrieve.serve.settings import Limits, ServeSettings, Tokens
+from vitrieve.serve.app import STATIC_FOLDER, create_app
+from vitrieve.serve.settings import Limits
 
 playwright_api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
 axe_api = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs axe-playwright-python")
@@ -26,28 +24,8 @@ expect = playwright_api.expect
 
 pytestmark = pytest.mark.browser
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-FLAGS = [
-    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"),
-    *("--disable-component-update", "--disable-sync", "--disable-dev-shm-usage"),
-    *("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"),
-]
 MAX_SCRIPT_BYTES = 60_000
-PATIENCE_MS = 30_000
-"""A busy machine is no fault of the page."""
-
 RESULTS = "/?plus=class0%2F0.png"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    path = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if path is None:
-        pytest.skip(f"no browser: none of {', '.join(BROWSERS)} is installed (Debian: apt-get install chromium)")
-    with playwright_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture
@@ -80,18 +58,6 @@ def strict_server(searcher: Searcher) -> Iterator[Server]:
     server = Server(create_app(strict, limits=Limits(body_bytes=100_000)))
     yield server
     server.stop()
-
-
-@pytest.fixture
-def own_server(index_folder: Path, tiny_encoder_folder: Path, tmp_path: Path) -> Iterator[Server]:
-    """A service over an index of its own, beside which nobody else keeps feedback."""
-    folder = tmp_path / "index"
-    shutil.copytree(index_folder, folder)
-    searcher = Searcher.open(folder, load_encoder(tiny_encoder_folder, engine="onnx", num_threads=1))
-    server = Server(create_app(searcher))
-    yield server
-    server.stop()
-    searcher.close()
 
 
 def choose(page: Page, path: Path | dict[str, object]) -> None:
@@ -431,76 +397,6 @@ def test_no_match_is_said(page: Page, strict_server: Server, photograph: Path) -
     expect(page.locator(".found .card").first).to_be_visible()
     choose(page, photograph)
     expect(page.get_by_text("Found in this collection")).to_be_visible()
-
-
-# ---- Everybody ------------------------------------------------------------------------------------------------------
-
-STATES = {
-    "start": "/",
-    "results": RESULTS,
-    "grouped results": RESULTS + "&group_by=label",
-    "examples": "/?plus=class0%2F0.png&plus=class1%2F0.png&minus=class2%2F0.png",
-    "box": RESULTS + "&box=2,2,20,20",
-    "nothing found": RESULTS + "&filter=label%3DNobody",
-    "wrong condition": RESULTS + "&filter=no_such%3D1",
-    "upload gone": "/?upload=abc",
-    "unknown image": "/?plus=nobody.png",
-    "compare": "/compare?plus=class0%2F0.png&image_id=class0%2F1.png",
-    "page not found": "/nowhere",
-    "sign in": "/login",
-}
-
-
-@pytest.fixture(scope="module")
-def empty_server(empty_searcher: Searcher) -> Iterator[Server]:
-    server = Server(create_app(empty_searcher))
-    yield server
-    server.stop()
-
-
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_axe_finds_nothing_serious(browser: Browser, server: Server, empty_server: Server, scheme: str) -> None:
-    """Contrast takes axe longest and depends on the colors alone; what depends on the width is looked at in light."""
-    axe, found = axe_api.Axe(), {}
-    states = STATES | {"empty index": empty_server.address}
-    everything = {"resultTypes": ["violations"], "selectors": False}  # what passes is not described: it takes time
-    contrast = everything | {"runOnly": ["color-contrast"]}
-    but_contrast = everything | {"rules": {"color-contrast": {"enabled": False}}}
-    looks = ((1280, everything), (390, but_contrast)) if scheme == "light" else ((1280, contrast),)
-    for width, options in looks:
-        with browser.new_context(
-            base_url=server.address, color_scheme=scheme, viewport={"width": width, "height": 800}, bypass_csp=True
-        ) as context:
-            page = context.new_page()
-            for state, address in states.items():
-                page.goto(address)
-                violations = axe.run(page, options=options).response["violations"]
-                serious = [one["id"] for one in violations if one["impact"] in ("serious", "critical")]
-                if serious:
-                    nodes = [node["html"][:160] for one in violations for node in one["nodes"][:2]]
-                    found[f"{state}, {width} px"] = (serious, nodes)
-                overflow = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
-                if overflow > 0:
-                    found[f"{state}, {width} px wide"] = f"{overflow} px too wide"
-    assert not found
-
-
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_axe_finds_nothing_in_the_list_of_collections(browser: Browser, searcher: Searcher, scheme: str) -> None:
-    collections = Collections({"birds": searcher, "cats": searcher}, {"birds": Tokens(), "cats": Tokens()})
-    server = Server(create_served_app(collections, ServeSettings(host="127.0.0.1", port=0)))
-    try:
-        with browser.new_context(base_url=server.address, color_scheme=scheme, bypass_csp=True) as context:
-            page = context.new_page()
-            for address in ("/", "/c/birds/"):
-                page.goto(address)
-                results = axe_api.Axe().run(page)
-                assert results.violations_count == 0, results.generate_report()
-            page.goto("/")
-            page.get_by_role("link", name="cats").click()
-            expect(page).to_have_url(f"{server.address}/c/cats/")
-    finally:
-        server.stop()
 
 
 def test_scripts_are_small_and_load_nothing_from_elsewhere() -> None:

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 from starlette.testclient import TestClient
 
+from tests.conftest import PATIENCE_MS
 from tests.serve.conftest import Server
-from tests.serve.test_map_page import BROWSERS, FLAGS, PATIENCE_MS, draw_lasso
+from tests.serve.test_map_page import draw_lasso
 from vitrieve.mapping.collection_map import map_collection
 from vitrieve.runtime.encoder import Encoder, load_encoder
 from vitrieve.search.searcher import Searcher
@@ -20,7 +21,7 @@ from vitrieve.serve.settings import ProxySettings
 
 pytest.importorskip("openTSNE", reason="needs vitrieve[map]")
 playwright_api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
-expect = playwright_api.expect
+Browser, expect = playwright_api.Browser, playwright_api.expect
 
 HTML = {"Accept": "text/html"}
 
@@ -89,40 +90,35 @@ def test_the_map_stays_behind_the_prefix_of_a_proxy(mapped: Searcher) -> None:
 
 
 @pytest.mark.browser
-def test_from_the_map_to_a_search_and_back(mapped: Searcher) -> None:
-    path = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if path is None:
-        pytest.skip(f"no browser: none of {', '.join(BROWSERS)} is installed (Debian: apt-get install chromium)")
+def test_from_the_map_to_a_search_and_back(browser: Browser, mapped: Searcher) -> None:
     server = Server(create_app(mapped))
     try:
-        with playwright_api.sync_playwright() as playwright:
-            browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
-            page, faults = browser.new_page(), []
-            page.set_default_timeout(PATIENCE_MS)
-            page.on("pageerror", lambda error: faults.append(str(error)))
-            page.on("console", lambda one: faults.append(one.text) if "Content Security" in one.text else None)
-            page.goto(server.address)
-            page.get_by_role("link", name=re.compile("as a map")).click()
-            page.wait_for_selector("#map[data-ready]")
-            expect(page.locator("#map-thumbnails img").first).to_be_visible()
-            page.get_by_role("button", name="Lasso").click()
-            draw_lasso(page)
-            expect(page.locator("#map-cards li")).to_have_count(20)
-            page.get_by_label("Tag", exact=True).fill("seen")
-            page.get_by_label("Your name").fill("Eva")
-            page.get_by_role("button", name="Tag them").press("Enter")
-            expect(page.get_by_text("20 tagged “seen”.")).to_be_visible()
-            listed = page.request.get(f"{server.address}/feedback").json()["corrections"]
-            assert [(one["tags"], one["who"]) for one in listed] == [(["seen"], "Eva")] * 20
-            page.get_by_role("link", name="Search for what is like 16 of these").click()
-            page.wait_for_url(re.compile(r"/\?plus=.*&plus="))
-            expect(page.locator(".found .card").first).to_be_visible()
-            page.go_back()
-            page.wait_for_selector("#map[data-ready]")
-            page.locator("#map-groups summary").first.press("Enter")
-            page.locator("#map-groups details a").first.press("Enter")
-            expect(page.locator(".found .card").first).to_be_visible()
-            assert not faults
-            browser.close()
+        page, faults = browser.new_page(), []
+        page.set_default_timeout(PATIENCE_MS)
+        page.on("pageerror", lambda error: faults.append(str(error)))
+        page.on("console", lambda one: faults.append(one.text) if "Content Security" in one.text else None)
+        page.goto(server.address)
+        page.get_by_role("link", name=re.compile("as a map")).click()
+        page.wait_for_selector("#map[data-ready]")
+        expect(page.locator("#map-thumbnails img").first).to_be_visible()
+        page.get_by_role("button", name="Lasso").click()
+        draw_lasso(page)
+        expect(page.locator("#map-cards li")).to_have_count(20)
+        page.get_by_label("Tag", exact=True).fill("seen")
+        page.get_by_label("Your name").fill("Eva")
+        page.get_by_role("button", name="Tag them").press("Enter")
+        expect(page.get_by_text("20 tagged “seen”.")).to_be_visible()
+        listed = page.request.get(f"{server.address}/feedback").json()["corrections"]
+        assert [(one["tags"], one["who"]) for one in listed] == [(["seen"], "Eva")] * 20
+        page.get_by_role("link", name="Search for what is like 16 of these").click()
+        page.wait_for_url(re.compile(r"/\?plus=.*&plus="))
+        expect(page.locator(".found .card").first).to_be_visible()
+        page.go_back()
+        page.wait_for_selector("#map[data-ready]")
+        page.locator("#map-groups summary").first.press("Enter")
+        page.locator("#map-groups details a").first.press("Enter")
+        expect(page.locator(".found .card").first).to_be_visible()
+        assert not faults
+        page.close()
     finally:
         server.stop()

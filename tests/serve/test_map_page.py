@@ -6,7 +6,6 @@ import base64
 import json
 import re
 import shutil
-from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
+from tests.conftest import PATIENCE_MS
 from vitrieve.data.records import ImageRecord
 from vitrieve.embed.embeddings import Embeddings
 from vitrieve.errors import DataError
@@ -26,16 +26,7 @@ from vitrieve.similarity import normalize
 pytest.importorskip("openTSNE", reason="needs vitrieve[map]")
 
 MAX_SCRIPT_BYTES = 30_000
-PATIENCE_MS = 30_000
 HOSTILE = '</script><img src=x onerror="alert(1)"><!--\u2028'
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-dev-shm-usage",
-]
 
 
 @pytest.fixture(scope="module")
@@ -185,17 +176,6 @@ def test_the_script_is_small() -> None:
 playwright_api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
 Browser, Page = playwright_api.Browser, playwright_api.Page
 expect = playwright_api.expect
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    path = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if path is None:
-        pytest.skip(f"no browser: none of {', '.join(BROWSERS)} is installed (Debian: apt-get install chromium)")
-    with playwright_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
-        yield browser
-        browser.close()
 
 
 def open_page(browser: Browser, path: Path, **options: object) -> Page:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from html import unescape
+
 import pytest
 
 from tests.serve.conftest import Connect
@@ -60,6 +63,18 @@ def test_who_asks_too_often_is_told_when_to_come_again(connect: Connect) -> None
     # Who tries tokens is another client, and is bounded as well.
     tries = [client.get("/columns", headers={"Authorization": f"Bearer guess{n}"}).status_code for n in range(27)]
     assert (tries[0], tries[-1]) == (401, 429)
+
+
+def test_the_page_of_a_refusal_offers_the_same_again_and_no_search_that_would_be_refused(connect: Connect) -> None:
+    client = connect(Limits(reads_per_minute=1))
+    headers = {"Accept": "text/html"}
+    assert client.get("/", headers=headers).status_code == 200
+    page = client.get("/?plus=class0/0.png&k=12", headers=headers)
+    assert page.status_code == 429
+    assert unescape(re.findall(r'href="([^"]+)">Try again', page.text)[0]) == "/?plus=class0/0.png&k=12"
+    assert 'type="file"' not in page.text
+    elsewhere = client.get("http://testserver//evil.example/", headers=headers)
+    assert (elsewhere.status_code, "Try again" in elsewhere.text) == (429, False)
 
 
 def test_a_person_at_the_page_is_never_turned_away() -> None:

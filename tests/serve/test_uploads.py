@@ -128,4 +128,6 @@ def test_a_folder_that_vanished_is_told_and_the_search_goes_on(
         (tmp_path / "uploads").rmdir()
         answer = client.post("/uploads", files={"image": picture})
         assert (answer.status_code, "log says why" in answer.text) == (503, True)
+        page = client.post("/uploads", files={"image": picture}, headers={"Accept": "text/html"})
+        assert (page.status_code, 'type="file"' in page.text, "Try again" in page.text) == (503, False, False)
         assert client.post("/search", content=picture).status_code == 200

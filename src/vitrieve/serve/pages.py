@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from http import HTTPStatus
-from typing import Annotated, Any
+from typing import Annotated
 from urllib.parse import quote
 
 from fastapi import APIRouter, Query, Request, Response
@@ -40,7 +41,7 @@ from vitrieve.serve.middleware import (
     split_sessions,
 )
 from vitrieve.serve.schemas import build_example, check_search
-from vitrieve.serve.service import CurrentDesk, CurrentService, Service, get_desk
+from vitrieve.serve.service import CurrentDesk, CurrentService, Desk, Service, get_desk
 from vitrieve.serve.uploads import Upload
 from vitrieve.serve.views import (
     YOUR_PICTURE,
@@ -317,7 +318,7 @@ async def show_comparison(request: Request, image_id: str, service: CurrentServi
             "detail": "It is not on this page of the results.",
         }
     if problem is not None or row is None:
-        return _show_problem(service, problem or {}, address)
+        return _show_problem(request, problem or {}, address.spell())
     page = service.renderer.render(
         "compare.html",
         address=address,
@@ -348,7 +349,7 @@ async def get_overlay(request: Request, image_id: str, service: CurrentService) 
 
 
 @router.get("/map")
-async def show_map(service: CurrentService) -> Response:
+async def show_map(request: Request, service: CurrentService) -> Response:
     """Show the map of the collection."""
 
     def render() -> str | View:
@@ -365,7 +366,7 @@ async def show_map(service: CurrentService) -> Response:
         )
 
     page = await service.look_up(render)
-    return HTMLResponse(page) if isinstance(page, str) else _show_problem(service, page)
+    return HTMLResponse(page) if isinstance(page, str) else _show_problem(request, page)
 
 
 @router.get("/map/data")
@@ -464,13 +465,27 @@ def is_local_path(text: str) -> bool:
     return text.startswith("/") and not text.startswith(("//", "/\\")) and text.isprintable()
 
 
-def _show_problem(service: Service, problem: dict[str, Any], address: Address | None = None) -> Response:
-    page = service.renderer.render("problem.html", problem=problem, back=address.spell() if address else "/")
-    return HTMLResponse(page, problem["status"], headers=_retry(problem["status"], service))
+def _show_problem(
+    request: Request, problem: View, back: str = "/", headers: Mapping[str, str] | None = None
+) -> Response:
+    """Show what is wrong; what is refused for now can be asked for again."""
+    status, desk = problem["status"], get_desk(request)
+    is_for_now = status in (429, 503, 504)
+    again = _spell_request(request) if is_for_now and request.method == "GET" else ""
+    page = desk.renderer.render(
+        "problem.html", problem=problem, back=back, is_for_now=is_for_now, again=again if is_local_path(again) else ""
+    )
+    return HTMLResponse(page, status, headers={**_retry(status, desk), **(headers or {})})
 
 
-def _retry(status: int, service: Service) -> dict[str, str]:
-    return {"Retry-After": str(service.limits.retry_after_seconds)} if status in (503, 504) else {}
+def _spell_request(request: Request) -> str:
+    """Spell the address of a request; not request.url, which begins with what the client wrote into its header Host."""
+    query = request.scope["query_string"].decode("latin-1")
+    return quote(request.scope["path"]) + (f"?{query}" if query else "")
+
+
+def _retry(status: int, desk: Desk) -> dict[str, str]:
+    return {"Retry-After": str(desk.limits.retry_after_seconds)} if status in (503, 504) else {}
 
 
 def get_refusal(error: Exception) -> tuple[int, str]:
@@ -504,17 +519,13 @@ def get_refusal(error: Exception) -> tuple[int, str]:
 async def answer_error(request: Request, error: Exception) -> Response:
     """Answer with the refusal: a page where a browser opens a page, JSON everywhere else."""
     status, detail = get_refusal(error)
-    headers = dict(getattr(error, "headers", None) or {})
-    if status in (503, 504):
-        headers.setdefault("Retry-After", str(get_desk(request).limits.retry_after_seconds))
+    headers = _retry(status, get_desk(request)) | dict(getattr(error, "headers", None) or {})
     if not is_page(request):
         return JSONResponse({"detail": detail}, status, headers)
     title = _PROBLEMS[422] if status == 422 else HTTPStatus(status).phrase
     if (status, detail) == (404, "Not Found"):
         title, detail = "Page not found", "Nothing is at this address. Start a new search here."
-    problem = {"status": status, "title": title, "detail": detail}
-    page = get_desk(request).renderer.render("problem.html", problem=problem, back="/")
-    return HTMLResponse(page, status, headers)
+    return _show_problem(request, {"status": status, "title": title, "detail": detail}, headers=headers)
 
 
 def answer_unauthorized(request: Request) -> Response:
@@ -523,10 +534,7 @@ def answer_unauthorized(request: Request) -> Response:
     if not wants_page(request):
         detail = "this service needs its token: send the header Authorization: Bearer TOKEN."
         return JSONResponse({"detail": detail}, 401, headers)
-    # Not request.url: it begins with whatever the client wrote into the header Host.
-    query = request.scope["query_string"].decode("latin-1")
-    after = quote(request.scope["path"]) + (f"?{query}" if query else "")
-    page = get_desk(request).renderer.render("login.html", is_wrong=False, after=after)
+    page = get_desk(request).renderer.render("login.html", is_wrong=False, after=_spell_request(request))
     return HTMLResponse(page, 401, headers)
 
 

@@ -630,7 +630,10 @@ function fillGroup(group, rows, value) {
   const button = addElement(addElement(items, "li"), "button", `Choose these ${rows.length.toLocaleString("en")}`, "chip");
   button.type = "button";
   button.setAttribute("aria-label", `Choose these ${rows.length}: ${value}`);
-  button.addEventListener("click", () => choose(rows));
+  button.addEventListener("click", () => {
+    choose(rows);
+    find("map-chosen-title").focus(); // what can be done with them stands there, above the list
+  });
   for (const row of rows.slice(0, MOST_NAMES)) {
     const link = addElement(addElement(items, "li"), "a", findName(row));
     link.href = findLink(row);

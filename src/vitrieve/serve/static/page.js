@@ -105,6 +105,18 @@ function drop(fields, names) {
   for (let i = fields.length; i--; ) if (names.includes(fields[i][0])) fields.splice(i, 1);
 }
 
+// A search is its address, so that whoever keeps that keeps the search.
+document.addEventListener("click", async (event) => {
+  const button = event.target.closest("[data-copy]");
+  if (!button) return;
+  try {
+    await navigator.clipboard.writeText(location.origin + findPlace());
+    button.textContent = status.textContent = button.dataset.copy;
+  } catch {
+    say("The browser does not let the page copy. The address stands where the browser shows it, and a bookmark keeps it.");
+  }
+});
+
 // ---- Giving a picture ----------------------------------------------------------------------------------------------
 
 async function send(file) {
@@ -298,6 +310,7 @@ function setUp() {
   if (overlay) overlay.checked = isOverlayShown;
   if (matchMedia("(max-width: 860px)").matches) for (const part of page().querySelectorAll("details.again, details.refine")) part.open = false;
   if (navigator.mediaDevices?.getUserMedia) for (const button of page().querySelectorAll("[data-camera]")) button.hidden = false;
+  if (navigator.clipboard) for (const button of page().querySelectorAll("[data-copy]")) button.hidden = false; // by TLS, or on this machine
 }
 
 history.scrollRestoration = "manual"; // the page of before is loaded first

@@ -9,6 +9,7 @@ const cards = () => [...document.querySelectorAll("#page .found .card")];
 const box = document.getElementById("light-box");
 const picture = document.getElementById("light-box-picture");
 const compare = document.getElementById("light-box-compare");
+const closer = document.getElementById("light-box-close");
 let shown = null; // the card whose picture is large
 
 function enlarge(card) {
@@ -19,8 +20,11 @@ function enlarge(card) {
   document.getElementById("light-box-title").textContent = `${title} (${score})`;
   compare.href = card.querySelector("a.title").href;
   const place = cards().indexOf(card);
-  document.getElementById("light-box-previous").disabled = place === 0;
-  document.getElementById("light-box-next").disabled = place === cards().length - 1;
+  for (const [id, isEnd] of [["previous", place === 0], ["next", place === cards().length - 1]]) {
+    const button = document.getElementById(`light-box-${id}`);
+    if (isEnd && document.activeElement === button) closer.focus(); // what is switched off hears no keys
+    button.disabled = isEnd;
+  }
   if (!box.open) box.showModal();
 }
 
@@ -39,7 +43,7 @@ document.addEventListener("click", (event) => {
 }, true);
 document.getElementById("light-box-previous").addEventListener("click", () => step(-1));
 document.getElementById("light-box-next").addEventListener("click", () => step(1));
-document.getElementById("light-box-close").addEventListener("click", () => box.close());
+closer.addEventListener("click", () => box.close());
 compare.addEventListener("click", () => box.close());
 box.addEventListener("keydown", (event) => {
   const by = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
@@ -64,7 +68,15 @@ document.addEventListener("change", (event) => {
   const { imageId, title, score } = event.target.closest(".card").dataset;
   if (event.target.checked) chosen.set(imageId, { image_id: imageId, title, score: Number(score) });
   else chosen.delete(imageId);
+  status.textContent = chosen.size ? `${chosen.size} chosen; Enter leads to what can be done with them` : "None chosen";
   showChosen();
+});
+
+// The bar stands behind all results, too far for the Tab key.
+document.addEventListener("keydown", (event) => {
+  if (event.key !== "Enter" || bar.hidden || !event.target.matches("[data-choose]")) return;
+  event.preventDefault(); // or the button that has the focus then would be pressed
+  bar.querySelector("button").focus();
 });
 
 function showChosen() {
@@ -74,6 +86,7 @@ function showChosen() {
 }
 
 document.getElementById("choose-none").addEventListener("click", () => {
+  (document.querySelector("[data-choose]:checked") ?? document.getElementById("page")).focus({ preventScroll: true }); // the button goes
   chosen.clear();
   for (const check of document.querySelectorAll("[data-choose]")) check.checked = false;
   showChosen();
