@@ -335,6 +335,7 @@ def measure_seed(arguments: argparse.Namespace, encoder: Encoder, seed: int) -> 
     dataset = read_collection(str(folder / "pictures"))
     drawings = list_drawings(originals, planted)
     ours, material = measure_ours(encoder, dataset, planted, drawings, arguments.threshold, folder)
+    write_text_durably(folder / "ours.json", json.dumps(ours, indent=1))  # the peers may take hours
     peers = [] if arguments.no_peers else measure_peers(folder / "pictures", planted, drawings, material)
     return [{"seed": seed, "num_images": len(dataset.records), **row} for row in (ours, *peers)]
 
