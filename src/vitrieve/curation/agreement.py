@@ -238,11 +238,11 @@ def _compare_tiles(one: FloatImage, other: FloatImage, tile: int) -> tuple[Float
     structure = (2 * shared + GRAY_NOISE**2) / (spreads[0] + spreads[1] + GRAY_NOISE**2)
     lightness = LIGHT_NOISE**2 / (LIGHT_NOISE**2 + (averages[0] - averages[1]) ** 2)
     gray: FloatImage = np.minimum(structure, lightness)
+    if one.ndim == 2:
+        return gray, 0.0  # thumbnails are too small to tell: a line of text may cover what is there
     is_there, is_even = spreads >= STRUCTURE**2, spreads < EVEN_SHARE**2 * spreads[::-1]
     num_alone = (is_there & is_even[::-1]).sum(axis=(1, 2))
     exchanged = float(num_alone.min() / max(1, np.count_nonzero(is_there.any(axis=0))))
-    if one.ndim == 2:
-        return gray, exchanged
     colors = [picture[:, :, ::2] - _to_gray(picture)[:, :, None] for picture in (one, other)]
     colors.sort(key=lambda color: float((color**2).sum()))
     pale, vivid = colors
