@@ -8,8 +8,9 @@ dinov2-vits14, and copies of their vectors with noise, which point at the same f
 own that sends its next request when the answer is there; three rounds of --seconds, one of each kind (200 s each: ten
 minutes in all). The server's memory and its time of the processor are read from /metrics every five seconds. With
 --before the server of an earlier checkout takes turns with this one, four turns a round and each its --seconds in all;
-so the ratio holds where the machine's speed drifts. Writes results/service_load_DATE.json. Clients and server share the
-machine's cores.
+so the ratio holds where the machine's speed drifts; the side that begins changes from turn to turn. Writes
+results/service_load_DATE.json, with the size in its name where that is another. Clients and server share the machine's
+cores.
 """
 
 from __future__ import annotations
@@ -183,7 +184,8 @@ def measure_kind(
         for address in addresses.values():
             Round().run(pool, kind, address, folder, range(100, 100 + num_clients), 2.0)  # warm up
         for turn in range(num_turns):
-            for side, address in addresses.items():
+            sides = list(addresses.items())
+            for side, address in sides if turn % 2 == 0 else reversed(sides):
                 seeds = range(turn * num_clients, (turn + 1) * num_clients)
                 rounds[side].run(pool, kind, address, folder, seeds, seconds / num_turns)
     return [one.describe(kind, side) for side, one in rounds.items()]
@@ -228,7 +230,8 @@ def main() -> None:
         "resident_mib": arguments.resident_mib,
         "rounds": rounds,
     }
-    kind = "" if arguments.resident_mib else "_on_disk"
+    kind = "" if arguments.image_size == IMAGE_SIZE else f"_{arguments.image_size}px"
+    kind += "" if arguments.resident_mib else "_on_disk"
     (RESULTS / f"service_load_{result['date']}{kind}.json").write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps(result, indent=2))
 
