@@ -117,8 +117,8 @@ def settle(wholes: FloatImages, parts: FloatImages, frames: Frames) -> tuple[Fra
     best, least = frames, _measure_laid(wholes, parts, frames)
     for _ in range(NUM_COARSE_ROUNDS):
         frames = frames + find_moves(wholes, parts, frames, 1.0)
-        sides = frames[:, 1::2] - frames[:, ::2]
-        frames = np.where((sides > 2 * COARSE_TILE_PX).all(axis=1)[:, None], frames, best)
+        shorter = (frames[:, 1::2] - frames[:, ::2]).min(axis=1, keepdims=True)
+        frames = np.where(shorter > 2 * COARSE_TILE_PX, frames, best)
     moved = _measure_laid(wholes, parts, frames)
     is_better = (moved > least) & np.isfinite(frames).all(axis=1) & (np.abs(frames - best) < max(shape) / 4).all(axis=1)
     return np.where(is_better[:, None], frames, best), np.where(is_better, moved, least)
