@@ -11,20 +11,22 @@ four quarters (which share no pixel) instead of themselves.
 
 A pair is right where both are one original or copies of the same one. Sources may hold near-duplicates of their own,
 which count as wrong here: the precision is a lower bound, and the pages OUT/seed-N/wrong.html show which pairs those
-are. What copies need is calibrated as by `vitrieve duplicates`: on copies that are drawn anew. --threshold compares
-vectors alone.
+are. Photographs and drawings are told apart by their files: pairs of two JPEGs are those of photographs. What copies
+need is calibrated as by `vitrieve duplicates`: on copies that are drawn anew. --threshold compares vectors alone.
 `imagededup` (pip install imagededup; beside this environment) has a perceptual hash and a CNN (MobileNetV3, whose
 weights it fetches). Its comparison is also run on the vectors of --encoder, of at most PEER_MAX_IMAGES pictures. Its
 thresholds are its defaults. Where the package or the weights are missing, the result says so.
 
 Times are seconds of the clock, and of the processor in all threads and processes; embedding apart from finding.
-Whatever is done is kept in OUT: a second start goes on. (It cannot tell the time of embeddings that it found.) The end
-writes benchmarks/results/duplicates_DATE_NUM.json and prints a table.
+Whatever is done is kept in OUT: a second start goes on. (It cannot tell the time of embeddings that it found.) OUT
+belongs to one choice of settings; a start with others is refused. To measure a seed again with other code, remove
+OUT/seed-N.json. The end writes benchmarks/results/duplicates_DATE_NUM.json and prints a table.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import json
 import logging
@@ -50,6 +52,7 @@ from vitrieve.data.decode import measure_image, read_image, read_image_bytes
 from vitrieve.data.records import Dataset, ImageRecord
 from vitrieve.data.sources import read_collection
 from vitrieve.embed.collection import EmbedSettings, embed_collection
+from vitrieve.errors import DecodeError
 from vitrieve.machine import count_cores
 from vitrieve.progress import track
 from vitrieve.runtime.encoder import Encoder, load_encoder
@@ -60,6 +63,7 @@ LEAST_SIDE_PX = 200
 """Shorter pictures are not cut into quarters."""
 SPARE_FRACTION = 0.05
 """Pictures that are drawn beyond those wanted: some are the same, and some cannot be read."""
+JPEG_SUFFIXES = (".jpg", ".jpeg")
 PEER_MAX_IMAGES = 20_000
 """imagededup holds the similarities of all pairs in memory."""
 Pair = tuple[str, str]
@@ -104,8 +108,9 @@ def cut_some(records: Iterable[ImageRecord], num_missing: int) -> Iterator[Image
     """Yield the four quarters of the first JPEGs instead of themselves, until these make up for what is missing."""
     for record in records:
         width, height = (0, 0)
-        if num_missing > 0 and record.path.suffix.lower() in (".jpg", ".jpeg"):
-            width, height = measure_image(read_image_bytes(record.path))
+        if num_missing > 0 and record.path.suffix.lower() in JPEG_SUFFIXES:
+            with contextlib.suppress(DecodeError):  # whoever looks at the picture finds out why
+                width, height = measure_image(read_image_bytes(record.path))
         if min(width, height) < LEAST_SIDE_PX:
             yield record
             continue
@@ -130,7 +135,7 @@ def plant(originals: Sequence[Original], folder: Path, num_copies: int, seed: in
 
     def write(what: tuple[str, int]) -> str:
         kind, number = what
-        path = folder / (f"{kind}-{number:06}.jpg" if kind else f"{number:06}.jpg")
+        path = folder / (f"{kind}-{name_original(number)}" if kind else name_original(number))
         if not path.exists():
             image = originals[number].read()
             if kind:
@@ -140,7 +145,7 @@ def plant(originals: Sequence[Original], folder: Path, num_copies: int, seed: in
         return path.name
 
     written = track(map_ahead(write, wanted, count_cores()), "write pictures", total=len(wanted), is_shown=True)
-    return {name: f"{number:06}.jpg" for name, (kind, number) in zip(written, wanted, strict=True) if kind}
+    return {name: name_original(number) for name, (kind, number) in zip(written, wanted, strict=True) if kind}
 
 
 def list_true_pairs(planted: dict[str, str]) -> set[Pair]:
@@ -154,9 +159,27 @@ def order(one: str, other: str) -> Pair:
     return (one, other) if one < other else (other, one)
 
 
-def measure(found: Iterable[Pair], planted: dict[str, str]) -> dict[str, Any]:
-    """Compute precision of the pairs, recall of the planted copies with their originals, by kind too."""
+def list_drawings(originals: Sequence[Original], planted: dict[str, str]) -> set[str]:
+    """List the names of pictures that are drawings, copies too: what is no JPEG in its source."""
+    numbers = enumerate(originals)
+    drawn = {name_original(number) for number, one in numbers if Path(one.path).suffix.lower() not in JPEG_SUFFIXES}
+    return drawn | {copy for copy, original in planted.items() if original in drawn}
+
+
+def name_original(number: int) -> str:
+    return f"{number:06}.jpg"
+
+
+def measure(found: Iterable[Pair], planted: dict[str, str], drawings: set[str]) -> dict[str, Any]:
+    """Compute precision of the pairs, recall of the planted copies with their originals, by kind too.
+
+    Args:
+        found: The pairs.
+        planted: Name of each copy -> name of its original.
+        drawings: Names of the pictures that are no photographs; a pair with one of them is one of drawings.
+    """
     pairs, true = {order(*pair) for pair in found}, list_true_pairs(planted)
+    of_drawings = {pair for pair in pairs if drawings & set(pair)}
     of_kind = {
         kind: [order(copy, original) in pairs for copy, original in planted.items() if copy.startswith(f"{kind}-")]
         for kind in COPIES
@@ -167,8 +190,20 @@ def measure(found: Iterable[Pair], planted: dict[str, str]) -> dict[str, Any]:
         "num_pairs": len(pairs),
         "precision": precision,
         "recall": recall,
+        "photographs": measure_part(pairs - of_drawings, true, set(planted) - drawings, planted),
+        "drawings": measure_part(of_drawings, true, set(planted) & drawings, planted),
         "f1": 2 * precision * recall / (precision + recall) if precision + recall else 0.0,
-        "recall_by_kind": {kind: float(np.mean(values)) for kind, values in of_kind.items()},
+        "recall_by_kind": {kind: float(np.mean(values)) for kind, values in of_kind.items() if values},
+    }
+
+
+def measure_part(pairs: set[Pair], true: set[Pair], copies: set[str], planted: dict[str, str]) -> dict[str, Any]:
+    """Compute precision of some of the pairs, and recall of some of the copies; None where there are none."""
+    return {
+        "num_pairs": len(pairs),
+        "precision": len(pairs & true) / len(pairs) if pairs else None,
+        "num_copies": len(copies),
+        "recall": sum(order(copy, planted[copy]) in pairs for copy in copies) / len(copies) if copies else None,
     }
 
 
@@ -202,7 +237,12 @@ def embed(encoder: Encoder, dataset: Dataset, folder: Path) -> tuple[Material, d
 
 
 def measure_ours(
-    encoder: Encoder, dataset: Dataset, planted: dict[str, str], threshold: float | None, folder: Path
+    encoder: Encoder,
+    dataset: Dataset,
+    planted: dict[str, str],
+    drawings: set[str],
+    threshold: float | None,
+    folder: Path,
 ) -> tuple[dict[str, Any], Material]:
     material, embed_times = embed(encoder, dataset, folder / "embeddings")
     clock = Clock()
@@ -217,7 +257,7 @@ def measure_ours(
         "method": "vitrieve duplicates",
         "threshold": report.threshold,
         **times,
-        **measure(list_group_pairs(report), planted),
+        **measure(list_group_pairs(report), planted, drawings),
         "num_wrong_groups": len(wrong),
         "calibration": report.to_json()["calibration"],
     }, material
@@ -228,7 +268,9 @@ def write_wrong(report: DuplicateReport, wrong: tuple[DuplicateGroup, ...], path
     write_duplicates_page(replace(report, groups=wrong), path)
 
 
-def measure_peers(pictures: Path, planted: dict[str, str], material: Material) -> list[dict[str, Any]]:
+def measure_peers(
+    pictures: Path, planted: dict[str, str], drawings: set[str], material: Material
+) -> list[dict[str, Any]]:
     """Run imagededup's hash and CNN with their defaults, and its comparison on our vectors."""
     try:
         from imagededup.methods import CNN, PHash
@@ -268,7 +310,7 @@ def measure_peers(pictures: Path, planted: dict[str, str], material: Material) -
             rows.append({"method": name, "missing": f"{type(error).__name__}: {error}"[:300]})
             continue
         pairs = [(one, other) for one, others in found.items() for other in others]
-        rows.append({"method": name, **times, **measure(pairs, planted)})
+        rows.append({"method": name, **times, **measure(pairs, planted, drawings)})
     return rows
 
 
@@ -291,16 +333,18 @@ def measure_seed(arguments: argparse.Namespace, encoder: Encoder, seed: int) -> 
         raise SystemExit(f"the sources hold {len(originals):,} different pictures, {num_originals:,} are wanted.")
     planted = plant(originals, folder / "pictures", arguments.copies, seed)
     dataset = read_collection(str(folder / "pictures"))
-    ours, material = measure_ours(encoder, dataset, planted, arguments.threshold, folder)
-    peers = [] if arguments.no_peers else measure_peers(folder / "pictures", planted, material)
+    drawings = list_drawings(originals, planted)
+    ours, material = measure_ours(encoder, dataset, planted, drawings, arguments.threshold, folder)
+    write_text_durably(folder / "ours.json", json.dumps(ours, indent=1))  # the peers may take hours
+    peers = [] if arguments.no_peers else measure_peers(folder / "pictures", planted, drawings, material)
     return [{"seed": seed, "num_images": len(dataset.records), **row} for row in (ours, *peers)]
 
 
 def print_rows(rows: Sequence[dict[str, Any]]) -> None:
     times = ("embed_seconds", "embed_cpu_seconds", "find_seconds", "find_cpu_seconds")
     print(
-        f"{'method':<34}{'seed':>5}{'images':>9}{'precision':>10}{'recall':>8}{'embed s':>9}{'(cpu)':>8}"
-        f"{'find s':>8}{'(cpu)':>8}"
+        f"{'method':<34}{'seed':>5}{'images':>9}{'precision':>10}{'(photos)':>9}{'recall':>8}{'(photos)':>9}"
+        f"{'embed s':>9}{'(cpu)':>8}{'find s':>8}{'(cpu)':>8}"
     )
     for row in rows:
         if "missing" in row:
@@ -308,11 +352,33 @@ def print_rows(rows: Sequence[dict[str, Any]]) -> None:
             continue
         print(
             f"{row['method']:<34}{row['seed']:>5}{row['num_images']:>9,}{100 * row['precision']:>10.1f}"
-            f"{100 * row['recall']:>8.1f} "
+            f"{format_share(row['photographs']['precision']):>9}{100 * row['recall']:>8.1f}"
+            f"{format_share(row['photographs']['recall']):>9} "
             + "".join(f"{row[name]:>8.1f}" if name in row else f"{'-':>8}" for name in times)
             + "   "
             + ", ".join(f"{kind} {100 * share:.0f}" for kind, share in row["recall_by_kind"].items())
         )
+
+
+def format_share(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.1f}"
+
+
+def hold_to_settings(folder: Path, settings: dict[str, str]) -> None:
+    """Note what a folder's pictures and embeddings are made by.
+
+    Raises:
+        SystemExit: The folder belongs to other settings.
+    """
+    path = folder / "settings.json"
+    kept = json.loads(path.read_text()) if path.exists() else settings
+    other = [
+        f"{key} {kept.get(key)} instead of {settings.get(key)}" for key in settings if kept.get(key) != settings[key]
+    ]
+    if other:
+        raise SystemExit(f"{folder} belongs to other settings: {', '.join(other)}. Name another folder, or remove it.")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text_durably(path, json.dumps(settings, indent=1))
 
 
 def main() -> None:
@@ -328,17 +394,17 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--no-peers", action="store_true")
     arguments = parser.parse_args()
-    encoder = load_encoder(arguments.encoder, image_size=arguments.image_size)
     settings = {key: str(value) for key, value in vars(arguments).items() if key not in ("out", "data", "seeds")}
     settings["data"] = " ".join(source.rpartition("/")[2] for source in arguments.data)
+    hold_to_settings(arguments.out, settings)
+    encoder = load_encoder(arguments.encoder, image_size=arguments.image_size)
     rows: list[dict[str, Any]] = []
     for seed in arguments.seeds:
         path = arguments.out / f"seed-{seed}.json"
-        kept = json.loads(path.read_text()) if path.exists() else {}
-        if kept.get("settings") != settings:
-            kept = {"settings": settings, "rows": measure_seed(arguments, encoder, seed)}
-            write_text_durably(path, json.dumps(kept, indent=1))
-        rows += kept["rows"]
+        if not path.exists():
+            measured = {"settings": settings, "rows": measure_seed(arguments, encoder, seed)}
+            write_text_durably(path, json.dumps(measured, indent=1))
+        rows += json.loads(path.read_text())["rows"]
     result = {"settings": settings, "fingerprint": encoder.fingerprint, "engine": encoder.engine, "rows": rows}
     written = Path(__file__).parent / "results" / f"duplicates_{date.today()}_{arguments.num_images}.json"
     write_text_durably(written, json.dumps(result, indent=1) + "\n")

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
+from itertools import pairwise
 
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
+from tests.curation.drawings import draw_clock, draw_ring
 from tests.curation.sweaters import draw_ground, lay_sweater
-from vitrieve.curation.agreement import NO_AGREEMENT, make_picture, measure_agreement
+from vitrieve.curation import agreement
+from vitrieve.curation.agreement import NO_AGREEMENT, AnyPicture, make_picture, measure_agreements
+from vitrieve.curation.comparing import measure_copies
 from vitrieve.curation.copies import COPIES
-from vitrieve.curation.links import LEAST_AGREEMENT, measure_copies
+from vitrieve.curation.links import LEAST_AGREEMENT
 from vitrieve.curation.registration import Place, find_places, make_thumbnail
 
 
 def measure(one: Image.Image, other: Image.Image) -> float:
     return measure_copies(one, [other])[0]
+
+
+def measure_laid(one: AnyPicture, other: AnyPicture, place: Place, **settings: int) -> float:
+    return measure_agreements([one], [other], [place], **settings)[0].value
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -45,6 +54,16 @@ def test_one_cut_in_two_colors_is_no_copy_but_a_gray_copy_is() -> None:
     assert measure(red, ImageOps.mirror(red)) > 0.95
 
 
+def test_clocks_that_tell_different_times_are_no_copies_but_a_clock_with_a_line_of_text_is_one() -> None:
+    times = [(2, 0), (4, 30), (7, 0), (9, 30), (12, 0)]
+    clocks = [draw_clock(*time) for time in times]
+    assert max(measure(one, other) for one, other in pairwise(clocks)) < LEAST_AGREEMENT
+    assert measure(draw_ring(0.8), draw_ring(0.6)) < LEAST_AGREEMENT
+    for picture in (clocks[0], draw_ring(0.8)):
+        for seed, make in enumerate(COPIES.values()):
+            assert measure(picture, make(picture, np.random.default_rng(seed))) > 0.9
+
+
 def test_a_small_difference_is_a_caption_and_a_large_one_a_thing() -> None:
     ground = lay_sweater(draw_ground(1), 1)
     values = []
@@ -61,18 +80,69 @@ def test_the_place_is_made_exact_to_a_fraction_of_a_pixel() -> None:
     picture = lay_sweater(draw_ground(2), 2)
     part = make_picture(picture.crop((31, 23, 31 + 188, 23 + 235)))
     whole = make_picture(picture)
-    right = Place(fit=1.0, scale=235 / 300, top=23 / 300, left=31 / 240)
-    wrong = right._replace(scale=0.8, top=26 / 300, left=27 / 240)
-    exact = measure_agreement(whole, part, right, num_rounds=0)
-    assert measure_agreement(whole, part, wrong, num_rounds=0) < 0.8
-    assert measure_agreement(whole, part, wrong) > exact - 0.05
+    right = Place(fit=1.0, top=23 / 300, bottom=258 / 300, left=31 / 240, right=219 / 240)
+    wrong = right._replace(top=26 / 300, bottom=266 / 300, left=27 / 240, right=219 / 240)
+    exact = measure_laid(whole, part, right, num_rounds=0)
+    assert measure_laid(whole, part, wrong, num_rounds=0) < 0.8
+    (found,) = measure_agreements([whole], [part], [wrong])
+    assert found.value > exact - 0.05
+    assert found.place[2:] == pytest.approx(right[2:], abs=0.005)
 
 
 def test_what_is_too_small_or_plain_gives_no_wrong_answer() -> None:
     tiny = np.zeros((5, 5, 3), dtype=np.uint8)
-    assert measure_agreement(tiny, tiny, Place()) == NO_AGREEMENT
+    assert measure_laid(tiny, tiny, Place()) == NO_AGREEMENT
     plain = np.full((40, 40), 7, dtype=np.uint8)
-    assert measure_agreement(plain, plain, Place()) == pytest.approx(1)
-    assert measure_agreement(plain, np.full((96, 2, 3), 9, dtype=np.uint8), Place()) == NO_AGREEMENT
+    assert measure_laid(plain, plain, Place()) == pytest.approx(1)
+    assert measure_laid(plain, np.full((96, 2), 9, dtype=np.uint8), Place(right=0.1)) == NO_AGREEMENT
     for side in (1, 2, 13, 14, 700):
         assert measure(Image.new("RGB", (side, side)), lay_sweater(draw_ground(0), 0)) < LEAST_AGREEMENT
+
+
+def test_many_pairs_of_several_sizes_agree_as_each_alone_does() -> None:
+    pictures = [lay_sweater(draw_ground(seed % 3), seed).resize((240 - 20 * (seed % 4), 300)) for seed in range(6)]
+    copies = [make(one, np.random.default_rng(seed)) for seed, one in enumerate(pictures) for make in COPIES.values()]
+    firsts = [make_picture(picture) for picture in pictures for _ in COPIES]
+    seconds = [make_picture(copy) for copy in copies]
+    places = find_places(*([make_thumbnail(Image.fromarray(one)) for one in side] for side in (firsts, seconds)))
+    together = measure_agreements(firsts, seconds, places)
+    alone = [
+        measure_agreements([one], [other], [place])[0]
+        for one, other, place in zip(firsts, seconds, places, strict=True)
+    ]
+    assert [one.value for one in together] == pytest.approx([one.value for one in alone], abs=1e-4)
+    assert [one.place for one in together] == [pytest.approx(one.place, abs=1e-4) for one in alone]
+    assert np.mean([one.value > LEAST_AGREEMENT for one in together]) > 0.9
+    assert measure_agreements([], [], []) == []
+
+
+def test_the_worst_region_is_that_of_a_slow_search() -> None:
+    generator = np.random.default_rng(0)
+    for shape in ((61, 83), (30, 90), (20, 20)):
+        tiles = generator.uniform(-1, 1, shape)
+        tiles[: shape[0] // 2, : shape[1] // 2] -= 0.5
+        worst = search_worst(tiles, 90)
+        assert agreement._find_worst(tiles, 90, 1.0) == worst
+        assert agreement._find_worst(tiles, 90, worst - 0.01) == worst - 0.01
+
+
+def test_means_of_squares_are_those_of_a_slow_loop() -> None:
+    pictures = np.random.default_rng(0).uniform(0, 255, (2, 13, 17)).astype(np.float32)
+    for size in (1, 3, 4, 7, 13):
+        found = agreement._average(pictures, size)
+        assert found.shape == (2, 14 - size, 18 - size)
+        for row, column in itertools.product(range(14 - size), range(18 - size)):
+            means = pictures[:, row : row + size, column : column + size].mean(axis=(1, 2))
+            assert found[:, row, column] == pytest.approx(means, rel=1e-5)
+
+
+def search_worst(tiles: np.ndarray, longest_px: int) -> float:
+    """Sort the tiles of each region."""
+    height, width = (min(round(agreement.REGION * longest_px), side) for side in tiles.shape)
+    step = max(1, round(agreement.TILE * longest_px / 3))
+    worst = np.inf
+    for top in range(0, tiles.shape[0] - height + 1, step):
+        for left in range(0, tiles.shape[1] - width + 1, step):
+            values = np.sort(tiles[top : top + height, left : left + width], axis=None)
+            worst = min(worst, values[min(len(values) - 1, int((1 - agreement.AGREEING_SHARE) * len(values)))])
+    return worst

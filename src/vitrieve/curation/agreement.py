@@ -4,23 +4,23 @@
 Most of that can come from a ground that both show: two sweaters on one table correlate by 0.98. So the two are laid on
 each other to a fraction of a pixel, and compared tile by tile, in structure, lightness and color. Three quarters of all
 tiles have to agree, and a quarter of those in every region of three tenths of the longer side: a line of text may
-differ, a thing may not.
+differ, a thing may not. In a flat drawing nearly all tiles agree, because both are even there. So what is there in the
+one picture alone and, elsewhere, in the other alone counts more: the hands of two clocks.
 
 Source: the structure term of Wang, Bovik, Sheikh and Simoncelli, *Image Quality Assessment: From Error Visibility to
-Structural Similarity*, 2004, equation 13; the alignment is that of Lucas and Kanade, 1981, for four edges, brightness
-and contrast, with Cauchy's weights. What differs is that the worst region counts, and not the mean.
+Structural Similarity*, 2004, equation 13. What differs is that the worst region counts, and not the mean.
 """
 
 from __future__ import annotations
 
-import functools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from numpy.lib.stride_tricks import sliding_window_view
 from PIL import Image
 
+from vitrieve.curation.alignment import FloatImages, Frames, cover, find_moves, multiply, resample
 from vitrieve.curation.registration import Place
 
 PICTURE_PX = 96
@@ -29,8 +29,6 @@ BLURS = (0.02, 0.008)
 """Blurs under which a place is made more exact, one after the other, as shares of the whole's longer side."""
 NUM_ROUNDS = 4
 """Steps of that under each blur."""
-MAX_STEP = 0.02
-"""The farthest that an edge moves in a step, as a share of the longer side."""
 TILE = 0.07
 """Side of the tiles in which structure and color are compared, as a share of the longer side."""
 REGION = 0.3
@@ -42,24 +40,35 @@ DIFFERING_SHARE = 0.25
 GRAY_NOISE, COLOR_NOISE, LIGHT_NOISE = 4.0, 12.0, 40.0
 """Deviations in [0, 255] that tell nothing: of gray values and of colors those of compression and of even areas; of the
 lightness of a tile that of a picture whose contrast was changed."""
+STRUCTURE, EVEN_SHARE = 12.0, 0.4
+"""Deviation of gray values from which a tile shows something; where the other picture's deviation is less than this
+share of it, that is even there."""
+EXCHANGE_WEIGHT = 10.0
+"""By how much each tile that is exchanged lowers the agreement, as a multiple of its share. A line of text is there in
+one picture and covers little in the other; the hands of two clocks are in two places (``dev/LOG.md``)."""
 LEAST_PX = 12
 """Pictures, or what they share, tell nothing where a side is shorter."""
 NO_AGREEMENT = -1.0
+EDGES = ("top", "bottom", "left", "right")
 
 AnyPicture = npt.NDArray[np.uint8]
 FloatImage = npt.NDArray[np.float32]
 Numbers = npt.NDArray[np.float64]
-Span = tuple[int, int]
 _TO_GRAY = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 
 
-class Frame(NamedTuple):
-    """Where the edges of a part lie in a whole, in pixels of the whole."""
+class Agreement(NamedTuple):
+    """How well two pictures agree, and where one lies in the other.
 
-    top: float
-    bottom: float
-    left: float
-    right: float
+    Attributes:
+        value: Agreement in [-1, 1]: near 1 for copies, whatever their brightness, contrast and saturation; low where
+            much of the two, or a region, shows two different things or two colors; ``NO_AGREEMENT`` where too little is
+            there.
+        place: Where the one lies in the other, after it was made more exact.
+    """
+
+    value: float
+    place: Place
 
 
 def make_picture(image: Image.Image) -> AnyPicture:
@@ -73,179 +82,230 @@ def make_picture(image: Image.Image) -> AnyPicture:
     return np.asarray(image.resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0))
 
 
-def measure_agreement(first: AnyPicture, second: AnyPicture, place: Place, *, num_rounds: int = NUM_ROUNDS) -> float:
-    """Compute how well two pictures agree in their worst region, where one of them lies in the other.
+def measure_agreements(
+    firsts: Sequence[AnyPicture],
+    seconds: Sequence[AnyPicture],
+    places: Sequence[Place],
+    *,
+    num_rounds: int = NUM_ROUNDS,
+    blurs: tuple[float, ...] = BLURS,
+) -> list[Agreement]:
+    """Compute how well two pictures of each pair agree in their worst region, where one of them lies in the other.
 
     Args:
-        first: ``(H, W)`` gray values or ``(H, W, 3)`` colors of one picture, in [0, 255].
-        second: Those of the other, of any size.
-        place: Where one of the two lies in the other (``find_places``).
+        firsts: ``(H, W)`` gray values or ``(H, W, 3)`` colors of each pair's one picture, in [0, 255].
+        seconds: Those of the other, of any size. Pairs of equal sizes take less time together than one by one.
+        places: Where one of the two lies in the other (``find_places``).
         num_rounds: Steps under each blur that make the place more exact; 0: it is taken as it is.
-
-    Returns:
-        Agreement in [-1, 1]: near 1 for copies, whatever their brightness, contrast and saturation; low where much of
-        the two, or a region, shows two different things or two colors; ``NO_AGREEMENT`` where too little is there.
+        blurs: Those blurs.
     """
-    whole, part = (second, first) if place.is_swapped else (first, second)
-    return _measure(whole.astype(np.float32), part.astype(np.float32), place, num_rounds)
+    found = [Agreement(NO_AGREEMENT, place) for place in places]
+    alike: dict[tuple[tuple[int, ...], ...], list[tuple[int, _Pair]]] = {}
+    for number, three in enumerate(zip(firsts, seconds, places, strict=True)):
+        pair = _prepare(*three)
+        alike.setdefault((pair.whole.shape, pair.part.shape), []).append((number, pair))
+    for group in alike.values():
+        numbers, pairs = zip(*group, strict=True)
+        for number, pair, (value, shares) in zip(numbers, pairs, _measure(pairs, num_rounds, blurs), strict=True):
+            place = pair.place._replace(**dict(zip(EDGES, shares.tolist(), strict=True)))
+            found[number] = Agreement(value, place)
+    return found
 
 
-def _measure(whole: FloatImage, part: FloatImage, place: Place, num_rounds: int) -> float:
-    scale = place.scale * min(whole.shape[0] / part.shape[0], whole.shape[1] / part.shape[1])
+class _Pair(NamedTuple):
+    """A whole, a part, and where it lies; the whole is not coarser than the part in its place."""
+
+    whole: FloatImage
+    part: FloatImage
+    place: Place
+
+
+def _prepare(first: AnyPicture, second: AnyPicture, place: Place) -> _Pair:
+    whole, part = (side.astype(np.float32) for side in ((second, first) if place.is_swapped else (first, second)))
+    sides = ((place.bottom - place.top) * whole.shape[0], (place.right - place.left) * whole.shape[1])
+    scale = min(sides[0] / part.shape[0], sides[1] / part.shape[1])
     if scale > 1:  # the coarser of the two says in which pixels they are compared
         height, width = (max(1, round(side / scale)) for side in whole.shape[:2])
-        whole = _resample(whole, Frame(0, height, 0, width), (0, height), (0, width))
-        scale = 1.0
-    top, left = place.top * whole.shape[0], place.left * whole.shape[1]
-    frame = Frame(top, top + scale * part.shape[0], left, left + scale * part.shape[1])
-    gray = _to_gray(whole)
-    part = max((part, part[:, ::-1]), key=lambda side: _correlate(gray, _to_gray(side), frame))
-    found = _align(gray, _to_gray(part), frame, num_rounds) if num_rounds else frame
-    if found is None:
+        whole = _lay(whole, np.array([0.0, height, 0.0, width]), (height, width))
+    return _Pair(whole, part, place)
+
+
+def _measure(pairs: Sequence[_Pair], num_rounds: int, blurs: tuple[float, ...]) -> list[tuple[float, Numbers]]:
+    """Return of pairs of the same sizes the agreement, and the edges of the part as shares of the whole's sides."""
+    grays = np.stack([_to_gray(pair.whole) for pair in pairs])
+    gray_parts = np.stack([_to_gray(pair.part) for pair in pairs])
+    shape = grays.shape[1:]
+    sides = np.repeat(shape, 2)
+    frames = np.array([[getattr(pair.place, edge) for edge in EDGES] for pair in pairs]) * sides
+    is_mirrored = _fit(grays, gray_parts[:, :, ::-1], frames) > _fit(grays, gray_parts, frames)
+    gray_parts[is_mirrored] = gray_parts[is_mirrored, :, ::-1]
+    is_lost = np.zeros(len(pairs), dtype=bool)
+    if num_rounds:
+        frames, is_lost = _align(grays, gray_parts, frames, num_rounds, blurs)
+    values = []
+    for pair, frame, mirrored, lost in zip(pairs, frames, is_mirrored.tolist(), is_lost.tolist(), strict=True):
+        part = pair.part[:, ::-1] if mirrored else pair.part
+        values.append(NO_AGREEMENT if lost else _compare(pair.whole, part, frame))
+    return list(zip(values, frames / sides, strict=True))
+
+
+def _compare(whole: FloatImage, part: FloatImage, frame: Numbers) -> float:
+    rows, columns = (
+        slice(int(inside.argmax()), int(inside.argmax() + inside.sum()))
+        for (inside,) in cover(frame[None], whole.shape[:2], 0.0)
+    )
+    longest = max(whole.shape[:2])
+    tile = max(3, round(TILE * longest))
+    if min(rows.stop - rows.start, columns.stop - columns.start) < max(LEAST_PX, 2 * tile):
         return NO_AGREEMENT
-    (rows, columns), tile = _cover(found, gray.shape, 0.0), max(3, round(TILE * max(gray.shape)))
-    if min(rows[1] - rows[0], columns[1] - columns[0]) < max(LEAST_PX, 2 * tile):
-        return NO_AGREEMENT
-    laid = _resample(part, found, rows, columns)
-    tiles = _compare_tiles(laid, whole[slice(*rows), slice(*columns)], tile)
-    return min(float(np.quantile(tiles, DIFFERING_SHARE)), _find_worst(tiles, max(gray.shape)))
+    laid = _lay(part, frame, whole.shape[:2])
+    tiles, exchanged = _compare_tiles(laid[rows, columns], whole[rows, columns], tile)
+    place = int(DIFFERING_SHARE * (tiles.size - 1))
+    reached = min(float(np.partition(tiles, place, axis=None)[place]), 1 - EXCHANGE_WEIGHT * exchanged)
+    return max(NO_AGREEMENT, _find_worst(tiles, longest, reached))
 
 
 def _to_gray(picture: FloatImage) -> FloatImage:
     return picture if picture.ndim == 2 else picture @ _TO_GRAY
 
 
-def _cover(frame: Frame, shape: tuple[int, ...], margin: float) -> tuple[Span, Span]:
-    """Return the rows and columns of the whole that lie in a frame, and at least so far away from its edges."""
-    slack = 1e-3  # a whole pixel that rounding has cut by that much is one
-    rows, columns = (
-        (
-            max(0, int(np.ceil(start + margin - slack))),
-            min(side, int(np.floor(stop - margin + slack))),
-        )
-        for start, stop, side in zip(frame[::2], frame[1::2], shape, strict=False)
-    )
-    return rows, columns
-
-
-def _resample(part: FloatImage, frame: Frame, rows: Span, columns: Span) -> FloatImage:
-    """Lay a part into a frame; return those rows and columns of the whole, each pixel the mean of what it covers."""
-    down = _weigh(part.shape[0], frame.top, frame.bottom, rows)
-    across = _weigh(part.shape[1], frame.left, frame.right, columns)
+def _lay(part: FloatImage, frame: Numbers, shape: tuple[int, ...]) -> FloatImage:
+    """Lay a gray or colored part into a frame, on the pixels of the whole."""
     if part.ndim == 2:
-        return np.asarray(down @ part @ across.T, dtype=np.float32)
-    return np.stack([down @ part[:, :, channel] @ across.T for channel in range(part.shape[2])], axis=2)
+        return resample(part[None], frame[None], shape)[0]
+    return resample(np.ascontiguousarray(part.transpose(2, 0, 1)), frame[None], shape).transpose(1, 2, 0)
 
 
-def _weigh(num_old: int, start: float, stop: float, span: Span) -> FloatImage:
-    """Compute shares of old pixels, which lie between two edges, in new ones: ``(number of new ones, num_old)``."""
-    edges = (np.arange(span[0], span[1] + 1) - start) * (num_old / (stop - start))
-    old = np.arange(num_old)
-    covered = np.maximum(0, np.minimum(edges[1:, None], old + 1) - np.maximum(edges[:-1, None], old))
-    weights: FloatImage = (covered / np.maximum(covered.sum(axis=1, keepdims=True), 1e-6)).astype(np.float32)
-    return weights
+def _fit(wholes: FloatImages, parts: FloatImages, frames: Frames) -> Numbers:
+    """Correlate parts with what they cover: ``(P,)``."""
+    rows, columns = cover(frames, wholes.shape[1:], 0.0)
+    is_covered = (rows[:, :, None] & columns[:, None, :]).astype(np.float32)
+    num_covered = np.maximum(is_covered.sum(axis=(1, 2), keepdims=True), 1)
+    one, other = (
+        is_covered * (picture - (picture * is_covered).sum(axis=(1, 2), keepdims=True) / num_covered)
+        for picture in (wholes, resample(parts, frames, wholes.shape[1:]))
+    )
+    norms = [np.sqrt(np.einsum("phw,phw->p", picture, picture)) for picture in (one, other)]
+    return np.asarray(np.einsum("phw,phw->p", one, other) / np.maximum(norms[0] * norms[1], 1e-6), dtype=np.float64)
 
 
-def _correlate(whole: FloatImage, part: FloatImage, frame: Frame) -> float:
-    rows, columns = _cover(frame, whole.shape, 0.0)
-    laid, covered = _resample(part, frame, rows, columns), whole[slice(*rows), slice(*columns)]
-    if not laid.size:
-        return 0.0
-    laid, covered = laid - laid.mean(), covered - covered.mean()
-    return float((laid * covered).sum() / max(1e-6, float(np.linalg.norm(laid) * np.linalg.norm(covered))))
-
-
-def _align(whole: FloatImage, part: FloatImage, frame: Frame, num_rounds: int) -> Frame | None:
-    """Move the edges of a frame to where the part in it is most like the whole; None where it becomes too small.
+def _align(
+    wholes: FloatImages, parts: FloatImages, frames: Frames, num_rounds: int, blurs: tuple[float, ...]
+) -> tuple[Frames, npt.NDArray[np.bool_]]:
+    """Move the edges of frames to where the part in each is most like the whole; say which have become too small.
 
     What the blur mixes with what lies beyond the part's own edges is left out, so that no frame around it pulls.
     """
-    longest = max(whole.shape)
-    for share in BLURS:
-        sigma = max(0.5, share * longest)
-        smooth = _blur(whole, (sigma, sigma))
-        scales = (part.shape[0] / (frame.bottom - frame.top), part.shape[1] / (frame.right - frame.left))
-        smooth_part = _blur(part, (sigma * scales[0], sigma * scales[1]))
+    is_lost = np.zeros(len(frames), dtype=bool)
+    for share in blurs:
+        sigma = max(0.5, share * max(wholes.shape[1:]))
+        scales = np.array(parts.shape[1:]) / (frames[:, 1::2] - frames[:, ::2])
+        smooth, smooth_parts = _blur(wholes, np.full((1, 2), sigma)), _blur(parts, sigma * scales)
         for _ in range(num_rounds):
-            rows, columns = _cover(frame, whole.shape, 2 * sigma)
-            if min(rows[1] - rows[0], columns[1] - columns[0]) < LEAST_PX:
-                return None
-            moves = _find_moves(smooth[slice(*rows), slice(*columns)], smooth_part, frame, rows, columns)
-            limit = MAX_STEP * longest
-            frame = Frame(*(np.array(frame) + np.clip(moves, -limit, limit)).tolist())
-    return frame
+            inside = cover(frames, wholes.shape[1:], 2 * sigma)
+            is_lost |= np.minimum(*(of_side.sum(axis=1) for of_side in inside)) < LEAST_PX
+            moves = find_moves(smooth, smooth_parts, frames, 2 * sigma)
+            frames = np.where(is_lost[:, None], frames, frames + moves)
+    return frames, is_lost
 
 
-def _find_moves(covered: FloatImage, part: FloatImage, frame: Frame, rows: Span, columns: Span) -> Numbers:
-    """Return how far the top, bottom, left and right edge have to move, to first order."""
-    laid = _resample(part, frame, rows, columns)
-    gain = float(covered.std()) / max(float(laid.std()), 1e-3)
-    rest = covered - gain * laid
-    rest -= rest.mean()
-    weights = 1 / (1 + (rest / (2 * float(np.abs(rest).mean()) + 2)) ** 2)  # what differs has little say
-    down, across = np.gradient(laid)
-    below = ((np.arange(*rows) + 0.5 - frame.top) / (frame.bottom - frame.top)).astype(np.float32)[:, None]
-    beside = ((np.arange(*columns) + 0.5 - frame.left) / (frame.right - frame.left)).astype(np.float32)
-    down, across = -gain * down, -gain * across
-    causes = np.stack(
-        [down * (1 - below), down * below, across * (1 - beside), across * beside, laid, np.ones_like(laid)]
-    ).reshape(6, -1)
-    weighted = causes * weights.ravel()
-    normal = (weighted @ causes.T).astype(np.float64)
-    normal[np.arange(4), np.arange(4)] += 0.01 * laid.size  # where nothing has structure, nothing moves
-    normal[np.arange(4, 6), np.arange(4, 6)] += 1e-6 * normal[4, 4] + 1e-6
-    return np.asarray(np.linalg.solve(normal, (weighted @ rest.ravel()).astype(np.float64))[:4])
+def _blur(pictures: FloatImages, sigmas: Numbers) -> FloatImages:
+    """Blur ``(P, H, W)`` pictures, each by its two deviations or all by the same: ``(P or 1, 2)``."""
+    down, across = (_weigh_blur(side, sigmas[:, axis]) for axis, side in enumerate(pictures.shape[1:]))
+    return multiply(multiply(down, pictures), across.transpose(0, 2, 1))
 
 
-def _blur(picture: FloatImage, sigmas: tuple[float, float]) -> FloatImage:
-    down, across = (_weigh_blur(side, round(sigma, 2)) for side, sigma in zip(picture.shape, sigmas, strict=True))
-    return np.asarray(down @ picture @ across.T, dtype=np.float32)
-
-
-@functools.lru_cache(maxsize=1024)
-def _weigh_blur(num_pixels: int, sigma: float) -> FloatImage:
+def _weigh_blur(num_pixels: int, sigmas: Numbers) -> FloatImages:
     places = np.arange(num_pixels)
-    weights = np.exp(-((places[:, None] - places) ** 2) / (2 * max(sigma, 0.1) ** 2))
-    blur: FloatImage = (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
-    return blur
+    squares = ((places[:, None] - places) ** 2).astype(np.float32)
+    weights = np.exp(squares / (-2 * np.maximum(sigmas, 0.1) ** 2).astype(np.float32)[:, None, None])
+    weights /= weights.sum(axis=2, keepdims=True)
+    return np.asarray(weights, dtype=np.float32)
 
 
-def _compare_tiles(one: FloatImage, other: FloatImage, tile: int) -> Numbers:
-    """Return the agreement of each tile of two pictures of one size, in structure, lightness and color."""
+def _compare_tiles(one: FloatImage, other: FloatImage, tile: int) -> tuple[FloatImage, float]:
+    """Return the agreement of each tile of two pictures of one size, in structure, lightness and color.
+
+    Beside it stands the share of the tiles with structure that is exchanged: the one picture shows something where the
+    other is even, and the other way round elsewhere. The smaller of the two shares counts.
+    """
     first, second = _to_gray(one), _to_gray(other)
     first, second = first - first.mean(), second - second.mean()
     first = first * (float(np.linalg.norm(second)) / max(float(np.linalg.norm(first)), 1e-3))
-    means = _average(first, tile), _average(second, tile)
-    spreads = _average(first**2, tile) - means[0] ** 2 + _average(second**2, tile) - means[1] ** 2
-    shared = _average(first * second, tile) - means[0] * means[1]
-    structure = (2 * shared + GRAY_NOISE**2) / (np.maximum(spreads, 0) + GRAY_NOISE**2)
-    lightness = LIGHT_NOISE**2 / (LIGHT_NOISE**2 + (means[0] - means[1]) ** 2)
-    gray: Numbers = np.minimum(structure, lightness)
+    averages = _average(np.stack([first, second, first**2, second**2, first * second]), tile)
+    spreads = np.maximum(averages[2:4] - averages[:2] ** 2, 0)
+    shared = averages[4] - averages[0] * averages[1]
+    structure = (2 * shared + GRAY_NOISE**2) / (spreads[0] + spreads[1] + GRAY_NOISE**2)
+    lightness = LIGHT_NOISE**2 / (LIGHT_NOISE**2 + (averages[0] - averages[1]) ** 2)
+    gray: FloatImage = np.minimum(structure, lightness)
     if one.ndim == 2:
-        return gray
+        return gray, 0.0  # thumbnails are too small to tell: a line of text may cover what is there
+    is_there, is_even = spreads >= STRUCTURE**2, spreads < EVEN_SHARE**2 * spreads[::-1]
+    num_alone = (is_there & is_even[::-1]).sum(axis=(1, 2))
+    exchanged = float(num_alone.min() / max(1, np.count_nonzero(is_there.any(axis=0))))
     colors = [picture[:, :, ::2] - _to_gray(picture)[:, :, None] for picture in (one, other)]
     colors.sort(key=lambda color: float((color**2).sum()))
     pale, vivid = colors
     share = float((pale * vivid).sum()) / max(float((vivid**2).sum()), 1e-3)
     vivid = vivid * min(1.0, max(0.0, share))  # at 0, a gray copy is one
-    tones = [np.stack([_average(color[:, :, channel], tile) for channel in range(2)]) for color in (pale, vivid)]
-    alike = 2 * (tones[0] * tones[1]).sum(axis=0) + COLOR_NOISE**2
-    color: Numbers = alike / ((tones[0] ** 2).sum(axis=0) + (tones[1] ** 2).sum(axis=0) + COLOR_NOISE**2)
-    least: Numbers = np.minimum(gray, color)
-    return least
+    tones = _average(np.concatenate([pale, vivid], axis=2).transpose(2, 0, 1), tile)
+    alike = 2 * (tones[:2] * tones[2:]).sum(axis=0) + COLOR_NOISE**2
+    color: FloatImage = alike / ((tones**2).sum(axis=0) + COLOR_NOISE**2)
+    least: FloatImage = np.minimum(gray, color)
+    return least, exchanged
 
 
-def _average(picture: FloatImage, size: int) -> Numbers:
-    """Return the mean of each square of so many pixels."""
-    sums = np.pad(picture.astype(np.float64), ((1, 0), (1, 0))).cumsum(axis=0).cumsum(axis=1)
-    return np.asarray((sums[size:, size:] - sums[:-size, size:] - sums[size:, :-size] + sums[:-size, :-size]) / size**2)
+def _average(pictures: FloatImages, size: int) -> FloatImages:
+    """Return the mean of each square of so many pixels in ``(K, H, W)`` pictures."""
+    for axis in (1, 2):
+        pictures = _sum_neighbors(pictures, size, axis)
+    return pictures / np.float32(size**2)
 
 
-def _find_worst(tiles: Numbers, longest_px: int) -> float:
-    """Return the lowest, over all regions, of what their ``AGREEING_SHARE`` of best tiles reaches."""
+def _sum_neighbors(pictures: FloatImages, size: int, axis: int) -> FloatImages:
+    """Return the sums of so many neighbors along an axis, from sums of 1, 2, 4, … of them."""
+    num_places = pictures.shape[axis] - size + 1
+    total, start, length = np.float32(0), 0, 1
+    while True:
+        if size & length:
+            total = total + _cut(pictures, start, start + num_places, axis)
+            start += length
+        if start == size:
+            return np.asarray(total)
+        num_left = pictures.shape[axis] - length
+        pictures = _cut(pictures, 0, num_left, axis) + _cut(pictures, length, length + num_left, axis)
+        length *= 2
+
+
+def _cut(pictures: FloatImages, start: int, stop: int, axis: int) -> FloatImages:
+    return pictures[:, start:stop] if axis == 1 else pictures[:, :, start:stop]
+
+
+def _find_worst(tiles: FloatImage, longest_px: int, at_most: float) -> float:
+    """Return the lowest, over all regions, of what their ``AGREEING_SHARE`` of best tiles reaches, or a lower limit.
+
+    Instead of sorting each region, values are tried: one is reached where each region has enough tiles of it or more.
+    """
     shape = [min(round(REGION * longest_px), side) for side in tiles.shape]
     step = max(1, round(TILE * longest_px / 3))
-    regions = sliding_window_view(tiles, shape)[::step, ::step, ::2, ::2]
-    regions = regions.reshape(*regions.shape[:2], -1)
-    place = min(regions.shape[2] - 1, int((1 - AGREEING_SHARE) * regions.shape[2]))
-    return float(np.partition(regions, place, axis=2)[:, :, place].min())
+    num_tiles = shape[0] * shape[1]
+    num_wanted = num_tiles - min(num_tiles - 1, int((1 - AGREEING_SHARE) * num_tiles))
+    counts = np.zeros((tiles.shape[0] + 1, tiles.shape[1] + 1), dtype=np.int32)
+
+    def is_reached(value: float) -> bool:
+        np.cumsum(tiles >= value, axis=0, out=counts[1:, 1:])
+        np.cumsum(counts[1:, 1:], axis=1, out=counts[1:, 1:])
+        rows = counts[shape[0] :: step] - counts[: -shape[0] : step]
+        return bool((rows[:, shape[1] :: step] - rows[:, : -shape[1] : step]).min() >= num_wanted)
+
+    if is_reached(at_most):
+        return at_most
+    values = np.sort(tiles, axis=None)
+    lowest, highest = 0, len(values) - 1  # every region reaches the lowest value
+    while lowest < highest:
+        middle = (lowest + highest + 1) // 2
+        if is_reached(values[middle]):
+            lowest = middle
+        else:
+            highest = middle - 1
+    return float(values[lowest])

@@ -1,40 +1,26 @@
 """Which pictures of a collection are copies of each other, or show the same scene.
 
 The encoder names candidates, and the pixels decide. Vectors alone do not tell copies: two packages of milk may be
-nearer than a picture and its mirror image. So the nearest pictures of each are laid on it (``registration.py``), and
-those that fit and agree in every region are copies (``agreement.py``). How well copies agree depends on the collection,
-too: two drawings may agree better than a photograph and its framed copy. So the threshold is calibrated on the
-collection itself, on copies that are made of some of its pictures.
+nearer than a picture and its mirror image. So the nearest pictures of each are laid on it, and those that fit and agree
+in every region are copies (``comparing.py``). How well copies agree depends on the collection, too: two drawings may
+agree better than a photograph and its framed copy. So the threshold is calibrated on the collection itself, on copies
+that are made of some of its pictures.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
-from vitrieve.curation.agreement import PICTURE_PX, AnyPicture, make_picture, measure_agreement
+from vitrieve.curation.comparing import Thumbnails, measure_copies
 from vitrieve.curation.copies import COPIES, cut_half
 from vitrieve.curation.material import Material
-from vitrieve.curation.registration import (
-    DESCRIPTION_PX,
-    THUMBNAIL_PX,
-    GrayImage,
-    Place,
-    describe_thumbnail,
-    find_places,
-    make_thumbnail,
-)
-from vitrieve.data.check import map_ahead
-from vitrieve.data.decode import describe_failure, open_picture, read_image, read_image_bytes
-from vitrieve.data.records import ImageRecord
+from vitrieve.data.decode import read_image
 from vitrieve.errors import DataError, DecodeError
-from vitrieve.index.store import MAX_BATCH_ROWS
-from vitrieve.machine import count_cores
 from vitrieve.progress import track
 from vitrieve.runtime.encoder import Encoder
 from vitrieve.similarity import FloatArray, Pairs, pairs_above, top_k
@@ -42,17 +28,8 @@ from vitrieve.similarity import FloatArray, Pairs, pairs_above, top_k
 NUM_NEAREST, NUM_ALIKE = 5, 2
 """Pictures that are laid on each: those with the nearest vectors, and those that look most alike in a few gray pixels
 (``describe_thumbnail``): an encoder takes a frame or a caption for something else."""
-BLOCK_PAIRS = 4096
-"""Pairs that are compared at once, in some 250 megabytes at most: their thumbnails, 28 kB each."""
-THUMBNAIL_ROUNDS = 2
-"""Steps under each blur by which the place of a thumbnail is made more exact."""
 NUM_SAMPLED = 40
 """Pictures that copies are made of."""
-LEAST_FIT = 0.7
-"""Thumbnails that correlate less are those of no copies."""
-LEAST_ROUGH_AGREEMENT, LEAST_THUMBNAIL_AGREEMENT = 0.3, 0.7
-"""Pairs whose thumbnails agree less are not looked at more closely: where they were first laid on each other, and when
-their place is more exact (``dev/LOG.md``)."""
 LEAST_AGREEMENT = 0.8
 """Pictures that agree less are never copies, whatever the calibration says."""
 STRANGER_WEIGHT = 10
@@ -100,133 +77,6 @@ class Links:
     is_copy: npt.NDArray[np.bool_]
     calibration: CopyThresholds | None
     failures: Mapping[int, str]
-
-
-class Thumbnails:
-    """Thumbnails of a collection's pictures, each made when it is first asked for."""
-
-    def __init__(self, material: Material) -> None:
-        self._material = material
-        self._made: dict[int, GrayImage | str] = {}
-        self._described: FloatArray | None = None
-
-    def make(self, rows: Iterable[int], *, show_progress: bool = False) -> None:
-        """Read the pictures of some rows."""
-        wanted = sorted(set(rows) - self._made.keys())
-        made = map_ahead(_make_thumbnail, self._fetch(wanted), min(4, count_cores()))
-        for row, thumbnail in zip(
-            wanted, track(made, "read pictures", total=len(wanted), is_shown=show_progress), strict=True
-        ):
-            self._made[row] = thumbnail
-
-    def describe(self) -> FloatArray:
-        """Describe the whole collection in gray pixels, ``(N, D)``; zeros where a picture cannot be read."""
-        self.make(range(len(self._material.image_ids)))
-        if self._described is None:
-            described = np.zeros((len(self._made), DESCRIPTION_PX**2), dtype=np.float32)
-            for row, made in self._made.items():
-                if not isinstance(made, str):
-                    described[row] = describe_thumbnail(made)
-            self._described = described
-        return self._described
-
-    def _fetch(self, rows: Sequence[int]) -> Iterator[ImageRecord]:
-        """Yield records, few of which are in memory at a time."""
-        for start in range(0, len(rows), MAX_BATCH_ROWS):
-            yield from self._material.fetch(rows[start : start + MAX_BATCH_ROWS])
-
-    @property
-    def failures(self) -> dict[int, str]:
-        """Row -> why a picture that was asked for cannot be read."""
-        return {row: made for row, made in self._made.items() if isinstance(made, str)}
-
-    def measure_agreements(self, pairs: Pairs, *, show_progress: bool = False) -> npt.NDArray[np.float32]:
-        """Compute the agreement of each pair, ``(P,)``; 0 where one of the two pictures cannot be read."""
-        self.make(np.concatenate([pairs.first, pairs.second]).tolist(), show_progress=show_progress)
-        agreements = np.zeros(len(pairs.first), dtype=np.float32)
-        blocks = range(0, len(agreements), BLOCK_PAIRS)
-        for start in track(
-            blocks, "compare pictures", total=len(agreements), weight=BLOCK_PAIRS, is_shown=show_progress
-        ):
-            rows = {}
-            for number in range(start, min(start + BLOCK_PAIRS, len(agreements))):
-                one, other = int(pairs.first[number]), int(pairs.second[number])
-                if not isinstance(self._made[one], str) and not isinstance(self._made[other], str):
-                    rows[number] = one, other
-            agreements[list(rows)] = self._compare(list(rows.values()))
-        return agreements
-
-    def _compare(self, rows: Sequence[tuple[int, int]]) -> npt.NDArray[np.float32]:
-        """Compute the agreement of pairs whose thumbnails are there; pictures are read again where those agree."""
-        thumbnails = [[self._made[row] for row in side] for side in zip(*rows, strict=True)] or [[], []]
-        roughly = measure_thumbnails(*thumbnails)  # type: ignore[arg-type]
-        closer = [number for number, rough in enumerate(roughly) if rough.agreement >= LEAST_THUMBNAIL_AGREEMENT]
-        wanted = sorted({row for number in closer for row in rows[number]})
-        read = map_ahead(_make_picture, self._material.fetch(wanted), min(4, count_cores()))
-        pictures = dict(zip(wanted, read, strict=True))
-        agreements = np.array([rough.agreement for rough in roughly], dtype=np.float32)
-        for number in closer:
-            one, other = (pictures[row] for row in rows[number])
-            if isinstance(one, str) or isinstance(other, str):
-                agreements[number] = 0.0  # it was there a moment ago
-            else:
-                agreements[number] = measure_agreement(one, other, roughly[number].place)
-        return agreements
-
-
-class RoughAgreement(NamedTuple):
-    """How well two thumbnails agree, and where one lies in the other."""
-
-    agreement: float
-    place: Place
-
-
-def measure_thumbnails(firsts: Sequence[GrayImage], seconds: Sequence[GrayImage]) -> list[RoughAgreement]:
-    """Find where one of two thumbnails lies in the other, and how well they agree there.
-
-    Args:
-        firsts: ``(H, W)`` gray values of each pair's one picture.
-        seconds: Those of the other.
-
-    Returns:
-        The agreement of each pair; that of pairs that cannot be copies is only measured roughly, or it is 0.
-    """
-    found = []
-    for one, other, place in zip(firsts, seconds, find_places(firsts, seconds), strict=True):
-        agreement = measure_agreement(one, other, place, num_rounds=0) if place.fit >= LEAST_FIT else 0.0
-        if agreement >= LEAST_ROUGH_AGREEMENT:
-            agreement = measure_agreement(one, other, place, num_rounds=THUMBNAIL_ROUNDS)
-        found.append(RoughAgreement(min(agreement, LEAST_AGREEMENT), place))
-    return found
-
-
-def measure_copies(original: Image.Image, copies: Sequence[Image.Image]) -> list[float]:
-    """Compute the agreement of a picture with copies of it, as ``Thumbnails`` does for pairs of a collection."""
-    thumbnails = [make_thumbnail(copy) for copy in copies]
-    roughly = measure_thumbnails([make_thumbnail(original)] * len(copies), thumbnails)
-    picture = make_picture(original)
-    return [
-        measure_agreement(picture, make_picture(copy), rough.place)
-        if rough.agreement >= LEAST_THUMBNAIL_AGREEMENT
-        else rough.agreement
-        for copy, rough in zip(copies, roughly, strict=True)
-    ]
-
-
-def _make_picture(record: ImageRecord) -> AnyPicture | str:
-    try:
-        with open_picture(read_image_bytes(record.path), box=record.box, enough_px=2 * PICTURE_PX) as picture:
-            return make_picture(picture)
-    except (DecodeError, MemoryError) as error:
-        return describe_failure(error)
-
-
-def _make_thumbnail(record: ImageRecord) -> GrayImage | str:
-    try:
-        with open_picture(read_image_bytes(record.path), box=record.box, enough_px=2 * THUMBNAIL_PX) as picture:
-            return make_thumbnail(picture)
-    except (DecodeError, MemoryError) as error:
-        return describe_failure(error)
 
 
 def find_links(material: Material, level: Literal["near", "same-scene"], threshold: float | None = None) -> Links:
