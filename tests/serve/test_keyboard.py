@@ -215,6 +215,7 @@ def test_what_is_chosen_in_the_list_of_the_map_is_where_the_focus_goes(
         page = open_state(context, services, "map")
         go_to(page, page.locator("#map-groups summary"))
         page.keyboard.press("Enter")
+        page.locator("#map-groups button").first.wait_for()  # the list of a group is made when it is opened
         page.keyboard.press("Tab")
         page.keyboard.press("Enter")
         expect(page.locator("#map-chosen-title")).to_be_focused()
