@@ -158,8 +158,9 @@ def test_reduce_tells_what_a_prefix_costs_on_the_test_classes(
 ) -> None:
     out = tmp_path / "prefix"
     name = read_source(source).name
+    entry = replace(WEIGHTS[DEFAULT_WEIGHTS], architecture="test_vit", trained_on=(name,))
     with monkeypatch.context() as patch:
-        patch.setitem(WEIGHTS, "test_vit", replace(WEIGHTS[DEFAULT_WEIGHTS], trained_on=(name,)))
+        patch.setitem(WEIGHTS, "test_vit", entry)
         assert reduce(tiny_encoder_folder, source, out, "--kind", "prefix") == 0
     printed = capsys.readouterr()
     assert f"its start, test_vit, has seen the test classes of {name}: " in printed.err

@@ -212,7 +212,8 @@ def test_adapt_says_that_its_encoder_has_seen_the_test_classes(
     write: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     dataset = build_dataset(9)
-    monkeypatch.setitem(WEIGHTS, "test_vit", replace(WEIGHTS[DEFAULT_WEIGHTS], trained_on=(dataset.name,)))
+    entry = replace(WEIGHTS[DEFAULT_WEIGHTS], architecture="test_vit", trained_on=(dataset.name,))
+    monkeypatch.setitem(WEIGHTS, "test_vit", entry)
     adapt(write(dataset, draw_vectors(dataset, signal=0.0)), dataset, tmp_path / "out")
     assert f"its start, test_vit, has seen the test classes of {dataset.name}: " in capsys.readouterr().err
 
