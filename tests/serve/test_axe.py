@@ -1,6 +1,8 @@
-"""Every page in a real Chromium: axe finds nothing, in both themes and three widths."""
+"""Every page in a real Chromium: axe finds nothing, in both themes and, in the long tests, three widths."""
 
 from __future__ import annotations
+
+import os
 
 import pytest
 
@@ -13,6 +15,8 @@ Browser = playwright_api.Browser
 pytestmark = pytest.mark.browser
 
 WIDTHS = {"phone": 390, "tablet": 820, "desktop": 1280}
+if os.environ.get("VITRIEVE_LONG_TESTS") != "1":
+    WIDTHS = {"phone": WIDTHS["phone"]}  # each page takes seconds; make test-all has all of them
 EVERYTHING = {"resultTypes": ["violations"], "selectors": False}  # what passes is not described: it takes time
 COLORS = {**EVERYTHING, "runOnly": ["color-contrast", "link-in-text-block"]}
 """The rules of axe that depend on the colors."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -50,7 +51,7 @@ FIND_FAULT = """(place) => {
 }"""
 
 
-@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize("width", [390, 1280] if os.environ.get("VITRIEVE_LONG_TESTS") == "1" else [390])
 @pytest.mark.parametrize(
     "name",
     [
