@@ -166,13 +166,15 @@ def _compare(whole: FloatImage, part: FloatImage, frame: Numbers) -> float:
 
 
 def _to_gray(picture: FloatImage) -> FloatImage:
-    return picture if picture.ndim == 2 else picture @ _TO_GRAY
+    gray: FloatImage = picture if picture.ndim == 2 else picture @ _TO_GRAY
+    return gray
 
 
 def _lay(part: FloatImage, frame: Numbers, shape: tuple[int, ...]) -> FloatImage:
     """Lay a gray or colored part into a frame, on the pixels of the whole."""
     if part.ndim == 2:
-        return resample(part[None], frame[None], shape)[0]
+        gray: FloatImage = resample(part[None], frame[None], shape)[0]
+        return gray
     return resample(np.ascontiguousarray(part.transpose(2, 0, 1)), frame[None], shape).transpose(1, 2, 0)
 
 
@@ -265,13 +267,14 @@ def _average(pictures: FloatImages, size: int) -> FloatImages:
 def _sum_neighbors(pictures: FloatImages, size: int, axis: int) -> FloatImages:
     """Return the sums of so many neighbors along an axis, from sums of 1, 2, 4, … of them."""
     num_places = pictures.shape[axis] - size + 1
-    total, start, length = np.float32(0), 0, 1
+    total: FloatImages = np.zeros(1, dtype=np.float32)
+    start, length = 0, 1
     while True:
         if size & length:
             total = total + _cut(pictures, start, start + num_places, axis)
             start += length
         if start == size:
-            return np.asarray(total)
+            return total
         num_left = pictures.shape[axis] - length
         pictures = _cut(pictures, 0, num_left, axis) + _cut(pictures, length, length + num_left, axis)
         length *= 2

@@ -153,9 +153,13 @@ def measure_thumbnails(
     places = find_places(firsts, seconds, show_progress=show_progress)
     found = [Agreement(0.0, place) for place in places]
     likely = [number for number, place in enumerate(places) if place.fit >= LEAST_COARSE_FIT]
-    chosen = [[side[number] for number in likely] for side in (firsts, seconds)]
     measured = _measure_all(
-        *chosen, [places[number] for number in likely], THUMBNAILS_TOGETHER, num_rounds=THUMBNAIL_ROUNDS, blurs=BLURS
+        [firsts[number] for number in likely],
+        [seconds[number] for number in likely],
+        [places[number] for number in likely],
+        THUMBNAILS_TOGETHER,
+        num_rounds=THUMBNAIL_ROUNDS,
+        blurs=BLURS,
     )
     for number, agreement in zip(likely, measured, strict=True):
         found[number] = agreement
@@ -199,9 +203,9 @@ def _measure_all(
     chunks = [order[start : start + num_together] for start in range(0, len(order), num_together)]
 
     def measure(chunk: Sequence[int]) -> list[Agreement]:
-        three = [[side[number] for number in chunk] for side in (firsts, seconds)]
+        some, others = ([side[number] for number in chunk] for side in (firsts, seconds))
         chosen = [places[number] for number in chunk]
-        return measure_agreements(*three, chosen, num_rounds=num_rounds, blurs=blurs)
+        return measure_agreements(some, others, chosen, num_rounds=num_rounds, blurs=blurs)
 
     found: dict[int, Agreement] = {}
     with ThreadPoolExecutor(min(4, count_cores())) as pool:
