@@ -91,7 +91,7 @@ def test_the_place_is_made_exact_to_a_fraction_of_a_pixel() -> None:
 
 def test_what_is_too_small_or_plain_gives_no_wrong_answer() -> None:
     tiny = np.zeros((5, 5, 3), dtype=np.uint8)
-    assert measure_laid(tiny, tiny, Place()) == NO_AGREEMENT
+    assert measure_laid(tiny, tiny + 1, Place()) == NO_AGREEMENT
     plain = np.full((40, 40), 7, dtype=np.uint8)
     assert measure_laid(plain, plain, Place()) == pytest.approx(1)
     assert measure_laid(plain, np.full((96, 2), 9, dtype=np.uint8), Place(right=0.1)) == NO_AGREEMENT
@@ -146,3 +146,16 @@ def search_worst(tiles: np.ndarray, longest_px: int) -> float:
             values = np.sort(tiles[top : top + height, left : left + width], axis=None)
             worst = min(worst, values[min(len(values) - 1, int((1 - agreement.AGREEING_SHARE) * len(values)))])
     return worst
+
+
+@pytest.mark.parametrize(
+    "size", [(1, 1), (2, 1), (3, 1), (20, 1), (12, 12), (970, 70), (1400, 100), (100, 7), (900, 2)]
+)
+def test_strips_and_tiny_pictures_are_copies_of_themselves_alone(size: tuple[int, int]) -> None:
+    pictures = [
+        Image.fromarray(np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
+        for seed in range(2)
+    ]
+    itself, other = measure_copies(pictures[0], pictures)
+    assert itself == 1.0
+    assert other < 0.8

@@ -13,16 +13,14 @@ from urllib.parse import urlencode
 import httpx
 import pytest
 
+from tests.conftest import PATIENCE_MS
 from tests.serve.conftest import Server
-from tests.serve.test_browser import PATIENCE_MS, browser
 from vitrieve.cli.main import main
 from vitrieve.errors import InputError
 from vitrieve.runtime.encoder import load_encoder
 from vitrieve.search.request import Example, SearchRequest
 from vitrieve.search.searcher import Searcher
 from vitrieve.serve.app import create_app
-
-__all__ = ["browser"]
 
 SCRIPT = "does not know the script of 红苹果; write it in a language that it was trained on"
 LONG = "the text to search for has 10,000 characters; at most 1,000 are read: say it in fewer words."

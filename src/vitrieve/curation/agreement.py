@@ -101,8 +101,11 @@ def measure_agreements(
     """
     found = [Agreement(NO_AGREEMENT, place) for place in places]
     alike: dict[tuple[tuple[int, ...], ...], list[tuple[int, _Pair]]] = {}
-    for number, three in enumerate(zip(firsts, seconds, places, strict=True)):
-        pair = _prepare(*three)
+    for number, (first, second, place) in enumerate(zip(firsts, seconds, places, strict=True)):
+        if np.array_equal(first, second):  # also where nothing can be measured: a strip, or a single color
+            found[number] = Agreement(1.0, place)
+            continue
+        pair = _prepare(first, second, place)
         alike.setdefault((pair.whole.shape, pair.part.shape), []).append((number, pair))
     for group in alike.values():
         numbers, pairs = zip(*group, strict=True)

@@ -81,6 +81,8 @@ def find_moves(wholes: FloatImages, parts: FloatImages, frames: Frames, margin: 
         margin: In pixels of the wholes.
     """
     shape = wholes.shape[1:]
+    if min(shape) < 2:
+        return np.zeros_like(frames)  # across one pixel nothing rises or falls
     rows, columns = cover(frames, shape, margin)
     is_covered = (rows[:, :, None] & columns[:, None, :]).astype(np.float32)
     num_covered = np.maximum(is_covered.sum(axis=(1, 2), keepdims=True), 1)

@@ -88,7 +88,7 @@ class Thumbnails:
 
     def measure_agreements(self, pairs: Pairs, *, show_progress: bool = False) -> npt.NDArray[np.float32]:
         """Compute the agreement of each pair, ``(P,)``; 0 where one of the two pictures cannot be read."""
-        self.make(np.concatenate([pairs.first, pairs.second]).tolist(), show_progress=show_progress)
+        self.make(np.unique(np.concatenate([pairs.first, pairs.second])).tolist(), show_progress=show_progress)
         agreements = np.zeros(len(pairs.first), dtype=np.float32)
         closer: list[tuple[int, Place]] = []
         for start in range(0, len(agreements), BLOCK_PAIRS):
@@ -152,7 +152,11 @@ def measure_thumbnails(
     """
     places = find_places(firsts, seconds, show_progress=show_progress)
     found = [Agreement(0.0, place) for place in places]
-    likely = [number for number, place in enumerate(places) if place.fit >= LEAST_COARSE_FIT]
+    likely = [
+        number
+        for number, place in enumerate(places)
+        if place.fit >= LEAST_COARSE_FIT or np.array_equal(firsts[number], seconds[number])
+    ]
     measured = _measure_all(
         [firsts[number] for number in likely],
         [seconds[number] for number in likely],

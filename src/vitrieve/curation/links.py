@@ -19,7 +19,7 @@ import numpy.typing as npt
 from vitrieve.curation.comparing import Thumbnails, measure_copies
 from vitrieve.curation.copies import COPIES, cut_half
 from vitrieve.curation.material import Material
-from vitrieve.data.decode import read_image
+from vitrieve.data.decode import describe_failure, read_image
 from vitrieve.errors import DataError, DecodeError
 from vitrieve.progress import track
 from vitrieve.runtime.encoder import Encoder
@@ -198,8 +198,8 @@ def calibrate_copies(
     for row, record in track(sampled, "calibrate", total=len(rows)):
         try:
             image = read_image(record)
-        except DecodeError as error:
-            reason = f"{record.image_id}: {error}"
+        except (DecodeError, MemoryError) as error:
+            reason = f"{record.image_id}: {describe_failure(error)}"
             continue
         pictures = [make(image, generator) for make in COPIES.values()]
         agreements.append(measure_copies(image, pictures))

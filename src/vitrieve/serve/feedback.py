@@ -10,7 +10,7 @@ from typing import Any
 
 from fastapi import HTTPException
 
-from vitrieve.errors import ArtifactError, ConfigError, DataError
+from vitrieve.errors import ArtifactError, ConfigError, DataError, DiskFullError
 from vitrieve.feedback.events import Correction, find_last_words
 from vitrieve.feedback.store import FeedbackStore, count_new
 from vitrieve.index.feedback import open_feedback
@@ -131,6 +131,8 @@ class ServedFeedback:
         feedback = open_feedback(self._folder)
         try:
             keep(feedback)
+        except DiskFullError:
+            raise HTTPException(507, "the disk is full, so nothing is kept.") from None
         except DataError as error:
             raise HTTPException(422, str(error)) from None
         except ConfigError as error:
@@ -160,7 +162,7 @@ class ServedFeedback:
             if self.find_obstacle():
                 return None
             corrections, num_new = self._read()
-        except (ArtifactError, ConfigError):
+        except (ArtifactError, ConfigError, DiskFullError):
             return None
         about: dict[str, list[dict[str, Any]]] = {}
         for one in corrections:

@@ -473,7 +473,11 @@ def _show_problem(
     is_for_now = status in (429, 503, 504)
     again = _spell_request(request) if is_for_now and request.method == "GET" else ""
     page = desk.renderer.render(
-        "problem.html", problem=problem, back=back, is_for_now=is_for_now, again=again if is_local_path(again) else ""
+        "problem.html",
+        problem=problem,
+        back=back,
+        is_too_often=status == 429 and bool(again),
+        again=again if is_local_path(again) else "",
     )
     return HTMLResponse(page, status, headers={**_retry(status, desk), **(headers or {})})
 
