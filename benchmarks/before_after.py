@@ -1,4 +1,4 @@
-"""Before and after: what the suite times of ours, with the package of an earlier checkout and of this one in turn.
+"""Times tasks of the suite with the package of an earlier checkout and with that of this one, in turn.
 
     python benchmarks/before_after.py --before CHECKOUT [--tasks NAME ...] [--rounds 5]
 
@@ -113,7 +113,7 @@ def compare(name: str, checkouts: dict[str, Path], work: Path, num_rounds: int) 
         if task.script in ("embedding.py", "before_after.py"):
             given["encoder"] = str(export(side, checkout, work))
         if task.script == "before_after.py":
-            given["pictures"] = str(link_pictures(work))
+            given["pictures"] = str(copy_pictures(work))
         sides[side] = (front(checkout, HERE / task.script), given)
     scale = dict.fromkeys(sides, 1.0)
     if task.script == "before_after.py":
@@ -137,12 +137,12 @@ def front(checkout: Path, script: Path) -> list[str]:
 def export(side: str, checkout: Path, work: Path) -> Path:
     """Let the package of a checkout export the small encoder with random weights, once."""
     folder = work / side.rpartition(" ")[2] / "encoder"
-    environment = {**os.environ, "PYTHONPATH": f"{checkout / 'src'}{os.pathsep}{HERE}"}
+    environment = {**os.environ, "PYTHONPATH": f"{checkout / 'src'}{os.pathsep}{HERE}", "VITRIEVE_CONFIG": "off"}
     subprocess.run([sys.executable, "-c", EXPORT, str(folder)], check=True, env=environment, capture_output=True)
     return folder
 
 
-def link_pictures(work: Path) -> Path:
+def copy_pictures(work: Path) -> Path:
     """Make a folder of photographs, once."""
     folder = work / "pictures"
     if not folder.is_dir():
@@ -150,6 +150,12 @@ def link_pictures(work: Path) -> Path:
         for number, record in enumerate(read_photographs()[1][:NUM_PICTURES]):
             shutil.copyfile(record.path, folder / f"{number:04d}{record.path.suffix}")
     return folder
+
+
+def find_commit(checkout: Path) -> str:
+    """Return the commit of a checkout."""
+    command = ["git", "-C", str(checkout), "rev-parse", "--short", "HEAD"]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
 
 def run() -> None:
@@ -163,12 +169,16 @@ def run() -> None:
     checkouts = {BEFORE: arguments.before.resolve(), AFTER: HERE.parent.resolve()}
     machine = describe_machine()
     path = RESULTS / f"before_after_{machine['date']}.json"
-    earlier = json.loads(path.read_text())["lines"] if path.is_file() else []
+    commits = {side: find_commit(checkout) for side, checkout in checkouts.items()}
+    kept = json.loads(path.read_text()) if path.is_file() else {"commits": commits, "lines": []}
+    if kept["commits"] != commits:
+        raise SystemExit(f"{path.name} compares {kept['commits']}, not {commits}: move it away.")
+    earlier = kept["lines"]
     with tempfile.TemporaryDirectory() as folder:
         for name in arguments.tasks:
             lines = compare(name, checkouts, Path(folder), arguments.rounds)
             earlier = [one for one in earlier if one["task"] != name] + [asdict(line) for line in lines]
-            path.write_text(json.dumps({"machine": machine, "lines": earlier}, indent=1) + "\n")
+            path.write_text(json.dumps({"machine": machine, "commits": commits, "lines": earlier}, indent=1) + "\n")
             after = next(line for line in lines if line.side == AFTER)
             for line in lines:
                 ratio = "" if line is after else f"after is {after.compare(line).describe()}"

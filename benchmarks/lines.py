@@ -88,7 +88,8 @@ class Ratio(NamedTuple):
 
     Attributes:
         value: Ratio of the medians.
-        low: Least of the rounds, each beside the other's round of the same turn.
+        low: Least of the rounds, each beside the other's round of the same turn; where the sides have not equally many,
+            the worst beside the other's best.
         high: Most of them.
         num_rounds: Of the one side and of the other, warm-up not counted; 0: not told.
     """

@@ -10,7 +10,7 @@ from PIL import Image, ImageOps
 
 from vitrieve.curation import placing, registration
 from vitrieve.curation.copies import COPIES
-from vitrieve.curation.placing import COARSE_PX, SCALES
+from vitrieve.curation.placing import COARSE_PX, SCALES, fit_into, list_sizes
 from vitrieve.curation.registration import THUMBNAIL_PX, describe_thumbnail, find_places, make_thumbnail
 
 
@@ -128,3 +128,8 @@ def test_few_gray_values_describe_copies_alike_with_a_frame_too(kind: str) -> No
         assert described[0] @ described[1] > described[0] @ described[2]
     assert not describe_thumbnail(np.full((30, 40), 9, dtype=np.uint8)).any()
     assert not describe_thumbnail(np.full((1, 1), 9, dtype=np.uint8)).any()
+
+
+def test_a_picture_fills_the_room_of_its_own_ratio() -> None:
+    for shape in ((20, 48), (36, 48), (48, 27), (48, 13)):
+        assert next(list_sizes(shape, fit_into(shape, 20), (1.0, 0.9)))[1] == fit_into(shape, 20)

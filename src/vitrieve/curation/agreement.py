@@ -38,11 +38,11 @@ AGREEING_SHARE = 0.25
 DIFFERING_SHARE = 0.25
 """Share of all tiles that may differ."""
 GRAY_NOISE, COLOR_NOISE, LIGHT_NOISE = 4.0, 12.0, 40.0
-"""Deviations in [0, 255] that tell nothing: of gray values and of colors those of compression and of even areas; of the
-lightness of a tile that of a picture whose contrast was changed."""
+"""Deviations in [0, 255] that tell nothing. Gray values and colors deviate so by compression and in even areas; the
+lightness of a tile deviates so where the contrast of a picture was changed."""
 STRUCTURE, EVEN_SHARE = 12.0, 0.4
-"""Deviation of gray values from which a tile shows something; where the other picture's deviation is less than this
-share of it, that is even there."""
+"""A tile shows something where its gray values deviate by the first number. The other picture is even there where its
+values deviate by less than the second number's share of that."""
 EXCHANGE_WEIGHT = 10.0
 """By how much each tile that is exchanged lowers the agreement, as a multiple of its share. A line of text is there in
 one picture and covers little in the other; the hands of two clocks are in two places (``dev/LOG.md``)."""
@@ -288,7 +288,7 @@ def _cut(pictures: FloatImages, start: int, stop: int, axis: int) -> FloatImages
 
 
 def _find_worst(tiles: FloatImage, longest_px: int, at_most: float) -> float:
-    """Return the lowest, over all regions, of what their ``AGREEING_SHARE`` of best tiles reaches, or a lower limit.
+    """Return the lowest, over all regions, of what their ``AGREEING_SHARE`` of best tiles reaches; ``at_most`` where that is lower.
 
     Instead of sorting each region, values are tried: one is reached where each region has enough tiles of it or more.
     """

@@ -48,7 +48,7 @@ class CopyThresholds:
     """What two pictures need to count as copies, and what that rests on.
 
     Attributes:
-        least_agreement: Agreement of the pixels (``measure_agreement``) from which two pictures are copies.
+        least_agreement: Agreement of the pixels (``measure_agreements``) from which two pictures are copies.
         same_scene: Similarity from which two pictures show the same scene; None where it was not asked for.
         num_sampled: Pictures of which copies were made.
         found: Kind of a copy -> share of the copies that agree so with their originals.

@@ -20,7 +20,7 @@ from vitrieve.machine import count_cores
 from vitrieve.progress import track
 
 THUMBNAIL_PX = 48
-"""Longest side of the gray pictures that are laid on each other."""
+"""Longest side of the gray pictures that are compared; they are laid on each other at ``COARSE_PX``."""
 BLOCK_PAIRS = 256
 """Pairs that are laid on each other at once: few enough for a processor's cache."""
 DESCRIPTION_PX = 12
@@ -93,7 +93,7 @@ def find_places(
 
     Args:
         firsts: ``(H, W)`` gray values of each pair's one picture (``make_thumbnail``), of any sizes. What is computed
-            of an array alone is shared by the pairs that hold the same object.
+            of an array alone is shared by pairs of a block that hold the same object.
         seconds: Those of the other picture.
         show_progress: Report progress on standard error.
 

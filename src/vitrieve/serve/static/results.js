@@ -61,6 +61,7 @@ box.addEventListener("close", () => {
 
 const bar = document.getElementById("chosen");
 const tagging = document.getElementById("tag-chosen");
+let lastChosen = null; // the box that was changed last
 const chosen = new Map(); // image_id -> what is exported; it stays while one goes from page to page
 
 document.addEventListener("change", (event) => {
@@ -69,6 +70,7 @@ document.addEventListener("change", (event) => {
   if (event.target.checked) chosen.set(imageId, { image_id: imageId, title, score: Number(score) });
   else chosen.delete(imageId);
   status.textContent = chosen.size ? `${chosen.size} chosen; Enter leads to what can be done with them` : "None chosen";
+  lastChosen = event.target;
   showChosen();
 });
 
@@ -86,9 +88,11 @@ function showChosen() {
 }
 
 document.getElementById("choose-none").addEventListener("click", () => {
-  (document.querySelector("[data-choose]:checked") ?? document.getElementById("page")).focus({ preventScroll: true }); // the button goes
+  const last = lastChosen?.isConnected ? lastChosen : document.querySelector("[data-choose]:checked");
+  (last ?? document.getElementById("page")).focus(); // the button goes
   chosen.clear();
   for (const check of document.querySelectorAll("[data-choose]")) check.checked = false;
+  status.textContent = "None chosen";
   showChosen();
 });
 
@@ -122,6 +126,7 @@ tagging.addEventListener("submit", async (event) => {
     if (!answer?.ok) {
       notice.textContent = told?.detail ?? "The tags were not all kept: the server does not answer. Try again in a moment.";
       notice.hidden = false;
+      notice.scrollIntoView({ block: "nearest" });
       return;
     }
     dispatchEvent(new CustomEvent("tagged", { detail: { who, tag, ids, number: told.num_since_training } }));
