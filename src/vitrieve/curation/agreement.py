@@ -288,8 +288,9 @@ def _cut(pictures: FloatImages, start: int, stop: int, axis: int) -> FloatImages
 
 
 def _find_worst(tiles: FloatImage, longest_px: int, at_most: float) -> float:
-    """Return the lowest, over all regions, of what their ``AGREEING_SHARE`` of best tiles reaches; ``at_most`` where that is lower.
+    """Return the lowest, over all regions, of what their ``AGREEING_SHARE`` of best tiles reaches, or ``at_most``.
 
+    The lower of the two counts.
     Instead of sorting each region, values are tried: one is reached where each region has enough tiles of it or more.
     """
     shape = [min(round(REGION * longest_px), side) for side in tiles.shape]

@@ -243,7 +243,7 @@ def list_sizes(part: Sequence[int], room: Sequence[int], scales: Sequence[float]
     for scale in scales:
         height, width = (max(1, round(side * largest * scale)) for side in part)
         shape = (min(height, room[0]), min(width, room[1]))
-        if scale == 1 and max(room[0] - shape[0], room[1] - shape[1]) == 1:
+        if scale == 1 and fit_into(part, max(room)) == tuple(room):
             shape = (room[0], room[1])  # the ratio of the sides is that of the room, but for rounding
         if shape not in seen:
             seen.add(shape)
