@@ -7,8 +7,9 @@ In a part the sides alternate after a warm-up; figures are medians with the leas
 ratio, because machines are shared and drift. A ratio says its spread over the turns, and whether they tell the sides
 apart. Writes bench_DATE.json and bench_DATE.html (quick ones: bench_quick_DATE) into benchmarks/results. About 40
 minutes on two cores, three to seven with --quick; some 50 with AVX2 alone, where some inputs are smaller, so that there
-is time for three rounds. Weights are random and vectors are real: this measures speed only. With --into the parts named
-by --parts are measured again and replace those of a finished run; its page tells which.
+is time for three rounds. Weights are random and vectors are real: this measures speed only. Both files are written after
+each part. With --into the parts named by --parts are measured, and replace those of an earlier run, or complete one
+that was stopped; its page tells which.
 """
 
 from __future__ import annotations
@@ -47,33 +48,37 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="smaller inputs and fewer rounds")
     parser.add_argument("--parts", nargs="+", choices=PARTS, help="all; with --quick all but int8")
     parser.add_argument("--out", type=Path, default=RESULTS)
-    parser.add_argument("--into", type=Path, help="JSON of a finished run")
+    parser.add_argument("--into", type=Path, help="JSON of an earlier run")
     arguments = parser.parse_args()
     parts = arguments.parts or [part for part in PARTS if not (arguments.quick and part == "int8")]
     pin_threads()
     machine = describe_machine()
     is_quick = arguments.quick
+    stem = arguments.out / f"bench_{'quick_' if is_quick else ''}{machine['date']}"
+    earlier: dict[str, Any] = {}
     if arguments.into:
+        stem = arguments.into.with_suffix("")
         earlier = json.loads(arguments.into.read_text())
         require_same_machine(earlier["machine"], machine)
         is_quick = earlier["is_quick"]
+    stem.parent.mkdir(parents=True, exist_ok=True)
     start = time.monotonic()
     lines: list[Line] = []
     for number, part in enumerate(parts, 1):
         minutes = (time.monotonic() - start) / 60
         print(f"[{number}/{len(parts)}] {part}, after {minutes:.1f} min", file=sys.stderr, flush=True)
         lines += run_part(part, is_quick)
-    machine["minutes"] = round((time.monotonic() - start) / 60, 1)
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    stem = arguments.out / f"bench_{'quick_' if arguments.quick else ''}{machine['date']}"
-    if arguments.into:
-        stem = arguments.into.with_suffix("")
-        machine, lines = replace_parts(earlier, lines, machine)
+        machine["minutes"] = round((time.monotonic() - start) / 60, 1)
+        write_run(stem, *(replace_parts(earlier, lines, machine) if earlier else (machine, lines)), is_quick=is_quick)
+    print(f"{stem.with_suffix('.json')}\n{stem.with_suffix('.html')}")
+
+
+def write_run(stem: Path, machine: dict[str, Any], lines: Sequence[Line], *, is_quick: bool) -> None:
+    """Write the JSON and the page of what is measured so far."""
     written = [asdict(line) for line in lines]
     contents = {"machine": machine, "is_quick": is_quick, "lines": written, "ratios": list_ratios(lines)}
     stem.with_suffix(".json").write_text(json.dumps(contents, indent=1) + "\n")
     write_page(machine, lines, stem.with_suffix(".html"), is_quick=is_quick)
-    print(f"{stem.with_suffix('.json')}\n{stem.with_suffix('.html')}")
 
 
 def require_same_machine(earlier: dict[str, Any], machine: dict[str, Any]) -> None:

@@ -244,6 +244,25 @@ def test_parts_measured_again_replace_those_of_an_older_result(lines: ModuleType
     assert [one["doubt"] for one in lines.list_ratios(found)] == ["rounds not told; not told apart", ""]
 
 
+def test_a_part_that_fails_loses_none_before_it(
+    lines: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = import_module("run")
+    measured = {"loss": lines.time_lines("loss", "t", {"vitrieve": [2.0, 2.0, 2.0]})}
+    monkeypatch.setattr(run, "run_part", lambda part, is_quick: measured[part])
+    monkeypatch.setattr(run, "pin_threads", lambda: None)
+    monkeypatch.setattr(sys, "argv", ["run.py", "--parts", "loss", "ranking", "--out", str(tmp_path / "new")])
+    with pytest.raises(KeyError):
+        run.main()
+    (found,) = (tmp_path / "new").glob("bench_*.json")
+    assert [line["section"] for line in json.loads(found.read_text())["lines"]] == ["loss"]
+    assert found.with_suffix(".html").is_file()
+    measured["ranking"] = lines.time_lines("ranking", "t", {"vitrieve": [1.0, 1.0, 1.0]})
+    monkeypatch.setattr(sys, "argv", ["run.py", "--parts", "ranking", "--into", str(found)])
+    run.main()
+    assert [line["section"] for line in json.loads(found.read_text())["lines"]] == ["loss", "ranking"]
+
+
 @pytest.mark.parametrize("name", ["processor", "instructions", "settings"])
 def test_figures_of_two_machines_are_not_mixed(name: str, contest: ModuleType) -> None:
     run = import_module("run")

@@ -43,6 +43,25 @@ def test_embed_plain_result_is_one_line(
     assert "--overwrite" in err
 
 
+def test_embed_takes_the_default_encoder_where_one_machine_embeds(
+    tiny_encoder_folder: Path,
+    picture_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("vitrieve.model.default.choose_default_encoder", lambda: str(tiny_encoder_folder))
+    words = ("--data", picture_folder, "--out", tmp_path / "out", "--num-threads", "1")
+    status, out, _ = run_embed(capsys, *words)
+    assert status == 0
+    assert "12 embeddings of 64 dimensions" in out
+    for others in (["--shard", "1/2"], ["--join"], ["--ray"]):
+        status, out, err = run_embed(capsys, *words[:3], tmp_path / "other", *others)
+        assert (status, out) == (2, "")
+        assert "name an --encoder" in err
+    assert not (tmp_path / "other").exists()
+
+
 @pytest.mark.parametrize("engine", ["openvino", "onnx", "torch"])
 def test_embed_prints_and_records_the_engine(
     engine: str, tiny_encoder_folder: Path, picture_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

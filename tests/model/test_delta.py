@@ -307,11 +307,16 @@ vitrieve.model.named_graph.GRAPH_ARCHITECTURES = ("test_vit",)
 def test_a_machine_without_torch_makes_and_reads_a_difference(
     folder: Path, tmp_path: Path, without_torch: str, picture_folder: Path
 ) -> None:
-    """The commands embed, sync and export, with one index for both kinds of machine."""
+    """The commands export, embed, sync and up, with one index for both kinds of machine."""
     export(folder)  # the whole encoder has a graph, without which only torch reads it
     script = (
         f"{without_torch}{REGISTERED}"
         "from vitrieve.cli.main import main\n"
+        "import vitrieve.serve.server\n"
+        f"picture = {str(picture_folder / '05.png')!r}\n"
+        "def serve(searcher, settings, **others):\n"
+        "    print('up would answer', searcher.search(picture, k=1)[0].image_id)\n"
+        "vitrieve.serve.server.serve = serve\n"
         "for line in sys.argv[1:]:\n"
         "    status = main(line.split())\n"
         "    if status: sys.exit(status)\n"
@@ -321,10 +326,12 @@ def test_a_machine_without_torch_makes_and_reads_a_difference(
         f"export --encoder {folder} --delta-rank {RANK} --out {small} --data {picture_folder}",
         f"embed --encoder {small} --data {picture_folder} --out {tmp_path / 'embeddings'}",
         f"sync --encoder {small} --data {picture_folder} --index {index}",
+        f"up {picture_folder} --encoder {small} --index {tmp_path / 'up'} --port 0",
     ]
     done = subprocess.run([sys.executable, "-c", script, *commands], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "The embeddings of 12 pictures have a cosine of" in done.stdout
+    assert "up would answer 05.png" in done.stdout
     from vitrieve import Searcher
 
     with Searcher.open(index, load_encoder(small, engine="torch")) as searcher:

@@ -41,12 +41,13 @@ NUM_COMMANDS_SHOWN = 16
 class Arguments:
     """Turn a collection of pictures into embeddings; a stopped run goes on with --resume."""
 
-    encoder: str
-    """A run, an encoder folder, a weights name (vitrieve weights list), or hf:OWNER/NAME@REVISION of the hub."""
     data: str
     """A folder of pictures, or a source: grocery:DIR, emoji, sop:DIR, folder:DIR, table:FILE, …"""
     out: Path
     """Folder to write."""
+    encoder: str | None = None
+    """A run, an encoder folder, a weights name, or hf:OWNER/NAME@REVISION of the hub; None: the default of `vitrieve
+    weights list`. With --shard, --join and --ray it is named, because machines may have different defaults."""
     protocol: str | None = None
     """One of the source's protocols, where they hold different pictures; None: its first."""
     exclude: Exclude = ()
@@ -123,6 +124,8 @@ def _check(arguments: Arguments) -> None:
         raise ConfigError("--ray divides the whole work itself: leave out --shard, --join and --reuse.")
     if arguments.ray is not None and len(arguments.ray) > 1:
         raise ConfigError(f"--ray takes one address or none, not {' '.join(arguments.ray)}.")
+    if arguments.encoder is None and (arguments.shard is not None or arguments.join or arguments.ray is not None):
+        raise ConfigError("With --shard, --join and --ray name an --encoder: machines may have different defaults.")
     if arguments.reuse is not None and arguments.join:
         raise ConfigError("--join encodes nothing: --reuse belongs to the calls with --shard.")
 
@@ -143,7 +146,9 @@ def _prepare_loading(arguments: Arguments, source: str, num_threads: int | None)
 
 
 def _load(arguments: Arguments) -> Encoder:
-    encoder = _prepare_loading(arguments, arguments.encoder, arguments.num_threads)()
+    from vitrieve.model.default import choose_default_encoder
+
+    encoder = _prepare_loading(arguments, arguments.encoder or choose_default_encoder(), arguments.num_threads)()
     print_message(f"engine: {encoder.engine} {encoder.precision}")
     return encoder
 
@@ -158,6 +163,7 @@ def _embed_on_ray(arguments: Arguments, dataset: Dataset, settings: EmbedSetting
         num_cpus=num_threads,
         is_on_gpu={"auto": None, "cpu": False}.get(arguments.device, True),
     )
+    assert arguments.encoder is not None
     # An actor has a folder of work of its own.
     source = os.path.abspath(arguments.encoder) if os.path.exists(arguments.encoder) else arguments.encoder
     return embed_on_ray(

@@ -31,7 +31,7 @@ class PullArguments:
 
 @dataclass(frozen=True, kw_only=True)
 class UseArguments:
-    """Choose the encoder that `up` and `sync` take for a new index where none is named; recipes name their own."""
+    """Choose the encoder that `up`, `sync` and `embed` take where none is named; recipes name their own."""
 
     name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")]
     """A name of `vitrieve weights list`, any timm model name, or hf:OWNER/NAME; it is fetched when it is not here."""

