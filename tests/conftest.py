@@ -121,7 +121,7 @@ def text_encoder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def aligned_folder(
     tiny_encoder_folder: Path, text_encoder_folder: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """The tiny encoder with a text part that was learnt from the names of colors."""
+    """The tiny encoder with a text part that was learned from the names of colors."""
     pytest.importorskip("torch", reason="needs vitrieve[train]")
     from tests.text_encoders import write_colors
     from vitrieve import align

@@ -39,8 +39,8 @@ FLAT = tyro.conf.arg(prefix_name=False)
 """Marks the fields whose flag is short, ``--seed``; all others are dotted, ``--objective.koleo.weight``."""
 
 DEFAULT_WEIGHTS = "vitrieve-general-v1"
-"""Name of the weights that training starts from where none is given, and that ``up`` and ``sync`` take unless another
-was chosen (``model/default.py``). Must be one that runs without torch."""
+"""Name of the weights that training starts from where none is given, and that ``up``, ``sync`` and ``embed`` take
+unless another was chosen (``model/default.py``). Must be one that runs without torch."""
 
 Augmentation = Literal["random_crop", "random_resized_crop", "square"]
 Sampling = Literal["random", "m_per_class", "tuples"]

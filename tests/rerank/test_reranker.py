@@ -34,7 +34,7 @@ def test_the_table_has_every_name_of_the_type() -> None:
     assert all(name == reranker.name and reranker.summary for name, reranker in RERANKERS.items())
     with pytest.raises(ConfigError, match="Did you mean 'superglobal'"):
         find_reranker("superglobals")
-    with pytest.raises(ConfigError, match="learnt on your labeled pictures"):
+    with pytest.raises(ConfigError, match="learned on your labeled pictures"):
         find_reranker(LEARNT)
 
 

@@ -39,7 +39,7 @@ class Arguments:
 
 
 def run(arguments: Arguments) -> int:
-    """Align, and print the figures on classes that nothing was learnt from."""
+    """Align, and print the figures on classes that nothing was learned from."""
     from vitrieve.data.sources import read_source
     from vitrieve.runtime.engine import require_torch
 

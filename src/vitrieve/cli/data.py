@@ -15,7 +15,7 @@ from vitrieve.cli.console import print_json, print_result
 class Arguments:
     """Count the images of a data set, and find unreadable and duplicate ones.
 
-    Exit status 1 when an image is unreadable, or the same in training and test.
+    Exit status 1 when a file or folder cannot be read, or one picture is in training and test or has two labels.
     """
 
     source: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[SOURCE]")] = None

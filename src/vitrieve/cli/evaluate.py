@@ -63,7 +63,7 @@ class Arguments:
     """auto: measure every re-ranking on held-out training classes, and keep one or none (of fewer than 25 training
     classes none); or names, separated by commas, to measure on the test split: average_query_expansion,
     alpha_query_expansion, k_reciprocal, superglobal, chamfer, optimal_transport, query_tiles, image_tiles, tiles, elvis
-    (learnt on training classes). Empty: none."""
+    (learned on training classes). Empty: none."""
     index: Path | None = None
     """With --rerank auto: index of this encoder that remembers what was kept, for vitrieve search and the service."""
     batch_size: BatchSize = None

@@ -91,7 +91,7 @@ COMMANDS = {
         "vitrieve.cli.reduce", "shorten the embeddings of an encoder: PCA, whitening, or the first dimensions"
     ),
     "adapt": Command("vitrieve.cli.adapt", "learn a linear head on stored embeddings in seconds, for their encoder"),
-    "align": Command("vitrieve.cli.align", "let an encoder be asked in words, learnt from names or descriptions"),
+    "align": Command("vitrieve.cli.align", "let an encoder be asked in words, learned from names or descriptions"),
     "reproduce": Command("vitrieve.cli.reproduce", "the paper's tables and figures: published figures beside ours"),
     "export": Command("vitrieve.cli.export", "write an encoder as ONNX, for use without torch"),
     "quantize": Command("vitrieve.cli.quantize", "add a graph in int8 to an exported encoder"),

@@ -140,7 +140,7 @@ def _cut_part(record: ImageRecord) -> ImageRecord:
 
 
 def has_pairs(records: Sequence[ImageRecord]) -> bool:
-    """Tell whether retrieval can be learnt or measured: two classes at least, and two images of one."""
+    """Tell whether retrieval can be learned or measured: two classes at least, and two images of one."""
     num_images = Counter(record.label for record in records)
     return len(num_images) > 1 and max(num_images.values()) > 1
 

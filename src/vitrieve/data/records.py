@@ -370,7 +370,7 @@ def _count_alike(values: npt.NDArray[np.int64], is_counted: npt.NDArray[np.bool_
 
 
 def require_trainable(dataset: Dataset) -> None:
-    """Refuse a data set that nothing can be learnt from; sources accept it, for ``embed`` and ``data check``.
+    """Refuse a data set that nothing can be learned from; sources accept it, for ``embed`` and ``data check``.
 
     Raises:
         DataError: Fewer than two training classes, or no training class with two images.

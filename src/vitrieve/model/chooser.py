@@ -28,7 +28,7 @@ class WeightsRow:
         facts: What it costs; None for a name outside the table.
         published: Published figures of these weights.
         is_present: The weights are here.
-        is_default: ``up`` and ``sync`` take them for a new index where none are named.
+        is_default: ``up``, ``sync`` and ``embed`` take them where none are named.
     """
 
     entry: WeightsEntry

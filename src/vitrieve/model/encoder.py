@@ -442,7 +442,7 @@ def add_linear_head(encoder: ImageEncoder, components: np.ndarray, *, fitted_on:
     Args:
         encoder: Encoder of one scale, with or without a reduction; its backbone is shared.
         components: ``(E, D)`` float32, for embeddings of D dimensions.
-        fitted_on: Name of the set that the matrix was learnt on.
+        fitted_on: Name of the set that the matrix was learned on.
 
     Raises:
         ConfigError: The encoder combines several scales: each is normalized before they are combined.

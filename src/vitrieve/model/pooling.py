@@ -28,7 +28,7 @@ from vitrieve.model.backbone import MIN_CONVNET_PX, TokenLayout, describe_tokens
 GEM_P = 3.0
 """The paper's exponent."""
 GEM_P_MAX = 15.0
-"""A learnt exponent is kept within [1, 15]: beyond, powers of small values leave the range of float32."""
+"""A learned exponent is kept within [1, 15]: beyond, powers of small values leave the range of float32."""
 GEM_VALUE_MIN = 0.01
 """Below this pooled value GeM is linear, so that its gradient stays finite."""
 NUM_RMAC_SCALES = 3

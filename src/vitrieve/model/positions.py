@@ -11,7 +11,7 @@ CUBIC_SHARPNESS = -0.5
 
 
 def resample_positions(table: np.ndarray, num_prefix: int, side: int) -> np.ndarray:
-    """Resample the learnt positions of a transformer to another number of patches along a side.
+    """Resample the learned positions of a transformer to another number of patches along a side.
 
     Bicubic with smoothing, as timm does it with torch (equal but for the last bits). Only sums in a fixed order, in
     double precision: every machine gets the same bits, so that an encoder has one fingerprint everywhere.

@@ -49,7 +49,7 @@ class TextSpec:
         pooling: How the vectors of tokens become one.
         output: Name of the graph's output; empty: its first.
         is_padded: Every text is filled up to ``max_tokens``, and read with what fills it up, as in training.
-        trained_on: One line about the pairs that the map was learnt from.
+        trained_on: One line about the pairs that the map was learned from.
     """
 
     name: str

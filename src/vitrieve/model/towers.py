@@ -1,7 +1,7 @@
 """The text tower of a published pair of towers becomes a text part (``text.py``). No torch, and no tokenizer is run.
 
 A pair, as CLIP and SigLIP are, has a graph of pictures and a graph of texts whose outputs lie in one space, so that no
-map is learnt. What the published files do not tell is what their authors do: SigLIP and SigLIP 2 read lower-case texts
+map is learned. What the published files do not tell is what their authors do: SigLIP and SigLIP 2 read lower-case texts
 that are filled up to their full length, and no mask; CLIP reads each text up to its end.
 """
 

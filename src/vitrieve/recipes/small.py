@@ -57,7 +57,7 @@ def small() -> Config:
     rate); Wortsman et al., arXiv:2109.01903 (three tenths of the frozen weights in the result). The settings are
     ours; dev/LOG.md tells how they were chosen, and that the choice was not blind.
     Command: ``vitrieve train small --data folder:DIR --out runs/mine``.
-    Time: about three minutes on two CPU cores with bf16 instructions.
+    Time: three to six minutes on two CPU cores with bf16 instructions.
     Result: dev/LOG.md.
     """
     return Config(

@@ -1,4 +1,4 @@
-"""The learnt head of ELViS, which compares the patches of two pictures, in NumPy: a search needs no torch.
+"""The learned head of ELViS, which compares the patches of two pictures, in NumPy: a search needs no torch.
 
 Source:
     Suma et al., "ELViS", arXiv:2603.28603, and the authors' code. A patch is projected to 128 numbers; an MLP says how
@@ -6,8 +6,9 @@ Source:
     vote, and the votes are added.
 
 What differs: the votes are averaged, so that pictures with fewer patches are comparable, and a logistic function of
-the mean, which is learnt with the rest, is the probability that both pictures show the same. (There a second MLP, which
-only training uses, stands in its place.) GELU is the approximation by tanh, which NumPy has without another library.
+the mean, which is learned with the rest, is the probability that both pictures show the same. (There a second MLP,
+which only training uses, stands in its place.) GELU is the approximation by tanh, which NumPy has without another
+library.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class Head:
 
     @property
     def num_weights(self) -> int:
-        """Return how many numbers were learnt."""
+        """Return how many numbers were learned."""
         return sum(array.size for array in self.arrays.values())
 
     def score(self, query: FloatArray, images: FloatArray) -> npt.NDArray[np.float64]:

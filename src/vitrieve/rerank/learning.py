@@ -1,4 +1,4 @@
-"""How the head of ELViS (``head.py``) is learnt: from pairs of a user's own labeled pictures, in minutes on a CPU.
+"""How the head of ELViS (``head.py``) is learned: from pairs of a user's own labeled pictures, in minutes on a CPU.
 
 A pair is two pictures of one class, or two that the embeddings take for like and are not: such pairs stand in the
 shortlists that the head will order.

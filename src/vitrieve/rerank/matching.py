@@ -108,7 +108,7 @@ def transport_scores(similarities: FloatArray) -> npt.NDArray[np.float64]:
     Returns:
         ``(M,)`` float64 in [0, 1].
 
-    Source: ELViS, arXiv:2603.28603, without what is learnt. It sums over the parts, where this is their mean.
+    Source: ELViS, arXiv:2603.28603, without what is learned. It sums over the parts, where this is their mean.
     """
     dustbin = DUSTBIN_SIMILARITY
     return chamfer_scores(match_by_transport(similarities, dustbin, dustbin, dustbin))

@@ -19,6 +19,6 @@ RerankerName = Literal[
 Reranking = Literal["auto", "none", RerankerName]
 """``auto`` is what the index remembers (``vitrieve evaluate --rerank auto --index``)."""
 LEARNT = "elvis"
-"""Name of what is learnt on the user's own pictures."""
+"""Name of what is learned on the user's own pictures."""
 AUTO = "auto"
 NO_RERANKING = "none"

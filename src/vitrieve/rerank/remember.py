@@ -1,6 +1,6 @@
 """The re-ranking that an index remembers: ``reranker.json`` beside it, written after a measurement.
 
-A head that was learnt lies in a file of its own, which is named by its checksum: the JSON file, written last, tells
+A head that was learned lies in a file of its own, which is named by its checksum: the JSON file, written last, tells
 which one is meant, so that no stop in between leaves an index with the one of now and the other of before.
 """
 
@@ -33,7 +33,7 @@ class KeptReranking:
         name: Name of the re-ranking; ``none`` where none was better.
         fingerprint: Fingerprint of the encoder that it was measured with.
         reason: What was measured, in a sentence.
-        head: What was learnt, for the re-ranking that is; else None.
+        head: What was learned, for the re-ranking that is; else None.
     """
 
     name: str

@@ -63,7 +63,7 @@ class Reranker:
             equal ones keep the order that the images had.
         depth: First images that it orders; those behind them keep their order.
         parts: Parts of pictures that it compares; None: it needs nothing but the embeddings.
-        head: What was learnt; None where nothing is.
+        head: What was learned; None where nothing is.
     """
 
     name: str
@@ -153,7 +153,7 @@ RERANKERS: Mapping[str, Reranker] = {
 
 
 def build_learnt(head: Head) -> Reranker:
-    """Make a re-ranking of a learnt head, which compares patches."""
+    """Make a re-ranking of a learned head, which compares patches."""
 
     def score(shortlist: Shortlist) -> Scores:
         """Mix the probabilities of the head with the similarities of the embeddings."""
@@ -165,7 +165,7 @@ def build_learnt(head: Head) -> Reranker:
 
     return Reranker(
         name=LEARNT,
-        summary="patches matched by a head that was learnt on your pictures",
+        summary="patches matched by a head that was learned on your pictures",
         score=score,
         parts="patches",
         head=head,
@@ -176,11 +176,11 @@ def find_reranker(name: str) -> Reranker:
     """Look a re-ranking up by name.
 
     Raises:
-        ConfigError: An unknown name; the message lists the valid ones. Or the one that must be learnt first.
+        ConfigError: An unknown name; the message lists the valid ones. Or the one that must be learned first.
     """
     if name == LEARNT:
         raise ConfigError(
-            f"the re-ranking {LEARNT} is learnt on your labeled pictures, and this index remembers none: run vitrieve "
+            f"the re-ranking {LEARNT} is learned on your labeled pictures, and this index remembers none: run vitrieve "
             "evaluate --rerank auto --index INDEX, which keeps it where it is the best."
         )
     if name not in RERANKERS:

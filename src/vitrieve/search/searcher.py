@@ -335,7 +335,7 @@ def choose_reranker(request: SearchRequest, kept: KeptReranking | None) -> Reran
     if request.reranking == "auto":
         reranker = None if kept is None or request.has_text else kept.reranker  # it was measured with pictures
     elif kept is not None and kept.name == request.reranking:
-        reranker = kept.reranker  # it may be one that was learnt
+        reranker = kept.reranker  # it may be one that was learned
     else:
         reranker = None if request.reranking == NO_RERANKING else find_reranker(request.reranking)
     if reranker is None or reranker.parts is None:

@@ -1,4 +1,4 @@
-"""A linear head learnt on stored embeddings in seconds, and put into the encoder that made them.
+"""A linear head learned on stored embeddings in seconds, and put into the encoder that made them.
 
 No picture is read: the vectors that ``vitrieve embed`` wrote are multiplied by a matrix, which is trained to tell the
 training classes of a source apart. Classes that are held out decide how long, how many dimensions remain, and whether
@@ -104,7 +104,7 @@ class AdaptedEncoder:
 
 @dataclass(frozen=True, kw_only=True)
 class HeadSettings:
-    """How a head is learnt.
+    """How a head is learned.
 
     Attributes:
         embedding_dim: Dimensions of the result, at most those of the embeddings; None: the held-out classes choose.

@@ -1,9 +1,9 @@
 """A frozen text encoder learns to speak of an encoder's pictures, from the names or descriptions of some of them.
 
-What is learnt is an affine map from the text encoder's vectors into the space of the image embeddings: ridge regression
-first, then a contrastive loss. No weight of the image encoder changes, so every index that it made stays, and takes
-texts. Held-out classes, with words that nothing was learnt from, choose the settings. The command ``vitrieve align``
-calls ``align``.
+What is learned is an affine map from the text encoder's vectors into the space of the image embeddings: ridge
+regression first, then a contrastive loss. No weight of the image encoder changes, so every index that it made stays,
+and takes texts. Held-out classes, with words that nothing was learned from, choose the settings. The command
+``vitrieve align`` calls ``align``.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ MAX_SCALE = 100.0
 
 @dataclass(frozen=True, kw_only=True)
 class TextFigures:
-    """How well texts find the pictures that they belong to, among pictures of classes that nothing was learnt from.
+    """How well texts find the pictures that they belong to, among pictures of classes that nothing was learned from.
 
     Attributes:
         num_texts: Texts that asked.
@@ -75,7 +75,7 @@ class TextFigures:
 
 @dataclass(frozen=True, kw_only=True)
 class MapSettings:
-    """How a map is learnt.
+    """How a map is learned.
 
     Attributes:
         penalty: Ridge penalty, as a multiple of the mean variance of the text vectors.
@@ -97,9 +97,9 @@ class AlignedEncoder:
         fingerprint: Fingerprint of the image encoder, which is the one it had.
         text_encoder: Name of the text encoder.
         settings: Settings that the held-out classes chose.
-        num_texts: Different texts that the map was learnt from.
+        num_texts: Different texts that the map was learned from.
         num_images: Their pictures.
-        held_out: Figures on the held-out classes, with a map that was learnt without them.
+        held_out: Figures on the held-out classes, with a map that was learned without them.
         test: Figures on the test classes, whose texts are new; None where there are none.
         seconds: Time that all took.
     """
@@ -143,11 +143,11 @@ def align(
     overwrite: bool = False,
     seed: int = 0,
 ) -> AlignedEncoder:
-    """Give an encoder a text part, learnt from the names or descriptions of the training images of a source.
+    """Give an encoder a text part, learned from the names or descriptions of the training images of a source.
 
     ``align("runs/shop/encoder", "table:catalogue.csv", "aligned", text_columns=["name", "description"])``. Each column
     of an image is a text of its own. Every fifth class is held out and chooses the settings; then all training images
-    are learnt from. The result encodes pictures as ``encoder`` does, with the same fingerprint.
+    are learned from. The result encodes pictures as ``encoder`` does, with the same fingerprint.
 
     Args:
         encoder: Folder or weights name of an encoder.
@@ -159,7 +159,7 @@ def align(
         seed: Seed of the draws of the contrastive loss.
 
     Returns:
-        The figures on classes that nothing was learnt from.
+        The figures on classes that nothing was learned from.
 
     Raises:
         ConfigError: A column is not there, or no text encoder is.
@@ -385,7 +385,7 @@ def refine_map(start: TextMap, pairs: Pairs, num_steps: Sequence[int], *, seed: 
         The map after each number of steps.
 
     Source:
-        Radford et al., CLIP, arXiv:2103.00020: the symmetric cross-entropy with a temperature that is learnt. Here
+        Radford et al., CLIP, arXiv:2103.00020: the symmetric cross-entropy with a temperature that is learned. Here
         the image side is frozen, and the text side is an affine map.
     """
     generator = np.random.default_rng(seed)
@@ -431,11 +431,11 @@ def _draw_batch(pairs: Pairs, column: np.ndarray, generator: np.random.Generator
 
 
 def measure_texts(text_map: TextMap, known: Pairs, unseen: Pairs) -> TextFigures | None:
-    """Measure how well texts that nothing was learnt from find their pictures.
+    """Measure how well texts that nothing was learned from find their pictures.
 
     Args:
         text_map: The map.
-        known: What it was learnt from; texts that occur there do not ask.
+        known: What it was learned from; texts that occur there do not ask.
         unseen: Pictures to find, and texts that ask.
 
     Returns:
@@ -493,7 +493,7 @@ def _write(
         shutil.copytree(source, folder, ignore=left_out, dirs_exist_ok=True)
     lines = [
         "## Text",
-        f"A text part maps the vectors of {aligned.text_encoder} into the space of the embeddings. It was learnt from "
+        f"A text part maps the vectors of {aligned.text_encoder} into the space of the embeddings. It was learned from "
         f"{part[0].spec.trained_on}.",
         f"On held-out classes: {describe_figures(aligned.held_out)}.",
     ]

@@ -19,7 +19,7 @@ def pull(embeddings: Tensor, labels: Tensor, power: float = 2.0) -> Tensor:
 
 
 class PullToCenters(torch.nn.Module):
-    """The distance of each image to a learnt direction, a scalar."""
+    """The distance of each image to a learned direction, a scalar."""
 
     def __init__(self, scale: float = 1.0, embedding_dim: int = 64) -> None:
         super().__init__()
