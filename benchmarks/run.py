@@ -7,9 +7,9 @@ In a part the sides alternate after a warm-up; figures are medians with the leas
 ratio, because machines are shared and drift. A ratio says its spread over the turns, and whether they tell the sides
 apart. Writes bench_DATE.json and bench_DATE.html (quick ones: bench_quick_DATE) into benchmarks/results. About 40
 minutes on two cores, three to seven with --quick; some 50 with AVX2 alone, where some inputs are smaller, so that there
-is time for three rounds. Weights are random and vectors are real: this measures speed only. Both files are written after
-each part. With --into the parts named by --parts are measured, and replace those of an earlier run, or complete one
-that was stopped; its page tells which.
+is time for three rounds. Weights are random and vectors are real: this measures speed only. Both files are written
+after each part. With --into the parts named by --parts are measured, and replace those of an earlier run, or complete
+one that was stopped; its page tells which.
 """
 
 from __future__ import annotations

@@ -14,9 +14,10 @@ can prepare from files, and from its cache.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 from collections_here import read_photographs
 from contest import DECODING, FP32, alternate_processes, best_product, has_bf16, main, max_seconds
@@ -35,12 +36,13 @@ GFLOP_PER_IMAGE = {ARCHITECTURE: 3 * 9.2, SMALL_ARCHITECTURE: 3 * 3.6}
 PEER, PEER_BF16 = "timm fp32, pytorch-metric-learning", "timm bf16 autocast, pytorch-metric-learning"
 OURS = "vitrieve"
 WITH_LOADER = "vitrieve, photographs by the loader"
-PLANS: dict[str, dict[str, object]] = {
-    "vitrieve, micro-batch 16": {"microbatch_size": 16},
-    "vitrieve, micro-batch 64": {"microbatch_size": 64},
-    "vitrieve, embedded twice for a memory limit": {"is_limited": True},
+MICROBATCHES: dict[str, dict[str, object]] = {
+    "vitrieve, micro-batch 16": {"train": {"microbatch_size": 16}},
+    "vitrieve, micro-batch 64": {"train": {"microbatch_size": 64}},
 }
-SMALL_PLANS = ("vitrieve, micro-batch 16", "vitrieve, micro-batch 64")
+PLANS = MICROBATCHES | {"vitrieve, embedded twice for a memory limit": {"is_limited": True}}
+SMALL_PLANS = MICROBATCHES | {"vitrieve, compiled by torch": {"train": {"compile": True}}}
+"""The first step of the one that compiles takes minutes; it is the warm-up, which does not count."""
 LOW_RESOLUTION = "vitrieve, 5/7 of the pixels a side (of low resolution first)"
 OPTIONS: dict[str, dict[str, object]] = {
     "vitrieve, patch dropout 0.5": {"patch_drop_rate": 0.5},
@@ -58,7 +60,7 @@ def build_side(side: str, image_size: int, architecture: str = ARCHITECTURE) -> 
         return build_ours(has_loader=True)
     if side == LOW_RESOLUTION:
         image_size = image_size * 5 // 7
-    options = PLANS.get(side, {}) | OPTIONS.get(side, {})
+    options = (PLANS | SMALL_PLANS | OPTIONS).get(side, {})
     return build_ours(image_size=image_size, architecture=architecture, **options)  # type: ignore[arg-type]
 
 
@@ -92,7 +94,7 @@ def build_peer(image_size: int, architecture: str = ARCHITECTURE, *, is_bf16: bo
 
 
 def build_ours(
-    microbatch_size: int | None = None,
+    train: Mapping[str, Any] = MappingProxyType({}),
     image_size: int = IMAGE_SIZE,
     architecture: str = ARCHITECTURE,
     patch_drop_rate: float = 0.0,
@@ -100,7 +102,17 @@ def build_ours(
     is_limited: bool = False,
     has_loader: bool = False,
 ) -> Step:
-    """Build our step: what `vitrieve train` runs, with its checks and its log values; with or without its loader."""
+    """Build our step: what `vitrieve train` runs, with its checks and its log values; with or without its loader.
+
+    Args:
+        train: Fields of ``TrainConfig`` beside the size of a batch and the number of steps.
+        image_size: Side of the square input in pixels.
+        architecture: Name of a timm model.
+        patch_drop_rate: Share of the patches that are left out.
+        num_frozen_blocks: Lower blocks that are not trained.
+        is_limited: Whether a limit of memory makes it embed the batch twice.
+        has_loader: Whether photographs come from the loader; else they are random and always the same.
+    """
     import torch
 
     from vitrieve.config import Config, ModelConfig, ObjectiveConfig, TrainConfig
@@ -118,11 +130,10 @@ def build_ours(
         patch_drop_rate=patch_drop_rate,
         num_frozen_blocks=num_frozen_blocks,
     )
-    train = TrainConfig(batch_size=BATCH_SIZE, num_steps=MAX_STEPS)
     config = Config(
         model=model,
         objective=ObjectiveConfig(contrastive=ContrastiveConfig(weight=1.0, margin=0.5), memory_fraction=1.0),
-        train=train if microbatch_size is None else replace(train, microbatch_size=microbatch_size),
+        train=TrainConfig(batch_size=BATCH_SIZE, num_steps=MAX_STEPS, **train),
     )
     encoder = build_encoder(model, is_pretrained=False)
     prepare_encoder(encoder, config)

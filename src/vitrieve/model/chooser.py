@@ -110,7 +110,9 @@ def format_rows(rows: Sequence[WeightsRow]) -> list[str]:
 
 
 def _describe_recipes() -> str:
-    return "" if get_default_encoder() == DEFAULT_WEIGHTS else f" of up, sync and embed; recipes start from {DEFAULT_WEIGHTS}"
+    if get_default_encoder() == DEFAULT_WEIGHTS:
+        return ""
+    return f" of up, sync and embed; recipes start from {DEFAULT_WEIGHTS}"
 
 
 def _format_row(row: WeightsRow, width: int, has_speeds: bool) -> str:
