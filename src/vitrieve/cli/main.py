@@ -75,7 +75,7 @@ COMMANDS = {
     ),
     "weights list": Command("vitrieve.cli.weights", "list the pre-trained weights", "ListArguments", "run_list"),
     "weights pull": Command("vitrieve.cli.weights", "fetch pre-trained weights", "PullArguments", "run_pull"),
-    "weights use": Command("vitrieve.cli.weights", "choose the encoder of new indexes", "UseArguments", "run_use"),
+    "weights use": Command("vitrieve.cli.weights", "choose the default encoder", "UseArguments", "run_use"),
     "weights describe": Command(
         "vitrieve.cli.weights", "parameters and FLOPs of a backbone", "DescribeArguments", "run_describe"
     ),

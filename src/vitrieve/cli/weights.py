@@ -86,7 +86,7 @@ def run_use(arguments: UseArguments) -> int:
     if arguments.json:
         print_json({"default": name})
     else:
-        print_result(f"{name} is the default encoder of new indexes here")
+        print_result(f"{name} is the default encoder here")
     return 0
 
 
