@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -112,7 +113,8 @@ def test_a_contest_with_a_failing_method_is_stopped_and_goes_on_to_the_same(
         vitrieve.compare(methods, sources[:1], tmp_path / "stopped", **settings)
     with locking_folder(tmp_path / "stopped"), pytest.raises(ArtifactError, match="written by another process"):
         vitrieve.compare(methods, sources[:1], tmp_path / "stopped", resume=True, **settings)
-    twice = [sources[0], Path(sources[0])]
+    bare = sources[0].removeprefix("folder:")
+    twice = [f"{bare}/", sources[0], Path(bare)]  # other spellings of what is there
     resumed = vitrieve.compare(methods, twice, tmp_path / "stopped", resume=True, **settings)
     assert len(calls) == 3 + 2  # nothing that was done is trained again
     assert strip_times(resumed.summary) == strip_times(whole.summary)
@@ -146,7 +148,11 @@ def test_a_contest_with_a_failing_method_is_stopped_and_goes_on_to_the_same(
 
 @pytest.mark.usefixtures("_without_export")
 def test_trials_are_chosen_on_held_out_classes_and_contests_grow(
-    sources: tuple[str, str], settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    sources: tuple[str, str],
+    settings: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     rates: list[float] = []
     train = cells.train
@@ -167,6 +173,7 @@ def test_trials_are_chosen_on_held_out_classes_and_contests_grow(
 
     grown = vitrieve.compare([SMALL], sources, tmp_path / "out", resume=True, **{**settings, "seeds": 1})
     assert len(rates) == 3 + 2
+    assert "the page leaves out 1 result that this call does not name (seed 1)" in capsys.readouterr().err
     path = next((tmp_path / "out" / "results").glob("*/small*-seed-0.json"))
     path.write_text(path.read_text().replace("0.333 times learning_rate", "0.5 times margin"))
     with pytest.raises(ArtifactError, match="had other settings or trials"):
@@ -201,6 +208,49 @@ def test_the_command_measures_the_speed_once_and_prints_json(
     monkeypatch.setattr(contest, "_read_speed", lambda folder: pytest.fail("the speed is measured once"))
     assert main([*words, "--out", str(tmp_path / "out"), "--resume"]) == 0
     assert json.loads(capsys.readouterr().out)["num_images"] == 18
+
+
+class Dropping(vitrieve.Callback):
+    """Fails as a disk does that goes away during a step."""
+
+    def on_step(self, step: int, values: Mapping[str, float]) -> None:
+        if step == 2:
+            raise OSError(errno.EIO, "Input/output error")
+
+
+@pytest.mark.usefixtures("_without_export")
+def test_a_disk_that_goes_away_stops_the_contest_which_goes_on_where_it_was(
+    sources: tuple[str, str], settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = ([SMALL], sources[:1], tmp_path / "out")
+    settings |= {"seeds": 1, "resume": True}
+    with monkeypatch.context() as patch:
+        patch.setattr(cells, "train", functools.partial(cells.train, callbacks=[Dropping()]))
+        with pytest.raises(OSError, match="Input/output error") as stopped:
+            vitrieve.compare(*given, **settings)
+    assert "with --resume goes on. To begin this training anew" in stopped.value.__notes__[-1]
+    assert [path.name for path in (tmp_path / "out").glob("results/*/*")] == ["frozen.json", "frozen.npz"]
+    assert list((tmp_path / "out").glob("runs/*/*/state/step_*2.safetensors"))
+
+    def measuring_fails(*arguments: Any, **named: Any) -> None:
+        raise DataError("1 of 1 images cannot be read.")
+
+    begun: list[bool] = []
+    train = cells.train
+
+    def noting_train(*arguments: Any, **named: Any) -> Any:
+        begun.append(named["resume"])
+        return train(*arguments, **named)
+
+    monkeypatch.setattr(cells, "train", noting_train)
+    with monkeypatch.context() as patch:
+        patch.setattr(cells, "measure_protocols", measuring_fails)
+        with pytest.raises(DataError, match="cannot be read"):
+            vitrieve.compare(*given, **settings)
+    assert not (tmp_path / "out" / "manifest.json").exists()
+    found = vitrieve.compare(*given, **settings)
+    assert begun == [True]  # the training went on once, and what it made was measured by the last call
+    assert [one["reason"] for one in found.summary["runs"]] == [None, None]
 
 
 def test_a_training_that_ended_the_process_twice_is_a_row(tmp_path: Path) -> None:

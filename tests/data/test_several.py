@@ -116,6 +116,36 @@ def test_read_sources_of_all_classes_has_nothing_left_to_test(two_folders: tuple
         train_on_all_classes(build_dataset("zoo", ground_truth={}))
 
 
+@pytest.mark.parametrize(
+    ("kept", "left_out"),
+    [
+        (("train/1.jpg", "val/2.jpg", "train/3.jpg"), ("test/1.jpg", "Gallery/4.jpg")),
+        (("all/train/1.jpg",), ("all/test/1.jpg", "all/query/2.jpg")),
+        (("train/cat/1.jpg", "others/1.jpg", "train/test/2.jpg"), ("test/cat/2.jpg", "test/train/2.jpg")),
+        (("1.jpg", "test.jpg"), ()),
+    ],
+)
+def test_read_sources_without_classes_trains_on_no_folder_that_is_for_testing(
+    tmp_path: Path, kept: tuple[str, ...], left_out: tuple[str, ...]
+) -> None:
+    for name in (*kept, *left_out):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (found,) = read_sources([tmp_path], classes="none")
+    assert sorted(record.image_id for record in found.records) == sorted(kept)
+    assert {record.split for record in found.records} == {"train"}
+    counted = [note for note in found.notes if "left out" in note]
+    assert [note.partition(" ")[0] for note in counted] == [str(len(left_out))] * bool(left_out)
+
+
+def test_read_sources_without_classes_refuses_a_folder_that_is_for_testing_only(tmp_path: Path) -> None:
+    for name in ("query/1.jpg", "gallery/1.jpg"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).touch()
+    with pytest.raises(DataError, match="gallery, query are names of splits but hold their pictures directly"):
+        read_sources([tmp_path], classes="none")
+
+
 def test_trap_the_same_class_name_in_two_sources_is_two_labels_in_every_batch(two_folders: tuple[Path, Path]) -> None:
     """Memory, proxies and losses know an image's class by this label alone."""
     apart = set_apart(read_sources(two_folders))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from vitrieve.data.sources import (
     list_protocols,
     read_collection,
     read_source,
+    resolve_source,
 )
 from vitrieve.errors import ConfigError, DataError
 
@@ -149,6 +151,22 @@ def test_read_source_finds_a_benchmark_beside_the_checkout(tmp_path: Path, monke
     monkeypatch.chdir(tmp_path / "checkout")
     monkeypatch.setenv("VITRIEVE_DATA", str(tmp_path / "absent"))
     assert read_source("sop").name == "sop"
+
+
+def test_resolve_source_is_one_for_all_spellings(
+    classes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "link").symlink_to(classes)
+    spellings = ["classes", "classes/", "./classes", "folder:classes", str(classes), str(tmp_path / "link")]
+    assert {resolve_source(source) for source in spellings} == {f"folder:{os.path.realpath(classes)}"}
+    tables = ["table:classes/images.csv", "manifest:./classes/images.csv"]
+    assert len({resolve_source(source) for source in tables}) == 1
+    assert resolve_source("emoji") == "emoji"
+    assert resolve_source("./emoji") != "emoji"
+    (tmp_path / "data" / "sop").mkdir(parents=True)
+    monkeypatch.setenv("VITRIEVE_DATA", str(tmp_path / "data"))
+    assert resolve_source("sop") == resolve_source(f"sop:{tmp_path / 'data' / 'sop'}") != resolve_source("inshop")
+    assert resolve_source("shards:https://example.org/a/") == "shards:https://example.org/a"
 
 
 def test_every_source_is_described_with_its_protocols() -> None:

@@ -96,6 +96,19 @@ def test_images_that_are_gone_or_for_testing_are_told() -> None:
         apply_pairs(given, [say("right", "a", "t")])
 
 
+def test_labels_that_train_on_test_classes_are_told() -> None:
+    given = make_dataset({"a": 0, "b": 0, "c": 1, "t": 2, "u": 3}, tested="tu")
+    told = "1 of 2 test classes are also trained on: figures are not about unseen classes."
+    assert told in apply_pairs(given, [say("tagged", "", "a", label="C")]).notes
+    for other in (say("tagged", "", "a", label="B"), say("tagged", "", "a", label="new"), say("right", "a", "c")):
+        assert not any("also trained on" in note for note in apply_pairs(given, [other]).notes)
+    # A source that trains on them anyway has said so itself.
+    shared = make_dataset({"a": 2, "b": 0, "t": 2}, tested="t")
+    assert not any("also trained on" in note for note in apply_pairs(shared, [say("right", "a", "b")]).notes)
+    without = forget_labels(given)
+    assert told in apply_pairs(without, [say("tagged", "", "a", label="C")]).notes
+
+
 def test_feedback_makes_classes_where_there_are_none() -> None:
     given = forget_labels(make_dataset({"a": 0, "b": 0, "c": 0, "d": 0}))
     assert len(set(list_labels(given).values())) == 4

@@ -33,10 +33,10 @@ KNOWN = [f"Pear_{number:03}" for number in range(1, 31)]
 
 @pytest.fixture(autouse=True)
 def _register(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Weights that were trained on ``fruit``, whose pictures are known, and on ``drawings``, known by name alone."""
+    """Weights that were trained on ``fruit``, whose pictures are known, and on two that are known by name alone."""
     file = tmp_path / "pictures.safetensors"
     save_file({"fruit": np.unique(hash_names(KNOWN)), "shoes": np.unique(hash_names(["shoe1", "shoe2"]))}, file)
-    entry = dataclasses.replace(WEIGHTS[GENERAL], name=OWN, trained_on=("fruit", "drawings"), pictures=file)
+    entry = dataclasses.replace(WEIGHTS[GENERAL], name=OWN, trained_on=("fruit", "drawings", "emoji"), pictures=file)
     monkeypatch.setitem(WEIGHTS, OWN, entry)
 
 
@@ -72,6 +72,25 @@ def test_a_name_is_enough_where_there_are_test_images() -> None:
     assert list_seen(OWN, [build_dataset([], name="fruit")]) == []
     (line,) = describe_seen("runs/mine", OWN, datasets[:2])
     assert line.startswith(f"runs/mine: its start, {OWN}, has seen the test classes of drawings: ")
+
+
+def test_the_name_of_a_folder_or_file_says_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Anybody may call a folder of groceries, or of icons, so."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("fruit", "emoji"):
+        folder = write_photographs(tmp_path / name, [f"{number}" for number in range(30)])
+        table = write_table(folder, tmp_path / f"{name}.csv")
+        for source in (f"folder:{folder}", f"./{name}", f"hf:{name}", f"table:{table}", *["fruit"] * (name == "fruit")):
+            found = read_source(source)
+            assert (found.name, bool(found.split("test"))) == (name, True)
+            assert list_seen(OWN, [found]) == [], source
+        pack_dataset(found, tmp_path / f"{name}-packed")
+    # Of emoji only the name is known: it counts as the source, in memory, and packed, where it is that of the data set.
+    packed = {name: read_source(f"shards:{name}-packed") for name in ("fruit", "emoji")}
+    assert packed["fruit"].name == "fruit"
+    assert list_seen(OWN, [packed["fruit"]]) == []
+    for source in ("emoji", "", "shards:emoji-packed"):
+        assert list_seen(OWN, [dataclasses.replace(packed["emoji"], source=source)]) == ["emoji"]
 
 
 def test_copies_are_known_by_their_pictures_wherever_they_lie(tmp_path: Path) -> None:

@@ -21,12 +21,12 @@ import torch
 
 from vitrieve.artifacts import (
     has_artifact,
-    is_full_disk,
     is_partial,
     read_manifest,
     replacing_durably,
     write_text_durably,
 )
+from vitrieve.comparison.failures import explain_failure
 from vitrieve.comparison.methods import (
     FROZEN,
     ContestSettings,
@@ -40,7 +40,7 @@ from vitrieve.comparison.statistics import Outcome, effective_rank, mean_cosine
 from vitrieve.config import Config
 from vitrieve.data.records import Dataset
 from vitrieve.embed.collection import EmbedSettings
-from vitrieve.errors import ArtifactError, ConfigError, DataError, describe_error
+from vitrieve.errors import ArtifactError, ConfigError, DataError
 from vitrieve.evaluation.measure import Measurement
 from vitrieve.evaluation.run import measure_protocols
 from vitrieve.machine import read_peak_memory, restart_peak_memory
@@ -197,10 +197,11 @@ class CellWork:
         if best is None:
             return self._write_result(cell, {**contents, "reason": outcomes[0]["reason"]}, {})
         contents |= {"chosen": best["name"], **best["summary"]}
+        folder = self._run_folder(cell, best["number"])
         try:
-            return self._finish(cell, self._run_folder(cell, best["number"]), contents)
+            return self._finish(cell, folder, contents)
         except Exception as error:  # whatever a method's encoder does, the contest goes on and the page says it
-            reason = f"measuring failed: {_explain(error)}"
+            reason = f"measuring failed: {explain_failure(error, folder)}"
         return self._write_result(cell, {**contents, "reason": reason}, {})
 
     def _choose_trials(self, cell: Cell, method: Method) -> tuple[Trial, ...]:
@@ -212,7 +213,7 @@ class CellWork:
         return tuple(trial for trial in trials if trial.name == first.get("chosen", trials[0].name))
 
     def _try_trial(self, cell: Cell, method: Method, number: int, trial: Trial, num_images: int) -> dict[str, Any]:
-        """Train one trial, or read what came of it; a failure becomes a reason."""
+        """Train one trial, or read what came of it; a failure of the method becomes a reason."""
         path = self._result_path(cell, f"-trial-{number}")
         if path.is_file():
             read: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -222,7 +223,7 @@ class CellWork:
             config = fit_budget(override_config(method.config, trial.changes), num_images, cell.seed)
             outcome["summary"] = self._train(cell, method, number, config)
         except Exception as error:  # a loss that fails in its own way is a row of the page, not the end of the contest
-            outcome["reason"] = _explain(error)
+            outcome["reason"] = explain_failure(error, self._run_folder(cell, number))
         write_json(path, outcome)
         return outcome
 
@@ -380,17 +381,6 @@ def _start_peak(config: Config) -> Callable[[], int | None]:
         torch.cuda.reset_peak_memory_stats()
         return torch.cuda.max_memory_allocated
     return read_peak_memory if restart_peak_memory() else lambda: None
-
-
-def _explain(error: Exception) -> str:
-    """Say in a sentence why a method failed; what is no method's fault goes on.
-
-    Raises:
-        Exception: The disk is full, or a package is missing.
-    """
-    if is_full_disk(error) or isinstance(error, ImportError):
-        raise error
-    return re.split(r"\.\s", describe_error(error), maxsplit=1)[0].rstrip(".")
 
 
 def _score(measurement: Measurement) -> Iterator[tuple[str, np.ndarray]]:

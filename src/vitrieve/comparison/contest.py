@@ -28,6 +28,7 @@ from vitrieve.artifacts import (
     reopen_folder,
     write_manifest,
 )
+from vitrieve.comparison.begun import ResultKey, choose_spellings, describe_unnamed, list_results
 from vitrieve.comparison.cells import RUNS, Cell, CellWork, Source, read_steps, write_json
 from vitrieve.comparison.methods import (
     FROZEN,
@@ -94,16 +95,17 @@ def compare(
 
     Every method sees equally many images, in the time that the reference takes for them; holds the same training
     classes out; and is measured once on the test classes, with the settings that were best on the held-out ones. A
-    method that fails or collapses stays in the table, with the reason. Progress is shown on standard error.
+    method that fails or collapses stays in the table, with the reason; what no method is to blame for, such as a server
+    that does not answer, stops the contest. Progress is shown on standard error.
 
     Args:
         methods: Recipes by name, with changes where wanted: ``small``, ``small:koleo.weight=0.3``. The frozen backbone
             is always added.
         data: Sources as ``read_source`` takes them. Every protocol of a source is measured that trains on the same
-            images.
+            images. Two spellings of one folder or file are one data set.
         out: Folder of the contest.
         resume: Go on with what ``out`` holds, finished or not: further methods, data sets and seeds are added, and no
-            finished run is repeated.
+            finished run is repeated. The page shows what this call names.
         overwrite: Empty ``out`` first.
         settings: Fields of ``ContestSettings``: ``budget_minutes``, ``num_images``, ``seeds``, ``trials``,
             ``reference``, ``backbone``, ``weights``, ``image_size``, ``device``, ``num_threads``.
@@ -113,16 +115,18 @@ def compare(
 
     Raises:
         InputError: A method, a source, a setting or the folder cannot be used, or the disk is full.
+        OSError: A disk cannot be read or written; as after every stop, a resumed contest goes on.
         KeyboardInterrupt: After Ctrl-C; a resumed contest goes on, in the middle of a training.
     """
     chosen = ContestSettings(**settings)
     competing = read_methods(methods, chosen)
-    sources = tuple(_read_source(source) for source in dict.fromkeys(map(str, data)))
+    folder = Path(out)
+    results = list_results(folder) if resume and (folder / PLAN_NAME).is_file() else ()
+    sources = tuple(_read_source(source) for source in choose_spellings(map(str, data), results))
     if not sources:
         raise ConfigError("there is no data set to compare on; name one or more with --data.")
     start = choose_unseen_start(competing[0].config, [source.dataset for source in sources]).model.backbone
     competing = tuple(method.with_backbone(start) for method in competing)
-    folder = Path(out)
     run = _ContestRun(folder, chosen, competing, sources)
     with locking_folder(folder):
         if resume:
@@ -131,6 +135,7 @@ def compare(
                 reopen_folder(folder)
         prepare_folder(folder, kind="comparison", is_overwrite=overwrite, is_resume=resume)
         run.make_plan()
+        run.tell_unnamed(results)
         try:
             run.run_cells()
         finally:
@@ -259,6 +264,12 @@ class _ContestRun:
         speed = _read_speed(folder)
         shutil.rmtree(folder)
         return speed
+
+    def tell_unnamed(self, results: Sequence[ResultKey]) -> None:
+        """Say which results of before the page leaves out."""
+        named = (ResultKey(cell.source.name, cell.name, cell.seed) for cell in self._list_cells())
+        if told := describe_unnamed(results, named):
+            print_message(told)
 
     # The runs
 

@@ -10,10 +10,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
+from vitrieve.data.folder import ROLES
 from vitrieve.data.records import Dataset, GroundTruth, ImageRecord
 from vitrieve.data.sources import is_folder_source, read_collection, read_source
 from vitrieve.errors import ConfigError, DataError
-from vitrieve.quoting import quote_name
+from vitrieve.quoting import count_nouns, quote_name
 
 TrainingClasses = Literal["train", "all", "none"]
 
@@ -33,7 +34,8 @@ def read_sources(
         exclude: Patterns of files to leave out of every folder, with the rules of gitignore.
         classes: ``train``: the classes that each source keeps for training. ``all``: every class
             (``train_on_all_classes``). ``none``: no class of a training image is looked at (``forget_labels``); a
-            folder needs no folders of classes then.
+            folder needs no folders of classes then, and pictures in its folders that are named for testing (``test``,
+            ``query``, ``gallery``) stay out.
 
     Returns:
         A data set for each source. ``train`` takes them, and keeps their images and classes apart.
@@ -61,14 +63,39 @@ def read_sources(
 
 
 def _read_unlabeled(source: str, *, protocol: str | None, exclude: Sequence[str]) -> Dataset:
-    """Read a source without looking at the classes of its training images; test images keep theirs."""
+    """Read a source without looking at the classes of its training images; test images keep theirs.
+
+    Of a folder without folders of classes every picture trains, but those in folders that are named for testing.
+
+    Raises:
+        DataError: The source cannot be read, or has pictures for testing only.
+    """
     try:
         return forget_labels(read_source(source, protocol=protocol, exclude=exclude))
-    except DataError:
+    except DataError as error:
         if not is_folder_source(source):
             raise
+        refusal = error
     dataset = read_collection(source.removeprefix("folder:"), protocol=protocol, exclude=exclude)  # at any depth
-    return forget_labels(replace(dataset, records=tuple(replace(one, split="train") for one in dataset.records)))
+    records = tuple(replace(one, split="train") for one in dataset.records if not _is_for_testing(one.image_id))
+    if not records:
+        raise refusal
+    notes = dataset.notes
+    if num_left_out := len(dataset.records) - len(records):
+        counted = count_nouns(num_left_out, "image is", "images are")
+        notes += (f"{counted} left out, in folders that are named for testing, such as test or query.",)
+    return forget_labels(replace(dataset, records=records, notes=notes))
+
+
+def _is_for_testing(image_id: str) -> bool:
+    """Say whether the first folder above a picture that has the name of a split is for testing.
+
+    >>> _is_for_testing("all/Test/1.jpg"), _is_for_testing("train/test/1.jpg"), _is_for_testing("2020/test.jpg")
+    (True, False, False)
+    """
+    roles = (ROLES.get(folder.casefold()) for folder in image_id.split("/")[:-1])
+    first = next((role for role in roles if role is not None), None)
+    return first is not None and first.split == "test"
 
 
 def forget_labels(dataset: Dataset) -> Dataset:

@@ -410,6 +410,23 @@ def find_source_path(source: str) -> Path | None:
     return _path(path) if path else find_source_folder(name)
 
 
+def resolve_source(source: str) -> str:
+    """Spell a source by its kind and the real path of its folder or file, as all spellings of it have in common.
+
+    >>> resolve_source("folder:photos/../photos/") == resolve_source("photos") != resolve_source("hf:photos")
+    True
+
+    Args:
+        source: Spelling as for ``read_collection``; nothing needs to be there.
+    """
+    path = find_source_path(source)
+    if path is None:  # it takes none, or is an address
+        return source.rstrip("/")
+    name = _spell_now(source).partition(":")[0]
+    is_kind = name in list_sources() and not _is_folder_named_like_a_kind(source)
+    return f"{name if is_kind else 'folder'}:{os.path.realpath(path)}"
+
+
 def _split_source(source: str) -> tuple[str, str]:
     """Split ``NAME:PATH``; a bare folder is ``folder`` with the whole source as its path."""
     source = _spell_now(source)

@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from vitrieve.data.records import Dataset
+from vitrieve.data.folder import describe_shared_classes
+from vitrieve.data.records import Dataset, ImageRecord
 from vitrieve.errors import DataError
 from vitrieve.feedback.events import Correction, find_last_words
 from vitrieve.quoting import count_nouns, quote_name
@@ -17,7 +18,8 @@ Pair = tuple[str, str]
 def apply_pairs(dataset: Dataset, corrections: Sequence[Correction]) -> Dataset:
     """Give a data set what corrections say of its training images; images of its test split stay as they are.
 
-    - The last label that a person gave an image is its class, a new one where the data set has none of that name.
+    - The last label that a person gave an image is its class, a new one where the data set has none of that name. Where
+      that makes further test classes be trained on, a note says so.
     - Images that ``same_group``, or ``right`` by an image as the query, connect are a group. In it, images that are the
       only one of their class join a class of the group: the one that most others of it have, else one of their own. All
       get the group as a further label, so that they are positives although their classes differ.
@@ -61,9 +63,10 @@ def apply_pairs(dataset: Dataset, corrections: Sequence[Correction]) -> Dataset:
     groups = find_groups(positives)
     joined = _join_classes(relabeled, groups)
     more = {name: (len(label_names) + number,) for number, group in enumerate(groups) for name in group}
+    records = tuple(replace(record, label=joined[record.image_id]) for record in dataset.records)
     return replace(
         dataset,
-        records=tuple(replace(record, label=joined[record.image_id]) for record in dataset.records),
+        records=records,
         label_names=label_names,
         more_labels={
             name: tuple(sorted({*dataset.more_labels.get(name, ()), *more.get(name, ())}))
@@ -75,6 +78,7 @@ def apply_pairs(dataset: Dataset, corrections: Sequence[Correction]) -> Dataset:
             f"pairs: {len(positives):,} positive in {count_nouns(len(groups), 'group', 'groups')}, "
             f"{len(negatives):,} negative, {count_nouns(len(labels), 'label', 'labels')}.",
             *_note_rest(counted, usable, unknown, contradictions),
+            *_note_shared(dataset.records, records),
         ),
     )
 
@@ -95,6 +99,20 @@ def _note_rest(
         first = " and ".join(map(quote_name, contradictions[0]))
         notes.append(f"pairs: {len(contradictions)} are called both right and wrong, such as {first}; left out.")
     return notes
+
+
+def _note_shared(before: Iterable[ImageRecord], after: Iterable[ImageRecord]) -> tuple[str, ...]:
+    """Tell how many test classes are trained on, where corrected labels have made them more."""
+    (shared_before, _), (shared, tested) = map(_find_shared, (before, after))
+    return describe_shared_classes(len(shared), len(tested)) if shared - shared_before else ()
+
+
+def _find_shared(records: Iterable[ImageRecord]) -> tuple[set[int], set[int]]:
+    """Return the test classes that are trained on or held out of training, and all test classes."""
+    trained, tested = set(), set()
+    for record in records:
+        (tested if record.split == "test" else trained).add(record.label)
+    return trained & tested, tested
 
 
 def _sort_pairs(corrections: Iterable[Correction]) -> tuple[list[Pair], list[Pair], list[Pair]]:

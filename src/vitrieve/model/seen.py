@@ -1,7 +1,8 @@
 """Which data sets weights have seen, so that nothing is measured fairly there.
 
-A data set is known by its name, and by the names of its pictures, which stay with a copy: in another folder, in shards,
-in a table, as a part of the collection, or made small or gray. Pictures that were given other names are not known.
+A published data set is known by its name, and a copy of it by the names of its pictures, which stay with it: in another
+folder, in shards, in a table, as a part of the collection, or made small or gray. Pictures that were given other names
+are not known. The name of a folder or a file says nothing, because anybody may call one so.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vitrieve.data.records import SPLITS, Dataset, choose_records, read_columns, read_ids
+from vitrieve.data.sources import list_sources
 from vitrieve.model.pretrained import WEIGHTS, WeightsEntry
 from vitrieve.model.tensors import read_arrays
 
@@ -81,18 +83,33 @@ def _describe_seen(entry: WeightsEntry, dataset: Dataset) -> str | None:
     rows = _find_tested(dataset)
     if not len(rows):
         return None
-    if dataset.name.partition(_DISTRACTORS)[0] in entry.trained_on:
+    known = {} if entry.pictures is None else read_arrays(entry.pictures)
+    name = dataset.name.partition(_DISTRACTORS)[0]
+    if name in entry.trained_on and _is_name_its_own(name, dataset.source, are_pictures_known=name in known):
         return dataset.name
-    if entry.pictures is None:
+    if not known:
         return None
     num_asked = min(len(rows), NUM_ASKED)
     asked = choose_records(dataset.records, rows[np.arange(num_asked) * len(rows) // num_asked])
     hashes = hash_names(read_ids(asked))
-    is_in = {collection: np.isin(hashes, known) for collection, known in read_arrays(entry.pictures).items()}
+    is_in = {collection: np.isin(hashes, of_it) for collection, of_it in known.items()}
     if SEEN_ONE_OF * np.any(list(is_in.values()), axis=0).sum() < num_asked:
         return None
     collections = sorted((name for name in is_in if is_in[name].any()), key=lambda name: -is_in[name].sum())
     return f"{dataset.name} (its pictures are named as in {' and '.join(collections)})"
+
+
+def _is_name_its_own(name: str, source: str, *, are_pictures_known: bool) -> bool:
+    """Say whether a data set has its name from those who published it, not from a folder or file that anybody named.
+
+    Shards have the name of the data set that was packed, which tells where the pictures cannot.
+
+    >>> [_is_name_its_own("emoji", source, are_pictures_known=False) for source in ("emoji", "", "shards:a", "a/emoji")]
+    [True, True, True, False]
+    """
+    kind = source.partition(":")[0]
+    is_published = kind == name and name in list_sources()
+    return not source or is_published or (kind == "shards" and not are_pictures_known)
 
 
 def _find_tested(dataset: Dataset) -> npt.NDArray[np.int64]:
