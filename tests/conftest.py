@@ -208,6 +208,21 @@ def mount_small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
 
 
 @pytest.fixture
+def make_read_only() -> Iterator[Callable[[Path], None]]:
+    """A function that takes the right to write from a folder and all in it, until the test ends."""
+    modes: list[tuple[Path, int]] = []
+
+    def forbid(folder: Path) -> None:
+        for path in (folder, *folder.rglob("*")):
+            modes.append((path, path.stat().st_mode))
+            path.chmod(0o555 if path.is_dir() else 0o444)
+
+    yield forbid
+    for path, mode in modes:
+        path.chmod(mode)
+
+
+@pytest.fixture
 def picture_folder(tmp_path: Path) -> Path:
     """Twelve different PNG pictures of random blocks, ``pictures/00.png`` to ``pictures/11.png``."""
     folder = tmp_path / "pictures"

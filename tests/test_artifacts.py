@@ -16,6 +16,7 @@ from vitrieve.artifacts import (
     MANIFEST_NAME,
     Kind,
     check_replacing,
+    copy_folder,
     locking_folder,
     prepare_folder,
     read_manifest,
@@ -172,6 +173,31 @@ def test_write_bytes_durably_on_a_full_disk_names_file_and_bytes_and_keeps_the_o
         write_bytes_durably(path, bytes(100_000))
     assert path.read_bytes() == b"old"
     assert [entry.name for entry in path.parent.iterdir()] == ["weights"]
+
+
+def test_copy_folder_copies_all_but_modes(tmp_path: Path, make_read_only: Callable[[Path], None]) -> None:
+    source, copy = tmp_path / "source", tmp_path / "copy"
+    (source / "text").mkdir(parents=True)
+    for name in ("manifest.json", "weights", "text/manifest.json"):
+        (source / name).write_text(name)
+    make_read_only(source)
+    copy_folder(source, copy, left_out=("manifest.json",))
+    assert {path.relative_to(copy).as_posix() for path in copy.rglob("*")} == {"weights", "text", "text/manifest.json"}
+    assert (copy / "text" / "manifest.json").read_text() == "text/manifest.json"
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "file").touch()
+    for path in (copy, *copy.rglob("*")):
+        like = tmp_path / "new" if path.is_dir() else tmp_path / "new" / "file"
+        assert path.stat().st_mode == like.stat().st_mode, (
+            path
+        )  # root may write everywhere, so it is the mode that tells
+
+
+def test_copy_folder_into_the_folder_itself_ends(tmp_path: Path) -> None:
+    (tmp_path / "deep" / "copy").mkdir(parents=True)
+    (tmp_path / "file").touch()
+    copy_folder(tmp_path, tmp_path / "deep" / "copy")
+    assert [path.name for path in (tmp_path / "deep" / "copy").iterdir()] == ["file"]
 
 
 def write_half(path: Path) -> None:

@@ -16,7 +16,7 @@ import re
 import shutil
 import socket
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -623,6 +623,24 @@ def _can_be_replaced(target: Path) -> bool:
         "deleted before the new content is complete."
     )
     return False
+
+
+def copy_folder(source: Path, target: Path, *, left_out: Collection[str] = ()) -> None:
+    """Copy what a folder holds, but not its modes: those of a store of models forbid writing, which the copy allows.
+
+    Args:
+        source: Folder to copy; of links, what they lead to.
+        target: Folder to copy into; made when it is missing. Where it lies in ``source``, it is not copied itself.
+        left_out: Names in ``source`` itself that are not copied; further down they are.
+    """
+    target.mkdir(parents=True, exist_ok=True)
+    for path in source.iterdir():
+        if path.name in left_out or target.resolve().is_relative_to(path.resolve()):
+            continue
+        if path.is_dir():
+            copy_folder(path, target / path.name)
+        else:
+            shutil.copyfile(path, target / path.name)
 
 
 def publish_folder(complete: Path, folder: Path, is_complete: Callable[[], bool]) -> None:

@@ -4,10 +4,13 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from vitrieve.artifacts import write_manifest
 from vitrieve.cli.main import main
 from vitrieve.errors import ConfigError
 from vitrieve.runtime.encoder import load_encoder
@@ -53,6 +56,51 @@ def test_export_copies_to_out(encoder_folder: Path, tmp_path: Path, capsys: pyte
     assert main(command) == 2
     assert "--overwrite" in capsys.readouterr().err
     assert main([*command, "--overwrite"]) == 0
+
+
+def test_export_copies_what_may_only_be_read_and_its_text_part(
+    aligned_folder: Path, tmp_path: Path, make_read_only: Callable[[Path], None]
+) -> None:
+    store, out = tmp_path / "store", tmp_path / "copy"
+    shutil.copytree(aligned_folder, store)
+    make_read_only(store)
+    assert main(["export", "--encoder", str(store), "--out", str(out)]) == 0
+    (tmp_path / "new").mkdir()
+    for folder in (out, out / "text"):
+        assert folder.stat().st_mode == (tmp_path / "new").stat().st_mode, "it can be written"
+    expected = load_encoder(aligned_folder).encode_text("dark red")
+    np.testing.assert_array_equal(load_encoder(out).encode_text("dark red"), expected)
+
+
+def test_export_at_another_size_tells_that_the_text_part_stays_behind(
+    aligned_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "larger"
+    assert main(["export", "--encoder", str(aligned_folder), "--image-size", "64", "--out", str(out)]) == 0
+    printed = capsys.readouterr().err
+    assert "the text part is left out" in printed
+    assert "make it again with vitrieve align" in printed
+    assert load_encoder(out).text_part is None
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--encoder", "dinov2-vits15"],
+        ["--encoder", "test_vit", "--weights", "missing.safetensors"],
+        ["--encoder", "ENCODER", "--image-size", "64"],
+        ["--encoder", "ENCODER", "--format", "torch-export"],
+    ],
+)
+def test_an_occupied_folder_is_refused_before_any_weight_is_read(
+    words: list[str], encoder_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (encoder_folder / "model.safetensors").unlink()
+    (tmp_path / "occupied").mkdir()
+    write_manifest(tmp_path / "occupied", "encoder", {})
+    words = [str(encoder_folder) if word == "ENCODER" else word for word in words]
+    assert main(["export", *words, "--out", str(tmp_path / "occupied")]) == 2
+    assert "holds a finished result; pass --overwrite" in capsys.readouterr().err
 
 
 def test_export_at_another_image_size_is_another_encoder(

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vitrieve.artifacts import write_manifest
 from vitrieve.cli.main import main
 from vitrieve.config import DEFAULT_WEIGHTS
 from vitrieve.data.sources import read_source
+from vitrieve.errors import ArtifactError
 from vitrieve.evaluation.run import evaluate
 from vitrieve.model.pretrained import WEIGHTS
 from vitrieve.runtime.encoder import load_encoder
@@ -130,6 +132,24 @@ def test_reduce_refuses_before_it_touches_out(
     assert "has a reduction already, fitted on training images of" in capsys.readouterr().err
     assert reduce(tiny_encoder_folder, source, out) == 2
     assert "--overwrite" in capsys.readouterr().err
+
+
+def test_an_occupied_folder_is_refused_before_the_pictures_are_read(tiny_encoder_folder: Path, tmp_path: Path) -> None:
+    import vitrieve
+
+    (tmp_path / "occupied").mkdir()
+    write_manifest(tmp_path / "occupied", "encoder", {})
+    with pytest.raises(ArtifactError, match="holds a finished result"):
+        vitrieve.reduce(tiny_encoder_folder, f"folder:{tmp_path / 'missing'}", 4, tmp_path / "occupied")
+
+
+def test_reduce_tells_that_the_text_part_stays_behind(
+    aligned_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["reduce", "--encoder", str(aligned_folder), "--kind", "prefix", "--embedding-dim", "8"]
+    assert main([*words, "--out", str(tmp_path / "out")]) == 0
+    assert "the text part is left out" in capsys.readouterr().err
+    assert load_encoder(tmp_path / "out").text_part is None
 
 
 def test_reduce_cuts_to_a_prefix_without_pictures_and_exports_it(

@@ -76,8 +76,10 @@ def test_what_is_pushed_is_pulled_again(
     assert f"copied to {tmp_path / 'mine'}" in capsys.readouterr().out
     assert load_encoder(tmp_path / "mine", engine="onnx").fingerprint == pushed["fingerprint"]
     assert not (tmp_path / "mine" / ".partial").exists()
+    num_requests = len(hub.requests)
     assert main(["pull", NAME, "--out", str(tmp_path / "mine")]) == 2
     assert "--overwrite" in capsys.readouterr().err
+    assert len(hub.requests) == num_requests, "refused before anything is asked for"
 
 
 def test_the_card_passes_the_checks_and_has_the_figures_of_the_report(hub: Hub, run: Path) -> None:

@@ -33,6 +33,8 @@ from vitrieve.model.pretrained import (
 )
 from vitrieve.model.reduction import Pca
 from vitrieve.model.tensors import hash_file
+from vitrieve.model.text import TextMap, write_text_part
+from vitrieve.model.text_export import export_text_encoder
 from vitrieve.model.wheels import WheelSource
 from vitrieve.runtime.encoder import load_encoder
 
@@ -277,6 +279,66 @@ def test_a_reduction_of_frozen_weights_is_a_difference_that_loses_nothing(cache:
     assert made.delta.lost_fraction == made.delta.weight_error == 0
     assert made.fingerprint == load_encoder(tmp_path / "whole").fingerprint
     assert load_encoder(made.folder, engine="torch").fingerprint == made.fingerprint
+
+
+def add_text_part(folder: Path, text_encoder_folder: Path, temporary: Path) -> None:
+    """Give an encoder a text part, and its card the section about it."""
+    encoder = load_encoder(folder, engine="torch")
+    text_map = TextMap(draw(encoder.embedding_dim, 32), draw(encoder.embedding_dim))
+    files = export_text_encoder(text_encoder_folder, temporary)
+    write_text_part(folder, files, text_map, fingerprint=encoder.fingerprint)
+    with (folder / "README.md").open("a") as file:
+        file.write("\n## Text\n\nA text part maps.\n")
+
+
+def test_the_text_part_goes_with_a_difference_that_loses_nothing(
+    cache: Path, text_encoder_folder: Path, tmp_path: Path
+) -> None:
+    components = np.linalg.qr(draw(64, 64))[0][:5].astype(np.float32)
+    pca = Pca(mean=np.zeros(64, np.float32), components=components, variances=np.ones(5), fitted_on="set")
+    save_encoder(add_reduction(build_frozen_encoder(BASE, image_size=SIZE), pca), tmp_path / "whole")
+    add_text_part(tmp_path / "whole", text_encoder_folder, tmp_path)
+    made = export(tmp_path / "whole", tmp_path / "small", delta_rank=RANK)
+    expected = load_encoder(tmp_path / "whole", engine="torch").encode_text("dark red")
+    for engine in ("torch", "onnx"):
+        found = load_encoder(made.folder, engine=engine).encode_text("dark red")  # type: ignore[arg-type]
+        np.testing.assert_array_equal(found, expected)
+    assert "A text part maps." in (made.folder / "README.md").read_text()
+
+
+def test_the_text_part_of_another_fingerprint_is_left_out_and_told(
+    folder: Path, text_encoder_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    add_text_part(folder, text_encoder_folder, tmp_path)
+    made = export(folder, tmp_path / "small", delta_rank=RANK)
+    assert "the text part is left out" in capsys.readouterr().err
+    assert load_encoder(made.folder).text_part is None
+    assert "## Text" not in (made.folder / "README.md").read_text()
+
+
+@pytest.mark.parametrize("card", [None, b"\xe9crit ailleurs\n"])
+def test_a_card_that_is_missing_or_of_another_encoding_stops_nothing(
+    card: bytes | None, folder: Path, tmp_path: Path
+) -> None:
+    def replace_card(of: Path) -> None:
+        (of / "README.md").unlink()
+        if card is not None:
+            (of / "README.md").write_bytes(card)
+
+    replace_card(folder)
+    made = export(folder, tmp_path / "small", delta_rank=RANK)
+    written = (made.folder / "README.md").read_text(encoding="utf-8")
+    assert "difference of rank 4 to the weights tiny-base" in written
+    assert ("crit ailleurs" if card else made.fingerprint) in written
+    replace_card(made.folder)
+    assert load_encoder(made.folder, engine="onnx").fingerprint == made.fingerprint
+
+
+def test_an_occupied_folder_is_refused_before_weights_are_fetched(folder: Path, cache: Path, tmp_path: Path) -> None:
+    export(folder, tmp_path / "small", delta_rank=RANK)
+    shutil.rmtree(cache / "weights")
+    with pytest.raises(ArtifactError, match="holds a finished result; pass --overwrite"):
+        export(folder, tmp_path / "small", delta_rank=RANK)
 
 
 def test_a_difference_that_has_no_graph_without_torch_is_read_with_it(cache: Path, tmp_path: Path) -> None:

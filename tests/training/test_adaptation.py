@@ -192,6 +192,26 @@ def test_trap_adapt_keeps_the_encoder_where_nothing_can_be_learnt(
     assert "was tried; it was not better" in (tmp_path / "out" / "README.md").read_text()
 
 
+@pytest.mark.parametrize("signal", [0.0, 0.7])
+def test_the_text_part_goes_with_an_encoder_that_stays_and_is_told_where_it_cannot(
+    write: Callable[..., Path],
+    aligned_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    signal: float,
+) -> None:
+    dataset = build_dataset()
+    embeddings = write(dataset, draw_vectors(dataset, signal=signal))
+    adapted = adapt(embeddings, dataset, tmp_path / "out", encoder=aligned_folder)
+    assert adapted.is_adapted is (signal > 0)
+    told = "the text part is left out" in capsys.readouterr().err
+    assert told is adapted.is_adapted
+    assert (load_encoder(tmp_path / "out").text_part is None) is adapted.is_adapted
+    if not adapted.is_adapted:
+        expected = load_encoder(aligned_folder).encode_text("dark red")
+        np.testing.assert_array_equal(load_encoder(tmp_path / "out").encode_text("dark red"), expected)
+
+
 @pytest.mark.parametrize(("num_classes", "told"), [(9, "the one held-out class"), (18, "the 3 held-out classes")])
 def test_trap_few_held_out_classes_prove_nothing(
     write: Callable[..., Path],

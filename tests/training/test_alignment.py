@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import tracemalloc
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +22,9 @@ from vitrieve.model.text import TextMap
 from vitrieve.model.text_export import TextTransformer, export_text_encoder, find_text_encoder
 from vitrieve.runtime.text import TextEncoder
 from vitrieve.similarity import normalize
+from vitrieve.training import alignment
 from vitrieve.training.alignment import (
+    KS,
     Pairs,
     alignment_loss,
     choose_units,
@@ -199,6 +203,49 @@ def test_measure_texts_of_a_hand_worked_case() -> None:
     assert measure_texts(identity, known, known) is None
 
 
+def draw_unseen(num_texts: int, num_images: int) -> Pairs:
+    """Pictures with texts in two columns, some without; all similarities are halves, and most are equal to others."""
+    generator = np.random.default_rng(4)
+    texts = generator.choice([-0.5, 0.5], (num_texts, 4)).astype(np.float32)  # of length 1
+    vectors = generator.integers(-1, 2, (num_images, 4)).astype(np.float32)
+    owners = tuple(generator.integers(-1, num_texts, num_images) for _ in range(2))
+    return Pairs(vectors, texts, owners)
+
+
+@pytest.mark.parametrize("num_cells", [1, 700, 1 << 24])
+def test_measure_texts_is_the_definition_in_blocks_of_any_size(num_cells: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(alignment, "BLOCK_CELLS", num_cells)
+    unseen = draw_unseen(60, 90)
+    known = Pairs(unseen.vectors[:8], unseen.texts, (np.arange(8),))
+    figures = measure_texts(TextMap(np.eye(4, dtype=np.float32), np.zeros(4, np.float32)), known, unseen)
+    places, chances = [], []
+    for text in range(8, 60):
+        own = {image for column in unseen.owners for image in range(90) if column[image] == text}
+        if own:
+            similar = [float(sum(unseen.texts[text] * vector)) for vector in unseen.vectors]
+            order = sorted(range(90), key=lambda image: (-similar[image], image))
+            places.append(next(place for place, image in enumerate(order) if image in own))
+            chances.append([compute_chance(len(own), 90, k) for k in KS])
+    assert figures is not None
+    assert (figures.num_texts, figures.num_images) == (len(places), 90)
+    assert list(figures.recall.values()) == [np.mean(np.array(places) < k) for k in KS]
+    assert 0 < figures.recall[1] < figures.recall[10] < 1
+    np.testing.assert_allclose(list(figures.chance.values()), np.mean(chances, axis=0), rtol=1e-12)
+
+
+def test_measure_texts_holds_a_block_of_the_similarities(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(alignment, "BLOCK_CELLS", 1 << 12)
+    unseen = draw_unseen(700, 1000)
+    nothing = Pairs(unseen.vectors[:0], unseen.texts, (np.empty(0, np.int64),))
+    tracemalloc.start()
+    try:
+        assert measure_texts(TextMap(np.eye(4, dtype=np.float32), np.zeros(4, np.float32)), nothing, unseen) is not None
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 700 * 1000  # bytes: a quarter of all similarities
+
+
 def test_compute_chance_is_that_of_counting() -> None:
     from itertools import combinations
 
@@ -213,13 +260,16 @@ def test_choose_units_takes_texts_where_classes_are_few() -> None:
 
 
 def test_align_finds_colors_whose_names_it_never_saw(
-    tiny_encoder_folder: Path, text_encoder_folder: Path, tmp_path: Path
+    tiny_encoder_folder: Path, text_encoder_folder: Path, tmp_path: Path, make_read_only: Callable[[Path], None]
 ) -> None:
+    store = tmp_path / "store"
+    shutil.copytree(tiny_encoder_folder, store)
+    make_read_only(store)
     colors = write_colors(tmp_path / "colors")
     is_test = [record.label % 4 == 1 for record in colors.records]
     records = [replace(one, split="test") if test else one for one, test in zip(colors.records, is_test, strict=True)]
     aligned = align(
-        tiny_encoder_folder,
+        store,
         replace(colors, records=tuple(records)),
         tmp_path / "out",
         text_columns=["name"],
@@ -235,6 +285,7 @@ def test_align_finds_colors_whose_names_it_never_saw(
     assert after.encode_text(["dark red", "dark red"]).shape == (2, after.embedding_dim)
     assert after.encode_text([]).shape == (0, after.embedding_dim)
     assert "On held-out classes" in (tmp_path / "out" / "README.md").read_text()
+    assert (tmp_path / "out").stat().st_mode == colors.records[0].path.parent.stat().st_mode, "it can be written"
 
 
 def test_align_refuses_what_it_cannot_learn_from(
@@ -252,6 +303,37 @@ def test_align_refuses_what_it_cannot_learn_from(
     with pytest.raises(ArtifactError, match="holds the encoder itself"):
         align(tiny_encoder_folder, colors, tiny_encoder_folder, text_columns=["name"], overwrite=True)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("num_records", "name", "message"),
+    [
+        (15, None, "has 5 classes or texts to learn from, too few to hold some out"),
+        (108, "red", "no texts that are theirs alone"),
+        (108, "nothing_known", "none of the images has a text to learn from"),
+    ],
+)
+def test_what_the_texts_refuse_is_refused_before_a_picture_is_read(
+    num_records: int,
+    name: str | None,
+    message: str,
+    tiny_encoder_folder: Path,
+    text_encoder_folder: Path,
+    tmp_path: Path,
+) -> None:
+    colors = write_colors(tmp_path / "colors")
+    records = tuple(
+        replace(one, path=tmp_path / "gone.png", metadata={"name": name or one.metadata["name"]})
+        for one in colors.records[:num_records]
+    )
+    with pytest.raises(DataError, match=message):
+        align(
+            tiny_encoder_folder,
+            replace(colors, records=records),
+            tmp_path / "out",
+            text_columns=["name"],
+            text_encoder=text_encoder_folder,
+        )
 
 
 def test_a_text_part_of_another_encoder_or_with_a_changed_file_is_refused(aligned_folder: Path, tmp_path: Path) -> None:

@@ -80,12 +80,15 @@ def run(arguments: Arguments) -> int:
 
 def run_pull(arguments: PullArguments) -> int:
     """Fetch the encoder, and print what it is."""
+    from vitrieve.artifacts import check_replacing
     from vitrieve.evaluation.sharing import copy_pulled
     from vitrieve.model.hub import PREFIX, is_hub_name
     from vitrieve.model.published import pull_encoder
 
     given = arguments.repository
     name = given if is_hub_name(given) else PREFIX + given
+    if arguments.out is not None:
+        check_replacing(arguments.out, kind="encoder", is_overwrite=arguments.overwrite)
     pulled = pull_encoder(name, is_asked_anew=True)
     if arguments.out is not None:
         copy_pulled(pulled.name, arguments.out, overwrite=arguments.overwrite)

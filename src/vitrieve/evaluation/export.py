@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -16,6 +15,8 @@ import numpy as np
 
 from vitrieve.artifacts import (
     MANIFEST_NAME,
+    check_replacing,
+    copy_folder,
     explaining_full_disk,
     read_manifest,
     replacing_folder,
@@ -33,6 +34,10 @@ from vitrieve.model.artifact import (
     CARD_NAME,
     ONNX_NAME,
     EncoderContents,
+    ModelCard,
+    compute_fingerprint,
+    format_card,
+    read_card,
     read_contents,
     read_spec,
     require_apart,
@@ -41,6 +46,7 @@ from vitrieve.model.artifact import (
 from vitrieve.model.delta import DELTA_NAME, Delta, compute_parts, restore_states
 from vitrieve.model.pretrained import BACKBONE_PREFIX, find_weights, pull_weights
 from vitrieve.model.tensors import hash_arrays, read_arrays
+from vitrieve.model.text import TEXT_SECTION, carry_text_part, find_text_part
 from vitrieve.progress import print_message
 from vitrieve.quoting import quote_name
 from vitrieve.runtime.encoder import Encoder, find_source_folder, load_encoder
@@ -189,9 +195,10 @@ def import_encoder(
     from vitrieve.model.export import export_folder
     from vitrieve.model.foreign import build_foreign_encoder
 
+    out = Path(out)
+    check_replacing(out, kind="encoder", is_overwrite=overwrite)
     encoder, notes = build_foreign_encoder(backbone, Path(weights), image_size=image_size)
     print_message(*notes)
-    out = Path(out)
     with replacing_folder(out, kind="encoder", is_overwrite=overwrite, is_resumable=False) as beside:
         save_encoder(encoder, beside)
         print_message(f"exporting {backbone} with the weights {weights} …")
@@ -221,6 +228,8 @@ def _write_named(
 
     if scales and out is None:
         raise ConfigError("with other scales it is another encoder: give it a folder with --out.")
+    if out is not None:
+        check_replacing(out, kind="encoder", is_overwrite=overwrite)
     encoder = build_frozen_encoder(name, image_size=image_size, scales=scales or None)
     folder = out or get_export_folder(name, encoder.spec.preprocessing.image_size)
     beside = stack.enter_context(
@@ -253,18 +262,19 @@ def _copy_folder(
     if source.resolve().is_relative_to(out.resolve()):
         raise ConfigError(f"--out {out} holds the encoder itself; leave --out away to add the graph to it.")
     if is_resized or is_rescaled:
-        from vitrieve.model.artifact import ModelCard
-        from vitrieve.model.encoder import read_encoder, save_encoder
+        from vitrieve.model.encoder import fingerprint_encoder, read_encoder, save_encoder
 
+        check_replacing(out, kind="encoder", is_overwrite=overwrite)
         encoder = read_encoder(source, image_size=image_size, scales=scales or None)
         note = f"Made from an encoder for {manifest['image_size']} px (fingerprint `{manifest['fingerprint']}`)."
         beside = stack.enter_context(replacing_folder(out, kind="encoder", is_overwrite=overwrite, is_resumable=False))
+        carry_text_part(source, beside, fingerprint=fingerprint_encoder(encoder))
         save_encoder(encoder, beside, card=ModelCard(notes=(note,)), config=manifest["config"])
         return out, beside
     beside = stack.enter_context(replacing_folder(out, kind="encoder", is_overwrite=overwrite, is_resumable=False))
     num_bytes = sum(path.stat().st_size for path in source.rglob("*") if path.is_file())
     with explaining_full_disk(out, num_bytes=num_bytes, advice="Make room and pass --overwrite."):
-        shutil.copytree(source, beside, ignore=shutil.ignore_patterns(MANIFEST_NAME), dirs_exist_ok=True)
+        copy_folder(source, beside, left_out=(MANIFEST_NAME,))
     write_bytes_durably(beside / MANIFEST_NAME, (source / MANIFEST_NAME).read_bytes())  # it is whole now
     return out, beside
 
@@ -280,6 +290,7 @@ def _export_delta(
         raise ConfigError("a difference is another encoder: give it a folder with --out.")
     out = Path(out)
     require_apart(source, out)
+    check_replacing(out, kind="encoder", is_overwrite=overwrite)
     dataset = data if data is None or isinstance(data, Dataset) else read_collection(str(data))
     contents = read_contents(source)
     base = _find_base(contents, source)
@@ -291,7 +302,10 @@ def _export_delta(
     restored = restore_states(parts, named)
     cost = _compare_weights(delta, contents.states, restored, named)
     with replacing_folder(out, kind="encoder", is_overwrite=overwrite, is_resumable=False) as beside:
-        card = (source / CARD_NAME).read_text(encoding="utf-8")
+        carry_text_part(source, beside, fingerprint=compute_fingerprint(contents.spec, restored))
+        card = read_card(source) or format_card(contents.spec, ModelCard(), contents.fingerprint)
+        if find_text_part(beside) is None:
+            card = card.split(TEXT_SECTION)[0]
         config = read_manifest(source, "encoder")["config"]
         fingerprint = write_contents(beside, contents.spec, restored, card, config, delta)
         if dataset is not None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from vitrieve.artifacts import (
     MANIFEST_NAME,
+    check_replacing,
     explaining_full_disk,
     replacing_folder,
     sync_file,
@@ -22,8 +23,17 @@ from vitrieve.artifacts import (
 )
 from vitrieve.errors import ConfigError
 from vitrieve.evaluation.sharing import format_metadata
-from vitrieve.model.artifact import CARD_NAME, USE_SECTION, EncoderSpec, ModelCard, format_card, require_apart
+from vitrieve.model.artifact import (
+    CARD_NAME,
+    USE_SECTION,
+    EncoderSpec,
+    ModelCard,
+    format_card,
+    read_card,
+    require_apart,
+)
 from vitrieve.model.tensors import hash_file
+from vitrieve.model.text import TEXT_SECTION
 from vitrieve.progress import print_message
 from vitrieve.runtime.encoder import find_source_folder
 from vitrieve.runtime.engine import require_torch
@@ -108,6 +118,7 @@ def export_as(
     source = find_source_folder(encoder)
     if source is not None:
         require_apart(source, out)
+    check_replacing(out, kind="export", is_overwrite=overwrite)
     built = _build(encoder, source, image_size, scales)
     spec, fingerprint = built.spec, fingerprint_encoder(built)
     print_message(f"exporting {encoder} for {format} …")
@@ -151,9 +162,8 @@ def _build(encoder: str | Path, source: Path | None, image_size: int | None, sca
 
 
 def _read_card(source: Path | None, spec: EncoderSpec, fingerprint: str) -> str:
-    """Read the card of the encoder's folder, unless what is written is another encoder."""
-    path = None if source is None else source / CARD_NAME
-    text = path.read_text(encoding="utf-8") if path is not None and path.is_file() else ""
+    """Read the card of the encoder's folder, but for its texts, unless what is written is another encoder."""
+    text = "" if source is None else read_card(source).split(TEXT_SECTION)[0]
     return text if fingerprint in text else format_card(spec, ModelCard(), fingerprint)
 
 

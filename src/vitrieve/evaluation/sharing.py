@@ -18,7 +18,16 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from PIL import Image, ImageDraw, ImageFont
 
-from vitrieve.artifacts import MANIFEST_NAME, has_artifact, is_partial, read_manifest, replacing_folder, write_manifest
+from vitrieve.artifacts import (
+    MANIFEST_NAME,
+    check_replacing,
+    copy_folder,
+    has_artifact,
+    is_partial,
+    read_manifest,
+    replacing_folder,
+    write_manifest,
+)
 from vitrieve.errors import ArtifactError, ConfigError, WeightsError
 from vitrieve.evaluation.metrics import display_name
 from vitrieve.model.artifact import (
@@ -27,6 +36,7 @@ from vitrieve.model.artifact import (
     WEIGHTS_NAME,
     EncoderSpec,
     find_encoder_folder,
+    read_card,
     read_contents,
 )
 from vitrieve.model.hub import PREFIX, is_hub_name, parse_hub_name, send_folder
@@ -165,15 +175,10 @@ def copy_pulled(source: str, out: str | Path, *, overwrite: bool = False) -> Pat
         WeightsError: As ``pull_encoder``.
         ArtifactError: ``out`` is not free.
     """
+    check_replacing(Path(out), kind="encoder", is_overwrite=overwrite)
     pulled = pull_encoder(source, is_asked_anew=True)
     with replacing_folder(Path(out), kind="encoder", is_overwrite=overwrite, is_resumable=False) as beside:
-        shutil.copytree(
-            pulled.folder,
-            beside,
-            ignore=lambda folder, names: [MANIFEST_NAME] if Path(folder) == pulled.folder else [],
-            dirs_exist_ok=True,
-            copy_function=shutil.copyfile,  # without the modes of the cache, which may be read-only
-        )
+        copy_folder(pulled.folder, beside, left_out=(MANIFEST_NAME,))
         write_manifest(beside, "encoder", read_manifest(pulled.folder, "encoder"))
     return Path(out)
 
@@ -232,7 +237,7 @@ def _write_folder(
     if results:
         (target / RESULTS_NAME).write_text(json.dumps({"results": list(results)}, indent=2) + "\n", encoding="utf-8")
         draw_results(before, tuned).save(target / PICTURE_NAME, optimize=True)
-    text = (folder / CARD_NAME).read_text(encoding="utf-8") if (folder / CARD_NAME).is_file() else ""
+    text = read_card(folder)
     use = _write_for_others(folder, target, repository) if also else ""
     card = build_card(contents.spec, text, repository, tuned, license=license, use=use)
     (target / CARD_NAME).write_text(card, encoding="utf-8")

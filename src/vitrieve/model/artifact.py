@@ -299,6 +299,12 @@ def read_contents(folder: Path) -> EncoderContents:
     )
 
 
+def read_card(folder: Path) -> str:
+    """Read the model card of an encoder's folder; empty where there is none, for it is for people alone."""
+    path = folder / CARD_NAME
+    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+
+
 def is_delta(folder: Path) -> bool:
     """Say whether an encoder's folder holds a difference to other weights instead of its own."""
     return (folder / DELTA_NAME).is_file()

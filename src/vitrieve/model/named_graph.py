@@ -17,7 +17,6 @@ from vitrieve.artifacts import MANIFEST_NAME, publish_folder, read_manifest, rep
 from vitrieve.data.preprocess import build_preprocessing
 from vitrieve.errors import ConfigError, WeightsError
 from vitrieve.model.artifact import (
-    CARD_NAME,
     EMBEDDING_OUTPUT,
     ONE_SCALE,
     ONNX_NAME,
@@ -30,6 +29,7 @@ from vitrieve.model.artifact import (
     format_card,
     is_delta,
     note_export,
+    read_card,
     read_contents,
     read_spec,
     write_contents,
@@ -265,8 +265,7 @@ def make_delta_folder(folder: Path) -> Path:
     made = get_export_folder("delta", 0).with_name(f"delta-{manifest['fingerprint']}")
     if not (made / MANIFEST_NAME).is_file():
         contents = read_contents(folder)
-        card = (folder / CARD_NAME).read_text(encoding="utf-8")
-        _publish(made, contents.spec, dict(contents.states), card)
+        _publish(made, contents.spec, dict(contents.states), read_card(folder))
     return made
 
 

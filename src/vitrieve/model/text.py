@@ -19,9 +19,17 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from vitrieve.artifacts import MANIFEST_NAME, read_manifest, write_bytes_durably, write_manifest, write_text_durably
+from vitrieve.artifacts import (
+    MANIFEST_NAME,
+    copy_folder,
+    read_manifest,
+    write_bytes_durably,
+    write_manifest,
+    write_text_durably,
+)
 from vitrieve.errors import ArtifactError, ConfigError, FingerprintError
 from vitrieve.model.tensors import hash_file, read_arrays
+from vitrieve.progress import print_message
 from vitrieve.settings import config_from_json, config_to_json
 
 TEXT_SUBFOLDER = "text"
@@ -34,6 +42,8 @@ TEXT_NAMES = tuple(f"{TEXT_SUBFOLDER}/{name}" for name in (*_PARTS, MAP_NAME, MA
 """All files of a text part, as they stand in the encoder's folder, the manifest last."""
 INPUT_IDS, ATTENTION_MASK, TOKEN_TYPES = "input_ids", "attention_mask", "token_type_ids"
 """Names of the inputs of a text encoder's graph; the last is optional."""
+TEXT_SECTION = "\n## Text\n"
+"""Begins what the model card says of the text part, at its end."""
 
 TextPooling = Literal["mean", "first", "native"]
 """How the vectors of a text's tokens become one: their mean, that of the first token, or the graph pools itself."""
@@ -121,7 +131,7 @@ def read_text_part(part: Path, *, fingerprint: str) -> tuple[TextFiles, TextMap 
 
     Args:
         part: Its folder.
-        fingerprint: Fingerprint of the image encoder that it lies in.
+        fingerprint: Fingerprint of the image encoder that it is to serve.
 
     Returns:
         The text encoder, and the map into the image space; None: its vectors lie there.
@@ -133,8 +143,8 @@ def read_text_part(part: Path, *, fingerprint: str) -> tuple[TextFiles, TextMap 
     manifest = read_manifest(part, "text")
     if manifest.get("fingerprint") != fingerprint:
         raise FingerprintError(
-            f"{part} was made for another image encoder ({str(manifest.get('fingerprint'))[:12]}…) than the one it "
-            f"lies in ({fingerprint[:12]}…); make it again with vitrieve align."
+            f"{part} was made for another image encoder ({str(manifest.get('fingerprint'))[:12]}…) than this one "
+            f"({fingerprint[:12]}…); make it again with vitrieve align."
         )
     checksums = manifest.get("sha256", {})
     has_map = MAP_NAME in checksums
@@ -151,3 +161,22 @@ def read_text_part(part: Path, *, fingerprint: str) -> tuple[TextFiles, TextMap 
     except (ValueError, KeyError, ConfigError) as error:
         raise ArtifactError(f"{part} is damaged ({error}); make it again with vitrieve align.") from None
     return TextFiles(spec, part / TEXT_GRAPH_NAME, part / TOKENIZER_NAME), text_map
+
+
+def carry_text_part(source: Path | None, folder: Path, *, fingerprint: str) -> None:
+    """Copy the text part of an encoder to another one that is made of it, or say why it does not fit there.
+
+    Args:
+        source: Folder of the first encoder; None: it has none, and so no text part.
+        folder: Folder of the other one; made when it is missing.
+        fingerprint: Fingerprint of the other one.
+    """
+    part = None if source is None else find_text_part(source)
+    if part is None:
+        return
+    try:
+        read_text_part(part, fingerprint=fingerprint)  # checks every file
+    except ArtifactError as error:
+        print_message(f"the text part is left out: {error}")
+        return
+    copy_folder(part, folder / TEXT_SUBFOLDER)

@@ -40,6 +40,7 @@ from vitrieve.model.encoder import (
 from vitrieve.model.export import export_folder
 from vitrieve.model.reduction import fix_signs
 from vitrieve.model.seen import describe_seen
+from vitrieve.model.text import carry_text_part
 from vitrieve.objective.normalized_softmax import normalized_softmax_loss
 from vitrieve.progress import print_message
 from vitrieve.quoting import quote_name
@@ -178,6 +179,8 @@ def adapt(
     changed, card = _put_into(original, dataset, learnt, head_settings.seed)
 
     with replacing_folder(out, kind="encoder", is_overwrite=overwrite, is_resumable=False) as folder:
+        made_of = find_source_folder(encoder or stored.encoder_source)
+        carry_text_part(made_of, folder, fingerprint=fingerprint_encoder(changed))
         fingerprint = save_encoder(changed, folder, card=card, config=config)
         print_message("exporting to ONNX")
         export_folder(folder)

@@ -8,7 +8,6 @@ and takes texts. Held-out classes, with words that nothing was learned from, cho
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,17 +20,25 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from vitrieve.artifacts import check_replacing, read_manifest, replacing_folder, write_manifest, write_text_durably
+from vitrieve.artifacts import (
+    MANIFEST_NAME,
+    check_replacing,
+    copy_folder,
+    read_manifest,
+    replacing_folder,
+    write_manifest,
+    write_text_durably,
+)
 from vitrieve.data.holdout import NUM_CLASSES_MIN
 from vitrieve.data.records import Dataset, ImageRecord, hold_out_labels
 from vitrieve.data.sources import read_source
 from vitrieve.embed.collection import embed_images
 from vitrieve.embed.embeddings import Embeddings
 from vitrieve.errors import ConfigError, DataError, unknown_name_message
-from vitrieve.model.artifact import CARD_NAME, require_apart
+from vitrieve.model.artifact import CARD_NAME, read_card, require_apart
 from vitrieve.model.encoder import build_frozen_encoder, save_encoder
 from vitrieve.model.export import export_folder
-from vitrieve.model.text import TEXT_SUBFOLDER, TextFiles, TextMap, write_text_part
+from vitrieve.model.text import TEXT_SECTION, TEXT_SUBFOLDER, TextFiles, TextMap, write_text_part
 from vitrieve.model.text_export import export_text_encoder, find_text_encoder
 from vitrieve.progress import print_message
 from vitrieve.runtime.encoder import Encoder, find_source_folder, load_encoder
@@ -54,6 +61,9 @@ TEMPERATURE = 0.07
 """Where CLIP begins; the loss learns its own."""
 MAX_SCALE = 100.0
 """Largest reciprocal of the temperature, as CLIP bounds it."""
+BLOCK_CELLS = 1 << 24
+"""Similarities of texts and pictures in memory at a time, a few arrays of 64 MB, however many there are of both."""
+_NO_NEW_TEXTS = "the held-out classes have no texts that are theirs alone; give a column that tells them apart."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +140,11 @@ class Pairs(NamedTuple):
 
     def take(self, rows: np.ndarray) -> Pairs:
         """Take some of the pictures; the texts keep their numbers."""
-        return self._replace(vectors=self.vectors[rows], owners=tuple(column[rows] for column in self.owners))
+        return self._replace(vectors=self.vectors[rows], owners=_take_owners(self.owners, rows))
+
+
+def _take_owners(owners: Sequence[np.ndarray], rows: np.ndarray) -> tuple[np.ndarray, ...]:
+    return tuple(column[rows] for column in owners)
 
 
 def align(
@@ -176,8 +190,11 @@ def align(
     texts = read_texts(dataset, text_columns)
     with TemporaryDirectory() as temporary:
         files = export_text_encoder(find_text_encoder(text_encoder), Path(temporary))
-        loaded = load_encoder(encoder)
         speaker = TextEncoder(files, is_cut=True)
+        texts = _leave_out_unknown(texts, speaker)
+        # What the texts alone refuse is refused before the pictures are embedded, which may take hours.
+        _divide(dataset.name, dataset.records, number_texts(dataset.records, texts)[1])
+        loaded = load_encoder(encoder)
         print_message(f"embedding {len(dataset.records)} images and their texts")
         embedded = embed_images(loaded, dataset.records, show_progress=True)
         aligned, text_map = _learn(dataset, embedded, texts, speaker, seed=seed)
@@ -230,24 +247,16 @@ def _learn(
     dataset: Dataset, embedded: Embeddings, texts: Mapping[str, Sequence[str]], speaker: TextEncoder, *, seed: int
 ) -> tuple[AlignedEncoder, TextMap]:
     """Choose the settings on held-out classes, learn from all training images, and measure."""
-    pairs = _build_pairs(embedded, texts, speaker)
-    is_test = np.array([record.split == "test" for record in embedded.records])
-    training = pairs.take(np.flatnonzero(~is_test))
-    units = choose_units(np.array([record.label for record in embedded.records])[~is_test], training.owners)
-    held_labels = hold_out_labels(units[units >= 0].tolist())
-    if len(np.unique(units)) < NUM_CLASSES_MIN:
-        raise DataError(
-            f"{dataset.name} has {len(np.unique(units))} classes or texts to learn from, too few to hold some out; "
-            f"give a source of {NUM_CLASSES_MIN} or more."
-        )
-    is_held = np.isin(units, list(held_labels))
-    fit, held_out = training.take(np.flatnonzero(~is_held)), training.take(np.flatnonzero(is_held))
-    settings, figures = choose_settings(fit, held_out, seed=seed)
+    different, owners = number_texts(embedded.records, texts)
+    division = _divide(dataset.name, embedded.records, owners)
+    pairs = Pairs(np.asarray(embedded.vectors), speaker.encode(different), owners)
+    training = pairs.take(np.union1d(division.fit, division.held_out))
+    settings, figures = choose_settings(pairs.take(division.fit), pairs.take(division.held_out), seed=seed)
     print_message(f"held-out classes: {describe_figures(figures)}")
     if figures.recall[KS[-1]] <= figures.chance[KS[-1]]:
         print_message("warning: on held-out classes the texts find their pictures no better than chance.")
     text_map = fit_map(training, settings, seed=seed)
-    tested = measure_texts(text_map, training, pairs.take(np.flatnonzero(is_test)))
+    tested = measure_texts(text_map, training, pairs.take(division.test))
     if tested is not None:
         print_message(f"test classes: {describe_figures(tested)}")
     aligned = AlignedEncoder(
@@ -255,7 +264,7 @@ def _learn(
         fingerprint=embedded.fingerprint,
         text_encoder=speaker.spec.name,
         settings=settings,
-        num_texts=len(_list_texts(training)),
+        num_texts=len(_list_texts(training.owners)),
         num_images=len(training.vectors),
         held_out=figures,
         test=tested,
@@ -264,17 +273,71 @@ def _learn(
     return aligned, text_map
 
 
-def _build_pairs(embedded: Embeddings, texts: Mapping[str, Sequence[str]], speaker: TextEncoder) -> Pairs:
-    columns = list(zip(*(texts[record.image_id] for record in embedded.records), strict=True))
-    given = sorted({text for column in columns for text in column if text})
-    different = [text for text in given if speaker.is_known(text)]
-    if len(different) < len(given):
-        print_message(f"{len(given) - len(different)} of {len(given)} texts are in no script of {speaker.spec.name}")
+def _leave_out_unknown(texts: Mapping[str, Sequence[str]], speaker: TextEncoder) -> dict[str, tuple[str, ...]]:
+    """Replace texts that the text encoder does not know by empty ones."""
+    given = {text for several in texts.values() for text in several if text}
+    known = {text for text in given if speaker.is_known(text)}
+    if len(known) < len(given):
+        print_message(f"{len(given) - len(known)} of {len(given)} texts are in no script of {speaker.spec.name}")
+    return {image_id: tuple(text if text in known else "" for text in several) for image_id, several in texts.items()}
+
+
+def number_texts(
+    records: Sequence[ImageRecord], texts: Mapping[str, Sequence[str]]
+) -> tuple[list[str], tuple[np.ndarray, ...]]:
+    """Number the different texts of images.
+
+    Args:
+        records: The images.
+        texts: As ``read_texts`` returns them.
+
+    Returns:
+        The texts in their order, and ``Pairs.owners``.
+
+    Raises:
+        DataError: There is none.
+    """
+    columns = list(zip(*(texts[record.image_id] for record in records), strict=True))
+    different = sorted({text for column in columns for text in column if text})
     if not different:
         raise DataError("none of the images has a text to learn from in these columns; name others with --text-column.")
     rows = {text: row for row, text in enumerate(different)}
-    owners = tuple(np.array([rows.get(text, -1) for text in column], dtype=np.int64) for column in columns)
-    return Pairs(np.asarray(embedded.vectors), speaker.encode(different), owners)
+    return different, tuple(np.array([rows.get(text, -1) for text in column], dtype=np.int64) for column in columns)
+
+
+class _Division(NamedTuple):
+    """Rows of the images that are learnt from, that choose the settings, and that test."""
+
+    fit: np.ndarray
+    held_out: np.ndarray
+    test: np.ndarray
+
+
+def _divide(name: str, records: Sequence[ImageRecord], owners: Sequence[np.ndarray]) -> _Division:
+    """Hold every fifth class out of the training images, which takes no embedding.
+
+    Args:
+        name: Name of the data set, for the messages.
+        records: Its images.
+        owners: As ``Pairs.owners``.
+
+    Raises:
+        DataError: There are too few classes or texts, or those that are held out have no text of their own.
+    """
+    is_test = np.array([record.split == "test" for record in records], dtype=bool)
+    training = np.flatnonzero(~is_test)
+    labels = np.array([record.label for record in records], dtype=np.int64)[training]
+    units = choose_units(labels, _take_owners(owners, training))
+    if len(np.unique(units)) < NUM_CLASSES_MIN:
+        raise DataError(
+            f"{name} has {len(np.unique(units))} classes or texts to learn from, too few to hold some out; "
+            f"give a source of {NUM_CLASSES_MIN} or more."
+        )
+    is_held = np.isin(units, list(hold_out_labels(units[units >= 0].tolist())))
+    fit, held_out = training[~is_held], training[is_held]
+    if not len(_find_new_texts(_take_owners(owners, fit), _take_owners(owners, held_out))):
+        raise DataError(_NO_NEW_TEXTS)
+    return _Division(fit, held_out, np.flatnonzero(is_test))
 
 
 def choose_units(labels: np.ndarray, owners: Sequence[np.ndarray]) -> np.ndarray:
@@ -291,10 +354,15 @@ def choose_units(labels: np.ndarray, owners: Sequence[np.ndarray]) -> np.ndarray
     return owners[0] if has_few else labels
 
 
-def _list_texts(pairs: Pairs) -> np.ndarray:
+def _list_texts(owners: Sequence[np.ndarray]) -> np.ndarray:
     """List the rows of the texts that the pictures have, each once."""
-    found = np.unique(np.concatenate(pairs.owners))
+    found = np.unique(np.concatenate(owners))
     return found[found >= 0]
+
+
+def _find_new_texts(known: Sequence[np.ndarray], unseen: Sequence[np.ndarray]) -> np.ndarray:
+    """List the rows of the texts that only unseen pictures have."""
+    return np.setdiff1d(_list_texts(unseen), _list_texts(known))
 
 
 # The map
@@ -312,9 +380,7 @@ def choose_settings(fit: Pairs, held_out: Pairs, *, seed: int) -> tuple[MapSetti
         ridge = fit_ridge(fit, penalty=penalty, mean_share=share)
         figures = measure_texts(ridge, fit, held_out)
         if figures is None:
-            raise DataError(
-                "the held-out classes have no texts that are theirs alone; give a column that tells them apart."
-            )
+            raise DataError(_NO_NEW_TEXTS)
         starts[penalty, share] = figures
     penalty, share = max(starts, key=lambda key: _score(starts[key]))
     ridge = fit_ridge(fit, penalty=penalty, mean_share=share)
@@ -350,7 +416,7 @@ def fit_ridge(pairs: Pairs, *, penalty: float, mean_share: float) -> TextMap:
         penalty: Relative penalty, above 0.
         mean_share: Share of the mean of Y that the map adds.
     """
-    rows = _list_texts(pairs)
+    rows = _list_texts(pairs.owners)
     targets = _mean_pictures(pairs, rows)
     texts = pairs.texts[rows].astype(np.float64)
     center, middle = texts.mean(axis=0), targets.mean(axis=0)
@@ -441,20 +507,44 @@ def measure_texts(text_map: TextMap, known: Pairs, unseen: Pairs) -> TextFigures
     Returns:
         The figures; None where no text is new.
     """
-    queries = np.setdiff1d(_list_texts(unseen), _list_texts(known)) if len(unseen.vectors) else np.empty(0, int)
+    queries = _find_new_texts(known.owners, unseen.owners)
     if not len(queries):
         return None
     mapped = normalize(unseen.texts[queries] @ text_map.weight.T + text_map.bias)
-    order = np.argsort(-(mapped @ unseen.vectors.T), axis=1, kind="stable")  # (Q, N)
-    is_own = np.any([column[None] == queries[:, None] for column in unseen.owners], axis=0)  # (Q, N)
-    first = np.argmax(np.take_along_axis(is_own, order, axis=1), axis=1)
-    num_own, num_images = is_own.sum(axis=1), len(unseen.vectors)
+    num_images = len(unseen.vectors)
+    size = max(1, BLOCK_CELLS // num_images)
+    blocks = [slice(start, start + size) for start in range(0, len(queries), size)]
+    found = [_find_first(mapped[block], queries[block], unseen) for block in blocks]
+    first, num_own = (np.concatenate(column) for column in zip(*found, strict=True))
     return TextFigures(
         num_texts=len(queries),
         num_images=num_images,
         recall={k: float((first < k).mean()) for k in KS},
         chance={k: float(np.mean([compute_chance(int(own), num_images, k) for own in num_own])) for k in KS},
     )
+
+
+def _find_first(mapped: np.ndarray, queries: np.ndarray, unseen: Pairs) -> tuple[np.ndarray, np.ndarray]:
+    """Find at which place, from 0, the first picture of each text stands, and how many pictures the text has.
+
+    Pictures that are as similar stand in their order.
+
+    Args:
+        mapped: ``(Q, E)`` texts in the image space.
+        queries: ``(Q,)`` their rows in ``unseen.texts``.
+        unseen: Pictures to find, some of each text.
+
+    Returns:
+        The places ``(Q,)``, and the numbers of pictures ``(Q,)``.
+    """
+    similarities = mapped @ unseen.vectors.T  # (Q, N)
+    is_own = np.zeros(similarities.shape, dtype=bool)
+    for column in unseen.owners:
+        is_own |= column == queries[:, None]
+    best = np.argmax(np.where(is_own, similarities, np.float32(-np.inf)), axis=1)[:, None]  # of equal ones the first
+    own = np.take_along_axis(similarities, best, axis=1)
+    is_before = (similarities > own) | ((similarities == own) & (np.arange(similarities.shape[1]) < best))
+    return is_before.sum(axis=1), is_own.sum(axis=1)
 
 
 def compute_chance(num_own: int, num_images: int, k: int) -> float:
@@ -489,14 +579,13 @@ def _write(
         save_encoder(build_frozen_encoder(encoder.source, image_size=image_size), folder)
         export_folder(folder)
     else:
-        left_out = shutil.ignore_patterns("manifest.json", TEXT_SUBFOLDER)
-        shutil.copytree(source, folder, ignore=left_out, dirs_exist_ok=True)
+        copy_folder(source, folder, left_out=(MANIFEST_NAME, TEXT_SUBFOLDER))
     lines = [
-        "## Text",
+        TEXT_SECTION.strip(),
         f"A text part maps the vectors of {aligned.text_encoder} into the space of the embeddings. It was learned from "
         f"{part[0].spec.trained_on}.",
         f"On held-out classes: {describe_figures(aligned.held_out)}.",
     ]
-    card = (folder / CARD_NAME).read_text(encoding="utf-8") if (folder / CARD_NAME).is_file() else ""
-    write_text_durably(folder / CARD_NAME, "\n\n".join([card.split("\n## Text\n")[0].rstrip(), *lines]) + "\n")
+    card = read_card(folder).split(TEXT_SECTION)[0].rstrip()
+    write_text_durably(folder / CARD_NAME, "\n\n".join([card, *lines]) + "\n")
     write_manifest(folder, "encoder", read_manifest(folder if source is None else source, "encoder"))

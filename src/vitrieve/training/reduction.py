@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from vitrieve.artifacts import read_manifest, replacing_folder
+from vitrieve.artifacts import check_replacing, read_manifest, replacing_folder
 from vitrieve.choices import Device, Precision
 from vitrieve.data.check import find_readable
 from vitrieve.data.decode import read_image
@@ -30,12 +30,14 @@ from vitrieve.model.encoder import (
     add_reduction,
     build_frozen_encoder,
     cut_to_prefix,
+    fingerprint_encoder,
     read_encoder,
     save_encoder,
 )
 from vitrieve.model.export import export_folder
 from vitrieve.model.reduction import fit_pca, fit_supervised_whitening
 from vitrieve.model.seen import describe_seen
+from vitrieve.model.text import carry_text_part
 from vitrieve.progress import print_message, track
 from vitrieve.runtime.device import resolve_device, resolve_precision
 from vitrieve.runtime.encoder import find_source_folder, wrap_encoder
@@ -123,6 +125,7 @@ def reduce(
     Raises:
         InputError: The encoder, the data set or the folder cannot be used, or the images do not suffice.
     """
+    check_replacing(Path(out), kind="encoder", is_overwrite=overwrite)
     run = ReductionRun(
         encoder=str(encoder),
         dataset=data if data is None or isinstance(data, Dataset) else read_source(str(data)),
@@ -220,6 +223,7 @@ def _describe_fit(num_images: int, num_pairs: int) -> str:
 
 def _save(run: ReductionRun, encoder: ImageEncoder, config: dict[str, Any], card: ModelCard) -> str:
     with replacing_folder(run.out, kind="encoder", is_overwrite=run.is_overwrite, is_resumable=False) as folder:
+        carry_text_part(find_source_folder(run.encoder), folder, fingerprint=fingerprint_encoder(encoder))
         fingerprint = save_encoder(encoder, folder, card=card, config=config)
         print_message("exporting to ONNX")
         export_folder(folder)
