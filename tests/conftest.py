@@ -223,6 +223,19 @@ def make_read_only() -> Iterator[Callable[[Path], None]]:
 
 
 @pytest.fixture
+def refuse_writing(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
+    """A function that makes a folder read-only in the eyes of the process: a root may write everywhere."""
+    may = os.access
+
+    def make(folder: Path) -> None:
+        monkeypatch.setattr(
+            os, "access", lambda path, mode: may(path, mode) and not (mode & os.W_OK and Path(path) == folder)
+        )
+
+    return make
+
+
+@pytest.fixture
 def picture_folder(tmp_path: Path) -> Path:
     """Twelve different PNG pictures of random blocks, ``pictures/00.png`` to ``pictures/11.png``."""
     folder = tmp_path / "pictures"

@@ -16,6 +16,7 @@ from vitrieve.artifacts import (
     MANIFEST_NAME,
     Kind,
     check_replacing,
+    check_writable,
     copy_folder,
     locking_folder,
     prepare_folder,
@@ -34,6 +35,18 @@ def make_finished(folder: Path, kind: Kind = "index") -> None:
     prepare_folder(folder, kind=kind)
     (folder / "content").write_text("old")
     write_manifest(folder, kind, {"num_vectors": 3})
+
+
+def test_a_read_only_folder_is_refused_and_so_is_what_would_be_made_in_it(
+    tmp_path: Path, refuse_writing: Callable[[Path], None]
+) -> None:
+    for folder in (tmp_path, tmp_path / "new" / "er"):
+        check_writable(folder)
+    refuse_writing(tmp_path)
+    for folder in (tmp_path, tmp_path / "new" / "er"):
+        with pytest.raises(ArtifactError, match="which is read-only for this user; make the folder writable"):
+            check_writable(folder)
+    assert not (tmp_path / "new").exists()
 
 
 def make_partial(folder: Path, kind: Kind | None = None) -> None:

@@ -183,6 +183,23 @@ def _empty_folder(folder: Path) -> None:
             path.unlink()
 
 
+def check_writable(folder: Path) -> None:
+    """Refuse a folder in which no file can be made, before the work whose result it is to hold.
+
+    Args:
+        folder: The folder; of one that is not there yet, the nearest above it counts.
+
+    Raises:
+        ArtifactError: The folder is on a disk that is read-only, or this user may not write there.
+    """
+    nearest = next(one for one in (folder.absolute(), *folder.absolute().parents) if one.exists())
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise ArtifactError(
+            f"nothing can be written in {quote_name(nearest)}, which is read-only for this user; make the folder "
+            "writable, or name another one."
+        )
+
+
 def write_manifest(folder: Path, kind: Kind, contents: Mapping[str, Any]) -> None:
     """Finish an artifact: write its manifest, which marks the folder as complete.
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,18 @@ def test_calibrate_writes_a_threshold_beside_the_index(labeled_index: Path, caps
     assert (result["num_known"], result["num_unknown"]) == (20, 20)
     assert "class: label" in result["method"]
     assert Path(result["file"]) == labeled_index / "threshold.json"
+
+
+def test_a_read_only_index_is_refused_before_the_work(
+    labeled_index: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    refuse_writing: Callable[[Path], None],
+) -> None:
+    refuse_writing(labeled_index)
+    monkeypatch.setattr("vitrieve.search.threshold.calibrate", None)  # no work is begun
+    assert main(["calibrate", "--index", str(labeled_index)]) == 2
+    assert "make the folder writable" in capsys.readouterr().err
 
 
 def test_calibrate_on_a_labeled_source_equals_the_same_images_in_the_index(

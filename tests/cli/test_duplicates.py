@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +62,76 @@ def test_nothing_is_moved_into_the_folder_that_is_searched(
         assert "where the moved pictures would be found again" in error
         assert len(error.strip().splitlines()) == 1
     assert sorted(twice.rglob("*")) == before
+
+
+@pytest.mark.parametrize("kind", ["index", "embeddings"])
+def test_nothing_is_moved_into_the_folder_of_an_index(
+    kind: str,
+    twice: Path,
+    tiny_encoder_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (twice / "deep").mkdir()
+    (twice / "00.png").rename(twice / "deep" / "00.png")
+    (twice / "<b>copy.png").rename(twice / "deep" / "copy.png")
+    words = ["--encoder", str(tiny_encoder_folder), "--num-threads", "1"]
+    if kind == "index":
+        assert main(["sync", str(twice), "--index", str(tmp_path / "index"), *words]) == 0
+    else:
+        assert main(["embed", "--data", str(twice), "--out", str(tmp_path / "embeddings"), *words]) == 0
+    before = sorted(twice.rglob("*"))
+    words = ["duplicates", str(tmp_path / kind), "--level", "exact", "--move-to"]
+    with monkeypatch.context() as patch:
+        patch.setattr("vitrieve.curation.duplicates.duplicates", None)  # no work is begun
+        for folder in (twice / "extra", twice, twice / "deep" / "extra", tmp_path / kind / "extra"):
+            assert main([*words, str(folder)]) == 2
+            assert "where the moved pictures would be found again" in capsys.readouterr().err
+    assert sorted(twice.rglob("*")) == before
+    assert main([*words, str(tmp_path / "extra")]) == 0
+    assert (tmp_path / "extra" / "deep" / "copy.png").exists()
+
+
+def test_nothing_is_looked_for_where_nothing_can_be_moved_or_linked(
+    twice: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    refuse_writing: Callable[[Path], None],
+) -> None:
+    refuse_writing(tmp_path)
+    monkeypatch.setattr("vitrieve.curation.duplicates.duplicates", None)  # no work is begun
+    for flags in (["--move-to", str(tmp_path / "extra")], ["--link", "--undo-file", str(tmp_path / "undo.json")]):
+        assert main(["duplicates", str(twice), "--level", "exact", *flags]) == 2
+        assert "make the folder writable" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flags", [[], ["--json"]])
+def test_a_page_that_cannot_be_written_loses_neither_report_nor_table_and_nothing_is_moved(
+    flags: list[str], twice: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page, table = tmp_path / "page.html", tmp_path / "table.csv"
+    page.with_name("page.html.tmp").mkdir()
+    words = ["--html", str(page), "--csv", str(table), "--move-to", str(tmp_path / "extra")]
+    assert main(["duplicates", str(twice), "--level", "exact", *words, *flags]) == 2
+    told = capsys.readouterr()
+    assert "page.html.tmp" in told.err
+    found = json.loads(told.out)["groups"][0]["image_ids"] if flags else told.out
+    assert "<b>copy.png" in found
+    assert "copy.png" in table.read_text()
+    assert not (tmp_path / "extra").exists()
+
+
+def test_names_in_the_table_are_no_formulas(twice: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("=1+1.png", "+a.png", "-a.png", "@a.png", "a=1.png"):
+        (twice / name).write_bytes((twice / "03.png").read_bytes())
+    table = tmp_path / "table.csv"
+    assert main(["duplicates", str(twice), "--level", "exact", "--csv", str(table), "--json"]) == 0
+    with table.open() as file:
+        names = {row["image_id"] for row in csv.DictReader(file)}
+    assert names == {"'=1+1.png", "'+a.png", "'-a.png", "'@a.png", "a=1.png", "03.png", "<b>copy.png"}
+    assert "=1+1.png" in json.loads(capsys.readouterr().out)["groups"][0]["image_ids"]
 
 
 def test_near_with_an_encoder(twice: Path, tiny_encoder_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import json
 import shutil
@@ -75,6 +76,7 @@ def test_decisions_become_a_table_that_is_a_source(shop: Path, tmp_path: Path, e
     source = f"folder:{shop}"
     write_audit_csv(audit(source, encoder, threshold=0.99999), tmp_path / "audit.csv")
     with (tmp_path / "audit.csv").open() as file:
+        assert file.read(1) == "\ufeff", "Excel takes UTF-8 for another encoding without it"
         rows = list(csv.DictReader(file))
     for row in rows:
         if row["image_id"] == "train/blue/really_red.png":
@@ -141,6 +143,7 @@ def test_a_picture_follows_its_class_into_its_split(tmp_path: Path) -> None:
             "image_id,action,new_label\nclass0/0.png,relabel,Granny Smith\nclass0/1.png,relabel,Granysmith\n",
             "Granny Smith is another new label",
         ),
+        ("image_id;label\n", "has no column 'action'"),
         ("image_id,action\n" + "".join(f"class{c}/{i}.png,drop\n" for c in range(5) for i in range(4)), "drops all 20"),
     ],
 )
@@ -149,6 +152,41 @@ def test_decisions_that_cannot_be_carried_out(class_folder: Path, tmp_path: Path
     with pytest.raises(DataError, match=part):
         correct_labels(f"folder:{class_folder}", tmp_path / "decisions.csv", tmp_path / "out.csv")
     assert not (tmp_path / "out.csv").exists()
+
+
+@pytest.mark.parametrize("delimiter", [";", "\t"])
+def test_decisions_of_a_spreadsheet_are_read(class_folder: Path, tmp_path: Path, delimiter: str) -> None:
+    rows = [
+        ("image_id", "action", "new_label"),
+        ("class0/0.png", "relabel", "Äpfel, rot"),
+        ("class0/1.png", "drop", ""),
+    ]
+    text = "\r\n".join(map(delimiter.join, rows)) + "\r\n"
+    (tmp_path / "decisions.csv").write_text(text, encoding="utf-8-sig", newline="")
+    table = correct_labels(f"folder:{class_folder}", tmp_path / "decisions.csv", tmp_path / "out.csv")
+    assert (table.num_relabeled, table.num_dropped, table.new_labels) == (1, 1, ("Äpfel, rot",))
+    (tmp_path / "decisions.csv").write_text(text, encoding="cp1252", newline="")
+    with pytest.raises(DataError, match=r"is not UTF-8 text .*; save it as CSV UTF-8"):
+        correct_labels(f"folder:{class_folder}", tmp_path / "decisions.csv", tmp_path / "again.csv")
+
+
+def test_zeros_that_a_spreadsheet_took_away_are_told(tmp_path: Path) -> None:
+    for label in ("0002", "0003"):
+        (tmp_path / "people" / label).mkdir(parents=True)
+        for number in range(2):
+            Image.new("RGB", (8, 8)).save(tmp_path / "people" / label / f"{number}.png")
+    source, file = f"folder:{tmp_path / 'people'}", tmp_path / "decisions.csv"
+    header = "image_id,label,action,new_label,suggested_label\n"
+    for row, label, meant in (
+        ("0002/0.png,2,drop,,", "2", "0002"),
+        ("0002/0.png,,relabel,,3", "3", "0003"),
+        ("0002/0.png,0002,relabel,3.0,", "3.0", "0003"),
+    ):
+        file.write_text(f"{header}{row}\n")
+        with pytest.raises(DataError, match=f"has the label {label} where {meant} seems to be meant.* as text"):
+            correct_labels(source, file, tmp_path / "out.csv")
+    file.write_text(f"{header}0002/0.png,0002,new,3,\n0002/1.png,0002,relabel,,0003\n")
+    assert correct_labels(source, file, tmp_path / "out.csv").new_labels == ("3",)
 
 
 def test_a_label_that_no_picture_has_is_told_and_begins_a_class(
@@ -206,6 +244,20 @@ def test_command_writes_page_csv_and_json_and_applies(
     assert "probable label errors" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("flags", [[], ["--json"]])
+def test_a_page_that_cannot_be_written_loses_neither_report_nor_table(
+    flags: list[str], shop: Path, tiny_encoder_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page, table = tmp_path / "audit.html", tmp_path / "audit.csv"
+    page.with_name("audit.html.tmp").mkdir()
+    words = ["--encoder", str(tiny_encoder_folder), "--threshold", "0.999", "--html", str(page), "--csv", str(table)]
+    assert main(["data", "audit", "--data", f"folder:{shop}", *words, *flags]) == 2
+    told = capsys.readouterr()
+    assert "audit.html.tmp" in told.err
+    assert json.loads(told.out)["label_errors"] if flags else "probable label errors" in told.out
+    assert "train/blue/really_red.png" in table.read_text()
+
+
 @pytest.mark.browser
 def test_decisions_that_the_page_saves_can_be_applied(
     page: Any, shop: Path, tiny_encoder_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -233,6 +285,7 @@ def test_decisions_that_the_page_saves_can_be_applied(
     with page.expect_download() as download:
         page.get_by_role("button", name="Save decisions (4)").click()
     download.value.save_as(csv_file)
+    assert csv_file.read_bytes().startswith(codecs.BOM_UTF8)
     capsys.readouterr()
     assert main([*words, "--apply", str(csv_file), "--out", str(tmp_path / "out.csv")]) == 0
     first, second = capsys.readouterr().out.splitlines()

@@ -18,8 +18,10 @@ from vitrieve.curation.duplicates import _order_best, group_by_best
 from vitrieve.curation.links import choose_threshold
 from vitrieve.curation.looking import Look
 from vitrieve.curation.material import embed_material
+from vitrieve.curation.pages import build_thumbnails
+from vitrieve.data.records import ImageRecord
 from vitrieve.embed.embeddings import Embeddings
-from vitrieve.errors import ConfigError, DataError, FingerprintError
+from vitrieve.errors import ConfigError, DataError, FingerprintError, UnreachableError
 from vitrieve.runtime.encoder import Encoder
 from vitrieve.similarity import normalize, pairs_above, similarity
 
@@ -231,6 +233,20 @@ def test_every_member_of_a_group_resembles_the_picture_that_is_kept() -> None:
         assert rows[0] == min(rows, key=order.index)
     firsts = [rows[0] for rows, _ in groups]
     assert all(matrix[one, other] < 0.99 for one, other in pairwise(sorted(firsts)))
+
+
+def test_a_page_is_drawn_though_a_server_does_not_answer(album: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read(path: Path) -> bytes:
+        if path.name == "1.png":
+            raise UnreachableError("https://example.org/1.tar was not read")
+        return path.read_bytes()
+
+    monkeypatch.setattr("vitrieve.curation.pages.read_image_bytes", read)
+    records = [
+        ImageRecord(image_id=name, path=album / name, label=0, split="test") for name in ("0.png", "1.png", "2.png")
+    ]
+    uris = build_thumbnails(records)
+    assert [bool(uris[record.image_id]) for record in records] == [True, False, True]
 
 
 def test_choose_threshold_by_hand() -> None:

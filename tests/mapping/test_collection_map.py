@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import pytest
 
 from vitrieve.data.records import ImageRecord
 from vitrieve.embed.embeddings import Embeddings
-from vitrieve.errors import ArtifactError, ConfigError, DataError
+from vitrieve.errors import ArtifactError, ConfigError, DataError, InputError
 from vitrieve.index.open import build_index, open_index
 from vitrieve.index.store import StoreKind
 from vitrieve.mapping import collection_map
@@ -183,6 +184,20 @@ def test_what_cannot_be_mapped_is_said(tmp_path: Path, monkeypatch: pytest.Monke
     store.delete(list(store.image_ids()))
     store.close()
     with pytest.raises(DataError, match="holds no picture"):
+        map_collection(folder)
+
+
+@pytest.mark.parametrize("fault", ["read-only", "no library"])
+def test_what_would_fail_after_the_work_is_said_before(
+    fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refuse_writing: Callable[[Path], None]
+) -> None:
+    folder = make_index(tmp_path / "index", 10)
+    if fault == "read-only":
+        refuse_writing(folder)
+    else:
+        monkeypatch.setattr("vitrieve.mapping.layout.find_spec", lambda _: None)
+    monkeypatch.setattr(collection_map, "find_neighbors", None)  # no work is begun
+    with pytest.raises(InputError, match=r"make the folder writable|pip install 'vitrieve\[map\]'"):
         map_collection(folder)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -160,6 +161,18 @@ def test_int8_is_for_openvino(quantized: Path) -> None:
     for engine in ("onnx", "torch"):
         with pytest.raises(ConfigError, match="does not compute in 'int8'"):
             load_encoder(quantized, precision="int8", engine=engine)  # type: ignore[arg-type]
+
+
+def test_a_read_only_folder_is_refused_before_the_work(
+    tiny_encoder_folder: Path,
+    squares: list[np.ndarray],
+    monkeypatch: pytest.MonkeyPatch,
+    refuse_writing: Callable[[Path], None],
+) -> None:
+    refuse_writing(tiny_encoder_folder)
+    monkeypatch.setattr(int8, "_quantize", None)  # no work is begun
+    with pytest.raises(ArtifactError, match="make the folder writable"):
+        quantize_folder(tiny_encoder_folder, squares)
 
 
 def test_quantize_needs_pictures_and_an_export(

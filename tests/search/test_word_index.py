@@ -137,6 +137,24 @@ def test_words_of_many_scripts(text: str, words: list[str]) -> None:
     assert list_words(text) == words
 
 
+@pytest.mark.parametrize(
+    ("text", "other", "is_same"),
+    [
+        ("❤\ufe0f", "❤", True),
+        ("❤\ufe0e", "❤", True),
+        ("葛\U000e0100", "葛", True),
+        ("\u0645\u064f\u062d\u064e\u0645\u0651\u064e\u062f", "\u0645\u062d\u0645\u062f", True),  # short vowels
+        ("\u0645\u062d\u0640\u0640\u0645\u062f", "\u0645\u062d\u0645\u062f", True),  # a longer stroke
+        ("\u05e9\u05c1\u05b8\u05dc\u05d5\u05b9\u05dd", "\u05e9\u05dc\u05d5\u05dd", True),  # points of Hebrew
+        ("\u0915\u0940", "\u0915", False),  # the vowel of a syllable in Hindi
+        ("\u0622", "\u0627", False),  # an alef that is another letter
+    ],
+)
+def test_marks_that_make_no_other_word(text: str, other: str, is_same: bool) -> None:
+    assert (list_words(text) == list_words(other)) is is_same
+    assert (list_query_words(text) == list_query_words(other)) is is_same
+
+
 @given(st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=12), min_size=1, max_size=4))
 def test_every_word_of_an_image_finds_it(texts: list[str]) -> None:
     index = build(texts)

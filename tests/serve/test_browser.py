@@ -235,6 +235,7 @@ def test_the_light_box_goes_through_the_results(page: Page) -> None:
 def test_chosen_pictures_stay_chosen_and_are_exported_and_tagged(page: Page, own_server: Server) -> None:
     page.goto(own_server.address + RESULTS + "&k=12")
     checks = page.locator("[data-choose]")
+    page.evaluate("document.querySelector('.found .card').dataset.title = '=1+1'")
     checks.nth(0).check()
     checks.nth(2).check()
     expect(page.locator("#num-chosen")).to_have_text("2")
@@ -247,6 +248,7 @@ def test_chosen_pictures_stay_chosen_and_are_exported_and_tagged(page: Page, own
         page.get_by_role("button", name="Export CSV").click()
     rows = download.value.path().read_text().split("\n")
     assert [row.split(",")[0].strip('"') for row in rows[1:3]] == chosen
+    assert rows[1].split(",")[1] == '"\'=1+1"', "a spreadsheet would compute it"
     page.locator("#tag-chosen input").fill("ripe")
     page.locator("#tag-chosen button").click()
     expect(page.locator("#status")).to_have_text("2 tagged.")

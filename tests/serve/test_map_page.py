@@ -26,7 +26,7 @@ from vitrieve.similarity import normalize
 pytest.importorskip("openTSNE", reason="needs vitrieve[map]")
 
 MAX_SCRIPT_BYTES = 30_000
-HOSTILE = '</script><img src=x onerror="alert(1)"><!--\u2028'
+HOSTILE = '=</script><img src=x onerror="alert(1)"><!--\u2028'
 
 
 @pytest.fixture(scope="module")
@@ -209,9 +209,11 @@ def test_lasso_save_groups_and_keys(browser: Browser, page_file: Path, made: Col
     expect(page.locator("#map-cards img")).to_have_count(60)
     with page.expect_download() as download:
         page.get_by_role("button", name="Save as CSV").click()
-    lines = Path(download.value.path()).read_text().splitlines()
+    text = Path(download.value.path()).read_text()
+    lines = text.splitlines()
     assert lines[0] == '"image_id","title","cluster"'
     assert '"0/01.png","red","Group 1: red"' in lines
+    assert "\n\"'=</script><img " in text, "a spreadsheet would compute it"
     with page.expect_download() as download:
         page.get_by_role("button", name="Save the names").click()
     assert Path(download.value.path()).read_text() == "".join(f"{name}\n" for name in made.image_ids)

@@ -44,6 +44,17 @@ def test_pictures_without_text_have_none(size: tuple[int, int], reader: ocr.Pict
     assert reader(Image.new("RGB", size, (10, 200, 30))) == ""
 
 
+def test_a_recognizer_that_fails_is_not_taken_for_no_text(
+    reader: ocr.PictureReader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(ocr.PictureReader, "_read", fail)
+    with pytest.raises(MemoryError):
+        reader(draw_carton("Arla"))
+
+
 def test_lines_and_characters_are_bounded(reader: ocr.PictureReader, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ocr, "MAX_LINES", 2)
     carton = draw_carton("Arla", "Fresh Milk", "1 liter")

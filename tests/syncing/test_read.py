@@ -12,7 +12,7 @@ from PIL import Image, ImageFile
 from vitrieve.data import decode
 from vitrieve.data.preprocess import build_preprocessing
 from vitrieve.data.records import ImageRecord
-from vitrieve.syncing.read import read_file
+from vitrieve.syncing.read import TEXT_COLUMN, read_file
 from vitrieve.syncing.state import sign_file
 
 
@@ -82,6 +82,22 @@ def test_file_is_opened_and_decoded_once(tmp_path: Path, monkeypatch: pytest.Mon
     read = read_file(record, build_preprocessing(8), lambda _: None)
     assert read.state.metadata["width_px"] == "20"
     assert len(opened) == len(loaded) == 1
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("bad allocation")])
+def test_text_that_could_not_be_read_is_not_known_to_be_none(
+    record: ImageRecord, error: Exception, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(picture: Image.Image) -> str:
+        raise error
+
+    read = read_file(record, build_preprocessing(8), lambda _: None, fail)
+    assert read.square is not None
+    assert (read.is_undecided, read.state.reason) == (False, None)
+    assert TEXT_COLUMN not in read.state.metadata
+    assert "no text was read in a.jpg; the next sync tries again: " in capsys.readouterr().err
+    again = read_file(record, build_preprocessing(8), lambda _: read.state, lambda picture: "milk")
+    assert again.state.metadata[TEXT_COLUMN] == "milk"
 
 
 @pytest.mark.parametrize("function", ["vitrieve.data.decode._load", "vitrieve.syncing.read.read_open_file"])

@@ -18,7 +18,7 @@ from vitrieve.index.open import require_encoder
 from vitrieve.index.store import StoreInfo
 from vitrieve.runtime.encoder import Encoder
 from vitrieve.syncing import state
-from vitrieve.syncing.read import CHANGING_REASON
+from vitrieve.syncing.read import CHANGING_REASON, TEXT_COLUMN
 from vitrieve.syncing.scan import CLASH_REASON, Collection, scan_collection
 from vitrieve.syncing.state import StateFile, SyncedIndex
 from vitrieve.syncing.sync import SyncSettings, sync_collection
@@ -33,6 +33,31 @@ def test_sync_collection_embeds_everything_once(
     assert counts(report := sync()) == (0, 0, 0, 0)
     assert not report.is_changed
     assert (report.num_images, report.failures) == (12, ())
+
+
+def test_text_that_could_not_be_read_is_read_at_the_next_sync(
+    sync: Sync, store: MemoryStore, picture_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_failing = True
+
+    def read(picture: Image.Image) -> str:
+        if is_failing and picture.getpixel((0, 0)) == first_pixel:
+            raise MemoryError
+        return "milk"
+
+    with Image.open(picture_folder / "03.png") as picture:
+        first_pixel = picture.getpixel((0, 0))
+    monkeypatch.setattr("vitrieve.syncing.sync.PictureReader", lambda: read)
+
+    def list_read() -> set[str]:
+        return {name for name, (_, record) in store.images.items() if TEXT_COLUMN in record.metadata}
+
+    assert counts(sync(is_text_read=True)) == (12, 0, 0, 0)
+    assert set(store.images) - list_read() == {"03.png"}
+    assert not sync().is_changed
+    is_failing = False
+    assert counts(sync()) == (0, 0, 1, 0)
+    assert list_read() == set(store.images)
 
 
 def test_sync_collection_follows_new_changed_and_vanished(

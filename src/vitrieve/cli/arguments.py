@@ -121,22 +121,6 @@ def read_data(data: D | None, alone: D | None, *, is_note: bool = True) -> D:
     return alone
 
 
-def check_files(*files: Path | None) -> None:
-    """Refuse files that cannot be written, before the work that they are to hold.
-
-    Args:
-        files: Files to write; None: nothing is checked.
-
-    Raises:
-        ConfigError: One is a folder, or its folder is not there.
-    """
-    for file in files:
-        if file is not None and file.is_dir():
-            raise ConfigError(f"{quote_name(file)} is a folder; name a file in it.")
-        if file is not None and not file.parent.is_dir():
-            raise ConfigError(f"{quote_name(file)} cannot be written: there is no folder {quote_name(file.parent)}.")
-
-
 def spell_command(command: str, arguments: Any) -> str:
     """Spell the command line that has these arguments, for a message; defaults are left out."""
     words = ["vitrieve", command]

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vitrieve.artifacts import check_writable
 from vitrieve.cli.arguments import DeviceFlag, Exclude, Json, NumThreads
 from vitrieve.cli.console import print_json, print_message, print_result
 from vitrieve.errors import ConfigError
@@ -57,6 +58,7 @@ def run(arguments: Arguments) -> int:
         raise ConfigError("--data and --embeddings are two ways to name the labeled images; give one of them.")
     has_data = arguments.data is not None or arguments.embeddings is not None
     check_column(arguments.column, has_data=has_data)  # before the data are read
+    check_writable(arguments.index)
     data = None if arguments.data is None else read_source(arguments.data, exclude=arguments.exclude)
     threshold = calibrate(
         arguments.index,

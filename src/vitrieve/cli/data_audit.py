@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from vitrieve.cli.arguments import DeviceFlag, Exclude, Json, check_files, read_data
+from vitrieve.cli.arguments import DeviceFlag, Exclude, Json, read_data
 from vitrieve.cli.console import print_json, print_message, print_result
+from vitrieve.cli.files import FileToWrite, check_files, write_files
 from vitrieve.errors import ConfigError
 from vitrieve.quoting import quote_name
+
+if TYPE_CHECKING:
+    from vitrieve.curation.audit import AuditReport
 
 NUM_SHOWN = 10
 
@@ -69,21 +74,23 @@ def run(arguments: Arguments) -> int:
         device=arguments.device,
     )
     print_message(*report.notes)
-    if arguments.html is not None:
-        write_audit_page(report, arguments.html)
-        print_message(f"page: {arguments.html}")
-    if arguments.csv is not None:
-        write_audit_csv(report, arguments.csv)
-        print_message(f"table: {arguments.csv}")
+    _print(report, arguments)
+    write_files(
+        FileToWrite("page", arguments.html, partial(write_audit_page, report)),
+        FileToWrite("table", arguments.csv, partial(write_audit_csv, report)),
+    )
+    return 0
+
+
+def _print(report: AuditReport, arguments: Arguments) -> None:
     if arguments.json:
         print_json(report.to_json())
-        return 0
+        return
     print_result(*str(report).split("\n"))
     for error in report.label_errors[:NUM_SHOWN]:
         print_result(f"{error.score:.3f}  {error.image_id}: {error.label}, rather {error.suggested_label}")
     if len(report.label_errors) > NUM_SHOWN:
         print_message(f"and {len(report.label_errors) - NUM_SHOWN} more labels; --html, --csv and --json show them")
-    return 0
 
 
 def _apply(source: str, arguments: Arguments) -> int:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from vitrieve.cli.arguments import DeviceFlag, Exclude, Json, Switch, check_files
+from vitrieve.cli.arguments import DeviceFlag, Exclude, Json, Switch
 from vitrieve.cli.console import print_failure, print_json, print_message, print_result
-from vitrieve.errors import ConfigError
+from vitrieve.cli.files import FileToWrite, check_files, write_files
+from vitrieve.errors import ConfigError, VitrieveError
 
 if TYPE_CHECKING:
     from vitrieve.curation.acting import Acted
@@ -52,15 +54,8 @@ class Arguments:
 
 def run(arguments: Arguments) -> int:
     """Find duplicates, write what is asked for, and act only where that is asked for."""
-    from vitrieve.curation.acting import (
-        check_move_folder,
-        check_undo_file,
-        link_duplicates,
-        move_duplicates,
-        undo_duplicates,
-    )
+    from vitrieve.curation.acting import check_move_folder, check_undo_file, undo_duplicates
     from vitrieve.curation.duplicates import duplicates
-    from vitrieve.curation.pages import write_duplicates_csv, write_duplicates_page
 
     _check(arguments)
     if arguments.move_to is not None:
@@ -79,18 +74,29 @@ def run(arguments: Arguments) -> int:
         exclude=arguments.exclude,
         device=arguments.device,
     )
-    if arguments.html is not None:
-        write_duplicates_page(report, arguments.html)
-        print_message(f"page: {arguments.html}")
-    if arguments.csv is not None:
-        write_duplicates_csv(report, arguments.csv)
-        print_message(f"table: {arguments.csv}")
-    if arguments.move_to is not None:
-        return _report_acted(move_duplicates(report, arguments.move_to), "moved", arguments, report)
-    if arguments.link:
-        return _report_acted(link_duplicates(report, arguments.undo_file), "linked", arguments, report)
+    try:
+        acted = _write_and_act(report, arguments)
+    except (OSError, VitrieveError):
+        _print(report, None, arguments)  # what was found took long, whatever became of the files
+        raise
+    if acted is not None:
+        return _report_acted(acted, "linked" if arguments.link else "moved", arguments, report)
     _print(report, None, arguments)
     return 0
+
+
+def _write_and_act(report: DuplicateReport, arguments: Arguments) -> Acted | None:
+    """Write page and table, and move or link where that is asked for; nothing is moved where a file was not written."""
+    from vitrieve.curation.acting import link_duplicates, move_duplicates
+    from vitrieve.curation.pages import write_duplicates_csv, write_duplicates_page
+
+    write_files(
+        FileToWrite("page", arguments.html, partial(write_duplicates_page, report)),
+        FileToWrite("table", arguments.csv, partial(write_duplicates_csv, report)),
+    )
+    if arguments.move_to is not None:
+        return move_duplicates(report, arguments.move_to)
+    return link_duplicates(report, arguments.undo_file) if arguments.link else None
 
 
 def _check(arguments: Arguments) -> None:

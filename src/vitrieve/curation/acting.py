@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
-from vitrieve.artifacts import explaining_full_disk, sync_file, sync_folder
+from vitrieve.artifacts import check_writable, explaining_full_disk, sync_file, sync_folder
 from vitrieve.curation.duplicates import DuplicateReport
+from vitrieve.curation.material import find_picture_folders
 from vitrieve.data.parts import parse_part
 from vitrieve.data.records import ImageRecord, parse_path, spell_path
-from vitrieve.data.sources import is_folder_source
 from vitrieve.errors import ArtifactError, DataError
 from vitrieve.progress import print_message
 from vitrieve.quoting import quote_name
@@ -58,7 +58,7 @@ def move_duplicates(report: DuplicateReport, folder: Path | str) -> Acted:
         folder: Where to; it is made. Its ``undo.json`` puts everything back.
 
     Raises:
-        ArtifactError: The folder has an undo file already.
+        ArtifactError: The folder has an undo file already, or is read-only.
     """
     folder = Path(folder).absolute()
     skipped, plan = [], []
@@ -92,17 +92,18 @@ def check_move_folder(folder: Path, collection: str | None = None) -> None:
 
     Args:
         folder: Where to move pictures.
-        collection: What is searched for duplicates, as it was spelled; where it is a folder of pictures, nothing is
-            moved into it, because what lies there is found again. None: nothing is known of it.
+        collection: What is searched for duplicates, as it was spelled. Where it is a folder of pictures, or an index
+            or embeddings of one, nothing is moved into that folder, because what lies there is found again. None:
+            nothing is known of it.
 
     Raises:
-        ArtifactError: It is a file, has an undo file already, or lies in the folder that is searched.
+        ArtifactError: It is a file, is read-only, has an undo file already, or lies in the folder that is searched.
+        InputError: The index or the embeddings cannot be opened.
     """
-    if collection is not None and is_folder_source(collection):
-        searched = Path(collection.removeprefix("folder:")).expanduser().resolve()
+    for searched in find_picture_folders(collection) if collection is not None else ():
         if folder.expanduser().resolve().is_relative_to(searched):
             raise ArtifactError(
-                f"{quote_name(folder)} lies inside of {quote_name(collection)}, where the moved pictures would be "
+                f"{quote_name(folder)} lies inside of {quote_name(searched)}, where the moved pictures would be "
                 "found again; name a folder outside of it for --move-to."
             )
     if folder.exists() and not folder.is_dir():
@@ -118,7 +119,7 @@ def check_undo_file(undo_file: Path, *, has_folder: bool = True) -> None:
         has_folder: Whether its folder must be there.
 
     Raises:
-        ArtifactError: It is there already, or its folder is not.
+        ArtifactError: It is there already, or its folder is not, or is read-only.
     """
     if os.path.lexists(undo_file):
         raise ArtifactError(
@@ -127,6 +128,7 @@ def check_undo_file(undo_file: Path, *, has_folder: bool = True) -> None:
         )
     if has_folder and not undo_file.absolute().parent.is_dir():
         raise ArtifactError(f"{quote_name(undo_file.parent)} is no folder that is there; make it first.")
+    check_writable(undo_file.parent)
 
 
 def link_duplicates(report: DuplicateReport, undo_file: Path | str) -> Acted:

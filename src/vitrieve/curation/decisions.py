@@ -12,6 +12,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,6 +28,8 @@ from vitrieve.search.words import TYPO_LENGTHS, count_typos
 ACTIONS = ("", "keep", "relabel", "drop", "new")
 """What can stand in the column ``action``; an empty cell and ``keep`` change nothing, and ``new`` relabels, too: the
 label is meant to begin a class, however like a present one it is."""
+_DELIMITERS = (",", ";", "\t")
+_NUMBER = re.compile(r"[+-]?\d+(\.\d+)?")
 _COLUMNS = ("path", "label", "split", "is_query", "is_gallery", *BOX_COLUMNS)
 
 
@@ -72,16 +75,17 @@ def correct_labels(
 
     Args:
         data: The source that was audited, or its data set.
-        decisions: CSV with the columns ``image_id``, ``action`` (keep, relabel, new, drop or empty) and ``new_label``;
-            where that is empty, ``suggested_label`` is taken; a column ``label`` says which label was audited. A
-            picture may stand in several rows that agree. A label that no picture has begins a class; one that differs
-            from a present one by a typo, or by case, blanks and signs, needs the action ``new``.
+        decisions: CSV with the columns ``image_id``, ``action`` (keep, relabel, new, drop or empty) and ``new_label``,
+            with commas, semicolons or tabs between them; where ``new_label`` is empty, ``suggested_label`` is taken; a
+            column ``label`` says which label was audited. A picture may stand in several rows that agree. A label that
+            no picture has begins a class; one that differs from a present one by a typo, by case, blanks and signs, or
+            by zeros of a number, needs the action ``new``.
         out: The table to write, ``.csv``; it must not be there.
         protocol: One of the source's protocols; None: its first.
 
     Raises:
         DataError: The decisions are malformed, contradict each other, name unknown pictures or labels that these no
-            longer have, give a label that is nearly a present one, or no picture stays.
+            longer have, give a label that is nearly a present one or the same number, or no picture stays.
         ConfigError: A table cannot hold what the source says: shards, lists of pairs, or answers query by query.
         ArtifactError: ``out`` is there already.
     """
@@ -137,6 +141,9 @@ def _find_new_labels(chosen: Mapping[str, Decision], present: Set[str], file: Pa
             given.setdefault(one.label, set()).add(one.action)
     known = set(present)
     for label, actions in sorted(given.items()):
+        same = next((one for one in sorted(known) if _is_same_number(label, one)), None)
+        if same is not None and "new" not in actions:
+            raise DataError(_say_number(file, label, same))
         near = next((one for one in sorted(known) if are_nearly_equal(label, one)), None)
         if near is not None and "new" not in actions:
             state = "is there" if near in present else "is another new label"
@@ -165,9 +172,22 @@ def are_nearly_equal(label: str, other: str) -> bool:
     return one == two or (num_typos > 0 and count_typos(one, two, num_typos) <= num_typos)
 
 
+def _is_same_number(label: str, other: str) -> bool:
+    """Say whether two labels are one number, spelled otherwise: spreadsheets write 2 for 0002, and 1.1 for 1.10.
+
+    >>> _is_same_number("2", "0002"), _is_same_number("2", "2"), _is_same_number("a2", "a02")
+    (True, False, False)
+    """
+    are_numbers = _NUMBER.fullmatch(label) and _NUMBER.fullmatch(other)
+    return bool(are_numbers) and label != other and Decimal(label) == Decimal(other)
+
+
 def _refuse_stale(chosen: Mapping[str, Decision], names: Mapping[str, str], file: Path) -> None:
     """Refuse decisions about labels that have become others meanwhile."""
     stale = [name for name, one in chosen.items() if one.before and names[name].strip() not in (one.before, one.label)]
+    for name in stale:
+        if _is_same_number(chosen[name].before, names[name].strip()):
+            raise DataError(_say_number(file, chosen[name].before, names[name]))
     if stale:
         raise DataError(
             f"{file} is older than the labels: {len(stale)} pictures have another label than when they were audited, "
@@ -183,9 +203,12 @@ def read_decisions(file: Path) -> dict[str, Decision]:
         DataError: The file is missing or malformed, contradicts itself, or changes nothing.
     """
     try:
-        reader = csv.DictReader(io.StringIO(file.read_text(encoding="utf-8-sig"), newline=""))
+        text = file.read_bytes().decode("utf-8-sig")  # spreadsheets put a byte-order mark before the first column
+        reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=_find_delimiter(text))
         rows = list(reader)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file} is not UTF-8 text ({error}); save it as CSV UTF-8.") from None
+    except (OSError, csv.Error) as error:
         raise DataError(f"{file} cannot be read as CSV ({error}); give what --csv or the page wrote.") from None
     for name in ("image_id", "action"):
         if name not in (reader.fieldnames or ()):
@@ -206,6 +229,16 @@ def read_decisions(file: Path) -> dict[str, Decision]:
     return found
 
 
+def _find_delimiter(text: str) -> str:
+    r"""Find what stands between the columns: spreadsheets write semicolons where numbers have a decimal comma.
+
+    >>> _find_delimiter("image_id;action\na,b.png;drop\n")
+    ';'
+    """
+    header = text.partition("\n")[0]
+    return next((mark for mark in _DELIMITERS if mark in header), _DELIMITERS[0])
+
+
 def _read_decision(row: Mapping[str, str | None], where: str) -> Decision | None:
     action = (row["action"] or "").strip().lower()
     if action not in ACTIONS:
@@ -221,6 +254,13 @@ def _read_decision(row: Mapping[str, str | None], where: str) -> Decision | None
     if not label:
         raise DataError(f"{where}: {action} needs a label in the column new_label.")
     return Decision(action, label, before)
+
+
+def _say_number(file: Path, label: str, other: str) -> str:
+    return (
+        f"{file} has the label {quote_name(label)} where {quote_name(other)} seems to be meant: a spreadsheet has read "
+        "the labels as numbers. Import these columns as text, or correct them."
+    )
 
 
 def _say(decision: Decision) -> str:

@@ -6,14 +6,14 @@ import json
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
 from vitrieve.artifacts import MANIFEST_NAME
 from vitrieve.choices import Device
 from vitrieve.data.records import Dataset, ImageRecord
-from vitrieve.data.sources import read_collection
+from vitrieve.data.sources import is_folder_source, read_collection
 from vitrieve.embed.collection import embed_images
 from vitrieve.embed.embeddings import Embeddings, load_embeddings
 from vitrieve.errors import ConfigError, DataError
@@ -97,6 +97,34 @@ def embed_material(encoder: Encoder, dataset: Dataset) -> Material:
         DataError: No picture can be read.
     """
     return _hold(embed_images(encoder, dataset.records, max_bad_fraction=1.0, show_progress=True), encoder)
+
+
+def find_picture_folders(collection: str) -> list[Path]:
+    """Tell in which folders whoever reads a collection again looks for pictures, as far as that is known.
+
+    Args:
+        collection: Folder of an index or of embeddings, or a source or folder of pictures.
+
+    Returns:
+        The folder that is named, and of an index or embeddings also the one below which the pictures have their names.
+        Empty for a source that is no folder, such as a table.
+
+    Raises:
+        InputError: The index or the embeddings cannot be opened.
+    """
+    named = [Path(collection.removeprefix("folder:")).expanduser().resolve()] if is_folder_source(collection) else []
+    if _read_kind(Path(collection)) not in ("index", "embeddings"):
+        return named
+    with ExitStack() as stack:
+        material = open_material(collection, None, stack, has_vectors=False)
+        for start in range(0, len(material.image_ids), MAX_BATCH_ROWS):
+            for record in material.fetch(range(start, min(start + MAX_BATCH_ROWS, len(material.image_ids)))):
+                parts = PurePosixPath(record.image_id).parts
+                parents = record.path.parents
+                # A picture that a service was sent lies elsewhere, for example.
+                if len(parts) <= len(parents) and record.path.parts[-len(parts) :] == parts:
+                    return [*named, parents[len(parts) - 1].resolve()]
+    return named
 
 
 def take_embeddings(

@@ -14,7 +14,7 @@ from vitrieve.curation.audit import AuditReport
 from vitrieve.curation.duplicates import DuplicateReport
 from vitrieve.data.decode import read_image_bytes, shrink, to_data_uri
 from vitrieve.data.records import ImageRecord
-from vitrieve.errors import DecodeError
+from vitrieve.errors import DecodeError, UnreachableError
 from vitrieve.evaluation.report import render_page
 
 THUMBNAIL_PX = 160
@@ -22,6 +22,7 @@ MAX_PICTURES = 900
 """The most pictures on a page; the whole list is in the CSV and in the JSON."""
 MAX_MEMBERS = 12
 """The most pictures of one group."""
+_FORMULA_BEGINS = ("=", "+", "-", "@", "\t", "\r")
 
 
 def write_duplicates_page(report: DuplicateReport, path: Path | str) -> None:
@@ -53,6 +54,8 @@ def write_duplicates_page(report: DuplicateReport, path: Path | str) -> None:
 def write_duplicates_csv(report: DuplicateReport, path: Path | str) -> None:
     """Write a row for each picture of a group: ``group, image_id, keep, level, similarity, path``.
 
+    A name that a spreadsheet would compute, because it begins as a formula does, has a ``'`` before it.
+
     Args:
         report: What ``duplicates`` found.
         path: File to write.
@@ -60,11 +63,11 @@ def write_duplicates_csv(report: DuplicateReport, path: Path | str) -> None:
     rows = (
         {
             "group": number,
-            "image_id": image_id,
+            "image_id": _disarm(image_id),
             "keep": str(image_id == group.keep).lower(),
             "level": group.level,
             "similarity": f"{similarity:.4f}",
-            "path": report.records[image_id].path,
+            "path": _disarm(str(report.records[image_id].path)),
         }
         for number, group in enumerate(report.groups, start=1)
         for image_id, similarity in zip(group.image_ids, group.similarities, strict=True)
@@ -72,9 +75,30 @@ def write_duplicates_csv(report: DuplicateReport, path: Path | str) -> None:
     write_csv(path, ("group", "image_id", "keep", "level", "similarity", "path"), rows)
 
 
-def write_csv(path: Path | str, columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> None:
-    r"""Write a table as CSV with a header; bytes of names that are no text are spelled ``\xNN``."""
+def _disarm(cell: str) -> str:
+    r"""Put a ``'`` before a text that spreadsheets would compute.
+
+    Source: OWASP, "CSV Injection".
+
+    >>> _disarm('=HYPERLINK("http://x")'), _disarm("@1.jpg"), _disarm("a=b.jpg")
+    ('\'=HYPERLINK("http://x")', "'@1.jpg", 'a=b.jpg')
+    """
+    return f"'{cell}" if cell.startswith(_FORMULA_BEGINS) else cell
+
+
+def write_csv(
+    path: Path | str, columns: Sequence[str], rows: Iterable[Mapping[str, object]], *, is_marked: bool = False
+) -> None:
+    r"""Write a table as CSV with a header; bytes of names that are no text are spelled ``\xNN``.
+
+    Args:
+        path: File to write.
+        columns: The header.
+        rows: Cells by column.
+        is_marked: Begin with a byte-order mark, without which Excel takes UTF-8 for another encoding.
+    """
     text = io.StringIO(newline="")
+    text.write("\ufeff" if is_marked else "")
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
@@ -87,7 +111,7 @@ def build_thumbnails(records: Iterable[ImageRecord]) -> dict[str, str]:
     for record in records:
         try:
             uris[record.image_id] = to_data_uri(shrink(read_image_bytes(record.path), THUMBNAIL_PX, record.box))
-        except (DecodeError, MemoryError):
+        except (DecodeError, UnreachableError, MemoryError):
             uris[record.image_id] = ""
     return uris
 
@@ -148,11 +172,14 @@ def _build_row(issue: str, image_id: str, label: str, score: float, report: Audi
 def write_audit_csv(report: AuditReport, path: Path | str) -> None:
     """Write what to look at as CSV, with columns for decisions that ``correct_labels`` carries out.
 
+    Spreadsheets fill it in, so it has a byte-order mark. Names and labels are read back, and so stand there as they
+    are, even where a spreadsheet would compute them.
+
     Args:
         report: What ``audit`` found.
         path: File to write.
     """
-    write_csv(path, AUDIT_COLUMNS, list_findings(report))
+    write_csv(path, AUDIT_COLUMNS, list_findings(report), is_marked=True)
 
 
 def write_audit_page(report: AuditReport, path: Path | str) -> None:

@@ -10,7 +10,6 @@ import numpy as np
 from PIL import Image
 
 from vitrieve.errors import ConfigError
-from vitrieve.progress import print_message
 
 MAX_SIDE_PX = 1_600
 """Larger pictures are shrunk to this side before they are read: small print of a photographed package stays legible."""
@@ -52,6 +51,9 @@ class PictureReader:
 
         Returns:
             The lines from top to bottom, joined by line breaks; empty where there is none.
+
+        Raises:
+            Exception: OpenCV or ONNX Runtime fails, for want of memory for example; they share no base class.
         """
         if min(picture.size) < MIN_SIDE_PX:
             return ""
@@ -61,12 +63,7 @@ class PictureReader:
         padded = Image.new("RGB", (max(width_px, height_px // MAX_RATIO), max(height_px, width_px // MAX_RATIO)))
         padded.paste(small)
         pixels = np.ascontiguousarray(np.asarray(padded)[:, :, ::-1])  # OpenCV's order of colors
-        try:
-            lines = self._read(pixels)
-        except Exception as error:  # of OpenCV, which share no base class with those of ONNX Runtime
-            print_message(f"no text was read in a picture of {picture.width} x {picture.height} px: {error}")
-            return ""
-        return "\n".join(lines)[:MAX_CHARACTERS]
+        return "\n".join(self._read(pixels))[:MAX_CHARACTERS]
 
     def _read(self, pixels: np.ndarray) -> list[str]:
         engine = self._find_engine()

@@ -20,11 +20,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vitrieve.artifacts import replacing_durably
+from vitrieve.artifacts import check_writable, replacing_durably
 from vitrieve.curation.material import Material, open_material
 from vitrieve.errors import ArtifactError, ConfigError, DataError
 from vitrieve.mapping.clusters import choose_num_clusters, find_clusters
-from vitrieve.mapping.layout import NUM_NEIGHBORS, NUM_PLAIN, count_measured_neighbors, lay_out, measure_layout
+from vitrieve.mapping.layout import (
+    NUM_NEIGHBORS,
+    NUM_PLAIN,
+    check_library,
+    count_measured_neighbors,
+    lay_out,
+    measure_layout,
+)
 from vitrieve.mapping.neighbors import Neighbors, find_neighbors
 from vitrieve.settings import check_seed
 from vitrieve.similarity import IntArray
@@ -133,7 +140,7 @@ def map_collection(folder: Path | str, *, seed: int = 0, show_progress: bool = F
     Raises:
         ConfigError: No such seed, no extra ``map``, or more than ``MAX_IMAGES`` pictures.
         DataError: There is no picture, or the index changed while it was read.
-        ArtifactError: The folder is missing, unfinished, damaged or of another kind.
+        ArtifactError: The folder is missing, unfinished, damaged, of another kind, or read-only.
         DiskFullError: The map cannot be written.
     """
     check_seed(seed)
@@ -142,6 +149,7 @@ def map_collection(folder: Path | str, *, seed: int = 0, show_progress: bool = F
     with ExitStack() as stack:
         with _timed("read", seconds):
             material = _open(folder, stack)
+        check_writable(folder)
         digest = _digest(material, seed)
         path = folder / MAP_NAME
         old = find_map(folder)
@@ -185,6 +193,7 @@ def _compute(
 ) -> tuple[pa.Table, dict[str, float]]:
     """Return the columns ``OWN_COLUMNS`` but for the first, and how well the places keep the neighbors."""
     vectors = np.asarray(material.vectors)
+    check_library(len(vectors))
     if len(vectors) == 1:
         nobody = Neighbors(np.full((1, 1), -1), np.full((1, 1), np.nan, dtype=np.float32))
         return _build_computed(material, np.zeros((1, 2), dtype=np.float32), np.zeros(1, dtype=np.int64), nobody), {}

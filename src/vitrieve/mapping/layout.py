@@ -54,6 +54,7 @@ def lay_out(vectors: FloatArray, neighbors: Neighbors, *, seed: int = 0, show_pr
     Raises:
         ConfigError: openTSNE is not installed.
     """
+    check_library(len(vectors))
     start = find_principal_components(vectors)
     if len(vectors) < NUM_PLAIN:
         return _fit(start)
@@ -63,9 +64,17 @@ def lay_out(vectors: FloatArray, neighbors: Neighbors, *, seed: int = 0, show_pr
     return _fit(_run_tsne(start, neighbors, show_progress=show_progress))
 
 
-def _run_tsne(start: np.ndarray, neighbors: Neighbors, *, show_progress: bool) -> np.ndarray:
-    if find_spec("openTSNE") is None:
+def check_library(num_images: int) -> None:
+    """Refuse to lay out so many pictures where the library for it is missing: before their neighbors are looked for.
+
+    Raises:
+        ConfigError: openTSNE is not installed, and there are ``NUM_PLAIN`` pictures or more.
+    """
+    if num_images >= NUM_PLAIN and find_spec("openTSNE") is None:
         raise ConfigError("a map needs the package openTSNE: pip install 'vitrieve[map]'.")
+
+
+def _run_tsne(start: np.ndarray, neighbors: Neighbors, *, show_progress: bool) -> np.ndarray:
     from openTSNE import TSNEEmbedding
     from openTSNE.affinity import PerplexityBasedNN
     from openTSNE.nearest_neighbors import PrecomputedNeighbors

@@ -21,7 +21,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from vitrieve.artifacts import describe_full_disk, replacing_durably
+from vitrieve.artifacts import check_writable, describe_full_disk, replacing_durably
 from vitrieve.data.decode import describe_failure, read_image
 from vitrieve.data.preprocess import Preprocessing, to_pixels, to_square
 from vitrieve.data.records import Dataset, ImageRecord
@@ -67,7 +67,7 @@ def quantize_folder(folder: Path, squares: Sequence[np.ndarray], preset: Preset 
         The smallest cosine between the embeddings in int8 and in fp32, over some of the pictures.
 
     Raises:
-        ArtifactError: The folder is not an exported encoder, or int8 gives other embeddings.
+        ArtifactError: The folder is not an exported encoder or is read-only, or int8 gives other embeddings.
         ConfigError: NNCF or OpenVINO is not installed, or there is no picture.
 
     Source:
@@ -81,6 +81,7 @@ def quantize_folder(folder: Path, squares: Sequence[np.ndarray], preset: Preset 
     contents = read_contents(folder)
     if not contents.has_onnx:
         raise ArtifactError(f"{folder} is not exported; run first: vitrieve export --encoder {folder}")
+    check_writable(folder)
     core = get_openvino_core()
     import openvino
 

@@ -7,6 +7,7 @@ has changed. What is compared are words as ``list_words`` finds them; ``WordInde
 from __future__ import annotations
 
 import math
+import re
 import threading
 import unicodedata
 from bisect import bisect_left
@@ -49,13 +50,25 @@ _UNSPACED = (
     (0x20000, 0x3FFFF),
 )
 """Scripts that are written without blanks between words."""
+_MARKS = re.compile(
+    "["
+    "\u0300-\u036f"  # accents
+    "\u0591-\u05c7"  # points and accents of Hebrew
+    "\u0640"  # the stroke that makes an Arabic word longer
+    "\u064b-\u0652\u0670"  # short vowels of Arabic, and doubling
+    "\ufe00-\ufe0f"  # selectors of the form in which a pictogram is shown
+    "\U000e0100-\U000e01ef"  # and of that of a Chinese character
+    "]+"
+)
+"""What makes no other word. The vowel signs of Indic scripts do, and so do the marks above an alef."""
 
 
 def list_words(text: str) -> list[str]:
     """Split a text into words, in order.
 
-    A word is a run of letters, digits and pictograms, in lower case, without accents. Of scripts that are written
-    without blanks each pair of neighboring characters is a word, and so is each single one.
+    A word is a run of letters, digits and pictograms, in lower case, without accents and other marks that make no other
+    word. Of scripts that are written without blanks each pair of neighboring characters is a word, and so is each
+    single one.
 
     >>> list_words("Arla_Milk-1L, Crème Brûlée.JPG")
     ['arla', 'milk', '1l', 'creme', 'brulee', 'jpg']
@@ -88,11 +101,11 @@ def _is_part(letter: str) -> bool:
 
 
 def _fold(run: str) -> list[str]:
-    """Write a run in lower case and without accents; compatible forms (ﬁ, ½) become several letters, or runs."""
+    """Write a run in lower case and without marks; compatible forms (ﬁ, ½) become several letters, or runs."""
     if run.isascii():
         return [run.lower()]
     folded = unicodedata.normalize("NFD", unicodedata.normalize("NFKC", run).casefold())
-    plain = "".join(letter for letter in folded if not "\u0300" <= letter <= "\u036f")
+    plain = _MARKS.sub("", folded)
     # Letters of scripts without blanks are runs of their own.
     pieces: list[str] = []
     for part in _split(unicodedata.normalize("NFC", plain)):

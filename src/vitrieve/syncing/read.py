@@ -24,6 +24,8 @@ from vitrieve.data.parts import stat_open, stat_picture
 from vitrieve.data.preprocess import Preprocessing, find_enough_px, to_square
 from vitrieve.data.records import ImageRecord
 from vitrieve.errors import DecodeError
+from vitrieve.progress import print_message
+from vitrieve.quoting import quote_name
 from vitrieve.syncing.state import NO_SIGNATURE, FileState, is_settled, sign_file
 
 NUM_FOLDER_LEVELS = 4
@@ -125,7 +127,8 @@ def read_file(
         record: The image.
         preprocessing: Preprocessing of the encoder.
         find_holder: Finds the state of an image that has the vector of a content; None when there is none.
-        read_text: Reads the text in a picture whose text is not known yet; None: it is not read.
+        read_text: Reads the text in a picture whose text is not known yet; None: it is not read. Where it fails, the
+            picture is described without its text.
     """
     now_ns = time.time_ns()
     try:
@@ -155,12 +158,22 @@ def read_file(
             metadata = describe_content(facts, len(data))
             square = to_square(picture, preprocessing) if holder is None else None
             if read_text is not None:
-                metadata[TEXT_COLUMN] = read_text(picture)
+                metadata |= _describe_text(record, picture, read_text)
     except MemoryError:
         return ReadFile(record=record, state=replace(state, reason=LATER_REASON), is_undecided=True)
     except DecodeError as error:
         return ReadFile(record=record, state=replace(state, reason=str(error)))
     return ReadFile(record=record, state=replace(state, metadata=metadata), square=square)
+
+
+def _describe_text(record: ImageRecord, picture: Image.Image, read_text: ReadText) -> dict[str, str]:
+    """Read the text in a picture; where that fails nothing is said of it, and so the next sync tries again."""
+    try:
+        return {TEXT_COLUMN: read_text(picture)}
+    except Exception as error:  # of OpenCV, which share no base class with those of ONNX Runtime
+        reason = str(error) or type(error).__name__  # a MemoryError says nothing
+        print_message(f"no text was read in {quote_name(record.image_id)}; the next sync tries again: {reason}")
+        return {}
 
 
 def _build_state(

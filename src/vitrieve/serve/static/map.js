@@ -430,7 +430,8 @@ function save(name, kind, lines) {
 }
 
 function saveCsv() {
-  const quote = (text) => `"${text.replaceAll('"', '""')}"`;
+  // Spreadsheets would compute a text that begins so.
+  const quote = (text) => `"${text.replace(/^[=+\-@\t\r]/, "'$&").replaceAll('"', '""')}"`;
   const rows = chosen.rows.map((row) => [data.ids[row], findName(row), columns[0].values[columns[0].codes[row]]]);
   save("chosen.csv", "text/csv", [["image_id", "title", "cluster"], ...rows].map((row) => row.map(quote).join(",")));
 }

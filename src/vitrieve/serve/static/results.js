@@ -96,7 +96,11 @@ document.getElementById("choose-none").addEventListener("click", () => {
   showChosen();
 });
 
-const quote = (value) => `"${String(value).replaceAll('"', '""')}"`;
+function quote(value) {
+  // Spreadsheets would compute a text that begins so.
+  const text = typeof value === "string" ? value.replace(/^[=+\-@\t\r]/, "'$&") : String(value);
+  return `"${text.replaceAll('"', '""')}"`;
+}
 
 bar.addEventListener("click", (event) => {
   const kind = event.target.dataset.export;
