@@ -20,7 +20,7 @@ def quote_name(name: object) -> str:
     a b.png "Äpfel\nbreak.png"
     """
     text = str(name)
-    if all(map(_is_harmless, text)) and text == text.strip() and not text.startswith('"') and text:
+    if all(map(is_harmless, text)) and text == text.strip() and not text.startswith('"') and text:
         return text
     body = "".join(json.dumps(sign)[1:-1] if sign in '"\\' else escape_text(sign) for sign in text)
     return f'"{body}"'
@@ -43,7 +43,7 @@ def escape_text(text: str) -> str:
     """
     if text.isprintable():
         return text
-    return "".join(sign if _is_harmless(sign) else _escape_sign(sign) for sign in text)
+    return "".join(sign if is_harmless(sign) else _escape_sign(sign) for sign in text)
 
 
 def escape_lines(text: str) -> str:
@@ -51,7 +51,12 @@ def escape_lines(text: str) -> str:
     return "\n".join(map(escape_text, text.split("\n")))
 
 
-def _is_harmless(sign: str) -> bool:
+def is_harmless(sign: str) -> bool:
+    r"""Say whether a character can be shown as it is: it can be printed, or joins those beside it.
+
+    >>> [is_harmless(sign) for sign in ("ä", "\u200d", "\n", "\u202e")]
+    [True, True, False, False]
+    """
     return sign.isprintable() or sign in _JOINERS
 
 

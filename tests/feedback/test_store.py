@@ -138,6 +138,22 @@ def test_nothing_is_kept_of_what_cannot_be_built(index: Path) -> None:
     assert [one.kind for one in feedback.read()] == ["right", "wrong"]
 
 
+def test_a_first_correction_that_is_refused_leaves_an_empty_history(index: Path) -> None:
+    feedback = SqliteFeedback(index)
+    with pytest.raises(DataError, match="without tags and without a label"):
+        feedback.add_to(lambda history: [replace(RIGHT, kind="tagged")])
+    assert feedback.read() == []
+    feedback.add(RIGHT)
+    assert feedback.read() == [RIGHT]
+
+
+def test_words_of_all_scripts_and_emoji_are_kept(index: Path) -> None:
+    persian, farmer = "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645", "\U0001f469\u200d\U0001f33e"
+    tagged = replace(RIGHT, kind="tagged", query_id="", tags=(persian, farmer), label=persian, who=farmer)
+    SqliteFeedback(index).add(tagged)
+    assert SqliteFeedback(index).read() == [tagged]
+
+
 def test_writer_that_does_not_finish_is_told(index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     feedback = SqliteFeedback(index)
     feedback.add(RIGHT)
@@ -194,6 +210,8 @@ def test_feedback_is_off_where_nothing_can_be_written(index: Path, monkeypatch: 
         ({"kind": "tagged"}, "without tags and without a label"),
         ({"tags": ("red",)}, "belong to the kind tagged"),
         ({"kind": "tagged", "tags": ("a\nb",)}, "cannot be printed"),
+        ({"kind": "tagged", "tags": ("a\u202eb",)}, "cannot be printed"),
+        ({"kind": "tagged", "label": "\u200d"}, "cannot be printed"),
         ({"kind": "tagged", "tags": (" ",)}, "none of them empty"),
         ({"kind": "tagged", "tags": ("a",) * 21}, "21 tags; give at most 20"),
         ({"who": "x" * 101}, "who has 101 characters"),

@@ -249,11 +249,15 @@ def test_chosen_pictures_stay_chosen_and_are_exported_and_tagged(page: Page, own
     rows = download.value.path().read_text().split("\n")
     assert [row.split(",")[0].strip('"') for row in rows[1:3]] == chosen
     assert rows[1].split(",")[1] == '"\'=1+1"', "a spreadsheet would compute it"
-    page.locator("#tag-chosen input").fill("ripe")
+    tags = page.locator("#tag-chosen input")
+    tags.fill(" , ")
+    assert tags.evaluate("one => one.validity.patternMismatch")
+    tags.fill("ripe, red\u060cround\uff0cgreen\u3001")
     page.locator("#tag-chosen button").click()
     expect(page.locator("#status")).to_have_text("2 tagged.")
     kept = httpx.get(f"{own_server.address}/feedback").json()["corrections"]
-    assert [one["image_id"] for one in kept if one["tags"] == ["ripe"]] == chosen
+    assert [(one["image_id"], one["tags"]) for one in kept] == [(n, ["ripe", "red", "round", "green"]) for n in chosen]
+    expect(page.locator(".card .said").first).to_have_text("ripe, red, round, green")
     page.get_by_role("button", name="Choose none").click()
     expect(page.locator("#chosen")).to_be_hidden()
     expect(checks.nth(0)).not_to_be_checked()
@@ -443,7 +447,14 @@ def test_feedback_is_given_by_keyboard_and_taken_back(page: Page, own_server: Se
     expect(card.locator(".said")).to_have_text("red, round")
     card.locator("summary", has_text="Tags").click()
     expect(card.get_by_label("Tags, with commas")).to_have_value("red, round")
+    card.get_by_label("Tags, with commas").fill("")
+    page.keyboard.press("Enter")
+    expect(card.locator(".said")).to_be_hidden()
+    expect(page.locator("#num-corrections")).to_have_text("1 correction since the last training")
+    expect(card.get_by_role("button", name="Same group")).to_have_attribute("aria-pressed", "true")
+    kept = page.request.get(f"{own_server.address}/feedback").json()["corrections"]
+    assert [one["kind"] for one in kept] == ["same_group"]
     card.get_by_role("button", name="Same group").click()
     expect(card.get_by_role("button", name="Same group")).to_have_attribute("aria-pressed", "false")
-    expect(page.locator("#num-corrections")).to_have_text("1 correction since the last training")
+    expect(page.locator("#num-corrections")).to_have_text("0 corrections since the last training")
     assert axe_api.Axe().run(page).violations_count == 0

@@ -238,12 +238,19 @@ def test_feedback_on_a_picture_that_went_meanwhile_is_told(page: Page, own: Sear
     expect(wrong).to_have_attribute("aria-pressed", "false")
     card.locator("[data-choose]").check()
     page.locator(".card [data-choose]").nth(1).check()
-    page.evaluate("document.getElementById('notice').hidden = true")
+    other = str(page.locator(".card").nth(1).get_attribute("data-image-id"))
     page.locator("#tag-chosen input").fill("ripe")
     page.locator("#tag-chosen button").click()
-    expect(page.get_by_role("alert")).to_have_text(message)
-    expect(page.locator("#num-corrections")).to_have_text("0 corrections since the last training")
-    assert httpx.get(f"{served}/feedback").json()["corrections"] == []  # of the other one neither
+    not_tagged = "Not tagged, because the collection no longer has them: "
+    expect(page.get_by_role("alert")).to_have_text(f"{not_tagged}1 of 2.")
+    expect(page.locator("#num-corrections")).to_have_text("1 correction since the last training")
+    expect(card.locator(".said")).to_be_hidden()
+    expect(page.locator(".card .said").nth(1)).to_have_text("ripe")
+    assert [one["image_id"] for one in httpx.get(f"{served}/feedback").json()["corrections"]] == [other]
+    own.store.delete([other])
+    page.locator("#tag-chosen input").fill("ripe")
+    page.locator("#tag-chosen button").click()
+    expect(page.get_by_role("alert")).to_have_text(f"{not_tagged}2 of 2.")
     page.reload()
     assert image_id not in [one.get_attribute("data-image-id") for one in page.locator(".card").all()]
 

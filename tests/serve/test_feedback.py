@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import sqlite3
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from unicodedata import normalize
 
 import pytest
 from starlette.testclient import TestClient
@@ -20,6 +23,7 @@ from vitrieve.feedback.pairs import read_pairs
 from vitrieve.runtime.encoder import load_encoder
 from vitrieve.search.searcher import Searcher
 from vitrieve.serve.app import create_app
+from vitrieve.serve.feedback import COMMAS
 
 TOKEN = "a-token-of-enough-length"
 
@@ -84,6 +88,7 @@ def test_token_is_needed(own_searcher: Searcher) -> None:
         ({"kind": "tagged", "image_id": "FIRST", "tags": ["x" * 101]}, 422, "tags"),
         ({"kind": "tagged", "image_id": "FIRST", "tags": ["x"] * 21}, 422, "tags"),
         ({"kind": "tagged", "image_id": "FIRST", "label": "a\nb"}, 422, "cannot be printed"),
+        ({"kind": "tagged", "image_id": "FIRST", "tags": ["red, ripe"]}, 422, "'red, ripe' has a comma"),
         ({"kind": "right", "image_id": "FIRST", "query": "x", "fingerprint": "other"}, 409, "another encoder (other…)"),
         ({"kind": "right", "image_id": "FIRST", "query": "x", "more": 1}, 422, "more"),
         ({"kind": "right", "image_id": "x" * 70_000, "query": "x"}, 413, "64,000 bytes|65,536 bytes"),
@@ -110,6 +115,14 @@ def test_feedback_is_off_for_a_read_only_index(
     assert "feedback is off: the folder of the index is read-only" in answer.text
     assert str(tmp_path) not in answer.text
     assert client.get("/feedback").json()["num_corrections"] == 0
+
+
+def test_a_first_tag_that_is_refused_leaves_feedback_on(client: TestClient, own_searcher: Searcher) -> None:
+    first, second = list(own_searcher.store.image_ids())[:2]
+    refused = client.post("/feedback/tags", json={"image_ids": [first], "tags": [" "]})
+    assert (refused.status_code, "none of them empty" in refused.json()["detail"]) == (422, True)
+    assert client.get("/feedback").json()["num_corrections"] == 0
+    assert "0 corrections since the last training" in client.get("/", params={"plus": second}).text
 
 
 def find_said(page: str) -> dict[str, list[dict[str, object]]]:
@@ -147,20 +160,60 @@ def test_page_shows_what_was_said_of_this_query(client: TestClient, own_searcher
     assert not in_words or not in_words.get(second), "of another query"
 
 
+def test_what_is_said_of_one_search_counts_for_no_other(
+    own_searcher: Searcher, aligned_folder: Path, tmp_path: Path
+) -> None:
+    first, second, third = list(own_searcher.store.image_ids())[:3]
+    long = {"text": ["x" * 600, "y" * 600]}
+    searches: list[dict[str, str | list[str]]] = [
+        {"plus": first},
+        {"plus": first, "box": "2,2,20,20"},
+        {"plus": first, "box": "2,2,20,30"},
+        {"plus": first, "minus": second},
+        {"plus": first, "minus_text": "green"},
+        {"plus": [first, second]},
+        {"plus": [first, second], "minus": third},
+        {"text": "Class1"},
+        {"text": "Class1", "minus_text": "green"},
+        {"text": "Class1", "minus": first},
+        long,
+        {**long, "minus_text": "green"},
+    ]
+    with Searcher.open(tmp_path / "index", load_encoder(aligned_folder, engine="onnx", num_threads=1)) as searcher:
+        client = TestClient(create_app(searcher))
+
+        def find_query(search: dict[str, str | list[str]]) -> dict[str, str]:
+            page = client.get("/", params=search).text
+            (line,) = [line for line in page.splitlines() if 'id="feedback"' in line]
+            query_id, query = (re.findall(f' data-{name}="([^"]*)"', line) for name in ("query-id", "query"))
+            return {"query_id": query_id[0], "query": query[0]}
+
+        queries = [find_query(search) for search in searches]
+        assert len({tuple(query.values()) for query in queries}) == len(searches)
+        assert queries[0] == {"query_id": first, "query": ""}
+        assert queries[8] == {"query_id": "", "query": "Class1, less of green"}
+        assert find_query({"text": "Class1", "filter": "copy>=0"}) == find_query({"text": "Class1"})
+        for query in queries:
+            body = {"kind": "wrong", "image_id": third, **query}
+            assert client.post("/feedback", json=body).status_code == 200
+        assert client.get("/feedback").json()["num_corrections"] == len(searches)
+
+
 def test_tags_are_added_to_several_images_at_once(client: TestClient, own_searcher: Searcher) -> None:
     first, second = list(own_searcher.store.image_ids())[:2]
     old = {"kind": "tagged", "image_id": first, "tags": ["round"], "label": "apple", "who": "Eva"}
     client.post("/feedback", json=old)
     body = {"image_ids": [first, second, first], "tags": [" red ", "round"], "who": "Eva"}
-    assert client.post("/feedback/tags", json=body).json() == {"num_since_training": 2}
+    assert client.post("/feedback/tags", json=body).json() == {"num_since_training": 2, "gone": []}
     listed = {one["image_id"]: one for one in client.get("/feedback").json()["corrections"]}
     assert (listed[first]["tags"], listed[first]["label"]) == (["round", "red"], "apple")
     assert (listed[second]["tags"], listed[second]["label"]) == (["red", "round"], "")
     for change, status, part in (
-        ({"image_ids": [second, "gone.png"]}, 404, "no image 'gone.png'"),
+        ({"image_ids": ["gone.png", "ä.png"]}, 404, "no image 'gone.png'"),
         ({"image_ids": []}, 422, "image_ids"),
         ({"image_ids": [first] * 1001}, 422, "image_ids"),
         ({"tags": ["a\nb"]}, 422, "cannot be printed"),
+        *(({"tags": ["good", f"red{comma} ripe"]}, 422, "has a comma") for comma in COMMAS),
         ({"tags": [f"tag {number}" for number in range(19)]}, 422, "21 tags; give at most 20"),
         ({"fingerprint": "other"}, 409, "another encoder"),
     ):
@@ -169,6 +222,18 @@ def test_tags_are_added_to_several_images_at_once(client: TestClient, own_search
         assert part in answer.json()["detail"]
         after = {one["image_id"]: one for one in client.get("/feedback").json()["corrections"]}
         assert after == listed, "nothing of a request that is refused is kept"
+
+
+def test_tags_are_given_to_those_images_that_are_left(client: TestClient, own_searcher: Searcher) -> None:
+    names = list(own_searcher.store.image_ids())
+    vectors, (record,) = own_searcher.store.get([names[0]])
+    own_searcher.store.upsert(vectors, [replace(record, image_id="ä.png")])
+    own_searcher.store.delete([names[3], names[7]])
+    asked = [*names, normalize("NFD", "ä.png"), "ö.png"]
+    answer = client.post("/feedback/tags", json={"image_ids": asked, "tags": ["red"]})
+    assert answer.json() == {"num_since_training": len(names) - 1, "gone": [names[3], names[7], "ö.png"]}
+    tagged = [one["image_id"] for one in client.get("/feedback").json()["corrections"]]
+    assert tagged == [name for name in [*names, "ä.png"] if name not in (names[3], names[7])]
 
 
 def test_feedback_for_an_image_that_went_is_refused_and_what_was_said_stays(

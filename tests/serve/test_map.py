@@ -104,12 +104,19 @@ def test_from_the_map_to_a_search_and_back(browser: Browser, mapped: Searcher) -
         page.get_by_role("button", name="Lasso").click()
         draw_lasso(page)
         expect(page.locator("#map-cards li")).to_have_count(20)
-        page.get_by_label("Tag", exact=True).fill("seen")
+        page.get_by_label("Tags, with commas").fill("seen, old")
         page.get_by_label("Your name").fill("Eva")
         page.get_by_role("button", name="Tag them").press("Enter")
-        expect(page.get_by_text("20 tagged “seen”.")).to_be_visible()
+        told = page.locator("#map-told")
+        expect(told).to_have_text("20 tagged “seen”, “old”.")
         listed = page.request.get(f"{server.address}/feedback").json()["corrections"]
-        assert [(one["tags"], one["who"]) for one in listed] == [(["seen"], "Eva")] * 20
+        assert [(one["tags"], one["who"]) for one in listed] == [(["seen", "old"], "Eva")] * 20
+        gone = mapped.store.get(["class1/0.png"])
+        mapped.store.delete(["class1/0.png"])
+        page.get_by_label("Tags, with commas").fill("new")
+        page.get_by_role("button", name="Tag them").press("Enter")
+        expect(told).to_have_text("19 tagged “new”. Not tagged, because the collection no longer has them: 1.")
+        mapped.store.upsert(*gone)
         page.get_by_role("link", name="Search for what is like 16 of these").click()
         page.wait_for_url(re.compile(r"/\?plus=.*&plus="))
         expect(page.locator(".found .card").first).to_be_visible()

@@ -24,6 +24,7 @@ from tests.serve.services import SMALL, enter_service, read_lines
 from tests.serve.test_openapi import BEFORE_THE_APPLICATION, CHECKS
 from vitrieve.cli.main import main
 from vitrieve.data.records import ImageRecord
+from vitrieve.errors import ArtifactError, DiskFullError
 from vitrieve.index.open import create_index, open_index
 from vitrieve.index.store import StoreKind, read_info
 from vitrieve.index.written import get_audit_file, get_pictures_folder
@@ -31,6 +32,7 @@ from vitrieve.runtime.encoder import load_encoder
 from vitrieve.search.searcher import Searcher
 from vitrieve.serve import changes
 from vitrieve.serve.app import create_app
+from vitrieve.serve.changes import Change, Changes
 from vitrieve.serve.settings import Limits
 from vitrieve.syncing.sync import sync
 
@@ -211,6 +213,54 @@ def test_a_batch_makes_what_can_be_made_in_order(start: Start, folder: Path) -> 
     assert answer["num_refused"] == 3
     assert client.get("/readyz", headers=READER).json()["num_images"] == 20
     assert [line["image_id"] for line in read_lines(folder)] == ["a.png", "a.png", "class4/3.png"]
+
+
+def test_a_batch_that_fails_in_the_middle_says_what_was_made(start: Start, folder: Path) -> None:
+    client = start(limits=Limits(free_bytes=2**62))
+    patch = {"do": "patch", "image_id": "class0/0.png", "metadata": {"n": "1"}}
+    unknown = {"do": "delete", "image_id": "no.png"}
+    put = {"do": "put", "image_id": "a.png", "image": b64encode(make_picture()).decode()}
+    later = {"do": "delete", "image_id": "class4/3.png"}
+    answer = client.post("/images:batch", json={"changes": [patch, unknown, put, later, unknown]}, headers=WRITER)
+    assert answer.status_code == 200, answer.text
+    results = answer.json()["results"]
+    assert [one["status"] for one in results] == ["updated", "refused", "refused", "not_tried", "not_tried"]
+    assert [one["image_id"] for one in results[2:]] == ["a.png", "class4/3.png", "no.png"]
+    assert "disk is nearly full" in results[2]["detail"]
+    assert "'a.png' met a failure of the server" in results[3]["detail"]
+    assert answer.json()["num_refused"] == 4
+    assert [line["image_id"] for line in read_lines(folder)] == ["class0/0.png"]
+    whole = client.post("/images:batch", json={"changes": [unknown, put, patch]}, headers=WRITER)
+    assert whole.status_code == 507, "nothing was made before it"
+    assert len(read_lines(folder)) == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "part"),
+    [
+        (MemoryError(), "memory"),
+        (ArtifactError("/a/path is damaged"), "the index is gone, damaged"),
+        (DiskFullError("/a/path cannot be written"), "the disk is full"),
+        (OSError(5, "Input/output error", "/a/path"), "the server failed; its log says why"),
+    ],
+)
+def test_whatever_fails_in_a_batch_is_told_after_what_was_made(
+    error: Exception, part: str, start: Start, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, begin = start(), Changes.encode
+
+    def fail(self: Changes, change: Change) -> np.ndarray | None:
+        if change.image_id == "class0/1.png":
+            raise error
+        return begin(self, change)
+
+    monkeypatch.setattr(Changes, "encode", fail)
+    asked = [{"do": "delete", "image_id": f"class0/{number}.png"} for number in range(3)]
+    answer = client.post("/images:batch", json={"changes": asked}, headers=WRITER)
+    assert [one["status"] for one in answer.json()["results"]] == ["deleted", "refused", "not_tried"], answer.text
+    assert part in answer.json()["results"][1]["detail"]
+    assert "/a/path" not in answer.text
+    assert [line["image_id"] for line in read_lines(folder)] == ["class0/0.png"]
 
 
 def test_the_bounds_of_changes(start: Start, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

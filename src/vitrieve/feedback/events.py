@@ -8,10 +8,12 @@ from datetime import datetime
 from typing import Literal, get_args
 
 from vitrieve.errors import DataError, unknown_name_message
+from vitrieve.quoting import is_harmless
 
 Kind = Literal["right", "wrong", "same_group", "tagged", "taken_back"]
 """right and wrong: the result of a query. same_group: the two pictures belong together, whatever their labels say.
-tagged: tags and a label of one image. taken_back: the same person's last word about this pair counts no longer."""
+tagged: tags and a label of one image. taken_back: the same person's last word about this pair counts no longer; without
+a query, that about the image's tags and label."""
 KINDS: tuple[Kind, ...] = get_args(Kind)
 MAX_NAME = 1024
 """Characters of the name of an image, or of a query."""
@@ -63,11 +65,16 @@ def check_correction(correction: Correction) -> None:
         for name, text in texts:
             if len(text) > most:
                 raise DataError(f"{name} has {len(text):,} characters; at most {most:,} are kept.")
-            if "\0" in text or (most == MAX_WORD and text and not text.isprintable()):
+            if "\0" in text or (most == MAX_WORD and not _is_shown(text)):
                 raise DataError(f"{name} has characters that cannot be printed; leave them out.")
     if len(correction.tags) > MAX_TAGS or not all(tag.strip() for tag in correction.tags):
         raise DataError(f"{len(correction.tags)} tags; give at most {MAX_TAGS}, none of them empty.")
     _check_kind(correction)
+
+
+def _is_shown(word: str) -> bool:
+    """Say whether a word can be shown as it is: all of its characters can, and not all are joiners."""
+    return all(map(is_harmless, word)) and (not word or any(map(str.isprintable, word)))
 
 
 def _check_kind(correction: Correction) -> None:

@@ -143,7 +143,9 @@ class SqliteFeedback(FeedbackStore):
         if not self.path.exists():
             return []
         with self._connected(is_read_only=True) as connection:
-            return SqliteRows(connection).read()
+            (version,) = connection.execute("PRAGMA user_version").fetchone()
+            # A first change that was refused or killed leaves a file without a table.
+            return SqliteRows(connection).read() if version else []
 
     @contextmanager
     def _changing(self) -> Iterator[Rows]:

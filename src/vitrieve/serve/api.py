@@ -36,6 +36,7 @@ from vitrieve.serve.schemas import (
     ReadyBody,
     SearchBody,
     SearchParameters,
+    TaggedBody,
     TagsBody,
     ValueBody,
     build_request,
@@ -72,7 +73,7 @@ _REASONS = {
     431: "The headers are too long, or too many.",
     503: "Busy or not ready; try again after the seconds in Retry-After.",
     504: "Not finished in time.",
-    507: "The disk is nearly full.",
+    507: "The disk is full, or nearly so.",
 }
 
 
@@ -320,7 +321,7 @@ FEEDBACK_BODY, TAGS_BODY = (
 
 @router.post(
     "/feedback",
-    responses=document(403, 404, 408, 409, 413, 422, 503, 504),
+    responses=document(403, 404, 408, 409, 413, 422, 503, 504, 507),
     openapi_extra={"requestBody": FEEDBACK_BODY},
     summary="Say that a result is right, wrong or of the same group, or tag it",
 )
@@ -333,15 +334,15 @@ async def add_feedback(request: Request, service: CurrentService) -> FeedbackCou
 
 @router.post(
     "/feedback/tags",
-    responses=document(403, 404, 408, 409, 413, 422, 503, 504),
+    responses=document(403, 404, 408, 409, 413, 422, 503, 504, 507),
     openapi_extra={"requestBody": TAGS_BODY},
     summary="Add tags to several images",
 )
-async def add_tags(request: Request, service: CurrentService) -> FeedbackCountBody:
-    """Keep for each image what the person said of it before, and the tags: all of it, or nothing."""
+async def add_tags(request: Request, service: CurrentService) -> TaggedBody:
+    """Keep for each image what the person said of it before, and the tags: of all that are there, or of none."""
     async with service.bodies.receive(request, MAX_TAGS_BYTES) as body:
-        num_new = await service.look_up(lambda: service.feedback.add_tags(validate_json(TagsBody, body)))
-    return FeedbackCountBody(num_since_training=num_new)
+        num_new, gone = await service.look_up(lambda: service.feedback.add_tags(validate_json(TagsBody, body)))
+    return TaggedBody(num_since_training=num_new, gone=gone)
 
 
 @router.get("/feedback", responses=document(422, 503, 504), summary="The corrections that count, oldest first")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,6 +18,9 @@ from vitrieve.index.store import VectorStore
 from vitrieve.serve.middleware import log_failure
 from vitrieve.serve.pictures import Pictures
 from vitrieve.serve.schemas import FeedbackBody, TagsBody
+
+COMMAS = frozenset(",\u060c\uff0c\u3001")
+"""Commas of several scripts: people write several tags with them, so that no tag has one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +70,7 @@ class ServedFeedback:
             image_id=self._pictures.find(body.image_id).image_id,
             query_id=query_id,
             query=body.query,
-            tags=tuple(dict.fromkeys(tag.strip() for tag in body.tags)),
+            tags=_read_tags(body.tags),
             label=body.label.strip(),
             who=body.who.strip(),
             at=datetime.now(UTC).isoformat(timespec="milliseconds"),
@@ -75,22 +78,29 @@ class ServedFeedback:
         )
         return self._keep(lambda feedback: feedback.add(correction))
 
-    def add_tags(self, body: TagsBody) -> int:
-        """Add tags to what a person said of some images before; count as ``add``; in a worker.
+    def add_tags(self, body: TagsBody) -> tuple[int, list[str]]:
+        """Add tags to what a person said of some images before; in a worker.
+
+        Returns:
+            How many corrections there are since the last training, and those of the images that are gone.
 
         Raises:
-            HTTPException: As ``add``; nothing is kept then.
+            HTTPException: As ``add``, 404 where all images are gone; nothing is kept then.
         """
         fingerprint = self._check_fingerprint(body.fingerprint)
         who, at = body.who.strip(), datetime.now(UTC).isoformat(timespec="milliseconds")
-        image_ids = list(dict.fromkeys(self._find_all(body.image_ids)))
+        new = _read_tags(body.tags)
+        found, gone = self._find_all(list(dict.fromkeys(body.image_ids)))
+        if not found:
+            self._pictures.find(gone[0])  # which raises
+        image_ids = list(dict.fromkeys(found))
 
         def join(history: list[Correction]) -> list[Correction]:
             said = {one.image_id: one for one in find_last_words(history) if one.kind == "tagged" and one.who == who}
             corrections = []
             for image_id in image_ids:
                 old = said.get(image_id)
-                tags = (*(old.tags if old else ()), *(tag.strip() for tag in body.tags))
+                tags = (*(old.tags if old else ()), *new)
                 corrections.append(
                     Correction(
                         kind="tagged",
@@ -104,14 +114,23 @@ class ServedFeedback:
                 )
             return corrections
 
-        return self._keep(lambda feedback: feedback.add_to(join))
+        return self._keep(lambda feedback: feedback.add_to(join)), gone
 
-    def _find_all(self, image_ids: list[str]) -> list[str]:
-        """Return the names that the index has for some images."""
+    def _find_all(self, image_ids: list[str]) -> tuple[list[str], list[str]]:
+        """Return the names that the index has for some images, and those that are gone, as they were asked for."""
         try:
-            return [record.image_id for record in self._store.get(image_ids)[1]]
-        except DataError:  # one is in another Unicode form, or gone, which is said by name
-            return [self._pictures.find(image_id).image_id for image_id in image_ids]
+            return [record.image_id for record in self._store.get(image_ids)[1]], []
+        except DataError:  # one is in another Unicode form, or gone: it is looked for in ever smaller halves
+            middle = len(image_ids) // 2
+        if middle:
+            (found, gone), (more, more_gone) = (
+                self._find_all(half) for half in (image_ids[:middle], image_ids[middle:])
+            )
+            return [*found, *more], [*gone, *more_gone]
+        try:
+            return [self._pictures.find(image_ids[0]).image_id], []
+        except HTTPException:
+            return [], image_ids
 
     def _check_fingerprint(self, given: str) -> str:
         """Return the encoder's fingerprint, which must be the one that is given."""
@@ -174,6 +193,21 @@ class ServedFeedback:
                 continue
             about.setdefault(one.image_id, []).append(said)
         return Said(num_new=num_new, about=about)
+
+
+def _read_tags(tags: Iterable[str]) -> tuple[str, ...]:
+    """Return tags without the spaces around them, each once.
+
+    Raises:
+        HTTPException: 422 one has a comma.
+    """
+    read = tuple(dict.fromkeys(tag.strip() for tag in tags))
+    for tag in read:
+        if not COMMAS.isdisjoint(tag):
+            raise HTTPException(
+                422, f"the tag {tag!r} has a comma; give what stands between commas as tags of their own."
+            )
+    return read
 
 
 def _refuse_for_now() -> HTTPException:

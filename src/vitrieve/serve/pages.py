@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from http import HTTPStatus
@@ -20,6 +21,7 @@ from vitrieve.errors import (
     ArtifactError,
     DataError,
     DecodeError,
+    DiskFullError,
     InputError,
     PictureTooLargeError,
     UnreachableError,
@@ -135,11 +137,9 @@ async def show_search(request: Request, service: CurrentService) -> Response:
 
 def _describe_feedback(service: Service, address: Address) -> View | None:
     """Describe what feedback on the results is about, and what was said of them; None where it is off."""
-    is_image = address.num_examples == 1 and len(address.plus) == 1
+    is_image = address.num_examples == 1 and len(address.plus) == 1 and address.box is None
     query_id = address.plus[0] if is_image else ""
-    # The number of a picture that was sent in is a hash of it, so that this says which one it was.
-    described = [*address.texts, *address.plus, *(f"{YOUR_PICTURE} {number}" for number in address.uploads)]
-    query = "" if is_image else ", ".join(described)[:MAX_NAME]
+    query = "" if is_image else _spell_query(address)
     said = service.feedback.find_said(query_id, query)
     if said is None:
         return None
@@ -150,6 +150,26 @@ def _describe_feedback(service: Service, address: Address) -> View | None:
         "query": query,
         "fingerprint": service.searcher.store.info.fingerprint,
     }
+
+
+def _spell_query(address: Address) -> str:
+    """Spell all that is asked for, so that what is said of this search counts for no other.
+
+    How results are chosen (conditions, groups) is no part of it: it changes nothing about whether a result is right.
+    """
+    described = [
+        *address.texts,
+        *address.plus,
+        # The number of a picture that was sent in is a hash of it, so that this says which one it was.
+        *(f"{YOUR_PICTURE} {number}" for number in address.uploads),
+        *(f"less of {unwanted}" for unwanted in (*address.minus_texts, *address.minus)),
+        *(f"region {box}" for name, box in address.fields() if name == "box"),
+    ]
+    spelled = ", ".join(described)
+    if len(spelled) <= MAX_NAME:
+        return spelled
+    digest = hashlib.sha256(spelled.encode()).hexdigest()[:16]  # long ones may begin alike
+    return f"{spelled[: MAX_NAME - len(digest) - 2]}… {digest}"
 
 
 def _list_values(answer: SearchAnswer | None) -> list[str]:
@@ -495,10 +515,10 @@ def _retry(status: int, desk: Desk) -> dict[str, str]:
 def get_refusal(error: Exception) -> tuple[int, str]:
     """Return the status and the message of something that was raised on purpose.
 
-    An ``InputError`` is 422, but for three kinds: a ``DataError`` that is no ``DecodeError`` is an ``image_id`` that
-    the index does not have, 404; a picture that is too large is 413; and what is wrong with the index or its encoder is
-    no fault of the client's, so it is 503, as a shortage of memory, and the log says what it is. So it is with a server
-    that holds pictures and does not answer.
+    An ``InputError`` is 422, but for four kinds: a ``DataError`` that is no ``DecodeError`` is an ``image_id`` that
+    the index does not have, 404; a picture that is too large is 413; a full disk is 507; and what is wrong with the
+    index or its encoder is no fault of the client's, so it is 503, as a shortage of memory, and the log says what it
+    is. So it is with a server that holds pictures and does not answer.
     """
     if isinstance(error, HTTPException):
         return error.status_code, str(error.detail)
@@ -516,6 +536,9 @@ def get_refusal(error: Exception) -> tuple[int, str]:
     if isinstance(error, SERVICE_ERRORS):  # its message names paths of this machine; the log has it
         log_failure("the index cannot be read")
         return 503, "the index is gone, damaged or being replaced; the service reads it again once it is whole."
+    if isinstance(error, DiskFullError):  # so does this one
+        log_failure("the disk is full")
+        return 507, "the disk is full; try again once there is room."
     is_unknown_id = isinstance(error, DataError) and not isinstance(error, DecodeError)
     return 404 if is_unknown_id else 422, str(error)
 

@@ -210,12 +210,15 @@ class FeedbackBody(BaseModel):
 
     kind: Kind = Field(
         description="right or wrong, the result of the query; same_group: the two pictures belong together; tagged: "
-        "tags and a label; taken_back: this person's last word about the pair counts no longer."
+        "tags and a label; taken_back: this person's last word about the pair counts no longer; without a query, that "
+        "about the image's tags and label."
     )
     image_id: Text = Field(description="The result, an image of the index.")
     query_id: Text = Field("", description="The query, where it is an image of the index.")
     query: Text = Field("", description="Words or another description of a query that is none.")
-    tags: list[Word] = Field([], max_length=MAX_TAGS, fail_fast=True, description="Words for the image.")
+    tags: list[Word] = Field(
+        [], max_length=MAX_TAGS, fail_fast=True, description="Words for the image, none with a comma."
+    )
     label: Word = Field("", description="The image's right class.")
     who: Word = Field("", description="Who says it.")
     fingerprint: Word = Field(
@@ -238,7 +241,7 @@ class TagsBody(BaseModel):
         min_length=1,
         max_length=MAX_TAGS,
         fail_fast=True,
-        description="Words that are added to those which the person gave each image before.",
+        description="Words, none with a comma, that are added to those which the person gave each image before.",
     )
     who: Word = Field("", description="Who says it.")
     fingerprint: Word = Field("", description="As in feedback on one result.")
@@ -248,6 +251,12 @@ class FeedbackCountBody(BaseModel):
     """How much feedback there is."""
 
     num_since_training: int = Field(description="Corrections that count, on results of the encoder of this index.")
+
+
+class TaggedBody(FeedbackCountBody):
+    """How much feedback there is after some images were tagged."""
+
+    gone: list[str] = Field(description="Images of the request that the index no longer has; they got no tag.")
 
 
 class CorrectionBody(BaseModel):

@@ -14,11 +14,11 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Depends, HTTPException, Request, Response
 from pydantic import Base64Bytes, BaseModel, ConfigDict, Field, StringConstraints
 
-from vitrieve.errors import DataError, InputError
 from vitrieve.serve.api import BINARY, ImageId, document
 from vitrieve.serve.body import recognize
 from vitrieve.serve.changes import MAX_FIELDS, Author, Change, Changed, Changes
 from vitrieve.serve.middleware import REQUEST_ID, get_bearer, is_one_of, log_failure
+from vitrieve.serve.pages import ERRORS, get_refusal
 from vitrieve.serve.rates import spell_seconds
 from vitrieve.serve.schemas import Text, check_json, validate_json
 from vitrieve.serve.service import CurrentService, Service
@@ -83,15 +83,21 @@ class RefusedBody(BaseModel):
     """Why one change of a batch was not made."""
 
     image_id: str
-    status: Literal["refused"]
+    status: Literal["refused", "not_tried"] = Field(
+        description="not_tried: a change before it met a failure of the server, such as a full disk."
+    )
     detail: str
 
 
 class BatchAnswerBody(BaseModel):
-    """What became of each change, in order; one that is refused stops no other."""
+    """What became of each change, in order.
+
+    One that is refused stops no other. Where the server fails after some are made, the one that met the failure is
+    refused, and those behind it are not tried.
+    """
 
     results: list[ChangedBody | RefusedBody]
-    num_refused: int
+    num_refused: int = Field(description="Changes that were refused or not tried.")
 
 
 async def require_writer(request: Request, service: CurrentService) -> Author:
@@ -197,7 +203,10 @@ async def delete_image(image_id: str, service: CurrentService, author: Writer) -
     summary="Several changes, in order",
 )
 async def change_images(request: Request, service: CurrentService, author: Writer) -> BatchAnswerBody:
-    """Make each change that can be made, and say of each what became of it."""
+    """Make each change that can be made, and say of each what became of it.
+
+    A failure of the server, such as a full disk, is the answer only where nothing was made before it.
+    """
     async with service.bodies.receive(request, service.limits.json_bytes) as body:
 
         def read() -> list[ChangeBody]:
@@ -211,22 +220,27 @@ async def change_images(request: Request, service: CurrentService, author: Write
             read_one = partial(Change, kind=one.do, image_id=one.image_id, image=one.image, metadata=one.metadata)
             try:
                 results.append(await _make(service, author, read_one, is_counted=True))
-            except (HTTPException, InputError) as error:
-                detail = _refuse_in_batch(error)
-                results.append(RefusedBody(image_id=one.image_id, status="refused", detail=detail))
+                continue
+            except Exception as error:
+                status, detail = _describe_failure(error)
+                if status >= 500 and not any(isinstance(result, ChangedBody) for result in results):
+                    raise
+            results.append(RefusedBody(image_id=one.image_id, status="refused", detail=detail))
+            if status >= 500:
+                detail = f"not tried, because the change of {one.image_id[:200]!r} met a failure of the server."
+                rest = (later.image_id for later in asked[len(results) :])
+                results += [RefusedBody(image_id=name, status="not_tried", detail=detail) for name in rest]
+                break
     num_refused = sum(isinstance(one, RefusedBody) for one in results)
     return BatchAnswerBody(results=results, num_refused=num_refused)
 
 
-def _refuse_in_batch(error: HTTPException | InputError) -> str:
-    """Spell why one change was refused; what concerns all of them is raised again."""
-    if isinstance(error, HTTPException):
-        if error.status_code >= 500:
-            raise error
-        return str(error.detail)
-    if not isinstance(error, DataError):
-        raise error
-    return str(error)
+def _describe_failure(error: Exception) -> tuple[int, str]:
+    """Return the status and the message of what a change raised, on purpose or not."""
+    if isinstance(error, ERRORS):
+        return get_refusal(error)
+    log_failure("a change of a batch failed")
+    return 500, "the server failed; its log says why."
 
 
 def _read_put(image_id: str, body: bytes, service: Service) -> Change:

@@ -7,6 +7,8 @@ const groups = () => [...document.querySelectorAll("#page .feedback")];
 const nameField = () => document.querySelector("#feedback [name=who]");
 const findWho = () => nameField()?.value.trim() ?? "";
 const isTagged = (one) => one.kind === "tagged";
+// Tags stand between commas of several scripts: COMMAS in serve/feedback.py.
+export const splitTags = (text) => text.split(/[,\u060c\uff0c\u3001]/).map((tag) => tag.trim()).filter(Boolean);
 
 addEventListener("click", async (event) => {
   const button = event.target.closest?.(".feedback [data-kind]");
@@ -19,9 +21,11 @@ addEventListener("submit", async (event) => {
   if (!event.target.matches("[data-tags]")) return;
   event.preventDefault();
   const form = new FormData(event.target);
-  const tags = form.get("tags").split(",").map((tag) => tag.trim()).filter(Boolean);
+  const tags = splitTags(form.get("tags")), label = form.get("label").trim();
   const details = event.target.closest("details");
-  if (await tell(event.target.closest(".feedback"), { kind: "tagged", tags, label: form.get("label").trim() })) {
+  const isEmpty = !tags.length && !label; // what is taken back without a query are the tags
+  const said = isEmpty ? { kind: "taken_back", query_id: "", query: "" } : { kind: "tagged", tags, label };
+  if (await tell(event.target.closest(".feedback"), said)) {
     details.open = false;
     details.querySelector("summary").focus();
   }
@@ -30,7 +34,7 @@ addEventListener("submit", async (event) => {
 async function tell(group, said) {
   const { queryId, query, fingerprint } = document.getElementById("feedback").dataset;
   const who = findWho();
-  const body = { ...said, image_id: group.dataset.imageId, query_id: queryId, query, fingerprint, who };
+  const body = { image_id: group.dataset.imageId, query_id: queryId, query, fingerprint, who, ...said };
   try {
     const headers = { "Content-Type": "application/json", Accept: "application/json" };
     const answer = await fetch(`${root}/feedback`, { method: "POST", headers, body: JSON.stringify(body) });
@@ -63,7 +67,8 @@ const read = (group) => JSON.parse(group.dataset.said);
 
 // Of each person the last word about the pair counts, and the last about the picture's tags.
 function note(group, who, said) {
-  const rest = read(group).filter((one) => one.who !== who || isTagged(one) !== isTagged(said));
+  const isOfTags = isTagged(said) || said.query_id === "";
+  const rest = read(group).filter((one) => one.who !== who || isTagged(one) !== isOfTags);
   group.dataset.said = JSON.stringify(said.kind === "taken_back" ? rest : [...rest, { ...said, who }]);
   show(group);
 }
@@ -104,11 +109,11 @@ addEventListener("input", (event) => {
 });
 
 // Several pictures were tagged at once.
-addEventListener("tagged", ({ detail: { who, tag, ids, number } }) => {
+addEventListener("tagged", ({ detail: { who, tags, ids, number } }) => {
   if (document.getElementById("num-corrections")) count(number);
   for (const group of groups().filter((one) => ids.includes(one.dataset.imageId))) {
     const old = read(group).find((one) => one.who === who && isTagged(one));
-    note(group, who, { kind: "tagged", tags: [...new Set([...(old?.tags ?? []), tag])], label: old?.label ?? "" });
+    note(group, who, { kind: "tagged", tags: [...new Set([...(old?.tags ?? []), ...tags])], label: old?.label ?? "" });
   }
 });
 

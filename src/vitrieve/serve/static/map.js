@@ -441,21 +441,28 @@ const MOST_TAGGED = 1000; // in one request
 async function tagChosen(event) {
   event.preventDefault();
   const form = event.target, told = find("map-told"), { rows } = chosen;
-  const [tag, who] = ["tag", "who"].map((name) => form.elements[name].value.trim());
+  const who = form.elements.who.value.trim();
+  const words = form.elements.tags.value.split(/[,\u060c\uff0c\u3001]/); // as in feedback.js
+  const tags = words.map((tag) => tag.trim()).filter(Boolean);
   const headers = { "Content-Type": "application/json", Accept: "application/json" };
   const { fingerprint } = form.dataset;
+  const spell = (number) => number.toLocaleString("en");
+  let numGone = 0;
   for (let at = 0; at < rows.length; at += MOST_TAGGED) {
     const ids = rows.slice(at, at + MOST_TAGGED).map((row) => data.ids[row]);
-    const body = JSON.stringify({ tags: [tag], image_ids: ids, fingerprint, who });
+    const body = JSON.stringify({ tags, image_ids: ids, fingerprint, who });
     const answer = await fetch(`${search}feedback/tags`, { method: "POST", headers, body }).catch(() => null);
     const said = await answer?.json().catch(() => null);
-    if (!answer?.ok) {
+    const areAllGone = answer?.status === 404;
+    if (!said || !(answer.ok || areAllGone)) {
       const reason = said?.detail ?? "the server does not answer. Try again in a moment.";
-      return (told.textContent = `${at.toLocaleString("en")} of ${rows.length.toLocaleString("en")} are tagged: ${reason}`);
+      return (told.textContent = `${spell(at - numGone)} of ${spell(rows.length)} are tagged: ${reason}`);
     }
-    told.textContent = `${Math.min(at + MOST_TAGGED, rows.length).toLocaleString("en")} tagged “${tag}”.`;
+    numGone += areAllGone ? ids.length : said.gone.length;
+    told.textContent = `${spell(at + ids.length - numGone)} tagged “${tags.join("”, “")}”.`;
+    if (numGone) told.textContent += ` Not tagged, because the collection no longer has them: ${spell(numGone)}.`;
   }
-  form.elements.tag.value = "";
+  form.elements.tags.value = "";
 }
 
 // The same as on the pages of results.

@@ -1,4 +1,6 @@
 // Results: a light box with arrow keys, and choosing several to export or tag.
+import { splitTags } from "./feedback.js";
+
 const root = document.body.dataset.root;
 const status = document.getElementById("status");
 const notice = document.getElementById("notice");
@@ -117,27 +119,38 @@ bar.addEventListener("click", (event) => {
 
 tagging.addEventListener("submit", async (event) => {
   event.preventDefault();
-  const tag = new FormData(tagging).get("tag").trim();
+  const tags = splitTags(new FormData(tagging).get("tags"));
   const { fingerprint } = document.getElementById("feedback").dataset;
   const who = document.querySelector("#feedback [name=who]")?.value.trim() ?? "";
   const headers = { "Content-Type": "application/json", Accept: "application/json" };
   const all = [...chosen.keys()];
+  let numGone = 0;
   for (let at = 0; at < all.length; at += 1000) {
     const ids = all.slice(at, at + 1000);
-    const body = JSON.stringify({ tags: [tag], image_ids: ids, fingerprint, who });
+    const body = JSON.stringify({ tags, image_ids: ids, fingerprint, who });
     const answer = await fetch(`${root}/feedback/tags`, { method: "POST", headers, body }).catch(() => null);
     const told = await answer?.json().catch(() => null);
-    if (!answer?.ok) {
-      notice.textContent = told?.detail ?? "The tags were not all kept: the server does not answer. Try again in a moment.";
-      notice.hidden = false;
-      notice.scrollIntoView({ block: "nearest" });
-      return;
+    const areAllGone = answer?.status === 404;
+    if (!told || !(answer.ok || areAllGone)) {
+      return say(told?.detail ?? "The tags were not all kept: the server does not answer. Try again in a moment.");
     }
-    dispatchEvent(new CustomEvent("tagged", { detail: { who, tag, ids, number: told.num_since_training } }));
+    const gone = areAllGone ? ids : told.gone;
+    numGone += gone.length;
+    if (areAllGone) continue;
+    const there = ids.filter((id) => !gone.includes(id));
+    dispatchEvent(new CustomEvent("tagged", { detail: { who, tags, ids: there, number: told.num_since_training } }));
   }
   tagging.reset();
-  status.textContent = `${chosen.size} tagged.`;
+  notice.hidden = true;
+  status.textContent = `${all.length - numGone} tagged.`;
+  if (numGone) say(`Not tagged, because the collection no longer has them: ${numGone} of ${all.length}.`);
 });
+
+function say(text) {
+  notice.textContent = text;
+  notice.hidden = false;
+  notice.scrollIntoView({ block: "nearest" });
+}
 
 // A page that scripts put in place of another begins with what was chosen before.
 new MutationObserver(() => {
