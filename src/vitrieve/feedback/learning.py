@@ -109,7 +109,8 @@ def _note_shared(before: Iterable[ImageRecord], after: Iterable[ImageRecord]) ->
 
 def _find_shared(records: Iterable[ImageRecord]) -> tuple[set[int], set[int]]:
     """Return the test classes that are trained on or held out of training, and all test classes."""
-    trained, tested = set(), set()
+    trained: set[int] = set()
+    tested: set[int] = set()
     for record in records:
         (tested if record.split == "test" else trained).add(record.label)
     return trained & tested, tested
