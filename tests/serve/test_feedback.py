@@ -22,6 +22,7 @@ from vitrieve.feedback import store as feedback_store
 from vitrieve.feedback.pairs import read_pairs
 from vitrieve.runtime.encoder import load_encoder
 from vitrieve.search.searcher import Searcher
+from vitrieve.serve import pages
 from vitrieve.serve.app import create_app
 from vitrieve.serve.feedback import COMMAS
 
@@ -161,10 +162,11 @@ def test_page_shows_what_was_said_of_this_query(client: TestClient, own_searcher
 
 
 def test_what_is_said_of_one_search_counts_for_no_other(
-    own_searcher: Searcher, aligned_folder: Path, tmp_path: Path
+    own_searcher: Searcher, aligned_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second, third = list(own_searcher.store.image_ids())[:3]
-    long = {"text": ["x" * 600, "y" * 600]}
+    monkeypatch.setattr(pages, "MAX_NAME", 60)
+    long = {"text": ["dark red", "dark blue", "light green", "bright yellow", "dark green", "light blue"]}
     searches: list[dict[str, str | list[str]]] = [
         {"plus": first},
         {"plus": first, "box": "2,2,20,20"},
@@ -173,9 +175,9 @@ def test_what_is_said_of_one_search_counts_for_no_other(
         {"plus": first, "minus_text": "green"},
         {"plus": [first, second]},
         {"plus": [first, second], "minus": third},
-        {"text": "Class1"},
-        {"text": "Class1", "minus_text": "green"},
-        {"text": "Class1", "minus": first},
+        {"text": "dark red"},
+        {"text": "dark red", "minus_text": "green"},
+        {"text": "dark red", "minus": first},
         long,
         {**long, "minus_text": "green"},
     ]
@@ -190,9 +192,10 @@ def test_what_is_said_of_one_search_counts_for_no_other(
 
         queries = [find_query(search) for search in searches]
         assert len({tuple(query.values()) for query in queries}) == len(searches)
+        assert max(len(query["query"]) for query in queries) == 60
         assert queries[0] == {"query_id": first, "query": ""}
-        assert queries[8] == {"query_id": "", "query": "Class1, less of green"}
-        assert find_query({"text": "Class1", "filter": "copy>=0"}) == find_query({"text": "Class1"})
+        assert queries[8] == {"query_id": "", "query": "dark red, less of green"}
+        assert find_query({"text": "dark red", "filter": "copy>=0"}) == queries[7]
         for query in queries:
             body = {"kind": "wrong", "image_id": third, **query}
             assert client.post("/feedback", json=body).status_code == 200
