@@ -80,6 +80,19 @@ def test_prepare_folder_overwrites_when_asked(tmp_path: Path) -> None:
             read_manifest(tmp_path / name, "index")
 
 
+def test_resuming_is_advised_where_the_caller_can(tmp_path: Path) -> None:
+    make_partial(tmp_path / "a", "run")
+    for settings, is_advised in (({}, False), ({"is_resumable": True}, True)):
+        with pytest.raises(ArtifactError, match="--overwrite to start again") as caught:
+            check_replacing(tmp_path / "a", kind="run", **settings)
+        assert ("--resume" in str(caught.value)) == is_advised
+
+
+def test_a_file_is_not_taken_for_a_read_only_folder(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").touch()
+    check_writable(tmp_path / "notes.txt" / "sub")
+
+
 @pytest.mark.parametrize("make", [make_finished, make_partial])
 @pytest.mark.parametrize("settings", [{"is_overwrite": True}, {"is_resume": True}])
 def test_trap_a_wrong_folder_does_not_cost_an_artifact_of_another_kind(

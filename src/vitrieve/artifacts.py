@@ -192,7 +192,7 @@ def check_writable(folder: Path) -> None:
     Raises:
         ArtifactError: The folder is on a disk that is read-only, or this user may not write there.
     """
-    nearest = next(one for one in (folder.absolute(), *folder.absolute().parents) if one.exists())
+    nearest = next(one for one in (folder.absolute(), *folder.absolute().parents) if one.is_dir())
     if not os.access(nearest, os.W_OK | os.X_OK):
         raise ArtifactError(
             f"nothing can be written in {quote_name(nearest)}, which is read-only for this user; make the folder "
@@ -459,15 +459,22 @@ def replacing_folder(
 
 
 def check_replacing(
-    folder: Path, *, kind: Kind | None = None, is_overwrite: bool = False, is_resume: bool = False
+    folder: Path,
+    *,
+    kind: Kind | None = None,
+    is_overwrite: bool = False,
+    is_resume: bool = False,
+    is_resumable: bool = False,
 ) -> None:
     """Refuse a folder that ``replacing_folder`` would refuse, and change nothing: before long work, for example.
+
+    ``is_resumable`` says whether the caller can go on with a partial artifact, so that the message may advise it.
 
     Raises:
         ArtifactError: As ``prepare_folder``.
     """
     if not (is_resume and _is_begun(folder.resolve())):
-        check_folder(folder, kind=kind, is_overwrite=is_overwrite, is_resume=is_resume)
+        check_folder(folder, kind=kind, is_overwrite=is_overwrite, is_resume=is_resume, is_resumable=is_resumable)
 
 
 @contextmanager

@@ -59,7 +59,7 @@ def test_nothing_is_moved_into_the_folder_that_is_searched(
     for folder in (name, str(twice / name)):
         assert main(["duplicates", f"{kind}{twice}", "--level", "exact", "--move-to", folder]) == 2
         error = capsys.readouterr().err
-        assert "where the moved pictures would be found again" in error
+        assert "where the moved pictures may be found again" in error
         assert len(error.strip().splitlines()) == 1
     assert sorted(twice.rglob("*")) == before
 
@@ -87,7 +87,7 @@ def test_nothing_is_moved_into_the_folder_of_an_index(
         patch.setattr("vitrieve.curation.duplicates.duplicates", None)  # no work is begun
         for folder in (twice / "extra", twice, twice / "deep" / "extra", tmp_path / kind / "extra"):
             assert main([*words, str(folder)]) == 2
-            assert "where the moved pictures would be found again" in capsys.readouterr().err
+            assert "where the moved pictures may be found again" in capsys.readouterr().err
     assert sorted(twice.rglob("*")) == before
     assert main([*words, str(tmp_path / "extra")]) == 0
     assert (tmp_path / "extra" / "deep" / "copy.png").exists()

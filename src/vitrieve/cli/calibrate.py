@@ -58,7 +58,8 @@ def run(arguments: Arguments) -> int:
         raise ConfigError("--data and --embeddings are two ways to name the labeled images; give one of them.")
     has_data = arguments.data is not None or arguments.embeddings is not None
     check_column(arguments.column, has_data=has_data)  # before the data are read
-    check_writable(arguments.index)
+    if arguments.index.is_dir():
+        check_writable(arguments.index)
     data = None if arguments.data is None else read_source(arguments.data, exclude=arguments.exclude)
     threshold = calibrate(
         arguments.index,

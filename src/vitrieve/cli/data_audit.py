@@ -74,11 +74,13 @@ def run(arguments: Arguments) -> int:
         device=arguments.device,
     )
     print_message(*report.notes)
-    _print(report, arguments)
-    write_files(
-        FileToWrite("page", arguments.html, partial(write_audit_page, report)),
-        FileToWrite("table", arguments.csv, partial(write_audit_csv, report)),
-    )
+    try:
+        write_files(
+            FileToWrite("page", arguments.html, partial(write_audit_page, report)),
+            FileToWrite("table", arguments.csv, partial(write_audit_csv, report)),
+        )
+    finally:  # what was found took long, whatever became of the files
+        _print(report, arguments)
     return 0
 
 

@@ -93,7 +93,7 @@ def check_move_folder(folder: Path, collection: str | None = None) -> None:
     Args:
         folder: Where to move pictures.
         collection: What is searched for duplicates, as it was spelled. Where it is a folder of pictures, or an index
-            or embeddings of one, nothing is moved into that folder, because what lies there is found again. None:
+            or embeddings of one, nothing is moved into that folder, because what lies there may be found again. None:
             nothing is known of it.
 
     Raises:
@@ -103,7 +103,7 @@ def check_move_folder(folder: Path, collection: str | None = None) -> None:
     for searched in find_picture_folders(collection) if collection is not None else ():
         if folder.expanduser().resolve().is_relative_to(searched):
             raise ArtifactError(
-                f"{quote_name(folder)} lies inside of {quote_name(searched)}, where the moved pictures would be "
+                f"{quote_name(folder)} lies inside of {quote_name(searched)}, where the moved pictures may be "
                 "found again; name a folder outside of it for --move-to."
             )
     if folder.exists() and not folder.is_dir():

@@ -116,7 +116,7 @@ def embed_on_ray(
     ray = _import_ray()
     records = name_labels(dataset)
     check_any(records)
-    check_replacing(out, kind="embeddings", is_overwrite=is_overwrite, is_resume=is_resume)
+    check_replacing(out, kind="embeddings", is_overwrite=is_overwrite, is_resume=is_resume, is_resumable=True)
     with _connected(ray, cluster), closing(_Crew(ray, load, cluster, settings)) as crew:
         fields = crew.start()
         if settings.show_progress:

@@ -118,19 +118,17 @@ class ServedFeedback:
 
     def _find_all(self, image_ids: list[str]) -> tuple[list[str], list[str]]:
         """Return the names that the index has for some images, and those that are gone, as they were asked for."""
+        if len(image_ids) == 1:
+            try:
+                return [self._pictures.find(image_ids[0]).image_id], []
+            except HTTPException:
+                return [], image_ids
         try:
             return [record.image_id for record in self._store.get(image_ids)[1]], []
         except DataError:  # one is in another Unicode form, or gone: it is looked for in ever smaller halves
             middle = len(image_ids) // 2
-        if middle:
-            (found, gone), (more, more_gone) = (
-                self._find_all(half) for half in (image_ids[:middle], image_ids[middle:])
-            )
-            return [*found, *more], [*gone, *more_gone]
-        try:
-            return [self._pictures.find(image_ids[0]).image_id], []
-        except HTTPException:
-            return [], image_ids
+        (found, gone), (more, more_gone) = (self._find_all(half) for half in (image_ids[:middle], image_ids[middle:]))
+        return [*found, *more], [*gone, *more_gone]
 
     def _check_fingerprint(self, given: str) -> str:
         """Return the encoder's fingerprint, which must be the one that is given."""

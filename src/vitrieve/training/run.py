@@ -199,7 +199,7 @@ def _choose_beginning(run: TrainingRun) -> tuple[dict[str, Any] | None, bool, bo
         if has_artifact(run.out) and not is_overwrite:
             return read_manifest(run.out, "run"), is_overwrite, is_resume
         is_overwrite, is_resume = is_overwrite and not is_partial(run.out), True
-    check_replacing(run.out, kind="run", is_overwrite=is_overwrite, is_resume=is_resume)
+    check_replacing(run.out, kind="run", is_overwrite=is_overwrite, is_resume=is_resume, is_resumable=True)
     return None, is_overwrite, is_resume
 
 
