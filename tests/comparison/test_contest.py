@@ -253,6 +253,51 @@ def test_a_disk_that_goes_away_stops_the_contest_which_goes_on_where_it_was(
     assert [one["reason"] for one in found.summary["runs"]] == [None, None]
 
 
+@pytest.mark.usefixtures("_without_export")
+def test_a_training_whose_folder_was_removed_as_advised_is_made_again(
+    sources: tuple[str, str], settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = ([SMALL], sources[:1], tmp_path / "out")
+    settings |= {"seeds": 1, "trials": 2, "resume": True}
+    held_out = {"as it is": 0.4, "0.333 times learning_rate": 0.2}
+    monkeypatch.setattr(cells, "_best_held_out", lambda one: held_out[one["name"]])
+    trained: list[str] = []
+    train = cells.train
+
+    def noting_train(data: Any, recipe: Any, out: Path, **named: Any) -> Any:
+        trained.append(out.name[-1])
+        return train(data, recipe, out, **named)
+
+    def damaging_load(folder: Path, **named: Any) -> Any:
+        if folder.name != "frozen-trial-0":
+            (folder / "encoder" / "manifest.json").write_text("{}")
+        return load_encoder(folder, **named)
+
+    monkeypatch.setattr(cells, "train", noting_train)
+    load_encoder = cells.load_encoder
+    with monkeypatch.context() as patch:
+        patch.setattr(cells, "load_encoder", damaging_load)
+        with pytest.raises(ArtifactError) as stopped:
+            vitrieve.compare(*given, **settings)
+    folder = next((tmp_path / "out").glob("runs/*/small*-trial-0"))
+    assert f"To begin this training anew, remove {folder} first." in stopped.value.__notes__[-1]
+    shutil.rmtree(folder)
+    found = vitrieve.compare(*given, **settings)
+    assert trained == ["0", "1", "0"]  # the other trial's encoder is gone too, and is not needed
+    assert [one["reason"] for one in found.summary["runs"]] == [None, None]
+
+
+@pytest.mark.usefixtures("_without_export")
+def test_a_method_whose_teacher_cannot_be_loaded_is_a_row(
+    sources: tuple[str, str], settings: dict[str, Any], tmp_path: Path
+) -> None:
+    taught = f"{SMALL},objective.distillation.weight=1,objective.distillation.teacher={tmp_path / 'gone'}"
+    found = vitrieve.compare([taught, SMALL], sources[:1], tmp_path / "out", **{**settings, "seeds": 1})
+    reasons = {one["method"]: one["reason"] for one in found.summary["runs"]}
+    assert reasons[SMALL] is None
+    assert reasons[taught].startswith("objective.distillation.teacher: ")
+
+
 def test_a_training_that_ended_the_process_twice_is_a_row(tmp_path: Path) -> None:
     begun = tmp_path / "run.begun"
     begun.write_text("1")  # a process has begun it, and is gone

@@ -13,7 +13,8 @@ from tests.training.test_loop import _one_thread, assert_same_bits, config, fina
 from vitrieve.config import Config, check_config
 from vitrieve.data.records import Dataset, ImageRecord
 from vitrieve.embed.collection import embed_collection
-from vitrieve.errors import ArtifactError, ConfigError, DataError
+from vitrieve.embed.embeddings import ROWS_NAME
+from vitrieve.errors import ArtifactError, ConfigError
 from vitrieve.runtime.encoder import load_encoder
 from vitrieve.settings import override_config
 from vitrieve.training.distillation import TEACHER_NAME, read_teacher
@@ -46,7 +47,7 @@ def test_read_teacher_takes_an_encoder_or_stored_embeddings(
     np.testing.assert_allclose(again.numpy(), expected, atol=1e-5)
     unknown = ImageRecord(image_id="unknown.png", path=None, label=0, split="train")
     (tmp_path / TEACHER_NAME).unlink()
-    with pytest.raises(DataError, match=r"has no vector of 1 of the 21 training images.*unknown.png"):
+    with pytest.raises(ConfigError, match=r"has no vector of 1 of the 21 training images.*unknown.png"):
         read_teacher(stored, [*records, unknown], tmp_path)
 
 
@@ -57,6 +58,21 @@ def test_read_teacher_refuses_what_is_of_other_images(
     read_teacher(distilled, records, tmp_path)
     with pytest.raises(ArtifactError, match="does not hold the teacher's embeddings of 19 images"):
         read_teacher(distilled, records[1:], tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["unknown name", "missing folder", "unfinished encoder", "damaged embeddings"])
+def test_read_teacher_names_the_setting_of_a_teacher_that_cannot_be_loaded(
+    config: Config, records: list[ImageRecord], tmp_path: Path, kind: str
+) -> None:
+    teacher = tmp_path / "teacher"
+    if kind == "unfinished encoder":
+        teacher.mkdir()
+    elif kind == "damaged embeddings":
+        teacher.mkdir()
+        (teacher / ROWS_NAME).write_bytes(b"no table")
+    distilled = with_teacher(config, Path("dinov9-vits14") if kind == "unknown name" else teacher)
+    with pytest.raises(ConfigError, match=r"^objective\.distillation\.teacher: "):
+        read_teacher(distilled, records, tmp_path)
 
 
 def test_trap_resume_of_a_distillation_equals_an_uninterrupted_run_bit_for_bit(

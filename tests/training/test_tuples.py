@@ -34,7 +34,7 @@ from vitrieve.config import (
 )
 from vitrieve.data.loader import EpochTuples, TrainingLoader
 from vitrieve.data.records import ImageRecord
-from vitrieve.errors import DataError
+from vitrieve.errors import ConfigError
 from vitrieve.model.encoder import ImageEncoder, build_encoder
 from vitrieve.objective.koleo import KoleoConfig
 from vitrieve.objective.tuple_contrastive import TupleContrastiveConfig
@@ -158,11 +158,11 @@ def test_find_pair_rows_leaves_out_pairs_that_do_not_train(records: list[ImageRe
 
 
 def test_build_miner_refuses_pairs_of_two_labels_and_no_pairs(config: Config, records: list[ImageRecord]) -> None:
-    with pytest.raises(DataError, match="has the labels 0 and 1; images of a pair need the same label"):
+    with pytest.raises(ConfigError, match="has the labels 0 and 1; images of a pair need the same label"):
         make_miner(config, records, ((records[0].image_id, records[4].image_id),))
-    with pytest.raises(DataError, match="none of the source's 1 pairs joins two training images"):
+    with pytest.raises(ConfigError, match="none of the source's 1 pairs joins two training images"):
         make_miner(config, records, (("gone", "away"),))
-    with pytest.raises(DataError, match="no class has two training images"):
+    with pytest.raises(ConfigError, match="no class has two training images"):
         make_miner(config, records[::4])
 
 

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from vitrieve.comparison.cells import RESULTS
 from vitrieve.data.sources import resolve_source
 from vitrieve.quoting import count_nouns
 
@@ -21,9 +20,9 @@ class ResultKey(NamedTuple):
 
 
 def list_results(folder: Path) -> tuple[ResultKey, ...]:
-    """List the results in the folder of a contest, in the order of their files."""
+    """List the results below the folder ``results`` of a contest, in the order of their files."""
     keys = []
-    for path in sorted((folder / RESULTS).glob("*/*.json")):
+    for path in sorted(folder.glob("*/*.json")):
         found = json.loads(path.read_text(encoding="utf-8"))
         if "data" in found:  # what came of a single trial has no names
             keys.append(ResultKey(found["data"], found["method"], found["seed"]))

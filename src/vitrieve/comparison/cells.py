@@ -196,8 +196,11 @@ class CellWork:
         }
         if best is None:
             return self._write_result(cell, {**contents, "reason": outcomes[0]["reason"]}, {})
-        contents |= {"chosen": best["name"], **best["summary"]}
         folder = self._run_folder(cell, best["number"])
+        if not has_artifact(folder):  # someone removed it to begin the training anew
+            self._result_path(cell, f"-trial-{best['number']}").unlink()
+            return self._run_method(cell, method, num_images)
+        contents |= {"chosen": best["name"], **best["summary"]}
         try:
             return self._finish(cell, folder, contents)
         except Exception as error:  # whatever a method's encoder does, the contest goes on and the page says it

@@ -29,7 +29,7 @@ from vitrieve.artifacts import (
     write_manifest,
 )
 from vitrieve.comparison.begun import ResultKey, choose_spellings, describe_unnamed, list_results
-from vitrieve.comparison.cells import RUNS, Cell, CellWork, Source, read_steps, write_json
+from vitrieve.comparison.cells import RESULTS, RUNS, Cell, CellWork, Source, read_steps, write_json
 from vitrieve.comparison.methods import (
     FROZEN,
     ContestSettings,
@@ -121,7 +121,7 @@ def compare(
     chosen = ContestSettings(**settings)
     competing = read_methods(methods, chosen)
     folder = Path(out)
-    results = list_results(folder) if resume and (folder / PLAN_NAME).is_file() else ()
+    results = list_results(folder / RESULTS) if resume and (folder / PLAN_NAME).is_file() else ()
     sources = tuple(_read_source(source) for source in choose_spellings(map(str, data), results))
     if not sources:
         raise ConfigError("there is no data set to compare on; name one or more with --data.")

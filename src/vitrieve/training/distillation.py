@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from vitrieve.config import Config
 from vitrieve.data.records import ImageRecord
 from vitrieve.embed.collection import embed_images
 from vitrieve.embed.embeddings import ROWS_NAME, load_embeddings
-from vitrieve.errors import ArtifactError, DataError
+from vitrieve.errors import ArtifactError, ConfigError, WeightsError
 from vitrieve.model.tensors import read_arrays
 from vitrieve.progress import print_message
 from vitrieve.quoting import quote_name
@@ -38,9 +39,9 @@ def read_teacher(config: Config, records: Sequence[ImageRecord], run: Path) -> T
         ``(N, E)`` float32, rows of unit length; None without a teacher.
 
     Raises:
-        ArtifactError: The teacher cannot be read, or what was kept of it is damaged.
-        WeightsError: The teacher's name is unknown, or its weights cannot be had.
-        DataError: Stored embeddings lack training images.
+        ConfigError: The teacher cannot be loaded, or stored embeddings lack training images.
+        DataError: The teacher cannot read a training image.
+        ArtifactError: What was kept of the teacher's embeddings is damaged.
     """
     term = config.objective.distillation
     if term.weight == 0 or term.teacher is None:
@@ -66,20 +67,31 @@ def _is_stored(teacher: str) -> bool:
 
 def _read_stored(teacher: str, records: Sequence[ImageRecord]) -> np.ndarray:
     """Take the vectors of the training images from stored embeddings, by their ``image_id`` and region."""
-    stored = load_embeddings(teacher)
+    with _naming_the_setting():
+        stored = load_embeddings(teacher)
     rows = {(record.image_id, record.box): row for row, record in enumerate(stored.records)}
     missing = [record.image_id for record in records if (record.image_id, record.box) not in rows]
     if missing:
-        raise DataError(
+        raise ConfigError(
             f"{teacher} has no vector of {len(missing)} of the {len(records)} training images, the first of them "
             f"{quote_name(missing[0])}; embed the source that trains (vitrieve embed), or name the encoder as teacher."
         )
     return np.asarray(stored.vectors[[rows[record.image_id, record.box] for record in records]])
 
 
+@contextmanager
+def _naming_the_setting() -> Iterator[None]:
+    """Turn the error of a teacher that cannot be loaded into one of the setting that names it."""
+    try:
+        yield
+    except (ArtifactError, WeightsError) as error:
+        raise ConfigError(f"objective.distillation.teacher: {error}") from error
+
+
 def _embed(config: Config, records: Sequence[ImageRecord]) -> np.ndarray:
     teacher, train = config.objective.distillation.teacher, config.train
     assert teacher is not None
-    encoder = load_encoder(teacher, device=train.device, precision=train.precision, num_threads=train.num_threads)
+    with _naming_the_setting():
+        encoder = load_encoder(teacher, device=train.device, precision=train.precision, num_threads=train.num_threads)
     print_message(f"embedding {len(records)} training images by the teacher {teacher}")
     return embed_images(encoder, records, max_bad_fraction=0.0, show_progress=True).vectors

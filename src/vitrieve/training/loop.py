@@ -105,7 +105,8 @@ def fit_encoder(
         watch: Who watches the run, on the first process; None: nobody.
 
     Raises:
-        DataError: Tuples are asked for, and there are no pairs; or an image can no longer be read.
+        ConfigError: Tuples are asked for, and there are no pairs; or the teacher cannot be loaded.
+        DataError: An image can no longer be read.
         NonFiniteLossError: A term of the loss became NaN or infinite.
         KeyboardInterrupt: After Ctrl-C, once the state is saved.
 

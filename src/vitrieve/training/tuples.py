@@ -15,7 +15,7 @@ import torch
 from vitrieve.config import Config
 from vitrieve.data.loader import EpochTuples, TrainingLoader, count_tuple_steps
 from vitrieve.data.records import ImageRecord
-from vitrieve.errors import DataError
+from vitrieve.errors import ConfigError
 from vitrieve.model.encoder import ImageEncoder, evaluation_mode
 from vitrieve.runtime.device import resolve_precision
 from vitrieve.runtime.engine import choose_batch_size
@@ -138,7 +138,7 @@ def build_miner(
         loader: Loader of the training images, in the same order.
 
     Raises:
-        DataError: No pair to train on, or a pair of images with different labels.
+        ConfigError: No pair to train on, or a pair of images with different labels.
     """
     if config.loader.sampling != "tuples":
         return None
@@ -148,7 +148,7 @@ def build_miner(
         reason = f"none of the source's {len(positive_pairs)} pairs joins two training images"
         if not positive_pairs:
             reason = "no class has two training images"
-        raise DataError(f"tuples need pairs: {reason}; choose another loader.sampling.")
+        raise ConfigError(f"tuples need pairs: {reason}; choose another loader.sampling.")
     return TupleMiner(config=config, loader=loader, labels=labels, pairs=pairs)
 
 
@@ -156,7 +156,7 @@ def find_pair_rows(records: Sequence[ImageRecord], positive_pairs: Sequence[tupl
     """Find the rows of listed pairs among the training images: ``(P, 2)`` int64, in their order, without repetition.
 
     Raises:
-        DataError: A pair joins images of different labels, so that a positive could be a negative, too.
+        ConfigError: A pair joins images of different labels, so that a positive could be a negative, too.
     """
     rows = {record.image_id: row for row, record in enumerate(records)}
     pairs: dict[tuple[int, int], None] = {}
@@ -165,7 +165,7 @@ def find_pair_rows(records: Sequence[ImageRecord], positive_pairs: Sequence[tupl
         if anchor is None or positive is None or anchor == positive:
             continue
         if records[anchor].label != records[positive].label:
-            raise DataError(
+            raise ConfigError(
                 f"the pair {anchor_id!r} and {positive_id!r} has the labels {records[anchor].label} and "
                 f"{records[positive].label}; images of a pair need the same label, because negatives are sought under "
                 "all others."
