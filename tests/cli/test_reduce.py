@@ -8,14 +8,17 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import save_file
 
 from vitrieve.artifacts import write_manifest
 from vitrieve.cli.main import main
 from vitrieve.config import DEFAULT_WEIGHTS
+from vitrieve.data.records import read_ids
 from vitrieve.data.sources import read_source
 from vitrieve.errors import ArtifactError
 from vitrieve.evaluation.run import evaluate
 from vitrieve.model.pretrained import WEIGHTS
+from vitrieve.model.seen import hash_names
 from vitrieve.runtime.encoder import load_encoder
 from vitrieve.similarity import normalize
 
@@ -177,13 +180,15 @@ def test_reduce_tells_what_a_prefix_costs_on_the_test_classes(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     out = tmp_path / "prefix"
-    name = read_source(source).name
-    entry = replace(WEIGHTS[DEFAULT_WEIGHTS], architecture="test_vit", trained_on=(name,))
+    known = read_source(source)
+    save_file({"mine": np.unique(hash_names(read_ids(known.records)))}, tmp_path / "pictures.safetensors")
+    pictures = tmp_path / "pictures.safetensors"
+    entry = replace(WEIGHTS[DEFAULT_WEIGHTS], architecture="test_vit", trained_on=("mine",), pictures=pictures)
     with monkeypatch.context() as patch:
         patch.setitem(WEIGHTS, "test_vit", entry)
         assert reduce(tiny_encoder_folder, source, out, "--kind", "prefix") == 0
     printed = capsys.readouterr()
-    assert f"its start, test_vit, has seen the test classes of {name}: " in printed.err
+    assert f"its start, test_vit, has seen the test classes of {known.name} (its pictures are" in printed.err
     whole, cut = json.loads(printed.out)["results"]
     for folder, told in ((tiny_encoder_folder, whole), (out, cut)):
         measured = evaluate(load_encoder(folder, engine="torch", precision="fp32"), source).results[0]

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 import vitrieve
 from vitrieve.comparison.methods import ContestSettings, read_methods
@@ -13,6 +15,7 @@ from vitrieve.config import Config
 from vitrieve.data.several import train_on_all_classes
 from vitrieve.evaluation.run import evaluate
 from vitrieve.model.pretrained import WEIGHTS, DeltaSource, WeightsEntry
+from vitrieve.model.seen import hash_names
 from vitrieve.recipes import find_recipe
 from vitrieve.runtime.encoder import load_encoder
 from vitrieve.settings import override_config
@@ -22,14 +25,17 @@ BASE, GENERAL = "dinov2-vits14", "tiny-general"
 
 
 @pytest.fixture(autouse=True)
-def _register(photographs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    name = vitrieve.read_source(f"folder:{photographs}").name
+def _register(photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights that were trained on the photographs, which are known by their names."""
+    known = np.unique(hash_names(path.name for path in photographs.rglob("*.png")))
+    save_file({"mine": known}, tmp_path / "pictures.safetensors")
     entry = WeightsEntry(
         name=GENERAL,
         architecture="test_vit",
         license="none",
         delta=DeltaSource(base=BASE, path=Path("none"), sha256=""),
-        trained_on=("others", name),
+        trained_on=("others", "mine"),
+        pictures=tmp_path / "pictures.safetensors",
     )
     monkeypatch.setitem(WEIGHTS, GENERAL, entry)
 
@@ -44,9 +50,10 @@ def test_training_starts_from_what_has_not_seen_the_test_classes(
     dataset = vitrieve.read_source(f"folder:{photographs}")
     chosen = choose_unseen_start(start_from(GENERAL), [dataset])
     assert chosen == start_from(BASE)
-    assert f"{GENERAL} has seen the test classes of {dataset.name}: training starts from {BASE}" in (
-        capsys.readouterr().err
-    )
+    assert (
+        f"{GENERAL} has seen the test classes of {dataset.name} (its pictures are named as in mine): training starts "
+        f"from {BASE}"
+    ) in capsys.readouterr().err
     # Nothing is measured on test classes, weights of the user's own, other weights: as they are.
     for config, data in (
         (start_from(GENERAL), train_on_all_classes(dataset)),
