@@ -2,13 +2,14 @@
 
     python benchmarks/before_after.py --before CHECKOUT [--tasks NAME ...] [--rounds 5]
 
-A training step, the engine, `vitrieve embed` and `vitrieve up`, the ten nearest of small and larger collections,
-Recall@1 and MAP@R, and the loss against a memory. Both sides of a task run the same script of this folder, each in a
-process of its own with its package in front, and take turns; the first round warms up. The engine and the two commands
-get an encoder that was exported by the package of their side. `vitrieve embed` and `vitrieve up` have 1,000
-photographs; their third side is the bare engine, to which their goals refer. New processes and the service have
-scripts of their own that take --before, ``new_process.py`` and ``service_load.py``. Prints a table, and writes
-benchmarks/results/before_after_DATE.json beside what an earlier call of the day wrote there of other tasks.
+A training step, the engine, `vitrieve embed`, `vitrieve up` and a report, the ten nearest of small and larger
+collections, Recall@1 and MAP@R, and the loss against a memory. Both sides of a task run the same script of this folder,
+each in a process of its own with its package in front, and take turns; the first round warms up. The engine, the two
+commands and the report get an encoder that was exported by the package of their side. `vitrieve embed`, `vitrieve up`
+and the report have 1,000 photographs; their third side is the bare engine, to which their goals refer. The report is
+what follows a training: embedding, ranking and the page, in a process that has its encoder. New processes and the
+service have scripts of their own that take --before, ``new_process.py`` and ``service_load.py``. Prints a table, and
+writes benchmarks/results/before_after_DATE.json beside what an earlier call of the day wrote there of other tasks.
 """
 
 from __future__ import annotations
@@ -22,14 +23,14 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import loss
 import ranking
 import training
-from collections_here import read_photographs
+from collections_here import find_grocery, read_photographs
 from contest import RESULTS, SIDE_FLAG, alternate_processes, describe_machine, main, pin_threads
 from embedding import AUTO
 from lines import Line, time_lines
@@ -72,6 +73,7 @@ TASKS: dict[str, Task] = {
     "engine, 256 pictures of 126 px": Task("embedding.py", {"side": AUTO, "num_images": NUM_ENGINE}),
     f"vitrieve embed, {NUM_PICTURES:,} photographs, 126 px": Task("before_after.py", {"side": "embed"}, 3),
     f"vitrieve up, {NUM_PICTURES:,} photographs, 126 px": Task("before_after.py", {"side": "up"}, 3),
+    f"a report, {NUM_PICTURES:,} photographs, 126 px": Task("before_after.py", {"side": "report"}, 3),
     "ten nearest, 1,000 against itself": rank_itself(ranking.TOP_K, 1_000),
     "ten nearest, 3,000 against itself": rank_itself(ranking.TOP_K, 3_000),
     "ten nearest, 10,000 against itself": rank_itself(ranking.TOP_K, 10_000),
@@ -83,8 +85,10 @@ TASKS: dict[str, Task] = {
 
 
 def build_side(side: str, encoder: str, pictures: str) -> Callable[[], object]:
-    """Return what runs one of the two commands, from nothing to its end."""
+    """Return what runs one of the two commands from nothing to its end, or writes a report."""
     out = Path(encoder).parent / f"{side}-out"
+    if side == "report":
+        return build_report(encoder, out)
     words = [sys.executable, "-m", "vitrieve", side, "--encoder", encoder, "--data", pictures]
 
     def embed() -> None:
@@ -102,6 +106,25 @@ def build_side(side: str, encoder: str, pictures: str) -> Callable[[], object]:
         assert address.startswith("http"), address
 
     return {"embed": embed, "up": serve}[side]
+
+
+def build_report(encoder: str, out: Path) -> Callable[[], object]:
+    """Return what measures an encoder on the pictures of a collection's test classes, and writes the report."""
+    from vitrieve.data.sources import read_source
+    from vitrieve.evaluation.run import run_comparison
+    from vitrieve.runtime.encoder import load_encoder
+
+    folder = find_grocery()
+    dataset = read_source("emoji" if folder is None else f"grocery:{folder}")
+    tested = [record for record in dataset.records if record.split == "test"][:NUM_PICTURES]
+    dataset = replace(dataset, records=tuple(tested))
+    loaded = load_encoder(encoder)
+
+    def report() -> None:
+        shutil.rmtree(out, ignore_errors=True)
+        run_comparison([loaded], [dataset], out)
+
+    return report
 
 
 def compare(name: str, checkouts: dict[str, Path], work: Path, num_rounds: int) -> list[Line]:
