@@ -29,9 +29,11 @@ FILES = {
     "./vitrieve.toml": "Kept defaults of a project, which count more.",
 }
 VARIABLES = {
-    "VITRIEVE_CACHE": "Folder for fetched weights and made graphs; without it vitrieve in the user's cache folder.",
+    "VITRIEVE_CACHE": "Folder for fetched weights, made graphs, and the indexes of vitrieve up with their feedback; "
+    "without it vitrieve in the user's cache folder.",
     "VITRIEVE_DATA": "Folder in which published data sets are looked for.",
     "VITRIEVE_TOKEN": "The token of vitrieve serve and vitrieve up.",
+    "VITRIEVE_WRITE_TOKEN": "The token of vitrieve serve for changes of the index.",
     "VITRIEVE_CONFIG": "The user's file of kept defaults; off: no file is read.",
     **{variable: f"As {flag}, with any value but 0." for flag, (variable, _) in FLAGS.items()},
     "NO_COLOR": "With any value, terminals get no codes.",

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
@@ -28,6 +29,7 @@ from vitrieve.artifacts import (
     write_manifest,
     write_text_durably,
 )
+from vitrieve.cli.main import COMMANDS
 from vitrieve.errors import ArtifactError, DiskFullError
 
 
@@ -158,13 +160,23 @@ def test_read_manifest_returns_what_was_written(tmp_path: Path) -> None:
 
 
 def test_read_manifest_refuses_what_does_not_fit(tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError, match="does not exist"):
+    with pytest.raises(ArtifactError, match=r"does not exist; .* 'index' \(made by vitrieve index, sync or up\)"):
         read_manifest(tmp_path / "nothing", "index")
-    with pytest.raises(ArtifactError, match="is not one"):
+    with pytest.raises(ArtifactError, match=r"\(made by vitrieve index, sync or up\), but .* is not one"):
         read_manifest(tmp_path, "index")
     make_finished(tmp_path / "a")
-    with pytest.raises(ArtifactError, match="of kind 'index'; expected 'run'"):
+    with pytest.raises(ArtifactError, match=r"of kind 'index'; expected .* 'run' \(made by vitrieve train\)"):
         read_manifest(tmp_path / "a", "run")
+
+
+@pytest.mark.parametrize("kind", get_args(Kind))
+def test_read_manifest_advises_resuming_where_the_command_can(tmp_path: Path, kind: Kind) -> None:
+    make_partial(tmp_path / "a", kind)
+    with pytest.raises(ArtifactError, match="is unfinished") as caught:
+        read_manifest(tmp_path / "a", kind)
+    made_by = str(caught.value).partition("(made by vitrieve ")[2].partition(")")[0]
+    command = COMMANDS[made_by.partition(",")[0].partition(" or ")[0].partition(" --")[0]]
+    assert ("with --resume" in str(caught.value)) == (command.is_resumable and kind != "encoder")
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "3", '{"kind": "index"}', '{"kind": "index", "format_version": "x"}'])

@@ -305,6 +305,21 @@ def list_anchors(page: Path) -> list[str]:
     return [re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings]
 
 
+@pytest.mark.parametrize("page", [*PAGES, *OTHER_PAGES], ids=lambda page: page.name)
+def test_rows_of_tables_have_as_many_cells_as_their_heads(page: Path) -> None:
+    """Where a row has more, a page shows the first ones and drops the rest."""
+    lines, fences = page.read_text(encoding="utf-8").splitlines(), 0
+    num_cells = None
+    for number, line in enumerate(lines, start=1):
+        fences += line.startswith("```")
+        if fences % 2 or not line.startswith("|"):
+            num_cells = None
+            continue
+        count = len(re.findall(r"(?<!\\)\|", line)) - 1
+        num_cells = num_cells or count
+        assert count == num_cells, f"{page.name}:{number} has {count} cells, and its head {num_cells}"
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_named_files_are_there(page: Path) -> None:
     text = page.read_text(encoding="utf-8")

@@ -41,6 +41,21 @@ Kind = Literal[
     "shards",
     "export",
 ]
+_MADE_BY: Mapping[Kind, str] = {
+    "run": "vitrieve train",
+    "encoder": "vitrieve train or export",
+    "text": "vitrieve align",
+    "embeddings": "vitrieve embed",
+    "index": "vitrieve index, sync or up",
+    "evaluation": "vitrieve evaluate",
+    "reproduction": "vitrieve reproduce",
+    "comparison": "vitrieve compare",
+    "shards": "vitrieve data pack",
+    "export": "vitrieve export",
+}
+"""What makes an artifact of each kind, for messages."""
+_RESUMED_KINDS: Collection[Kind] = ("run", "embeddings", "evaluation", "comparison", "shards")
+"""What a command goes on with when it is given again with ``--resume``."""
 MANIFEST_NAME = "manifest.json"
 FORMAT_VERSION = 1
 _PARTIAL_NAME = ".partial"
@@ -223,25 +238,28 @@ def read_manifest(folder: Path, kind: Kind) -> dict[str, Any]:
     """
     path = folder / MANIFEST_NAME
     if not folder.is_dir():
-        raise ArtifactError(f"{folder} does not exist; expected a folder with an artifact of kind {kind!r}.")
+        raise ArtifactError(f"{folder} does not exist; expected {_describe_kind(kind)}.")
     if not path.is_file():
-        state = (
-            "is unfinished (run its command again with --resume)" if (folder / _PARTIAL_NAME).exists() else "is not one"
-        )
-        raise ArtifactError(f"expected an artifact of kind {kind!r}, but {folder} {state}.")
+        again = "run its command again with --resume" if kind in _RESUMED_KINDS else "make it again"
+        state = f"is unfinished ({again})" if (folder / _PARTIAL_NAME).exists() else "is not one"
+        raise ArtifactError(f"expected {_describe_kind(kind)}, but {folder} {state}.")
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         found, version = manifest["kind"], int(manifest["format_version"])
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise ArtifactError(f"{path} is damaged ({error}); make the artifact again.") from None
     if found != kind:
-        raise ArtifactError(f"{folder} is an artifact of kind {found!r}; expected {kind!r}.")
+        raise ArtifactError(f"{folder} is an artifact of kind {found!r}; expected {_describe_kind(kind)}.")
     if version > FORMAT_VERSION:
         raise ArtifactError(
             f"{folder} has format version {version}, written by a newer vitrieve; "
             f"this one reads up to {FORMAT_VERSION}."
         )
     return dict(manifest)
+
+
+def _describe_kind(kind: Kind) -> str:
+    return f"an artifact of kind {kind!r} (made by {_MADE_BY[kind]})"
 
 
 def write_text_durably(path: Path, text: str) -> None:

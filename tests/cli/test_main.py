@@ -322,17 +322,29 @@ def test_no_reminder_of_a_sigterm_disturbs_the_cleaning_up(monkeypatch: pytest.M
     assert is_clean
 
 
-@pytest.mark.parametrize(("is_resumable", "part"), [(True, "--resume"), (False, "interrupted.")])
+@pytest.mark.parametrize(
+    ("settings", "part"),
+    [
+        ({"is_resumable": True}, "run the same command with --resume to go on."),
+        ({"is_repeatable": True}, "run the same command to go on."),
+        ({}, "interrupted."),
+    ],
+)
 def test_main_says_how_to_go_on_after_an_interruption(
-    is_resumable: bool, part: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    settings: dict[str, bool], part: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     install(monkeypatch, raising(KeyboardInterrupt()))
-    command = Command(cli.COMMANDS["fake"].module, "for tests", is_resumable=is_resumable)
+    command = Command(cli.COMMANDS["fake"].module, "for tests", **settings)
     monkeypatch.setitem(cli.COMMANDS, "fake", command)
     assert cli.main(["fake"]) == 130
     message = capsys.readouterr().err
     assert part in message
     assert len(message.splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", IN_ORDER)
+def test_a_command_is_repeatable_when_it_syncs(name: str) -> None:
+    assert cli.COMMANDS[name].is_repeatable == (name in ("sync", "up"))
 
 
 @pytest.mark.parametrize("name", IN_ORDER)

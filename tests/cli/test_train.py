@@ -113,7 +113,7 @@ def test_train_card_says_when_training_has_seen_the_tested_classes(
     [
         (["smal", "--data", "emoji", "--out", "x"], ["unknown recipe 'smal'", "Did you mean 'small'"]),
         (["--data", "emoji"], ["the recipe comes first"]),
-        ([], ["no recipe was named", "irt_r_small"]),
+        ([], ["no recipe was named", "irt_r_small", "vitrieve train small --data folder:DIR --out RUN"]),
         (
             ["irt_o", "--data", "emoji", "--out", "x"],
             ["IRT_O is not trained", "vitrieve evaluate --encoder deit_small"],

@@ -240,6 +240,10 @@ def test_command_writes_page_csv_and_json_and_applies(
     assert json.loads(capsys.readouterr().out)["num_relabeled"] == 1
     assert main([*words, "--apply", str(decisions)]) == 2
     assert "give both or none" in capsys.readouterr().err
+    for flags in (["--html", str(tmp_path / "other.html")], ["--csv", str(tmp_path / "other.csv")]):
+        assert main([*words, "--apply", str(decisions), "--out", str(tmp_path / "other.csv"), *flags]) == 2
+        assert "--apply looks for nothing: leave out --html and --csv" in capsys.readouterr().err
+    assert not (tmp_path / "other.csv").exists()
     assert main([*words, "--encoder", str(tiny_encoder_folder), "--threshold", "0.999"]) == 0
     assert "probable label errors" in capsys.readouterr().out
 

@@ -116,7 +116,7 @@ def test_read_folder_refuses_what_holds_no_class(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="holds no image; expected one subfolder"):
         read_folder(tmp_path)
     touch(tmp_path, "1.png", "notes/readme.txt")
-    with pytest.raises(DataError, match="1 image but no folder of images"):
+    with pytest.raises(DataError, match=r"1 image but no folder of images; .* vitrieve up searches the images"):
         read_folder(tmp_path)
     with pytest.raises(DataError, match="is not a folder"):
         read_folder(tmp_path / "1.png")

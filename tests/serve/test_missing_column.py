@@ -28,7 +28,10 @@ from vitrieve.serve.mcp_server import create_mcp_app
 from vitrieve.serve.settings import LOCAL_NAMES, Limits
 
 MESSAGE = "unknown metadata column 'colour'. Did you mean 'color'? Valid: color, year."
-BARE_MESSAGE = "unknown metadata column 'colour': the images of this index have no metadata."
+BARE_MESSAGE = (
+    "unknown metadata column 'colour': the images of this index have no metadata. An index of folder:DIR has the "
+    "column label, and one of table:FILE the columns of the table."
+)
 CONDITIONS = ("colour=red", "colour!=red", "colour>5", '"colour"=red|blue')
 WRITE = "a-token-to-write-here"
 

@@ -322,7 +322,7 @@ def build_requests(arguments: SearchArguments) -> list[tuple[str, SearchRequest]
             "--text."
         )
     if arguments.box is not None and len(words) != 1:
-        raise ConfigError(f"--box is a region of one picture; {len(words)} are searched for.")
+        raise ConfigError(f"--box is a region of one picture, and {len(words)} are searched for; search for one.")
     plus, minus = (tuple(map(read_example_word, some)) for some in (arguments.plus, arguments.minus))
     queries = [(word, (read_example_word(word, arguments.box), *plus)) for word in words]
     return [

@@ -24,7 +24,7 @@ class Arguments:
     """Choose the score below which a search answers: probably not in this collection."""
 
     index: Path
-    """Folder written by vitrieve index; threshold.json is written into it."""
+    """Folder of the index, made by vitrieve index, sync or up; threshold.json is written into it."""
     data: str | None = None
     """A labeled source to calibrate on, not the index's own images: grocery:DIR, folder:DIR, table:FILE, …."""
     embeddings: Path | None = None

@@ -61,6 +61,10 @@ def run(arguments: Arguments) -> int:
     source = read_data(arguments.data, arguments.source, is_note=False)
     if (arguments.apply is None) != (arguments.out is None):
         raise ConfigError("--apply carries out decisions and --out is the table that they give; give both or none.")
+    if arguments.apply is not None and not (arguments.html is None and arguments.csv is None):
+        raise ConfigError(
+            "--apply looks for nothing: leave out --html and --csv, and audit --data table:FILE of --out afterwards."
+        )
     check_files(arguments.html, arguments.csv, arguments.out)
     if arguments.apply is not None:
         return _apply(source, arguments)

@@ -102,6 +102,9 @@ def _write_and_act(report: DuplicateReport, arguments: Arguments) -> Acted | Non
 def _check(arguments: Arguments) -> None:
     if (arguments.collection is None) == (arguments.undo is None):
         raise ConfigError("name a collection or an index, as in vitrieve duplicates INDEX; or --undo FILE alone.")
+    written = (arguments.html, arguments.csv, arguments.move_to)
+    if arguments.undo is not None and (arguments.link or any(path is not None for path in written)):
+        raise ConfigError("--undo looks for nothing: leave out --html, --csv, --move-to and --link.")
     if arguments.link and arguments.move_to is not None:
         raise ConfigError("--move-to and --link are two things to do with duplicates; give one.")
 

@@ -34,7 +34,7 @@ class Arguments:
     image: tyro.conf.Positional[str]
     """The query: a picture's file, or id: and the name of an image of the index."""
     index: Path
-    """Folder written by vitrieve index."""
+    """Folder of the index, made by vitrieve index, sync or up."""
     out: Path
     """Picture to write: .png or .jpg."""
     result: str | None = None

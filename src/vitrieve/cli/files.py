@@ -40,7 +40,8 @@ def check_files(*files: Path | None) -> None:
         if file is not None and file.is_dir():
             raise ConfigError(f"{quote_name(file)} is a folder; name a file in it.")
         if file is not None and not file.parent.is_dir():
-            raise ConfigError(f"{quote_name(file)} cannot be written: there is no folder {quote_name(file.parent)}.")
+            folder = quote_name(file.parent)
+            raise ConfigError(f"{quote_name(file)} cannot be written: there is no folder {folder}; make it first.")
         if file is not None:
             check_writable(file.parent)
 

@@ -49,6 +49,7 @@ class Command:
         arguments: Name of the dataclass.
         run: Name of the function.
         is_resumable: Whether a stopped run of it goes on with ``--resume``.
+        is_repeatable: Whether the same command goes on where it was stopped, without any flag.
     """
 
     module: str
@@ -56,6 +57,7 @@ class Command:
     arguments: str = "Arguments"
     run: str = "run"
     is_resumable: bool = False
+    is_repeatable: bool = False
 
 
 COMMANDS = {
@@ -99,8 +101,14 @@ COMMANDS = {
     "pull": Command("vitrieve.cli.push", "fetch an encoder of the model hub", "PullArguments", "run_pull"),
     "embed": Command("vitrieve.cli.embed", "turn a collection of pictures into embeddings", is_resumable=True),
     "index": Command("vitrieve.cli.index", "make embeddings searchable"),
-    "sync": Command("vitrieve.cli.sync", "keep an index true to a collection: embed what is new, remove what is gone"),
-    "up": Command("vitrieve.cli.up", "a folder of pictures becomes a search page: sync, then serve"),
+    "sync": Command(
+        "vitrieve.cli.sync",
+        "keep an index true to a collection: embed what is new, remove what is gone",
+        is_repeatable=True,
+    ),
+    "up": Command(
+        "vitrieve.cli.up", "a folder of pictures becomes a search page: sync, then serve", is_repeatable=True
+    ),
     "calibrate": Command("vitrieve.cli.calibrate", "choose the score below which nothing in an index is a match"),
     "duplicates": Command(
         "vitrieve.cli.duplicates", "find pictures that are there twice; move or link them, and undo it"
@@ -216,10 +224,11 @@ def _run_command(name: str, argv: list[str]) -> int:
 
 
 def _advise_after_interrupt(words: Sequence[str]) -> str:
-    name = _find_command(words)
-    if name not in COMMANDS or not COMMANDS[name].is_resumable:
+    command = COMMANDS.get(_find_command(words) or "")
+    if command is None or not (command.is_resumable or command.is_repeatable):
         return ""
-    return "what is done is kept: run the same command with --resume to go on."
+    flag = " with --resume" if command.is_resumable else ""
+    return f"what is done is kept: run the same command{flag} to go on."
 
 
 def _find_command(words: Sequence[str]) -> str | None:

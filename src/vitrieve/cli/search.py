@@ -42,7 +42,7 @@ class Arguments:
     images: Annotated[tuple[str, ...], tyro.conf.Positional, MAY_BE_EMPTY] = ()
     """Pictures to search for."""
     index: Path
-    """Folder written by vitrieve index."""
+    """Folder of the index, made by vitrieve index, sync or up."""
     id: Repeatable = ()
     """Name of an image of the index to search for (as id:NAME); it is not among its own results."""
     text: Repeatable = ()

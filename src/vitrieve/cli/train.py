@@ -61,7 +61,10 @@ def main(argv: Sequence[str], prog: str) -> int:
             print_result(*text.split("\n"))
             return 0
         print_failure(*text.splitlines())
-        raise ConfigError("no recipe was named; the list above has them.")
+        raise ConfigError(
+            "no recipe was named; the list above has them. For your own images: "
+            f"{prog} small --data folder:DIR --out RUN."
+        )
     if argv[0].startswith("-"):
         raise ConfigError(
             f"the recipe comes first: {prog} RECIPE --data SOURCE --out RUN. Valid: {', '.join(RECIPES)}."

@@ -31,7 +31,10 @@ class PullArguments:
 
 @dataclass(frozen=True, kw_only=True)
 class UseArguments:
-    """Choose the encoder that `up`, `sync` and `embed` take where none is named; recipes name their own."""
+    """Choose the encoder that `up`, `sync`, `embed`, `duplicates` and `data audit` take where none is named.
+
+    Recipes name their own.
+    """
 
     name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")]
     """A name of `vitrieve weights list`, any timm model name, or hf:OWNER/NAME; it is fetched when it is not here."""

@@ -447,7 +447,8 @@ def _no_class_message(folder: Path, num_outside: int, walk: Walk) -> str:
     if num_outside:
         return (
             f"{folder} holds {num_outside} {_plural(num_outside, 'image', 'images')} but no folder of images; "
-            "expected one subfolder for each class."
+            "expected one subfolder for each class, or a table that names them (table:FILE). Without classes, vitrieve "
+            "up searches the images, and vitrieve train small --classes none trains on them."
         )
     said = f"{folder} holds no image; expected one subfolder for each class, with files that end in {_suffixes()}."
     return " ".join((said, *walk.describe_left_out()))

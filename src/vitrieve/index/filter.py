@@ -419,7 +419,10 @@ def require_column(column: str, columns: Collection[str]) -> None:
         InputError: It names the nearest ones, and all.
     """
     if not columns:
-        raise InputError(f"unknown metadata column {column!r}: the images of this index have no metadata.")
+        raise InputError(
+            f"unknown metadata column {column!r}: the images of this index have no metadata. An index of folder:DIR "
+            "has the column label, and one of table:FILE the columns of the table."
+        )
     if column not in columns:
         raise InputError(unknown_name_message("metadata column", column, columns))
 

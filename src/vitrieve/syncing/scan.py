@@ -104,7 +104,7 @@ def scan_collection(
         else:
             records[record.image_id] = record
     if not records and not is_empty_allowed:
-        raise DataError(f"{source} holds no image but those of the index itself.")
+        raise DataError(f"{source} holds no image but those of the index itself; give another --index or folder.")
     root = _find_root(source)
     return Collection(
         records=records,
