@@ -68,20 +68,52 @@ def index_and_search(
         assert "Traceback" not in done.stderr
 
 
+def become_user() -> tuple[str, ...]:
+    """Root may do everything, so it becomes a user without rights, whom the files of root belong to nevertheless."""
+    alone = ("unshare", "--user") if os.geteuid() == 0 else ()
+    if alone and (shutil.which("unshare") is None or subprocess.run([*alone, "true"], capture_output=True).returncode):
+        pytest.skip("needs unshare of Linux, and the right to use it")
+    return alone
+
+
 def test_with_a_home_folder_that_cannot_be_written(run: Run, places: dict[str, Path]) -> None:
     index_and_search(run, places, "01.png", HOME=NOWHERE)
 
 
 def test_as_a_user_who_may_only_read_a_home_folder(run: Run, places: dict[str, Path], tmp_path: Path) -> None:
-    """Root may write everywhere, so it becomes a user without rights, whom the files of root belong to nevertheless."""
-    alone = ("unshare", "--user") if os.geteuid() == 0 else ()
-    if alone and (shutil.which("unshare") is None or subprocess.run([*alone, "true"], capture_output=True).returncode):
-        pytest.skip("needs unshare of Linux, and the right to use it")
+    alone = become_user()
     assert subprocess.run([*alone, "id", "-u"], capture_output=True, text=True, check=True).stdout != "0\n"
     home = tmp_path / "home"
     home.mkdir(mode=0o555)
     index_and_search(run, places, "01.png", prefix=alone, HOME=str(home))
     assert list(home.iterdir()) == []
+
+
+def test_a_folder_of_which_only_the_names_may_be_read_is_kept_and_told(run: Run, places: dict[str, Path]) -> None:
+    alone, locked = become_user(), places["pictures"] / "locked"
+    locked.mkdir()
+    (places["pictures"] / "00.png").rename(locked / "00.png")
+    words = ("--data", places["pictures"], "--index", places["index"], "--encoder", places["encoder"], "--json")
+    assert run("sync", *words, prefix=alone).returncode == 0
+    locked.chmod(0o444)
+    done = run("sync", *words, prefix=alone)
+    locked.chmod(0o755)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert (found["num_removed"], found["num_kept"], found["unreachable"]) == (0, 1, ["locked"])
+    assert "locked: Permission denied" in done.stderr
+
+
+def test_an_index_that_may_not_be_changed_is_one_message(run: Run, places: dict[str, Path]) -> None:
+    alone = become_user()
+    words = ("--data", places["pictures"], "--index", places["index"], "--encoder", places["encoder"])
+    assert run("sync", *words, "--num-threads", 1).returncode == 0
+    (places["index"] / "sync.sqlite").unlink()
+    places["index"].chmod(0o555)
+    done = run("sync", *words, "--adopt", prefix=alone)
+    places["index"].chmod(0o755)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "sync.sqlite cannot be written: unable to open database file." in done.stderr
 
 
 def test_a_cache_that_cannot_be_made_is_one_message(run: Run, places: dict[str, Path]) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -165,6 +166,51 @@ def test_an_image_folder_with_metadata(tmp_path: Path, name: str) -> None:
     assert dataset.notes[-1] == "1 pictures are in no list of the data set and left out."
 
 
+def test_labels_of_types_that_are_no_names_are_metadata_or_nothing(tmp_path: Path) -> None:
+    many = [{"image": cell(number), "label": [0, number]} for number in range(2)]
+    write_parquet(tmp_path / "many" / "a.parquet", many)
+    write_parquet(tmp_path / "many" / "b.parquet", many)
+    dataset = read(tmp_path / "many")
+    assert (dataset.label_names, [record.metadata["file_name"] for record in dataset.records[:2]]) == (
+        ("image",), ["0.png", "1.png"],
+    )  # fmt: skip
+    said = [note for note in dataset.notes if "is of the type list" in note]
+    assert len(said) == 1
+    assert said[0].endswith("which names no class, and is no label.")
+    write_parquet(tmp_path / "score" / "a.parquet", [{"image": cell(0), "label": 0.5}])
+    dataset = read(tmp_path / "score")
+    assert (dataset.label_names, dataset.records[0].metadata["label"]) == (("image",), "0.5")
+
+
+def test_pictures_without_a_label_are_told(tmp_path: Path) -> None:
+    rows = [{"image": cell(number), "kind": kind} for number, kind in enumerate((1, 0, None, -1))]
+    write_parquet(tmp_path / "data" / "train.parquet", rows, FEATURES)
+    write_parquet(tmp_path / "data" / "test.parquet", [{"image": cell(4)}], {"image": FEATURES["image"]})
+    dataset = read(tmp_path)
+    assert [dataset.label_names[record.label] for record in dataset.records] == [
+        "image", "apple", "pear", "image", "image",
+    ]  # fmt: skip
+    assert dataset.label_names == ("pear", "apple", "image")
+    assert any(note.startswith("3 pictures have no label") for note in dataset.notes)
+    write_parquet(tmp_path / "data" / "train-2.parquet", [{"image": cell(5), "label": "0"}])
+    with pytest.raises(DataError, match=r"train\.parquet numbers its classes otherwise than the files before it"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize(("on_disk", "in_list"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_a_picture_is_found_under_the_other_form_of_unicode(
+    tmp_path: Path, on_disk: Literal["NFC", "NFD"], in_list: Literal["NFC", "NFD"]
+) -> None:
+    (tmp_path / unicodedata.normalize(on_disk, "caf\u00e9.png")).write_bytes(picture(0))
+    rows = [{"file_name": unicodedata.normalize(in_list, "caf\u00e9.png"), "cut": "fish \ud83d"}]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    dataset = read(tmp_path)
+    (record,) = dataset.records
+    assert read_image_bytes(record.path) == picture(0)
+    assert record.metadata == {"cut": "fish \N{REPLACEMENT CHARACTER}"}
+    assert dataset.notes[-1] == "1 of 1 files were found under the other Unicode form of the name (NFC, NFD)."
+
+
 def test_class_folders_without_metadata_are_read_as_a_folder(photographs: Path) -> None:
     assert replace(read(photographs), source="") == read_source(f"folder:{photographs}")
 
@@ -186,6 +232,7 @@ def test_a_list_names_pictures_below_its_folder_alone(tmp_path: Path, file_name:
         ("metadata.csv", b"file_name,b\na.png\n", "line 2 has another number of cells"),
         ("metadata.csv", b"\xff\xfe", "not UTF-8"),
         ("metadata.csv", b"file_name\n", "lists no picture"),
+        ("metadata.csv", b"file_name,label,label\na.png,x,y\n", "has the column 'label' twice"),
         ("a.parquet", b"PAR1PAR1", "not a readable Parquet file of pictures"),
     ],
 )

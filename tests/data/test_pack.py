@@ -164,6 +164,17 @@ def test_a_benchmark_keeps_its_roles_and_ground_truth(tmp_path: Path, picture_fo
     assert replace(packed, records=paths) == replace(dataset, records=tuple(records))
 
 
+def test_further_labels_of_a_table_are_packed(noisy_folder: Path, tmp_path: Path) -> None:
+    rows = [f"class{number % 5}/{number}.png,{number % 5},round;{number % 2}" for number in range(10)]
+    (noisy_folder / "own.csv").write_text("\n".join(["path,label,more_labels", *rows]))
+    source = read_source(f"table:{noisy_folder / 'own.csv'}")
+    pack_dataset(source, tmp_path / "out", settings=ALONE)
+    packed = read_source(f"shards:{tmp_path / 'out'}")
+    names = [{packed.label_names[label] for label in packed.more_labels[f"class0/{number}.png"]} for number in (0, 5)]
+    assert names == [{"round"}, {"round", "1"}]
+    assert (packed.more_labels, packed.label_names) == (source.more_labels, source.label_names)
+
+
 def test_processes_change_nothing(noisy_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (noisy_folder / "class1" / "1.png").write_bytes(b"")
     source = read_source(f"folder:{noisy_folder}")

@@ -138,6 +138,16 @@ def test_read_sources_without_classes_trains_on_no_folder_that_is_for_testing(
     assert [note.partition(" ")[0] for note in counted] == [str(len(left_out))] * bool(left_out)
 
 
+def test_read_sources_without_classes_forgets_further_labels_too(tmp_path: Path) -> None:
+    rows = [f"{number}.jpg,train,{number % 2},a;b" for number in range(4)]
+    (tmp_path / "own.csv").write_text("\n".join(["path,split,label,more_labels", *rows]))
+    (tmp_path / "0.jpg").touch()
+    (given,) = read_sources([f"table:{tmp_path / 'own.csv'}"])
+    (found,) = read_sources([f"table:{tmp_path / 'own.csv'}"], classes="none")
+    assert (len(given.more_labels), found.more_labels) == (4, {})
+    assert len({record.label for record in found.records}) == 4
+
+
 def test_read_sources_without_classes_refuses_a_folder_that_is_for_testing_only(tmp_path: Path) -> None:
     for name in ("query/1.jpg", "gallery/1.jpg"):
         (tmp_path / name).parent.mkdir()

@@ -390,6 +390,28 @@ def test_links_are_left_out_and_read_nothing(tmp_path: Path) -> None:
     assert "3 members are no files of a sample" in dataset.notes[-1]
 
 
+def test_hidden_files_of_macos_neither_are_pictures_nor_end_a_sample(tmp_path: Path) -> None:
+    members = {".DS_Store": b"x"}
+    for key, label in (("a", b"pear"), ("b", b"apple")):
+        for kind, content in (("jpg", picture(1)), ("cls", label)):
+            members |= {f"./d/._{key}.{kind}": b"\0\5\26\7", f"./d/{key}.{kind}": content}
+    write_tar(tmp_path / "s.tar", members)
+    dataset = foreign(tmp_path)
+    labels = {record.image_id: dataset.label_names[record.label] for record in dataset.records}
+    assert labels == {"s/d/a.jpg": "pear", "s/d/b.jpg": "apple"}
+    assert "5 members are no files of a sample" in dataset.notes[-1]
+
+
+def test_half_an_emoji_in_json_costs_no_sample(tmp_path: Path) -> None:
+    said = b'{"label": "kiwi \\ud83e", "\\udd5d": "cut \\ud83e", "whole": "\\ud83e\\udd5d"}'
+    write_tar(tmp_path / "s.tar", {"1.jpg": picture(1), "1.json": said})
+    dataset = foreign(tmp_path)
+    assert dataset.label_names == ("kiwi \N{REPLACEMENT CHARACTER}",)
+    assert dataset.records[0].metadata == {
+        "\N{REPLACEMENT CHARACTER}": "cut \N{REPLACEMENT CHARACTER}", "whole": "\N{KIWIFRUIT}"
+    }  # fmt: skip
+
+
 def test_two_samples_of_one_key_and_no_picture_are_refused(tmp_path: Path) -> None:
     sample = build_member("1.jpg", picture(1))
     (tmp_path / "twice").mkdir()

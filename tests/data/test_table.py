@@ -91,7 +91,8 @@ def test_read_table_distinguishes_boxes_of_one_path(folder: Path) -> None:
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-8"])
 def test_read_table_accepts_spreadsheet_habits(folder: Path, encoding: str) -> None:
-    dataset = read_csv(folder, "path, label ,split,\r\na.jpg, é ,train,\r\n\r\nb.jpg,z, test ,\r\n", encoding)
+    text = "path, label ,split,,\r\na.jpg, é ,train,,\r\n\r\n,,,,\r\nb.jpg,z, test ,,\r\n, ,,,\r\n"
+    dataset = read_csv(folder, text, encoding)
     assert (dataset.label_names, [record.split for record in dataset.records]) == (("z", "é"), ["train", "test"])
 
 

@@ -70,6 +70,26 @@ def test_an_unreadable_folder_is_reported_and_skipped(tmp_path: Path, monkeypatc
         read_flat_folder(tmp_path / "locked")
 
 
+def test_a_folder_whose_names_alone_may_be_read_is_unreadable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    touch(tmp_path, "a/1.jpg", "locked/2.jpg")
+    stat = os.stat
+
+    def refuse(path: str | Path, **values: bool) -> os.stat_result:
+        if Path(path).parent.name == "locked" or os.fspath(path).endswith("locked/."):
+            raise PermissionError(13, "Permission denied")
+        return stat(path, **values)
+
+    monkeypatch.setattr(os, "stat", refuse)
+    dataset = read_flat_folder(tmp_path)
+    assert list_ids(dataset) == ["a/1.jpg"]
+    assert dataset.unreadable_folders == (("locked", "Permission denied"),)
+
+
+def test_pictures_of_cameras_are_listed_under_all_their_suffixes(tmp_path: Path) -> None:
+    touch(tmp_path, "a/DSC0.HIF", "a/1.heif", "a/2.MPO", "a/3.jfif")
+    assert list_ids(read_flat_folder(tmp_path)) == ["a/1.heif", "a/2.MPO", "a/3.jfif", "a/DSC0.HIF"]
+
+
 @pytest.mark.parametrize(
     ("lines", "exclude", "left"),
     [

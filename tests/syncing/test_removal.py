@@ -124,6 +124,21 @@ def test_sync_collection_keeps_pictures_that_are_links_to_a_drive_that_is_off(
     assert counts(sync()) == (0, 0, 0, 0)
 
 
+def test_sync_collection_keeps_a_picture_of_which_the_system_tells_nothing(
+    sync: Sync, store: MemoryStore, picture_folder: Path
+) -> None:
+    sync()
+    good = (picture_folder / "03.png").read_bytes()
+    (picture_folder / "03.png").unlink()
+    (picture_folder / "03.png").symlink_to("03.png")  # asked for, it is an error, and not that there is no such file
+    report = sync(max_bad_fraction=1.0)
+    assert (counts(report), "03.png" in store.images) == ((0, 0, 0, 0), True)
+    assert "symbolic links" in dict(report.failures)["03.png"]
+    (picture_folder / "03.png").unlink()
+    (picture_folder / "03.png").write_bytes(good)
+    assert counts(sync()) == (0, 0, 0, 0)
+
+
 def test_find_mass_removal_counts_shares_and_folders() -> None:
     indexed = [f"a/{number}" for number in range(50)] + [f"b/{number}" for number in range(49)] + ["c"]
     assert find_mass_removal([], indexed, indexed) is None

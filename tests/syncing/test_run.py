@@ -12,7 +12,7 @@ from PIL import Image
 from tests.search.memory_store import MemoryStore
 from tests.syncing.helpers import Sync, assert_true, counts
 from vitrieve.data.decode import read_image
-from vitrieve.errors import ConfigError, DataError, FingerprintError
+from vitrieve.errors import ArtifactError, ConfigError, DataError, FingerprintError
 from vitrieve.index import store as vector_store
 from vitrieve.index.open import require_encoder
 from vitrieve.index.store import StoreInfo
@@ -20,7 +20,7 @@ from vitrieve.runtime.encoder import Encoder
 from vitrieve.syncing import state
 from vitrieve.syncing.read import CHANGING_REASON, TEXT_COLUMN
 from vitrieve.syncing.scan import CLASH_REASON, Collection, scan_collection
-from vitrieve.syncing.state import StateFile, SyncedIndex
+from vitrieve.syncing.state import STATE_NAME, StateFile, SyncedIndex
 from vitrieve.syncing.sync import SyncSettings, sync_collection
 from vitrieve.syncing.sync import sync as sync_folder
 
@@ -340,6 +340,12 @@ def test_scan_collection_leaves_out_what_is_in_the_index(picture_folder: Path) -
     assert len(scan_collection(str(picture_folder), picture_folder / "index").records) == 12
     with pytest.raises(DataError, match="no image but those of the index"):
         scan_collection(str(picture_folder), picture_folder)
+
+
+def test_states_that_cannot_be_opened_are_one_message(index: Path) -> None:
+    (index / STATE_NAME).symlink_to(index / "gone" / STATE_NAME)
+    with pytest.raises(ArtifactError, match="cannot be written: unable to open"):
+        StateFile(index)
 
 
 def test_sync_collection_of_nothing_changes_nothing(store: MemoryStore, encoder: Encoder, index: Path) -> None:

@@ -62,7 +62,10 @@ MISSING_END = "the JPEG lacks its end marker; every pixel is there"
 MAX_FILE_BYTES = 1 << 29
 """The limit is more than an uncompressed RGBA picture of MAX_PIXELS takes; a larger file is not read into memory."""
 _ALWAYS_ACCEPTED = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
-_SUFFIXES = ("jpg", "jpeg", "jpe", "jfif", "png", "apng", "webp", "gif", "bmp", "tif", "tiff", "avif", "heic", "heif")
+_SUFFIXES = (
+    *("jpg", "jpeg", "jpe", "jfif", "mpo", "png", "apng", "webp", "gif", "bmp", "tif", "tiff"),
+    *("avif", "heic", "heif", "hif"),  # cameras of Canon, Fujifilm and Sony write HIF
+)
 IMAGE_SUFFIXES = frozenset(f".{suffix}" for suffix in _SUFFIXES)
 """Files that a reader lists as images, beside RAW files. Whether they are, their content decides."""
 

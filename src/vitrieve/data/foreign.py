@@ -228,8 +228,9 @@ def _group(members: Iterator[Member], found: _Found) -> Iterator[tuple[str, dict
     for member in members:
         folder, base = posixpath.split(member.name)
         stem, point, kind = base.partition(".")
-        if not member.is_file or not point:
-            found.counts["members are no files of a sample (folders, links, no suffix) and left out"] += 1
+        # macOS puts a hidden file ._KEY.jpg before each KEY.jpg; as WebDataset's readers do, it ends no sample.
+        if not member.is_file or not point or not stem:
+            found.counts["members are no files of a sample (folders, links, hidden, no suffix) and left out"] += 1
             continue
         this = posixpath.join(folder, stem)
         if this != key and key is not None:

@@ -25,10 +25,10 @@ import pyarrow.parquet as pq
 from vitrieve.data.folder import Role, find_role, has_given_splits, note_class_split, note_shared_classes, read_folder
 from vitrieve.data.parts import PARQUET_SUFFIX, spell_part
 from vitrieve.data.records import Dataset, ImageRecord, hold_out_labels, printable_name
-from vitrieve.data.table import NO_LABEL, spell_cell
+from vitrieve.data.table import NO_LABEL, FoundPath, find_path, is_name_type, note_respelled, spell_cell
 from vitrieve.data.walk import walk_pictures
 from vitrieve.errors import DataError
-from vitrieve.quoting import quote_name
+from vitrieve.quoting import count_nouns, quote_name
 
 PROTOCOLS = ("own_classes",)
 METADATA_NAMES = ("metadata.csv", "metadata.jsonl")
@@ -41,7 +41,7 @@ MAX_METADATA_BYTES = 1 << 30
 
 @dataclass(frozen=True, kw_only=True)
 class _Row:
-    """One picture as its data set describes it."""
+    """One picture as its data set describes it; an empty label is none."""
 
     image_id: str
     path: Path
@@ -55,8 +55,13 @@ class _Listing:
     """All rows, names of the classes where the data set numbers them, and what a user must be told."""
 
     rows: list[_Row] = field(default_factory=list)
+    is_labeled: bool = False
     label_names: tuple[str, ...] | None = None
     notes: list[str] = field(default_factory=list)
+
+    def tell(self, note: str) -> None:
+        """Add a note, once."""
+        self.notes += [note] if note not in self.notes else []
 
 
 def read_huggingface(folder: Path, protocol: str = PROTOCOLS[0]) -> Dataset:
@@ -100,15 +105,16 @@ def _find_files(folder: Path, pattern: str) -> list[Path]:
 
 
 def _build_dataset(folder: Path, protocol: str, listing: _Listing) -> Dataset:
-    rows = listing.rows
-    label_names = listing.label_names or tuple(sorted({row.label for row in rows}))
+    rows, names = listing.rows, listing.label_names or ()
+    labels = [row.label or NO_LABEL for row in rows]
+    label_names = (*names, *sorted(set(labels).difference(names)))
     numbers = {name: number for number, name in enumerate(label_names)}
     has_splits = has_given_splits([row.role for row in rows], [row.image_id for row in rows])
-    counts = Counter(numbers[row.label] for row in rows)
+    counts = Counter(numbers[label] for label in labels)
     held_out = hold_out_labels(counts, {label for label, count in counts.items() if count > 1})
     records = []
-    for row in rows:
-        label = numbers[row.label]
+    for row, name in zip(rows, labels, strict=True):
+        label = numbers[name]
         role = (row.role if has_splits else None) or Role("test" if label in held_out else "train")
         records.append(
             ImageRecord(
@@ -127,15 +133,23 @@ def _build_dataset(folder: Path, protocol: str, listing: _Listing) -> Dataset:
         protocol=protocol,
         records=tuple(records),
         label_names=label_names,
-        notes=(*notes, *listing.notes),
+        notes=(*notes, *listing.notes, *_note_unlabeled(rows, label_names)),
     )
+
+
+def _note_unlabeled(rows: Sequence[_Row], label_names: Sequence[str]) -> tuple[str, ...]:
+    num_unlabeled = sum(not row.label for row in rows)
+    if not num_unlabeled or len(label_names) == 1:
+        return ()
+    pictures = count_nouns(num_unlabeled, "picture has", "pictures have")
+    return (f"{pictures} no label, and the class {NO_LABEL!r} instead; figures that count this class say nothing.",)
 
 
 # Pictures beside a list
 
 
 def _list_files(folder: Path, metadata_files: Sequence[Path]) -> _Listing:
-    listing, seen = _Listing(), set[str]()
+    listing, seen, found = _Listing(), set[str](), list[FoundPath]()
     for file in metadata_files:
         base = file.parent.relative_to(folder).as_posix()
         for where, cells in _read_metadata(file):
@@ -143,24 +157,27 @@ def _list_files(folder: Path, metadata_files: Sequence[Path]) -> _Listing:
             if name in seen:
                 raise DataError(f"{where}: {quote_name(name)} was listed before; a picture has one row.")
             seen.add(name)
-            listing.rows.append(_build_file_row(folder, name, cells))
+            found.append(find_path(f"./{name}", folder, where))
+            listing.rows.append(_build_file_row(name, found[-1], cells))
     if listing.rows and not any(row.path.exists() for row in listing.rows):
         raise DataError(
             f"none of the pictures that {metadata_files[0]} lists exists, for example "
             f"{quote_name(listing.rows[0].path)}."
         )
-    num_unlisted = len(set(walk_pictures(folder).paths) - seen)
+    listed = {one.path.relative_to(folder).as_posix() for one in found}
+    num_unlisted = len(set(walk_pictures(folder).paths) - listed)
     if num_unlisted:
-        listing.notes.append(f"{num_unlisted:,} pictures are in no list of the data set and left out.")
+        listing.tell(f"{num_unlisted:,} pictures are in no list of the data set and left out.")
+    listing.notes += note_respelled(found)
     return listing
 
 
-def _build_file_row(folder: Path, name: str, cells: Mapping[str, str]) -> _Row:
+def _build_file_row(name: str, found: FoundPath, cells: Mapping[str, str]) -> _Row:
     label = cells.get(LABEL_COLUMN, "").strip()
     return _Row(
         image_id=printable_name(name),
-        path=folder / name,
-        label=printable_name(label) or NO_LABEL,
+        path=found.path,
+        label=printable_name(label),
         role=find_role(cells.get(SPLIT_COLUMN, "")) or find_role(name),
         metadata={key: value for key, value in cells.items() if key not in (FILE_COLUMN, LABEL_COLUMN, SPLIT_COLUMN)},
     )
@@ -204,6 +221,9 @@ def _clean(text: str) -> str:
 def _read_csv(file: Path, text: str) -> Iterator[tuple[str, dict[str, str]]]:
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     try:
+        columns = Counter(name for name in reader.fieldnames or () if name)
+        if columns and max(columns.values()) > 1:
+            raise DataError(f"{file} has the column {columns.most_common(1)[0][0]!r} twice.")
         for cells in reader:
             where = f"{file}, line {reader.line_num}"
             if None in cells or None in cells.values():
@@ -245,6 +265,7 @@ class _Columns(NamedTuple):
         label: Name of the label's column; None where there is none.
         names: Names of the classes that the label numbers; None where the label is a name itself.
         others: Names of the columns that are metadata.
+        note: What a user must be told; empty where it is nothing.
     """
 
     image: str
@@ -253,11 +274,12 @@ class _Columns(NamedTuple):
     label: str | None
     names: tuple[str, ...] | None
     others: tuple[str, ...]
+    note: str
 
 
 def _list_parquet(folder: Path, files: Sequence[Path]) -> _Listing:
     listing = _Listing()
-    listing.notes.append(
+    listing.tell(
         "the pictures are inside Parquet files, which give a group of rows at a time; training, which reads them in "
         "any order, is faster after vitrieve data pack."
     )
@@ -278,10 +300,12 @@ def _list_one_parquet(folder: Path, file: Path, listing: _Listing) -> None:
         wanted = [*columns.others, *([columns.label] if columns.label else [])]
         wanted += [f"{columns.image}.path"] if columns.is_struct else []
         rows = parquet.read(columns=wanted).to_pylist() if wanted else [{} for _ in range(parquet.metadata.num_rows)]
-    if columns.names is not None:
-        if listing.label_names not in (None, columns.names):
+    if columns.note:
+        listing.tell(columns.note)
+    if columns.label is not None:
+        if listing.is_labeled and listing.label_names != columns.names:
             raise DataError(f"{file} numbers its classes otherwise than the files before it.")
-        listing.label_names = columns.names
+        listing.is_labeled, listing.label_names = True, columns.names
     role, stem = find_role(relative), printable_name(relative.removesuffix(PARQUET_SUFFIX))
     for number, cells in enumerate(rows):
         name = (cells.get(columns.image) or {}).get("path") if columns.is_struct else None
@@ -299,10 +323,15 @@ def _list_one_parquet(folder: Path, file: Path, listing: _Listing) -> None:
 
 
 def _name_label(value: Any, columns: _Columns, where: str) -> str:
-    if columns.label is None:
-        return NO_LABEL
+    """Name the class of a row; empty for a missing one, which is null, or -1 where classes are numbered.
+
+    Raises:
+        DataError: There is no class of that number.
+    """
     if columns.names is None:
-        return _clean(spell_cell(value)).strip() or NO_LABEL
+        return _clean(spell_cell(value)).strip()
+    if value is None or value == -1:
+        return ""
     if not isinstance(value, int) or not 0 <= value < len(columns.names):
         raise DataError(f"{where}: the label is {value!r}, and there are {len(columns.names)} classes.")
     return columns.names[value]
@@ -322,6 +351,10 @@ def _find_columns(parquet: pq.ParquetFile, file: Path) -> _Columns:
     leaves = [parquet.schema.column(number).path for number in range(len(parquet.schema))]
     numbered = (name for name, one in features.items() if one.get("_type") == "ClassLabel" and name in schema.names)
     label = next(numbered, LABEL_COLUMN if LABEL_COLUMN in schema.names else None)
+    note = ""
+    if label is not None and not is_name_type(schema.field(label).type):
+        note = f"the column {label!r} is of the type {schema.field(label).type}, which names no class, and is no label."
+        label = None
     names = features.get(label, {}).get("names") if label else None
     return _Columns(
         image=image,
@@ -330,6 +363,7 @@ def _find_columns(parquet: pq.ParquetFile, file: Path) -> _Columns:
         label=label,
         names=None if names is None else tuple(_clean(str(name)) for name in names),
         others=tuple(one.name for one in schema if one.name not in (image, label) and _is_scalar(one.type)),
+        note=note,
     )
 
 

@@ -7,6 +7,7 @@ A reader of a source (``grocery.py``, ``emoji.py``, ``folder.py``, ``table.py``)
 from __future__ import annotations
 
 import os
+import re
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -265,9 +266,20 @@ class Dataset:
         return tuple(record for record in self.records if record.split in splits)
 
 
+_HALVES = re.compile("[\ud800-\udc7f\udd00-\udfff]")
+"""Halves of a character such as an emoji; those between them stand for bytes of a file name that are not UTF-8."""
+
+
 def printable_name(name: str) -> str:
-    r"""Spell bytes of a file name that are not UTF-8 as ``\xNN``, so that JSON and Parquet can hold the name."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    r"""Spell bytes of a file name that are not UTF-8 as ``\xNN``, so that JSON and Parquet can hold the name.
+
+    JSON may hold half of an emoji, where another program has cut a text: it becomes a replacement character.
+
+    >>> print(printable_name("caf\udce9"), printable_name("fish \ud83d") == "fish \N{REPLACEMENT CHARACTER}")
+    caf\xe9 True
+    """
+    whole = _HALVES.sub("\N{REPLACEMENT CHARACTER}", name)
+    return whole.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 PATH_BYTES_PREFIX = "file://"

@@ -118,6 +118,7 @@ def forget_labels(dataset: Dataset) -> Dataset:
         records=tuple(records),
         label_names=tuple(names),
         positive_pairs=(),
+        more_labels={},
         notes=(*dataset.notes, note),
         is_unlabeled=True,
     )

@@ -12,7 +12,7 @@ import io
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -88,6 +88,7 @@ class ShardSet:
         license: ...
         positive_pairs: ...
         ground_truth: ...
+        more_labels: ...
     """
 
     name: str
@@ -101,6 +102,7 @@ class ShardSet:
     license: str = ""
     positive_pairs: tuple[tuple[str, str], ...] = ()
     ground_truth: Mapping[str, GroundTruth] | None = None
+    more_labels: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 def add_set(schema: pa.Schema, shard_set: ShardSet) -> pa.Schema:
@@ -150,6 +152,10 @@ def _build_set(values: dict[str, Any]) -> ShardSet:
         else {
             query: GroundTruth(easy=tuple(truth["easy"]), hard=tuple(truth["hard"]), junk=tuple(truth["junk"]))
             for query, truth in truths.items()
+        },
+        more_labels={
+            image_id: tuple(map(int, labels))
+            for image_id, labels in values.pop("more_labels", {}).items()  # there was none before 30 November 2026
         },
     )
 
@@ -349,6 +355,7 @@ def build_dataset(table: pa.Table, shard_set: ShardSet, folder: Path) -> Dataset
         license=shard_set.license,
         positive_pairs=shard_set.positive_pairs,
         ground_truth=shard_set.ground_truth,
+        more_labels=shard_set.more_labels,
     )
 
 
@@ -476,6 +483,7 @@ def describe_set(dataset: Dataset) -> ShardSet:
         license=dataset.license,
         positive_pairs=dataset.positive_pairs,
         ground_truth=dataset.ground_truth,
+        more_labels=dataset.more_labels,
     )
 
 

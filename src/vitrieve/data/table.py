@@ -45,13 +45,26 @@ from vitrieve.quoting import quote_name
 from vitrieve.systems import DRIVE
 
 
-def check_type(file: Path, name: str, kind: Any) -> None:
-    """Refuse a type whose spelling is no name: a list as a label would become the class ``['a', 'b']``."""
+def is_name_type(kind: Any) -> bool:
+    """Say whether values of a type of Arrow are names: a list as a label would become the class ``['a', 'b']``."""
     from pyarrow import types
 
     value = kind.value_type if types.is_dictionary(kind) else kind
-    is_text = types.is_string(value) or types.is_large_string(value) or types.is_string_view(value)
-    if is_text or types.is_null(value) or (name != "path" and (types.is_integer(value) or types.is_boolean(value))):
+    return _is_text(kind) or bool(types.is_integer(value) or types.is_boolean(value))
+
+
+def _is_text(kind: Any) -> bool:
+    from pyarrow import types
+
+    value = kind.value_type if types.is_dictionary(kind) else kind
+    return bool(
+        types.is_string(value) or types.is_large_string(value) or types.is_string_view(value) or types.is_null(value)
+    )
+
+
+def _check_type(file: Path, name: str, kind: Any) -> None:
+    """Refuse a column of which the values are no paths, or no labels."""
+    if _is_text(kind) if name == "path" else is_name_type(kind):
         return
     labels = "one label a row" if name == "label" else "labels with semicolons between"
     accepted = "text" if name == "path" else f"text or whole numbers, {labels}"
@@ -308,13 +321,16 @@ def _note_split(records: tuple[ImageRecord, ...], columns: list[str], label_name
     return note_class_split(len(label_names), _count_test_classes(records))
 
 
+def note_respelled(found: Sequence[FoundPath]) -> tuple[str, ...]:
+    """Tell how many files have the other Unicode form of the name that a table gives."""
+    num_respelled = sum(one.is_respelled for one in found)
+    if not num_respelled:
+        return ()
+    return (f"{num_respelled} of {len(found)} files were found under the other Unicode form of the name (NFC, NFD).",)
+
+
 def _note_spellings(entries: list[_Entry], columns: list[str]) -> tuple[str, ...]:
-    notes = []
-    num_respelled = sum(entry.found.is_respelled for entry in entries)
-    if num_respelled:
-        notes.append(
-            f"{num_respelled} of {len(entries)} files were found under the other Unicode form of the name (NFC, NFD)."
-        )
+    notes = [*note_respelled([entry.found for entry in entries])]
     missing = [(entry.where, name) for entry in entries if (name := _find_missing(entry)) is not None]
     if missing and "label" in columns:
         notes.append(
@@ -390,11 +406,14 @@ def _read_csv(file: Path) -> tuple[list[str], Iterator[_Row]]:
 
 
 def _number_lines(file: Path, text: str) -> Iterator[tuple[int, list[str]]]:
-    """Yield the cells of each line that is not empty, with the line's number, from 1."""
+    """Yield the cells of each line that is not empty, with the line's number, from 1.
+
+    Spreadsheets write the rows that were emptied as lines of separators.
+    """
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     try:
         for cells in reader:
-            if cells:
+            if any(map(str.strip, cells)):
                 yield reader.line_num, cells
     except csv.Error as error:
         raise DataError(f"{file}, line {reader.line_num}: {error}.") from None
@@ -421,7 +440,7 @@ def _read_parquet(file: Path) -> tuple[list[str], Iterator[_Row]]:
     _check_columns(file, columns)
     for name in ("path", "label", MORE_LABELS_COLUMN):
         if name in columns:
-            check_type(file, name, table.schema.field(name).type)
+            _check_type(file, name, table.schema.field(name).type)
     values = zip(*lists, strict=True)
     rows = (
         _Row(where=f"{file}, row {number}", cells=dict(zip(columns, map(spell_cell, cells), strict=True)))
@@ -432,7 +451,8 @@ def _read_parquet(file: Path) -> tuple[list[str], Iterator[_Row]]:
 
 def _check_columns(file: Path, columns: list[str]) -> None:
     """Refuse a table that lacks a column, or spells one so that it would silently become metadata."""
-    repeated = [name for name, count in Counter(columns).items() if count > 1]
+    # A column without a name is passed over (_is_metadata); spreadsheets write several behind the last one.
+    repeated = [name for name, count in Counter(columns).items() if name and count > 1]
     if repeated:
         raise DataError(f"{file} has the column {repeated[0]!r} twice.")
     known = {_fold(name): name for name in (*KNOWN_COLUMNS, JUNK_COLUMN)}

@@ -232,7 +232,7 @@ def walk_pictures(folder: Path, exclude: Sequence[str] = ()) -> Walk:
     rules = Rules(folder, exclude)
     try:
         above = {_identify(parent) for parent in (folder.resolve(), *folder.resolve().parents)}
-        top = _scan(folder)
+        top = list_entries(folder)
     except OSError as error:
         raise DataError(f"the folder {folder} cannot be read: {error.strerror or error}.") from None
     walk = Walk()
@@ -263,7 +263,7 @@ def _visit(
     elif is_folder:
         try:
             identity = _identify(Path(entry.path))
-            below = [] if identity in visited else _scan(Path(entry.path))
+            below = [] if identity in visited else list_entries(Path(entry.path))
         except OSError as error:
             walk.unreadable.append((path, error.strerror or str(error)))
             return
@@ -295,7 +295,13 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def _scan(folder: Path) -> list[os.DirEntry[str]]:
+def list_entries(folder: Path) -> list[os.DirEntry[str]]:
+    """List what is in a folder, sorted by name.
+
+    Raises:
+        OSError: The folder cannot be listed, or may be, but nothing in it may be looked at (``chmod -R 644``).
+    """
+    os.stat(os.path.join(folder, os.curdir))
     with os.scandir(folder) as entries:
         return sorted(entries, key=lambda entry: entry.name)
 

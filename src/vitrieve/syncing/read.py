@@ -191,8 +191,12 @@ def _build_state(
 
 
 def find_status(record: ImageRecord) -> os.stat_result | None:
-    """Ask for size and times of a record's file; None when there is none, or it may not be asked for."""
+    """Ask for size and times of a record's file; None when there is none.
+
+    Raises:
+        OSError: The system does not tell: a permission is missing, a disk fails, a server of files is away.
+    """
     try:
         return stat_picture(record.path)
-    except (OSError, ValueError):  # ValueError: a NUL character in a manifest's path
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a NUL character in a manifest's path
         return None

@@ -17,7 +17,7 @@ from pathlib import Path
 from vitrieve.data.folder import read_flat_folder
 from vitrieve.data.records import Dataset, ImageRecord
 from vitrieve.data.sources import find_source_path, is_folder_source, read_collection
-from vitrieve.data.walk import Rules
+from vitrieve.data.walk import Rules, list_entries
 from vitrieve.embed.collection import name_labels
 from vitrieve.errors import DataError
 from vitrieve.quoting import quote_name
@@ -157,7 +157,11 @@ def find_differences(
     unread, undescribed, away = [], [], []
     for record in records:
         state = states.get(record.image_id)
-        status = None if state is None else find_status(record)
+        try:
+            status = None if state is None else find_status(record)
+        except OSError:  # nobody can say that it is gone: who reads it tells the reason, and the index keeps it
+            unread.append(record)
+            continue
         if state is not None and state.reason is None and status is None:
             away.append(record)
         elif state is None or is_checksum or not _is_same_content(record, state, status):
@@ -301,8 +305,8 @@ def _is_unreachable(folder: Path) -> bool:
     except (OSError, ValueError):
         return False  # it is not there at all: somebody may have removed it
     try:
-        with os.scandir(folder):
-            return False
+        list_entries(folder)
+        return False
     except NotADirectoryError:
         return False
     except OSError:

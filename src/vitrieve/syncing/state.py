@@ -98,11 +98,13 @@ class StateFile:
             index: The index's folder, which exists.
 
         Raises:
-            ArtifactError: Another sync works on this index, or the file is damaged or of a newer vitrieve.
+            ArtifactError: Another sync works on this index, or the file is damaged, of a newer vitrieve, or may not be
+                made or opened.
         """
         self.index = index
         self._path = index / STATE_NAME
-        self._connection = sqlite3.connect(self._path, timeout=0, isolation_level=None)
+        with self._explained():
+            self._connection = sqlite3.connect(self._path, timeout=0, isolation_level=None)
         try:
             with self._explained():
                 self._begin()

@@ -22,7 +22,7 @@ from vitrieve.artifacts import MANIFEST_NAME
 from vitrieve.data.decode import list_image_suffixes
 from vitrieve.data.sources import find_source_path
 from vitrieve.data.walk import IGNORE_NAME, Rules
-from vitrieve.errors import ConfigError, DataError, InputError
+from vitrieve.errors import ConfigError, DataError, InputError, first_line
 from vitrieve.progress import print_failure, print_message
 from vitrieve.runtime.encoder import Encoder
 from vitrieve.syncing.scan import Collection, recall_exclude, scan_collection
@@ -154,15 +154,8 @@ def _watch_place(
     kept_index = _identify(index)
     looked = float("-inf")
     rules = Rules(root, exclude)
-    notices = watch(
-        root,
-        watch_filter=lambda change, name: _may_matter(change, Path(name), rules, path, index),
-        debounce=DEBOUNCE_MS,
-        step=QUIET_MS,
-        rust_timeout=TICK_MS,
-        yield_on_timeout=True,
-        stop_event=stop,
-        ignore_permission_denied=True,
+    notices = _hear(
+        root, lambda change, name: _may_matter(change, Path(name), rules, path, index), stop, rescan_seconds
     )
     for changes in notices:
         if _describe_place(root) != place:
@@ -173,6 +166,43 @@ def _watch_place(
             rules = Rules(root, exclude)  # one of the files with patterns may have changed
             yield
             looked, kept_index = time.monotonic(), _identify(index)
+
+
+def _hear(root: Path, may_matter: Callable[[Change, str], bool], stop: Event, rescan_seconds: float) -> Iterator[bool]:
+    """Yield whether the system has told of changes, at least every ``TICK_MS``, until ``stop`` is set.
+
+    A folder that may not be read is left out. The system watches a limited number of folders: where that is not enough,
+    it is told once, the library watches as many as it can, and the regular look finds the rest.
+    """
+    is_told = False
+    for is_lenient in (False, True):  # a library that is told to leave out folders is silent about the limit, too
+        try:
+            notices = watch(
+                root,
+                watch_filter=may_matter,
+                debounce=DEBOUNCE_MS,
+                step=QUIET_MS,
+                rust_timeout=TICK_MS,
+                yield_on_timeout=True,
+                stop_event=stop,
+                ignore_permission_denied=is_lenient,
+            )
+            yield from map(bool, notices)
+            return
+        except FileNotFoundError:
+            raise
+        except PermissionError:
+            continue
+        except (OSError, RuntimeError) as error:
+            if not is_told:
+                print_message(
+                    f"the system does not tell of every change in {root} ({first_line(error)}); all of it is looked "
+                    f"at every {rescan_seconds:g} seconds. On Linux fs.inotify.max_user_watches and "
+                    "fs.inotify.max_user_instances are its limits."
+                )
+            is_told = True
+    while not stop.wait(TICK_MS / 1_000):
+        yield False
 
 
 def _describe_place(root: Path) -> tuple[object, ...]:
