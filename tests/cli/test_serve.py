@@ -17,7 +17,7 @@ from vitrieve.data.sources import read_collection
 from vitrieve.embed.collection import embed_collection
 from vitrieve.index.open import build_index
 from vitrieve.runtime.encoder import load_encoder
-from vitrieve.serve.settings import read_token
+from vitrieve.serve.settings import MEBIBYTE, ServeSettings, read_token
 
 
 @pytest.fixture
@@ -76,6 +76,18 @@ def test_serve_refuses_wrong_input_with_one_message(words: list[str], part: str,
     assert part in done.stderr
     assert done.stderr.count("error: ") == 1
     assert done.stdout == ""
+
+
+@pytest.mark.parametrize(("most_mib", "held_mib"), [(25, 256), (300, 300)])
+def test_serve_can_hold_the_largest_picture_that_it_takes(
+    most_mib: int, held_mib: int, index_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[ServeSettings] = []
+    monkeypatch.setattr("vitrieve.serve.server.serve", lambda _, settings, **__: given.append(settings))
+    words = ["serve", "--index", str(index_folder), "--port", "0", "--num-threads", "1"]
+    assert main([*words, "--max-body-mib", str(most_mib)]) == 0
+    limits = given[0].limits
+    assert (limits.body_bytes, limits.held_bytes) == (most_mib * MEBIBYTE, held_mib * MEBIBYTE)
 
 
 def test_serve_says_that_a_port_is_taken(index_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from tests.search.memory_store import ForgetfulStore, MemoryStore
 from vitrieve.data.records import ImageRecord
 from vitrieve.errors import ConfigError, DataError, DecodeError, FingerprintError, InputError
 from vitrieve.index.filter import Condition, FilterLike, parse_filter
-from vitrieve.index.store import StoreInfo, VectorStore
+from vitrieve.index.store import Hit, StoreInfo, VectorStore
 from vitrieve.runtime.encoder import Encoder, load_encoder
 from vitrieve.search.query import MINUS_WEIGHT, combine_examples, read_example
 from vitrieve.search.request import Example, SearchAnswer, SearchRequest
@@ -290,6 +291,33 @@ def test_group_by_leaves_images_without_the_column_alone(searcher: Searcher) -> 
     assert len(alone) == sum(row % 7 == 0 for row in range(300) if row != 42)
     assert not any(result.others for result in alone)
     assert len(answer.results) == len(alone) + 5
+
+
+def test_group_by_leaves_empty_cells_alone(searcher: Searcher, store: MemoryStore) -> None:
+    """A table writes an empty cell where a picture has no value: it is none that pictures could share."""
+    for image_id, (vector, record) in list(store.images.items()):
+        store.images[image_id] = (vector, replace(record, metadata={"artist": "", **record.metadata}))
+    answer = searcher.answer(by_id("0042", k=299, group_by="artist"))
+    alone = [result for result in answer.results if not result.metadata["artist"]]
+    assert len(alone) == sum(row % 7 == 0 for row in range(300) if row != 42)
+    assert not any(result.others for result in alone)
+    assert len(answer.results) == len(alone) + 5
+
+
+@pytest.mark.parametrize("settings", [{"is_near_duplicate_grouped": True}, {"reranking": "k_reciprocal"}])
+def test_an_image_that_is_removed_during_a_search_is_left_out(settings: dict[str, object], encoder: Encoder) -> None:
+    class Removing(MemoryStore):
+        def search(self, queries: np.ndarray, k: int, filter: FilterLike = ()) -> list[list[Hit]]:
+            found = super().search(queries, k, filter)
+            self.delete([found[0][2].record.image_id])  # the image itself is the first
+            return found
+
+    usual = ids(Searcher(fill(MemoryStore(describe(encoder))), encoder).answer(by_id("0042", **settings)))
+    store = fill(Removing(describe(encoder)))
+    found = ids(Searcher(store, encoder).answer(by_id("0042", **settings)))
+    assert len(found) == 10
+    assert set(found) <= set(store.image_ids())
+    assert set(usual) - set(found)
 
 
 def test_group_by_refuses_an_unknown_column(searcher: Searcher) -> None:

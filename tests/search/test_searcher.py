@@ -17,11 +17,13 @@ from vitrieve.embed.collection import embed_collection
 from vitrieve.errors import ArtifactError, ConfigError, DecodeError, FingerprintError
 from vitrieve.index.open import build_index, open_index
 from vitrieve.index.store import VectorStore
+from vitrieve.rerank.remember import KeptReranking, save_kept
 from vitrieve.runtime.encoder import Encoder, load_encoder
 from vitrieve.search import searcher as searcher_module
 from vitrieve.search.query import read_example
-from vitrieve.search.request import Example
+from vitrieve.search.request import Example, SearchRequest
 from vitrieve.search.searcher import Searcher
+from vitrieve.search.threshold import THRESHOLD_NAME, Threshold, save_threshold
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +67,32 @@ def test_search_finds_the_picture_itself_first(searcher: Searcher, picture_folde
     assert results[0].path == picture_folder / "07.png"
     scores = [result.score for result in results]
     assert scores == sorted(scores, reverse=True)
+
+
+def test_a_searcher_notices_what_a_command_lets_the_index_remember(
+    searcher: Searcher, index_folder: Path, picture_folder: Path
+) -> None:
+    """A service is not started again after ``vitrieve calibrate`` and ``evaluate --rerank auto --index``."""
+    request = SearchRequest(plus=(Example(picture=picture_folder / "07.png"),))
+
+    def ask() -> tuple[bool | None, float | None, str]:
+        answer = searcher.answer(request)
+        return answer.is_match, answer.threshold, answer.reranking
+
+    own = searcher.encoder.fingerprint
+    assert ask() == (None, None, "none")
+    save_threshold(Threshold(score=0.5, fingerprint=own, method="by hand"), index_folder)
+    assert ask() == (True, 0.5, "none")
+    save_kept(KeptReranking(name="k_reciprocal", fingerprint=own, reason="by hand"), index_folder)
+    assert ask() == (True, 0.5, "k_reciprocal")
+    save_threshold(Threshold(score=1.5, fingerprint=own, method="by hand"), index_folder)
+    assert ask() == (False, 1.5, "k_reciprocal")
+    save_kept(KeptReranking(name="k_reciprocal", fingerprint="0" * 64, reason="another encoder"), index_folder)
+    (index_folder / THRESHOLD_NAME).unlink()
+    assert ask() == (None, None, "none")
+    (index_folder / THRESHOLD_NAME).write_text("{")
+    with pytest.raises(ArtifactError, match="damaged"):
+        ask()
 
 
 def test_search_takes_paths_bytes_and_pictures_alike(searcher: Searcher, picture_folder: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -67,9 +68,13 @@ def measure_slowly(vectors: np.ndarray, values: list[str | None]) -> tuple[list[
     return known, unknown
 
 
-def test_calibrate_index_counts_as_a_slow_reference_does() -> None:
+@pytest.mark.parametrize("is_empty", [False, True])
+def test_calibrate_index_counts_as_a_slow_reference_does(is_empty: bool) -> None:
+    """A picture without a label has no class, and so has one of which the table's cell is empty."""
     vectors, records = draw_collection()
     known, unknown = measure_slowly(vectors, [record.metadata.get("label") for record in records])
+    if is_empty:
+        records = [replace(record, metadata={"label": "", **record.metadata}) for record in records]
     threshold = calibrate_index(fill(vectors, records), column="label", false_accept_rate=0.1)
     assert (threshold.num_known, threshold.num_unknown) == (len(known), len(unknown))
     assert threshold.false_accept_rate == np.mean(np.array(unknown) >= threshold.score)

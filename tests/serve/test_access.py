@@ -12,7 +12,7 @@ from vitrieve.errors import ConfigError
 from vitrieve.search.searcher import Searcher
 from vitrieve.serve import server
 from vitrieve.serve.app import create_app
-from vitrieve.serve.middleware import COOKIE, split_host
+from vitrieve.serve.middleware import COOKIE, build_cookie, split_host
 from vitrieve.serve.server import listen, local_hosts, spell_address
 from vitrieve.serve.settings import LOCAL_NAMES, ProxySettings, ServeSettings, is_local, read_token
 
@@ -70,6 +70,38 @@ def test_a_browser_signs_in_and_comes_back_to_where_it_was(connect: Connect) -> 
     assert client.get(after).status_code == 200
     client.cookies.clear()
     assert client.get(after, headers={"Cookie": f"{COOKIE}={'0' * 64}"}).status_code == 401
+
+
+def test_a_browser_stays_signed_in_to_services_at_several_ports(connect: Connect) -> None:
+    """For a browser they are one place, and their cookies are one."""
+    clients = {token: connect(token=token) for token in (TOKEN, "another-token-of-some-length")}
+    cookie = "theme=dark"
+    for token, client in clients.items():
+        form = {"token": (None, token), "after": (None, "/")}
+        answer = client.post("/login", files=form, headers={"Cookie": cookie})
+        cookie = answer.headers["set-cookie"].partition(";")[0]
+        client.cookies.clear()
+    for client in clients.values():
+        assert client.get("/columns", headers={"Cookie": cookie}).status_code == 200
+
+
+def test_a_cookie_of_another_path_does_not_hide_the_own_one(connect: Connect) -> None:
+    """A browser sends the cookies of ``/photos`` and of ``/`` to ``/photos``, both under one name."""
+    client = connect(token=TOKEN, proxy=ProxySettings(root_path="/photos"))
+    own, other = build_cookie(TOKEN), build_cookie("another-token-of-some-length")
+    for cookies in ([own, other], [other, own], [f"{other}.{own}", "x", other]):
+        headers = {"Cookie": "; ".join(f"{COOKIE}={value}" for value in cookies)}
+        assert client.get("/photos/columns", headers=headers).status_code == 200
+    headers = {"Cookie": f"{COOKIE}={other}; {COOKIE}=; theme=dark; x{COOKIE}={own}"}
+    assert client.get("/photos/columns", headers=headers).status_code == 401
+
+
+def test_signing_in_after_a_form_leads_to_a_page(connect: Connect, picture: bytes) -> None:
+    client = connect(token=TOKEN, proxy=ProxySettings(root_path="/photos"))
+    asked = client.post("/photos/uploads", files={"image": picture}, headers={"Accept": "text/html"})
+    assert (asked.status_code, 'name="after" value="/"' in asked.text) == (401, True)
+    script = client.post("/photos/uploads", files={"image": picture}, headers={"Accept": "application/json"})
+    assert "sign in at /photos/login" in script.json()["detail"]
 
 
 @pytest.mark.parametrize(

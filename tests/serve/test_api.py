@@ -3,6 +3,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -93,6 +94,18 @@ def test_search_takes_examples_with_plus_and_minus(client: TestClient, searcher:
         )
     )
     assert [one["image_id"] for one in answer["results"]] == [one.image_id for one in expected.results]
+
+
+@pytest.mark.parametrize("encode", [base64.b64encode, base64.urlsafe_b64encode])
+@pytest.mark.parametrize("beginning", ["", "data:image/png;base64,"])
+def test_search_takes_a_picture_as_browsers_and_libraries_spell_it(
+    client: TestClient, picture: bytes, encode: Callable[[bytes], bytes], beginning: str
+) -> None:
+    text = encode(picture).decode()
+    assert ("-" in text or "_" in text) == (encode is base64.urlsafe_b64encode)
+    answer = client.post("/search", json={"examples": [{"image": beginning + text}]})
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["results"] == client.post("/search", content=picture).json()["results"]
 
 
 def test_search_by_box_is_search_by_the_cut_out(client: TestClient, picture: bytes) -> None:

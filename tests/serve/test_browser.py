@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import codecs
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -132,6 +133,23 @@ def test_drop_and_paste_a_picture(page: Page, photograph: Path) -> None:
     page.wait_for_url(re.compile(r"\?upload="))
 
 
+def test_a_text_is_pasted_as_text_where_one_types(page: Page) -> None:
+    """Spreadsheets put a picture of their cells beside the text; a picture alone is searched for from anywhere."""
+    page.goto("/")
+    is_left_alone = """([place, hasText]) => {
+        const data = new DataTransfer();
+        data.items.add(new File(["no picture"], "cells.png", { type: "image/png" }));
+        if (hasText) data.setData("text/plain", "red cup");
+        const event = new ClipboardEvent("paste", { clipboardData: data, bubbles: true, cancelable: true });
+        return document.querySelector(place).dispatchEvent(event);
+    }"""
+    assert page.evaluate(is_left_alone, ["#words", True])
+    expect(page.locator("#loading-picture")).to_have_count(0)
+    assert not page.evaluate(is_left_alone, ["#words", False])
+    page.goto("/")
+    assert not page.evaluate(is_left_alone, ["body", True])
+
+
 def test_photograph_with_the_camera(page: Page) -> None:
     page.goto("/")
     page.get_by_role("button", name="Use the camera").click()
@@ -246,7 +264,9 @@ def test_chosen_pictures_stay_chosen_and_are_exported_and_tagged(page: Page, own
     expect(checks.nth(2)).to_be_checked()
     with page.expect_download() as download:
         page.get_by_role("button", name="Export CSV").click()
-    rows = download.value.path().read_text().split("\n")
+    assert download.value.path().read_bytes().startswith(codecs.BOM_UTF8), "Excel would take it for another encoding"
+    rows = download.value.path().read_text(encoding="utf-8-sig").split("\n")
+    assert rows[0].rstrip() == '"image_id","title","score"'
     assert [row.split(",")[0].strip('"') for row in rows[1:3]] == chosen
     assert rows[1].split(",")[1] == '"\'=1+1"', "a spreadsheet would compute it"
     tags = page.locator("#tag-chosen input")

@@ -290,6 +290,21 @@ def test_an_index_that_is_replaced_touches_no_other(start: Start, tmp_path: Path
     assert services["birds"].searcher.encoder is before["birds"].encoder
 
 
+@pytest.mark.parametrize("accept", ["application/json", "text/html"])
+def test_the_list_counts_an_index_that_was_replaced(start: Start, tmp_path: Path, accept: str) -> None:
+    client = start()
+    assert client.delete("/c/cats/images/class2/1.png", headers=bearer(ALL_WRITE)).status_code == 200
+    shutil.move(tmp_path / "birds-index", tmp_path / "old")
+    shutil.copytree(tmp_path / "cats-index", tmp_path / "birds-index")
+    answer = client.get("/", headers={**bearer(ALL), "Accept": accept})
+    if accept == "text/html":
+        assert re.findall(r"([\d,]+) pictures", answer.text) == ["19", "19", "20"]
+        assert "does not answer" not in answer.text
+    else:
+        nums = {one["name"]: one["num_images"] for one in answer.json()["collections"]}
+        assert nums == {"birds": 19, "cats": 19, "dogs": 20}
+
+
 def test_behind_a_proxy_every_address_has_its_prefix(start: Start) -> None:
     client = start(proxy=ProxySettings(root_path="/photos"))
     page = client.get("/photos/", headers={**bearer(ALL), "Accept": "text/html"}).text
@@ -435,6 +450,7 @@ def test_the_document_of_one_collection_says_where_it_is(start: Start) -> None:
     document = client.get("/c/cats/openapi.json", headers=bearer(ALL)).json()
     assert document["servers"] == [{"url": "/photos/c/cats"}]
     whole = client.get("/openapi.json", headers=bearer(READ["cats"])).json()
+    assert whole["servers"] == [{"url": "/photos"}]
     assert {path for path in whole["paths"] if path.startswith("/c/{name}/")} == {
         f"/c/{{name}}{path}" for path in document["paths"]
     }

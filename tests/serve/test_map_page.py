@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import codecs
 import json
 import re
 import shutil
@@ -209,7 +210,10 @@ def test_lasso_save_groups_and_keys(browser: Browser, page_file: Path, made: Col
     expect(page.locator("#map-cards img")).to_have_count(60)
     with page.expect_download() as download:
         page.get_by_role("button", name="Save as CSV").click()
-    text = Path(download.value.path()).read_text()
+    assert Path(download.value.path()).read_bytes().startswith(codecs.BOM_UTF8), (
+        "Excel would take it for another encoding"
+    )
+    text = Path(download.value.path()).read_text(encoding="utf-8-sig")
     lines = text.splitlines()
     assert lines[0] == '"image_id","title","cluster"'
     assert '"0/01.png","red","Group 1: red"' in lines

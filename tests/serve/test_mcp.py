@@ -100,6 +100,15 @@ def test_every_way_of_searching_finds_what_the_searcher_finds(
     assert len(list_ids(grouped)) == 5
 
 
+def test_arguments_that_are_left_empty_are_none(address: str) -> None:
+    empty = {"text": "", "image": "", "path": "", "group_by": "", "cursor": ""}
+    found = call(address, "search", **{**empty, "image_id": "class0/0.png"})
+    assert list_ids(found) == list_ids(call(address, "search", image_id="class0/0.png"))
+    assert "columns" in call(address, "facets", column="").structured_content
+    assert "say what to search for" in refuse(address, "search", **empty)
+    assert "image_id" in refuse(address, "get_image", image_id="")
+
+
 def test_pages_show_every_image_once(address: str) -> None:
     found: list[str] = []
     cursor = None
@@ -228,6 +237,11 @@ def test_the_gate_is_that_of_the_service(searcher: Searcher) -> None:
         assert httpx.post(url, json=message, headers={**headers, "Host": "evil.example"}).status_code == 400
         assert httpx.post(url, json=message, headers={**headers, "Origin": "https://evil.example"}).status_code == 403
         assert httpx.get(url, headers=headers).status_code == 405
+        assert len(httpx.post(f"{url}/", json=message, headers=headers).json()["result"]["tools"]) == 5
+        assert httpx.post(f"{url}/", json=message).status_code == 401
+        assert httpx.get(f"{server.address}/readyz/", headers=headers).status_code == 404, (
+            "no redirect to a made address"
+        )
         answer = httpx.post(url, json=message, headers=headers)
         assert len(answer.json()["result"]["tools"]) == 5
         assert "mcp-session-id" not in answer.headers

@@ -6,9 +6,10 @@ import pytest
 import schemathesis
 from hypothesis import HealthCheck, given, settings
 
-from tests.serve.conftest import Server
+from tests.serve.conftest import Connect, Server
 from vitrieve.search.searcher import Searcher
 from vitrieve.serve.app import create_app
+from vitrieve.serve.settings import ProxySettings
 
 schemathesis.checks.load_all_checks()
 CHECKS = [
@@ -64,6 +65,14 @@ def test_no_answer_is_undocumented(
     if mode == schemathesis.GenerationMode.NEGATIVE and path in ANYTHING_GOES:
         pytest.skip("no value could break the document: it takes any text, or nothing")
     check()
+
+
+@pytest.mark.parametrize(("prefix", "servers"), [("", None), ("/photos", [{"url": "/photos"}])])
+def test_document_says_behind_which_prefix_the_service_is(
+    connect: Connect, prefix: str, servers: list[dict[str, str]] | None
+) -> None:
+    client = connect(proxy=ProxySettings(root_path=prefix))
+    assert client.get(f"{prefix}/openapi.json").json().get("servers") == servers
 
 
 def test_document_describes_the_bodies_of_a_search(searcher: Searcher) -> None:

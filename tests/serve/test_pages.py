@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import re
+import shutil
+from dataclasses import replace
 from html import unescape
 from operator import or_
 from pathlib import Path
@@ -16,6 +18,7 @@ from starlette.testclient import TestClient
 from tests.serve.conftest import Connect, make_picture
 from vitrieve.data import decode
 from vitrieve.index.filter import Condition, parse_filter, passes, read_kinds, resolve_filter
+from vitrieve.runtime.encoder import load_encoder
 from vitrieve.search.request import SearchResult
 from vitrieve.search.searcher import Searcher
 from vitrieve.serve.app import create_app
@@ -131,6 +134,25 @@ def test_a_condition_from_the_pages_fields_is_one_whatever_its_signs(client: Tes
     address = client.get("/?" + urlencode(fields)).headers["location"]
     assert parse_qs(urlsplit(address).query)["filter"] == ['"size <= 5"="one|two "']
     assert client.get("/?plus=a.png&column=copy&operator=~&value=x", headers=HTML).status_code == 422
+
+
+def test_the_page_names_a_column_as_it_is_spelled(
+    index_folder: Path, tiny_encoder_folder: Path, tmp_path: Path
+) -> None:
+    """Without a value of its own an option has its text as browsers show it, where two blanks are one."""
+    column = "shelf  no"
+    shutil.copytree(index_folder, tmp_path / "index")
+    with Searcher.open(tmp_path / "index", load_encoder(tiny_encoder_folder, engine="onnx", num_threads=1)) as searcher:
+        vectors, records = searcher.store.get(["class0/0.png", "class0/1.png"])
+        searcher.store.upsert(vectors, [replace(one, metadata={**one.metadata, column: "7"}) for one in records])
+        with TestClient(create_app(searcher), follow_redirects=True) as client:
+            page = client.get("/?plus=class1%2F0.png", headers=HTML).text
+            for name in ("column", "group_by"):
+                (options,) = re.findall(rf'<select name="{name}">(.*?)</select>', page)
+                assert f'<option value="{column}">' in options
+                assert "<option>" not in options
+            query = urlencode({"plus": "class1/0.png", "column": column, "operator": "=", "value": "7"})
+            assert len(find_titles(client.get(f"/?{query}", headers=HTML).text)) == 2
 
 
 def test_the_same_picture_has_the_same_address(client: TestClient, picture: bytes) -> None:

@@ -82,9 +82,11 @@ def run(arguments: Arguments) -> int:
     from vitrieve.serve.settings import MEBIBYTE, Limits, ServeSettings, share_cores
 
     num_threads, num_workers = share_cores(arguments.num_processes, arguments.num_threads, arguments.num_workers)
+    body_bytes = arguments.max_body_mib * MEBIBYTE
     limits = Limits(
         num_workers=num_workers,
-        body_bytes=arguments.max_body_mib * MEBIBYTE,
+        body_bytes=body_bytes,
+        held_bytes=max(Limits.held_bytes, body_bytes),  # one always fits
         resident_bytes=arguments.resident_mib * MEBIBYTE,
         reads_per_minute=arguments.reads_per_minute,
     )

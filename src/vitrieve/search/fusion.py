@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
 
 import numpy as np
 
-from vitrieve.data.records import ImageRecord
-from vitrieve.errors import DataError
 from vitrieve.index.filter import resolve_filter
 from vitrieve.index.store import Hit, VectorStore
 from vitrieve.search.query import Query
-from vitrieve.search.ranking import GROWTH, MAX_DEPTH, Ranking, choose_depth
+from vitrieve.search.ranking import GROWTH, MAX_DEPTH, Ranking, choose_depth, read_present
 from vitrieve.search.request import Example, SearchRequest
 from vitrieve.search.words import WordIndex, list_query_words
 from vitrieve.similarity import similarity
@@ -101,7 +98,7 @@ def rank_by_words(store: VectorStore, matches: WordMatches, request: SearchReque
             places = matches.places[start : min(depth, end)]
             start, depth = start + len(places), GROWTH * depth
             scores = dict(zip(matches.index.names(places), matches.scores[places], strict=True))
-            _, records = _read_present(store, list(scores))
+            _, records = read_present(store, list(scores))
             yield [Hit(record=record, score=float(scores[record.image_id])) for record in records]
 
     return Ranking(nearest_score=None, levels=fetch())
@@ -145,24 +142,8 @@ def fuse(store: VectorStore, query: Query, matches: WordMatches, ranking: Rankin
 
 
 def _compare(store: VectorStore, query: Query, names: Sequence[str]) -> list[Hit]:
-    vectors, records = _read_present(store, names)
+    vectors, records = read_present(store, names)
     if not records:
         return []
     (scores,) = similarity(query.vector[None], vectors)
     return [Hit(record=record, score=float(score)) for record, score in zip(records, scores, strict=True)]
-
-
-def _read_present(store: VectorStore, names: Sequence[str]) -> tuple[np.ndarray, list[ImageRecord]]:
-    """Read those of some images that are still there: one may have gone since the words were read."""
-    if not names:
-        return np.empty((0, store.info.embedding_dim), np.float32), []
-    with suppress(DataError):
-        return store.get(names)
-    vectors: list[np.ndarray] = []
-    records: list[ImageRecord] = []
-    for name in names:
-        with suppress(DataError):
-            (vector,), (record,) = store.get([name])
-            vectors.append(vector)
-            records.append(record)
-    return np.array(vectors, np.float32).reshape(len(records), store.info.embedding_dim), records

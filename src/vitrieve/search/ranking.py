@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from itertools import chain
 
 import numpy as np
 
+from vitrieve.data.records import ImageRecord
+from vitrieve.errors import DataError
 from vitrieve.index.filter import FilterLike
 from vitrieve.index.store import Hit, VectorStore
 from vitrieve.search.query import Query
@@ -89,9 +92,23 @@ def fetch_levels(
         depth = min(GROWTH * depth, MAX_DEPTH)
 
 
-def read_vectors(store: VectorStore, hits: Sequence[Hit]) -> np.ndarray:
-    """Read the full vectors ``(H, E)`` of some images found."""
-    return store.get([hit.record.image_id for hit in hits])[0]
+def read_vectors(store: VectorStore, hits: Sequence[Hit]) -> tuple[list[Hit], np.ndarray]:
+    """Return those of some images found that are still there, and their full vectors ``(H, E)``."""
+    vectors, records = read_present(store, [hit.record.image_id for hit in hits])
+    there = {record.image_id for record in records}
+    return [hit for hit in hits if hit.record.image_id in there], vectors
+
+
+def read_present(store: VectorStore, image_ids: Sequence[str]) -> tuple[np.ndarray, list[ImageRecord]]:
+    """Read those of some images that are still there: a writer may remove one after it was found."""
+    with suppress(DataError):
+        if image_ids:
+            return store.get(image_ids)
+    if len(image_ids) <= 1:
+        return np.empty((0, store.info.embedding_dim), np.float32), []
+    middle = len(image_ids) // 2  # one that is gone is looked for in ever smaller halves
+    (one, these), (other, those) = (read_present(store, half) for half in (image_ids[:middle], image_ids[middle:]))
+    return np.concatenate([one, other]), [*these, *those]
 
 
 NEAR_DUPLICATE_SIMILARITY = 0.99
@@ -109,8 +126,8 @@ def group_hits(store: VectorStore, levels: Iterable[list[Hit]], request: SearchR
     """Sort images into groups, until there is one more than the request's page needs.
 
     An image joins the group that has its value of ``group_by``; where near-duplicates are grouped, otherwise the group
-    whose first image it nearly equals; or it opens a group. An image without the column opens one, too. A group's first
-    image depends on nearer images only, so that every page finds the same groups.
+    whose first image it nearly equals; or it opens a group. An image without a value in the column opens one, too. A
+    group's first image depends on nearer images only, so that every page finds the same groups.
 
     Returns:
         Groups in the order of their first images; in each, the images met until then, in order, at most
@@ -118,7 +135,7 @@ def group_hits(store: VectorStore, levels: Iterable[list[Hit]], request: SearchR
     """
     groups = _Groups(request.group_by, request.offset + request.k + 1, store.info.embedding_dim)
     for hits in levels:
-        groups.add(hits, read_vectors(store, hits) if request.is_near_duplicate_grouped and hits else None)
+        groups.add(*(read_vectors(store, hits) if request.is_near_duplicate_grouped else (hits, None)))
         if groups.is_enough:
             break
     return groups.found
@@ -142,7 +159,8 @@ class _Groups:
     def add(self, hits: Sequence[Hit], vectors: np.ndarray | None) -> None:
         """Put hits into their groups, the best first; ``vectors`` ``(N, E)`` are theirs where near-duplicates group."""
         for row, hit in enumerate(hits):
-            value = None if self._column is None else hit.record.metadata.get(self._column)
+            # An empty cell says nothing, as a missing one.
+            value = None if self._column is None else hit.record.metadata.get(self._column) or None
             vector = None if vectors is None else vectors[row]
             group = self._find(value, vector)
             if group is None:

@@ -66,7 +66,7 @@ class SearchRequest:
         offset: Results to leave out at the front: the pages of an answer are stable and do not overlap.
         filter: Conditions on the metadata, in any form that ``parse_filter`` reads: ``"year>=2020"``, or several.
         group_by: Metadata column; of the images that share its value only the nearest is a result, the others
-            stand behind it. None: no groups.
+            stand behind it. One that is empty is shared by none. None: no groups.
         is_near_duplicate_grouped: Images nearly equal to a nearer result stand behind it.
         reranking: Method that orders the first results again; ``auto``: the one that the index remembers, where it
             does and the request has what it compares, else none.

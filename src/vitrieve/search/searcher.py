@@ -27,7 +27,7 @@ from vitrieve.index.open import load_index_encoder, open_index, require_encoder
 from vitrieve.index.store import Hit, VectorStore, find_name, read_info
 from vitrieve.rerank.names import NO_RERANKING
 from vitrieve.rerank.parts import ByteArray, PartKind, encode_parts, prepare_parts
-from vitrieve.rerank.remember import KeptReranking, load_kept
+from vitrieve.rerank.remember import KeptReranking
 from vitrieve.rerank.reranker import Reranker, Shortlist, find_reranker
 from vitrieve.runtime.encoder import Encoder
 from vitrieve.runtime.engine import EngineChoice, PrecisionChoice
@@ -35,8 +35,9 @@ from vitrieve.search.fusion import FUSED_DEPTH, WordMatches, find_words, fuse, r
 from vitrieve.search.part_store import PartStore
 from vitrieve.search.query import Query, build_query, prepare_example
 from vitrieve.search.ranking import MAX_DEPTH, Ranking, group_hits, rank_images, read_vectors
+from vitrieve.search.remembered import KeptRemembered, Remembered
 from vitrieve.search.request import Example, SearchAnswer, SearchRequest, SearchResult
-from vitrieve.search.threshold import Threshold, load_threshold
+from vitrieve.search.threshold import Threshold
 from vitrieve.search.words import KeptWords
 
 WRONG_ENCODER_ADVICE = "Search with the index's own encoder, or embed and index the collection again with this one."
@@ -90,6 +91,7 @@ class Searcher:
         self.folder = folder
         self.parts = PartStore(folder, encoder)
         self.words = KeptWords(store)
+        self._remembered: KeptRemembered | None = None
         self._open_again: Callable[[Encoder | str | Path | None], Searcher] | None = None
         self._is_closed = False
 
@@ -182,14 +184,13 @@ class Searcher:
     @classmethod
     def _join(cls, store: VectorStore, encoder: Encoder, index_folder: Path | str) -> Searcher:
         """Join what belongs together; what does not is closed."""
+        folder = Path(index_folder)
         try:
-            return cls(
-                store,
-                encoder,
-                threshold=load_threshold(index_folder),
-                kept=load_kept(index_folder),
-                folder=Path(index_folder),
-            )
+            remembered = KeptRemembered(folder)
+            threshold, kept = remembered.held
+            searcher = cls(store, encoder, threshold=threshold, kept=kept, folder=folder)
+            searcher._remembered = remembered
+            return searcher
         except Exception:
             store.close()
             raise
@@ -232,7 +233,8 @@ class Searcher:
         """
         self._check(request)
         request = self._find_names(request)
-        reranker = choose_reranker(request, self.kept)
+        self.threshold, self.kept = remembered = self._find_remembered()
+        reranker = choose_reranker(request, remembered.kept)
         begun = time.perf_counter()
         words = self.words.find() if request.has_text else None
         matches = None if words is None else find_words(request, words, self.store)
@@ -243,8 +245,8 @@ class Searcher:
         ranking = self._rank(request, query, matches, reranker)
         groups = group_hits(self.store, ranking.levels, request)
         page = groups[request.offset : request.offset + request.k]
-        is_judged = self.threshold is not None and len(request.plus) == 1 and not request.minus and not request.has_text
-        threshold = self.threshold.score if self.threshold is not None and is_judged else None
+        is_judged = len(request.plus) == 1 and not request.minus and not request.has_text
+        threshold = remembered.threshold.score if remembered.threshold is not None and is_judged else None
         return SearchAnswer(
             results=tuple(_to_result(hits) for hits in page),
             is_match=None if threshold is None else is_match(ranking.nearest_score, threshold),
@@ -257,6 +259,12 @@ class Searcher:
             reranking=NO_RERANKING if reranker is None else reranker.name,
             ways=list_ways(compared, matches),
         )
+
+    def _find_remembered(self) -> Remembered:
+        """Return threshold and re-ranking: of an index that was opened those of now, else those that were given."""
+        if self._remembered is None:
+            return Remembered(self.threshold, self.kept)
+        return self._remembered.find(self.encoder.fingerprint)
 
     def _rank(
         self, request: SearchRequest, query: Query | None, matches: WordMatches | None, reranker: Reranker | None
@@ -280,7 +288,9 @@ class Searcher:
 
     def _reorder(self, hits: Sequence[Hit], *, reranker: Reranker, query: Query, request: SearchRequest) -> list[Hit]:
         """Order the first hits of a request again."""
-        vectors = read_vectors(self.store, hits)
+        hits, vectors = read_vectors(self.store, hits)
+        if not hits:
+            return []
 
         def find_parts(kind: PartKind) -> tuple[ByteArray, ByteArray]:
             """Return the parts of the query and of the hits."""

@@ -332,8 +332,7 @@ def _search_without_self(
         others = [hit for hit in hits if hit.record.image_id != record.image_id]
         if column is None:
             yield (others[0].score if others else None), None
-        elif column in record.metadata:
-            value = record.metadata[column]
+        elif value := record.metadata.get(column):  # an empty cell names no class
             is_known = _is_class_of_several(store, others, column, value)
             yield (others[0].score if is_known else None), _find_unknown(store, vector, others, column, value)
 

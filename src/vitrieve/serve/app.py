@@ -201,9 +201,7 @@ def build_openapi(app: FastAPI) -> dict[str, Any]:
             schemas.update(described.pop("$defs", {}))
             schemas[body.__name__] = described
         document["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
-        proxy = app.state.service.proxy
-        if proxy.mount:
-            document["servers"] = [{"url": proxy.prefix}]
+        name_server(document, app)
         app.openapi_schema = document
     return app.openapi_schema
 
@@ -243,5 +241,13 @@ def build_collections_openapi(app: FastAPI, described: FastAPI) -> dict[str, Any
             }
         document["components"]["schemas"] |= one["components"]["schemas"]
         document["components"]["securitySchemes"] = one["components"]["securitySchemes"]
+        name_server(document, app)
         app.openapi_schema = document
     return app.openapi_schema
+
+
+def name_server(document: dict[str, Any], app: FastAPI) -> None:
+    """Say in a document below which path the application is, where that is not the root."""
+    prefix = app.state.service.proxy.prefix
+    if prefix:
+        document["servers"] = [{"url": prefix}]

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from fastapi import HTTPException
-from pydantic import Base64Bytes, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from vitrieve.curation.duplicates import DuplicateReport, Level, find_exact, find_near
 from vitrieve.curation.material import hold_store
@@ -25,7 +25,7 @@ from vitrieve.index.filter import name_kind
 from vitrieve.search.facets import count_values
 from vitrieve.search.request import Example, SearchRequest, check_text
 from vitrieve.serve.pictures import SIDES_PX
-from vitrieve.serve.schemas import Conditions, Text, Words, check_search, to_answer_body, validate
+from vitrieve.serve.schemas import Conditions, FileBytes, Text, Words, check_search, to_answer_body, validate
 from vitrieve.serve.service import Service
 from vitrieve.serve.sheet import CELL_PX, draw_sheet
 
@@ -66,7 +66,7 @@ class SearchArguments(Arguments):
         None, description="What is wanted, in words: names, metadata, and the pictures' content."
     )
     image_id: Text | None = Field(None, description="Name of an image of the collection, to find what is like it.")
-    image: Base64Bytes | None = Field(None, description="The bytes of an image file (JPEG, PNG, …) in base64.")
+    image: FileBytes | None = Field(None, description="The bytes of an image file (JPEG, PNG, …) in base64.")
     path: Text | None = Field(None, description="Path of an image file on the server, in a folder that it allows.")
     filter: Filter
     group_by: Text | None = Field(None, description="Metadata column: only the nearest image of each value is shown.")
@@ -354,8 +354,12 @@ class Tools:
         )
 
     async def call(self, tool: Tool, arguments: Mapping[str, Any] | None) -> ToolAnswer:
-        """Check the arguments of a call and answer it; raises as the tool, and 422 for arguments that do not fit."""
-        return await tool.run(validate(tool.arguments, arguments or {}))
+        """Check the arguments of a call and answer it; raises as the tool, and 422 for arguments that do not fit.
+
+        An empty text is no argument: many assistants fill all that they could give.
+        """
+        given = {name: value for name, value in (arguments or {}).items() if value != ""}
+        return await tool.run(validate(tool.arguments, given))
 
 
 class _KeptDuplicates:

@@ -64,7 +64,7 @@ class CollectionsDesk(Desk):
         read = _unite(tokens.read for tokens in all_tokens)
         is_open = not all(tokens.read for tokens in all_tokens)
         tokens = Tokens(read=() if is_open else read, write=_unite(tokens.write for tokens in all_tokens))
-        super().__init__(shared, tokens=tokens, proxy=proxy, limits=shared.limits, has_collections=True)
+        super().__init__(shared, tokens=tokens, proxy=proxy, limits=shared.limits)
         self.login_tokens = read
         self.services = dict(services)
         self.renderer = Renderer(None, shared.limits, proxy=proxy)
@@ -102,7 +102,7 @@ async def list_collections(request: Request, desk: CurrentCollections) -> Collec
     async def count(service: Service) -> int | None:
         async with limit:
             try:
-                return await service.look_up(service.searcher.store.count)
+                return await service.look_up(lambda: service.searcher.store.count())
             except (HTTPException, VitrieveError):
                 return None  # its own address says why
 
@@ -125,7 +125,7 @@ async def list_collections(request: Request, desk: CurrentCollections) -> Collec
     async def describe(service: Service, num_images: int | None) -> View:
         async with limit:
             try:
-                records = await service.look_up(service.overview.find_samples) if num_images else []
+                records = await service.look_up(lambda: service.overview.find_samples()) if num_images else []
             except (HTTPException, VitrieveError):
                 records = []
         place = service.proxy.mount

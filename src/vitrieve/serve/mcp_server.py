@@ -190,15 +190,18 @@ def create_mcp_app(
         service.close()
         service.shared.close()
 
+    endpoint = _Endpoint(service, manager)
     app = Starlette(
         routes=[
-            Route(PATH, _Endpoint(service, manager), methods=["POST"]),
+            *(Route(path, endpoint, methods=["POST"]) for path in (PATH, f"{PATH}/")),
             Route("/healthz", answer_health),
             Route("/readyz", answer_readiness),
         ],
         lifespan=run,
         exception_handlers={error: _answer_error for error in (HTTPException, *ERRORS)},
     )
+    # It would spell the address by the client's header Host, and without a proxy's prefix and TLS.
+    app.router.redirect_slashes = False
     app.state.service = service
     app.add_middleware(
         AccessControl,

@@ -24,6 +24,7 @@ import time
 import traceback
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, MutableMapping
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -367,7 +368,7 @@ def find_collection(path: str) -> tuple[str, str]:
 
 COOKIE = "vitrieve_session"
 MAX_SESSIONS = 16
-"""Tokens that one browser proves, where several collections have their own."""
+"""Tokens that one browser proves: several collections, and services at other ports, may have their own."""
 OPEN_PATHS = ("/healthz", "/readyz", "/login")
 """What needs no token: the probes of whoever runs the service, and the way to give one."""
 Host = tuple[str, int | None]
@@ -487,7 +488,7 @@ def find_token(request: Request, tokens: Tokens) -> str | None:
     A cookie proves tokens for reading alone. Every token is compared, whichever is found.
     """
     given = get_bearer(request)
-    sessions = split_sessions(request.cookies.get(COOKIE, ""))
+    sessions = find_sessions(request)
     proved = [token for token in (*tokens.read, *tokens.write) if is_token(given, token)]
     proved += [token for token in tokens.read if is_one_of(build_cookie(token), sessions)]
     return proved[0] if proved else None
@@ -514,9 +515,15 @@ def build_cookie(token: str) -> str:
     return hmac.new(token.encode(), b"vitrieve session", hashlib.sha256).hexdigest()
 
 
-def split_sessions(cookie: str) -> tuple[str, ...]:
-    """Take apart what a browser keeps: what it proves of each token, the last one first."""
-    return tuple(part for part in cookie.split(".")[:MAX_SESSIONS] if re.fullmatch(r"[0-9a-f]{64}", part))
+def find_sessions(request: Request) -> tuple[str, ...]:
+    """Return what a browser proves of each token, the last one first.
+
+    It sends several cookies of the name where services below several paths of one host have set one each; Starlette
+    keeps the last, which is that of the shortest path and may be another service's.
+    """
+    cookies = (part.strip().partition("=") for line in request.headers.getlist("cookie") for part in line.split(";"))
+    parts = (part for name, _, value in cookies if name == COOKIE for part in value.split("."))
+    return tuple(islice((part for part in parts if re.fullmatch(r"[0-9a-f]{64}", part)), MAX_SESSIONS))
 
 
 def split_host(header: str, default_port: int | None = None) -> Host:

@@ -10,6 +10,7 @@ from typing import TypeVar, cast
 from vitrieve.data.records import ImageRecord
 from vitrieve.index.store import VectorStore
 from vitrieve.search.facets import Facet, find_facets
+from vitrieve.search.ranking import read_present
 from vitrieve.search.variety import choose_varied
 
 T = TypeVar("T")
@@ -54,10 +55,7 @@ class Overview:
         return find_facets(self._store, filter=conditions, num_values=NUM_VALUES)
 
     def _choose_samples(self) -> list[ImageRecord]:
-        image_ids = self._store.sample_ids(NUM_SAMPLED_FROM)
-        if not image_ids:
-            return []
-        vectors, records = self._store.get(image_ids)
+        vectors, records = read_present(self._store, self._store.sample_ids(NUM_SAMPLED_FROM))
         return [records[row] for row in choose_varied(vectors, NUM_SAMPLES)]
 
     def _keep(self, key: Hashable, find: Callable[[], T]) -> T:

@@ -38,9 +38,9 @@ from vitrieve.serve.middleware import (
     MAX_SESSIONS,
     OUT_OF_MEMORY,
     build_cookie,
+    find_sessions,
     is_one_of,
     log_failure,
-    split_sessions,
 )
 from vitrieve.serve.schemas import build_example, check_search
 from vitrieve.serve.service import CurrentDesk, CurrentService, Desk, Service, get_desk
@@ -392,7 +392,7 @@ async def show_map(request: Request, service: CurrentService) -> Response:
 @router.get("/map/data")
 async def get_map_data(request: Request, service: CurrentService) -> Response:
     """Send what the map's script draws; a browser that has it is only told so."""
-    served = await service.look_up(service.map.find)
+    served = await service.look_up(lambda: service.map.find())
     if served is None:
         raise HTTPException(404, str(NO_MAP["detail"]))
     headers = {"ETag": served.tag}
@@ -460,10 +460,10 @@ async def log_in(request: Request, service: CurrentDesk) -> Response:
         return answer
     if not is_one_of(token.strip(), service.login_tokens):
         return HTMLResponse(service.renderer.render("login.html", is_wrong=True, after=after), 401)
-    proofs = [build_cookie(token.strip())]
-    if service.has_collections:  # each may have its own token, and one cookie proves all that this browser knows
-        others = split_sessions(request.cookies.get(COOKIE, ""))
-        proofs = [*proofs, *(one for one in others if one not in proofs)][:MAX_SESSIONS]
+    # One cookie proves all that this browser knows: each collection may have its own token, and so may a service at
+    # another port, which browsers take for the same place.
+    proof = build_cookie(token.strip())
+    proofs = [proof, *(one for one in find_sessions(request) if one != proof)][:MAX_SESSIONS]
     # Lax: an address that a colleague shares opens; what changes anything is a POST, which the gate looks at.
     answer.set_cookie(
         COOKIE,
@@ -558,10 +558,15 @@ async def answer_error(request: Request, error: Exception) -> Response:
 def answer_unauthorized(request: Request) -> Response:
     """Ask for the token: with a form where a browser opens a page, with the standard's header everywhere else."""
     headers = {"WWW-Authenticate": "Bearer"}
-    if not wants_page(request):
-        detail = "this service needs its token: send the header Authorization: Bearer TOKEN."
+    desk = get_desk(request)
+    if not wants_page(request):  # also to the page's own scripts, where a browser's token holds no longer
+        detail = (
+            f"this service needs its token: sign in at {desk.proxy.prefix}/login, or send the header Authorization: "
+            "Bearer TOKEN."
+        )
         return JSONResponse({"detail": detail}, 401, headers)
-    page = get_desk(request).renderer.render("login.html", is_wrong=False, after=_spell_request(request))
+    after = _spell_request(request) if request.method == "GET" else "/"  # a form that was sent is gone
+    page = desk.renderer.render("login.html", is_wrong=False, after=after)
     return HTMLResponse(page, 401, headers)
 
 

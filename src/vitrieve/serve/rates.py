@@ -10,7 +10,7 @@ from vitrieve.serve.settings import SEARCH_READS
 
 MAX_CLIENTS = 10_000
 """Clients that are remembered; of more, those that came last."""
-SEARCH_PATHS = ("/search", "/explain", "/compare", "/compare/overlay", "/uploads", "/login", "/mcp")
+SEARCH_PATHS = ("/search", "/explain", "/compare", "/compare/overlay", "/uploads", "/login", "/mcp", "/mcp/")
 """Paths of what computes, or may be tried over and over."""
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, TypeVar
 
 import numpy as np
 from fastapi import HTTPException
-from pydantic import Base64Bytes, BaseModel, ConfigDict, Field, StrictBool, ValidationError
+from pydantic import Base64Bytes, BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, ValidationError
 
 from vitrieve.feedback.events import MAX_TAGS, MAX_WORD, Kind
 from vitrieve.index.filter import ColumnKind, Condition, Operator
@@ -23,6 +23,26 @@ Words = Annotated[str, Field(json_schema_extra={"maxLength": MAX_TEXT_LENGTH})]
 FiniteNumber = Annotated[float, Field(allow_inf_nan=False)]
 Vector = Annotated[list[FiniteNumber], Field(min_length=1, max_length=MAX_VECTOR, fail_fast=True)]
 Conditions = Annotated[list[Text], Field(max_length=MAX_LIST, fail_fast=True)]
+
+
+def find_base64(value: object) -> object:
+    """Return the base64 in a ``data:`` address, and base64url as base64; anything else as it is.
+
+    A browser gives a file as such an address. The decoder skips every character that base64 does not have, so that
+    both would become other bytes without a word.
+
+    >>> find_base64("data:image/png;base64,iVBO"), find_base64("a-_b")
+    ('iVBO', 'a+/b')
+    """
+    if not isinstance(value, str):
+        return value
+    if value.startswith("data:"):
+        value = value.partition(",")[2]
+    return value.replace("-", "+").replace("_", "/")
+
+
+FileBytes = Annotated[Base64Bytes, BeforeValidator(find_base64)]
+"""The bytes of a file, in base64 or as a ``data:`` address."""
 BoxNumbers = Annotated[
     list[FiniteNumber],
     Field(
@@ -82,7 +102,7 @@ class ExampleBody(BaseModel):
     id: Text | None = Field(None, description="An image of the index.")
     vector: Vector | None = Field(None, description="An embedding of the index's encoder.")
     text: Words | None = Field(None, description="Words for it.")
-    image: Base64Bytes | None = Field(None, description="The bytes of an image file, in base64.")
+    image: FileBytes | None = Field(None, description="The bytes of an image file, in base64.")
     box: BoxNumbers | None = Field(None, description="Region of the picture; with id or image.")
     sign: Literal["plus", "minus"] = Field("plus", description="Whether it is wanted.")
 

@@ -166,7 +166,6 @@ class Desk:
         tokens: Who may read and who may write.
         proxy: Settings for a proxy in front, with the place of the collection behind it.
         limits: Bounds.
-        has_collections: Flag that there may be several collections.
 
     Attributes:
         login_tokens: Tokens that ``/login`` takes.
@@ -174,15 +173,12 @@ class Desk:
 
     renderer: Renderer
 
-    def __init__(
-        self, shared: Shared, *, tokens: Tokens, proxy: ProxySettings, limits: Limits, has_collections: bool
-    ) -> None:
+    def __init__(self, shared: Shared, *, tokens: Tokens, proxy: ProxySettings, limits: Limits) -> None:
         self.shared = shared
         self.tokens = tokens
         self.login_tokens = tokens.read
         self.proxy = proxy
         self.limits = limits
-        self.has_collections = has_collections
         self.metrics = shared.metrics
         self.bodies = shared.bodies
 
@@ -218,7 +214,6 @@ class Service(Desk):
             tokens=tokens or Tokens(),
             proxy=proxy or ProxySettings(),
             limits=limits or shared.limits,
-            has_collections=bool(name),
         )
         self.num_changes = 0
         self.name = name

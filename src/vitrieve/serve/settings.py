@@ -137,20 +137,8 @@ def share_cores(num_processes: int, num_threads: int | None, num_workers: int | 
 
 
 OWN_PATHS = (
-    *(
-        "compare",
-        "explain",
-        "feedback",
-        "healthz",
-        "images",
-        "login",
-        "metrics",
-        "openapi.json",
-        "readyz",
-        "search",
-        "static",
-    ),
-    *("thumbnails", "uploads"),
+    *("columns", "compare", "explain", "facets", "feedback", "healthz", "images", "login", "map", "mcp", "metrics"),
+    *("openapi.json", "readyz", "search", "static", "thumbnails", "uploads"),
 )
 """First parts of the service's own paths; a prefix that begins with one could not be told from them."""
 

@@ -433,7 +433,8 @@ function saveCsv() {
   // Spreadsheets would compute a text that begins so.
   const quote = (text) => `"${text.replace(/^[=+\-@\t\r]/, "'$&").replaceAll('"', '""')}"`;
   const rows = chosen.rows.map((row) => [data.ids[row], findName(row), columns[0].values[columns[0].codes[row]]]);
-  save("chosen.csv", "text/csv", [["image_id", "title", "cluster"], ...rows].map((row) => row.map(quote).join(",")));
+  const [head, ...lines] = [["image_id", "title", "cluster"], ...rows].map((row) => row.map(quote).join(","));
+  save("chosen.csv", "text/csv", [`\ufeff${head}`, ...lines]); // without the mark Excel takes UTF-8 for another encoding
 }
 
 // Tags are kept as feedback, of each picture beside those that the same person gave it before.

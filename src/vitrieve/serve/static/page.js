@@ -172,9 +172,12 @@ document.addEventListener("change", (event) => {
 });
 
 document.addEventListener("paste", (event) => {
-  if (isList || !event.clipboardData?.files.length) return;
+  const { files, types } = event.clipboardData ?? {};
+  // Spreadsheets and word processors put a picture of a text beside the text, which is meant where one types.
+  const isText = event.target.closest?.("input, textarea") && types?.includes("text/plain");
+  if (isList || isText || !files?.length) return;
   event.preventDefault();
-  sendFirst(event.clipboardData.files);
+  sendFirst(files);
 });
 
 const veil = document.getElementById("drop-veil");

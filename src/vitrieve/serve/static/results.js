@@ -109,7 +109,8 @@ bar.addEventListener("click", (event) => {
   if (!kind) return;
   const rows = [...chosen.values()];
   const lines = [["image_id", "title", "score"], ...rows.map(Object.values)].map((row) => row.map(quote).join(","));
-  const text = kind === "json" ? JSON.stringify(rows, null, 2) : `${lines.join("\r\n")}\r\n`;
+  const mark = "\ufeff"; // without it Excel takes UTF-8 for another encoding
+  const text = kind === "json" ? JSON.stringify(rows, null, 2) : `${mark}${lines.join("\r\n")}\r\n`;
   const link = document.createElement("a");
   link.href = URL.createObjectURL(new Blob([text], { type: kind === "json" ? "application/json" : "text/csv" }));
   link.download = `chosen.${kind}`;
