@@ -75,6 +75,7 @@ def test_an_unreadable_folder_is_reported_and_skipped(tmp_path: Path, monkeypatc
     [
         (["drafts/"], [], ["a/1.jpg", "a/2_small.jpg", "keep.jpg"]),
         ([], ["drafts/", "*_small.*"], ["a/1.jpg", "keep.jpg"]),
+        ([], "drafts/", ["a/1.jpg", "a/2_small.jpg", "keep.jpg"]),  # one pattern, and not one for each letter
         (["*", "!keep.jpg"], [], ["keep.jpg"]),
         (["a/**", "!a/1.jpg"], [], ["a/1.jpg", "drafts/a/3.jpg", "keep.jpg"]),
         (["/a"], [], ["drafts/a/3.jpg", "keep.jpg"]),
@@ -82,7 +83,7 @@ def test_an_unreadable_folder_is_reported_and_skipped(tmp_path: Path, monkeypatc
     ],
 )
 def test_exclusion_follows_the_rules_of_gitignore(
-    tmp_path: Path, lines: list[str], exclude: list[str], left: list[str]
+    tmp_path: Path, lines: list[str], exclude: str | list[str], left: list[str]
 ) -> None:
     touch(tmp_path, "a/1.jpg", "a/2_small.jpg", "drafts/a/3.jpg", "keep.jpg")
     (tmp_path / ".vitrieveignore").write_text("\n".join(lines))

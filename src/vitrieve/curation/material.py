@@ -57,7 +57,7 @@ def open_material(
     *,
     has_vectors: bool,
     device: Device = "auto",
-    exclude: Sequence[str] = (),
+    exclude: str | Sequence[str] = (),
 ) -> Material:
     """Open an index or embeddings, or read a collection and embed it.
 
