@@ -324,6 +324,7 @@ def load_encoder(
     if folder is not None and device == "auto" and read_spec(folder).graph_sha256:
         device = "cpu"  # what others published only runs there
     chosen_device = choose_device(device, engine, precision)
+    scales = None if scales is None else tuple(scales)
     wanted = _Wanted(image_size, scales, engine, precision, num_threads, chosen_device)
     if folder is None:
         return _load_named(str(source), wanted)
