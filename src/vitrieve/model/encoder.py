@@ -126,6 +126,10 @@ def _list_left_out(spec: EncoderSpec, kept: ModelConfig, is_head_kept: bool) -> 
     left_out = []
     if spec.pooling != kept.pooling:
         left_out.append(f"its pooling {spec.pooling}: the settings ask for {kept.pooling}")
+    framing = spec.preprocessing.framing
+    if framing != kept.framing:
+        keeping = f"--model.framing {framing} keeps it"
+        left_out.append(f"its framing {framing}: the settings ask for {kept.framing} ({keeping})")
     if not is_head_kept and (spec.head_norm or spec.head_dim is not None):
         left_out.append("its head: the settings ask for another")
     if spec.reduction is not None:
