@@ -12,7 +12,7 @@ import json
 import os
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
@@ -70,6 +70,15 @@ def check_seed(seed: int) -> None:
     """
     if not 0 <= seed < 2**32:
         raise ConfigError(f"the seed is {seed}; expected a whole number in [0, 2^32).")
+
+
+def list_texts(given: str | Iterable[str]) -> tuple[str, ...]:
+    """List the texts that somebody gave; one alone is one, and not as many as it has letters.
+
+    >>> list_texts("drafts/"), list_texts(["drafts/", "old/"])
+    (('drafts/',), ('drafts/', 'old/'))
+    """
+    return (given,) if isinstance(given, str) else tuple(given)
 
 
 class Setting(NamedTuple):

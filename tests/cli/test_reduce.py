@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 
 from vitrieve.artifacts import write_manifest
 from vitrieve.cli.main import main
-from vitrieve.config import DEFAULT_WEIGHTS
+from vitrieve.config import DEFAULT_WEIGHTS, ModelConfig
 from vitrieve.data.records import read_ids
 from vitrieve.data.sources import read_source
 from vitrieve.errors import ArtifactError
@@ -114,6 +114,19 @@ def test_reduce_leaves_out_what_is_excluded(
     printed = capsys.readouterr()
     assert "left out: 5 excluded" in printed.err
     assert json.loads(printed.out)["num_images"] == 12
+
+
+def test_trap_reduce_of_a_head_is_refused_before_the_pictures_are_read(
+    source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has fewer dimensions than the backbone."""
+    from vitrieve.model.encoder import build_encoder, save_encoder
+
+    config = ModelConfig(backbone="test_vit", image_size=32, head_dim=3)
+    save_encoder(build_encoder(config, is_pretrained=False, seed=0).eval(), tmp_path / "head")
+    monkeypatch.setattr("vitrieve.training.reduction.find_readable", None)
+    assert reduce(tmp_path / "head", source, tmp_path / "out") == 2
+    assert "embedding_dim is 4; expected at most 3, for an encoder of 3 dimensions" in capsys.readouterr().err
 
 
 def test_reduce_refuses_before_it_touches_out(

@@ -6,6 +6,7 @@ import codecs
 import csv
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,10 @@ def test_embeddings_give_the_same_audit_and_must_be_of_the_source(
     assert again == audit(f"folder:{shop}", encoder, threshold=0.99)
     with pytest.raises(DataError, match="knows nothing of 20 of 20 pictures"):
         audit(f"folder:{class_folder}", embeddings=tmp_path / "embeddings")
+    dataset = read_source(f"folder:{shop}")
+    cropped = tuple(replace(record, box=(0.0, 0.0, 9.0, 9.0)) for record in dataset.records)
+    with pytest.raises(DataError, match="look at different regions of"):
+        audit(replace(dataset, records=cropped), embeddings=tmp_path / "embeddings")
 
 
 def test_decisions_become_a_table_that_is_a_source(shop: Path, tmp_path: Path, encoder: Encoder) -> None:

@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from vitrieve.data import holdout
+from vitrieve.data import decode, holdout
 from vitrieve.data.holdout import has_pairs, split_for_training
 from vitrieve.data.records import Dataset, ImageRecord, Split
 from vitrieve.data.several import forget_labels
+from vitrieve.evaluation.protocols import select_records
 from vitrieve.feedback.events import Correction
 from vitrieve.feedback.learning import apply_pairs
 
@@ -142,3 +143,31 @@ def test_few_corrections_do_not_judge_and_few_pictures_are_asked_for(
     ]  # fmt: skip
     assert len(split.fit) == 74
     assert split_for_training(build_unlabeled(20, 0, tmp_path), is_holdout=True).held_out is None
+
+
+def test_junk_keeps_no_part_from_its_whole_and_judges_no_group(tmp_path: Path) -> None:
+    """A picture shares the metadata of its part; a group that shares them all finds nothing."""
+    dataset = replace(build_unlabeled(80, 25, tmp_path), junk_key="house")
+    records = tuple(replace(record, metadata={"house": "one"}) for record in dataset.records)
+    split = split_for_training(replace(dataset, records=records), is_holdout=True)
+    assert split.held_out is not None
+    assert split.parts is None
+    assert len(select_records(split.held_out)) == 2 * 16
+    apart = tuple(replace(record, metadata={"house": str(row % 2)}) for row, record in enumerate(records))
+    split = split_for_training(replace(dataset, records=apart), is_holdout=True)
+    assert split.held_out is not None
+    assert split.parts is not None
+    assert split.held_out.junk_key == "house"
+    assert len(select_records(split.parts)) == len(split.parts.records)
+
+
+def test_a_part_is_the_middle_of_a_picture_that_is_read_at_half_its_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.new("RGB", (400, 200)).save(tmp_path / "large.jpg")
+    record = ImageRecord(image_id="large", path=tmp_path / "large.jpg", label=0, split="train")
+    monkeypatch.setattr(decode, "_choose_scale", lambda *_: 2)
+    assert decode.read_image(record).size == (200, 100)
+    part = holdout._cut_part(record)
+    assert part.box == pytest.approx((80, 40, 320, 160))
+    assert decode.read_image(part).size == (120, 60)

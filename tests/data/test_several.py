@@ -96,6 +96,15 @@ def test_read_sources_takes_one_protocol_for_each(two_folders: tuple[Path, Path]
         read_sources([])
 
 
+def test_one_source_and_one_pattern_are_one_and_not_their_letters(two_folders: tuple[Path, Path]) -> None:
+    folder = two_folders[0]
+    listed = read_sources([str(folder)], protocols=["own_classes"], exclude=["class0/"])
+    for given in (folder, str(folder)):
+        assert read_sources(given, protocols="own_classes", exclude="class0/") == listed
+        assert (read_source(given, exclude="class0/"),) == listed
+    assert len(listed[0].label_names) == 4
+
+
 def test_read_sources_leaves_files_out_of_folders_only(two_folders: tuple[Path, Path], tmp_path: Path) -> None:
     here, there = two_folders
     (tmp_path / "some.csv").write_text(f"path,label\n{here}/class0/0.png,a\n{here}/class0/1.png,b\n")

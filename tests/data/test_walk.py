@@ -95,6 +95,7 @@ def test_pictures_of_cameras_are_listed_under_all_their_suffixes(tmp_path: Path)
     [
         (["drafts/"], [], ["a/1.jpg", "a/2_small.jpg", "keep.jpg"]),
         ([], ["drafts/", "*_small.*"], ["a/1.jpg", "keep.jpg"]),
+        ([], "drafts/", ["a/1.jpg", "a/2_small.jpg", "keep.jpg"]),  # one pattern, and not one for each letter
         (["*", "!keep.jpg"], [], ["keep.jpg"]),
         (["a/**", "!a/1.jpg"], [], ["a/1.jpg", "drafts/a/3.jpg", "keep.jpg"]),
         (["/a"], [], ["drafts/a/3.jpg", "keep.jpg"]),
@@ -102,7 +103,7 @@ def test_pictures_of_cameras_are_listed_under_all_their_suffixes(tmp_path: Path)
     ],
 )
 def test_exclusion_follows_the_rules_of_gitignore(
-    tmp_path: Path, lines: list[str], exclude: list[str], left: list[str]
+    tmp_path: Path, lines: list[str], exclude: str | list[str], left: list[str]
 ) -> None:
     touch(tmp_path, "a/1.jpg", "a/2_small.jpg", "drafts/a/3.jpg", "keep.jpg")
     (tmp_path / ".vitrieveignore").write_text("\n".join(lines))

@@ -193,6 +193,10 @@ def test_metrics_refuse_what_does_not_fit(arguments: tuple[Any, ...], part: str)
         map_at_r(*arguments)
 
 
+def test_recall_at_k_takes_cut_offs_that_can_be_read_once() -> None:
+    assert recall_at_k([[1.0], [1.0]], [0, 0], ks=iter((1, 2))) == {1: 1.0, 2: 1.0}
+
+
 def test_recall_at_k_refuses_a_cut_off_of_zero() -> None:
     with pytest.raises(InputError, match="cut-off K is 0"):
         recall_at_k([[1.0], [1.0]], [0, 0], ks=(0, 1))

@@ -109,7 +109,8 @@ def test_revisited_metrics_with_junk_at_every_position(junk_place: int) -> None:
 def test_revisited_metrics_of_a_ranking_worked_by_hand() -> None:
     # Rows: hard 5, wrong 8, easy 2, junk 7, hard 3, easy 4; row 6 (hard) lies beyond the end.
     ranks = np.array([[5], [8], [2], [7], [3], [4]], dtype=np.uint32)
-    found = revisited_metrics(ranks, [{"easy": [2, 4], "hard": [3, 5, 6], "junk": [7], "bbx": [0.5]}], ks=(1, 2, 5))
+    truth = {"easy": [2, 4], "hard": [3, 5, 6], "junk": [7], "bbx": [0.5]}
+    found = revisited_metrics(ranks, [truth], ks=iter((1, 2, 5)))
     easy = ((0 / 1 + 1 / 2) / 2 + (1 / 2 + 2 / 3) / 2) / 2  # wrong, easy, easy
     medium = (1 + (1 / 2 + 2 / 3) / 2 + (2 / 3 + 3 / 4) / 2 + (3 / 4 + 4 / 5) / 2) / 5  # right wrong right right right
     hard = (1 + (1 / 2 + 2 / 3) / 2) / 3  # right wrong right

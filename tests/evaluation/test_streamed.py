@@ -26,6 +26,7 @@ from vitrieve.data.records import (
     ImageRecord,
     RecordColumns,
     RecordTable,
+    read_boxes,
     read_columns,
     read_ids,
 )
@@ -122,6 +123,7 @@ def test_stored_records_have_the_columns_and_names_of_held_ones(folder: Path) ->
         assert one.dtype == other.dtype
         assert np.array_equal(one, other)
     assert list(read_ids(stored)) == [record.image_id for record in held]
+    assert list(read_boxes(stored)) == [record.box for record in held]
 
 
 def test_chosen_records_are_those_of_the_rows(folder: Path) -> None:
@@ -134,6 +136,7 @@ def test_chosen_records_are_those_of_the_rows(folder: Path) -> None:
     assert chosen[1:3] == wanted[1:3]
     assert chosen[-1] == wanted[-1]
     assert list(chosen.read_ids()) == [record.image_id for record in wanted]
+    assert list(chosen.read_boxes()) == [record.box for record in wanted]
     assert set(chosen.read_columns().splits.tolist()) == {SPLITS.index("train")}
 
 
@@ -285,6 +288,29 @@ def test_an_evaluation_refuses_embeddings_of_something_else(
     with pytest.raises(ConfigError, match="num_queries is 0"):
         evaluate(encoder, dataset, tmp_path / "out", num_queries=0)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("num_held", [0, 100_000])
+def test_trap_an_evaluation_refuses_embeddings_of_other_regions(
+    make_encoder: MakeEncoder, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_held: int
+) -> None:
+    """As those of cropped queries are, where whole ones are asked for."""
+    monkeypatch.setattr("vitrieve.embed.embeddings.MAX_HELD_RECORDS", num_held)
+    encoder, whole = make_encoder("grid"), dataclasses.replace(dataset, records=dataset.split("test"))
+    first, *others = whole.records
+    cropped = dataclasses.replace(whole, records=(dataclasses.replace(first, box=(1.0, 2.0, 9.0, 12.0)), *others))
+    for number, (embedded, measured) in enumerate(((cropped, whole), (whole, cropped))):
+        folder = tmp_path / str(number)
+        embed_collection(encoder, embedded, folder)
+        with pytest.raises(DataError, match=r"look at different regions of .*0/<b>0</b>\.png"):
+            evaluate(encoder, measured, embeddings=folder)
+        assert evaluate(encoder, embedded, embeddings=folder).results == evaluate(encoder, embedded).results
+        moved = tuple(
+            dataclasses.replace(record, path=Path("shards.tar") / f"@{row}+9.png")
+            for row, record in enumerate(measured.records)
+        )
+        packed = dataclasses.replace(measured, records=moved)  # a shard has what was in the box
+        assert evaluate(encoder, packed, embeddings=folder).results == evaluate(encoder, embedded).results
 
 
 def test_a_threshold_needs_embeddings_of_many_images(folder: Path) -> None:

@@ -275,7 +275,9 @@ def test_going_on_says_what_is_left_out(build_tiny: BuildTiny, pixels: Tensor, t
     after = build_encoder(ModelConfig(**model)).eval()
     assert torch.equal(after(pixels), encoder(pixels))
     assert "left out its reduction to 4 dimensions, fitted on my set" in after.spec.weights_note
-    other = build_encoder(ModelConfig(**model, head_dim=5, pooling="cls"))
+    assert "framing" not in after.spec.weights_note
+    other = build_encoder(ModelConfig(**model, head_dim=5, pooling="cls", framing="square"))
+    assert "its framing crop: the settings ask for square (--model.framing crop keeps it)" in other.spec.weights_note
     assert "its head: the settings ask for another" in other.spec.weights_note
     assert "its pooling average: the settings ask for cls" in other.spec.weights_note
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 
-from vitrieve.config import ModelConfig
+from vitrieve.config import ModelConfig, PromptConfig
 from vitrieve.errors import ArtifactError, ConfigError, FingerprintError, WeightsError
 from vitrieve.evaluation.export import export
 from vitrieve.model.artifact import read_contents
@@ -350,6 +350,18 @@ def test_a_difference_that_has_no_graph_without_torch_is_read_with_it(cache: Pat
         load_encoder(made.folder, engine="onnx")
     export(made.folder)  # then it has one of its own
     assert load_encoder(made.folder, engine="onnx").fingerprint == made.fingerprint
+
+
+def test_trap_a_difference_with_prompts_has_no_graph_that_lacks_them(cache: Path, tmp_path: Path) -> None:
+    save_encoder(fine_tune(prompts=PromptConfig(num_tokens=3)), tmp_path / "whole")
+    made = export(tmp_path / "whole", tmp_path / "small", delta_rank=RANK)
+    assert "backbone.blocks.0.prompts.whole" in read_delta(made.file).parts
+    expected = load_encoder(made.folder, engine="torch", precision="fp32").encode_pixels(draw_pixels())
+    found = load_encoder(made.folder, precision="fp32").encode_pixels(draw_pixels())
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+    export(made.folder)
+    by_graph = load_encoder(made.folder, engine="onnx").encode_pixels(draw_pixels())
+    np.testing.assert_allclose(by_graph, expected, rtol=0, atol=1e-5)
 
 
 REGISTERED = """

@@ -13,6 +13,7 @@ from vitrieve.model.encoder import ImageEncoder, add_reduction, fingerprint_enco
 from vitrieve.model.export import MIN_COSINE, export_onnx
 from vitrieve.model.pooling import combine_scales, resize_pixels
 from vitrieve.model.reduction import fit_pca
+from vitrieve.runtime.encoder import load_encoder
 
 BuildTiny = Callable[..., ImageEncoder]
 SCALES = (1.0, 2**-0.5, 0.5)
@@ -113,3 +114,12 @@ def test_scales_are_saved_exported_and_part_of_the_fingerprint(build_tiny: Build
         assert torch.equal(read_encoder(tmp_path / "several")(pixels), several(pixels))
         assert torch.equal(read_encoder(tmp_path / "several", scales=(1.0,))(pixels), one(pixels))
     assert export_onnx(several, tmp_path / "several.onnx") >= MIN_COSINE
+
+
+def test_trap_scales_are_one_fingerprint_however_they_are_given(build_tiny: BuildTiny, tmp_path: Path) -> None:
+    one = build_tiny(backbone="test_resnet", pooling="gem", image_size=64, drop_path_rate=0.0)
+    fingerprint = fingerprint_encoder(with_scales(one, (1.0, 0.5)))
+    save_encoder(one, tmp_path / "one")
+    for given in ((1.0, 0.5), (1, 0.5), [1, 0.5]):
+        assert load_encoder(tmp_path / "one", scales=given).fingerprint == fingerprint  # type: ignore[arg-type]
+    assert load_encoder(tmp_path / "one", scales=[1]).fingerprint == fingerprint_encoder(one)  # type: ignore[arg-type]

@@ -117,6 +117,20 @@ def test_encode_takes_paths_bytes_and_pictures_of_any_mode(
     np.testing.assert_allclose(encoder.encode(clear), white, atol=1e-6)
 
 
+class Column(dict[int, Image.Image]):
+    """A column of a table as pandas has it: after sorting, its rows keep the numbers that they had."""
+
+    def __iter__(self) -> Iterator[Image.Image]:  # type: ignore[override]
+        return iter(self.values())
+
+
+def test_trap_encode_takes_what_yields_pictures_in_its_order(encoder: Encoder, images: list[Image.Image]) -> None:
+    expected = encoder.encode(images[:3])
+    sorted_column = Column({2: images[0], 0: images[1], 1: images[2]})
+    for given in (iter(images[:3]), tuple(images[:3]), sorted_column):
+        np.testing.assert_array_equal(encoder.encode(given), expected)
+
+
 def test_encode_turns_a_picture_as_its_file_says(encoder: Encoder, images: list[Image.Image], tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[274] = 6

@@ -348,6 +348,9 @@ def test_trap_embeddings_and_data_that_do_not_belong_together(write: Callable[..
     cropped = tuple(replace(record, box=(0.0, 0.0, 5.0, 5.0)) for record in dataset.records)
     with pytest.raises(DataError, match="look at different regions of 0/0"):
         adapt(embeddings, replace(dataset, records=cropped), tmp_path / "out")
+    tests = tuple(one if one.split == "train" else new for one, new in zip(dataset.records, cropped, strict=True))
+    with pytest.raises(DataError, match="look at different regions of"):
+        adapt(embeddings, replace(dataset, records=tests), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

@@ -272,7 +272,7 @@ def test_align_finds_colors_whose_names_it_never_saw(
         store,
         replace(colors, records=tuple(records)),
         tmp_path / "out",
-        text_columns=["name"],
+        text_columns="name",
         text_encoder=text_encoder_folder,
     )
     assert aligned.test is not None

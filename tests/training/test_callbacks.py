@@ -99,7 +99,7 @@ def read_record(folder: Path) -> dict[str, Any]:
 
 def test_callbacks_are_told_of_every_moment_in_order(short: Train, tmp_path: Path) -> None:
     notes = Notes()
-    run = short(callbacks=[notes], report=True)
+    run = short(callbacks=iter([notes]), report=True)
     assert notes.moments == ALL
     told = dict(notes.told)
     lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]

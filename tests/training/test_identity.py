@@ -3,7 +3,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,7 +15,7 @@ from vitrieve.errors import ArtifactError
 from vitrieve.model.encoder import ImageEncoder, build_encoder
 from vitrieve.recipes import find_recipe
 from vitrieve.settings import config_from_json, override_config
-from vitrieve.training.identity import SETTINGS_NAME, describe_run, require_same_run
+from vitrieve.training.identity import IS, IS_NOT, SETTINGS_NAME, Relation, describe_run, require_same_run
 from vitrieve.training.state import STATE_NAME
 
 FLAT = Path(__file__).with_name("flat_config.json")
@@ -228,6 +230,22 @@ def test_require_same_run_recognizes_moved_images_with_listed_pairs_and_refuses_
     for others in ([], [("/new/2", "/new/0")], [("/new/0", "/new/1")]):
         with pytest.raises(ArtifactError, match=r"data\.content"):
             require_same_run(tmp_path, describe_run("small", Config(), "own_classes", moved, others, digests=digests))
+
+
+def test_trap_a_run_does_not_go_on_with_other_corrections_of_the_same_images(tmp_path: Path) -> None:
+    """Pairs of feedback change neither an image nor its label."""
+
+    def describe(records: list[ImageRecord], relations: list[Relation], digests: Mapping[str, bytes]) -> dict[str, Any]:
+        return describe_run("small", Config(), "own_classes", records, relations, digests)
+
+    require_same_run(tmp_path, describe(RECORDS, [("0", IS, "7"), ("1", IS_NOT, "2"), ("gone", IS, "7")], DIGESTS))
+    moved, digests = move(RECORDS)
+    same = [("/new/0", IS, "7"), ("/new/1", IS_NOT, "/new/2"), ("/new/1", IS_NOT, "/elsewhere/gone")]
+    (note,) = require_same_run(tmp_path, describe(moved, same, digests))
+    assert note == "the images have other names than when the run was begun, but the same content"
+    for others in ([], same[:1], [("/new/0", IS, "8"), same[1]], [same[0], ("/new/0", IS_NOT, "/new/2")]):
+        with pytest.raises(ArtifactError, match=r"data\.content"):
+            require_same_run(tmp_path, describe(moved, others, digests))
 
 
 def test_require_same_run_counts_images_that_are_gone(tmp_path: Path) -> None:

@@ -164,7 +164,7 @@ def audit(
     embeddings: Path | str | None = None,
     threshold: float | None = None,
     protocol: str | None = None,
-    exclude: Sequence[str] = (),
+    exclude: str | Sequence[str] = (),
     device: Device = "auto",
 ) -> AuditReport:
     """Look for what is probably wrong in a labeled collection.

@@ -102,7 +102,7 @@ def duplicates(
     *,
     level: Level = "near",
     threshold: float | None = None,
-    exclude: Sequence[str] = (),
+    exclude: str | Sequence[str] = (),
     device: Device = "auto",
 ) -> DuplicateReport:
     """Find the pictures that are in a collection more than once; nothing is changed.

@@ -15,7 +15,7 @@ from vitrieve.choices import Device
 from vitrieve.data.records import Dataset, ImageRecord
 from vitrieve.data.sources import is_folder_source, read_collection
 from vitrieve.embed.collection import embed_images
-from vitrieve.embed.embeddings import Embeddings, load_embeddings
+from vitrieve.embed.embeddings import Embeddings, find_other_region, load_embeddings
 from vitrieve.errors import ConfigError, DataError
 from vitrieve.index.open import load_index_encoder, open_index
 from vitrieve.index.store import MAX_BATCH_ROWS, StoreInfo, VectorStore
@@ -57,7 +57,7 @@ def open_material(
     *,
     has_vectors: bool,
     device: Device = "auto",
-    exclude: Sequence[str] = (),
+    exclude: str | Sequence[str] = (),
 ) -> Material:
     """Open an index or embeddings, or read a collection and embed it.
 
@@ -133,7 +133,7 @@ def take_embeddings(
     """Take the vectors of a data set's pictures from embeddings, by name; labels and paths are those of the data set.
 
     Raises:
-        DataError: The embeddings have neither a vector nor a failure of a picture.
+        DataError: The embeddings have neither a vector nor a failure of a picture, or are of another region of it.
         ArtifactError: The folder is missing, unfinished, damaged or of another kind.
     """
     embeddings = load_embeddings(folder)
@@ -148,6 +148,12 @@ def take_embeddings(
         )
     records = tuple(record for record in dataset.records if record.image_id in rows)
     chosen = [rows[record.image_id] for record in records]
+    other = find_other_region(embeddings, chosen, records)
+    if other is not None:
+        raise DataError(
+            f"{folder} and {dataset.name} look at different regions of {quote_name(other)}; embed the same source, or "
+            "leave the embeddings out."
+        )
     failed = tuple(
         (record.image_id, failures[record.image_id])
         for record in dataset.records

@@ -220,7 +220,7 @@ _NUM_NAMED = 3
 """How many names a note spells out."""
 
 
-def read_folder(folder: Path, protocol: str = PROTOCOLS[0], *, exclude: Sequence[str] = ()) -> Dataset:
+def read_folder(folder: Path, protocol: str = PROTOCOLS[0], *, exclude: str | Sequence[str] = ()) -> Dataset:
     """Read a folder of class folders; images may lie deeper inside their class.
 
     Folders with the names of splits above the classes are read as splits. Where there are none,
@@ -268,7 +268,7 @@ def read_folder(folder: Path, protocol: str = PROTOCOLS[0], *, exclude: Sequence
     )
 
 
-def read_flat_folder(folder: Path, *, exclude: Sequence[str] = (), is_empty_allowed: bool = False) -> Dataset:
+def read_flat_folder(folder: Path, *, exclude: str | Sequence[str] = (), is_empty_allowed: bool = False) -> Dataset:
     """List every image below a folder, as a collection without classes.
 
     Args:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from vitrieve.data.decode import read_image
+from vitrieve.data.decode import measure_image, read_image_bytes
 from vitrieve.data.records import HOLD_OUT_EVERY, Dataset, ImageRecord, find_measurable, hold_out_labels
 from vitrieve.quoting import count_nouns
 
@@ -91,7 +91,7 @@ def _split_unlabeled(dataset: Dataset, images: Sequence[ImageRecord], *, is_hold
     """
     if not is_holdout:
         return TrainingSplit(tuple(images), None, f"training on all {len(images)} images; nothing is held out")
-    groups = find_measurable(_give_roles(images))
+    groups = find_measurable(_give_roles(images), dataset.junk_key)
     labels = frozenset(sorted(groups)[HOLD_OUT_EVERY - 1 :: HOLD_OUT_EVERY])
     grouped = tuple(record for record in images if record.label in labels) if len(groups) >= NUM_CLASSES_MIN else ()
     # A picture of a group that trains would be known; where there are no groups to hold out, none counts as one.
@@ -116,17 +116,17 @@ def _split_unlabeled(dataset: Dataset, images: Sequence[ImageRecord], *, is_hold
 
 
 def _build_parts(dataset: Dataset, whole: Sequence[ImageRecord]) -> Dataset:
-    """Build the data set of pictures that are asked for by a part of each."""
+    """Build the data set of pictures that are asked for by a part of each, which nothing makes junk for it."""
     records = [
         *(replace(record, split="test", is_query=False, is_gallery=True) for record in whole),
         *(_cut_part(record) for record in whole),
     ]
-    return replace(dataset, name=f"{dataset.name}, held out", records=tuple(records))
+    return replace(dataset, name=f"{dataset.name}, held out", records=tuple(records), junk_key=None)
 
 
 def _cut_part(record: ImageRecord) -> ImageRecord:
     """Make the middle of a picture a query."""
-    left, top, right, bottom = record.box or (0.0, 0.0, *read_image(record).size)
+    left, top, right, bottom = record.box or (0.0, 0.0, *measure_image(read_image_bytes(record.path)))
     margin = (1 - VIEW_SHARE) / 2
     x, y = margin * (right - left), margin * (bottom - top)
     return replace(

@@ -31,6 +31,7 @@ WALKED_ROWS = 65_536
 """Rows of a table that are turned into Python numbers at a time."""
 
 T = TypeVar("T")
+Box = tuple[float, float, float, float]
 
 HOLD_OUT_EVERY = 5
 """One class of every five is held out: to choose a model, and to test own data without a split."""
@@ -58,7 +59,7 @@ class ImageRecord:
     split: Split
     is_query: bool = True
     is_gallery: bool = True
-    box: tuple[float, float, float, float] | None = None
+    box: Box | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
     source: str = ""
 
@@ -96,6 +97,10 @@ class RecordTable(Sequence[ImageRecord]):
     @abstractmethod
     def read_ids(self) -> Iterator[str]:
         """Yield the name of every record, in order, without making it."""
+
+    def read_boxes(self) -> Iterator[Box | None]:
+        """Yield the box of every record, in order."""
+        return (record.box for record in self)
 
     @abstractmethod
     def _make(self, row: int) -> ImageRecord:
@@ -154,6 +159,10 @@ class ChosenRecords(RecordTable):
         """Yield the names of the chosen records."""
         return self._walk(self._records.read_ids())
 
+    def read_boxes(self) -> Iterator[Box | None]:
+        """Yield the boxes of the chosen records."""
+        return self._walk(self._records.read_boxes())
+
     def _move(self, record: ImageRecord) -> ImageRecord:
         return record if self._split is None else replace(record, split=self._split)
 
@@ -180,6 +189,11 @@ def read_columns(records: Sequence[ImageRecord]) -> RecordColumns:
 def read_ids(records: Sequence[ImageRecord]) -> Iterator[str]:
     """Yield the name of every record, in order."""
     return records.read_ids() if isinstance(records, RecordTable) else (record.image_id for record in records)
+
+
+def read_boxes(records: Sequence[ImageRecord]) -> Iterator[Box | None]:
+    """Yield the box of every record, in order; of a table without making them, where it can."""
+    return records.read_boxes() if isinstance(records, RecordTable) else (record.box for record in records)
 
 
 def choose_records(records: Sequence[ImageRecord], rows: npt.NDArray[np.int64]) -> Sequence[ImageRecord]:

@@ -15,15 +15,16 @@ from vitrieve.data.records import Dataset, GroundTruth, ImageRecord
 from vitrieve.data.sources import is_folder_source, read_collection, read_source
 from vitrieve.errors import ConfigError, DataError
 from vitrieve.quoting import count_nouns, quote_name
+from vitrieve.settings import list_texts
 
 TrainingClasses = Literal["train", "all", "none"]
 
 
 def read_sources(
-    sources: Sequence[str | Path],
+    sources: str | Path | Sequence[str | Path],
     *,
-    protocols: Sequence[str] = (),
-    exclude: Sequence[str] = (),
+    protocols: str | Sequence[str] = (),
+    exclude: str | Sequence[str] = (),
     classes: TrainingClasses = "train",
 ) -> tuple[Dataset, ...]:
     """Read the sources of a training, each as ``read_source`` reads it.
@@ -44,7 +45,8 @@ def read_sources(
         DataError: A source or a protocol is unknown, or cannot be read.
         ConfigError: No source, another number of protocols, or patterns although no source is a folder.
     """
-    names = [str(source) for source in sources]
+    names = [str(source) for source in ([sources] if isinstance(sources, str | Path) else sources)]
+    protocols = list_texts(protocols)
     if not names:
         raise ConfigError("no source is named; give one or more: --data SOURCE.")
     if protocols and len(protocols) != len(names):
@@ -62,7 +64,7 @@ def read_sources(
     return tuple(map(train_on_all_classes, datasets)) if classes == "all" else tuple(datasets)
 
 
-def _read_unlabeled(source: str, *, protocol: str | None, exclude: Sequence[str]) -> Dataset:
+def _read_unlabeled(source: str, *, protocol: str | None, exclude: str | Sequence[str]) -> Dataset:
     """Read a source without looking at the classes of its training images; test images keep theirs.
 
     Of a folder without folders of classes every picture trains, but those in folders that are named for testing.

@@ -13,6 +13,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import repeat
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -208,6 +209,10 @@ class ShardRecords(RecordTable):
         """Yield the name of every record."""
         for start in range(0, len(self), _BLOCK_ROWS):
             yield from self._image_ids.slice(start, _BLOCK_ROWS).to_pylist()
+
+    def read_boxes(self) -> Iterator[None]:
+        """Yield that every record is a whole picture: what was packed is what is in the box."""
+        return repeat(None, len(self))
 
     @property
     def shared_labels(self) -> tuple[int, int]:

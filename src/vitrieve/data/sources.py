@@ -311,7 +311,7 @@ def _find_source(name: str) -> Source:
     return found
 
 
-def read_source(source: str, *, protocol: str | None = None, exclude: Sequence[str] = ()) -> Dataset:
+def read_source(source: str | Path, *, protocol: str | None = None, exclude: str | Sequence[str] = ()) -> Dataset:
     """Read a data set with labels, splits and roles.
 
     Args:
@@ -325,6 +325,7 @@ def read_source(source: str, *, protocol: str | None = None, exclude: Sequence[s
         DataError: Unknown name or protocol, or the source cannot be read.
         ConfigError: A pattern is none, or the source is no folder of the user's.
     """
+    source = str(source)
     name, path = _split_source(source)
     _check_exclude(name, exclude)
     chosen = _find_source(name)
@@ -338,7 +339,7 @@ def read_source(source: str, *, protocol: str | None = None, exclude: Sequence[s
     return replace(dataset, notes=notes, source=source)
 
 
-def read_collection(source: str, *, protocol: str | None = None, exclude: Sequence[str] = ()) -> Dataset:
+def read_collection(source: str | Path, *, protocol: str | None = None, exclude: str | Sequence[str] = ()) -> Dataset:
     """Read what is to be embedded: a source, or any folder of images.
 
     Args:
@@ -351,6 +352,7 @@ def read_collection(source: str, *, protocol: str | None = None, exclude: Sequen
         DataError: Unknown name or protocol, or nothing that can be read.
         ConfigError: A pattern is none, or the source is no folder of the user's.
     """
+    source = str(source)
     name, path = _split_source(source)
     if name == "folder" and path == source and protocol is None:
         return replace(folder.read_flat_folder(_path(path), exclude=exclude), source=source)
@@ -474,7 +476,7 @@ def _note_former_name(source: str) -> tuple[str, ...]:
     return (f"{source} is spelled {_spell_now(source)} now.",) if source.startswith(FORMER_TABLE) else ()
 
 
-def _check_exclude(name: str, exclude: Sequence[str]) -> None:
+def _check_exclude(name: str, exclude: str | Sequence[str]) -> None:
     """Refuse patterns without effect: what a published data set or a table holds is listed in it."""
     if exclude and name != "folder":
         raise ConfigError(

@@ -27,6 +27,7 @@ from vitrieve.data.raw import RAW_SUFFIXES
 from vitrieve.data.records import printable_name
 from vitrieve.errors import ConfigError, DataError
 from vitrieve.quoting import count_nouns
+from vitrieve.settings import list_texts
 
 IGNORE_NAME = ".vitrieveignore"
 HIDDEN, SYSTEM, EXCLUDED = "hidden", "system", "excluded"
@@ -62,10 +63,10 @@ class Rules:
         ConfigError: A pattern of ``exclude`` is none.
     """
 
-    def __init__(self, folder: Path, exclude: Sequence[str] = ()) -> None:
+    def __init__(self, folder: Path, exclude: str | Sequence[str] = ()) -> None:
         self.folder = folder
         try:
-            self._last_word = _compile(exclude)
+            self._last_word = _compile(list_texts(exclude))
         except ValueError as error:
             raise ConfigError(
                 f"--exclude: {error}; expected a pattern as in a .gitignore, such as 'drafts/'."
@@ -211,7 +212,7 @@ class Walk:
         return tuple((printable_name(path), reason) for path, reason in self.unreadable)
 
 
-def walk_pictures(folder: Path, exclude: Sequence[str] = ()) -> Walk:
+def walk_pictures(folder: Path, exclude: str | Sequence[str] = ()) -> Walk:
     """Find the picture files below a folder.
 
     Links are followed: each real folder once below each entry of ``folder``. So a class may be a link to a folder

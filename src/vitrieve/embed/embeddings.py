@@ -6,7 +6,7 @@ and the manifest.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from vitrieve.artifacts import (
     write_manifest,
     write_vectors_durably,
 )
-from vitrieve.data.records import ImageRecord
+from vitrieve.data.records import ImageRecord, read_boxes
 from vitrieve.embed.rows import STATUS_OK, StoredRecords, read_rows, to_records
 from vitrieve.errors import ArtifactError, DataError
 
@@ -67,6 +67,26 @@ class Embeddings:
             raise DataError(f"vectors must be (N, E) float32, not {self.vectors.shape} {self.vectors.dtype}.")
         if len(self.vectors) != len(self.records):
             raise DataError(f"{len(self.vectors)} vectors do not belong to {len(self.records)} records.")
+
+
+def find_other_region(embeddings: Embeddings, rows: Iterable[int], wanted: Sequence[ImageRecord]) -> str | None:
+    """Find an image whose vector is of another region of it than the one that is wanted.
+
+    A picture in a shard is no region of the file that it was packed from, but what was in the box.
+
+    Args:
+        embeddings: Embeddings of the images, and perhaps of others.
+        rows: Row of each image, as many as there are images.
+        wanted: The images, of the same names.
+
+    Returns:
+        Its name; None where there is none.
+    """
+    stored = {row: box for row, box in enumerate(read_boxes(embeddings.records)) if box is not None}
+    for place, (row, box) in enumerate(zip(rows, read_boxes(wanted), strict=True)):
+        if box != stored.get(row) and embeddings.records[row].path.name == wanted[place].path.name:
+            return wanted[place].image_id
+    return None
 
 
 def write_mapped_embeddings(

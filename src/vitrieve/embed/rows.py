@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from vitrieve.data.records import SPLITS, ImageRecord, RecordColumns, RecordTable, parse_path, spell_path
+from vitrieve.data.records import SPLITS, Box, ImageRecord, RecordColumns, RecordTable, parse_path, spell_path
 from vitrieve.errors import ArtifactError
 
 STATUS_OK = "ok"
@@ -108,7 +108,6 @@ def to_records(table: pa.Table) -> tuple[ImageRecord, ...]:
 
 def to_record(values: Mapping[str, Any]) -> ImageRecord:
     """Turn the values of a row, metadata as pairs among them, back into a record."""
-    box = values["box"]
     return ImageRecord(
         image_id=values["image_id"],
         path=parse_path(values["path"]),
@@ -116,9 +115,13 @@ def to_record(values: Mapping[str, Any]) -> ImageRecord:
         split=values["split"],
         is_query=values["is_query"],
         is_gallery=values["is_gallery"],
-        box=None if box is None else (box[0], box[1], box[2], box[3]),
+        box=_to_box(values["box"]),
         metadata=dict(values["metadata"]),
     )
+
+
+def _to_box(sides: Sequence[float] | None) -> Box | None:
+    return None if sides is None else (sides[0], sides[1], sides[2], sides[3])
 
 
 class StoredRecords(RecordTable):
@@ -186,6 +189,11 @@ class StoredRecords(RecordTable):
         """Yield the name of every record."""
         for table in self._read_good(["image_id"]):
             yield from table["image_id"].to_pylist()
+
+    def read_boxes(self) -> Iterator[Box | None]:
+        """Yield the box of every record."""
+        for table in self._read_good(["box"]):
+            yield from map(_to_box, table["box"].to_pylist())
 
     def read_failures(self) -> tuple[tuple[str, str], ...]:
         """Read ``(image_id, reason)`` of the bad rows."""

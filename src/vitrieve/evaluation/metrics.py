@@ -329,7 +329,7 @@ def recall_at_k(
     gallery_embeddings: npt.ArrayLike | None = None,
     gallery_labels: npt.ArrayLike | None = None,
     *,
-    ks: Sequence[int] = DEFAULT_KS,
+    ks: Iterable[int] = DEFAULT_KS,
     exclusions: Exclusions | None = None,
 ) -> dict[int, float]:
     """Compute the share of queries with at least one relevant image among the first K.
@@ -356,6 +356,7 @@ def recall_at_k(
     >>> recall_at_k([[1, 0], [1, 0], [0, 1], [-1, 0]], [7, 7, 7, 8], ks=(1, 2))
     {1: 0.6666666666666666, 2: 1.0}
     """
+    ks = tuple(ks)
     scores = score_queries(query_embeddings, query_labels, gallery_embeddings, gallery_labels, exclusions=exclusions)
     means = scores.means(ks)
     return {k: means[f"recall_at_{k}"] for k in ks}

@@ -111,7 +111,7 @@ class RevisitedMetrics:
 
 
 def revisited_metrics(
-    ranks: npt.ArrayLike, ground_truth: Sequence[Mapping[str, npt.ArrayLike]], ks: Sequence[int] = REVISITED_KS
+    ranks: npt.ArrayLike, ground_truth: Sequence[Mapping[str, npt.ArrayLike]], ks: Iterable[int] = REVISITED_KS
 ) -> dict[str, RevisitedMetrics]:
     """Score rankings under the easy, medium and hard protocols of revisited Oxford and Paris.
 
@@ -141,7 +141,7 @@ def revisited_metrics(
     >>> {protocol: figures.mean_average_precision for protocol, figures in found.items()}
     {'easy': 1.0, 'medium': 0.7916666666666666, 'hard': 0.25}
     """
-    check_cut_offs(ks)
+    ks = tuple(check_cut_offs(tuple(ks)))
     rankings = _read_ranks(ranks, len(ground_truth))
     found: dict[str, list[IntArray]] = {protocol: [] for protocol in REVISITED_ROLES}
     num_relevant: dict[str, list[int]] = {protocol: [] for protocol in REVISITED_ROLES}

@@ -20,9 +20,9 @@ from typing import Any
 
 from vitrieve.artifacts import MANIFEST_NAME, replacing_folder, write_manifest, write_text_durably
 from vitrieve.choices import Device
-from vitrieve.data.records import Dataset, ImageRecord
+from vitrieve.data.records import Dataset, ImageRecord, choose_records
 from vitrieve.embed.collection import EmbedSettings, embed_collection, embed_images
-from vitrieve.embed.embeddings import Embeddings, load_embeddings
+from vitrieve.embed.embeddings import Embeddings, find_other_region, load_embeddings
 from vitrieve.errors import ConfigError, DataError
 from vitrieve.evaluation.measure import EvaluationResult, Measurement, format_results, match_records, measure
 from vitrieve.evaluation.protocols import EvaluationData, read_evaluation_data, select_records
@@ -30,6 +30,7 @@ from vitrieve.evaluation.reranking import RerankingReport, parse_rerankings, rep
 from vitrieve.model.artifact import require_made_by
 from vitrieve.model.seen import describe_seen
 from vitrieve.progress import print_message
+from vitrieve.quoting import quote_name
 from vitrieve.runtime.encoder import Encoder, load_encoder
 
 RESULTS_NAME = "results.json"
@@ -297,11 +298,17 @@ def _reading(folder: Path, encoders: Sequence[Encoder], datasets: Sequence[Datas
     )
     for dataset in datasets:
         wanted = select_records(dataset)
-        places, _, failures = match_records(wanted, found)
+        places, rows, failures = match_records(wanted, found)
         if len(places) + len(failures) < len(wanted):
             raise DataError(
                 f"{folder} has no embeddings of {len(wanted) - len(places) - len(failures):,} of the {len(wanted):,} "
                 f"images that {dataset.name} is measured on; embed the same --data again, or leave --embeddings out."
+            )
+        other = find_other_region(found, rows, choose_records(wanted, places))
+        if other is not None:
+            raise DataError(
+                f"{folder} and {dataset.name} look at different regions of {quote_name(other)}; embed the same --data "
+                "again, or leave --embeddings out."
             )
     return lambda encoder, dataset, folder, settings: found
 

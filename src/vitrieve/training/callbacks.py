@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -258,17 +258,18 @@ def _name(error: BaseException) -> str:
     return "" if isinstance(error, ConfigError | TimeoutError) else f"{type(error).__name__}: "
 
 
-def check_callbacks(callbacks: Sequence[Callback]) -> tuple[Callback, ...]:
+def check_callbacks(callbacks: Iterable[Callback]) -> tuple[Callback, ...]:
     """Refuse what is no callback, and methods that nobody would call.
 
     Raises:
         ConfigError: The message names the object, or the method.
     """
-    for callback in callbacks:
+    checked = tuple(callbacks)
+    for callback in checked:
         if not isinstance(callback, Callback):
             raise ConfigError(f"{callback!r} is no callback; derive its class from vitrieve.Callback, and make one.")
         for name in dir(callback):
             if name.startswith("on_") and name not in MOMENTS:
                 kind = type(callback).__name__
                 raise ConfigError(f"{kind}.{name} would never be called; the moments are {', '.join(MOMENTS)}.")
-    return tuple(callbacks)
+    return checked

@@ -25,6 +25,9 @@ from vitrieve.training.state import STATE_NAME, digest_tensors
 
 SETTINGS_NAME = "config.json"
 MACHINE = "machine"
+IS, IS_NOT = "is", "is not"
+Relation = tuple[str, str] | tuple[str, str, str]
+"""Two ``image_id`` that are a pair; one, ``IS``, and a further label of it; or one, ``IS_NOT``, and that of another."""
 NUM_DIGEST_CHARACTERS = 64
 FREE_SETTINGS = frozenset(
     {
@@ -51,7 +54,7 @@ def describe_run(
     config: Config,
     protocol: str,
     records: Iterable[ImageRecord],
-    positive_pairs: Iterable[tuple[str, str]] = (),
+    pairs: Iterable[Relation] = (),
     digests: Mapping[str, bytes] | None = None,
     own_terms: Sequence[OwnTerm] = (),
 ) -> dict[str, Any]:
@@ -62,7 +65,7 @@ def describe_run(
         config: Resolved configuration.
         protocol: The source's protocol.
         records: Images that train or are held out, in order.
-        positive_pairs: Pairs that the source lists, in order.
+        pairs: Pairs that the source lists, and what else is known of images beside one label of each, in order.
         digests: SHA-256 of the file of each image, by ``image_id``; None: the content of the files is not described.
         own_terms: Terms of the objective that are not of this package.
     """
@@ -79,11 +82,13 @@ def describe_run(
         role = f"{record.label} {record.split}\n"
         names.update(f"{record.image_id!r} {role}".encode())
         contents.update((b"" if digests is None else digests[record.image_id]) + f"{record.box} {role}".encode())
-    for pair in positive_pairs:
-        names.update(f"{pair[0]!r} {pair[1]!r}\n".encode())
-        if pair[0] in rows and pair[1] in rows:  # other pairs train nothing
+    for first, *words, last in pairs:
+        said = " ".join([*words, last])
+        names.update(f"{first!r} {said!r}\n".encode())
+        other = last if words == [IS] else rows.get(last)
+        if first in rows and other is not None:  # others train nothing
             # Their positions, because images that were moved keep them.
-            contents.update(f"{rows[pair[0]]} {rows[pair[1]]}\n".encode())
+            contents.update(" ".join([str(rows[first]), *words, f"{other}\n"]).encode())
     data: dict[str, Any] = {"protocol": protocol, "num_images": len(rows), "images": names.hexdigest()}
     if source:
         data["sources"] = [list(counted) for counted in num_of_source.items()]

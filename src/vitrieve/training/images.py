@@ -15,7 +15,7 @@ from vitrieve.model.seen import list_seen
 from vitrieve.progress import print_message
 from vitrieve.quoting import quote_name
 from vitrieve.runtime.device import describe_emulation, resolve_device
-from vitrieve.training.identity import describe_run
+from vitrieve.training.identity import IS, IS_NOT, Relation, describe_run
 from vitrieve.training.order import TrainingRun
 from vitrieve.training.relations import TrainingImages, build_relations
 
@@ -62,15 +62,15 @@ class RunImages(NamedTuple):
         return TrainingImages(self.fit, self.positive_pairs, build_relations(self.fit, more, pairs))
 
     @property
-    def relation_pairs(self) -> tuple[tuple[str, str], ...]:
-        """What the relations say, as pairs of texts that a resumed run compares."""
+    def relations(self) -> tuple[Relation, ...]:
+        """What is known of pairs beside one label of each image, which a resumed run compares."""
         more = [
-            (name, f"is {label}")
+            (name, IS, str(label))
             for one in self.datasets
             for name, labels in sorted(one.more_labels.items())
             for label in labels
         ]
-        return (*more, *((first, f"is not {second}") for one in self.datasets for first, second in one.negative_pairs))
+        return (*more, *((first, IS_NOT, second) for one in self.datasets for first, second in one.negative_pairs))
 
     def describe(self) -> str:
         """Name the sources, each with its protocol."""
@@ -217,7 +217,7 @@ def describe_data(run: TrainingRun, images: RunImages) -> dict[str, Any]:
         run.config,
         protocol,
         records,
-        (*images.positive_pairs, *images.relation_pairs),
+        (*images.positive_pairs, *images.relations),
         images.digests,
         run.own_terms,
     )

@@ -175,7 +175,7 @@ def _fit(run: ReductionRun, dataset: Dataset) -> ReducedEncoder:
     training = _select_training(dataset)
     encoder, config, origin = _load_encoder(run)
     encoder.to(resolve_device(run.device))
-    require_reducible(run.embedding_dim, encoder.layout.width, len(training))
+    require_reducible(run.embedding_dim, encoder.spec.embedding_dim, len(training))
     readable = find_readable(training, max_bad_fraction=run.max_bad_fraction, show_progress=True)
     for image_id, reason in readable.failures:
         print_message(f"left out: {image_id}: {reason}")
@@ -239,7 +239,7 @@ def require_reducible(embedding_dim: int, width: int, num_images: int) -> None:
 
     Args:
         embedding_dim: Number of dimensions to keep.
-        width: Dimensions that the encoder pools.
+        width: Dimensions that the encoder puts out without a reduction.
         num_images: Training images.
 
     Raises:
