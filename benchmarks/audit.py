@@ -17,17 +17,15 @@ Writes benchmarks/results/audit_DATE.json and prints a table.
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from dataclasses import replace
 from datetime import date
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from collections_here import find_collections
+from contest import RESULTS, write_result
 
-from vitrieve.artifacts import write_text_durably
 from vitrieve.curation.labels import (
     MAX_NEIGHBORS,
     TEMPERATURE,
@@ -150,8 +148,8 @@ def main() -> None:
     rows = [row for name in arguments.data if name in here for row in measure_collection(encoder, name, arguments)]
     settings = vars(arguments)
     result = {"settings": settings, "fingerprint": encoder.fingerprint, "engine": encoder.engine, "rows": rows}
-    written = Path(__file__).parent / "results" / f"audit_{date.today()}.json"
-    write_text_durably(written, json.dumps(result, indent=1) + "\n")
+    written = RESULTS / f"audit_{date.today()}.json"
+    write_result(written, result)
     print_rows(rows)
     print(f"written: {written}")
 

@@ -32,8 +32,8 @@ from typing import Any
 
 import numpy as np
 from collections_here import NOISE_NORM
+from contest import RESULTS, write_result
 
-from vitrieve.artifacts import write_text_durably
 from vitrieve.data.records import ImageRecord
 from vitrieve.embed.embeddings import Embeddings, load_embeddings
 from vitrieve.index.open import build_index
@@ -43,7 +43,6 @@ from vitrieve.mapping.neighbors import Neighbors, find_neighbors
 from vitrieve.serve.map_page import STATIC_FOLDER, write_map_page
 from vitrieve.similarity import FloatArray, IntArray, normalize
 
-RESULTS = Path(__file__).parent / "results"
 Layout = Callable[[FloatArray, Neighbors, int], FloatArray]
 
 
@@ -265,10 +264,9 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             results["clustered"] = map_clustered(arguments.clustered, Path(folder))
         print(json.dumps(results["clustered"], indent=2))
-    RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"collection_map_{date.today()}.json"
     old = json.loads(path.read_text()) if path.is_file() else {}
-    write_text_durably(path, json.dumps(old | results, indent=2) + "\n")
+    write_result(path, old | results)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 from lines import Line, find_ours
 
+from vitrieve.artifacts import write_text_durably
 from vitrieve.machine import read_peak_memory, restart_peak_memory
 
 RESULTS = Path(__file__).parent / "results"
@@ -172,26 +173,27 @@ def _answer_rounds(build_side: BuildSide, words: str) -> None:
     """Be one side: build it, and run a round for each line of standard input."""
     given = json.loads(words)
     run = build_side(given.pop("side"), **given)
-    before_mib = _restart_peak()
+    before_mib = restart_peak()
     for _ in sys.stdin:
         start = time.perf_counter()
         result = run()
         answer = {
             "seconds": time.perf_counter() - start,
             "before_mib": before_mib,
-            "process_mib": _peak_mib(),
+            "process_mib": peak_mib(),
             "check": result if isinstance(result, float) else None,
         }
         print(json.dumps(answer), flush=True)
 
 
-def _restart_peak() -> float:
-    """Forget the most memory so far, which building a side may have needed for a moment; return what is held now."""
+def restart_peak() -> float:
+    """Forget the most memory so far, which building a side may have needed for a moment; return the MiB held now."""
     restart_peak_memory()  # not on Linux: the peak stays what it is
-    return _peak_mib()
+    return peak_mib()
 
 
-def _peak_mib() -> float:
+def peak_mib() -> float:
+    """Return the most MiB of memory that this process has held."""
     num_bytes = read_peak_memory()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 if num_bytes is None else num_bytes / 2**20
 
@@ -219,6 +221,13 @@ def describe_machine() -> dict[str, Any]:
         "packages": {name: _version(name) for name in PACKAGES},
         "settings": {name: os.environ.get(name, "not set") for name in RECORDED},
     }
+
+
+def write_result(path: Path, result: Mapping[str, Any]) -> None:
+    """Write a file of results, with the machine that they are of."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    written = json.dumps({**result, "machine": describe_machine()}, indent=1, ensure_ascii=False)
+    write_text_durably(path, written + "\n")
 
 
 def has_bf16() -> bool:
@@ -286,7 +295,7 @@ def main(measure: Callable[[bool], list[Line]], description: str | None, build_s
     pin_threads()
     lines = measure(arguments.quick)
     if arguments.json:
-        arguments.json.write_text(json.dumps([asdict(line) for line in lines], indent=1) + "\n")
+        write_result(arguments.json, {"lines": [asdict(line) for line in lines]})
     print("| task | side | median | least to most | ours is | peak MiB |\n|---|---|---:|---:|---:|---:|")
     for line in lines:
         ours = find_ours(line, lines)

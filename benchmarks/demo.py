@@ -11,8 +11,6 @@ of the checkout is taken, as `make setup` leaves it.
 from __future__ import annotations
 
 import argparse
-import datetime
-import json
 import os
 import shutil
 import subprocess
@@ -21,7 +19,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from vitrieve.machine import cache_folder, count_cores
+from contest import write_result
+
+from vitrieve.machine import cache_folder
 
 LAST_FILES = {
     "drawing": "cache/emoji-*/drawings.json",
@@ -78,8 +78,7 @@ def main() -> None:
             told = "  ".join(f"{part} {value:.0f}" for part, value in seconds.items())
             print(f"{checkout.name}, run {number}, seconds: {told}", flush=True)
     if arguments.out is not None:
-        contents = {"date": str(datetime.date.today()), "num_cores": count_cores(), "runs": runs}
-        arguments.out.write_text(json.dumps(contents, indent=1) + "\n")
+        write_result(arguments.out, {"runs": runs})
 
 
 if __name__ == "__main__":

@@ -39,6 +39,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from contest import RESULTS, write_result
 from PIL import Image
 
 from vitrieve.artifacts import has_artifact, write_text_durably
@@ -406,8 +407,8 @@ def main() -> None:
             write_text_durably(path, json.dumps(measured, indent=1))
         rows += json.loads(path.read_text())["rows"]
     result = {"settings": settings, "fingerprint": encoder.fingerprint, "engine": encoder.engine, "rows": rows}
-    written = Path(__file__).parent / "results" / f"duplicates_{date.today()}_{arguments.num_images}.json"
-    write_text_durably(written, json.dumps(result, indent=1) + "\n")
+    written = RESULTS / f"duplicates_{date.today()}_{arguments.num_images}.json"
+    write_result(written, result)
     print_rows(rows)
     print(f"written: {written}")
 

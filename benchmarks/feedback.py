@@ -31,6 +31,7 @@ from typing import Any
 
 import numpy as np
 from collections_here import find_collections
+from contest import RESULTS, write_result
 
 from vitrieve.artifacts import write_text_durably
 from vitrieve.data.records import Dataset, ImageRecord
@@ -45,7 +46,6 @@ from vitrieve.runtime.encoder import Encoder, load_encoder
 from vitrieve.similarity import top_k
 from vitrieve.training.run import choose_unseen_start, train
 
-RESULTS = Path(__file__).parent / "results"
 NUM_LOOKED_AT = 5
 NONSENSE, LABELS, MORE_LABELS = "nonsense", "labels", "labels and coarse classes"
 RECIPE = "small"
@@ -275,9 +275,7 @@ def main() -> int:
                 if time.monotonic() - started < 60 * arguments.minutes:
                     figures.append(run_arm(collection, arm, seed, arguments))
                     print(f"seed {seed}, {collection.name}, {arm}: {figures[-1]['seconds']:.0f} s", file=sys.stderr)
-    RESULTS.mkdir(exist_ok=True)
-    result = json.dumps({"settings": settings, "runs": figures}, indent=2)
-    write_text_durably(RESULTS / f"feedback_{date.today()}.json", result + "\n")
+    write_result(RESULTS / f"feedback_{date.today()}.json", {"settings": settings, "runs": figures})
     print_table(figures)
     return int(any(one["after"]["map_at_r"] < one["before"]["map_at_r"] for one in figures))
 

@@ -19,6 +19,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from contest import write_result
+
 BATCH_SIZE, LARGE_BATCH_SIZE = 64, 1024
 DELTA_RANK = 8
 
@@ -101,7 +103,7 @@ def main() -> None:
         for number, (name, words) in enumerate(variants.items()):
             folder = arguments.out / f"{number}_{seed}"
             found[name].append(run_variant(words, folder, arguments.data, seed))
-    (arguments.out / "few_weights.json").write_text(json.dumps(found, indent=2) + "\n")
+    write_result(arguments.out / "few_weights.json", {"runs": found})
     print("| | GiB | images/s | seconds | MAP@R held out | gain on frozen | state, MB | difference of rank 8, MB |")
     print("|---|---|---|---|---|---|---|---|")
     for name, runs in found.items():

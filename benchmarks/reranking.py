@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from collections_here import find_collections
+from contest import RESULTS, write_result
 
 from vitrieve.artifacts import write_text_durably
 from vitrieve.data.sources import read_source
@@ -73,8 +74,8 @@ def main() -> None:
             write_text_durably(path, json.dumps(measure_one(encoder, collection, protocol), indent=2) + "\n")
         found.append(json.loads(path.read_text()))
         print(found[-1]["text"], end="\n\n", flush=True)
-    results = Path(__file__).parent / "results" / f"reranking_{time.strftime('%Y-%m-%d')}.json"
-    results.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    results = RESULTS / f"reranking_{time.strftime('%Y-%m-%d')}.json"
+    write_result(results, {"figures": found})
     print(f"written: {results}")
 
 

@@ -40,7 +40,7 @@ def run_part(part: str, is_quick: bool) -> list[Line]:
         command = [sys.executable, str(Path(__file__).with_name(f"{part}.py")), "--json", str(out)]
         environment = {**os.environ, "VITRIEVE_CONFIG": "off"}  # figures do not depend on what the user keeps
         subprocess.run([*command, *(["--quick"] if is_quick else [])], check=True, stdout=sys.stderr, env=environment)
-        return [Line(**one) for one in json.loads(out.read_text())]
+        return [Line(**one) for one in json.loads(out.read_text())["lines"]]
 
 
 def main() -> None:

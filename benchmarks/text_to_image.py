@@ -42,6 +42,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 from collections_here import find_collections
+from contest import write_result
 
 from vitrieve.data.records import Dataset, hold_out_labels
 from vitrieve.data.sources import read_source
@@ -436,7 +437,7 @@ def main() -> None:
     figures |= {"fusion": summarize_fusion(list(runs.values())), "fusion_runs": runs} if runs else {}
     print(json.dumps(figures.get("fusion"), indent=1))
     if given.json:
-        given.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+        write_result(given.json, figures)
 
 
 if __name__ == "__main__":

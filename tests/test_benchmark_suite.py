@@ -26,6 +26,14 @@ def build_side(side, num_mib):
 
 main(lambda is_quick: [], "", build_side)
 """
+PART = """
+import sys
+sys.path.insert(0, {benchmarks!r})
+from contest import main
+from lines import time_lines
+
+main(lambda is_quick: time_lines("quick" if is_quick else "whole", "t", {{"vitrieve": [1.0]}}), "")
+"""
 
 
 @pytest.fixture
@@ -242,6 +250,27 @@ def test_parts_measured_again_replace_those_of_an_older_result(lines: ModuleType
     ]
     assert [*merged["measured_again"]] == ["again"]
     assert [one["doubt"] for one in lines.list_ratios(found)] == ["rounds not told; not told apart", ""]
+
+
+def test_every_result_names_its_machine(contest: ModuleType, tmp_path: Path) -> None:
+    path = tmp_path / "results" / "new.json"
+    contest.write_result(path, {"rows": [1], "machine": "that of an earlier call"})
+    found = json.loads(path.read_text())
+    assert found["rows"] == [1]
+    assert {"date", "processor", "num_cores", "packages"} <= found["machine"].keys()
+
+
+def test_scripts_that_write_results_name_the_machine() -> None:
+    for path in BENCHMARKS.glob("*.py"):
+        text = path.read_text()
+        assert "RESULTS / " not in text or "write_result(" in text or "describe_machine()" in text, path.name
+
+
+def test_the_suite_reads_what_a_part_writes(lines: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = import_module("run")
+    (tmp_path / "part.py").write_text(PART.format(benchmarks=str(BENCHMARKS)))
+    monkeypatch.setattr(run, "__file__", str(tmp_path / "run.py"))
+    assert run.run_part("part", True) == lines.time_lines("quick", "t", {"vitrieve": [1.0]})
 
 
 def test_a_part_that_fails_loses_none_before_it(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -44,6 +46,20 @@ def test_pairs_above_refuses_more_than_it_can_keep(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(pairs, "MAX_PAIRS", 100)
     with pytest.raises(InputError, match="give a higher threshold"):
         pairs_above(np.ones((20, 3), dtype=np.float32), 0.5)
+
+
+def test_memory_of_pairs_above_does_not_grow_with_the_pairs_that_are_compared() -> None:
+    def measure(num_rows: int) -> int:
+        vectors = normalize(np.random.default_rng(0).normal(size=(num_rows, 16)))
+        vectors[7] = vectors[1]
+        tracemalloc.start()
+        try:
+            assert 1 <= len(pairs_above(vectors, 0.99).first) < 10
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    assert measure(16_000) < 2 * measure(4_000)  # sixteen times as many pairs of rows
 
 
 @pytest.mark.parametrize("num_rows", [0, 1])
