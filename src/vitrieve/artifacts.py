@@ -43,9 +43,9 @@ Kind = Literal[
 ]
 _MADE_BY: Mapping[Kind, str] = {
     "run": "vitrieve train",
-    "encoder": "vitrieve train or export",
+    "encoder": "vitrieve train, export, adapt, reduce, align or pull",
     "text": "vitrieve align",
-    "embeddings": "vitrieve embed",
+    "embeddings": "vitrieve embed, or vitrieve adapt with --embeddings-out",
     "index": "vitrieve index, sync or up",
     "evaluation": "vitrieve evaluate",
     "reproduction": "vitrieve reproduce",
