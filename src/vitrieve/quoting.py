@@ -8,9 +8,11 @@ everything that is printed goes through on its way out, so that a forgotten name
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 
 _JOINERS = frozenset("\u200c\u200d")
 """Zero-width joiners: invisible parts of emoji and of Persian and Indic words, which move nothing."""
+NUM_REASONS_SHOWN = 3
 
 
 def quote_name(name: object) -> str:
@@ -33,6 +35,15 @@ def count_nouns(count: int, one: str, many: str) -> str:
     1 class and 1,200 classes
     """
     return f"{count:,} {one if count == 1 else many}"
+
+
+def spell_reasons(failures: Sequence[tuple[str, str]]) -> str:
+    """Spell the names of the first images that cannot be read, each with its reason.
+
+    >>> spell_reasons([("a.png", "it is empty"), ("b.png", "it is cut short")])
+    'a.png: it is empty; b.png: it is cut short'
+    """
+    return "; ".join(f"{image_id}: {reason}" for image_id, reason in failures[:NUM_REASONS_SHOWN])
 
 
 def escape_text(text: str) -> str:

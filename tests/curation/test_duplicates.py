@@ -14,9 +14,8 @@ from tests.curation.sweaters import draw_ground, lay_sweater
 from vitrieve import EmbedSettings, build_index, duplicates, embed_collection, embed_images, open_index, read_collection
 from vitrieve.curation import links
 from vitrieve.curation.copies import COPIES
-from vitrieve.curation.duplicates import _order_best, group_by_best
+from vitrieve.curation.duplicates import group_by_best
 from vitrieve.curation.links import choose_threshold
-from vitrieve.curation.looking import Look
 from vitrieve.curation.material import embed_material
 from vitrieve.curation.pages import build_thumbnails
 from vitrieve.data.records import ImageRecord
@@ -172,21 +171,6 @@ def test_an_index_without_files_is_compared_by_its_vectors_alone(tmp_path: Path,
         duplicates(tmp_path / "index", level="exact")
     with pytest.raises(DataError, match="--threshold"):
         duplicates(tmp_path / "index", encoder)
-
-
-def test_the_best_picture_has_most_pixels_then_is_sharpest_then_has_most_bytes_then_the_first_name() -> None:
-    def look(width_px: int, sharpness: float, num_bytes: int) -> Look:
-        return Look(width_px, 10, sharpness, 1.0, num_bytes, b"")
-
-    ranked = {
-        "z": look(20, 1.0, 1),
-        "y": look(10, 9.0, 1),
-        "x": look(10, 8.0, 3),
-        "v": look(10, 8.0, 2),
-        "w": look(10, 8.0, 2),
-        "a": "the file is empty (0 bytes)",
-    }
-    assert sorted(ranked, key=lambda name: _order_best(ranked[name], name)) == list(ranked)
 
 
 def test_nothing_and_one_picture_have_no_duplicates(tmp_path: Path, album: Path, encoder: Encoder) -> None:

@@ -21,6 +21,9 @@ from fastapi import FastAPI
 from PIL import Image
 from starlette.testclient import TestClient
 
+from vitrieve.curation.audit import audit
+from vitrieve.curation.duplicates import duplicates
+from vitrieve.curation.pages import write_audit_page, write_duplicates_page
 from vitrieve.data.decode import read_image
 from vitrieve.data.records import ImageRecord
 from vitrieve.embed.embeddings import Embeddings
@@ -211,6 +214,12 @@ def services(
     }
     request = SearchRequest(plus=(Example(picture=class_folder / "class1" / "1.png"),))
     write_search_page(folder / "search.html", [(request, searcher.answer(request))], store=searcher.store)
+    album = folder / "album"
+    shutil.copytree(class_folder, album)
+    shutil.copy(album / "class0" / "0.png", album / "class1" / "again.png")
+    (album / "class2" / "bad.png").write_bytes(b"no picture")
+    write_duplicates_page(duplicates(album, level="exact"), folder / "duplicates.html")
+    write_audit_page(audit(f"folder:{album}", encoder, threshold=0.99), folder / "audit.html")
     with ExitStack() as running:
         if find_spec("openTSNE"):
             from vitrieve.mapping.collection_map import map_collection

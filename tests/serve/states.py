@@ -20,6 +20,10 @@ def open_all(page: Page) -> None:
     page.evaluate("for (const one of document.querySelectorAll('#page details')) one.open = true")
 
 
+def open_failures(page: Page) -> None:
+    page.get_by_text("could not be read").click()
+
+
 def open_tags(page: Page) -> None:
     page.locator(".feedback summary").first.click()
 
@@ -114,6 +118,8 @@ STATES = {
     "a collection": State("/c/birds/", "collections"),
     "results of a collection": State(f"/c/birds{RESULTS}", "collections"),
     "search in a file": State("", "search.html"),
+    "duplicates in a file": State("", "duplicates.html", open_failures),
+    "audit in a file": State("", "audit.html"),
 }
 
 

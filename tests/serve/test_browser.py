@@ -352,6 +352,27 @@ def test_everything_plain_works_without_scripts(browser: Browser, server: Server
         expect(page.locator(".pair img")).to_have_count(2)
 
 
+def test_words_facets_and_spans_work_without_scripts(browser: Browser, server: Server) -> None:
+    with browser.new_context(base_url=server.address, java_script_enabled=False) as context:
+        page = context.new_page()
+        page.goto("/")
+        page.get_by_label("Words to search for").fill("Class3")
+        page.keyboard.press("Enter")
+        page.wait_for_url(re.compile(r"/\?text=Class3"))
+        expect(page.locator(".found .card")).to_have_count(4)
+        page.locator(".facet a", has_text="Class3").click()
+        page.wait_for_url(re.compile(r"filter=label%3DClass3"))
+        page.get_by_label("copy to").fill("1")
+        page.get_by_role("button", name="Set the span of copy").click()
+        page.wait_for_url(re.compile("copy"))
+        expect(page.locator(".found .card")).to_have_count(2)
+        page.get_by_label("Words to add to this search").fill("Class1")
+        page.get_by_role("button", name="Add", exact=True).click()
+        expect(page.locator(".examples .wanted")).to_have_count(2)
+        page.get_by_role("link", name="Take away “Class3”").click()
+        expect(page.locator(".examples .wanted")).to_have_count(1)
+
+
 def test_the_end_of_the_side_panel_can_be_reached_in_a_low_window(page: Page) -> None:
     page.set_viewport_size({"width": 1100, "height": 420})
     page.goto(RESULTS)

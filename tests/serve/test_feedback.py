@@ -24,7 +24,7 @@ from vitrieve.runtime.encoder import load_encoder
 from vitrieve.search.searcher import Searcher
 from vitrieve.serve import pages
 from vitrieve.serve.app import create_app
-from vitrieve.serve.feedback import COMMAS
+from vitrieve.serve.settings import COMMAS
 
 TOKEN = "a-token-of-enough-length"
 

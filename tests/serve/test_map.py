@@ -104,7 +104,7 @@ def test_from_the_map_to_a_search_and_back(browser: Browser, mapped: Searcher) -
         page.get_by_role("button", name="Lasso").click()
         draw_lasso(page)
         expect(page.locator("#map-cards li")).to_have_count(20)
-        page.get_by_label("Tags, with commas").fill("seen, old")
+        page.get_by_label("Tags, with commas").fill("seen\u060c old, ")
         page.get_by_label("Your name").fill("Eva")
         page.get_by_role("button", name="Tag them").press("Enter")
         told = page.locator("#map-told")

@@ -45,12 +45,10 @@ class Found(NamedTuple):
 
     Attributes:
         fits: ``(P,)`` correlations, in [-1, 1]; 0 where there is nothing to compare, or the tiles differ.
-        is_mirrored: ``(P,)``; whether the part fits with left and right exchanged.
         frames: ``(P, 4)``; top, bottom, left and right edge, as shares of the whole's sides.
     """
 
     fits: npt.NDArray[np.float32]
-    is_mirrored: npt.NDArray[np.bool_]
     frames: Frames
 
 
@@ -99,7 +97,7 @@ def place_parts(
         turned = _mirror(small[tenants[rows]], is_mirrored[rows])
         frames[rows], agreements = settle(laid[owners[rows]], turned, frames[rows])
         best[rows[agreements < LEAST_SETTLED_AGREEMENT]] = 0
-    return Found(best, is_mirrored.astype(bool), frames / np.repeat(room, 2))
+    return Found(best, frames / np.repeat(room, 2))
 
 
 def settle(wholes: FloatImages, parts: FloatImages, frames: Frames) -> tuple[Frames, npt.NDArray[np.float32]]:

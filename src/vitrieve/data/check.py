@@ -26,9 +26,8 @@ from vitrieve.data.records import SPLITS, Dataset, ImageRecord
 from vitrieve.errors import ConfigError, DataError, DecodeError
 from vitrieve.machine import count_cores
 from vitrieve.progress import track
-from vitrieve.quoting import count_nouns, escape_text
+from vitrieve.quoting import count_nouns, escape_text, spell_reasons
 
-NUM_REASONS_SHOWN = 3
 NUM_THREADS = max(2, min(32, count_cores()))
 """Pictures decoded at a time."""
 BLOCK_SIZE = 1024
@@ -67,10 +66,9 @@ def find_readable(records: Sequence[ImageRecord], *, max_bad_fraction: float, sh
     pairs = list(zip(records, outcomes, strict=True))
     failures = tuple((record.image_id, outcome) for record, outcome in pairs if isinstance(outcome, str))
     if len(failures) > max_bad_fraction * len(records):
-        shown = "; ".join(f"{image_id}: {reason}" for image_id, reason in failures[:NUM_REASONS_SHOWN])
         raise DataError(
             f"{len(failures)} of {len(records)} images are unreadable, more than the {max_bad_fraction:.0%} "
-            f"that --train.max-bad-fraction allows ({shown}). `vitrieve data check` lists them all."
+            f"that --train.max-bad-fraction allows ({spell_reasons(failures)}). `vitrieve data check` lists them all."
         )
     return Readable(
         records=tuple(record for record, outcome in pairs if isinstance(outcome, bytes)),

@@ -39,6 +39,7 @@ from vitrieve.data.tars import BLOCK_BYTES, END_OF_ARCHIVE, build_member
 from vitrieve.errors import ArtifactError, ConfigError, DataError, DecodeError, VitrieveError
 from vitrieve.machine import count_cores
 from vitrieve.progress import track
+from vitrieve.quoting import spell_reasons
 
 JPEG_QUALITY = 92
 """A picture that is made smaller shows nothing of it at this quality, and takes a quarter of a lossless file."""
@@ -47,7 +48,6 @@ SUFFIXES = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp"}
 CHUNK_SIZE = 32
 """Records that a process is given at a time."""
 UNREADABLE_NAME = "unreadable.parquet"
-NUM_REASONS_SHOWN = 3
 _PLAN_NAME = "plan.json"
 _STATE_KEY = b"vitrieve_part"
 _ADVICE = "What is done is kept: make room and repeat the command with --resume."
@@ -244,11 +244,11 @@ class _Packer:
     def _check_failures(self) -> None:
         total, bad = len(self._dataset.records), len(self._failures)
         if bad > self._settings.max_bad_fraction * total:
-            shown = "; ".join(f"{image_id}: {reason}" for image_id, reason in self._failures[:NUM_REASONS_SHOWN])
             raise DataError(
                 f"{bad} of {total} images cannot be read, more than the share of {self._settings.max_bad_fraction:g} "
-                f"that is allowed (max_bad_fraction). {shown}. What is done is kept: repeat the command with --resume "
-                "and a larger --max-bad-fraction; or repair the files and start again with --overwrite."
+                f"that is allowed (max_bad_fraction). {spell_reasons(self._failures)}. What is done is kept: "
+                "repeat the command with --resume and a larger --max-bad-fraction; or repair the files and start again "
+                "with --overwrite."
             )
 
     def _write_shard(

@@ -37,9 +37,8 @@ from vitrieve.embed.unfinished import (
 from vitrieve.errors import ConfigError, DataError
 from vitrieve.model.artifact import find_encoder_folder
 from vitrieve.progress import track
+from vitrieve.quoting import spell_reasons
 from vitrieve.runtime.encoder import Encoder
-
-NUM_REASONS_SHOWN = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -269,7 +268,7 @@ def check_failures(failures: Sequence[tuple[str, str]], num_records: int, max_ba
 def _check_failures(
     failures: Sequence[tuple[str, str]], num_records: int, max_bad_fraction: float, *, advice: str
 ) -> None:
-    shown = "; ".join(f"{image_id}: {reason}" for image_id, reason in failures[:NUM_REASONS_SHOWN])
+    shown = spell_reasons(failures)
     if len(failures) == num_records:
         raise DataError(f"none of the {num_records} images can be read. {shown}")
     if len(failures) > max_bad_fraction * num_records:

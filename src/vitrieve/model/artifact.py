@@ -378,7 +378,7 @@ def format_card(spec: EncoderSpec, card: ModelCard, fingerprint: str) -> str:
         _format_title(spec, fingerprint),
         _format_training(spec, card),
         _format_figures(card),
-        _format_weights(spec, card),
+        _format_weights(spec),
         USE_SECTION,
         *card.notes,
     ]
@@ -434,7 +434,7 @@ def _format_figures(card: ModelCard) -> str:
     return f"## Figures\n\n{where}" + "\n".join(lines)
 
 
-def _format_weights(spec: EncoderSpec, card: ModelCard) -> str:
+def _format_weights(spec: EncoderSpec) -> str:
     note = f" {spec.weights_note}" if spec.weights_note else ""
     return f"## Weights\n\nPre-trained weights: {spec.weights_source}. License: {spec.weights_license}.{note}"
 

@@ -38,11 +38,6 @@ class Head:
 
     arrays: Mapping[str, FloatArray]
 
-    @property
-    def num_weights(self) -> int:
-        """Return how many numbers were learned."""
-        return sum(array.size for array in self.arrays.values())
-
     def score(self, query: FloatArray, images: FloatArray) -> npt.NDArray[np.float64]:
         """Compute the probability that each image shows what the query shows.
 

@@ -18,9 +18,7 @@ from vitrieve.index.store import VectorStore
 from vitrieve.serve.middleware import log_failure
 from vitrieve.serve.pictures import Pictures
 from vitrieve.serve.schemas import FeedbackBody, TagsBody
-
-COMMAS = frozenset(",\u060c\uff0c\u3001")
-"""Commas of several scripts: people write several tags with them, so that no tag has one."""
+from vitrieve.serve.settings import COMMAS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,7 +199,7 @@ def _read_tags(tags: Iterable[str]) -> tuple[str, ...]:
     """
     read = tuple(dict.fromkeys(tag.strip() for tag in tags))
     for tag in read:
-        if not COMMAS.isdisjoint(tag):
+        if any(comma in tag for comma in COMMAS):
             raise HTTPException(
                 422, f"the tag {tag!r} has a comma; give what stands between commas as tags of their own."
             )

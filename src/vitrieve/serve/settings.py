@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 MEBIBYTE = 2**20
 MAX_TEXT = 4096
 """Characters of a text: the longest path of Linux, because an image's name is one."""
+COMMAS = ",\u060c\uff0c\u3001"
+"""Commas of several scripts: people write several tags with them, so that no tag has one."""
 MAX_LIST = 1000
 """Entries of a list, and values of a condition; a server allows fewer, but a list is never read further than this."""
 MAX_VECTOR = 16_384

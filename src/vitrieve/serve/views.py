@@ -36,7 +36,7 @@ from vitrieve.search.request import (
     check_text,
     parse_box,
 )
-from vitrieve.serve.settings import MAX_TEXT, Limits, ProxySettings
+from vitrieve.serve.settings import COMMAS, MAX_TEXT, Limits, ProxySettings
 
 if TYPE_CHECKING:
     from starlette.datastructures import QueryParams
@@ -271,6 +271,7 @@ class Renderer:
             collection=collection,
             front=f"{proxy.root_path}/",
             max_body_bytes=limits.body_bytes,
+            commas=COMMAS,
             max_text_length=MAX_TEXT_LENGTH,
             formats=list_formats(),
             # What browsers do not count among their images by themselves.

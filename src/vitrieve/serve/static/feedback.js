@@ -7,8 +7,9 @@ const groups = () => [...document.querySelectorAll("#page .feedback")];
 const nameField = () => document.querySelector("#feedback [name=who]");
 const findWho = () => nameField()?.value.trim() ?? "";
 const isTagged = (one) => one.kind === "tagged";
-// Tags stand between commas of several scripts: COMMAS in serve/feedback.py.
-export const splitTags = (text) => text.split(/[,\u060c\uff0c\u3001]/).map((tag) => tag.trim()).filter(Boolean);
+// Tags stand between commas of several scripts, which the page names.
+const COMMAS = new RegExp(`[${document.body.dataset.commas}]`);
+export const splitTags = (text) => text.split(COMMAS).map((tag) => tag.trim()).filter(Boolean);
 
 addEventListener("click", async (event) => {
   const button = event.target.closest?.(".feedback [data-kind]");

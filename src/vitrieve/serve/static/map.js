@@ -443,7 +443,7 @@ async function tagChosen(event) {
   event.preventDefault();
   const form = event.target, told = find("map-told"), { rows } = chosen;
   const who = form.elements.who.value.trim();
-  const words = form.elements.tags.value.split(/[,\u060c\uff0c\u3001]/); // as in feedback.js
+  const words = form.elements.tags.value.split(new RegExp(`[${document.body.dataset.commas}]`)); // as in feedback.js
   const tags = words.map((tag) => tag.trim()).filter(Boolean);
   const headers = { "Content-Type": "application/json", Accept: "application/json" };
   const { fingerprint } = form.dataset;
