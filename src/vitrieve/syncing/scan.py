@@ -7,6 +7,7 @@ then it stays in the index, and nothing is embedded again when the drive is back
 
 from __future__ import annotations
 
+import errno
 import os
 from collections import Counter
 from collections.abc import Collection as Names
@@ -30,6 +31,8 @@ MASS_FRACTION = 0.1
 MIN_MASS_IMAGES = 3
 """Fewer images than this are no tenth worth asking about: small collections change by hand."""
 NUM_FOLDERS_NAMED = 3
+_NO_FOLDER = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.EINVAL)
+"""With these errors the system says that there is no such folder. Others say nothing of it: a share may be away."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -275,7 +278,7 @@ def find_unreachable(root: Path | None, lost: Iterable[str]) -> dict[str, str]:
         lost: Names of images that the collection no longer has.
 
     Returns:
-        For each such image the folder: a link that leads nowhere, or one that may not be read.
+        For each such image the folder: a link that leads nowhere, or one that cannot be read now.
     """
     verdicts: dict[str, bool] = {}
     found = {}
@@ -302,8 +305,10 @@ def is_left_out(rules: Rules | None, image_id: str) -> bool:
 def _is_unreachable(folder: Path) -> bool:
     try:
         os.lstat(folder)
-    except (OSError, ValueError):
-        return False  # it is not there at all: somebody may have removed it
+    except ValueError:  # a NUL character in a manifest's name
+        return False
+    except OSError as error:
+        return error.errno not in _NO_FOLDER  # what is not there at all, somebody may have removed
     try:
         list_entries(folder)
         return False
