@@ -22,6 +22,7 @@ from vitrieve.data.walk import Rules, list_entries
 from vitrieve.embed.collection import name_labels
 from vitrieve.errors import DataError
 from vitrieve.quoting import quote_name
+from vitrieve.settings import list_texts
 from vitrieve.syncing.read import TEXT_COLUMN, find_status, hash_record, spell_box
 from vitrieve.syncing.state import STATE_NAME, FileState, StateFile, sign_file
 
@@ -79,15 +80,15 @@ class Differences:
 
 
 def scan_collection(
-    source: str, index: Path, *, exclude: Sequence[str] = (), is_empty_allowed: bool = False
+    source: str, index: Path, *, exclude: str | Sequence[str] = (), is_empty_allowed: bool = False
 ) -> Collection:
     """List the images of a collection.
 
     Args:
         source: The collection, as ``read_collection`` takes it.
         index: Folder of the index; files in it are none of the collection's.
-        exclude: Patterns of what to leave out of a folder, with the rules of gitignore; none given: those of the
-            index's last sync.
+        exclude: One pattern, or several, of what to leave out of a folder, with the rules of gitignore; none given:
+            those of the index's last sync.
         is_empty_allowed: A folder that is missing, or holds no image, is a collection of none.
 
     Raises:
@@ -182,7 +183,7 @@ def _is_same_content(record: ImageRecord, state: FileState, status: os.stat_resu
     return status is not None and sign_file(status) == state.signature and spell_box(record) == state.box
 
 
-def choose_exclude(source: str, index: Path, given: Sequence[str]) -> tuple[tuple[str, ...], str | None]:
+def choose_exclude(source: str, index: Path, given: str | Sequence[str]) -> tuple[tuple[str, ...], str | None]:
     """Choose which files of a folder a sync leaves out.
 
     An index is true to its collection without what was excluded. A later sync that forgets the flag, or a service that
@@ -191,7 +192,7 @@ def choose_exclude(source: str, index: Path, given: Sequence[str]) -> tuple[tupl
     Args:
         source: The collection, as ``read_collection`` takes it.
         index: Folder of the index, there or not.
-        given: Patterns of the command line; empty: those of the last sync; one that is blank: none from now on.
+        given: One pattern, or several; no pattern: those of the last sync; one that is blank: none from now on.
 
     Returns:
         The patterns, and what a person must be told about them, if anything.
@@ -199,6 +200,7 @@ def choose_exclude(source: str, index: Path, given: Sequence[str]) -> tuple[tupl
     Raises:
         ArtifactError: As ``StateFile``.
     """
+    given = list_texts(given)
     patterns = tuple(pattern for pattern in given if pattern.strip())
     before = (recall_exclude(index) if is_folder_source(source) else None) or ()
     if not given:
