@@ -96,8 +96,10 @@ def test_a_folder_of_which_only_the_names_may_be_read_is_kept_and_told(run: Run,
     words = ("--data", places["pictures"], "--index", places["index"], "--encoder", places["encoder"], "--json")
     assert run("sync", *words, prefix=alone).returncode == 0
     locked.chmod(0o444)
-    done = run("sync", *words, prefix=alone)
-    locked.chmod(0o755)
+    try:
+        done = run("sync", *words, prefix=alone)
+    finally:
+        locked.chmod(0o755)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert (found["num_removed"], found["num_kept"], found["unreachable"]) == (0, 1, ["locked"])
@@ -110,8 +112,10 @@ def test_an_index_that_may_not_be_changed_is_one_message(run: Run, places: dict[
     assert run("sync", *words, "--num-threads", 1).returncode == 0
     (places["index"] / "sync.sqlite").unlink()
     places["index"].chmod(0o555)
-    done = run("sync", *words, "--adopt", prefix=alone)
-    places["index"].chmod(0o755)
+    try:
+        done = run("sync", *words, "--adopt", prefix=alone)
+    finally:
+        places["index"].chmod(0o755)
     assert (done.returncode, done.stdout) == (2, "")
     assert "sync.sqlite cannot be written: unable to open database file." in done.stderr
 

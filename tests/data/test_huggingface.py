@@ -166,6 +166,13 @@ def test_an_image_folder_with_metadata(tmp_path: Path, name: str) -> None:
     assert dataset.notes[-1] == "1 pictures are in no list of the data set and left out."
 
 
+def test_empty_rows_and_columns_of_spreadsheets_are_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "0.png").write_bytes(picture(0))
+    (tmp_path / "metadata.csv").write_text("file_name,label,text,, \n0.png,pear,ripe,,\n,,,, \n,,,,\n")
+    (record,) = read(tmp_path).records
+    assert (record.image_id, record.metadata) == ("0.png", {"text": "ripe"})
+
+
 def test_labels_of_types_that_are_no_names_are_metadata_or_nothing(tmp_path: Path) -> None:
     many = [{"image": cell(number), "label": [0, number]} for number in range(2)]
     write_parquet(tmp_path / "many" / "a.parquet", many)

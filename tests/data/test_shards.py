@@ -257,6 +257,18 @@ def test_foreign_shards_with_classes_captions_and_json(tmp_path: Path) -> None:
     assert "1 members are no files of a sample" in notes
 
 
+def test_foreign_pictures_without_a_class_are_told_where_others_have_one(tmp_path: Path) -> None:
+    bare = {"1.jpg": picture(1), "2.jpg": picture(2), "2.cls": b" "}
+    write_tar(tmp_path / "bare" / "a.tar", bare)
+    dataset = foreign(tmp_path / "bare")
+    assert dataset.label_names == ("image",)
+    assert not any("no label" in note for note in dataset.notes)
+    write_tar(tmp_path / "mixed" / "a.tar", {**bare, "3.jpg": picture(3), "3.cls": b"pear"})
+    dataset = foreign(tmp_path / "mixed")
+    assert [dataset.label_names[record.label] for record in dataset.records] == ["image", "image", "pear"]
+    assert "2 pictures have no label, and the class 'image' instead" in dataset.notes[-1]
+
+
 @pytest.mark.parametrize("tar_format", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
 def test_foreign_long_names_and_letters_of_all_kinds(tmp_path: Path, tar_format: int) -> None:
     name = "äpfel/" + "long" * 40

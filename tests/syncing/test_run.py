@@ -19,7 +19,7 @@ from vitrieve.index.store import StoreInfo
 from vitrieve.runtime.encoder import Encoder
 from vitrieve.syncing import state
 from vitrieve.syncing.read import CHANGING_REASON, TEXT_COLUMN
-from vitrieve.syncing.scan import CLASH_REASON, Collection, scan_collection
+from vitrieve.syncing.scan import CLASH_REASON, Collection, choose_exclude, scan_collection
 from vitrieve.syncing.state import STATE_NAME, StateFile, SyncedIndex
 from vitrieve.syncing.sync import SyncSettings, sync_collection
 from vitrieve.syncing.sync import sync as sync_folder
@@ -372,3 +372,17 @@ def test_require_encoder_refuses_another_and_says_what_to_do(
 def test_sync_settings_refuse_what_is_out_of_range(name: str, value: float) -> None:
     with pytest.raises(ConfigError, match=name):
         SyncSettings(**{name: value})
+
+
+def test_one_pattern_of_what_is_left_out_may_be_given_as_a_text(index: Path, picture_folder: Path) -> None:
+    source = str(picture_folder)
+    for given in ("0*.png", ["0*.png"]):
+        assert choose_exclude(source, index, given) == (("0*.png",), None)
+        collection = scan_collection(source, index, exclude=given)
+        assert (collection.exclude, sorted(collection.records)) == (("0*.png",), ["10.png", "11.png"])
+    state_file = StateFile(index)
+    state_file.write_exclude(["0*.png"])
+    state_file.close()
+    for given in ("", [""]):
+        chosen, note = choose_exclude(source, index, given)
+        assert (chosen, note) == ((), "left out from now on: nothing; before it was 0*.png.")

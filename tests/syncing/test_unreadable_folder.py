@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+import errno
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.search.memory_store import MemoryStore
+from tests.syncing.helpers import Sync, counts
 from vitrieve.index.store import StoreInfo
 from vitrieve.runtime.encoder import load_encoder
-from vitrieve.syncing.scan import scan_collection
+from vitrieve.syncing.scan import find_unreachable, scan_collection
 from vitrieve.syncing.state import StateFile, SyncedIndex
 from vitrieve.syncing.sync import SyncSettings, sync_collection
 
@@ -60,3 +63,36 @@ def test_sync_keeps_what_lies_in_a_folder_that_cannot_be_read(
     )
     assert not report.is_changed
     state_file.close()
+
+
+@pytest.mark.parametrize("number", [errno.ENOTCONN, errno.ESTALE, errno.EIO])
+def test_sync_keeps_what_a_mounted_share_held_that_is_away(
+    number: int, store: MemoryStore, sync: Sync, picture_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    share = picture_folder / "photographs" / "share"
+    share.mkdir(parents=True)
+    (picture_folder / "00.png").rename(share / "00.png")
+    (picture_folder / "01.png").rename(picture_folder / "photographs" / "01.png")
+    sync()
+
+    def be_away(ask: Callable[..., os.stat_result]) -> Callable[..., os.stat_result]:
+        def ask_or_fail(path: os.PathLike[str] | str, **settings: object) -> os.stat_result:
+            if "share" in Path(path).parts:
+                raise OSError(number, os.strerror(number))
+            return ask(path, **settings)
+
+        return ask_or_fail
+
+    with monkeypatch.context() as patch:
+        for name in ("stat", "lstat"):
+            patch.setattr(os, name, be_away(getattr(os, name)))
+        (picture_folder / "02.png").unlink()
+        report = sync()
+    assert (report.num_removed, report.num_kept, report.unreachable) == (1, 1, ("photographs/share",))
+    assert "photographs/share/00.png" in store.images
+    assert counts(sync()) == (0, 0, 0, 0)
+
+
+def test_a_folder_whose_name_no_folder_can_have_is_not_away(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert find_unreachable(tmp_path, ["gone/a.png", "file/a.png", "a\0b/a.png", "a" * 300 + "/a.png"]) == {}

@@ -5,9 +5,12 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from vitrieve.syncing.watch import watch_changes
 
 LOOK_TWICE = """
 import sys
@@ -34,3 +37,22 @@ def test_a_collection_that_the_system_does_not_watch_is_looked_at_all_the_same(l
     assert (done.returncode, done.stdout) == (0, "looked twice\n"), done.stderr
     assert done.stderr.count("the system does not tell of every change") == 1
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("is_all_locked", [False, True])
+def test_a_folder_that_may_not_be_read_does_not_end_the_looks(
+    is_all_locked: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(root: Path, *, ignore_permission_denied: bool, **settings: object) -> Iterator[set[object]]:
+        if is_all_locked or not ignore_permission_denied:
+            raise PermissionError(13, "Permission denied")
+        while True:
+            yield set()
+
+    monkeypatch.setattr("vitrieve.syncing.watch.watch", refuse)
+    monkeypatch.setattr("vitrieve.syncing.watch.TICK_MS", 10)
+    looks = watch_changes(tmp_path, tmp_path / "index", rescan_seconds=0)
+    next(looks), next(looks)
+    printed = capsys.readouterr().err
+    assert printed.count("the system does not tell of every change") == int(is_all_locked)
+    assert ("Permission denied" in printed) == is_all_locked

@@ -37,7 +37,7 @@ from vitrieve.data.shards import (
     add_set,
     read_index,
 )
-from vitrieve.data.table import NO_LABEL
+from vitrieve.data.table import NO_LABEL, note_unlabeled
 from vitrieve.data.tars import Member, walk_members
 from vitrieve.errors import DataError
 from vitrieve.machine import cache_folder
@@ -58,6 +58,7 @@ class _Found:
 
     columns: dict[str, list[Any]] = field(default_factory=lambda: {name: [] for name in SCHEMA.names})
     counts: Counter[str] = field(default_factory=Counter)
+    num_unlabeled: int = 0
 
 
 def index_shards(folder: Path) -> tuple[pa.Table, ShardSet]:
@@ -192,7 +193,11 @@ def build_index(
         )
     _refuse_twice(columns["image_id"])
     label_names = tuple(sorted(set(columns["label"])))
-    notes = (*_complete_splits(columns, label_names), *(f"{count:,} {what}." for what, count in found.counts.items()))
+    notes = (
+        *_complete_splits(columns, label_names),
+        *(f"{count:,} {what}." for what, count in found.counts.items()),
+        *note_unlabeled(found.num_unlabeled, len(label_names)),
+    )
     shard_set = ShardSet(
         name=printable_name(name) or "shards",
         protocol=PROTOCOLS[0],
@@ -244,7 +249,7 @@ def _group(members: Iterator[Member], found: _Found) -> Iterator[tuple[str, dict
 
 @dataclass(frozen=True)
 class _Said:
-    """What a sample says of its picture."""
+    """What a sample says of its picture; an empty label is none."""
 
     label: str
     split: str | None
@@ -260,7 +265,7 @@ def _read_texts(read: Read, sample: dict[str, Member], found: _Found) -> _Said:
     if label is not None and text is not None:
         metadata["text"] = text
     role = find_role(_spell(values.get("split", "")))
-    return _Said(label or text or NO_LABEL, role.split if role else None, _print(metadata))
+    return _Said(label or text or "", role.split if role else None, _print(metadata))
 
 
 def _print(metadata: dict[str, str]) -> dict[str, str]:
@@ -298,6 +303,7 @@ def _spell(value: Any) -> str:
 
 def _add_row(found: _Found, shard: Shard, key: str, kind: str, member: Member, said: _Said) -> None:
     role = find_role(shard.name)
+    found.num_unlabeled += not said.label
     row = {
         "key": printable_name(key),
         "image_id": printable_name(f"{shard.name.removesuffix(SHARD_SUFFIX)}/{key}.{kind}"),
@@ -305,7 +311,7 @@ def _add_row(found: _Found, shard: Shard, key: str, kind: str, member: Member, s
         "offset": member.offset,
         "length": member.length,
         "suffix": f".{kind.rpartition('.')[2].lower()}",
-        "label": printable_name(said.label),
+        "label": printable_name(said.label) or NO_LABEL,
         "split": said.split or (role.split if role else None),
         "is_query": role is None or role.is_query,
         "is_gallery": role is None or role.is_gallery,

@@ -116,7 +116,7 @@ def _split_unlabeled(dataset: Dataset, images: Sequence[ImageRecord], *, is_hold
 
 
 def _build_parts(dataset: Dataset, whole: Sequence[ImageRecord]) -> Dataset:
-    """Build the data set of pictures that are asked for by a part of each, which nothing makes junk for it."""
+    """Build the data set in which a part of each picture asks for the whole one. No picture of it is junk."""
     records = [
         *(replace(record, split="test", is_query=False, is_gallery=True) for record in whole),
         *(_cut_part(record) for record in whole),

@@ -25,10 +25,18 @@ import pyarrow.parquet as pq
 from vitrieve.data.folder import Role, find_role, has_given_splits, note_class_split, note_shared_classes, read_folder
 from vitrieve.data.parts import PARQUET_SUFFIX, spell_part
 from vitrieve.data.records import Dataset, ImageRecord, hold_out_labels, printable_name
-from vitrieve.data.table import NO_LABEL, FoundPath, find_path, is_name_type, note_respelled, spell_cell
+from vitrieve.data.table import (
+    NO_LABEL,
+    FoundPath,
+    find_path,
+    is_name_type,
+    note_respelled,
+    note_unlabeled,
+    spell_cell,
+)
 from vitrieve.data.walk import walk_pictures
 from vitrieve.errors import DataError
-from vitrieve.quoting import count_nouns, quote_name
+from vitrieve.quoting import quote_name
 
 PROTOCOLS = ("own_classes",)
 METADATA_NAMES = ("metadata.csv", "metadata.jsonl")
@@ -133,16 +141,8 @@ def _build_dataset(folder: Path, protocol: str, listing: _Listing) -> Dataset:
         protocol=protocol,
         records=tuple(records),
         label_names=label_names,
-        notes=(*notes, *listing.notes, *_note_unlabeled(rows, label_names)),
+        notes=(*notes, *listing.notes, *note_unlabeled(sum(not row.label for row in rows), len(label_names))),
     )
-
-
-def _note_unlabeled(rows: Sequence[_Row], label_names: Sequence[str]) -> tuple[str, ...]:
-    num_unlabeled = sum(not row.label for row in rows)
-    if not num_unlabeled or len(label_names) == 1:
-        return ()
-    pictures = count_nouns(num_unlabeled, "picture has", "pictures have")
-    return (f"{pictures} no label, and the class {NO_LABEL!r} instead; figures that count this class say nothing.",)
 
 
 # Pictures beside a list
@@ -228,7 +228,8 @@ def _read_csv(file: Path, text: str) -> Iterator[tuple[str, dict[str, str]]]:
             where = f"{file}, line {reader.line_num}"
             if None in cells or None in cells.values():
                 raise DataError(f"{where} has another number of cells than the header.")
-            yield where, cells
+            if any(map(str.strip, cells.values())):  # spreadsheets leave empty rows, and columns without a name
+                yield where, {name: cell for name, cell in cells.items() if name.strip()}
     except csv.Error as error:
         raise DataError(f"{file}, line {reader.line_num}: {error}.") from None
 

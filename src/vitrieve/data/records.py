@@ -281,7 +281,7 @@ class Dataset:
 
 
 _HALVES = re.compile("[\ud800-\udc7f\udd00-\udfff]")
-"""Halves of a character such as an emoji; those between them stand for bytes of a file name that are not UTF-8."""
+"""Halves of a character such as an emoji. U+DC80 to U+DCFF are left out: they stand for bytes that are not UTF-8."""
 
 
 def printable_name(name: str) -> str:

@@ -41,7 +41,7 @@ from vitrieve.data.records import (
 )
 from vitrieve.data.remote import parse_address, shorten_addresses
 from vitrieve.errors import DataError
-from vitrieve.quoting import quote_name
+from vitrieve.quoting import count_nouns, quote_name
 from vitrieve.systems import DRIVE
 
 
@@ -77,6 +77,14 @@ def mend_gaps(cells: list[object]) -> list[object]:
     if len(given) == len(cells) or not all(isinstance(cell, float) and cell.is_integer() for cell in given):
         return cells
     return [int(cell) if isinstance(cell, float) and cell.is_integer() else None for cell in cells]
+
+
+def note_unlabeled(num_unlabeled: int, num_classes: int) -> tuple[str, ...]:
+    """Say how many pictures have no label where others have one; ``num_classes`` counts ``NO_LABEL``, too."""
+    if not num_unlabeled or num_classes == 1:
+        return ()
+    pictures = count_nouns(num_unlabeled, "picture has", "pictures have")
+    return (f"{pictures} no label, and the class {NO_LABEL!r} instead; figures that count this class say nothing.",)
 
 
 def _is_missing(cell: object) -> bool:

@@ -7,6 +7,7 @@ then it stays in the index, and nothing is embedded again when the drive is back
 
 from __future__ import annotations
 
+import errno
 import os
 from collections import Counter
 from collections.abc import Collection as Names
@@ -21,6 +22,7 @@ from vitrieve.data.walk import Rules, list_entries
 from vitrieve.embed.collection import name_labels
 from vitrieve.errors import DataError
 from vitrieve.quoting import quote_name
+from vitrieve.settings import list_texts
 from vitrieve.syncing.read import TEXT_COLUMN, find_status, hash_record, spell_box
 from vitrieve.syncing.state import STATE_NAME, FileState, StateFile, sign_file
 
@@ -30,6 +32,8 @@ MASS_FRACTION = 0.1
 MIN_MASS_IMAGES = 3
 """Fewer images than this are no tenth worth asking about: small collections change by hand."""
 NUM_FOLDERS_NAMED = 3
+_NO_FOLDER = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.EINVAL)
+"""With these errors the system says that there is no such folder. Others say nothing of it: a share may be away."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,15 +80,15 @@ class Differences:
 
 
 def scan_collection(
-    source: str, index: Path, *, exclude: Sequence[str] = (), is_empty_allowed: bool = False
+    source: str, index: Path, *, exclude: str | Sequence[str] = (), is_empty_allowed: bool = False
 ) -> Collection:
     """List the images of a collection.
 
     Args:
         source: The collection, as ``read_collection`` takes it.
         index: Folder of the index; files in it are none of the collection's.
-        exclude: Patterns of what to leave out of a folder, with the rules of gitignore; none given: those of the
-            index's last sync.
+        exclude: One pattern, or several, of what to leave out of a folder, with the rules of gitignore; none given:
+            those of the index's last sync.
         is_empty_allowed: A folder that is missing, or holds no image, is a collection of none.
 
     Raises:
@@ -179,7 +183,7 @@ def _is_same_content(record: ImageRecord, state: FileState, status: os.stat_resu
     return status is not None and sign_file(status) == state.signature and spell_box(record) == state.box
 
 
-def choose_exclude(source: str, index: Path, given: Sequence[str]) -> tuple[tuple[str, ...], str | None]:
+def choose_exclude(source: str, index: Path, given: str | Sequence[str]) -> tuple[tuple[str, ...], str | None]:
     """Choose which files of a folder a sync leaves out.
 
     An index is true to its collection without what was excluded. A later sync that forgets the flag, or a service that
@@ -188,7 +192,7 @@ def choose_exclude(source: str, index: Path, given: Sequence[str]) -> tuple[tupl
     Args:
         source: The collection, as ``read_collection`` takes it.
         index: Folder of the index, there or not.
-        given: Patterns of the command line; empty: those of the last sync; one that is blank: none from now on.
+        given: One pattern, or several; no pattern: those of the last sync; one that is blank: none from now on.
 
     Returns:
         The patterns, and what a person must be told about them, if anything.
@@ -196,6 +200,7 @@ def choose_exclude(source: str, index: Path, given: Sequence[str]) -> tuple[tupl
     Raises:
         ArtifactError: As ``StateFile``.
     """
+    given = list_texts(given)
     patterns = tuple(pattern for pattern in given if pattern.strip())
     before = (recall_exclude(index) if is_folder_source(source) else None) or ()
     if not given:
@@ -275,7 +280,7 @@ def find_unreachable(root: Path | None, lost: Iterable[str]) -> dict[str, str]:
         lost: Names of images that the collection no longer has.
 
     Returns:
-        For each such image the folder: a link that leads nowhere, or one that may not be read.
+        For each such image the folder: a link that leads nowhere, or one that cannot be read now.
     """
     verdicts: dict[str, bool] = {}
     found = {}
@@ -302,8 +307,10 @@ def is_left_out(rules: Rules | None, image_id: str) -> bool:
 def _is_unreachable(folder: Path) -> bool:
     try:
         os.lstat(folder)
-    except (OSError, ValueError):
-        return False  # it is not there at all: somebody may have removed it
+    except ValueError:  # a NUL character in a manifest's name
+        return False
+    except OSError as error:
+        return error.errno not in _NO_FOLDER  # what is not there at all, somebody may have removed
     try:
         list_entries(folder)
         return False

@@ -115,7 +115,7 @@ def watch_changes(
     path: Path,
     index: Path,
     *,
-    exclude: Sequence[str] = (),
+    exclude: str | Sequence[str] = (),
     stop: Event | None = None,
     rescan_seconds: float = RESCAN_SECONDS,
     is_pending: Callable[[], bool] = lambda: False,
@@ -125,7 +125,7 @@ def watch_changes(
     Args:
         path: Folder of the collection, or its manifest: then the folder around it.
         index: Folder of the index, whose own changes do not count.
-        exclude: Patterns of what is left out of the folder; a change of it does not count.
+        exclude: One pattern, or several, of what is left out of the folder; a change of it does not count.
         stop: Ends the watching when it is set.
         rescan_seconds: Time after which it is yielded without a notice.
         is_pending: Says whether the last look could not be acted upon, as on a full disk: then the next is soon.
@@ -144,7 +144,7 @@ def _watch_place(
     path: Path,
     root: Path,
     index: Path,
-    exclude: Sequence[str],
+    exclude: str | Sequence[str],
     stop: Event,
     rescan_seconds: float,
     is_pending: Callable[[], bool],
@@ -154,7 +154,7 @@ def _watch_place(
     kept_index = _identify(index)
     looked = float("-inf")
     rules = Rules(root, exclude)
-    notices = _hear(
+    notices = _watch_folder(
         root, lambda change, name: _may_matter(change, Path(name), rules, path, index), stop, rescan_seconds
     )
     for changes in notices:
@@ -168,11 +168,13 @@ def _watch_place(
             looked, kept_index = time.monotonic(), _identify(index)
 
 
-def _hear(root: Path, may_matter: Callable[[Change, str], bool], stop: Event, rescan_seconds: float) -> Iterator[bool]:
+def _watch_folder(
+    root: Path, may_matter: Callable[[Change, str], bool], stop: Event, rescan_seconds: float
+) -> Iterator[bool]:
     """Yield whether the system has told of changes, at least every ``TICK_MS``, until ``stop`` is set.
 
-    A folder that may not be read is left out. The system watches a limited number of folders: where that is not enough,
-    it is told once, the library watches as many as it can, and the regular look finds the rest.
+    A folder that may not be read is left out. The system watches a limited number of folders. If there are more, a
+    message says so once. The library then watches as many as it can, and the regular look finds the rest.
     """
     is_told = False
     for is_lenient in (False, True):  # a library that is told to leave out folders is silent about the limit, too
@@ -191,9 +193,9 @@ def _hear(root: Path, may_matter: Callable[[Change, str], bool], stop: Event, re
             return
         except FileNotFoundError:
             raise
-        except PermissionError:
-            continue
         except (OSError, RuntimeError) as error:
+            if isinstance(error, PermissionError) and not is_lenient:
+                continue
             if not is_told:
                 print_message(
                     f"the system does not tell of every change in {root} ({first_line(error)}); all of it is looked "
