@@ -426,7 +426,7 @@ function save(name, kind, lines) {
   link.href = URL.createObjectURL(new Blob([lines.join("\n") + "\n"], { type: kind }));
   link.download = name;
   link.click();
-  setTimeout(() => URL.revokeObjectURL(link.href), 10000);
+  setTimeout(() => URL.revokeObjectURL(link.href), 60000);
 }
 
 function saveCsv() {

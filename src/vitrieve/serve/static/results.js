@@ -115,7 +115,7 @@ bar.addEventListener("click", (event) => {
   link.href = URL.createObjectURL(new Blob([text], { type: kind === "json" ? "application/json" : "text/csv" }));
   link.download = `chosen.${kind}`;
   link.click();
-  setTimeout(() => URL.revokeObjectURL(link.href), 10000);
+  setTimeout(() => URL.revokeObjectURL(link.href), 60000);
 });
 
 tagging.addEventListener("submit", async (event) => {
