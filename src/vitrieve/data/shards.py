@@ -211,7 +211,7 @@ class ShardRecords(RecordTable):
             yield from self._image_ids.slice(start, _BLOCK_ROWS).to_pylist()
 
     def read_boxes(self) -> Iterator[None]:
-        """Yield that every record is a whole picture: what was packed is what is in the box."""
+        """Yield None for each record: a packed picture is already what was in the box."""
         return repeat(None, len(self))
 
     @property
