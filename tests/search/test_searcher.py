@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import json
 import shutil
 import sys
 from contextlib import ExitStack
@@ -21,6 +22,7 @@ from vitrieve.rerank.remember import KeptReranking, save_kept
 from vitrieve.runtime.encoder import Encoder, load_encoder
 from vitrieve.search import searcher as searcher_module
 from vitrieve.search.query import read_example
+from vitrieve.search.remembered import RememberedFiles
 from vitrieve.search.request import Example, SearchRequest
 from vitrieve.search.searcher import Searcher
 from vitrieve.search.threshold import THRESHOLD_NAME, Threshold, save_threshold
@@ -90,9 +92,46 @@ def test_a_searcher_notices_what_a_command_lets_the_index_remember(
     save_kept(KeptReranking(name="k_reciprocal", fingerprint="0" * 64, reason="another encoder"), index_folder)
     (index_folder / THRESHOLD_NAME).unlink()
     assert ask() == (None, None, "none")
+
+
+def test_a_searcher_goes_on_when_what_the_index_remembers_is_damaged(
+    searcher: Searcher, index_folder: Path, picture_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    request = SearchRequest(plus=(Example(picture=picture_folder / "07.png"),))
+    own = searcher.encoder.fingerprint
+    save_threshold(Threshold(score=0.5, fingerprint=own, method="by hand"), index_folder)
+    assert searcher.answer(request).threshold == 0.5
     (index_folder / THRESHOLD_NAME).write_text("{")
+    for _ in range(3):
+        assert searcher.answer(request).threshold == 0.5
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert "threshold.json is damaged" in record.getMessage()
+    save_kept(KeptReranking(name="k_reciprocal", fingerprint=own, reason="by hand"), index_folder)
+    answer = searcher.answer(request)
+    assert (answer.threshold, answer.reranking) == (0.5, "k_reciprocal")
     with pytest.raises(ArtifactError, match="damaged"):
-        ask()
+        Searcher.open(index_folder, searcher.encoder)
+    save_threshold(Threshold(score=0.25, fingerprint=own, method="by hand"), index_folder)
+    assert searcher.answer(request).threshold == 0.25
+    assert len(caplog.records) == 1
+
+
+def test_a_file_that_is_written_while_it_is_read_is_read_again(
+    searcher: Searcher, index_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = RememberedFiles(index_folder)
+    whole = Threshold(score=0.5, fingerprint=searcher.encoder.fingerprint, method="by hand")
+    (index_folder / THRESHOLD_NAME).write_text("{")
+    load = json.loads
+
+    def load_and_write(text: str) -> Any:
+        monkeypatch.setattr("vitrieve.search.threshold.json.loads", load)
+        save_threshold(whole, index_folder)
+        return load(text)
+
+    monkeypatch.setattr("vitrieve.search.threshold.json.loads", load_and_write)
+    assert files.read().threshold == whole
 
 
 def test_search_takes_paths_bytes_and_pictures_alike(searcher: Searcher, picture_folder: Path) -> None:

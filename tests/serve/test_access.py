@@ -5,14 +5,14 @@ import socket
 
 import httpx
 import pytest
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
 
 from tests.serve.conftest import Connect
 from vitrieve.errors import ConfigError
 from vitrieve.search.searcher import Searcher
 from vitrieve.serve import server
 from vitrieve.serve.app import create_app
-from vitrieve.serve.middleware import COOKIE, build_cookie, split_host
+from vitrieve.serve.middleware import COOKIE, MAX_SESSIONS, build_cookie, find_sessions, split_host
 from vitrieve.serve.server import listen, local_hosts, spell_address
 from vitrieve.serve.settings import LOCAL_NAMES, ProxySettings, ServeSettings, is_local, read_token
 
@@ -50,6 +50,13 @@ def test_the_token_opens(connect: Connect, picture: bytes) -> None:
     headers = {"Authorization": f"Bearer {TOKEN}"}
     assert client.post("/search", content=picture, headers=headers).status_code == 200
     assert client.get("/", headers={"Authorization": f"bearer {TOKEN}"}).status_code == 200
+
+
+def test_a_proof_in_two_cookies_takes_one_place() -> None:
+    proofs = [build_cookie(str(number)) for number in range(MAX_SESSIONS)]
+    cookies = f"{COOKIE}={'.'.join(proofs[:2])}; {COOKIE}={'.'.join(proofs)}"
+    request = Request({"type": "http", "headers": [(b"cookie", cookies.encode())]})
+    assert find_sessions(request) == tuple(proofs)
 
 
 def test_a_browser_signs_in_and_comes_back_to_where_it_was(connect: Connect) -> None:

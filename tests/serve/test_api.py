@@ -98,14 +98,27 @@ def test_search_takes_examples_with_plus_and_minus(client: TestClient, searcher:
 
 @pytest.mark.parametrize("encode", [base64.b64encode, base64.urlsafe_b64encode])
 @pytest.mark.parametrize("beginning", ["", "data:image/png;base64,"])
+@pytest.mark.parametrize("num_more", [0, 1, 2])
 def test_search_takes_a_picture_as_browsers_and_libraries_spell_it(
-    client: TestClient, picture: bytes, encode: Callable[[bytes], bytes], beginning: str
+    client: TestClient, picture: bytes, encode: Callable[[bytes], bytes], beginning: str, num_more: int
 ) -> None:
-    text = encode(picture).decode()
+    file = picture + b"\0" * num_more  # so that the text ends with no =, one or two
+    text = encode(file).decode()
     assert ("-" in text or "_" in text) == (encode is base64.urlsafe_b64encode)
-    answer = client.post("/search", json={"examples": [{"image": beginning + text}]})
-    assert answer.status_code == 200, answer.text
-    assert answer.json()["results"] == client.post("/search", content=picture).json()["results"]
+    expected = client.post("/search", content=file).json()["results"]
+    lines = "\r\n".join(text[start : start + 76] for start in range(0, len(text), 76))
+    for spelled in (text, text.rstrip("="), lines):
+        answer = client.post("/search", json={"examples": [{"image": beginning + spelled}]})
+        assert answer.status_code == 200, answer.text
+        assert answer.json()["results"] == expected
+
+
+def test_search_refuses_a_data_address_that_is_not_in_base64(client: TestClient, picture: bytes) -> None:
+    text = base64.b64encode(picture).decode()
+    for address in (f"data:image/png,{text}", "data:image/png;base64"):
+        answer = client.post("/search", json={"examples": [{"image": address}]})
+        assert answer.status_code == 422, address
+    assert "must be in base64" in client.post("/search", json={"examples": [{"image": "data:,abc"}]}).text
 
 
 def test_search_by_box_is_search_by_the_cut_out(client: TestClient, picture: bytes) -> None:

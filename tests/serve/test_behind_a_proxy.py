@@ -17,7 +17,7 @@ import pytest
 from tests.serve.conftest import Connect, Server, make_picture
 from vitrieve.errors import ConfigError
 from vitrieve.search.searcher import Searcher
-from vitrieve.serve import api, pages, writing
+from vitrieve.serve import api, front, pages, writing
 from vitrieve.serve.app import create_app
 from vitrieve.serve.settings import LOCAL_NAMES, OWN_PATHS, ProxySettings, build_proxy_settings
 
@@ -152,6 +152,7 @@ def test_the_cookie_is_secure_behind_tls(
         {"public_url": "https://["},
         {"public_url": "https://photos.example/a", "root_path": "/b"},
         {"root_path": "/images"},
+        {"root_path": "/c"},
         {"root_path": "/map/of/all"},
         {"root_path": "/a/../b"},
         {"root_path": "/a b"},
@@ -168,8 +169,8 @@ def test_places_that_cannot_be_are_refused(values: dict[str, object]) -> None:
 
 
 def test_every_path_of_the_service_is_known_as_its_own() -> None:
-    routers = (api.router, api.metrics_router, writing.router, pages.router, pages.login_router)
+    routers = (api.router, api.metrics_router, writing.router, pages.router, pages.login_router, front.router)
     paths = [str(getattr(route, "path", "")) for router in routers for route in router.routes]
-    assert {"/map", "/images:batch", "/search"} <= set(paths)
+    assert {"/map", "/images:batch", "/search", "/c/{path:path}"} <= set(paths)
     firsts = {path.split("/")[1].partition(":")[0] for path in paths} - {""}
     assert firsts == set(OWN_PATHS) - {"mcp", "openapi.json", "static"}

@@ -354,6 +354,18 @@ def test_trap_embeddings_and_data_that_do_not_belong_together(write: Callable[..
     assert not (tmp_path / "out").exists()
 
 
+def test_adapt_takes_embeddings_of_boxes_for_shards_of_what_was_in_them(
+    write: Callable[..., Path], tmp_path: Path
+) -> None:
+    dataset = build_dataset()
+    cropped = tuple(replace(record, box=(0.0, 0.0, 5.0, 5.0)) for record in dataset.records)
+    embeddings = write(replace(dataset, records=cropped), draw_vectors(dataset, signal=0.7))
+    packed = tuple(
+        replace(record, path=Path("shards.tar") / f"@{row}+9.png") for row, record in enumerate(dataset.records)
+    )
+    assert adapt(embeddings, replace(dataset, records=packed), tmp_path / "out").folder == tmp_path / "out"
+
+
 def test_trap_another_encoder_is_refused_and_a_moved_one_can_be_named(
     write: Callable[..., Path], tiny_encoder_folder: Path, tmp_path: Path
 ) -> None:

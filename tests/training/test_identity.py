@@ -244,8 +244,37 @@ def test_trap_a_run_does_not_go_on_with_other_corrections_of_the_same_images(tmp
     (note,) = require_same_run(tmp_path, describe(moved, same, digests))
     assert note == "the images have other names than when the run was begun, but the same content"
     for others in ([], same[:1], [("/new/0", IS, "8"), same[1]], [same[0], ("/new/0", IS_NOT, "/new/2")]):
-        with pytest.raises(ArtifactError, match=r"data\.content"):
+        with pytest.raises(ArtifactError, match=r"data\.relations"):
             require_same_run(tmp_path, describe(moved, others, digests))
+
+
+def test_require_same_run_goes_on_with_a_run_of_a_version_whose_content_had_no_relations(tmp_path: Path) -> None:
+    relations: list[Relation] = [("0", "2"), ("0", IS, "7"), ("1", IS_NOT, "2"), ("gone", IS, "7")]
+
+    def describe(records: list[ImageRecord], relations: list[Relation], digests: Mapping[str, bytes]) -> dict[str, Any]:
+        return describe_run("small", Config(), "own_classes", records, relations, digests)
+
+    now = describe(RECORDS, relations, DIGESTS)
+    before = {  # what that version wrote
+        "protocol": "own_classes",
+        "num_images": 3,
+        "images": "b06433d643efd68f9bb1d5ebbe508bd92db21a0a71cf048e4bede5794b94d4f3",
+        "sources": now["data"].get("sources"),
+        "content": "6b06d6428393b2a11a9740bf3aa0a54769272459e8a448026b273b4e23893cff",
+    }
+    text = json.dumps({**now, "data": before})
+
+    def resume(described: dict[str, Any]) -> list[str]:
+        (tmp_path / SETTINGS_NAME).write_text(text, encoding="utf-8")
+        return require_same_run(tmp_path, described)
+
+    assert resume(now) == []
+    assert json.loads((tmp_path / SETTINGS_NAME).read_text(encoding="utf-8")) == now
+    with pytest.raises(ArtifactError, match=r"data\.relations"):  # nobody can say what they were
+        resume(describe(RECORDS, relations[:2], DIGESTS))
+    moved, digests = move(RECORDS)
+    (note,) = resume(describe(moved, [("/new/0", "/new/2")], digests))
+    assert note == "the images have other names than when the run was begun, but the same content"
 
 
 def test_require_same_run_counts_images_that_are_gone(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ The files in reading order:
 - ``fusion.py`` orders images by words, alone or together with what the vector finds.
 - ``part_store.py`` keeps the parts of the images that some re-rankings compare.
 - ``threshold.py``: from which score on a result counts as the wanted thing, and how that is calibrated.
-- ``remembered.py`` reads the threshold and the re-ranking that an index remembers, again where they change.
+- ``remembered.py`` reads the threshold and the re-ranking that an index keeps, again when a command wrote them.
 - ``searcher.py`` joins an index with its encoder and answers requests.
 - ``facets.py`` counts the values of metadata columns; ``variety.py`` chooses images that show the variety of many.
 - ``explain.py`` finds which patches of a query and a result match, and draws them.

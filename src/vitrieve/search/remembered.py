@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import logging
+import threading
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 from vitrieve.errors import ArtifactError
-from vitrieve.index.folder import FileStamp, read_stamp
+from vitrieve.index.folder import read_stamp
 from vitrieve.rerank.remember import RERANKER_NAME, KeptReranking, load_kept
 from vitrieve.search.threshold import THRESHOLD_NAME, Threshold, load_threshold
+
+LOGGER = logging.getLogger("vitrieve.search")
+Value = TypeVar("Value")
 
 
 class Remembered(NamedTuple):
@@ -16,15 +22,57 @@ class Remembered(NamedTuple):
 
     Attributes:
         threshold: Score from which on a result is a match; None: none was calibrated.
-        kept: Re-ranking for requests that leave the choice to the index; None: none was measured.
+        reranking: Re-ranking for requests that leave the choice to the index; None: none was measured.
     """
 
     threshold: Threshold | None = None
-    kept: KeptReranking | None = None
+    reranking: KeptReranking | None = None
 
 
-class KeptRemembered:
-    """What an index remembers now: read when it is opened, and again when a command wrote it; for several threads.
+class _File(Generic[Value]):
+    """One such file: it is read at the start, and again when it has changed; several threads may share it.
+
+    Args:
+        path: The file, which may be missing.
+        load: Reads it from its folder; None: there is none.
+
+    Raises:
+        ArtifactError: The file is damaged.
+    """
+
+    def __init__(self, path: Path, load: Callable[[Path], Value | None]) -> None:
+        self._path = path
+        self._load = load
+        self._lock = threading.Lock()
+        self._stamp = read_stamp(path)
+        self._value = self._read()
+
+    def find(self) -> Value | None:
+        """Return what the file holds now, or what it held last where it is damaged; a warning says so once."""
+        with self._lock:
+            stamp = read_stamp(self._path)
+            if stamp != self._stamp:
+                self._stamp = stamp
+                try:
+                    self._value = self._read()
+                except ArtifactError as error:
+                    LOGGER.warning("%s Until then, what it held before is used.", error)
+            return self._value
+
+    def _read(self) -> Value | None:
+        while True:
+            try:
+                return self._load(self._path.parent)
+            except ArtifactError:
+                before, self._stamp = self._stamp, read_stamp(self._path)
+                if before == self._stamp:  # not written anew while it was read
+                    raise
+
+
+class RememberedFiles:
+    """The files of what an index remembers: read when it is opened, and again when a command wrote one.
+
+    Several threads may share it.
 
     Args:
         folder: Folder of the index.
@@ -34,35 +82,20 @@ class KeptRemembered:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._held = self._read()
+        self._threshold = _File(folder / THRESHOLD_NAME, load_threshold)
+        self._reranking = _File(folder / RERANKER_NAME, load_kept)
 
-    @property
-    def held(self) -> Remembered:
-        """Return what was read last, of whichever encoder."""
-        return self._held[1]
+    def read(self) -> Remembered:
+        """Return what the files say, of whichever encoder. Of one that was damaged since, it is what it said last."""
+        return Remembered(self._threshold.find(), self._reranking.find())
 
     def find(self, fingerprint: str) -> Remembered:
-        """Return what an index of this encoder remembers; raises as the class.
+        """Return what ``read`` does, without what was measured with another encoder.
 
-        What was measured with another encoder is left out: it is written where another index took the place of this.
+        A file with such a figure belongs to an index that has taken the place of this one.
         """
-        if self._held[0] != self._read_stamps():
-            self._held = self._read()
-        threshold, kept = self.held
+        threshold, reranking = self.read()
         return Remembered(
             threshold=threshold if threshold is None or threshold.fingerprint == fingerprint else None,
-            kept=kept if kept is None or kept.fingerprint == fingerprint else None,
+            reranking=reranking if reranking is None or reranking.fingerprint == fingerprint else None,
         )
-
-    def _read(self) -> tuple[list[FileStamp | None], Remembered]:
-        while True:
-            stamps = self._read_stamps()
-            try:
-                return stamps, Remembered(load_threshold(self._folder), load_kept(self._folder))
-            except ArtifactError:
-                if stamps == self._read_stamps():  # not written anew while it was read
-                    raise
-
-    def _read_stamps(self) -> list[FileStamp | None]:
-        return [read_stamp(self._folder / name) for name in (THRESHOLD_NAME, RERANKER_NAME)]

@@ -35,7 +35,7 @@ from vitrieve.search.fusion import FUSED_DEPTH, WordMatches, find_words, fuse, r
 from vitrieve.search.part_store import PartStore
 from vitrieve.search.query import Query, build_query, prepare_example
 from vitrieve.search.ranking import MAX_DEPTH, Ranking, group_hits, rank_images, read_vectors
-from vitrieve.search.remembered import KeptRemembered, Remembered
+from vitrieve.search.remembered import Remembered, RememberedFiles
 from vitrieve.search.request import Example, SearchAnswer, SearchRequest, SearchResult
 from vitrieve.search.threshold import Threshold
 from vitrieve.search.words import KeptWords
@@ -50,6 +50,10 @@ class Searcher:
     ``Searcher.open("index").search("query.jpg", k=5)`` returns the five nearest pictures, nearest first. A searcher
     holds no state of a search: threads may share it. ``with Searcher.open("index") as searcher:`` closes the index at
     the end of the block.
+
+    What a command lets the index remember, such as a threshold, counts from the next answer on. Of a searcher that was
+    opened, ``threshold`` and ``kept`` are therefore what the last answer used; a file that is damaged meanwhile changes
+    neither.
     """
 
     def __init__(
@@ -91,7 +95,7 @@ class Searcher:
         self.folder = folder
         self.parts = PartStore(folder, encoder)
         self.words = KeptWords(store)
-        self._remembered: KeptRemembered | None = None
+        self._remembered: RememberedFiles | None = None
         self._open_again: Callable[[Encoder | str | Path | None], Searcher] | None = None
         self._is_closed = False
 
@@ -186,8 +190,8 @@ class Searcher:
         """Join what belongs together; what does not is closed."""
         folder = Path(index_folder)
         try:
-            remembered = KeptRemembered(folder)
-            threshold, kept = remembered.held
+            remembered = RememberedFiles(folder)
+            threshold, kept = remembered.read()
             searcher = cls(store, encoder, threshold=threshold, kept=kept, folder=folder)
             searcher._remembered = remembered
             return searcher
@@ -234,7 +238,7 @@ class Searcher:
         self._check(request)
         request = self._find_names(request)
         self.threshold, self.kept = remembered = self._find_remembered()
-        reranker = choose_reranker(request, remembered.kept)
+        reranker = choose_reranker(request, remembered.reranking)
         begun = time.perf_counter()
         words = self.words.find() if request.has_text else None
         matches = None if words is None else find_words(request, words, self.store)

@@ -25,7 +25,16 @@ from vitrieve.index.filter import name_kind
 from vitrieve.search.facets import count_values
 from vitrieve.search.request import Example, SearchRequest, check_text
 from vitrieve.serve.pictures import SIDES_PX
-from vitrieve.serve.schemas import Conditions, FileBytes, Text, Words, check_search, to_answer_body, validate
+from vitrieve.serve.schemas import (
+    FILE_BYTES,
+    Conditions,
+    FileBytes,
+    Text,
+    Words,
+    check_search,
+    to_answer_body,
+    validate,
+)
 from vitrieve.serve.service import Service
 from vitrieve.serve.sheet import CELL_PX, draw_sheet
 
@@ -66,7 +75,7 @@ class SearchArguments(Arguments):
         None, description="What is wanted, in words: names, metadata, and the pictures' content."
     )
     image_id: Text | None = Field(None, description="Name of an image of the collection, to find what is like it.")
-    image: FileBytes | None = Field(None, description="The bytes of an image file (JPEG, PNG, …) in base64.")
+    image: FileBytes | None = Field(None, description=FILE_BYTES)
     path: Text | None = Field(None, description="Path of an image file on the server, in a folder that it allows.")
     filter: Filter
     group_by: Text | None = Field(None, description="Metadata column: only the nearest image of each value is shown.")
@@ -356,7 +365,7 @@ class Tools:
     async def call(self, tool: Tool, arguments: Mapping[str, Any] | None) -> ToolAnswer:
         """Check the arguments of a call and answer it; raises as the tool, and 422 for arguments that do not fit.
 
-        An empty text is no argument: many assistants fill all that they could give.
+        An empty text is no argument: some assistants send an empty text for what they leave out.
         """
         given = {name: value for name, value in (arguments or {}).items() if value != ""}
         return await tool.run(validate(tool.arguments, given))

@@ -84,6 +84,7 @@ def write_logs_to_standard_error() -> None:
     handler.setFormatter(JsonFormatter())
     levels = {
         "vitrieve.serve": logging.WARNING if is_quiet() else logging.INFO,
+        "vitrieve.search": logging.WARNING,
         "uvicorn": logging.WARNING,
         "python_multipart": logging.CRITICAL,
     }
@@ -523,7 +524,8 @@ def find_sessions(request: Request) -> tuple[str, ...]:
     """
     cookies = (part.strip().partition("=") for line in request.headers.getlist("cookie") for part in line.split(";"))
     parts = (part for name, _, value in cookies if name == COOKIE for part in value.split("."))
-    return tuple(islice((part for part in parts if re.fullmatch(r"[0-9a-f]{64}", part)), MAX_SESSIONS))
+    proofs = dict.fromkeys(part for part in parts if re.fullmatch(r"[0-9a-f]{64}", part))  # two paths may hold one
+    return tuple(islice(proofs, MAX_SESSIONS))
 
 
 def split_host(header: str, default_port: int | None = None) -> Host:

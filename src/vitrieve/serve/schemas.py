@@ -29,20 +29,27 @@ def find_base64(value: object) -> object:
     """Return the base64 in a ``data:`` address, and base64url as base64; anything else as it is.
 
     A browser gives a file as such an address. The decoder skips every character that base64 does not have, so that
-    both would become other bytes without a word.
+    both would become other bytes without a word. Base64url is mostly written without the ``=`` at its end.
 
-    >>> find_base64("data:image/png;base64,iVBO"), find_base64("a-_b")
-    ('iVBO', 'a+/b')
+    >>> find_base64("data:image/png;base64,iVBO"), find_base64("a-_bcg")
+    ('iVBO', 'a+/bcg==')
+
+    Raises:
+        ValueError: A ``data:`` address without base64.
     """
     if not isinstance(value, str):
         return value
     if value.startswith("data:"):
-        value = value.partition(",")[2]
-    return value.replace("-", "+").replace("_", "/")
+        head, _, value = value.partition(",")
+        if not head.lower().endswith(";base64"):
+            raise ValueError("a data: address must be in base64: data:image/png;base64,…")
+    value = "".join(value.split()).replace("-", "+").replace("_", "/")
+    return value + "=" * (-len(value) % 4)
 
 
 FileBytes = Annotated[Base64Bytes, BeforeValidator(find_base64)]
-"""The bytes of a file, in base64 or as a ``data:`` address."""
+FILE_BYTES = "The bytes of an image file (JPEG, PNG, …) in base64, base64url or as a data: address."
+"""What ``FileBytes`` takes, for whoever reads the schema."""
 BoxNumbers = Annotated[
     list[FiniteNumber],
     Field(
@@ -102,7 +109,7 @@ class ExampleBody(BaseModel):
     id: Text | None = Field(None, description="An image of the index.")
     vector: Vector | None = Field(None, description="An embedding of the index's encoder.")
     text: Words | None = Field(None, description="Words for it.")
-    image: FileBytes | None = Field(None, description="The bytes of an image file, in base64.")
+    image: FileBytes | None = Field(None, description=FILE_BYTES)
     box: BoxNumbers | None = Field(None, description="Region of the picture; with id or image.")
     sign: Literal["plus", "minus"] = Field("plus", description="Whether it is wanted.")
 

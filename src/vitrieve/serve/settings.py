@@ -139,7 +139,20 @@ def share_cores(num_processes: int, num_threads: int | None, num_workers: int | 
 
 
 OWN_PATHS = (
-    *("columns", "compare", "explain", "facets", "feedback", "healthz", "images", "login", "map", "mcp", "metrics"),
+    *(
+        "c",
+        "columns",
+        "compare",
+        "explain",
+        "facets",
+        "feedback",
+        "healthz",
+        "images",
+        "login",
+        "map",
+        "mcp",
+        "metrics",
+    ),
     *("openapi.json", "readyz", "search", "static", "thumbnails", "uploads"),
 )
 """First parts of the service's own paths; a prefix that begins with one could not be told from them."""

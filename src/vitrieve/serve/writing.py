@@ -20,7 +20,7 @@ from vitrieve.serve.changes import MAX_FIELDS, Author, Change, Changed, Changes
 from vitrieve.serve.middleware import REQUEST_ID, get_bearer, is_one_of, log_failure
 from vitrieve.serve.pages import ERRORS, get_refusal
 from vitrieve.serve.rates import spell_seconds
-from vitrieve.serve.schemas import FileBytes, Text, check_json, validate_json
+from vitrieve.serve.schemas import FILE_BYTES, FileBytes, Text, check_json, validate_json
 from vitrieve.serve.service import CurrentService, Service
 from vitrieve.serve.settings import MAX_TEXT
 
@@ -40,7 +40,7 @@ class PutBody(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    image: FileBytes = Field(description="The bytes of an image file, in base64.")
+    image: FileBytes = Field(description=FILE_BYTES)
     metadata: Metadata = Field(default_factory=dict)
 
 
@@ -59,7 +59,7 @@ class ChangeBody(BaseModel):
 
     do: Literal["put", "patch", "delete"] = Field(description="put needs an image, patch needs metadata.")
     image_id: Annotated[str, StringConstraints(min_length=1, max_length=MAX_TEXT)]
-    image: FileBytes | None = Field(None, description="The bytes of an image file, in base64.")
+    image: FileBytes | None = Field(None, description=FILE_BYTES)
     metadata: Metadata | None = None
 
 

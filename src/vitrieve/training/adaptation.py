@@ -23,7 +23,7 @@ from vitrieve.artifacts import check_replacing, read_manifest, replacing_folder
 from vitrieve.data.holdout import NUM_CLASSES_MIN, NUM_JUDGES_MIN, split_for_training
 from vitrieve.data.records import Dataset, ImageRecord, require_trainable
 from vitrieve.data.sources import read_source
-from vitrieve.embed.embeddings import Embeddings, load_embeddings, write_mapped_embeddings
+from vitrieve.embed.embeddings import Embeddings, find_other_region, load_embeddings, write_mapped_embeddings
 from vitrieve.errors import ArtifactError, ConfigError, DataError
 from vitrieve.evaluation.analysis import difference_interval
 from vitrieve.evaluation.measure import EvaluationResult, Measurement, measure
@@ -313,24 +313,24 @@ def _select_embedded(dataset: Dataset, embeddings: Embeddings, folder: Path) -> 
 
     Test images that were not embedded are left out, too: the embeddings may be of the training images alone.
     """
-    boxes = {record.image_id: record.box for record in embeddings.records}
+    rows = {record.image_id: row for row, record in enumerate(embeddings.records)}
     unreadable = {image_id for image_id, _ in embeddings.failures}
     wanted = [record for record in dataset.split("train", "validation") if record.image_id not in unreadable]
-    missing = [record.image_id for record in wanted if record.image_id not in boxes]
+    missing = [record.image_id for record in wanted if record.image_id not in rows]
     advice = "Give the source that was embedded, or embed this one (vitrieve embed)."
     if missing:
         raise DataError(
             f"{folder} has no vector of {len(missing)} of the {len(wanted)} training images of {dataset.name}, the "
             f"first of them {quote_name(missing[0])}: the embeddings and the data do not belong together. {advice}"
         )
-    known = (record for record in dataset.records if record.image_id in boxes)
-    cropped = next((record.image_id for record in known if record.box != boxes[record.image_id]), None)
-    if cropped is not None:
+    known = tuple(record for record in dataset.records if record.image_id in rows)
+    other = find_other_region(embeddings, [rows[record.image_id] for record in known], known)
+    if other is not None:
         raise DataError(
-            f"{folder} and {dataset.name} look at different regions of {quote_name(cropped)}: the embeddings and the "
+            f"{folder} and {dataset.name} look at different regions of {quote_name(other)}: the embeddings and the "
             f"data do not belong together. {advice}"
         )
-    selected = replace(dataset, records=tuple(record for record in dataset.records if record.image_id in boxes))
+    selected = replace(dataset, records=known)
     num_left_out = len(dataset.split("test")) - len(selected.split("test"))
     if num_left_out:
         print_message(f"{num_left_out} test images have no vector, and are not measured.")

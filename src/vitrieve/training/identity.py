@@ -27,7 +27,8 @@ SETTINGS_NAME = "config.json"
 MACHINE = "machine"
 IS, IS_NOT = "is", "is not"
 Relation = tuple[str, str] | tuple[str, str, str]
-"""Two ``image_id`` that are a pair; one, ``IS``, and a further label of it; or one, ``IS_NOT``, and that of another."""
+"""A pair: two ``image_id``. A further label: an ``image_id``, ``IS``, the label. A pair that is none: an ``image_id``,
+``IS_NOT``, another ``image_id``."""
 NUM_DIGEST_CHARACTERS = 64
 FREE_SETTINGS = frozenset(
     {
@@ -70,6 +71,7 @@ def describe_run(
         own_terms: Terms of the objective that are not of this package.
     """
     names, contents = hashlib.sha256(), hashlib.sha256()
+    relations: list[str] = []
     rows: dict[str, int] = {}
     num_of_source: Counter[str] = Counter()
     source = ""
@@ -82,18 +84,23 @@ def describe_run(
         role = f"{record.label} {record.split}\n"
         names.update(f"{record.image_id!r} {role}".encode())
         contents.update((b"" if digests is None else digests[record.image_id]) + f"{record.box} {role}".encode())
-    for first, *words, last in pairs:
-        said = " ".join([*words, last])
-        names.update(f"{first!r} {said!r}\n".encode())
-        other = last if words == [IS] else rows.get(last)
-        if first in rows and other is not None:  # others train nothing
+    for first, *kind, second in pairs:
+        relation = " ".join([*kind, second])
+        names.update(f"{first!r} {relation!r}\n".encode())
+        partner = second if kind == [IS] else rows.get(second)
+        if first in rows and partner is not None:  # others train nothing
             # Their positions, because images that were moved keep them.
-            contents.update(" ".join([str(rows[first]), *words, f"{other}\n"]).encode())
+            line = " ".join([str(rows[first]), *kind, f"{partner}\n"])
+            if kind:
+                relations.append(line)
+            else:
+                contents.update(line.encode())
     data: dict[str, Any] = {"protocol": protocol, "num_images": len(rows), "images": names.hexdigest()}
     if source:
         data["sources"] = [list(counted) for counted in num_of_source.items()]
     if digests is not None:
         data["content"] = contents.hexdigest()
+        data["relations"] = hashlib.sha256("".join(relations).encode()).hexdigest() if relations else None
     return {
         "recipe": recipe,
         "data": data,
@@ -228,6 +235,7 @@ def _accept_accepted(changes: Changes, before: Mapping[str, Any], *, trains_batc
     for name, has_it in (
         ("data.content", "content" in data),
         ("data.num_images", "num_images" in data),
+        ("data.relations", "relations" in data or "data.images" in changes),  # without the key, the names cover them
         ("start", "start" in before),
     ):
         if name in changes and not has_it:  # begun by a version that did not write it
