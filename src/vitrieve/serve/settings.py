@@ -139,23 +139,13 @@ def share_cores(num_processes: int, num_threads: int | None, num_workers: int | 
 
 
 OWN_PATHS = (
-    *(
-        "c",
-        "columns",
-        "compare",
-        "explain",
-        "facets",
-        "feedback",
-        "healthz",
-        "images",
-        "login",
-        "map",
-        "mcp",
-        "metrics",
-    ),
+    *("columns", "compare", "explain", "facets", "feedback", "healthz", "images", "login", "map", "mcp", "metrics"),
     *("openapi.json", "readyz", "search", "static", "thumbnails", "uploads"),
 )
-"""First parts of the service's own paths; a prefix that begins with one could not be told from them."""
+"""First parts of the service's own paths; a prefix that begins with one could not be told from them.
+
+``/c`` is one where there are several collections, and is refused there alone, by ``vitrieve serve``.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
