@@ -61,6 +61,9 @@ def test_words_alone_where_the_encoder_has_no_text_part(client: TestClient) -> N
     page = client.get("/?text=class2").text
     assert len(find_titles(page)) == min(20, len(found["results"]))
     assert "by words ·" in page
+    assert set(re.findall(r"the bar goes from ([0-9.]+) to 1", page)) == {"0"}
+    filled = [float(width) for width in re.findall(r'class="fill" width="([0-9.]+)"', page)]
+    assert filled == [round(100 * one["score"], 1) for one in found["results"][: len(filled)]]
     nothing = client.get("/?text=zebra")
     assert (nothing.status_code, "has one of these words" in nothing.text) == (200, True)
     assert client.post("/search", json={"text": "zebra"}).json()["results"] == []

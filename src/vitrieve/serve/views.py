@@ -333,7 +333,7 @@ def find_title(image_id: str, metadata: Mapping[str, str]) -> str:
 def describe_results(answer: SearchAnswer, address: Address) -> list[View]:
     """Describe the results of one page, with the links that go on from each."""
     first = (address.page - 1) * address.k + 1
-    start = find_bar_start([result.score for result in answer.results])
+    start = choose_bar_start(answer)
     return [describe_result(result, rank, address, start) for rank, result in enumerate(answer.results, start=first)]
 
 
@@ -365,6 +365,13 @@ def describe_facts(result: SearchResult, rank: int, bar_start: float) -> View:
         "bar_start": f"{bar_start:g}",
         "metadata": [(key, value) for key, value in result.metadata.items() if value not in ("", title)],
     }
+
+
+def choose_bar_start(answer: SearchAnswer) -> float:
+    """Choose the score at which the bars of an answer begin; those of words alone begin at 0, as their scores do."""
+    if answer.ways == ("words",):
+        return 0.0
+    return find_bar_start([result.score for result in answer.results])
 
 
 def find_bar_start(scores: Sequence[float]) -> float:
@@ -518,7 +525,7 @@ def render_search_page(searches: Iterable[tuple[SearchRequest, SearchAnswer]], *
 def _describe_search(request: SearchRequest, answer: SearchAnswer, store: VectorStore) -> View:
     plus = [_describe_file_example(example, "wanted", store) for example in request.plus]
     minus = [_describe_file_example(example, "not wanted", store) for example in request.minus]
-    bar_start = find_bar_start([result.score for result in answer.results])
+    bar_start = choose_bar_start(answer)
     return {
         "name": plus[0]["name"],
         "examples": plus + minus,
