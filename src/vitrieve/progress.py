@@ -13,8 +13,9 @@ import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterable
-from contextlib import closing
+from contextlib import closing, suppress
 from importlib import import_module
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from vitrieve.errors import is_set
@@ -26,6 +27,8 @@ LINE_EVERY_SECONDS = 10.0
 LINE_EVERY_SHARE = 0.05
 """Later on, that share of the time since the work began: a day of work makes some 150 lines, not 9,000."""
 VERBOSE_LINE_EVERY_SECONDS = 1.0
+STANDARD_ERROR = 2
+"""File descriptor."""
 DRAW_EVERY_SECONDS = 0.1
 """Time between two states of a bar that is drawn by this file; a notebook gets a message for each."""
 QUIET_VARIABLE = "VITRIEVE_QUIET"
@@ -60,7 +63,27 @@ def print_failure(*lines: str) -> None:
 
 def _print(*lines: str) -> None:
     for line in lines:
-        print(escape_text(line), file=sys.stderr, flush=True)
+        _write(escape_text(line) + "\n")
+
+
+def _write(text: str) -> None:
+    """Write to standard error; what cannot be told there is dropped, for the work is worth more.
+
+    After a failure (the reader of the log has gone, its disk is full) the descriptor leads nowhere, so that what
+    libraries tell does not end the work either. What a stream could not write stays in it, and Python would try again
+    at its end, and end with the status 120.
+    """
+    if sys.stderr is None:
+        return
+    try:
+        sys.stderr.write(text)
+        sys.stderr.flush()
+    except BlockingIOError:  # whoever reads is slow for now
+        return
+    except (OSError, ValueError):  # ValueError: it is closed
+        with suppress(OSError, ValueError), Path(os.devnull).open("wb") as nothing:
+            if sys.stderr.fileno() == STANDARD_ERROR:  # not a file of whoever redirected it
+                os.dup2(nothing.fileno(), STANDARD_ERROR)
 
 
 DisplayKind = Literal["bar", "plain bar", "notebook", "lines", "nothing"]
@@ -193,11 +216,11 @@ class _PlainBar(_Display):
 
     def close(self) -> None:
         if self._width:
-            print(file=sys.stderr, flush=True)
+            _write("\n")
 
     def _draw(self) -> None:
         text = escape_text(self._work.describe(self._done))
-        print(f"\r{text:<{self._width}}", end="", file=sys.stderr, flush=True)
+        _write(f"\r{text:<{self._width}}")
         self._width = len(text)
         self._drawn = time.monotonic()
 

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import io
+import shlex
 import sys
 from dataclasses import dataclass
 
 import pytest
 
-from vitrieve.cli.arguments import find_nearest, list_flags, parse_arguments
+from vitrieve.cli.arguments import find_nearest, list_flags, parse_arguments, spell_command
+from vitrieve.cli.embed import Arguments as EmbedArguments
 from vitrieve.config import Config
 from vitrieve.errors import ConfigError
 
@@ -21,6 +23,14 @@ class Arguments:
     """How many."""
     json: bool = False
     """One object."""
+
+
+def test_a_command_that_is_spelled_can_be_pasted() -> None:
+    words = ["--data", "a b", "--out", "x", "--exclude", "a/", "--exclude", "b/", "--scales", "1.0", "0.5"]
+    given = parse_arguments(EmbedArguments, [*words, "--shard", "2/16", "--resume"], "vitrieve embed")
+    spelled = shlex.split(spell_command("embed", given))
+    assert spelled[:2] == ["vitrieve", "embed"]
+    assert parse_arguments(EmbedArguments, spelled[2:], "vitrieve embed") == given
 
 
 def parse(*words: str) -> Arguments:

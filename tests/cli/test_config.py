@@ -11,11 +11,14 @@ from typing import Any
 import pytest
 
 from vitrieve.cli import main as cli
-from vitrieve.cli.defaults import FREE, add_kept, list_keepable
+from vitrieve.cli.defaults import FREE, INSTEAD, add_kept, list_keepable, read_file
+from vitrieve.cli.duplicates import Arguments as DuplicatesArguments
 from vitrieve.cli.embed import Arguments as EmbedArguments
+from vitrieve.cli.flags import read_flags
 from vitrieve.cli.main import COMMANDS, load_command, main
 from vitrieve.cli.serve import Arguments as ServeArguments
 from vitrieve.cli.train import Arguments as TrainArguments
+from vitrieve.cli.up import Arguments as UpArguments
 
 
 @pytest.fixture
@@ -118,8 +121,73 @@ def test_a_folder_does_not_say_how_a_port_is_opened(user_file: Path, capsys: pyt
     Path("vitrieve.toml").unlink()
     assert main(["config", "set", "serve.port", "9000"]) == 0
     assert add_kept("serve", ServeArguments, ["--index", "x"])[2:] == ["--port", "9000"]
-    assert main(["config", "set", "serve.token", "secret"]) == 2
-    user_file.write_text("")
+
+
+def test_no_token_is_kept(user_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for key in ("serve.token", "serve.write-token"):
+        assert main(["config", "set", key, "secret"]) == 2
+        assert f"{key} is no flag of vitrieve serve that can be kept" in capsys.readouterr().err
+    assert not user_file.exists()
+    for name in COMMANDS:
+        command, module = load_command(name)
+        if (arguments_class := getattr(module, command.arguments, None)) is not None:
+            assert not [flag for flag in list_keepable(arguments_class) if flag.endswith("token")]
+
+
+def test_a_command_without_words_takes_what_is_kept(user_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    user_file.write_text('[serve]\nindex = "gone"\n[data.check]\ndata = "folder:gone"\n[train]\nseed = 3\n')
+    for words in (["serve"], ["data", "check"]):
+        assert main(words) == 2
+        told, error = capsys.readouterr().err.splitlines()
+        assert told.startswith(f"from {user_file}: --")
+        assert "gone" in error
+    assert main(["train"]) == 2
+    assert "no recipe was named" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["x"],
+        ["--", "x"],
+        ["--num-threads", "2", "x"],
+        ["--num-threads=2", "x"],
+        ["--exclude", "a", "--allow-removals", "x"],
+    ],
+)
+def test_a_collection_on_the_command_line_wins(user_file: Path, words: list[str]) -> None:
+    user_file.write_text('[up]\ndata = "kept"\n[all]\nport = 9\n')
+    assert "kept" not in add_kept("up", UpArguments, words)
+    assert "--port" in add_kept("up", UpArguments, words)
+    assert "kept" in add_kept("up", UpArguments, words[:-1])
+
+
+def test_what_is_kept_for_all_is_for_those_that_take_it(user_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["config", "set", "all.data", "x"]) == 0
+    assert main(["config", "set", "all.protocol", "a", "b"]) == 0  # a list, of train and evaluate
+    assert add_kept("train", TrainArguments, ["small"]) == ["small", "--protocol", "a", "b"]
+    assert add_kept("embed", EmbedArguments, ["--out", "z"]) == ["--out", "z", "--data", "x"]
+    assert main(["config", "show"]) == 0
+    user_file.write_text("[all]\nbatch-size = 'x'\n")
+    capsys.readouterr()
+    assert main(["embed", "--data", "x", "--out", "z"]) == 2
+    assert "all.batch-size is 'x'; expected a whole number." in capsys.readouterr().err
+
+
+def test_a_flag_leaves_out_what_is_refused_beside_it(user_file: Path, tmp_path: Path) -> None:
+    user_file.write_text('[duplicates]\nhtml = "a"\ncsv = "b"\nmove-to = "c"\nlevel = "exact"\n')
+    assert main(["duplicates", "--undo", str(tmp_path / "gone.json")]) == 2
+    assert add_kept("duplicates", DuplicatesArguments, ["--undo", "x"]) == ["--undo", "x", "--level", "exact"]
+    assert "--move-to" not in add_kept("duplicates", DuplicatesArguments, ["x", "--link"])
+    assert "--move-to" in add_kept("duplicates", DuplicatesArguments, ["x"])
+
+
+@pytest.mark.parametrize("name", INSTEAD)
+def test_what_is_left_out_are_flags_of_the_command(name: str) -> None:
+    command, module = load_command(name)
+    flags = {flag.name for flag in read_flags(getattr(module, command.arguments))}
+    for flag, others in INSTEAD[name].items():
+        assert {flag, *others} <= flags
 
 
 def test_figures_that_are_compared_take_nothing(user_file: Path) -> None:
@@ -162,6 +230,38 @@ def test_set_show_and_unset_keep_comments_and_order(user_file: Path, capsys: pyt
     assert f"{user_file} does not keep search.k." in capsys.readouterr().err
     assert main(["config", "path"]) == 0
     assert capsys.readouterr().out == f"{user_file}\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("[embed]\nnum_threads = 2\n", "embed.num-threads"),
+        ('"embed.num-threads" = 2\n', "embed.num_threads"),
+        ("embed = {num_threads = 2}\n", "embed.num_threads"),
+        ("embed.num-threads = 2\n", "embed.num_threads"),
+        ('["data check"]\nnum-threads = 2\n', "data.check.num-threads"),
+        ("[embed]\nnum_threads = 1\nnum-threads = 2\n", "embed.num-threads"),
+        ("[embed]\nnum_threads = 1\n[search]\nk = 5\n[embed.x]\ny = 1\n", "embed.num-threads"),
+    ],
+)
+def test_set_and_unset_find_a_flag_however_it_is_spelled(user_file: Path, text: str, key: str) -> None:
+    def list_values() -> list[Any]:
+        return [one.value for one in read_file(user_file) if one.flag == "num-threads"]
+
+    user_file.write_text(text)
+    assert main(["config", "set", key, "4"]) == 0
+    assert list_values() == [4]
+    user_file.write_text(text)
+    assert main(["config", "unset", key]) == 0
+    assert list_values() == []
+    assert ("k = 5" in text) == ("k = 5" in user_file.read_text())
+    assert main(["config", "unset", key]) == 2
+
+
+def test_one_flag_twice_is_refused(user_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    user_file.write_text("[embed]\nnum_threads = 1\nnum-threads = 2\n")
+    assert main(["embed", "--data", "x", "--out", "z"]) == 2
+    assert "has one flag twice, as embed.num_threads and as embed.num-threads" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

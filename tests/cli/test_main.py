@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -371,6 +372,29 @@ def test_a_reader_that_leaves_is_no_error(tmp_path: Path) -> None:
     done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False)
     assert done.stdout.splitlines() == ["{", "0"]
     assert done.stderr == ""
+
+
+def test_another_pipe_that_breaks_is_a_failure(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    install(monkeypatch, raising(BrokenPipeError(32, "Broken pipe")))
+    assert cli.main(["fake"]) == 2
+    assert capsys.readouterr().err == "error: Broken pipe.\n"
+
+
+def test_a_reader_that_leaves_the_help_is_no_error() -> None:
+    reading, broken = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        [*ENTRY, "train", "small", "--help"], stdout=broken, stderr=subprocess.PIPE, text=True, check=False
+    )
+    os.close(broken)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_nobody_is_asked_without_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", None)  # as ``<&-`` and pythonw leave it
+    assert not console.ask("remove all?")
 
 
 def test_results_go_to_standard_output_alone() -> None:

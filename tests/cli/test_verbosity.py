@@ -108,6 +108,19 @@ def test_a_pipe_gets_lines_without_codes(variables: dict[str, str]) -> None:
     assert not CONTROL.search(run_in_pipe([*ENTRY, "train", "small", "--help"], **variables).stdout)
 
 
+def test_a_log_that_cannot_be_written_does_not_end_the_work() -> None:
+    reading, broken = os.pipe()
+    os.close(reading)
+    full = os.open("/dev/full", os.O_WRONLY)
+    words = [sys.executable, "-c", TALK.replace('print("a library prints")', ""), "talk"]
+    for log in (broken, full):
+        done = subprocess.run(
+            words, stdout=subprocess.PIPE, stderr=log, text=True, check=False, env=plain_environment()
+        )
+        os.close(log)
+        assert (done.returncode, done.stdout) == (0, "the result\n")
+
+
 def test_quiet_leaves_results_and_failures() -> None:
     for done in (
         run_in_pipe([*TALKING, "--quiet"]),

@@ -96,6 +96,16 @@ def test_images_that_are_gone_or_for_testing_are_told() -> None:
         apply_pairs(given, [say("right", "a", "t")])
 
 
+def test_a_label_counts_whatever_was_asked() -> None:
+    given = make_dataset({"a": 0, "b": 0, "c": 1, "t": 2}, tested="t")
+    for query_id in ("t", "gone"):
+        learnt = apply_pairs(given, [say("tagged", query_id, "a", label="B")])
+        assert list_labels(learnt)["a"] == 1
+        assert not any("left out" in note for note in learnt.notes)
+    with pytest.raises(DataError, match="images for testing do not train"):
+        apply_pairs(given, [say("tagged", "a", "t", label="B")])
+
+
 def test_labels_that_train_on_test_classes_are_told() -> None:
     given = make_dataset({"a": 0, "b": 0, "c": 1, "t": 2, "u": 3}, tested="tu")
     told = "1 of 2 test classes are also trained on: figures are not about unseen classes."

@@ -271,6 +271,15 @@ def test_pairs_come_back_from_their_file(tmp_path: Path) -> None:
     check_correction(pair)
 
 
+def test_whole_numbers_of_a_table_are_names(tmp_path: Path) -> None:
+    by_hand = pa.table({"kind": ["tagged", "right"], "image_id": [7, 8], "query_id": [None, 7], "label": [3, None]})
+    pq.write_table(by_hand, tmp_path / "hand.parquet")
+    assert read_pairs(tmp_path / "hand.parquet") == [
+        Correction(kind="tagged", image_id="7", label="3"),
+        Correction(kind="right", image_id="8", query_id="7"),
+    ]
+
+
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
@@ -279,6 +288,9 @@ def test_pairs_come_back_from_their_file(tmp_path: Path) -> None:
         ({"kind": ["right", "right"], "image_id": ["a", "a"], "query_id": ["b", ""]}, "row 2 of the pairs"),
         ({"kind": pa.array([], pa.string()), "image_id": pa.array([], pa.string())}, "have no row"),
         ({"kind": [1], "image_id": ["a"]}, "row 1 of the pairs"),
+        ({"kind": ["tagged"], "image_id": ["a"], "tags": [["b", None]]}, "row 1 of the pairs .* none of them empty"),
+        ({"kind": ["tagged"], "image_id": ["a"], "tags": ["b"]}, "'tags' is of the type string; accepted: lists of"),
+        ({"kind": ["tagged"], "image_id": [1.5], "label": ["b"]}, "'image_id' is of the type double; accepted: text"),
     ],
 )
 def test_bad_pairs_are_refused(tmp_path: Path, columns: dict[str, object], message: str) -> None:

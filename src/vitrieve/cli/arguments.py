@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import tyro
 
 from vitrieve.choices import Device
-from vitrieve.cli.console import get_results, print_message
+from vitrieve.cli.console import print_message, writing_results
 from vitrieve.cli.flags import Flag, list_types, read_flags
 from vitrieve.cli.verbosity import setting_variables
 from vitrieve.errors import ConfigError, find_nearest
@@ -123,14 +123,15 @@ def read_data(data: D | None, alone: D | None, *, is_note: bool = True) -> D:
 
 def spell_command(command: str, arguments: Any) -> str:
     """Spell the command line that has these arguments, for a message; defaults are left out."""
+    repeated = {flag.name for flag in read_flags(type(arguments)) if flag.is_repeatable and not flag.is_list}
     words = ["vitrieve", command]
     for field in fields(arguments):
         value = getattr(arguments, field.name)
         if value == field.default:
             continue
-        words.append("--" + field.name.replace("_", "-"))
-        if value is not True:
-            words += map(str, value if isinstance(value, tuple) else [value])
+        name = "--" + field.name.replace("_", "-")
+        values = [] if value is True else list(map(str, value if isinstance(value, tuple) else [value]))
+        words += [word for one in values for word in (name, one)] if name in repeated else [name, *values]
     return shlex.join(words)
 
 
@@ -152,8 +153,9 @@ def parse_arguments(arguments_class: type[T], argv: Sequence[str], prog: str, de
     complaint = io.StringIO()
     try:
         with (
+            writing_results() as results,
             contextlib.redirect_stderr(complaint),
-            contextlib.redirect_stdout(get_results()),  # help is a result
+            contextlib.redirect_stdout(results),  # help is a result
             setting_variables({"TERM": "dumb"} if has_no_color() else {}),  # tyro does not know NO_COLOR
         ):
             return _call_tyro(arguments_class, argv, prog, default)

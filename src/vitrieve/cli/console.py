@@ -16,13 +16,13 @@ from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
-from vitrieve.progress import is_quiet
+from vitrieve.progress import STANDARD_ERROR, is_quiet
 from vitrieve.progress import print_failure as print_failure
 from vitrieve.progress import print_message as print_message
 from vitrieve.quoting import escape_lines, escape_text
 
-STANDARD_OUTPUT, STANDARD_ERROR = 1, 2
-"""File descriptors."""
+STANDARD_OUTPUT = 1
+"""File descriptor."""
 
 _results: TextIO | None = None
 """Where results go while a command runs."""
@@ -94,13 +94,31 @@ def get_results() -> TextIO:
     return _results or sys.stdout
 
 
+class ReaderGoneError(BrokenPipeError):
+    """Whoever read the results has gone (``vitrieve … | head``); another pipe that breaks is a failure."""
+
+
+@contextmanager
+def writing_results() -> Iterator[TextIO]:
+    """Give the stream for results to a block that writes to it.
+
+    Raises:
+        ReaderGoneError: Its reader has gone.
+    """
+    try:
+        yield get_results()
+    except BrokenPipeError as error:
+        raise ReaderGoneError(*error.args) from None
+
+
 def flush_results() -> None:
     """Hand over what was printed.
 
     Raises:
-        BrokenPipeError: Its reader has gone.
+        ReaderGoneError: Its reader has gone.
     """
-    get_results().flush()
+    with writing_results() as stream:
+        stream.flush()
 
 
 def spell_every_name() -> None:
@@ -129,28 +147,30 @@ def print_json(value: Any) -> None:
     Raises:
         ValueError: A number is not finite: JSON has no spelling for it.
     """
-    stream = get_results()
-    # In ASCII, as with LANG=C, Python would spell an accented letter as \xNN, which is no escape of JSON.
-    is_ascii = not (getattr(stream, "encoding", None) or "utf-8").lower().startswith("utf")
-    # What JSON lets stand inside a string and a terminal obeys is escaped too; the same value is read again.
-    print(escape_lines(json.dumps(value, indent=2, ensure_ascii=is_ascii, allow_nan=False)), file=stream)
+    with writing_results() as stream:
+        # In ASCII, as with LANG=C, Python would spell an accented letter as \xNN, which is no escape of JSON.
+        is_ascii = not (getattr(stream, "encoding", None) or "utf-8").lower().startswith("utf")
+        # What JSON lets stand inside a string and a terminal obeys is escaped too; the same value is read again.
+        print(escape_lines(json.dumps(value, indent=2, ensure_ascii=is_ascii, allow_nan=False)), file=stream)
 
 
 def print_result(*lines: str) -> None:
     """Print lines of a result; what others wrote cannot break out of its line."""
-    for line in lines:
-        print(escape_text(line), file=get_results(), flush=True)
+    with writing_results() as stream:
+        for line in lines:
+            print(escape_text(line), file=stream, flush=True)
 
 
 def print_names(names: Iterable[str], *, end: str) -> None:
     """Print names as they are, for another program: each with ``end`` behind it."""
-    for name in names:
-        print(name, end=end, file=get_results())
+    with writing_results() as stream:
+        for name in names:
+            print(name, end=end, file=stream)
 
 
 def ask(question: str) -> bool:
     """Ask a person at a terminal for a yes; without a terminal, or with any other answer, it is a no."""
-    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+    if not all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stderr)):
         return False
     print(f"{escape_text(question)} [y/N] ", end="", file=sys.stderr, flush=True)
     return sys.stdin.readline().strip().lower() in ("y", "yes")

@@ -10,18 +10,17 @@ from __future__ import annotations
 import os
 import shlex
 import stat
-import types
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vitrieve.cli.console import print_message
-from vitrieve.cli.flags import Flag, list_types, read_flags
+from vitrieve.cli.flags import Flag, names_collection, read_flags
+from vitrieve.cli.values import find_expected
 from vitrieve.errors import ConfigError, find_nearest
 from vitrieve.machine import expand_variable
 from vitrieve.quoting import quote_name
-from vitrieve.settings import Range, Setting
 
 CONFIG_VARIABLE = "VITRIEVE_CONFIG"
 OFF = "off"
@@ -35,8 +34,17 @@ FREE = (
 """Commands that take nothing from files: their figures are compared with those of others, or nothing is to be kept."""
 USER_ONLY = ("serve", "up", "mcp")
 """Commands that let others in: a folder that one happens to work in does not say how."""
-NEVER_KEPT = ("--out", "--token")
-"""What belongs to one call, and a secret, which the variable VITRIEVE_TOKEN is for."""
+NEVER_KEPT = ("--out", "--token", "--write-token")
+"""What belongs to one call, and secrets, which the variables VITRIEVE_TOKEN and VITRIEVE_WRITE_TOKEN are for."""
+
+INSTEAD: Mapping[str, Mapping[str, tuple[str, ...]]] = {
+    "calibrate": {"--data": ("--embeddings",), "--embeddings": ("--data",)},
+    "data audit": {"--apply": ("--html", "--csv")},
+    "duplicates": {"--undo": ("--html", "--csv", "--move-to"), "--link": ("--move-to",)},
+    "index": {"--verify": ("--embeddings",)},
+    "serve": {"--collections": ("--index", "--encoder", "--map-path"), "--index": ("--collections",)},
+}
+"""Command -> flag -> the flags that are refused beside it: where the command line has it, files do not add them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,14 +141,17 @@ def add_kept(name: str, arguments_class: type | None, argv: Sequence[str]) -> li
     Raises:
         ConfigError: A file cannot be read, or has a key or value that is none.
     """
-    if name in FREE or arguments_class is None or not argv or {"--help", "-h"} & set(argv):
+    if name in FREE or arguments_class is None or {"--help", "-h"} & set(argv):
         return list(argv)
     words = list(argv)
     end = words.index("--") if "--" in words else len(words)
+    flags = {flag.name: flag for flag in read_flags(arguments_class)}
     given = {word.split("=", 1)[0].replace("_", "-") for word in words[:end] if word.startswith("-")}
+    given.update(*(INSTEAD.get(name, {}).get(word, ()) for word in given))
+    if names_collection(flags.values(), words):
+        given.add("--data")
     added: list[str] = []
     for file, kept in choose_kept(name, arguments_class).items():
-        flags = {flag.name: flag for flag in read_flags(arguments_class)}
         said = [
             word
             for one in kept
@@ -167,13 +178,39 @@ def choose_kept(name: str, arguments_class: type) -> dict[Path, list[Kept]]:
             for one in everything:
                 if one.command != command:
                     continue
-                if command != ALL or one.flag in flags:
-                    check(one, flags)
-                    chosen.setdefault(one.flag, one)
+                if command == ALL and not _is_for(one, flags):
+                    continue
+                check(one, flags)
+                chosen.setdefault(one.flag, one)
     by_file: dict[Path, list[Kept]] = {}
     for one in chosen.values():
         by_file.setdefault(one.file, []).append(one)
     return by_file
+
+
+def _is_for(one: Kept, flags: Mapping[str, Flag]) -> bool:
+    """Say whether what is kept for all commands is for this one: it has the flag, and the flag takes the value.
+
+    Raises:
+        ConfigError: The flag takes another value, as that of every other command does.
+    """
+    if one.flag not in flags or not find_expected(one.value, flags[one.flag]):
+        return one.flag in flags
+    check(one, *list_tables(ALL))
+    return False
+
+
+def list_tables(command: str) -> list[dict[str, Flag]]:
+    """List the flags of a command that can be kept; of ``all``, those of each command."""
+    from vitrieve.cli.main import COMMANDS, load_command
+
+    tables = []
+    for name in [command] if command != ALL else [name for name in COMMANDS if name not in FREE]:
+        described, module = load_command(name)
+        arguments_class = getattr(module, described.arguments, None)
+        if arguments_class is not None:
+            tables.append(list_keepable(arguments_class))
+    return tables
 
 
 def _is_given(flag: Flag, given: set[str]) -> bool:
@@ -202,7 +239,8 @@ def read_file(file: Path) -> Iterator[Kept]:
     """Yield what a file keeps, with the commands checked, and the flags not yet.
 
     Raises:
-        ConfigError: It cannot be read or is no TOML, or it names a command that is none or takes nothing.
+        ConfigError: It cannot be read or is no TOML, names a command that is none or takes nothing, or has one flag
+            twice.
     """
     import tomllib
 
@@ -211,8 +249,17 @@ def read_file(file: Path) -> Iterator[Kept]:
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise ConfigError(f"{file} cannot be read: {reason}.") from None
+    keys: dict[str, str] = {}
     for path, value in _flatten(tables):
-        yield _read_entry(file, path, value)
+        one = _read_entry(file, path, value)
+        key = spell_key(one.key)
+        if key in keys:
+            raise ConfigError(
+                f"{file} has one flag twice, as {quote_name(keys[key])} and as {quote_name(one.key)}; leave one of "
+                "them."
+            )
+        keys[key] = one.key
+        yield one
 
 
 def _flatten(table: Mapping[str, Any], before: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
@@ -242,6 +289,15 @@ def refuse_letting_in(file: Path, command: str, key: str) -> None:
         )
 
 
+def spell_key(key: str) -> str:
+    """Spell a dotted key as ``vitrieve config set`` does.
+
+    >>> spell_key("data check.num_threads")
+    'data.check.num-threads'
+    """
+    return key.replace("_", "-").replace(" ", ".")
+
+
 def divide_key(key: str, file: Path | None = None) -> tuple[str, str]:
     """Divide a dotted key into the command and the flag.
 
@@ -269,65 +325,23 @@ def divide_key(key: str, file: Path | None = None) -> tuple[str, str]:
     raise ConfigError(f"{where}{quote_name(key)} begins with no command; the nearest: {nearest}; or all.")
 
 
-def check(one: Kept, flags: Mapping[str, Flag]) -> None:
+def check(one: Kept, *tables: Mapping[str, Flag]) -> None:
     """Refuse a key that is no flag of its command, and a value that the flag does not take.
+
+    Args:
+        one: The value of a file.
+        tables: The flags of its command; several for ``all``, of which one must take the value.
 
     Raises:
         ConfigError: The message names the file, the key, the value and what is accepted.
     """
-    flag = flags.get(one.flag)
-    if flag is None:
-        nearest = ", ".join(find_nearest(one.flag, flags)) if flags else "none"
+    found = [flags[one.flag] for flags in tables if one.flag in flags]
+    if not found:
+        nearest = ", ".join(find_nearest(one.flag, {name for flags in tables for name in flags})) or "none"
         raise ConfigError(
             f"{one.file}: {quote_name(one.key)} is no flag of vitrieve {one.command} that can be kept; the nearest: "
             f"{nearest}."
         )
-    values = one.value if isinstance(one.value, list) else [one.value]
-    is_many = flag.is_list or flag.is_repeatable
-    expected = _describe_accepted(flag)
-    if isinstance(one.value, list) != is_many or not all(_fits(flag, value) for value in values):
-        raise ConfigError(f"{one.file}: {one.key} is {one.value!r}; expected {expected}.")
-    for accepted in Setting(one.flag, one.value, flag.hint).find_marks(Range):
-        if not accepted.is_valid(tuple(one.value) if is_many else one.value):
-            raise ConfigError(f"{one.file}: {one.key} is {one.value!r}; expected {accepted.accepted}.")
-
-
-def _fits(flag: Flag, value: Any) -> bool:
-    if flag.choices:
-        return str(value) in flag.choices
-    if isinstance(value, bool):
-        return flag.takes == "nothing"
-    kinds = _list_kinds(flag)
-    return type(value) in kinds or (type(value) is int and float in kinds)
-
-
-def _list_kinds(flag: Flag) -> set[type]:
-    kinds = set(list_types(flag.hint)) - {tuple, types.NoneType}
-    return {str if kind is Path else kind for kind in kinds}
-
-
-def _describe_accepted(flag: Flag) -> str:
-    if flag.choices:
-        one = f"one of {', '.join(flag.choices)}"
-    else:
-        words = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
-        one = " or ".join(sorted(words[kind] for kind in _list_kinds(flag) if kind in words))
-    return f"a list, each entry {one}" if flag.is_list or flag.is_repeatable else one
-
-
-def parse_value(flag: Flag, words: Sequence[str]) -> Any:
-    """Read the value of a flag from words of the command line, as a file keeps it; it is not checked."""
-    values = [_parse_word(flag, word) for word in words]
-    return values if flag.is_list or flag.is_repeatable else values[0]
-
-
-def _parse_word(flag: Flag, word: str) -> Any:
-    if flag.takes == "nothing":
-        return {"true": True, "false": False}.get(word.lower(), word)
-    for kind in (int, float):
-        if kind in _list_kinds(flag) and not flag.choices:
-            try:
-                return kind(word)
-            except ValueError:
-                continue
-    return word
+    expected = [find_expected(one.value, flag) for flag in found]
+    if all(expected):
+        raise ConfigError(f"{one.file}: {one.key} is {one.value!r}; expected {expected[0]}.")

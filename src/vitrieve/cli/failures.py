@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-from vitrieve.cli.console import discard_output, flush_results, print_error, print_failure
+from vitrieve.cli.console import ReaderGoneError, discard_output, flush_results, print_error, print_failure
 from vitrieve.errors import InputError, VitrieveError, is_debugging
 
 STATUS_DONE = 0
@@ -91,7 +91,7 @@ def explain_failure(error: BaseException, *, advice: str = "") -> int:
         error: What ended the command.
         advice: What to do after an interruption; empty when there is nothing to say.
     """
-    if isinstance(error, BrokenPipeError):
+    if isinstance(error, ReaderGoneError):
         discard_output()
         return STATUS_DONE
     if is_debugging():

@@ -10,7 +10,7 @@ import dataclasses
 import re
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -158,3 +158,19 @@ def _read_choices(metavar: str) -> tuple[str, ...]:
     """
     found = re.fullmatch(r"\{([\w,]+)\}", metavar)
     return tuple(found[1].split(",")) if found else ()
+
+
+def names_collection(flags: Collection[Flag], words: Sequence[str]) -> bool:
+    """Say whether a word without a flag names the collection: the word that may stand in the place of ``--data``."""
+    if not any(flag.is_positional and types.NoneType in list_types(flag.hint) for flag in flags):
+        return False
+    takers = {word for flag in flags if flag.takes != "nothing" for word in flag.spellings}
+    rest = iter(words)
+    for word in rest:
+        if word == "--":
+            return next(rest, None) is not None
+        if not word.startswith("-"):
+            return True
+        if word.replace("_", "-") in takers:
+            next(rest, None)  # its value
+    return False

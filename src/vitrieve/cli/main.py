@@ -213,9 +213,10 @@ def _run_command(name: str, argv: list[str]) -> int:
     command, module = load_command(name)
     from vitrieve.cli.defaults import add_kept
 
-    argv = add_kept(name, getattr(module, command.arguments, None), argv)
-    prog = f"vitrieve {name}"
-    if hasattr(module, "main"):
+    prog, has_own_parser = f"vitrieve {name}", hasattr(module, "main")
+    if argv or not has_own_parser:  # train without a word tells its recipes
+        argv = add_kept(name, getattr(module, command.arguments, None), argv)
+    if has_own_parser:
         return int(module.main(argv, prog))
     from vitrieve.cli.arguments import parse_arguments
 

@@ -18,7 +18,7 @@ from vitrieve.cli.arguments import (
     Switch,
     read_proxy,
 )
-from vitrieve.cli.console import get_results, print_message, print_result
+from vitrieve.cli.console import print_message, print_result, writing_results
 from vitrieve.machine import require_packages
 
 EXTRA_PACKAGES = ("mcp", "fastapi", "httptools", "prometheus_client", "python_multipart", "uvicorn")
@@ -83,7 +83,8 @@ def run(arguments: Arguments) -> int:
         maps=[parse_path_map(text) for text in arguments.map_path],
     ) as searcher:
         if settings is None:
-            serve_stdio(searcher, limits, get_results(), folders=arguments.pictures)
+            with writing_results() as results:
+                serve_stdio(searcher, limits, results, folders=arguments.pictures)
         else:
             serve_mcp(searcher, settings, folders=arguments.pictures, announce=announce)
     return 0

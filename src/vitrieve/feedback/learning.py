@@ -37,7 +37,9 @@ def apply_pairs(dataset: Dataset, corrections: Sequence[Correction]) -> Dataset:
     Raises:
         DataError: None of the images is in the data set, every pair contradicts another, or nothing is left to learn.
     """
-    counted = find_last_words(corrections)
+    counted = [  # tags and a label are about the image, whatever was asked
+        replace(one, query_id="") if one.kind == "tagged" else one for one in find_last_words(corrections)
+    ]
     known = {record.image_id: record.split for record in dataset.records}
     names = [name for one in counted for name in (one.image_id, one.query_id) if name]
     unknown = sorted({name for name in names if name not in known})

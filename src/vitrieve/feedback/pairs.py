@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import get_type_hints
+from typing import Any, get_type_hints
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vitrieve.artifacts import write_bytes_durably
+from vitrieve.data.table import is_name_type, spell_cell
 from vitrieve.errors import DataError, first_line
 from vitrieve.feedback.events import Correction, check_correction
 
@@ -40,8 +41,11 @@ def write_pairs(corrections: Sequence[Correction], path: Path) -> None:
 def read_pairs(path: Path | str) -> list[Correction]:
     """Read a manifest of pairs: of ``vitrieve feedback``, or made by hand with the columns kind and image_id at least.
 
+    Whole numbers, as pandas writes names and labels that consist of digits, are read as text.
+
     Raises:
-        DataError: The file is missing or no Parquet, lacks a column, has none of the rows, or a row says nothing.
+        DataError: The file is missing or no Parquet, lacks a column or has one of another type, has none of the rows,
+            or a row says nothing.
     """
     try:
         table = pq.read_table(path)
@@ -55,10 +59,12 @@ def read_pairs(path: Path | str) -> list[Correction]:
     unknown = [name for name in table.column_names if name not in SCHEMA.names]
     if unknown:
         raise DataError(f"the pairs {path} have the unknown column {unknown[0]!r}; valid: {', '.join(SCHEMA.names)}.")
+    for name, kind in zip(table.column_names, table.schema.types, strict=True):
+        _check_type(path, name, kind)
     corrections = []
     for number, row in enumerate(table.to_pylist(), start=1):
-        values = {name: value for name, value in row.items() if value is not None}
-        values["tags"] = tuple(values.get("tags", ()))
+        values: dict[str, Any] = {name: spell_cell(value) for name, value in row.items() if value is not None}
+        values["tags"] = tuple(map(spell_cell, row.get("tags") or ()))
         try:
             correction = Correction(**values)
             check_correction(correction)
@@ -68,3 +74,14 @@ def read_pairs(path: Path | str) -> list[Correction]:
     if not corrections:
         raise DataError(f"the pairs {path} have no row: there is nothing to learn from them.")
     return corrections
+
+
+def _check_type(path: Path | str, name: str, kind: pa.DataType) -> None:
+    """Refuse a column of which the values are no text and no whole numbers; those of ``tags`` are lists of them."""
+    is_right = is_name_type(kind)
+    if name == "tags":
+        is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind)
+        is_right = pa.types.is_null(kind) or (is_list and is_name_type(kind.value_type))
+    if not is_right:
+        accepted = "lists of text" if name == "tags" else "text or whole numbers"
+        raise DataError(f"the pairs {path}: the column {name!r} is of the type {kind}; accepted: {accepted}.")
