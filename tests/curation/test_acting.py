@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -117,6 +118,37 @@ def test_linking_joins_the_same_bytes_only_and_undo_parts_them(album: Path, tmp_
     status = (album / "more" / "same_file.png").stat()
     assert (status.st_mode & 0o777, status.st_mtime) == (0o600, 1)
     assert read_tree(album) == {name: data for name, data in before.items() if name != "more/saved_anew.png"}
+
+
+def test_a_link_to_a_kept_symbolic_link_leads_to_the_file_itself(album: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "collection"
+    for name in ("albums", "photos/backup"):
+        (folder / name).mkdir(parents=True)
+    for name in ("photos/1.png", "photos/backup/1.png"):
+        shutil.copy(album / "1.png", folder / name)
+    (folder / "albums" / "1.png").symlink_to("../photos/1.png")
+    report = duplicates(folder, level="exact")
+    assert report.groups[0].keep == "albums/1.png"  # the first name of three equal ones
+    acted = link_duplicates(report, tmp_path / "undo.json")
+    assert acted.done == ("photos/backup/1.png",)
+    copy = folder / "photos" / "backup" / "1.png"
+    assert not copy.is_symlink()
+    assert copy.samefile(folder / "photos" / "1.png")
+    assert len(undo_duplicates(tmp_path / "undo.json").done) == 1
+    assert not copy.samefile(folder / "photos" / "1.png")
+    assert copy.read_bytes() == (album / "1.png").read_bytes()
+
+
+def test_linking_one_file_through_a_linked_folder_leaves_nothing_beside_it(album: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "collection"
+    for name in ("a", "b", "c"):
+        (folder / name).mkdir(parents=True)
+        shutil.copy(album / "1.png", folder / name)
+    report = duplicates(folder, level="exact")
+    shutil.rmtree(folder / "c")
+    (folder / "c").symlink_to("b")
+    assert link_duplicates(report, tmp_path / "undo.json").done == ("b/1.png", "c/1.png")
+    assert os.listdir(folder / "b") == ["1.png"]
 
 
 @pytest.mark.parametrize(

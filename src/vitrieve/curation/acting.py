@@ -267,8 +267,12 @@ def _link(path: Path, keep: Path) -> None:
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     if not filecmp.cmp(path, keep, shallow=False):
         raise OSError(0, "it has changed meanwhile")
-    os.link(keep, beside)
-    os.replace(beside, path)
+    try:
+        # Of a symbolic link, os.link makes on Linux another name of the link itself (python/cpython#81793).
+        os.link(keep.resolve(), beside)
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)  # it is still there where both were one file already
 
 
 def _move_back(step: dict[str, Any]) -> str | None:
