@@ -5,11 +5,13 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import stat
 from pathlib import Path
 
 import pytest
 
 from vitrieve import duplicates, link_duplicates, move_duplicates, undo_duplicates
+from vitrieve.artifacts import sync_file
 from vitrieve.errors import ArtifactError, DataError
 
 EXTRAS = ["0.png", "more/same_file.png"]
@@ -66,7 +68,7 @@ def test_a_kill_between_two_files_can_be_undone(album: Path, tmp_path: Path, mon
     assert read_tree(album) == before
 
 
-@pytest.mark.parametrize("killed_in", [None, "copy2", "replace", "unlink"])
+@pytest.mark.parametrize("killed_in", [None, "copyfile", "copystat", "replace", "unlink"])
 def test_moving_to_another_disk_leaves_no_half_file_and_can_be_undone(
     album: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed_in: str | None
 ) -> None:
@@ -86,8 +88,8 @@ def test_moving_to_another_disk_leaves_no_half_file_and_can_be_undone(
             assert (tmp_path / "extra" / "0.png").read_bytes() == before["0.png"]
             assert not (album / "0.png").exists()
         else:
-            where = {"copy2": "shutil.copy2", "replace": "os.replace", "unlink": "Path.unlink"}[killed_in]
-            patch.setattr(f"vitrieve.curation.acting.{where}", kill)
+            module = {"replace": "os", "unlink": "Path"}.get(killed_in, "shutil")
+            patch.setattr(f"vitrieve.curation.acting.{module}.{killed_in}", kill)
             with pytest.raises(KeyboardInterrupt):
                 move_duplicates(report, tmp_path / "extra")
             assert read_tree(album) == before
@@ -97,6 +99,28 @@ def test_moving_to_another_disk_leaves_no_half_file_and_can_be_undone(
     assert read_tree(album) == before
     with pytest.raises(DataError, match="cannot be read"):
         undo_duplicates(tmp_path / "extra" / "undo.json")
+
+
+def test_a_file_that_is_read_only_is_moved_to_another_disk(
+    album: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EXDEV, "another file system")
+
+    def sync(path: Path) -> None:
+        if not path.stat().st_mode & stat.S_IWUSR:  # as the system does for everybody but root
+            raise PermissionError(errno.EACCES, "Permission denied")
+        sync_file(path)
+
+    for name in EXTRAS:
+        os.utime(album / name, (1, 1))
+        os.chmod(album / name, 0o444)
+    monkeypatch.setattr("vitrieve.curation.acting.os.rename", refuse)
+    monkeypatch.setattr("vitrieve.curation.acting.sync_file", sync)
+    acted = move_duplicates(duplicates(album, level="exact"), tmp_path / "extra")
+    assert (sorted(acted.done), acted.skipped) == (EXTRAS, ())
+    status = (tmp_path / "extra" / "0.png").stat()
+    assert (status.st_mode & 0o777, status.st_mtime) == (0o444, 1)
 
 
 def test_linking_joins_the_same_bytes_only_and_undo_parts_them(album: Path, tmp_path: Path) -> None:

@@ -253,9 +253,10 @@ def _move_across(source: Path, target: Path) -> None:
     beside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         with explaining_full_disk(target):
-            shutil.copy2(source, beside, follow_symlinks=False)
-        if not beside.is_symlink():
-            sync_file(beside)
+            shutil.copyfile(source, beside, follow_symlinks=False)
+            if not beside.is_symlink():
+                sync_file(beside)  # before its mode, which may forbid to open it for that
+            shutil.copystat(source, beside, follow_symlinks=False)
         os.replace(beside, target)
         sync_folder(target.parent)
     finally:
