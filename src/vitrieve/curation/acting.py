@@ -55,12 +55,12 @@ def move_duplicates(report: DuplicateReport, folder: Path | str) -> Acted:
 
     Args:
         report: What ``duplicates`` found.
-        folder: Where to; it is made. Its ``undo.json`` puts everything back.
+        folder: Where to; it is made, and may begin with ``~``. Its ``undo.json`` puts everything back.
 
     Raises:
         ArtifactError: The folder has an undo file already, or is read-only.
     """
-    folder = Path(folder).absolute()
+    folder = Path(os.path.expanduser(folder)).absolute()
     skipped, plan = [], []
     targets: set[Path] = set()
     for extra, keep in _list_extras(report):
@@ -101,8 +101,9 @@ def check_move_folder(folder: Path, collection: str | None = None) -> None:
         ArtifactError: It is a file, is read-only, has an undo file already, or lies in the folder that is searched.
         InputError: The index or the embeddings cannot be opened.
     """
+    folder = Path(os.path.expanduser(folder))  # shells leave --move-to=~/extra as it is
     for searched in find_picture_folders(collection) if collection is not None else ():
-        if folder.expanduser().resolve().is_relative_to(searched):
+        if folder.resolve().is_relative_to(searched):
             raise ArtifactError(
                 f"{quote_name(folder)} lies inside of {quote_name(searched)}, where the moved pictures may be "
                 "found again; name a folder outside of it for --move-to."
