@@ -194,6 +194,21 @@ def test_zeros_that_a_spreadsheet_took_away_are_told(tmp_path: Path) -> None:
     assert correct_labels(source, file, tmp_path / "out.csv").new_labels == ("3",)
 
 
+def test_dates_that_a_spreadsheet_made_of_labels_are_told(tmp_path: Path) -> None:
+    for label in ("adult", "4-6"):
+        (tmp_path / "sizes" / label).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / "sizes" / label / "0.png")
+    source, file = f"folder:{tmp_path / 'sizes'}", tmp_path / "decisions.csv"
+    header = "image_id,label,action,new_label,suggested_label\n"
+    for row in ("adult/0.png,adult,relabel,,04-Jun", "4-6/0.png,04-Jun,relabel,adult,"):
+        file.write_text(f"{header}{row}\n")
+        with pytest.raises(DataError, match=r"04-Jun.* made dates or numbers of labels, import their columns as text"):
+            correct_labels(source, file, tmp_path / "out.csv")
+    assert not (tmp_path / "out.csv").exists()
+    file.write_text(f"{header}adult/0.png,adult,relabel,4-6,\nadult/0.png,adult,relabel,,4-6\n")
+    assert correct_labels(source, file, tmp_path / "out.csv").new_labels == ()
+
+
 def test_a_label_that_no_picture_has_is_told_and_begins_a_class(
     class_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
