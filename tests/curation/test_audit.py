@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import csv
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from PIL import Image, ImageFilter
 
 from vitrieve import audit, correct_labels, embed_collection, read_source
 from vitrieve.cli.main import main
+from vitrieve.curation.decisions import spell_table_path
 from vitrieve.curation.pages import write_audit_csv
 from vitrieve.errors import ArtifactError, ConfigError, DataError
 from vitrieve.runtime.encoder import Encoder
@@ -109,6 +111,17 @@ def test_decisions_become_a_table_that_is_a_source(shop: Path, tmp_path: Path, e
     assert found == expected
     with pytest.raises(ArtifactError, match="is there already"):
         correct_labels(source, decisions, tmp_path / "corrected.csv")
+
+
+def test_a_table_in_a_linked_folder_lists_files_that_are_there(class_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "deep" / "disk" / "u").mkdir(parents=True)
+    (tmp_path / "scratch").symlink_to("deep/disk")
+    (tmp_path / "decisions.csv").write_text("image_id,action\nclass0/0.png,drop\n")
+    out = tmp_path / "scratch" / "u" / "out.csv"
+    assert correct_labels(f"folder:{class_folder}", tmp_path / "decisions.csv", out).num_images == 19
+    paths = {record.path.resolve() for record in read_source(f"table:{out}").records}
+    assert paths == set(class_folder.rglob("*.png")) - {class_folder / "class0" / "0.png"}
+    assert spell_table_path(out.parent / "photos" / "a.jpg", out.parent) == os.path.join("photos", "a.jpg")
 
 
 def test_a_picture_follows_its_class_into_its_split(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from vitrieve.curation.pages import write_csv
 from vitrieve.data.parts import parse_part
-from vitrieve.data.records import Dataset, ImageRecord, spell_path
+from vitrieve.data.records import Dataset, ImageRecord, find_absolute, spell_path
 from vitrieve.data.sources import read_source
 from vitrieve.data.table import BOX_COLUMNS, JUNK_COLUMN, KNOWN_COLUMNS
 from vitrieve.errors import ArtifactError, ConfigError, DataError, unknown_name_message
@@ -316,12 +316,14 @@ def _spell_junk(dataset: Dataset, record: ImageRecord) -> dict[str, str]:
 
 def spell_table_path(path: Path, folder: Path) -> str:
     """Spell a path for a table in a folder: relative to it, or as an address where the name is no text."""
-    absolute = os.path.abspath(path)
+    absolute = find_absolute(path)
     spelled = spell_path(absolute)
     if spelled != absolute:
         return spelled
     try:
-        relative = os.path.relpath(absolute, folder.absolute())
+        relative = os.path.relpath(absolute, find_absolute(folder))
+        if relative.partition(os.sep)[0] == os.pardir:  # the system goes up from where a link to the folder leads to
+            relative = os.path.relpath(absolute, os.path.realpath(folder))
     except ValueError:  # on another drive of Windows
         return absolute
     return f"./{relative}" if relative.startswith("~") else relative
