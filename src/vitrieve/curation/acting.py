@@ -334,7 +334,7 @@ def _was_linked(status: os.stat_result, step: dict[str, Any]) -> bool:
     A number alone does not tell: file systems give that of a deleted file to a new one.
     """
     is_kept = status.st_nlink > 1 or status.st_mtime_ns == step["kept_mtime_ns"]
-    return is_kept and status.st_ino == step["kept_inode"]
+    return is_kept and bool(status.st_ino == step["kept_inode"])
 
 
 def _write_plan(undo_file: Path, kind: str, steps: Sequence[dict[str, Any]]) -> None:
