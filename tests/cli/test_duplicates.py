@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -47,6 +48,18 @@ def test_move_and_undo(twice: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert not (twice / "<b>copy.png").exists()
     assert main(["duplicates", "--undo", str(tmp_path / "extra" / "undo.json")]) == 0
     assert (twice / "<b>copy.png").exists()
+
+
+def test_a_tilde_that_no_shell_has_expanded_is_the_home_folder(
+    twice: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "home").mkdir()
+    for name in ("HOME", "USERPROFILE"):
+        monkeypatch.setenv(name, str(tmp_path / "home"))
+    monkeypatch.chdir(twice)
+    assert main(["duplicates", ".", "--level", "exact", "--move-to=~/extra"]) == 0
+    assert sorted(os.listdir(tmp_path / "home" / "extra")) == ["<b>copy.png", "undo.json"]
+    assert not (twice / "~").exists()
 
 
 @pytest.mark.parametrize("name", [".", "extra", "more/extra"])
@@ -150,6 +163,7 @@ def test_near_with_an_encoder(twice: Path, tiny_encoder_folder: Path, capsys: py
         (["--undo", "b", "--move-to", "c"], "--undo looks for nothing"),
         (["--undo", "b", "--link"], "--undo looks for nothing"),
         (["nowhere/at/all"], "not a folder that exists"),
+        (["~nobody-at-all", "--move-to", "b"], "unknown source '~nobody-at-all'"),
         (["a", "--csv", "nowhere/at/all.csv"], "there is no folder nowhere/at; make it first"),
         (["a", "--html", "."], "is a folder; name a file"),
         (["a", "--move-to", __file__], "is no folder; name one for --move-to"),

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
+import stat
 from pathlib import Path
 
 import pytest
 
 from vitrieve import duplicates, link_duplicates, move_duplicates, undo_duplicates
-from vitrieve.errors import ArtifactError, DataError
+from vitrieve.artifacts import sync_file
+from vitrieve.errors import ArtifactError, DataError, DiskFullError
 
 EXTRAS = ["0.png", "more/same_file.png"]
 
@@ -65,7 +68,7 @@ def test_a_kill_between_two_files_can_be_undone(album: Path, tmp_path: Path, mon
     assert read_tree(album) == before
 
 
-@pytest.mark.parametrize("killed_in", [None, "copy2", "replace", "unlink"])
+@pytest.mark.parametrize("killed_in", [None, "copyfile", "copystat", "replace", "unlink"])
 def test_moving_to_another_disk_leaves_no_half_file_and_can_be_undone(
     album: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed_in: str | None
 ) -> None:
@@ -85,8 +88,8 @@ def test_moving_to_another_disk_leaves_no_half_file_and_can_be_undone(
             assert (tmp_path / "extra" / "0.png").read_bytes() == before["0.png"]
             assert not (album / "0.png").exists()
         else:
-            where = {"copy2": "shutil.copy2", "replace": "os.replace", "unlink": "Path.unlink"}[killed_in]
-            patch.setattr(f"vitrieve.curation.acting.{where}", kill)
+            module = {"replace": "os", "unlink": "Path"}.get(killed_in, "shutil")
+            patch.setattr(f"vitrieve.curation.acting.{module}.{killed_in}", kill)
             with pytest.raises(KeyboardInterrupt):
                 move_duplicates(report, tmp_path / "extra")
             assert read_tree(album) == before
@@ -96,6 +99,28 @@ def test_moving_to_another_disk_leaves_no_half_file_and_can_be_undone(
     assert read_tree(album) == before
     with pytest.raises(DataError, match="cannot be read"):
         undo_duplicates(tmp_path / "extra" / "undo.json")
+
+
+def test_a_file_that_is_read_only_is_moved_to_another_disk(
+    album: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EXDEV, "another file system")
+
+    def sync(path: Path) -> None:
+        if not path.stat().st_mode & stat.S_IWUSR:  # as the system does for everybody but root
+            raise PermissionError(errno.EACCES, "Permission denied")
+        sync_file(path)
+
+    for name in EXTRAS:
+        os.utime(album / name, (1, 1))
+        os.chmod(album / name, 0o444)
+    monkeypatch.setattr("vitrieve.curation.acting.os.rename", refuse)
+    monkeypatch.setattr("vitrieve.curation.acting.sync_file", sync)
+    acted = move_duplicates(duplicates(album, level="exact"), tmp_path / "extra")
+    assert (sorted(acted.done), acted.skipped) == (EXTRAS, ())
+    status = (tmp_path / "extra" / "0.png").stat()
+    assert (status.st_mode & 0o777, status.st_mtime) == (0o444, 1)
 
 
 def test_linking_joins_the_same_bytes_only_and_undo_parts_them(album: Path, tmp_path: Path) -> None:
@@ -117,6 +142,122 @@ def test_linking_joins_the_same_bytes_only_and_undo_parts_them(album: Path, tmp_
     status = (album / "more" / "same_file.png").stat()
     assert (status.st_mode & 0o777, status.st_mtime) == (0o600, 1)
     assert read_tree(album) == {name: data for name, data in before.items() if name != "more/saved_anew.png"}
+
+
+def test_a_link_to_a_kept_symbolic_link_leads_to_the_file_itself(album: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "collection"
+    for name in ("albums", "photos/backup"):
+        (folder / name).mkdir(parents=True)
+    for name in ("photos/1.png", "photos/backup/1.png"):
+        shutil.copy(album / "1.png", folder / name)
+    (folder / "albums" / "1.png").symlink_to("../photos/1.png")
+    report = duplicates(folder, level="exact")
+    assert report.groups[0].keep == "albums/1.png"  # the first name of three equal ones
+    acted = link_duplicates(report, tmp_path / "undo.json")
+    assert acted.done == ("photos/backup/1.png",)
+    copy = folder / "photos" / "backup" / "1.png"
+    assert not copy.is_symlink()
+    assert copy.samefile(folder / "photos" / "1.png")
+    assert len(undo_duplicates(tmp_path / "undo.json").done) == 1
+    assert not copy.samefile(folder / "photos" / "1.png")
+    assert copy.read_bytes() == (album / "1.png").read_bytes()
+
+
+def test_linking_one_file_through_a_linked_folder_leaves_nothing_beside_it(album: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "collection"
+    for name in ("a", "b", "c"):
+        (folder / name).mkdir(parents=True)
+        shutil.copy(album / "1.png", folder / name)
+    report = duplicates(folder, level="exact")
+    shutil.rmtree(folder / "c")
+    (folder / "c").symlink_to("b")
+    assert link_duplicates(report, tmp_path / "undo.json").done == ("b/1.png", "c/1.png")
+    assert os.listdir(folder / "b") == ["1.png"]
+
+
+@pytest.fixture
+def linked(album: Path, tmp_path: Path) -> Path:
+    """Three files that are one since they were linked, ``a.png`` kept; ``undo.json`` beside the folder."""
+    folder = tmp_path / "linked"
+    folder.mkdir()
+    for number, name in enumerate(("a.png", "b.png", "c.png"), start=1):
+        shutil.copy(album / "1.png", folder / name)
+        os.utime(folder / name, (number, number))
+    assert link_duplicates(duplicates(folder, level="exact"), tmp_path / "undo.json").done == ("b.png", "c.png")
+    return folder
+
+
+@pytest.mark.parametrize("change", ["deleted", "renamed", "saved anew"])
+def test_links_to_a_picture_that_has_gone_are_parted(linked: Path, change: str) -> None:
+    data = (linked / "a.png").read_bytes()
+    if change == "renamed":
+        (linked / "a.png").rename(linked / "other.png")
+    else:
+        (linked / "a.png").unlink()
+    if change == "saved anew":
+        (linked / "a.png").write_bytes(b"another picture")
+    undone = undo_duplicates(linked.parent / "undo.json")
+    assert ([Path(path).name for path in undone.done], undone.skipped) == (["b.png", "c.png"], ())
+    for number, name in enumerate(("b.png", "c.png"), start=2):
+        status = (linked / name).stat()
+        assert ((linked / name).read_bytes(), status.st_nlink, status.st_mtime) == (data, 1, number)
+
+
+def test_undo_leaves_alone_what_was_saved_anew(linked: Path) -> None:
+    for name in ("a.png", "b.png", "c.png"):
+        (linked / name).unlink()
+    (linked / "b.png").write_bytes(b"another picture")  # it may have the number of the file that was kept
+    undone = undo_duplicates(linked.parent / "undo.json")
+    assert (undone.done, [Path(path).name for path, _ in undone.skipped]) == ((), ["c.png"])
+    assert (linked / "b.png").stat().st_mtime > 2
+
+
+def test_undo_on_a_full_disk_names_what_is_left_and_leaves_no_half_file(
+    linked: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = shutil.copyfile
+
+    def fill(source: Path, target: Path) -> None:
+        copy(source, target)
+        if source.name == "b.png":
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("vitrieve.curation.acting.shutil.copyfile", fill)
+        undone = undo_duplicates(linked.parent / "undo.json")
+    ((path, reason),) = undone.skipped
+    assert (path, [Path(path).name for path in undone.done]) == (str(linked / "b.png"), ["c.png"])
+    assert "the disk is full" in reason
+    assert sorted(os.listdir(linked)) == ["a.png", "b.png", "c.png"]
+    assert [Path(path).name for path in undo_duplicates(linked.parent / "undo.json").done] == ["b.png"]
+
+
+def test_an_undo_file_that_finds_no_room_is_removed(
+    album: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fill(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    (album / "more" / "same_pixels.bmp").unlink()
+    before, report = read_tree(album), duplicates(album, level="exact")
+    with monkeypatch.context() as patch:
+        patch.setattr("vitrieve.artifacts.os.fsync", fill)
+        with pytest.raises(DiskFullError):
+            move_duplicates(report, tmp_path / "extra")
+        with pytest.raises(DiskFullError):
+            link_duplicates(report, tmp_path / "undo.json")
+    assert read_tree(album) == before
+    assert os.listdir(tmp_path / "extra") == []
+    assert not (tmp_path / "undo.json").exists()
+
+
+def test_no_undo_file_is_written_where_there_is_nothing_to_do(album: Path, tmp_path: Path) -> None:
+    (album / "more" / "same_file.png").unlink()
+    report = duplicates(album, level="exact")
+    assert len(link_duplicates(report, tmp_path / "undo.json").skipped) == 1  # other bytes
+    (album / report.groups[0].image_ids[1]).unlink()
+    assert len(move_duplicates(report, tmp_path / "extra").skipped) == 1
+    assert sorted(os.listdir(tmp_path)) == ["album"]
 
 
 @pytest.mark.parametrize(

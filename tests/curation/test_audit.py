@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import csv
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from PIL import Image, ImageFilter
 
 from vitrieve import audit, correct_labels, embed_collection, read_source
 from vitrieve.cli.main import main
+from vitrieve.curation.decisions import spell_table_path
 from vitrieve.curation.pages import write_audit_csv
 from vitrieve.errors import ArtifactError, ConfigError, DataError
 from vitrieve.runtime.encoder import Encoder
@@ -111,6 +113,17 @@ def test_decisions_become_a_table_that_is_a_source(shop: Path, tmp_path: Path, e
         correct_labels(source, decisions, tmp_path / "corrected.csv")
 
 
+def test_a_table_in_a_linked_folder_lists_files_that_are_there(class_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "deep" / "disk" / "u").mkdir(parents=True)
+    (tmp_path / "scratch").symlink_to("deep/disk")
+    (tmp_path / "decisions.csv").write_text("image_id,action\nclass0/0.png,drop\n")
+    out = tmp_path / "scratch" / "u" / "out.csv"
+    assert correct_labels(f"folder:{class_folder}", tmp_path / "decisions.csv", out).num_images == 19
+    paths = {record.path.resolve() for record in read_source(f"table:{out}").records}
+    assert paths == set(class_folder.rglob("*.png")) - {class_folder / "class0" / "0.png"}
+    assert spell_table_path(out.parent / "photos" / "a.jpg", out.parent) == os.path.join("photos", "a.jpg")
+
+
 def test_a_picture_follows_its_class_into_its_split(tmp_path: Path) -> None:
     names = ["a.png", "b b.png", "~c.png", "d.png"]
     for name in names:
@@ -192,6 +205,21 @@ def test_zeros_that_a_spreadsheet_took_away_are_told(tmp_path: Path) -> None:
             correct_labels(source, file, tmp_path / "out.csv")
     file.write_text(f"{header}0002/0.png,0002,new,3,\n0002/1.png,0002,relabel,,0003\n")
     assert correct_labels(source, file, tmp_path / "out.csv").new_labels == ("3",)
+
+
+def test_dates_that_a_spreadsheet_made_of_labels_are_told(tmp_path: Path) -> None:
+    for label in ("adult", "4-6"):
+        (tmp_path / "sizes" / label).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / "sizes" / label / "0.png")
+    source, file = f"folder:{tmp_path / 'sizes'}", tmp_path / "decisions.csv"
+    header = "image_id,label,action,new_label,suggested_label\n"
+    for row in ("adult/0.png,adult,relabel,,04-Jun", "4-6/0.png,04-Jun,relabel,adult,"):
+        file.write_text(f"{header}{row}\n")
+        with pytest.raises(DataError, match=r"04-Jun.* made dates or numbers of labels, import their columns as text"):
+            correct_labels(source, file, tmp_path / "out.csv")
+    assert not (tmp_path / "out.csv").exists()
+    file.write_text(f"{header}adult/0.png,adult,relabel,4-6,\nadult/0.png,adult,relabel,,4-6\n")
+    assert correct_labels(source, file, tmp_path / "out.csv").new_labels == ()
 
 
 def test_a_label_that_no_picture_has_is_told_and_begins_a_class(

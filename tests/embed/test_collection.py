@@ -310,6 +310,22 @@ def test_reuse_encodes_only_what_is_new_and_gives_the_same(encoder: Encoder, age
     assert engine.num_seen == 0
 
 
+def test_a_table_in_a_linked_folder_gives_paths_that_are_there_and_is_reused(
+    encoder: Encoder, aged: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "other" / "tables").mkdir(parents=True)
+    (tmp_path / "tables").symlink_to("other/tables")
+    names = sorted(path.name for path in aged.iterdir())
+    rows = "".join(f"../../{aged.name}/{name},x\n" for name in names)
+    (tmp_path / "tables" / "images.csv").write_text(f"path,label\n{rows}")
+    dataset = read_collection(f"table:{tmp_path / 'tables' / 'images.csv'}")
+    found = embed_collection(encoder, dataset, tmp_path / "embeddings")
+    assert [record.path for record in found.records] == [aged / name for name in names]
+    counted, engine = count(encoder)
+    embed_collection(counted, dataset, tmp_path / "again", reuse=tmp_path / "embeddings")
+    assert engine.num_seen == 0
+
+
 def test_trap_reuse_encodes_what_has_changed_or_is_unreadable(encoder: Encoder, aged: Path, tmp_path: Path) -> None:
     dataset = read_collection(str(aged))
     embed_collection(encoder, dataset, tmp_path / "before")

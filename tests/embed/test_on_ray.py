@@ -24,6 +24,7 @@ import pytest
 
 from tests.embed.test_job_array import assert_same_files
 from vitrieve.cli.main import main
+from vitrieve.data.records import ImageRecord
 from vitrieve.data.sources import read_collection
 from vitrieve.embed.collection import EmbedSettings, embed_collection
 from vitrieve.embed.on_ray import (
@@ -84,6 +85,14 @@ def test_a_window_stands_for_the_records_of_its_parts(picture_folder: Path, monk
             assert tuple(records_of_part(window, number)) == records_of_part(records, number)
         assert window[task.start * 5] == records[task.start * 5]
         assert len(window.records) == len(records[task.start * 5 : task.stop * 5])
+
+
+def test_a_window_goes_up_from_where_a_link_leads_to(tmp_path: Path) -> None:
+    (tmp_path / "far" / "deep").mkdir(parents=True)
+    (tmp_path / "far" / "a.png").touch()
+    (tmp_path / "link").symlink_to("far/deep")
+    record = ImageRecord(image_id="a.png", path=tmp_path / "link" / ".." / "a.png", label=0, split="test")
+    assert [record.path for record in _cut_window([record], range(1)).records] == [tmp_path / "far" / "a.png"]
 
 
 def test_without_ray_the_message_says_how_to_install_it(

@@ -51,6 +51,22 @@ def test_build_table_makes_paths_absolute() -> None:
     assert build_table([record], [None], 0)["path"].to_pylist() == [os.path.join(os.getcwd(), "a.png")]
 
 
+def test_build_table_goes_up_from_where_a_link_leads_to(tmp_path: Path) -> None:
+    (tmp_path / "far" / "deep").mkdir(parents=True)
+    (tmp_path / "far" / "a.png").touch()
+    (tmp_path / "link").symlink_to("far/deep")
+    (tmp_path / "photos").symlink_to("far")
+    expected = {
+        "link/../a.png": "far/a.png",
+        "far/../photos/a.png": "photos/a.png",  # as earlier embeddings have it
+        "photos/a.png": "photos/a.png",
+        "link/../gone.png": "gone.png",
+    }
+    records = [ImageRecord(image_id=name, path=tmp_path / name, label=0, split="test") for name in expected]
+    paths = build_table(records, [None] * 4, 0)["path"].to_pylist()
+    assert paths == [str(tmp_path / name) for name in expected.values()]
+
+
 def test_build_table_spells_a_path_that_is_no_text() -> None:
     record = ImageRecord(image_id="a", path=Path(os.fsdecode(b"/photos/caf\xe9.png")), label=0, split="test")
     table = build_table([record], [None], 0)

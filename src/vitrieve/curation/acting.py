@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
-from vitrieve.artifacts import check_writable, explaining_full_disk, sync_file, sync_folder
+from vitrieve.artifacts import check_writable, explaining_full_disk, removing_unfinished, sync_file, sync_folder
 from vitrieve.curation.duplicates import DuplicateReport
 from vitrieve.curation.material import find_picture_folders
 from vitrieve.data.parts import parse_part
 from vitrieve.data.records import ImageRecord, parse_path, spell_path
-from vitrieve.errors import ArtifactError, DataError
+from vitrieve.errors import ArtifactError, DataError, DiskFullError
 from vitrieve.progress import print_message
 from vitrieve.quoting import quote_name
 
@@ -35,7 +35,7 @@ class Acted:
     """What became of the pictures that could go, or of what is undone.
 
     Attributes:
-        undo_file: File from which all of it can be undone.
+        undo_file: File from which all of it can be undone; it is not written where there is nothing to do.
         done: Names, or when something is undone the paths, of what was moved, linked or put back.
         skipped: The others, each with the reason.
     """
@@ -55,12 +55,12 @@ def move_duplicates(report: DuplicateReport, folder: Path | str) -> Acted:
 
     Args:
         report: What ``duplicates`` found.
-        folder: Where to; it is made. Its ``undo.json`` puts everything back.
+        folder: Where to; it is made, and may begin with ``~``. Its ``undo.json`` puts everything back.
 
     Raises:
         ArtifactError: The folder has an undo file already, or is read-only.
     """
-    folder = Path(folder).absolute()
+    folder = Path(os.path.expanduser(folder)).absolute()
     skipped, plan = [], []
     targets: set[Path] = set()
     for extra, keep in _list_extras(report):
@@ -75,8 +75,9 @@ def move_duplicates(report: DuplicateReport, folder: Path | str) -> Acted:
         plan.append((extra.image_id, {"from": spell_path(extra.path.absolute()), "to": spell_path(target)}))
     undo_file = folder / UNDO_NAME
     check_move_folder(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    _write_plan(undo_file, "move", [step for _, step in plan])
+    if plan:
+        folder.mkdir(parents=True, exist_ok=True)
+        _write_plan(undo_file, "move", [step for _, step in plan])
     done = []
     for image_id, step in plan:
         try:
@@ -100,8 +101,9 @@ def check_move_folder(folder: Path, collection: str | None = None) -> None:
         ArtifactError: It is a file, is read-only, has an undo file already, or lies in the folder that is searched.
         InputError: The index or the embeddings cannot be opened.
     """
+    folder = Path(os.path.expanduser(folder))  # shells leave --move-to=~/extra as it is
     for searched in find_picture_folders(collection) if collection is not None else ():
-        if folder.expanduser().resolve().is_relative_to(searched):
+        if folder.resolve().is_relative_to(searched):
             raise ArtifactError(
                 f"{quote_name(folder)} lies inside of {quote_name(searched)}, where the moved pictures may be "
                 "found again; name a folder outside of it for --move-to."
@@ -150,11 +152,11 @@ def link_duplicates(report: DuplicateReport, undo_file: Path | str) -> Acted:
         if reason is not None:
             skipped.append((extra.image_id, reason))
             continue
-        status = extra.path.stat()
-        paths = {"from": spell_path(extra.path.absolute()), "to": spell_path(keep.path.absolute())}
-        plan.append((extra.image_id, {**paths, "mode": status.st_mode & 0o7777, "mtime_ns": status.st_mtime_ns}))
+        plan.append((extra.image_id, _plan_link(extra.path, keep.path)))
     undo_file = Path(undo_file).absolute()
-    _write_plan(undo_file, "link", [step for _, step in plan])
+    check_undo_file(undo_file)
+    if plan:
+        _write_plan(undo_file, "link", [step for _, step in plan])
     done = []
     for image_id, step in plan:
         try:
@@ -184,8 +186,8 @@ def undo_duplicates(undo_file: Path | str) -> Acted:
         path = parse_path(step["from"])
         try:
             reason = put_back(step)
-        except OSError as error:
-            reason = error.strerror or str(error)
+        except (OSError, DiskFullError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
         if reason is None:
             done.append(str(path))
         elif reason:
@@ -253,9 +255,10 @@ def _move_across(source: Path, target: Path) -> None:
     beside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         with explaining_full_disk(target):
-            shutil.copy2(source, beside, follow_symlinks=False)
-        if not beside.is_symlink():
-            sync_file(beside)
+            shutil.copyfile(source, beside, follow_symlinks=False)
+            if not beside.is_symlink():
+                sync_file(beside)  # before its mode, which may forbid to open it for that
+            shutil.copystat(source, beside, follow_symlinks=False)
         os.replace(beside, target)
         sync_folder(target.parent)
     finally:
@@ -263,12 +266,29 @@ def _move_across(source: Path, target: Path) -> None:
     source.unlink()
 
 
+def _plan_link(path: Path, keep: Path) -> dict[str, Any]:
+    """Say what is about to be linked, and how both files are now: the kept one may be gone when it is undone."""
+    own, kept = path.stat(), keep.stat()
+    return {
+        "from": spell_path(path.absolute()),
+        "to": spell_path(keep.absolute()),
+        "mode": own.st_mode & 0o7777,
+        "mtime_ns": own.st_mtime_ns,
+        "kept_inode": kept.st_ino,
+        "kept_mtime_ns": kept.st_mtime_ns,
+    }
+
+
 def _link(path: Path, keep: Path) -> None:
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     if not filecmp.cmp(path, keep, shallow=False):
         raise OSError(0, "it has changed meanwhile")
-    os.link(keep, beside)
-    os.replace(beside, path)
+    try:
+        # Of a symbolic link, os.link makes on Linux another name of the link itself (python/cpython#81793).
+        os.link(keep.resolve(), beside)
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)  # it is still there where both were one file already
 
 
 def _move_back(step: dict[str, Any]) -> str | None:
@@ -296,27 +316,39 @@ def _unlink(step: dict[str, Any]) -> str | None:
     path, keep = parse_path(step["from"]), parse_path(step["to"])
     if not path.is_file():
         return "it is no longer there"
-    if not keep.is_file() or not path.samefile(keep):
+    if not (keep.is_file() and path.samefile(keep)) and not _was_linked(path.stat(), step):
         return ""
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with explaining_full_disk(path):
+    with explaining_full_disk(path), removing_unfinished(beside):
         shutil.copyfile(path, beside)
-    os.chmod(beside, step["mode"])
-    os.utime(beside, ns=(step["mtime_ns"], step["mtime_ns"]))
-    os.replace(beside, path)
+        sync_file(beside)
+        os.chmod(beside, step["mode"])
+        os.utime(beside, ns=(step["mtime_ns"], step["mtime_ns"]))
+        os.replace(beside, path)
     return None
+
+
+def _was_linked(status: os.stat_result, step: dict[str, Any]) -> bool:
+    """Say whether a file is the one that was kept, though that has another name now or none.
+
+    A number alone does not tell: file systems give that of a deleted file to a new one.
+    """
+    is_kept = status.st_nlink > 1 or status.st_mtime_ns == step["kept_mtime_ns"]
+    return is_kept and bool(status.st_ino == step["kept_inode"])
 
 
 def _write_plan(undo_file: Path, kind: str, steps: Sequence[dict[str, Any]]) -> None:
     text = json.dumps({"format": _FORMAT, "kind": kind, "steps": list(steps)}, indent=1)
-    try:
-        with explaining_full_disk(undo_file), undo_file.open("x", encoding="utf-8") as file:
-            file.write(text)
-    except FileExistsError:
-        check_undo_file(undo_file)
-        raise
-    sync_file(undo_file)
-    sync_folder(undo_file.parent)
+    with explaining_full_disk(undo_file):
+        try:
+            undo_file.touch(exist_ok=False)
+        except FileExistsError:
+            check_undo_file(undo_file)
+            raise
+        with removing_unfinished(undo_file):
+            undo_file.write_text(text, encoding="utf-8")
+            sync_file(undo_file)
+            sync_folder(undo_file.parent)
     print_message(f"to undo: vitrieve duplicates --undo {quote_name(undo_file)}")
 
 
@@ -325,7 +357,8 @@ def _read_plan(undo_file: Path) -> tuple[str, list[dict[str, Any]]]:
         plan = json.loads(undo_file.read_text(encoding="utf-8"))
         if plan["format"] != _FORMAT or plan["kind"] not in ("move", "link"):
             raise ValueError("another format")
-        steps = [{"mode": 0o644, "mtime_ns": 0, **step} for step in plan["steps"]]
+        unknown = {"mode": 0o644, "mtime_ns": 0, "kept_inode": None, "kept_mtime_ns": None}
+        steps = [{**unknown, **step} for step in plan["steps"]]
         for step in steps:
             parse_path(step["from"]), parse_path(step["to"])
     except OSError as error:

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from vitrieve.curation.pages import write_csv
 from vitrieve.data.parts import parse_part
-from vitrieve.data.records import Dataset, ImageRecord, spell_path
+from vitrieve.data.records import Dataset, ImageRecord, find_absolute, spell_path
 from vitrieve.data.sources import read_source
 from vitrieve.data.table import BOX_COLUMNS, JUNK_COLUMN, KNOWN_COLUMNS
 from vitrieve.errors import ArtifactError, ConfigError, DataError, unknown_name_message
@@ -30,6 +30,7 @@ ACTIONS = ("", "keep", "relabel", "drop", "new")
 label is meant to begin a class, however like a present one it is."""
 _DELIMITERS = (",", ";", "\t")
 _NUMBER = re.compile(r"[+-]?\d+(\.\d+)?")
+_SPREADSHEET = "If a spreadsheet has made dates or numbers of labels, import their columns as text"
 _COLUMNS = ("path", "label", "split", "is_query", "is_gallery", *BOX_COLUMNS)
 
 
@@ -40,11 +41,13 @@ class Decision(NamedTuple):
         action: ``relabel``, ``new`` or ``drop``.
         label: The new label, empty for ``drop``.
         before: The label that the picture had when this was decided; empty where the file does not say it.
+        is_suggested: The new label is the one that the audit suggested, which pictures had then.
     """
 
     action: str
     label: str
     before: str = ""
+    is_suggested: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +88,8 @@ def correct_labels(
 
     Raises:
         DataError: The decisions are malformed, contradict each other, name unknown pictures or labels that these no
-            longer have, give a label that is nearly a present one or the same number, or no picture stays.
+            longer have, give a label that is nearly a present one or the same number, take a suggested label that
+            no picture has, or no picture stays.
         ConfigError: A table cannot hold what the source says: shards, lists of pairs, or answers query by query.
         ArtifactError: ``out`` is there already.
     """
@@ -127,9 +131,10 @@ def _find_new_labels(chosen: Mapping[str, Decision], present: Set[str], file: Pa
     """Find the labels that begin classes.
 
     Raises:
-        DataError: One is nearly a present label or another new one, and the file does not say that it is new; or the
-            file calls a present one new.
+        DataError: One is nearly a present label or another new one, or was suggested, and the file does not say that it
+            is new; or the file calls a present one new.
     """
+    suggested = {one.label for one in chosen.values() if one.is_suggested}
     given: dict[str, set[str]] = {}
     for one in chosen.values():
         if one.action == "new" and one.label in present:
@@ -144,6 +149,11 @@ def _find_new_labels(chosen: Mapping[str, Decision], present: Set[str], file: Pa
         same = next((one for one in sorted(known) if _is_same_number(label, one)), None)
         if same is not None and "new" not in actions:
             raise DataError(_say_number(file, label, same))
+        if label in suggested and "new" not in actions:
+            raise DataError(
+                f"{file} takes the suggested label {quote_name(label)}, which no picture has. {_SPREADSHEET}; else "
+                "write the label into new_label."
+            )
         near = next((one for one in sorted(known) if are_nearly_equal(label, one)), None)
         if near is not None and "new" not in actions:
             state = "is there" if near in present else "is another new label"
@@ -192,7 +202,7 @@ def _refuse_stale(chosen: Mapping[str, Decision], names: Mapping[str, str], file
         raise DataError(
             f"{file} is older than the labels: {len(stale)} pictures have another label than when they were audited, "
             f"for example {quote_name(stale[0])}, which was {quote_name(chosen[stale[0]].before)} and is "
-            f"{quote_name(names[stale[0]])}; audit again."
+            f"{quote_name(names[stale[0]])}; audit again. {_SPREADSHEET}."
         )
 
 
@@ -219,7 +229,7 @@ def read_decisions(file: Path) -> dict[str, Decision]:
         if decision is None:
             continue
         before = found.setdefault(row["image_id"], decision)
-        if before != decision:
+        if before[:3] != decision[:3]:  # wherever the label stands
             raise DataError(
                 f"{file}, row {number}: {quote_name(row['image_id'])} is to {_say(decision)}, and before to "
                 f"{_say(before)}; decide for one."
@@ -249,11 +259,10 @@ def _read_decision(row: Mapping[str, str | None], where: str) -> Decision | None
     if action not in ("relabel", "new"):
         return None
     label = (row.get("new_label") or "").strip()
-    if action == "relabel":
-        label = label or (row.get("suggested_label") or "").strip()
-    if not label:
+    suggested = (row.get("suggested_label") or "").strip() if action == "relabel" else ""
+    if not label and not suggested:
         raise DataError(f"{where}: {action} needs a label in the column new_label.")
-    return Decision(action, label, before)
+    return Decision(action, label or suggested, before, is_suggested=not label)
 
 
 def _say_number(file: Path, label: str, other: str) -> str:
@@ -307,12 +316,14 @@ def _spell_junk(dataset: Dataset, record: ImageRecord) -> dict[str, str]:
 
 def spell_table_path(path: Path, folder: Path) -> str:
     """Spell a path for a table in a folder: relative to it, or as an address where the name is no text."""
-    absolute = os.path.abspath(path)
+    absolute = find_absolute(path)
     spelled = spell_path(absolute)
     if spelled != absolute:
         return spelled
     try:
-        relative = os.path.relpath(absolute, folder.absolute())
+        relative = os.path.relpath(absolute, find_absolute(folder))
+        if relative.partition(os.sep)[0] == os.pardir:  # the system goes up from where a link to the folder leads to
+            relative = os.path.relpath(absolute, os.path.realpath(folder))
     except ValueError:  # on another drive of Windows
         return absolute
     return f"./{relative}" if relative.startswith("~") else relative

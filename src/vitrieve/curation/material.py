@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -112,7 +113,8 @@ def find_picture_folders(collection: str) -> list[Path]:
     Raises:
         InputError: The index or the embeddings cannot be opened.
     """
-    named = [Path(collection.removeprefix("folder:")).expanduser().resolve()] if is_folder_source(collection) else []
+    plain = os.path.expanduser(collection.removeprefix("folder:"))
+    named = [Path(plain).resolve()] if is_folder_source(collection) else []
     if _read_kind(Path(collection)) not in ("index", "embeddings"):
         return named
     with ExitStack() as stack:

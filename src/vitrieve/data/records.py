@@ -314,6 +314,20 @@ def spell_path(path: str | os.PathLike[str]) -> str:
     return text
 
 
+def find_absolute(path: str | os.PathLike[str]) -> str:
+    """Spell an absolute path without ``..`` that leads where the system is led by the path.
+
+    After a symbolic link, ``..`` leads out of where the link leads to. Links stay as they are where the text alone
+    gives the same file, and where there is none.
+    """
+    plain = os.path.abspath(path)
+    if os.pardir not in Path(path).parts or os.path.realpath(path) == os.path.realpath(plain):
+        return plain
+    folder, name = os.path.split(path)
+    real = os.path.normpath(os.path.join(os.path.realpath(folder), name))
+    return real if os.path.lexists(real) else plain
+
+
 def parse_path(text: str) -> Path:
     """Read a path that ``spell_path`` spelled."""
     if text.startswith(PATH_BYTES_PREFIX):

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, overload
 
 from vitrieve.artifacts import check_replacing, replacing_folder
-from vitrieve.data.records import Dataset, ImageRecord
+from vitrieve.data.records import Dataset, ImageRecord, find_absolute
 from vitrieve.embed import unfinished
 from vitrieve.embed.collection import (
     EmbedSettings,
@@ -208,7 +208,7 @@ class _Window(Sequence[ImageRecord]):
 def _cut_window(records: Sequence[ImageRecord], task: range) -> _Window:
     """Cut out the records of neighboring parts; their paths hold wherever the actor runs."""
     first, end = task.start * unfinished.PART_SIZE, task.stop * unfinished.PART_SIZE
-    chosen = (replace(record, path=Path(os.path.abspath(record.path))) for record in records[first:end])
+    chosen = (replace(record, path=Path(find_absolute(record.path))) for record in records[first:end])
     return _Window(len(records), first, tuple(chosen))
 
 

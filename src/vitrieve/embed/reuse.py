@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import numpy as np
 
 from vitrieve.artifacts import read_manifest
 from vitrieve.data.parts import stat_picture
-from vitrieve.data.records import ImageRecord
+from vitrieve.data.records import ImageRecord, find_absolute
 from vitrieve.embed.batches import EncodedBatch
 from vitrieve.embed.embeddings import load_embeddings
 from vitrieve.errors import ArtifactError
@@ -53,7 +52,7 @@ def find_known(reuse: Path | str | None, encoder: Encoder, records: Sequence[Ima
 
 def _is_same_picture(record: ImageRecord, before: ImageRecord, begun: float) -> bool:
     """Tell whether a record is the region of the file that it was, and the file not written or moved since a time."""
-    if (os.path.abspath(record.path), record.box) != (str(before.path), before.box):
+    if (find_absolute(record.path), record.box) != (str(before.path), before.box):
         return False
     try:
         status = stat_picture(record.path)

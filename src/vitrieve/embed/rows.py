@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
@@ -14,7 +13,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from vitrieve.data.records import SPLITS, Box, ImageRecord, RecordColumns, RecordTable, parse_path, spell_path
+from vitrieve.data.records import (
+    SPLITS,
+    Box,
+    ImageRecord,
+    RecordColumns,
+    RecordTable,
+    find_absolute,
+    parse_path,
+    spell_path,
+)
 from vitrieve.errors import ArtifactError
 
 STATUS_OK = "ok"
@@ -57,7 +65,7 @@ def build_table(records: Sequence[ImageRecord], reasons: Sequence[str | None], f
     for record, reason in zip(records, reasons, strict=True):
         values = {
             "image_id": record.image_id,
-            "path": spell_path(os.path.abspath(record.path)),
+            "path": spell_path(find_absolute(record.path)),
             "status": STATUS_OK if reason is None else STATUS_BAD,
             "reason": reason,
             "row": row if reason is None else None,
