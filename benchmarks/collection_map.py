@@ -11,15 +11,15 @@ copies of the real embeddings and noise, which need --embeddings. The page of th
 zooms in and out for --frame-seconds: how many frames a second its trace has, how many the page drew, and the time of a
 processor that each took in all of the browser's processes, by the painter that the page chose and by WebGL.
 
---page FILE draws a page of `vitrieve map --html` instead. It prints a table, and writes
-benchmarks/results/collection_map_DATE.json, beside what an earlier part of the day wrote there.
+--page FILE draws a page of `vitrieve map --html` instead. It prints a table, and writes after each part
+benchmarks/results/collection_map_DATE.json, beside what an earlier part of the day wrote there. Memory is the most that
+the process held during the map (peak_mib), and what it held before (held_mib).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import resource
 import shutil
 import tempfile
 import time
@@ -32,12 +32,12 @@ from typing import Any
 
 import numpy as np
 from collections_here import NOISE_NORM
-from contest import RESULTS, write_result
+from contest import RESULTS, peak_mib, restart_peak, write_result
 
 from vitrieve.data.records import ImageRecord
 from vitrieve.embed.embeddings import Embeddings, load_embeddings
 from vitrieve.index.open import build_index
-from vitrieve.mapping.collection_map import map_collection
+from vitrieve.mapping.collection_map import CollectionMap, map_collection
 from vitrieve.mapping.layout import NUM_NEIGHBORS, lay_out, measure_layout
 from vitrieve.mapping.neighbors import Neighbors, find_neighbors
 from vitrieve.serve.map_page import STATIC_FOLDER, write_map_page
@@ -123,9 +123,17 @@ def map_clustered(num_images: int, folder: Path) -> dict[str, Any]:
         license="",
     )
     build_index(embeddings, folder / "index", store="exact").close()
-    made = map_collection(folder / "index", show_progress=True).to_json()
+    return map_measured(folder / "index")[1]
+
+
+def map_measured(index: Path) -> tuple[CollectionMap, dict[str, Any]]:
+    """Draw the map of an index; return it, and its figures with the CPU time and memory that it took."""
+    held_mib, started = restart_peak(), time.process_time()  # making the vectors took memory, too
+    whole = map_collection(index, show_progress=True)
+    figures = {"cpu_seconds": round(time.process_time() - started, 1), "held_mib": held_mib, "peak_mib": peak_mib()}
+    made = whole.to_json()
     del made["points"]
-    return made | {"peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+    return whole, made | figures
 
 
 def perturb(embeddings: Embeddings, num_images: int) -> Embeddings:
@@ -147,11 +155,7 @@ def perturb(embeddings: Embeddings, num_images: int) -> Embeddings:
 def map_perturbed(embeddings: Embeddings, num_images: int, folder: Path, frame_seconds: float) -> dict[str, Any]:
     index = folder / "perturbed"
     build_index(perturb(embeddings, num_images), index, store="exact").close()
-    started = time.process_time()
-    whole = map_collection(index, show_progress=True)
-    made = whole.to_json() | {"cpu_seconds": round(time.process_time() - started, 1)}
-    del made["points"]
-    made["peak_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    whole, made = map_measured(index)
     write_map_page(whole, folder / "map.html")
     return made | count_both(folder / "map.html", frame_seconds)
 
@@ -240,30 +244,35 @@ def main() -> None:
     parser.add_argument("--page", type=Path, help="draw a page that is there already")
     parser.add_argument("--skip-layouts", action="store_true", help="compare no layouts of the embeddings")
     arguments = parser.parse_args()
-    results: dict[str, Any] = {}
     if arguments.embeddings is not None:
         embeddings = load_embeddings(arguments.embeddings)
-        results["num_images"] = len(embeddings.records)
-        seeds = [] if arguments.skip_layouts else arguments.seeds
-        results["layouts"] = [one for seed in seeds for one in compare(embeddings, seed)]
-        for one in results["layouts"]:
-            print(
-                "  ".join(
-                    f"{name} {value:.3f}" if isinstance(value, float) else str(value) for name, value in one.items()
+        if not arguments.skip_layouts:
+            layouts = [one for seed in arguments.seeds for one in compare(embeddings, seed)]
+            for one in layouts:
+                print(
+                    "  ".join(
+                        f"{name} {value:.3f}" if isinstance(value, float) else str(value) for name, value in one.items()
+                    )
                 )
-            )
+            add_results(num_images=len(embeddings.records), layouts=layouts)
         if arguments.perturbed:
             with tempfile.TemporaryDirectory() as folder:
                 found = map_perturbed(embeddings, arguments.perturbed, Path(folder), arguments.frame_seconds)
-            results["perturbed"] = found
+            add_results(perturbed=found)
             print(json.dumps(found, indent=2))
     if arguments.page is not None:
-        results["page"] = count_both(arguments.page, arguments.frame_seconds)
-        print(json.dumps(results["page"], indent=2))
+        page = count_both(arguments.page, arguments.frame_seconds)
+        add_results(page=page)
+        print(json.dumps(page, indent=2))
     if arguments.clustered:
         with tempfile.TemporaryDirectory() as folder:
-            results["clustered"] = map_clustered(arguments.clustered, Path(folder))
-        print(json.dumps(results["clustered"], indent=2))
+            found = map_clustered(arguments.clustered, Path(folder))
+        add_results(clustered=found)
+        print(json.dumps(found, indent=2))
+
+
+def add_results(**results: Any) -> None:
+    """Write results beside those that are in the file of the day."""
     path = RESULTS / f"collection_map_{date.today()}.json"
     old = json.loads(path.read_text()) if path.is_file() else {}
     write_result(path, old | results)

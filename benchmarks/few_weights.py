@@ -4,7 +4,8 @@
 
 Every run is a process of its own and sees as many images as ``small`` does in that number of steps. Its memory is the
 largest resident set of that process; its speed is the median over the steps. MAP@R is measured on held-out training
-classes. ``OUT/few_weights.json`` has all figures. Runs that are done are not repeated.
+classes, so a teacher that was trained on the whole collection is refused. ``OUT/few_weights.json`` has the figures of
+all runs so far. Runs that are done with the same settings are not repeated; one that fails is told, and others go on.
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from contest import write_result
 
 BATCH_SIZE, LARGE_BATCH_SIZE = 64, 1024
 DELTA_RANK = 8
+TRAIN = (sys.executable, "-m", "vitrieve", "train")
 
 
 def list_variants(arguments: argparse.Namespace) -> dict[str, list[str]]:
@@ -47,23 +50,33 @@ def list_variants(arguments: argparse.Namespace) -> dict[str, list[str]]:
     return variants
 
 
-def run_variant(words: Sequence[str], folder: Path, data: str, seed: int) -> dict[str, Any]:
-    """Train in a process of its own; return memory, time and quality."""
-    noted = folder.with_suffix(".json")
+def run_variant(words: Sequence[str], folder: Path, data: str, seed: int) -> dict[str, Any] | None:
+    """Train in a process of its own; return memory, time and quality, or None where it failed, which is told."""
+    noted, words = folder.with_suffix(".json"), [*words, "--data", data, "--seed", str(seed)]
     if noted.is_file():
-        figures: dict[str, Any] = json.loads(noted.read_text())
-        return figures
-    command = [sys.executable, "-m", "vitrieve", "train", *words, "--data", data, "--out", str(folder)]
-    process = subprocess.Popen([*command, "--seed", str(seed), "--no-report", "--overwrite"])
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
+        kept: dict[str, Any] = json.loads(noted.read_text())
+        if kept["words"] == words:
+            return kept
+    command = [*TRAIN, *words, "--out", str(folder), "--no-report", "--overwrite"]
+    process = subprocess.Popen(command)
+    try:
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    finally:
+        if (
+            process.returncode is None
+        ):  # this script was stopped; the training would go on and slow what is measured next
+            process.terminate()
+            process.wait()
     if process.returncode != 0:
-        raise SystemExit(f"training failed with exit status {process.returncode}: {' '.join(command)}")
+        print(f"training failed with exit status {process.returncode}: {' '.join(command)}", file=sys.stderr)
+        return None
     manifest = json.loads((folder / "manifest.json").read_text())
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     speeds = [line["images_per_second"] for line in lines if "images_per_second" in line]
     held_out = manifest["holdout_map_at_r"]
     figures = {
+        "words": words,
         "peak_gib": usage.ru_maxrss / 2**20,  # kilobytes on Linux
         "seconds": manifest["seconds"],
         "images_per_second": statistics.median(speeds),
@@ -87,6 +100,14 @@ def export_difference(folder: Path) -> float | None:
         return None
 
 
+def list_seen_data(teacher: str, data: str) -> str:
+    """Name the data that a teacher was trained on, with the classes that measure; empty where it was not."""
+    from vitrieve.data.sources import read_source
+    from vitrieve.model.seen import list_seen
+
+    return ", ".join(list_seen(teacher, [read_source(data)]))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
@@ -96,17 +117,35 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=120, help=f"steps of {BATCH_SIZE} images")
     arguments = parser.parse_args()
+    if arguments.teacher is not None and (seen := list_seen_data(arguments.teacher, arguments.data)):
+        parser.error(
+            f"{arguments.teacher} was trained on all classes of {seen}, also those that measure; name another."
+        )
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     arguments.out.mkdir(parents=True, exist_ok=True)
     variants = list_variants(arguments)
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in variants}
+    failed = []
     for seed in range(arguments.seeds):  # one after the other in each seed: a slow hour of the machine meets all
-        for number, (name, words) in enumerate(variants.items()):
-            folder = arguments.out / f"{number}_{seed}"
-            found[name].append(run_variant(words, folder, arguments.data, seed))
-    write_result(arguments.out / "few_weights.json", {"runs": found})
+        for name, words in variants.items():
+            folder = arguments.out / f"{name.replace(', ', '-').replace(' ', '-')}_{seed}"
+            figures = run_variant(words, folder, arguments.data, seed)
+            if figures is None:
+                failed.append(f"{name} of seed {seed}")
+                continue
+            found[name].append(figures)
+            write_result(arguments.out / "few_weights.json", {"runs": found})
+    print_table(found)
+    if failed:
+        raise SystemExit(f"not measured, because the training failed: {'; '.join(failed)}")
+
+
+def print_table(found: Mapping[str, Sequence[dict[str, Any]]]) -> None:
     print("| | GiB | images/s | seconds | MAP@R held out | gain on frozen | state, MB | difference of rank 8, MB |")
     print("|---|---|---|---|---|---|---|---|")
     for name, runs in found.items():
+        if not runs:
+            continue
         quality = [100 * run["map_at_r"] for run in runs]
         gain = statistics.fmean(100 * (run["map_at_r"] - run["frozen_map_at_r"]) for run in runs)
         spread = f" ± {statistics.stdev(quality):.1f}" if len(quality) > 1 else ""

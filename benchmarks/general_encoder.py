@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import hashlib
 import json
 import shutil
 import statistics
@@ -33,6 +34,7 @@ from contest import describe_machine
 
 from vitrieve.config import Config
 from vitrieve.data.several import read_sources
+from vitrieve.errors import ConfigError
 from vitrieve.evaluation.export import export
 from vitrieve.evaluation.protocols import DataChoices, read_evaluation_data
 from vitrieve.evaluation.run import evaluate
@@ -154,8 +156,8 @@ def train_and_measure(plan: Plan, left_out: str, seed: int, out: Path) -> dict[s
     trained = plan.list_trained(left_out)
     assert left_out not in trained
     assert JUDGE not in trained
-    label = f"{'-'.join(trained)}-{plan.overrides['loader.sources']}-seed{seed}"
-    kept, run = out / "encoders" / label, out / "runs" / label
+    run = find_run(plan, left_out, seed, out)
+    kept = out / "encoders" / run.name
     if not (run / "manifest.json").is_file():  # a stopped run goes on
         datasets = read_sources([plan.sources[name] for name in trained], classes="all")
         named = [
@@ -167,12 +169,14 @@ def train_and_measure(plan: Plan, left_out: str, seed: int, out: Path) -> dict[s
     tests = measure(plan, load_encoder(run), left_out)
     small: dict[str, Any] = {}
     if plan.delta_rank is not None:
-        made = export(run, kept.with_name(f"{label}-delta"), delta_rank=plan.delta_rank, overwrite=True)
-        small = {"small_tests": measure(plan, load_encoder(made.folder), left_out), "small_bytes": made.num_bytes}
+        try:
+            made = export(run, kept.with_name(f"{run.name}-delta"), delta_rank=plan.delta_rank, overwrite=True)
+        except ConfigError as error:  # where the frozen start was kept, there is no difference
+            print(f"no difference of {run}: {error}", file=sys.stderr)
+        else:
+            small = {"small_tests": measure(plan, load_encoder(made.folder), left_out), "small_bytes": made.num_bytes}
     shutil.rmtree(kept, ignore_errors=True)
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    (run / ENCODER_SUBFOLDER).rename(kept)
-    shutil.rmtree(run)  # its states are six times as large as the encoder
+    shutil.copytree(run / ENCODER_SUBFOLDER, kept)
     names = ("data", "protocol", "sources", "kept_step", "num_steps", "holdout_map_at_r", "seconds")
     return {
         **{name: summary[name] for name in names},
@@ -180,6 +184,14 @@ def train_and_measure(plan: Plan, left_out: str, seed: int, out: Path) -> dict[s
         "tests": tests,
         **small,
     }
+
+
+def find_run(plan: Plan, left_out: str, seed: int, out: Path) -> Path:
+    """Find the folder of a training, which settings that differ do not share."""
+    described = json.dumps(plan.describe(left_out, seed), sort_keys=True).encode()
+    digest = hashlib.blake2b(described, digest_size=4).hexdigest()
+    trained = "-".join(plan.list_trained(left_out))
+    return out / "runs" / f"{trained}-{plan.overrides['loader.sources']}-seed{seed}-{digest}"
 
 
 def run_plan(plan: Plan, out: Path) -> None:
@@ -190,11 +202,14 @@ def run_plan(plan: Plan, out: Path) -> None:
             key = plan.describe(left_out, seed)
             if any(is_of(line, key) for line in read_lines(out)):
                 continue
+            machine = find_machine()  # first, so that a run is noted as soon as it is measured
             print(f"{FROZEN if seed is None else f'seed {seed}'}, judged on {left_out}", file=sys.stderr, flush=True)
             found = measure_frozen(plan, left_out) if seed is None else train_and_measure(plan, left_out, seed, out)
-            line = {**key, **found, "date": time.strftime("%Y-%m-%d"), "machine": find_machine()}
+            line = {**key, **found, "date": time.strftime("%Y-%m-%d"), "machine": machine}
             with (out / "results.jsonl").open("a") as file:
                 file.write(json.dumps(line) + "\n")
+            if seed is not None:  # only now: a script that is stopped before measures again what it has trained
+                shutil.rmtree(find_run(plan, left_out, seed, out))  # its states are six times as large as the encoder
             write_results(plan, out)
 
 

@@ -94,6 +94,53 @@ def test_no_encoder_is_measured_on_what_it_was_trained_on_and_finished_runs_are_
     assert again["tests"] == runs[script.JUDGE, 7]["tests"]
 
 
+def test_a_script_that_is_stopped_after_the_training_goes_on_with_what_it_trained(
+    script: ModuleType,
+    photographs: Path,
+    class_folder: Path,
+    tiny_weights: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shutil.copytree(class_folder, tmp_path / "clothing")
+    sources = {"grocery": f"folder:{photographs}", "clothing-small": f"folder:{tmp_path / 'clothing'}"}
+    tests = [script.Test(collection="grocery", protocol="own_classes")]
+    model = {"model.backbone": "test_vit", "model.weights": str(tiny_weights), "model.image_size": 32}
+    settings = {"loader.sources": "mixed", "num_steps": 1, "batch_size": 8, "num_threads": 1, "holdout": False}
+    plan = script.Plan(sources=sources, overrides={**model, **settings}, seeds=[7], tests=tests, chosen=["grocery"])
+    out = tmp_path / "out"
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    def have_no_difference(*_: object, **__: object) -> None:
+        raise script.ConfigError("there is no difference to keep")
+
+    monkeypatch.setattr(script, "export", have_no_difference)
+    with monkeypatch.context() as patch:
+        patch.setattr(script.shutil, "copytree", stop)
+        with pytest.raises(KeyboardInterrupt):
+            script.run_plan(plan, out)
+    folder = script.find_run(plan, "grocery", 7, out)
+    assert folder.is_dir()
+    monkeypatch.setattr(script, "train", None)  # nothing is trained again
+    script.run_plan(plan, out)
+    (line,) = (line for line in script.read_lines(out) if line["seed"] is not None)
+    assert "small_tests" not in line
+    assert (out / line["encoder"] / "model.safetensors").is_file()
+    assert not folder.exists()
+
+
+def test_trainings_with_other_settings_have_other_folders(script: ModuleType) -> None:
+    sources = {name: name for name in script.TRAINING}
+    plans = [
+        script.Plan(sources=sources, recipe=recipe, overrides={"loader.sources": "mixed", "num_steps": num_steps})
+        for recipe in ("small", "small_lora")
+        for num_steps in (1, 200)
+    ]
+    assert len({script.find_run(plan, "emoji", seed, Path("out")) for plan in plans for seed in (0, 1)}) == 8
+
+
 def test_collections_that_only_judge_are_never_trained_on(script: ModuleType) -> None:
     plan = script.Plan(sources={name: name for name in (*script.TRAINING, script.JUDGE)})
     assert plan.left_out == ["grocery", "emoji", "clothing-small", "cub200-subset"]

@@ -1,20 +1,18 @@
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from tests.two_at_once import make_two_at_once
 from vitrieve.data import decode
 from vitrieve.data.decode import read_image
 from vitrieve.data.records import ImageRecord
 from vitrieve.embed.batches import NUM_BATCHES_AHEAD, encode_batches, encode_in_parallel
 from vitrieve.runtime.encoder import Encoder, load_encoder
-from vitrieve.runtime.engine import Engine
 
 
 @pytest.fixture(scope="module", params=["onnx", "openvino"])
@@ -116,7 +114,7 @@ def test_encode_in_parallel_equals_encode_squares(encoder: Encoder, num_squares:
 @pytest.mark.parametrize("way", ["squares", "pictures"])
 def test_all_streams_of_an_engine_work_at_once(tiny_encoder_folder: Path, way: str) -> None:
     plain = load_encoder(tiny_encoder_folder, engine="onnx", precision="fp32")
-    encoder = replace(plain, runner=TwoAtOnce(plain.runner))  # type: ignore[arg-type]
+    encoder = make_two_at_once(plain)
     size = plain.preprocessing.image_size
     squares = np.random.default_rng(0).integers(0, 256, (32, size, size, 3), dtype=np.uint8)
     if way == "squares":
@@ -125,21 +123,3 @@ def test_all_streams_of_an_engine_work_at_once(tiny_encoder_folder: Path, way: s
         pictures = [Image.fromarray(square) for square in squares]
         found, expected = encoder.encode(pictures), plain.encode(pictures)
     np.testing.assert_allclose(found, expected, atol=1e-5)
-
-
-class TwoAtOnce:
-    """An engine of which every call waits for a second one, and fails after a minute without."""
-
-    name = "onnx"
-    precision = "fp32"
-    num_parallel = 2
-    device = "cpu"
-    batch_size = 16
-
-    def __init__(self, inner: Engine) -> None:
-        self.inner = inner
-        self._barrier = threading.Barrier(2, timeout=60)
-
-    def encode_squares(self, squares: np.ndarray) -> np.ndarray:
-        self._barrier.wait()
-        return self.inner.encode_squares(squares)

@@ -101,6 +101,16 @@ def test_stand_in_shows_changes_here_and_in_the_paper(tmp_path: Path) -> None:
     assert (tmp_path / "table3-grocery.md").is_file()
 
 
+def test_a_trained_reference_with_one_seed_stands_for_that_seed_only(tmp_path: Path) -> None:
+    results = {
+        "irt_l": (make_result(0, {"grocery": {"recall_at_1": 0.5}}),),
+        "irt_r": tuple(make_result(seed, {"grocery": {"recall_at_1": 0.6 + seed / 5}}) for seed in (0, 1)),
+    }
+    page = write(plan_stand_in("table3", StandIn(source="grocery")), results, tmp_path)
+    # R has 60 and 80, L has 50 with the seed of the 60: the change is 10, not the mean of 10 and 30.
+    assert "| R: with KoLeo, against irt_l | 70.0 ± 14.1 (+10.0) |" in page
+
+
 def test_charts_of_each_kind_are_drawn_from_what_was_run() -> None:
     analysis = {"energy": [0.5, 1.0], "positive": [0.0, 0.5, 0.5, 0.0], "negative": [0.5, 0.5, 0.0, 0.0]}
     analysis |= {"positive_mean": 0.2, "negative_mean": -0.4}  # type: ignore[dict-item]

@@ -81,6 +81,19 @@ def test_stand_in_of_table7_sweeps_dimensions_and_resolution() -> None:
     assert large.embedding_dim == 128
 
 
+@pytest.mark.parametrize("source", ["grocery", "folder:my/pictures"])
+@pytest.mark.parametrize("name", STAND_INS)
+def test_trained_rows_start_from_an_encoder_that_the_plan_names(name: str, source: str) -> None:
+    # The default start is another encoder than the one that is measured as it is.
+    stand_in = StandIn(source=source)
+    for row in plan_stand_in(name, stand_in).rows:
+        if row.training is not None:
+            flags = row.training.flags
+            assert flags.count("--model.backbone") == 1, row.key
+            start = flags[flags.index("--model.backbone") + 1]
+            assert start == (stand_in.convnet if "convnet" in row.key else stand_in.vit), row.key
+
+
 def test_stand_in_of_table4_has_one_objective_a_row() -> None:
     for row in plan_stand_in("table4", StandIn(source="grocery")).rows:
         active = list(read_config(row).objective.terms)

@@ -7,12 +7,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.two_at_once import make_two_at_once
 from vitrieve.data.records import ImageRecord
 from vitrieve.data.sources import read_collection
 from vitrieve.errors import DecodeError
 from vitrieve.rerank.parts import (
+    BATCH_SIZE,
     NUM_ROUNDS,
     NUM_TILES,
+    PartKind,
     compute_parts,
     cut_tiles,
     from_bytes,
@@ -106,6 +109,30 @@ def test_patches_without_torch_equal_those_of_torch(
     one, other = (stack_parts(compute_parts(some, records, "patches")).astype(int) for some in (encoder, with_torch))
     assert np.abs(one - other).max() <= 1
     assert has_patches(encoder)
+
+
+@pytest.mark.parametrize("kind", ["patches", "tiles"])
+def test_all_streams_of_an_engine_compute_parts_in_order(
+    encoder: Encoder, picture_folder: Path, kind: PartKind
+) -> None:
+    records = (list(read_collection(str(picture_folder)).records) * 4)[: 4 * BATCH_SIZE]
+    records[5] = dataclasses.replace(records[5], path=picture_folder / "gone.png")
+    found = compute_parts(make_two_at_once(encoder), records, kind)
+    assert [row for row, one in enumerate(found) if one is None] == [5]
+    np.testing.assert_array_equal(stack_parts(found), stack_parts(compute_parts(encoder, records, kind)))
+
+
+@pytest.mark.parametrize("kind", ["patches", "tiles"])
+def test_parts_of_openvino_are_equal_however_many_streams_compute_them(
+    tiny_encoder_folder: Path, picture_folder: Path, kind: PartKind
+) -> None:
+    pytest.importorskip("openvino", reason="needs vitrieve[fast]")
+    encoder = load_encoder(tiny_encoder_folder, engine="openvino", precision="fp32", num_threads=2)
+    records = (list(read_collection(str(picture_folder)).records) * 5)[: 5 * BATCH_SIZE]
+    found = stack_parts(compute_parts(encoder, records, kind))
+    batches = [records[start : start + BATCH_SIZE] for start in range(0, len(records), BATCH_SIZE)]
+    alone = [stack_parts(compute_parts(encoder, batch, kind)) for batch in batches]
+    np.testing.assert_array_equal(found, np.concatenate(alone))
 
 
 def test_an_unreadable_picture_is_like_nothing(encoder: Encoder, picture_folder: Path) -> None:

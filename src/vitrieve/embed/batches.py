@@ -26,6 +26,7 @@ hundreds of pictures while one core decodes one, so that it gets all cores."""
 
 
 Prepared = TypeVar("Prepared")
+Encoded = TypeVar("Encoded")
 
 
 @dataclass(frozen=True)
@@ -75,14 +76,30 @@ def encode_batches(
     prepare = partial(_prepare, preprocessing=encoder.preprocessing)
     num_threads = num_threads or min(NUM_DECODE_THREADS_MAX[encoder.device], count_cores())
     prepared = prepare_ahead(prepare, batches, num_threads=num_threads)
-    if encoder.num_parallel == 1:  # in the caller's thread: torch would start another team of threads in a new one
-        yield from (_encode(encoder, batch, batch_size) for batch in prepared)
+    yield from encode_ahead(partial(_encode, encoder, batch_size=batch_size), prepared, encoder.num_parallel)
+
+
+def encode_ahead(
+    encode: Callable[[Prepared], Encoded], prepared: Iterable[Prepared], num_parallel: int
+) -> Iterator[Encoded]:
+    """Encode prepared batches, in order, in as many threads as the engine has streams.
+
+    Args:
+        encode: Called once for each batch.
+        prepared: Batches, of which few are taken before their turn.
+        num_parallel: Calls that the engine computes side by side.
+
+    Yields:
+        For each batch what ``encode`` made of it.
+    """
+    if num_parallel == 1:  # in the caller's thread: torch would start another team of threads in a new one
+        yield from map(encode, prepared)
         return
-    with ThreadPoolExecutor(encoder.num_parallel) as pool:
-        waiting: deque[Future[EncodedBatch]] = deque()
+    with ThreadPoolExecutor(num_parallel) as pool:
+        waiting: deque[Future[Encoded]] = deque()
         for batch in prepared:
-            waiting.append(pool.submit(_encode, encoder, batch, batch_size))
-            if len(waiting) > encoder.num_parallel:
+            waiting.append(pool.submit(encode, batch))
+            if len(waiting) > num_parallel:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()

@@ -139,7 +139,8 @@ def read_outcomes(
 def _compare(plan: Plan, row: TableRow, measure: Measure, found: Found) -> Comparison:
     values = _read_values(found.get(row.key, ()), measure)
     before = _read_values(found.get(row.reference, ()), measure)
-    if len(before) == 1:  # a reference that is not trained has one seed, which stands for all
+    is_frozen = any(one.key == row.reference and one.training is None for one in plan.rows)
+    if is_frozen and before:  # it has one seed, which stands for all
         before = dict.fromkeys(values, next(iter(before.values())))
     changes = [value - before[seed] for seed, value in values.items() if seed in before]
     return Comparison(

@@ -42,7 +42,7 @@ class StandIn:
     Attributes:
         source: ``grocery``, ``emoji``, or any source as ``NAME:PATH``.
         vit: Weights name of the transformer.
-        vit_flags: Flags of ``vitrieve train`` for it; empty: the recipe's own backbone.
+        vit_flags: Flags of ``vitrieve train`` that start from it; empty: its name as the backbone.
         convnet: Weights name of the convolutional network.
         image_sizes: Sides in pixels, the first of them everywhere but in the sweep of resolutions.
         sweep_dims: Dimensions of the sweep of Table 7, the last of them the transformer's own.
@@ -59,6 +59,11 @@ class StandIn:
     short_dim: int = 128
     num_steps: int = NUM_STEPS
 
+    @property
+    def start_flags(self) -> tuple[str, ...]:
+        """Flags of ``vitrieve train`` for the transformer: a change is told from the very encoder that is measured."""
+        return self.vit_flags or ("--model.backbone", self.vit)
+
     def convnet_flags(self, pooling: str = "average") -> tuple[str, ...]:
         """Return the flags of ``vitrieve train`` for the convolutional network.
 
@@ -73,7 +78,7 @@ class StandIn:
         always = ["--num-steps", f"{self.num_steps}", "--no-holdout", "--train.frozen-share", "0"]
         if has_memory:
             always += ["--objective.memory-start-step", f"{self.num_steps // MEMORY_START_SHARE}"]
-        flags = (*always, *(flags or self.vit_flags))
+        flags = (*always, *(flags or self.start_flags))
         return irt_training(self.source, koleo, margin=margin, flags=flags, suffix="small")
 
     def row(
@@ -186,7 +191,7 @@ def _table4(stand_in: StandIn) -> list[TableRow]:
     rows = []
     for side, title, flags, parallel in (
         ("convnet", stand_in.convnet, stand_in.convnet_flags(), "r50"),
-        ("vit", stand_in.vit, stand_in.vit_flags, "deit_s"),
+        ("vit", stand_in.vit, stand_in.start_flags, "deit_s"),
     ):
         for name, label, weight in (
             ("nsoftmax", "Normalized softmax", "--objective.normalized-softmax.weight"),
@@ -224,7 +229,7 @@ def _table7(stand_in: StandIn) -> list[TableRow]:
         (f"convnet_{pooling}-{first}", f"{stand_in.convnet}, {title}", first, stand_in.convnet_flags(pooling))
         for pooling, title in (("gem", "GeM"), ("rmac", "R-MAC"))
     ]
-    models += [(f"vit-{size}", stand_in.vit, size, stand_in.vit_flags) for size in stand_in.image_sizes]
+    models += [(f"vit-{size}", stand_in.vit, size, stand_in.start_flags) for size in stand_in.image_sizes]
     parallels = ("r50_gem-224", "r50_rmac-224", "deit_s_distilled-224")
     rows = []
     for number, (key, label, size, flags) in enumerate(models):
@@ -256,7 +261,7 @@ def _table7(stand_in: StandIn) -> list[TableRow]:
 def _table9(stand_in: StandIn) -> list[TableRow]:
     rows = []
     for name, label in POOLINGS.items():
-        flags = () if name == "cls" else (*stand_in.vit_flags, "--model.pooling", name)
+        flags = () if name == "cls" else (*stand_in.start_flags, "--model.pooling", name)
         training, reference = stand_in.train(0, flags=flags), "" if name == "cls" else "cls"
         rows.append(stand_in.row(name, label, training, _of_sop("table9", name), reference=reference))
     return rows
@@ -272,7 +277,7 @@ def _figure3(stand_in: StandIn) -> list[TableRow]:
     rows = []
     frozen = _table3(stand_in)[0]
     for side, title, flags, parallel in (
-        ("vit", stand_in.vit, stand_in.vit_flags, "deit_s"),
+        ("vit", stand_in.vit, stand_in.start_flags, "deit_s"),
         ("convnet", stand_in.convnet, stand_in.convnet_flags(), "r50"),
     ):
         as_it_is, key = f"{title}, as it is", f"irt_o-{side}"

@@ -19,7 +19,7 @@ from PIL import Image
 from vitrieve.data.decode import open_picture, read_image_bytes
 from vitrieve.data.preprocess import to_pixels, to_square
 from vitrieve.data.records import ImageRecord
-from vitrieve.embed.batches import prepare_ahead
+from vitrieve.embed.batches import encode_ahead, prepare_ahead
 from vitrieve.errors import ConfigError, DecodeError
 from vitrieve.progress import track
 from vitrieve.runtime.encoder import Encoder
@@ -131,7 +131,7 @@ def encode_parts(squares: npt.NDArray[np.uint8], encoder: Encoder, kind: PartKin
 def compute_parts(
     encoder: Encoder, records: Sequence[ImageRecord], kind: PartKind, *, show_progress: bool = False
 ) -> list[ByteArray | None]:
-    """Read pictures and compute their parts, decoding ahead in threads.
+    """Read pictures and compute their parts, in as many threads as the engine has streams, decoding ahead in others.
 
     Args:
         encoder: Its patches or embeddings are the parts.
@@ -147,16 +147,12 @@ def compute_parts(
     """
     batches = [records[start : start + BATCH_SIZE] for start in range(0, len(records), BATCH_SIZE)]
     prepared = prepare_ahead(partial(_prepare, encoder=encoder, kind=kind), batches)
+    encoded = encode_ahead(partial(_encode, encoder=encoder, kind=kind), prepared, encoder.num_parallel)
     tracked = track(
-        prepared, f"{kind} of {len(records):,} images", total=len(records), weight=BATCH_SIZE, is_shown=show_progress
+        encoded, f"{kind} of {len(records):,} images", total=len(records), weight=BATCH_SIZE, is_shown=show_progress
     )
-    found: list[ByteArray | None] = []
     with closing(tracked):
-        for squares in tracked:
-            readable = [one for one in squares if one is not None]
-            parts = iter(encode_parts(np.stack(readable), encoder, kind) if readable else ())
-            found += [None if one is None else next(parts) for one in squares]
-    return found
+        return [one for batch in tracked for one in batch]
 
 
 def stack_parts(parts: Sequence[ByteArray | None]) -> ByteArray:
@@ -181,6 +177,14 @@ def _prepare(record: ImageRecord, encoder: Encoder, kind: PartKind) -> npt.NDArr
             return prepare_parts(picture, encoder, kind)
     except (DecodeError, MemoryError):
         return None
+
+
+def _encode(
+    squares: Sequence[npt.NDArray[np.uint8] | None], encoder: Encoder, kind: PartKind
+) -> list[ByteArray | None]:
+    readable = [one for one in squares if one is not None]
+    parts = iter(encode_parts(np.stack(readable), encoder, kind) if readable else ())
+    return [None if one is None else next(parts) for one in squares]
 
 
 def has_patches(encoder: Encoder) -> bool:

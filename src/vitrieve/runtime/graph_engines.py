@@ -162,9 +162,6 @@ class OpenVinoEngine:
         self._programs: dict[tuple[str, bool], _Program] = {}
         try:
             program = self._program(EMBEDDING_OUTPUT, is_square=True)
-            # Two first calls at once can wait for each other for ever: one holds the lock of a table that the bindings
-            # are filling and waits for the interpreter's lock, the other the reverse. So the first call is made here.
-            program.run(np.zeros((1, preprocessing.image_size, preprocessing.image_size, 3), dtype=np.uint8))
         except Exception as error:  # its exceptions share no public base class
             raise ArtifactError(f"OpenVINO cannot load {path} ({error}); export the encoder again.") from error
         self.num_parallel = program.num_parallel
@@ -179,15 +176,24 @@ class OpenVinoEngine:
 
     def patch_tokens(self, pixels: np.ndarray) -> np.ndarray:
         """Turn ``(B, 3, S, S)`` float32 into ``(B, N, D)`` float32 tokens of the patches."""
-        if not any(PATCH_TOKENS_OUTPUT in output.get_names() for output in self._graph.outputs):
-            raise ConfigError(NO_PATCHES)
         return self._program(PATCH_TOKENS_OUTPUT, is_square=False).run(np.ascontiguousarray(pixels, dtype=np.float32))
 
     def _program(self, output: str, *, is_square: bool) -> _Program:
-        """Compile the graph for one output and one kind of input, when first needed: some 0.3 s, or less."""
+        """Compile the graph for one output and one kind of input, when first needed: some 0.3 s, or less.
+
+        Raises:
+            ConfigError: The graph does not put that out.
+        """
         with self._lock:
             if (output, is_square) not in self._programs:
-                self._programs[output, is_square] = _Program(self._compile(output, is_square=is_square))
+                program = _Program(self._compile(output, is_square=is_square))
+                # Two first calls at once can wait for each other for ever: one holds the lock of a table that the
+                # bindings are filling and waits for the interpreter's lock, the other the reverse. So the first call
+                # is made here.
+                side = self._preprocessing.image_size
+                shape, kind = ((1, side, side, 3), np.uint8) if is_square else ((1, 3, side, side), np.float32)
+                program.run(np.zeros(shape, dtype=kind))
+                self._programs[output, is_square] = program
             return self._programs[output, is_square]
 
     def _compile(self, output: str, *, is_square: bool) -> CompiledGraph:
@@ -195,7 +201,10 @@ class OpenVinoEngine:
 
         def build() -> openvino.Model:
             # One output alone: computing the tokens too would take a tenth more time.
-            graph = cut_graph(self._quantized if is_quantized else self._graph, output)
+            graph = self._quantized if is_quantized else self._graph
+            if output == PATCH_TOKENS_OUTPUT and not any(output in one.get_names() for one in graph.outputs):
+                raise ConfigError(NO_PATCHES)
+            graph = cut_graph(graph, output)
             return add_normalization(graph, self._preprocessing) if is_square else graph
 
         if not self._checksums or not is_square:  # what every process needs is kept, not what an explanation does
