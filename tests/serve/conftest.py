@@ -217,6 +217,7 @@ def services(
     album = folder / "album"
     shutil.copytree(class_folder, album)
     shutil.copy(album / "class0" / "0.png", album / "class1" / "again.png")
+    (album / "class1").rename(album / "a class whose name is longer than the screen of a phone is wide")
     (album / "class2" / "bad.png").write_bytes(b"no picture")
     write_duplicates_page(duplicates(album, level="exact"), folder / "duplicates.html")
     write_audit_page(audit(f"folder:{album}", encoder, threshold=0.99), folder / "audit.html")
