@@ -60,19 +60,19 @@ def test_every_kind_finds_what_a_product_finds(
 def test_more_candidates_are_compared_where_many_images_crowd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lance, "MIN_INDEXED_ROWS", 1_000)
     monkeypatch.setitem(lance.CANDIDATES_PER_HIT, "ivf_rq", 1)
-    vectors, records = make_many(2_000, width=64)
+    vectors, records = make_many(4_000, width=64)
     store = make_store(tmp_path / "index", "ivf_rq", width=64)
     store.upsert(vectors, records)
     store.optimize()
     queries = make_many(40, seed=4, width=64)[0]
     expected = [{records[row].image_id for row in rows} for rows in np.argsort(-(queries @ vectors.T))[:, :10]]
     found = {}
-    for crowded_rows in (2_000, 20):  # candidates: 32, and ten times as many
+    for crowded_rows in (4_000, 40):  # candidates: 32, and ten times as many
         monkeypatch.setattr(lance, "CROWDED_ROWS", crowded_rows)
         answers = [{hit.record.image_id for hit in hits} for hits in store.search(queries, 10)]
         found[crowded_rows] = sum(len(one & wanted) for one, wanted in zip(answers, expected, strict=True))
-    assert found[2_000] < 0.9 * found[20]
-    assert found[20] >= 0.95 * 400
+    assert found[4_000] < 0.9 * found[40]  # the codes are random: 262 to 288 of 400 in six indexes, and 400 of 400
+    assert found[40] >= 0.95 * 400
 
 
 def test_optimize_builds_no_index_for_few_images(tmp_path: Path) -> None:
