@@ -8,11 +8,14 @@ corrections are made; the first 50 are also the first of the 200. A training wit
 frozen start and what is kept are measured on the test classes. Beside it: a user who says anything about anything
 (``nonsense``), a training with the labels, and on Grocery one with coarse classes as further labels of each image.
 
+With ``--again`` the start is an encoder that was trained already, as a user's is who corrects its results: for each
+seed one is trained without labels and corrections. The simulated user looks at its results; "before" is its figures.
+
 So that it ends within an hour on one core, it takes whole classes of about ``--num-images`` images to train and as
 many to test, at ``--image-size``, for ``--steps``. Runs that are done are not repeated: ``OUT/runs`` has a file for
 each, by collection, what it learns from, and seed; a stopped replay goes on, and other settings need another ``OUT``.
-It prints a table, and writes benchmarks/results/feedback_DATE.json. The exit status is 1 where what is kept is below
-the frozen start.
+It prints a table, and writes benchmarks/results/feedback_DATE.json (with ``--again`` feedback_again_DATE.json). The exit
+status is 1 where what is kept is below the start.
 """
 
 from __future__ import annotations
@@ -44,13 +47,13 @@ from vitrieve.feedback.learning import apply_pairs
 from vitrieve.recipes import find_recipe
 from vitrieve.runtime.encoder import Encoder, load_encoder
 from vitrieve.similarity import top_k
-from vitrieve.training.run import choose_unseen_start, train
+from vitrieve.training.run import TrainedRun, choose_unseen_start, train
 
 NUM_LOOKED_AT = 5
 NONSENSE, LABELS, MORE_LABELS = "nonsense", "labels", "labels and coarse classes"
 RECIPE = "small"
 COARSE = "coarse_class"
-SETTINGS = ("steps", "batch_size", "image_size", "num_images")
+SETTINGS = ("steps", "batch_size", "image_size", "num_images", "again")
 """What all runs of a folder have in common."""
 METRICS = ("recall_at_1", "map_at_r")
 
@@ -62,14 +65,16 @@ class Collection:
     Attributes:
         name: Its name.
         dataset: Training and test images, with their labels.
-        vectors: Embeddings of the training images by the frozen encoder.
-        before: Figures of the frozen encoder on the test images.
+        vectors: Embeddings of the training images by the encoder that training starts from.
+        before: Figures of that encoder on the test images.
+        start: Its folder; None: the frozen encoder of the recipe.
     """
 
     name: str
     dataset: Dataset
     vectors: np.ndarray
     before: dict[str, float]
+    start: Path | None = None
 
 
 def take_classes(records: Sequence[ImageRecord], num_images: int) -> list[ImageRecord]:
@@ -109,6 +114,37 @@ def prepare(name: str, arguments: argparse.Namespace) -> Collection:
         np.save(kept, embed_images(frozen, dataset.split("train", "validation")).vectors)
         write_text_durably(noted, json.dumps(measure_on_tests(frozen, dataset)))
     return Collection(name=name, dataset=dataset, vectors=np.load(kept), before=json.loads(noted.read_text()))
+
+
+def train_start(collection: Collection, seed: int, arguments: argparse.Namespace) -> Collection:
+    """Train an encoder without labels and corrections, and let everything else start from it."""
+    folder = arguments.out / f"start-{collection.name}-{seed}"
+    if not (folder / "encoder").is_dir():
+        train_arm(replace(collection, dataset=forget_labels(collection.dataset)), folder, seed, arguments)
+    encoder = load_encoder(folder / "encoder")
+    vectors = embed_images(encoder, collection.dataset.split("train", "validation")).vectors
+    before = measure_on_tests(encoder, collection.dataset)
+    return replace(collection, vectors=vectors, before=before, start=folder / "encoder")
+
+
+def train_arm(collection: Collection, folder: Path, seed: int, arguments: argparse.Namespace) -> TrainedRun:
+    """Train on a collection as it stands."""
+    settings: dict[str, Any] = {"train.evaluate_every": max(1, arguments.steps // 2)}
+    if collection.start is not None:
+        settings["model.weights"] = str(collection.start)
+    return train(
+        collection.dataset,
+        RECIPE,
+        folder,
+        overwrite=True,
+        report=False,
+        logger="none",
+        num_steps=arguments.steps,
+        image_size=arguments.image_size,
+        batch_size=arguments.batch_size,
+        seed=seed,
+        **settings,
+    )
 
 
 def measure_on_tests(encoder: Encoder, dataset: Dataset) -> dict[str, float]:
@@ -177,21 +213,9 @@ def run_arm(collection: Collection, arm: str, seed: int, arguments: argparse.Nam
     dataset, said = build_data(collection, arm, seed)
     folder = arguments.out / "run"
     started = time.perf_counter()
-    made = train(
-        dataset,
-        RECIPE,
-        folder,
-        overwrite=True,
-        report=False,
-        logger="none",
-        num_steps=arguments.steps,
-        image_size=arguments.image_size,
-        batch_size=arguments.batch_size,
-        seed=seed,
-        **{"train.evaluate_every": max(1, arguments.steps // 2)},
-    )
+    made = train_arm(replace(collection, dataset=dataset), folder, seed, arguments)
     kept = int(made.summary["kept_step"])
-    # Where no state was better, the frozen weights are what is kept.
+    # Where no state was better, the weights of the start are what is kept.
     after = measure_on_tests(made.encoder, collection.dataset) if kept else collection.before
     figures = {
         "collection": collection.name,
@@ -230,8 +254,9 @@ def print_table(figures: Sequence[dict[str, Any]]) -> None:
     for one in figures:
         groups.setdefault((one["collection"], one["arm"]), []).append(one)
     for name in dict.fromkeys(one["collection"] for one in figures):
-        before = next(one["before"] for one in figures if one["collection"] == name)
-        print(f"| {name} | nothing: frozen | | " + " | ".join(f"{100 * before[one]:.1f}" for one in METRICS) + " | |")
+        starts = {one["seed"]: one["before"] for one in figures if one["collection"] == name}
+        values = " | ".join(spell(list({100 * one[metric] for one in starts.values()})) for metric in METRICS)
+        print(f"| {name} | nothing: the start | {len(starts)} | {values} | |")
         for (collection, arm), runs in groups.items():
             if collection == name:
                 values = " | ".join(spell([100 * one["after"][metric] for one in runs]) for metric in METRICS)
@@ -257,6 +282,7 @@ def main() -> int:
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--image-size", type=int, default=126)
     parser.add_argument("--num-images", type=int, default=3000)
+    parser.add_argument("--again", action="store_true", help="start from an encoder that was trained already")
     parser.add_argument("--only", nargs="+", default=[], help="names of what it learns from, as in the table")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no run after so many minutes")
     arguments = parser.parse_args()
@@ -268,6 +294,8 @@ def main() -> int:
     collections = [prepare(name, arguments) for name in arguments.collections]
     for seed in arguments.seeds:
         for collection in collections:
+            if arguments.again:
+                collection = train_start(collection, seed, arguments)
             more = [MORE_LABELS] if has_shared_coarse_classes(collection.dataset) else []
             for arm in [*map(str, arguments.counts), NONSENSE, LABELS, *more]:
                 if arguments.only and arm not in arguments.only:
@@ -275,7 +303,8 @@ def main() -> int:
                 if time.monotonic() - started < 60 * arguments.minutes:
                     figures.append(run_arm(collection, arm, seed, arguments))
                     print(f"seed {seed}, {collection.name}, {arm}: {figures[-1]['seconds']:.0f} s", file=sys.stderr)
-    write_result(RESULTS / f"feedback_{date.today()}.json", {"settings": settings, "runs": figures})
+    name = f"feedback_again_{date.today()}.json" if arguments.again else f"feedback_{date.today()}.json"
+    write_result(RESULTS / name, {"settings": settings, "runs": figures})
     print_table(figures)
     return int(any(one["after"]["map_at_r"] < one["before"]["map_at_r"] for one in figures))
 
