@@ -14,8 +14,8 @@ seed one is trained without labels and corrections. The simulated user looks at 
 So that it ends within an hour on one core, it takes whole classes of about ``--num-images`` images to train and as
 many to test, at ``--image-size``, for ``--steps``. Runs that are done are not repeated: ``OUT/runs`` has a file for
 each, by collection, what it learns from, and seed; a stopped replay goes on, and other settings need another ``OUT``.
-It prints a table, and writes benchmarks/results/feedback_DATE.json (with ``--again`` feedback_again_DATE.json). The exit
-status is 1 where what is kept is below the start.
+It prints a table, and writes benchmarks/results/feedback_DATE.json (with ``--again`` feedback_again_DATE.json). The
+exit status is 1 where what is kept is below the start.
 """
 
 from __future__ import annotations
