@@ -12,14 +12,17 @@ import os
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Iterable
-from contextlib import closing, suppress
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing, contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TextIO, TypeVar, cast
 
 from vitrieve.errors import is_set
 from vitrieve.quoting import escape_text
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 T = TypeVar("T")
 LINE_EVERY_SECONDS = 10.0
@@ -67,23 +70,54 @@ def _print(*lines: str) -> None:
 
 
 def _write(text: str) -> None:
-    """Write to standard error; what cannot be told there is dropped, for the work is worth more.
+    if sys.stderr is not None:
+        with _dropping_failures(sys.stderr):
+            sys.stderr.write(text)
+            sys.stderr.flush()
 
-    After a failure (the reader of the log has gone, its disk is full) the descriptor leads nowhere, so that what
-    libraries tell does not end the work either. What a stream could not write stays in it, and Python would try again
-    at its end, and end with the status 120.
+
+@contextmanager
+def _dropping_failures(stream: TextIO) -> Iterator[None]:
+    """Let a block write to standard error; what cannot be told there is dropped, for the work is worth more.
+
+    After a failure (the reader of the log or the terminal has gone, the disk is full) the descriptor leads nowhere, so
+    that what libraries tell does not end the work either. What a stream could not write stays in it, and Python would
+    try again at its end, and end with the status 120.
     """
-    if sys.stderr is None:
-        return
     try:
-        sys.stderr.write(text)
-        sys.stderr.flush()
-    except BlockingIOError:  # whoever reads is slow for now
+        yield
+    except (BlockingIOError, ValueError):  # whoever reads is slow for now; the stream is closed, or lacks a character
         return
-    except (OSError, ValueError):  # ValueError: it is closed
+    except OSError:
         with suppress(OSError, ValueError), Path(os.devnull).open("wb") as nothing:
-            if sys.stderr.fileno() == STANDARD_ERROR:  # not a file of whoever redirected it
+            if stream.fileno() == STANDARD_ERROR:  # not a file of whoever redirected it
                 os.dup2(nothing.fileno(), STANDARD_ERROR)
+
+
+class _Terminal:
+    """Standard error for the bars of rich, which end the work where a write fails."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with _dropping_failures(self._stream):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with _dropping_failures(self._stream):
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def build_console() -> Console:
+    """Build what shows bars on standard error, also when its terminal goes meanwhile."""
+    from rich.console import Console
+
+    return Console(file=cast(TextIO, _Terminal(sys.stderr)))
 
 
 DisplayKind = Literal["bar", "plain bar", "notebook", "lines", "nothing"]
@@ -169,11 +203,10 @@ def _open_display(kind: DisplayKind, description: str, total: int | None) -> _Di
 
 class _RichBar(_Display):
     def __init__(self, description: str, total: int | None) -> None:
-        from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        self._progress = Progress(*columns, console=Console(stderr=True))
+        self._progress = Progress(*columns, console=build_console())
         self._task = self._progress.add_task(description, total=total)
         self._progress.start()
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from vitrieve.cli import main as cli
-from vitrieve.cli.defaults import FREE, INSTEAD, add_kept, list_keepable, read_file
+from vitrieve.cli.defaults import FREE, INSTEAD, ONLY_WITH, add_kept, list_keepable, read_file
 from vitrieve.cli.duplicates import Arguments as DuplicatesArguments
 from vitrieve.cli.embed import Arguments as EmbedArguments
 from vitrieve.cli.flags import read_flags
@@ -182,12 +182,43 @@ def test_a_flag_leaves_out_what_is_refused_beside_it(user_file: Path, tmp_path: 
     assert "--move-to" in add_kept("duplicates", DuplicatesArguments, ["x"])
 
 
-@pytest.mark.parametrize("name", INSTEAD)
+@pytest.mark.parametrize(
+    ("words", "left"),
+    [
+        ("calibrate", "--data --encoder --exclude --index --num-threads"),
+        ("calibrate --embeddings e", "--index --num-threads"),
+        ("calibrate --data y", "--encoder --exclude --index --num-threads"),
+        ("embed", "--data --encoder --exclude --num-threads --reuse"),
+        ("embed --join", "--data --encoder --exclude --num-threads"),
+        ("embed --ray a", "--data --encoder --exclude --num-threads --ray-actors"),
+        ("evaluate", "--data --encoder --exclude --num-threads"),
+        ("evaluate --rerank auto", "--data --encoder --exclude --index --num-threads"),
+        ("export", "--encoder --exclude"),
+        ("export --delta-rank 8", "--data --encoder --exclude"),
+        ("export --weights a --delta-rank 8", "--encoder --exclude"),
+        ("index --embeddings e --out o", ""),
+        ("index --verify", "--index"),
+    ],
+)
+def test_what_is_kept_for_all_is_left_out_where_it_would_be_refused(user_file: Path, words: str, left: str) -> None:
+    user_file.write_text(
+        '[all]\ndata = "d"\nencoder = "e"\nexclude = ["x"]\nindex = "i"\nnum-threads = 2\n'
+        '[embed]\nreuse = "r"\nray-actors = 3\n'
+    )
+    name, *given = words.split()
+    command, module = load_command(name)
+    added = add_kept(name, getattr(module, command.arguments), given)[len(given) :]
+    assert sorted(word for word in added if word.startswith("--")) == left.split()
+
+
+@pytest.mark.parametrize("name", {**INSTEAD, **ONLY_WITH})
 def test_what_is_left_out_are_flags_of_the_command(name: str) -> None:
     command, module = load_command(name)
     flags = {flag.name for flag in read_flags(getattr(module, command.arguments))}
-    for flag, others in INSTEAD[name].items():
+    for flag, others in INSTEAD.get(name, {}).items():
         assert {flag, *others} <= flags
+    for flag, other in ONLY_WITH.get(name, {}).items():
+        assert {flag, other} <= flags
 
 
 def test_figures_that_are_compared_take_nothing(user_file: Path) -> None:

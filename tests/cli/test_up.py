@@ -87,6 +87,21 @@ def test_up_serves_a_folder_and_embeds_only_what_is_new_the_next_time(
     assert "04.png" not in again.image_ids
 
 
+def test_up_looks_where_a_path_through_a_link_leads_to(
+    tiny_encoder_folder: Path,
+    picture_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    served: Callable[..., WouldServe],
+) -> None:
+    monkeypatch.setenv("VITRIEVE_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "far" / "deep").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("far/deep")
+    picture_folder.rename(tmp_path / "far" / "pictures")
+    found = served(f"{tmp_path}/link/../pictures", "--encoder", tiny_encoder_folder)
+    assert len(found.image_ids) == 12
+
+
 @pytest.mark.parametrize(
     ("words", "part"),
     [

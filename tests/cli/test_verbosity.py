@@ -47,6 +47,32 @@ cli.COMMANDS["talk"] = cli.Command("vitrieve_talk", "for tests")
 sys.exit(cli.main(sys.argv[1:]))
 """
 TALKING = (sys.executable, "-c", TALK, "talk")
+WAIT = """
+import os, sys
+from pathlib import Path
+from vitrieve.progress import track
+from vitrieve.training.metrics_log import MetricsLog
+
+def wait():
+    os.write(1, b"begun\\n")
+    sys.stdin.readline()
+
+def embed():
+    for number in track(range(3), "work", total=3):
+        if number == 1:
+            wait()
+
+def train():
+    with MetricsLog(Path(sys.argv[2]), start_step=0, num_steps=2) as log:
+        log.show(1, {"loss": 1.0})
+        wait()
+        log.say("a sentence")
+        list(log.track(iter(range(3)), "measure", 3))
+        log.show(2, {"loss": 0.5})
+
+globals()[sys.argv[1]]()
+os.write(1, b"the result\\n")
+"""
 CONTROL = re.compile(r"\x1b|\r(?!\n)|\x08")
 
 
@@ -119,6 +145,22 @@ def test_a_log_that_cannot_be_written_does_not_end_the_work() -> None:
         )
         os.close(log)
         assert (done.returncode, done.stdout) == (0, "the result\n")
+
+
+@pytest.mark.parametrize("variables", [{}, {"NO_COLOR": "1"}])
+@pytest.mark.parametrize("work", ["embed", "train"])
+def test_a_terminal_that_goes_does_not_end_the_work(work: str, variables: dict[str, str], tmp_path: Path) -> None:
+    parent, child = pty.openpty()
+    words, environment = [sys.executable, "-c", WAIT, work, str(tmp_path)], plain_environment(**variables)
+    with subprocess.Popen(
+        words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=child, env=environment
+    ) as process:
+        os.close(child)
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"begun\n"
+        os.close(parent)
+        assert process.communicate(b"\n", timeout=60)[0] == b"the result\n"
+    assert process.returncode == 0
 
 
 def test_quiet_leaves_results_and_failures() -> None:

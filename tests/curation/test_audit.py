@@ -124,6 +124,13 @@ def test_a_table_in_a_linked_folder_lists_files_that_are_there(class_folder: Pat
     assert spell_table_path(out.parent / "photos" / "a.jpg", out.parent) == os.path.join("photos", "a.jpg")
 
 
+def test_a_table_and_its_pictures_below_one_link_can_move_together(tmp_path: Path) -> None:
+    (tmp_path / "disk" / "1" / "work" / "out").mkdir(parents=True)
+    (tmp_path / "home").symlink_to("disk/1")  # as where /home or /tmp is a link
+    work = tmp_path / "home" / "work"
+    assert spell_table_path(work / "photos" / "a.jpg", work / "out") == os.path.join("..", "photos", "a.jpg")
+
+
 def test_a_picture_follows_its_class_into_its_split(tmp_path: Path) -> None:
     names = ["a.png", "b b.png", "~c.png", "d.png"]
     for name in names:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 from types import SimpleNamespace
@@ -324,6 +325,17 @@ def test_a_table_in_a_linked_folder_gives_paths_that_are_there_and_is_reused(
     counted, engine = count(encoder)
     embed_collection(counted, dataset, tmp_path / "again", reuse=tmp_path / "embeddings")
     assert engine.num_seen == 0
+
+
+def test_an_encoder_is_named_by_where_a_path_through_a_link_leads_to(
+    tiny_encoder_folder: Path, picture_folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "far" / "deep").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("far/deep")
+    shutil.copytree(tiny_encoder_folder, tmp_path / "far" / "encoder")
+    encoder = load_encoder(tmp_path / "link" / ".." / "encoder", engine="onnx", num_threads=1)
+    found = embed_images(encoder, read_collection(str(picture_folder)).records[:1])
+    assert found.encoder_source == str(tmp_path / "far" / "encoder")
 
 
 def test_trap_reuse_encodes_what_has_changed_or_is_unreadable(encoder: Encoder, aged: Path, tmp_path: Path) -> None:

@@ -51,6 +51,13 @@ def test_what_is_kept_comes_back_in_order(index: Path) -> None:
     assert feedback.path == index.parent / "index.feedback.sqlite"
 
 
+def test_database_stands_beside_the_index_that_a_path_through_a_link_leads_to(index: Path, tmp_path: Path) -> None:
+    (tmp_path / "far" / "deep").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("far/deep")
+    index.rename(tmp_path / "far" / "index")
+    assert SqliteFeedback(tmp_path / "link" / ".." / "index").path == tmp_path / "far" / "index.feedback.sqlite"
+
+
 def test_database_outlives_an_index_that_is_made_anew(index: Path) -> None:
     SqliteFeedback(index).add(RIGHT)
     index.rmdir()
@@ -272,12 +279,13 @@ def test_pairs_come_back_from_their_file(tmp_path: Path) -> None:
 
 
 def test_whole_numbers_of_a_table_are_names(tmp_path: Path) -> None:
-    by_hand = pa.table({"kind": ["tagged", "right"], "image_id": [7, 8], "query_id": [None, 7], "label": [3, None]})
-    pq.write_table(by_hand, tmp_path / "hand.parquet")
-    assert read_pairs(tmp_path / "hand.parquet") == [
-        Correction(kind="tagged", image_id="7", label="3"),
-        Correction(kind="right", image_id="8", query_id="7"),
-    ]
+    said = {"kind": ["tagged", "right"], "image_id": [7, 8], "query_id": [None, 7]}
+    for label in ([3, None], [3.0, float("nan")]):  # pandas keeps whole numbers with gaps as the second
+        pq.write_table(pa.table({**said, "label": label, "query": [None, float("nan")]}), tmp_path / "hand.parquet")
+        assert read_pairs(tmp_path / "hand.parquet") == [
+            Correction(kind="tagged", image_id="7", label="3"),
+            Correction(kind="right", image_id="8", query_id="7"),
+        ]
 
 
 @pytest.mark.parametrize(
@@ -291,6 +299,7 @@ def test_whole_numbers_of_a_table_are_names(tmp_path: Path) -> None:
         ({"kind": ["tagged"], "image_id": ["a"], "tags": [["b", None]]}, "row 1 of the pairs .* none of them empty"),
         ({"kind": ["tagged"], "image_id": ["a"], "tags": ["b"]}, "'tags' is of the type string; accepted: lists of"),
         ({"kind": ["tagged"], "image_id": [1.5], "label": ["b"]}, "'image_id' is of the type double; accepted: text"),
+        ({"kind": ["tagged"], "image_id": ["a"], "label": [float("nan")]}, "without tags and without a label"),
     ],
 )
 def test_bad_pairs_are_refused(tmp_path: Path, columns: dict[str, object], message: str) -> None:

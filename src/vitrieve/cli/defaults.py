@@ -41,10 +41,24 @@ INSTEAD: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "calibrate": {"--data": ("--embeddings",), "--embeddings": ("--data",)},
     "data audit": {"--apply": ("--html", "--csv")},
     "duplicates": {"--undo": ("--html", "--csv", "--move-to"), "--link": ("--move-to",)},
-    "index": {"--verify": ("--embeddings",)},
+    "embed": {
+        "--shard": ("--ray", "--ray-actors"),
+        "--join": ("--shard", "--ray", "--ray-actors", "--reuse"),
+        "--ray": ("--shard", "--reuse"),
+    },
+    "export": {"--weights": ("--scales", "--delta-rank", "--data")},
+    "index": {"--verify": ("--embeddings",), "--out": ("--index",)},
     "serve": {"--collections": ("--index", "--encoder", "--map-path"), "--index": ("--collections",)},
 }
 """Command -> flag -> the flags that are refused beside it: where the command line has it, files do not add them."""
+ONLY_WITH: Mapping[str, Mapping[str, str]] = {
+    "calibrate": {"--encoder": "--data", "--exclude": "--data"},
+    "embed": {"--ray-actors": "--ray"},
+    "evaluate": {"--index": "--rerank"},
+    "export": {"--data": "--delta-rank"},
+}
+"""Command -> flag -> the flag without which it is refused: where neither the command line nor a file has that, files do
+not add it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,21 +161,26 @@ def add_kept(name: str, arguments_class: type | None, argv: Sequence[str]) -> li
     end = words.index("--") if "--" in words else len(words)
     flags = {flag.name: flag for flag in read_flags(arguments_class)}
     given = {word.split("=", 1)[0].replace("_", "-") for word in words[:end] if word.startswith("-")}
-    given.update(*(INSTEAD.get(name, {}).get(word, ()) for word in given))
     if names_collection(flags.values(), words):
         given.add("--data")
     added: list[str] = []
-    for file, kept in choose_kept(name, arguments_class).items():
-        said = [
-            word
-            for one in kept
-            if not _is_given(flags[f"--{one.flag}"], given)
-            for word in _spell(flags[f"--{one.flag}"], one.value)
-        ]
+    for file, kept in _leave_out(name, flags, given, choose_kept(name, arguments_class)).items():
+        said = [word for one in kept for word in _spell(flags[f"--{one.flag}"], one.value)]
         if said:
             print_message(f"from {file}: {shlex.join(said)}")
         added += said
     return [*words[:end], *added, *words[end:]]
+
+
+def _leave_out(
+    name: str, flags: Mapping[str, Flag], given: set[str], kept: Mapping[Path, Sequence[Kept]]
+) -> dict[Path, list[Kept]]:
+    """Leave out of what files keep what the command line has, and what would be refused with it."""
+    known = given.union(*(INSTEAD.get(name, {}).get(word, ()) for word in given))
+    left = {file: [one for one in some if not _is_given(flags[f"--{one.flag}"], known)] for file, some in kept.items()}
+    needed = ONLY_WITH.get(name, {})
+    there = {"", *given, *(f"--{one.flag}" for some in left.values() for one in some)}
+    return {file: [one for one in some if needed.get(f"--{one.flag}", "") in there] for file, some in left.items()}
 
 
 def choose_kept(name: str, arguments_class: type) -> dict[Path, list[Kept]]:

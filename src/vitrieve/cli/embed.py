@@ -154,6 +154,7 @@ def _load(arguments: Arguments) -> Encoder:
 
 
 def _embed_on_ray(arguments: Arguments, dataset: Dataset, settings: EmbedSettings) -> Embeddings:
+    from vitrieve.data.records import find_absolute
     from vitrieve.embed.on_ray import RaySettings, embed_on_ray
 
     num_threads = arguments.num_threads or 1
@@ -165,7 +166,7 @@ def _embed_on_ray(arguments: Arguments, dataset: Dataset, settings: EmbedSetting
     )
     assert arguments.encoder is not None
     # An actor has a folder of work of its own.
-    source = os.path.abspath(arguments.encoder) if os.path.exists(arguments.encoder) else arguments.encoder
+    source = find_absolute(arguments.encoder) if os.path.exists(arguments.encoder) else arguments.encoder
     return embed_on_ray(
         _prepare_loading(arguments, source, num_threads),
         dataset,

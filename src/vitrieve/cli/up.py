@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -86,6 +85,7 @@ def run(arguments: Arguments) -> int:
 
 def _sync(arguments: Arguments) -> tuple[Path, Encoder]:
     """Bring the folder's index up to date."""
+    from vitrieve.data.records import find_absolute
     from vitrieve.machine import cache_folder
     from vitrieve.syncing.scan import choose_exclude, scan_collection
     from vitrieve.syncing.sync import NewIndex, SyncSettings, default_index_folder, load_sync_encoder, sync
@@ -93,7 +93,7 @@ def _sync(arguments: Arguments) -> tuple[Path, Encoder]:
     folder = read_data(arguments.data, arguments.folder, is_note=False)
     if not folder.is_dir():
         raise DataError(f"{folder} is no folder; give one with pictures, at any depth.")
-    source = os.path.abspath(folder)  # always the folder, even if it is called as a data set is: emoji
+    source = find_absolute(folder)  # always the folder, even if it is called as a data set is: emoji
     # Before the encoder is loaded, because the folder may be wrong. What the cache holds is nobody's photograph.
     collection = scan_collection(source, arguments.index or cache_folder(), exclude=arguments.exclude)
     encoder = load_sync_encoder(

@@ -322,7 +322,8 @@ def spell_table_path(path: Path, folder: Path) -> str:
         return spelled
     try:
         relative = os.path.relpath(absolute, find_absolute(folder))
-        if relative.partition(os.sep)[0] == os.pardir:  # the system goes up from where a link to the folder leads to
+        # The system goes up from where a link to the folder leads to. Else links stay, so that all can move together.
+        if relative.startswith(os.pardir) and os.path.realpath(folder / relative) != os.path.realpath(absolute):
             relative = os.path.relpath(absolute, os.path.realpath(folder))
     except ValueError:  # on another drive of Windows
         return absolute

@@ -27,7 +27,7 @@ from vitrieve.data.blocks import RemoteReader, find_file_anew, note_file
 from vitrieve.data.decode import MAX_FILE_BYTES
 from vitrieve.data.folder import describe_shared_classes
 from vitrieve.data.parts import SHARD_SUFFIX, spell_part
-from vitrieve.data.records import SPLITS, Dataset, GroundTruth, ImageRecord, RecordColumns, RecordTable
+from vitrieve.data.records import SPLITS, Dataset, GroundTruth, ImageRecord, RecordColumns, RecordTable, find_absolute
 from vitrieve.data.remote import check_address, find_infos, spell_address
 from vitrieve.data.tars import BLOCK_BYTES
 from vitrieve.errors import DataError, InputError
@@ -166,7 +166,7 @@ class ShardRecords(RecordTable):
 
     def __init__(self, table: pa.Table, label_names: Sequence[str], folder: Path) -> None:
         """Take over a table of ``SCHEMA`` that ``_check_table`` has accepted."""
-        self._folder = os.path.abspath(folder)
+        self._folder = find_absolute(folder)
         # large_string: a plain column holds two gigabytes of text at most.
         self._image_ids = table["image_id"].cast(pa.large_string()).combine_chunks()
         self._shards, self._shard_names = _number_texts(table["shard"])

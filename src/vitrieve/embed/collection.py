@@ -5,7 +5,6 @@ The folder that is written holds parts (``unfinished.py``) until all are there, 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -15,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from vitrieve.artifacts import replacing_folder, write_manifest
-from vitrieve.data.records import Dataset, ImageRecord
+from vitrieve.data.records import Dataset, ImageRecord, find_absolute
 from vitrieve.embed.batches import EncodedBatch, choose_chunk_size, encode_batches
 from vitrieve.embed.embeddings import Embeddings, load_embeddings
 from vitrieve.embed.reuse import find_known, merge_known, split_known
@@ -301,4 +300,4 @@ def name_labels(dataset: Dataset) -> tuple[ImageRecord, ...]:
 def describe_source(encoder: Encoder) -> str:
     """Return the weights name, or the absolute path of the encoder's folder: it must be found from anywhere."""
     is_folder = find_encoder_folder(Path(encoder.source)) is not None
-    return os.path.abspath(encoder.source) if is_folder else encoder.source
+    return find_absolute(encoder.source) if is_folder else encoder.source

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vitrieve.artifacts import write_bytes_durably
-from vitrieve.data.table import is_name_type, spell_cell
+from vitrieve.data.table import is_name_type, mend_gaps, spell_cell
 from vitrieve.errors import DataError, first_line
 from vitrieve.feedback.events import Correction, check_correction
 
@@ -41,7 +41,8 @@ def write_pairs(corrections: Sequence[Correction], path: Path) -> None:
 def read_pairs(path: Path | str) -> list[Correction]:
     """Read a manifest of pairs: of ``vitrieve feedback``, or made by hand with the columns kind and image_id at least.
 
-    Whole numbers, as pandas writes names and labels that consist of digits, are read as text.
+    Whole numbers, as pandas writes names and labels that consist of digits, are read as text, also where gaps between
+    them have made floating-point numbers of them.
 
     Raises:
         DataError: The file is missing or no Parquet, lacks a column or has one of another type, has none of the rows,
@@ -59,10 +60,12 @@ def read_pairs(path: Path | str) -> list[Correction]:
     unknown = [name for name in table.column_names if name not in SCHEMA.names]
     if unknown:
         raise DataError(f"the pairs {path} have the unknown column {unknown[0]!r}; valid: {', '.join(SCHEMA.names)}.")
-    for name, kind in zip(table.column_names, table.schema.types, strict=True):
-        _check_type(path, name, kind)
+    columns: dict[str, list[Any]] = {name: mend_gaps(table[name].to_pylist()) for name in table.column_names}
+    for name, cells in columns.items():
+        _check_type(path, name, table.schema.field(name).type, cells)
+    rows = (dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True))
     corrections = []
-    for number, row in enumerate(table.to_pylist(), start=1):
+    for number, row in enumerate(rows, start=1):
         values: dict[str, Any] = {name: spell_cell(value) for name, value in row.items() if value is not None}
         values["tags"] = tuple(map(spell_cell, row.get("tags") or ()))
         try:
@@ -76,9 +79,10 @@ def read_pairs(path: Path | str) -> list[Correction]:
     return corrections
 
 
-def _check_type(path: Path | str, name: str, kind: pa.DataType) -> None:
+def _check_type(path: Path | str, name: str, kind: pa.DataType, cells: Sequence[object]) -> None:
     """Refuse a column of which the values are no text and no whole numbers; those of ``tags`` are lists of them."""
-    is_right = is_name_type(kind)
+    has_gaps = pa.types.is_floating(kind) and not any(isinstance(cell, float) for cell in cells)
+    is_right = is_name_type(kind) or has_gaps
     if name == "tags":
         is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind)
         is_right = pa.types.is_null(kind) or (is_list and is_name_type(kind.value_type))

@@ -15,6 +15,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Protocol
 
+from vitrieve.data.records import find_absolute
 from vitrieve.errors import ArtifactError, ConfigError, DiskFullError
 from vitrieve.feedback.events import Correction, check_correction, find_last_words, is_time
 
@@ -116,7 +117,7 @@ class SqliteFeedback(FeedbackStore):
     """
 
     def __init__(self, index: Path) -> None:
-        whole = Path(os.path.abspath(index))  # a link stays a link: the database stands beside what people name
+        whole = Path(find_absolute(index))  # a link stays a link: the database stands beside what people name
         self._index = whole
         self.path = whole.with_name(whole.name + SUFFIX)
 

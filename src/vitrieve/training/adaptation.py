@@ -7,7 +7,6 @@ the result is better than the encoder as it was. The command ``vitrieve adapt`` 
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,7 +20,7 @@ from torch.nn import functional
 
 from vitrieve.artifacts import check_replacing, read_manifest, replacing_folder
 from vitrieve.data.holdout import NUM_CLASSES_MIN, NUM_JUDGES_MIN, split_for_training
-from vitrieve.data.records import Dataset, ImageRecord, require_trainable
+from vitrieve.data.records import Dataset, ImageRecord, find_absolute, require_trainable
 from vitrieve.data.sources import read_source
 from vitrieve.embed.embeddings import Embeddings, find_other_region, load_embeddings, write_mapped_embeddings
 from vitrieve.errors import ArtifactError, ConfigError, DataError
@@ -278,7 +277,7 @@ def _write_embeddings(source: Path, adapted: AdaptedEncoder, kept: np.ndarray | 
         lambda vectors: map_vectors(vectors, kept),
         manifest={
             "fingerprint": adapted.fingerprint,
-            "encoder_source": os.path.abspath(adapted.folder),
+            "encoder_source": find_absolute(adapted.folder),
             "embedding_dim": adapted.embedding_dim,
         },
         is_overwrite=is_overwrite,

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Self, TypeVar
 
 from vitrieve.artifacts import explaining_full_disk, write_bytes_durably
-from vitrieve.progress import NotebookBar, Pace, choose_display, print_message, track
+from vitrieve.progress import NotebookBar, Pace, build_console, choose_display, print_message, track
 from vitrieve.quoting import escape_text
 from vitrieve.training.watching import RunWatch
 
@@ -193,7 +193,6 @@ class _BarDisplay:
     """Shows a run as a bar on a terminal, with the figures of the last step beside it."""
 
     def __init__(self, start_step: int, num_steps: int) -> None:
-        from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
         from rich.table import Column
 
@@ -204,7 +203,7 @@ class _BarDisplay:
             MofNCompleteColumn(table_column=Column(min_width=2 * len(str(num_steps)) + 1)),
             TextColumn("{task.description}", markup=False, table_column=Column(ratio=1)),
         )
-        self._progress = Progress(*columns, console=Console(stderr=True), expand=True)
+        self._progress = Progress(*columns, console=build_console(), expand=True)
         self._task = self._progress.add_task("", total=num_steps, completed=start_step, work="train")
         self._progress.start()
 
