@@ -175,11 +175,13 @@ def test_what_is_kept_for_all_is_for_those_that_take_it(user_file: Path, capsys:
 
 
 def test_a_flag_leaves_out_what_is_refused_beside_it(user_file: Path, tmp_path: Path) -> None:
-    user_file.write_text('[duplicates]\nhtml = "a"\ncsv = "b"\nmove-to = "c"\nlevel = "exact"\n')
+    user_file.write_text('[duplicates]\nhtml = "a"\ncsv = "b"\nmove-to = "c"\nundo-file = "d"\nlevel = "exact"\n')
     assert main(["duplicates", "--undo", str(tmp_path / "gone.json")]) == 2
     assert add_kept("duplicates", DuplicatesArguments, ["--undo", "x"]) == ["--undo", "x", "--level", "exact"]
     assert "--move-to" not in add_kept("duplicates", DuplicatesArguments, ["x", "--link"])
     assert "--move-to" in add_kept("duplicates", DuplicatesArguments, ["x"])
+    assert "--undo-file" in add_kept("duplicates", DuplicatesArguments, ["x", "--link"])
+    assert "--undo-file" not in add_kept("duplicates", DuplicatesArguments, ["x", "--move-to", "y"])
 
 
 @pytest.mark.parametrize(

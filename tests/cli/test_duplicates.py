@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import json
 import os
@@ -34,7 +35,8 @@ def test_json_html_and_csv_show_the_groups_and_change_nothing(
     assert text.count("data:image/jpeg;base64,") == 2
     assert "<b>copy" not in text
     assert "&lt;b&gt;copy.png" in text
-    with table.open() as file:
+    assert table.read_bytes().startswith(codecs.BOM_UTF8 + b"group,image_id,")  # as Excel knows UTF-8
+    with table.open(encoding="utf-8-sig") as file:
         assert [(row["image_id"], row["keep"]) for row in csv.DictReader(file)] == [
             ("03.png", "true"),
             ("<b>copy.png", "false"),
@@ -48,6 +50,18 @@ def test_move_and_undo(twice: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert not (twice / "<b>copy.png").exists()
     assert main(["duplicates", "--undo", str(tmp_path / "extra" / "undo.json")]) == 0
     assert (twice / "<b>copy.png").exists()
+
+
+@pytest.mark.parametrize("name", ["duplicates_undo.json", "other.json"])
+def test_link_and_undo(name: str, twice: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    flags = ["--undo-file", name] if name == "other.json" else []
+    assert main(["duplicates", str(twice), "--level", "exact", "--link", *flags]) == 0
+    assert (twice / "<b>copy.png").samefile(twice / "03.png")
+    assert os.listdir() == [name]
+    assert main(["duplicates", "--undo", name]) == 0
+    assert not (twice / "<b>copy.png").samefile(twice / "03.png")
 
 
 def test_a_tilde_that_no_shell_has_expanded_is_the_home_folder(
@@ -141,7 +155,7 @@ def test_names_in_the_table_are_no_formulas(twice: Path, tmp_path: Path, capsys:
         (twice / name).write_bytes((twice / "03.png").read_bytes())
     table = tmp_path / "table.csv"
     assert main(["duplicates", str(twice), "--level", "exact", "--csv", str(table), "--json"]) == 0
-    with table.open() as file:
+    with table.open(encoding="utf-8-sig") as file:
         names = {row["image_id"] for row in csv.DictReader(file)}
     assert names == {"'=1+1.png", "'+a.png", "'-a.png", "'@a.png", "a=1.png", "03.png", "<b>copy.png"}
     assert "=1+1.png" in json.loads(capsys.readouterr().out)["groups"][0]["image_ids"]
@@ -162,6 +176,8 @@ def test_near_with_an_encoder(twice: Path, tiny_encoder_folder: Path, capsys: py
         (["--undo", "b", "--csv", "a.csv"], "--undo looks for nothing"),
         (["--undo", "b", "--move-to", "c"], "--undo looks for nothing"),
         (["--undo", "b", "--link"], "--undo looks for nothing"),
+        (["--undo", "b", "--undo-file", "c"], "--undo looks for nothing"),
+        (["a", "--move-to", "b", "--undo-file", "c"], "--undo-file belongs to --link; --move-to writes undo.json"),
         (["nowhere/at/all"], "not a folder that exists"),
         (["~nobody-at-all", "--move-to", "b"], "unknown source '~nobody-at-all'"),
         (["a", "--csv", "nowhere/at/all.csv"], "there is no folder nowhere/at; make it first"),

@@ -13,9 +13,10 @@ from PIL import Image
 
 from tests.syncing.helpers import Watch
 from vitrieve.cli.main import main
-from vitrieve.errors import ArtifactError
+from vitrieve.errors import ArtifactError, FingerprintError
 from vitrieve.runtime.encoder import Encoder, load_encoder
 from vitrieve.syncing.state import StateFile
+from vitrieve.syncing.sync import EMBEDDED_ANEW, sync
 
 
 @pytest.fixture(scope="module")
@@ -137,6 +138,68 @@ def test_the_advice_on_a_damaged_state_works(
     assert main([*words, "--adopt"]) == 0
     assert "12 images indexed; 12 embedded" in capsys.readouterr().out
     assert main(words) == 0
+
+
+@pytest.fixture
+def unsynced(words: list[str], tiny_encoder_folder: Path, picture_folder: Path, tmp_path: Path) -> Path:
+    """The index that ``words`` names, made by ``vitrieve index``."""
+    folder, embeddings = tmp_path / "index", str(tmp_path / "embeddings")
+    flags = ["--encoder", str(tiny_encoder_folder), "--num-threads", "1"]
+    assert main(["embed", "--data", str(picture_folder), "--out", embeddings, *flags]) == 0
+    assert main(["index", "--embeddings", embeddings, "--out", str(folder), "--store", "exact"]) == 0
+    return folder
+
+
+def test_a_refused_sync_leaves_nothing_in_the_index(
+    words: list[str],
+    unsynced: Path,
+    picture_folder: Path,
+    tiny_encoder_folder: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    before = sorted(unsynced.rglob("*"))
+    capsys.readouterr()
+    assert main(words) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "holds images that no sync has put there" in said
+    assert f"or is to be replaced. {EMBEDDED_ANEW}" in said
+    other = load_encoder(tiny_encoder_folder, image_size=48, num_threads=1)
+    with pytest.raises(FingerprintError):
+        sync(picture_folder, unsynced, other, adopt=True)
+    assert sorted(unsynced.rglob("*")) == before
+
+
+def test_adopt_says_that_it_embeds_what_no_sync_has_recorded(
+    words: list[str], unsynced: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    assert main([*words, "--adopt"]) == 0
+    printed = capsys.readouterr()
+    assert indexed(printed.out) == "12 images indexed; 12 embedded"
+    assert EMBEDDED_ANEW in printed.err
+    assert main([*words, "--adopt"]) == 0
+    printed = capsys.readouterr()
+    assert indexed(printed.out) == "12 images indexed; nothing to do"
+    assert EMBEDDED_ANEW not in printed.err
+
+
+def test_adopt_embeds_nothing_that_an_earlier_sync_has(
+    words: list[str], picture_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words) == 0
+    shutil.copytree(picture_folder, tmp_path / "elsewhere")  # with other times
+    (tmp_path / "elsewhere" / "06.png").rename(tmp_path / "elsewhere" / "other.png")
+    Image.new("RGB", (40, 30), "red").save(tmp_path / "elsewhere" / "07.png")
+    words[1] = str(tmp_path / "elsewhere")
+    capsys.readouterr()
+    assert main(words) == 2
+    printed = capsys.readouterr()
+    assert f"holds the collection {picture_folder}" in " ".join(printed.err.split())
+    assert EMBEDDED_ANEW not in printed.err
+    assert main([*words, "--adopt"]) == 0
+    printed = capsys.readouterr()
+    assert indexed(printed.out).startswith("12 images indexed; 1 embedded, 1 moved or copied, 10 with new metadata")
+    assert EMBEDDED_ANEW not in printed.err
 
 
 def test_a_second_sync_beside_the_first_is_told_and_changes_nothing(

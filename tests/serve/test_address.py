@@ -6,8 +6,9 @@ from hypothesis import strategies as st
 from starlette.datastructures import QueryParams
 
 from vitrieve.errors import ConfigError
+from vitrieve.search.facets import Facet
 from vitrieve.serve.settings import Limits
-from vitrieve.serve.views import Address, parse_address
+from vitrieve.serve.views import Address, describe_facets, parse_address
 
 texts = st.lists(st.text(min_size=1, max_size=8), max_size=3, unique=True).map(tuple)
 sides = st.integers(0, 100).map(float)
@@ -49,6 +50,43 @@ def test_removing_keeps_the_box_only_with_its_picture() -> None:
     address = Address(plus=("a",), box=(0, 0, 5, 5), filter=("x=1", "y=2"))
     assert address.removing(condition="x=1") == Address(plus=("a",), box=(0, 0, 5, 5), filter=("y=2",))
     assert address.removing(plus="a").box is None
+
+
+@pytest.mark.parametrize(
+    ("span", "left"),
+    [
+        ("least=3&most=9", ["copy>=3", "copy<=9"]),
+        ("least=3&most=", ["copy>=3"]),
+        ("least=&most= 9 ", ["copy<=9"]),
+        ("least=&most= ", []),
+        ("", []),
+    ],
+)
+def test_a_span_takes_the_place_of_the_columns_earlier_one(span: str, left: list[str]) -> None:
+    beside = ["copy>1", 'copy<="7"', "copy=5", "copies>=2", "no condition"]
+    given = [("filter", one) for one in ("copy>=2", *beside, "copy<=5", '"copy">=1')]
+    query = QueryParams([*given, ("range", "copy"), *QueryParams(span).multi_items()])
+    assert parse_address(query, Limits()).filter == (*beside, *left)
+
+
+def test_spans_of_dates_and_of_odd_names_are_replaced() -> None:
+    for column, before, after in (("taken", "2026-03-01", "2026-04"), ('a "b" >= c', "1.50", "-2e3")):
+        first = parse_address(QueryParams({"range": column, "least": before, "most": before}), Limits())
+        assert len(first.filter) == 2
+        fields = [*first.fields(), ("range", column), ("least", after)]
+        again = parse_address(QueryParams(fields), Limits())
+        assert again == parse_address(QueryParams({"range": column, "least": after}), Limits())
+
+
+def test_the_form_of_a_span_shows_what_the_address_says() -> None:
+    facet = Facet(column="copy", kind="number", values=(), num_values=9, num_without=0, least="0", most="9")
+    for filter, span in (
+        (("copy>=2.0", "copy<=1e1", "other<=3"), {"least": "2", "most": "10"}),
+        (("copy>=2", "copy>=3", "copy<9"), {"least": "3", "most": ""}),
+        (('copy>="2"', "copy=4"), {"least": "", "most": ""}),
+    ):
+        (described,) = describe_facets([facet], Address(filter=filter))
+        assert described["span"] == span
 
 
 @pytest.mark.parametrize("query", ["page=0", "page=-1", "page=1e9", "k=", "k=x", "k=9999999", "box=a", "page=²"])

@@ -21,9 +21,11 @@ from vitrieve.search.searcher import Searcher
 from vitrieve.serve import middleware, pictures, schemas
 from vitrieve.serve.app import create_app
 from vitrieve.serve.body import BodyReader, parse_form
-from vitrieve.serve.schemas import SearchBody, parse_json
+from vitrieve.serve.changes import MAX_FIELDS
+from vitrieve.serve.schemas import SearchBody, check_json, parse_json, validate_json
 from vitrieve.serve.settings import Limits
 from vitrieve.serve.views import Address, parse_address
+from vitrieve.serve.writing import MAX_BATCH, BatchBody
 
 TOKEN = "a-token-of-some-length"
 HTML = {"Accept": "text/html"}
@@ -73,6 +75,23 @@ def test_what_a_json_may_hold_at_most_is_enough_for_what_the_server_allows() -> 
     limits = Limits()
     vectors = [{"vector": [0.123456789012345] * 16_384}] * limits.examples
     assert len(parse_json(json.dumps({"examples": vectors}).encode(), limits).examples) == limits.examples
+
+
+def test_the_largest_batch_is_read() -> None:
+    """100 changes of 17 columns each were refused for their colons, and fewer where the values were times."""
+    metadata = {f"column {number}": "12:30:59 https://a" for number in range(MAX_FIELDS)}
+    changes = [{"do": "patch", "image_id": f"a:{number}", "metadata": metadata} for number in range(MAX_BATCH)]
+    data = json.dumps({"changes": changes}).encode()
+    check_json(data, Limits())
+    assert len(validate_json(BatchBody, data).changes) == MAX_BATCH
+
+
+@pytest.mark.parametrize("sign", [":", " :", "\r\n\t :"])
+def test_fields_are_counted_however_they_are_spaced(sign: str) -> None:
+    body = "{" + ",".join(f'"a{number}"{sign}"b:c"' for number in range(50)) + "}"
+    check_json(body.encode(), Limits(json_fields=50))
+    with pytest.raises(HTTPException, match="more than 49 fields"):
+        check_json(body.encode(), Limits(json_fields=49))
 
 
 @pytest.mark.parametrize("kind", ["json", "form"])

@@ -142,7 +142,12 @@ def test_spans_of_dates_and_numbers_narrow_down(page: Page, own: Searcher, serve
     page.get_by_role("button", name="Apply").click()
     page.wait_for_url(re.compile("filter=taken%3C%3D2026-03-16"))
     assert sorted(list_titles(page)) == [f"Class{number}" for number in (1, 1, 2, 2, 3, 3)]
+    expect(page.get_by_label("taken from")).to_have_value("2026-03-07")
+    set_span(page, "taken", least="2026-03-09", most="2026-03-16")  # instead of both ends that were there
+    page.wait_for_url(re.compile(r"&filter=copy%3E%3D2&filter=taken%3E%3D2026-03-09&filter=taken%3C%3D2026-03-16$"))
+    assert sorted(list_titles(page)) == [f"Class{number}" for number in (2, 2, 3, 3)]
     set_span(page, "taken", least="yesterday")
+    page.wait_for_url(re.compile(r"&filter=copy%3E%3D2&filter=taken%3E%3Dyesterday$"))
     expect(page.locator(".detail")).to_contain_text("taken>=yesterday does not fit: taken is a date column")
     page.get_by_role("link", name="Search without the conditions").click()
     page.wait_for_url(served + RESULTS)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import functools
 import re
 import shutil
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from html import unescape
+from html.parser import HTMLParser
 from operator import or_
 from pathlib import Path
 from urllib.parse import parse_qs, urlencode, urlsplit
@@ -30,6 +31,54 @@ HTML = {"Accept": "text/html"}
 
 def find_titles(page: str) -> list[str]:
     return re.findall(r'<a class="title" href="[^"]*">([^<]*)</a>', page)
+
+
+@dataclass
+class Form:
+    """A form as a browser without scripts sends it, but for its files."""
+
+    method: str
+    action: str
+    fields: list[tuple[str, str]] = field(default_factory=list)
+
+
+class FormReader(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.forms: list[Form] = []
+        self._options: list[tuple[bool, str | None]] = []
+        self._select, self._is_in_form = "", False
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = {name: value or "" for name, value in attrs}
+        if tag == "form" and "action" in values:
+            self.forms.append(Form(values["method"], values["action"]))
+            self._is_in_form = True
+        elif tag == "select":
+            self._select, self._options = values["name"], []
+        elif tag == "option":
+            self._options.append(("selected" in values, values.get("value")))
+        elif tag == "input" and self._is_in_form and values.get("type") not in ("file", "checkbox"):
+            self.forms[-1].fields.append((values["name"], values.get("value", "")))
+
+    def handle_data(self, data: str) -> None:
+        if self._select and self._options and self._options[-1][1] is None:
+            self._options[-1] = (self._options[-1][0], data)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag == "form":
+            self._is_in_form = False
+        elif tag == "select":
+            chosen = next((value for is_selected, value in self._options if is_selected), self._options[0][1])
+            self.forms[-1].fields.append((self._select, chosen or ""))
+            self._select = ""
+
+
+def read_forms(page: str) -> list[Form]:
+    """List the forms that are sent to the server."""
+    reader = FormReader()
+    reader.feed(page)
+    return reader.forms
 
 
 def upload(client: TestClient, data: bytes) -> str:
@@ -300,6 +349,76 @@ def test_a_span_of_numbers_becomes_two_conditions(client: TestClient) -> None:
     assert address == "/?plus=class2%2F1.png&filter=copy%3E%3D1&filter=copy%3C%3D2"
     assert len(find_titles(client.get(address).text)) == 9  # ten, and the query is not among them
     assert client.get("/?plus=class2%2F1.png&range=copy&least=&most=").headers["location"] == "/?plus=class2%2F1.png"
+
+
+def test_the_form_of_a_span_shows_and_replaces_it(client: TestClient) -> None:
+    page = client.get("/?plus=class2%2F1.png&filter=copy%3E%3D1&k=12").text
+    form = next(form for form in read_forms(page) if ("range", "copy") in form.fields)
+    assert ("least", "1") in form.fields
+    sent = [(name, value) for name, value in form.fields if name not in ("least", "most")]
+    answer = client.get("/?" + urlencode([*sent, ("least", "2"), ("most", "")]))
+    assert answer.headers["location"] == "/?plus=class2%2F1.png&filter=copy%3E%3D2&k=12"
+
+
+@pytest.mark.parametrize(
+    ("query", "num_forms"),
+    [
+        ("k=9", 2),  # words and a picture
+        ("k=9&plus=class2%2F1.png&plus=class0%2F0.png&group_by=label", 5),  # words to add, a span, conditions
+        ("k=9&text=class1", 5),
+        ("k=9&plus=class2%2F1.png", 6),  # a region
+    ],
+)
+def test_every_form_and_link_of_a_search_keeps_the_number_of_results(
+    client: TestClient, picture: bytes, query: str, num_forms: int
+) -> None:
+    page = client.get(f"/?{query}").text
+    forms = read_forms(page)
+    assert len(forms) == num_forms
+    for form in forms:
+        if form.action == "/uploads":
+            fields = {name: (None, value) for name, value in form.fields}
+            answer = client.post("/uploads", files={**fields, "image": ("a.png", picture)}, headers=HTML)
+        else:
+            answer = client.get("/?" + urlencode([*form.fields, ("words", "blue")]))
+        assert parse_qs(urlsplit(answer.headers["location"]).query)["k"] == ["9"], form
+    links = re.findall(r'href="((?:/|/compare)\?[^"]*)"', page)
+    assert len(links) > 5
+    assert [link for link in links if "k=9" not in link] == []
+
+
+def test_a_number_of_results_that_is_too_large_is_not_offered(client: TestClient) -> None:
+    page = client.get("/?plus=class0%2F0.png&k=100000", headers=HTML).text
+    (options,) = re.findall(r'<select name="k">(.*?)</select>', page)
+    assert re.findall(r"<option( selected)?>(\d+)<", options) == [
+        ("", "12"),
+        ("", "24"),
+        ("", "48"),
+        ("", "96"),
+        (" selected", "200"),
+    ]
+
+
+def test_a_refused_picture_is_given_again_under_the_same_conditions(client: TestClient) -> None:
+    fields = {"filter": (None, "label=Class1"), "k": (None, "9")}
+    for files in ({**fields, "image": ("a.png", b"no picture")}, fields):
+        answer = client.post("/uploads", files=files, headers=HTML)
+        assert answer.status_code == 422
+        (form,) = read_forms(answer.text)
+        assert form.fields == [("filter", "label=Class1"), ("k", "9")]
+
+
+def test_no_page_is_offered_beyond_the_last_that_is_shown(connect: Connect) -> None:
+    client = connect(Limits(offset=10))
+    first = client.get("/?plus=class0%2F0.png&k=5").text
+    second = client.get(unescape(re.findall(r'rel="next" href="([^"]+)"', first)[0])).text
+    third = client.get(unescape(re.findall(r'rel="next" href="([^"]+)"', second)[0]))
+    reason = "shows no page that begins after result 10"
+    assert (third.status_code, len(find_titles(third.text))) == (200, 5)  # and four more are there
+    assert 'rel="next"' not in third.text
+    assert reason in third.text
+    assert reason not in first + second
+    assert client.get("/?plus=class0%2F0.png&k=5&page=4", headers=HTML).status_code == 422
 
 
 def test_facets_over_http(client: TestClient) -> None:

@@ -34,6 +34,7 @@ from vitrieve.serve import changes
 from vitrieve.serve.app import create_app
 from vitrieve.serve.changes import Change, Changes
 from vitrieve.serve.settings import Limits
+from vitrieve.serve.writing import MAX_BATCH
 from vitrieve.syncing.sync import sync
 
 READ, WRITE = "a-token-to-read-only", "a-token-to-write-too"
@@ -213,6 +214,13 @@ def test_a_batch_makes_what_can_be_made_in_order(start: Start, folder: Path) -> 
     assert answer["num_refused"] == 3
     assert client.get("/readyz", headers=READER).json()["num_images"] == 20
     assert [line["image_id"] for line in read_lines(folder)] == ["a.png", "a.png", "class4/3.png"]
+
+
+def test_a_batch_of_many_columns_is_made(start: Start) -> None:
+    metadata = {f"column {number}": "10:30" for number in range(20)}
+    asked = [{"do": "patch", "image_id": "class0/0.png", "metadata": metadata} for _ in range(MAX_BATCH)]
+    answer = start().post("/images:batch", json={"changes": asked}, headers=WRITER)
+    assert (answer.status_code, answer.json()["num_refused"]) == (200, 0)
 
 
 def test_a_batch_that_fails_in_the_middle_says_what_was_made(start: Start, folder: Path) -> None:

@@ -90,7 +90,11 @@ IndexImageSize = Annotated[
     tyro.conf.arg(help="Side of the square input in pixels; None: the index's or the encoder's own."),
 ]
 Adopt = Annotated[
-    Switch, tyro.conf.arg(help="Take over an index of another collection, or of this one under another path.")
+    Switch,
+    tyro.conf.arg(
+        help="Take over an index of another collection, or of this one under another path; an index that no sync has "
+        "made is embedded anew."
+    ),
 ]
 MapPaths = Annotated[
     tyro.conf.UseAppendAction[tuple[str, ...]],

@@ -40,7 +40,11 @@ NEVER_KEPT = ("--out", "--token", "--write-token")
 INSTEAD: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "calibrate": {"--data": ("--embeddings",), "--embeddings": ("--data",)},
     "data audit": {"--apply": ("--html", "--csv")},
-    "duplicates": {"--undo": ("--html", "--csv", "--move-to"), "--link": ("--move-to",)},
+    "duplicates": {
+        "--undo": ("--html", "--csv", "--move-to", "--undo-file"),
+        "--link": ("--move-to",),
+        "--move-to": ("--undo-file",),
+    },
     "embed": {
         "--shard": ("--ray", "--ray-actors"),
         "--join": ("--shard", "--ray", "--ray-actors", "--reuse"),

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from vitrieve.curation.duplicates import DuplicateReport
 
 NUM_SHOWN = 20
+UNDO_FILE = Path("duplicates_undo.json")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,8 +45,8 @@ class Arguments:
     """Move all but the best picture of each group into this folder, whose undo.json puts them back."""
     link: Switch = False
     """Replace files with the same bytes by hard links to the best one, and write --undo-file."""
-    undo_file: Path = Path("duplicates_undo.json")
-    """With --link: the file from which --undo makes files of the links again."""
+    undo_file: Path | None = None
+    """With --link: the file from which --undo makes files of the links again; None: duplicates_undo.json here."""
     undo: Path | None = None
     """Undo what --move-to or --link did, from the file that it wrote."""
     device: DeviceFlag = "auto"
@@ -61,7 +62,7 @@ def run(arguments: Arguments) -> int:
     if arguments.move_to is not None:
         check_move_folder(arguments.move_to, arguments.collection)
     if arguments.link:
-        check_undo_file(arguments.undo_file)
+        check_undo_file(arguments.undo_file or UNDO_FILE)
     check_files(arguments.html, arguments.csv)
     if arguments.undo is not None:
         return _report_acted(undo_duplicates(arguments.undo), "put back", arguments)
@@ -96,17 +97,19 @@ def _write_and_act(report: DuplicateReport, arguments: Arguments) -> Acted | Non
     )
     if arguments.move_to is not None:
         return move_duplicates(report, arguments.move_to)
-    return link_duplicates(report, arguments.undo_file) if arguments.link else None
+    return link_duplicates(report, arguments.undo_file or UNDO_FILE) if arguments.link else None
 
 
 def _check(arguments: Arguments) -> None:
     if (arguments.collection is None) == (arguments.undo is None):
         raise ConfigError("name a collection or an index, as in vitrieve duplicates INDEX; or --undo FILE alone.")
-    written = (arguments.html, arguments.csv, arguments.move_to)
+    written = (arguments.html, arguments.csv, arguments.move_to, arguments.undo_file)
     if arguments.undo is not None and (arguments.link or any(path is not None for path in written)):
-        raise ConfigError("--undo looks for nothing: leave out --html, --csv, --move-to and --link.")
+        raise ConfigError("--undo looks for nothing: leave out --html, --csv, --move-to, --link and --undo-file.")
     if arguments.link and arguments.move_to is not None:
         raise ConfigError("--move-to and --link are two things to do with duplicates; give one.")
+    if arguments.undo_file is not None and arguments.move_to is not None:
+        raise ConfigError("--undo-file belongs to --link; --move-to writes undo.json into its folder: leave it out.")
 
 
 def _report_acted(acted: Acted, what: str, arguments: Arguments, report: DuplicateReport | None = None) -> int:

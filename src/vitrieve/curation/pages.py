@@ -54,7 +54,8 @@ def write_duplicates_page(report: DuplicateReport, path: Path | str) -> None:
 def write_duplicates_csv(report: DuplicateReport, path: Path | str) -> None:
     """Write a row for each picture of a group: ``group, image_id, keep, level, similarity, path``.
 
-    A name that a spreadsheet would compute, because it begins as a formula does, has a ``'`` before it.
+    Spreadsheets open it, so it has a byte-order mark, and a name that one would compute, because it begins as a formula
+    does, has a ``'`` before it.
 
     Args:
         report: What ``duplicates`` found.
@@ -72,7 +73,7 @@ def write_duplicates_csv(report: DuplicateReport, path: Path | str) -> None:
         for number, group in enumerate(report.groups, start=1)
         for image_id, similarity in zip(group.image_ids, group.similarities, strict=True)
     )
-    write_csv(path, ("group", "image_id", "keep", "level", "similarity", "path"), rows)
+    write_csv(path, ("group", "image_id", "keep", "level", "similarity", "path"), rows, is_marked=True)
 
 
 def _disarm(cell: str) -> str:

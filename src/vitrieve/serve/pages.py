@@ -326,7 +326,7 @@ def build_stage(service: Service, address: Address, records: dict[str, ImageReco
 @router.get("/compare")
 async def show_comparison(request: Request, image_id: str, service: CurrentService) -> Response:
     """Show the query and one result side by side."""
-    address = parse_address(request.query_params, service.limits)
+    address = request.state.address = parse_address(request.query_params, service.limits)
     answer, problem = await _search(request, service, address)
     results = await service.look_up(lambda: describe_results(answer, address)) if answer else []
     found = [result for one in results for result in (one, *one["others"])]
@@ -409,12 +409,12 @@ async def receive_upload(request: Request, service: CurrentService) -> Response:
 
         def keep() -> Address:
             form = parse_form(content_type, body, max_files=service.limits.examples)
+            given = [(name, value) for name, values in form.texts.items() for value in values]
+            narrowing = parse_address(QueryParams(given), service.limits).narrowing()
+            address = request.state.address = parse_address(QueryParams(narrowing), service.limits)
             files = form.files.get("image", [])
             if not files:
                 raise HTTPException(422, "No picture was chosen. Choose one, and search again.")
-            given = [(name, value) for name, values in form.texts.items() for value in values]
-            narrowing = parse_address(QueryParams(given), service.limits).narrowing()
-            address = parse_address(QueryParams(narrowing), service.limits)
             try:
                 upload = service.uploads.add(files[0], service.name)
             except OSError:  # the folder of uploads is gone, or its disk is full
@@ -488,13 +488,17 @@ def is_local_path(text: str) -> bool:
 def _show_problem(
     request: Request, problem: View, back: str = "/", headers: Mapping[str, str] | None = None
 ) -> Response:
-    """Show what is wrong; what is refused for now can be asked for again."""
+    """Show what is wrong; what is refused for now can be asked for again.
+
+    A picture that is given there is searched for as ``request.state.address`` chooses results, where it is known.
+    """
     status, desk = problem["status"], get_desk(request)
     is_for_now = status in (429, 503, 504)
     again = _spell_request(request) if is_for_now and request.method == "GET" else ""
     page = desk.renderer.render(
         "problem.html",
         problem=problem,
+        address=getattr(request.state, "address", None),
         back=back,
         is_too_often=status == 429 and bool(again),
         again=again if is_local_path(again) else "",

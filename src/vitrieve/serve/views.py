@@ -23,7 +23,7 @@ from vitrieve.artifacts import write_bytes_durably
 from vitrieve.data.decode import encode_jpeg, list_formats, list_image_suffixes, read_image_bytes, shrink, to_data_uri
 from vitrieve.data.records import ImageRecord
 from vitrieve.errors import ConfigError, DecodeError, UnreachableError
-from vitrieve.index.filter import Condition, Exact, build_condition, format_condition, parse_filter
+from vitrieve.index.filter import Condition, Exact, build_condition, format_condition, parse_filter, spell_number
 from vitrieve.index.store import StoreInfo, VectorStore, find_name
 from vitrieve.search.query import read_example
 from vitrieve.search.request import (
@@ -163,7 +163,7 @@ def parse_address(query: QueryParams, limits: Limits) -> Address:
     thousand links of a thousand examples.
 
     A form may give a condition in three fields (``column``, ``operator``, ``value``), or a span of numbers or dates
-    (``range``, ``least``, ``most``), a box in four (``x_1`` to
+    (``range``, ``least``, ``most``), which takes the place of the column's earlier one, a box in four (``x_1`` to
     ``y_2``), and words with their sign in two (``words``, ``sign``); ``Address.spell`` then gives the address that says
     the same shortly.
 
@@ -175,9 +175,11 @@ def parse_address(query: QueryParams, limits: Limits) -> Address:
     if query.get("column") and query.get("value"):
         condition = build_condition(query["column"], query.get("operator", "="), query["value"])
         conditions.append(format_condition(condition))
-    for operator, name in ((">=", "least"), ("<=", "most")):
-        if query.get("range") and query.get(name):
-            conditions.append(format_condition(build_condition(query["range"], operator, query[name].strip())))
+    if column := query.get("range"):
+        conditions = [condition for condition in conditions if _read_end(condition, column) is None]
+        for operator, name in _ENDS.items():
+            if value := query.get(name, "").strip():
+                conditions.append(format_condition(build_condition(column, operator, value)))
     sides = [query.get(name, "").strip() for name in ("x_1", "y_1", "x_2", "y_2")]
     box = ",".join(sides) if any(sides) else query.get("box")
     words = {sign: [*query.getlist(name)] for sign, name in (("plus", "text"), ("minus", "minus_text"))}
@@ -206,6 +208,27 @@ def parse_address(query: QueryParams, limits: Limits) -> Address:
         if count > most:
             raise ConfigError(f"the address has {count:,} {name}; this server allows at most {most:,}.")
     return address
+
+
+_ENDS = {">=": "least", "<=": "most"}
+"""The ends of a span, by the operator of their condition; the fields that give them are called so."""
+
+
+def _read_end(text: str, column: str) -> tuple[str, str] | None:
+    """Read a condition as an end of a column's span: which of ``_ENDS`` it is, and its value; None where it is none.
+
+    One that the form of the span cannot spell, such as a number in quotes, is a condition beside the span.
+    """
+    try:
+        (condition,) = parse_filter(text)
+    except ConfigError:  # it is refused when it is searched with
+        return None
+    if condition.column != column or condition.operator not in _ENDS:
+        return None
+    value = condition.values[0]
+    spelled = spell_number(value) if isinstance(value, float) else str(value)
+    is_of_form = spelled != "" and build_condition(column, condition.operator, spelled.strip()) == condition
+    return (_ENDS[condition.operator], spelled) if is_of_form else None
 
 
 def _parse_count(query: QueryParams, name: str, usual: int) -> int:
@@ -277,6 +300,8 @@ class Renderer:
             # What browsers do not count among their images by themselves.
             accepted_files=",".join(["image/*", *sorted(list_image_suffixes())]),
             nums_results=[number for number in NUM_RESULTS if number <= limits.k],
+            max_k=limits.k,
+            max_offset=limits.offset,
         )
 
     def render(self, template: str, **values: object) -> str:
@@ -458,6 +483,7 @@ def describe_facets(facets: Sequence[Facet], address: Address) -> list[View]:
             "column": facet.column,
             "least": facet.least,
             "most": facet.most,
+            "span": _find_span(address, facet.column),
             "values": [
                 {"value": value, "count": f"{count:,}", "address": _narrow(address, facet.column, value)}
                 for value, count in facet.values
@@ -467,6 +493,12 @@ def describe_facets(facets: Sequence[Facet], address: Address) -> list[View]:
         for facet in facets
         if facet.num_values != 1 or facet.num_without
     ]
+
+
+def _find_span(address: Address, column: str) -> dict[str, str]:
+    """Find the span that an address gives a column; an end without a condition is empty, of several the last counts."""
+    ends = (_read_end(text, column) for text in address.filter)
+    return {**dict.fromkeys(_ENDS.values(), ""), **dict(end for end in ends if end is not None)}
 
 
 def _narrow(address: Address, column: str, value: str) -> str:

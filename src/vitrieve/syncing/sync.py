@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -48,12 +48,13 @@ from vitrieve.syncing.scan import (
     is_left_out,
     scan_collection,
 )
-from vitrieve.syncing.state import Change, FileState, StateFile, SyncedIndex
+from vitrieve.syncing.state import STATE_NAME, Change, FileState, StateFile, SyncedIndex
 
 COMMIT_SIZE = 256
 """Images in one durable change of the store: what a kill can cost, seconds of work on a fast machine."""
 AWAY_REASON = "No such file: the link leads nowhere now"
 NUM_FAILURES_SHOWN = 10
+EMBEDDED_ANEW = "The index has no record of an earlier sync, so --adopt embeds every picture anew."
 _COLLECTION_FACT = "collection"
 
 
@@ -184,7 +185,8 @@ def sync(
             the default of ``vitrieve weights list``.
         settings: How the collection is compared and embedded; None: the defaults.
         store: What a new index is; on a server ``NewIndex(kind="pgvector", uri="postgresql://…")``.
-        adopt: Take over an index of another collection, or of this one under another path.
+        adopt: Take over an index of another collection, or of this one under another path. A picture whose content the
+            index has by an earlier sync keeps its vector; where no sync has made the index, all are embedded anew.
         device: Where an encoder that is loaded here computes; ``auto``: on a GPU where torch sees one.
 
     Returns:
@@ -209,6 +211,8 @@ def sync(
     # What an index held that is taken over may go.
     settings = replace(settings, is_removal_allowed=settings.is_removal_allowed or adopt)
     with open_synced(collection, index, encoder, where=where, is_adopted=adopt) as synced:
+        if adopt and synced.stored and not synced.states:
+            print_message(EMBEDDED_ANEW)
         if settings.is_text_read is None and synced.is_text_read:
             print_message("the text in pictures is read as before; --no-ocr reads no more of it.")
         report = sync_collection(synced, encoder, collection, settings)
@@ -279,15 +283,19 @@ def open_synced(
     if _has_manifest(index):
         _require_place(index, where)
         release_abandoned(index)
+        if not (index / STATE_NAME).exists():  # what begins that file must not be refused afterwards
+            with closing(open_index(index)) as unsynced:
+                _require_index(unsynced, encoder, collection.source, index, None, is_adopted=is_adopted)
     else:
         _create_empty(index, encoder, where, collection.license)
     state_file = StateFile(index)
     try:
         store = open_index(index)
         try:
-            advice = "Leave --encoder out to go on with the index's own, or give a new --index, which then embeds the "
-            require_encoder(store.info, encoder, advice=f"{advice}whole collection.")
-            _require_collection(collection.source, index, store, state_file, is_adopted=is_adopted)
+            found = state_file.read_fact(_COLLECTION_FACT)
+            followed = _require_index(store, encoder, collection.source, index, found, is_adopted=is_adopted)
+            if followed != found:
+                state_file.write_fact(_COLLECTION_FACT, followed)
             state_file.write_exclude(collection.exclude)
             yield SyncedIndex(store, state_file)
         finally:
@@ -334,22 +342,31 @@ def read_place(index: Path) -> NewIndex:
     return NewIndex(kind=info.kind, uri=str(manifest["uri"]) if info.kind in SERVERS else None)
 
 
-def _require_collection(
-    source: str, index: Path, store: VectorStore, state_file: StateFile, *, is_adopted: bool
-) -> None:
-    """Refuse to replace what an index holds by another collection; remember which one it follows."""
+def _require_index(
+    store: VectorStore, encoder: Encoder, source: str, index: Path, found: str | None, *, is_adopted: bool
+) -> str:
+    """Refuse an index of another encoder, and to replace what it holds by another collection; name the new one.
+
+    Args:
+        store: What the index holds.
+        encoder: Makes the vectors.
+        source: The collection, as ``read_collection`` takes it.
+        index: Folder of the index.
+        found: The collection that it has followed so far; None: no sync has made it.
+        is_adopted: It may follow another collection from now on.
+    """
+    advice = "Leave --encoder out to go on with the index's own, or give a new --index, which then embeds the "
+    require_encoder(store.info, encoder, advice=f"{advice}whole collection.")
     path = find_source_path(source)
     wanted = source if path is None else str(path.resolve())
-    found = state_file.read_fact(_COLLECTION_FACT)
-    if found == wanted:
-        return
-    if not is_adopted and store.count():
+    if found != wanted and not is_adopted and store.count():
         held = f"the collection {found}" if found else "images that no sync has put there"
+        cost = "" if found else f" {EMBEDDED_ANEW}"
         raise ArtifactError(
             f"{index} holds {held}, which a sync with {wanted} would replace. Give another --index; or pass --adopt, "
-            "where the collection has moved there, or is to be replaced."
+            f"where the collection has moved there, or is to be replaced.{cost}"
         )
-    state_file.write_fact(_COLLECTION_FACT, wanted)
+    return wanted
 
 
 def default_index_folder(folder: Path, fingerprint: str, where: NewIndex = LOCAL) -> Path:
