@@ -81,9 +81,15 @@ def _write(text: str) -> None:
     except BlockingIOError:  # whoever reads is slow for now
         return
     except (OSError, ValueError):  # ValueError: it is closed
-        with suppress(OSError, ValueError), Path(os.devnull).open("wb") as nothing:
+        with suppress(OSError, ValueError):
             if sys.stderr.fileno() == STANDARD_ERROR:  # not a file of whoever redirected it
-                os.dup2(nothing.fileno(), STANDARD_ERROR)
+                lead_error_nowhere()
+
+
+def lead_error_nowhere() -> None:
+    """Point the descriptor of standard error at nothing, after its reader has gone."""
+    with suppress(OSError), Path(os.devnull).open("wb") as nothing:
+        os.dup2(nothing.fileno(), STANDARD_ERROR)
 
 
 DisplayKind = Literal["bar", "plain bar", "notebook", "lines", "nothing"]

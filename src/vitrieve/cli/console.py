@@ -12,11 +12,11 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
-from vitrieve.progress import STANDARD_ERROR, is_quiet
+from vitrieve.progress import STANDARD_ERROR, is_quiet, lead_error_nowhere
 from vitrieve.progress import print_failure as print_failure
 from vitrieve.progress import print_message as print_message
 from vitrieve.quoting import escape_lines, escape_text
@@ -37,11 +37,40 @@ def keep_output_for_results() -> Iterator[None]:
     global _results
     outer = _results
     with ExitStack() as undo:
+        undo.enter_context(redirect_stderr(_open_error(undo)))
         chatter = undo.enter_context(Path(os.devnull).open("w", encoding="utf-8")) if is_quiet() else sys.stderr
         _results = _open_results(undo, chatter)
         undo.callback(_set_results, outer)
         with redirect_stdout(chatter):
             yield
+
+
+class _ForgivingError(io.FileIO):
+    """The descriptor of standard error; what cannot be told there is dropped, whoever tells it (``progress.py``)."""
+
+    def write(self, data: Any) -> Any:  # typeshed has two answers for a file without a buffer
+        """Write, or lead the descriptor nowhere."""
+        try:
+            return super().write(data)
+        except OSError:
+            lead_error_nowhere()
+            return memoryview(data).nbytes
+
+
+def _open_error(undo: ExitStack) -> TextIO:
+    """Return standard error as a stream that ends no work, where it is the system's; else as it is.
+
+    Libraries write to it, too, and an exception there would go through them: its reader has gone, its disk is full.
+    """
+    stream = sys.stderr
+    is_console = sys.platform == "win32" and stream is not None and stream.isatty()  # which takes letters, not bytes
+    if stream is None or is_console or _get_descriptor(stream) != STANDARD_ERROR:
+        return stream
+    stream.flush()
+    buffer = io.BufferedWriter(_ForgivingError(STANDARD_ERROR, "w", closefd=False))
+    forgiving = io.TextIOWrapper(buffer, encoding=stream.encoding, errors=stream.errors, line_buffering=True)
+    undo.callback(forgiving.flush)
+    return forgiving
 
 
 def _open_results(undo: ExitStack, chatter: TextIO) -> TextIO:
