@@ -2,15 +2,17 @@
 
     python benchmarks/demo.py CHECKOUT ... [--repeats 2] [--venv DIR] [--out FILE]
 
-Each run begins without demo/ and with an empty cache but for the weights. A part is timed by the file that it writes
-last, so that older states of the project can be measured, too. Of several checkouts each runs once, then each again, so
-that other work of the machine falls on all. `--venv` is an environment in which vitrieve is installed; without it that
-of the checkout is taken, as `make setup` leaves it.
+FILE is written after each run. Runs that it has already, of the same commits, are not repeated; other commits need
+another FILE. Each run begins without demo/ and with an empty cache but for the weights. A part is timed by the file
+that it writes last, so that older states of the project can be measured, too. Of several checkouts each runs once, then
+each again, so that other work of the machine falls on all. `--venv` is an environment in which vitrieve is installed;
+without it that of the checkout is taken, as `make setup` leaves it.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
 import subprocess
@@ -18,6 +20,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 from contest import write_result
 
@@ -61,6 +64,28 @@ def run_demo(checkout: Path, venv: Path) -> dict[str, float]:
     return {**seconds, "all": round(end - start, 1)}
 
 
+def find_commit(checkout: Path) -> str:
+    """Return the commit of a checkout, with ``+`` where files differ; empty where git knows none."""
+    asked = subprocess.run(
+        ["git", "describe", "--always", "--dirty=+"], cwd=checkout, stdout=subprocess.PIPE, text=True, check=False
+    )
+    return asked.stdout.strip()
+
+
+def read_runs(path: Path | None, commits: dict[str, str]) -> list[dict[str, Any]]:
+    """Read the runs of an earlier call that was stopped, or begin.
+
+    Raises:
+        SystemExit: They are of other commits.
+    """
+    if path is None or not path.is_file():
+        return []
+    found = json.loads(path.read_text())
+    if found["commits"] != commits:
+        raise SystemExit(f"the runs of {path} are of the commits {found['commits']}, not {commits}: give another file.")
+    return list(found["runs"])
+
+
 def main() -> None:
     """Run the demos in turn, and print the seconds of each part as they come."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -69,16 +94,19 @@ def main() -> None:
     parser.add_argument("--venv", type=Path)
     parser.add_argument("--out", type=Path, help="JSON file to write")
     arguments = parser.parse_args()
-    runs = []
+    commits = {checkout.name: find_commit(checkout) for checkout in arguments.checkouts}
+    runs = read_runs(arguments.out, commits)
     for number in range(arguments.repeats):
         for checkout in arguments.checkouts:
+            if any((one["checkout"], one["run"]) == (checkout.name, number) for one in runs):
+                continue
             venv = (arguments.venv or checkout / ".venv").absolute()
             seconds = run_demo(checkout.resolve(), venv)
             runs.append({"checkout": checkout.name, "run": number, "seconds": seconds})
             told = "  ".join(f"{part} {value:.0f}" for part, value in seconds.items())
             print(f"{checkout.name}, run {number}, seconds: {told}", flush=True)
-    if arguments.out is not None:
-        write_result(arguments.out, {"runs": runs})
+            if arguments.out is not None:
+                write_result(arguments.out, {"commits": commits, "runs": runs})
 
 
 if __name__ == "__main__":

@@ -22,8 +22,9 @@ classes (with a map that was learned without them), by the mean of MAP@R over co
 questions, and then measured on the test classes. The kinds of questions and ``TOLERANCE`` were settled after test
 figures had been seen, so those of the fusion are no clean test.
 
-Embeddings are kept in the cache. A seed draws the contrastive loss, the pictures with names, the typos and the pictures
-that ask.
+Embeddings are kept in the cache, and FILE is written after each part: a collection of the bridge, a seed of the fusion.
+What FILE has already, of the same seeds, is not measured again; to measure it anew, give another FILE. A seed draws
+the contrastive loss, the pictures with names, the typos and the pictures that ask.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from functools import cached_property, partial
 from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -415,29 +416,46 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     sources = find_collections()
-    bridge: dict[str, object] = {}
-    before = json.loads(given.json.read_text(encoding="utf-8")) if given.json and given.json.is_file() else {}
-    figures: dict[str, object] = {
-        "encoder": ENCODER,
-        "image_size": IMAGE_SIZE,
-        "seeds": sorted({*given.seeds, *before.get("seeds", [])}),
-    }
-    runs = before.get("fusion_runs", {})  # a call may measure one collection or part alone
-    bridge |= before.get("bridge", {})
+    figures = read_figures(given.json)
+    bridge, runs = figures["bridge"], figures["fusion_runs"]  # a call may measure one collection or part alone
     with TemporaryDirectory() as temporary:
         speaker = TextEncoder(export_text_encoder(find_text_encoder(None), Path(temporary)), is_cut=True)
         for name in given.collections:
             collections = read(name, sources[name])
             for collection in collections if "bridge" in given.parts else []:
-                bridge[collection.name] = measure_bridge(collection, speaker, given.seeds)
+                if bridge.get(collection.name, {}).get("seeds") != given.seeds:
+                    bridge[collection.name] = {
+                        **measure_bridge(collection, speaker, given.seeds),
+                        "seeds": given.seeds,
+                    }
+                    write_figures(figures, given.json)
                 print(collection.name, json.dumps(bridge[collection.name]), flush=True)
-            if "fusion" in given.parts:
-                runs |= {f"{name} {seed}": run_fusion(collections[0], speaker, seed) for seed in given.seeds}
-    figures |= {"recall_at": list(KS), "bridge": bridge}
-    figures |= {"fusion": summarize_fusion(list(runs.values())), "fusion_runs": runs} if runs else {}
-    print(json.dumps(figures.get("fusion"), indent=1))
-    if given.json:
-        write_result(given.json, figures)
+            for seed in given.seeds if "fusion" in given.parts else []:
+                if f"{name} {seed}" not in runs:
+                    runs[f"{name} {seed}"] = run_fusion(collections[0], speaker, seed)
+                    write_figures(figures, given.json)
+    print(json.dumps(summarize_fusion(list(runs.values())) if runs else None, indent=1))
+
+
+def read_figures(path: Path | None) -> dict[str, Any]:
+    """Read what earlier calls measured, or begin.
+
+    Raises:
+        SystemExit: They measured another encoder, or at another image size.
+    """
+    settings = {"encoder": ENCODER, "image_size": IMAGE_SIZE}
+    found = json.loads(path.read_text(encoding="utf-8")) if path is not None and path.is_file() else settings
+    if (earlier := {name: found[name] for name in settings}) != settings:
+        raise SystemExit(f"the figures of {path} have the settings {earlier}, not {settings}: give another file.")
+    return {**settings, "bridge": found.get("bridge", {}), "fusion_runs": found.get("fusion_runs", {})}
+
+
+def write_figures(figures: Mapping[str, Any], path: Path | None) -> None:
+    """Write what is measured so far, where a file is asked for."""
+    runs = figures["fusion_runs"]
+    if path is not None:
+        written = {**figures, "recall_at": list(KS)}
+        write_result(path, {**written, "fusion": summarize_fusion(list(runs.values()))} if runs else written)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from vitrieve.artifacts import (
     FORMAT_VERSION,
     MANIFEST_NAME,
     Kind,
+    check_folder,
     check_replacing,
     check_writable,
     copy_folder,
@@ -92,7 +93,30 @@ def test_resuming_is_advised_where_the_caller_can(tmp_path: Path) -> None:
 
 def test_a_file_is_not_taken_for_a_read_only_folder(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").touch()
-    check_writable(tmp_path / "notes.txt" / "sub")
+    with pytest.raises(ArtifactError, match=r"notes\.txt is a file; name a folder"):
+        check_writable(tmp_path / "notes.txt" / "sub")
+
+
+def test_what_cannot_be_written_is_refused_before_the_work(
+    tmp_path: Path, refuse_writing: Callable[[Path], None]
+) -> None:
+    check_replacing(tmp_path / "new" / "er")
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(ArtifactError, match=r"notes\.txt is a file"):
+        check_replacing(tmp_path / "notes.txt" / "new")
+    refuse_writing(tmp_path)
+    with pytest.raises(ArtifactError, match="which is read-only for this user"):
+        check_replacing(tmp_path / "new" / "er")
+
+
+def test_a_folder_whose_name_is_no_text_is_refused_and_not_made(tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    for prepare in (check_folder, check_replacing, prepare_folder):
+        with pytest.raises(ArtifactError, match=r"caf\\udce9.* is not UTF-8"):
+            prepare(folder)
+    with pytest.raises(ArtifactError, match="is not UTF-8"), replacing_folder(folder):
+        pass
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("make", [make_finished, make_partial])

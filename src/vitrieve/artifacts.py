@@ -109,6 +109,12 @@ def check_folder(
     Raises:
         ArtifactError: As ``prepare_folder``.
     """
+    try:
+        str(folder).encode()
+    except UnicodeEncodeError:  # pyarrow, LanceDB and ONNX Runtime take text, and would fail after the work
+        raise ArtifactError(
+            f"the name {quote_name(folder)} is not UTF-8, and nothing can be written under it; give another folder."
+        ) from None
     if folder.exists() and not folder.is_dir():
         raise ArtifactError(f"{folder} is a file; give the name of a new folder with --out.")
     # Looked at first: another process may begin it just now.
@@ -205,9 +211,11 @@ def check_writable(folder: Path) -> None:
         folder: The folder; of one that is not there yet, the nearest above it counts.
 
     Raises:
-        ArtifactError: The folder is on a disk that is read-only, or this user may not write there.
+        ArtifactError: The folder is on a disk that is read-only, this user may not write there, or a file has its name.
     """
-    nearest = next(one for one in (folder.absolute(), *folder.absolute().parents) if one.is_dir())
+    nearest = next(one for one in (folder.absolute(), *folder.absolute().parents) if one.exists())
+    if not nearest.is_dir():
+        raise ArtifactError(f"{quote_name(nearest)} is a file; name a folder.")
     if not os.access(nearest, os.W_OK | os.X_OK):
         raise ArtifactError(
             f"nothing can be written in {quote_name(nearest)}, which is read-only for this user; make the folder "
@@ -489,10 +497,11 @@ def check_replacing(
     ``is_resumable`` says whether the caller can go on with a partial artifact, so that the message may advise it.
 
     Raises:
-        ArtifactError: As ``prepare_folder``.
+        ArtifactError: As ``prepare_folder`` and ``check_writable``.
     """
     if not (is_resume and _is_begun(folder.resolve())):
         check_folder(folder, kind=kind, is_overwrite=is_overwrite, is_resume=is_resume, is_resumable=is_resumable)
+    check_writable(folder)
 
 
 @contextmanager

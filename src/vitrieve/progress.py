@@ -81,7 +81,7 @@ def _dropping_failures(stream: TextIO) -> Iterator[None]:
     """Let a block write to standard error; what cannot be told there is dropped, for the work is worth more.
 
     After a failure (the reader of the log or the terminal has gone, the disk is full) the descriptor leads nowhere, so
-    that what libraries tell does not end the work either. What a stream could not write stays in it, and Python would
+    that what C code tells does not end the work either. What a stream could not write stays in it, and Python would
     try again at its end, and end with the status 120.
     """
     try:
@@ -94,8 +94,8 @@ def _dropping_failures(stream: TextIO) -> Iterator[None]:
                 os.dup2(nothing.fileno(), STANDARD_ERROR)
 
 
-class _Terminal:
-    """Standard error for the bars of rich, which end the work where a write fails."""
+class _ForgivingStream:
+    """Standard error for libraries, whose work ends where a write of theirs fails."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -105,6 +105,10 @@ class _Terminal:
             self._stream.write(text)
         return len(text)
 
+    def writelines(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            self.write(line)
+
     def flush(self) -> None:
         with _dropping_failures(self._stream):
             self._stream.flush()
@@ -113,11 +117,16 @@ class _Terminal:
         return getattr(self._stream, name)
 
 
+def make_forgiving(stream: TextIO) -> TextIO:
+    """Return standard error as a stream that drops what cannot be written."""
+    return cast(TextIO, _ForgivingStream(stream))
+
+
 def build_console() -> Console:
     """Build what shows bars on standard error, also when its terminal goes meanwhile."""
     from rich.console import Console
 
-    return Console(file=cast(TextIO, _Terminal(sys.stderr)))
+    return Console(file=make_forgiving(sys.stderr))
 
 
 DisplayKind = Literal["bar", "plain bar", "notebook", "lines", "nothing"]

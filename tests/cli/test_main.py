@@ -442,6 +442,39 @@ def test_what_a_library_prints_goes_to_standard_error() -> None:
     }
 
 
+NOISY_WITHOUT_READER = """
+import sys
+from vitrieve.cli import main as cli
+from vitrieve.cli.main import Command
+from vitrieve.cli.console import print_message, print_result
+
+class noisy:
+    @staticmethod
+    def main(argv, prog):
+        for number in range(3):
+            print("a library prints", file=sys.stderr, flush=True)
+            print("and takes the usual stream")
+            sys.stderr.write("without an end")
+        print_message("and so do we")
+        print_result("done")
+        return 0
+
+sys.modules["vitrieve_noisy"] = noisy
+cli.COMMANDS["noisy"] = Command("vitrieve_noisy", "for tests")
+sys.exit(cli.main(["noisy"]))
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a pipe breaks in another way there")
+def test_a_library_may_tell_what_nobody_reads() -> None:
+    reading, broken = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-c", NOISY_WITHOUT_READER]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=broken, text=True, check=False)
+    os.close(broken)
+    assert (done.returncode, done.stdout) == (0, "done\n")
+
+
 @pytest.mark.parametrize("closed", ["1>&-", "2>&-", "1>&- 2>&-"])
 def test_main_runs_with_closed_descriptors(closed: str) -> None:
     script = f"{sys.executable} -m vitrieve --version {closed}"

@@ -218,6 +218,25 @@ def test_a_picture_is_found_under_the_other_form_of_unicode(
     assert dataset.notes[-1] == "1 of 1 files were found under the other Unicode form of the name (NFC, NFD)."
 
 
+def test_a_label_or_split_that_is_a_list_is_passed_over_and_told_once(tmp_path: Path) -> None:
+    said: list[dict[str, object]] = [
+        {"label": ["a", "b"]},
+        {"label": {"id": 1}, "split": ["train"]},
+        {"label": "pear", "tags": ["x"]},
+        {"label": None},
+    ]
+    for number in range(len(said)):
+        (tmp_path / f"{number}.png").write_bytes(picture(number))
+    rows = [{"file_name": f"{number}.png", **one} for number, one in enumerate(said)]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    dataset = read(tmp_path)
+    assert [dataset.label_names[record.label] for record in dataset.records] == ["image", "image", "pear", "image"]
+    assert [note for note in dataset.notes if "a list" in note] == [
+        "2 pictures have a list or an object as label, which names no label and is passed over.",
+        "1 picture has a list or an object as split, which names no split and is passed over.",
+    ]
+
+
 def test_class_folders_without_metadata_are_read_as_a_folder(photographs: Path) -> None:
     assert replace(read(photographs), source="") == read_source(f"folder:{photographs}")
 

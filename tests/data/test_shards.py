@@ -265,6 +265,19 @@ def test_foreign_shards_with_classes_captions_and_json(tmp_path: Path) -> None:
     assert "1 members are no files of a sample" in notes
 
 
+def test_a_label_of_foreign_json_that_is_a_list_is_told(tmp_path: Path) -> None:
+    said = ({"label": ["a"], "split": {}}, {"class": {"id": 1}}, {"label": "pear"})
+    members = {f"{row}.jpg": picture(row) for row in range(3)}
+    members |= {f"{row}.json": json.dumps(one).encode() for row, one in enumerate(said)}
+    write_tar(tmp_path / "a.tar", dict(sorted(members.items())))
+    dataset = foreign(tmp_path)
+    assert [dataset.label_names[record.label] for record in dataset.records] == ["image", "image", "pear"]
+    assert [note for note in dataset.notes if "a list" in note] == [
+        "2 samples have a list or an object as label, which names no label and is passed over.",
+        "1 samples have a list or an object as split, which names no split and is passed over.",
+    ]
+
+
 def test_foreign_pictures_without_a_class_are_told_where_others_have_one(tmp_path: Path) -> None:
     bare = {"1.jpg": picture(1), "2.jpg": picture(2), "2.cls": b" "}
     write_tar(tmp_path / "bare" / "a.tar", bare)

@@ -12,8 +12,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from tests.pretend_cuda import pretend_cuda
 from vitrieve import ConfigError, MtebEncoder, load_encoder
 
 SCRIPT = Path(__file__).with_name("mteb_task.py")
@@ -105,5 +107,48 @@ def test_batches_are_encoded_in_order(tiny_encoder_folder: Path, class_folder: P
 def test_what_cannot_be_is_refused(tiny_encoder_folder: Path) -> None:
     with pytest.raises(ConfigError, match="has no revisions"):
         MtebEncoder(str(tiny_encoder_folder), "main")
-    with pytest.raises(ConfigError, match="device 'tpu'"):
-        MtebEncoder(str(tiny_encoder_folder), device="tpu")
+    for device in ("tpu", "cuda:", "cuda:one"):
+        with pytest.raises(ConfigError, match=f"device '{device}' is none"):
+            MtebEncoder(str(tiny_encoder_folder), device=device)
+
+
+class PretendedGpu:
+    """What ``torch.cuda.device`` is: in the block, ``cuda`` means the GPU of that number."""
+
+    current = 0
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __enter__(self) -> None:
+        self.before, PretendedGpu.current = PretendedGpu.current, self.number
+
+    def __exit__(self, *_: object) -> None:
+        PretendedGpu.current = self.before
+
+
+def test_the_number_of_a_gpu_is_kept(tiny_encoder_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch reads ``cuda`` without a number as the GPU that is the current one."""
+    moved: list[int] = []
+    move = torch.nn.Module.to
+
+    def note(module: torch.nn.Module, device: str) -> torch.nn.Module:
+        moved.append(torch.device(device).index if ":" in device else PretendedGpu.current)
+        return move(module, device)
+
+    monkeypatch.setattr(torch.nn.Module, "to", note)
+    monkeypatch.setattr(torch.cuda, "device", PretendedGpu)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    with pretend_cuda():
+        for device in ("cuda:2", "cuda", "cuda:1", "cuda:0"):
+            assert MtebEncoder(str(tiny_encoder_folder), device=device).encoder.device == "cuda"
+        with pytest.raises(ConfigError, match="device is cuda:3, but torch sees cuda:0 to cuda:2 here"):
+            MtebEncoder(str(tiny_encoder_folder), device="cuda:3")
+    assert moved == [2, 0, 1, 0]
+    assert PretendedGpu.current == 0
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
+def test_the_number_of_a_gpu_is_refused_where_there_is_none(tiny_encoder_folder: Path) -> None:
+    with pytest.raises(ConfigError, match="torch sees no CUDA device here"):
+        MtebEncoder(str(tiny_encoder_folder), device="cuda:1")

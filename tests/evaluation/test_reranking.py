@@ -23,9 +23,11 @@ from vitrieve.evaluation.reranking import (
     choose_reranking,
     choose_row,
     divide_for_choice,
+    learn_for_choice,
     learn_reranker,
     measure_rerankings,
     parse_rerankings,
+    report_rerankings,
 )
 from vitrieve.evaluation.run import evaluate
 from vitrieve.rerank import learning
@@ -115,6 +117,18 @@ def measure_held_out(dataset: Dataset, encoder: Encoder) -> Measurement:
     assert data is not None
     embeddings = embed_images(encoder, data.held_out.records, num_threads=1)
     return measure(data.held_out, embeddings, encoder.name, has_intervals=False)
+
+
+def test_a_head_that_is_learned_already_is_not_learned_again(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = build(is_blind=True)
+    expected = choose_reranking(encoder, dataset, name="square", settings=SETTINGS)
+    learnt = learn_for_choice(encoder, dataset, SETTINGS)
+    monkeypatch.setattr(learning, "learn_head", None)
+    found = choose_reranking(encoder, dataset, name="square", settings=SETTINGS, learnt=learnt)
+    assert [row.metrics for row in found.rows] == [row.metrics for row in expected.rows]
+    assert LEARNT in [row.reranking for row in found.rows]
+    (tested,) = report_rerankings(measure_held_out(dataset, encoder), encoder, (LEARNT,), SETTINGS, learnt=learnt)
+    assert [row.reranking for row in tested.rows][1:] == [LEARNT]
 
 
 def test_score_rows_equals_score_queries_with_ties_and_junk() -> None:

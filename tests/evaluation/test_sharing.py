@@ -19,6 +19,7 @@ from vitrieve import load_encoder, push_encoder, train
 from vitrieve.cli.main import main
 from vitrieve.errors import ArtifactError, ConfigError, VitrieveError, WeightsError
 from vitrieve.evaluation.sharing import OWN_NAMES, draw_results
+from vitrieve.model.encoder import read_encoder, save_encoder
 
 NAME = "owner/photos"
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
@@ -101,6 +102,7 @@ def test_the_card_passes_the_checks_and_has_the_figures_of_the_report(hub: Hub, 
         assert one.dataset_args["num_queries"] == tuned["num_queries"]
     assert f'load_encoder("hf:{NAME}")' in card.text
     assert f"vitrieve pull {NAME}" in card.text
+    assert 'pip install ".[hub,serve]"' in card.text  # a pull needs the one, and up the other
     assert "](results.png)" in card.text
     assert "FOLDER" not in card.text
     assert data.base_model is None, "weights of a file are not known to be a repository's"
@@ -198,6 +200,14 @@ def test_wrong_names_and_unfinished_runs_are_refused(hub: Hub, run: Path, tmp_pa
     assert hub.requests == []
 
 
+def test_the_card_of_an_encoder_without_a_graph_asks_for_torch(
+    hub: Hub, tiny_encoder_folder: Path, tmp_path: Path
+) -> None:
+    weights_alone = tmp_path / "weights_alone"
+    save_encoder(read_encoder(tiny_encoder_folder), weights_alone)
+    assert 'pip install ".[hub,serve,train]"' in push_encoder(weights_alone, NAME).card
+
+
 def test_an_encoder_without_a_run_has_a_card_without_figures(hub: Hub, tiny_encoder_folder: Path) -> None:
     push_encoder(tiny_encoder_folder, NAME)
     assert read_card(hub).data.eval_results is None
@@ -211,6 +221,7 @@ def test_the_text_part_is_sent_and_fetched(hub: Hub, aligned_folder: Path, tmp_p
         f"text/{path.name}" for path in (aligned_folder / "text").iterdir()
     }
     assert set(pushed.files) == set(sent)
+    assert 'pip install ".[hub,serve,words]"' in pushed.card
     assert not any(str(tmp_path.parent).encode() in content for content in sent.values())
     with load_encoder(aligned_folder, engine="onnx") as ours, load_encoder(f"hf:{NAME}", engine="onnx") as theirs:
         np.testing.assert_array_equal(theirs.encode_text("dark blue"), ours.encode_text("dark blue"))

@@ -282,6 +282,13 @@ def test_going_on_says_what_is_left_out(build_tiny: BuildTiny, pixels: Tensor, t
     assert "its pooling average: the settings ask for cls" in other.spec.weights_note
 
 
+@pytest.mark.parametrize("place", ["", "model.safetensors"])
+def test_going_on_says_that_the_text_part_is_left_out(place: str, aligned_folder: Path) -> None:
+    after = build_encoder(ModelConfig(backbone="test_vit", image_size=32, weights=str(aligned_folder / place)))
+    assert "left out its text part" in after.spec.weights_note
+    assert "vitrieve align --encoder RUN --data DATA --text-column COLUMN --out OUT" in after.spec.weights_note
+
+
 def test_going_on_with_another_backbone_is_refused(build_tiny: BuildTiny, tmp_path: Path) -> None:
     save_trained(build_tiny, tmp_path)
     with pytest.raises(WeightsError, match=r"is an encoder of test_vit, not of .*; give --model\.backbone test_vit"):

@@ -12,11 +12,11 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
-from vitrieve.progress import STANDARD_ERROR, is_quiet
+from vitrieve.progress import STANDARD_ERROR, is_quiet, make_forgiving
 from vitrieve.progress import print_failure as print_failure
 from vitrieve.progress import print_message as print_message
 from vitrieve.quoting import escape_lines, escape_text
@@ -32,11 +32,14 @@ _results: TextIO | None = None
 def keep_output_for_results() -> Iterator[None]:
     """Send what is not a result to standard error: of Python, of C code, and of child processes.
 
-    Under ``--quiet`` what libraries and children print goes nowhere.
+    Under ``--quiet`` what libraries and children print goes nowhere. What cannot be written to standard error, because
+    its reader has gone or its disk is full, is dropped, whoever tells it.
     """
     global _results
     outer = _results
     with ExitStack() as undo:
+        if sys.stderr is not None and _get_descriptor(sys.stderr) == STANDARD_ERROR:
+            undo.enter_context(redirect_stderr(make_forgiving(sys.stderr)))
         chatter = undo.enter_context(Path(os.devnull).open("w", encoding="utf-8")) if is_quiet() else sys.stderr
         _results = _open_results(undo, chatter)
         undo.callback(_set_results, outer)

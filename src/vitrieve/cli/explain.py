@@ -15,6 +15,7 @@ import tyro
 from vitrieve.artifacts import replacing_durably
 from vitrieve.cli.arguments import DeviceFlag, IndexEncoder, MapPaths, NumThreads, Switch, read_example_word
 from vitrieve.cli.console import print_json, print_result
+from vitrieve.cli.files import check_files
 from vitrieve.errors import ConfigError, DataError
 from vitrieve.quoting import quote_name
 
@@ -53,6 +54,7 @@ def run(arguments: Arguments) -> int:
     """Explain, write the picture, and list the matches."""
     if arguments.out.suffix.lower() not in SUFFIXES:
         raise ConfigError(f"--out {arguments.out}: the picture is written as .png or .jpg; end its name so.")
+    check_files(arguments.out, is_folder_made=True)
     example = read_example_word(arguments.image, arguments.box)
     from vitrieve.search.explain import explain_result
     from vitrieve.search.searcher import Searcher, parse_path_map

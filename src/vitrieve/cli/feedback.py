@@ -11,6 +11,7 @@ import tyro
 
 from vitrieve.cli.arguments import Json
 from vitrieve.cli.console import print_json, print_result
+from vitrieve.cli.files import check_files
 from vitrieve.errors import DataError
 
 
@@ -34,6 +35,7 @@ def run(arguments: Arguments) -> int:
     from vitrieve.index.feedback import open_feedback
     from vitrieve.index.store import read_info
 
+    check_files(arguments.out)
     history = open_feedback(arguments.index).read()
     counted = find_last_words(history)
     kinds = Counter(one.kind for one in counted)

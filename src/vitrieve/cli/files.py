@@ -26,20 +26,21 @@ class FileToWrite(NamedTuple):
     write: Callable[[Path], object]
 
 
-def check_files(*files: Path | None) -> None:
+def check_files(*files: Path | None, is_folder_made: bool = False) -> None:
     """Refuse files that cannot be written, before the work that they are to hold.
 
     Args:
         files: Files to write; None: nothing is checked.
+        is_folder_made: Whoever writes them makes their folders.
 
     Raises:
-        ConfigError: One is a folder, or its folder is not there.
-        ArtifactError: This user may not write in its folder.
+        ConfigError: One is a folder, or its folder is not there, and is not made.
+        ArtifactError: This user may not write in its folder, or a file has the name of that.
     """
     for file in files:
         if file is not None and file.is_dir():
             raise ConfigError(f"{quote_name(file)} is a folder; name a file in it.")
-        if file is not None and not file.parent.is_dir():
+        if file is not None and not is_folder_made and not file.parent.is_dir():
             folder = quote_name(file.parent)
             raise ConfigError(f"{quote_name(file)} cannot be written: there is no folder {folder}; make it first.")
         if file is not None:

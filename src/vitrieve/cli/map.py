@@ -10,6 +10,7 @@ import tyro
 
 from vitrieve.cli.arguments import Json
 from vitrieve.cli.console import print_json, print_message, print_result
+from vitrieve.cli.files import check_files
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +36,7 @@ def run(arguments: Arguments) -> int:
     from vitrieve.mapping.collection_map import map_collection, write_points
     from vitrieve.serve.map_page import write_map_page
 
+    check_files(arguments.html, arguments.parquet, is_folder_made=True)
     made = map_collection(arguments.index, seed=arguments.seed, show_progress=True)
     if arguments.html is not None:
         write_map_page(made, arguments.html)

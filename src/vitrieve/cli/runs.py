@@ -10,6 +10,7 @@ import tyro
 
 from vitrieve.cli.arguments import Json
 from vitrieve.cli.console import print_json, print_message, print_result
+from vitrieve.cli.files import check_files
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +28,7 @@ def run(arguments: Arguments) -> int:
     """List the runs."""
     from vitrieve.training.runs import list_runs
 
+    check_files(arguments.html, is_folder_made=True)
     listed = list_runs(arguments.folder)
     if arguments.html is not None:
         listed.write_page(arguments.html)

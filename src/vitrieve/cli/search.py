@@ -22,6 +22,7 @@ from vitrieve.cli.arguments import (
     build_requests,
 )
 from vitrieve.cli.console import print_json, print_message, print_names, print_result
+from vitrieve.cli.files import check_files
 from vitrieve.rerank.names import Reranking
 
 if TYPE_CHECKING:
@@ -87,6 +88,7 @@ def run(arguments: Arguments) -> int:
     """Search for every query, print the results, and write the page."""
     from vitrieve.search.searcher import Searcher, parse_path_map
 
+    check_files(arguments.html, is_folder_made=True)
     requests = build_requests(arguments)
     with Searcher.open(
         arguments.index,

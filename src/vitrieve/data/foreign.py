@@ -294,6 +294,9 @@ def _parse_json(text: str | None, found: _Found) -> dict[str, Any]:
         return {}
     inner = values.pop("metadata", None)
     values = {**(inner if isinstance(inner, dict) else {}), **values}
+    for name, keys in {"label": LABEL_KEYS, "split": ("split",)}.items():
+        if any(isinstance(values.get(key), list | dict) for key in keys):
+            found.counts[f"samples have a list or an object as {name}, which names no {name} and is passed over"] += 1
     return {key: value for key, value in values.items() if isinstance(value, str | int | float | bool)}
 
 

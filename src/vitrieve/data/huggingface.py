@@ -36,7 +36,7 @@ from vitrieve.data.table import (
 )
 from vitrieve.data.walk import walk_pictures
 from vitrieve.errors import DataError
-from vitrieve.quoting import quote_name
+from vitrieve.quoting import count_nouns, quote_name
 
 PROTOCOLS = ("own_classes",)
 METADATA_NAMES = ("metadata.csv", "metadata.jsonl")
@@ -60,9 +60,13 @@ class _Row:
 
 @dataclass(kw_only=True)
 class _Listing:
-    """All rows, names of the classes where the data set numbers them, and what a user must be told."""
+    """All rows, names of the classes where the data set numbers them, and what a user must be told.
+
+    ``passed_over`` counts the labels and the splits that are lists or objects.
+    """
 
     rows: list[_Row] = field(default_factory=list)
+    passed_over: Counter[str] = field(default_factory=Counter)
     is_labeled: bool = False
     label_names: tuple[str, ...] | None = None
     notes: list[str] = field(default_factory=list)
@@ -152,7 +156,7 @@ def _list_files(folder: Path, metadata_files: Sequence[Path]) -> _Listing:
     listing, seen, found = _Listing(), set[str](), list[FoundPath]()
     for file in metadata_files:
         base = file.parent.relative_to(folder).as_posix()
-        for where, cells in _read_metadata(file):
+        for where, cells in _read_metadata(file, listing):
             name = posixpath.normpath(posixpath.join(base, _take_name(cells, where)))
             if name in seen:
                 raise DataError(f"{where}: {quote_name(name)} was listed before; a picture has one row.")
@@ -168,6 +172,9 @@ def _list_files(folder: Path, metadata_files: Sequence[Path]) -> _Listing:
     num_unlisted = len(set(walk_pictures(folder).paths) - listed)
     if num_unlisted:
         listing.tell(f"{num_unlisted:,} pictures are in no list of the data set and left out.")
+    for name, count in listing.passed_over.items():
+        pictures = count_nouns(count, "picture has", "pictures have")
+        listing.tell(f"{pictures} a list or an object as {name}, which names no {name} and is passed over.")
     listing.notes += note_respelled(found)
     return listing
 
@@ -199,8 +206,8 @@ def _has_drive(name: str) -> bool:
     return sys.platform == "win32" and ":" in name
 
 
-def _read_metadata(file: Path) -> Iterator[tuple[str, dict[str, str]]]:
-    """Yield the rows of a list as text, each with how a message names it."""
+def _read_metadata(file: Path, listing: _Listing) -> Iterator[tuple[str, dict[str, str]]]:
+    """Yield the rows of a list as text, each with how a message names it; ``listing`` counts what is passed over."""
     try:
         if file.stat().st_size > MAX_METADATA_BYTES:
             raise DataError(f"{file} has more than {MAX_METADATA_BYTES:,} bytes; split it, one for each folder.")
@@ -209,8 +216,8 @@ def _read_metadata(file: Path) -> Iterator[tuple[str, dict[str, str]]]:
         raise DataError(f"{file} is not UTF-8 text ({error}).") from None
     except OSError as error:
         raise DataError(f"{file} cannot be read: {error.strerror or error}.") from None
-    read = _read_csv if file.suffix == ".csv" else _read_lines
-    for where, cells in read(file, text):
+    rows = _read_csv(file, text) if file.suffix == ".csv" else _read_lines(file, text, listing)
+    for where, cells in rows:
         yield where, {_clean(str(key)): _clean(value) for key, value in cells.items()}
 
 
@@ -234,7 +241,7 @@ def _read_csv(file: Path, text: str) -> Iterator[tuple[str, dict[str, str]]]:
         raise DataError(f"{file}, line {reader.line_num}: {error}.") from None
 
 
-def _read_lines(file: Path, text: str) -> Iterator[tuple[str, dict[str, str]]]:
+def _read_lines(file: Path, text: str, listing: _Listing) -> Iterator[tuple[str, dict[str, str]]]:
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
@@ -245,6 +252,9 @@ def _read_lines(file: Path, text: str) -> Iterator[tuple[str, dict[str, str]]]:
             raise DataError(f"{where} is no JSON: {error}.") from None
         if not isinstance(values, dict):
             raise DataError(f"{where} is no JSON object.")
+        listing.passed_over.update(
+            name for name in (LABEL_COLUMN, SPLIT_COLUMN) if isinstance(values.get(name), list | dict)
+        )
         yield where, _spell_scalars(values)
 
 

@@ -7,6 +7,7 @@ torch. With version 2.26: ``mteb.evaluate(MtebEncoder("runs/mine"), mteb.get_tas
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
 from importlib import import_module
 from typing import Any, cast
 
@@ -16,6 +17,7 @@ from vitrieve import __version__
 from vitrieve.errors import ConfigError
 from vitrieve.model.hub import is_hub_name, parse_hub_name
 from vitrieve.progress import track
+from vitrieve.runtime.device import choosing_gpu
 from vitrieve.runtime.encoder import Encoder, load_encoder
 
 
@@ -26,11 +28,12 @@ class MtebEncoder:
         model_name: A run, an encoder's folder, a weights name, or ``hf:OWNER/NAME``, as ``load_encoder`` takes it; or
             an encoder that is loaded already.
         revision: A branch, a tag or a commit of a repository of the hub; None: what the name says.
-        device: ``cpu`` or ``cuda``; None: on a GPU where torch sees one.
+        device: ``cpu``, ``cuda``, or one of several GPUs by its number, ``cuda:1``; None: on a GPU where torch sees
+            one.
         options: Further arguments of ``load_encoder``: ``engine``, ``precision``, ``image_size``, ``num_threads``.
 
     Raises:
-        ConfigError: A revision of something that is no repository of the hub, or a device that is none.
+        ConfigError: A revision of something that is no repository of the hub, or a device that is none, or not here.
         VitrieveError: As ``load_encoder``.
     """
 
@@ -45,10 +48,11 @@ class MtebEncoder:
             if not is_hub_name(name):
                 raise ConfigError(f"{name} has no revisions: only a repository of the hub (hf:OWNER/NAME) has.")
             name = f"{parse_hub_name(name.partition('@')[0])}@{revision}"
-        kind = (device or "auto").partition(":")[0]
-        if kind not in ("auto", "cpu", "cuda"):
-            raise ConfigError(f"device {device!r} is none that vitrieve computes on; give cpu or cuda.")
-        self.encoder = load_encoder(name, device=cast(Any, kind), **options)
+        kind, colon, number = (device or "auto").partition(":")
+        if kind not in ("auto", "cpu", "cuda") or (colon and not (number.isascii() and number.isdecimal())):
+            raise ConfigError(f"device {device!r} is none that vitrieve computes on; give cpu, cuda or cuda:1.")
+        with choosing_gpu(int(number)) if kind == "cuda" and number else nullcontext():
+            self.encoder = load_encoder(name, device=cast(Any, kind), **options)
 
     def encode(
         self,

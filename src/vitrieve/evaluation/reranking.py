@@ -358,7 +358,9 @@ def _limit(records: Sequence[ImageRecord], max_images: int | None = None) -> lis
     return kept
 
 
-def choose_reranking(encoder: Encoder, dataset: Dataset, *, name: str, settings: EmbedSettings) -> RerankingReport:
+def choose_reranking(
+    encoder: Encoder, dataset: Dataset, *, name: str, settings: EmbedSettings, learnt: Reranker | None = None
+) -> RerankingReport:
     """Measure every re-ranking on held-out training classes, and keep the best that gains beyond chance, or none.
 
     Args:
@@ -366,6 +368,8 @@ def choose_reranking(encoder: Encoder, dataset: Dataset, *, name: str, settings:
         dataset: Its training split chooses; its test split is not looked at.
         name: Name of the encoder in the report.
         settings: How images are embedded.
+        learnt: What ``learn_reranker`` learned on the images that ``divide_for_choice`` leaves to it; None: it is
+            learned here.
 
     Returns:
         The report; without rows where fewer than ``NUM_JUDGES_MIN`` classes are held out.
@@ -381,7 +385,7 @@ def choose_reranking(encoder: Encoder, dataset: Dataset, *, name: str, settings:
     embeddings = _embed(encoder, data.held_out.records, settings)
     measurement = measure(data.held_out, embeddings, name, has_intervals=False)
     rerankers = {**RERANKERS}
-    learnt = learn_reranker(encoder, data.fit, settings)
+    learnt = learnt or learn_reranker(encoder, data.fit, settings)
     if learnt is not None:
         rerankers[LEARNT] = learnt
     rows = measure_rerankings(measurement, encoder, list(rerankers.values()), show_progress=settings.show_progress)
@@ -434,6 +438,12 @@ def learn_reranker(encoder: Encoder, records: Sequence[ImageRecord], settings: E
     parts = stack_parts(compute_parts(encoder, embeddings.records, "patches", show_progress=settings.show_progress))
     labels = np.array([record.label for record in embeddings.records], dtype=np.int64)
     return build_learnt(learn_head(parts, embeddings.vectors, labels, show_progress=settings.show_progress))
+
+
+def learn_for_choice(encoder: Encoder, dataset: Dataset, settings: EmbedSettings) -> Reranker | None:
+    """Learn a head on the training images that ``choose_reranking`` learns from; of too few classes on all of them."""
+    data = divide_for_choice(dataset)
+    return learn_reranker(encoder, data.fit if data else dataset.split("train"), settings)
 
 
 def _find_obstacle(encoder: Encoder, records: Sequence[ImageRecord]) -> str | None:
@@ -504,7 +514,12 @@ def _report(
 
 
 def report_rerankings(
-    measurement: Measurement, encoder: Encoder, names: Sequence[str], settings: EmbedSettings
+    measurement: Measurement,
+    encoder: Encoder,
+    names: Sequence[str],
+    settings: EmbedSettings,
+    *,
+    learnt: Reranker | None = None,
 ) -> list[RerankingReport]:
     """Measure the re-rankings that were asked for, and with ``auto`` choose one first.
 
@@ -513,17 +528,17 @@ def report_rerankings(
         encoder: The encoder.
         names: ``auto``, or names of re-rankings.
         settings: How images are embedded.
+        learnt: As for ``choose_reranking``.
 
     Returns:
         With ``auto`` the report of the choice, then one of the test split where something was chosen; else the latter.
     """
     name, reports, rerankers = measurement.result.encoder, [], [RERANKERS[one] for one in names if one in RERANKERS]
     if LEARNT in names:
-        data = divide_for_choice(measurement.dataset)
-        learnt = learn_reranker(encoder, data.fit if data else measurement.dataset.split("train"), settings)
+        learnt = learnt or learn_for_choice(encoder, measurement.dataset, settings)
         rerankers += [learnt] if learnt is not None else []
     if AUTO in names:
-        choice = choose_reranking(encoder, measurement.dataset, name=name, settings=settings)
+        choice = choose_reranking(encoder, measurement.dataset, name=name, settings=settings, learnt=learnt)
         reports.append(choice)
         rerankers = [choice.chosen] if choice.chosen is not None else []
     if rerankers:

@@ -33,6 +33,7 @@ from vitrieve.evaluation.metrics import display_name
 from vitrieve.model.artifact import (
     CARD_NAME,
     CHECKED_NAMES,
+    ONNX_NAME,
     WEIGHTS_NAME,
     EncoderSpec,
     find_encoder_folder,
@@ -239,7 +240,8 @@ def _write_folder(
         draw_results(before, tuned).save(target / PICTURE_NAME, optimize=True)
     text = read_card(folder)
     use = _write_for_others(folder, target, repository) if also else ""
-    card = build_card(contents.spec, text, repository, tuned, license=license, use=use)
+    extras = _list_extras(is_exported=(target / ONNX_NAME).is_file(), reads_text=part is not None)
+    card = build_card(contents.spec, text, repository, tuned, extras=extras, license=license, use=use)
     (target / CARD_NAME).write_text(card, encoding="utf-8")
     if part is not None:
         read_text_part(part, fingerprint=contents.fingerprint)  # checks every file
@@ -279,6 +281,7 @@ def build_card(
     repository: str,
     results: Sequence[Mapping[str, Any]],
     *,
+    extras: Sequence[str] = ("hub", "serve"),
     license: str | None = None,
     use: str = "",
 ) -> str:
@@ -289,6 +292,7 @@ def build_card(
         text: Card of the encoder's folder, in Markdown.
         repository: ``OWNER/NAME``.
         results: Results of the encoder, each of a data set and a protocol, as ``results.json`` has them.
+        extras: Extras of vitrieve that whoever reads the card needs.
         license: License of the weights; None: that of the weights it started from.
         use: Use in other libraries, in Markdown; none: they do not open it.
 
@@ -303,8 +307,9 @@ def build_card(
         f"\n## Results\n\n![Figures on the test classes, with 95 % intervals]({PICTURE_NAME})\n" if results else ""
     )
     body = re.sub(r" +# this folder", "", text.replace("FOLDER", f"{PREFIX}{repository}"))
+    shell = _SHELL.format(extras=",".join(extras), repository=repository)
     others = f"\n## In other libraries\n\n{use}" if use else ""
-    return f"{metadata}{body.rstrip()}\n{picture}{_SHELL.format(repository=repository)}{others}"
+    return f"{metadata}{body.rstrip()}\n{picture}{shell}{others}"
 
 
 def format_metadata(
@@ -351,11 +356,16 @@ _SHELL = """
 ## In the shell
 
 ```sh
-pip install "vitrieve[hub]"
+pip install ".[{extras}]"    # in the folder of vitrieve's repository
 vitrieve pull {repository} --out encoder
 vitrieve up photographs --encoder hf:{repository}
 ```
 """
+
+
+def _list_extras(*, is_exported: bool, reads_text: bool) -> tuple[str, ...]:
+    """List the extras that a card's commands need: to fetch, to search on a page, in words, and without a graph."""
+    return ("hub", "serve", *(["words"] if reads_text else []), *([] if is_exported else ["train"]))
 
 
 def _name_license(text: str) -> dict[str, str]:

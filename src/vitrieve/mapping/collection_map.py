@@ -266,8 +266,8 @@ def _spell(text: str) -> str:
 
 def _write(path: Path, table: pa.Table) -> None:
     try:
-        with replacing_durably(path) as temporary:
-            pq.write_table(table, temporary)
+        with replacing_durably(path) as temporary, temporary.open("wb") as file:
+            pq.write_table(table, file)  # pyarrow opens no file whose name is not UTF-8
     except OSError as error:
         raise ArtifactError(f"the map cannot be kept in {path.parent} ({error}); make the folder writable.") from None
 

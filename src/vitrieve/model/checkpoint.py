@@ -34,6 +34,7 @@ from vitrieve.model.positions import resample_positions
 from vitrieve.model.prompts import add_prompts, count_prompts
 from vitrieve.model.published import pull_encoder
 from vitrieve.model.tensors import describe_non_finite
+from vitrieve.model.text import find_text_part
 from vitrieve.quoting import quote_name
 
 NUM_KEYS_SHOWN = 4
@@ -215,12 +216,14 @@ class LocalWeights:
         states: Name to tensor.
         spec: What the encoder is that they are of; None: a file of somebody else.
         notes: What was chosen in reading them, in sentences.
+        has_text_part: Whether that encoder reads texts, too.
     """
 
     path: Path
     states: Mapping[str, Tensor]
     spec: EncoderSpec | None = None
     notes: tuple[str, ...] = ()
+    has_text_part: bool = False
 
 
 def read_local_weights(path: Path) -> LocalWeights:
@@ -243,7 +246,8 @@ def read_local_weights(path: Path) -> LocalWeights:
         contents = read_contents(own)
         require_weights(own, contents.spec)
         states = {name: torch.tensor(array) for name, array in contents.states.items()}
-        return LocalWeights(path=path, states=states, spec=contents.spec)
+        has_text_part = find_text_part(own) is not None
+        return LocalWeights(path=path, states=states, spec=contents.spec, has_text_part=has_text_part)
     file = path / WEIGHTS_NAME if path.is_dir() else path
     if not file.is_file():
         raise WeightsError(

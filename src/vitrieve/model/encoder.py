@@ -114,7 +114,7 @@ def read_start(entry: WeightsEntry, config: ModelConfig) -> Start:
         weights=dataclasses.replace(weights, states=_select(weights.states, "backbone.")),
         head=head if is_head_kept else {},
         gem_p=weights.states["gem_p"].item() if "gem_p" in weights.states and kept.pooling == "gem" else None,
-        notes=tuple(_list_left_out(spec, kept, is_head_kept)),
+        notes=tuple(_list_left_out(weights, spec, kept, is_head_kept)),
     )
 
 
@@ -122,7 +122,7 @@ def _select(states: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in states.items() if name.startswith(prefix)}
 
 
-def _list_left_out(spec: EncoderSpec, kept: ModelConfig, is_head_kept: bool) -> list[str]:
+def _list_left_out(weights: LocalWeights, spec: EncoderSpec, kept: ModelConfig, is_head_kept: bool) -> list[str]:
     left_out = []
     if spec.pooling != kept.pooling:
         left_out.append(f"its pooling {spec.pooling}: the settings ask for {kept.pooling}")
@@ -139,6 +139,11 @@ def _list_left_out(spec: EncoderSpec, kept: ModelConfig, is_head_kept: bool) -> 
         )
     if spec.scales != ONE_SCALE:
         left_out.append("its several scales: training sees one")
+    if weights.has_text_part:
+        left_out.append(
+            "its text part, whose vectors of texts fit the embeddings as they were: training changes them (vitrieve "
+            "align --encoder RUN --data DATA --text-column COLUMN --out OUT then makes one for the new encoder)"
+        )
     return [f"of the encoder that training goes on from is left out {one}." for one in left_out]
 
 

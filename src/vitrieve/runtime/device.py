@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -51,6 +54,31 @@ def resolve_device(device: Device) -> torch.device:
     if not has_cuda():
         raise ConfigError("device is cuda, but torch sees no CUDA device here; use cpu, or auto.")
     return torch.device("cuda")
+
+
+@contextmanager
+def choosing_gpu(number: int) -> Iterator[None]:
+    """Let ``cuda`` mean one of several GPUs, for what is loaded in the block; it stays there.
+
+    Args:
+        number: Number of the GPU, from 0, as torch counts them.
+
+    Raises:
+        ConfigError: torch sees GPUs, but none of that number.
+    """
+    # Whoever loads something in the block says what is missing where there is no torch, or no GPU at all.
+    if find_spec("torch") is None or not has_cuda():
+        yield
+        return
+    import torch
+
+    if number >= torch.cuda.device_count():
+        raise ConfigError(
+            f"device is cuda:{number}, but torch sees cuda:0 to cuda:{torch.cuda.device_count() - 1} here; use one of "
+            "them, or cpu."
+        )
+    with torch.cuda.device(number):
+        yield
 
 
 BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})
