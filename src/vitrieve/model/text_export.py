@@ -146,7 +146,7 @@ def _read_license(folder: Path) -> str:
     path = folder / "README.md"
     text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
     metadata = re.match(r"---[ \t]*\n(.*?)^---[ \t]*$", text, re.DOTALL | re.MULTILINE)
-    found = {name: value for name, _, value in _LICENSE.findall(metadata[1])} if metadata else {}
+    found: dict[str, str] = {name: value for name, _, value in _LICENSE.findall(metadata[1])} if metadata else {}
     named = found.get("license", UNKNOWN_LICENSE)
     return found.get("license_name", named) if named == "other" else named
 
