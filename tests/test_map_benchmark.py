@@ -55,6 +55,22 @@ def test_a_part_of_the_day_replaces_no_other(
     assert json.loads(file.read_text()) == {**found, "layouts": [{"layout": "a", "seed": 4}]}
 
 
+@pytest.mark.browser
+def test_the_result_names_the_renderer_that_there_is(script: ModuleType, browser: Any) -> None:
+    """Also where the page is told of a graphics card."""
+    found = []
+    for is_told in (False, True):
+        with browser.new_context() as context:
+            page = context.new_page()
+            if is_told:
+                page.add_init_script(script.PRETEND_CARD)
+            page.goto('data:text/html,<div id="map-stage" data-frames="0"><canvas id="map-canvas"></canvas></div>')
+            found.append(page.evaluate(script.ZOOM, 0.01)["webgl"])
+            told = page.evaluate("document.createElement('canvas').getContext('webgl').getParameter(0x9246)")
+            assert (told == "a card") is is_told
+    assert found[0] == found[1] != "none"
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux forgets the peak of a process")
 def test_the_memory_of_a_map_is_not_that_of_making_its_vectors(script: ModuleType, tmp_path: Path) -> None:
     index = make_index(tmp_path / "index", 60)

@@ -29,12 +29,17 @@ CONFIG = {
 }
 
 
+LICENSE = "bsd-3-clause"
+"""The license that the README.md of the text encoder names."""
+
+
 def write_text_encoder(folder: Path) -> Path:
     """Write the text encoder, which knows the words of ``HUES`` and ``SHADES``."""
     from safetensors.numpy import save_file
 
     (folder / "1_Pooling").mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(CONFIG))
+    (folder / "README.md").write_text(f"---\nlanguage: en\nlicense: {LICENSE}\n---\n\n# Words of colors\n")
     (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 12}))
     kinds = {"": "Transformer", "1_Pooling": "Pooling", "2_Normalize": "Normalize"}
     modules = [{"path": path, "type": f"sentence_transformers.models.{kind}"} for path, kind in kinds.items()]

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 from dataclasses import replace
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,10 @@ from PIL import Image, ImageFilter
 
 from vitrieve import audit, correct_labels, embed_collection, read_source
 from vitrieve.cli.main import main
+from vitrieve.curation.audit import AuditReport, LabelError, NearPair, OddPicture, OverlappingClasses
 from vitrieve.curation.decisions import spell_table_path
-from vitrieve.curation.pages import write_audit_csv
+from vitrieve.curation.pages import write_audit_csv, write_audit_page
+from vitrieve.data.records import ImageRecord
 from vitrieve.errors import ArtifactError, ConfigError, DataError
 from vitrieve.runtime.encoder import Encoder
 
@@ -300,6 +303,69 @@ def test_a_page_that_cannot_be_written_loses_neither_report_nor_table(
     assert "audit.html.tmp" in told.err
     assert json.loads(told.out)["label_errors"] if flags else "probable label errors" in told.out
     assert "train/blue/really_red.png" in table.read_text()
+
+
+class Parsed(HTMLParser):
+    """Tags of a page with their attributes, and its texts."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data.strip())
+
+    def list_values(self, tag: str, name: str) -> list[str | None]:
+        return [attributes[name] for one, attributes in self.tags if one == tag and name in attributes]
+
+
+@pytest.mark.parametrize("hostile", ["<img src=x onerror=alert(1)>", "\"'><script>alert(1)</script>", "</script><!--"])
+def test_the_page_shows_hostile_names_and_labels_as_text(tmp_path: Path, hostile: str) -> None:
+    names = (f"a {hostile}", "b.png")
+    for number, color in enumerate(("red", "blue")):
+        Image.new("RGB", (20, 20), color).save(tmp_path / f"{number}.png")
+    records = {
+        name: ImageRecord(image_id=name, path=tmp_path / f"{number}.png", label=number, split="train")
+        for number, name in enumerate(names)
+    }
+    labels = (f"label {hostile}", f"other {hostile}")
+    pair = NearPair(image_ids=(names[0], names[1]), labels=labels, splits=("train", "train"), similarity=1.0)
+    error = LabelError(image_id=names[0], label=labels[0], suggested_label=labels[1], score=0.9, evidence=names[1])
+    report = AuditReport(
+        name=f"data {hostile}",
+        num_images=2,
+        label_errors=(error,),
+        duplicates_across_splits=(),
+        duplicates_across_classes=(pair,),
+        overlapping_classes=(OverlappingClasses(labels=labels, overlap=0.5),),
+        odd={"dark": (OddPicture(image_id=names[0], label=labels[0], value=0.1),)},
+        unreadable=((f"bad {hostile}", f"reason {hostile}"),),
+        threshold=None,
+        calibration=None,
+        notes=(f"note {hostile}",),
+        label_names=labels,
+        records=records,
+    )
+    write_audit_page(report, tmp_path / "audit.html")
+    page = Parsed((tmp_path / "audit.html").read_text(encoding="utf-8"))
+    sources = page.list_values("img", "src")
+    assert len(sources) == 7, "two pictures of the error and of each copy, one of what is dark"
+    assert all(source is not None and source.startswith("data:image/jpeg;base64,") for source in sources)
+    assert [tag for tag, _ in page.tags].count("script") == 1
+    assert not [name for _, attributes in page.tags for name in attributes if name.startswith("on")]
+    assert page.list_values("option", "value")[:2] == list(labels)
+    assert page.list_values("input", "value") == [labels[1], labels[1], labels[0], ""]
+    assert page.list_values("div", "data-label") == [labels[0], labels[0], labels[1], labels[0]]
+    assert page.list_values("div", "data-image") == [names[0], names[0], names[1], names[0]]
+    assert set(page.list_values("img", "alt")) == set(names)
+    whole = " ".join(page.texts)
+    for text in (*labels, *names, f"data {hostile}", f"note {hostile}", f"bad {hostile}", f"reason {hostile}"):
+        assert text in whole
 
 
 @pytest.mark.browser

@@ -15,11 +15,13 @@ from PIL import Image
 
 from tests.model.conftest import empty_hub as empty_hub
 from tests.model.hub_server import Hub, Repository
+from tests.text_encoders import LICENSE
 from vitrieve import load_encoder, push_encoder, train
 from vitrieve.cli.main import main
 from vitrieve.errors import ArtifactError, ConfigError, VitrieveError, WeightsError
 from vitrieve.evaluation.sharing import OWN_NAMES, draw_results
 from vitrieve.model.encoder import read_encoder, save_encoder
+from vitrieve.model.tensors import hash_file
 
 NAME = "owner/photos"
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
@@ -222,6 +224,10 @@ def test_the_text_part_is_sent_and_fetched(hub: Hub, aligned_folder: Path, tmp_p
     }
     assert set(pushed.files) == set(sent)
     assert 'pip install ".[hub,serve,words]"' in pushed.card
+    card = read_card(hub)
+    assert card.data.license == "mit", "that of the image weights"
+    name = json.loads((aligned_folder / "text" / "text.json").read_text())["name"]
+    assert f"The folder `text` holds the text encoder {name}. Its license is {LICENSE}." in card.text
     assert not any(str(tmp_path.parent).encode() in content for content in sent.values())
     with load_encoder(aligned_folder, engine="onnx") as ours, load_encoder(f"hf:{NAME}", engine="onnx") as theirs:
         np.testing.assert_array_equal(theirs.encode_text("dark blue"), ours.encode_text("dark blue"))
@@ -232,6 +238,23 @@ def test_the_text_part_is_sent_and_fetched(hub: Hub, aligned_folder: Path, tmp_p
     shutil.copytree(aligned_folder, alone, ignore=shutil.ignore_patterns("text"))
     push_encoder(alone, NAME, license="mit", overwrite=True)
     assert not [name for name in hub.repositories[NAME].files if name.startswith("text/")], "what is stale is removed"
+
+
+@pytest.mark.parametrize("license", [None, LICENSE])
+def test_a_text_encoder_whose_license_nobody_knows_is_told(
+    license: str | None, aligned_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "encoder"
+    shutil.copytree(aligned_folder, folder)
+    spec = json.loads((folder / "text" / "text.json").read_text())
+    del spec["license"]  # as before licenses were kept
+    (folder / "text" / "text.json").write_text(json.dumps(spec if license is None else {**spec, "license": license}))
+    manifest = json.loads((folder / "text" / "manifest.json").read_text())
+    manifest["sha256"]["text.json"] = hash_file(folder / "text" / "text.json")
+    (folder / "text" / "manifest.json").write_text(json.dumps(manifest))
+    push_encoder(folder, NAME, license="mit", dry_run=tmp_path / "written")
+    told = f"the license of the text encoder {spec['name']} is not known: name it in {folder / 'README.md'}"
+    assert (told in capsys.readouterr().err) is (license is None)
 
 
 @pytest.mark.parametrize(

@@ -50,8 +50,12 @@ def test_page_is_self_contained_and_complete(store: VectorStore, picture_folder:
     sources = re.findall(r'src="([^"]{0,30})', page)
     assert len(sources) == 4
     assert all(source.startswith("data:image/jpeg;base64,") for source in sources)
-    assert "http" not in page
+    (policy,) = re.findall(r'<meta http-equiv="Content-Security-Policy" content="([^"]*)">', page)
+    assert policy == "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+    assert page.index(policy) < page.index("<style>"), "a policy holds for what follows it"
+    assert "http" not in page.replace("http-equiv", "")
     assert "url(" not in page
+    assert "<script" not in page
     for text in ("class 2", "folder/02.png", "artist: A", "0.875", "demo-run", "112 px", "CC BY 4.0, somebody"):
         assert text in page
     assert "private" not in page

@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.text_encoders import LICENSE
 from vitrieve import adapt
 from vitrieve.artifacts import write_manifest
 from vitrieve.cli.main import main
@@ -210,6 +211,8 @@ def test_the_text_part_goes_with_an_encoder_that_stays_and_is_told_where_it_cann
     if not adapted.is_adapted:
         expected = load_encoder(aligned_folder).encode_text("dark red")
         np.testing.assert_array_equal(load_encoder(tmp_path / "out").encode_text("dark red"), expected)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert (f"Its license is {LICENSE}." in card) is not adapted.is_adapted
 
 
 @pytest.mark.parametrize(("num_classes", "told"), [(9, "the one held-out class"), (18, "the 3 held-out classes")])

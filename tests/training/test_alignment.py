@@ -14,7 +14,7 @@ import pytest
 import torch
 from sklearn.linear_model import Ridge
 
-from tests.text_encoders import CONFIG, draw_weights, write_colors, write_text_encoder
+from tests.text_encoders import CONFIG, LICENSE, draw_weights, write_colors, write_text_encoder
 from vitrieve import align, load_encoder
 from vitrieve.cli.main import main
 from vitrieve.errors import ArtifactError, ConfigError, DataError, FingerprintError
@@ -129,6 +129,33 @@ def test_export_text_encoder_refuses_what_it_does_not_compute(
     (folder / name).write_text(json.dumps(contents))
     with pytest.raises(ArtifactError, match=message):
         export_text_encoder(folder, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("readme", "license"),
+    [
+        ("---\nlanguage: en\nlicense: apache-2.0\ntags:\n- a\n---\n# Words\n", "apache-2.0"),
+        ("---\nlicense: 'cc-by-4.0' \n---\n", "cc-by-4.0"),
+        ("---\nlicense: other\nlicense_name: words-1.0\n---\n", "words-1.0"),
+        ("---\nlicense: other\n---\n", "other"),
+        ("---\nlanguage: en\n---\nlicense: mit\n", "unknown"),
+        ("# Words\n\n---\nlicense: mit\n---\n", "unknown"),
+        ("---\nlicense: [a](javascript:b)\n---\n", "unknown"),
+        (None, "unknown"),
+    ],
+    ids=["named", "quoted", "other, named", "other", "none", "not at the start", "no name", "no file"],
+)
+def test_the_license_is_what_the_metadata_of_the_readme_name(
+    readme: str | None, license: str, text_encoder_folder: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "text"
+    shutil.copytree(text_encoder_folder, folder)
+    (folder / "onnx").mkdir()
+    (folder / "onnx" / "model.onnx").touch()  # taken as it is, so that nothing is exported
+    (folder / "README.md").unlink()
+    if readme is not None:
+        (folder / "README.md").write_text(readme)
+    assert export_text_encoder(folder, tmp_path).spec.license == license
 
 
 def test_find_text_encoder_wants_a_tokenizer(tmp_path: Path) -> None:
@@ -284,7 +311,10 @@ def test_align_finds_colors_whose_names_it_never_saw(
     assert np.array_equal(after.encode(path), before.encode(path))
     assert after.encode_text(["dark red", "dark red"]).shape == (2, after.embedding_dim)
     assert after.encode_text([]).shape == (0, after.embedding_dim)
-    assert "On held-out classes" in (tmp_path / "out" / "README.md").read_text()
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "On held-out classes" in card
+    named = f"The folder `text` holds the text encoder {aligned.text_encoder}. Its license is {LICENSE}."
+    assert card.count(named) == 1
     assert (tmp_path / "out").stat().st_mode == colors.records[0].path.parent.stat().st_mode, "it can be written"
 
 

@@ -43,7 +43,7 @@ from vitrieve.model.artifact import (
 from vitrieve.model.hub import PREFIX, is_hub_name, parse_hub_name, send_folder
 from vitrieve.model.pretrained import WEIGHTS, find_weights
 from vitrieve.model.published import pull_encoder
-from vitrieve.model.text import TEXT_NAMES, TEXT_SUBFOLDER, find_text_part, read_text_part
+from vitrieve.model.text import TEXT_NAMES, TEXT_SUBFOLDER, UNKNOWN_LICENSE, find_text_part, read_text_part
 from vitrieve.progress import print_message
 from vitrieve.quoting import quote_name
 from vitrieve.runtime.engine import is_torch_installed
@@ -244,7 +244,12 @@ def _write_folder(
     card = build_card(contents.spec, text, repository, tuned, extras=extras, license=license, use=use)
     (target / CARD_NAME).write_text(card, encoding="utf-8")
     if part is not None:
-        read_text_part(part, fingerprint=contents.fingerprint)  # checks every file
+        files, _ = read_text_part(part, fingerprint=contents.fingerprint)  # checks every file
+        if files.spec.license == UNKNOWN_LICENSE:
+            print_message(
+                f"the license of the text encoder {files.spec.name} is not known: name it in {folder / CARD_NAME}, "
+                "which becomes the card"
+            )
         (target / TEXT_SUBFOLDER).mkdir()
         for name in TEXT_NAMES:
             if (folder / name).is_file():

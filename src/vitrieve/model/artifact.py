@@ -27,6 +27,7 @@ from vitrieve.errors import ArtifactError, ConfigError, FingerprintError
 from vitrieve.model.delta import DELTA_NAME, Delta, read_delta, write_delta
 from vitrieve.model.pretrained import restore_from_base
 from vitrieve.model.tensors import hash_file, read_arrays, update_digest
+from vitrieve.model.text import complete_card
 from vitrieve.settings import config_from_json, config_to_json
 
 ReductionKind = Literal["pca", "pca_whitening", "supervised_whitening", "prefix", "linear_head"]
@@ -207,7 +208,7 @@ def write_contents(
         folder: Made when it is missing; an encoder in it is replaced.
         spec: What the encoder is.
         states: Weights by name.
-        card: Text of the model card.
+        card: Text of the model card; a text part that is in the folder already is named at its end.
         config: Resolved configuration that led to the encoder, as JSON values; empty for frozen weights.
         delta: Difference that ``states`` were restored from, which is written in their place.
 
@@ -226,7 +227,7 @@ def write_contents(
         write_delta(folder / DELTA_NAME, delta)
     spec_text = json.dumps(config_to_json(spec), indent=2) + "\n"
     write_bytes_durably(folder / SPEC_NAME, spec_text.encode())
-    write_text_durably(folder / CARD_NAME, card)
+    write_text_durably(folder / CARD_NAME, complete_card(card, folder))
     fingerprint = compute_fingerprint(spec, states)
     _write_encoder_manifest(
         folder, {"fingerprint": fingerprint, "config": config}, spec, (SPEC_NAME, *([DELTA_NAME] if delta else []))

@@ -181,7 +181,8 @@ def _add_text_tower(
         graph, prepared = Path(temporary) / "text.onnx", Path(temporary) / TOKENIZER_NAME
         graph.write_bytes(model.SerializeToString())
         prepared.write_bytes(tower.tokenizer)
-        write_text_part(complete, TextFiles(tower.spec, graph, prepared), None, fingerprint=fingerprint)
+        spec = replace(tower.spec, license=export.license)
+        write_text_part(complete, TextFiles(spec, graph, prepared), None, fingerprint=fingerprint)
     return export.files[TOKENIZER_NAME].num_bytes + sum(file.num_bytes for file in files)
 
 

@@ -44,6 +44,7 @@ INPUT_IDS, ATTENTION_MASK, TOKEN_TYPES = "input_ids", "attention_mask", "token_t
 """Names of the inputs of a text encoder's graph; the last is optional."""
 TEXT_SECTION = "\n## Text\n"
 """Begins what the model card says of the text part, at its end."""
+UNKNOWN_LICENSE = "unknown"
 
 TextPooling = Literal["mean", "first", "native"]
 """How the vectors of a text's tokens become one: their mean, that of the first token, or the graph pools itself."""
@@ -51,10 +52,11 @@ TextPooling = Literal["mean", "first", "native"]
 
 @dataclass(frozen=True, kw_only=True)
 class TextSpec:
-    """Everything but weights and tokenizer that decides the vector of a text.
+    """Everything but weights and tokenizer that decides the vector of a text, and where the text encoder comes from.
 
     Attributes:
         name: Name of the text encoder, for people.
+        license: License of the text encoder, as text for the model card.
         max_tokens: Most tokens of a text, those that the tokenizer adds included.
         pooling: How the vectors of tokens become one.
         output: Name of the graph's output; empty: its first.
@@ -65,6 +67,7 @@ class TextSpec:
     name: str
     max_tokens: int
     pooling: TextPooling
+    license: str = UNKNOWN_LICENSE
     output: str = ""
     is_padded: bool = False
     trained_on: str = ""
@@ -155,12 +158,34 @@ def read_text_part(part: Path, *, fingerprint: str) -> tuple[TextFiles, TextMap 
                 "folder, or make it again with vitrieve align."
             )
     try:
-        spec = config_from_json(TextSpec, json.loads((part / TEXT_SPEC_NAME).read_text(encoding="utf-8")))
+        spec = _read_spec(part)
         arrays = read_arrays(part / MAP_NAME) if has_map else None
         text_map = TextMap(arrays["weight"], arrays["bias"]) if arrays else None
     except (ValueError, KeyError, ConfigError) as error:
         raise ArtifactError(f"{part} is damaged ({error}); make it again with vitrieve align.") from None
     return TextFiles(spec, part / TEXT_GRAPH_NAME, part / TOKENIZER_NAME), text_map
+
+
+def _read_spec(part: Path) -> TextSpec:
+    return config_from_json(TextSpec, json.loads((part / TEXT_SPEC_NAME).read_text(encoding="utf-8")))
+
+
+def describe_text_encoder(spec: TextSpec) -> str:
+    """Name the text encoder and its license, in sentences for the model card."""
+    return f"The folder `{TEXT_SUBFOLDER}` holds the text encoder {spec.name}. Its license is {spec.license}."
+
+
+def complete_card(card: str, folder: Path) -> str:
+    """Name the text encoder at the end of a model card that does not speak of the text part.
+
+    Args:
+        card: Text of the card.
+        folder: Folder of the encoder; without a text part, the card stays as it is.
+    """
+    part = find_text_part(folder)
+    if part is None or TEXT_SECTION in card:
+        return card
+    return f"{card.rstrip()}\n{TEXT_SECTION}\n{describe_text_encoder(_read_spec(part))}\n"
 
 
 def carry_text_part(source: Path | None, folder: Path, *, fingerprint: str) -> None:

