@@ -73,7 +73,7 @@ def test_a_path_through_a_link_leads_to_the_shards(packed: Path, tmp_path: Path)
     (tmp_path / "link").symlink_to("far/deep")
     packed.rename(tmp_path / "far" / "packed")
     records = read_source(f"shards:{tmp_path}/link/../packed").records
-    assert read_image(records[0].path).size == (36, 40)
+    assert read_image(records[0]).size == (36, 40)
 
 
 def test_records_are_a_sequence_like_the_tuple(packed: Path) -> None:
