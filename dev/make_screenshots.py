@@ -46,6 +46,8 @@ PHONE: ViewportSize = {"width": 390, "height": 780}
 DESKTOP: ViewportSize = {"width": 1280, "height": 860}
 LIST: ViewportSize = {"width": 1000, "height": 560}
 MAX_BYTES = 300_000
+MAX_WHOLE_PX = 8000
+"""A window as high as the page shows the pictures below the fold, too; what is higher is drawn without them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -230,6 +232,8 @@ def list_shots(grocery: Path) -> list[Shot]:
         Shot(name="page-examples", show=lambda page: add_examples(page, carton)),
         Shot(name="page-groups", show=lambda page: group(page, carton)),
         Shot(name="page-no-match", show=lambda page: send(page, draw_something_else())),
+        Shot(name="page-words", show=lambda page: go(page, "/?text=vanilla+yoghurt")),
+        Shot(name="page-map", show=open_map),
         Shot(name="page-phone-start", show=lambda page: None, viewport=PHONE, has_touch=True),
         Shot(name="page-phone", show=lambda page: send(page, carton), viewport=PHONE, has_touch=True),
         Shot(name="collections-light", show=lambda page: None, viewport=LIST, service="collections"),
@@ -311,6 +315,8 @@ def take(browser: Browser, address: str, shot: Shot, folder: Path) -> Path:
         shot.show(page)
         page.mouse.move(2, 2)  # nothing is pointed at
         wait_for_pictures(page)
+        if shot.is_whole:
+            stretch(page, shot.viewport["width"])
         if shot.is_for_looking:
             page.screenshot(path=file, full_page=shot.is_whole)
             return file
@@ -318,6 +324,14 @@ def take(browser: Browser, address: str, shot: Shot, folder: Path) -> Path:
     if file.stat().st_size > MAX_BYTES:
         raise RuntimeError(f"{file} has {file.stat().st_size:,} bytes; at most {MAX_BYTES:,} are kept.")
     return file
+
+
+def stretch(page: Page, width: int) -> None:
+    """Make the window as high as the page, which may grow with it."""
+    for _ in range(2):
+        height = page.evaluate("document.documentElement.scrollHeight")
+        page.set_viewport_size({"width": width, "height": min(height, MAX_WHOLE_PX)})
+        wait_for_pictures(page)
 
 
 def wait_for_pictures(page: Page) -> None:

@@ -383,7 +383,7 @@ def test_decisions_that_the_page_saves_can_be_applied(
         finding = page.locator(f".finding[data-image={json.dumps(image_id)}]").first
         finding.get_by_label("Decision").select_option(action)
         if label is not None:
-            finding.get_by_label("label", exact=True).fill(label)
+            finding.get_by_label("New label").fill(label)
 
     decide(f"train/blue/{odd_name.name}", "relabel", "red")
     decide("train/green/leak.png", "drop")

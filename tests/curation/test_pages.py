@@ -9,6 +9,9 @@ from typing import Any
 import pytest
 
 from vitrieve.cli.main import main
+from vitrieve.curation.audit import AuditReport, LabelError, OverlappingClasses
+from vitrieve.curation.pages import write_audit_page
+from vitrieve.data.records import ImageRecord
 
 playwright_api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
 expect = playwright_api.expect
@@ -46,3 +49,54 @@ def test_the_page_says_that_there_are_none(page: Any, album: Path, tmp_path: Pat
     expect(page.get_by_role("heading", level=1)).to_have_text("0 groups in 9 pictures")
     expect(page.get_by_text("No picture is there twice.")).to_be_visible()
     expect(page.locator("img")).to_have_count(0)
+
+
+@pytest.fixture
+def audit_page(album: Path, tmp_path: Path) -> Path:
+    """The page of an audit with eight labels that are contradicted, and twelve pairs of classes that overlap."""
+    names = [f"{number}.png" for number in range(8)]
+    report = AuditReport(
+        name="album",
+        num_images=len(names),
+        label_errors=tuple(
+            LabelError(image_id=name, label="a long name of a class", suggested_label="b", score=0.9, evidence="0.png")
+            for name in names
+        ),
+        duplicates_across_splits=(),
+        duplicates_across_classes=(),
+        overlapping_classes=tuple(OverlappingClasses(labels=("a", f"b{n}"), overlap=0.5) for n in range(12)),
+        odd={},
+        unreadable=(),
+        threshold=None,
+        calibration=None,
+        notes=(),
+        label_names=("a long name of a class", "b"),
+        records={name: ImageRecord(image_id=name, path=album / name, label=0, split="train") for name in names},
+    )
+    write_audit_page(report, tmp_path / "audit.html")
+    return tmp_path / "audit.html"
+
+
+@pytest.mark.parametrize(("scheme", "width"), [("light", 1200), ("dark", 390)])
+def test_everybody_can_work_through_an_audit(page: Any, audit_page: Path, scheme: str, width: int) -> None:
+    axe_api = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs axe-playwright-python")
+    page.emulate_media(color_scheme=scheme)
+    page.set_viewport_size({"width": width, "height": 800})
+    page.goto(audit_page.as_uri())
+    results = axe_api.Axe().run(page)
+    assert results.violations_count == 0, results.generate_report()
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_the_page_of_an_audit_says_what_its_numbers_are_and_keeps_the_button_in_sight(
+    page: Any, audit_page: Path
+) -> None:
+    page.goto(audit_page.as_uri())
+    expect(page.get_by_text("the number is 1 where the other class is sure")).to_be_visible()
+    expect(page.locator(".finding .small").first).to_have_text("0.9")
+    expect(page.get_by_text("a · b9", exact=True)).to_be_visible()
+    expect(page.get_by_text("a · b10", exact=True)).to_be_hidden()
+    page.get_by_text("2 more", exact=True).click()
+    expect(page.get_by_text("a · b10", exact=True)).to_be_visible()
+    page.locator(".finding").last.get_by_label("Decision").select_option("drop")
+    expect(page.get_by_role("button", name="Save decisions (1)")).to_be_in_viewport()

@@ -56,10 +56,10 @@ def give_wrong_token(page: Page) -> None:
 def ask_too_often(page: Page) -> None:
     """Ask once more where a minute has passed since the last time."""
     for _ in range(3):
-        if page.get_by_role("heading", name="Too Many Requests").count():
+        if page.get_by_role("heading", name="Too many requests").count():
             return
         page.reload()
-    expect(page.get_by_role("heading", name="Too Many Requests")).to_be_visible()
+    expect(page.get_by_role("heading", name="Too many requests")).to_be_visible()
 
 
 def wait_for_map(page: Page) -> None:

@@ -229,6 +229,17 @@ def test_compare_side_by_side_with_the_overlay(page: Page) -> None:
     expect(overlay).to_be_visible()  # it stays while one goes from result to result
 
 
+@pytest.mark.parametrize("width", [390, 1280])
+def test_the_texts_below_a_result_and_its_examples_stand_in_one_line(page: Page, width: int) -> None:
+    page.set_viewport_size({"width": width, "height": 860})
+    for num_examples in (1, 5):
+        plus = "&".join(f"plus=class{number}%2F0.png" for number in range(num_examples))
+        page.goto(f"/compare?{plus}&image_id=class0%2F1.png")
+        captions = page.locator(".pair figcaption")
+        query, result = captions.evaluate_all("(all) => all.map((one) => one.getBoundingClientRect().top)")
+        assert query == pytest.approx(result, abs=2)  # one frame is thicker
+
+
 def test_the_light_box_goes_through_the_results(page: Page) -> None:
     page.goto(RESULTS)
     titles = page.locator(".found .card a.title").all_text_contents()

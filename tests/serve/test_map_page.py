@@ -257,6 +257,18 @@ def test_everybody_can_use_it(browser: Browser, page_file: Path, scheme: str, wi
     page.context.close()
 
 
+@pytest.mark.browser
+def test_the_hint_names_what_the_device_has(browser: Browser, page_file: Path) -> None:
+    hint = "Drag to move, pinch to zoom; drag with Lasso to choose."
+    phone = open_page(browser, page_file, has_touch=True, is_mobile=True, viewport={"width": 390, "height": 780})
+    assert phone.locator(".map-hint").inner_text() == hint
+    phone.context.close()
+    hint = "Drag to move, scroll or pinch to zoom; drag with Shift, or with Lasso, to choose."
+    desktop = open_page(browser, page_file)
+    assert desktop.locator(".map-hint").inner_text() == hint
+    desktop.context.close()
+
+
 PRETEND_CARD = """
 const ask = WebGLRenderingContext.prototype.getParameter;
 WebGLRenderingContext.prototype.getParameter = function (name) {

@@ -259,6 +259,7 @@ def test_a_wrong_upload_is_a_page_that_offers_another_try(client: TestClient, da
         ("/compare?plus=class0%2F0.png&image_id=nobody", 404, "no such result"),
         ("/compare?plus=class0%2F0.png", 422, "image_id"),
         ("/nowhere", 404, "Page not found"),
+        ("/nowhere", 404, "Words to search for"),
     ],
 )
 def test_what_cannot_be_shown_is_a_page_with_the_reason(

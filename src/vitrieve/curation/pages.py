@@ -129,15 +129,18 @@ AUDIT_COLUMNS = (
     "path",
 )
 TITLES = {
-    "label_error": "Labels that the other pictures contradict",
-    "duplicate_across_splits": "Copies across training and test",
-    "duplicate_across_classes": "Copies with different labels",
-    "outlier": "Pictures far from all others",
-    "dark": "Dark pictures",
-    "blurred": "Blurred pictures",
-    "tiny": "Tiny pictures",
+    "label_error": (
+        "Labels that the other pictures contradict",
+        "1 where the other class is sure, 0.5 where both are as likely",
+    ),
+    "duplicate_across_splits": ("Copies across training and test", "the similarity"),
+    "duplicate_across_classes": ("Copies with different labels", "the similarity"),
+    "outlier": ("Pictures far from all others", "the distance in standard deviations"),
+    "dark": ("Dark pictures", "the lightness, from 0 to 1"),
+    "blurred": ("Blurred pictures", "the sharpness"),
+    "tiny": ("Tiny pictures", "how many pixels it has"),
 }
-"""Issue of the CSV -> heading on the page, in their order."""
+"""Issue of the CSV -> heading on the page, and what the score of a finding is; in their order."""
 
 
 def list_findings(report: AuditReport) -> Iterator[dict[str, str]]:
@@ -192,12 +195,16 @@ def write_audit_page(report: AuditReport, path: Path | str) -> None:
     """
     rows = list(list_findings(report))
     sections = []
-    for issue, title in TITLES.items():
+    for issue, (title, number) in TITLES.items():
         found = [row for row in rows if row["issue"] == issue]
         if found:
-            sections.append((title, found[: MAX_PICTURES // (2 * len(TITLES))], len(found)))
+            sections.append((title, number, found[: MAX_PICTURES // (2 * len(TITLES))], len(found)))
     names = dict.fromkeys(
-        name for _, shown, _ in sections for row in shown for name in (row["image_id"], row["other_image_id"]) if name
+        name
+        for _, _, shown, _ in sections
+        for row in shown
+        for name in (row["image_id"], row["other_image_id"])
+        if name
     )
     page = render_page(
         "audit.html.j2",

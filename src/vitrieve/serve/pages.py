@@ -553,7 +553,7 @@ async def answer_error(request: Request, error: Exception) -> Response:
     headers = _retry(status, get_desk(request)) | dict(getattr(error, "headers", None) or {})
     if not is_page(request):
         return JSONResponse({"detail": detail}, status, headers)
-    title = _PROBLEMS[422] if status == 422 else HTTPStatus(status).phrase
+    title = _PROBLEMS[422] if status == 422 else HTTPStatus(status).phrase.capitalize()
     if (status, detail) == (404, "Not Found"):
         title, detail = "Page not found", "Nothing is at this address. Start a new search here."
     return _show_problem(request, {"status": status, "title": title, "detail": detail}, headers=headers)
