@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 from PIL import Image
 
 from tests.forked import ForkedVitrieve
@@ -20,7 +20,8 @@ from tests.forked import ForkedVitrieve
 collect_ignore = ["evaluation/mteb_task.py"]
 """A program of a test, which imports what need not be there."""
 
-settings.register_profile("no deadline", deadline=None)  # a busy machine is no fault of the code
+# A busy machine is no fault of the code.
+settings.register_profile("no deadline", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("no deadline")
 
 os.environ["VITRIEVE_CONFIG"] = "off"  # what the user keeps is no part of a test

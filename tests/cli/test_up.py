@@ -70,9 +70,10 @@ def test_up_serves_a_folder_and_embeds_only_what_is_new_the_next_time(
     (picture_folder / "deep").mkdir()
     (picture_folder / "03.png").rename(picture_folder / "deep" / "03.png")
     with up(*words, log=tmp_path / "log") as address:
-        answer = httpx.post(f"{address}search?k=1", content=(picture_folder / "deep" / "03.png").read_bytes())
+        picture = (picture_folder / "deep" / "03.png").read_bytes()
+        answer = httpx.post(f"{address}search?k=1", content=picture, timeout=60)
         assert answer.json()["results"][0]["image_id"] == "deep/03.png"
-        assert "<form" in httpx.get(address).text
+        assert "<form" in httpx.get(address, timeout=60).text
     assert "12 images indexed; 12 embedded" in (tmp_path / "log").read_text()
     assert str(tmp_path / "cache" / "indexes") in (tmp_path / "log").read_text()
     (picture_folder / "04.png").unlink()

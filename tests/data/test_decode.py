@@ -310,7 +310,7 @@ def small_files() -> list[bytes]:
     return files
 
 
-@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(data=st.data())
 def test_trap_malformed_bytes_raise_nothing_but_decode_error(small_files: list[bytes], data: st.DataObject) -> None:
     content = bytearray(data.draw(st.sampled_from(small_files)))

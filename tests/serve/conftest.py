@@ -145,7 +145,8 @@ class Server:
         self._runner = asyncio.Runner(loop_factory=config.get_loop_factory() if has_own_loop else None)
         self._thread = threading.Thread(target=self._run_in_loop)
         self._thread.start()
-        while httpx.get(f"{self.address}/readyz", verify=False).status_code == 503:  # there is no TLS to get ready for
+        # There is no TLS to get ready for.
+        while httpx.get(f"{self.address}/readyz", verify=False, timeout=60).status_code == 503:
             time.sleep(0.01)
 
     @property

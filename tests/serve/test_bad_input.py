@@ -148,6 +148,7 @@ def test_a_filter_without_a_query_is_looked_at(address: str, ways: Ways) -> None
     said = "is no filter" if address.endswith("%3D") else COLUMN
     assert said in ways.page.locator(".detail").text_content()
     ways.page.get_by_role("link", name="To the start").click()
+    ways.page.wait_for_url(f"{ways.address}/")
     ways.page.get_by_role("heading", name="Find the same thing again").wait_for()
 
 

@@ -73,7 +73,7 @@ def test_nginx_passes_pages_uploads_and_head_on(proxy: Proxy, headers: str) -> N
     address = proxy("/ { proxy_pass UPSTREAM; }", headers, settings)
     browser = {"Host": "PHOTOS.example", "Origin": "https://photos.example"}
     picture = make_picture((900, 900), "BMP")
-    with httpx.Client(base_url=address, headers=browser) as client:
+    with httpx.Client(base_url=address, headers=browser, timeout=60) as client:
         assert client.get("/").status_code == 200
         sent = client.post("/uploads", files={"image": picture})
         assert (sent.status_code, sent.headers["location"].startswith("/?upload=")) == (303, True)

@@ -188,6 +188,7 @@ def test_a_person_signs_in_to_one_collection_after_another(page: Page, collectio
     expect(page.get_by_role("heading", name="This collection needs a token")).to_be_visible()
     for wrong in ("a-token-of-nobody", READ["cats"], WRITE):  # a browser never holds the one to write
         sign_in(page, wrong)
+        expect(page.get_by_label("Token")).to_have_value("")  # of the next page: the one before has told the same
         expect(page.get_by_role("alert").filter(has_text="That is not the token.")).to_be_visible()
     sign_in(page, READ["birds"])
     page.wait_for_url(shared)

@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from starlette.testclient import TestClient
 
 from tests.serve.conftest import Server, make_picture
+from tests.serve.services import SMALL
 from tests.serve.test_openapi import BEFORE_THE_APPLICATION, CHECKS
 from vitrieve.cli.main import main
 from vitrieve.errors import ConfigError
@@ -27,7 +28,6 @@ from vitrieve.serve.settings import Limits, ProxySettings, ServeSettings
 READ = {name: f"a-token-to-read-{name}" for name in ("birds", "cats", "dogs")}
 WRITE = {name: f"a-token-to-write-{name}" for name in ("birds", "cats")}
 ALL, ALL_WRITE = "a-token-to-read-everything", "a-token-to-write-everything"
-SMALL = Limits(free_bytes=1)
 Start = Callable[..., TestClient]
 
 

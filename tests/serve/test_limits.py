@@ -121,6 +121,8 @@ def test_the_queue_is_bounded_and_health_answers_meanwhile(searcher: Searcher, m
 
             first, second = ask(), ask()
             await asyncio.to_thread(begun.wait)
+            while app.state.service.shared.searches.num_unfinished < 2:  # the second waits
+                await asyncio.sleep(0.001)
             refused = await ask()
             assert refused.status_code == 503
             assert int(refused.headers["retry-after"]) >= 1

@@ -247,7 +247,14 @@ def test_lasso_save_groups_and_keys(browser: Browser, page_file: Path, made: Col
 @pytest.mark.parametrize(("scheme", "width"), [("light", 1200), ("dark", 390)])
 def test_everybody_can_use_it(browser: Browser, page_file: Path, scheme: str, width: int) -> None:
     axe_api = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs axe-playwright-python")
-    page = open_page(browser, page_file, color_scheme=scheme, viewport={"width": width, "height": 800}, bypass_csp=True)
+    page = open_page(
+        browser,
+        page_file,
+        color_scheme=scheme,
+        reduced_motion="reduce",  # or a color would be measured on its way
+        viewport={"width": width, "height": 800},
+        bypass_csp=True,
+    )
     page.locator("#map-groups summary").first.click()
     page.get_by_role("button", name=re.compile("^Choose these")).first.click()
     expect(page.locator("#map-cards img").first).to_be_visible()
@@ -288,9 +295,19 @@ def test_points_are_drawn_with_and_without_webgl(browser: Browser, page_file: Pa
         page.wait_for_selector("#map[data-ready]")
         page.add_style_tag(content=".map-thumbnails, .map-tip { visibility: hidden; }")
         assert page.get_attribute("#map-stage", "data-painter") == ("flat" if is_flat else "webgl")
-        png = page.locator("#map-canvas").screenshot()
-        assert count_colors(png) > 50
+        wait_for_colors(page, least=50)
         context.close()
+
+
+def wait_for_colors(page: Page, least: int) -> None:
+    """Wait until more pixels of the map are clearly colored: what is drawn comes to the screen a frame later."""
+    most = 0
+    for _ in range(PATIENCE_MS // 50):
+        most = max(most, count_colors(page.locator("#map-canvas").screenshot()))
+        if most > least:
+            return
+        page.wait_for_timeout(50)
+    raise AssertionError(f"{most} colored pixels")
 
 
 def count_colors(png: bytes) -> int:

@@ -93,6 +93,11 @@ class ManyProcesses:
         self.process.stdout.close()
 
 
+def send(service: ManyProcesses, picture: bytes) -> httpx.Response:
+    files, headers = {"image": picture}, {"Accept": "application/json"}
+    return httpx.post(f"{service.address}/uploads", files=files, headers=headers, timeout=WATCHDOG_SECONDS)
+
+
 def is_alive(process_id: int) -> bool:
     try:
         return Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
@@ -125,20 +130,12 @@ def test_uploads_and_metrics_are_those_of_all_processes(service: ManyProcesses, 
     before = service.read_count("vitrieve_requests_total")
     num_asked = 1  # the look itself is counted when it is answered
 
-    def send() -> httpx.Response:
-        return httpx.post(
-            f"{service.address}/uploads",
-            files={"image": picture},
-            headers={"Accept": "application/json"},
-            timeout=WATCHDOG_SECONDS,
-        )
-
     def is_all_counted() -> bool:
         nonlocal num_asked
         num_asked += 1
         return service.read_count("vitrieve_requests_total") - before == num_asked - 1
 
-    address = service.ask_alone(processes[0], send).json()["address"]
+    address = service.ask_alone(processes[0], lambda: send(service, picture)).json()["address"]
     for process_id in processes:
         page = service.ask_alone(process_id, lambda: service.get(address))
         assert page.status_code == 200
@@ -198,7 +195,7 @@ def test_all_processes_end_when_the_first_is_killed(index_folder: Path, tmp_path
     service = ManyProcesses(index_folder, tmp_path / "service")
     try:
         processes = service.list_alive()
-        assert httpx.post(f"{service.address}/uploads", files={"image": picture}).status_code == 303
+        assert send(service, picture).status_code == 200
         service.process.kill()
         check_that_nothing_is_left(service, processes)
     finally:
@@ -223,12 +220,14 @@ def test_what_keeps_the_processes_from_starting_is_told_once(tmp_path: Path) -> 
     assert "Traceback" not in done.stderr
 
 
-def test_bounds_of_memory_are_divided_and_cores_shared() -> None:
+def test_bounds_of_memory_are_divided_and_cores_shared(monkeypatch: pytest.MonkeyPatch) -> None:
     limits = Limits().divide(4)
     assert (limits.held_bytes * 4, limits.thumbnail_bytes * 4) == (Limits().held_bytes, Limits().thumbnail_bytes)
     assert Limits().divide(100).held_bytes == Limits().body_bytes  # one body always fits
     assert Limits().divide(1) == Limits()
+    monkeypatch.setattr("vitrieve.serve.settings.count_cores", lambda: 12)
     assert share_cores(1, None, 5) == (None, 5)
+    assert share_cores(3, None, None) == (4, 4)
     assert share_cores(64, None, None) == (1, 2)
     assert share_cores(2, 7, 3) == (7, 3)
 

@@ -9,7 +9,6 @@ import threading
 from base64 import b64encode
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -307,7 +306,7 @@ def test_without_a_record_nothing_is_changed(start: Start, folder: Path) -> None
 
 
 def test_changes_of_many_at_once_lose_nothing(start: Start, folder: Path) -> None:
-    clients = [start(limits=replace(SMALL, request_seconds=600.0)) for _ in range(2)]  # however busy the machine is
+    clients = [start() for _ in range(2)]
     statuses: list[int] = []
 
     def change(number: int) -> None:

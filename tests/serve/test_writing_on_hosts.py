@@ -74,7 +74,8 @@ from vitrieve.serve.server import serve
 from vitrieve.serve.settings import Limits, ServeSettings
 
 index, encoder, token = sys.argv[1:]
-settings = ServeSettings(host="127.0.0.1", port=0, write_token=token, limits=Limits(free_bytes=1))
+limits = Limits(free_bytes=1, request_seconds=600.0)
+settings = ServeSettings(host="127.0.0.1", port=0, write_token=token, limits=limits)
 with Searcher.open(index, load_encoder(encoder, engine="onnx", num_threads=1)) as searcher:
     serve(searcher, settings, announce=lambda address: print(address, flush=True))
 """
@@ -170,7 +171,7 @@ def test_writers_wait_for_one_on_another_host_until_it_ends_or_is_killed(
             waiting = threads.submit(Changes(searcher, SMALL).make, change, vector, AUTHOR)
             assert not waiting.done()
             holder.send_signal(signal.SIGKILL)
-            assert waiting.result(SMALL.request_seconds).status == "created"
+            assert waiting.result(WATCHDOG_SECONDS).status == "created"
     assert sync(photographs, hosts[2], encoder).num_removed == 1
     store = open_index(hosts[2])
     assert store.count() == 20
