@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,7 @@ from vitrieve.syncing.sync import SyncReport
 from vitrieve.syncing.watch import watch_changes
 
 Sync = Callable[..., SyncReport]
+WATCHDOG_SECONDS = 600
 
 
 def assert_true(store: MemoryStore, encoder: Encoder, folder: Path) -> None:
@@ -55,8 +57,10 @@ class Watch:
 
     def wait_for(self, text: str) -> str:
         """Wait until a text has been printed; return what was printed up to then since the last call."""
+        until = time.monotonic() + WATCHDOG_SECONDS
         while text not in self._printed:
             assert self._thread.is_alive(), self._printed
+            assert time.monotonic() < until, self._printed
             self._printed += "".join(self._capsys.readouterr())
             self._stop.wait(0.01)
         before, _, self._printed = self._printed.partition(text)
