@@ -161,6 +161,7 @@ def test_a_refused_sync_leaves_nothing_in_the_index(
     before = sorted(unsynced.rglob("*"))
     capsys.readouterr()
     assert main(words) == 2
+    assert sorted(unsynced.rglob("*")) == before
     said = " ".join(capsys.readouterr().err.split())
     assert "holds images that no sync has put there" in said
     assert f"or is to be replaced. {EMBEDDED_ANEW}" in said
