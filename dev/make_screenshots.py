@@ -46,6 +46,9 @@ PHONE: ViewportSize = {"width": 390, "height": 780}
 DESKTOP: ViewportSize = {"width": 1280, "height": 860}
 LIST: ViewportSize = {"width": 1000, "height": 560}
 MAX_BYTES = 300_000
+WITHOUT_TIME = "one.innerHTML = one.innerHTML.replace(/( · )?[0-9]+ ms/, '')"
+"""How long a search took is another number in each run, and says nothing of a machine that draws pictures beside it."""
+PATIENCE_MS = 120_000
 MAX_WHOLE_PX = 8000
 """A window as high as the page shows the pictures below the fold, too; what is higher is drawn without them."""
 
@@ -310,6 +313,7 @@ def take(browser: Browser, address: str, shot: Shot, folder: Path) -> Path:
         has_touch=shot.has_touch,
         is_mobile=shot.has_touch,
     ) as context:
+        context.set_default_timeout(PATIENCE_MS)
         page = context.new_page()
         page.goto("/")
         shot.show(page)
@@ -320,6 +324,7 @@ def take(browser: Browser, address: str, shot: Shot, folder: Path) -> Path:
         if shot.is_for_looking:
             page.screenshot(path=file, full_page=shot.is_whole)
             return file
+        page.evaluate(f"for (const one of document.querySelectorAll('.found-head .small')) {WITHOUT_TIME}")
         page.screenshot(path=file, type="jpeg", quality=86)
     if file.stat().st_size > MAX_BYTES:
         raise RuntimeError(f"{file} has {file.stat().st_size:,} bytes; at most {MAX_BYTES:,} are kept.")
@@ -335,10 +340,16 @@ def stretch(page: Page, width: int) -> None:
 
 
 def wait_for_pictures(page: Page) -> None:
-    """Wait until every picture in sight is there; playwright's own waiting knows only whole loads of a page."""
+    """Wait until every picture in sight is there; playwright's own waiting knows only whole loads of a page.
+
+    Raises:
+        RuntimeError: One could not be loaded, as where the service is too busy to draw what matches.
+    """
     in_sight = "image.checkVisibility() && image.getBoundingClientRect().top < innerHeight"
     while page.evaluate(f"[...document.images].some((image) => {in_sight} && !image.complete)"):
         page.wait_for_timeout(100)
+    if page.evaluate(f"[...document.images].some((image) => {in_sight} && !image.naturalWidth)"):
+        raise RuntimeError(f"a picture of {page.url} could not be loaded.")
     page.wait_for_timeout(300)  # to paint them
 
 
@@ -438,7 +449,7 @@ def add_examples(page: Page, picture: Path) -> None:
     """Add the second result as wanted, and the third as not."""
     send(page, picture)
     for sign, place in ((".wanted", 1), (":not(.wanted)", 2)):
-        page.locator(f".found .card .sign{sign}").nth(place).click()
+        page.locator(f".found .card .actions .sign{sign}").nth(place).click()
         page.wait_for_selector(f".examples li:nth-child({place + 1})")
 
 
