@@ -20,9 +20,14 @@ from tests.forked import ForkedVitrieve
 collect_ignore = ["evaluation/mteb_task.py"]
 """A program of a test, which imports what need not be there."""
 
-# A busy machine is no fault of the code.
-settings.register_profile("no deadline", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("no deadline")
+settings.register_profile(
+    "vitrieve",
+    deadline=None,  # a busy machine is no fault of the code
+    suppress_health_check=[HealthCheck.too_slow],
+    # `make test` has the same examples each time, so that it says what a change broke; `make test-all` looks for others.
+    derandomize=os.environ.get("VITRIEVE_LONG_TESTS") != "1",
+)
+settings.load_profile("vitrieve")
 
 os.environ["VITRIEVE_CONFIG"] = "off"  # what the user keeps is no part of a test
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test asks a real hub; its client reads this when it is imported
