@@ -24,7 +24,7 @@ settings.register_profile(
     "vitrieve",
     deadline=None,  # a busy machine is no fault of the code
     suppress_health_check=[HealthCheck.too_slow],
-    # `make test` has the same examples each time, so that it says what a change broke; `make test-all` looks for others.
+    # `make test` has the same examples each time, so that it fails by a change alone; `make test-all` looks for others.
     derandomize=os.environ.get("VITRIEVE_LONG_TESTS") != "1",
 )
 settings.load_profile("vitrieve")
