@@ -227,7 +227,9 @@ def test_a_path_is_read_only_below_the_folders_that_are_allowed(
 
 
 def test_the_gate_is_that_of_the_service(searcher: Searcher) -> None:
-    server = Server(create_mcp_app(searcher, token=TOKEN, hosts=LOCAL_NAMES, limits=Limits(json_bytes=20_000)))
+    server = Server(
+        create_mcp_app(searcher, token=TOKEN, hosts=LOCAL_NAMES, limits=Limits(json_bytes=20_000, json_fields=2000))
+    )
     url = server.address + PATH
     message = {"jsonrpc": "2.0", "id": 1, "method": "tools/list"}
     headers = {"Authorization": f"Bearer {TOKEN}", "Accept": "application/json, text/event-stream"}
@@ -248,7 +250,7 @@ def test_the_gate_is_that_of_the_service(searcher: Searcher) -> None:
         assert answer.headers["x-content-type-options"] == "nosniff"
         long = {**message, "params": {"_meta": {"a": "x" * 20_000}}}
         assert httpx.post(url, json=long, headers=headers).status_code == 413
-        many = json.dumps(message)[:-1] + ', "params": [' + "[]:" * 2001 + "]}"
+        many = json.dumps(message)[:-1] + ', "params": [' + '"":' * 2001 + "]}"
         assert httpx.post(url, content=many, headers=headers).status_code == 422
 
         async def with_token() -> int:

@@ -405,8 +405,9 @@ def test_a_refused_picture_is_given_again_under_the_same_conditions(client: Test
     for files in ({**fields, "image": ("a.png", b"no picture")}, fields):
         answer = client.post("/uploads", files=files, headers=HTML)
         assert answer.status_code == 422
-        (form,) = read_forms(answer.text)
-        assert form.fields == [("filter", "label=Class1"), ("k", "9")]
+        words, picture = read_forms(answer.text)
+        assert words.fields == [("filter", "label=Class1"), ("k", "9"), ("text", "")]
+        assert picture.fields == [("filter", "label=Class1"), ("k", "9")]
 
 
 def test_no_page_is_offered_beyond_the_last_that_is_shown(connect: Connect) -> None:
