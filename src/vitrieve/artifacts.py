@@ -136,7 +136,7 @@ def check_folder(
 
 def _refuse_another_kind(folder: Path, kind: Kind | None) -> None:
     """Refuse what another command has made: a wrong ``--out`` must not cost a training, for example."""
-    found = _find_kind(folder)
+    found = find_kind(folder)
     if None not in (kind, found) and found != kind:
         raise ArtifactError(
             f"{folder} holds an artifact of kind {found!r}, which one of kind {kind!r} does not replace; give another "
@@ -144,7 +144,7 @@ def _refuse_another_kind(folder: Path, kind: Kind | None) -> None:
         )
 
 
-def _find_kind(folder: Path) -> str | None:
+def find_kind(folder: Path) -> str | None:
     """Tell what an artifact is, finished or not; None where that is not written."""
     try:
         if _is_ours(folder / MANIFEST_NAME):
@@ -179,7 +179,7 @@ def is_partial(folder: Path) -> bool:
 
 def reopen_folder(folder: Path) -> None:
     """Make an artifact partial, whether it is finished or not: what it holds stays."""
-    _mark_partial(folder, _find_kind(folder))
+    _mark_partial(folder, find_kind(folder))
     (folder / MANIFEST_NAME).unlink(missing_ok=True)
 
 

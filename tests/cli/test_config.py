@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 
+from vitrieve.artifacts import prepare_folder, write_manifest
 from vitrieve.cli import main as cli
-from vitrieve.cli.defaults import FREE, INSTEAD, ONLY_WITH, add_kept, list_keepable, read_file
+from vitrieve.cli.defaults import FREE, add_kept, list_keepable, read_file
 from vitrieve.cli.duplicates import Arguments as DuplicatesArguments
 from vitrieve.cli.embed import Arguments as EmbedArguments
+from vitrieve.cli.fitting import EVERY, INSTEAD, ONLY_FOR, ONLY_WITH
 from vitrieve.cli.flags import read_flags
 from vitrieve.cli.main import COMMANDS, load_command, main
 from vitrieve.cli.serve import Arguments as ServeArguments
@@ -213,7 +215,78 @@ def test_what_is_kept_for_all_is_left_out_where_it_would_be_refused(user_file: P
     assert sorted(word for word in added if word.startswith("--")) == left.split()
 
 
-@pytest.mark.parametrize("name", {**INSTEAD, **ONLY_WITH})
+@pytest.mark.parametrize(
+    ("words", "added"),
+    [
+        ("duplicates pictures", "--exclude --threshold"),
+        ("duplicates index", "--threshold"),
+        ("duplicates --level exact -- index", ""),
+        ("duplicates --level=exact pictures", "--exclude"),
+        ("duplicates table:t.csv", "--threshold"),
+        ("evaluate --data pictures", "--exclude"),
+        ("evaluate --data emoji", ""),
+        ("evaluate --data emoji --distractors pictures", "--exclude"),
+        ("evaluate --data emoji --rerank auto", "--index"),
+        ("evaluate --data emoji --rerank=k_reciprocal", ""),
+        ("evaluate --data emoji --rerank auto --compare e", ""),
+        ("evaluate --data grocery:g --rerank auto --protocol zero_shot phone_to_catalogue", ""),
+        ("evaluate --data roxford5k:r --rerank auto", ""),
+        ("evaluate --data roxford5k:r --rerank auto --protocol hard", "--index"),
+        ("train small --data emoji grocery:g", ""),
+        ("train small --data emoji pictures", "--exclude"),
+        ("up emoji", "--exclude --store --uri"),
+        ("up pictures --store lance", "--exclude"),
+        ("sync --data emoji --index new", "--store --uri"),
+        ("sync emoji --index index", ""),
+        ("sync --data pictures --index index", "--exclude"),
+        ("embed --data table:t.csv", ""),
+        ("data check emoji", ""),
+        ("data check pictures", "--exclude"),
+        ("index --embeddings e", "--store --uri"),
+        ("index --embeddings e --store exact", ""),
+        ("index --embeddings e --store lance", "--code-bytes --index-kind"),
+        ("index --embeddings e --store milvus", "--code-bytes --index-kind --uri"),
+        ("index --embeddings e --store lance --index-kind flat", ""),
+        ("export --encoder e --delta-rank 3", "--data --exclude"),
+        ("export --encoder e", "--data --delta-rank --exclude"),
+        ("export --encoder e --format coreml", "--exclude"),
+        ("calibrate --data pictures", "--exclude --false-reject-rate --index"),
+        ("calibrate --column c --false-accept-rate 0.1", "--index"),
+    ],
+)
+def test_what_is_kept_is_left_out_where_the_values_that_are_asked_for_refuse_it(
+    user_file: Path, words: str, added: str
+) -> None:
+    user_file.write_text(
+        '[all]\nexclude = ["x"]\nindex = "kept"\nstore = "pgvector"\nuri = "postgresql://h/d"\n'
+        '[duplicates]\nthreshold = 0.9\n[index]\ncode-bytes = 8\nindex-kind = "ivf_pq"\n'
+        '[export]\ndelta-rank = 8\ndata = "pictures"\n[calibrate]\ncolumn = "label"\nfalse-reject-rate = 0.1\n'
+    )
+    Path("pictures").mkdir()
+    prepare_folder(Path("index"), kind="index")
+    write_manifest(Path("index"), "index", {})
+    name, *given = words.split() if not words.startswith("data ") else ["data check", *words.split()[2:]]
+    command, module = load_command(name)
+    result = add_kept(name, getattr(module, command.arguments), given)
+    flags = [word for word in result if word.startswith("--") and word not in given]
+    not_meant = {"--index"} if name in ("up", "sync", "index") else set()
+    assert sorted(set(flags) - not_meant) == added.split()
+
+
+def test_a_default_that_is_none_of_an_index_is_left_out_and_a_flag_is_refused(
+    user_file: Path, picture_folder: Path, tiny_encoder_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    embed = ["embed", "--data", str(picture_folder), "--encoder", str(tiny_encoder_folder), "--out", "embeddings"]
+    assert main(embed) == 0
+    user_file.write_text('[all]\nexclude = ["x"]\n')
+    capsys.readouterr()
+    assert main(["duplicates", "embeddings", "--level", "exact"]) == 0
+    assert "--exclude" not in capsys.readouterr().err
+    assert main(["duplicates", "embeddings", "--level", "exact", "--exclude", "x"]) == 2
+    assert "--exclude leaves files out of a folder of pictures" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", [name for name in {**INSTEAD, **ONLY_WITH, **ONLY_FOR} if name != EVERY])
 def test_what_is_left_out_are_flags_of_the_command(name: str) -> None:
     command, module = load_command(name)
     flags = {flag.name for flag in read_flags(getattr(module, command.arguments))}
@@ -221,6 +294,7 @@ def test_what_is_left_out_are_flags_of_the_command(name: str) -> None:
         assert {flag, *others} <= flags
     for flag, other in ONLY_WITH.get(name, {}).items():
         assert {flag, other} <= flags
+    assert flags >= ONLY_FOR.get(name, {}).keys()
 
 
 def test_figures_that_are_compared_take_nothing(user_file: Path) -> None:

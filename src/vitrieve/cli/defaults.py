@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from vitrieve.cli.console import print_message
-from vitrieve.cli.flags import Flag, names_collection, read_flags
+from vitrieve.cli.fitting import choose_fitting
+from vitrieve.cli.flags import WITHOUT_FLAG, Flag, names_collection, read_flags, read_words
 from vitrieve.cli.values import find_expected
 from vitrieve.errors import ConfigError, find_nearest
 from vitrieve.machine import expand_variable
@@ -37,33 +38,6 @@ USER_ONLY = ("serve", "up", "mcp")
 NEVER_KEPT = ("--out", "--token", "--write-token")
 """What belongs to one call, and secrets, which the variables VITRIEVE_TOKEN and VITRIEVE_WRITE_TOKEN are for."""
 
-INSTEAD: Mapping[str, Mapping[str, tuple[str, ...]]] = {
-    "calibrate": {"--data": ("--embeddings",), "--embeddings": ("--data",)},
-    "data audit": {"--apply": ("--html", "--csv")},
-    "duplicates": {
-        "--undo": ("--html", "--csv", "--move-to", "--undo-file"),
-        "--link": ("--move-to",),
-        "--move-to": ("--undo-file",),
-    },
-    "embed": {
-        "--shard": ("--ray", "--ray-actors"),
-        "--join": ("--shard", "--ray", "--ray-actors", "--reuse"),
-        "--ray": ("--shard", "--reuse"),
-    },
-    "export": {"--weights": ("--scales", "--delta-rank", "--data")},
-    "index": {"--verify": ("--embeddings",), "--out": ("--index",)},
-    "serve": {"--collections": ("--index", "--encoder", "--map-path"), "--index": ("--collections",)},
-}
-"""Command -> flag -> the flags that are refused beside it: where the command line has it, files do not add them."""
-ONLY_WITH: Mapping[str, Mapping[str, str]] = {
-    "calibrate": {"--encoder": "--data", "--exclude": "--data"},
-    "embed": {"--ray-actors": "--ray"},
-    "evaluate": {"--index": "--rerank"},
-    "export": {"--data": "--delta-rank"},
-}
-"""Command -> flag -> the flag without which it is refused: where neither the command line nor a file has that, files do
-not add it."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Kept:
@@ -82,6 +56,11 @@ class Kept:
     command: str
     flag: str
     value: Any
+
+    @property
+    def texts(self) -> list[str]:
+        """The value as words of a command line; several of a list."""
+        return [str(item) for item in self.value] if isinstance(self.value, list) else [str(self.value)]
 
 
 def find_user_file() -> Path | None:
@@ -164,27 +143,18 @@ def add_kept(name: str, arguments_class: type | None, argv: Sequence[str]) -> li
     words = list(argv)
     end = words.index("--") if "--" in words else len(words)
     flags = {flag.name: flag for flag in read_flags(arguments_class)}
-    given = {word.split("=", 1)[0].replace("_", "-") for word in words[:end] if word.startswith("-")}
+    given = read_words(flags.values(), words)
     if names_collection(flags.values(), words):
-        given.add("--data")
+        given["--data"] = given.pop(WITHOUT_FLAG)
+    kept = choose_kept(name, arguments_class)
+    fitting = choose_fitting(name, given, {f"--{one.flag}": one.texts for some in kept.values() for one in some})
     added: list[str] = []
-    for file, kept in _leave_out(name, flags, given, choose_kept(name, arguments_class)).items():
-        said = [word for one in kept for word in _spell(flags[f"--{one.flag}"], one.value)]
+    for file, some in kept.items():
+        said = [word for one in some if f"--{one.flag}" in fitting for word in _spell(flags[f"--{one.flag}"], one)]
         if said:
             print_message(f"from {file}: {shlex.join(said)}")
         added += said
     return [*words[:end], *added, *words[end:]]
-
-
-def _leave_out(
-    name: str, flags: Mapping[str, Flag], given: set[str], kept: Mapping[Path, Sequence[Kept]]
-) -> dict[Path, list[Kept]]:
-    """Leave out of what files keep what the command line has, and what would be refused with it."""
-    known = given.union(*(INSTEAD.get(name, {}).get(word, ()) for word in given))
-    left = {file: [one for one in some if not _is_given(flags[f"--{one.flag}"], known)] for file, some in kept.items()}
-    needed = ONLY_WITH.get(name, {})
-    there = {"", *given, *(f"--{one.flag}" for some in left.values() for one in some)}
-    return {file: [one for one in some if needed.get(f"--{one.flag}", "") in there] for file, some in left.items()}
 
 
 def choose_kept(name: str, arguments_class: type) -> dict[Path, list[Kept]]:
@@ -236,17 +206,12 @@ def list_tables(command: str) -> list[dict[str, Flag]]:
     return tables
 
 
-def _is_given(flag: Flag, given: set[str]) -> bool:
-    return bool({*flag.spellings} & given) or any(word[:2] in flag.others for word in given)
-
-
-def _spell(flag: Flag, value: Any) -> list[str]:
-    if isinstance(value, bool):
-        return [flag.name if value else flag.negation]
-    values = [str(item) for item in value] if isinstance(value, list) else [str(value)]
+def _spell(flag: Flag, kept: Kept) -> list[str]:
+    if isinstance(kept.value, bool):
+        return [flag.name if kept.value else flag.negation]
     if flag.is_repeatable and not flag.is_list:
-        return [word for item in values for word in (flag.name, item)]
-    return [flag.name, *values]
+        return [word for item in kept.texts for word in (flag.name, item)]
+    return [flag.name, *kept.texts]
 
 
 def list_keepable(arguments_class: type) -> dict[str, Flag]:

@@ -10,6 +10,7 @@ import dataclasses
 import re
 import types
 import typing
+from collections import deque
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -164,13 +165,49 @@ def names_collection(flags: Collection[Flag], words: Sequence[str]) -> bool:
     """Say whether a word without a flag names the collection: the word that may stand in the place of ``--data``."""
     if not any(flag.is_positional and types.NoneType in list_types(flag.hint) for flag in flags):
         return False
-    takers = {word for flag in flags if flag.takes != "nothing" for word in flag.spellings}
-    rest = iter(words)
-    for word in rest:
-        if word == "--":
-            return next(rest, None) is not None
-        if not word.startswith("-"):
-            return True
-        if word.replace("_", "-") in takers:
-            next(rest, None)  # its value
-    return False
+    return WITHOUT_FLAG in read_words(flags, words)
+
+
+WITHOUT_FLAG = ""
+"""The key of ``read_words`` for words without a flag."""
+
+
+def read_words(flags: Collection[Flag], words: Sequence[str]) -> dict[str, list[str]]:
+    """Read which flags a command line gives, and their values; words that are none of the flags are passed over.
+
+    Returns:
+        Name of a flag -> its values; of a switch it has none. ``WITHOUT_FLAG`` -> the words without a flag.
+    """
+    by_spelling = {word: flag for flag in flags for word in flag.spellings}
+    found: dict[str, list[str]] = {}
+    rest = deque(words)
+    while rest:
+        word = rest.popleft()
+        if word == "--" or not word.startswith("-"):
+            alone = [*rest] if word == "--" else [word]
+            if alone:
+                found.setdefault(WITHOUT_FLAG, []).extend(alone)
+            if word == "--":
+                break
+            continue
+        name, equals, value = word.partition("=")
+        name = name.replace("_", "-")
+        if name not in by_spelling and not word.startswith("--"):
+            name, equals, value = word[:2], "=", word[2:]  # -k5
+        if name in by_spelling:
+            flag = by_spelling[name]
+            found.setdefault(flag.name, []).extend([value] if equals else _take_values(flag, rest))
+    return found
+
+
+def _take_values(flag: Flag, rest: deque[str]) -> Iterator[str]:
+    """Take the values of a flag from the words behind it."""
+    most = 1
+    if flag.takes == "nothing":
+        most = 0
+    elif flag.is_list:
+        most = flag.num_values or len(rest)
+    for number in range(most):
+        if not rest or (flag.is_list and number >= (flag.num_values or 0) and rest[0].startswith("-")):
+            return
+        yield rest.popleft()
