@@ -44,8 +44,13 @@ class WouldServe(NamedTuple):
 
 
 @pytest.fixture
-def served(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., WouldServe]:
-    """Run ``vitrieve up`` in this process as far as it would serve: starting processes takes most of the time."""
+def served(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., WouldServe]:
+    """Run ``vitrieve up`` in this process as far as it would serve: starting processes takes most of the time.
+
+    It has the cache that ``up`` has with a log in ``tmp_path``.
+    """
     found: list[set[str]] = []
 
     def note(searcher: Searcher, settings: object, **others: object) -> None:
@@ -55,16 +60,13 @@ def served(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) 
         assert main(["up", *map(str, words), "--port", "0", "--num-threads", "1"]) == 0
         return WouldServe(capsys.readouterr().err, found[-1])
 
+    monkeypatch.setenv("VITRIEVE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("vitrieve.serve.server.serve", note)
     return run
 
 
 def test_up_serves_a_folder_and_embeds_only_what_is_new_the_next_time(
-    tiny_encoder_folder: Path,
-    picture_folder: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    served: Callable[..., WouldServe],
+    tiny_encoder_folder: Path, picture_folder: Path, tmp_path: Path, served: Callable[..., WouldServe]
 ) -> None:
     words = (picture_folder, "--encoder", tiny_encoder_folder)
     (picture_folder / "deep").mkdir()
@@ -77,7 +79,6 @@ def test_up_serves_a_folder_and_embeds_only_what_is_new_the_next_time(
     assert "12 images indexed; 12 embedded" in (tmp_path / "log").read_text()
     assert str(tmp_path / "cache" / "indexes") in (tmp_path / "log").read_text()
     (picture_folder / "04.png").unlink()
-    monkeypatch.setenv("VITRIEVE_CACHE", str(tmp_path / "cache"))
     assert "9 images indexed; 3 removed" in served(*words, "--exclude", "06.png", "--exclude", "05.png").told
     as_before = served(*words).told
     assert "left out as before: 06.png, 05.png" in as_before
@@ -89,13 +90,8 @@ def test_up_serves_a_folder_and_embeds_only_what_is_new_the_next_time(
 
 
 def test_up_looks_where_a_path_through_a_link_leads_to(
-    tiny_encoder_folder: Path,
-    picture_folder: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    served: Callable[..., WouldServe],
+    tiny_encoder_folder: Path, picture_folder: Path, tmp_path: Path, served: Callable[..., WouldServe]
 ) -> None:
-    monkeypatch.setenv("VITRIEVE_CACHE", str(tmp_path / "cache"))
     (tmp_path / "far" / "deep").mkdir(parents=True)
     (tmp_path / "link").symlink_to("far/deep")
     picture_folder.rename(tmp_path / "far" / "pictures")
@@ -137,12 +133,10 @@ def test_up_refuses_wrong_use_with_one_message(
 def test_up_reads_the_text_in_pictures_and_a_later_sync_goes_on_with_it(
     tiny_encoder_folder: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     served: Callable[..., WouldServe],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     pytest.importorskip("rapidocr_onnxruntime", reason="needs rapidocr-onnxruntime")
-    monkeypatch.setenv("VITRIEVE_CACHE", str(tmp_path / "cache"))
     cartons, index = tmp_path / "cartons", tmp_path / "index"
     cartons.mkdir()
 
@@ -179,7 +173,6 @@ def test_up_means_the_folder_whatever_its_name(
 ) -> None:
     picture_folder.rename(tmp_path / word)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("VITRIEVE_CACHE", str(tmp_path / "cache"))
     told, image_ids = served(word, "--encoder", tiny_encoder_folder)
     assert "12 images indexed; 12 embedded" in told
     assert "05.png" in image_ids
