@@ -21,7 +21,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from vitrieve.errors import ArtifactError, DiskFullError
+from vitrieve.errors import ArtifactError, ConfigError, DiskFullError
 from vitrieve.progress import print_message
 from vitrieve.quoting import quote_name
 from vitrieve.systems import CHANGE, NO_FOLLOW, remove_locked, replace_file, try_lock
@@ -221,6 +221,27 @@ def check_writable(folder: Path) -> None:
             f"nothing can be written in {quote_name(nearest)}, which is read-only for this user; make the folder "
             "writable, or name another one."
         )
+
+
+def check_files(*files: Path | None, is_folder_made: bool = False) -> None:
+    """Refuse files that cannot be written, before the work that they are to hold.
+
+    Args:
+        files: Files to write; None: nothing is checked.
+        is_folder_made: Whoever writes them makes their folders.
+
+    Raises:
+        ConfigError: One is a folder, or its folder is not there, and is not made.
+        ArtifactError: This user may not write in its folder, or a file has the name of that.
+    """
+    for file in files:
+        if file is not None and file.is_dir():
+            raise ConfigError(f"{quote_name(file)} is a folder; name a file in it.")
+        if file is not None and not is_folder_made and not file.parent.is_dir():
+            folder = quote_name(file.parent)
+            raise ConfigError(f"{quote_name(file)} cannot be written: there is no folder {folder}; make it first.")
+        if file is not None:
+            check_writable(file.parent)
 
 
 def write_manifest(folder: Path, kind: Kind, contents: Mapping[str, Any]) -> None:

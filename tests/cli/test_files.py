@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from vitrieve.cli.files import FileToWrite, check_files, write_files
+from vitrieve.artifacts import check_files
+from vitrieve.cli.files import FileToWrite, write_files
 from vitrieve.cli.main import main
 from vitrieve.errors import ArtifactError, ConfigError, DataError
 

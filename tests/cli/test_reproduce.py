@@ -7,6 +7,7 @@ import pytest
 
 from vitrieve.cli.main import main
 from vitrieve.reproduce.plans import PLANS, plan_table
+from vitrieve.reproduce.run import FOLDER_NAMES
 
 
 def read_tables(text: str) -> dict[tuple[str, str, str], str]:
@@ -50,6 +51,19 @@ def test_plan_as_json_holds_the_commands(tmp_path: Path, capsys: pytest.CaptureF
     assert "--num-steps 7" in row["commands"][0]
     assert (plan["num_cells"], plan["num_finished"]) == (2, 0)
     assert len(plan["missing"]) == 1
+
+
+@pytest.mark.parametrize("ending", ["md", "json"])
+def test_a_page_that_cannot_be_written_is_refused_before_the_trainings(
+    ending: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    (tmp_path / FOLDER_NAMES["sop"][0]).mkdir()
+    (out / f"table4.{ending}").mkdir(parents=True)
+    words = ["--rows", "snca-r50", "--data-root", str(tmp_path), "--out", str(out)]
+    assert main(["reproduce", "table4", *words]) == 2
+    assert f"table4.{ending} is a folder; name a file in it" in capsys.readouterr().err
+    assert [path.name for path in out.iterdir()] == [f"table4.{ending}"]
 
 
 def test_without_data_nothing_runs_and_what_is_missing_is_named(

@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch", reason="needs vitrieve[train]")
 
 from vitrieve.data.loader import Batch  # noqa: E402
+from vitrieve.errors import ConfigError  # noqa: E402
+from vitrieve.reproduce import analyze, gradients  # noqa: E402
 from vitrieve.reproduce.gradients import (  # noqa: E402
     collect_gradients,
     normalize_directions,
@@ -34,6 +38,15 @@ def make_batches() -> list[Batch]:
     rows = torch.tensor([[0, 1, 2, 3], [4, 1, 5, 0]])
     labels = torch.tensor([0, 0, 1, 1, 0, 2])
     return [Batch(torch.randn(4, 5, generator=generator), labels[picked], picked) for picked in rows]
+
+
+def test_a_file_is_checked_before_anything_is_read(tmp_path: Path) -> None:
+    """The run and the encoder are not there, and yet the message is about what is to be written."""
+    for out, message in ((tmp_path, "is a folder"), (tmp_path / "nowhere" / "a.json", "there is no folder")):
+        with pytest.raises(ConfigError, match=message):
+            gradients.run(gradients.Arguments(run=tmp_path / "none", data="none", out=out))
+        with pytest.raises(ConfigError, match=message):
+            analyze.run(analyze.Arguments(encoder="none", data="none", out=out))
 
 
 def test_collect_gradients_equals_a_double_loop() -> None:

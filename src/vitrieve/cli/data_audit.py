@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from vitrieve.artifacts import check_files
 from vitrieve.cli.arguments import DeviceFlag, Exclude, Json, read_data
 from vitrieve.cli.console import print_json, print_message, print_result
-from vitrieve.cli.files import FileToWrite, check_files, write_files
+from vitrieve.cli.files import FileToWrite, write_files
 from vitrieve.errors import ConfigError
 from vitrieve.quoting import quote_name
 

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from vitrieve.artifacts import check_files
 from vitrieve.cli.arguments import DeviceFlag, Exclude, Json, Switch
 from vitrieve.cli.console import print_failure, print_json, print_message, print_result
-from vitrieve.cli.files import FileToWrite, check_files, write_files
+from vitrieve.cli.files import FileToWrite, write_files
 from vitrieve.errors import ConfigError, VitrieveError
 
 if TYPE_CHECKING:

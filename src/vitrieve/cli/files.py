@@ -1,4 +1,4 @@
-"""The files that a command writes beside what it prints: checked before the work, written after it."""
+"""The files that a command writes beside what it prints, after the work; ``artifacts.check_files`` comes before it."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from vitrieve.artifacts import check_writable
 from vitrieve.cli.console import print_failure, print_message
-from vitrieve.errors import ConfigError, VitrieveError
+from vitrieve.errors import VitrieveError
 from vitrieve.quoting import quote_name
 
 
@@ -24,27 +23,6 @@ class FileToWrite(NamedTuple):
     what: str
     path: Path | None
     write: Callable[[Path], object]
-
-
-def check_files(*files: Path | None, is_folder_made: bool = False) -> None:
-    """Refuse files that cannot be written, before the work that they are to hold.
-
-    Args:
-        files: Files to write; None: nothing is checked.
-        is_folder_made: Whoever writes them makes their folders.
-
-    Raises:
-        ConfigError: One is a folder, or its folder is not there, and is not made.
-        ArtifactError: This user may not write in its folder, or a file has the name of that.
-    """
-    for file in files:
-        if file is not None and file.is_dir():
-            raise ConfigError(f"{quote_name(file)} is a folder; name a file in it.")
-        if file is not None and not is_folder_made and not file.parent.is_dir():
-            folder = quote_name(file.parent)
-            raise ConfigError(f"{quote_name(file)} cannot be written: there is no folder {folder}; make it first.")
-        if file is not None:
-            check_writable(file.parent)
 
 
 def write_files(*files: FileToWrite) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from vitrieve.artifacts import check_files
 from vitrieve.cli.arguments import MAY_BE_EMPTY, DeviceFlag, Json, Switch
 from vitrieve.cli.console import print_failure, print_json, print_message, print_result
 from vitrieve.errors import ConfigError, DataError
@@ -71,13 +72,14 @@ def run(arguments: Arguments) -> int:
 
 def _run_plan(arguments: Arguments, plan: Plan, rows: Sequence[TableRow], sources: Mapping[str, Source]) -> int:
     """Run the rows that can run; the page shows all of the plan, with what earlier calls have found."""
-    from vitrieve.reproduce.page import collect_outcomes, format_tables, outcomes_to_json, write_page
+    from vitrieve.reproduce.page import collect_outcomes, format_tables, list_page_files, outcomes_to_json, write_page
     from vitrieve.reproduce.run import build_cells, list_missing, run_cells
 
     print_failure(*list_missing(rows, sources))
     runnable = [row for row in rows if not list_missing([row], sources)]
     if not runnable:
         raise DataError(f"no row of {plan.stem} can run, as data is missing; the lines above say which.")
+    check_files(*list_page_files(plan, arguments.out), is_folder_made=True)
     cells = build_cells(runnable, sources, arguments.out, arguments.num_seeds)
     failures = run_cells(cells, print_message, arguments.device)
     outcomes = collect_outcomes(plan, sources, failures, arguments.out, arguments.num_seeds)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from vitrieve.artifacts import check_files
 from vitrieve.cli.arguments import (
     MAY_BE_EMPTY,
     DeviceFlag,
@@ -22,7 +23,6 @@ from vitrieve.cli.arguments import (
     build_requests,
 )
 from vitrieve.cli.console import print_json, print_message, print_names, print_result
-from vitrieve.cli.files import check_files
 from vitrieve.rerank.names import Reranking
 
 if TYPE_CHECKING:

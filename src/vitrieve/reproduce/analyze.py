@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import tyro
 
-from vitrieve.artifacts import write_text_durably
+from vitrieve.artifacts import check_files, write_text_durably
 from vitrieve.choices import Device
 from vitrieve.evaluation.analysis import SimilarityHistogram, count_similarities, cumulative_energy
 from vitrieve.evaluation.measure import Measurement
@@ -40,13 +40,19 @@ class Arguments:
 
 
 def run(arguments: Arguments) -> None:
-    """Embed the test images and write the file."""
+    """Embed the test images and write the file.
+
+    Raises:
+        ConfigError: The file cannot be written; as ``check_files``, before anything is read.
+        ArtifactError: As ``check_files``.
+    """
     from vitrieve.data.sources import read_source
     from vitrieve.embed.collection import embed_images
     from vitrieve.evaluation.measure import measure
     from vitrieve.evaluation.protocols import select_records
     from vitrieve.runtime.encoder import load_encoder
 
+    check_files(arguments.out)
     dataset = read_source(arguments.data)
     encoder = load_encoder(arguments.encoder, image_size=arguments.image_size, device=arguments.device)
     embeddings = embed_images(encoder, select_records(dataset), show_progress=True)

@@ -13,7 +13,7 @@ import torch
 import tyro
 from torch import Tensor
 
-from vitrieve.artifacts import read_manifest, write_text_durably
+from vitrieve.artifacts import check_files, read_manifest, write_text_durably
 from vitrieve.config import Config, Device
 from vitrieve.data.check import find_readable
 from vitrieve.data.holdout import split_for_training
@@ -47,7 +47,13 @@ class Arguments:
 
 
 def run(arguments: Arguments) -> None:
-    """Compute the gradients and write the file."""
+    """Compute the gradients and write the file.
+
+    Raises:
+        ConfigError: The file cannot be written; as ``check_files``, before anything is read.
+        ArtifactError: As ``check_files``.
+    """
+    check_files(arguments.out)
     config = config_from_json(Config, read_manifest(arguments.run, "run")["config"])
     encoder = read_encoder(arguments.run / "encoder").to(resolve_device(arguments.device))
     split = split_for_training(read_source(arguments.data), is_holdout=config.train.holdout)

@@ -232,6 +232,11 @@ def _outcome_to_json(outcome: RowOutcome) -> dict[str, Any]:
     }
 
 
+def list_page_files(plan: Plan, out: Path) -> tuple[Path, Path]:
+    """Tell where ``write_page`` writes the page and its figures."""
+    return out / f"{plan.stem}.md", out / f"{plan.stem}.json"
+
+
 def write_page(plan: Plan, outcomes: Sequence[RowOutcome], out: Path) -> Path:
     """Write ``STEM.md``, its charts ``STEM.1.svg``, …, and ``STEM.json``.
 
@@ -249,9 +254,9 @@ def write_page(plan: Plan, outcomes: Sequence[RowOutcome], out: Path) -> Path:
         name = f"{plan.stem}.{number}.svg"
         write_text_durably(out / name, to_svg_file(chart))
         pictures += [f"![{_escape(title)}](<{name}>)", ""]
-    page = out / f"{plan.stem}.md"
+    page, figures = list_page_files(plan, out)
     text = json.dumps(outcomes_to_json(plan, outcomes), indent=2, ensure_ascii=False)
-    write_text_durably(out / f"{plan.stem}.json", text + "\n")
+    write_text_durably(figures, text + "\n")
     parts = [*_begin_page(plan, outcomes), *pictures, *format_tables(plan, outcomes), *_end_page(plan, outcomes)]
     write_text_durably(page, "\n".join(parts) + "\n")
     return page
