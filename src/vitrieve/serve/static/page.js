@@ -203,13 +203,22 @@ const camera = document.getElementById("camera");
 const view = document.getElementById("camera-view");
 
 async function openCamera() {
+  const refusal = "The camera cannot be used: there is none, or the browser was told not to allow it. Choose a picture instead.";
+  let stream;
   try {
-    view.srcObject = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment", width: { ideal: 1920 } } });
+    stream = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment", width: { ideal: 1920 } } });
   } catch {
-    return say("The camera cannot be used: there is none, or the browser was told not to allow it. Choose a picture instead.");
+    return say(refusal);
   }
+  view.srcObject = stream;
   camera.showModal();
-  await view.play();
+  try {
+    await view.play();
+  } catch {
+    if (view.srcObject !== stream) return; // closed before it began
+    camera.close();
+    say(refusal);
+  }
 }
 
 async function shoot() {
