@@ -80,6 +80,22 @@ def test_the_text_field_comes_first_and_leads_to_results(speaking: TestClient) -
     assert "by meaning" in page or "by words and meaning" in page
 
 
+@pytest.mark.parametrize(
+    ("query", "headline"),
+    [
+        ("text=dark+red", "Best matches for “dark red”"),
+        ("text=dark+red&page=2&k=12", "Best matches for “dark red”, page 2"),
+        ("text=dark+red&minus=class1%2F0.png", "Best matches for “dark red”"),
+        ("text=dark+red&text=green", "Best matches for these words"),
+        ("text=red&plus=class1%2F0.png", "Most like it"),
+        ("plus=class1%2F0.png", "Most like it"),
+        ("text=" + "red+" * 30, f"Best matches for “{('red ' * 30)[:59]}…”"),
+    ],
+)
+def test_headline_of_words_says_that_they_match(speaking: TestClient, query: str, headline: str) -> None:
+    assert re.findall(r"<h1[^>]*>([^<]*)</h1>", speaking.get(f"/?{query}").text) == [headline]
+
+
 def test_words_are_added_and_taken_away(speaking: TestClient) -> None:
     added = speaking.get("/?text=dark+red&words=green&sign=minus", headers=HTML, follow_redirects=False)
     assert added.headers["location"] == "/?text=dark+red&minus_text=green"
