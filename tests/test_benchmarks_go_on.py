@@ -114,6 +114,21 @@ def test_text_to_image_keeps_the_parts_that_are_done(
 PARTS = ("held_out", "test")
 
 
+def test_clip_art_has_a_class_for_each_name_of_a_folder(load: Callable[[str], ModuleType], tmp_path: Path) -> None:
+    script = load("text_to_image")
+    for folder, count in (("food/fruit", 5), ("plants/fruit", 3), ("animals/big_cats", 9), ("few", 7)):
+        (tmp_path / folder).mkdir(parents=True)
+        for number in range(count):
+            (tmp_path / folder / f"{number}.png").touch()
+    dataset = script.read_clip_art(tmp_path)
+    assert dataset.label_names == ("big cats", "fruit")
+    splits = [(record.split, record.label) for record in dataset.records]
+    assert splits == [("train", 0)] * 9 + [("test", 1)] * 8
+    assert dataset.records[9].image_id == "food/fruit/0.png"
+    with pytest.raises(SystemExit, match="openclipart-png"):
+        script.read_clip_art(tmp_path / "few")
+
+
 def test_reranking_learns_once_and_keeps_the_parts_that_are_done(
     load: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
