@@ -15,7 +15,7 @@ from vitrieve.cli import main as cli
 from vitrieve.cli.defaults import FREE, add_kept, list_keepable, read_file
 from vitrieve.cli.duplicates import Arguments as DuplicatesArguments
 from vitrieve.cli.embed import Arguments as EmbedArguments
-from vitrieve.cli.fitting import EVERY, INSTEAD, ONLY_FOR, ONLY_WITH
+from vitrieve.cli.fitting import APART, EVERY, ONLY_FOR, ONLY_WITH
 from vitrieve.cli.flags import read_flags
 from vitrieve.cli.main import COMMANDS, load_command, main
 from vitrieve.cli.serve import Arguments as ServeArguments
@@ -273,6 +273,30 @@ def test_what_is_kept_is_left_out_where_the_values_that_are_asked_for_refuse_it(
     assert sorted(set(flags) - not_meant) == added.split()
 
 
+@pytest.mark.parametrize(
+    ("kept", "words", "added"),
+    [
+        ('[duplicates]\nundo-file = "u"\nmove-to = "m"', "duplicates i", "--move-to"),
+        ('[duplicates]\nundo-file = "u"\nmove-to = "m"', "duplicates i --link", "--undo-file"),
+        ('[duplicates]\nundo-file = "u"', "duplicates --undo u", ""),
+        ('[all]\ndata = "d"\n[calibrate]\nembeddings = "e"', "calibrate", "--embeddings"),
+        ('[embed]\nray = ["auto"]\nray-actors = 2', "embed --reuse r", ""),
+        ('[embed]\nreuse = "r"\nray = ["auto"]', "embed", "--reuse"),
+        ("[export]\ndelta-rank = 8\nscales = [1]", "export --weights w", ""),
+        ('[serve]\ncollections = "c"', "serve --index i", ""),
+        ('[all]\nindex = "i"', "index --embeddings e", ""),
+    ],
+)
+def test_of_two_flags_that_are_refused_together_the_one_that_counts_less_is_left_out(
+    user_file: Path, kept: str, words: str, added: str
+) -> None:
+    user_file.write_text(kept)
+    name, *given = words.split()
+    command, module = load_command(name)
+    result = add_kept(name, getattr(module, command.arguments), given)[len(given) :]
+    assert sorted(word for word in result if word.startswith("--")) == added.split()
+
+
 def test_a_default_that_is_none_of_an_index_is_left_out_and_a_flag_is_refused(
     user_file: Path, picture_folder: Path, tiny_encoder_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -286,12 +310,12 @@ def test_a_default_that_is_none_of_an_index_is_left_out_and_a_flag_is_refused(
     assert "--exclude leaves files out of a folder of pictures" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", [name for name in {**INSTEAD, **ONLY_WITH, **ONLY_FOR} if name != EVERY])
+@pytest.mark.parametrize("name", [name for name in {**APART, **ONLY_WITH, **ONLY_FOR} if name != EVERY])
 def test_what_is_left_out_are_flags_of_the_command(name: str) -> None:
     command, module = load_command(name)
     flags = {flag.name for flag in read_flags(getattr(module, command.arguments))}
-    for flag, others in INSTEAD.get(name, {}).items():
-        assert {flag, *others} <= flags
+    for some, others in APART.get(name, ()):
+        assert {*some, *others} <= flags
     for flag, other in ONLY_WITH.get(name, {}).items():
         assert {flag, other} <= flags
     assert flags >= ONLY_FOR.get(name, {}).keys()

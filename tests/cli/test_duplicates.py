@@ -177,6 +177,7 @@ def test_near_with_an_encoder(twice: Path, tiny_encoder_folder: Path, capsys: py
         (["--undo", "b", "--move-to", "c"], "--undo looks for nothing"),
         (["--undo", "b", "--link"], "--undo looks for nothing"),
         (["--undo", "b", "--undo-file", "c"], "--undo looks for nothing"),
+        (["a", "--undo-file", "c"], "--undo-file belongs to --link"),
         (["a", "--move-to", "b", "--undo-file", "c"], "--undo-file belongs to --link; --move-to writes undo.json"),
         (["nowhere/at/all"], "not a folder that exists"),
         (["~nobody-at-all", "--move-to", "b"], "unknown source '~nobody-at-all'"),

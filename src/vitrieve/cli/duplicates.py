@@ -109,7 +109,7 @@ def _check(arguments: Arguments) -> None:
         raise ConfigError("--undo looks for nothing: leave out --html, --csv, --move-to, --link and --undo-file.")
     if arguments.link and arguments.move_to is not None:
         raise ConfigError("--move-to and --link are two things to do with duplicates; give one.")
-    if arguments.undo_file is not None and arguments.move_to is not None:
+    if arguments.undo_file is not None and not arguments.link:
         raise ConfigError("--undo-file belongs to --link; --move-to writes undo.json into its folder: leave it out.")
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from itertools import product
 from pathlib import Path
 
 from vitrieve.artifacts import find_kind, has_artifact
@@ -14,34 +16,30 @@ Values = Mapping[str, Sequence[str]]
 EVERY = "every"
 """The key of ``ONLY_FOR`` for all commands that have a flag."""
 
-INSTEAD: Mapping[str, Mapping[str, tuple[str, ...]]] = {
-    "calibrate": {
-        "--data": ("--embeddings", "--column"),
-        "--embeddings": ("--data", "--column"),
-        "--column": ("--data", "--embeddings"),
-        "--false-accept-rate": ("--false-reject-rate",),
-        "--false-reject-rate": ("--false-accept-rate",),
-    },
-    "data audit": {"--apply": ("--html", "--csv")},
-    "duplicates": {
-        "--undo": ("--html", "--csv", "--move-to", "--undo-file"),
-        "--link": ("--move-to",),
-        "--move-to": ("--undo-file",),
-    },
-    "embed": {
-        "--shard": ("--ray", "--ray-actors"),
-        "--join": ("--shard", "--ray", "--ray-actors", "--reuse"),
-        "--ray": ("--shard", "--reuse"),
-    },
-    "export": {"--weights": ("--scales", "--delta-rank", "--data")},
-    "index": {"--verify": ("--embeddings",), "--out": ("--index",)},
-    "serve": {"--collections": ("--index", "--encoder", "--map-path"), "--index": ("--collections",)},
+APART: Mapping[str, tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]] = {
+    "calibrate": (
+        (("--data",), ("--embeddings",)),
+        (("--column",), ("--data", "--embeddings")),
+        (("--false-accept-rate",), ("--false-reject-rate",)),
+    ),
+    "data audit": ((("--apply",), ("--html", "--csv")),),
+    "duplicates": ((("--undo",), ("--html", "--csv", "--move-to", "--link")), (("--link",), ("--move-to",))),
+    "embed": (
+        (("--join",), ("--shard", "--ray", "--reuse")),
+        (("--ray",), ("--shard", "--reuse")),
+    ),
+    "export": ((("--weights",), ("--scales", "--delta-rank", "--data")),),
+    "index": ((("--verify",), ("--embeddings",)), (("--out",), ("--index",))),
+    "serve": ((("--collections",), ("--index", "--encoder", "--map-path")),),
 }
-"""Command -> flag -> the flags that are refused beside it: where the command line has it, files do not add them."""
+"""Command -> flags, and those that are refused beside them: where one is given or counts more, files do not add the
+other."""
 ONLY_WITH: Mapping[str, Mapping[str, str]] = {
     "calibrate": {"--encoder": "--data", "--exclude": "--data"},
+    "duplicates": {"--undo-file": "--link"},
     "embed": {"--ray-actors": "--ray"},
     "export": {"--data": "--delta-rank"},
+    "index": {"--index": "--verify"},
 }
 """Command -> flag -> the flag without which it is refused: where neither the command line nor a file has that, files do
 not add it."""
@@ -124,15 +122,22 @@ def choose_fitting(command: str, given: Values, kept: Values) -> set[str]:
     Args:
         command: The command.
         given: What the command line has, as ``flags.read_words`` reads it.
-        kept: What files keep for the command.
+        kept: What files keep for the command, what counts most first.
 
     Returns:
         Names of the flags of ``kept`` that neither are given nor would be refused.
     """
-    known = {*given, *(other for flag in given for other in INSTEAD.get(command, {}).get(flag, ()))}
+    refused: dict[str, set[str]] = defaultdict(set)
+    for some, others in APART.get(command, ()):
+        for one, other in product(some, others):
+            refused[one].add(other)
+            refused[other].add(one)
+    fitting: set[str] = set()
+    for flag in kept:
+        if flag not in given and not refused[flag] & {*given, *fitting}:
+            fitting.add(flag)
     needed = ONLY_WITH.get(command, {})
     conditions = {**ONLY_FOR[EVERY], **ONLY_FOR.get(command, {})}
-    fitting = kept.keys() - known
     while True:  # one that is left out may be what another one needs
         values = {**given, **{flag: kept[flag] for flag in fitting}}
         left = {
