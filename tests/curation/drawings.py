@@ -33,3 +33,11 @@ def draw_ring(radius: float) -> Image.Image:
     edges = [center * (1 - radius), center * (1 - radius), center * (1 + radius), center * (1 + radius)]
     ImageDraw.Draw(image).ellipse(edges, outline="#c82828", width=20 * FINE)
     return image.resize((SIDE_PX, SIDE_PX), Image.Resampling.LANCZOS)
+
+
+def draw_corner(seed: int) -> Image.Image:
+    """Draw an even sky; in its corner something small is seen, dappled in the color of the sky."""
+    image = Image.new("RGB", (SIDE_PX, SIDE_PX), (128, 128, 128))
+    noise = np.random.default_rng(seed).integers(64, 192, (6, 6, 1), dtype=np.uint8).repeat(3, axis=2)
+    image.paste(Image.fromarray(noise).resize((60, 60), Image.Resampling.BICUBIC), (0, SIDE_PX - 60))
+    return image

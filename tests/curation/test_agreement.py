@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from tests.curation.drawings import draw_clock, draw_ring
+from tests.curation.drawings import draw_clock, draw_corner, draw_ring
 from tests.curation.sweaters import draw_ground, lay_sweater
 from vitrieve.curation import agreement
 from vitrieve.curation.agreement import NO_AGREEMENT, AnyPicture, make_picture, measure_agreements
@@ -62,6 +62,15 @@ def test_clocks_that_tell_different_times_are_no_copies_but_a_clock_with_a_line_
     for picture in (clocks[0], draw_ring(0.8)):
         for seed, make in enumerate(COPIES.values()):
             assert measure(picture, make(picture, np.random.default_rng(seed))) > 0.9
+
+
+def test_two_things_in_a_corner_before_an_even_ground_are_no_copies() -> None:
+    whole = Place(fit=1.0, top=0, bottom=1, left=0, right=1)
+    pictures = [make_picture(draw_corner(seed)) for seed in (3, 4, 6, 7)]
+    for one, other in itertools.combinations(pictures, 2):
+        assert measure_laid(one, other, whole, num_rounds=0) < LEAST_AGREEMENT
+    for make in COPIES.values():
+        assert measure(draw_corner(3), make(draw_corner(3), np.random.default_rng(3))) > 0.9
 
 
 def test_a_small_difference_is_a_caption_and_a_large_one_a_thing() -> None:

@@ -4,8 +4,9 @@
 Most of that can come from a ground that both show: two sweaters on one table correlate by 0.98. So the two are laid on
 each other to a fraction of a pixel, and compared tile by tile, in structure, lightness and color. Three quarters of all
 tiles have to agree, and a quarter of those in every region of three tenths of the longer side: a line of text may
-differ, a thing may not. In a flat drawing nearly all tiles agree, because both are even there. So what is there in the
-one picture alone and, elsewhere, in the other alone counts more: the hands of two clocks.
+differ, a thing may not. Where both pictures are even, tiles agree that tell nothing: a corner of two birds before two
+skies, or a flat drawing. So a third of the tiles that show something have to agree, too. And what is there in the one
+picture alone and, elsewhere, in the other alone counts more: the hands of two clocks.
 
 Source: the structure term of Wang, Bovik, Sheikh and Simoncelli, *Image Quality Assessment: From Error Visibility to
 Structural Similarity*, 2004, equation 13. What differs is that the worst region counts, and not the mean.
@@ -43,6 +44,8 @@ lightness of a tile deviates so where the contrast of a picture was changed."""
 STRUCTURE, EVEN_SHARE = 12.0, 0.4
 """A tile shows something where its gray values deviate by the first number. The other picture is even there where its
 values deviate by less than the second number's share of that."""
+SHOWN_SHARE = 1 / 3
+"""Share of the tiles that show something, in either picture, that has to agree; a caption may be all of the others."""
 EXCHANGE_WEIGHT = 10.0
 """By how much each tile that is exchanged lowers the agreement, as a multiple of its share. A line of text is there in
 one picture and covers little in the other; the hands of two clocks are in two places (``dev/LOG.md``)."""
@@ -162,9 +165,8 @@ def _compare(whole: FloatImage, part: FloatImage, frame: Numbers) -> float:
     if min(rows.stop - rows.start, columns.stop - columns.start) < max(LEAST_PX, 2 * tile):
         return NO_AGREEMENT
     laid = _lay(part, frame, whole.shape[:2])
-    tiles, exchanged = _compare_tiles(laid[rows, columns], whole[rows, columns], tile)
-    place = int(DIFFERING_SHARE * (tiles.size - 1))
-    reached = min(float(np.partition(tiles, place, axis=None)[place]), 1 - EXCHANGE_WEIGHT * exchanged)
+    tiles, at_most = _compare_tiles(laid[rows, columns], whole[rows, columns], tile)
+    reached = min(_find_reached(tiles, 1 - DIFFERING_SHARE), at_most)
     return max(NO_AGREEMENT, _find_worst(tiles, longest, reached))
 
 
@@ -231,8 +233,9 @@ def _weigh_blur(num_pixels: int, sigmas: Numbers) -> FloatImages:
 def _compare_tiles(one: FloatImage, other: FloatImage, tile: int) -> tuple[FloatImage, float]:
     """Return the agreement of each tile of two pictures of one size, in structure, lightness and color.
 
-    Beside it stands the share of the tiles with structure that is exchanged: the one picture shows something where the
-    other is even, and the other way round elsewhere. The smaller of the two shares counts.
+    Beside it stands the most by which the two can agree, because of the tiles that show something: ``SHOWN_SHARE`` of
+    them reach it, and few are exchanged, so that the one picture shows something where the other is even, and the other
+    way round elsewhere; the smaller of these two shares counts.
     """
     first, second = _to_gray(one), _to_gray(other)
     first, second = first - first.mean(), second - second.mean()
@@ -244,10 +247,11 @@ def _compare_tiles(one: FloatImage, other: FloatImage, tile: int) -> tuple[Float
     lightness = LIGHT_NOISE**2 / (LIGHT_NOISE**2 + (averages[0] - averages[1]) ** 2)
     gray: FloatImage = np.minimum(structure, lightness)
     if one.ndim == 2:
-        return gray, 0.0  # thumbnails are too small to tell: a line of text may cover what is there
+        return gray, 1.0  # thumbnails are too small to tell: a line of text may cover what is there
     is_there, is_even = spreads >= STRUCTURE**2, spreads < EVEN_SHARE**2 * spreads[::-1]
     num_alone = (is_there & is_even[::-1]).sum(axis=(1, 2))
-    exchanged = float(num_alone.min() / max(1, np.count_nonzero(is_there.any(axis=0))))
+    is_shown = is_there.any(axis=0)
+    exchanged = float(num_alone.min() / max(1, np.count_nonzero(is_shown)))
     colors = [picture[:, :, ::2] - _to_gray(picture)[:, :, None] for picture in (one, other)]
     colors.sort(key=lambda color: float((color**2).sum()))
     pale, vivid = colors
@@ -257,7 +261,15 @@ def _compare_tiles(one: FloatImage, other: FloatImage, tile: int) -> tuple[Float
     alike = 2 * (tones[:2] * tones[2:]).sum(axis=0) + COLOR_NOISE**2
     color: FloatImage = alike / ((tones**2).sum(axis=0) + COLOR_NOISE**2)
     least: FloatImage = np.minimum(gray, color)
-    return least, exchanged
+    return least, min(1 - EXCHANGE_WEIGHT * exchanged, _find_reached(least[is_shown], SHOWN_SHARE))
+
+
+def _find_reached(tiles: FloatImage, share: float) -> float:
+    """Return the agreement that a share of some tiles reaches; of none it is 1."""
+    if not tiles.size:
+        return 1.0
+    place = int((1 - share) * (tiles.size - 1))
+    return float(np.partition(tiles, place, axis=None)[place])
 
 
 def _average(pictures: FloatImages, size: int) -> FloatImages:
