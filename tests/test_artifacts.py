@@ -109,14 +109,21 @@ def test_what_cannot_be_written_is_refused_before_the_work(
         check_replacing(tmp_path / "new" / "er")
 
 
-def test_a_folder_whose_name_is_no_text_is_refused_and_not_made(tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_within", [False, True], ids=["of its own", "of the folder worked in"])
+def test_a_folder_whose_name_is_no_text_is_refused_and_not_made(
+    is_within: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = tmp_path / os.fsdecode(b"caf\xe9")
+    if is_within:  # LanceDB spells it whole
+        folder.mkdir()
+        monkeypatch.chdir(folder)
+        folder = Path("run")
     for prepare in (check_folder, check_replacing, prepare_folder):
         with pytest.raises(ArtifactError, match=r"caf\\udce9.* is not UTF-8"):
             prepare(folder)
     with pytest.raises(ArtifactError, match="is not UTF-8"), replacing_folder(folder):
         pass
-    assert list(tmp_path.iterdir()) == []
+    assert list(Path.cwd().iterdir() if is_within else tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("make", [make_finished, make_partial])

@@ -110,10 +110,11 @@ def check_folder(
         ArtifactError: As ``prepare_folder``.
     """
     try:
-        str(folder).encode()
+        str(folder.absolute()).encode()  # as LanceDB spells it
     except UnicodeEncodeError:  # pyarrow, LanceDB and ONNX Runtime take text, and would fail after the work
         raise ArtifactError(
-            f"the name {quote_name(folder)} is not UTF-8, and nothing can be written under it; give another folder."
+            f"the name {quote_name(folder.absolute())} is not UTF-8, and nothing can be written under it; give another "
+            "folder."
         ) from None
     if folder.exists() and not folder.is_dir():
         raise ArtifactError(f"{folder} is a file; give the name of a new folder with --out.")

@@ -261,8 +261,8 @@ def test_foreign_shards_with_classes_captions_and_json(tmp_path: Path) -> None:
     for number, record in enumerate(dataset.records, start=1):
         assert read_image_bytes(record.path) == samples[list(samples)[3 * (number - 1) - (number == 3)]]
     notes = " ".join(dataset.notes)
-    assert "1 samples without a picture are left out." in notes
-    assert "1 members are no files of a sample" in notes
+    assert "1 sample without a picture is left out." in notes
+    assert "1 member is no file of a sample" in notes
 
 
 def test_a_label_of_foreign_json_that_is_a_list_is_told(tmp_path: Path) -> None:
@@ -274,8 +274,18 @@ def test_a_label_of_foreign_json_that_is_a_list_is_told(tmp_path: Path) -> None:
     assert [dataset.label_names[record.label] for record in dataset.records] == ["image", "image", "pear"]
     assert [note for note in dataset.notes if "a list" in note] == [
         "2 samples have a list or an object as label, which names no label and is passed over.",
-        "1 samples have a list or an object as split, which names no split and is passed over.",
+        "1 sample has a list or an object as split, which names no split and is passed over.",
     ]
+
+
+def test_a_list_beside_a_label_of_foreign_json_is_not_told(tmp_path: Path) -> None:
+    said = ({"label": "pear", "class": ["fruit"]}, {"class": "plum", "label": {"id": 1}}, {"label": ["a"]})
+    members = {f"{row}.jpg": picture(row) for row in range(3)} | {"2.cls": b"kiwi"}
+    members |= {f"{row}.json": json.dumps(one).encode() for row, one in enumerate(said)}
+    write_tar(tmp_path / "a.tar", dict(sorted(members.items())))
+    dataset = foreign(tmp_path)
+    assert [dataset.label_names[record.label] for record in dataset.records] == ["pear", "plum", "kiwi"]
+    assert not any("a list" in note for note in dataset.notes)
 
 
 def test_foreign_pictures_without_a_class_are_told_where_others_have_one(tmp_path: Path) -> None:

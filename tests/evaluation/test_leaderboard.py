@@ -107,7 +107,7 @@ def test_batches_are_encoded_in_order(tiny_encoder_folder: Path, class_folder: P
 def test_what_cannot_be_is_refused(tiny_encoder_folder: Path) -> None:
     with pytest.raises(ConfigError, match="has no revisions"):
         MtebEncoder(str(tiny_encoder_folder), "main")
-    for device in ("tpu", "cuda:", "cuda:one"):
+    for device in ("tpu", "cuda:", "cuda:one", "cpu:1", "auto:1"):
         with pytest.raises(ConfigError, match=f"device '{device}' is none"):
             MtebEncoder(str(tiny_encoder_folder), device=device)
 

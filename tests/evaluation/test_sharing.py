@@ -240,9 +240,23 @@ def test_the_text_part_is_sent_and_fetched(hub: Hub, aligned_folder: Path, tmp_p
     assert not [name for name in hub.repositories[NAME].files if name.startswith("text/")], "what is stale is removed"
 
 
-@pytest.mark.parametrize("license", [None, LICENSE])
+@pytest.mark.parametrize(
+    ("license", "said", "is_told"),
+    [
+        (None, "", True),
+        (None, "Its license is unknown.", True),
+        (None, "Its license is mit.", False),
+        (None, "Text encoder: MIT Licence.", False),
+        (LICENSE, "", False),
+    ],
+)
 def test_a_text_encoder_whose_license_nobody_knows_is_told(
-    license: str | None, aligned_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    license: str | None,
+    said: str,
+    is_told: bool,
+    aligned_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     folder = tmp_path / "encoder"
     shutil.copytree(aligned_folder, folder)
@@ -252,9 +266,11 @@ def test_a_text_encoder_whose_license_nobody_knows_is_told(
     manifest = json.loads((folder / "text" / "manifest.json").read_text())
     manifest["sha256"]["text.json"] = hash_file(folder / "text" / "text.json")
     (folder / "text" / "manifest.json").write_text(json.dumps(manifest))
+    card = (folder / "README.md").read_text()
+    (folder / "README.md").write_text(card.replace(f"Its license is {LICENSE}.", said))
     push_encoder(folder, NAME, license="mit", dry_run=tmp_path / "written")
     told = f"the license of the text encoder {spec['name']} is not known: name it in {folder / 'README.md'}"
-    assert (told in capsys.readouterr().err) is (license is None)
+    assert (told in capsys.readouterr().err) is is_told
 
 
 @pytest.mark.parametrize(

@@ -304,6 +304,9 @@ def test_the_text_part_goes_with_a_difference_that_loses_nothing(
         found = load_encoder(made.folder, engine=engine).encode_text("dark red")  # type: ignore[arg-type]
         np.testing.assert_array_equal(found, expected)
     assert "A text part maps." in (made.folder / "README.md").read_text()
+    (tmp_path / "whole" / "README.md").write_text("# A card without the section\n")
+    again = export(tmp_path / "whole", tmp_path / "again", delta_rank=RANK)
+    assert "holds the text encoder" in (again.folder / "README.md").read_text()
 
 
 def test_the_text_part_of_another_fingerprint_is_left_out_and_told(

@@ -109,6 +109,12 @@ def test_a_folder_is_converted_once_and_again_when_it_changed(
     assert load(folder).fingerprint != first.fingerprint
 
 
+def test_the_card_names_the_text_tower_and_its_license(tmp_path: Path) -> None:
+    made = conversion.convert_folder(write_files(tmp_path / "pair", build_pair()))
+    card = (made / "README.md").read_text(encoding="utf-8")
+    assert card.count("holds the text encoder pair. Its license is unknown.") == 1
+
+
 def test_weights_beside_the_graphs_of_a_folder_are_read(tmp_path: Path) -> None:
     folder = write_files(tmp_path / "pair", build_pair())
     expected = load(folder).encode_text("snow")

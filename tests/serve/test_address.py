@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from starlette.datastructures import QueryParams
 
 from vitrieve.errors import ConfigError
+from vitrieve.index.filter import ColumnKind
 from vitrieve.search.facets import Facet
 from vitrieve.serve.settings import Limits
 from vitrieve.serve.views import Address, describe_facets, parse_address
@@ -78,15 +79,24 @@ def test_spans_of_dates_and_of_odd_names_are_replaced() -> None:
         assert again == parse_address(QueryParams({"range": column, "least": after}), Limits())
 
 
-def test_the_form_of_a_span_shows_what_the_address_says() -> None:
-    facet = Facet(column="copy", kind="number", values=(), num_values=9, num_without=0, least="0", most="9")
-    for filter, span in (
-        (("copy>=2.0", "copy<=1e1", "other<=3"), {"least": "2", "most": "10"}),
-        (("copy>=2", "copy>=3", "copy<9"), {"least": "3", "most": ""}),
-        (('copy>="2"', "copy=4"), {"least": "", "most": ""}),
-    ):
-        (described,) = describe_facets([facet], Address(filter=filter))
-        assert described["span"] == span
+@pytest.mark.parametrize(
+    ("kind", "filter", "least", "most"),
+    [
+        ("number", ("copy>=2.0", "copy<=1e1", "other<=3"), "2", "10"),
+        ("number", ("copy>=2", "copy>=10", "copy<9"), "10", ""),
+        ("number", ("copy>=10", "copy>=2", "copy<=9", "copy<=10"), "10", "9"),
+        ("number", ('copy>="2"', "copy=4"), "", ""),
+        ("date", ("copy>=2020-05", "copy>=2020", "copy<=2021-05", "copy<=2021"), "2020-05", "2021-05"),
+        ("date", ("copy>=2020-05-01 12:00", "copy>=2020-05-01T10:00", "copy>=2020-05-01"), "2020-05-01 12:00", ""),
+    ],
+)
+def test_the_form_of_a_span_shows_the_ends_that_count(
+    kind: ColumnKind, filter: tuple[str, ...], least: str, most: str
+) -> None:
+    facet = Facet(column="copy", kind=kind, values=(), num_values=9, num_without=0, least="0", most="9")
+    for order in (filter, filter[::-1]):
+        (described,) = describe_facets([facet], Address(filter=order))
+        assert described["span"] == {"least": least, "most": most}
 
 
 @pytest.mark.parametrize("query", ["page=0", "page=-1", "page=1e9", "k=", "k=x", "k=9999999", "box=a", "page=²"])

@@ -422,6 +422,25 @@ def test_a_refused_start_page_keeps_all_that_is_not_refused(client: TestClient) 
         assert client.get("/?" + urlencode([*kept, ("text", "class1")])).status_code == 200
 
 
+@pytest.mark.parametrize("path", ["/?", "/compare?plus=class0%2F0.png&image_id=class0%2F1.png&"])
+@pytest.mark.parametrize("refused", ["filter=gone%3D1", "group_by=gone"])
+def test_no_form_of_a_problem_page_asks_for_what_was_refused(client: TestClient, path: str, refused: str) -> None:
+    answer = client.get(path + refused, headers=HTML)
+    assert answer.status_code == 422
+    words, picture = read_forms(answer.text)
+    assert (words.fields, picture.fields) == ([("text", "")], [])
+
+
+@pytest.mark.parametrize("path", ["/", "/?plus=a&plus=class1%2F0.png", "/compare?plus=a&image_id=b", "/uploads"])
+def test_no_form_or_link_asks_for_more_results_than_are_allowed(client: TestClient, path: str) -> None:
+    if path == "/uploads":
+        files = {"k": (None, "500"), "image": ("a.png", b"no picture")}
+        answer = client.post(path, files=files, headers=HTML)
+    else:
+        answer = client.get(path + ("&" if "?" in path else "?") + "k=500", headers=HTML)
+    assert set(re.findall(r'(?:name="k" value="|[?;]k=)(\d+)', answer.text)) == {"200"}
+
+
 def test_no_page_is_offered_beyond_the_last_that_is_shown(connect: Connect) -> None:
     client = connect(Limits(offset=10))
     first = client.get("/?plus=class0%2F0.png&k=5").text

@@ -17,6 +17,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from tests.serve.services import SMALL
+from tests.serve.test_pages import HTML, read_forms
 from vitrieve.data.records import ImageRecord
 from vitrieve.embed.embeddings import Embeddings
 from vitrieve.index.open import build_index
@@ -125,6 +126,11 @@ def test_trap_a_replaced_index_is_loaded_and_never_mixed_with_the_old_one(
 def test_trap_an_index_that_is_gone_is_told_and_found_again(client: TestClient, picture: bytes, tmp_path: Path) -> None:
     (tmp_path / "index").rename(tmp_path / "elsewhere")
     check_unavailable(client, picture, tmp_path)
+    for path in ("/", "/compare"):  # the forms of the page choose results as its address does
+        answer = client.get(f"{path}?plus=old0.png&image_id=old1.png&k=48&filter=old%3Dyes", headers=HTML)
+        assert answer.status_code == 503
+        for form in read_forms(answer.text):
+            assert form.fields[:2] == [("filter", "old=yes"), ("k", "48")]
     (tmp_path / "elsewhere").rename(tmp_path / "index")
     assert wait_until_ready(client)["num_images"] == 6
     assert client.post("/search", content=picture).status_code == 200

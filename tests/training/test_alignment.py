@@ -142,8 +142,18 @@ def test_export_text_encoder_refuses_what_it_does_not_compute(
         ("# Words\n\n---\nlicense: mit\n---\n", "unknown"),
         ("---\nlicense: [a](javascript:b)\n---\n", "unknown"),
         (None, "unknown"),
+        ("\ufeff---\nlicense: mit # as asked\n---\n", "mit"),
+        ("---\nlicense: [mit, 'apache-2.0']\n---\n", "mit, apache-2.0"),
+        ('---\nlicense:\n- mit # of the code\n- "cc-by-4.0"\ntags:\n- a\n---\n', "mit, cc-by-4.0"),
+        ("---\nlicense: other # a\nlicense_name: Wörter (v1)\n---\n", "Wörter (v1)"),
+        ("---\nlicense: other\nlicense_name: <b>\n---\n", "other"),
+        ("---\nlicense:\ntags:\n- a\n---\n", "unknown"),
+        ("---\nlicense:\n- mit\n- <b>\n---\n", "unknown"),
     ],
-    ids=["named", "quoted", "other, named", "other", "none", "not at the start", "no name", "no file"],
+    ids=[
+        *("named", "quoted", "other, named", "other", "none", "not at the start", "no name", "no file", "a remark"),
+        *("a list", "a list in lines", "any name", "a tag", "empty", "a list with a tag"),
+    ],
 )
 def test_the_license_is_what_the_metadata_of_the_readme_name(
     readme: str | None, license: str, text_encoder_folder: Path, tmp_path: Path
@@ -154,7 +164,7 @@ def test_the_license_is_what_the_metadata_of_the_readme_name(
     (folder / "onnx" / "model.onnx").touch()  # taken as it is, so that nothing is exported
     (folder / "README.md").unlink()
     if readme is not None:
-        (folder / "README.md").write_text(readme)
+        (folder / "README.md").write_text(readme, encoding="utf-8")
     assert export_text_encoder(folder, tmp_path).spec.license == license
 
 

@@ -42,7 +42,7 @@ from vitrieve.data.tars import Member, walk_members
 from vitrieve.errors import DataError
 from vitrieve.machine import cache_folder
 from vitrieve.progress import print_message, track
-from vitrieve.quoting import quote_name
+from vitrieve.quoting import count_nouns, quote_name
 
 PICTURE_KINDS = ("jpg", "jpeg", "png", "webp")
 LABEL_KEYS = ("label", "class", "cls")
@@ -57,7 +57,7 @@ class _Found:
     """Columns of the index, and what a user must be told."""
 
     columns: dict[str, list[Any]] = field(default_factory=lambda: {name: [] for name in SCHEMA.names})
-    counts: Counter[str] = field(default_factory=Counter)
+    counts: Counter[tuple[str, str]] = field(default_factory=Counter)  # by what is said of one, and of several
     num_unlabeled: int = 0
 
 
@@ -195,7 +195,7 @@ def build_index(
     label_names = tuple(sorted(set(columns["label"])))
     notes = (
         *_complete_splits(columns, label_names),
-        *(f"{count:,} {what}." for what, count in found.counts.items()),
+        *(f"{count_nouns(count, one, many)}." for (one, many), count in found.counts.items()),
         *note_unlabeled(found.num_unlabeled, len(label_names)),
     )
     shard_set = ShardSet(
@@ -220,7 +220,7 @@ def _index_one(read: Read, shard: Shard, found: _Found) -> None:
     for key, sample in _group(members, found):
         pictures = [kind for kind in sample if kind.rpartition(".")[2].lower() in PICTURE_KINDS]
         if not pictures:
-            found.counts["samples without a picture are left out"] += 1
+            found.counts["sample without a picture is left out", "samples without a picture are left out"] += 1
         said = _read_texts(read, sample, found) if pictures else None
         for kind in pictures:
             assert said is not None
@@ -235,7 +235,8 @@ def _group(members: Iterator[Member], found: _Found) -> Iterator[tuple[str, dict
         stem, point, kind = base.partition(".")
         # macOS puts a hidden file ._KEY.jpg before each KEY.jpg; as WebDataset's readers do, it ends no sample.
         if not member.is_file or not point or not stem:
-            found.counts["members are no files of a sample (folders, links, hidden, no suffix) and left out"] += 1
+            why = "of a sample (folders, links, hidden, no suffix) and left out"
+            found.counts[f"member is no file {why}", f"members are no files {why}"] += 1
             continue
         this = posixpath.join(folder, stem)
         if this != key and key is not None:
@@ -258,7 +259,7 @@ class _Said:
 
 def _read_texts(read: Read, sample: dict[str, Member], found: _Found) -> _Said:
     texts = {kind: _read_text(read, sample[kind], found) for kind in ("cls", "txt", "json") if kind in sample}
-    values = _parse_json(texts.get("json"), found)
+    values = _parse_json(texts.get("json"), found, has_label=bool(texts.get("cls")))
     named = next((_spell(values[key]) for key in LABEL_KEYS if values.get(key) is not None), None)
     label, text = texts.get("cls") or named, texts.get("txt")
     metadata = {str(key): _spell(value) for key, value in values.items() if key not in (*LABEL_KEYS, "split")}
@@ -274,15 +275,21 @@ def _print(metadata: dict[str, str]) -> dict[str, str]:
 
 def _read_text(read: Read, member: Member, found: _Found) -> str | None:
     if member.length > MAX_TEXT_BYTES:
-        found.counts["texts of more than a mebibyte are left out"] += 1
+        found.counts["text of more than a mebibyte is left out", "texts of more than a mebibyte are left out"] += 1
         return None
     return (
         read(member.offset, member.length).decode("utf-8", "replace").replace("\0", "\N{REPLACEMENT CHARACTER}").strip()
     )
 
 
-def _parse_json(text: str | None, found: _Found) -> dict[str, Any]:
-    """Read the scalar values of a JSON object; what was packed with metadata of its own is laid beside them."""
+def _parse_json(text: str | None, found: _Found, *, has_label: bool) -> dict[str, Any]:
+    """Read the scalar values of a JSON object; what was packed with metadata of its own is laid beside them.
+
+    Args:
+        text: What the member holds.
+        found: Told of what is passed over.
+        has_label: Flag that the label is read from elsewhere, so that here none is looked for.
+    """
     if not text:
         return {}
     try:
@@ -290,14 +297,16 @@ def _parse_json(text: str | None, found: _Found) -> dict[str, Any]:
     except (ValueError, RecursionError):
         values = None
     if not isinstance(values, dict):
-        found.counts["JSON members are no object and left out"] += 1
+        found.counts["JSON member is no object and left out", "JSON members are no object and left out"] += 1
         return {}
     inner = values.pop("metadata", None)
     values = {**(inner if isinstance(inner, dict) else {}), **values}
-    for name, keys in {"label": LABEL_KEYS, "split": ("split",)}.items():
-        if any(isinstance(values.get(key), list | dict) for key in keys):
-            found.counts[f"samples have a list or an object as {name}, which names no {name} and is passed over"] += 1
-    return {key: value for key, value in values.items() if isinstance(value, str | int | float | bool)}
+    scalars = {key: value for key, value in values.items() if isinstance(value, str | int | float | bool)}
+    for name, keys in {"label": () if has_label else LABEL_KEYS, "split": ("split",)}.items():
+        if any(isinstance(values.get(key), list | dict) for key in keys) and scalars.keys().isdisjoint(keys):
+            what = f"a list or an object as {name}, which names no {name} and is passed over"
+            found.counts[f"sample has {what}", f"samples have {what}"] += 1
+    return scalars
 
 
 def _spell(value: Any) -> str:

@@ -311,7 +311,7 @@ def _export_delta(
         if dataset is not None:
             print_message(*dataset.notes)
             cost = _compare_embeddings(cost, _load_exactly(source), _load_exactly(beside), dataset)
-        card = card.replace(contents.fingerprint, fingerprint)
+        card = read_card(beside).replace(contents.fingerprint, fingerprint)
         write_text_durably(beside / CARD_NAME, f"{card}\n{describe_cost(cost)}\n")
     return ExportedEncoder(
         folder=out,

@@ -6,6 +6,7 @@ torch. With version 2.26: ``mteb.evaluate(MtebEncoder("runs/mine"), mteb.get_tas
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
 from importlib import import_module
@@ -48,8 +49,8 @@ class MtebEncoder:
             if not is_hub_name(name):
                 raise ConfigError(f"{name} has no revisions: only a repository of the hub (hf:OWNER/NAME) has.")
             name = f"{parse_hub_name(name.partition('@')[0])}@{revision}"
-        kind, colon, number = (device or "auto").partition(":")
-        if kind not in ("auto", "cpu", "cuda") or (colon and not (number.isascii() and number.isdecimal())):
+        kind, _, number = (device or "auto").partition(":")
+        if re.fullmatch("auto|cpu(:0)?|cuda(:[0-9]+)?", device or "auto") is None:
             raise ConfigError(f"device {device!r} is none that vitrieve computes on; give cpu, cuda or cuda:1.")
         with choosing_gpu(int(number)) if kind == "cuda" and number else nullcontext():
             self.encoder = load_encoder(name, device=cast(Any, kind), **options)

@@ -43,7 +43,15 @@ from vitrieve.model.artifact import (
 from vitrieve.model.hub import PREFIX, is_hub_name, parse_hub_name, send_folder
 from vitrieve.model.pretrained import WEIGHTS, find_weights
 from vitrieve.model.published import pull_encoder
-from vitrieve.model.text import TEXT_NAMES, TEXT_SUBFOLDER, UNKNOWN_LICENSE, find_text_part, read_text_part
+from vitrieve.model.text import (
+    TEXT_NAMES,
+    TEXT_SECTION,
+    TEXT_SUBFOLDER,
+    UNKNOWN_LICENSE,
+    describe_text_encoder,
+    find_text_part,
+    read_text_part,
+)
 from vitrieve.progress import print_message
 from vitrieve.quoting import quote_name
 from vitrieve.runtime.engine import is_torch_installed
@@ -245,10 +253,10 @@ def _write_folder(
     (target / CARD_NAME).write_text(card, encoding="utf-8")
     if part is not None:
         files, _ = read_text_part(part, fingerprint=contents.fingerprint)  # checks every file
-        if files.spec.license == UNKNOWN_LICENSE:
+        if files.spec.license == UNKNOWN_LICENSE and not _names_license(text, describe_text_encoder(files.spec)):
             print_message(
                 f"the license of the text encoder {files.spec.name} is not known: name it in {folder / CARD_NAME}, "
-                "which becomes the card"
+                "which becomes the card, in its section Text"
             )
         (target / TEXT_SUBFOLDER).mkdir()
         for name in TEXT_NAMES:
@@ -257,6 +265,12 @@ def _write_folder(
     shared = {**manifest, "config": _without_folders(manifest["config"])}
     write_manifest(target, "encoder", shared)
     return contents.fingerprint
+
+
+def _names_license(card: str, unknown: str) -> bool:
+    """Say whether the section on the text part speaks of a license, and not as the sentence ``unknown`` does."""
+    section = card.partition(TEXT_SECTION)[2]
+    return unknown not in section and re.search("licen[cs]e", section, re.IGNORECASE) is not None
 
 
 def _write_for_others(folder: Path, target: Path, repository: str) -> str:

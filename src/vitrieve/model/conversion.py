@@ -21,10 +21,12 @@ from vitrieve.artifacts import (
     MANIFEST_NAME,
     publish_folder,
     replacing_durably,
+    write_text_durably,
 )
 from vitrieve.errors import ArtifactError, ConfigError, WeightsError
 from vitrieve.machine import cache_folder
 from vitrieve.model.artifact import (
+    CARD_NAME,
     ONNX_NAME,
     SPEC_NAME,
     EncoderSpec,
@@ -32,6 +34,7 @@ from vitrieve.model.artifact import (
     compute_fingerprint,
     format_card,
     note_export,
+    read_card,
     write_contents,
 )
 from vitrieve.model.hub import (
@@ -44,6 +47,7 @@ from vitrieve.model.tensors import hash_file
 from vitrieve.model.text import (
     TOKENIZER_NAME,
     TextFiles,
+    complete_card,
     write_text_part,
 )
 from vitrieve.model.towers import (
@@ -183,6 +187,7 @@ def _add_text_tower(
         prepared.write_bytes(tower.tokenizer)
         spec = replace(tower.spec, license=export.license)
         write_text_part(complete, TextFiles(spec, graph, prepared), None, fingerprint=fingerprint)
+    write_text_durably(complete / CARD_NAME, complete_card(read_card(complete), complete))
     return export.files[TOKENIZER_NAME].num_bytes + sum(file.num_bytes for file in files)
 
 

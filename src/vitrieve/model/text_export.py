@@ -50,8 +50,10 @@ _RENAMED = (
 )
 _UNUSED = ("pooler.", "embeddings.position_ids", "lm_head.", "cls.")
 _SIMPLE_MODULES = ("Transformer", "Pooling", "Normalize")
-_LICENSE = re.compile(r"^(license|license_name):[ \t]*(['\"]?)([\w .+-]+?)\2[ \t]*$", re.MULTILINE | re.ASCII)
-"""A line of the metadata with which a README.md of the hub begins."""
+_LICENSE = re.compile(r"^(license|license_name):(.*(?:\n[ \t]*-[ \t].*)*)", re.MULTILINE)
+"""In the metadata with which a README.md of the hub begins: a value, or a list in the lines below."""
+_LICENSE_NAME = re.compile(r"[\w .,:;/&()+-]+")
+"""Nothing that is a link or a tag in a model card."""
 
 
 def find_text_encoder(source: str | Path | None) -> Path:
@@ -144,11 +146,20 @@ def _read_pooling(folder: Path) -> TextPooling:
 def _read_license(folder: Path) -> str:
     """Read the license that the metadata of README.md name, as the hub's have them; unknown where they name none."""
     path = folder / "README.md"
-    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    text = path.read_text(encoding="utf-8-sig", errors="replace") if path.is_file() else ""
     metadata = re.match(r"---[ \t]*\n(.*?)^---[ \t]*$", text, re.DOTALL | re.MULTILINE)
-    found: dict[str, str] = {name: value for name, _, value in _LICENSE.findall(metadata[1])} if metadata else {}
-    named = found.get("license", UNKNOWN_LICENSE)
-    return found.get("license_name", named) if named == "other" else named
+    found = {name: _spell_names(value) for name, value in _LICENSE.findall(metadata[1])} if metadata else {}
+    named = found.get("license") or UNKNOWN_LICENSE
+    return found.get("license_name") or named if named == "other" else named
+
+
+def _spell_names(value: str) -> str:
+    """Spell a text or a list of YAML; empty where it is anything else."""
+    first, *below = [re.sub(r"(^|\s)#.*", "", line).strip() for line in value.split("\n")]
+    in_line = re.fullmatch(r"\[(.*)\]", first)
+    items = in_line[1].split(",") if in_line else [first] if first else [line[1:] for line in below]
+    names = [re.sub(r"^(['\"])(.*)\1$", r"\2", item.strip()) for item in items]
+    return ", ".join(names) if all(map(_LICENSE_NAME.fullmatch, names)) else ""
 
 
 def _export_weights(folder: Path, config: dict[str, Any], path: Path) -> Path:

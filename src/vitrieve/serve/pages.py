@@ -46,6 +46,7 @@ from vitrieve.serve.middleware import (
 )
 from vitrieve.serve.schemas import build_example, check_search, has_next_page
 from vitrieve.serve.service import CurrentDesk, CurrentService, Desk, Service, get_desk
+from vitrieve.serve.settings import Limits
 from vitrieve.serve.uploads import Upload
 from vitrieve.serve.views import (
     YOUR_PICTURE,
@@ -106,14 +107,13 @@ class Stage:
 @router.get("/")
 async def show_search(request: Request, service: CurrentService) -> Response:
     """Show the start page, or the results of the search that the address spells."""
-    address = request.state.address = parse_address(request.query_params, service.limits)
+    asked = request.state.address = parse_address(request.query_params, service.limits)
     if any(name in _HELPER_FIELDS or not value for name, value in request.query_params.multi_items()):
-        return RedirectResponse(
-            service.proxy.prefix + address.spell(), 303
-        )  # a form's long address gives way to the short one
+        return RedirectResponse(service.proxy.prefix + asked.spell(), 303)  # a form's long address gives way
+    address = _allow(asked, service.limits)
     if not address.num_examples:
         return await _show_start(request, service, address)
-    answer, problem = await _search(request, service, address)
+    answer, problem = await _search(request, service, asked)
     status = problem["status"] if problem else 200
     query = await _describe_query(service, address)
     facets = await service.look_up(lambda: service.overview.find_facets(address.filter)) if answer else ()
@@ -136,6 +136,11 @@ async def show_search(request: Request, service: CurrentService) -> Response:
 
     # In a worker: a page of many groups takes a while, in which the event loop would answer nobody.
     return HTMLResponse(await service.look_up(render), status, headers=_retry(status, service))
+
+
+def _allow(address: Address, limits: Limits) -> Address:
+    """Ask for no more results than are allowed, where a page offers a search: it would only be refused."""
+    return replace(address, k=min(address.k, limits.k))
 
 
 def _describe_feedback(service: Service, address: Address) -> View | None:
@@ -193,7 +198,7 @@ async def _show_start(request: Request, service: Service, address: Address) -> R
         try:
             _check_choosing(address, store)
         except InputError:
-            request.state.address = _keep_accepted(address, store)
+            request.state.accepted = _keep_accepted(address, store)
             raise
         return store.count(), service.overview.find_samples()
 
@@ -369,7 +374,7 @@ async def show_comparison(request: Request, image_id: str, service: CurrentServi
             "detail": "It is not on this page of the results.",
         }
     if problem is not None or row is None:
-        return _show_problem(request, problem or {}, address.spell())
+        return _show_problem(request, problem or {}, _allow(address, service.limits).spell())
     page = service.renderer.render(
         "compare.html",
         address=address,
@@ -521,15 +526,19 @@ def _show_problem(
 ) -> Response:
     """Show what is wrong; what is refused for now can be asked for again.
 
-    A picture that is given there is searched for as ``request.state.address`` chooses results, where it is known.
+    What is given there is searched for as ``request.state.address`` chooses results, where it is known. Where that is
+    what is refused, ``request.state.accepted`` is what is left of it, or nothing is.
     """
     status, desk = problem["status"], get_desk(request)
+    address: Address | None = getattr(request.state, "address", None)
+    if status == 422 and request.method == "GET":  # the address is all that it asks with
+        address = getattr(request.state, "accepted", None)
     is_for_now = status in (429, 503, 504)
     again = _spell_request(request) if is_for_now and request.method == "GET" else ""
     page = desk.renderer.render(
         "problem.html",
         problem=problem,
-        address=getattr(request.state, "address", None),
+        address=address and _allow(address, desk.limits),
         back=back,
         is_too_often=status == 429 and bool(again),
         again=again if is_local_path(again) else "",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,16 @@ from vitrieve.artifacts import write_bytes_durably
 from vitrieve.data.decode import encode_jpeg, list_formats, list_image_suffixes, read_image_bytes, shrink, to_data_uri
 from vitrieve.data.records import ImageRecord
 from vitrieve.errors import ConfigError, DecodeError, UnreachableError
-from vitrieve.index.filter import Condition, Exact, build_condition, format_condition, parse_filter, spell_number
+from vitrieve.index.filter import (
+    Condition,
+    Exact,
+    Kinds,
+    build_condition,
+    find_test,
+    format_condition,
+    parse_filter,
+    spell_number,
+)
 from vitrieve.index.store import StoreInfo, VectorStore, find_name
 from vitrieve.search.query import read_example
 from vitrieve.search.request import (
@@ -483,7 +493,7 @@ def describe_facets(facets: Sequence[Facet], address: Address) -> list[View]:
             "column": facet.column,
             "least": facet.least,
             "most": facet.most,
-            "span": _find_span(address, facet.column),
+            "span": _find_span(address, facet),
             "values": [
                 {"value": value, "count": f"{count:,}", "address": _narrow(address, facet.column, value)}
                 for value, count in facet.values
@@ -495,10 +505,26 @@ def describe_facets(facets: Sequence[Facet], address: Address) -> list[View]:
     ]
 
 
-def _find_span(address: Address, column: str) -> dict[str, str]:
-    """Find the span that an address gives a column; an end without a condition is empty, of several the last counts."""
-    ends = (_read_end(text, column) for text in address.filter)
-    return {**dict.fromkeys(_ENDS.values(), ""), **dict(end for end in ends if end is not None)}
+def _find_span(address: Address, facet: Facet) -> dict[str, str]:
+    """Find the span that an address gives a column of numbers or dates; of other columns there is none.
+
+    An end without a condition is empty. Of several the narrowest is shown: all must hold.
+    """
+    if facet.least is None:
+        return {}
+    kinds = Kinds.NUMBER if facet.kind == "number" else Kinds.DATE
+    ends = [end for text in address.filter if (end := _read_end(text, facet.column)) is not None]
+
+    def find_bound(operator: str, value: str) -> Any:
+        asked = find_test(build_condition(facet.column, operator, value), kinds).spans[0]
+        return asked.low if operator == ">=" else asked.high
+
+    span = {}
+    for operator, name in _ENDS.items():
+        values = [value for end, value in ends if end == name]
+        by_bound = sorted(values, key=partial(find_bound, operator), reverse=operator == "<=")
+        span[name] = ["", *by_bound][-1]
+    return span
 
 
 def _narrow(address: Address, column: str, value: str) -> str:
