@@ -138,6 +138,19 @@ def test_page_shows_every_example_the_filter_and_what_stands_behind(store: Vecto
     assert page.count("data:image/jpeg;base64,") == 2 + 1 + 4
 
 
+def test_headline_of_words_calls_nothing_similar(store: VectorStore, picture_folder: Path) -> None:
+    path = picture_folder / "00.png"
+    answer = SearchAnswer(results=(make_result(path),), ways=("words",))
+    in_words = SearchRequest(plus=(Example(text="red"),)), answer
+    by_picture = SearchRequest(plus=(Example(text="red"), Example(picture=path))), answer
+    for searches, headline in (
+        ([in_words, in_words], "Best matches"),
+        ([by_picture], "Most similar pictures"),
+        ([in_words, by_picture], "Most similar pictures"),
+    ):
+        assert f"<h1>{headline}</h1>" in render_search_page(searches, store=store)
+
+
 def test_page_says_that_nothing_matches(store: VectorStore, picture_folder: Path) -> None:
     path = picture_folder / "00.png"
     results = [make_result(path)]

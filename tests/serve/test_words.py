@@ -80,6 +80,22 @@ def test_the_text_field_comes_first_and_leads_to_results(speaking: TestClient) -
     assert "by meaning" in page or "by words and meaning" in page
 
 
+@pytest.mark.parametrize(
+    ("query", "headline"),
+    [
+        ("text=class2", "Best matches for “class2”"),
+        ("text=class2&page=2&k=2", "Best matches for “class2”, page 2"),
+        ("text=class2&minus_text=class1", "Best matches for “class2”"),
+        ("text=class2&text=class1", "Best matches for these words"),
+        ("text=class2&plus=class1%2F0.png", "Most like it"),
+        ("plus=class1%2F0.png", "Most like it"),
+        ("text=" + "class2+" * 20, f"Best matches for “{('class2 ' * 20)[:59]}…”"),
+    ],
+)
+def test_headline_of_words_says_that_they_match(client: TestClient, query: str, headline: str) -> None:
+    assert re.findall(r"<h1[^>]*>([^<]*)</h1>", client.get(f"/?{query}").text) == [headline]
+
+
 def test_words_are_added_and_taken_away(speaking: TestClient) -> None:
     added = speaking.get("/?text=dark+red&words=green&sign=minus", headers=HTML, follow_redirects=False)
     assert added.headers["location"] == "/?text=dark+red&minus_text=green"

@@ -560,6 +560,7 @@ def _describe_search(request: SearchRequest, answer: SearchAnswer, store: Vector
     bar_start = choose_bar_start(answer)
     return {
         "name": plus[0]["name"],
+        "is_in_words": all(example["is_text"] for example in plus),
         "examples": plus + minus,
         "conditions": [format_condition(condition) for condition in parse_filter(request.filter)],
         "group_by": request.group_by,
