@@ -410,6 +410,18 @@ def test_a_refused_picture_is_given_again_under_the_same_conditions(client: Test
         assert picture.fields == [("filter", "label=Class1"), ("k", "9")]
 
 
+def test_a_refused_start_page_keeps_all_that_is_not_refused(client: TestClient) -> None:
+    good = [("filter", "label=Class1"), ("near_duplicates", "together"), ("k", "9")]
+    for bad in ([("filter", "colour=red"), ("group_by", "label")], [("group_by", "colour")]):
+        answer = client.get("/?" + urlencode([*bad, *good]), headers=HTML)
+        assert (answer.status_code, "colour" in answer.text) == (422, True)
+        kept = [good[0], *[one for one in bad if "colour" not in one and "red" not in one[1]], *good[1:]]
+        words, picture = read_forms(answer.text)
+        assert words.fields == [*kept, ("text", "")]
+        assert picture.fields == kept
+        assert client.get("/?" + urlencode([*kept, ("text", "class1")])).status_code == 200
+
+
 def test_no_page_is_offered_beyond_the_last_that_is_shown(connect: Connect) -> None:
     client = connect(Limits(offset=10))
     first = client.get("/?plus=class0%2F0.png&k=5").text

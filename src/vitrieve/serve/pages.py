@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from http import HTTPStatus
 from typing import Annotated
@@ -29,6 +30,7 @@ from vitrieve.errors import (
 )
 from vitrieve.feedback.events import MAX_NAME
 from vitrieve.index.filter import require_column, resolve_filter
+from vitrieve.index.store import VectorStore
 from vitrieve.search.explain import explain_result
 from vitrieve.search.request import Example, SearchAnswer, SearchRequest
 from vitrieve.serve.api import answer_jpeg, check_side
@@ -104,13 +106,13 @@ class Stage:
 @router.get("/")
 async def show_search(request: Request, service: CurrentService) -> Response:
     """Show the start page, or the results of the search that the address spells."""
-    address = parse_address(request.query_params, service.limits)
+    address = request.state.address = parse_address(request.query_params, service.limits)
     if any(name in _HELPER_FIELDS or not value for name, value in request.query_params.multi_items()):
         return RedirectResponse(
             service.proxy.prefix + address.spell(), 303
         )  # a form's long address gives way to the short one
     if not address.num_examples:
-        return await _show_start(service, address)
+        return await _show_start(request, service, address)
     answer, problem = await _search(request, service, address)
     status = problem["status"] if problem else 200
     query = await _describe_query(service, address)
@@ -178,14 +180,20 @@ def _list_values(answer: SearchAnswer | None) -> list[str]:
     return sorted(value for value in values if 0 < len(value) <= MAX_VALUE_LENGTH)[:MAX_VALUES]
 
 
-async def _show_start(service: Service, address: Address) -> Response:
-    """Show where a search begins; an address without examples may say how the results are to be chosen."""
+async def _show_start(request: Request, service: Service, address: Address) -> Response:
+    """Show where a search begins; an address without examples may say how the results are to be chosen.
+
+    Raises:
+        InputError: The index refuses a condition or the group; a search on the page that says so keeps all else.
+    """
 
     def look_up() -> tuple[int, list[ImageRecord]]:
         store = service.searcher.store
-        resolve_filter(address.filter, store.columns(), store.kinds)
-        if address.group_by:
-            require_column(address.group_by, store.columns())
+        try:
+            _check_choosing(address, store)
+        except InputError:
+            request.state.address = _keep_accepted(address, store)
+            raise
         return store.count(), service.overview.find_samples()
 
     num_images, records = await service.look_up(look_up)
@@ -198,6 +206,28 @@ async def _show_start(service: Service, address: Address) -> Response:
         has_map=service.map.is_there(),
     )
     return HTMLResponse(page)
+
+
+def _check_choosing(address: Address, store: VectorStore) -> None:
+    """Look at what an address says of how results are chosen.
+
+    Raises:
+        InputError: The index refuses a condition, or has no such column to group by.
+    """
+    resolve_filter(address.filter, store.columns(), store.kinds)
+    if address.group_by:
+        require_column(address.group_by, store.columns())
+
+
+def _keep_accepted(address: Address, store: VectorStore) -> Address:
+    """Leave out of an address what ``_check_choosing`` refuses."""
+    kept = replace(address, filter=(), group_by="")
+    parts = [Address(filter=(condition,)) for condition in address.filter] + [Address(group_by=address.group_by)]
+    for part in parts:
+        with suppress(InputError):
+            _check_choosing(part, store)
+            kept = replace(kept, filter=(*kept.filter, *part.filter), group_by=part.group_by)
+    return kept
 
 
 async def _search(request: Request, service: Service, address: Address) -> tuple[SearchAnswer | None, View | None]:
