@@ -11,8 +11,10 @@ import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
+from tests.serve.conftest import Connect
 from vitrieve.search.request import Example, SearchRequest
 from vitrieve.search.searcher import Searcher
+from vitrieve.serve.settings import Limits
 
 
 def test_search_takes_the_bytes_of_an_image_whatever_the_header_says(client: TestClient, picture: bytes) -> None:
@@ -145,6 +147,15 @@ def test_pages_do_not_overlap(client: TestClient, picture: bytes) -> None:
     pages = [client.post(f"/search?k=6&offset={offset}", content=picture).json() for offset in (0, 6, 12, 18)]
     assert [one for page in pages for one in page["results"]] == everything
     assert [page["has_more"] for page in pages] == [True, True, True, False]
+
+
+def test_the_last_page_that_may_be_asked_for_has_no_more(connect: Connect, picture: bytes) -> None:
+    client = connect(Limits(offset=10))
+    pages = [client.post(f"/search?k=5&offset={offset}", content=picture) for offset in (0, 5, 10, 15)]
+    assert [page.status_code for page in pages] == [200, 200, 200, 422]
+    assert [page.json()["has_more"] for page in pages[:3]] == [True, True, False]  # and five more are there
+    by_body = [{"id": "class0/0.png", "k": k, "offset": offset} for k, offset in ((5, 5), (6, 5), (8, 10))]
+    assert [client.post("/search?k=1", json=one).json()["has_more"] for one in by_body] == [True, False, False]
 
 
 def test_json_wins_over_the_address(client: TestClient) -> None:

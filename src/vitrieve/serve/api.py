@@ -40,6 +40,7 @@ from vitrieve.serve.schemas import (
     TagsBody,
     ValueBody,
     build_request,
+    has_next_page,
     read_request,
     to_answer_body,
     validate,
@@ -128,10 +129,16 @@ async def search(
     """Send an image's bytes as the body, a browser's form, or JSON; the content decides which it is."""
     content_type = request.headers.get("content-type", "")
     async with service.bodies.receive(request) as body:
-        answer = await service.search(
-            request, lambda: read_request(content_type, body, parameters, service.pictures, service.limits)
-        )
-    return to_answer_body(answer)
+        next_offset = 0
+
+        def read() -> SearchRequest:
+            nonlocal next_offset
+            asked = read_request(content_type, body, parameters, service.pictures, service.limits)
+            next_offset = asked.offset + asked.k  # a body may say both
+            return asked
+
+        answer = await service.search(request, read)
+    return to_answer_body(answer, has_more=has_next_page(answer, service.limits, next_offset))
 
 
 class OpenFileResponse(FileResponse):

@@ -32,6 +32,7 @@ from vitrieve.serve.schemas import (
     Text,
     Words,
     check_search,
+    has_next_page,
     to_answer_body,
     validate,
 )
@@ -231,9 +232,10 @@ class Tools:
                 group_by=arguments.group_by or None,
             )
             answer = self._service.searcher.answer(request)
-            values = to_answer_body(answer).model_dump(exclude={"has_more", "timings_seconds"})
-            has_next = answer.has_more and offset + arguments.k <= limits.offset
-            return {**values, "next_cursor": str(offset + arguments.k) if has_next else None}
+            next_offset = offset + arguments.k
+            body = to_answer_body(answer, has_more=has_next_page(answer, limits, next_offset))
+            values = body.model_dump(exclude={"has_more", "timings_seconds"})
+            return {**values, "next_cursor": str(next_offset) if body.has_more else None}
 
         return ToolAnswer(values=await self._service.compute(work))
 

@@ -44,7 +44,7 @@ from vitrieve.serve.middleware import (
     is_one_of,
     log_failure,
 )
-from vitrieve.serve.schemas import build_example, check_search
+from vitrieve.serve.schemas import build_example, check_search, has_next_page
 from vitrieve.serve.service import CurrentDesk, CurrentService, Desk, Service, get_desk
 from vitrieve.serve.uploads import Upload
 from vitrieve.serve.views import (
@@ -124,6 +124,7 @@ async def show_search(request: Request, service: CurrentService) -> Response:
             address=address,
             results=describe_results(answer, address) if answer else [],
             answer=answer,
+            has_next=answer is not None and has_next_page(answer, service.limits, address.page * address.k),
             problem=problem,
             columns=service.searcher.store.columns(),
             values=_list_values(answer),

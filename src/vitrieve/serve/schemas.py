@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 from typing import Annotated, Literal, TypeVar
 
@@ -165,7 +166,7 @@ class AnswerBody(BaseModel):
     results: list[ResultBody] = Field(description="Nearest first, or as they were ordered again or fused.")
     is_match: bool | None = Field(description="Whether the nearest is likely the wanted thing; null: not known.")
     threshold: float | None = Field(description="The score that decides it.")
-    has_more: bool = Field(description="Whether a further page would hold results.")
+    has_more: bool = Field(description="Whether a further page that this server shows would hold results.")
     reranking: str = Field(description="How the first results were ordered again; none: they were not.")
     ways: list[str] = Field(description="How the examples were compared: pictures, text_encoder, words.")
     timings_seconds: dict[str, float] = Field(description="For decode, encode and search.")
@@ -332,9 +333,14 @@ class ReadyBody(BaseModel):
     columns: list[str] | None = Field(None, description="Metadata columns, for filters and groups.")
 
 
-def to_answer_body(answer: SearchAnswer) -> AnswerBody:
-    """Spell an answer for the wire; the server's paths stay where they are."""
-    return AnswerBody.model_validate(answer, from_attributes=True)
+def to_answer_body(answer: SearchAnswer, *, has_more: bool) -> AnswerBody:
+    """Spell an answer for the wire; the server's paths stay where they are.
+
+    Args:
+        answer: The answer.
+        has_more: What ``has_next_page`` says of it.
+    """
+    return AnswerBody.model_validate(replace(answer, has_more=has_more), from_attributes=True)
 
 
 MAX_NAME_SHOWN = 60
@@ -541,6 +547,17 @@ def check_search(
             raise HTTPException(422, f"{name} is {count}; this server allows at most {most:,}.")
     if box is not None and num_examples != 1:
         raise HTTPException(422, "a box belongs to one picture; with several examples give each its own box.")
+
+
+def has_next_page(answer: SearchAnswer, limits: Limits, next_offset: int) -> bool:
+    """Say whether a further page holds results, and ``check_search`` lets it be asked for.
+
+    Args:
+        answer: The answer.
+        limits: Bounds of the service.
+        next_offset: Results on this page and before it, where all pages are full.
+    """
+    return answer.has_more and next_offset <= limits.offset
 
 
 def build_example(
