@@ -9,5 +9,6 @@ The files in reading order, each of which begins with what it is for: ``main.py`
 ``data_audit.py``, ``data_pack.py``, ``weights.py``, ``train.py``, ``runs.py``, ``evaluate.py``, ``compare.py``,
 ``reduce.py``, ``adapt.py``, ``align.py``, ``reproduce.py``, ``export.py``, ``quantize.py``, ``push.py``, ``embed.py``,
 ``index.py``, ``sync.py``, ``up.py``, ``calibrate.py``, ``duplicates.py``, ``map.py``, ``search.py``, ``explain.py``,
-``serve.py``, ``feedback.py``, ``mcp.py``, ``values.py``, ``defaults.py``, ``config.py``, ``completion.py``.
+``serve.py``, ``feedback.py``, ``mcp.py``, ``values.py``, ``fitting.py``, ``defaults.py``, ``config.py``,
+``completion.py``.
 """

@@ -164,6 +164,7 @@ def measure_thumbnails(
         THUMBNAILS_TOGETHER,
         num_rounds=THUMBNAIL_ROUNDS,
         blurs=BLURS,
+        show_progress=show_progress,
     )
     for number, agreement in zip(likely, measured, strict=True):
         found[number] = agreement
@@ -201,6 +202,7 @@ def _measure_all(
     *,
     num_rounds: int,
     blurs: tuple[float, ...],
+    show_progress: bool = False,
 ) -> list[Agreement]:
     """Compute the agreements of many pairs in threads, those of equal sizes together."""
     order = sorted(range(len(places)), key=lambda number: (firsts[number].shape, seconds[number].shape))
@@ -213,7 +215,8 @@ def _measure_all(
 
     found: dict[int, Agreement] = {}
     with ThreadPoolExecutor(min(4, count_cores())) as pool:
-        for chunk, measured in zip(chunks, pool.map(measure, chunks), strict=True):
+        done = track(pool.map(measure, chunks), "compare in gray", total=len(chunks), is_shown=show_progress)
+        for chunk, measured in zip(chunks, done, strict=True):
             found.update(zip(chunk, measured, strict=True))
     return [found[number] for number in range(len(places))]
 
