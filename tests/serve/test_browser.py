@@ -161,37 +161,6 @@ def test_photograph_with_the_camera(page: Page) -> None:
     assert page.evaluate("document.getElementById('camera-view').srcObject") is None
 
 
-def test_a_camera_that_is_closed_before_it_begins_is_no_fault(page: Page) -> None:
-    page.goto("/")
-    # The browser refuses to play what is taken away; of a pretended camera it would have begun before.
-    page.evaluate(
-        """() => {
-          const view = document.getElementById("camera-view");
-          view.play = () => new Promise((_, refuse) => {
-            view.addEventListener("emptied", () => {
-              if (!view.srcObject) refuse(new DOMException("taken away", "AbortError")); // else the event of an earlier stream
-            });
-          });
-        }"""
-    )
-    for _ in range(2):
-        page.get_by_role("button", name="Use the camera").click()
-        expect(page.get_by_role("dialog")).to_be_visible()
-        page.locator("#camera-close").click()
-        expect(page.get_by_role("dialog")).to_have_count(0)
-        wait_until(page, "document.getElementById('camera-view').srcObject === null")
-    expect(page.locator("#notice")).to_be_hidden()
-    page.evaluate(
-        """() => {
-          const view = document.getElementById("camera-view");
-          view.play = () => Promise.reject(new DOMException("not allowed", "NotAllowedError"));
-        }"""
-    )
-    page.get_by_role("button", name="Use the camera").click()
-    expect(page.locator("#notice")).to_contain_text("The camera cannot be used")
-    expect(page.get_by_role("dialog")).to_have_count(0)
-
-
 def test_draw_a_box_and_take_it_away(page: Page, photograph: Path) -> None:
     page.goto("/")
     choose(page, photograph)
