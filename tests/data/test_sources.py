@@ -11,6 +11,7 @@ from vitrieve.data.sources import (
     DESCRIPTIONS,
     find_source_folder,
     find_source_path,
+    is_folder_source,
     list_protocols,
     read_collection,
     read_source,
@@ -209,3 +210,4 @@ def test_the_former_name_of_a_table_is_taken_with_a_note(classes: Path) -> None:
     assert former.records == present.records
     assert former.notes == (*present.notes, f"{former.source} is spelled {present.source} now.")
     assert find_source_path(former.source) == find_source_path(present.source) == classes / "images.csv"
+    assert not any(is_folder_source(f"{name}:gone.csv") for name in ("manifest", "table"))

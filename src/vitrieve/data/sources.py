@@ -361,6 +361,7 @@ def read_collection(source: str | Path, *, protocol: str | None = None, exclude:
 
 def is_folder_source(source: str) -> bool:
     """Say whether a source is a folder of the user's, there or not, from which files can be left out."""
+    source = _spell_now(source)
     name = source.partition(":")[0]
     if name in list_sources() and not _is_folder_named_like_a_kind(source):
         return name == "folder"
