@@ -6,7 +6,7 @@ import json
 import os
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
@@ -15,12 +15,14 @@ from vitrieve.cli import main as cli
 from vitrieve.cli.defaults import FREE, add_kept, list_keepable, read_file
 from vitrieve.cli.duplicates import Arguments as DuplicatesArguments
 from vitrieve.cli.embed import Arguments as EmbedArguments
+from vitrieve.cli.export import FormatChoice
 from vitrieve.cli.fitting import APART, EVERY, ONLY_FOR, ONLY_WITH
 from vitrieve.cli.flags import read_flags
 from vitrieve.cli.main import COMMANDS, load_command, main
 from vitrieve.cli.serve import Arguments as ServeArguments
 from vitrieve.cli.train import Arguments as TrainArguments
 from vitrieve.cli.up import Arguments as UpArguments
+from vitrieve.index.store import SERVERS
 
 
 @pytest.fixture
@@ -54,7 +56,7 @@ def test_every_kind_of_value(user_file: Path) -> None:
         "[train]\nreport = false\nseed = 3\nexclude = ['a/', 'b c']\n[train.optimizer]\nlearning-rate = 1\n"
         "[train.objective]\nprefixes = [16, 32]\n"
     )
-    assert add_kept("train", TrainArguments, ["small"])[1:] == [
+    assert add_kept("train", TrainArguments, ["small", "--data", "x"])[3:] == [
         *("--no-report", "--seed", "3", "--exclude", "a/", "--exclude", "b c"),
         *("--optimizer.learning-rate", "1", "--objective.prefixes", "16", "32"),
     ]
@@ -197,9 +199,11 @@ def test_a_flag_leaves_out_what_is_refused_beside_it(user_file: Path, tmp_path: 
         ("embed --ray a", "--data --encoder --exclude --num-threads --ray-actors"),
         ("evaluate", "--data --encoder --exclude --num-threads"),
         ("evaluate --rerank auto", "--data --encoder --exclude --index --num-threads"),
-        ("export", "--encoder --exclude"),
+        ("export", "--encoder"),
         ("export --delta-rank 8", "--data --encoder --exclude"),
-        ("export --weights a --delta-rank 8", "--encoder --exclude"),
+        ("export --weights a --delta-rank 8", "--encoder"),
+        ("calibrate --data None", "--index --num-threads"),
+        ("calibrate --embeddings None", "--data --encoder --exclude --index --num-threads"),
         ("index --embeddings e --out o", ""),
         ("index --verify", "--index"),
     ],
@@ -221,10 +225,12 @@ def test_what_is_kept_for_all_is_left_out_where_it_would_be_refused(user_file: P
         ("duplicates pictures", "--exclude --threshold"),
         ("duplicates index", "--threshold"),
         ("duplicates --level exact -- index", ""),
+        ("duplicates", "--threshold"),
         ("duplicates --level=exact pictures", "--exclude"),
         ("duplicates table:t.csv", "--threshold"),
         ("evaluate --data pictures", "--exclude"),
         ("evaluate --data emoji", ""),
+        ("evaluate", ""),
         ("evaluate --data emoji --distractors pictures", "--exclude"),
         ("evaluate --data emoji --rerank auto", "--index"),
         ("evaluate --data emoji --rerank=k_reciprocal", ""),
@@ -234,12 +240,18 @@ def test_what_is_kept_for_all_is_left_out_where_it_would_be_refused(user_file: P
         ("evaluate --data roxford5k:r --rerank auto --protocol hard", "--index"),
         ("train small --data emoji grocery:g", ""),
         ("train small --data emoji pictures", "--exclude"),
-        ("up emoji", "--exclude --store --uri"),
-        ("up pictures --store lance", "--exclude"),
+        ("up emoji --index new", "--exclude --store --uri"),
+        ("up pictures --store lance --index new", "--exclude"),
+        ("up pictures --index index", "--exclude"),
+        ("up pictures --index index --uri u", "--exclude --store"),
+        ("up pictures", "--exclude --index --store --uri"),
         ("sync --data emoji --index new", "--store --uri"),
         ("sync emoji --index index", ""),
+        ("sync emoji --index index --uri u", "--store"),
+        ("sync emoji --index index --store pgvector", ""),
         ("sync --data pictures --index index", "--exclude"),
         ("embed --data table:t.csv", ""),
+        ("embed --data manifest:t.csv", ""),
         ("data check emoji", ""),
         ("data check pictures", "--exclude"),
         ("index --embeddings e", "--store --uri"),
@@ -247,9 +259,12 @@ def test_what_is_kept_for_all_is_left_out_where_it_would_be_refused(user_file: P
         ("index --embeddings e --store lance", "--code-bytes --index-kind"),
         ("index --embeddings e --store milvus", "--code-bytes --index-kind --uri"),
         ("index --embeddings e --store lance --index-kind flat", ""),
+        ("index --embeddings e --index-kind ivf_pq", "--code-bytes --store --uri"),
+        ("index --embeddings e --store lance --uri u", "--code-bytes --index-kind"),
         ("export --encoder e --delta-rank 3", "--data --exclude"),
         ("export --encoder e", "--data --delta-rank --exclude"),
-        ("export --encoder e --format coreml", "--exclude"),
+        ("export --encoder e --format coreml", ""),
+        ("export --encoder e --image-size 64", ""),
         ("calibrate --data pictures", "--exclude --false-reject-rate --index"),
         ("calibrate --column c --false-accept-rate 0.1", "--index"),
     ],
@@ -269,8 +284,7 @@ def test_what_is_kept_is_left_out_where_the_values_that_are_asked_for_refuse_it(
     command, module = load_command(name)
     result = add_kept(name, getattr(module, command.arguments), given)
     flags = [word for word in result if word.startswith("--") and word not in given]
-    not_meant = {"--index"} if name in ("up", "sync", "index") else set()
-    assert sorted(set(flags) - not_meant) == added.split()
+    assert sorted(set(flags)) == added.split()
 
 
 @pytest.mark.parametrize(
@@ -284,7 +298,26 @@ def test_what_is_kept_is_left_out_where_the_values_that_are_asked_for_refuse_it(
         ('[embed]\nreuse = "r"\nray = ["auto"]', "embed", "--reuse"),
         ("[export]\ndelta-rank = 8\nscales = [1]", "export --weights w", ""),
         ('[serve]\ncollections = "c"', "serve --index i", ""),
-        ('[all]\nindex = "i"', "index --embeddings e", ""),
+        ('[all]\nindex = "i"', "index --embeddings e --out o", ""),
+        ('[index]\nstore = "pgvector"\nuri = "u"\nindex-kind = "flat"', "index", "--index-kind --store --uri"),
+        ('[index]\nstore = "exact"\nindex-kind = "flat"', "index", "--index-kind --store"),
+        ('[index]\nindex-kind = "ivf_rq"\nstore = "exact"', "index", "--store"),
+        ('[index]\nstore = "exact"', "index --index-kind ivf_pq", "--store"),
+        ('[export]\nformat = "coreml"', "export --delta-rank 8", ""),
+        ('[export]\nformat = "coreml"', "export --weights w", ""),
+        ('[export]\nformat = "coreml"\ndelta-rank = 8\ndata = "d"', "export", "--format"),
+        ('[export]\nformat = "onnx"', "export --delta-rank 8", "--format"),
+        ('[export]\ndata = "d"\nweights = "w"', "export", "--weights"),
+        ('[export]\ndata = "d"\nweights = "w"\ndelta-rank = 8', "export", "--data --delta-rank"),
+        ("[all]\nimage-size = 64\nscales = [1]", "export --delta-rank 8", ""),
+        ("[all]\nimage-size = 64\nscales = [1]", "export --weights w", "--image-size"),
+        ('[duplicates]\nlevel = "exact"', "duplicates i --threshold 0.9", ""),
+        ('[duplicates]\nlevel = "near"', "duplicates i --threshold 0.9", "--level"),
+        ('[evaluate]\ncompare = ["e"]', "evaluate --rerank auto --index i", ""),
+        ('[evaluate]\ncompare = ["e"]\nindex = "i"', "evaluate --rerank auto", "--compare"),
+        ('[evaluate]\nindex = "i"\ncompare = ["e"]', "evaluate", "--compare"),
+        ('[all]\nembeddings = "f"', "evaluate --encoder a --compare b", ""),
+        ('[all]\nexclude = ["x"]\ndata = "table:t.csv"', "embed", "--data"),
     ],
 )
 def test_of_two_flags_that_are_refused_together_the_one_that_counts_less_is_left_out(
@@ -313,12 +346,19 @@ def test_a_default_that_is_none_of_an_index_is_left_out_and_a_flag_is_refused(
 @pytest.mark.parametrize("name", [name for name in {**APART, **ONLY_WITH, **ONLY_FOR} if name != EVERY])
 def test_what_is_left_out_are_flags_of_the_command(name: str) -> None:
     command, module = load_command(name)
-    flags = {flag.name for flag in read_flags(getattr(module, command.arguments))}
-    for some, others in APART.get(name, ()):
-        assert {*some, *others} <= flags
-    for flag, other in ONLY_WITH.get(name, {}).items():
-        assert {flag, other} <= flags
-    assert flags >= ONLY_FOR.get(name, {}).keys()
+    flags = {flag.name: flag for flag in read_flags(getattr(module, command.arguments))}
+    needed = ONLY_WITH.get(name, {})
+    words = {word for one, others in APART.get(name, ()) for word in (one, *others.split())} | {*needed.values()}
+    for word in {*words, *needed, *ONLY_FOR.get(name, {})}:
+        flag, _, values = word.partition("=")
+        assert flag in flags
+        assert {*filter(None, values.split(","))} <= set(flags[flag].choices)
+
+
+def test_values_that_are_written_down_are_those_of_today() -> None:
+    assert {ONLY_WITH[name]["--uri"] for name in ("index", "sync", "up")} == {f"--store={','.join(SERVERS)}"}
+    others = [one for one in get_args(FormatChoice) if one != "onnx"]
+    assert f"--format={','.join(others)}" in dict(APART["export"])
 
 
 def test_figures_that_are_compared_take_nothing(user_file: Path) -> None:

@@ -15,7 +15,7 @@ import tyro
 
 from vitrieve.choices import Device
 from vitrieve.cli.console import print_message, writing_results
-from vitrieve.cli.flags import Flag, list_types, read_flags
+from vitrieve.cli.flags import NOTHING, Flag, list_types, read_flags
 from vitrieve.cli.verbosity import setting_variables
 from vitrieve.errors import ConfigError, find_nearest
 from vitrieve.progress import has_no_color
@@ -182,7 +182,7 @@ def _put_fixed_last(arguments_class: type, argv: Sequence[str], prog: str) -> li
     while (place := next((at for at, word in enumerate(words) if word.split("=", 1)[0] in flags), None)) is not None:
         name, *first = words[place].split("=", 1)
         following = [*first, *words[place + 1 :]]
-        values = following[: 1 if following[:1] == ["None"] else flags[name].num_values]
+        values = following[: 1 if following[:1] == [NOTHING] else flags[name].num_values]
         if values != ["None"]:
             _check_fixed(name, flags[name], values, prog)
         moved += [name, *values]

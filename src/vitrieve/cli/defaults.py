@@ -17,7 +17,7 @@ from typing import Any
 
 from vitrieve.cli.console import print_message
 from vitrieve.cli.fitting import choose_fitting
-from vitrieve.cli.flags import WITHOUT_FLAG, Flag, names_collection, read_flags, read_words
+from vitrieve.cli.flags import WITHOUT_FLAG, Flag, names_collection, read_flags, read_words, takes_back
 from vitrieve.cli.values import find_expected
 from vitrieve.errors import ConfigError, find_nearest
 from vitrieve.machine import expand_variable
@@ -144,10 +144,12 @@ def add_kept(name: str, arguments_class: type | None, argv: Sequence[str]) -> li
     end = words.index("--") if "--" in words else len(words)
     flags = {flag.name: flag for flag in read_flags(arguments_class)}
     given = read_words(flags.values(), words)
-    if names_collection(flags.values(), words):
+    if names_collection(flags.values(), given):
         given["--data"] = given.pop(WITHOUT_FLAG)
     kept = choose_kept(name, arguments_class)
-    fitting = choose_fitting(name, given, {f"--{one.flag}": one.texts for some in kept.values() for one in some})
+    not_given = {f"--{one.flag}": one.texts for some in kept.values() for one in some if f"--{one.flag}" not in given}
+    there = {flag: values for flag, values in given.items() if flag not in flags or not takes_back(flags[flag], values)}
+    fitting = choose_fitting(name, there, not_given)
     added: list[str] = []
     for file, some in kept.items():
         said = [word for one in some if f"--{one.flag}" in fitting for word in _spell(flags[f"--{one.flag}"], one)]

@@ -1,11 +1,13 @@
-"""Which kept defaults fit a command line: those that would be refused there are left out (``defaults.py``)."""
+"""Which kept defaults fit a command line: those that would be refused there are left out (``defaults.py``).
+
+Where an index would be made in another place, unnoticed, or pictures would not be found, nothing is left out: then
+``--store``, and ``--map-path`` of a service with a write token, are refused as on the command line.
+"""
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from itertools import product
 from pathlib import Path
 
 from vitrieve.artifacts import find_kind, has_artifact
@@ -16,41 +18,52 @@ Values = Mapping[str, Sequence[str]]
 EVERY = "every"
 """The key of ``ONLY_FOR`` for all commands that have a flag."""
 
-APART: Mapping[str, tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]] = {
+APART: Mapping[str, tuple[tuple[str, str], ...]] = {
     "calibrate": (
-        (("--data",), ("--embeddings",)),
-        (("--column",), ("--data", "--embeddings")),
-        (("--false-accept-rate",), ("--false-reject-rate",)),
+        ("--data", "--embeddings"),
+        ("--column", "--data --embeddings"),
+        ("--false-accept-rate", "--false-reject-rate"),
     ),
-    "data audit": ((("--apply",), ("--html", "--csv")),),
-    "duplicates": ((("--undo",), ("--html", "--csv", "--move-to", "--link")), (("--link",), ("--move-to",))),
-    "embed": (
-        (("--join",), ("--shard", "--ray", "--reuse")),
-        (("--ray",), ("--shard", "--reuse")),
+    "data audit": (("--apply", "--html --csv"),),
+    "duplicates": (
+        ("--undo", "--html --csv --move-to --link"),
+        ("--link", "--move-to"),
+        ("--level=exact", "--threshold"),
     ),
-    "export": ((("--weights",), ("--scales", "--delta-rank", "--data")),),
-    "index": ((("--verify",), ("--embeddings",)), (("--out",), ("--index",))),
-    "serve": ((("--collections",), ("--index", "--encoder", "--map-path")),),
+    "embed": (("--join", "--shard --ray --reuse"), ("--ray", "--shard --reuse")),
+    "evaluate": (("--compare", "--embeddings --index"),),
+    "export": (
+        ("--weights", "--scales --delta-rank --data"),
+        ("--delta-rank", "--image-size --scales"),
+        ("--format=sentence-transformers,torch-export,coreml,tflite", "--weights --delta-rank --data"),
+    ),
+    "index": (("--verify", "--embeddings"), ("--out", "--index")),
+    "serve": (("--collections", "--index --encoder --map-path"),),
 }
-"""Command -> flags, and those that are refused beside them: where one is given or counts more, files do not add the
-other."""
+"""Command -> a flag, and those that are refused beside it; a flag may stand with the values of which that is so."""
 ONLY_WITH: Mapping[str, Mapping[str, str]] = {
     "calibrate": {"--encoder": "--data", "--exclude": "--data"},
     "duplicates": {"--undo-file": "--link"},
     "embed": {"--ray-actors": "--ray"},
     "export": {"--data": "--delta-rank"},
-    "index": {"--index": "--verify"},
+    "index": {"--index": "--verify", "--code-bytes": "--index-kind=ivf_pq", "--uri": "--store=milvus,pgvector"},
+    "sync": {"--uri": "--store=milvus,pgvector"},
+    "up": {"--uri": "--store=milvus,pgvector"},
 }
-"""Command -> flag -> the flag without which it is refused: where neither the command line nor a file has that, files do
-not add it."""
+"""Command -> flag -> what it is refused without, spelled as in ``APART``."""
+
+
+def _is_there(word: str, values: Values) -> bool:
+    """Say whether a flag is there; of ``--flag=some,values``, with one of these values."""
+    flag, _, some = word.partition("=")
+    return flag in values and (not some or bool({*some.split(",")} & {*values[flag]}))
 
 
 def _names_pictures(values: Values) -> bool:
-    """Say whether a source is a folder of pictures, from which files can be left out; without one nothing is known."""
+    """Say whether a source is a folder of pictures, from which files can be left out."""
     from vitrieve.data.sources import is_folder_source
 
-    sources = [*values.get("--data", ()), *values.get("--distractors", ())]
-    return not sources or any(map(is_folder_source, sources))
+    return any(map(is_folder_source, [*values.get("--data", ()), *values.get("--distractors", ())]))
 
 
 def _names_no_vectors(values: Values) -> bool:
@@ -60,12 +73,12 @@ def _names_no_vectors(values: Values) -> bool:
 
 
 def _keeps_one_reranking(values: Values) -> bool:
-    """Say whether an evaluation chooses one re-ranking, which an index can remember."""
+    """Say whether an evaluation of one encoder chooses one re-ranking, which an index can remember."""
     from vitrieve.data.sources import list_protocols
     from vitrieve.evaluation.revisited import REVISITED_ROLES
     from vitrieve.rerank.names import AUTO
 
-    if [*values.get("--rerank", ())] != [AUTO] or "--compare" in values:
+    if [*values.get("--rerank", ())] != [AUTO]:
         return False
     protocols = set(values.get("--protocol", ()))
     for source in () if protocols else values.get("--data", ()):
@@ -74,46 +87,28 @@ def _keeps_one_reranking(values: Values) -> bool:
     return len(protocols) <= 1
 
 
-def _is_on_server(values: Values) -> bool:
-    """Say whether the store of a new index is on a server, which has an address."""
-    from vitrieve.index.store import SERVERS
-
-    return any(store in SERVERS for store in values.get("--store", ()))
-
-
 def _makes_index(values: Values) -> bool:
-    """Say whether a sync makes a new index; one that is there has its store."""
+    """Say whether a sync makes a new index; one that is there has its store, and its address."""
     return not any(has_artifact(Path(index)) for index in values.get("--index", ()))
-
-
-def _makes_index_on_server(values: Values) -> bool:
-    return _makes_index(values) and _is_on_server(values)
-
-
-def _has(flag: str, *accepted: str) -> Callable[[Values], bool]:
-    """Return what says whether a flag has one of some values."""
-    return lambda values: any(value in accepted for value in values.get(flag, ()))
-
-
-def _has_not(flag: str, *refused: str) -> Callable[[Values], bool]:
-    """Return what says whether a flag, if it is there, has none of some values."""
-    return lambda values: not any(value in refused for value in values.get(flag, ()))
 
 
 ONLY_FOR: Mapping[str, Mapping[str, Callable[[Values], bool]]] = {
     EVERY: {"--exclude": _names_pictures},
-    "duplicates": {"--exclude": _names_no_vectors, "--threshold": _has_not("--level", "exact")},
+    "duplicates": {"--exclude": _names_no_vectors},
     "evaluate": {"--index": _keeps_one_reranking},
-    "export": {"--delta-rank": lambda values: "--format" not in values or _has("--format", "onnx")(values)},
     "index": {
-        "--index-kind": _has_not("--store", "exact", "pgvector"),
-        "--code-bytes": _has("--index-kind", "ivf_pq"),
-        "--uri": _is_on_server,
+        "--index-kind": lambda values: (
+            not _is_there("--index-kind=ivf_pq,ivf_rq", values) or not _is_there("--store=exact,pgvector", values)
+        )
     },
-    "sync": {"--store": _makes_index, "--uri": _makes_index_on_server},
-    "up": {"--exclude": lambda values: True, "--store": _makes_index, "--uri": _makes_index_on_server},
+    "sync": {"--store": lambda values: _makes_index(values) or "--uri" in values, "--uri": _makes_index},
+    "up": {
+        "--exclude": lambda _: True,  # up takes a folder alone, also one that is called as a data set is
+        "--store": lambda values: _makes_index(values) or "--uri" in values,
+        "--uri": _makes_index,
+    },
 }
-"""Command -> flag -> what says whether the flag is for what is asked for; where it is not, files do not add it."""
+"""Command -> flag -> what says whether the flag is for what is asked for."""
 
 
 def choose_fitting(command: str, given: Values, kept: Values) -> set[str]:
@@ -121,30 +116,36 @@ def choose_fitting(command: str, given: Values, kept: Values) -> set[str]:
 
     Args:
         command: The command.
-        given: What the command line has, as ``flags.read_words`` reads it.
-        kept: What files keep for the command, what counts most first.
+        given: What the command line has, as ``flags.read_words`` reads it, without what it takes back.
+        kept: What files keep for the command and the command line does not say, what counts most first.
 
     Returns:
-        Names of the flags of ``kept`` that neither are given nor would be refused.
+        Names of the flags of ``kept`` that would not be refused. Of two that are refused together the one that counts
+        more is chosen.
     """
-    refused: dict[str, set[str]] = defaultdict(set)
-    for some, others in APART.get(command, ()):
-        for one, other in product(some, others):
-            refused[one].add(other)
-            refused[other].add(one)
-    fitting: set[str] = set()
-    for flag in kept:
-        if flag not in given and not refused[flag] & {*given, *fitting}:
-            fitting.add(flag)
+    unfit: set[str] = set()
     needed = ONLY_WITH.get(command, {})
     conditions = {**ONLY_FOR[EVERY], **ONLY_FOR.get(command, {})}
-    while True:  # one that is left out may be what another one needs
-        values = {**given, **{flag: kept[flag] for flag in fitting}}
-        left = {
+    while True:
+        values = dict(given)
+        for flag in kept:
+            if flag not in unfit and not _is_refused(flag, command, {**values, flag: kept[flag]}):
+                values[flag] = kept[flag]
+        falling = {
             flag
-            for flag in fitting
-            if needed.get(flag, flag) in values and (flag not in conditions or conditions[flag](values))
+            for flag in values.keys() - given.keys()
+            if (flag in needed and not _is_there(needed[flag], values))
+            or (flag in conditions and not conditions[flag](values))
         }
-        if left == fitting:
-            return left
-        fitting = left
+        if not falling:
+            return values.keys() - given.keys()
+        unfit |= falling  # and what was left out because of them may fit
+
+
+def _is_refused(flag: str, command: str, values: Values) -> bool:
+    """Say whether a flag is refused beside another one that is there."""
+    pairs = [(one, other) for one, others in APART.get(command, ()) for other in others.split()]
+    return any(
+        flag in (one.partition("=")[0], other.partition("=")[0]) and _is_there(one, values) and _is_there(other, values)
+        for one, other in pairs
+    )

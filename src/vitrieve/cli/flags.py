@@ -161,13 +161,20 @@ def _read_choices(metavar: str) -> tuple[str, ...]:
     return tuple(found[1].split(",")) if found else ()
 
 
-def names_collection(flags: Collection[Flag], words: Sequence[str]) -> bool:
-    """Say whether a word without a flag names the collection: the word that may stand in the place of ``--data``."""
-    if not any(flag.is_positional and types.NoneType in list_types(flag.hint) for flag in flags):
-        return False
-    return WITHOUT_FLAG in read_words(flags, words)
+def names_collection(flags: Collection[Flag], given: Collection[str]) -> bool:
+    """Say whether a word without a flag names the collection: the word that may stand in the place of ``--data``.
+
+    Args:
+        flags: Those of the command.
+        given: What ``read_words`` found on the command line.
+    """
+    return WITHOUT_FLAG in given and any(
+        flag.is_positional and types.NoneType in list_types(flag.hint) for flag in flags
+    )
 
 
+NOTHING = "None"
+"""The value of a flag that stands for none."""
 WITHOUT_FLAG = ""
 """The key of ``read_words`` for words without a flag."""
 
@@ -196,8 +203,16 @@ def read_words(flags: Collection[Flag], words: Sequence[str]) -> dict[str, list[
             name, equals, value = word[:2], "=", word[2:]  # -k5
         if name in by_spelling:
             flag = by_spelling[name]
+            if equals and flag.num_values:
+                rest.appendleft(value)  # --box=0 0 1 1
+                equals = ""
             found.setdefault(flag.name, []).extend([value] if equals else _take_values(flag, rest))
     return found
+
+
+def takes_back(flag: Flag, values: Sequence[str]) -> bool:
+    """Say whether the values of a flag are None, by which a kept default is taken back."""
+    return [*values] == [NOTHING] and types.NoneType in list_types(flag.hint)
 
 
 def _take_values(flag: Flag, rest: deque[str]) -> Iterator[str]:
@@ -205,7 +220,7 @@ def _take_values(flag: Flag, rest: deque[str]) -> Iterator[str]:
     most = 1
     if flag.takes == "nothing":
         most = 0
-    elif flag.is_list:
+    elif flag.is_list and not (flag.num_values and rest and rest[0] == NOTHING):
         most = flag.num_values or len(rest)
     for number in range(most):
         if not rest or (flag.is_list and number >= (flag.num_values or 0) and rest[0].startswith("-")):
