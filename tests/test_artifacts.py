@@ -119,7 +119,7 @@ def test_a_folder_whose_name_is_no_text_is_refused_and_not_made(
         monkeypatch.chdir(folder)
         folder = Path("run")
     for prepare in (check_folder, check_replacing, prepare_folder):
-        with pytest.raises(ArtifactError, match=r"caf\\udce9.* is not UTF-8"):
+        with pytest.raises(ArtifactError, match=r"the whole name .*caf\\udce9.* is not UTF-8"):
             prepare(folder)
     with pytest.raises(ArtifactError, match="is not UTF-8"), replacing_folder(folder):
         pass

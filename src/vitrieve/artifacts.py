@@ -110,11 +110,11 @@ def check_folder(
         ArtifactError: As ``prepare_folder``.
     """
     try:
-        str(folder.absolute()).encode()  # as LanceDB spells it
+        str(folder.absolute()).encode()  # LanceDB makes a name whole, and other libraries may
     except UnicodeEncodeError:  # pyarrow, LanceDB and ONNX Runtime take text, and would fail after the work
         raise ArtifactError(
-            f"the name {quote_name(folder.absolute())} is not UTF-8, and nothing can be written under it; give another "
-            "folder."
+            f"the whole name {quote_name(folder.absolute())} is not UTF-8, and libraries that write there take text "
+            "alone; give a folder elsewhere."
         ) from None
     if folder.exists() and not folder.is_dir():
         raise ArtifactError(f"{folder} is a file; give the name of a new folder with --out.")
