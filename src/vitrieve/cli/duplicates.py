@@ -110,7 +110,8 @@ def _check(arguments: Arguments) -> None:
     if arguments.link and arguments.move_to is not None:
         raise ConfigError("--move-to and --link are two things to do with duplicates; give one.")
     if arguments.undo_file is not None and not arguments.link:
-        raise ConfigError("--undo-file belongs to --link; --move-to writes undo.json into its folder: leave it out.")
+        instead = "" if arguments.move_to is None else ", and --move-to writes undo.json into its folder"
+        raise ConfigError(f"--undo-file belongs to --link{instead}: leave it out.")
 
 
 def _report_acted(acted: Acted, what: str, arguments: Arguments, report: DuplicateReport | None = None) -> int:
