@@ -147,12 +147,17 @@ def test_export_text_encoder_refuses_what_it_does_not_compute(
         ('---\nlicense:\n- mit # of the code\n- "cc-by-4.0"\ntags:\n- a\n---\n', "mit, cc-by-4.0"),
         ("---\nlicense: other # a\nlicense_name: Wörter (v1)\n---\n", "Wörter (v1)"),
         ("---\nlicense: other\nlicense_name: <b>\n---\n", "other"),
+        ("---\nlicense: other\nlicense_name: https://evil.example/x\n---\n", "other"),
+        ("---\nlicense: other\nlicense_name: see WWW.evil.example\n---\n", "other"),
+        ("---\nlicense: [mit, //evil.example]\n---\n", "unknown"),
+        ("---\nlicense: other\nlicense_name: MIT/Apache (a: b)\n---\n", "MIT/Apache (a: b)"),
         ("---\nlicense:\ntags:\n- a\n---\n", "unknown"),
         ("---\nlicense:\n- mit\n- <b>\n---\n", "unknown"),
     ],
     ids=[
         *("named", "quoted", "other, named", "other", "none", "not at the start", "no name", "no file", "a remark"),
-        *("a list", "a list in lines", "any name", "a tag", "empty", "a list with a tag"),
+        *("a list", "a list in lines", "any name", "a tag", "a link", "a bare link", "a link in a list"),
+        *("no link", "empty", "a list with a tag"),
     ],
 )
 def test_the_license_is_what_the_metadata_of_the_readme_name(

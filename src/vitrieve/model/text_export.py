@@ -52,8 +52,8 @@ _UNUSED = ("pooler.", "embeddings.position_ids", "lm_head.", "cls.")
 _SIMPLE_MODULES = ("Transformer", "Pooling", "Normalize")
 _LICENSE = re.compile(r"^(license|license_name):(.*(?:\n[ \t]*-[ \t].*)*)", re.MULTILINE)
 """In the metadata with which a README.md of the hub begins: a value, or a list in the lines below."""
-_LICENSE_NAME = re.compile(r"[\w .,:;/&()+-]+")
-"""Nothing that is a link or a tag in a model card."""
+_LICENSE_NAME = re.compile(r"(?!.*(//|www\.))[\w .,:;/&()+-]+", re.IGNORECASE)
+"""Nothing that is a link or a tag in a model card, which makes links of bare addresses, too."""
 
 
 def find_text_encoder(source: str | Path | None) -> Path:
