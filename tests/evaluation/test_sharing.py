@@ -247,6 +247,8 @@ def test_the_text_part_is_sent_and_fetched(hub: Hub, aligned_folder: Path, tmp_p
         (None, "Its license is unknown.", True),
         (None, "Its license is mit.", False),
         (None, "Text encoder: MIT Licence.", False),
+        (None, "\n## License\n\nThe images: mit.", True),
+        (None, "Its license is mit.\n\n## Use\n\nAs you like.", False),
         (LICENSE, "", False),
     ],
 )

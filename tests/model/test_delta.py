@@ -313,10 +313,14 @@ def test_the_text_part_of_another_fingerprint_is_left_out_and_told(
     folder: Path, text_encoder_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     add_text_part(folder, text_encoder_folder, tmp_path)
+    with (folder / "README.md").open("a") as file:
+        file.write("\n## License\n\nOf the images.\n")
     made = export(folder, tmp_path / "small", delta_rank=RANK)
     assert "the text part is left out" in capsys.readouterr().err
     assert load_encoder(made.folder).text_part is None
-    assert "## Text" not in (made.folder / "README.md").read_text()
+    card = (made.folder / "README.md").read_text()
+    assert "## Text" not in card
+    assert "Of the images." in card
 
 
 @pytest.mark.parametrize("card", [None, b"\xe9crit ailleurs\n"])

@@ -46,7 +46,7 @@ from vitrieve.model.artifact import (
 from vitrieve.model.delta import DELTA_NAME, Delta, compute_parts, restore_states
 from vitrieve.model.pretrained import BACKBONE_PREFIX, find_weights, pull_weights
 from vitrieve.model.tensors import hash_arrays, read_arrays
-from vitrieve.model.text import TEXT_SECTION, carry_text_part, find_text_part
+from vitrieve.model.text import carry_text_part, divide_card, find_text_part
 from vitrieve.progress import print_message
 from vitrieve.quoting import quote_name
 from vitrieve.runtime.encoder import Encoder, find_source_folder, load_encoder
@@ -305,7 +305,7 @@ def _export_delta(
         carry_text_part(source, beside, fingerprint=compute_fingerprint(contents.spec, restored))
         card = read_card(source) or format_card(contents.spec, ModelCard(), contents.fingerprint)
         if find_text_part(beside) is None:
-            card = card.split(TEXT_SECTION)[0]
+            card, _ = divide_card(card)
         config = read_manifest(source, "encoder")["config"]
         fingerprint = write_contents(beside, contents.spec, restored, card, config, delta)
         if dataset is not None:

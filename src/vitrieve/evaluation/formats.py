@@ -33,7 +33,7 @@ from vitrieve.model.artifact import (
     require_apart,
 )
 from vitrieve.model.tensors import hash_file
-from vitrieve.model.text import TEXT_SECTION
+from vitrieve.model.text import divide_card
 from vitrieve.progress import print_message
 from vitrieve.runtime.encoder import find_source_folder
 from vitrieve.runtime.engine import require_torch
@@ -163,7 +163,7 @@ def _build(encoder: str | Path, source: Path | None, image_size: int | None, sca
 
 def _read_card(source: Path | None, spec: EncoderSpec, fingerprint: str) -> str:
     """Read the card of the encoder's folder, but for its texts, unless what is written is another encoder."""
-    text = "" if source is None else read_card(source).split(TEXT_SECTION)[0]
+    text = "" if source is None else divide_card(read_card(source))[0]
     return text if fingerprint in text else format_card(spec, ModelCard(), fingerprint)
 
 

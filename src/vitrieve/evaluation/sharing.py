@@ -45,10 +45,10 @@ from vitrieve.model.pretrained import WEIGHTS, find_weights
 from vitrieve.model.published import pull_encoder
 from vitrieve.model.text import (
     TEXT_NAMES,
-    TEXT_SECTION,
     TEXT_SUBFOLDER,
     UNKNOWN_LICENSE,
     describe_text_encoder,
+    divide_card,
     find_text_part,
     read_text_part,
 )
@@ -269,7 +269,7 @@ def _write_folder(
 
 def _names_license(card: str, unknown: str) -> bool:
     """Say whether the section on the text part speaks of a license, and not as the sentence ``unknown`` does."""
-    section = card.partition(TEXT_SECTION)[2]
+    section = divide_card(card)[1]
     return unknown not in section and re.search("licen[cs]e", section, re.IGNORECASE) is not None
 
 

@@ -43,7 +43,7 @@ TEXT_NAMES = tuple(f"{TEXT_SUBFOLDER}/{name}" for name in (*_PARTS, MAP_NAME, MA
 INPUT_IDS, ATTENTION_MASK, TOKEN_TYPES = "input_ids", "attention_mask", "token_type_ids"
 """Names of the inputs of a text encoder's graph; the last is optional."""
 TEXT_SECTION = "\n## Text\n"
-"""Begins what the model card says of the text part, at its end."""
+"""Begins what the model card says of the text part, up to the next heading."""
 UNKNOWN_LICENSE = "unknown"
 
 TextPooling = Literal["mean", "first", "native"]
@@ -173,6 +173,17 @@ def _read_spec(part: Path) -> TextSpec:
 def describe_text_encoder(spec: TextSpec) -> str:
     """Name the text encoder and its license, in sentences for the model card."""
     return f"The folder `{TEXT_SUBFOLDER}` holds the text encoder {spec.name}. Its license is {spec.license}."
+
+
+def divide_card(card: str) -> tuple[str, str]:
+    r"""Divide a model card into all else and what its section says of the text part, which may be nothing.
+
+    >>> divide_card("An encoder.\n\n## Text\n\nWords.\n\n## License\n\nmit\n")
+    ('An encoder.\n\n## License\n\nmit\n', '\nWords.\n')
+    """
+    before, _, rest = card.partition(TEXT_SECTION)
+    section, heading, below = rest.partition("\n## ")
+    return before + heading + below, section
 
 
 def complete_card(card: str, folder: Path) -> str:

@@ -44,6 +44,7 @@ from vitrieve.model.text import (
     TextFiles,
     TextMap,
     describe_text_encoder,
+    divide_card,
     write_text_part,
 )
 from vitrieve.model.text_export import export_text_encoder, find_text_encoder
@@ -595,6 +596,6 @@ def _write(
         f"On held-out classes: {describe_figures(aligned.held_out)}.",
         describe_text_encoder(part[0].spec),
     ]
-    card = read_card(folder).split(TEXT_SECTION)[0].rstrip()
+    card = divide_card(read_card(folder))[0].rstrip()
     write_text_durably(folder / CARD_NAME, "\n\n".join([card, *lines]) + "\n")
     write_manifest(folder, "encoder", read_manifest(folder if source is None else source, "encoder"))
