@@ -45,7 +45,8 @@ STRUCTURE, EVEN_SHARE = 12.0, 0.4
 """A tile shows something where its gray values deviate by the first number. The other picture is even there where its
 values deviate by less than the second number's share of that."""
 SHOWN_SHARE = 1 / 3
-"""Share of the tiles that show something, in either picture, that has to agree; a caption may be all of the others."""
+"""Least share of the tiles that show something, in either picture, that has to agree: of few tiles more, both of two
+and two of three. A caption may be all of the others."""
 EXCHANGE_WEIGHT = 10.0
 """By how much each tile that is exchanged lowers the agreement, as a multiple of its share. A line of text is there in
 one picture and covers little in the other; the hands of two clocks are in two places (``dev/LOG.md``)."""
@@ -233,9 +234,10 @@ def _weigh_blur(num_pixels: int, sigmas: Numbers) -> FloatImages:
 def _compare_tiles(one: FloatImage, other: FloatImage, tile: int) -> tuple[FloatImage, float]:
     """Return the agreement of each tile of two pictures of one size, in structure, lightness and color.
 
-    Beside it stands the most by which the two can agree, because of the tiles that show something: ``SHOWN_SHARE`` of
-    them reach it, and few are exchanged, so that the one picture shows something where the other is even, and the other
-    way round elsewhere; the smaller of these two shares counts.
+    Beside it stands an upper bound of the agreement of the pictures: the smaller of two numbers, both from the tiles
+    that show something. The one is what ``SHOWN_SHARE`` of these tiles reach. The other is 1, less ``EXCHANGE_WEIGHT``
+    times the share of them in which the first picture shows something and the second is even, or of those in which it
+    is the other way round; the smaller of these two shares counts.
     """
     first, second = _to_gray(one), _to_gray(other)
     first, second = first - first.mean(), second - second.mean()
@@ -265,7 +267,13 @@ def _compare_tiles(one: FloatImage, other: FloatImage, tile: int) -> tuple[Float
 
 
 def _find_reached(tiles: FloatImage, share: float) -> float:
-    """Return the agreement that a share of some tiles reaches; of none it is 1."""
+    """Return the agreement that at least a share of some tiles reaches; of none it is 1.
+
+    Of few tiles it is more than the share: with a third, two of three, and both of two.
+
+    >>> _find_reached(np.float32([0.1, 0.5, 0.9]), 1 / 3), _find_reached(np.float32([0.25, 0.75]), 1 / 3)
+    (0.5, 0.25)
+    """
     if not tiles.size:
         return 1.0
     place = int((1 - share) * (tiles.size - 1))

@@ -526,8 +526,8 @@ def _show_problem(
 ) -> Response:
     """Show what is wrong; what is refused for now can be asked for again.
 
-    What is given there is searched for as ``request.state.address`` chooses results, where it is known. Where that is
-    what is refused, ``request.state.accepted`` is what is left of it, or nothing is.
+    Its forms search as ``request.state.address`` chooses results, where that is known. After a 422 to a GET they keep
+    only ``request.state.accepted``, or nothing.
     """
     status, desk = problem["status"], get_desk(request)
     address: Address | None = getattr(request.state, "address", None)
