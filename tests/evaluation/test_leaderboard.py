@@ -104,6 +104,18 @@ def test_batches_are_encoded_in_order(tiny_encoder_folder: Path, class_folder: P
         model.encode([{"text": ["a"]}])
 
 
+def test_settings_beside_a_loaded_encoder_are_refused(tiny_encoder_folder: Path) -> None:
+    with load_encoder(tiny_encoder_folder, engine="onnx", num_threads=1) as encoder:
+        for settings, names in (
+            ({"device": "cuda"}, "device"),
+            ({"device": "cpu"}, "device"),
+            ({"revision": "main"}, "revision"),
+            ({"device": "cpu", "engine": "torch", "num_threads": None}, "device, engine, num_threads"),
+        ):
+            with pytest.raises(ConfigError, match=f"^{names}: nothing can be chosen for an encoder that is loaded"):
+                MtebEncoder(encoder, **settings)
+
+
 def test_what_cannot_be_is_refused(tiny_encoder_folder: Path) -> None:
     with pytest.raises(ConfigError, match="has no revisions"):
         MtebEncoder(str(tiny_encoder_folder), "main")

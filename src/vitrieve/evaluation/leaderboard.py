@@ -34,7 +34,8 @@ class MtebEncoder:
         options: Further arguments of ``load_encoder``: ``engine``, ``precision``, ``image_size``, ``num_threads``.
 
     Raises:
-        ConfigError: A revision of something that is no repository of the hub, or a device that is none, or not here.
+        ConfigError: A revision of something that is no repository of the hub, a device that is none, or not here, or
+            any of the others beside an encoder that is loaded already.
         VitrieveError: As ``load_encoder``.
     """
 
@@ -42,6 +43,12 @@ class MtebEncoder:
         self, model_name: str | Encoder, revision: str | None = None, *, device: str | None = None, **options: Any
     ) -> None:
         if isinstance(model_name, Encoder):
+            given = [name for name, value in {"revision": revision, "device": device}.items() if value is not None]
+            if given or options:
+                raise ConfigError(
+                    f"{', '.join([*given, *options])}: nothing can be chosen for an encoder that is loaded already; "
+                    "choose it in load_encoder, or give the name of the encoder."
+                )
             self.encoder = model_name
             return
         name = str(model_name)
