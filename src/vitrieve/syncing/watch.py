@@ -23,6 +23,7 @@ from vitrieve.data.decode import list_image_suffixes
 from vitrieve.data.sources import find_source_path
 from vitrieve.data.walk import IGNORE_NAME, Rules
 from vitrieve.errors import ConfigError, DataError, InputError, first_line
+from vitrieve.index.folder import read_stamp
 from vitrieve.progress import print_failure, print_message
 from vitrieve.runtime.encoder import Encoder
 from vitrieve.syncing.scan import Collection, recall_exclude, scan_collection
@@ -151,7 +152,7 @@ def _watch_place(
 ) -> Iterator[None]:
     """Watch until ``stop`` is set, or a drive has come or gone: notices belong to the folders that were there."""
     place = _describe_place(root)
-    kept_index = _identify(index)
+    known_index = read_stamp(index / MANIFEST_NAME)
     looked = float("-inf")
     rules = Rules(root, exclude)
     notices = _watch_folder(
@@ -161,11 +162,14 @@ def _watch_place(
         if _describe_place(root) != place:
             return
         pause = min(RETRY_SECONDS, rescan_seconds) if is_pending() else rescan_seconds
-        is_index_another = _identify(index) != kept_index
-        if changes or is_index_another or time.monotonic() - looked >= pause:
+        found_index = read_stamp(index / MANIFEST_NAME)
+        if changes or found_index != known_index or time.monotonic() - looked >= pause:
             rules = Rules(root, exclude)  # one of the files with patterns may have changed
             yield
-            looked, kept_index = time.monotonic(), _identify(index)
+            looked = time.monotonic()
+            # An index that takes the place of this one during the look is found by the next; one that was not there is
+            # the one that the look has made.
+            known_index = read_stamp(index / MANIFEST_NAME) if found_index is None else found_index
 
 
 def _watch_folder(
