@@ -210,7 +210,7 @@ def describe_machine() -> dict[str, Any]:
     """Return what a reader needs to judge the figures."""
     return {
         "date": time.strftime("%Y-%m-%d"),
-        "processor": _processor_name(),
+        "processor": processor_name(),
         "instructions": _instructions(),
         "num_cores": os.cpu_count(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
@@ -250,7 +250,8 @@ def best_product() -> str:
     return BF16 if has_bf16() else FP32
 
 
-def _processor_name() -> str:
+def processor_name() -> str:
+    """Return the name of the processor as the system tells it, which is its architecture alone outside of Linux."""
     path = Path("/proc/cpuinfo")
     names = [line for line in path.read_text().splitlines() if line.startswith("model name")] if path.exists() else []
     return names[0].split(":", 1)[1].strip() if names else platform.processor() or platform.machine()

@@ -35,6 +35,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from contest import processor_name
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -292,6 +293,7 @@ def main() -> None:
         "date": time.strftime("%Y-%m-%d"),
         "python": sys.version.split()[0],
         "system": sys.platform,
+        "processor": processor_name(),
         "num_cores": os.cpu_count(),
         "load": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
     }

@@ -12,7 +12,6 @@ import argparse
 import datetime
 import json
 import os
-import platform
 import re
 import resource
 import statistics
@@ -22,6 +21,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+from contest import processor_name
 from PIL import Image
 
 MIB = 2**20
@@ -129,7 +129,7 @@ def main() -> None:
         if given.data is None:
             parser.error("--data is missing: a source with training images, for example grocery:DIR")
         found = measure(given, folder)
-    machine = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()}
+    machine = {"processor": processor_name(), "cores": os.cpu_count()}
     settings = {name: getattr(given, name) for name in ("processes", "batch_size", "image_size", "num_steps", "quick")}
     given.out.mkdir(parents=True, exist_ok=True)
     today = datetime.datetime.now(tz=datetime.UTC).date().isoformat()

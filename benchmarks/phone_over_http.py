@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import shutil
 import signal
 import subprocess
@@ -24,6 +23,7 @@ from typing import Any
 
 import httpx
 import numpy as np
+from contest import processor_name
 
 from vitrieve.data.records import ImageRecord
 from vitrieve.data.sources import read_source
@@ -111,7 +111,7 @@ def main() -> None:
         "num_queries": len(queries),
         "num_catalogue": len(gallery),
         "date": time.strftime("%Y-%m-%d"),
-        "machine": platform.processor() or platform.machine(),
+        "machine": processor_name(),
         "num_cores": os.cpu_count(),
     }
     print(json.dumps(result))

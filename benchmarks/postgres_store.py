@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import sys
 import time
 from collections.abc import Iterator
@@ -28,6 +27,7 @@ import psycopg
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from contest import processor_name
 from vector_stores import K, count_bytes, embed_crops, perturb, scratch
 
 from tests.index.postgres import Server
@@ -189,7 +189,7 @@ def main() -> None:
             "embedding_dim": real.vectors.shape[1],
             "num_real": len(real.vectors),
             "cores": len(os.sched_getaffinity(0)),
-            "machine": platform.machine(),
+            "machine": processor_name(),
             "load_before": round(os.getloadavg()[0], 1),
             "server": str((version or ("?",))[0]).split(" on ")[0],
         }

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -20,6 +19,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+from contest import processor_name
 from PIL import Image
 
 SETTINGS = ((1, 1), (1, 2), (2, 1), (4, 1))
@@ -123,7 +123,7 @@ def main() -> None:
             }
         )
         print(f"{processes} x {threads}: {together:.1f} images/s, apart {apart:.1f}, in communication {share:.0%}")
-    machine = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()}
+    machine = {"processor": processor_name(), "cores": os.cpu_count()}
     settings = {name: getattr(given, name) for name in ("backbone", "batch_size", "num_steps", "num_turns", "quick")}
     given.out.mkdir(parents=True, exist_ok=True)
     path = given.out / "ranks.json"

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import re
 import shutil
 import statistics
@@ -20,6 +19,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+from contest import processor_name
 
 from vitrieve.embed.embeddings import load_embeddings
 from vitrieve.machine import count_cores
@@ -75,7 +75,7 @@ def main() -> None:
         "data": arguments.data,
         "num_images": 0 if first is None else len(first),
         "num_cores": count_cores(),
-        "processor": platform.processor() or platform.machine(),
+        "processor": processor_name(),
         "ways": rows,
         "turns": turns,
     }

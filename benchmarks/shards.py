@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import random
 import shutil
 import statistics
@@ -25,6 +24,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from contest import processor_name
 
 from vitrieve.data.decode import read_image, read_image_bytes
 from vitrieve.data.pack import PackSettings, pack_dataset
@@ -144,7 +144,7 @@ def main() -> None:
     parser.add_argument("--num-turns", type=int, default=5)
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
-    result: dict[str, object] = {"machine": platform.processor() or platform.machine(), "data": arguments.data}
+    result: dict[str, object] = {"machine": processor_name(), "data": arguments.data}
     result["beside_files"] = compare_with_files(arguments.data, arguments.out / "packed", arguments.num_turns)
     shutil.rmtree(arguments.out / "rows", ignore_errors=True)
     write_rows(arguments.out / "packed", arguments.out / "rows", arguments.num_rows)

@@ -19,6 +19,7 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 
+from contest import processor_name
 from ten_million import PeakMemory, write_embeddings
 
 from vitrieve.data.records import Dataset
@@ -88,6 +89,7 @@ def main() -> None:
     content = {
         "date": datetime.now(UTC).date().isoformat(),
         "system": platform.platform(),
+        "processor": processor_name(),
         "cores": count_cores(),
         "num_queries": given.num_queries,
         "rows": rows,

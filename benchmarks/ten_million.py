@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from contest import processor_name
 from markupsafe import Markup
 
 from vitrieve.embed.embeddings import load_embeddings
@@ -267,9 +268,10 @@ def main() -> None:
             ended = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True)
             row = {"date": datetime.now(UTC).date().isoformat(), "num_vectors": size, "way": way}
             row |= json.loads(ended.stdout.splitlines()[-1])
-            machine = {"cores": count_cores(), "system": platform.platform(), "seed": SEED, "source": "real, perturbed"}
+            machine = {"processor": processor_name(), "cores": count_cores(), "system": platform.platform()}
+            row |= {**machine, "seed": SEED, "source": "real, perturbed"}
             with arguments.results.open("a") as file:
-                file.write(json.dumps(row | machine) + "\n")
+                file.write(json.dumps(row) + "\n")
             print(size, way, json.dumps(row), flush=True)
 
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
 import shutil
 import socket
 import subprocess
@@ -30,6 +29,7 @@ import faiss
 import lancedb
 import numpy as np
 import pyarrow as pa
+from contest import processor_name
 from lancedb.index import HnswSq, IvfPq
 from PIL import Image, ImageOps
 from vector_stores_report import Result, ShortVectors, to_markdown, write_report
@@ -384,7 +384,7 @@ def main() -> None:
         "embedding_dim": embeddings.vectors.shape[1],
         "num_real": arguments.num_vectors,
         "cores": os.cpu_count(),
-        "machine": platform.machine(),
+        "machine": processor_name(),
         "load_before": round(os.getloadavg()[0], 1),
         "versions": {"faiss": faiss.__version__, "lancedb": lancedb.__version__},
     }

@@ -23,6 +23,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import fsspec
+from contest import processor_name
 
 from vitrieve.machine import count_cores
 
@@ -129,7 +130,12 @@ def go(arguments: argparse.Namespace, run: Run = run_command) -> list[dict[str, 
     if arguments.results is not None:
         found = [{"image_id": result["image_id"], "score": result["score"]} for result in results]
         content = {"date": datetime.now(UTC).date().isoformat(), "num_cores": count_cores(), "steps": told}
-        content |= {"photograph": arguments.photograph.name, "product": arguments.product, "found": found}
+        content |= {
+            "processor": processor_name(),
+            "photograph": arguments.photograph.name,
+            "product": arguments.product,
+            "found": found,
+        }
         arguments.results.write_text(json.dumps(content, indent=1) + "\n")
     return results
 

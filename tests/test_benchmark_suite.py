@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 from dataclasses import replace
@@ -44,6 +45,19 @@ def contest() -> ModuleType:
 @pytest.fixture
 def lines() -> ModuleType:
     return import_module("lines")
+
+
+@pytest.mark.parametrize("script", sorted(BENCHMARKS.glob("*.py")), ids=lambda path: path.stem)
+def test_a_script_that_writes_of_the_machine_names_the_processor(script: Path) -> None:
+    """``platform`` knows the architecture alone on Linux, or nothing."""
+    text = script.read_text(encoding="utf-8")
+    assert script.stem == "contest" or re.search(r"platform\.(processor|machine)\(", text) is None
+    is_machine_written = re.search(r"\bjson\b", text) and re.search(r'"(machine|system|(num_)?cores)": ', text)
+    assert not is_machine_written or re.search(r"\b(processor_name|describe_machine)\(\)", text)
+
+
+def test_the_processor_has_a_name(contest: ModuleType) -> None:
+    assert contest.processor_name() == contest.describe_machine()["processor"] != ""
 
 
 def test_ratio_and_share_of_the_ceiling(lines: ModuleType) -> None:
