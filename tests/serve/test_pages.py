@@ -6,11 +6,11 @@ import functools
 import re
 import shutil
 from dataclasses import dataclass, field, replace
-from html import unescape
+from html import escape, unescape
 from html.parser import HTMLParser
 from operator import or_
 from pathlib import Path
-from urllib.parse import parse_qs, urlencode, urlsplit
+from urllib.parse import parse_qs, parse_qsl, urlencode, urlsplit
 
 import pytest
 from starlette.datastructures import QueryParams
@@ -429,6 +429,41 @@ def test_no_form_of_a_problem_page_asks_for_what_was_refused(client: TestClient,
     assert answer.status_code == 422
     words, picture = read_forms(answer.text)
     assert (words.fields, picture.fields) == ([("text", "")], [])
+
+
+@pytest.mark.parametrize(
+    ("refused", "kept"),
+    [
+        ([("filter", "gone=1")], []),
+        ([("group_by", "gone")], []),
+        ([("filter", "copy>=yesterday"), ("group_by", "gone")], [("filter", "label=Class1")]),
+        ([("filter", "gone=1")], [("filter", "label=Class1"), ("group_by", "copy"), ("k", "12")]),
+    ],
+)
+def test_results_that_are_refused_offer_the_search_without_what_is_refused(
+    client: TestClient, refused: list[tuple[str, str]], kept: list[tuple[str, str]]
+) -> None:
+    asked = ("plus", "class0/0.png")
+    answer = client.get("/?" + urlencode([asked, *refused, *kept, ("page", "2")]), headers=HTML)
+    assert answer.status_code == 422
+    assert "Search without what is refused" in answer.text
+    ways = [unescape(way) for way in re.findall(r' href="(/\?[^"]+)"', answer.text)]
+    ways += [f"{form.action}?{urlencode(form.fields)}" for form in read_forms(answer.text)]
+    assert "/?" + urlencode([asked, *kept]) in ways
+    for way in ways:
+        assert not set(refused) & set(parse_qsl(urlsplit(way).query)), way
+        if way.startswith("/?"):
+            filled = re.sub("((?:text|words)=)(&|$)", r"\1red\2", way)
+            assert client.get(filled, headers=HTML, follow_redirects=True).status_code == 200, way
+    results = client.get("/compare?" + urlencode([asked, ("image_id", "class0/1.png"), *refused, *kept]), headers=HTML)
+    assert results.status_code == 422
+    assert f'href="/?{escape(urlencode([asked, *kept]))}">Back to the results' in results.text
+
+
+def test_results_that_are_refused_for_another_reason_keep_the_conditions(client: TestClient) -> None:
+    answer = client.get("/?plus=class0%2F0.png&filter=label%3DClass1&k=9&page=9999", headers=HTML)
+    assert (answer.status_code, "Search without" in answer.text) == (422, False)
+    assert all(("filter", "label=Class1") in form.fields for form in read_forms(answer.text))
 
 
 @pytest.mark.parametrize("path", ["/", "/?plus=a&plus=class1%2F0.png", "/compare?plus=a&image_id=b", "/uploads"])

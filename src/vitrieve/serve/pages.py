@@ -110,10 +110,11 @@ async def show_search(request: Request, service: CurrentService) -> Response:
     asked = request.state.address = parse_address(request.query_params, service.limits)
     if any(name in _HELPER_FIELDS or not value for name, value in request.query_params.multi_items()):
         return RedirectResponse(service.proxy.prefix + asked.spell(), 303)  # a form's long address gives way
-    address = _allow(asked, service.limits)
-    if not address.num_examples:
-        return await _show_start(request, service, address)
+    allowed = _allow(asked, service.limits)
+    if not allowed.num_examples:
+        return await _show_start(request, service, allowed)
     answer, problem = await _search(request, service, asked)
+    address = await _find_accepted(service, allowed, problem)
     status = problem["status"] if problem else 200
     query = await _describe_query(service, address)
     facets = await service.look_up(lambda: service.overview.find_facets(address.filter)) if answer else ()
@@ -126,6 +127,7 @@ async def show_search(request: Request, service: CurrentService) -> Response:
             answer=answer,
             has_next=answer is not None and has_next_page(answer, service.limits, address.page * address.k),
             problem=problem,
+            is_part_refused=address != allowed,
             columns=service.searcher.store.columns(),
             values=_list_values(answer),
             conditions=describe_conditions(address),
@@ -234,6 +236,13 @@ def _keep_accepted(address: Address, store: VectorStore) -> Address:
             _check_choosing(part, store)
             kept = replace(kept, filter=(*kept.filter, *part.filter), group_by=part.group_by)
     return kept
+
+
+async def _find_accepted(service: Service, address: Address, problem: View | None) -> Address:
+    """Find what the forms and links of a page may ask for: the address, or what is left of it where it is refused."""
+    if problem is None or problem["status"] != 422:
+        return address
+    return await service.look_up(lambda: _keep_accepted(address, service.searcher.store))
 
 
 async def _search(request: Request, service: Service, address: Address) -> tuple[SearchAnswer | None, View | None]:
@@ -374,7 +383,8 @@ async def show_comparison(request: Request, image_id: str, service: CurrentServi
             "detail": "It is not on this page of the results.",
         }
     if problem is not None or row is None:
-        return _show_problem(request, problem or {}, _allow(address, service.limits).spell())
+        accepted = request.state.accepted = await _find_accepted(service, address, problem)
+        return _show_problem(request, problem or {}, _allow(accepted, service.limits).spell())
     page = service.renderer.render(
         "compare.html",
         address=address,
