@@ -40,6 +40,25 @@ def test_track_of_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err.startswith("embed: 0/0")
 
 
+def test_showing_counts_parts_of_units_up_to_the_total(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "LINE_EVERY_SECONDS", 0.0)
+    with progress.showing("compare", total=3) as advance:
+        for units in (0.5, 0.5, 9):
+            advance(units)
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.partition(",")[0] for line in lines] == [f"compare: {done}/3" for done in (0, 1, 3, 3)]
+
+
+def test_showing_nothing_or_what_fails_does_not_report_an_end(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress.showing("compare", total=3, is_shown=False) as advance:
+        advance(3)
+    with pytest.raises(ValueError, match="no"), progress.showing("compare", total=3) as advance:
+        raise ValueError("no")
+    assert capsys.readouterr().err == ""
+
+
 def test_track_shows_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     assert list(progress.track(range(3), "embed", total=3)) == [0, 1, 2]

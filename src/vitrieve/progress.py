@@ -12,7 +12,7 @@ import os
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
@@ -177,12 +177,37 @@ def track(
     if kind == "nothing":
         yield from items
         return
-    done = 0
-    with closing(_open_display(kind, description, total)) as display:
+    with showing(description, total=total) as advance:
         for item in items:
             yield item
-            done += weight
-            display.show(done if total is None else min(done, total))
+            advance(weight)
+
+
+@contextmanager
+def showing(description: str, *, total: int | None = None, is_shown: bool = True) -> Iterator[Callable[[float], None]]:
+    """Show how far the work of the block is, where it is no loop that ``track`` could follow.
+
+    Args:
+        description: As ``track`` takes it.
+        total: As ``track`` takes it.
+        is_shown: False shows nothing.
+
+    Yields:
+        What the block calls with the units that it has done since the last call, parts of units among them.
+    """
+    kind: DisplayKind = choose_display() if is_shown else "nothing"
+    if kind == "nothing":
+        yield lambda _: None
+        return
+    done = 0.0
+    with closing(_open_display(kind, description, total)) as display:
+
+        def advance(units: float) -> None:
+            nonlocal done
+            done += units
+            display.show(int(done) if total is None else min(int(done), total))
+
+        yield advance
         display.finish()
 
 

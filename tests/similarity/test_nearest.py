@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -8,7 +9,8 @@ import numpy as np
 import pytest
 
 from tests.similarity.hard_collections import HARD_COLLECTIONS, clusters, random
-from vitrieve.similarity import FloatArray, multiply, nearest, order_nearest, similarity, top_k
+from vitrieve import progress
+from vitrieve.similarity import FloatArray, multiply, nearest, order_nearest, pairs_above, similarity, top_k
 from vitrieve.similarity.definition import SERIAL_TERMS
 from vitrieve.similarity.product import MIN_BFLOAT16_QUERIES, has_bfloat16_for
 
@@ -55,6 +57,29 @@ def test_top_k_of_a_large_gallery_does_not_depend_on_the_queries_at_a_time(
             found = top_k(gallery[:number], gallery, 5)
         for one, other in zip(found, expected, strict=True):
             np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("is_symmetric", [True, False])
+@pytest.mark.parametrize("collection", [clusters, random, lambda rng: random(rng)[:50]], ids=["near", "far", "few"])
+def test_top_k_and_pairs_show_how_far_they_are(
+    collection: Collection, is_symmetric: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The products, and the comparison of what they leave, move on block by block, up to the number of queries."""
+    monkeypatch.setattr(progress, "LINE_EVERY_SECONDS", 0.0)
+    monkeypatch.setattr(nearest, "MAX_QUERIES", 1000)
+    gallery = collection(np.random.default_rng(5))
+    queries = gallery if is_symmetric else gallery.copy()
+    expected = top_k(queries, gallery, 3)
+    assert capsys.readouterr().err == ""
+    for found, given in zip(top_k(queries, gallery, 3, shown_as="nearest"), expected, strict=True):
+        np.testing.assert_array_equal(found, given)
+    pairs_above(gallery, 0.999, shown_as="pairs")
+    lines = capsys.readouterr().err.splitlines()
+    for name in ("nearest", "pairs"):
+        done = [int(re.findall(r"\d+", line)[0]) for line in lines if line.startswith(f"{name}: ")]
+        assert done == sorted(done)
+        assert done[-1] == len(gallery)
+        assert len(gallery) == 50 or max(np.diff([0, *done])) < len(gallery), done
 
 
 def test_top_k_of_no_queries_in_a_large_gallery() -> None:

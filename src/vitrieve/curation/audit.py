@@ -247,7 +247,7 @@ def _judge(
         return (), (), ()
     labels = np.array([record.label for record in records], dtype=np.int64)
     names = dataset.label_names
-    neighborhood = find_neighborhood(material.vectors, choose_num_neighbors(labels))
+    neighborhood = find_neighborhood(material.vectors, choose_num_neighbors(labels), shown_as="nearest vectors")
     deviations = measure_outliers(neighborhood)
     outliers = tuple(
         OddPicture(image_id=records[row].image_id, label=names[labels[row]], value=float(deviations[row]))

@@ -73,14 +73,15 @@ def choose_num_neighbors(labels: IntArray) -> int:
     return max(MIN_NEIGHBORS, min(MAX_NEIGHBORS, usual))
 
 
-def find_neighborhood(vectors: FloatArray, num_neighbors: int) -> Neighborhood:
+def find_neighborhood(vectors: FloatArray, num_neighbors: int, *, shown_as: str | None = None) -> Neighborhood:
     """Find the nearest other pictures of every picture; ties are ordered by row.
 
     Args:
         vectors: ``(N, E)`` embeddings, N at least 2.
         num_neighbors: K; all other pictures where there are fewer.
+        shown_as: As ``top_k`` takes it.
     """
-    similarities, rows = top_k(vectors, vectors, num_neighbors + 1)
+    similarities, rows = top_k(vectors, vectors, num_neighbors + 1, shown_as=shown_as)
     is_other = rows != np.arange(len(vectors))[:, None]
     is_other[is_other.all(axis=1), -1] = False  # among many equal pictures it does not find itself
     shape = (len(vectors), rows.shape[1] - 1)

@@ -96,16 +96,18 @@ def find_links(material: Material, level: Literal["near", "same-scene"], thresho
     if len(material.image_ids) < 2:
         return Links(pairs=nothing, is_copy=none.astype(bool), calibration=None, failures={})
     if threshold is not None:
-        pairs = pairs_above(material.vectors, threshold)
+        pairs = pairs_above(material.vectors, threshold, shown_as="compare vectors")
         return Links(pairs=pairs, is_copy=np.zeros(len(pairs.first), dtype=bool), calibration=None, failures={})
     thumbnails = Thumbnails(material)
     encoder = material.load_encoder() if level == "same-scene" else None
     thumbnails.make(range(len(material.image_ids)), show_progress=True)
     calibration = calibrate_copies(material, thumbnails, encoder)
-    candidates = find_all_candidates(material, thumbnails, range(len(material.vectors)))
+    candidates = find_all_candidates(material, thumbnails, range(len(material.vectors)), show_progress=True)
     agreements = thumbnails.measure_agreements(candidates, show_progress=True)
     copies = _choose(candidates, agreements >= calibration.least_agreement)
-    scenes = nothing if calibration.same_scene is None else pairs_above(material.vectors, calibration.same_scene)
+    scenes = nothing
+    if calibration.same_scene is not None:
+        scenes = pairs_above(material.vectors, calibration.same_scene, shown_as="compare vectors")
     both = Pairs(
         np.concatenate([copies.first, scenes.first]),
         np.concatenate([copies.second, scenes.second]),
@@ -124,16 +126,20 @@ def _choose(pairs: Pairs, chosen: npt.NDArray[np.bool_] | npt.NDArray[np.int64])
     return Pairs(pairs.first[chosen], pairs.second[chosen], pairs.similarities[chosen])
 
 
-def find_all_candidates(material: Material, thumbnails: Thumbnails, rows: Sequence[int]) -> Pairs:
+def find_all_candidates(
+    material: Material, thumbnails: Thumbnails, rows: Sequence[int], *, show_progress: bool = False
+) -> Pairs:
     """Pair some pictures with those that the encoder or a few gray pixels find nearest; no pair twice.
 
     Args:
         material: Pictures and vectors.
         thumbnails: Those of the pictures.
         rows: The pictures to pair.
+        show_progress: Report progress on standard error.
     """
-    near = find_candidates(material.vectors, rows, NUM_NEAREST)
-    alike = find_candidates(thumbnails.describe(), rows, NUM_ALIKE)
+    names = ("nearest vectors", "most alike in gray") if show_progress else (None, None)
+    near = find_candidates(material.vectors, rows, NUM_NEAREST, shown_as=names[0])
+    alike = find_candidates(thumbnails.describe(), rows, NUM_ALIKE, shown_as=names[1])
     num_pictures = len(material.vectors)
     is_new = ~np.isin(alike.first * num_pictures + alike.second, near.first * num_pictures + near.second)
     first, second = alike.first[is_new], alike.second[is_new]
@@ -147,18 +153,21 @@ def find_all_candidates(material: Material, thumbnails: Thumbnails, rows: Sequen
     )
 
 
-def find_candidates(vectors: FloatArray, rows: Sequence[int], num_nearest: int) -> Pairs:
+def find_candidates(
+    vectors: FloatArray, rows: Sequence[int], num_nearest: int, *, shown_as: str | None = None
+) -> Pairs:
     """Pair some pictures with the others nearest to each; no pair twice.
 
     Args:
         vectors: ``(N, E)`` embeddings; any N.
         rows: The pictures to pair.
         num_nearest: How many others of each.
+        shown_as: As ``top_k`` takes it.
     """
     none = np.empty(0, dtype=np.int64)
     if len(vectors) < 2:
         return Pairs(none, none, none.astype(np.float32))
-    similarities, neighbors = top_k(vectors[list(rows)], vectors, min(len(vectors), num_nearest + 1))
+    similarities, neighbors = top_k(vectors[list(rows)], vectors, min(len(vectors), num_nearest + 1), shown_as=shown_as)
     owners = np.repeat(np.asarray(rows, dtype=np.int64), neighbors.shape[1])
     others = neighbors.ravel().astype(np.int64)
     keys = np.minimum(owners, others) * len(vectors) + np.maximum(owners, others)

@@ -198,7 +198,7 @@ def _compute(
         nobody = Neighbors(np.full((1, 1), -1), np.full((1, 1), np.nan, dtype=np.float32))
         return _build_computed(material, np.zeros((1, 2), dtype=np.float32), np.zeros(1, dtype=np.int64), nobody), {}
     with _timed("neighbors", seconds):
-        neighbors = find_neighbors(vectors, NUM_NEIGHBORS)
+        neighbors = find_neighbors(vectors, NUM_NEIGHBORS, shown_as="nearest vectors" if show_progress else None)
     with _timed("layout", seconds):
         places = lay_out(vectors, neighbors, seed=seed, show_progress=show_progress)
     with _timed("clusters", seconds):

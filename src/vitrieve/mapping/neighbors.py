@@ -22,12 +22,13 @@ class Neighbors(NamedTuple):
     similarities: FloatArray
 
 
-def find_neighbors(vectors: npt.ArrayLike, k: int) -> Neighbors:
+def find_neighbors(vectors: npt.ArrayLike, k: int, *, shown_as: str | None = None) -> Neighbors:
     """Find the nearest other rows of each row, exactly.
 
     Args:
         vectors: ``(N, E)`` embeddings, at least two.
         k: Neighbors of each row, at least 1; N - 1 where there are fewer rows.
+        shown_as: As ``top_k`` takes it.
 
     Returns:
         The neighbors, without the row itself, ties ordered by row. Memory beside the result: as ``top_k``.
@@ -39,7 +40,7 @@ def find_neighbors(vectors: npt.ArrayLike, k: int) -> Neighbors:
     [[2], [2], [0]]
     """
     rows = as_embeddings(vectors)
-    similarities, nearest = top_k(rows, rows, min(k, len(rows) - 1) + 1)
+    similarities, nearest = top_k(rows, rows, min(k, len(rows) - 1) + 1, shown_as=shown_as)
     is_itself = nearest == np.arange(len(rows))[:, None]
     # Among more copies than neighbors, a row may not be in its own list: then the last of the list goes.
     is_itself[~is_itself.any(axis=1), -1] = True

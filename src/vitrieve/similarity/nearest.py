@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vitrieve.errors import InputError
+from vitrieve.progress import showing
 from vitrieve.similarity.definition import (
     FloatArray,
     GridRows,
@@ -75,6 +76,15 @@ MIN_COPIED_QUERIES = 256
 """From so many queries on, so many pairs are compared that the embeddings are copied on their grid."""
 ROW_BITS = 32
 """A pair is one integer, to be sorted: the query above so many bits for the gallery row."""
+
+
+Advance = Callable[[float], None]
+"""Told how many queries were worked through, as what ``progress.showing`` yields: half of each for the products, half
+for the comparison of what they leave."""
+
+
+def _tell_nobody(_: float) -> None:
+    pass
 
 
 class RowLists(NamedTuple):
@@ -155,13 +165,14 @@ class Maxima:
         """The number of queries whose maxima fit in memory."""
         return max(1, min(MAX_QUERIES, MAXIMA_BYTES // (self._largest.itemsize * self._num_groups)))
 
-    def compute(self, chosen: IntArray, *, is_symmetric: bool = False) -> None:
+    def compute(self, chosen: IntArray, *, is_symmetric: bool = False, advance: Advance = _tell_nobody) -> None:
         """Multiply some queries with the gallery.
 
         Args:
             chosen: ``(Q,)`` queries.
             is_symmetric: The queries are all rows of the gallery, in order, and a pair is hidden in both directions:
                 half of the products is computed.
+            advance: Told half of the number of queries that were multiplied, block by block.
 
         Raises:
             InputError: A query is too long.
@@ -179,6 +190,7 @@ class Maxima:
                 behind = slice(max(columns.start, strip.stop), columns.stop)
                 if is_symmetric and behind.start < behind.stop:  # then the strip is whole
                     self._keep_largest_of_columns(results[:, behind.start - first : behind.stop - first], start, behind)
+            advance((strip.stop - strip.start) / 2)
         self._bounds = Bounds(*(np.concatenate(parts) for parts in zip(*bounds, strict=True)))
 
     def take(self, chosen: IntArray) -> Maxima:
@@ -293,6 +305,7 @@ def compare_by_products(
     use: Callable[[Maxima], npt.NDArray[np.bool_]],
     *,
     may_load_torch: bool = False,
+    advance: Advance = _tell_nobody,
 ) -> IntArray:
     """Compare queries by products, from fast to precise: a query that one leaves open is for the next.
 
@@ -301,6 +314,7 @@ def compare_by_products(
         chosen: ``(P,)`` the queries that matter, each with at most ``max_wanted`` neighbors.
         use: Takes the maxima of some queries, ``(Q,)``, and says which of them are left open.
         may_load_torch: Whether ``has_bfloat16_for`` may load torch.
+        advance: Told how many queries were worked through; those that are left were only multiplied.
 
     Returns:
         The queries that are left: the definition is to compare them with everything.
@@ -316,8 +330,9 @@ def compare_by_products(
         products.insert(0, BFloat16Product(query_set.gallery))
     for product in products:
         left = [chosen[:0]]
-        for maxima in _compute_maxima(query_set, product, precise, chosen):
+        for maxima in _compute_maxima(query_set, product, precise, chosen, advance):
             left.append(maxima.chosen[use(maxima)])
+            advance((len(maxima.chosen) - len(left[-1])) / 2)
         chosen = np.concatenate(left)
     return chosen
 
@@ -327,13 +342,16 @@ def max_wanted(num_gallery: int) -> int:
     return num_gallery // (GROUPS_PER_NEIGHBOR * GROUP_SIZES[-1])
 
 
-def top_k(queries: npt.ArrayLike, gallery: npt.ArrayLike, k: int) -> tuple[FloatArray, IntArray]:
+def top_k(
+    queries: npt.ArrayLike, gallery: npt.ArrayLike, k: int, *, shown_as: str | None = None
+) -> tuple[FloatArray, IntArray]:
     """Find the nearest gallery rows of every query, exactly.
 
     Args:
         queries: ``(Q, E)`` embeddings.
         gallery: ``(G, E)`` embeddings.
         k: Neighbors to return, at least 1.
+        shown_as: What the work is called in the progress on standard error; None: nothing is shown.
 
     Returns:
         Similarities ``(Q, K)`` float32, falling, and gallery rows ``(Q, K)`` int64, where K is ``k`` or the
@@ -352,19 +370,22 @@ def top_k(queries: npt.ArrayLike, gallery: npt.ArrayLike, k: int) -> tuple[Float
     shape = (len(queries), min(k, len(gallery)))
     similarities, gallery_rows = np.empty(shape, dtype=np.float32), np.empty(shape, dtype=np.int64)
     left = np.arange(len(queries))
-    if k <= max_wanted(len(gallery)) and len(gallery) >= MIN_GALLERY and len(queries):
-        grids = round_both(queries, gallery)
-        query_set = QuerySet(queries, gallery, np.full(len(queries), k), RowLists.of_lists([left[:0]] * len(queries)))
+    with showing(shown_as or "", total=len(queries), is_shown=shown_as is not None) as advance:
+        if k <= max_wanted(len(gallery)) and len(gallery) >= MIN_GALLERY and len(queries):
+            grids = round_both(queries, gallery)
+            no_rows = RowLists.of_lists([left[:0]] * len(queries))
+            query_set = QuerySet(queries, gallery, np.full(len(queries), k), no_rows)
 
-        def order(maxima: Maxima) -> npt.NDArray[np.bool_]:
-            pairs = maxima.find_pairs(maxima.reach(k), np.full(len(maxima.chosen), np.inf), MAX_CANDIDATES + 10 * k)
-            done = maxima.chosen[~pairs.is_left]
-            similarities[done], gallery_rows[done] = _order(grids, maxima.chosen, pairs, k)
-            return pairs.is_left
+            def order(maxima: Maxima) -> npt.NDArray[np.bool_]:
+                pairs = maxima.find_pairs(maxima.reach(k), np.full(len(maxima.chosen), np.inf), MAX_CANDIDATES + 10 * k)
+                done = maxima.chosen[~pairs.is_left]
+                similarities[done], gallery_rows[done] = _order(grids, maxima.chosen, pairs, k)
+                return pairs.is_left
 
-        left = compare_by_products(query_set, left, order)
-    for chunk, block in similarity_chunks(queries[left], gallery) if len(left) else ():
-        similarities[left[chunk]], gallery_rows[left[chunk]] = order_nearest(block, k)
+            left = compare_by_products(query_set, left, order, advance=advance)
+        for chunk, block in similarity_chunks(queries[left], gallery) if len(left) else ():
+            similarities[left[chunk]], gallery_rows[left[chunk]] = order_nearest(block, k)
+            advance(len(block))
     return similarities, gallery_rows
 
 
@@ -380,7 +401,7 @@ def round_both(queries: FloatArray, gallery: FloatArray) -> tuple[GridRows, Grid
 
 
 def _compute_maxima(
-    query_set: QuerySet, product: Product, precise: Float32Product, chosen: IntArray
+    query_set: QuerySet, product: Product, precise: Float32Product, chosen: IntArray, advance: Advance
 ) -> Iterator[Maxima]:
     """Yield the maxima of all chosen queries: of those in a collection that is compared with itself by half of it."""
     num_gallery = len(query_set.gallery)
@@ -394,14 +415,14 @@ def _compute_maxima(
         if is_gain and _is_symmetric(query_set.hidden):
             size = max(min_size, _choose_group_size(int(query_set.num_wanted[few].max()), num_gallery))
             whole = Maxima(query_set, product, precise, size)
-            whole.compute(np.arange(num_gallery), is_symmetric=True)
+            whole.compute(np.arange(num_gallery), is_symmetric=True, advance=advance)
             for start in range(0, len(few), MAX_QUERIES):
                 yield whole.take(few[start : start + MAX_QUERIES])
             chosen = chosen[~is_few]
     while len(chosen):
         num_wanted = int(query_set.num_wanted[chosen[:MAX_QUERIES]].max())
         maxima = Maxima(query_set, product, precise, _choose_group_size(num_wanted, num_gallery))
-        maxima.compute(chosen[: maxima.queries_that_fit])
+        maxima.compute(chosen[: maxima.queries_that_fit], advance=advance)
         yield maxima
         chosen = chosen[maxima.queries_that_fit :]
 

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vitrieve.errors import InputError
+from vitrieve.progress import showing
 from vitrieve.similarity.definition import FloatArray, IntArray, as_embeddings, pair_similarities, similarity_chunks
 from vitrieve.similarity.nearest import MIN_GALLERY, Maxima, QuerySet, RowLists, compare_by_products, round_both
 
@@ -34,12 +35,13 @@ class Pairs(NamedTuple):
     similarities: FloatArray
 
 
-def pairs_above(embeddings: npt.ArrayLike, threshold: float) -> Pairs:
+def pairs_above(embeddings: npt.ArrayLike, threshold: float, *, shown_as: str | None = None) -> Pairs:
     """Find all pairs of different rows whose similarity is at least ``threshold``.
 
     Args:
         embeddings: ``(N, E)`` embeddings; any N.
         threshold: Least similarity, compared in float32.
+        shown_as: What the work is called in the progress on standard error; None: nothing is shown.
 
     Returns:
         Each pair once. Memory beside the result and the embeddings: as ``top_k`` needs, whatever N is.
@@ -53,25 +55,29 @@ def pairs_above(embeddings: npt.ArrayLike, threshold: float) -> Pairs:
     rows = as_embeddings(embeddings)
     collector = _Collector(np.float32(threshold))
     left = np.arange(len(rows))
-    if len(rows) >= MIN_GALLERY:
-        grids = round_both(rows, rows)
-        itself = RowLists(np.arange(len(rows) + 1), left)
+    with showing(shown_as or "", total=len(rows), is_shown=shown_as is not None) as advance:
+        if len(rows) >= MIN_GALLERY:
+            grids = round_both(rows, rows)
+            itself = RowLists(np.arange(len(rows) + 1), left)
 
-        def collect(maxima: Maxima) -> npt.NDArray[np.bool_]:
-            least = np.full(len(maxima.chosen), float(collector.threshold))
-            pairs = maxima.find_pairs(least, np.full(len(least), np.inf), MAX_CANDIDATES)
-            first = maxima.chosen[pairs.owners]
-            is_behind = pairs.rows > first
-            first, second = first[is_behind], pairs.rows[is_behind]
-            collector.add(first, second, pair_similarities(*grids, first, second))
-            return pairs.is_left
+            def collect(maxima: Maxima) -> npt.NDArray[np.bool_]:
+                least = np.full(len(maxima.chosen), float(collector.threshold))
+                pairs = maxima.find_pairs(least, np.full(len(least), np.inf), MAX_CANDIDATES)
+                first = maxima.chosen[pairs.owners]
+                is_behind = pairs.rows > first
+                first, second = first[is_behind], pairs.rows[is_behind]
+                collector.add(first, second, pair_similarities(*grids, first, second))
+                return pairs.is_left
 
-        left = compare_by_products(QuerySet(rows, rows, np.ones(len(rows), dtype=np.int64), itself), left, collect)
-    for chunk, block in similarity_chunks(rows[left], rows) if len(left) else ():
-        queries, second = np.nonzero(block >= collector.threshold)
-        first = left[chunk][queries]
-        is_behind = second > first
-        collector.add(first[is_behind], second[is_behind], block[queries, second][is_behind])
+            left = compare_by_products(
+                QuerySet(rows, rows, np.ones(len(rows), dtype=np.int64), itself), left, collect, advance=advance
+            )
+        for chunk, block in similarity_chunks(rows[left], rows) if len(left) else ():
+            queries, second = np.nonzero(block >= collector.threshold)
+            first = left[chunk][queries]
+            is_behind = second > first
+            collector.add(first[is_behind], second[is_behind], block[queries, second][is_behind])
+            advance(len(block))
     return collector.join()
 
 
