@@ -1,12 +1,20 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
+from pathlib import Path
 
 import pytest
 
 from vitrieve.quoting import escape_lines, escape_text, quote_name
 
+SOURCE = Path(__file__).resolve().parents[1] / "src" / "vitrieve"
+COUNTED = re.compile(
+    r"(?<!of )(?<!all )\{(?:num_|len\()[^{}]*\} (?:[a-z]+ )?"
+    r"(?:collections|corrections|images|pictures|queries|vectors) (?:are|count|have|name|occur|that are|were)\b"
+)
+"""A number, its noun and its verb in one text; ``count_nouns`` spells them. "1 of 3 images" is none."""
 HOSTILE = ["\n", "\r", "\t", "\0", "\x1b", "\x7f", "\x85", "\x9b", "\u200e", "\u2028", "\u202e", "\u2066", "\udcff"]
 
 
@@ -42,3 +50,9 @@ def test_escape_text_handles_every_character() -> None:
         escape_text(chr(code)).replace("\u200c", "").replace("\u200d", "").isprintable()
         for code in range(sys.maxunicode + 1)
     )
+
+
+def test_messages_count_one_as_one() -> None:
+    assert COUNTED.search("{num_unlisted:,} pictures are in no list")
+    found = [(path.name, COUNTED.findall(path.read_text(encoding="utf-8"))) for path in SOURCE.rglob("*.py")]
+    assert {name: texts for name, texts in found if texts} == {}

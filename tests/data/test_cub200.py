@@ -70,7 +70,7 @@ def test_read_cub200_leaves_out_and_names_an_extra_image(folder: Path) -> None:
     (folder / "images/002.Bird_2/extra.jpg").write_bytes(b"x")
     dataset = read_cub200(folder)
     assert len(dataset.records) == 12
-    assert "1 images that no list names are left out: images/002.Bird_2/extra.jpg." in dataset.notes
+    assert "1 image that no list names is left out: images/002.Bird_2/extra.jpg." in dataset.notes
 
 
 @pytest.mark.parametrize("name", ["images.txt", "image_class_labels.txt"])

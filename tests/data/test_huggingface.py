@@ -163,7 +163,7 @@ def test_an_image_folder_with_metadata(tmp_path: Path, name: str) -> None:
     assert [dataset.label_names[record.label] for record in dataset.records] == ["kind 0", "kind 0", "kind 1"]
     assert all(record.metadata == {"text": "a, b"} for record in dataset.records)
     assert read_image_bytes(dataset.records[2].path) == picture(1)
-    assert dataset.notes[-1] == "1 pictures are in no list of the data set and left out."
+    assert dataset.notes[-1] == "1 picture is in no list of the data set and left out."
 
 
 def test_empty_rows_and_columns_of_spreadsheets_are_passed_over(tmp_path: Path) -> None:

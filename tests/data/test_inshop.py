@@ -76,7 +76,7 @@ def test_read_inshop_notes_missing_extra_repeated_and_a_wrong_announcement(folde
         "list_eval_partition.txt: repeated rows are dropped (line 11 repeats line 4).",
         "list_eval_partition.txt: its first line announces 8 images, but it lists 9.",
         "1 of 8 listed images are missing: img/WOMEN/Dresses/id_00000001/00_1_front.jpg.",
-        "1 images that no list names are left out: img/WOMEN/extra.jpg.",
+        "1 image that no list names is left out: img/WOMEN/extra.jpg.",
     )
     assert len(read_inshop(folder, "high_resolution").notes) == 3
 

@@ -108,7 +108,7 @@ def test_read_revisited_notes_missing_and_extra_images(folder: Path) -> None:
     assert len(dataset.records) == 16
     assert dataset.notes[1:] == (
         "1 of 16 listed images are missing: jpg/hard_0_1.jpg.",
-        "1 images that no list names are left out: jpg/extra.jpg.",
+        "1 image that no list names is left out: jpg/extra.jpg.",
     )
 
 
@@ -132,7 +132,7 @@ def test_read_revisited_counts_a_repeated_gallery_image_once(edit: Callable[...,
 
     dataset = edit(repeat)
     assert sum(record.image_id == "jpg/easy_0_0.jpg" for record in dataset.records) == 1
-    assert "imlist: 1 repeated images count once: jpg/easy_0_0.jpg." in dataset.notes
+    assert "imlist: 1 repeated image counts once: jpg/easy_0_0.jpg." in dataset.notes
     assert dataset.ground_truth is not None
     assert dataset.ground_truth["query/query_0.jpg"].easy == ("jpg/easy_0_0.jpg", "jpg/easy_0_1.jpg")
 

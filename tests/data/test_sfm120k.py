@@ -77,7 +77,7 @@ def test_read_sfm120k_notes_counts_and_files(folder: Path, monkeypatch: pytest.M
     (folder / "ims" / "extra.jpg").write_bytes(b"x")
     assert read_sfm120k(folder).notes == (
         f"1 of 15 listed images are missing: {dataset.records[4].image_id}.",
-        "1 images that no list names are left out: ims/extra.jpg.",
+        "1 image that no list names is left out: ims/extra.jpg.",
     )
 
 
@@ -91,7 +91,7 @@ def test_read_sfm120k_counts_a_repeated_image_once(edit: Callable[..., Dataset])
 
     dataset = edit(repeat)
     assert len(dataset.records) == 15
-    assert any("1 repeated images count once" in note for note in dataset.notes)
+    assert any("1 repeated image counts once" in note for note in dataset.notes)
     ids = [record.image_id for record in dataset.records]
     assert dataset.positive_pairs[6] == (ids[8], ids[1])
 

@@ -54,7 +54,7 @@ def test_read_sop_notes_missing_extra_and_repeated(folder: Path) -> None:
     assert dataset.notes[1:] == (
         "Ebay_test.txt: repeated rows are dropped (line 6 repeats line 2).",
         "1 of 8 listed images are missing: chair_final/11104_1.JPG.",
-        "1 images that no list names are left out: chair_final/extra.JPG.",
+        "1 image that no list names is left out: chair_final/extra.JPG.",
     )
 
 
@@ -73,7 +73,7 @@ def test_read_sop_notes_a_class_in_both_lists(folder: Path) -> None:
         (2, "5 3 1 ../a.JPG", "line 2: '../a.JPG' is not a path inside"),
         (2, "6 3 1 a.JPG", "line 3: '6' is listed with other values than in line 2"),
         (2, "9 4 1 bicycle_final/11103_1.JPG", "is listed with other values"),
-        (2, "5 3 1 bicycle_final/11101_0.JPG", "1 images are in both Ebay_train.txt and Ebay_test.txt"),
+        (2, "5 3 1 bicycle_final/11101_0.JPG", "1 image is in both Ebay_train.txt and Ebay_test.txt"),
     ],
 )
 def test_read_sop_names_the_malformed_line(folder: Path, number: int, line: str, said: str) -> None:

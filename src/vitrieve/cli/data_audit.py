@@ -14,7 +14,7 @@ from vitrieve.cli.arguments import DeviceFlag, Exclude, Json, read_data
 from vitrieve.cli.console import print_json, print_message, print_result
 from vitrieve.cli.files import FileToWrite, write_files
 from vitrieve.errors import ConfigError
-from vitrieve.quoting import quote_name
+from vitrieve.quoting import count_nouns, quote_name
 
 if TYPE_CHECKING:
     from vitrieve.curation.audit import AuditReport
@@ -97,7 +97,8 @@ def _print(report: AuditReport, arguments: Arguments) -> None:
     for error in report.label_errors[:NUM_SHOWN]:
         print_result(f"{error.score:.3f}  {error.image_id}: {error.label}, rather {error.suggested_label}")
     if len(report.label_errors) > NUM_SHOWN:
-        print_message(f"and {len(report.label_errors) - NUM_SHOWN} more labels; --html, --csv and --json show them")
+        more = count_nouns(len(report.label_errors) - NUM_SHOWN, "more label", "more labels")
+        print_message(f"and {more}; --html, --csv and --json show all")
 
 
 def _apply(source: str, arguments: Arguments) -> int:

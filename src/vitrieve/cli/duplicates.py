@@ -14,6 +14,7 @@ from vitrieve.cli.arguments import DeviceFlag, Exclude, Json, Switch
 from vitrieve.cli.console import print_failure, print_json, print_message, print_result
 from vitrieve.cli.files import FileToWrite, write_files
 from vitrieve.errors import ConfigError, VitrieveError
+from vitrieve.quoting import count_nouns
 
 if TYPE_CHECKING:
     from vitrieve.curation.acting import Acted
@@ -137,5 +138,6 @@ def _print(report: DuplicateReport, acted: Acted | None, arguments: Arguments) -
     for group in report.groups[:NUM_SHOWN]:
         print_result(f"{group.level}: keep {group.keep}", *(f"    {name}" for name in group.image_ids[1:]))
     if len(report.groups) > NUM_SHOWN:
-        print_message(f"and {len(report.groups) - NUM_SHOWN} more groups; --json, --csv and --html show them")
+        more = count_nouns(len(report.groups) - NUM_SHOWN, "more group", "more groups")
+        print_message(f"and {more}; --json, --csv and --html show all")
     print_result(str(report))

@@ -22,7 +22,7 @@ from vitrieve.data.records import Dataset, ImageRecord, find_absolute, spell_pat
 from vitrieve.data.sources import read_source
 from vitrieve.data.table import BOX_COLUMNS, JUNK_COLUMN, KNOWN_COLUMNS
 from vitrieve.errors import ArtifactError, ConfigError, DataError, unknown_name_message
-from vitrieve.quoting import quote_name
+from vitrieve.quoting import count_nouns, quote_name
 from vitrieve.search.words import TYPO_LENGTHS, count_typos
 
 ACTIONS = ("", "keep", "relabel", "drop", "new")
@@ -199,8 +199,9 @@ def _refuse_stale(chosen: Mapping[str, Decision], names: Mapping[str, str], file
         if _is_same_number(chosen[name].before, names[name].strip()):
             raise DataError(_say_number(file, chosen[name].before, names[name]))
     if stale:
+        pictures_have = count_nouns(len(stale), "picture has", "pictures have")
         raise DataError(
-            f"{file} is older than the labels: {len(stale)} pictures have another label than when they were audited, "
+            f"{file} is older than the labels: {pictures_have} another label than at the time of the audit, "
             f"for example {quote_name(stale[0])}, which was {quote_name(chosen[stale[0]].before)} and is "
             f"{quote_name(names[stale[0]])}; audit again. {_SPREADSHEET}."
         )

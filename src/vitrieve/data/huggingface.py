@@ -171,7 +171,9 @@ def _list_files(folder: Path, metadata_files: Sequence[Path]) -> _Listing:
     listed = {one.path.relative_to(folder).as_posix() for one in found}
     num_unlisted = len(set(walk_pictures(folder).paths) - listed)
     if num_unlisted:
-        listing.tell(f"{num_unlisted:,} pictures are in no list of the data set and left out.")
+        listing.tell(
+            f"{count_nouns(num_unlisted, 'picture is', 'pictures are')} in no list of the data set and left out."
+        )
     for name, count in listing.passed_over.items():
         pictures = count_nouns(count, "picture has", "pictures have")
         listing.tell(f"{pictures} a list or an object as {name}, which names no {name} and is passed over.")

@@ -29,6 +29,7 @@ import numpy as np
 from vitrieve.data.walk import walk_pictures
 from vitrieve.errors import DataError
 from vitrieve.machine import expand_variable
+from vitrieve.quoting import count_nouns
 
 _DTYPE = re.compile(r"[biufcSU][0-9]{1,9}|\?")
 """Booleans, integers, floats, complex numbers and strings, with their size in bytes (``U``: in characters)."""
@@ -461,7 +462,8 @@ def note_files(listed: Collection[str], root: Path, folder: str) -> tuple[str, .
     if missing:
         notes.append(f"{len(missing):,} of {len(expected):,} listed images are missing: {name_some(missing)}.")
     if extra:
-        notes.append(f"{len(extra):,} images that no list names are left out: {name_some(extra)}.")
+        are_extra = count_nouns(len(extra), "image that no list names is", "images that no list names are")
+        notes.append(f"{are_extra} left out: {name_some(extra)}.")
     return tuple(notes)
 
 

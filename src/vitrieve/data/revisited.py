@@ -21,6 +21,7 @@ from vitrieve.data.layout import check_relative, find_root, name_some, note_coun
 from vitrieve.data.records import Dataset, GroundTruth, ImageRecord
 from vitrieve.data.walk import walk_pictures
 from vitrieve.errors import DataError
+from vitrieve.quoting import count_nouns
 
 PROTOCOLS = ("medium", "hard", "easy")
 """Which answers count; published tables show the first two."""
@@ -156,7 +157,8 @@ def _read_gallery(file: Path, names: Sequence[object]) -> tuple[list[str], tuple
     repeated = [image_id for image_id, count in Counter(image_ids).items() if count > 1]
     if not repeated:
         return image_ids, ()
-    return image_ids, (f"imlist: {len(repeated)} repeated images count once: {name_some(repeated)}.",)
+    images_count = count_nouns(len(repeated), "repeated image counts", "repeated images count")
+    return image_ids, (f"imlist: {images_count} once: {name_some(repeated)}.",)
 
 
 def _read_name(name: object, where: str) -> str:

@@ -18,6 +18,7 @@ import numpy as np
 from vitrieve.data.layout import check_relative, find_root, name_some, note_counts, note_files, read_restricted_pickle
 from vitrieve.data.records import Dataset, ImageRecord, Split
 from vitrieve.errors import DataError
+from vitrieve.quoting import count_nouns
 
 PROTOCOLS = ("standard",)
 PICKLE = "retrieval-SfM-120k.pkl"
@@ -109,7 +110,10 @@ class _Builder:
         """Tell which names a 3D model lists twice; their records are one."""
         if not self._repeated:
             return ()
-        return (f"{len(self._repeated)} repeated images count once: {name_some(self._repeated)}.",)
+        return (
+            f"{count_nouns(len(self._repeated), 'repeated image counts', 'repeated images count')} once: "
+            f"{name_some(self._repeated)}.",
+        )
 
     def _add_image(self, where: str, position: int, part: dict[str, Any], split: Split) -> str:
         cid = part["cids"][position]

@@ -22,6 +22,7 @@ from vitrieve.data.layout import (
 )
 from vitrieve.data.records import Dataset, ImageRecord, Split
 from vitrieve.errors import DataError
+from vitrieve.quoting import count_nouns
 
 PROTOCOLS = ("zero_shot",)
 FOLDER_NAMES = ("sop", "Stanford_Online_Products")
@@ -104,6 +105,7 @@ def _read_list(file: Path, split: Split) -> tuple[list[int], list[ImageRecord], 
 def _check_lists(root: Path, parts: dict[Split, list[ImageRecord]]) -> None:
     train, test = ({record.image_id for record in parts[split]} for split in _LISTS)
     if both := sorted(train & test):
-        raise DataError(f"{root}: {len(both)} images are in both {' and '.join(_LISTS.values())}: {name_some(both)}.")
+        images_are = count_nouns(len(both), "image is", "images are")
+        raise DataError(f"{root}: {images_are} in both {' and '.join(_LISTS.values())}: {name_some(both)}.")
     if not train and not test:
         raise DataError(f"{root}: {' and '.join(_LISTS.values())} list no image.")

@@ -35,6 +35,7 @@ from vitrieve.evaluation.metrics import (
     check_cut_offs,
 )
 from vitrieve.evaluation.revisited import REVISITED_ROLES, Roles
+from vitrieve.quoting import count_nouns
 from vitrieve.similarity import IntArray
 
 Classes = Literal["test", "all"]
@@ -318,7 +319,8 @@ def _check_ground_truth(
     queries = [record.image_id for record in records if record.is_query]
     unknown = [image_id for image_id in queries if image_id not in ground_truth]
     if unknown:
-        raise DataError(f"{where}: {len(unknown)} queries have no ground truth, the first of them {unknown[0]!r}.")
+        queries_have = count_nouns(len(unknown), "query has", "queries have")
+        raise DataError(f"{where}: {queries_have} no ground truth, for example {unknown[0]!r}.")
     wanted = {one for image_id in queries for one in _list_images(ground_truth[image_id], roles.positive)}
     if not any(image_id in wanted for image_id in _gallery_ids(records)):
         raise DataError(

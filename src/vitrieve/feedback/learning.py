@@ -96,7 +96,8 @@ def _note_rest(
     if unknown:
         notes.append(f"pairs: {len(unknown)} of their images are not here, such as {quote_name(unknown[0])}; left out.")
     if len(counted) - len(usable):
-        notes.append(f"pairs: {len(counted) - len(usable)} corrections name images that do not train; left out.")
+        name = count_nouns(len(counted) - len(usable), "correction names", "corrections name")
+        notes.append(f"pairs: {name} images that do not train; left out.")
     if contradictions:
         first = " and ".join(map(quote_name, contradictions[0]))
         notes.append(f"pairs: {len(contradictions)} are called both right and wrong, such as {first}; left out.")

@@ -52,6 +52,7 @@ from vitrieve.index.store import (
     require_fingerprint,
     sort_names,
 )
+from vitrieve.quoting import count_nouns
 from vitrieve.similarity import FloatArray, multiply
 from vitrieve.systems import remove_file
 
@@ -248,7 +249,7 @@ class ExactStore:
             raise ArtifactError(f"{self._folder} is changed all the time; verify it when nobody writes.")
         names = list(self.image_ids())
         if len(set(names)) != len(names):
-            faults.append(f"{len(names) - len(set(names))} images occur twice.")
+            faults.append(count_nouns(len(names) - len(set(names)), "image occurs", "images occur") + " twice.")
         return faults
 
     def _is_newest(self, state: State) -> bool:

@@ -33,6 +33,7 @@ from vitrieve.errors import ArtifactError
 from vitrieve.index.filter import NOTHING, Kinds, read_kinds
 from vitrieve.index.folder import FileStamp, compute_checksum, read_stamp
 from vitrieve.index.store import BLOCK_ROWS, find_wrong_norms
+from vitrieve.quoting import count_nouns
 from vitrieve.systems import READ, read_into
 
 STATE_NAME = "state.json"
@@ -267,7 +268,8 @@ def find_faults(folder: Path, part: Part) -> list[str]:
     ]
     num_wrong = sum(find_wrong_norms(block)[1].size for block in part.segment.vectors.blocks())
     if num_wrong:
-        faults.append(f"{paths[0]} holds {num_wrong} vectors that are not L2-normalized.")
+        vectors_are = count_nouns(num_wrong, "vector that is", "vectors that are")
+        faults.append(f"{paths[0]} holds {vectors_are} not L2-normalized.")
     return faults
 
 

@@ -17,6 +17,7 @@ from vitrieve.data.records import ImageRecord
 from vitrieve.errors import ArtifactError, ConfigError, DataError, InputError
 from vitrieve.index.filter import FilterLike, Kinds
 from vitrieve.model.artifact import require_made_by
+from vitrieve.quoting import count_nouns
 from vitrieve.similarity import FloatArray, as_embeddings, top_k
 
 if TYPE_CHECKING:
@@ -601,7 +602,7 @@ def find_row_faults(blocks: Iterable[tuple[Sequence[str], np.ndarray]], *, advic
         num_rows += len(image_ids)
         seen.update(image_ids)
         num_wrong += find_wrong_norms(vectors)[1].size
-    faults = [f"{num_wrong} vectors are not L2-normalized."] if num_wrong else []
+    faults = [count_nouns(num_wrong, "vector is", "vectors are") + " not L2-normalized."] if num_wrong else []
     if len(seen) != num_rows:
-        faults.append(f"{num_rows - len(seen)} images occur twice{advice}.")
+        faults.append(f"{count_nouns(num_rows - len(seen), 'image occurs', 'images occur')} twice{advice}.")
     return num_rows, faults

@@ -12,6 +12,7 @@ from fastapi.responses import HTMLResponse
 from pydantic import BaseModel, Field
 
 from vitrieve.errors import VitrieveError
+from vitrieve.quoting import count_nouns
 from vitrieve.serve.api import document
 from vitrieve.serve.metrics import CONTENT_TYPE
 from vitrieve.serve.middleware import find_collection, get_bearer, is_one_of, may_read
@@ -157,7 +158,8 @@ async def get_readiness(request: Request, desk: CurrentCollections) -> Collectio
     waiting = [service for service in desk.services.values() if not service.is_ready]
     if waiting:
         seconds = str(desk.limits.retry_after_seconds)
-        raise HTTPException(503, f"{len(waiting)} collections are not ready yet.", {"Retry-After": seconds})
+        collections_are = count_nouns(len(waiting), "collection is", "collections are")
+        raise HTTPException(503, f"{collections_are} not ready yet.", {"Retry-After": seconds})
     return CollectionStatesBody(
         status="ready", collections={service.name: service.is_ready for service in desk.list_readable(request)}
     )

@@ -42,7 +42,7 @@ from vitrieve.model.seen import describe_seen
 from vitrieve.model.text import carry_text_part
 from vitrieve.objective.normalized_softmax import normalized_softmax_loss
 from vitrieve.progress import print_message
-from vitrieve.quoting import quote_name
+from vitrieve.quoting import count_nouns, quote_name
 from vitrieve.runtime.encoder import find_source_folder
 from vitrieve.settings import check_seed
 from vitrieve.similarity import normalize
@@ -332,7 +332,10 @@ def _select_embedded(dataset: Dataset, embeddings: Embeddings, folder: Path) -> 
     selected = replace(dataset, records=known)
     num_left_out = len(dataset.split("test")) - len(selected.split("test"))
     if num_left_out:
-        print_message(f"{num_left_out} test images have no vector, and are not measured.")
+        print_message(
+            count_nouns(num_left_out, "test image has no vector, and is", "test images have no vector, and are")
+            + " not measured."
+        )
     require_trainable(selected)
     return selected
 
