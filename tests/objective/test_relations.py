@@ -15,7 +15,6 @@ from vitrieve.objective.losses import ObjectiveConfig
 from vitrieve.objective.multi_similarity import MultiSimilarityConfig, multi_similarity_loss
 from vitrieve.objective.objective import Objective
 from vitrieve.objective.proxy_anchor import ProxyAnchorConfig
-from vitrieve.objective.recall_at_k import recall_at_k_loss
 from vitrieve.objective.supervised_contrastive import supervised_contrastive_loss
 from vitrieve.objective.term import Relations, mark_pairs
 
@@ -62,8 +61,6 @@ def test_losses_equal_double_loops(seed: int) -> None:
     assert found.item() == pytest.approx(reference.contrastive(embeddings, batch, 0.2))
     found = supervised_contrastive_loss(embeddings, given, temperature=0.5, pairs=pairs)
     assert found.item() == pytest.approx(reference.supervised_contrastive(embeddings, batch, 0.5))
-    found = recall_at_k_loss(embeddings, given, ks=(1, 2), temperature=0.1, pairs=pairs)
-    assert found.item() == pytest.approx(reference.recall_at_k(embeddings, batch, (1, 2), 0.1, 1.0))
 
 
 def test_many_labels_of_an_image_are_found_in_the_memory_that_they_take() -> None:

@@ -43,7 +43,6 @@ class RecallAtKConfig(TermConfig):
     """Divides the differences of k and a rank."""
 
     reads_memory = True
-    takes_relations = True
 
     def compute(self, batch: LossBatch, state: nn.Module) -> Tensor:
         """Compute the loss over the batch and the memory."""
@@ -55,7 +54,6 @@ class RecallAtKConfig(TermConfig):
             rank_temperature=self.rank_temperature,
             rows=batch.rows,
             memory=batch.memory,
-            pairs=batch.mark_pairs(),
         )
 
 
@@ -69,7 +67,6 @@ def recall_at_k_loss(
     rank_temperature: float = 1.0,
     rows: Tensor | None = None,
     memory: MemoryRows | None = None,
-    pairs: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """Compute one minus the smooth recall of the batch.
 
@@ -81,7 +78,6 @@ def recall_at_k_loss(
         rank_temperature: T_r, above 0.
         rows: ``(B,)`` int64, the training image that each embedding shows; needed with a memory.
         memory: Embeddings of earlier steps, which are ranked too, but for those that show the query; or None.
-        pairs: Two ``(B, B)`` bool masks, the positives and the negatives of the batch; None: the labels say it.
 
     Returns:
         A scalar in [0, 1), the mean over all B queries; a query without positives adds zero. It needs memory for the
@@ -90,7 +86,7 @@ def recall_at_k_loss(
     import torch
 
     similarity = embeddings @ embeddings.T
-    is_positive, is_negative = mark_pairs(labels) if pairs is None else pairs
+    is_positive, is_negative = mark_pairs(labels)
     is_item = is_positive | is_negative
     if memory is not None and len(memory.labels):
         assert rows is not None, "a memory needs the rows of the batch"
