@@ -150,17 +150,6 @@ def test_a_text_is_pasted_as_text_where_one_types(page: Page) -> None:
     assert not page.evaluate(is_left_alone, ["body", True])
 
 
-def test_photograph_with_the_camera(page: Page) -> None:
-    page.goto("/")
-    page.get_by_role("button", name="Use the camera").click()
-    expect(page.get_by_role("dialog")).to_be_visible()
-    wait_until(page, "document.getElementById('camera-view').videoWidth > 0")
-    page.get_by_role("button", name="Take it").click()
-    page.wait_for_url(re.compile(r"\?upload="))
-    expect(page.locator(".found .card").first).to_be_visible()
-    assert page.evaluate("document.getElementById('camera-view').srcObject") is None
-
-
 def test_draw_a_box_and_take_it_away(page: Page, photograph: Path) -> None:
     page.goto("/")
     choose(page, photograph)

@@ -43,6 +43,7 @@ function summarize() {
 
 // One thing is loaded at a time. Null: it failed, which the notice says, or something newer took its place.
 async function load(request) {
+  closeCamera();
   running?.abort();
   const mine = (running = new AbortController());
   progress.hidden = false;
@@ -201,33 +202,43 @@ addEventListener("drop", (event) => {
 
 const camera = document.getElementById("camera");
 const view = document.getElementById("camera-view");
+let opening = 0; // which one it is: what comes for an earlier one comes too late
 
 async function openCamera() {
-  const refusal = "The camera cannot be used: there is none, or the browser was told not to allow it. Choose a picture instead.";
-  let stream;
+  closeCamera();
+  const mine = opening;
+  camera.showModal(); // before the browser asks for leave, so that nothing else can be pressed until it is closed
   try {
-    stream = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment", width: { ideal: 1920 } } });
-  } catch {
-    return say(refusal);
-  }
-  view.srcObject = stream;
-  camera.showModal();
-  try {
+    const stream = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment", width: { ideal: 1920 } } });
+    if (mine !== opening) return stop(stream);
+    view.srcObject = stream;
     await view.play();
   } catch {
-    if (view.srcObject !== stream) return; // closed before it began
-    camera.close();
-    say(refusal);
+    if (mine !== opening) return; // closed before it began
+    closeCamera();
+    say("The camera cannot be used: there is none, or the browser was told not to allow it. Choose a picture instead.");
   }
 }
 
+function closeCamera() {
+  opening += 1;
+  stop(view.srcObject);
+  view.srcObject = null;
+  camera.close();
+}
+
+function stop(stream) {
+  for (const track of stream?.getTracks() ?? []) track.stop(); // or its lamp stays on
+}
+
 async function shoot() {
+  if (view.readyState < view.HAVE_CURRENT_DATA) return; // there is no picture yet
   const canvas = document.createElement("canvas");
   canvas.width = view.videoWidth;
   canvas.height = view.videoHeight;
   canvas.getContext("2d").drawImage(view, 0, 0);
+  closeCamera(); // before anything is waited for: a second press would send a second picture
   const blob = await new Promise((done) => canvas.toBlob(done, "image/jpeg", 0.92));
-  camera.close();
   if (blob) send(new File([blob], "photograph.jpg", { type: "image/jpeg" }));
 }
 
@@ -235,11 +246,11 @@ document.addEventListener("click", (event) => {
   if (event.target.closest("[data-camera]")) openCamera();
 });
 document.getElementById("camera-shoot").addEventListener("click", shoot);
-document.getElementById("camera-close").addEventListener("click", () => camera.close());
+document.getElementById("camera-close").addEventListener("click", closeCamera);
 camera.addEventListener("close", () => {
-  for (const track of view.srcObject?.getTracks() ?? []) track.stop(); // or its lamp stays on
-  view.srcObject = null;
+  if (!camera.open) closeCamera(); // by Escape; the event comes late, and the camera may have been opened again
 });
+addEventListener("pagehide", closeCamera);
 
 // ---- Drawing a box -------------------------------------------------------------------------------------------------
 
