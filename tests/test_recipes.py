@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from vitrieve.config import DEFAULT_WEIGHTS, Config, ObjectiveConfig
+from vitrieve.config import START_WEIGHTS, Config, ObjectiveConfig
 from vitrieve.errors import ConfigError
 from vitrieve.objective.tuple_contrastive import TupleContrastiveConfig
 from vitrieve.recipes import RECIPE_GROUPS, RECIPES, find_recipe
@@ -52,7 +52,7 @@ def test_small_recipes_hold_classes_out_and_measure_as_they_go(name: str, image_
     assert config.train.holdout
     assert config.train.evaluate_every is not None
     assert config.train.evaluate_every < config.train.num_steps
-    assert (config.model.backbone, config.model.image_size) == (DEFAULT_WEIGHTS, image_size)
+    assert (config.model.backbone, config.model.image_size) == (START_WEIGHTS, image_size)
 
 
 DATASETS = ("cub200", "sop", "inshop", "sfm120k")

@@ -39,8 +39,11 @@ FLAT = tyro.conf.arg(prefix_name=False)
 """Marks the fields whose flag is short, ``--seed``; all others are dotted, ``--objective.koleo.weight``."""
 
 DEFAULT_WEIGHTS = "vitrieve-general-v1"
-"""Name of the weights that training starts from where none is given, and that ``up``, ``sync`` and ``embed`` take
-unless another was chosen (``model/default.py``). Must be one that runs without torch."""
+"""Name of the weights that ``up``, ``sync`` and ``embed`` take unless another was chosen (``model/default.py``). They
+must run without torch."""
+START_WEIGHTS = "dinov2-vits14"
+"""Name of the weights that training starts from where none is given. They find less than ``DEFAULT_WEIGHTS`` before the
+training, and more after it (docs/results.md)."""
 
 Augmentation = Literal["random_crop", "random_resized_crop", "square"]
 Sampling = Literal["random", "m_per_class", "tuples"]
@@ -129,7 +132,7 @@ class PromptConfig:
 class ModelConfig:
     """The encoder to fine-tune."""
 
-    backbone: str = DEFAULT_WEIGHTS
+    backbone: str = START_WEIGHTS
     """A weights name of `vitrieve weights list`, or any timm model name."""
     weights: str | None = None
     """Local weights of the backbone: a .safetensors or .pth file, or the folder of a run or an encoder, whose head is

@@ -7,7 +7,7 @@ import pytest
 
 import vitrieve
 from vitrieve.cli.main import main
-from vitrieve.config import DEFAULT_WEIGHTS, ModelConfig
+from vitrieve.config import DEFAULT_WEIGHTS, START_WEIGHTS, ModelConfig
 from vitrieve.model.named_graph import has_named_graph
 from vitrieve.model.pretrained import WEIGHTS
 from vitrieve.recipes.small import small
@@ -35,21 +35,28 @@ def test_weights_list_json(capsys: pytest.CaptureFixture[str], tmp_path: Path, m
     assert "Apache-2.0" in rows["dinov2-vits14"]["license"]
 
 
-def test_one_constant_is_the_default_of_all_commands(capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_constant_is_the_default_of_all_commands_and_one_that_of_all_trainings(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     assert main(["weights", "list", "--json"]) == 0
     listed = json.loads(capsys.readouterr().out)
-    assert listed["default"] == DEFAULT_WEIGHTS == ModelConfig().backbone == small().model.backbone
+    assert listed["default"] == DEFAULT_WEIGHTS
+    assert listed["default_of_recipes"] == START_WEIGHTS == ModelConfig().backbone == small().model.backbone
+    assert main(["weights", "list"]) == 0
+    told = capsys.readouterr().out
+    assert f"{DEFAULT_WEIGHTS} is the default of up, sync and embed; recipes start from {START_WEIGHTS}" in told
     assert [row["name"] for row in listed["weights"] if row["is_default"]] == [DEFAULT_WEIGHTS]
     assert has_named_graph(WEIGHTS[DEFAULT_WEIGHTS])  # it must run without torch
     source = Path(vitrieve.__file__).parent
     texts = {str(path.relative_to(source)): path.read_text("utf-8") for path in source.rglob("*.py")}
-    # The table and the constant; of its base the table, and what stands for the paper's DeiT-S in recorded results.
+    # The table and the constant; of the start of recipes also what stands for the paper's DeiT-S in recorded results.
     assert {name for name, text in texts.items() if f'"{DEFAULT_WEIGHTS}"' in text} == {
         "model/pretrained.py",
         "config.py",
     }
-    assert {name for name, text in texts.items() if '"dinov2-vits14"' in text} == {
+    assert {name for name, text in texts.items() if f'"{START_WEIGHTS}"' in text} == {
         "model/pretrained.py",
+        "config.py",
         "reproduce/stand_in.py",
     }
 

@@ -13,7 +13,7 @@ from vitrieve.comparison.methods import (
     list_trials,
     read_methods,
 )
-from vitrieve.config import DEFAULT_WEIGHTS, check_config
+from vitrieve.config import START_WEIGHTS, check_config
 from vitrieve.errors import ConfigError
 from vitrieve.recipes import RECIPES, find_recipe
 from vitrieve.settings import list_overrides, override_config
@@ -30,7 +30,7 @@ def test_methods_share_the_references_model() -> None:
         "small:koleo.weight=0.3,loader.sampling=random",
     ]
     for method in (first, second, third):
-        assert (method.config.model.backbone, method.config.model.image_size) == (DEFAULT_WEIGHTS, 98)
+        assert (method.config.model.backbone, method.config.model.image_size) == (START_WEIGHTS, 98)
         assert (method.config.train.holdout, method.config.train.num_threads) == (True, 1)
     assert second.config.model.pooling == "max"  # the method's own
     (listed,) = read_methods(["recall_at_k:ks=[1,2],prefixes=[64,128],seed=0"], ContestSettings())

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from tests.model.hub_server import COMMIT, Hub, Repository
 from tests.model.test_published import build_export
 from vitrieve.cli.main import main
-from vitrieve.config import DEFAULT_WEIGHTS, ModelConfig
+from vitrieve.config import START_WEIGHTS, ModelConfig
 from vitrieve.errors import WeightsError
 from vitrieve.index.store import read_info
 from vitrieve.model.default import PUBLISHED_WEIGHTS, choose_default_encoder, get_default_encoder, use_weights
@@ -47,9 +47,9 @@ def test_the_published_weights_are_chosen_once(hub: Hub, capsys: pytest.CaptureF
     assert capsys.readouterr().err == ""
     assert main(["weights", "list", "--json"]) == 0
     listed = json.loads(capsys.readouterr().out)
-    assert (listed["default"], listed["default_of_recipes"]) == (PUBLISHED_WEIGHTS, DEFAULT_WEIGHTS)
+    assert (listed["default"], listed["default_of_recipes"]) == (PUBLISHED_WEIGHTS, START_WEIGHTS)
     assert [row["name"] for row in listed["weights"] if row["is_default"]] == [PUBLISHED_WEIGHTS]
-    assert small().model.backbone == ModelConfig().backbone == DEFAULT_WEIGHTS
+    assert small().model.backbone == ModelConfig().backbone == START_WEIGHTS
 
 
 def test_without_the_hub_the_default_is_that_of_the_package_index(

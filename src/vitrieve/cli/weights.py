@@ -54,7 +54,7 @@ class DescribeArguments:
 
 def run_list(arguments: ListArguments) -> int:
     """Print the table of weights."""
-    from vitrieve.config import DEFAULT_WEIGHTS
+    from vitrieve.config import START_WEIGHTS
     from vitrieve.model.catalog import read_speed_note
     from vitrieve.model.chooser import format_rows, list_weights
     from vitrieve.model.default import get_default_encoder
@@ -62,7 +62,7 @@ def run_list(arguments: ListArguments) -> int:
     rows = list_weights()
     if arguments.json:
         listed = [row.to_json() for row in rows]
-        defaults = {"default": get_default_encoder(), "default_of_recipes": DEFAULT_WEIGHTS}
+        defaults = {"default": get_default_encoder(), "default_of_recipes": START_WEIGHTS}
         print_json({**defaults, "speed_note": read_speed_note(), "weights": listed})
     else:
         print_result(*format_rows(rows))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from vitrieve.config import DEFAULT_WEIGHTS
+from vitrieve.config import START_WEIGHTS
 from vitrieve.model.catalog import FAMILIES, Facts, Published, read_facts, read_speed_note
 from vitrieve.model.default import get_default_encoder
 from vitrieve.model.hub import is_hub_name
@@ -100,19 +100,13 @@ def format_rows(rows: Sequence[WeightsRow]) -> list[str]:
             lines.append(f"{family} ({row.entry.license}): {row.entry.terms}" if family != PACKAGE_INDEX else family)
         lines.append(_format_row(row, width, has_speeds))
     lines += [
-        f"* {get_default_encoder()} is the default{_describe_recipes()}.",
+        f"* {get_default_encoder()} is the default of up, sync and embed; recipes start from {START_WEIGHTS}.",
         "numbers: length of an embedding. GFLOPs: for one image of that many px.",
         "ROxf-H: published mAP in % on revisited Oxford, hard; vitrieve weights describe NAME has all and the sources.",
     ]
     if has_speeds:
         lines.append(f"images/s: with random weights, {read_speed_note()}")
     return lines
-
-
-def _describe_recipes() -> str:
-    if get_default_encoder() == DEFAULT_WEIGHTS:
-        return ""
-    return f" of up, sync and embed; recipes start from {DEFAULT_WEIGHTS}"
 
 
 def _format_row(row: WeightsRow, width: int, has_speeds: bool) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from vitrieve.config import (
-    DEFAULT_WEIGHTS,
+    START_WEIGHTS,
     Config,
     LoaderConfig,
     LoraConfig,
@@ -62,7 +62,7 @@ def small() -> Config:
     """
     return Config(
         loader=LoaderConfig(sampling="m_per_class", images_per_class=4),
-        model=ModelConfig(backbone=DEFAULT_WEIGHTS, image_size=126, drop_path_rate=0.1),
+        model=ModelConfig(backbone=START_WEIGHTS, image_size=126, drop_path_rate=0.1),
         objective=ObjectiveConfig(multi_similarity=MultiSimilarityConfig(weight=1.0, beta=20.0, base=0.4)),
         optimizer=OptimizerConfig(learning_rate=2e-4, layer_decay=0.8, num_warmup_steps=10, schedule="cosine"),
         train=TrainConfig(
