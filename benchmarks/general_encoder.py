@@ -48,7 +48,7 @@ from vitrieve.training.run import train
 FROZEN = "frozen"
 DELTA_RANK = 8
 START = "dinov2-vits14"
-"""Weights that every run begins with: not the default start, which is the general encoder itself."""
+"""Weights that every run begins with, whatever the start of recipes becomes: the shipped difference is one to these."""
 
 
 @dataclass(frozen=True, kw_only=True)

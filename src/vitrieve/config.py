@@ -43,7 +43,7 @@ DEFAULT_WEIGHTS = "vitrieve-general-v1"
 must run without torch."""
 START_WEIGHTS = "dinov2-vits14"
 """Name of the weights that training starts from where none is given. They find less than ``DEFAULT_WEIGHTS`` before the
-training, and more after it (docs/results.md)."""
+training, and on birds more after it (docs/results.md)."""
 
 Augmentation = Literal["random_crop", "random_resized_crop", "square"]
 Sampling = Literal["random", "m_per_class", "tuples"]

@@ -44,7 +44,7 @@ def test_one_constant_is_the_default_of_all_commands_and_one_that_of_all_trainin
     assert listed["default_of_recipes"] == START_WEIGHTS == ModelConfig().backbone == small().model.backbone
     assert main(["weights", "list"]) == 0
     told = capsys.readouterr().out
-    assert f"{DEFAULT_WEIGHTS} is the default of up, sync and embed; recipes start from {START_WEIGHTS}" in told
+    assert f"{DEFAULT_WEIGHTS} is the default of up, sync and embed; small starts from {START_WEIGHTS}" in told
     assert [row["name"] for row in listed["weights"] if row["is_default"]] == [DEFAULT_WEIGHTS]
     assert has_named_graph(WEIGHTS[DEFAULT_WEIGHTS])  # it must run without torch
     source = Path(vitrieve.__file__).parent

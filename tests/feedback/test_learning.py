@@ -80,8 +80,8 @@ def test_contradictions_are_left_out_and_told() -> None:
     both = [say("right", "a", "b", "Eva"), say("wrong", "b", "a", "Max")]
     learnt = apply_pairs(given, [*both, say("same_group", "a", "c")])
     assert learnt.negative_pairs == ()
-    assert any("1 are called both right and wrong, such as a and b; left out" in note for note in learnt.notes)
-    with pytest.raises(DataError, match="contradict each other: all 1 are called both right and wrong"):
+    assert any("1 pair is called both right and wrong, such as a and b; left out" in note for note in learnt.notes)
+    with pytest.raises(DataError, match="contradict each other: 1 pair is called both right and wrong"):
         apply_pairs(given, both)
 
 
@@ -91,7 +91,7 @@ def test_images_that_are_gone_or_for_testing_are_told() -> None:
         apply_pairs(given, [say("right", "x", "y")])
     learnt = apply_pairs(given, [say("right", "a", "c"), say("right", "a", "x"), say("right", "a", "t")])
     assert set(learnt.more_labels) == {"a", "c"}
-    assert any("1 of their images are not here, such as x" in note for note in learnt.notes)
+    assert any("1 of their images is not here, such as x" in note for note in learnt.notes)
     with pytest.raises(DataError, match="images for testing do not train"):
         apply_pairs(given, [say("right", "a", "t")])
 

@@ -84,7 +84,7 @@ def test_stand_in_of_table7_sweeps_dimensions_and_resolution() -> None:
 @pytest.mark.parametrize("source", ["grocery", "folder:my/pictures"])
 @pytest.mark.parametrize("name", STAND_INS)
 def test_trained_rows_start_from_an_encoder_that_the_plan_names(name: str, source: str) -> None:
-    # The default start is another encoder than the one that is measured as it is.
+    # Whatever the default start becomes, it is that of the row that is measured as it is.
     stand_in = StandIn(source=source)
     for row in plan_stand_in(name, stand_in).rows:
         if row.training is not None:

@@ -1,7 +1,7 @@
 """Which kept defaults fit a command line: those that would be refused there are left out (``defaults.py``).
 
-Where an index would be made in another place, unnoticed, or pictures would not be found, nothing is left out: then
-``--store``, and ``--map-path`` of a service with a write token, are refused as on the command line.
+Two kept flags do not give way, and are refused as on the command line: ``--store``, because the index would be made in
+another place, unnoticed, and ``--map-path`` of a service with a write token, because pictures would not be found.
 """
 
 from __future__ import annotations

@@ -53,8 +53,9 @@ def apply_pairs(dataset: Dataset, corrections: Sequence[Correction]) -> Dataset:
     labels = {one.image_id: one.label for one in usable if one.label}
     if not (positives or negatives or labels):
         if contradictions:
+            number = count_nouns(len(contradictions), "pair is", "pairs are")
             raise DataError(
-                f"the pairs contradict each other: all {len(contradictions)} are called both right and wrong, such as "
+                f"the pairs contradict each other: {number} called both right and wrong, such as "
                 f"{quote_name(contradictions[0][0])} and {quote_name(contradictions[0][1])}."
             )
         raise DataError(
@@ -94,13 +95,15 @@ def _note_rest(
 ) -> list[str]:
     notes = []
     if unknown:
-        notes.append(f"pairs: {len(unknown)} of their images are not here, such as {quote_name(unknown[0])}; left out.")
+        number = count_nouns(len(unknown), "of their images is", "of their images are")
+        notes.append(f"pairs: {number} not here, such as {quote_name(unknown[0])}; left out.")
     if len(counted) - len(usable):
         name = count_nouns(len(counted) - len(usable), "correction names", "corrections name")
         notes.append(f"pairs: {name} images that do not train; left out.")
     if contradictions:
         first = " and ".join(map(quote_name, contradictions[0]))
-        notes.append(f"pairs: {len(contradictions)} are called both right and wrong, such as {first}; left out.")
+        number = count_nouns(len(contradictions), "pair is", "pairs are")
+        notes.append(f"pairs: {number} called both right and wrong, such as {first}; left out.")
     return notes
 
 

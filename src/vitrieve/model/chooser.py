@@ -100,7 +100,7 @@ def format_rows(rows: Sequence[WeightsRow]) -> list[str]:
             lines.append(f"{family} ({row.entry.license}): {row.entry.terms}" if family != PACKAGE_INDEX else family)
         lines.append(_format_row(row, width, has_speeds))
     lines += [
-        f"* {get_default_encoder()} is the default of up, sync and embed; recipes start from {START_WEIGHTS}.",
+        f"* {get_default_encoder()} is the default of up, sync and embed; small starts from {START_WEIGHTS}.",
         "numbers: length of an embedding. GFLOPs: for one image of that many px.",
         "ROxf-H: published mAP in % on revisited Oxford, hard; vitrieve weights describe NAME has all and the sources.",
     ]

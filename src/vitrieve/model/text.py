@@ -13,6 +13,7 @@ manifest.json     checksums, and the fingerprint of the image encoder it was mad
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -180,10 +181,13 @@ def divide_card(card: str) -> tuple[str, str]:
 
     >>> divide_card("An encoder.\n\n## Text\n\nWords.\n\n## License\n\nmit\n")
     ('An encoder.\n\n## License\n\nmit\n', '\nWords.\n')
+    >>> divide_card("An encoder.\n\n## Text\n# License\n\nmit\n")
+    ('An encoder.\n# License\n\nmit\n', '')
     """
     before, _, rest = card.partition(TEXT_SECTION)
-    section, heading, below = rest.partition("\n## ")
-    return before + heading + below, section
+    heading = re.search(r"(?:\A|\n)##? ", rest)
+    end = len(rest) if heading is None else heading.start()
+    return before + rest[end:], rest[:end]
 
 
 def complete_card(card: str, folder: Path) -> str:
