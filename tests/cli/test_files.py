@@ -76,7 +76,7 @@ def test_a_folder_whose_name_is_no_text_is_refused_before_the_work(
     places["PHOTOGRAPHS"] = photographs
     assert main([str(places.get(word, word)) for word in words]) == 2
     error = capsys.readouterr().err
-    assert error.splitlines()[-1].endswith("is not UTF-8, and nothing can be written under it; give another folder.")
+    assert error.splitlines()[-1].endswith("libraries that write there take text alone; give a folder elsewhere.")
     assert "embed: " not in error
     assert not folder.exists()
 
