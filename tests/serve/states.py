@@ -133,3 +133,12 @@ def open_state(context: BrowserContext, services: dict[str, str], name: str) -> 
     page.goto(services[state.service] + state.address)
     state.act(page)
     return page
+
+
+def wait_until(page: Page, condition: str) -> None:
+    """Wait for it; Playwright's own way evaluates the text inside the page, which the content policy forbids."""
+    for _ in range(PATIENCE_MS // 50):
+        if page.evaluate(condition):
+            return
+        page.wait_for_timeout(50)
+    raise AssertionError(condition)

@@ -13,6 +13,7 @@ import pytest
 
 from tests.conftest import PATIENCE_MS
 from tests.serve.conftest import Server, make_picture
+from tests.serve.states import wait_until
 from vitrieve.search.searcher import Searcher
 from vitrieve.search.threshold import Threshold
 from vitrieve.serve.app import STATIC_FOLDER, create_app
@@ -63,15 +64,6 @@ def strict_server(searcher: Searcher) -> Iterator[Server]:
 
 def choose(page: Page, path: Path | dict[str, object]) -> None:
     page.set_input_files("[data-file] >> nth=0", path)  # type: ignore[arg-type]
-
-
-def wait_until(page: Page, condition: str) -> None:
-    """Playwright's own way evaluates the text inside the page, which the content policy forbids."""
-    for _ in range(PATIENCE_MS // 50):
-        if page.evaluate(condition):
-            return
-        page.wait_for_timeout(50)
-    raise AssertionError(condition)
 
 
 def first_title(page: Page) -> str:

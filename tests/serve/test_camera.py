@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import PATIENCE_MS
 from tests.serve.conftest import Server
+from tests.serve.states import wait_until
 
 playwright_api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
 Page = playwright_api.Page
@@ -63,15 +63,6 @@ def shown(page: Page, server: Server) -> Page:
     page.goto(server.address)
     page.evaluate(BY_HAND)
     return page
-
-
-def wait_until(page: Page, condition: str) -> None:
-    """Wait for it; Playwright's own way evaluates the text inside the page, which the content policy forbids."""
-    for _ in range(PATIENCE_MS // 50):
-        if page.evaluate(condition):
-            return
-        page.wait_for_timeout(50)
-    raise AssertionError(condition)
 
 
 def close_by_button(page: Page) -> None:
