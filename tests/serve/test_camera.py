@@ -40,6 +40,9 @@ BY_HAND = """() => {
       streams[place] = canvas.captureStream();
       asked[place].allow(streams[place]);
     },
+    unplug: (place) => {
+      for (const track of streams[place].getTracks()) track.stop(), track.dispatchEvent(new Event("ended"));
+    },
     refuse: (place) => asked[place].refuse(new DOMException("not allowed", "NotAllowedError")),
     waitToPlay: () => {
       byId("camera-view").play = () => new Promise((_, refuse) => played.push(refuse));
@@ -154,6 +157,23 @@ def test_a_camera_that_is_not_allowed_or_not_played_is_told(shown: Page) -> None
     shown.evaluate("hand.refuseToPlay(0)")
     expect(shown.locator("#notice")).to_contain_text("The camera cannot be used")
     assert shown.evaluate("hand.isOff()")
+
+
+def test_a_camera_that_is_unplugged_is_told_and_closed(shown: Page) -> None:
+    """It would leave its last picture, which looks as if it were the present one."""
+    shown.evaluate("hand.press(), hand.allow(0)")
+    wait_until(shown, "hand.isSeen()")
+    shown.evaluate("hand.unplug(0)")
+    expect(shown.locator("#notice")).to_contain_text("unplugged. Choose a picture instead.")
+    assert shown.evaluate("hand.isOff()")
+
+
+def test_an_earlier_camera_that_is_unplugged_is_no_fault(shown: Page) -> None:
+    shown.evaluate("hand.press(), hand.allow(0)")
+    shown.evaluate("hand.close(), hand.press(), hand.allow(1)")
+    shown.evaluate("hand.unplug(0)")
+    assert shown.evaluate("hand.isOn(1)")
+    expect(shown.locator("#notice")).to_be_hidden()
 
 
 @pytest.mark.parametrize("is_allowed", [True, False])

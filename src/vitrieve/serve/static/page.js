@@ -207,16 +207,21 @@ let opening = 0; // which one it is: what comes for an earlier one comes too lat
 async function openCamera() {
   closeCamera();
   const mine = opening;
+  const giveUp = (text) => {
+    if (mine !== opening) return; // closed before
+    closeCamera();
+    say(`${text} Choose a picture instead.`);
+  };
   camera.showModal(); // before the browser asks for leave, so that nothing else can be pressed until it is closed
   try {
     const stream = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment", width: { ideal: 1920 } } });
     if (mine !== opening) return stop(stream);
+    const [track] = stream.getVideoTracks();
+    track.addEventListener("ended", () => giveUp("The camera was switched off or unplugged.")); // not by stop()
     view.srcObject = stream;
     await view.play();
   } catch {
-    if (mine !== opening) return; // closed before it began
-    closeCamera();
-    say("The camera cannot be used: there is none, or the browser was told not to allow it. Choose a picture instead.");
+    giveUp("The camera cannot be used: there is none, or the browser was told not to allow it.");
   }
 }
 

@@ -1,0 +1,64 @@
+"""Make small collections for a contest of many methods: a sample of each collection that is here, as a manifest.
+
+    python benchmarks/make_small_collections.py OUT
+
+writes OUT/NAME/manifest.csv for Grocery, `few` (Grocery with 6 training images a class), emoji, cub200-subset and
+clothing-small: at most 40 classes of each split, 960 training images and 480 test images, as many of each class. The
+classes and images are drawn by a fixed seed, so that every machine has the same ones. A run on such a sample measures a
+few hundred images and not thousands, which leaves the time to the trainings.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+
+from collections_here import find_collections
+from make_hard_collections import select_few, write_manifest
+
+from vitrieve.data.records import ImageRecord
+from vitrieve.data.sources import read_source
+
+MAX_CLASSES = 40
+MAX_IMAGES = {"train": 960, "test": 480}
+
+
+def sample(records: Iterable[ImageRecord]) -> list[ImageRecord]:
+    """Draw classes of each split, and images of each class that was drawn."""
+    generator = random.Random(0)
+    by_split: dict[str, dict[int, list[ImageRecord]]] = defaultdict(lambda: defaultdict(list))
+    for record in records:
+        by_split[record.split][record.label].append(record)
+    sampled = []
+    for split, classes in sorted(by_split.items()):
+        labels = sorted(label for label, group in classes.items() if len(group) > 1)
+        labels = sorted(generator.sample(labels, min(MAX_CLASSES, len(labels))))
+        for label in labels:
+            max_images = MAX_IMAGES[split] // len(labels)
+            sampled += generator.sample(classes[label], min(max_images, len(classes[label])))
+    return sampled
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    arguments = parser.parse_args()
+    for name, source in find_collections().items():
+        dataset = read_source(source)
+        chosen = {name: list(dataset.records)}
+        if name == "grocery":
+            chosen["few"] = select_few(dataset.records)
+        for made, records in chosen.items():
+            folder = arguments.out / made
+            rows = [(os.path.relpath(record.path, folder), record) for record in sample(records)]
+            write_manifest(rows, dataset.label_names, folder)
+            counts = {split: sum(record.split == split for _, record in rows) for split in MAX_IMAGES}
+            print(f"{made}: {counts['train']} training images, {counts['test']} test images, {folder / 'manifest.csv'}")
+
+
+if __name__ == "__main__":
+    main()
