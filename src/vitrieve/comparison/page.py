@@ -80,16 +80,26 @@ def write_page(summary: Mapping[str, Any], path: Path) -> None:
 
 
 def title_sources(names: Sequence[str]) -> dict[str, str]:
-    """Shorten the spellings of sources to a kind and the last part of a path, where that tells them apart.
+    """Shorten the spellings of sources to a kind and as many last parts of the path as tell them apart.
 
     >>> title_sources(["emoji", "grocery:../datasets/grocery-store"])
     {'emoji': 'emoji', 'grocery:../datasets/grocery-store': 'grocery:grocery-store'}
+    >>> list(title_sources(["table:/data/low/manifest.csv", "table:/data/few/manifest.csv"]).values())
+    ['table:low/manifest.csv', 'table:few/manifest.csv']
     """
-    short = {
-        name: re.sub(r"^([^:/]*:)?.*?([^/]+)/*$", lambda found: (found[1] or "") + found[2], name) for name in names
-    }
-    counts = Counter(short.values())
-    return {name: title if counts[title] == 1 else name for name, title in short.items()}
+    titles = {name: name for name in names}
+    for num_parts in range(max((name.count("/") for name in names), default=0) + 1, 0, -1):
+        short = {name: _keep_last_parts(name, num_parts) for name in names}
+        counts = Counter(short.values())
+        titles.update({name: title for name, title in short.items() if counts[title] == 1})
+    return titles
+
+
+def _keep_last_parts(source: str, num_parts: int) -> str:
+    found = re.match(r"([^:/]*:)?(.*)", source, re.DOTALL)
+    assert found is not None
+    kind, path = found.groups(default="")
+    return kind + "/".join(path.rstrip("/").split("/")[-num_parts:])
 
 
 def spell_budget(summary: Mapping[str, Any]) -> str:
