@@ -217,7 +217,7 @@ async function openCamera() {
     const stream = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment", width: { ideal: 1920 } } });
     if (mine !== opening) return stop(stream);
     const [track] = stream.getVideoTracks();
-    track.addEventListener("ended", () => giveUp("The camera was switched off or unplugged.")); // not by stop()
+    track.addEventListener("ended", () => giveUp("The camera was switched off or unplugged.")); // stop() below is silent
     view.srcObject = stream;
     await view.play();
   } catch {
