@@ -4,8 +4,8 @@
 
 writes OUT/NAME/manifest.csv for Grocery, `few` (Grocery with 6 training images a class), emoji, cub200-subset and
 clothing-small: at most 40 classes of each split, 960 training images and 480 test images, shared evenly among the
-classes. The classes and images are drawn by a fixed seed, so that every machine has the same ones. A run on such a sample measures a
-few hundred images and not thousands, which leaves the time to the trainings.
+classes. The classes and images are drawn by a fixed seed, so that every machine has the same
+ones. A run on such a sample measures a few hundred images and not thousands, which leaves the time to the trainings.
 """
 
 from __future__ import annotations
