@@ -22,8 +22,8 @@ from typing import Any, NamedTuple
 
 from lines import Line, find_ours
 
-from vitrieve.artifacts import write_text_durably
 from vitrieve.machine import read_peak_memory, restart_peak_memory
+from vitrieve.writing import write_text_durably
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = (

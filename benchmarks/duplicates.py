@@ -42,7 +42,7 @@ import numpy as np
 from contest import RESULTS, write_result
 from PIL import Image
 
-from vitrieve.artifacts import has_artifact, write_text_durably
+from vitrieve.artifacts import has_artifact
 from vitrieve.curation.copies import COPIES
 from vitrieve.curation.duplicates import DuplicateGroup, DuplicateReport, find_near
 from vitrieve.curation.looking import Look, look_at_all
@@ -57,6 +57,7 @@ from vitrieve.errors import DecodeError
 from vitrieve.machine import count_cores
 from vitrieve.progress import track
 from vitrieve.runtime.encoder import Encoder, load_encoder
+from vitrieve.writing import write_text_durably
 
 JPEG_QUALITY = 95
 MAX_SIDE_PX = 384

@@ -36,7 +36,6 @@ import numpy as np
 from collections_here import find_collections
 from contest import RESULTS, write_result
 
-from vitrieve.artifacts import write_text_durably
 from vitrieve.data.records import Dataset, ImageRecord
 from vitrieve.data.several import forget_labels
 from vitrieve.data.sources import read_source
@@ -48,6 +47,7 @@ from vitrieve.recipes import find_recipe
 from vitrieve.runtime.encoder import Encoder, load_encoder
 from vitrieve.similarity import top_k
 from vitrieve.training.run import TrainedRun, train
+from vitrieve.writing import write_text_durably
 
 NUM_LOOKED_AT = 5
 NONSENSE, LABELS, MORE_LABELS = "nonsense", "labels", "labels and coarse classes"

@@ -24,7 +24,6 @@ from typing import Any
 from collections_here import find_collections
 from contest import RESULTS, write_result
 
-from vitrieve.artifacts import write_text_durably
 from vitrieve.data.records import Dataset
 from vitrieve.data.sources import read_source
 from vitrieve.embed.collection import EmbedSettings
@@ -34,6 +33,7 @@ from vitrieve.rerank.names import LEARNT
 from vitrieve.rerank.remember import KeptReranking, load_kept, save_kept
 from vitrieve.rerank.reranker import RERANKERS, Reranker
 from vitrieve.runtime.encoder import Encoder, load_encoder
+from vitrieve.writing import write_text_durably
 
 MEASURED = ("grocery/phone_to_catalogue", "grocery/zero_shot", "emoji/zero_shot", "cub200-subset/zero_shot")
 SETTINGS = EmbedSettings(show_progress=True)

@@ -18,20 +18,16 @@ from vitrieve.artifacts import (
     Kind,
     check_folder,
     check_replacing,
-    check_writable,
-    copy_folder,
-    locking_folder,
     prepare_folder,
     read_manifest,
     reopen_folder,
-    replacing_durably,
     replacing_folder,
-    write_bytes_durably,
     write_manifest,
-    write_text_durably,
 )
 from vitrieve.cli.main import COMMANDS
 from vitrieve.errors import ArtifactError, DiskFullError
+from vitrieve.folders import copy_folder, locking_folder
+from vitrieve.writing import check_writable, replacing_durably, write_bytes_durably, write_text_durably
 
 
 def make_finished(folder: Path, kind: Kind = "index") -> None:
@@ -324,7 +320,7 @@ def test_a_folder_that_is_written_is_locked_and_a_killed_process_leaves_no_lock(
         assert not (tmp_path / "new").exists()
     assert not list(tmp_path.rglob("*lock"))
     program = (
-        "import sys, time\nfrom pathlib import Path\nfrom vitrieve.artifacts import locking_folder\n"
+        "import sys, time\nfrom pathlib import Path\nfrom vitrieve.folders import locking_folder\n"
         "with locking_folder(Path(sys.argv[1])):\n    print('locked', flush=True)\n    time.sleep(120)"
     )
     killed = tmp_path / "killed"
@@ -359,6 +355,6 @@ def test_a_disk_without_locks_is_told_and_stops_nothing(
     def refuse(descriptor: int) -> bool:
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr("vitrieve.artifacts.try_lock", refuse)
+    monkeypatch.setattr("vitrieve.folders.try_lock", refuse)
     with locking_folder(tmp_path / "run"):
         assert "No locks available" in capsys.readouterr().err

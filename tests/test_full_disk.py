@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vitrieve.artifacts import write_vectors_durably
 from vitrieve.cli.main import main
 from vitrieve.errors import DiskFullError
+from vitrieve.writing import write_vectors_durably
 
 NUM_PICTURES = 12
 DISK_BYTES = 4 << 20

@@ -18,7 +18,7 @@ ROWS = (
     ("quoting", "errors", "progress", "machine", "systems", "plugins"),
     ("settings", "choices", "objective", "config", "recipes"),
     ("similarity",),
-    ("artifacts",),
+    ("writing", "folders", "artifacts"),
     ("data",),
     ("feedback",),
     ("model",),

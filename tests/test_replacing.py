@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.forked import ForkedVitrieve
-from vitrieve import artifacts
+from vitrieve import folders
 from vitrieve.artifacts import prepare_folder, replacing_folder, write_manifest
 from vitrieve.errors import ArtifactError
 
@@ -28,7 +28,7 @@ def test_replacing_folder_swaps_when_all_is_done(
     finished: Path, monkeypatch: pytest.MonkeyPatch, is_at_once: bool
 ) -> None:
     if not is_at_once:
-        monkeypatch.setattr(artifacts, "_exchange_at_once", lambda one, other: False)
+        monkeypatch.setattr(folders, "_exchange_at_once", lambda one, other: False)
     with replacing_folder(finished, is_overwrite=True) as folder:
         write(folder, "new")
         assert (finished / "content").read_text() == "old"

@@ -13,8 +13,8 @@ from pathlib import Path, PureWindowsPath
 import numpy as np
 import pytest
 
-from vitrieve import artifacts, systems
-from vitrieve.artifacts import find_aside, prepare_folder, replacing_folder, write_manifest
+from vitrieve import folders, systems
+from vitrieve.artifacts import prepare_folder, replacing_folder, write_manifest
 from vitrieve.curation.decisions import spell_table_path
 from vitrieve.data.layout import check_relative
 from vitrieve.data.records import ImageRecord
@@ -23,6 +23,7 @@ from vitrieve.data.sources import find_source_path, read_collection
 from vitrieve.data.table import find_path
 from vitrieve.embed import unfinished
 from vitrieve.errors import ArtifactError, ConfigError, DataError
+from vitrieve.folders import find_aside
 from vitrieve.search.searcher import map_paths, parse_path_map
 
 CHECKOUT = Path(__file__).resolve().parents[1]
@@ -152,8 +153,8 @@ def test_folders_change_places_on_other_systems(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, library: object
 ) -> None:
     one, other = make_two(tmp_path)
-    monkeypatch.setattr(artifacts.ctypes, "CDLL", lambda *_, **__: library)
-    artifacts.exchange_folders(one, other)
+    monkeypatch.setattr(folders.ctypes, "CDLL", lambda *_, **__: library)
+    folders.exchange_folders(one, other)
     assert read_content(one, other) == ["other", "one"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "other"]
 
@@ -169,10 +170,10 @@ def test_folders_that_cannot_be_renamed_stay(tmp_path: Path, monkeypatch: pytest
         return rename(source, target)
 
     monkeypatch.setattr(Path, "rename", refuse)
-    monkeypatch.setattr(artifacts, "_exchange_at_once", lambda one, other: False)
-    monkeypatch.setattr(artifacts.sys, "platform", "win32")
+    monkeypatch.setattr(folders, "_exchange_at_once", lambda one, other: False)
+    monkeypatch.setattr(folders.sys, "platform", "win32")
     with pytest.raises(ArtifactError, match="has one of its files open"):
-        artifacts.exchange_folders(one, other)
+        folders.exchange_folders(one, other)
     assert read_content(one, other) == ["one", "other"]
 
 
@@ -181,8 +182,8 @@ def test_what_a_kill_before_the_last_rename_left_aside_is_removed(
 ) -> None:
     one, other = make_two(tmp_path)
     shutil.copytree(one, find_aside(other))
-    monkeypatch.setattr(artifacts, "_exchange_at_once", lambda one, other: False)
-    artifacts.exchange_folders(one, other)
+    monkeypatch.setattr(folders, "_exchange_at_once", lambda one, other: False)
+    folders.exchange_folders(one, other)
     assert read_content(one, other) == ["other", "one"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "other"]
 
@@ -212,8 +213,8 @@ def test_a_command_that_begins_between_two_renames_stops_neither(
         return moved
 
     monkeypatch.setattr(Path, "rename", begin_another)
-    monkeypatch.setattr(artifacts, "_exchange_at_once", lambda one, other: False)
-    artifacts.exchange_folders(one, other)
+    monkeypatch.setattr(folders, "_exchange_at_once", lambda one, other: False)
+    folders.exchange_folders(one, other)
     assert num_begun == 2
     assert read_content(one, other) == ["other", "one"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "other"]

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from vitrieve.artifacts import check_files
 from vitrieve.cli.files import FileToWrite, write_files
 from vitrieve.cli.main import main
 from vitrieve.errors import ArtifactError, ConfigError, DataError
+from vitrieve.writing import check_files
 
 
 def test_check_files_refuses_what_cannot_be_written(tmp_path: Path, refuse_writing: Callable[[Path], None]) -> None:

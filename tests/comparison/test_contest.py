@@ -16,10 +16,10 @@ import pytest
 from PIL import Image
 
 import vitrieve
-from vitrieve.artifacts import locking_folder
 from vitrieve.cli.main import main
 from vitrieve.comparison import cells, contest
 from vitrieve.errors import ArtifactError, DataError
+from vitrieve.folders import locking_folder
 from vitrieve.training import finishing
 from vitrieve.training import run as training_run
 

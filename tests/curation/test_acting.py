@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from vitrieve import duplicates, link_duplicates, move_duplicates, undo_duplicates
-from vitrieve.artifacts import sync_file
 from vitrieve.errors import ArtifactError, DataError, DiskFullError
+from vitrieve.writing import sync_file
 
 EXTRAS = ["0.png", "more/same_file.png"]
 
@@ -241,7 +241,7 @@ def test_an_undo_file_that_finds_no_room_is_removed(
     (album / "more" / "same_pixels.bmp").unlink()
     before, report = read_tree(album), duplicates(album, level="exact")
     with monkeypatch.context() as patch:
-        patch.setattr("vitrieve.artifacts.os.fsync", fill)
+        patch.setattr("vitrieve.writing.os.fsync", fill)
         with pytest.raises(DiskFullError):
             move_duplicates(report, tmp_path / "extra")
         with pytest.raises(DiskFullError):

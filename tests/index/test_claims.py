@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from vitrieve.artifacts import MANIFEST_NAME, find_aside
+from vitrieve.artifacts import MANIFEST_NAME
 from vitrieve.artifacts import write_manifest as write_artifact_manifest
 from vitrieve.errors import ArtifactError
+from vitrieve.folders import find_aside
 from vitrieve.index import claims as module
 from vitrieve.index import open as opening
 from vitrieve.index.claims import Claim, Claims, settle_abandoned, settling

@@ -24,9 +24,9 @@ from torch.distributed import TCPStore
 
 from tests.ranks import EndedRank, run_ranks
 from vitrieve import Callback, train
-from vitrieve.artifacts import locking_folder
 from vitrieve.cli.main import main
 from vitrieve.errors import ConfigError, DataError, UnfinishedRunError
+from vitrieve.folders import locking_folder
 from vitrieve.objective import objective
 from vitrieve.runtime.encoder import load_encoder
 from vitrieve.training import finishing, holding_out, liveness, loop, ranks, state

@@ -6,10 +6,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vitrieve.artifacts import check_writable
 from vitrieve.cli.arguments import DeviceFlag, Exclude, Json, NumThreads
 from vitrieve.cli.console import print_json, print_message, print_result
 from vitrieve.errors import ConfigError
+from vitrieve.writing import check_writable
 
 if TYPE_CHECKING:
     from vitrieve.runtime.encoder import Encoder

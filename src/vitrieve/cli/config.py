@@ -10,7 +10,6 @@ from typing import Annotated, Any
 
 import tyro
 
-from vitrieve.artifacts import replacing_durably
 from vitrieve.cli.arguments import NEEDED_HINT, Json, Switch
 from vitrieve.cli.console import print_json, print_result
 from vitrieve.cli.defaults import (
@@ -29,6 +28,7 @@ from vitrieve.cli.defaults import (
 from vitrieve.cli.flags import Flag
 from vitrieve.cli.values import find_expected, parse_value
 from vitrieve.errors import ConfigError
+from vitrieve.writing import replacing_durably
 
 Key = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="KEY")]
 InProject = Annotated[Switch, tyro.conf.arg(help=f"In {PROJECT_NAME} of this folder instead of the user's own file.")]

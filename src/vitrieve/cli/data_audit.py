@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from vitrieve.artifacts import check_files
 from vitrieve.cli.arguments import DeviceFlag, Exclude, Json, read_data
 from vitrieve.cli.console import print_json, print_message, print_result
 from vitrieve.cli.files import FileToWrite, write_files
 from vitrieve.errors import ConfigError
 from vitrieve.quoting import count_nouns, quote_name
+from vitrieve.writing import check_files
 
 if TYPE_CHECKING:
     from vitrieve.curation.audit import AuditReport

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from vitrieve.artifacts import check_files
 from vitrieve.cli.arguments import DeviceFlag, Exclude, Json, Switch
 from vitrieve.cli.console import print_failure, print_json, print_message, print_result
 from vitrieve.cli.files import FileToWrite, write_files
 from vitrieve.errors import ConfigError, VitrieveError
 from vitrieve.quoting import count_nouns
+from vitrieve.writing import check_files
 
 if TYPE_CHECKING:
     from vitrieve.curation.acting import Acted

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 
 import tyro
 
-from vitrieve.artifacts import check_files, replacing_durably
 from vitrieve.cli.arguments import DeviceFlag, IndexEncoder, MapPaths, NumThreads, Switch, read_example_word
 from vitrieve.cli.console import print_json, print_result
 from vitrieve.errors import ConfigError, DataError
 from vitrieve.quoting import quote_name
+from vitrieve.writing import check_files, replacing_durably
 
 if TYPE_CHECKING:
     from vitrieve.search.explain import Explanation

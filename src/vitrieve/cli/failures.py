@@ -126,7 +126,7 @@ def _join_notes(text: str, error: BaseException) -> str:
 
 def _describe_environment(error: Exception) -> str | None:
     """Say what the machine or the installation lacks; None where it is not to blame."""
-    from vitrieve.artifacts import describe_full_disk, is_full_disk
+    from vitrieve.writing import describe_full_disk, is_full_disk
 
     if is_full_disk(error):
         filename = getattr(error, "filename", None)

@@ -1,4 +1,4 @@
-"""The files that a command writes beside what it prints, after the work; ``artifacts.check_files`` comes before it."""
+"""The files that a command writes beside what it prints, after the work; ``writing.check_files`` comes before it."""
 
 from __future__ import annotations
 

@@ -8,9 +8,9 @@ from typing import Annotated
 
 import tyro
 
-from vitrieve.artifacts import check_files
 from vitrieve.cli.arguments import Json
 from vitrieve.cli.console import print_json, print_message, print_result
+from vitrieve.writing import check_files
 
 
 @dataclass(frozen=True, kw_only=True)

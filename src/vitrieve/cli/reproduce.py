@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from vitrieve.artifacts import check_files
 from vitrieve.cli.arguments import MAY_BE_EMPTY, DeviceFlag, Json, Switch
 from vitrieve.cli.console import print_failure, print_json, print_message, print_result
 from vitrieve.errors import ConfigError, DataError
+from vitrieve.writing import check_files
 
 if TYPE_CHECKING:
     from vitrieve.reproduce.plans import Plan, TableRow

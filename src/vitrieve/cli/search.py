@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from vitrieve.artifacts import check_files
 from vitrieve.cli.arguments import (
     MAY_BE_EMPTY,
     DeviceFlag,
@@ -24,6 +23,7 @@ from vitrieve.cli.arguments import (
 )
 from vitrieve.cli.console import print_json, print_message, print_names, print_result
 from vitrieve.rerank.names import Reranking
+from vitrieve.writing import check_files
 
 if TYPE_CHECKING:
     from vitrieve.search.request import SearchRequest

@@ -19,13 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from vitrieve.artifacts import (
-    has_artifact,
-    is_partial,
-    read_manifest,
-    replacing_durably,
-    write_text_durably,
-)
+from vitrieve.artifacts import has_artifact, is_partial, read_manifest
 from vitrieve.comparison.failures import explain_failure
 from vitrieve.comparison.methods import (
     FROZEN,
@@ -52,6 +46,7 @@ from vitrieve.runtime.encoder import load_encoder
 from vitrieve.settings import list_overrides, override_config
 from vitrieve.training.metrics_log import METRICS_NAME
 from vitrieve.training.run import train
+from vitrieve.writing import replacing_durably, write_text_durably
 
 RUNS, RESULTS = "runs", "results"
 MAX_BEGINNINGS = 2

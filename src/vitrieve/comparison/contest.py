@@ -19,15 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from vitrieve import __version__
-from vitrieve.artifacts import (
-    has_artifact,
-    is_partial,
-    locking_folder,
-    prepare_folder,
-    read_manifest,
-    reopen_folder,
-    write_manifest,
-)
+from vitrieve.artifacts import has_artifact, is_partial, prepare_folder, read_manifest, reopen_folder, write_manifest
 from vitrieve.comparison.begun import ResultKey, choose_spellings, describe_unnamed, list_results
 from vitrieve.comparison.cells import RESULTS, RUNS, Cell, CellWork, Source, read_steps, write_json
 from vitrieve.comparison.methods import (
@@ -46,6 +38,7 @@ from vitrieve.data.records import Dataset, require_trainable
 from vitrieve.data.sources import list_protocols, read_source
 from vitrieve.errors import ArtifactError, ConfigError, DataError
 from vitrieve.evaluation.protocols import select_records
+from vitrieve.folders import locking_folder
 from vitrieve.progress import print_message
 from vitrieve.settings import override_config
 from vitrieve.training.run import choose_unseen_start, train

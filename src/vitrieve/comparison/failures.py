@@ -6,8 +6,8 @@ import errno
 import re
 from pathlib import Path
 
-from vitrieve.artifacts import is_full_disk
 from vitrieve.errors import ArtifactError, DataError, UnfinishedRunError, WeightsError, describe_error
+from vitrieve.writing import is_full_disk
 
 _NO_METHODS_FAULT = (ImportError, OSError, DataError, WeightsError, ArtifactError)
 """Errors of a package, a disk, a server, pictures, weights or files: the next training would most likely meet them."""

@@ -14,13 +14,13 @@ from typing import Any, NamedTuple
 from jinja2 import PackageLoader
 from markupsafe import Markup
 
-from vitrieve.artifacts import write_text_durably
 from vitrieve.comparison.methods import FROZEN
 from vitrieve.comparison.statistics import METRICS, spell_p
 from vitrieve.evaluation.charts import NUM_COLORS, Line, draw_critical_difference, draw_lines
 from vitrieve.evaluation.metrics import display_name
 from vitrieve.evaluation.report import render_page
 from vitrieve.quoting import quote_name
+from vitrieve.writing import write_text_durably
 
 PAGE_NAME = "comparison.html"
 MARKS = {"better": "▲", "worse": "▼", "unclear": "≈"}

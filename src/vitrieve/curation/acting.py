@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
-from vitrieve.artifacts import check_writable, explaining_full_disk, removing_unfinished, sync_file, sync_folder
 from vitrieve.curation.duplicates import DuplicateReport
 from vitrieve.curation.material import find_picture_folders
 from vitrieve.data.parts import parse_part
@@ -25,6 +24,7 @@ from vitrieve.data.records import ImageRecord, parse_path, spell_path
 from vitrieve.errors import ArtifactError, DataError, DiskFullError
 from vitrieve.progress import print_message
 from vitrieve.quoting import quote_name
+from vitrieve.writing import check_writable, explaining_full_disk, removing_unfinished, sync_file, sync_folder
 
 UNDO_NAME = "undo.json"
 _FORMAT = "vitrieve duplicates undo"

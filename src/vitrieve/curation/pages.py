@@ -9,13 +9,13 @@ from pathlib import Path
 
 from jinja2 import PackageLoader
 
-from vitrieve.artifacts import write_text_durably
 from vitrieve.curation.audit import AuditReport
 from vitrieve.curation.duplicates import DuplicateReport
 from vitrieve.data.decode import read_image_bytes, shrink, to_data_uri
 from vitrieve.data.records import ImageRecord
 from vitrieve.errors import DecodeError, UnreachableError
 from vitrieve.evaluation.report import render_page
+from vitrieve.writing import write_text_durably
 
 THUMBNAIL_PX = 160
 MAX_PICTURES = 900

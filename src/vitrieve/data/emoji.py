@@ -23,11 +23,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vitrieve.artifacts import explaining_full_disk, write_text_durably
 from vitrieve.data.records import Dataset, ImageRecord, Split
 from vitrieve.errors import DataError
 from vitrieve.machine import cache_folder, count_cores
 from vitrieve.progress import print_message, track
+from vitrieve.writing import explaining_full_disk, write_text_durably
 
 PROTOCOLS = ("zero_shot", "across_houses")
 NUM_SETS_MIN = 4

@@ -22,7 +22,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vitrieve.artifacts import replacing_durably
 from vitrieve.data.blocks import note_file
 from vitrieve.data.folder import find_role, has_given_splits, note_class_split
 from vitrieve.data.parts import SHARD_SUFFIX
@@ -43,6 +42,7 @@ from vitrieve.errors import DataError
 from vitrieve.machine import cache_folder
 from vitrieve.progress import print_message, track
 from vitrieve.quoting import count_nouns, quote_name
+from vitrieve.writing import replacing_durably
 
 PICTURE_KINDS = ("jpg", "jpeg", "png", "webp")
 LABEL_KEYS = ("label", "class", "cls")

@@ -30,7 +30,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from vitrieve.artifacts import replacing_durably, replacing_folder, write_manifest, write_text_durably
+from vitrieve.artifacts import replacing_folder, write_manifest
 from vitrieve.data.decode import describe_failure, encode_jpeg, open_picture, read_header, read_image_bytes
 from vitrieve.data.records import Dataset, ImageRecord
 from vitrieve.data.remote import shorten_addresses
@@ -40,6 +40,7 @@ from vitrieve.errors import ArtifactError, ConfigError, DataError, DecodeError, 
 from vitrieve.machine import count_cores
 from vitrieve.progress import track
 from vitrieve.quoting import spell_reasons
+from vitrieve.writing import replacing_durably, write_text_durably
 
 JPEG_QUALITY = 92
 """A picture that is made smaller shows nothing of it at this quality, and takes a quarter of a lossless file."""

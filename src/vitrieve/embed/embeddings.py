@@ -16,16 +16,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from vitrieve.artifacts import (
-    read_manifest,
-    replacing_folder,
-    write_bytes_durably,
-    write_manifest,
-    write_vectors_durably,
-)
+from vitrieve.artifacts import read_manifest, replacing_folder, write_manifest
 from vitrieve.data.records import ImageRecord, read_boxes
 from vitrieve.embed.rows import STATUS_OK, StoredRecords, read_rows, to_records
 from vitrieve.errors import ArtifactError, DataError
+from vitrieve.writing import write_bytes_durably, write_vectors_durably
 
 VECTORS_NAME = "vectors.npy"
 ROWS_NAME = "rows.parquet"

@@ -21,18 +21,12 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from vitrieve.artifacts import (
-    replacing_durably,
-    sync_file,
-    sync_folder,
-    write_text_durably,
-    write_vectors_durably,
-)
 from vitrieve.data.records import ImageRecord
 from vitrieve.embed.batches import EncodedBatch
 from vitrieve.embed.embeddings import ROWS_NAME, VECTORS_NAME
 from vitrieve.embed.rows import GROUP_ROWS, SCHEMA, build_table
 from vitrieve.errors import ArtifactError, FingerprintError
+from vitrieve.writing import replacing_durably, sync_file, sync_folder, write_text_durably, write_vectors_durably
 
 PLAN_NAME = "plan.json"
 PART_SIZE = 256

@@ -13,16 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vitrieve.artifacts import (
-    MANIFEST_NAME,
-    check_replacing,
-    copy_folder,
-    explaining_full_disk,
-    read_manifest,
-    replacing_folder,
-    write_bytes_durably,
-    write_text_durably,
-)
+from vitrieve.artifacts import MANIFEST_NAME, check_replacing, read_manifest, replacing_folder
 from vitrieve.data.records import Dataset, ImageRecord
 from vitrieve.data.sources import read_collection
 from vitrieve.embed.collection import embed_images
@@ -30,6 +21,7 @@ from vitrieve.errors import ConfigError, DataError, WeightsError
 from vitrieve.evaluation.measure import measure
 from vitrieve.evaluation.metrics import short_name
 from vitrieve.evaluation.protocols import select_records
+from vitrieve.folders import copy_folder
 from vitrieve.model.artifact import (
     CARD_NAME,
     ONNX_NAME,
@@ -51,6 +43,7 @@ from vitrieve.progress import print_message
 from vitrieve.quoting import quote_name
 from vitrieve.runtime.encoder import Encoder, find_source_folder, load_encoder
 from vitrieve.runtime.engine import is_torch_installed, require_torch
+from vitrieve.writing import explaining_full_disk, write_bytes_durably, write_text_durably
 
 NUM_COMPARED = 256
 """Pictures whose embeddings by the whole encoder and by the difference are compared."""

@@ -11,16 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
-from vitrieve.artifacts import (
-    MANIFEST_NAME,
-    check_replacing,
-    explaining_full_disk,
-    replacing_folder,
-    sync_file,
-    sync_folder,
-    write_manifest,
-    write_text_durably,
-)
+from vitrieve.artifacts import MANIFEST_NAME, check_replacing, replacing_folder, write_manifest
 from vitrieve.errors import ConfigError
 from vitrieve.evaluation.sharing import format_metadata
 from vitrieve.model.artifact import (
@@ -37,6 +28,7 @@ from vitrieve.model.text import divide_card
 from vitrieve.progress import print_message
 from vitrieve.runtime.encoder import find_source_folder
 from vitrieve.runtime.engine import require_torch
+from vitrieve.writing import explaining_full_disk, sync_file, sync_folder, write_text_durably
 
 if TYPE_CHECKING:
     from vitrieve.model.encoder import ImageEncoder

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from vitrieve.artifacts import explaining_full_disk
 from vitrieve.data.records import Dataset, ImageRecord, choose_records, read_columns, read_ids
 from vitrieve.embed.embeddings import Embeddings
 from vitrieve.evaluation.metrics import Scores, bootstrap_intervals, score_queries, short_name
@@ -22,6 +21,7 @@ from vitrieve.evaluation.protocols import RetrievalTask, build_task, find_whole_
 from vitrieve.evaluation.revisited import score_listed
 from vitrieve.quoting import quote_name
 from vitrieve.similarity import FloatArray, IntArray, similarity
+from vitrieve.writing import explaining_full_disk
 
 QUERY_BLOCK_BYTES = 512 * 2**20
 """Bytes of similarities at a time: the 70 queries of revisited Oxford and a million distractors take 281 MB."""

@@ -17,7 +17,6 @@ from jinja2 import BaseLoader, ChoiceLoader, Environment, PackageLoader, StrictU
 from markupsafe import Markup
 
 from vitrieve import __version__
-from vitrieve.artifacts import write_text_durably
 from vitrieve.evaluation.analysis import (
     Gallery,
     GroupFigures,
@@ -40,6 +39,7 @@ from vitrieve.evaluation.measure import Measurement
 from vitrieve.evaluation.metrics import display_name, name_average, name_first
 from vitrieve.evaluation.reranking import RerankingReport, RerankingRow
 from vitrieve.rerank.names import NO_RERANKING
+from vitrieve.writing import write_text_durably
 
 MAX_GROUP_ROWS = 400
 """Classes, or queries, in the table: beyond these (the worst), a page becomes heavy and nobody reads on."""

@@ -18,7 +18,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from vitrieve.artifacts import MANIFEST_NAME, replacing_folder, write_manifest, write_text_durably
+from vitrieve.artifacts import MANIFEST_NAME, replacing_folder, write_manifest
 from vitrieve.choices import Device
 from vitrieve.data.records import Dataset, ImageRecord, choose_records
 from vitrieve.embed.collection import EmbedSettings, embed_collection, embed_images
@@ -32,6 +32,7 @@ from vitrieve.model.seen import describe_seen
 from vitrieve.progress import print_message
 from vitrieve.quoting import quote_name
 from vitrieve.runtime.encoder import Encoder, load_encoder
+from vitrieve.writing import write_text_durably
 
 RESULTS_NAME = "results.json"
 REPORT_NAME = "report.html"

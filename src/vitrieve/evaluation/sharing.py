@@ -21,7 +21,6 @@ from PIL import Image, ImageDraw, ImageFont
 from vitrieve.artifacts import (
     MANIFEST_NAME,
     check_replacing,
-    copy_folder,
     has_artifact,
     is_partial,
     read_manifest,
@@ -30,6 +29,7 @@ from vitrieve.artifacts import (
 )
 from vitrieve.errors import ArtifactError, ConfigError, WeightsError
 from vitrieve.evaluation.metrics import display_name
+from vitrieve.folders import copy_folder
 from vitrieve.model.artifact import (
     CARD_NAME,
     CHECKED_NAMES,

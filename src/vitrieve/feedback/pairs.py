@@ -9,10 +9,10 @@ from typing import Any, get_type_hints
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vitrieve.artifacts import write_bytes_durably
 from vitrieve.data.table import is_name_type, mend_gaps, spell_cell
 from vitrieve.errors import DataError, first_line
 from vitrieve.feedback.events import Correction, check_correction
+from vitrieve.writing import write_bytes_durably
 
 SCHEMA = pa.schema(
     [

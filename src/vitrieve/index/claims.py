@@ -17,11 +17,13 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from vitrieve.artifacts import MANIFEST_NAME, explaining_full_disk, find_aside, is_replaceable, sync_folder
+from vitrieve.artifacts import MANIFEST_NAME
 from vitrieve.errors import VitrieveError
+from vitrieve.folders import find_aside, is_replaceable
 from vitrieve.index.store import SERVERS, StoreKind
 from vitrieve.progress import print_message
 from vitrieve.systems import CHANGE, remove_locked, try_lock, wait_for_lock
+from vitrieve.writing import explaining_full_disk, sync_folder
 
 Release = Callable[[StoreKind, str, str], None]
 """Removes from a server what an index has there: the kind of its store, its address, and the name."""

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from vitrieve.artifacts import prepare_folder, sync_folder, write_manifest
+from vitrieve.artifacts import prepare_folder, write_manifest
 from vitrieve.data.records import ImageRecord
 from vitrieve.embed.rows import build_table, take_rows, to_records
 from vitrieve.errors import ArtifactError
@@ -55,6 +55,7 @@ from vitrieve.index.store import (
 from vitrieve.quoting import count_nouns
 from vitrieve.similarity import FloatArray, multiply
 from vitrieve.systems import remove_file
+from vitrieve.writing import sync_folder
 
 BLOCK_BYTES = 128 * 2**20
 """Memory for the similarities of the queries that are compared at one time."""

@@ -19,9 +19,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
-from vitrieve.artifacts import MANIFEST_NAME, describe_full_disk, is_full_disk
+from vitrieve.artifacts import MANIFEST_NAME
 from vitrieve.errors import ArtifactError, DiskFullError, InputError, ReplacedError, VitrieveError, first_line
 from vitrieve.systems import CHANGE, try_lock
+from vitrieve.writing import describe_full_disk, is_full_disk
 
 P = ParamSpec("P")
 R = TypeVar("R")

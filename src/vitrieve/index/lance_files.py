@@ -19,9 +19,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from vitrieve.artifacts import sync_file, sync_folder, write_text_durably
 from vitrieve.errors import ArtifactError
 from vitrieve.index.folder import compute_checksum, link_or_copy
+from vitrieve.writing import sync_file, sync_folder, write_text_durably
 
 CLOUD_CLIENT = "lance_namespace_urllib3_client"
 

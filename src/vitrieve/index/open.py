@@ -12,15 +12,7 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
-from vitrieve.artifacts import (
-    MANIFEST_NAME,
-    explaining_full_disk,
-    find_aside,
-    has_artifact,
-    prepare_folder,
-    replacing_folder,
-    sync_folder,
-)
+from vitrieve.artifacts import MANIFEST_NAME, has_artifact, prepare_folder, replacing_folder
 from vitrieve.choices import Device
 from vitrieve.data.records import ImageRecord
 from vitrieve.errors import (
@@ -32,6 +24,7 @@ from vitrieve.errors import (
     VitrieveError,
     unknown_name_message,
 )
+from vitrieve.folders import find_aside
 from vitrieve.index.claims import Claim, Claims, settle_abandoned, settling
 from vitrieve.index.folder import Identity, writing
 from vitrieve.index.store import (
@@ -51,6 +44,7 @@ from vitrieve.model.artifact import require_present
 from vitrieve.plugins import describe_plugin_package, list_plugin_names, load_plugin
 from vitrieve.runtime.encoder import Encoder, load_encoder
 from vitrieve.runtime.engine import EngineChoice, PrecisionChoice
+from vitrieve.writing import explaining_full_disk, sync_folder
 
 if TYPE_CHECKING:
     from vitrieve.embed.embeddings import Embeddings

@@ -26,7 +26,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from vitrieve.artifacts import replacing_durably, write_text_durably, write_vectors_durably
 from vitrieve.embed.embeddings import read_vectors_file
 from vitrieve.embed.rows import read_rows, take_rows
 from vitrieve.errors import ArtifactError
@@ -35,6 +34,7 @@ from vitrieve.index.folder import FileStamp, compute_checksum, read_stamp
 from vitrieve.index.store import BLOCK_ROWS, find_wrong_norms
 from vitrieve.quoting import count_nouns
 from vitrieve.systems import READ, read_into
+from vitrieve.writing import replacing_durably, write_text_durably, write_vectors_durably
 
 STATE_NAME = "state.json"
 FOLDER_NAME = "segments"

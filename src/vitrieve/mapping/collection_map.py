@@ -20,7 +20,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vitrieve.artifacts import check_writable, replacing_durably
 from vitrieve.curation.material import Material, open_material
 from vitrieve.errors import ArtifactError, ConfigError, DataError
 from vitrieve.mapping.clusters import choose_num_clusters, find_clusters
@@ -35,6 +34,7 @@ from vitrieve.mapping.layout import (
 from vitrieve.mapping.neighbors import Neighbors, find_neighbors
 from vitrieve.settings import check_seed
 from vitrieve.similarity import IntArray
+from vitrieve.writing import check_writable, replacing_durably
 
 MAP_NAME = "map.parquet"
 FORMAT_VERSION = 2

@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from vitrieve.artifacts import read_manifest, write_bytes_durably, write_manifest, write_text_durably
+from vitrieve.artifacts import read_manifest, write_manifest
 from vitrieve.choices import Pooling
 from vitrieve.data.preprocess import Preprocessing
 from vitrieve.errors import ArtifactError, ConfigError, FingerprintError
@@ -29,6 +29,7 @@ from vitrieve.model.pretrained import restore_from_base
 from vitrieve.model.tensors import hash_file, read_arrays, update_digest
 from vitrieve.model.text import complete_card
 from vitrieve.settings import config_from_json, config_to_json
+from vitrieve.writing import write_bytes_durably, write_text_durably
 
 ReductionKind = Literal["pca", "pca_whitening", "supervised_whitening", "prefix", "linear_head"]
 AppliedKind = Literal["pca", "pca_whitening", "supervised_whitening", "prefix"]

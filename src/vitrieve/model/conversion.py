@@ -17,13 +17,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitrieve.artifacts import (
-    MANIFEST_NAME,
-    publish_folder,
-    replacing_durably,
-    write_text_durably,
-)
+from vitrieve.artifacts import MANIFEST_NAME
 from vitrieve.errors import ArtifactError, ConfigError, WeightsError
+from vitrieve.folders import publish_folder
 from vitrieve.machine import cache_folder
 from vitrieve.model.artifact import (
     CARD_NAME,
@@ -58,6 +54,7 @@ from vitrieve.model.towers import (
 )
 from vitrieve.progress import print_message
 from vitrieve.quoting import quote_name
+from vitrieve.writing import replacing_durably, write_text_durably
 
 if TYPE_CHECKING:
     import onnx

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 
-from vitrieve.artifacts import write_text_durably
 from vitrieve.config import DEFAULT_WEIGHTS
 from vitrieve.errors import WeightsError
 from vitrieve.machine import cache_folder
@@ -15,6 +14,7 @@ from vitrieve.model.hub import is_hub_name
 from vitrieve.model.pretrained import WEIGHTS, find_pulled, find_weights, pull_weights
 from vitrieve.model.published import pull_encoder
 from vitrieve.progress import print_message
+from vitrieve.writing import write_text_durably
 
 PUBLISHED_WEIGHTS = "vit_small_patch14_dinov2.lvd142m"
 """DINOv2 as it was published; ``DEFAULT_WEIGHTS`` were made of a copy of it in the package index."""

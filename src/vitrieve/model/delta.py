@@ -15,10 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
-from vitrieve.artifacts import write_bytes_durably
 from vitrieve.errors import ArtifactError, ConfigError
 from vitrieve.model.positions import resample_positions
 from vitrieve.model.tensors import read_arrays
+from vitrieve.writing import write_bytes_durably
 
 DELTA_NAME = "delta.safetensors"
 LEFT, RIGHT, DIFFERENCE, WHOLE = "left", "right", "difference", "whole"

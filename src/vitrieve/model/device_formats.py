@@ -22,13 +22,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vitrieve.artifacts import write_text_durably
 from vitrieve.errors import ConfigError, first_line
 from vitrieve.model.artifact import EMBEDDING_OUTPUT, PIXELS_INPUT
 from vitrieve.model.backbone import evaluation_mode
 from vitrieve.model.encoder import ImageEncoder
 from vitrieve.model.export import CHECKED_BATCH_SIZES, compare_rows, quiet_export, require_equal
 from vitrieve.model.preprocessor import PREPROCESSOR_NAME, describe_preprocessing
+from vitrieve.writing import write_text_durably
 
 PROGRAM_NAME, COREML_NAME, TFLITE_NAME = "encoder.pt2", "encoder.mlpackage", "encoder.tflite"
 MAX_BATCH_SIZE = 1 << 16

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vitrieve.artifacts import write_text_durably
 from vitrieve.config import Framing, LoraConfig, ModelConfig, Pooling, PromptConfig
 from vitrieve.data.preprocess import Preprocessing, build_preprocessing
 from vitrieve.errors import ConfigError, WeightsError
@@ -53,6 +52,7 @@ from vitrieve.model.pooling import (
 from vitrieve.model.pretrained import WeightsEntry, find_weights
 from vitrieve.model.prompts import tune_prompts
 from vitrieve.model.reduction import Pca, Reduction, build_reduction
+from vitrieve.writing import write_text_durably
 
 
 class Start(NamedTuple):

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vitrieve.artifacts import removing_unfinished, replacing_durably
 from vitrieve.errors import ArtifactError
 from vitrieve.model.artifact import (
     EMBEDDING_OUTPUT,
@@ -26,6 +25,7 @@ from vitrieve.model.artifact import (
 from vitrieve.model.backbone import evaluation_mode
 from vitrieve.model.blocks import forward_both_apart
 from vitrieve.model.encoder import ImageEncoder, read_encoder
+from vitrieve.writing import removing_unfinished, replacing_durably
 
 OPSET = 17
 """The first with LayerNormalization as one operator."""

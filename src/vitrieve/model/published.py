@@ -13,13 +13,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vitrieve.artifacts import (
-    MANIFEST_NAME,
-    explaining_full_disk,
-    publish_folder,
-    read_manifest,
-    write_text_durably,
-)
+from vitrieve.artifacts import MANIFEST_NAME, read_manifest
+from vitrieve.folders import publish_folder
 from vitrieve.model.artifact import (
     CARD_NAME,
     CHECKED_NAMES,
@@ -52,6 +47,7 @@ from vitrieve.model.towers import (
     MAX_TOKENIZER_BYTES,
 )
 from vitrieve.progress import print_message
+from vitrieve.writing import explaining_full_disk, write_text_durably
 
 REVISIONS_FILE = "revisions.json"
 

@@ -20,18 +20,13 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from vitrieve.artifacts import (
-    MANIFEST_NAME,
-    copy_folder,
-    read_manifest,
-    write_bytes_durably,
-    write_manifest,
-    write_text_durably,
-)
+from vitrieve.artifacts import MANIFEST_NAME, read_manifest, write_manifest
 from vitrieve.errors import ArtifactError, ConfigError, FingerprintError
+from vitrieve.folders import copy_folder
 from vitrieve.model.tensors import hash_file, read_arrays
 from vitrieve.progress import print_message
 from vitrieve.settings import config_from_json, config_to_json
+from vitrieve.writing import write_bytes_durably, write_text_durably
 
 TEXT_SUBFOLDER = "text"
 TEXT_SPEC_NAME = "text.json"

@@ -18,9 +18,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from vitrieve.artifacts import write_bytes_durably
 from vitrieve.errors import WeightsError
 from vitrieve.model.tensors import hash_file
+from vitrieve.writing import write_bytes_durably
 
 
 @dataclass(frozen=True, kw_only=True)

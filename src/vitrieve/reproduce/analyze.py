@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import tyro
 
-from vitrieve.artifacts import check_files, write_text_durably
 from vitrieve.choices import Device
 from vitrieve.evaluation.analysis import SimilarityHistogram, count_similarities, cumulative_energy
 from vitrieve.evaluation.measure import Measurement
+from vitrieve.writing import check_files, write_text_durably
 
 DECIMALS = 6
 

@@ -13,7 +13,7 @@ import torch
 import tyro
 from torch import Tensor
 
-from vitrieve.artifacts import check_files, read_manifest, write_text_durably
+from vitrieve.artifacts import read_manifest
 from vitrieve.config import Config, Device
 from vitrieve.data.check import find_readable
 from vitrieve.data.holdout import split_for_training
@@ -25,6 +25,7 @@ from vitrieve.objective.memory import MemoryRows
 from vitrieve.runtime.device import resolve_device
 from vitrieve.settings import config_from_json
 from vitrieve.training.compute import move_batch
+from vitrieve.writing import check_files, write_text_durably
 
 NUM_BATCHES = 16
 """With 64 images a batch these are about a thousand gradients: more than an embedding has dimensions."""

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from vitrieve.artifacts import write_text_durably
 from vitrieve.evaluation.charts import Line, draw_histogram, draw_lines, shown_bins, to_svg_file
 from vitrieve.evaluation.report import format_points
 from vitrieve.quoting import escape_text
@@ -23,6 +22,7 @@ from vitrieve.reproduce.analyze import read_histogram
 from vitrieve.reproduce.plans import Plan, TableRow
 from vitrieve.reproduce.published import PAPER, REIMPLEMENTATION, REIMPLEMENTED, Measure
 from vitrieve.reproduce.run import CellResult, Failure, Source, build_cells, is_finished, list_missing, read_cells
+from vitrieve.writing import write_text_durably
 
 CODE = "    "
 """Indentation of a block of code in Markdown."""

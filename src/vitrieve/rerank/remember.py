@@ -15,11 +15,11 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from vitrieve.artifacts import write_bytes_durably, write_text_durably
 from vitrieve.errors import ArtifactError
 from vitrieve.rerank.head import Head
 from vitrieve.rerank.names import LEARNT, NO_RERANKING
 from vitrieve.rerank.reranker import Reranker, build_learnt, find_reranker
+from vitrieve.writing import write_bytes_durably, write_text_durably
 
 RERANKER_NAME = "reranker.json"
 """Inside the folder of the index."""

@@ -21,7 +21,6 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from vitrieve.artifacts import check_writable, describe_full_disk, replacing_durably
 from vitrieve.data.decode import describe_failure, read_image
 from vitrieve.data.preprocess import Preprocessing, to_pixels, to_square
 from vitrieve.data.records import Dataset, ImageRecord
@@ -44,6 +43,7 @@ from vitrieve.quoting import quote_name
 from vitrieve.runtime.encoder import find_source_folder, load_encoder
 from vitrieve.runtime.graph_engines import get_openvino_core, no_telemetry
 from vitrieve.settings import check_seed
+from vitrieve.writing import check_writable, describe_full_disk, replacing_durably
 
 Preset = Literal["mixed", "performance"]
 MIN_COSINE = 0.9

@@ -24,7 +24,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from vitrieve.artifacts import write_text_durably
 from vitrieve.choices import Device
 from vitrieve.data.records import Dataset, read_columns
 from vitrieve.embed.collection import embed_images
@@ -37,6 +36,7 @@ from vitrieve.model.artifact import require_made_by
 from vitrieve.progress import print_message
 from vitrieve.runtime.encoder import Encoder
 from vitrieve.similarity import FloatArray, similarity_chunks, top_k
+from vitrieve.writing import write_text_durably
 
 THRESHOLD_NAME = "threshold.json"
 MAX_QUERIES = 2_000

@@ -25,7 +25,6 @@ from typing import Any, Literal
 import numpy as np
 from fastapi import HTTPException
 
-from vitrieve.artifacts import write_bytes_durably
 from vitrieve.data.records import ImageRecord
 from vitrieve.errors import DataError, DiskFullError
 from vitrieve.index.store import find_name
@@ -41,6 +40,7 @@ from vitrieve.search.searcher import Searcher
 from vitrieve.serve.settings import MAX_TEXT, Limits
 from vitrieve.syncing.state import STATE_NAME
 from vitrieve.systems import NO_FOLLOW, WRITE, remove_file, replace_file
+from vitrieve.writing import write_bytes_durably
 
 MAX_FIELDS = 64
 """Metadata columns of one image that is sent."""

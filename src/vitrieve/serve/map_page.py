@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from vitrieve.artifacts import write_bytes_durably
 from vitrieve.curation.material import open_material
 from vitrieve.data.decode import read_image_bytes, shrink, to_data_uri
 from vitrieve.data.records import ImageRecord
@@ -29,6 +28,7 @@ from vitrieve.index.folder import FileStamp, read_stamp
 from vitrieve.mapping.collection_map import MAP_NAME, CollectionMap, find_map
 from vitrieve.progress import track
 from vitrieve.serve.views import TITLE_KEYS, build_environment, find_title
+from vitrieve.writing import write_bytes_durably
 
 STATIC_FOLDER = Path(__file__).parent / "static"
 MAX_COLUMNS = 24

@@ -20,7 +20,6 @@ from markupsafe import Markup
 from PIL import Image
 
 from vitrieve import __version__
-from vitrieve.artifacts import write_bytes_durably
 from vitrieve.data.decode import encode_jpeg, list_formats, list_image_suffixes, read_image_bytes, shrink, to_data_uri
 from vitrieve.data.records import ImageRecord
 from vitrieve.errors import ConfigError, DecodeError, UnreachableError
@@ -47,6 +46,7 @@ from vitrieve.search.request import (
     parse_box,
 )
 from vitrieve.serve.settings import COMMAS, MAX_TEXT, Limits, ProxySettings
+from vitrieve.writing import write_bytes_durably
 
 if TYPE_CHECKING:
     from starlette.datastructures import QueryParams

@@ -20,11 +20,11 @@ from pathlib import Path
 
 import numpy as np
 
-from vitrieve.artifacts import describe_full_disk
 from vitrieve.data.records import ImageRecord
 from vitrieve.errors import ArtifactError, DataError, DiskFullError
 from vitrieve.index.store import MAX_BATCH_ROWS, SERVERS, VectorStore
 from vitrieve.index.written import Shared, get_pictures_folder, is_sent, locking_writes
+from vitrieve.writing import describe_full_disk
 
 STATE_NAME = "sync.sqlite"
 WRITES_SECONDS = 60.0

@@ -20,21 +20,14 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from vitrieve.artifacts import (
-    MANIFEST_NAME,
-    check_replacing,
-    copy_folder,
-    read_manifest,
-    replacing_folder,
-    write_manifest,
-    write_text_durably,
-)
+from vitrieve.artifacts import MANIFEST_NAME, check_replacing, read_manifest, replacing_folder, write_manifest
 from vitrieve.data.holdout import NUM_CLASSES_MIN
 from vitrieve.data.records import Dataset, ImageRecord, hold_out_labels
 from vitrieve.data.sources import read_source
 from vitrieve.embed.collection import embed_images
 from vitrieve.embed.embeddings import Embeddings
 from vitrieve.errors import ConfigError, DataError, unknown_name_message
+from vitrieve.folders import copy_folder
 from vitrieve.model.artifact import CARD_NAME, read_card, require_apart
 from vitrieve.model.encoder import build_frozen_encoder, save_encoder
 from vitrieve.model.export import export_folder
@@ -53,6 +46,7 @@ from vitrieve.runtime.encoder import Encoder, find_source_folder, load_encoder
 from vitrieve.runtime.text import TextEncoder
 from vitrieve.settings import check_seed, list_texts
 from vitrieve.similarity import normalize
+from vitrieve.writing import write_text_durably
 
 LABEL_COLUMN = "label"
 """Column that every source has: the name of an image's class."""

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vitrieve.artifacts import write_bytes_durably
 from vitrieve.config import Config
 from vitrieve.data.records import ImageRecord
 from vitrieve.embed.collection import embed_images
@@ -20,6 +19,7 @@ from vitrieve.model.tensors import read_arrays
 from vitrieve.progress import print_message
 from vitrieve.quoting import quote_name
 from vitrieve.runtime.encoder import load_encoder
+from vitrieve.writing import write_bytes_durably
 
 TEACHER_NAME = "teacher.safetensors"
 _TENSOR_NAME = "embeddings"

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 
-from vitrieve.artifacts import write_text_durably
 from vitrieve.config import Config, LoaderConfig, ModelConfig, ObjectiveConfig
 from vitrieve.data.records import ImageRecord
 from vitrieve.errors import ArtifactError
@@ -22,6 +21,7 @@ from vitrieve.settings import config_to_json, rename_former
 from vitrieve.training.compute import has_batch_norm
 from vitrieve.training.ranks import current_ranks, require_equal
 from vitrieve.training.state import STATE_NAME, digest_tensors
+from vitrieve.writing import write_text_durably
 
 SETTINGS_NAME = "config.json"
 MACHINE = "machine"

@@ -9,10 +9,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
 
-from vitrieve.artifacts import explaining_full_disk, write_bytes_durably
 from vitrieve.progress import NotebookBar, Pace, build_console, choose_display, print_message, track
 from vitrieve.quoting import escape_text
 from vitrieve.training.watching import RunWatch
+from vitrieve.writing import explaining_full_disk, write_bytes_durably
 
 T = TypeVar("T")
 

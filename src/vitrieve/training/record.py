@@ -11,8 +11,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from vitrieve.artifacts import explaining_full_disk, removing_unfinished
 from vitrieve.errors import DiskFullError
+from vitrieve.writing import explaining_full_disk, removing_unfinished
 
 RECORD_NAME = "run.json"
 GIT_SECONDS = 5

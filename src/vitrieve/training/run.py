@@ -18,7 +18,6 @@ from vitrieve.artifacts import (
     check_replacing,
     has_artifact,
     is_partial,
-    locking_folder,
     read_manifest,
     replacing_folder,
     write_manifest,
@@ -32,6 +31,7 @@ from vitrieve.evaluation.measure import EvaluationResult
 from vitrieve.evaluation.run import (
     REPORT_NAME,
 )
+from vitrieve.folders import locking_folder
 from vitrieve.model.artifact import ENCODER_SUBFOLDER
 from vitrieve.model.backbone import count_cost, format_cost
 from vitrieve.model.encoder import (

@@ -16,11 +16,12 @@ from typing import Any, Literal
 from jinja2 import PackageLoader
 
 from vitrieve import __version__
-from vitrieve.artifacts import MANIFEST_NAME, read_manifest, write_text_durably
+from vitrieve.artifacts import MANIFEST_NAME, read_manifest
 from vitrieve.errors import ArtifactError, DataError, describe_error
 from vitrieve.evaluation.charts import NUM_COLORS, Line, draw_lines
 from vitrieve.evaluation.report import render_page
 from vitrieve.quoting import quote_name
+from vitrieve.writing import write_text_durably
 
 RUN_NAMES = ("config.json", "run.json", "metrics.jsonl")
 """A folder with two of these is a run, finished or not."""

@@ -22,7 +22,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from vitrieve.artifacts import replacing_durably
 from vitrieve.data.loader import EpochTuples
 from vitrieve.errors import ArtifactError, DiskFullError
 from vitrieve.model.encoder import ImageEncoder
@@ -32,6 +31,7 @@ from vitrieve.training.compute import MemoryPlan
 from vitrieve.training.optimizer import WeightAverage, blend
 from vitrieve.training.ranks import Ranks, current_ranks
 from vitrieve.training.selection import Selection
+from vitrieve.writing import replacing_durably
 
 STATE_NAME = "state"
 NUM_KEPT = 2
