@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
+from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
 
-from vitrieve.data.records import ImageRecord
+from vitrieve.data.records import Dataset, ImageRecord
 from vitrieve.data.sources import read_source
 from vitrieve.machine import cache_folder
 
 ENCODER, IMAGE_SIZE = "dinov2-vits14", 112
 FEW = 3_000
 """Pictures that are enough for the classes of a quick run."""
+CLIP_ART = Path("/usr/share/openclipart/png")
+"""Where the package openclipart-png has its drawings."""
+MIN_DRAWINGS = 8
+"""Drawings that a class of clip art has at least."""
 NOISE_NORM = 0.35
 """Length of the noise of a copy: a cosine near 0.94, as between two crops of a picture."""
 
@@ -40,6 +46,40 @@ def find_collections() -> dict[str, str]:
     }
     found = {name: spelling.format(folder) for name, (spelling, folder) in folders.items() if folder is not None}
     return {"emoji": "emoji", **found}
+
+
+def spell(label: str) -> str:
+    """Turn the name of a class into words.
+
+    >>> spell("001.Black_footed_Albatross"), spell("Golden-Delicious")
+    ('Black footed Albatross', 'Golden Delicious')
+    """
+    return " ".join(re.sub(r"^\d+\.", "", label).replace("_", " ").replace("-", " ").split())
+
+
+def read_clip_art(folder: Path) -> Dataset:
+    """Read the drawings below a folder; those in folders of one name are a class.
+
+    Raises:
+        SystemExit: The package is not installed.
+    """
+    of_class: dict[str, list[Path]] = defaultdict(list)
+    for path in sorted(folder.rglob("*.png")):
+        of_class[spell(path.parent.name)].append(path)
+    names = sorted(name for name, paths in of_class.items() if len(paths) >= MIN_DRAWINGS)
+    if not names:
+        raise SystemExit(f"no drawings below {folder}: install the package openclipart-png of Debian.")
+    records = [
+        ImageRecord(
+            image_id=path.relative_to(folder).as_posix(),
+            path=path,
+            label=label,
+            split="test" if label % 2 else "train",
+        )
+        for label, name in enumerate(names)
+        for path in of_class[name]
+    ]
+    return Dataset(name="clip-art", protocol="zero_shot", records=records, label_names=tuple(names))
 
 
 def read_photographs() -> tuple[str, list[ImageRecord]]:

@@ -67,7 +67,7 @@ def write_manifest(rows: Iterable[tuple[str, ImageRecord]], label_names: tuple[s
     with (folder / "manifest.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["path", "label", "split"])
-        # The class id stands first, so that sorting labels sorts ids, as in the original.
+        # The class id stands first, so that sorting labels sorts ids, as in the original (of up to 100 classes).
         writer.writerows(
             (path, f"{record.label:02} {label_names[record.label]}", record.split) for path, record in rows
         )

@@ -36,8 +36,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
@@ -48,10 +46,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-from collections_here import find_collections
+from collections_here import CLIP_ART, find_collections, read_clip_art, spell
 from contest import write_result
 
-from vitrieve.data.records import Dataset, ImageRecord, hold_out_labels
+from vitrieve.data.records import Dataset, hold_out_labels
 from vitrieve.data.sources import read_source
 from vitrieve.embed.collection import embed_collection
 from vitrieve.embed.embeddings import Embeddings, load_embeddings
@@ -86,9 +84,6 @@ MAX_CLASSES = 60
 """Classes that are asked for in one measurement of the fusion, drawn by lot."""
 NUM_LETTERS = 4
 """Letters of the beginning of a word that ask."""
-CLIP_ART = Path("/usr/share/openclipart/png")
-"""Where the package openclipart-png has its drawings."""
-MIN_DRAWINGS = 8
 
 
 class Collection(NamedTuple):
@@ -109,15 +104,6 @@ class Collection(NamedTuple):
     texts: Mapping[int, tuple[str, ...]]
 
 
-def spell(label: str) -> str:
-    """Turn the name of a class into words.
-
-    >>> spell("001.Black_footed_Albatross"), spell("Golden-Delicious")
-    ('Black footed Albatross', 'Golden Delicious')
-    """
-    return " ".join(re.sub(r"^\d+\.", "", label).replace("_", " ").replace("-", " ").split())
-
-
 def embed(name: str, dataset: Dataset) -> Embeddings:
     """Embed a collection, or read what an earlier run embedded; a run that was stopped goes on."""
     folder = cache_folder() / "benchmarks" / f"text-to-image-{name}-{IMAGE_SIZE}"
@@ -126,31 +112,6 @@ def embed(name: str, dataset: Dataset) -> Embeddings:
         return load_embeddings(folder)
     encoder = load_encoder(ENCODER, image_size=IMAGE_SIZE)
     return embed_collection(encoder, dataset, folder, is_resume=folder.exists())
-
-
-def read_clip_art(folder: Path) -> Dataset:
-    """Read the drawings below a folder; those in folders of one name are a class.
-
-    Raises:
-        SystemExit: The package is not installed.
-    """
-    of_class: dict[str, list[Path]] = defaultdict(list)
-    for path in sorted(folder.rglob("*.png")):
-        of_class[spell(path.parent.name)].append(path)
-    names = sorted(name for name, paths in of_class.items() if len(paths) >= MIN_DRAWINGS)
-    if not names:
-        raise SystemExit(f"no drawings below {folder}: install the package openclipart-png of Debian.")
-    records = [
-        ImageRecord(
-            image_id=path.relative_to(folder).as_posix(),
-            path=path,
-            label=label,
-            split="test" if label % 2 else "train",
-        )
-        for label, name in enumerate(names)
-        for path in of_class[name]
-    ]
-    return Dataset(name="clip-art", protocol="zero_shot", records=records, label_names=tuple(names))
 
 
 def read(name: str, source: str) -> list[Collection]:

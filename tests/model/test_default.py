@@ -44,7 +44,9 @@ def test_the_published_weights_are_chosen_once(hub: Hub, capsys: pytest.CaptureF
     hub.is_down = True
     assert choose_default_encoder() == get_default_encoder() == PUBLISHED_WEIGHTS
     assert len(hub.requests) == num_requests
-    assert capsys.readouterr().err == ""
+    assert capsys.readouterr().err == (
+        f"the encoder is {PUBLISHED_WEIGHTS}, the default here (vitrieve weights use changes it)\n"
+    )
     assert main(["weights", "list", "--json"]) == 0
     listed = json.loads(capsys.readouterr().out)
     assert (listed["default"], listed["default_of_recipes"]) == (PUBLISHED_WEIGHTS, START_WEIGHTS)
@@ -70,12 +72,13 @@ def test_offline_nobody_is_asked(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> N
     assert hub.requests == []
 
 
-def test_weights_that_are_here_stay_the_default(hub: Hub, tmp_path: Path) -> None:
+def test_weights_that_are_here_stay_the_default(hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "cache" / "weights" / WHEEL
     folder.mkdir(parents=True)
     (folder / "model.safetensors").write_bytes(b"weights")
     (folder / "weights.json").write_text('{"safetensors_bytes": 7}')
     assert choose_default_encoder() == WHEEL
+    assert capsys.readouterr().err.startswith(f"the encoder is {WHEEL}, the default here (")
     assert hub.requests == []
 
 

