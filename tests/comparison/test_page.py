@@ -78,10 +78,11 @@ def test_spell_budget_without_a_time() -> None:
     assert spell_budget({"num_images": 640, "images_per_second": None}) == "Each run sees 640 images."
 
 
-def test_title_sources_keeps_what_would_be_alike() -> None:
-    names = ["grocery:x/a/few", "grocery:x/b/few/", "folder:c/few", "/p/photographs"]
-    titles = ["grocery:a/few", "grocery:b/few", "folder:few", "photographs"]
+def test_title_sources_adds_folders_until_titles_differ() -> None:
+    names = ["grocery:x/a/few", "grocery:x/b//few/", "folder:c/few", "/p/photographs", "/", "emoji", "a:b"]
+    titles = ["grocery:a/few", "grocery:b/few", "folder:few", "photographs", "/", "emoji", "a:b"]
     assert list(title_sources(names).values()) == titles
+    assert title_sources(["folder:a", "folder:a/"]) == {"folder:a": "folder:a", "folder:a/": "folder:a/"}
 
 
 def test_critical_difference_diagram_puts_everything_at_its_rank() -> None:

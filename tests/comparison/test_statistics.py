@@ -272,9 +272,10 @@ def test_curves_stand_at_the_share_of_the_planned_steps() -> None:
 
 def test_summarize_names_what_collapsed_by_which_measure() -> None:
     worse = make_outcome("one", "a", 0, 0.1)
-    point = make_outcome("one", "bb", 0, 0.5, cosine=0.99)
+    point = make_outcome("one", "bb", 0, 0.3, cosine=0.99)
     same = make_outcome("one", "ccc", 0, 0.3, kept=0)
-    problems = summarize(make_contest({"one": 0.5}, worse, point, same))["problems"]
+    close_and_better = make_outcome("one", "a", 1, 0.5, cosine=0.99)
+    problems = summarize(make_contest({"one": 0.5}, worse, point, same, close_and_better))["problems"]
     found = [(one["data"], one["kind"], one["reason"]) for one in problems]
     assert [one[:2] for one in found] == [("a", "collapsed"), ("bb", "collapsed"), ("ccc", "kept frozen")]
     assert found[0][2].startswith("p: below frozen by more than the interval: MAP@R 9.9, frozen 29.9 (difference -20")

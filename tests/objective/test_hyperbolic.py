@@ -45,6 +45,17 @@ def test_spherical_equals_pytorch_metric_learning():
     assert loss.item() == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # geoopt, when it is imported
+@pytest.mark.parametrize("curvature", [0.1, 1.0])
+def test_poincare_distances_equal_those_of_geoopt(curvature):
+    from geoopt import PoincareBall
+
+    ball, vectors = PoincareBall(c=curvature), unit_rows(8) * LENGTHS
+    points = ball.expmap0(vectors * (2.3 / LENGTHS).clamp(max=1))
+    distances = poincare_distances(vectors, curvature=curvature, clip_radius=2.3)
+    torch.testing.assert_close(distances, ball.dist(points[:, None], points[None]), rtol=1e-6, atol=1e-5)
+
+
 @pytest.mark.parametrize("curvature", [0.0, 0.1])
 def test_hyperbolic_gradcheck(curvature):
     assert torch.autograd.gradcheck(

@@ -136,7 +136,7 @@ def open_state(context: BrowserContext, services: dict[str, str], name: str) -> 
 
 
 def wait_until(page: Page, condition: str) -> None:
-    """Wait until a script's condition holds; Playwright's own way runs text in the page, which its policy forbids."""
+    """Wait until a script's condition holds. The page's content policy forbids what Playwright's own wait does."""
     for _ in range(PATIENCE_MS // 50):
         if page.evaluate(condition):
             return

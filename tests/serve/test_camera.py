@@ -57,7 +57,7 @@ BY_HAND = """() => {
     isSeen: () => byId("camera-view").readyState >= 2,
   };
 }"""
-"""What the tests do and ask; requests and streams count from 0. What one script settles, the next one finds settled."""
+"""What the tests do and ask. Requests and streams count from 0; what one script settles, the next one finds settled."""
 
 
 @pytest.fixture
@@ -159,12 +159,12 @@ def test_a_camera_that_is_not_allowed_or_not_played_is_told(shown: Page) -> None
     assert shown.evaluate("hand.isOff()")
 
 
-def test_a_camera_that_is_unplugged_is_told_and_closed(shown: Page) -> None:
-    """It would leave its last picture, which looks as if it were the present one."""
+def test_a_camera_that_is_unplugged_is_closed_and_the_page_says_so(shown: Page) -> None:
+    """Else the dialog would go on showing the last picture of the camera, as if it were the present one."""
     shown.evaluate("hand.press(), hand.allow(0)")
     wait_until(shown, "hand.isSeen()")
     shown.evaluate("hand.unplug(0)")
-    expect(shown.locator("#notice")).to_contain_text("unplugged. Choose a picture instead.")
+    expect(shown.locator("#notice")).to_contain_text("unplugged, or is no longer allowed. Choose a picture instead.")
     assert shown.evaluate("hand.isOff()")
 
 

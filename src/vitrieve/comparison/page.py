@@ -5,7 +5,6 @@ This file arranges what ``statistics.py`` has computed; ``templates/comparison.h
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -80,7 +79,9 @@ def write_page(summary: Mapping[str, Any], path: Path) -> None:
 
 
 def title_sources(names: Sequence[str]) -> dict[str, str]:
-    """Shorten the spellings of sources to a kind and as many last parts of the path as tell them apart.
+    """Shorten the spelling of each source to its kind and the fewest last parts of its path that no other one ends in.
+
+    Sources that stay alike, such as ``folder:a`` and ``folder:a/``, keep their spelling.
 
     >>> title_sources(["emoji", "grocery:../datasets/grocery-store"])
     {'emoji': 'emoji', 'grocery:../datasets/grocery-store': 'grocery:grocery-store'}
@@ -96,10 +97,11 @@ def title_sources(names: Sequence[str]) -> dict[str, str]:
 
 
 def _keep_last_parts(source: str, num_parts: int) -> str:
-    found = re.match(r"([^:/]*:)?(.*)", source, re.DOTALL)
-    assert found is not None
-    kind, path = found.groups(default="")
-    return kind + "/".join(path.rstrip("/").split("/")[-num_parts:])
+    kind, colon, path = source.partition(":")
+    if not colon or "/" in kind:
+        kind, colon, path = "", "", source
+    parts = [part for part in path.split("/") if part]
+    return kind + colon + "/".join(parts[-num_parts:]) if parts else source
 
 
 def spell_budget(summary: Mapping[str, Any]) -> str:

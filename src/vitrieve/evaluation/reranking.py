@@ -40,6 +40,8 @@ MAX_IMAGES = 3_000
 """Most images that choose, that they look for, and that a head learns from. More make the interval narrower and the
 choice minutes longer."""
 CHANCE = 0.05
+NUM_TIMED = 10
+"""Queries whose parts are computed one by one, as a search does, to time that."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +53,8 @@ class RerankingRow:
         metrics: The metrics of the data set, in [0, 1].
         gain: Interval of what it adds to the average precision (MAP@R or mAP), paired over the draws, that holds for
             all ways of the table together with 95 %; None for ``none``.
-        milliseconds: Time that ordering takes for a query, with the parts of the images at hand.
+        milliseconds: Time that a query takes longer: its own parts are computed, and the first images, whose parts are
+            at hand, are ordered.
         bytes_per_image: Size of the parts that are kept of an image, beside its embedding.
     """
 
@@ -154,6 +157,7 @@ class _Shortlists:
         self._own_rows = np.asarray(measurement.task.exclusions.query_rows)
         self._relevance = measurement.task.relevance
         self._found: dict[tuple[PartKind, int], tuple[IntArray, ByteArray]] = {}
+        self._part_seconds: dict[PartKind, float] = {}
 
     @cached_property
     def has_patches(self) -> bool:
@@ -199,6 +203,17 @@ class _Shortlists:
             self._found[kind, depth] = rows, stack_parts(parts)
         return self._found[kind, depth]
 
+    def time_query_parts(self, kind: PartKind) -> float:
+        """Compute the seconds that reading a query and computing its parts take: the median of ``NUM_TIMED``."""
+        if kind not in self._part_seconds:
+            seconds = []
+            for row in self._task.query_rows[:NUM_TIMED]:
+                started = time.perf_counter()
+                compute_parts(self._encoder, [self._task.records[row]], kind)
+                seconds.append(time.perf_counter() - started)
+            self._part_seconds[kind] = float(np.median(seconds))
+        return self._part_seconds[kind]
+
     def _list_shown(self, depth: int) -> IntArray:
         is_shown = np.zeros(len(self._task.records), dtype=bool)
         is_shown[self._task.query_rows] = True
@@ -231,15 +246,17 @@ def measure_rerankings(
         print_message(f"{encoder.name} puts out no tokens of patches; what compares them is left out.")
         rerankers = [one for one in rerankers if one.parts != "patches"]
     for reranker in rerankers:
-        # The parts are computed before time is measured.
-        size = shortlists.compute_parts(reranker.parts, reranker.depth)[1][0].nbytes if reranker.parts else 0
+        size, part_seconds = 0, 0.0
+        if reranker.parts is not None:  # before the ordering, whose time is measured
+            size = shortlists.compute_parts(reranker.parts, reranker.depth)[1][0].nbytes
+            part_seconds = shortlists.time_query_parts(reranker.parts)
         scores, seconds = _rerank(measurement, reranker, shortlists, show_progress=show_progress)
         rows.append(
             RerankingRow(
                 reranking=reranker.name,
                 metrics=scores.means(ks),
                 gain=_compute_gain(measurement.scores, scores, len(rerankers)),
-                milliseconds=1000 * seconds / len(measurement.task.query_rows),
+                milliseconds=1000 * (part_seconds + seconds / len(measurement.task.query_rows)),
                 bytes_per_image=size,
             )
         )

@@ -18,6 +18,7 @@ FREE = "nothing but the notice: derived weights may have any license"
 DINOV3_TERMS = "derived weights stay under the DINOv3 License (its section 1.b.i)"
 DINOV2_SOURCE = "DINOv2 (arXiv:2304.07193)"
 DINOV3_SOURCE = "DINOv3's model card (arXiv:2508.10104)"
+IRT_SOURCE = "Training Vision Transformers for Image Retrieval (arXiv:2102.05644), Table 3, off the shelf"
 ILIAS_SOURCE = "ILIAS (arXiv:2502.11748), as a secondary page has it"
 
 
@@ -59,6 +60,10 @@ class Family:
 
 def _roxford(percent: float, source: str) -> Published:
     return Published(metric="mAP on revisited Oxford, hard", percent=percent, source=source)
+
+
+def _recall(data: str, percent: float, source: str) -> Published:
+    return Published(metric=f"Recall@1 on {data}", percent=percent, source=source)
 
 
 def _ilias(percent: float) -> Published:
@@ -141,6 +146,12 @@ FAMILIES = (
             "deit_base_distilled_patch16_384.fb_in1k",
         ),
         pooling="cls",
+        published=(
+            ("deit_small_patch16_224.fb_in1k", _roxford(5.6, IRT_SOURCE)),
+            ("deit_small_patch16_224.fb_in1k", _recall("CUB-200", 58.5, IRT_SOURCE)),
+            ("deit_small_patch16_224.fb_in1k", _recall("SOP", 52.8, IRT_SOURCE)),
+            ("deit_small_patch16_224.fb_in1k", _recall("In-Shop", 31.3, IRT_SOURCE)),
+        ),
     ),
     Family(title="ResNet", names=("resnet50.a1_in1k", "resnet101.a1h_in1k"), pooling="gem", image_size=224),
 )

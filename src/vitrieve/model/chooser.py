@@ -102,7 +102,8 @@ def format_rows(rows: Sequence[WeightsRow]) -> list[str]:
     lines += [
         f"* {get_default_encoder()} is the default of up, sync and embed; small starts from {START_WEIGHTS}.",
         "numbers: length of an embedding. GFLOPs: for one image of that many px.",
-        "ROxf-H: published mAP in % on revisited Oxford, hard; vitrieve weights describe NAME has all and the sources.",
+        "ROxf-H: published mAP in % on revisited Oxford, hard; empty: none is known to us.",
+        "vitrieve weights describe NAME has all published figures that we know of, with their sources.",
     ]
     if has_speeds:
         lines.append(f"images/s: with random weights, {read_speed_note()}")

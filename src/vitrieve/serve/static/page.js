@@ -208,7 +208,7 @@ async function openCamera() {
   closeCamera();
   const mine = opening;
   const giveUp = (text) => {
-    if (mine !== opening) return; // closed before
+    if (mine !== opening) return; // it was closed, or opened again, meanwhile
     closeCamera();
     say(`${text} Choose a picture instead.`);
   };
@@ -216,9 +216,9 @@ async function openCamera() {
   try {
     const stream = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment", width: { ideal: 1920 } } });
     if (mine !== opening) return stop(stream);
-    const [track] = stream.getVideoTracks();
-    track.addEventListener("ended", () => giveUp("The camera was switched off or unplugged.")); // stop() below is silent
     view.srcObject = stream;
+    const [track] = stream.getVideoTracks(); // stop() below fires no "ended"
+    track.addEventListener("ended", () => giveUp("The camera was switched off or unplugged, or is no longer allowed."));
     await view.play();
   } catch {
     giveUp("The camera cannot be used: there is none, or the browser was told not to allow it.");
