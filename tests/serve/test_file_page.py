@@ -68,6 +68,12 @@ def test_page_escapes_every_text(store: VectorStore, picture_folder: Path) -> No
     assert "<script" not in render_search_page(ask(path, [result]), store=store)
 
 
+def test_a_long_name_ends_its_line_after_an_underscore(store: VectorStore, picture_folder: Path) -> None:
+    result = make_result(picture_folder / "00.png", label=f"IMG_2026_{EVIL}")
+    page = render_search_page(ask(picture_folder / "00.png", [result]), store=store)
+    assert '<div class="title">IMG_<wbr>2026_<wbr>&lt;script&gt;' in page
+
+
 def test_page_shows_a_place_for_a_picture_that_is_gone(store: VectorStore, picture_folder: Path) -> None:
     page = render_search_page(ask(picture_folder / "00.png", [make_result(Path("/gone.png"))]), store=store)
     assert "no longer readable" in page

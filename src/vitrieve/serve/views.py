@@ -274,6 +274,7 @@ def build_environment(info: StoreInfo | None) -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["breakable"] = _make_breakable
     environment.globals.update(
         version=__version__,
         # A folder's name is enough: this machine's paths are not the visitors'.
@@ -284,6 +285,11 @@ def build_environment(info: StoreInfo | None) -> Environment:
         collection="",
     )
     return environment
+
+
+def _make_breakable(name: str) -> Markup:
+    """Escape a name, and let a line end after each of its underscores, so that a long one is not cut anywhere."""
+    return Markup("_<wbr>").join(name.split("_"))
 
 
 class Renderer:
