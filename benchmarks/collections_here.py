@@ -1,4 +1,4 @@
-"""Collections, photographs and real embeddings for the benchmarks: Grocery where it is, emoji otherwise."""
+"""Collections, clip art, photographs and real embeddings for the benchmarks: Grocery where it is, emoji otherwise."""
 
 from __future__ import annotations
 

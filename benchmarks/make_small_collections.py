@@ -2,11 +2,11 @@
 
     python benchmarks/make_small_collections.py OUT
 
-writes OUT/NAME/manifest.csv for emoji, and where they are here for Grocery, cub200-subset, clothing-small and the clip
-art of Debian's package openclipart-png: at most 40 classes of each split, 960 training images and 480 test images,
-shared evenly among the classes. `few` is Grocery with 6 training images a class; its test images are those of Grocery.
-The classes and images are drawn by a fixed seed, so that every machine has the same ones. A run on such a sample
-measures a few hundred images and not thousands, so that most of its time goes into training.
+writes OUT/NAME/manifest.csv for emoji and for each of Grocery, cub200-subset, clothing-small and the clip art of
+Debian's package openclipart-png that is here: at most 40 classes of each split, 960 training images and 480 test
+images, shared evenly among the classes. `few` is Grocery with 6 training images a class; its test images are those of
+Grocery. The classes and images are drawn by a fixed seed, so that every machine with the same files has the same ones.
+A run on such a sample measures a few hundred images and not thousands, so that most of its time goes into training.
 """
 
 from __future__ import annotations

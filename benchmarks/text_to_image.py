@@ -23,7 +23,7 @@ questions, and then measured on the test classes. The kinds of questions and ``T
 figures had been seen, so those of the fusion are no clean test.
 
 **A clean test** is ``--collections clip-art``, with a FILE of its own: the drawings of Debian's package
-openclipart-png, which had no part in any choice. A class is all folders of one name with ``MIN_DRAWINGS`` or more, and
+openclipart-png, which had no part in any choice. A class is all folders of one name with 8 drawings or more, and
 every second class, by its name, is a test class. Nothing is to be chosen by these figures: what counts is how the
 setting that vitrieve has (20, 2) stands beside the others.
 

@@ -70,8 +70,8 @@ def prepare_folder(
     ``is_overwrite`` (emptied). A folder that is not ours, or holds another kind of artifact, is never emptied.
 
     Args:
-        folder: What ``--out`` names.
-        kind: What will be written there; None: whatever is there may be replaced.
+        folder: Folder that ``--out`` names.
+        kind: Kind of what will be written there; None: whatever is there may be replaced.
         is_overwrite: Replace what is there.
         is_resume: Go on with a partial artifact.
         is_resumable: Whether the caller can go on at all, and may advise it.
@@ -259,8 +259,8 @@ def replacing_folder(
     the end. What a stopped block leaves there, ``is_resume`` goes on with.
 
     Args:
-        folder: What ``--out`` names.
-        kind: What will be written there; None: whatever is there may be replaced.
+        folder: Folder that ``--out`` names.
+        kind: Kind of what will be written there; None: whatever is there may be replaced.
         is_overwrite: Replace what is there.
         is_resume: Go on with a partial artifact.
         is_resumable: Whether the caller can go on at all. If not, what a failed block has written is removed.

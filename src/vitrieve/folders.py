@@ -19,9 +19,9 @@ from vitrieve.writing import sync_folder
 
 LOCK_NAME = ".lock"
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
-"""Of Linux."""
+"""Numbers of Linux."""
 _RENAME_SWAP = 2
-"""Of macOS."""
+"""Number of macOS."""
 
 
 @contextmanager
@@ -33,7 +33,7 @@ def locking_folder(folder: Path) -> Iterator[None]:
     power may be held until the disk's server notices. On a disk without locks a message tells it.
 
     Args:
-        folder: What ``--out`` names, there or not.
+        folder: Folder that ``--out`` names, there or not.
 
     Raises:
         ArtifactError: Another process or thread writes to it; nothing was changed.

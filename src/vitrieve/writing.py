@@ -51,7 +51,7 @@ def check_files(*files: Path | None, is_folder_made: bool = False) -> None:
 
     Args:
         files: Files to write; None: nothing is checked.
-        is_folder_made: Whoever writes them makes their folders.
+        is_folder_made: Whether those who write them make their folders.
 
     Raises:
         ConfigError: One is a folder, or its folder is not there, and is not made.
@@ -96,7 +96,7 @@ def replacing_durably(
 
     Args:
         path: The file's own name.
-        num_bytes: What the file needs in all; None where that is not known.
+        num_bytes: Size that the file needs in all; None where that is not known.
         advice: A sentence on what to do once there is room.
         suffix: End of the temporary name; where several processes may write the same file, each needs its own.
 
@@ -120,7 +120,7 @@ def explaining_full_disk(path: Path, *, num_bytes: int | None = None, advice: st
 
     Args:
         path: The file or folder that is written in the block.
-        num_bytes: What it needs in all; None where that is not known.
+        num_bytes: Size that it needs in all; None where that is not known.
         advice: A sentence on what to do once there is room.
 
     Raises:
@@ -194,7 +194,7 @@ def write_vectors_durably(path: Path, shape: tuple[int, int], blocks: Iterable[n
 
 
 def sync_file(path: Path) -> None:
-    """Make the content of a file durable that was written without ``write_text_durably``."""
+    """Make a file durable that was written without ``write_text_durably``."""
     with path.open("rb+") as file:
         os.fsync(file.fileno())
 

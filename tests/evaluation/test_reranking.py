@@ -365,6 +365,14 @@ def test_parts_are_computed_of_the_queries_and_what_they_are_shown_alone(
     assert chamfer.bytes_per_image == whole.bytes_per_image
 
 
+def test_the_parts_of_a_query_count_in_its_time(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = build(is_blind=False)
+    monkeypatch.setattr("vitrieve.evaluation.reranking._Shortlists.time_query_parts", lambda *_: 5000.0)
+    rerankers = [RERANKERS[name] for name in ("chamfer", "superglobal")]
+    _, chamfer, superglobal = measure_rerankings(measure_held_out(dataset, encoder), encoder, rerankers)
+    assert superglobal.milliseconds < 5_000_000 < chamfer.milliseconds
+
+
 def test_parse_rerankings_refuses_unknown_names() -> None:
     assert parse_rerankings("") == ()
     assert parse_rerankings(["superglobal", "chamfer, superglobal"]) == ("superglobal", "chamfer")

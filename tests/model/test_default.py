@@ -39,13 +39,13 @@ def hub(empty_hub: Hub, monkeypatch: pytest.MonkeyPatch) -> Hub:
 def test_the_published_weights_are_chosen_once(hub: Hub, capsys: pytest.CaptureFixture[str]) -> None:
     assert get_default_encoder() == WHEEL
     assert choose_default_encoder() == PUBLISHED_WEIGHTS
-    assert capsys.readouterr().err.count(f"the encoder is {PUBLISHED_WEIGHTS}, from now on the default here") == 1
+    assert capsys.readouterr().err.count(f"the encoder is {PUBLISHED_WEIGHTS}, from now on the default on this ") == 1
     num_requests = len(hub.requests)
     hub.is_down = True
     assert choose_default_encoder() == get_default_encoder() == PUBLISHED_WEIGHTS
     assert len(hub.requests) == num_requests
     assert capsys.readouterr().err == (
-        f"the encoder is {PUBLISHED_WEIGHTS}, the default here (vitrieve weights use changes it)\n"
+        f"the encoder is {PUBLISHED_WEIGHTS}, the default on this machine (vitrieve weights use NAME changes it)\n"
     )
     assert main(["weights", "list", "--json"]) == 0
     listed = json.loads(capsys.readouterr().out)
@@ -78,7 +78,7 @@ def test_weights_that_are_here_stay_the_default(hub: Hub, tmp_path: Path, capsys
     (folder / "model.safetensors").write_bytes(b"weights")
     (folder / "weights.json").write_text('{"safetensors_bytes": 7}')
     assert choose_default_encoder() == WHEEL
-    assert capsys.readouterr().err.startswith(f"the encoder is {WHEEL}, the default here (")
+    assert capsys.readouterr().err.startswith(f"the encoder is {WHEEL}, the default on this machine (")
     assert hub.requests == []
 
 

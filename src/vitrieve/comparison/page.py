@@ -79,7 +79,7 @@ def write_page(summary: Mapping[str, Any], path: Path) -> None:
 
 
 def title_sources(names: Sequence[str]) -> dict[str, str]:
-    """Shorten the spelling of each source to its kind and the fewest last parts of its path that no other one ends in.
+    """Shorten the spelling of each source to its kind and the fewest last parts of its path that tell it apart.
 
     Sources that stay alike, such as ``folder:a`` and ``folder:a/``, keep their spelling.
 

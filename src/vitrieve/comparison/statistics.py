@@ -595,10 +595,12 @@ def _find_problems(contest: Contest, outcome: Outcome) -> Iterator[tuple[str, st
 
 
 def _find_collapse(contest: Contest, outcome: Outcome, test: Mapping[str, Any]) -> Iterator[str]:
-    """Yield why a run counts as collapsed: never where it beats the frozen backbone by more than the interval."""
+    """Yield the reasons why a run counts as collapsed under a protocol.
+
+    A run has none that is better than the frozen backbone by more than the interval of the difference.
+    """
     protocol, metric = test["protocol"], METRICS[0]
     frozen = contest.find(outcome.data, FROZEN, 0)
-    difference = None
     if frozen is not None:
         pair = contest.pair(outcome.data, protocol, metric, (FROZEN, outcome.method), [outcome.seed])
         difference = compare_pairs([[pair]])
@@ -608,7 +610,7 @@ def _find_collapse(contest: Contest, outcome: Outcome, test: Mapping[str, Any]) 
         yield f"the mean cosine of two embeddings is {test['mean_cosine']:.3f}, {COLLAPSED_COSINE} or more"
     if test["effective_rank"] <= COLLAPSED_RANK:
         yield f"the effective rank of the embeddings is {test['effective_rank']:.2f}, {COLLAPSED_RANK} or less"
-    if frozen is not None and difference is not None and difference.high < 0:
+    if frozen is not None and difference.high < 0:
         low, high = (f"{100 * end:+.1f}" for end in difference[1:3])
         yield (
             f"below frozen by more than the interval: MAP@R {100 * outcome.mean(protocol, metric):.1f}, frozen "

@@ -41,7 +41,7 @@ MAX_IMAGES = 3_000
 choice minutes longer."""
 CHANCE = 0.05
 NUM_TIMED = 10
-"""Queries whose parts are computed one by one, as a search does, to time that."""
+"""Queries whose parts are computed one by one, as a search does with a picture that is not in the index."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,8 +53,8 @@ class RerankingRow:
         metrics: The metrics of the data set, in [0, 1].
         gain: Interval of what it adds to the average precision (MAP@R or mAP), paired over the draws, that holds for
             all ways of the table together with 95 %; None for ``none``.
-        milliseconds: Time that a query takes longer: its own parts are computed, and the first images, whose parts are
-            at hand, are ordered.
+        milliseconds: Time that a query takes longer, with a picture that is not in the index: its own parts are
+            computed, and the first images, whose parts are at hand, are ordered.
         bytes_per_image: Size of the parts that are kept of an image, beside its embedding.
     """
 
@@ -204,14 +204,20 @@ class _Shortlists:
         return self._found[kind, depth]
 
     def time_query_parts(self, kind: PartKind) -> float:
-        """Compute the seconds that reading a query and computing its parts take: the median of ``NUM_TIMED``."""
+        """Compute the seconds that it takes to read a query and compute its parts.
+
+        Returns:
+            The median over ``NUM_TIMED`` queries, spread over all; 0 where none of them can be read.
+        """
         if kind not in self._part_seconds:
+            rows = self._task.query_rows
             seconds = []
-            for row in self._task.query_rows[:NUM_TIMED]:
+            for row in rows[:: max(1, len(rows) // NUM_TIMED)][:NUM_TIMED]:
                 started = time.perf_counter()
-                compute_parts(self._encoder, [self._task.records[row]], kind)
-                seconds.append(time.perf_counter() - started)
-            self._part_seconds[kind] = float(np.median(seconds))
+                (parts,) = compute_parts(self._encoder, [self._task.records[row]], kind)
+                if parts is not None:
+                    seconds.append(time.perf_counter() - started)
+            self._part_seconds[kind] = float(np.median(seconds)) if seconds else 0.0
         return self._part_seconds[kind]
 
     def _list_shown(self, depth: int) -> IntArray:
@@ -247,7 +253,7 @@ def measure_rerankings(
         rerankers = [one for one in rerankers if one.parts != "patches"]
     for reranker in rerankers:
         size, part_seconds = 0, 0.0
-        if reranker.parts is not None:  # before the ordering, whose time is measured
+        if reranker.parts is not None:  # they are computed here, so that the time of the ordering leaves them out
             size = shortlists.compute_parts(reranker.parts, reranker.depth)[1][0].nbytes
             part_seconds = shortlists.time_query_parts(reranker.parts)
         scores, seconds = _rerank(measurement, reranker, shortlists, show_progress=show_progress)

@@ -103,7 +103,7 @@ def format_rows(rows: Sequence[WeightsRow]) -> list[str]:
         f"* {get_default_encoder()} is the default of up, sync and embed; small starts from {START_WEIGHTS}.",
         "numbers: length of an embedding. GFLOPs: for one image of that many px.",
         "ROxf-H: published mAP in % on revisited Oxford, hard; empty: none is known to us.",
-        "vitrieve weights describe NAME has all published figures that we know of, with their sources.",
+        "vitrieve weights describe NAME has the published figures of this table, with their sources.",
     ]
     if has_speeds:
         lines.append(f"images/s: with random weights, {read_speed_note()}")

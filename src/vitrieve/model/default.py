@@ -1,4 +1,4 @@
-"""The encoder that ``up``, ``sync`` and ``embed`` take where none is named: chosen once, and kept in the cache.
+"""The encoder that commands take where none is named: it is chosen once, and kept in the cache.
 
 Training never asks here: a recipe names its weights, so that a command gives the same result on every machine.
 """
@@ -59,19 +59,19 @@ def choose_default_encoder() -> str:
 
 
 def _choose() -> tuple[str, str]:
-    """Choose the encoder; return its name, and the rest of the line that says so."""
-    kept = _read_choice()
+    """Choose the encoder; return its name, and the rest of the line that says why."""
+    name = _read_choice()
     difference = WEIGHTS[DEFAULT_WEIGHTS].delta
-    if kept is None and find_pulled(DEFAULT_WEIGHTS if difference is None else difference.base) is not None:
-        kept = DEFAULT_WEIGHTS
-    if kept is not None:
-        return kept, ", the default here (vitrieve weights use changes it)"
+    if name is None and find_pulled(DEFAULT_WEIGHTS if difference is None else difference.base) is not None:
+        name = DEFAULT_WEIGHTS
+    if name is not None:
+        return name, ", the default on this machine (vitrieve weights use NAME changes it)"
     try:
         use_weights(PUBLISHED_WEIGHTS)
     except WeightsError:  # nothing is kept: where neither can be had, the next call asks again
         why = f"the hub does not give {PUBLISHED_WEIGHTS} (vitrieve weights pull {PUBLISHED_WEIGHTS} says why)"
         return DEFAULT_WEIGHTS, f": {why}"
-    return PUBLISHED_WEIGHTS, ", from now on the default here (vitrieve weights use changes it)"
+    return PUBLISHED_WEIGHTS, ", from now on the default on this machine (vitrieve weights use NAME changes it)"
 
 
 def _read_choice() -> str | None:

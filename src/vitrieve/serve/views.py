@@ -288,7 +288,7 @@ def build_environment(info: StoreInfo | None) -> Environment:
 
 
 def _make_breakable(name: str) -> Markup:
-    """Escape a name, and let a line end after each of its underscores, so that a long one is not cut anywhere."""
+    """Escape a name, and let a line end after each of its underscores, where no browser ends one by itself."""
     return Markup("_<wbr>").join(name.split("_"))
 
 
