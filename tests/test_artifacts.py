@@ -3,8 +3,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import get_args
@@ -25,27 +23,13 @@ from vitrieve.artifacts import (
     write_manifest,
 )
 from vitrieve.cli.main import COMMANDS
-from vitrieve.errors import ArtifactError, DiskFullError
-from vitrieve.folders import copy_folder, locking_folder
-from vitrieve.writing import check_writable, replacing_durably, write_bytes_durably, write_text_durably
+from vitrieve.errors import ArtifactError
 
 
 def make_finished(folder: Path, kind: Kind = "index") -> None:
     prepare_folder(folder, kind=kind)
     (folder / "content").write_text("old")
     write_manifest(folder, kind, {"num_vectors": 3})
-
-
-def test_a_read_only_folder_is_refused_and_so_is_what_would_be_made_in_it(
-    tmp_path: Path, refuse_writing: Callable[[Path], None]
-) -> None:
-    for folder in (tmp_path, tmp_path / "new" / "er"):
-        check_writable(folder)
-    refuse_writing(tmp_path)
-    for folder in (tmp_path, tmp_path / "new" / "er"):
-        with pytest.raises(ArtifactError, match="which is read-only for this user; make the folder writable"):
-            check_writable(folder)
-    assert not (tmp_path / "new").exists()
 
 
 def make_partial(folder: Path, kind: Kind | None = None) -> None:
@@ -85,24 +69,6 @@ def test_resuming_is_advised_where_the_caller_can(tmp_path: Path) -> None:
         with pytest.raises(ArtifactError, match="--overwrite to start again") as caught:
             check_replacing(tmp_path / "a", kind="run", **settings)
         assert ("--resume" in str(caught.value)) == is_advised
-
-
-def test_a_file_is_not_taken_for_a_read_only_folder(tmp_path: Path) -> None:
-    (tmp_path / "notes.txt").touch()
-    with pytest.raises(ArtifactError, match=r"notes\.txt is a file; name a folder"):
-        check_writable(tmp_path / "notes.txt" / "sub")
-
-
-def test_what_cannot_be_written_is_refused_before_the_work(
-    tmp_path: Path, refuse_writing: Callable[[Path], None]
-) -> None:
-    check_replacing(tmp_path / "new" / "er")
-    (tmp_path / "notes.txt").touch()
-    with pytest.raises(ArtifactError, match=r"notes\.txt is a file"):
-        check_replacing(tmp_path / "notes.txt" / "new")
-    refuse_writing(tmp_path)
-    with pytest.raises(ArtifactError, match="which is read-only for this user"):
-        check_replacing(tmp_path / "new" / "er")
 
 
 @pytest.mark.parametrize("is_within", [False, True], ids=["of its own", "of the folder worked in"])
@@ -219,72 +185,6 @@ def test_read_manifest_refuses_a_newer_format(tmp_path: Path) -> None:
         read_manifest(tmp_path, "index")
 
 
-def test_write_text_durably_replaces_whole_files(tmp_path: Path) -> None:
-    write_text_durably(tmp_path / "a", "long old text")
-    write_text_durably(tmp_path / "a", "new")
-    assert (tmp_path / "a").read_text() == "new"
-    assert [path.name for path in tmp_path.iterdir()] == ["a"]
-
-
-def test_write_bytes_durably_on_a_full_disk_names_file_and_bytes_and_keeps_the_old_content(
-    mount_small_disk: Callable[[int], Path],
-) -> None:
-    path = mount_small_disk(65_536) / "weights"
-    write_bytes_durably(path, b"old")
-    with pytest.raises(
-        DiskFullError,
-        match=r"weights cannot be written: the disk is full; 100,000 bytes are needed, ",
-    ):
-        write_bytes_durably(path, bytes(100_000))
-    assert path.read_bytes() == b"old"
-    assert [entry.name for entry in path.parent.iterdir()] == ["weights"]
-
-
-def test_copy_folder_copies_all_but_modes(tmp_path: Path, make_read_only: Callable[[Path], None]) -> None:
-    source, copy = tmp_path / "source", tmp_path / "copy"
-    (source / "text").mkdir(parents=True)
-    for name in ("manifest.json", "weights", "text/manifest.json"):
-        (source / name).write_text(name)
-    make_read_only(source)
-    copy_folder(source, copy, left_out=("manifest.json",))
-    assert {path.relative_to(copy).as_posix() for path in copy.rglob("*")} == {"weights", "text", "text/manifest.json"}
-    assert (copy / "text" / "manifest.json").read_text() == "text/manifest.json"
-    (tmp_path / "new").mkdir()
-    (tmp_path / "new" / "file").touch()
-    for path in (copy, *copy.rglob("*")):
-        like = tmp_path / "new" if path.is_dir() else tmp_path / "new" / "file"
-        assert path.stat().st_mode == like.stat().st_mode, (
-            path
-        )  # root may write everywhere, so it is the mode that tells
-
-
-def test_copy_folder_into_the_folder_itself_ends(tmp_path: Path) -> None:
-    (tmp_path / "deep" / "copy").mkdir(parents=True)
-    (tmp_path / "file").touch()
-    copy_folder(tmp_path, tmp_path / "deep" / "copy")
-    assert [path.name for path in (tmp_path / "deep" / "copy").iterdir()] == ["file"]
-
-
-def write_half(path: Path) -> None:
-    with replacing_durably(path) as temporary:
-        temporary.write_bytes(b"new")
-        raise RuntimeError("no graph")
-
-
-def test_replacing_durably_removes_the_temporary_file_of_a_block_that_fails(tmp_path: Path) -> None:
-    (tmp_path / "file").write_bytes(b"old")
-    with pytest.raises(RuntimeError, match="no graph"):
-        write_half(tmp_path / "file")
-    assert [entry.read_bytes() for entry in tmp_path.iterdir()] == [b"old"]
-
-
-def test_a_folder_where_a_file_is_to_be_written_is_named_and_stays(tmp_path: Path) -> None:
-    (tmp_path / "page.html").mkdir()
-    with pytest.raises(ArtifactError, match=r"page\.html is a folder; give the name of a file"):
-        write_text_durably(tmp_path / "page.html", "new")
-    assert [path.name for path in tmp_path.iterdir()] == ["page.html"]
-
-
 def test_a_disk_without_a_free_block_can_still_be_cleared_by_overwriting(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -299,62 +199,3 @@ def test_a_disk_without_a_free_block_can_still_be_cleared_by_overwriting(
     assert not (tmp_path / "a" / "content").exists()
     monkeypatch.undo()
     prepare_folder(tmp_path / "a", kind="index", is_resume=True)
-
-
-@pytest.mark.parametrize("is_mount", [False, True])
-def test_a_folder_that_is_written_is_locked_and_a_killed_process_leaves_no_lock(
-    tmp_path: Path, is_mount: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = tmp_path / "new" / "run"
-    if is_mount:
-        folder.mkdir(parents=True)
-        monkeypatch.setattr("os.path.ismount", lambda path: path == folder)
-    with locking_folder(folder):
-        check_replacing(folder, kind="run")  # the lock is nothing that stands in the way
-        with (
-            pytest.raises(ArtifactError, match=rf"run is being written by another process \(process {os.getpid()} on "),
-            locking_folder(folder / ".." / "run"),
-        ):
-            pass
-    if not is_mount:
-        assert not (tmp_path / "new").exists()
-    assert not list(tmp_path.rglob("*lock"))
-    program = (
-        "import sys, time\nfrom pathlib import Path\nfrom vitrieve.folders import locking_folder\n"
-        "with locking_folder(Path(sys.argv[1])):\n    print('locked', flush=True)\n    time.sleep(120)"
-    )
-    killed = tmp_path / "killed"
-    with subprocess.Popen([sys.executable, "-c", program, str(killed)], stdout=subprocess.PIPE) as holder:
-        assert holder.stdout is not None
-        assert holder.stdout.readline().strip() == b"locked"
-        with pytest.raises(ArtifactError, match=f"process {holder.pid} on "), locking_folder(killed):
-            pass
-        holder.kill()
-    with locking_folder(killed):
-        assert [path.name for path in tmp_path.glob(".*")] == [".killed.lock"]
-    assert not list(tmp_path.glob(".*"))
-
-
-def test_a_lock_within_a_folder_outlasts_overwriting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = tmp_path / "run"
-    (folder / "state").mkdir(parents=True)
-    (folder / "state" / "1.pt").write_bytes(b"old")
-    write_manifest(folder, "run", {})
-    monkeypatch.setattr("os.path.ismount", lambda path: path == folder)
-    with locking_folder(folder):
-        prepare_folder(folder, kind="run", is_overwrite=True)
-        assert not (folder / "state").exists()
-        with pytest.raises(ArtifactError, match="is being written"), locking_folder(folder):
-            raise AssertionError
-    assert not list(tmp_path.rglob("*lock"))
-
-
-def test_a_disk_without_locks_is_told_and_stops_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def refuse(descriptor: int) -> bool:
-        raise OSError(errno.ENOLCK, "No locks available")
-
-    monkeypatch.setattr("vitrieve.folders.try_lock", refuse)
-    with locking_folder(tmp_path / "run"):
-        assert "No locks available" in capsys.readouterr().err
