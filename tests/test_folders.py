@@ -27,9 +27,8 @@ def test_copy_folder_copies_all_but_modes(tmp_path: Path, make_read_only: Callab
     (tmp_path / "new" / "file").touch()
     for path in (copy, *copy.rglob("*")):
         like = tmp_path / "new" if path.is_dir() else tmp_path / "new" / "file"
-        assert path.stat().st_mode == like.stat().st_mode, (
-            path
-        )  # root may write everywhere, so it is the mode that tells
+        # The mode tells, because root may write everywhere.
+        assert path.stat().st_mode == like.stat().st_mode, path
 
 
 def test_copy_folder_into_the_folder_itself_ends(tmp_path: Path) -> None:

@@ -9,10 +9,25 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
 
 _JOINERS = frozenset("\u200c\u200d")
 """Zero-width joiners: invisible parts of emoji and of Persian and Indic words, which move nothing."""
 NUM_REASONS_SHOWN = 3
+
+
+def make_breakable(name: str) -> Markup:
+    """Escape a name for a page, and let a line end after each of its underscores, where no browser ends one by itself.
+
+    >>> print(make_breakable("IMG_<1>"))
+    IMG_<wbr>&lt;1&gt;
+    """
+    from markupsafe import Markup
+
+    return Markup("_<wbr>").join(name.split("_"))
 
 
 def quote_name(name: object) -> str:

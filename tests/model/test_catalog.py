@@ -19,6 +19,7 @@ from vitrieve.model.catalog import FAMILIES, Family, read_facts
 from vitrieve.model.encoder import ImageEncoder, build_encoder
 from vitrieve.model.export import MIN_COSINE, export_onnx
 from vitrieve.model.pretrained import WEIGHTS, find_weights
+from vitrieve.reproduce.published import CUB, INSHOP, PUBLISHED, REVISITED, SOP
 
 NAMES = [name for family in FAMILIES for name in family.names]
 COUNTED = ("vit_small_patch14_dinov2.lvd142m", "convnext_tiny.fb_in22k", "dinov2-vits14")
@@ -75,6 +76,13 @@ def test_one_of_each_family_is_built_exported_and_encodes(
     with torch.inference_mode():
         embedding = encoder(torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0)))
     np.testing.assert_allclose(embedding.norm(dim=1), 1, rtol=1e-5)
+
+
+def test_the_published_figures_of_deit_are_those_of_the_papers_table() -> None:
+    table = PUBLISHED["table3"]["irt_o"]
+    family = next(family for family in FAMILIES if family.title == "DeiT")
+    shown = [figure.percent for name, figure in family.published if name == "deit_small_patch16_224.fb_in1k"]
+    assert shown == [table[key] for key in (REVISITED[1], CUB[0], SOP[0], INSHOP[0])]
 
 
 @pytest.mark.skipif(not IS_LONG, reason="builds 33 whole models: VITRIEVE_LONG_TESTS=1 (make test-all)")

@@ -38,6 +38,7 @@ from vitrieve.evaluation.charts import (
 from vitrieve.evaluation.measure import Measurement
 from vitrieve.evaluation.metrics import display_name, name_average, name_first
 from vitrieve.evaluation.reranking import RerankingReport, RerankingRow
+from vitrieve.quoting import make_breakable
 from vitrieve.rerank.names import NO_RERANKING
 from vitrieve.writing import write_text_durably
 
@@ -221,7 +222,9 @@ def render_page(template: str, *loaders: BaseLoader, **context: Any) -> str:
         lstrip_blocks=True,
     )
     environment.filters.update(
-        percent=lambda fraction: f"{100 * fraction:.1f}", points=lambda difference: format_points(100 * difference)
+        percent=lambda fraction: f"{100 * fraction:.1f}",
+        points=lambda difference: format_points(100 * difference),
+        breakable=make_breakable,
     )
     return environment.get_template(template).render(context)
 

@@ -34,6 +34,7 @@ from vitrieve.index.filter import (
     spell_number,
 )
 from vitrieve.index.store import StoreInfo, VectorStore, find_name
+from vitrieve.quoting import make_breakable
 from vitrieve.search.query import read_example
 from vitrieve.search.request import (
     MAX_TEXT_LENGTH,
@@ -274,7 +275,7 @@ def build_environment(info: StoreInfo | None) -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["breakable"] = _make_breakable
+    environment.filters["breakable"] = make_breakable
     environment.globals.update(
         version=__version__,
         # A folder's name is enough: this machine's paths are not the visitors'.
@@ -285,11 +286,6 @@ def build_environment(info: StoreInfo | None) -> Environment:
         collection="",
     )
     return environment
-
-
-def _make_breakable(name: str) -> Markup:
-    """Escape a name, and let a line end after each of its underscores, where no browser ends one by itself."""
-    return Markup("_<wbr>").join(name.split("_"))
 
 
 class Renderer:
