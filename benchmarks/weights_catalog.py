@@ -5,7 +5,7 @@
 Writes src/vitrieve/model/catalog.json, which `vitrieve weights list` shows; takes no weights. Speeds are of torch with
 random weights, in the precision that `--precision auto` takes, in batches of the encoder's own size; they are kept with
 the machine and the date, and those of another machine are dropped. Without --speed the speeds in the file stay. With
---speed 16 all names take about a quarter of an hour on two quiet cores (by their operations; not measured).
+--speed 16 all names take some nine minutes on two quiet cores. Two runs differ by a tenth, the first name by more.
 """
 
 from __future__ import annotations
@@ -30,19 +30,24 @@ from vitrieve.model.encoder import build_encoder
 from vitrieve.runtime.encoder import wrap_encoder
 
 CATALOG = Path(__file__).resolve().parents[1] / "src" / "vitrieve" / "model" / "catalog.json"
-OWN = {  # names of the package index: timm's name, and what the wheel needs otherwise
+OWN = {  # names that need no hub: timm's name, and what is otherwise
     "dinov2-vits14": ("vit_small_patch14_dinov2.lvd142m", {"image_size": 224, "num_bytes": 90_210_194}),
+    "vitrieve-general-v1": ("vit_small_patch14_dinov2.lvd142m", {"image_size": 126, "num_bytes": 90_210_194}),
     "efficientnet-lite0": ("tf_efficientnet_lite0.in1k", {"image_size": 224, "num_bytes": 17_364_911}),
 }
 
 
 def describe(timm_name: str, image_size: int | None, is_native: bool) -> dict[str, Any]:
-    """Describe weights by timm's settings and a count of operations; no weights are fetched or allocated."""
+    """Describe weights by timm's settings and a count of operations; no weights are fetched or allocated.
+
+    A name without a tag is that of a model, for weights of others, which have no classifier.
+    """
     config = timm.get_pretrained_cfg(timm_name, allow_unregistered=False)
     size = image_size or int(config.input_size[-1])
     cost = count_cost(timm_name, size)
+    architecture, _, tag = timm_name.partition(".")
     with torch.device("meta"):
-        whole = timm.create_model(timm_name.partition(".")[0], pretrained=False, num_classes=config.num_classes)
+        whole = timm.create_model(architecture, pretrained=False, num_classes=config.num_classes if tag else 0)
         backbone = build_backbone(timm_name, image_size=size, is_pretrained=False).eval()
         layout = describe_tokens(backbone, size, timm_name)
     return {
@@ -87,12 +92,10 @@ def main() -> None:
     catalog = json.loads(CATALOG.read_text()) if CATALOG.exists() else {"speed_note": "", "weights": {}}
     if arguments.speed:
         begin_speeds(catalog)
-    jobs = [(name, *OWN[name], False) for name in OWN]
-    jobs += [
-        (name, name, {} if family.image_size is None else {"image_size": family.image_size}, family.pooling == "native")
-        for family in FAMILIES
-        for name in family.names
-    ]
+    jobs: list[tuple[str, str, dict[str, Any], bool]] = [(name, *OWN[name], False) for name in OWN]
+    for family in FAMILIES:
+        fixed = {key: value for key in ("image_size", "license") if (value := getattr(family, key))}
+        jobs += [(name, model, fixed, family.pooling == "native") for name, model in family.list_models()]
     for name, timm_name, fixed, is_native in jobs:
         if arguments.names and name not in arguments.names:
             continue

@@ -22,13 +22,14 @@ from vitrieve.model.pretrained import WEIGHTS, find_weights
 from vitrieve.reproduce.published import CUB, INSHOP, PUBLISHED, REVISITED, SOP
 
 NAMES = [name for family in FAMILIES for name in family.names]
-COUNTED = ("vit_small_patch14_dinov2.lvd142m", "convnext_tiny.fb_in22k", "dinov2-vits14")
+COUNTED = ("vit_small_patch14_dinov2.lvd142m", "convnext_tiny.fb_in22k", "vitrieve-general-v1")
 SHALLOW: dict[str, dict[str, Any]] = {
     "DINOv2": {"depth": 1, "img_size": 28},
     "DINOv2 with registers": {"depth": 1, "img_size": 28},
     "DINOv3": {"depth": 1, "img_size": 32},
     "SigLIP 2, image tower": {"depth": 1, "embed_dim": 192, "num_heads": 3, "img_size": 32},
     "Perception Encoder, core": {"depth": 1, "img_size": 32},
+    "MLCD": {"depth": 1, "img_size": 64},
     "DeiT III": {"depth": 1, "img_size": 32},
     "ConvNeXt": {"depths": (1, 1, 1, 1), "dims": (16, 32, 48, 64)},
     "EfficientNet": {},
@@ -40,8 +41,12 @@ IS_LONG = os.environ.get("VITRIEVE_LONG_TESTS") == "1"
 
 
 def test_every_name_has_its_facts() -> None:
-    assert {*NAMES, "dinov2-vits14", "efficientnet-lite0"} == read_facts().keys()
+    facts = read_facts()
+    assert facts.keys() == WEIGHTS.keys()
     assert set(NAMES) < WEIGHTS.keys()
+    assert {name: fact.image_size for name, fact in facts.items()} == {
+        name: entry.image_size for name, entry in WEIGHTS.items()
+    }
     for family in FAMILIES:
         assert {name for name, _ in family.published} <= set(family.names)
 
@@ -52,6 +57,20 @@ def test_facts_are_those_of_a_count(name: str) -> None:
     cost = count_cost(name, facts.image_size)
     assert facts.num_parameters == cost.num_parameters
     assert facts.gflops == round(cost.flops / 1e9, 2)
+
+
+def test_weights_of_others_have_their_publishers_name_license_and_size() -> None:
+    """Parameters as mteb counted them in the published files; the larger file has 1,214,077,616 bytes on the hub."""
+    counted = {"mlcd-vit-base-patch32-224": 87_456_000, "mlcd-vit-large-patch14-336": 303_507_456}
+    for name, num_parameters in counted.items():
+        entry = find_weights(name)
+        assert (entry.hub_id, entry.license) == (f"DeepGlint-AI/{name}", "Apache-2.0")
+        assert read_facts()[name].num_parameters == num_parameters
+        assert entry.num_bytes == 4 * num_parameters
+        assert entry.image_size == int(name.rpartition("-")[2])
+        assert entry.mean == (0.48145466, 0.4578275, 0.40821073)  # CLIP's, as its preprocessor_config.json has them
+        assert entry.architecture.endswith(f"_quickgelu_{entry.image_size}")
+    assert find_weights("mlcd-vit-large-patch14-336").num_bytes == pytest.approx(1_214_077_616, rel=1e-4)
 
 
 def build_small(family: Family, monkeypatch: pytest.MonkeyPatch) -> ImageEncoder:
@@ -85,7 +104,7 @@ def test_the_published_figures_of_deit_are_those_of_the_papers_table() -> None:
     assert shown == [table[key] for key in (REVISITED[1], CUB[0], SOP[0], INSHOP[0])]
 
 
-@pytest.mark.skipif(not IS_LONG, reason="builds 33 whole models: VITRIEVE_LONG_TESTS=1 (make test-all)")
+@pytest.mark.skipif(not IS_LONG, reason="builds 35 whole models: VITRIEVE_LONG_TESTS=1 (make test-all)")
 @pytest.mark.parametrize("name", NAMES)
 def test_every_name_is_built_exported_and_encodes(name: str, tmp_path: Path) -> None:
     entry = find_weights(name)
@@ -102,7 +121,8 @@ def test_list_is_a_table_of_at_most_110_columns(capsys: pytest.CaptureFixture[st
     titles = [line for line in lines if line.startswith("DINOv3")]
     assert titles == ["DINOv3 (dinov3-license): derived weights stay under the DINOv3 License (its section 1.b.i)"]
     (row,) = [line for line in lines if "vit_base_patch16_dinov3.lvd1689m" in line]
-    assert row.split()[:6] == ["vit_base_patch16_dinov3.lvd1689m", "256", "768", "47.1", "cls", "58.5"]
+    speed = str(read_facts()["vit_base_patch16_dinov3.lvd1689m"].images_per_second)
+    assert row.split()[:7] == ["vit_base_patch16_dinov3.lvd1689m", "256", "768", "47.1", speed, "cls", "58.5"]
     assert [line.split()[1] for line in lines if line.startswith("* ") and "is the" not in line] == [DEFAULT_WEIGHTS]
 
 

@@ -164,6 +164,59 @@ def test_names_of_hugging_face_with_registers_give_timms_tokens() -> None:
     torch.testing.assert_close(target.cls_token, states["cls_token"] + states["pos_embed"][:, :1])
 
 
+CLIP_MODEL = "vit_base_patch32_clip_quickgelu_224"
+CLIP_SPELLINGS = {
+    "cls_token": "embeddings.class_embedding",
+    "pos_embed": "embeddings.position_embedding.weight",
+    "patch_embed.proj.weight": "embeddings.patch_embedding.weight",
+    "norm_pre.weight": "pre_layrnorm.weight",
+    "norm_pre.bias": "pre_layrnorm.bias",
+    "norm.weight": "post_layernorm.weight",
+    "norm.bias": "post_layernorm.bias",
+}
+
+
+def spell_as_clip(states: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Name the image tower of a CLIP as transformers does, part by part: the opposite of what is tested."""
+    spelled = {"embeddings.position_ids": torch.arange(5)[None]}
+    for name, tensor in states.items():
+        if name in CLIP_SPELLINGS:
+            is_table = name in ("cls_token", "pos_embed")
+            spelled[CLIP_SPELLINGS[name]] = tensor.squeeze().clone() if is_table else tensor
+            continue
+        _, number, part, *rest = name.split(".")
+        layer, kind = f"encoder.layers.{number}.", rest[-1]
+        if (part, rest[0]) == ("attn", "qkv"):
+            for letter, piece in zip("qkv", tensor.chunk(3), strict=True):
+                spelled[f"{layer}self_attn.{letter}_proj.{kind}"] = piece.clone()
+        elif part == "attn":
+            spelled[f"{layer}self_attn.out_proj.{kind}"] = tensor
+        elif part == "mlp":
+            spelled[f"{layer}mlp.{rest[0]}.{kind}"] = tensor
+        else:
+            spelled[f"{layer}layer_norm{part[-1]}.{kind}"] = tensor
+    return spelled
+
+
+@pytest.mark.parametrize(
+    ("prefix", "beside"),
+    [
+        ("", ()),
+        ("vision_model.", ()),
+        ("vision_model.", ("logit_scale", "text_model.final_layer_norm.weight", "visual_projection.weight")),
+    ],
+)
+def test_the_image_tower_of_a_clip_of_hugging_face_is_timms(prefix: str, beside: tuple[str, ...]) -> None:
+    source = randomised(CLIP_MODEL, img_size=64)
+    spelled = {prefix + key: value for key, value in spell_as_clip(source.state_dict()).items()}
+    target = timm.create_model(CLIP_MODEL, **{**SMALL, "img_size": 64})
+    notes = load_backbone_states(target, {**spelled, **{name: torch.zeros(2) for name in beside}}, "w.safetensors")
+    for key, tensor in source.state_dict().items():
+        assert torch.equal(target.state_dict()[key], tensor), key
+    assert "are Hugging Face's" in notes[-1]
+    assert all(name in " ".join(notes) for name in beside)
+
+
 def test_biases_that_a_backbone_has_not_are_refused() -> None:
     source = randomised("vit_small_patch16_dinov3_qkvb", img_size=64)
     target = timm.create_model("vit_small_patch16_dinov3", **{**SMALL, "img_size": 64})

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
 
@@ -21,6 +22,7 @@ from vitrieve import load_encoder, pull_encoder
 from vitrieve.errors import WeightsError
 from vitrieve.model import conversion
 from vitrieve.model.artifact import read_spec
+from vitrieve.model.checkpoint import load_backbone_states, read_local_weights
 from vitrieve.model.export import quiet_export
 
 transformers = pytest.importorskip("transformers")
@@ -157,6 +159,25 @@ def test_pictures_and_texts_have_the_vectors_of_transformers(kind: str, publishe
     np.testing.assert_allclose(encoder.encode_pixels(pixels.numpy()), expected[0].numpy(), atol=1e-4)
     # torchvision resizes here, and rounds otherwise than Pillow does.
     np.testing.assert_allclose(encoder.encode(picture), expected[0][0].numpy(), atol=0.01)
+
+
+@pytest.mark.parametrize("kind", ["CLIPVisionModel", "CLIPVisionModelWithProjection"])
+def test_an_image_tower_becomes_a_backbone_of_timm_with_the_same_features(kind: str, tmp_path: Path) -> None:
+    """As the chooser's MLCD, whose published weights are those of a CLIPVisionModel."""
+    sizes = {"hidden_size": 32, "intermediate_size": 128, "image_size": 64, "patch_size": 32}
+    config = transformers.CLIPVisionConfig(num_hidden_layers=2, num_attention_heads=2, **sizes)
+    torch.manual_seed(0)
+    model = getattr(transformers, kind)(config).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    model.save_pretrained(tmp_path)
+    own = {"embed_dim": 32, "depth": 2, "num_heads": 2, "img_size": 64, "num_classes": 0}
+    backbone = timm.create_model("vit_base_patch32_clip_quickgelu_224", **own).eval()
+    load_backbone_states(backbone, read_local_weights(tmp_path).states, str(tmp_path))
+    pixels = torch.randn(3, 3, 64, 64)
+    with torch.inference_mode():
+        expected = getattr(model, "vision_model", model)(pixels).pooler_output
+        torch.testing.assert_close(backbone(pixels), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_weights_of_the_hub_are_exported_once_and_identified_by_their_checksum(

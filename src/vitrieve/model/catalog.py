@@ -1,12 +1,13 @@
 """Backbones of timm by family, with their licenses, what they cost and how well they are known to retrieve.
 
 What is written by hand stands here; what timm and a count of operations say is in ``catalog.json``, which
-``benchmarks/weights_catalog.py`` writes and a test compares with both. MLCD and Unicom are not among timm's models.
+``benchmarks/weights_catalog.py`` writes and a test compares with both.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
@@ -43,7 +44,10 @@ class Family:
 
     Attributes:
         title: Name of the family.
-        names: timm's names of the weights, smallest first.
+        names: Names of the weights, smallest first; timm's, where ``architectures`` is empty.
+        architectures: timm's names of the models that the weights are for, one for each name.
+        publisher: Owner of the repositories of the hub, which are called by the names.
+        license: License of the weights where it is not timm that says it.
         terms: What the license asks of weights that are derived from these.
         pooling: Pooling of those who made them; of the residual networks that of the paper, gem.
         image_size: Side in pixels when the user names none; None: timm's own.
@@ -53,9 +57,16 @@ class Family:
     title: str
     names: tuple[str, ...]
     pooling: Pooling
+    architectures: tuple[str, ...] = ()
+    publisher: str = "timm"
+    license: str = ""
     terms: str = FREE
     image_size: int | None = None
     published: tuple[tuple[str, Published], ...] = ()
+
+    def list_models(self) -> Iterator[tuple[str, str]]:
+        """Yield each name with timm's name of the model, which has a tag where it is the name itself."""
+        yield from zip(self.names, self.architectures or self.names, strict=True)
 
 
 def _roxford(percent: float, source: str) -> Published:
@@ -121,6 +132,14 @@ FAMILIES = (
         published=(("vit_pe_core_large_patch14_336.fb", _ilias(27.1)),),
     ),
     Family(
+        title="MLCD",
+        names=("mlcd-vit-base-patch32-224", "mlcd-vit-large-patch14-336"),
+        architectures=("vit_base_patch32_clip_quickgelu_224", "vit_large_patch14_clip_quickgelu_336"),
+        publisher="DeepGlint-AI",
+        license="apache-2.0",
+        pooling="cls",
+    ),
+    Family(
         title="DeiT III",
         names=tuple(f"deit3_{size}_patch16_224.fb_in22k_ft_in1k" for size in ("small", "base", "large")),
         pooling="cls",
@@ -162,7 +181,7 @@ class Facts:
     """What timm and a count of operations say of weights.
 
     Attributes:
-        license: License of the weights, as timm spells it.
+        license: License of the weights, as the hub spells it.
         image_size: Side of the input that the other figures are for.
         mean: Mean of each channel that the backbone expects, of values in [0, 1].
         std: Standard deviation of each channel.

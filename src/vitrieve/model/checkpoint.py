@@ -12,7 +12,7 @@ import pickle
 import re
 import sys
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -98,13 +98,13 @@ def _find_common_prefix(names: Collection[str], expected: Collection[str]) -> st
 
 
 def _find_inner_prefix(names: Collection[str], expected: Collection[str], source: str) -> str:
-    anchors = {*expected, *_HUGGING_FACE_ANCHORS}
+    anchors = {*expected, _HUGGING_FACE_ANCHOR, _CLIP_ANCHOR}
     counts: Counter[str] = Counter()
     for name in names:
         ends = [position + 1 for position, sign in enumerate(name) if sign == "."]
         counts.update(name[:end] for end in ends if name[end:] in anchors)
     whole = [prefix for prefix, count in counts.items() if count >= MIN_SHARE_FOUND * len(expected)]
-    whole = whole or [prefix for prefix in counts if prefix + _HUGGING_FACE_ANCHORS[0] in names]
+    whole = whole or [prefix for prefix in counts if {prefix + _HUGGING_FACE_ANCHOR, prefix + _CLIP_ANCHOR} & {*names}]
     ranks = {prefix: _rank_prefix(prefix) for prefix in whole}
     best = [prefix for prefix in whole if ranks[prefix] == min(ranks.values())]
     if len(best) > 1:
@@ -125,7 +125,7 @@ def shorten_names(names: list[str]) -> str:
     return ", ".join(map(quote_name, names[:NUM_KEYS_SHOWN])) + (f", and {rest} more" if rest > 0 else "")
 
 
-_HUGGING_FACE_ANCHORS = ("embeddings.cls_token",)
+_HUGGING_FACE_ANCHOR, _CLIP_ANCHOR = "embeddings.cls_token", "embeddings.class_embedding"
 _HUGGING_FACE_NAMES = tuple(
     (re.compile(pattern), replacement)
     for pattern, replacement in (
@@ -149,33 +149,65 @@ _HUGGING_FACE_NAMES = tuple(
         (r"\.mlp\.weights_out\.", ".mlp.w3."),
     )
 )
+_CLIP_NAMES = tuple(
+    (re.compile(pattern), replacement)
+    for pattern, replacement in (
+        (r"^embeddings\.class_embedding$", "cls_token"),
+        (r"^embeddings\.position_embedding\.weight$", "pos_embed"),
+        (r"^embeddings\.patch_embedding\.", "patch_embed.proj."),
+        (r"^pre_layrnorm\.", "norm_pre."),  # so spelled there
+        (r"^post_layernorm\.", "norm."),
+        (r"^encoder\.layers\.(\d+)\.", r"blocks.\1."),
+        (r"\.layer_norm([12])\.", r".norm\1."),
+        (r"\.self_attn\.q_proj\.", ".query."),
+        (r"\.self_attn\.k_proj\.", ".key."),
+        (r"\.self_attn\.v_proj\.", ".value."),
+        (r"\.self_attn\.out_proj\.", ".attn.proj."),
+    )
+)
 _PARTS = ("query", "key", "value")
 
 
 def rename_hugging_face(states: Mapping[str, Tensor], source: str) -> Renamed:
-    """Turn the names that Hugging Face's transformers give to ViT, DeiT, DINOv2 and DINOv3 into their authors'.
+    """Turn the names that Hugging Face's transformers give to ViT, DeiT, DINOv2, DINOv3 and CLIP into their authors'.
 
     timm's own filters take it from there. Other weights are handed on as they are.
     """
-    if _HUGGING_FACE_ANCHORS[0] not in states:
+    if _CLIP_ANCHOR in states:
+        return _rename_clip(states, source)
+    if _HUGGING_FACE_ANCHOR not in states:
         return Renamed(states, ())
     is_dinov3 = any(name.endswith("_proj.weight") for name in states)
     is_gated = any(".mlp.gate_proj." in name for name in states)
     layers = ("norm", "layernorm", "embeddings", "encoder", "layer", "model")
     left_out = sorted(name for name in states if name.partition(".")[0] not in layers)
-    named = {_rename(name): tensor for name, tensor in states.items() if name not in left_out}
+    named = {_rename(name, _HUGGING_FACE_NAMES): tensor for name, tensor in states.items() if name not in left_out}
     if is_dinov3:
         named = {_rename_dinov3(name, is_gated): tensor for name, tensor in named.items()}
     elif "register_tokens" in named or any(name.endswith(".ls1.gamma") for name in named):
         named.setdefault("mask_token", torch.zeros(1))  # by which timm knows DINOv2
-    note = f"the names in {source} are Hugging Face's; they were turned into timm's."
+    note = _HUGGING_FACE_NOTE.format(source)
     if left_out:
         note += f" Left out: {shorten_names(left_out)}."
     return Renamed(_join_parts(named), (note,))
 
 
-def _rename(name: str) -> str:
-    for pattern, replacement in _HUGGING_FACE_NAMES:
+_HUGGING_FACE_NOTE = "the names in {} are Hugging Face's; they were turned into timm's."
+
+
+def _rename_clip(states: Mapping[str, Tensor], source: str) -> Renamed:
+    """Turn the names of the image tower of a CLIP; the numbers of its positions, which old files hold, are left out."""
+    named = {
+        _rename(name, _CLIP_NAMES): tensor for name, tensor in states.items() if not name.endswith(".position_ids")
+    }
+    for name in ("cls_token", "pos_embed"):  # (D,) and (N, D), of timm (1, 1, D) and (1, N, D)
+        if name in named:
+            named[name] = named[name].reshape(1, -1, named[name].shape[-1])
+    return Renamed(_join_parts(named), (_HUGGING_FACE_NOTE.format(source),))
+
+
+def _rename(name: str, table: Iterable[tuple[re.Pattern[str], str]]) -> str:
+    for pattern, replacement in table:
         name = pattern.sub(replacement, name)
     return name
 

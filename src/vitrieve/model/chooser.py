@@ -71,10 +71,10 @@ def list_weights() -> list[WeightsRow]:
 
 
 def build_row(entry: WeightsEntry, facts: dict[str, Facts]) -> WeightsRow:
-    """Collect what is known of an entry; of a difference the cost is that of what it is a difference to."""
+    """Collect what is known of an entry."""
     family = next((family for family in FAMILIES if entry.name in family.names), None)
     outside = PACKAGE_INDEX if entry.wheel or entry.delta else "Other models of timm"
-    known = facts.get(entry.name) or (facts.get(entry.delta.base) if entry.delta else None)
+    known = facts.get(entry.name)
     own = "cls" if entry.architecture.startswith("vit_") else "average"
     return WeightsRow(
         entry=entry,

@@ -1,8 +1,8 @@
 """Pre-trained weights: the table of names, and where they are fetched from.
 
 Two names come from a package index and need no model hub: ``dinov2-vits14`` and ``efficientnet-lite0``
-(``wheels.py``). The other names are timm's models on the hub; any timm name works, not only those of the table, and is
-fetched quickly or refused quickly.
+(``wheels.py``). The other names are models of timm whose weights are on the hub; any timm name works, not only those of
+the table, and is fetched quickly or refused quickly.
 """
 
 from __future__ import annotations
@@ -116,13 +116,13 @@ def _build_hub_entries() -> Iterator[WeightsEntry]:
     """Build the entries of the families in ``catalog.py``."""
     facts = read_facts()
     for family in FAMILIES:
-        for name in family.names:
+        for name, model in family.list_models():
             known = facts.get(name)
             if known is None:  # a new name, whose facts benchmarks/weights_catalog.py is to write
                 continue
             yield WeightsEntry(
                 name=name,
-                architecture=name.partition(".")[0],
+                architecture=model.partition(".")[0],
                 license=known.license.replace("apache", "Apache"),
                 terms=family.terms,
                 num_bytes=known.num_bytes,
@@ -131,7 +131,7 @@ def _build_hub_entries() -> Iterator[WeightsEntry]:
                 mean=known.mean,
                 std=known.std,
                 interpolation=known.interpolation,
-                hub_id=f"timm/{name}",
+                hub_id=f"{family.publisher}/{name}",
             )
 
 
