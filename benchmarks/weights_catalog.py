@@ -14,6 +14,7 @@ import argparse
 import datetime
 import gc
 import json
+import statistics
 import time
 from pathlib import Path
 from typing import Any
@@ -27,20 +28,24 @@ from vitrieve.doctor import read_cpu
 from vitrieve.model.backbone import build_backbone, count_cost, describe_tokens
 from vitrieve.model.catalog import FAMILIES
 from vitrieve.model.encoder import build_encoder
+from vitrieve.model.pretrained import WEIGHTS
+from vitrieve.runtime.device import resolve_precision
 from vitrieve.runtime.encoder import wrap_encoder
 
 CATALOG = Path(__file__).resolve().parents[1] / "src" / "vitrieve" / "model" / "catalog.json"
-OWN = {  # names that need no hub: timm's name, and what is otherwise
-    "dinov2-vits14": ("vit_small_patch14_dinov2.lvd142m", {"image_size": 224, "num_bytes": 90_210_194}),
-    "vitrieve-general-v1": ("vit_small_patch14_dinov2.lvd142m", {"image_size": 126, "num_bytes": 90_210_194}),
-    "efficientnet-lite0": ("tf_efficientnet_lite0.in1k", {"image_size": 224, "num_bytes": 17_364_911}),
+OWN = {  # names that need no hub, and timm's names of their models
+    "dinov2-vits14": "vit_small_patch14_dinov2.lvd142m",
+    "vitrieve-general-v1": "vit_small_patch14_dinov2.lvd142m",
+    "efficientnet-lite0": "tf_efficientnet_lite0.in1k",
 }
+MIN_SECONDS = 4.0
+"""Each speed is the median of measurements that take so long together."""
 
 
 def describe(timm_name: str, image_size: int | None, is_native: bool) -> dict[str, Any]:
     """Describe weights by timm's settings and a count of operations; no weights are fetched or allocated.
 
-    A name without a tag is that of a model, for weights of others, which have no classifier.
+    A timm name without a tag stands for weights of another publisher, which have no classifier.
     """
     config = timm.get_pretrained_cfg(timm_name, allow_unregistered=False)
     size = image_size or int(config.input_size[-1])
@@ -64,19 +69,23 @@ def describe(timm_name: str, image_size: int | None, is_native: bool) -> dict[st
 
 
 def measure_speed(timm_name: str, image_size: int, num_images: int) -> float:
-    """Return images a second with random weights, after one batch to warm up."""
+    """Return images a second with random weights, after one batch to warm up: the median of some seconds."""
     config = ModelConfig(backbone=timm_name, image_size=image_size, drop_path_rate=0.0)
     encoder = wrap_encoder(build_encoder(config, is_pretrained=False, seed=0).eval(), name=timm_name)
     squares = np.random.default_rng(0).integers(0, 256, (num_images, image_size, image_size, 3), dtype=np.uint8)
     encoder.encode_squares(squares[: encoder.batch_size])
-    start = time.perf_counter()
-    encoder.encode_squares(squares)
-    return num_images / (time.perf_counter() - start)
+    seconds: list[float] = []
+    while sum(seconds) < MIN_SECONDS:
+        start = time.perf_counter()
+        encoder.encode_squares(squares)
+        seconds.append(time.perf_counter() - start)
+    return num_images / statistics.median(seconds)
 
 
 def begin_speeds(catalog: dict[str, Any]) -> None:
-    """Note machine and date of the speeds; drop those that another machine, or another torch, has measured."""
-    machine = f"torch {torch.__version__}, {torch.get_num_threads()} threads of {read_cpu()['model']}"
+    """Note machine and date of the speeds; drop those of another machine, precision or torch."""
+    version, precision = torch.__version__.partition("+")[0], resolve_precision("auto")
+    machine = f"torch {version} in {precision}, {torch.get_num_threads()} threads of {read_cpu()['model']}"
     if not catalog["speed_note"].startswith(f"{machine}, "):
         for row in catalog["weights"].values():
             row.pop("images_per_second", None)
@@ -92,17 +101,23 @@ def main() -> None:
     catalog = json.loads(CATALOG.read_text()) if CATALOG.exists() else {"speed_note": "", "weights": {}}
     if arguments.speed:
         begin_speeds(catalog)
-    jobs: list[tuple[str, str, dict[str, Any], bool]] = [(name, *OWN[name], False) for name in OWN]
+    jobs: list[tuple[str, str, dict[str, Any], bool]] = []
+    for name, model in OWN.items():
+        jobs.append(
+            (name, model, {"image_size": WEIGHTS[name].image_size, "num_bytes": WEIGHTS[name].num_bytes}, False)
+        )
     for family in FAMILIES:
-        fixed = {key: value for key in ("image_size", "license") if (value := getattr(family, key))}
-        jobs += [(name, model, fixed, family.pooling == "native") for name, model in family.list_models()]
+        fixed: dict[str, Any] = {"license": family.license} if family.license else {}
+        if family.image_size is not None:
+            fixed["image_size"] = family.image_size
+        jobs += [(name, model, fixed, family.pooling == "native") for name, model in family.pair_with_timm()]
     for name, timm_name, fixed, is_native in jobs:
         if arguments.names and name not in arguments.names:
             continue
         before = catalog["weights"].get(name, {})
         row = {**describe(timm_name, fixed.get("image_size"), is_native), **fixed}
         if arguments.speed:
-            row["images_per_second"] = round(measure_speed(timm_name, row["image_size"], arguments.speed), 1)
+            row["images_per_second"] = float(f"{measure_speed(timm_name, row['image_size'], arguments.speed):.3g}")
             gc.collect()  # an encoder is a ring of references
         elif "images_per_second" in before:
             row["images_per_second"] = before["images_per_second"]

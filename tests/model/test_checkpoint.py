@@ -11,11 +11,13 @@ from typing import Any
 import pytest
 import timm
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
 from torch import Tensor, nn
 
+from tests.model.hub_server import Hub, Repository
 from vitrieve.config import ModelConfig
-from vitrieve.errors import WeightsError
+from vitrieve.errors import ConfigError, WeightsError
+from vitrieve.evaluation.export import export
 from vitrieve.model.backbone import build_backbone
 from vitrieve.model.checkpoint import load_backbone_states, strip_prefix
 from vitrieve.model.encoder import ImageEncoder, add_reduction, build_encoder, save_encoder
@@ -214,7 +216,61 @@ def test_the_image_tower_of_a_clip_of_hugging_face_is_timms(prefix: str, beside:
     for key, tensor in source.state_dict().items():
         assert torch.equal(target.state_dict()[key], tensor), key
     assert "are Hugging Face's" in notes[-1]
-    assert all(name in " ".join(notes) for name in beside)
+    assert "whose name has quickgelu" in notes[-1]
+    assert all(name in " ".join(notes) for name in (*beside, "embeddings.position_ids"))
+
+
+def test_positions_of_a_clip_of_hugging_face_are_resampled() -> None:
+    source = randomised(CLIP_MODEL, img_size=64)
+    small, large = (timm.create_model(CLIP_MODEL, **{**SMALL, "img_size": 96}) for _ in range(2))
+    load_backbone_states(small, spell_as_clip(source.state_dict()), "w.safetensors")
+    load_backbone_states(large, source.state_dict(), "w.safetensors")
+    assert small.pos_embed.shape == (1, 10, 48)
+    assert torch.equal(small.pos_embed, large.pos_embed)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda states: states.pop("encoder.layers.1.self_attn.v_proj.weight"),
+            r"does not fit .*blocks\.1\.key\.weight",
+        ),
+        (lambda states: states.pop("embeddings.class_embedding"), "does not fit the backbone"),
+        (lambda states: states.pop("embeddings.position_embedding.weight"), "does not fit the backbone"),
+    ],
+)
+def test_a_clip_without_one_of_its_parts_is_refused(change: Callable[[Any], Any], message: str) -> None:
+    states = spell_as_clip(randomised(CLIP_MODEL, img_size=64).state_dict())
+    change(states)
+    with pytest.raises(WeightsError, match=message):
+        load_backbone_states(timm.create_model(CLIP_MODEL, **{**SMALL, "img_size": 64}), states, "w.safetensors")
+
+
+def test_a_clip_does_not_fit_a_plain_vision_transformer() -> None:
+    states = spell_as_clip(randomised(CLIP_MODEL, img_size=64).state_dict())
+    target = timm.create_model("vit_base_patch32_224", **{**SMALL, "img_size": 64})
+    with pytest.raises(WeightsError, match=r"missing \(patch_embed.proj.bias\); .*unexpected \(norm_pre"):
+        load_backbone_states(target, states, "w.safetensors")
+
+
+def test_mlcd_is_fetched_by_its_name(empty_hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = randomised(CLIP_MODEL, img_size=64)
+    spelled = {f"vision_model.{name}": tensor for name, tensor in spell_as_clip(source.state_dict()).items()}
+    repository = Repository({"model.safetensors": save(spelled)})
+    empty_hub.repositories["DeepGlint-AI/mlcd-vit-base-patch32-224"] = repository
+    create, notes = timm.create_model, list[str]()
+    monkeypatch.setattr(timm, "create_model", lambda name, **given: create(name, **{**SMALL, **given}))
+    backbone = build_backbone("mlcd-vit-base-patch32-224", image_size=64, on_note=notes.append)
+    for key, tensor in source.state_dict().items():
+        assert torch.equal(backbone.state_dict()[key], tensor), key
+    assert notes == []
+    encoder = build_encoder(
+        ModelConfig(backbone="mlcd-vit-base-patch32-224", image_size=64, drop_path_rate=0.0), seed=0
+    )
+    save_encoder(encoder.eval(), tmp_path / "encoder")
+    with pytest.raises(ConfigError, match="have other names on the hub"):
+        export(tmp_path / "encoder", tmp_path / "small", delta_rank=2)
 
 
 def test_biases_that_a_backbone_has_not_are_refused() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import huggingface_hub.constants
@@ -69,6 +70,18 @@ def test_without_the_hub_the_default_is_that_of_the_package_index(
 def test_offline_nobody_is_asked(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     assert choose_default_encoder() == WHEEL
+    assert hub.requests == []
+
+
+def test_without_the_hubs_client_the_line_names_the_extra(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    monkeypatch.setattr("vitrieve.model.default.find_spec", lambda name: None)
+    assert choose_default_encoder() == WHEEL
+    assert capsys.readouterr().err == (
+        f"the encoder is {WHEEL}; the hub is not asked for {PUBLISHED_WEIGHTS}: that needs vitrieve[hub]\n"
+    )
     assert hub.requests == []
 
 

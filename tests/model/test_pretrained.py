@@ -87,10 +87,10 @@ def test_weights_table_is_consistent() -> None:
         assert entry.terms
         assert entry.num_bytes > 0
         assert entry.license
-        is_timms = entry.hub_id is not None and entry.hub_id.startswith("timm/")
-        config = timm.get_pretrained_cfg(name if is_timms else entry.architecture)
+        is_from_timm = entry.hub_id is not None and entry.hub_id.startswith("timm/")
+        config = timm.get_pretrained_cfg(name if is_from_timm else entry.architecture)
         assert (entry.mean, entry.std, entry.interpolation) == (config.mean, config.std, config.interpolation)
-        if is_timms:
+        if is_from_timm:
             assert (entry.hub_id, entry.license.lower()) == (config.hf_hub_id, config.license)
             assert entry.image_size in (config.input_size[-1], 224)
     assert "may have been fine-tuned" in WEIGHTS["dinov2-vits14"].note

@@ -163,7 +163,7 @@ def test_pictures_and_texts_have_the_vectors_of_transformers(kind: str, publishe
 
 @pytest.mark.parametrize("kind", ["CLIPVisionModel", "CLIPVisionModelWithProjection"])
 def test_an_image_tower_becomes_a_backbone_of_timm_with_the_same_features(kind: str, tmp_path: Path) -> None:
-    """As the chooser's MLCD, whose published weights are those of a CLIPVisionModel."""
+    """MLCD's published weights are those of a ``CLIPVisionModel``, so these names must give the same features."""
     sizes = {"hidden_size": 32, "intermediate_size": 128, "image_size": 64, "patch_size": 32}
     config = transformers.CLIPVisionConfig(num_hidden_layers=2, num_attention_heads=2, **sizes)
     torch.manual_seed(0)

@@ -322,13 +322,20 @@ def _find_base(contents: EncoderContents, folder: Path) -> str:
     """Return the name of the weights that an encoder started from.
 
     Raises:
-        ConfigError: It started from a file, at random, or from a name that is unknown here.
+        ConfigError: It started from a file, at random, from a name that is unknown here, or from weights that have
+            other names on the hub than in an encoder.
     """
     spec = contents.spec
     try:
-        source = find_weights(spec.backbone).source
+        entry = find_weights(spec.backbone)
     except WeightsError as error:
         raise ConfigError(f"{folder} started from {quote_name(spec.backbone)}, and {error}") from error
+    source = entry.source
+    if entry.hub_id is not None and not entry.hub_id.startswith("timm/"):
+        raise ConfigError(
+            f"the weights {spec.backbone}, from which {folder} started, have other names on the hub than here, "
+            "so no difference to them can be taken. Share the whole encoder."
+        )
     if spec.weights_source != source and not spec.weights_source.startswith(f"{source}, trained on"):
         raise ConfigError(
             f"{folder} started from {quote_name(spec.weights_source)} and not from the weights {spec.backbone}, so "

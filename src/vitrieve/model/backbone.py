@@ -85,7 +85,7 @@ def build_backbone(
         patch_drop_rate: Share of the patches left out in training, in [0, 1), drawn for each image from torch's
             global generator; prefix tokens stay (Liu et al., arXiv:2208.07220). For transformers.
         is_pretrained: False leaves the weights random (drawn from torch's global generator).
-        on_note: Called with each sentence about what was changed in the names of the weights, or left out.
+        on_note: Called with each sentence about what was changed in the names of local weights, or left out.
 
     Returns:
         The model in training mode, float32.
@@ -100,9 +100,11 @@ def build_backbone(
         return _create_model(architecture, image_size, drop_rates)
     with torch.random.fork_rng(devices=[]):  # a random start that is thrown away must not change what follows
         backbone = _create_model(architecture, image_size, drop_rates)
+    is_named = weights is None
     if not isinstance(weights, LocalWeights):
         weights = read_local_weights(Path(weights) if weights is not None else pull_weights(name))
-    for note in (*weights.notes, *load_backbone_states(backbone, weights.states, str(weights.path))):
+    notes = (*weights.notes, *load_backbone_states(backbone, weights.states, str(weights.path)))
+    for note in () if is_named else notes:
         on_note(note)
     return backbone
 

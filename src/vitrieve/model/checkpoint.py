@@ -98,13 +98,13 @@ def _find_common_prefix(names: Collection[str], expected: Collection[str]) -> st
 
 
 def _find_inner_prefix(names: Collection[str], expected: Collection[str], source: str) -> str:
-    anchors = {*expected, _HUGGING_FACE_ANCHOR, _CLIP_ANCHOR}
+    anchors = {*expected, *_HUGGING_FACE_ANCHORS}
     counts: Counter[str] = Counter()
     for name in names:
         ends = [position + 1 for position, sign in enumerate(name) if sign == "."]
         counts.update(name[:end] for end in ends if name[end:] in anchors)
     whole = [prefix for prefix, count in counts.items() if count >= MIN_SHARE_FOUND * len(expected)]
-    whole = whole or [prefix for prefix in counts if {prefix + _HUGGING_FACE_ANCHOR, prefix + _CLIP_ANCHOR} & {*names}]
+    whole = whole or [prefix for prefix in counts if any(prefix + anchor in names for anchor in _HUGGING_FACE_ANCHORS)]
     ranks = {prefix: _rank_prefix(prefix) for prefix in whole}
     best = [prefix for prefix in whole if ranks[prefix] == min(ranks.values())]
     if len(best) > 1:
@@ -125,7 +125,9 @@ def shorten_names(names: list[str]) -> str:
     return ", ".join(map(quote_name, names[:NUM_KEYS_SHOWN])) + (f", and {rest} more" if rest > 0 else "")
 
 
-_HUGGING_FACE_ANCHOR, _CLIP_ANCHOR = "embeddings.cls_token", "embeddings.class_embedding"
+_HUGGING_FACE_ANCHORS = ("embeddings.cls_token", "embeddings.class_embedding")
+_HUGGING_FACE_CLIP = {"embeddings.class_embedding", "embeddings.position_embedding.weight"}
+"""Names by which a CLIP is known; BLIP, whose other layers differ, has only the first."""
 _HUGGING_FACE_NAMES = tuple(
     (re.compile(pattern), replacement)
     for pattern, replacement in (
@@ -149,13 +151,13 @@ _HUGGING_FACE_NAMES = tuple(
         (r"\.mlp\.weights_out\.", ".mlp.w3."),
     )
 )
-_CLIP_NAMES = tuple(
+_HUGGING_FACE_CLIP_NAMES = tuple(
     (re.compile(pattern), replacement)
     for pattern, replacement in (
         (r"^embeddings\.class_embedding$", "cls_token"),
         (r"^embeddings\.position_embedding\.weight$", "pos_embed"),
         (r"^embeddings\.patch_embedding\.", "patch_embed.proj."),
-        (r"^pre_layrnorm\.", "norm_pre."),  # so spelled there
+        (r"^pre_laye?rnorm\.", "norm_pre."),  # CLIP has the first spelling, and some that follow it the second
         (r"^post_layernorm\.", "norm."),
         (r"^encoder\.layers\.(\d+)\.", r"blocks.\1."),
         (r"\.layer_norm([12])\.", r".norm\1."),
@@ -169,41 +171,38 @@ _PARTS = ("query", "key", "value")
 
 
 def rename_hugging_face(states: Mapping[str, Tensor], source: str) -> Renamed:
-    """Turn the names that Hugging Face's transformers give to ViT, DeiT, DINOv2, DINOv3 and CLIP into their authors'.
+    """Turn the names that Hugging Face's transformers give to ViT, DeiT, DINOv2, DINOv3 and CLIP into known ones.
 
-    timm's own filters take it from there. Other weights are handed on as they are.
+    They become the names of the models' authors, of CLIP timm's own; timm's filters take it from there. Other weights
+    are handed on as they are.
     """
-    if _CLIP_ANCHOR in states:
-        return _rename_clip(states, source)
-    if _HUGGING_FACE_ANCHOR not in states:
+    is_clip = states.keys() >= _HUGGING_FACE_CLIP
+    if not is_clip and _HUGGING_FACE_ANCHORS[0] not in states:
         return Renamed(states, ())
-    is_dinov3 = any(name.endswith("_proj.weight") for name in states)
-    is_gated = any(".mlp.gate_proj." in name for name in states)
-    layers = ("norm", "layernorm", "embeddings", "encoder", "layer", "model")
-    left_out = sorted(name for name in states if name.partition(".")[0] not in layers)
-    named = {_rename(name, _HUGGING_FACE_NAMES): tensor for name, tensor in states.items() if name not in left_out}
-    if is_dinov3:
+    layers: tuple[str, ...] = ("norm", "layernorm", "embeddings", "encoder", "layer", "model")
+    if is_clip:
+        layers = ("embeddings", "encoder", "pre_layrnorm", "pre_layernorm", "post_layernorm")
+    left_out = sorted(name for name in states if name.partition(".")[0] not in layers or name.endswith(".position_ids"))
+    table = _HUGGING_FACE_CLIP_NAMES if is_clip else _HUGGING_FACE_NAMES
+    named = {_rename(name, table): tensor for name, tensor in states.items() if name not in left_out}
+    if is_clip:
+        named = {name: _add_dimensions(name, tensor) for name, tensor in named.items()}
+    elif any(name.endswith("_proj.weight") for name in states):
+        is_gated = any(".mlp.gate_proj." in name for name in states)
         named = {_rename_dinov3(name, is_gated): tensor for name, tensor in named.items()}
     elif "register_tokens" in named or any(name.endswith(".ls1.gamma") for name in named):
         named.setdefault("mask_token", torch.zeros(1))  # by which timm knows DINOv2
-    note = _HUGGING_FACE_NOTE.format(source)
+    note = f"the names in {source} are Hugging Face's; they were turned into timm's."
+    if is_clip:
+        note += " They do not tell the activation: for quick_gelu, a backbone is needed whose name has quickgelu."
     if left_out:
         note += f" Left out: {shorten_names(left_out)}."
     return Renamed(_join_parts(named), (note,))
 
 
-_HUGGING_FACE_NOTE = "the names in {} are Hugging Face's; they were turned into timm's."
-
-
-def _rename_clip(states: Mapping[str, Tensor], source: str) -> Renamed:
-    """Turn the names of the image tower of a CLIP; the numbers of its positions, which old files hold, are left out."""
-    named = {
-        _rename(name, _CLIP_NAMES): tensor for name, tensor in states.items() if not name.endswith(".position_ids")
-    }
-    for name in ("cls_token", "pos_embed"):  # (D,) and (N, D), of timm (1, 1, D) and (1, N, D)
-        if name in named:
-            named[name] = named[name].reshape(1, -1, named[name].shape[-1])
-    return Renamed(_join_parts(named), (_HUGGING_FACE_NOTE.format(source),))
+def _add_dimensions(name: str, tensor: Tensor) -> Tensor:
+    """Give CLIP's class token ``(D,)`` and positions ``(N, D)`` timm's shapes, ``(1, 1, D)`` and ``(1, N, D)``."""
+    return tensor.reshape(1, -1, tensor.shape[-1]) if name in ("cls_token", "pos_embed") and tensor.ndim else tensor
 
 
 def _rename(name: str, table: Iterable[tuple[re.Pattern[str], str]]) -> str:
@@ -221,16 +220,22 @@ def _rename_dinov3(name: str, is_gated: bool) -> str:
 
 
 def _join_parts(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Put query, key and value, which stand apart, into one matrix; a missing bias (DINOv3's key) is zero."""
+    """Put query, key and value, which stand apart, into one matrix.
+
+    A missing bias of the key is zero: DINOv3 has none, and attention is the same with any. Where another part is
+    missing, the parts stay apart, and are refused.
+    """
     joined = {name: tensor for name, tensor in named.items() if name.split(".")[-2:-1][:1] not in ([p] for p in _PARTS)}
     blocks = {name.rpartition(".query.")[0] for name in named if ".query." in name}
     for block in sorted(blocks):
         for kind in ("weight", "bias"):
-            parts = [named.get(f"{block}.{part}.{kind}") for part in _PARTS]
-            like = next((part for part in parts if part is not None), None)
-            if like is not None:
-                whole = [torch.zeros_like(like) if part is None else part for part in parts]
-                joined[f"{block}.attn.qkv.{kind}"] = torch.cat(whole)  # (3 D, D) or (3 D,)
+            found = {part: named[f"{block}.{part}.{kind}"] for part in _PARTS if f"{block}.{part}.{kind}" in named}
+            if kind == "bias" and found.keys() == {"query", "value"}:
+                found["key"] = torch.zeros_like(found["query"])
+            if found.keys() == {*_PARTS}:
+                joined[f"{block}.attn.qkv.{kind}"] = torch.cat([found[part] for part in _PARTS])  # (3 D, D) or (3 D,)
+            else:
+                joined |= {f"{block}.{part}.{kind}": tensor for part, tensor in found.items()}
     return joined
 
 

@@ -106,7 +106,7 @@ def format_rows(rows: Sequence[WeightsRow]) -> list[str]:
         "vitrieve weights describe NAME has the published figures of this table, with their sources.",
     ]
     if has_speeds:
-        lines.append(f"images/s: with random weights, {read_speed_note()}")
+        lines.append(f"images/s: of {read_speed_note()}; other engines are faster or slower.")
     return lines
 
 

