@@ -63,8 +63,8 @@ class ContestSettings:
     """What is the same for every method of a contest."""
 
     budget_minutes: Positive = 4.0
-    """Minutes of training steps that each run may take. How many images the reference sees in them is measured once;
-    every method then sees that many."""
+    """Minutes of training steps of the reference. How many images it sees in them is measured once; every method then
+    sees that many, in more time where its loss is slower."""
     num_images: Count | None = None
     """Images that each run sees, counted again in every epoch, instead of a time; None: those of the budget."""
     seeds: Count = 3

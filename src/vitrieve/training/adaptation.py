@@ -1,4 +1,4 @@
-"""A linear head learned on stored embeddings in seconds, and put into the encoder that made them.
+"""A linear head learned on stored embeddings, and put into the encoder that made them.
 
 No picture is read: the vectors that ``vitrieve embed`` wrote are multiplied by a matrix, which is trained to tell the
 training classes of a source apart. Classes that are held out decide how long, how many dimensions remain, and whether
