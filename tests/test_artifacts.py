@@ -123,6 +123,18 @@ def test_prepare_folder_keeps_a_partial_artifact_on_resume(tmp_path: Path) -> No
     assert (tmp_path / "a" / "content").read_text() == "old"
 
 
+def test_trap_overwriting_and_resuming_goes_on_with_what_is_begun(tmp_path: Path) -> None:
+    """A stopped command with ``--overwrite`` says to run it again with ``--resume``: that keeps what it has made."""
+    make_partial(tmp_path / "a", "index")
+    prepare_folder(tmp_path / "a", kind="index", is_overwrite=True, is_resume=True)
+    assert (tmp_path / "a" / "content").read_text() == "old"
+    with replacing_folder(tmp_path / "a", kind="index", is_overwrite=True, is_resume=True) as folder:
+        assert (folder / "content").read_text() == "old"
+        write_manifest(folder, "index", {})
+    prepare_folder(tmp_path / "a", kind="index", is_overwrite=True, is_resume=True)
+    assert not (tmp_path / "a" / "content").exists()  # a finished one is replaced
+
+
 def test_prepare_folder_advises_no_resume_where_there_is_none(tmp_path: Path) -> None:
     make_partial(tmp_path / "a")
     with pytest.raises(ArtifactError, match="--overwrite") as caught:

@@ -66,8 +66,9 @@ def prepare_folder(
 ) -> None:
     """Make ``folder`` ready to be written.
 
-    A finished artifact is refused unless ``is_overwrite``; a partial one unless ``is_resume`` (kept) or
-    ``is_overwrite`` (emptied). A folder that is not ours, or holds another kind of artifact, is never emptied.
+    A finished artifact is refused unless ``is_overwrite``; a partial one unless ``is_resume`` (kept, also with
+    ``is_overwrite``: a stopped command that replaces goes on) or ``is_overwrite`` (emptied). A folder that is not ours,
+    or holds another kind of artifact, is never emptied.
 
     Args:
         folder: Folder that ``--out`` names.
@@ -81,7 +82,7 @@ def prepare_folder(
     """
     check_folder(folder, kind=kind, is_overwrite=is_overwrite, is_resume=is_resume, is_resumable=is_resumable)
     is_there = _is_ours(folder / MANIFEST_NAME) or (folder / _PARTIAL_NAME).exists()
-    if is_there and is_overwrite:
+    if is_there and is_overwrite and not (is_resume and is_partial(folder)):
         _empty_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
     _mark_partial(folder, kind)

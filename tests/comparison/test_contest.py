@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import functools
 import json
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from html.parser import HTMLParser
@@ -308,6 +309,26 @@ def test_a_training_that_ended_the_process_twice_is_a_row(tmp_path: Path) -> Non
     with pytest.raises(vitrieve.ConfigError, match="ended 2 times"), cells._counting_beginnings(tmp_path / "run"):
         pass
     assert not begun.exists()
+
+
+def test_a_folder_of_dots_has_results_of_its_own() -> None:
+    assert all(re.fullmatch(r"\.+-[0-9a-f]{8}", cells._slug(name)) for name in (".", ".."))
+    assert cells._slug("a.b") == "a.b"
+
+
+def test_an_error_is_not_lost_to_a_page_that_cannot_be_written(
+    sources: tuple[str, str], settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, "no space left")
+
+    def stop(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("vitrieve.comparison.contest.write_page", fail)
+    monkeypatch.setattr("vitrieve.comparison.contest._ContestRun.run_cells", stop)
+    with pytest.raises(KeyboardInterrupt):
+        vitrieve.compare([SMALL], sources[:1], tmp_path / "out", **settings)
 
 
 def test_wrong_data_is_refused_before_anything_is_written(sources: tuple[str, str], tmp_path: Path) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -23,10 +24,11 @@ from vitrieve.comparison.statistics import (
     seeds_p_value,
     summarize,
 )
+from vitrieve.errors import ArtifactError
 from vitrieve.evaluation.analysis import difference_interval
 from vitrieve.evaluation.metrics import score_queries
 
-from .conftest import make_contest, make_outcome
+from .conftest import GROUPS, make_contest, make_outcome
 
 AUC = np.array(
     [
@@ -295,6 +297,14 @@ def test_summarize_counts_whole_rounds_only() -> None:
     assert entries["weak"]["map_at_r"]["mean"] is None
     assert entries["strong"]["num_seeds"] == 3
     assert entries["strong"]["map_at_r"]["difference"] is None
+
+
+def test_trap_results_of_different_pictures_are_not_paired() -> None:
+    """A picture that was mended between two runs is one query more; another that broke since makes up for it."""
+    other = make_outcome("b", "bb", 1, 0.6)
+    moved = {**other.queries["p"], "groups": np.concatenate([GROUPS[1:], GROUPS[-1:]]).astype(float)}
+    with pytest.raises(ArtifactError, match=r"the results of .* on bb are of different pictures"):
+        summarize(make_contest({"a": 0.5, "b": 0.6}, replace(other, queries={"p": moved})))
 
 
 def test_summarize_of_nothing() -> None:

@@ -147,6 +147,23 @@ def test_read_sources_without_classes_trains_on_no_folder_that_is_for_testing(
     assert [note.partition(" ")[0] for note in counted] == [str(len(left_out))] * bool(left_out)
 
 
+@pytest.mark.parametrize("protocols", [(), ("own_classes",)])
+def test_trap_a_flat_folder_that_is_called_as_a_data_set_is_the_folder(
+    protocols: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "emoji").mkdir()
+    (tmp_path / "emoji" / "1.jpg").touch()
+    monkeypatch.chdir(tmp_path)
+    (found,) = read_sources("folder:emoji", protocols=protocols, classes="none")
+    assert [record.image_id for record in found.records] == ["1.jpg"]
+    assert (found.name, found.source) == ("emoji", "folder:emoji")
+
+
+def test_set_apart_refuses_labels_without_names_which_would_be_those_of_another() -> None:
+    with pytest.raises(DataError, match="zoo has labels for which label_names has no name"):
+        set_apart([build_dataset("zoo", labels=(0, 1, 2)), build_dataset("farm")])
+
+
 def test_read_sources_without_classes_forgets_further_labels_too(tmp_path: Path) -> None:
     rows = [f"{number}.jpg,train,{number % 2},a;b" for number in range(4)]
     (tmp_path / "own.csv").write_text("\n".join(["path,split,label,more_labels", *rows]))

@@ -243,6 +243,18 @@ def test_held_out_images_look_for_the_catalogue_where_there_is_one(dataset: Data
     assert {record.label for record in data.fit}.isdisjoint({4, 9, 14, 19, 24, *range(NUM_CLASSES, 100)})
 
 
+def test_a_catalogue_of_too_few_classes_is_not_looked_for(dataset: Dataset) -> None:
+    shown = [
+        ImageRecord(image_id=f"shown {label}", path=Path("x"), label=label, split="test", is_query=False)
+        for label in (4, 9)
+    ]
+    data = divide_for_choice(dataclasses.replace(dataset, records=(*dataset.records, *shown)))
+    assert data is not None
+    assert data.num_judges == 5
+    assert not any(record.image_id.startswith("shown") for record in data.held_out.records)
+    assert all(record.is_gallery for record in data.held_out.records if record.is_query)
+
+
 def test_the_choice_is_made_with_so_many_images(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vitrieve.evaluation.reranking.MAX_IMAGES", 15)
     data = divide_for_choice(dataset)
@@ -378,8 +390,10 @@ def test_parse_rerankings_refuses_unknown_names() -> None:
     assert parse_rerankings(["superglobal", "chamfer, superglobal"]) == ("superglobal", "chamfer")
     with pytest.raises(ConfigError, match="Did you mean 'chamfer'"):
         parse_rerankings("chamfers")
-    with pytest.raises(ConfigError, match="give it alone"):
-        parse_rerankings("auto,chamfer")
+    assert parse_rerankings("none") == ()
+    for together in ("auto,chamfer", "none,chamfer", "auto,none"):
+        with pytest.raises(ConfigError, match="give one of them alone"):
+            parse_rerankings(together)
 
 
 def test_evaluate_tells_choice_and_test_figures(dataset: Dataset, tmp_path: Path) -> None:

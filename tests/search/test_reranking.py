@@ -146,6 +146,22 @@ def test_auto_is_what_the_index_remembers(index_folder: Path, encoder: Encoder, 
             searcher.answer(SearchRequest(plus=both, reranking="tiles"))
 
 
+def test_what_the_index_keeps_is_left_out_where_the_pictures_are_gone(
+    index_folder: Path, encoder: Encoder, picture_folder: Path
+) -> None:
+    with Searcher.open(index_folder, encoder) as searcher:
+        request = SearchRequest(plus=(Example(image_id="02.png"),), k=20)
+        plain = ids(searcher.answer(request))
+    save_kept(KeptReranking(name="tiles", fingerprint=encoder.fingerprint, reason="measured"), index_folder)
+    for path in picture_folder.glob("*.png"):
+        path.unlink()
+    with Searcher.open(index_folder, encoder) as searcher:
+        answer = searcher.answer(request)
+        assert (ids(answer), answer.reranking) == (plain, "none")
+        with pytest.raises(DecodeError, match="pictures can be read"):
+            searcher.answer(dataclasses.replace(request, reranking="tiles"))
+
+
 def test_what_an_index_remembers_must_be_its_encoders_and_whole(index_folder: Path, encoder: Encoder) -> None:
     save_kept(KeptReranking(name="chamfer", fingerprint="00" * 32, reason="measured"), index_folder)
     with pytest.raises(FingerprintError, match="another encoder"):

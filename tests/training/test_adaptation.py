@@ -18,6 +18,7 @@ from vitrieve.artifacts import write_manifest
 from vitrieve.cli.main import main
 from vitrieve.config import DEFAULT_WEIGHTS
 from vitrieve.data.records import Dataset, ImageRecord, Split
+from vitrieve.data.several import forget_labels
 from vitrieve.data.sources import read_collection
 from vitrieve.embed.collection import embed_collection
 from vitrieve.embed.embeddings import ROWS_NAME, VECTORS_NAME, load_embeddings
@@ -398,7 +399,36 @@ def test_adapt_refuses_what_cannot_be_measured_or_written(
         adapt(embeddings, few, tiny_encoder_folder, overwrite=True)
     with pytest.raises(ArtifactError, match="give the adapted embeddings a folder of their own"):
         adapt(embeddings, few, tmp_path / "out", embeddings_out=embeddings)
+    with pytest.raises(ArtifactError, match="give the adapted embeddings a folder of their own"):
+        adapt(embeddings, few, tmp_path / "both" / "out", embeddings_out=tmp_path / "both")
+    with pytest.raises(ArtifactError, match="holds the embeddings that are read"):
+        adapt(embeddings, few, tmp_path, overwrite=True)
+    with pytest.raises(DataError, match="toy was read without its classes"):
+        adapt(embeddings, forget_labels(few), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_vector_that_holds_nan_is_named(write: Callable[..., Path], tmp_path: Path) -> None:
+    dataset = build_dataset()
+    vectors = draw_vectors(dataset, signal=0.7)
+    vectors[next(row for row, one in enumerate(dataset.records) if one.image_id == "7/1.png")] = np.nan
+    with pytest.raises(DataError, match=r"the vector of 7/1.png holds NaN or infinity"):
+        adapt(write(dataset, vectors), dataset, tmp_path / "out")
+
+
+def test_vectors_of_files_elsewhere_are_told(
+    write: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dataset = build_dataset()
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "0.png").touch()
+    stored = tuple(
+        replace(one, path=tmp_path / "old" / "0.png") if one.image_id == "3/0.png" else one for one in dataset.records
+    )
+    embeddings = write(replace(dataset, records=stored), draw_vectors(dataset, signal=0.7))
+    adapt(embeddings, dataset, tmp_path / "out")
+    printed = capsys.readouterr().err
+    assert f"1 vector is of files elsewhere, the first of {tmp_path / 'old' / '0.png'} and not of 3/0.png." in printed
 
 
 def test_a_head_behind_several_scales_is_refused(tiny_encoder_folder: Path) -> None:

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 class Arguments:
     """Learn a linear head on stored embeddings, and put it into the encoder that made them.
 
-    It takes a minute or two for some thousand images and reads no picture. Held-out classes decide; where no head is better, the encoder stays as it is.
+    It takes a minute or two for some thousand images and reads no picture. Held-out classes decide; where no head is
+    better, the encoder stays as it is.
     """
 
     embeddings: Path

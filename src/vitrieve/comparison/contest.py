@@ -36,7 +36,7 @@ from vitrieve.comparison.statistics import Contest, Outcome, summarize
 from vitrieve.data.holdout import split_for_training
 from vitrieve.data.records import Dataset, require_trainable
 from vitrieve.data.sources import list_protocols, read_source
-from vitrieve.errors import ArtifactError, ConfigError, DataError
+from vitrieve.errors import ArtifactError, ConfigError, DataError, first_line
 from vitrieve.evaluation.protocols import select_records
 from vitrieve.folders import locking_folder
 from vitrieve.progress import print_message
@@ -99,7 +99,7 @@ def compare(
         out: Folder of the contest.
         resume: Go on with what ``out`` holds, finished or not: further methods, data sets and seeds are added, and no
             finished run is repeated. The page shows what this call names.
-        overwrite: Empty ``out`` first.
+        overwrite: Empty ``out`` first; with ``resume``, nothing is emptied.
         settings: Fields of ``ContestSettings``: ``budget_minutes``, ``num_images``, ``seeds``, ``trials``,
             ``reference``, ``backbone``, ``weights``, ``image_size``, ``device``, ``num_threads``.
 
@@ -131,8 +131,10 @@ def compare(
         run.tell_unnamed(results)
         try:
             run.run_cells()
-        finally:
-            summary = run.write_summary()
+        except BaseException:
+            run.write_summary_of_a_stop()
+            raise
+        summary = run.write_summary()
         write_manifest(folder, "comparison", {"methods": summary["methods"], "data": summary["data"]})
     return Comparison(folder=folder, summary=summary)
 
@@ -313,6 +315,13 @@ class _ContestRun:
         return 0 if cell.method is None else self._plan["trials"] if cell.seed == 0 else 1
 
     # What it has found
+
+    def write_summary_of_a_stop(self) -> None:
+        """Write the page about what is done, while an error goes on that must not be lost to another."""
+        try:
+            self.write_summary()
+        except Exception as error:  # a full disk, for example, which may be what stopped the contest
+            print_message(f"the page about what is done could not be written: {first_line(error)}")
 
     def write_summary(self) -> dict[str, Any]:
         """Write ``comparison.json`` and the page about what is done so far."""

@@ -20,6 +20,7 @@ from scipy.stats import rankdata, studentized_range
 from scipy.stats import t as student
 
 from vitrieve.comparison.methods import FROZEN
+from vitrieve.errors import ArtifactError
 from vitrieve.evaluation.metrics import NUM_RESAMPLES, percentile_interval
 from vitrieve.recipes import find_recipe
 from vitrieve.similarity import FloatArray, IntArray
@@ -408,8 +409,15 @@ class Contest:
     ) -> PairedQueries:
         """Lay the values of two methods on the same queries beside each other, a row for each seed."""
         rows = [[self.outcomes[data, name, 0 if name == FROZEN else seed] for seed in seeds] for name in names]
+        groups = rows[0][0].queries[protocol]["groups"]
+        for name, row in zip(names, rows, strict=True):
+            if any(not np.array_equal(one.queries[protocol]["groups"], groups) for one in row):
+                raise ArtifactError(
+                    f"the results of {names[0]} and {name} on {data} are of different pictures: one could be read for "
+                    "the one and not for the other. Repair the pictures, and compare again in another --out."
+                )
         before, after = (np.stack([one.queries[protocol][metric] for one in row]) for row in rows)
-        return PairedQueries(rows[0][0].queries[protocol]["groups"].astype(np.int64), before, after)
+        return PairedQueries(groups.astype(np.int64), before, after)
 
     def list_common_seeds(self, data: str, names: tuple[str, str]) -> list[int]:
         """List the seeds that both methods have figures of, in whole rounds."""

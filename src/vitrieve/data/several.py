@@ -10,9 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from vitrieve.data.folder import ROLES
+from vitrieve.data.folder import ROLES, read_flat_folder
 from vitrieve.data.records import Dataset, GroundTruth, ImageRecord
-from vitrieve.data.sources import is_folder_source, read_collection, read_source
+from vitrieve.data.sources import find_source_path, is_folder_source, read_source
 from vitrieve.errors import ConfigError, DataError
 from vitrieve.quoting import count_nouns, quote_name
 from vitrieve.settings import list_texts
@@ -78,7 +78,9 @@ def _read_unlabeled(source: str, *, protocol: str | None, exclude: str | Sequenc
         if not is_folder_source(source):
             raise
         refusal = error
-    dataset = read_collection(source.removeprefix("folder:"), protocol=protocol, exclude=exclude)  # at any depth
+    path = find_source_path(source)
+    assert path is not None  # of a folder it is known
+    dataset = replace(read_flat_folder(path, exclude=exclude), source=source)  # at any depth
     records = tuple(replace(one, split="train") for one in dataset.records if not _is_for_testing(one.image_id))
     if not records:
         raise refusal
@@ -182,6 +184,12 @@ def set_apart(datasets: Sequence[Dataset]) -> tuple[Dataset, ...]:
             f"two of the data sets are called {quote_name(name)}; give one another name: dataclasses.replace(dataset, "
             "name=...)."
         )
+    for name, dataset in zip(names, datasets, strict=True):
+        if any(not 0 <= record.label < len(dataset.label_names) for record in dataset.records):
+            raise DataError(
+                f"{quote_name(name)} has labels for which label_names has no name, so they would be those of another "
+                "data set; give label_names a name for each."
+            )
     label_names = tuple(itertools.chain.from_iterable(dataset.label_names for dataset in datasets))
     apart, first_label = [], 0
     for name, dataset in zip(names, datasets, strict=True):

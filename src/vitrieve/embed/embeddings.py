@@ -20,6 +20,8 @@ from vitrieve.artifacts import read_manifest, replacing_folder, write_manifest
 from vitrieve.data.records import ImageRecord, read_boxes
 from vitrieve.embed.rows import STATUS_OK, StoredRecords, read_rows, to_records
 from vitrieve.errors import ArtifactError, DataError
+from vitrieve.progress import print_message
+from vitrieve.quoting import count_nouns, quote_name
 from vitrieve.writing import write_bytes_durably, write_vectors_durably
 
 VECTORS_NAME = "vectors.npy"
@@ -82,6 +84,29 @@ def find_other_region(embeddings: Embeddings, rows: Iterable[int], wanted: Seque
         if box != stored.get(row) and embeddings.records[row].path.name == wanted[place].path.name:
             return wanted[place].image_id
     return None
+
+
+def tell_other_files(embeddings: Embeddings, rows: Iterable[int], wanted: Sequence[ImageRecord]) -> None:
+    """Say how many vectors are of files elsewhere that have the names of those that are wanted, and are still there.
+
+    Args:
+        embeddings: Embeddings of the images, and perhaps of others.
+        rows: Row of each image, as many as there are images.
+        wanted: The images, of the same names.
+    """
+    pairs = [(embeddings.records[row].path, one.path) for row, one in zip(rows, wanted, strict=True)]
+    others = [
+        (stored, now)
+        for stored, now in pairs
+        if stored != now and stored.name == now.name and stored.exists() and stored.resolve() != now.resolve()
+    ]
+    if others:
+        counted = count_nouns(len(others), "vector is", "vectors are")
+        stored, now = map(quote_name, others[0])
+        print_message(
+            f"{counted} of files elsewhere, the first of {stored} and not of {now}. If those are other pictures, embed "
+            "these again (vitrieve embed)."
+        )
 
 
 def write_mapped_embeddings(

@@ -130,22 +130,29 @@ class RerankingReport:
 
 
 def parse_rerankings(given: str | Sequence[str]) -> tuple[str, ...]:
-    """Read ``auto``, or names; commas separate several in one text.
+    """Read ``auto``, ``none``, or names; commas separate several in one text.
+
+    Returns:
+        The names; none of them for ``none``, which is measured in any case.
 
     Raises:
-        ConfigError: An unknown name, or ``auto`` beside names.
+        ConfigError: An unknown name, or ``auto`` or ``none`` beside others.
 
     >>> parse_rerankings("k_reciprocal,superglobal")
     ('k_reciprocal', 'superglobal')
     """
     words = [given] if isinstance(given, str) else given
     names = tuple(dict.fromkeys(name.strip() for word in words for name in word.split(",") if name.strip()))
-    unknown = next((name for name in names if name not in (AUTO, LEARNT, *RERANKERS)), None)
+    valid = (AUTO, NO_RERANKING, LEARNT, *RERANKERS)
+    unknown = next((name for name in names if name not in valid), None)
     if unknown is not None:
-        raise ConfigError(unknown_name_message("re-ranking", unknown, (AUTO, LEARNT, *RERANKERS)))
-    if AUTO in names and len(names) > 1:
-        raise ConfigError("auto tries every re-ranking; give it alone, or name those to be measured on the test split.")
-    return names
+        raise ConfigError(unknown_name_message("re-ranking", unknown, valid))
+    if len(names) > 1 and {AUTO, NO_RERANKING} & {*names}:
+        raise ConfigError(
+            "auto tries every re-ranking, and none is measured in any case; give one of them alone, or name those to "
+            "be measured on the test split."
+        )
+    return () if names == (NO_RERANKING,) else names
 
 
 class _Shortlists:
@@ -329,8 +336,9 @@ def divide_for_choice(dataset: Dataset) -> ChoiceData | None:
     """Divide the training images of a data set as a training does (``data/holdout.py``).
 
     Where the data set has pictures that only can be found (the catalogue of ``phone_to_catalogue``), those of training
-    classes are what the held-out images look for, so that the choice is made for the task that is measured. Of many
-    images ``MAX_IMAGES`` ask and as many can be found.
+    classes are what the held-out images look for, so that the choice is made for the task that is measured. If they
+    are of too few classes to tell a gain from chance, the images look for each other. Of many images ``MAX_IMAGES`` ask
+    and as many can be found.
 
     Returns:
         The images; None where too few classes are there to hold some out.
@@ -343,7 +351,7 @@ def divide_for_choice(dataset: Dataset) -> ChoiceData | None:
     labels = {record.label for record in asking}
     others = _limit([record for record in split.held_out.records if not record.is_query])
     wanted = _limit([record for record in shown if record.label in labels])
-    if wanted:
+    if len({record.label for record in wanted}) >= NUM_JUDGES_MIN:
         wrong = _limit([record for record in shown if record.label not in labels], MAX_IMAGES - len(wanted))
         kept = {record.image_id for record in (*wanted, *wrong)}
         asking = [dataclasses.replace(record, is_gallery=False) for record in asking]

@@ -22,7 +22,7 @@ from vitrieve.artifacts import MANIFEST_NAME, replacing_folder, write_manifest
 from vitrieve.choices import Device
 from vitrieve.data.records import Dataset, ImageRecord, choose_records
 from vitrieve.embed.collection import EmbedSettings, embed_collection, embed_images
-from vitrieve.embed.embeddings import Embeddings, find_other_region, load_embeddings
+from vitrieve.embed.embeddings import Embeddings, find_other_region, load_embeddings, tell_other_files
 from vitrieve.errors import ConfigError, DataError
 from vitrieve.evaluation.measure import EvaluationResult, Measurement, format_results, match_records, measure
 from vitrieve.evaluation.protocols import EvaluationData, read_evaluation_data, select_records
@@ -311,6 +311,7 @@ def _reading(folder: Path, encoders: Sequence[Encoder], datasets: Sequence[Datas
                 f"{folder} and {dataset.name} look at different regions of {quote_name(other)}; embed the same --data "
                 "again, or leave --embeddings out."
             )
+        tell_other_files(found, rows, choose_records(wanted, places))
     return lambda encoder, dataset, folder, settings: found
 
 

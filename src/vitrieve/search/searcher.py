@@ -21,11 +21,11 @@ import numpy as np
 from vitrieve.choices import Device
 from vitrieve.data.decode import Picture
 from vitrieve.data.records import ImageRecord
-from vitrieve.errors import ArtifactError, ConfigError, FingerprintError
+from vitrieve.errors import ArtifactError, ConfigError, DecodeError, FingerprintError
 from vitrieve.index.filter import FilterLike, require_column
 from vitrieve.index.open import load_index_encoder, open_index, require_encoder
 from vitrieve.index.store import Hit, VectorStore, find_name, read_info
-from vitrieve.rerank.names import NO_RERANKING
+from vitrieve.rerank.names import AUTO, NO_RERANKING
 from vitrieve.rerank.parts import ByteArray, PartKind, encode_parts, prepare_parts
 from vitrieve.rerank.remember import KeptReranking
 from vitrieve.rerank.reranker import Reranker, Shortlist, find_reranker
@@ -227,7 +227,8 @@ class Searcher:
         not results, other images with the same content are. Pages (the same request with another offset) show every
         image, or group, once and in one order, as long as the index does not change. ``is_match`` looks at the
         nearest image of the whole answer, on every page; it is None also for several examples and for texts, whose
-        scores are not those of single pictures, which a threshold is calibrated on.
+        scores are not those of single pictures, which a threshold is calibrated on. The re-ranking that the index keeps
+        is left out where it needs pictures whose files cannot be read.
 
         Raises:
             DecodeError: A picture cannot be decoded, or its box holds none of it.
@@ -246,7 +247,13 @@ class Searcher:
         compared = choose_compared(request, self.encoder, matches)
         query = None if compared is None else build_query(compared, self.store, self.encoder)
         started = time.perf_counter() - words_seconds
-        ranking = self._rank(request, query, matches, reranker)
+        try:
+            ranking = self._rank(request, query, matches, reranker)
+        except DecodeError:  # the files of the parts are gone, without which the vectors still answer
+            if reranker is None or request.reranking != AUTO:
+                raise
+            reranker = None
+            ranking = self._rank(request, query, matches, None)
         groups = group_hits(self.store, ranking.levels, request)
         page = groups[request.offset : request.offset + request.k]
         is_judged = len(request.plus) == 1 and not request.minus and not request.has_text
@@ -346,7 +353,7 @@ def choose_reranker(request: SearchRequest, kept: KeptReranking | None) -> Reran
     Raises:
         ConfigError: A re-ranking by parts was named for a search by a vector or by several examples.
     """
-    if request.reranking == "auto":
+    if request.reranking == AUTO:
         reranker = None if kept is None or request.has_text else kept.reranker  # it was measured with pictures
     elif kept is not None and kept.name == request.reranking:
         reranker = kept.reranker  # it may be one that was learned
@@ -357,7 +364,7 @@ def choose_reranker(request: SearchRequest, kept: KeptReranking | None) -> Reran
     has_parts = len(request.plus) == 1 and not request.minus and request.plus[0].vector is None and not request.has_text
     if has_parts:
         return reranker
-    if request.reranking == "auto":
+    if request.reranking == AUTO:
         return None
     raise ConfigError(
         f"the re-ranking {reranker.name} compares parts of two pictures, so it takes one picture or one image of the "

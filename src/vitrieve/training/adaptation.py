@@ -22,7 +22,13 @@ from vitrieve.artifacts import check_replacing, read_manifest, replacing_folder
 from vitrieve.data.holdout import NUM_CLASSES_MIN, NUM_JUDGES_MIN, split_for_training
 from vitrieve.data.records import Dataset, ImageRecord, find_absolute, require_trainable
 from vitrieve.data.sources import read_source
-from vitrieve.embed.embeddings import Embeddings, find_other_region, load_embeddings, write_mapped_embeddings
+from vitrieve.embed.embeddings import (
+    Embeddings,
+    find_other_region,
+    load_embeddings,
+    tell_other_files,
+    write_mapped_embeddings,
+)
 from vitrieve.errors import ArtifactError, ConfigError, DataError
 from vitrieve.evaluation.analysis import difference_interval
 from vitrieve.evaluation.measure import EvaluationResult, Measurement, measure
@@ -170,6 +176,8 @@ def adapt(
     dataset = data if isinstance(data, Dataset) else read_source(str(data))
     _check_embedding_dim(head_settings.embedding_dim, stored.vectors.shape[1])
     require_trainable(dataset)
+    if dataset.is_unlabeled:
+        raise DataError(f"{quote_name(dataset.name)} was read without its classes, from which a head is learned.")
     dataset = _select_embedded(dataset, stored, source)
     original, config = _load_encoder(stored, encoder, out)
     print_message(*describe_seen(str(encoder or stored.encoder_source), original.spec.backbone, [dataset]))
@@ -288,13 +296,17 @@ def _write_embeddings(source: Path, adapted: AdaptedEncoder, kept: np.ndarray | 
 
 
 def _check_folders(source: Path, out: Path, embeddings_out: Path | None, *, is_overwrite: bool) -> None:
+    if source.resolve().is_relative_to(out.resolve()):
+        raise ArtifactError(
+            f"{out} holds the embeddings that are read; give the encoder a folder of its own with --out."
+        )
     check_replacing(out, kind="encoder", is_overwrite=is_overwrite)
     if embeddings_out is None:
         return
-    if embeddings_out.resolve() in (out.resolve(), source.resolve()):
+    if any(other.resolve().is_relative_to(embeddings_out.resolve()) for other in (out, source)):
         raise ArtifactError(
-            f"{embeddings_out} is the folder of the encoder or of the embeddings that are read; give the adapted "
-            "embeddings a folder of their own with --embeddings-out."
+            f"{embeddings_out} is or holds the folder of the encoder or of the embeddings that are read; give the "
+            "adapted embeddings a folder of their own with --embeddings-out."
         )
     check_replacing(embeddings_out, kind="embeddings", is_overwrite=is_overwrite)
 
@@ -329,6 +341,7 @@ def _select_embedded(dataset: Dataset, embeddings: Embeddings, folder: Path) -> 
             f"{folder} and {dataset.name} look at different regions of {quote_name(other)}: the embeddings and the "
             f"data do not belong together. {advice}"
         )
+    tell_other_files(embeddings, [rows[record.image_id] for record in known], known)
     selected = replace(dataset, records=known)
     num_left_out = len(dataset.split("test")) - len(selected.split("test"))
     if num_left_out:
@@ -368,6 +381,12 @@ def _read_training(embeddings: Embeddings, records: Sequence[ImageRecord]) -> tu
     """Return the vectors ``(N, D)`` of the records, and their classes ``(N,)`` numbered from 0."""
     rows = {record.image_id: row for row, record in enumerate(embeddings.records)}
     vectors = np.asarray(embeddings.vectors[[rows[record.image_id] for record in records]])
+    is_finite = np.isfinite(vectors).all(axis=1)
+    if not is_finite.all():
+        raise DataError(
+            f"the vector of {quote_name(records[int(np.argmin(is_finite))].image_id)} holds NaN or infinity; embed the "
+            "pictures again (vitrieve embed), or leave this one out (--exclude)."
+        )
     classes = np.unique([record.label for record in records], return_inverse=True)[1]
     return vectors, classes.astype(np.int64)
 
