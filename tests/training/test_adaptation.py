@@ -408,6 +408,18 @@ def test_adapt_refuses_what_cannot_be_measured_or_written(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_head_that_takes_long_tells_its_epochs(
+    write: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dataset = build_dataset()
+    embeddings = write(dataset, draw_vectors(dataset, signal=0.7))
+    adapt(embeddings, dataset, tmp_path / "quick")
+    assert "epoch 1: MAP@R" not in capsys.readouterr().err
+    monkeypatch.setattr(adaptation, "SECONDS_BETWEEN_LINES", -1.0)
+    adapt(embeddings, dataset, tmp_path / "slow")
+    assert "epoch 1: MAP@R on the held-out classes " in capsys.readouterr().err
+
+
 def test_a_vector_that_holds_nan_is_named(write: Callable[..., Path], tmp_path: Path) -> None:
     dataset = build_dataset()
     vectors = draw_vectors(dataset, signal=0.7)

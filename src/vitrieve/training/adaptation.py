@@ -64,6 +64,8 @@ NUM_OUTPUTS = 512
 dimensions."""
 SMALLER_DIMS = (128, 256, 512)
 """Dimensions to try, where they are fewer than the embeddings have, beside all that the head has."""
+SECONDS_BETWEEN_LINES = 10.0
+"""A line about the epoch is printed no more often."""
 NUM_EPOCHS_MAX = 100
 """Largest number of epochs. ILIAS takes 2 to 5 of millions of images; small sets gain from more (held-out classes stop
 them)."""
@@ -435,11 +437,17 @@ def fit_head(
         return measured.result.metrics[SELECTION_METRIC]
 
     best, best_epoch, best_value = np.empty(0), 0, -1.0
+    told = time.monotonic()
     num_outputs = max(NUM_OUTPUTS, vectors.shape[1])  # with fewer, fewer dimensions could remain than asked for
     for epoch, weight in enumerate(train_head(vectors, labels, seed=seed, num_outputs=num_outputs), start=1):
         value = score(weight)
         if value > best_value:
             best, best_epoch, best_value = weight, epoch, value
+        if time.monotonic() - told > SECONDS_BETWEEN_LINES:
+            print_message(
+                f"epoch {epoch}: MAP@R on the held-out classes {100 * value:.1f}, best {100 * best_value:.1f}"
+            )
+            told = time.monotonic()
         if epoch == NUM_EPOCHS_MAX or epoch - best_epoch >= NUM_PATIENCE:
             break
     ordered = order_head(best)
