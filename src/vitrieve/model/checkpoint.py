@@ -128,44 +128,38 @@ def shorten_names(names: list[str]) -> str:
 _HUGGING_FACE_ANCHORS = ("embeddings.cls_token", "embeddings.class_embedding")
 _HUGGING_FACE_CLIP = {"embeddings.class_embedding", "embeddings.position_embedding.weight"}
 """Names by which a CLIP is known; BLIP, whose other layers differ, has only the first."""
-_HUGGING_FACE_NAMES = tuple(
-    (re.compile(pattern), replacement)
-    for pattern, replacement in (
-        (r"^embeddings\.position_embeddings$", "pos_embed"),
-        (r"^embeddings\.distillation_token$", "dist_token"),
-        (r"^embeddings\.patch_embeddings\.(projection\.)?(?=weight|bias)", "patch_embed.proj."),
-        (r"^embeddings\.", ""),
-        (r"^((model|encoder)\.)?layer\.(\d+)\.", r"blocks.\3."),
-        (r"^(layernorm|norm)\.", "norm."),
-        (r"\.layernorm_before\.", ".norm1."),
-        (r"\.layernorm_after\.", ".norm2."),
-        (r"\.attention\.(attention\.)?(query|key|value)\.", r".\2."),
-        (r"\.attention\.(q)_proj\.", ".query."),
-        (r"\.attention\.(k)_proj\.", ".key."),
-        (r"\.attention\.(v)_proj\.", ".value."),
-        (r"\.attention\.(output\.dense|o_proj)\.", ".attn.proj."),
-        (r"\.layer_scale([12])\.lambda1$", r".ls\1.gamma"),
-        (r"\.intermediate\.dense\.", ".mlp.fc1."),
-        (r"(\.\d+)\.output\.dense\.", r"\1.mlp.fc2."),
-        (r"\.mlp\.weights_in\.", ".mlp.w12."),
-        (r"\.mlp\.weights_out\.", ".mlp.w3."),
-    )
+_HUGGING_FACE_NAMES = (
+    (r"^embeddings\.position_embeddings$", "pos_embed"),
+    (r"^embeddings\.distillation_token$", "dist_token"),
+    (r"^embeddings\.patch_embeddings\.(projection\.)?(?=weight|bias)", "patch_embed.proj."),
+    (r"^embeddings\.", ""),
+    (r"^((model|encoder)\.)?layer\.(\d+)\.", r"blocks.\3."),
+    (r"^(layernorm|norm)\.", "norm."),
+    (r"\.layernorm_before\.", ".norm1."),
+    (r"\.layernorm_after\.", ".norm2."),
+    (r"\.attention\.(attention\.)?(query|key|value)\.", r".\2."),
+    (r"\.attention\.(q)_proj\.", ".query."),
+    (r"\.attention\.(k)_proj\.", ".key."),
+    (r"\.attention\.(v)_proj\.", ".value."),
+    (r"\.attention\.(output\.dense|o_proj)\.", ".attn.proj."),
+    (r"\.layer_scale([12])\.lambda1$", r".ls\1.gamma"),
+    (r"\.intermediate\.dense\.", ".mlp.fc1."),
+    (r"(\.\d+)\.output\.dense\.", r"\1.mlp.fc2."),
+    (r"\.mlp\.weights_in\.", ".mlp.w12."),
+    (r"\.mlp\.weights_out\.", ".mlp.w3."),
 )
-_HUGGING_FACE_CLIP_NAMES = tuple(
-    (re.compile(pattern), replacement)
-    for pattern, replacement in (
-        (r"^embeddings\.class_embedding$", "cls_token"),
-        (r"^embeddings\.position_embedding\.weight$", "pos_embed"),
-        (r"^embeddings\.patch_embedding\.", "patch_embed.proj."),
-        (r"^pre_laye?rnorm\.", "norm_pre."),  # CLIP has the first spelling, and some that follow it the second
-        (r"^post_layernorm\.", "norm."),
-        (r"^encoder\.layers\.(\d+)\.", r"blocks.\1."),
-        (r"\.layer_norm([12])\.", r".norm\1."),
-        (r"\.self_attn\.q_proj\.", ".query."),
-        (r"\.self_attn\.k_proj\.", ".key."),
-        (r"\.self_attn\.v_proj\.", ".value."),
-        (r"\.self_attn\.out_proj\.", ".attn.proj."),
-    )
+_HUGGING_FACE_CLIP_NAMES = (
+    (r"^embeddings\.class_embedding$", "cls_token"),
+    (r"^embeddings\.position_embedding\.weight$", "pos_embed"),
+    (r"^embeddings\.patch_embedding\.", "patch_embed.proj."),
+    (r"^pre_laye?rnorm\.", "norm_pre."),  # CLIP has the first spelling, and some that follow it the second
+    (r"^post_layernorm\.", "norm."),
+    (r"^encoder\.layers\.(\d+)\.", r"blocks.\1."),
+    (r"\.layer_norm([12])\.", r".norm\1."),
+    (r"\.self_attn\.q_proj\.", ".query."),
+    (r"\.self_attn\.k_proj\.", ".key."),
+    (r"\.self_attn\.v_proj\.", ".value."),
+    (r"\.self_attn\.out_proj\.", ".attn.proj."),
 )
 _PARTS = ("query", "key", "value")
 
@@ -205,9 +199,9 @@ def _add_dimensions(name: str, tensor: Tensor) -> Tensor:
     return tensor.reshape(1, -1, tensor.shape[-1]) if name in ("cls_token", "pos_embed") and tensor.ndim else tensor
 
 
-def _rename(name: str, table: Iterable[tuple[re.Pattern[str], str]]) -> str:
+def _rename(name: str, table: Iterable[tuple[str, str]]) -> str:
     for pattern, replacement in table:
-        name = pattern.sub(replacement, name)
+        name = re.sub(pattern, replacement, name)
     return name
 
 
