@@ -135,6 +135,18 @@ def test_trap_overwriting_and_resuming_goes_on_with_what_is_begun(tmp_path: Path
     assert not (tmp_path / "a" / "content").exists()  # a finished one is replaced
 
 
+@pytest.mark.parametrize("is_folder", [False, True])
+def test_trap_the_mark_of_another_program_makes_no_folder_ours(is_folder: bool, tmp_path: Path) -> None:
+    mark = tmp_path / "photos" / ".partial"
+    mark.parent.mkdir()
+    mark.mkdir() if is_folder else mark.write_text("of another program")  # rsync has a folder of this name
+    (tmp_path / "photos" / "1.jpg").touch()
+    for flags in ({}, {"is_overwrite": True}, {"is_resume": True}):
+        with pytest.raises(ArtifactError, match="holds other files"):
+            prepare_folder(tmp_path / "photos", kind="index", **flags)
+    assert (tmp_path / "photos" / "1.jpg").exists()
+
+
 def test_prepare_folder_advises_no_resume_where_there_is_none(tmp_path: Path) -> None:
     make_partial(tmp_path / "a")
     with pytest.raises(ArtifactError, match="--overwrite") as caught:

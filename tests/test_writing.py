@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from vitrieve.artifacts import check_replacing
-from vitrieve.errors import ArtifactError, DiskFullError
-from vitrieve.writing import check_writable, replacing_durably, write_bytes_durably, write_text_durably
+from vitrieve.errors import ArtifactError, ConfigError, DiskFullError
+from vitrieve.writing import check_files, check_writable, replacing_durably, write_bytes_durably, write_text_durably
 
 
 def test_a_read_only_folder_is_refused_and_so_is_what_would_be_made_in_it(
@@ -38,6 +38,16 @@ def test_what_cannot_be_written_is_refused_before_the_work(
     refuse_writing(tmp_path)
     with pytest.raises(ArtifactError, match="which is read-only for this user"):
         check_replacing(tmp_path / "new" / "er")
+
+
+def test_trap_what_is_read_is_not_written_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = tmp_path / "catalogue.csv"
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=r"catalogue\.csv is read, and would be lost"):
+        check_files(None, Path("catalogue.csv"), read=table)
+    with pytest.raises(ConfigError, match=r"two files would be .*a\.html"):
+        check_files(Path("a.html"), tmp_path / "a.html")
+    check_files(tmp_path / "a.html", tmp_path / "a.csv", None, read=table)
 
 
 def test_write_text_durably_replaces_whole_files(tmp_path: Path) -> None:

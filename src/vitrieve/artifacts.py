@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -81,7 +81,7 @@ def prepare_folder(
         ArtifactError: As above, with what to do.
     """
     check_folder(folder, kind=kind, is_overwrite=is_overwrite, is_resume=is_resume, is_resumable=is_resumable)
-    is_there = _is_ours(folder / MANIFEST_NAME) or (folder / _PARTIAL_NAME).exists()
+    is_there = _is_ours(folder / MANIFEST_NAME) or _is_marked(folder)
     if is_there and is_overwrite and not (is_resume and is_partial(folder)):
         _empty_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -113,7 +113,7 @@ def check_folder(
     # Looked at first: another process may begin it just now.
     has_files = folder.exists() and any(path.name != LOCK_NAME for path in folder.iterdir())
     is_finished = _is_ours(folder / MANIFEST_NAME)
-    is_partial = (folder / _PARTIAL_NAME).exists()
+    is_partial = _is_marked(folder)
     if (is_finished or is_partial) and (is_overwrite or is_resume):
         _refuse_another_kind(folder, kind)
     if (is_finished or is_partial) and is_overwrite:
@@ -148,6 +148,14 @@ def find_kind(folder: Path) -> str | None:
     return noted if noted in get_args(Kind) else None
 
 
+def _is_marked(folder: Path) -> bool:
+    """Tell our mark of a partial artifact from the ``.partial`` of another program, such as a folder of rsync's."""
+    try:
+        return (folder / _PARTIAL_NAME).read_text(encoding="utf-8") in ("", *get_args(Kind))
+    except (OSError, ValueError):
+        return False
+
+
 def _mark_partial(folder: Path, kind: str | None) -> None:
     mark = folder / _PARTIAL_NAME
     is_new = not mark.exists()
@@ -167,7 +175,22 @@ def has_artifact(folder: Path) -> bool:
 
 def is_partial(folder: Path) -> bool:
     """Say whether a folder holds an artifact that was begun and not finished."""
-    return (folder / _PARTIAL_NAME).exists() and not has_artifact(folder)
+    return _is_marked(folder) and not has_artifact(folder)
+
+
+def require_outside(out: Path, read: Iterable[Path | None]) -> None:
+    """Refuse to write an artifact around something that is read for it: what it replaces is removed as a whole.
+
+    Args:
+        out: Folder to write.
+        read: Files and folders that are read; None: there is nothing.
+
+    Raises:
+        ArtifactError: One is ``out``, or lies in it.
+    """
+    for path in read:
+        if path is not None and path.exists() and path.resolve().is_relative_to(out.resolve()):
+            raise ArtifactError(f"--out {out} holds {path}, which is read; give another folder.")
 
 
 def reopen_folder(folder: Path) -> None:
@@ -223,7 +246,7 @@ def read_manifest(folder: Path, kind: Kind) -> dict[str, Any]:
         raise ArtifactError(f"{folder} does not exist; expected {_describe_kind(kind)}.")
     if not path.is_file():
         again = "run its command again with --resume" if kind in _RESUMED_KINDS else "make it again"
-        state = f"is unfinished ({again})" if (folder / _PARTIAL_NAME).exists() else "is not one"
+        state = f"is unfinished ({again})" if _is_marked(folder) else "is not one"
         raise ArtifactError(f"expected {_describe_kind(kind)}, but {folder} {state}.")
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))

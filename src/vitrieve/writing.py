@@ -46,17 +46,24 @@ def check_writable(folder: Path) -> None:
         )
 
 
-def check_files(*files: Path | None, is_folder_made: bool = False) -> None:
+def check_files(*files: Path | None, is_folder_made: bool = False, read: Path | None = None) -> None:
     """Refuse files that cannot be written, before the work that they are to hold.
 
     Args:
         files: Files to write; None: nothing is checked.
         is_folder_made: Whether those who write them make their folders.
+        read: What the work reads, such as a table; None: nothing that a file could take the place of.
 
     Raises:
-        ConfigError: One is a folder, or its folder is not there, and is not made.
+        ConfigError: One is a folder, or its folder is not there, and is not made; or it is what is read, or another of
+            the files.
         ArtifactError: This user may not write in its folder, or a file has the name of that.
     """
+    places = [file.resolve() for file in files if file is not None]
+    if read is not None and read.resolve() in places:
+        raise ConfigError(f"{quote_name(read)} is read, and would be lost: give what is written another name.")
+    if len(set(places)) < len(places):
+        raise ConfigError(f"two files would be {quote_name(places[0])}: give each a name of its own.")
     for file in files:
         if file is not None and file.is_dir():
             raise ConfigError(f"{quote_name(file)} is a folder; name a file in it.")

@@ -134,6 +134,18 @@ def test_nothing_is_looked_for_where_nothing_can_be_moved_or_linked(
         assert "make the folder writable" in capsys.readouterr().err
 
 
+def test_a_table_that_is_read_is_not_written_over(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vitrieve.curation.duplicates.duplicates", None)  # no work is begun
+    monkeypatch.setattr("vitrieve.curation.audit.audit", None)
+    (tmp_path / "own.csv").write_text("path,label\n")
+    for words in (["duplicates", f"table:{tmp_path}/own.csv"], ["data", "audit", f"--data=table:{tmp_path}/own.csv"]):
+        assert main([*words, "--csv", str(tmp_path / "own.csv")]) == 2
+        assert "own.csv is read, and would be lost" in capsys.readouterr().err
+    assert (tmp_path / "own.csv").read_text() == "path,label\n"
+
+
 @pytest.mark.parametrize("flags", [[], ["--json"]])
 def test_a_page_that_cannot_be_written_loses_neither_report_nor_table_and_nothing_is_moved(
     flags: list[str], twice: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

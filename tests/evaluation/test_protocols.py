@@ -144,6 +144,23 @@ def test_add_distractors_refuses_the_data_set_itself(dataset: Dataset) -> None:
         add_distractors(dataset, dataclasses.replace(dataset, name="again"))
 
 
+def test_trap_the_data_set_itself_by_another_spelling_is_no_distractor(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "placed"
+    folder.mkdir()
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to(folder)
+    placed = [dataclasses.replace(one, path=folder / f"{row}.png") for row, one in enumerate(dataset.records)]
+    for spelled in (Path("placed"), tmp_path / "link"):
+        again = tuple(dataclasses.replace(one, path=spelled / one.path.name) for one in placed)
+        with pytest.raises(DataError, match="is an image of colors too"):
+            add_distractors(
+                dataclasses.replace(dataset, records=tuple(placed)),
+                dataclasses.replace(dataset, name="again", records=again),
+            )
+
+
 def test_junk_groups_measure_re_identification_across_cameras(tmp_path: Path) -> None:
     # Two people, two cameras, angles on a circle; worked by hand. A query's nearest pictures are of its own camera.
     rows = [("p1", "c1", 0), ("p1", "c1", 1), ("p1", "c2", 30), ("p2", "c1", 10), ("p2", "c2", 50), ("p2", "c2", 51)]

@@ -10,12 +10,12 @@ import pytest
 
 from tests.evaluation.measured import evaluate_encoder
 from vitrieve.data.records import Dataset
-from vitrieve.embed.collection import EmbedSettings, embed_images
+from vitrieve.embed.collection import EmbedSettings, embed_collection, embed_images
 from vitrieve.embed.embeddings import load_embeddings
-from vitrieve.errors import ConfigError, DataError
+from vitrieve.errors import ArtifactError, ConfigError, DataError
 from vitrieve.evaluation.metrics import score_queries
 from vitrieve.evaluation.revisited import REVISITED_ROLES, revisited_metrics
-from vitrieve.evaluation.run import name_encoders, run_comparison
+from vitrieve.evaluation.run import evaluate, name_encoders, run_comparison
 from vitrieve.runtime.encoder import Encoder
 from vitrieve.similarity import top_k
 
@@ -141,6 +141,18 @@ def test_run_comparison_embeds_again_when_the_images_are_others(
     encoder = make_encoder("a", side=1)
     (result,) = run_comparison([encoder], [dataset], tmp_path, settings=ONE_THREAD)
     assert (result.num_queries, engine_of(encoder).num_seen) == (16, 16)
+
+
+def test_trap_an_evaluation_takes_the_place_of_nothing_that_it_reads(
+    dataset: Dataset, make_encoder: MakeEncoder, tmp_path: Path
+) -> None:
+    encoder = make_encoder("one")
+    evaluate(encoder, dataset, tmp_path / "out", report=False)
+    settings = EmbedSettings(num_threads=1, max_bad_fraction=0.5)
+    embed_collection(encoder, dataset, tmp_path / "out" / "embeddings", settings=settings)
+    with pytest.raises(ArtifactError, match=r"holds .*embeddings, which is read"):
+        evaluate(encoder, dataset, tmp_path / "out", overwrite=True, embeddings=tmp_path / "out" / "embeddings")
+    assert (tmp_path / "out" / "embeddings" / "vectors.npy").exists()
 
 
 def test_run_comparison_wants_different_names(dataset: Dataset, make_encoder: MakeEncoder, tmp_path: Path) -> None:

@@ -64,17 +64,17 @@ def measure_slowly(vectors: np.ndarray, values: list[str | None]) -> tuple[list[
         }
         if any(values[other] == value for other in scores):
             known.append(max(scores.values()))
-        unknown.append(max(score for other, score in scores.items() if values[other] != value))
+        unknown.append(max(score for other, score in scores.items() if values[other] not in (None, value)))
     return known, unknown
 
 
 @pytest.mark.parametrize("is_empty", [False, True])
 def test_calibrate_index_counts_as_a_slow_reference_does(is_empty: bool) -> None:
-    """A picture without a label has no class, and so has one of which the table's cell is empty."""
+    """A picture without a label has no class, so it is no wrong one either; nor has one whose cell is empty."""
     vectors, records = draw_collection()
     known, unknown = measure_slowly(vectors, [record.metadata.get("label") for record in records])
     if is_empty:
-        records = [replace(record, metadata={"label": "", **record.metadata}) for record in records]
+        records = [replace(record, metadata={"label": " ", **record.metadata}) for record in records]
     threshold = calibrate_index(fill(vectors, records), column="label", false_accept_rate=0.1)
     assert (threshold.num_known, threshold.num_unknown) == (len(known), len(unknown))
     assert threshold.false_accept_rate == np.mean(np.array(unknown) >= threshold.score)

@@ -58,6 +58,7 @@ def run(arguments: Arguments) -> int:
     """Audit the source, or apply decisions to it."""
     from vitrieve.curation.audit import audit
     from vitrieve.curation.pages import write_audit_csv, write_audit_page
+    from vitrieve.data.sources import find_source_path
 
     source = read_data(arguments.data, arguments.source, is_note=False)
     if (arguments.apply is None) != (arguments.out is None):
@@ -66,7 +67,7 @@ def run(arguments: Arguments) -> int:
         raise ConfigError(
             "--apply looks for nothing: leave out --html and --csv, and audit --data table:FILE of --out afterwards."
         )
-    check_files(arguments.html, arguments.csv, arguments.out)
+    check_files(arguments.html, arguments.csv, arguments.out, read=find_source_path(source))
     if arguments.apply is not None:
         return _apply(source, arguments)
     report = audit(

@@ -59,13 +59,15 @@ def run(arguments: Arguments) -> int:
     """Find duplicates, write what is asked for, and act only where that is asked for."""
     from vitrieve.curation.acting import check_move_folder, check_undo_file, undo_duplicates
     from vitrieve.curation.duplicates import duplicates
+    from vitrieve.data.sources import find_source_path
 
     _check(arguments)
     if arguments.move_to is not None:
         check_move_folder(arguments.move_to, arguments.collection)
     if arguments.link:
         check_undo_file(arguments.undo_file or UNDO_FILE)
-    check_files(arguments.html, arguments.csv)
+    read = None if arguments.collection is None else find_source_path(arguments.collection)
+    check_files(arguments.html, arguments.csv, read=read)
     if arguments.undo is not None:
         return _report_acted(undo_duplicates(arguments.undo), "put back", arguments)
     assert arguments.collection is not None

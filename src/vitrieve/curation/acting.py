@@ -83,8 +83,8 @@ def move_duplicates(report: DuplicateReport, folder: Path | str) -> Acted:
         try:
             _move(parse_path(step["from"]), parse_path(step["to"]))
             done.append(image_id)
-        except OSError as error:
-            skipped.append((image_id, error.strerror or str(error)))
+        except (OSError, DiskFullError) as error:
+            skipped.append((image_id, getattr(error, "strerror", None) or str(error)))
     return Acted(undo_file=undo_file, done=tuple(done), skipped=tuple(skipped))
 
 

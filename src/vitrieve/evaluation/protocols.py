@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import compress
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -192,7 +194,9 @@ def add_distractors(dataset: Dataset, distractors: Dataset) -> Dataset:
     Raises:
         DataError: A distractor is a file of the data set, or has an ``image_id`` of it.
     """
-    own_paths, own_ids = {record.path for record in dataset.records}, {record.image_id for record in dataset.records}
+    locate = _Locator()
+    own_ids = {record.image_id for record in dataset.records}
+    own_paths = {locate(record.path) for record in dataset.records}
     prefix = f"{distractors.name}/"
     added = tuple(
         ImageRecord(
@@ -206,7 +210,7 @@ def add_distractors(dataset: Dataset, distractors: Dataset) -> Dataset:
         for record in distractors.records
     )
     for record in added:
-        if record.path in own_paths or record.image_id in own_ids:
+        if locate(record.path) in own_paths or record.image_id in own_ids:
             raise DataError(
                 f"the distractor {record.image_id} ({record.path}) is an image of {dataset.name} too; distractors must "
                 "be images that no query looks for. Give another source of distractors."
@@ -220,6 +224,19 @@ def add_distractors(dataset: Dataset, distractors: Dataset) -> Dataset:
         notes=(*dataset.notes, *distractors.notes, note),
         license=" ".join(filter(None, (dataset.license, distractors.license))),
     )
+
+
+class _Locator:
+    """Real places of files, each folder looked up once: two spellings of a file are one."""
+
+    def __init__(self) -> None:
+        self._folders: dict[str, str] = {}
+
+    def __call__(self, path: Path) -> str:
+        folder, name = os.path.split(path)
+        if folder not in self._folders:
+            self._folders[folder] = os.path.realpath(folder)
+        return os.path.join(self._folders[folder], name)
 
 
 def take_all_classes(dataset: Dataset) -> Dataset:

@@ -18,9 +18,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from vitrieve.artifacts import MANIFEST_NAME, replacing_folder, write_manifest
+from vitrieve.artifacts import MANIFEST_NAME, replacing_folder, require_outside, write_manifest
 from vitrieve.choices import Device
 from vitrieve.data.records import Dataset, ImageRecord, choose_records
+from vitrieve.data.sources import find_source_path
 from vitrieve.embed.collection import EmbedSettings, embed_collection, embed_images
 from vitrieve.embed.embeddings import Embeddings, find_other_region, load_embeddings, tell_other_files
 from vitrieve.errors import ConfigError, DataError
@@ -136,6 +137,10 @@ def evaluate(
     encoders = [one if isinstance(one, Encoder) else load_encoder(one, device=device) for one in sources]
     names = choose_names(encoders)
     stored = evaluation_settings.embeddings
+    if out is not None:
+        named = [Path(one) for one in sources if not isinstance(one, Encoder)]
+        spelled = [find_source_path(dataset.source) for dataset in data.datasets if dataset.source]
+        require_outside(Path(out), [*named, *spelled, None if stored is None else Path(stored)])
     embed = _embed_here if stored is None else _reading(Path(stored), encoders, data.datasets)
     for one in encoders:
         print_message(*describe_seen(one.name, one.backbone, data.datasets))

@@ -103,7 +103,7 @@ def fit_supervised_whitening(features: np.ndarray, pairs: np.ndarray, num_compon
     if len(pairs) == 0:
         raise ConfigError(
             f"{fitted_on!r} has no two images of the same thing, from which supervised whitening learns; give a set "
-            "with classes of several images, or whiten without supervision (--whiten)."
+            "with classes of several images, or whiten without supervision (--kind pca_whitening)."
         )
     centered, mean = _center(features)
     differences = centered[pairs[:, 0]] - centered[pairs[:, 1]]  # (P, D)
@@ -111,7 +111,7 @@ def fit_supervised_whitening(features: np.ndarray, pairs: np.ndarray, num_compon
     if not variances[-1] > 0:
         raise ConfigError(
             f"the {len(pairs)} pairs of {fitted_on!r} are of equal images: nothing to learn from. Remove the copies "
-            "(vitrieve data check finds them), or whiten without supervision (--whiten)."
+            "(vitrieve data check finds them), or whiten without supervision (--kind pca_whitening)."
         )
     whitening = (vectors / np.sqrt(_raise_to_floor(variances))) @ vectors.T  # (D, D), symmetric
     directions, variances = _find_directions(centered @ whitening, num_components, fitted_on)

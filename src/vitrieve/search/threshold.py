@@ -332,7 +332,7 @@ def _search_without_self(
         others = [hit for hit in hits if hit.record.image_id != record.image_id]
         if column is None:
             yield (others[0].score if others else None), None
-        elif value := record.metadata.get(column):  # an empty cell names no class
+        elif (value := record.metadata.get(column)) is not None and _names_class(value):
             is_known = _is_class_of_several(store, others, column, value)
             yield (others[0].score if is_known else None), _find_unknown(store, vector, others, column, value)
 
@@ -346,12 +346,21 @@ def _is_class_of_several(store: VectorStore, others: Sequence[Hit], column: str,
 def _find_unknown(
     store: VectorStore, vector: FloatArray, others: Sequence[Hit], column: str, value: str
 ) -> float | None:
-    for hit in others:
-        if hit.record.metadata.get(column) != value:
+    def list_hits() -> Iterator[Hit]:
+        yield from others
+        is_another_class = Condition(column=column, operator="!=", values=(Exact(value),))
+        yield from store.search(vector[None], NUM_NEAREST, (is_another_class,))[0]
+
+    for hit in list_hits():
+        other = hit.record.metadata.get(column)
+        if other is not None and other != value and _names_class(other):
             return hit.score
-    is_another_class = Condition(column=column, operator="!=", values=(Exact(value),))
-    (found,) = store.search(vector[None], 1, (is_another_class,))
-    return found[0].score if found else None
+    return None
+
+
+def _names_class(value: str) -> bool:
+    """Say whether a cell names a class: an empty one does not."""
+    return value.strip() != ""
 
 
 DEFAULT_COLUMN = "label"

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vitrieve.artifacts import check_replacing, read_manifest, replacing_folder
+from vitrieve.artifacts import check_replacing, read_manifest, replacing_folder, require_outside
 from vitrieve.data.holdout import NUM_CLASSES_MIN, NUM_JUDGES_MIN, split_for_training
 from vitrieve.data.records import Dataset, ImageRecord, find_absolute, require_trainable
 from vitrieve.data.sources import read_source
@@ -298,10 +298,7 @@ def _write_embeddings(source: Path, adapted: AdaptedEncoder, kept: np.ndarray | 
 
 
 def _check_folders(source: Path, out: Path, embeddings_out: Path | None, *, is_overwrite: bool) -> None:
-    if source.resolve().is_relative_to(out.resolve()):
-        raise ArtifactError(
-            f"{out} holds the embeddings that are read; give the encoder a folder of its own with --out."
-        )
+    require_outside(out, [source])
     check_replacing(out, kind="encoder", is_overwrite=is_overwrite)
     if embeddings_out is None:
         return

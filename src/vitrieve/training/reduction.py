@@ -180,6 +180,7 @@ def _fit(run: ReductionRun, dataset: Dataset) -> ReducedEncoder:
     for image_id, reason in readable.failures:
         print_message(f"left out: {image_id}: {reason}")
     records = readable.records
+    require_reducible(run.embedding_dim, encoder.spec.embedding_dim, len(records))
     pairs = find_pairs(dataset, records) if run.kind == "supervised_whitening" else None
     fitted_on = f"training images of {dataset.name} ({dataset.protocol})"
     reduced = reduce_encoder(encoder, records, run.embedding_dim, fitted_on=fitted_on, kind=run.kind, pairs=pairs)
