@@ -16,6 +16,7 @@ from vitrieve.artifacts import (
     Kind,
     check_folder,
     check_replacing,
+    is_partial,
     prepare_folder,
     read_manifest,
     reopen_folder,
@@ -139,12 +140,24 @@ def test_trap_overwriting_and_resuming_goes_on_with_what_is_begun(tmp_path: Path
 def test_trap_the_mark_of_another_program_makes_no_folder_ours(is_folder: bool, tmp_path: Path) -> None:
     mark = tmp_path / "photos" / ".partial"
     mark.parent.mkdir()
-    mark.mkdir() if is_folder else mark.write_text("of another program")  # rsync has a folder of this name
+    mark.mkdir() if is_folder else mark.write_text("of another program")  # as rsync --partial-dir=.partial
     (tmp_path / "photos" / "1.jpg").touch()
     for flags in ({}, {"is_overwrite": True}, {"is_resume": True}):
         with pytest.raises(ArtifactError, match="holds other files"):
             prepare_folder(tmp_path / "photos", kind="index", **flags)
     assert (tmp_path / "photos" / "1.jpg").exists()
+
+
+def test_a_finished_artifact_beside_the_mark_of_another_program_is_reopened_or_refused(tmp_path: Path) -> None:
+    make_finished(tmp_path / "a")
+    (tmp_path / "a" / ".partial").write_text("of another program")
+    reopen_folder(tmp_path / "a")
+    assert is_partial(tmp_path / "a")
+    make_finished(tmp_path / "b")
+    (tmp_path / "b" / ".partial").mkdir()
+    with pytest.raises(ArtifactError, match="is a folder of another program"):
+        reopen_folder(tmp_path / "b")
+    assert read_manifest(tmp_path / "b", "index")["num_vectors"] == 3
 
 
 def test_prepare_folder_advises_no_resume_where_there_is_none(tmp_path: Path) -> None:

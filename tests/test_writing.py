@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -48,6 +49,9 @@ def test_trap_what_is_read_is_not_written_over(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(ConfigError, match=r"two files would be .*a\.html"):
         check_files(Path("a.html"), tmp_path / "a.html")
     check_files(tmp_path / "a.html", tmp_path / "a.csv", None, read=table)
+    check_files(Path(os.devnull), Path(os.devnull), read=table)
+    with pytest.raises(ConfigError, match="is a folder; name a file in it"):
+        check_files(tmp_path, read=tmp_path)
 
 
 def test_write_text_durably_replaces_whole_files(tmp_path: Path) -> None:

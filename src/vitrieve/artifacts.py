@@ -51,6 +51,8 @@ _RESUMED_KINDS: Collection[Kind] = ("run", "embeddings", "evaluation", "comparis
 MANIFEST_NAME = "manifest.json"
 FORMAT_VERSION = 1
 _PARTIAL_NAME = ".partial"
+MAX_MARK_BYTES = 64
+"""A mark of ours is shorter: it says the kind of what is made."""
 _NEW_NAME = ".new"
 """A file in the folder that is to take the place of another: it tells the new artifact from the old one, which stands
 beside it once they have changed places."""
@@ -149,23 +151,25 @@ def find_kind(folder: Path) -> str | None:
 
 
 def _is_marked(folder: Path) -> bool:
-    """Tell our mark of a partial artifact from the ``.partial`` of another program, such as a folder of rsync's."""
+    """Tell our mark of a partial artifact from the ``.partial`` of another program, unless that file is empty, too."""
+    mark = folder / _PARTIAL_NAME
     try:
-        return (folder / _PARTIAL_NAME).read_text(encoding="utf-8") in ("", *get_args(Kind))
+        return mark.stat().st_size < MAX_MARK_BYTES and mark.read_text(encoding="utf-8") in ("", *get_args(Kind))
     except (OSError, ValueError):
         return False
 
 
 def _mark_partial(folder: Path, kind: str | None) -> None:
     mark = folder / _PARTIAL_NAME
-    is_new = not mark.exists()
-    mark.touch()
-    if kind is not None and is_new:
+    if mark.is_dir():
+        raise ArtifactError(f"{mark} is a folder of another program; remove it first, or give another --out.")
+    if not _is_marked(folder):
         try:
-            mark.write_text(kind, encoding="utf-8")
+            mark.write_text(kind or "", encoding="utf-8")
         except OSError as error:  # an empty mark needs no free block, and what is deleted next may make room
             if not is_full_disk(error):
                 raise
+            mark.write_bytes(b"")
 
 
 def has_artifact(folder: Path) -> bool:
@@ -179,7 +183,7 @@ def is_partial(folder: Path) -> bool:
 
 
 def require_outside(out: Path, read: Iterable[Path | None]) -> None:
-    """Refuse to write an artifact around something that is read for it: what it replaces is removed as a whole.
+    """Refuse an output folder that is or contains something that is read, because replacing it would delete that.
 
     Args:
         out: Folder to write.

@@ -59,14 +59,17 @@ def check_files(*files: Path | None, is_folder_made: bool = False, read: Path | 
             the files.
         ArtifactError: This user may not write in its folder, or a file has the name of that.
     """
-    places = [file.resolve() for file in files if file is not None]
-    if read is not None and read.resolve() in places:
-        raise ConfigError(f"{quote_name(read)} is read, and would be lost: give what is written another name.")
-    if len(set(places)) < len(places):
-        raise ConfigError(f"two files would be {quote_name(places[0])}: give each a name of its own.")
+    places: set[Path] = set()
     for file in files:
         if file is not None and file.is_dir():
             raise ConfigError(f"{quote_name(file)} is a folder; name a file in it.")
+        if file is not None and (file.is_file() or not file.exists()):  # /dev/null holds everything
+            place = file.resolve()
+            if read is not None and read.resolve() == place:
+                raise ConfigError(f"{quote_name(read)} is read, and would be lost: give what is written another name.")
+            if place in places:
+                raise ConfigError(f"two files would be {quote_name(place)}: give each a name of its own.")
+            places.add(place)
         if file is not None and not is_folder_made and not file.parent.is_dir():
             folder = quote_name(file.parent)
             raise ConfigError(f"{quote_name(file)} cannot be written: there is no folder {folder}; make it first.")

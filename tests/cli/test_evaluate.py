@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vitrieve.artifacts import read_manifest
+from vitrieve.artifacts import read_manifest, reopen_folder
 from vitrieve.cli.main import main
 
 Run = tuple[int, str, str]
@@ -137,7 +137,7 @@ def test_evaluate_refuses_a_finished_folder(run_evaluate: Any, tmp_path: Path) -
 
 def test_evaluate_resumes_an_unfinished_folder(run_evaluate: Any, tmp_path: Path) -> None:
     assert run_evaluate()[0] == 0
-    (tmp_path / "out" / "manifest.json").rename(tmp_path / "out" / ".partial")
+    reopen_folder(tmp_path / "out")
     status, _, err = run_evaluate()
     assert status == 2
     assert "--resume" in err
@@ -440,7 +440,7 @@ def test_evaluate_prints_the_table_of_named_rerankings(run_evaluate: Any) -> Non
     ("words", "reason"),
     [
         (("--rerank", "magic"), "unknown re-ranking 'magic'"),
-        (("--rerank", "auto,chamfer"), "give it alone"),
+        (("--rerank", "auto,chamfer"), "give one of them alone"),
         (("--rerank", "chamfer", "--index", "index"), "--rerank auto, one encoder and one protocol"),
         (("--rerank", "auto", "--index", "missing"), "missing"),
     ],

@@ -159,6 +159,17 @@ def test_trap_a_flat_folder_that_is_called_as_a_data_set_is_the_folder(
     assert (found.name, found.source) == ("emoji", "folder:emoji")
 
 
+@pytest.mark.parametrize(("source", "protocol"), [("folder:emoji", "typo"), ("folder:", None)])
+def test_what_is_no_folder_or_no_protocol_is_refused_without_classes_too(
+    source: str, protocol: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "emoji").mkdir()
+    (tmp_path / "emoji" / "1.jpg").touch()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match="typo" if protocol else "lacks a path"):
+        read_sources(source, protocols=() if protocol is None else (protocol,), classes="none")
+
+
 def test_set_apart_refuses_labels_without_names_which_would_be_those_of_another() -> None:
     with pytest.raises(DataError, match="zoo has labels for which label_names has no name"):
         set_apart([build_dataset("zoo", labels=(0, 1, 2)), build_dataset("farm")])

@@ -147,7 +147,7 @@ def test_auto_is_what_the_index_remembers(index_folder: Path, encoder: Encoder, 
 
 
 def test_what_the_index_keeps_is_left_out_where_the_pictures_are_gone(
-    index_folder: Path, encoder: Encoder, picture_folder: Path
+    index_folder: Path, encoder: Encoder, picture_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with Searcher.open(index_folder, encoder) as searcher:
         request = SearchRequest(plus=(Example(image_id="02.png"),), k=20)
@@ -158,6 +158,8 @@ def test_what_the_index_keeps_is_left_out_where_the_pictures_are_gone(
     with Searcher.open(index_folder, encoder) as searcher:
         answer = searcher.answer(request)
         assert (ids(answer), answer.reranking) == (plain, "none")
+        assert ids(searcher.answer(request)) == plain
+        assert capsys.readouterr().err.count("searching without the re-ranking tiles: ") == 1
         with pytest.raises(DecodeError, match="pictures can be read"):
             searcher.answer(dataclasses.replace(request, reranking="tiles"))
 

@@ -84,16 +84,16 @@ def test_calibrate_index_counts_as_a_slow_reference_does(is_empty: bool) -> None
     assert "leave-class-out" in threshold.method
 
 
-def test_calibrate_index_finds_another_class_behind_a_large_one() -> None:
+@pytest.mark.parametrize("metadata", [{"label": "many"}, {}, {"label": ""}])
+def test_calibrate_index_finds_another_class_behind_many(metadata: dict[str, str]) -> None:
     vectors, records = draw_collection(60)
     one_class = [
-        ImageRecord(image_id=f"z{n:03}", path=Path("a"), label=0, split="test", metadata={"label": "many"})
-        for n in range(60)
+        ImageRecord(image_id=f"z{n:03}", path=Path("a"), label=0, split="test", metadata=metadata) for n in range(60)
     ]
     crowd = normalize(vectors[:1] + 1e-3 * np.random.default_rng(1).normal(size=(60, 8)))
     store = fill(np.concatenate([vectors, crowd]), records + one_class)
     threshold = calibrate_index(store, column="label")
-    values = [record.metadata.get("label") for record in records + one_class]
+    values = [record.metadata.get("label") or None for record in records + one_class]
     known, unknown = measure_slowly(np.concatenate([vectors, crowd]), values)
     assert (threshold.num_known, threshold.num_unknown) == (len(known), len(unknown))
     assert threshold.false_accept_rate == np.mean(np.array(unknown) >= threshold.score)

@@ -439,7 +439,8 @@ def test_vectors_of_files_elsewhere_are_told(
     embeddings = write(replace(dataset, records=stored), draw_vectors(dataset, signal=0.7))
     adapt(embeddings, dataset, tmp_path / "out")
     printed = capsys.readouterr().err
-    assert f"1 vector is of files elsewhere, the first of {tmp_path / 'old' / '0.png'} and not of 3/0.png." in printed
+    assert "1 vector was computed from other files of the same names" in printed
+    assert f"({tmp_path / 'old' / '0.png'}; the data has 3/0.png)" in printed
 
 
 def test_a_head_behind_several_scales_is_refused(tiny_encoder_folder: Path) -> None:

@@ -67,7 +67,7 @@ def run(arguments: Arguments) -> int:
     if arguments.link:
         check_undo_file(arguments.undo_file or UNDO_FILE)
     read = None if arguments.collection is None else find_source_path(arguments.collection)
-    check_files(arguments.html, arguments.csv, read=read)
+    check_files(arguments.html, arguments.csv, arguments.undo_file, read=read)
     if arguments.undo is not None:
         return _report_acted(undo_duplicates(arguments.undo), "put back", arguments)
     assert arguments.collection is not None

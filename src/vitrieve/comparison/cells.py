@@ -307,7 +307,7 @@ class CellWork:
 def _slug(text: str) -> str:
     """Spell a name as a file's, different for different names."""
     short = re.sub(r"[^A-Za-z0-9._-]+", "_", text)[-40:]
-    is_name = short == text and text.strip(".") != ""  # the folder . is none below another
+    is_name = short == text and text.strip(".") != ""  # . and .. would name the folders above
     return short if is_name else f"{short}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 

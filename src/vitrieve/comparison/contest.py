@@ -317,7 +317,7 @@ class _ContestRun:
     # What it has found
 
     def write_summary_of_a_stop(self) -> None:
-        """Write the page about what is done, while an error goes on that must not be lost to another."""
+        """Write the page after an error; if that fails too, print why, and let the first error continue."""
         try:
             self.write_summary()
         except Exception as error:  # a full disk, for example, which may be what stopped the contest

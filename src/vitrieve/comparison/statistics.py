@@ -407,14 +407,19 @@ class Contest:
     def pair(
         self, data: str, protocol: str, metric: str, names: tuple[str, str], seeds: Sequence[int]
     ) -> PairedQueries:
-        """Lay the values of two methods on the same queries beside each other, a row for each seed."""
+        """Lay the values of two methods on the same queries beside each other, a row for each seed.
+
+        Raises:
+            ArtifactError: The classes of their queries differ, so that the queries do.
+        """
         rows = [[self.outcomes[data, name, 0 if name == FROZEN else seed] for seed in seeds] for name in names]
         groups = rows[0][0].queries[protocol]["groups"]
         for name, row in zip(names, rows, strict=True):
             if any(not np.array_equal(one.queries[protocol]["groups"], groups) for one in row):
                 raise ArtifactError(
                     f"the results of {names[0]} and {name} on {data} are of different pictures: one could be read for "
-                    "the one and not for the other. Repair the pictures, and compare again in another --out."
+                    "the one and not for the other. Repair the pictures, remove these results of that data set in the "
+                    "contest's folder results, and go on with --resume."
                 )
         before, after = (np.stack([one.queries[protocol][metric] for one in row]) for row in rows)
         return PairedQueries(groups.astype(np.int64), before, after)

@@ -187,7 +187,8 @@ def _check_plan(folder: Path, dataset: Dataset, settings: PackSettings) -> None:
     if different:
         raise ArtifactError(
             f"{folder} was begun with other images or settings ({different[0]} was {found.get(different[0])}, and is "
-            f"{plan[different[0]]}). Give what it was begun with, or start again with --overwrite."
+            f"{plan[different[0]]}). Give what it was begun with, or start again with --overwrite "
+            "and without --resume."
         )
 
 

@@ -12,7 +12,7 @@ from typing import Literal
 
 from vitrieve.data.folder import ROLES, read_flat_folder
 from vitrieve.data.records import Dataset, GroundTruth, ImageRecord
-from vitrieve.data.sources import find_source_path, is_folder_source, read_source
+from vitrieve.data.sources import find_source_path, is_folder_source, list_protocols, read_source
 from vitrieve.errors import ConfigError, DataError
 from vitrieve.quoting import count_nouns, quote_name
 from vitrieve.settings import list_texts
@@ -75,11 +75,10 @@ def _read_unlabeled(source: str, *, protocol: str | None, exclude: str | Sequenc
     try:
         return forget_labels(read_source(source, protocol=protocol, exclude=exclude))
     except DataError as error:
-        if not is_folder_source(source):
+        path = find_source_path(source)
+        if path is None or not is_folder_source(source) or protocol not in (None, *list_protocols(source)):
             raise
         refusal = error
-    path = find_source_path(source)
-    assert path is not None  # of a folder it is known
     dataset = replace(read_flat_folder(path, exclude=exclude), source=source)  # at any depth
     records = tuple(replace(one, split="train") for one in dataset.records if not _is_for_testing(one.image_id))
     if not records:
@@ -187,8 +186,8 @@ def set_apart(datasets: Sequence[Dataset]) -> tuple[Dataset, ...]:
     for name, dataset in zip(names, datasets, strict=True):
         if any(not 0 <= record.label < len(dataset.label_names) for record in dataset.records):
             raise DataError(
-                f"{quote_name(name)} has labels for which label_names has no name, so they would be those of another "
-                "data set; give label_names a name for each."
+                f"{quote_name(name)} has labels for which label_names has no name; they would become classes of "
+                "another data set. Give each label a name."
             )
     label_names = tuple(itertools.chain.from_iterable(dataset.label_names for dataset in datasets))
     apart, first_label = [], 0

@@ -6,6 +6,7 @@ and the manifest.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,25 +88,26 @@ def find_other_region(embeddings: Embeddings, rows: Iterable[int], wanted: Seque
 
 
 def tell_other_files(embeddings: Embeddings, rows: Iterable[int], wanted: Sequence[ImageRecord]) -> None:
-    """Say how many vectors are of files elsewhere that have the names of those that are wanted, and are still there.
+    """Say how many vectors were computed from other files, of the same names in other folders, which are still there.
 
     Args:
         embeddings: Embeddings of the images, and perhaps of others.
         rows: Row of each image, as many as there are images.
         wanted: The images, of the same names.
     """
+    find_real = functools.cache(Path.resolve)  # of each folder once
     pairs = [(embeddings.records[row].path, one.path) for row, one in zip(rows, wanted, strict=True)]
     others = [
         (stored, now)
         for stored, now in pairs
-        if stored != now and stored.name == now.name and stored.exists() and stored.resolve() != now.resolve()
+        if stored.name == now.name and find_real(stored.parent) != find_real(now.parent) and stored.exists()
     ]
     if others:
-        counted = count_nouns(len(others), "vector is", "vectors are")
+        counted = count_nouns(len(others), "vector was", "vectors were")
         stored, now = map(quote_name, others[0])
         print_message(
-            f"{counted} of files elsewhere, the first of {stored} and not of {now}. If those are other pictures, embed "
-            "these again (vitrieve embed)."
+            f"{counted} computed from other files of the same names ({stored}; the data has {now}). If the pictures "
+            "differ, embed those of the data (vitrieve embed)."
         )
 
 

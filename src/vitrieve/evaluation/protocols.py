@@ -227,7 +227,7 @@ def add_distractors(dataset: Dataset, distractors: Dataset) -> Dataset:
 
 
 class _Locator:
-    """Real places of files, each folder looked up once: two spellings of a file are one."""
+    """It finds the real places of files, and looks each folder up once; a link that is a file is not followed."""
 
     def __init__(self) -> None:
         self._folders: dict[str, str] = {}

@@ -139,7 +139,7 @@ def evaluate(
     stored = evaluation_settings.embeddings
     if out is not None:
         named = [Path(one) for one in sources if not isinstance(one, Encoder)]
-        spelled = [find_source_path(dataset.source) for dataset in data.datasets if dataset.source]
+        spelled = [find_source_path(one) for one in (data.datasets[0].source, data.distractors) if one]
         require_outside(Path(out), [*named, *spelled, None if stored is None else Path(stored)])
     embed = _embed_here if stored is None else _reading(Path(stored), encoders, data.datasets)
     for one in encoders:
@@ -316,7 +316,8 @@ def _reading(folder: Path, encoders: Sequence[Encoder], datasets: Sequence[Datas
                 f"{folder} and {dataset.name} look at different regions of {quote_name(other)}; embed the same --data "
                 "again, or leave --embeddings out."
             )
-        tell_other_files(found, rows, choose_records(wanted, places))
+        if dataset is datasets[0]:  # the other protocols are of the same pictures
+            tell_other_files(found, rows, choose_records(wanted, places))
     return lambda encoder, dataset, folder, settings: found
 
 

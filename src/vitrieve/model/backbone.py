@@ -85,7 +85,8 @@ def build_backbone(
         patch_drop_rate: Share of the patches left out in training, in [0, 1), drawn for each image from torch's
             global generator; prefix tokens stay (Liu et al., arXiv:2208.07220). For transformers.
         is_pretrained: False leaves the weights random (drawn from torch's global generator).
-        on_note: Called with each sentence about what was changed in the names of local weights, or left out.
+        on_note: Called with each sentence about what was changed in the names of local weights, or left out; of weights
+            that were fetched by name nothing is told.
 
     Returns:
         The model in training mode, float32.

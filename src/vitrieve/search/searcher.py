@@ -21,10 +21,11 @@ import numpy as np
 from vitrieve.choices import Device
 from vitrieve.data.decode import Picture
 from vitrieve.data.records import ImageRecord
-from vitrieve.errors import ArtifactError, ConfigError, DecodeError, FingerprintError
+from vitrieve.errors import ArtifactError, ConfigError, DecodeError, FingerprintError, first_line
 from vitrieve.index.filter import FilterLike, require_column
 from vitrieve.index.open import load_index_encoder, open_index, require_encoder
 from vitrieve.index.store import Hit, VectorStore, find_name, read_info
+from vitrieve.progress import print_message
 from vitrieve.rerank.names import AUTO, NO_RERANKING
 from vitrieve.rerank.parts import ByteArray, PartKind, encode_parts, prepare_parts
 from vitrieve.rerank.remember import KeptReranking
@@ -98,6 +99,7 @@ class Searcher:
         self._remembered: RememberedFiles | None = None
         self._open_again: Callable[[Encoder | str | Path | None], Searcher] | None = None
         self._is_closed = False
+        self._is_loss_told = False
 
     @classmethod
     def open(
@@ -249,9 +251,12 @@ class Searcher:
         started = time.perf_counter() - words_seconds
         try:
             ranking = self._rank(request, query, matches, reranker)
-        except DecodeError:  # the files of the parts are gone, without which the vectors still answer
+        except DecodeError as error:  # the pictures are gone, without which the vectors still answer
             if reranker is None or request.reranking != AUTO:
                 raise
+            if not self._is_loss_told:
+                print_message(f"searching without the re-ranking {reranker.name}: {first_line(error)}")
+            self._is_loss_told = True
             reranker = None
             ranking = self._rank(request, query, matches, None)
         groups = group_hits(self.store, ranking.levels, request)

@@ -346,16 +346,18 @@ def _is_class_of_several(store: VectorStore, others: Sequence[Hit], column: str,
 def _find_unknown(
     store: VectorStore, vector: FloatArray, others: Sequence[Hit], column: str, value: str
 ) -> float | None:
-    def list_hits() -> Iterator[Hit]:
-        yield from others
-        is_another_class = Condition(column=column, operator="!=", values=(Exact(value),))
-        yield from store.search(vector[None], NUM_NEAREST, (is_another_class,))[0]
-
-    for hit in list_hits():
-        other = hit.record.metadata.get(column)
-        if other is not None and other != value and _names_class(other):
-            return hit.score
-    return None
+    is_another_class = Condition(column=column, operator="!=", values=(Exact(value),))
+    found, num_found = others, NUM_NEAREST
+    while True:
+        for hit in found:
+            other = hit.record.metadata.get(column)
+            if other is not None and other != value and _names_class(other):
+                return hit.score
+        if found is not others:
+            if len(found) < num_found:
+                return None
+            num_found *= 4  # the nearest may all be without a class
+        found = store.search(vector[None], num_found, (is_another_class,))[0]
 
 
 def _names_class(value: str) -> bool:

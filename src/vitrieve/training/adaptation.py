@@ -21,7 +21,7 @@ from torch.nn import functional
 from vitrieve.artifacts import check_replacing, read_manifest, replacing_folder, require_outside
 from vitrieve.data.holdout import NUM_CLASSES_MIN, NUM_JUDGES_MIN, split_for_training
 from vitrieve.data.records import Dataset, ImageRecord, find_absolute, require_trainable
-from vitrieve.data.sources import read_source
+from vitrieve.data.sources import find_source_path, read_source
 from vitrieve.embed.embeddings import (
     Embeddings,
     find_other_region,
@@ -174,8 +174,9 @@ def adapt(
     check_seed(head_settings.seed)
     stored, source = load_embeddings(embeddings), Path(embeddings)
     out, embeddings_out = Path(out), None if embeddings_out is None else Path(embeddings_out)
-    _check_folders(source, out, embeddings_out, is_overwrite=overwrite)
     dataset = data if isinstance(data, Dataset) else read_source(str(data))
+    require_outside(out, [source, find_source_path(dataset.source) if dataset.source else None])
+    _check_folders(source, out, embeddings_out, is_overwrite=overwrite)
     _check_embedding_dim(head_settings.embedding_dim, stored.vectors.shape[1])
     require_trainable(dataset)
     if dataset.is_unlabeled:
@@ -298,7 +299,6 @@ def _write_embeddings(source: Path, adapted: AdaptedEncoder, kept: np.ndarray | 
 
 
 def _check_folders(source: Path, out: Path, embeddings_out: Path | None, *, is_overwrite: bool) -> None:
-    require_outside(out, [source])
     check_replacing(out, kind="encoder", is_overwrite=is_overwrite)
     if embeddings_out is None:
         return

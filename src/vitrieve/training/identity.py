@@ -155,7 +155,7 @@ def require_same_run(run: Path, settings: Mapping[str, Any], *, encoder: ImageEn
             listed = "; ".join(f"{name} was {_spell(old)} and is {_spell(new)}" for name, (old, new) in changes.items())
             raise ArtifactError(
                 f"{run} was begun with other settings: {listed}. Resume with the values of before, or start again with "
-                "--overwrite."
+                "--overwrite and without --resume."
             )
     write_text_durably(path, json.dumps(now, indent=2) + "\n")
     return notes
