@@ -6,7 +6,8 @@ Leave one collection out: for each of Grocery, emoji and `clothing-small` an enc
 other two, and measured on the test classes of the one left out. One more is trained on all three, and measured on the
 birds of cub200-subset, on which nothing is ever trained, because its terms forbid it. The frozen start is measured on
 the same. What is held out to choose a state are classes of the collections that train. Each encoder is measured twice:
-with all its weights, and as the difference of rank 8 from its start, the form in which one ships with the package.
+with all its weights, and as the difference of rank 8 from its start, the form in which one ships with the package. Of
+several seeds the mean of their weights is one more encoder, measured in both forms, too.
 
 A line of OUT/results.jsonl is a finished run, which is not repeated; a run that was stopped goes on. After each run, or
 with --table alone, OUT/general_encoder.json and OUT/general_encoder.md tell the mean and deviation over the seeds. The
@@ -29,6 +30,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from collections_here import find_collections
 from contest import describe_machine
 
@@ -38,7 +40,7 @@ from vitrieve.errors import ConfigError
 from vitrieve.evaluation.export import export
 from vitrieve.evaluation.protocols import DataChoices, read_evaluation_data
 from vitrieve.evaluation.run import evaluate
-from vitrieve.model.artifact import ENCODER_SUBFOLDER
+from vitrieve.model.artifact import ENCODER_SUBFOLDER, read_contents, write_contents
 from vitrieve.model.encoder import build_encoder
 from vitrieve.recipes import find_recipe
 from vitrieve.runtime.encoder import Encoder, load_encoder, wrap_encoder
@@ -116,12 +118,21 @@ class Plan:
         """List the collections that train where one is left out."""
         return [name for name in TRAINING if name in self.sources and name != left_out]
 
+    @property
+    def all_seeds(self) -> list[int | str | None]:
+        """None for the frozen start, the seeds, and the average over several, named ``mean of 0, 1, 2``."""
+        averages = [f"mean of {', '.join(map(str, self.seeds))}"] if len(self.seeds) > 1 else []
+        return [None, *self.seeds, *averages]
+
     def build_config(self) -> Config:
         """Build the complete settings."""
         return override_config(find_recipe(self.recipe)(), dict(self.overrides))
 
-    def describe(self, left_out: str, seed: int | None) -> dict[str, Any]:
-        """Describe a run so that another one is told apart; the frozen start has no seed and was trained on nothing."""
+    def describe(self, left_out: str, seed: int | str | None) -> dict[str, Any]:
+        """Describe a run so that another one is told apart.
+
+        The frozen start has no seed and was trained on nothing.
+        """
         is_frozen = seed is None
         settings = {name: str(value) for name, value in sorted(self.overrides.items())}
         return {
@@ -166,56 +177,89 @@ def train_and_measure(plan: Plan, left_out: str, seed: int, out: Path) -> dict[s
         ]
         train(named, plan.recipe, run, resume=True, report=False, **plan.overrides, seed=seed)
     summary = json.loads((run / "manifest.json").read_text())
-    tests = measure(plan, load_encoder(run), left_out)
-    small: dict[str, Any] = {}
-    if plan.delta_rank is not None:
-        try:
-            made = export(run, kept.with_name(f"{run.name}-delta"), delta_rank=plan.delta_rank, overwrite=True)
-        except ConfigError as error:  # where the frozen start was kept, there is no difference
-            print(f"no difference of {run}: {error}", file=sys.stderr)
-        else:
-            small = {"small_tests": measure(plan, load_encoder(made.folder), left_out), "small_bytes": made.num_bytes}
+    tests = measure_both_forms(plan, run, left_out, kept)
     shutil.rmtree(kept, ignore_errors=True)
     shutil.copytree(run / ENCODER_SUBFOLDER, kept)
     names = ("data", "protocol", "sources", "kept_step", "num_steps", "holdout_map_at_r", "seconds")
-    return {
-        **{name: summary[name] for name in names},
-        "encoder": str(kept.relative_to(out)),
-        "tests": tests,
-        **small,
+    return {**{name: summary[name] for name in names}, "encoder": str(kept.relative_to(out)), **tests}
+
+
+def measure_both_forms(plan: Plan, encoder: Path, left_out: str, kept: Path) -> dict[str, Any]:
+    """Measure an encoder with all its weights, and as a low-rank difference, which stays beside the folder ``kept``."""
+    tests = measure(plan, load_encoder(encoder), left_out)
+    if plan.delta_rank is None:
+        return {"tests": tests}
+    try:
+        made = export(encoder, kept.with_name(f"{kept.name}-delta"), delta_rank=plan.delta_rank, overwrite=True)
+    except ConfigError as error:  # where the frozen start was kept, there is no difference
+        print(f"no difference of {encoder}: {error}", file=sys.stderr)
+        return {"tests": tests}
+    small = measure(plan, load_encoder(made.folder), left_out)
+    return {"tests": tests, "small_tests": small, "small_bytes": made.num_bytes}
+
+
+def average_and_measure(plan: Plan, left_out: str, name: str, out: Path) -> dict[str, Any]:
+    """Average the weights of the encoders of all seeds, keep the result as an encoder, and measure it.
+
+    Source:
+        Wortsman et al., Model soups, ICML 2022 (arXiv:2203.05482): the uniform soup.
+    """
+    keys = [plan.describe(left_out, seed) for seed in plan.seeds]
+    lines = [line for key in keys for line in read_lines(out) if is_of(line, key)]
+    contents = [read_contents(out / line["encoder"]) for line in lines]
+    states = {
+        name: np.mean([one.states[name] for one in contents], axis=0, dtype=np.float64).astype(array.dtype)
+        for name, array in contents[0].states.items()
     }
+    kept = out / "encoders" / find_run(plan, left_out, name, out).name
+    spec = replace(contents[0].spec, trained_on=f"{contents[0].spec.trained_on}; {name}")
+    write_contents(kept, spec, states, f"# {spec.trained_on}\n", {})
+    return {"encoder": str(kept.relative_to(out)), **measure_both_forms(plan, kept, left_out, kept)}
 
 
-def find_run(plan: Plan, left_out: str, seed: int, out: Path) -> Path:
+def find_run(plan: Plan, left_out: str, seed: int | str, out: Path) -> Path:
     """Find the folder of a training, which settings that differ do not share."""
     described = json.dumps(plan.describe(left_out, seed), sort_keys=True).encode()
     digest = hashlib.blake2b(described, digest_size=4).hexdigest()
     trained = "-".join(plan.list_trained(left_out))
-    return out / "runs" / f"{trained}-{plan.overrides['loader.sources']}-seed{seed}-{digest}"
+    kind = "average" if isinstance(seed, str) else f"seed{seed}"
+    return out / "runs" / f"{trained}-{plan.overrides['loader.sources']}-{kind}-{digest}"
 
 
 def run_plan(plan: Plan, out: Path) -> None:
     """Make every run that is not in OUT/results.jsonl."""
     out.mkdir(parents=True, exist_ok=True)
-    for seed in (None, *plan.seeds):
+    for seed in plan.all_seeds:
         for left_out in plan.left_out:
             key = plan.describe(left_out, seed)
             if any(is_of(line, key) for line in read_lines(out)):
                 continue
             machine = find_machine()  # first, so that a run is noted as soon as it is measured
-            print(f"{FROZEN if seed is None else f'seed {seed}'}, judged on {left_out}", file=sys.stderr, flush=True)
-            found = measure_frozen(plan, left_out) if seed is None else train_and_measure(plan, left_out, seed, out)
+            print(f"{describe_seed(seed)}, judged on {left_out}", file=sys.stderr, flush=True)
+            if seed is None:
+                found = measure_frozen(plan, left_out)
+            elif isinstance(seed, str):
+                found = average_and_measure(plan, left_out, seed, out)
+            else:
+                found = train_and_measure(plan, left_out, seed, out)
             line = {**key, **found, "date": time.strftime("%Y-%m-%d"), "machine": machine}
             with (out / "results.jsonl").open("a") as file:
                 file.write(json.dumps(line) + "\n")
-            if seed is not None:  # only now: a script that is stopped before measures again what it has trained
+            if isinstance(seed, int):  # only now: a script that is stopped before measures again what it has trained
                 shutil.rmtree(find_run(plan, left_out, seed, out))  # its states are six times as large as the encoder
             write_results(plan, out)
 
 
+def describe_seed(seed: int | str | None) -> str:
+    """Name a run for the progress."""
+    if seed is None:
+        return FROZEN
+    return f"seed {seed}" if isinstance(seed, int) else f"{seed} (weights)"
+
+
 def write_results(plan: Plan, out: Path) -> str:
     """Write the JSON and the table of the runs of this plan that are there; return the table."""
-    keys = [plan.describe(left_out, seed) for seed in (None, *plan.seeds) for left_out in plan.left_out]
+    keys = [plan.describe(left_out, seed) for seed in plan.all_seeds for left_out in plan.left_out]
     lines = [line for key in keys for line in read_lines(out) if is_of(line, key)]
     table = format_table(plan, lines)
     contents = {"rows": summarize(plan, lines), "runs": lines}
@@ -240,12 +284,13 @@ def is_of(line: Mapping[str, Any], key: Mapping[str, Any]) -> bool:
 
 
 def summarize(plan: Plan, lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Collect each metric of each test: of the frozen start, and the mean and deviation over the seeds."""
+    """Collect each metric of each test: of the frozen start, over the seeds, and of their average."""
     rows = []
     for test in plan.tests:
         own = [line for line in lines if line["left_out"] == test.collection]
-        tuned = [line for line in own if line["seed"] is not None]
+        tuned = [line for line in own if isinstance(line["seed"], int)]
         frozen = next((line["tests"][test.name] for line in own if line["seed"] is None), None)
+        average = next((line for line in own if isinstance(line["seed"], str)), {})
         for metric in test.metrics if tuned else ():
             values = [line["tests"][test.name][metric] for line in tuned]
             small = [line["small_tests"][test.name][metric] for line in tuned if "small_tests" in line]
@@ -258,6 +303,9 @@ def summarize(plan: Plan, lines: Sequence[dict[str, Any]]) -> list[dict[str, Any
                     "deviation": statistics.stdev(values) if len(values) > 1 else None,
                     "values": values,
                     "mean_small": statistics.mean(small) if small else None,
+                    "deviation_small": statistics.stdev(small) if len(small) > 1 else None,
+                    "average": average["tests"][test.name][metric] if average else None,
+                    "average_small": average["small_tests"][test.name][metric] if "small_tests" in average else None,
                     "trained_on": {one["name"]: one for one in tuned[0]["sources"]},
                     "mean_seconds": statistics.mean(line["seconds"] for line in tuned),
                 }
@@ -268,8 +316,9 @@ def summarize(plan: Plan, lines: Sequence[dict[str, Any]]) -> list[dict[str, Any
 def format_table(plan: Plan, lines: Sequence[dict[str, Any]]) -> str:
     """Write a row for each test, its metrics in percent, frozen and tuned."""
     summary = summarize(plan, lines)
-    names = ("measured on, never trained on", "trained on all classes of", "metric, %", FROZEN, "trained")
-    names += (f"its rank {plan.delta_rank}", "seconds")
+    rank = f"its rank {plan.delta_rank}"
+    names = ["measured on, never trained on", "trained on all classes of", "metric, %", FROZEN]
+    names += ["trained", rank, "mean of the weights", rank, "seconds"]
     rows = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
     for row in summary:
         test = Test(**{name: row[name] for name in ("collection", "protocol", "classes")})
@@ -278,14 +327,25 @@ def format_table(plan: Plan, lines: Sequence[dict[str, Any]]) -> str:
             f"{one['num_held_out_classes']:,} more held out)"
             for name, one in row["trained_on"].items()
         )
-        deviation = "" if row["deviation"] is None else f" ± {100 * row['deviation']:.1f}"
-        frozen = "" if row["frozen"] is None else f"{100 * row['frozen']:.1f}"
-        small = "" if row["mean_small"] is None else f"{100 * row['mean_small']:.1f}"
-        figures = f"{frozen} | {100 * row['mean']:.1f}{deviation} (n={len(row['values'])}) | {small}"
-        rows.append(f"| {test.name} | {trained} | {row['metric']} | {figures} | {row['mean_seconds']:.0f} |")
+        figures = [
+            format_percent(row["frozen"]),
+            f"{format_percent(row['mean'], row['deviation'])} (n={len(row['values'])})",
+            format_percent(row["mean_small"], row["deviation_small"]),
+            format_percent(row["average"]),
+            format_percent(row["average_small"]),
+        ]
+        figures.append(f"{row['mean_seconds']:.0f}")
+        rows.append(f"| {test.name} | {trained} | {row['metric']} | {' | '.join(figures)} |")
     machines = {f"{line['date']}, {line['machine']['processor']}" for line in lines}
     settings = [f"{name} {value}" for name, value in plan.describe(JUDGE, plan.seeds[0])["settings"].items()]
     return "\n".join([f"{', '.join([f'recipe {plan.recipe}', *settings])}; {'; '.join(sorted(machines))}.", "", *rows])
+
+
+def format_percent(value: float | None, deviation: float | None = None) -> str:
+    """Write a share in percent, with its deviation where there is one; nothing where it was not measured."""
+    if value is None:
+        return ""
+    return f"{100 * value:.1f}" + ("" if deviation is None else f" ± {100 * deviation:.1f}")
 
 
 def main() -> None:

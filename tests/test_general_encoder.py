@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 import sys
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.data.benchmark_trees import write_cub200
+from vitrieve.model.artifact import read_contents
 
-pytest.importorskip("torch", reason="needs vitrieve[train]")
+torch = pytest.importorskip("torch", reason="needs vitrieve[train]")
+
+from vitrieve.model.encoder import save_encoder  # noqa: E402  (needs torch)
+
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
@@ -129,6 +135,60 @@ def test_a_script_that_is_stopped_after_the_training_goes_on_with_what_it_traine
     assert "small_tests" not in line
     assert (out / line["encoder"] / "model.safetensors").is_file()
     assert not folder.exists()
+
+
+def test_the_weights_of_several_seeds_are_averaged_and_measured_in_both_forms(
+    script: ModuleType,
+    photographs: Path,
+    class_folder: Path,
+    tiny_weights: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shutil.copytree(class_folder, tmp_path / "clothing")
+    sources = {"grocery": f"folder:{photographs}", "clothing-small": f"folder:{tmp_path / 'clothing'}"}
+    tests = [script.Test(collection="grocery", protocol="own_classes")]
+    model = {"model.backbone": "test_vit", "model.weights": str(tiny_weights), "model.image_size": 32}
+    settings = {**model, "loader.sources": "mixed"}
+    plan = script.Plan(sources=sources, overrides=settings, seeds=[3, 5], tests=tests, chosen=["grocery"])
+    out = tmp_path / "out"
+    start = script.build_encoder(plan.build_config().model)
+    generator = torch.Generator().manual_seed(0)
+
+    def train_nothing(plan: Any, left_out: str, seed: int, out: Path) -> dict[str, Any]:
+        """Write an encoder beside the start in place of a training."""
+        encoder = copy.deepcopy(start)
+        with torch.no_grad():
+            for weights in encoder.parameters():
+                weights += 0.01 * torch.randn(weights.shape, generator=generator)
+        folder = out / "encoders" / f"of-{seed}"
+        save_encoder(encoder, folder)
+        script.find_run(plan, left_out, seed, out).mkdir(parents=True)
+        measured = script.measure_both_forms(plan, folder, left_out, folder)
+        source = {"name": "clothing-small", "num_images": 20, "num_classes": 5, "num_held_out_classes": 0}
+        return {"encoder": f"encoders/of-{seed}", "seconds": 1.0, "sources": [source], **measured}
+
+    def write_difference(encoder: Path, *_: object, **__: object) -> SimpleNamespace:
+        return SimpleNamespace(folder=encoder, num_bytes=1)  # the start has no name, so there is no real difference
+
+    monkeypatch.setattr(script, "train_and_measure", train_nothing)
+    monkeypatch.setattr(script, "export", write_difference)
+    script.run_plan(plan, out)
+    *_, line = script.read_lines(out)
+    assert line["seed"] == "mean of 3, 5"
+    weights = [read_contents(out / "encoders" / name).states for name in ("of-3", "of-5")]
+    for name, array in read_contents(out / line["encoder"]).states.items():
+        np.testing.assert_allclose(array, (weights[0][name] + weights[1][name]) / 2, rtol=0, atol=1e-6)
+    (row, _) = json.loads((out / "general_encoder.json").read_text())["rows"]
+    test = line["tests"]["grocery, own_classes"]
+    assert (row["average"], row["average_small"], len(row["values"])) == (
+        test["recall_at_1"],
+        line["small_tests"]["grocery, own_classes"]["recall_at_1"],
+        2,
+    )
+    before = (out / "results.jsonl").read_bytes()
+    script.run_plan(plan, out)
+    assert (out / "results.jsonl").read_bytes() == before
 
 
 def test_trainings_with_other_settings_have_other_folders(script: ModuleType) -> None:
