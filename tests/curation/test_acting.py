@@ -6,9 +6,11 @@ import errno
 import os
 import shutil
 import stat
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from vitrieve import duplicates, link_duplicates, move_duplicates, undo_duplicates
 from vitrieve.errors import ArtifactError, DataError, DiskFullError
@@ -31,6 +33,24 @@ def test_moving_keeps_the_best_and_undo_brings_all_back(album: Path, tmp_path: P
     assert len(undone.done) == 2
     assert read_tree(album) == before
     assert not acted.undo_file.exists()
+
+
+@pytest.mark.parametrize("name", ["{}.gif", "{}.tif", "{}.webp", "{}.png"])
+def test_files_of_several_pictures_are_copies_only_as_whole_files(tmp_path: Path, name: str) -> None:
+    album = tmp_path / "album"
+    album.mkdir()
+    pages = [Image.new("RGB", (40, 30), color) for color in ("red", "lime", "blue")]
+    for one, others in (("a", pages[1:]), ("b", pages[2:]), ("c", pages[1:])):
+        pages[0].save(album / name.format(one), save_all=True, append_images=others, lossless=True)
+    first, other, same = (name.format(one) for one in "abc")
+    report = duplicates(album, level="exact")
+    assert [set(group.image_ids) for group in report.groups] == [{first, same}]
+    # A similarity is of the first pictures alone, so another level finds all three; only the same bytes go.
+    group = replace(report.groups[0], image_ids=(first, other, same), similarities=(1.0,) * 3, keep=first)
+    records = {name: replace(report.records[first], image_id=name, path=album / name) for name in (first, other, same)}
+    acted = move_duplicates(replace(report, groups=(group,), records=records), tmp_path / "extra")
+    assert acted.done == (same,)
+    assert acted.skipped == ((other, "it holds several pictures, of which only the first was compared"),)
 
 
 def test_a_second_writer_is_refused_and_undo_writes_over_nothing(album: Path, tmp_path: Path) -> None:

@@ -19,9 +19,10 @@ from typing import Any
 
 from vitrieve.curation.duplicates import DuplicateReport
 from vitrieve.curation.material import find_picture_folders
+from vitrieve.data.decode import has_several_pictures, read_image_bytes
 from vitrieve.data.parts import parse_part
 from vitrieve.data.records import ImageRecord, parse_path, spell_path
-from vitrieve.errors import ArtifactError, DataError, DiskFullError
+from vitrieve.errors import ArtifactError, DataError, DecodeError, DiskFullError
 from vitrieve.progress import print_message
 from vitrieve.quoting import quote_name
 from vitrieve.writing import check_writable, explaining_full_disk, removing_unfinished, sync_file, sync_folder
@@ -53,6 +54,9 @@ class Acted:
 def move_duplicates(report: DuplicateReport, folder: Path | str) -> Acted:
     """Move all but the best picture of every group into a folder, each under its name in the collection.
 
+    An animation or a file of pages is moved only where the kept file has the same bytes: of such files the first
+    pictures alone are compared.
+
     Args:
         report: What ``duplicates`` found.
         folder: Where to; it is made, and may begin with ``~``. Its ``undo.json`` puts everything back.
@@ -64,7 +68,7 @@ def move_duplicates(report: DuplicateReport, folder: Path | str) -> Acted:
     skipped, plan = [], []
     targets: set[Path] = set()
     for extra, keep in _list_extras(report):
-        reason = _find_obstacle(extra, keep)
+        reason = _find_obstacle(extra, keep) or _find_loss(extra.path, keep.path)
         target = folder.joinpath(*spell_below(Path(extra.image_id)))
         if reason is None and (os.path.lexists(target) or target in targets):
             reason = f"{target} is there already"
@@ -217,6 +221,20 @@ def _find_obstacle(extra: ImageRecord, keep: ImageRecord) -> str | None:
     if extra.path.samefile(keep.path):
         return "it is the same file as the one that is kept"
     return None
+
+
+def _find_loss(extra: Path, keep: Path) -> str | None:
+    """Say what would be lost with a file that is moved; None where nothing is."""
+    if not filecmp.cmp(extra, keep, shallow=False) and _has_several_pictures(extra):
+        return "it holds several pictures, of which only the first was compared"
+    return None
+
+
+def _has_several_pictures(path: Path) -> bool:
+    try:
+        return has_several_pictures(read_image_bytes(path))
+    except DecodeError:
+        return False
 
 
 def _find_difference(extra: Path, keep: Path) -> str | None:

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from vitrieve.data.check import map_ahead
-from vitrieve.data.decode import decode_image, describe_failure, get_scale, read_image_bytes
+from vitrieve.data.decode import decode_image, describe_failure, get_scale, has_several_pictures, read_image_bytes
 from vitrieve.data.records import ImageRecord
 from vitrieve.errors import DecodeError
 from vitrieve.machine import count_cores
@@ -31,7 +31,8 @@ class Look(NamedTuple):
         sharpness: Mean square of the Laplacian of the gray picture at ``LOOKED_AT_PX``, of gray values in [0, 255].
         lightness: Value that the strongest channel of 99 % of the pixels does not exceed, in [0, 1]; pure blue has 1.
         num_bytes: Size of the file.
-        digest: SHA-256 of the size and the RGB pixels: equal for the same picture, whatever file it comes from.
+        digest: SHA-256 of the size and the RGB pixels: equal for the same picture, whatever file it comes from. Of an
+            animation or a file of pages, the bytes of the file count, too: only its first picture is decoded.
     """
 
     width_px: int
@@ -60,10 +61,13 @@ def _look_at(record: ImageRecord) -> Look | str:
     try:
         data = read_image_bytes(record.path)
         image = decode_image(data, box=record.box)
+        is_first_of_several = has_several_pictures(data)
     except (DecodeError, MemoryError) as error:
         return describe_failure(error)
     digest = hashlib.sha256(f"{image.width} x {image.height} ".encode())
     digest.update(image.tobytes())
+    if is_first_of_several:
+        digest.update(data)
     scale = get_scale(image)
     sharpness, lightness = measure_pixels(image)
     return Look(

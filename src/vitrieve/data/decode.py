@@ -361,6 +361,19 @@ def read_header(data: bytes) -> ImageHeader:
         return ImageHeader(format=image.format or "unknown", mode=image.mode, width_px=width_px, height_px=height_px)
 
 
+def has_several_pictures(data: bytes) -> bool:
+    """Say whether a file is an animation or has pages: what is read of it, its first picture, is not the whole of it.
+
+    The further pictures of an MPO, which are views of the first, do not count.
+
+    Raises:
+        DecodeError: As ``decode_image``, as far as the header shows it.
+    """
+    data = take_preview(data)
+    with _open_image(data, MAX_PIXELS) as (image, _), _explained(data):
+        return bool(getattr(image, "is_animated", False))
+
+
 def read_date_taken(data: bytes) -> str | None:
     """Read from its EXIF block when a picture was taken, by the camera's clock, as text that sorts by time.
 
