@@ -147,6 +147,16 @@ def test_export_unknown_source_is_one_message(source: str, capsys: pytest.Captur
     assert printed.err.startswith("error: ")
 
 
+def test_patterns_without_pictures_are_refused(
+    tiny_encoder_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    encoder = ["--encoder", str(tiny_encoder_folder), "--exclude", "drafts/", "--out", str(tmp_path / "out")]
+    for words in (["export", "--delta-rank", "2"], ["reduce", "--kind", "prefix", "--embedding-dim", "4"]):
+        assert main([*words, *encoder]) == 2
+        assert "--exclude leaves files out of the folder of --data; give both or none" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_export_without_torch_says_so(tiny_encoder_folder: Path, without_torch: str) -> None:
     body = f"""
 import sys

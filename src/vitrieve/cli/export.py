@@ -52,6 +52,8 @@ class Arguments:
 
 def run(arguments: Arguments) -> int:
     """Export an encoder, and print where it is."""
+    if arguments.exclude and arguments.data is None:
+        raise ConfigError("--exclude leaves files out of the folder of --data; give both or none.")
     if arguments.format != "onnx":
         return _run_other(arguments)
     from vitrieve.data.sources import read_collection

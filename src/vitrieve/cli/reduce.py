@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from vitrieve.cli.arguments import DeviceFlag, Exclude, Json, Overwrite, ProtocolName
 from vitrieve.cli.console import print_json, print_message, print_result
+from vitrieve.errors import ConfigError
 from vitrieve.model.artifact import AppliedKind
 
 if TYPE_CHECKING:
@@ -51,6 +52,8 @@ def run(arguments: Arguments) -> int:
     from vitrieve.runtime.engine import require_torch
 
     dataset = None
+    if arguments.exclude and arguments.data is None:
+        raise ConfigError("--exclude leaves files out of the folder of --data; give both or none.")
     if arguments.data is not None:
         dataset = read_source(arguments.data, protocol=arguments.protocol, exclude=arguments.exclude)
     require_torch("reducing", "reduce")
