@@ -84,6 +84,14 @@ def test_two_copies_without_a_known_name_are_refused(tmp_path: Path) -> None:
         build_from(tmp_path / "w.safetensors")
 
 
+def test_of_two_copies_a_whole_word_of_the_name_decides(tmp_path: Path) -> None:
+    states, notes = make_states(), []
+    mixed = {f"model.{name}": tensor for name, tensor in states.items()}
+    mixed |= {f"schema.{name}": torch.zeros_like(tensor) for name, tensor in states.items()}  # "ema" is no word of it
+    save_file(mixed, tmp_path / "w.safetensors")
+    assert_loaded(build_from(tmp_path / "w.safetensors", notes=notes), states)
+
+
 def test_strip_prefix_keeps_names_that_a_backbone_shares() -> None:
     states = {"stages.0.weight": torch.zeros(1), "stages.1.weight": torch.zeros(1)}
     assert strip_prefix(states, states.keys(), "x") == (states, ())
@@ -290,6 +298,7 @@ def test_biases_that_a_backbone_has_not_are_refused() -> None:
         lambda states: states,
         lambda states: {"model": states, "epoch": 3, "args": argparse.Namespace(lr=0.1)},
         lambda states: {"state_dict": {f"module.{name}": value for name, value in states.items()}, "optimizer": {}},
+        lambda states: {"epoch": 3, "state_dict": states, "best_acc1": torch.tensor(76.1)},
         lambda states: {"student": {"a": torch.zeros(1)}, "teacher": {f"backbone.{k}": v for k, v in states.items()}},
         lambda states: {"checkpoint": {"model": states}},
     ],
@@ -341,8 +350,33 @@ def test_damaged_checkpoints_are_refused(tmp_path: Path) -> None:
     data = (tmp_path / "whole.pth").read_bytes()
     for length in (0, 10, len(data) // 2):
         (tmp_path / "w.pth").write_bytes(data[:length])
+        with pytest.raises(WeightsError, match="cannot be read"):
+            build_from(tmp_path / "w.pth")
+
+
+def test_a_cut_checkpoint_of_an_old_torch_is_refused(tmp_path: Path) -> None:
+    torch.save(make_states(), tmp_path / "whole.pth", _use_new_zipfile_serialization=False)
+    data = (tmp_path / "whole.pth").read_bytes()
+    for length in range(1, 400):
+        (tmp_path / "w.pth").write_bytes(data[:length])
         with pytest.raises(WeightsError, match=r"cannot be read|holds more than tensors"):
             build_from(tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"<!DOCTYPE html><html>Sign in</html>", "as a web page does"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git-lfs has not fetched"),
+        (b"\x1f\x8b\x08", "no checkpoint of torch: it begins with"),
+    ],
+)
+def test_files_that_are_no_checkpoints_are_told_by_their_beginning(
+    content: bytes, message: str, tmp_path: Path
+) -> None:
+    (tmp_path / "w.pth").write_bytes(content)
+    with pytest.raises(WeightsError, match=message):
+        build_from(tmp_path / "w.pth")
 
 
 # Encoders of ours

@@ -10,6 +10,7 @@ import argparse
 import math
 import pickle
 import re
+import struct
 import sys
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
@@ -116,7 +117,8 @@ def _find_inner_prefix(names: Collection[str], expected: Collection[str], source
 
 
 def _rank_prefix(prefix: str) -> int:
-    return next((rank for rank, word in enumerate(_PREFERRED_WORDS) if word in prefix), len(_PREFERRED_WORDS))
+    words = re.split(r"[._]", prefix)
+    return next((rank for rank, word in enumerate(_PREFERRED_WORDS) if word in words), len(_PREFERRED_WORDS))
 
 
 def shorten_names(names: list[str]) -> str:
@@ -233,6 +235,9 @@ def _join_parts(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return joined
 
 
+_CHECKPOINT_STARTS = (b"PK", b"\x80")
+"""First bytes of what torch.save writes: a zip archive, and before torch 1.6 a pickle."""
+NUM_BYTES_SHOWN = 23
 PICKLE_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".tar")
 _PREFERRED_KEYS = ("state_dict_ema", "model_ema", "ema", "teacher", "state_dict", "model", "model_state_dict", "module")
 """Names under which checkpoints keep a model, best first: an average before what was averaged, as timm has it."""
@@ -318,16 +323,34 @@ def _read_checkpoint(path: Path) -> LocalWeights:
         with torch.serialization.safe_globals([argparse.Namespace]):
             loaded = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
+        beginning = _read_beginning(path)
+        if not beginning.startswith(_CHECKPOINT_STARTS):
+            raise WeightsError(
+                f"{path} is no checkpoint of torch: it begins with {quote_name(beginning.decode('ascii', 'replace'))}"
+                f"{_explain_beginning(beginning)}; fetch or make it again."
+            ) from None
         raise WeightsError(
             f"{path} holds more than tensors, and opening the rest can run code. Where you trust it, save the tensors "
             f"alone: torch.save(model.state_dict(), {path.name!r}), or safetensors.torch.save_file."
         ) from None
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    except (OSError, RuntimeError, EOFError, ValueError, LookupError, struct.error) as error:
         reason = str(error).partition("\n")[0].rstrip(".")
         raise WeightsError(f"{path} cannot be read ({reason}); fetch or make it again.") from None
     keys, states = find_tensors(loaded, str(path))
     notes = (f"of what {path} holds, {'.'.join(keys)} was read.",) if keys else ()
     return LocalWeights(path=path, states=states, notes=notes)
+
+
+def _read_beginning(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(NUM_BYTES_SHOWN)
+
+
+def _explain_beginning(beginning: bytes) -> str:
+    """Say what a file is that is no checkpoint, where its first bytes tell."""
+    if beginning.startswith(b"version https://git-lfs"):
+        return ", which stands for a file that git-lfs has not fetched (git lfs pull)"
+    return ", as a web page does" if beginning.lstrip().startswith(b"<") else ""
 
 
 def find_tensors(loaded: Any, source: str) -> tuple[tuple[str, ...], dict[str, Tensor]]:
@@ -352,7 +375,8 @@ def find_tensors(loaded: Any, source: str) -> tuple[tuple[str, ...], dict[str, T
             raise WeightsError(f"{source} holds no weights by name; save the model's state_dict().")
         tensors = {name: value for name, value in loaded.items() if isinstance(name, str) and isinstance(value, Tensor)}
         inner = [name for name, value in loaded.items() if isinstance(name, str) and _holds_tensors(value)]
-        if tensors or not inner:
+        # A single number beside tables of weights, as the best accuracy so far, is no weight.
+        if any(tensor.numel() > 1 for tensor in tensors.values()) or not inner:
             if not tensors:
                 raise WeightsError(f"{source} holds no weights by name; save the model's state_dict().")
             return keys, tensors
