@@ -36,6 +36,7 @@ CATALOG = Path(__file__).resolve().parents[1] / "src" / "vitrieve" / "model" / "
 OWN = {  # names that need no hub, and timm's names of their models
     "dinov2-vits14": "vit_small_patch14_dinov2.lvd142m",
     "vitrieve-general-v1": "vit_small_patch14_dinov2.lvd142m",
+    "vitrieve-general-v2": "vit_small_patch14_dinov2.lvd142m",
     "efficientnet-lite0": "tf_efficientnet_lite0.in1k",
 }
 MIN_SECONDS = 4.0

@@ -38,7 +38,7 @@ from vitrieve.settings import (
 FLAT = tyro.conf.arg(prefix_name=False)
 """Marks the fields whose flag is short, ``--seed``; all others are dotted, ``--objective.koleo.weight``."""
 
-DEFAULT_WEIGHTS = "vitrieve-general-v1"
+DEFAULT_WEIGHTS = "vitrieve-general-v2"
 """Name of the weights that ``up``, ``sync`` and ``embed`` take unless another was chosen (``model/default.py``). They
 must run without torch."""
 START_WEIGHTS = "dinov2-vits14"

@@ -22,8 +22,8 @@ from vitrieve.model.pretrained import WEIGHTS, find_weights
 from vitrieve.reproduce.published import CUB, INSHOP, PUBLISHED, REVISITED, SOP
 
 NAMES = [name for family in FAMILIES for name in family.names]
-NAMES_WITHOUT_HUB = ("dinov2-vits14", "vitrieve-general-v1", "efficientnet-lite0")
-COUNTED = ("vit_small_patch14_dinov2.lvd142m", "convnext_tiny.fb_in22k", "vitrieve-general-v1")
+NAMES_WITHOUT_HUB = ("dinov2-vits14", "vitrieve-general-v2", "vitrieve-general-v1", "efficientnet-lite0")
+COUNTED = ("vit_small_patch14_dinov2.lvd142m", "convnext_tiny.fb_in22k", "vitrieve-general-v2")
 SHALLOW: dict[str, dict[str, Any]] = {
     "DINOv2": {"depth": 1, "img_size": 28},
     "DINOv2 with registers": {"depth": 1, "img_size": 28},

@@ -98,10 +98,10 @@ def test_weights_that_are_here_stay_the_default(hub: Hub, tmp_path: Path, capsys
 def test_a_difference_of_this_package_stays_the_default_where_its_base_is_here(
     hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    difference = WEIGHTS["vitrieve-general-v1"].delta
+    difference = WEIGHTS["vitrieve-general-v2"].delta
     assert difference is not None
     assert difference.base == WHEEL
-    monkeypatch.setattr("vitrieve.model.default.DEFAULT_WEIGHTS", "vitrieve-general-v1")
+    monkeypatch.setattr("vitrieve.model.default.DEFAULT_WEIGHTS", "vitrieve-general-v2")
     assert choose_default_encoder() == PUBLISHED_WEIGHTS
     (tmp_path / "cache" / "default_encoder.json").unlink()
     num_requests = len(hub.requests)
@@ -109,7 +109,7 @@ def test_a_difference_of_this_package_stays_the_default_where_its_base_is_here(
     folder.mkdir(parents=True)
     (folder / "model.safetensors").write_bytes(b"weights")
     (folder / "weights.json").write_text('{"safetensors_bytes": 7}')
-    assert choose_default_encoder() == "vitrieve-general-v1"
+    assert choose_default_encoder() == "vitrieve-general-v2"
     assert len(hub.requests) == num_requests
 
 

@@ -17,6 +17,7 @@ import pytest
 import timm
 import torch
 
+from vitrieve.config import DEFAULT_WEIGHTS
 from vitrieve.errors import WeightsError
 from vitrieve.model.delta import read_delta
 from vitrieve.model.pretrained import WEIGHTS, WeightsEntry, find_pulled, find_weights, pull_weights, verify_pulled
@@ -96,8 +97,9 @@ def test_weights_table_is_consistent() -> None:
     assert "may have been fine-tuned" in WEIGHTS["dinov2-vits14"].note
 
 
-def test_the_general_encoder_is_a_small_file_of_the_package() -> None:
-    entry = WEIGHTS["vitrieve-general-v1"]
+@pytest.mark.parametrize("name", ["vitrieve-general-v1", "vitrieve-general-v2"])
+def test_the_general_encoders_are_small_files_of_the_package(name: str) -> None:
+    entry = WEIGHTS[name]
     assert entry.delta is not None
     assert hash_file(entry.delta.path) == entry.delta.sha256
     assert entry.delta.path.stat().st_size < 2_000_000
@@ -111,11 +113,11 @@ def test_the_general_encoder_is_a_small_file_of_the_package() -> None:
 @pytest.mark.data
 @pytest.mark.usefixtures("dinov2_weights")
 def test_the_general_encoder_is_another_than_its_start() -> None:
-    encoder, start = (load_encoder(name, image_size=56) for name in ("vitrieve-general-v1", "dinov2-vits14"))
+    encoder, start = (load_encoder(name, image_size=56) for name in (DEFAULT_WEIGHTS, "dinov2-vits14"))
     pixels = np.random.default_rng(0).standard_normal((2, 3, 56, 56), dtype=np.float32)
     cosines = np.sum(encoder.encode_pixels(pixels) * start.encode_pixels(pixels), axis=1)
     assert np.all(cosines < 0.99)
-    assert encoder.backbone == "vitrieve-general-v1"
+    assert encoder.backbone == DEFAULT_WEIGHTS
 
 
 @pytest.mark.parametrize("name", ["deit_small_patch16_224.fb_in1k", "resnet50.a1_in1k"])

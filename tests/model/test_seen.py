@@ -25,7 +25,7 @@ from vitrieve.model.pretrained import WEIGHTS
 from vitrieve.model.seen import describe_seen, hash_names, list_seen
 from vitrieve.model.tensors import read_arrays
 
-GENERAL = "vitrieve-general-v1"
+GENERAL = "vitrieve-general-v2"
 OWN = "own"
 KNOWN = [f"Pear_{number:03}" for number in range(1, 31)]
 """Thirty pictures, as many as the ten classes of ``write_photographs`` have."""

