@@ -146,6 +146,10 @@ def test_find_ineffective_knows_models_without_batch_norm() -> None:
         ({"proxy_nca_temperature": -1}, "objective.proxy_nca.temperature is -1"),
         ({"scalable_nca_temperature": 0}, "objective.scalable_nca.temperature is 0"),
         ({"scalable_nca_momentum": 1}, "objective.scalable_nca.momentum is 1"),
+        (
+            {"margin_softmax_weight": 1, "margin_softmax_margin": 28.6},
+            "28.6, but the margin on the angle is in radians",
+        ),
         ({"scalable_nca_weight": -1}, "objective.scalable_nca.weight is -1; expected 0 or more"),
     ],
 )

@@ -8,6 +8,7 @@ imports torch.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -276,6 +277,13 @@ def check_config(config: Config, own_terms: Sequence[OwnTerm] = ()) -> None:
         raise ConfigError(
             f"objective.memory_fraction is {objective.memory_fraction}, but no term reads the memory; give one that "
             f"does a weight ({readers}), or set the fraction to 0."
+        )
+    margin_softmax = objective.margin_softmax
+    is_on_angle = margin_softmax.weight > 0 and margin_softmax.margin_on == "angle"
+    if is_on_angle and margin_softmax.margin > math.pi / 2:
+        raise ConfigError(
+            f"objective.margin_softmax.margin is {margin_softmax.margin}, but the margin on the angle is in radians: "
+            "give at most 1.57 (0.5 are 28.6 degrees)."
         )
     distillation = objective.distillation
     if distillation.weight > 0 and not distillation.teacher:

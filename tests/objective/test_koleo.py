@@ -11,7 +11,9 @@ from torch.nn import functional
 
 from tests.objective import reference
 from tests.objective.test_contrastive import at_degrees, unit_rows
-from vitrieve.objective.koleo import koleo_loss
+from vitrieve.objective.koleo import KoleoConfig, koleo_loss
+from vitrieve.objective.losses import ObjectiveConfig
+from vitrieve.objective.objective import Objective
 
 
 def test_koleo_hand_case():
@@ -95,3 +97,12 @@ def test_trap_koleo_gradient_is_the_same_every_time_on_several_threads():
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(gradient, gradients[0]) for gradient in gradients)
+
+
+def test_trap_an_image_that_a_batch_shows_twice_is_not_spread_from_itself() -> None:
+    objective = Objective(ObjectiveConfig(koleo=KoleoConfig(weight=1.0)), num_classes=3, num_images=6, embedding_dim=6)
+    different = unit_rows(6, seed=3).float()
+    shown = torch.cat([different, functional.normalize(different[:4] + 1e-3, dim=1)])  # four a second time, augmented
+    rows = torch.tensor([0, 1, 2, 3, 4, 5, 0, 1, 2, 3])
+    loss = objective(shown, torch.zeros(10, dtype=torch.int64), rows, step=0)
+    assert loss.total.item() == pytest.approx(koleo_loss(different).item())

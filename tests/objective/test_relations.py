@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 
 import pytest
@@ -11,6 +12,8 @@ from tests.objective import reference
 from tests.objective.test_contrastive import unit_rows
 from vitrieve.errors import ConfigError
 from vitrieve.objective.contrastive import contrastive_loss
+from vitrieve.objective.distillation import DistillationConfig
+from vitrieve.objective.koleo import KoleoConfig
 from vitrieve.objective.losses import ObjectiveConfig
 from vitrieve.objective.multi_similarity import MultiSimilarityConfig, multi_similarity_loss
 from vitrieve.objective.objective import Objective
@@ -86,6 +89,10 @@ def test_loss_that_needs_one_class_is_refused() -> None:
     sizes = {"num_classes": 3, "num_images": 6, "embedding_dim": 4}
     pairs_alone = ObjectiveConfig(multi_similarity=MultiSimilarityConfig(weight=1.0))
     Objective(pairs_alone, **sizes).use_relations(relations)
+    without_classes = dataclasses.replace(
+        pairs_alone, koleo=KoleoConfig(weight=1.0), distillation=DistillationConfig(weight=1.0, teacher="none")
+    )
+    Objective(without_classes, **sizes, teacher=torch.eye(6)).use_relations(relations)
     needing = Objective(ObjectiveConfig(proxy_anchor=ProxyAnchorConfig(weight=1.0)), **sizes)
     needing.use_relations(None)
     with pytest.raises(ConfigError, match=r"objective\.proxy_anchor needs one class of each image.*multi_similarity"):

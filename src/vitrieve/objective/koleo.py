@@ -25,11 +25,12 @@ class KoleoConfig(TermConfig):
     """The KoLeo entropy regularizer (Eq. 5); its weight is the paper's lambda."""
 
     def compute(self, batch: LossBatch, state: nn.Module) -> Tensor:
-        """Compute the regularizer over the different images of the batch."""
-        if batch.anchors is None:
-            return koleo_loss(batch.embeddings)
-        # It runs over all images of the tuples, as Eq. 5 says; the anchors alone (five) tell little about the density.
-        # An image that is a negative of two tuples counts once, because it cannot be spread from itself.
+        """Compute the regularizer over the different images of the batch.
+
+        It runs over all images of tuples, as Eq. 5 says; the anchors alone (five) tell little about the density. An
+        image that stands twice in a batch, as one of a class of few images or a negative of two tuples, counts once:
+        it cannot be spread from itself.
+        """
         return koleo_loss(batch.embeddings.index_select(0, find_first_showings(batch.rows)))
 
 

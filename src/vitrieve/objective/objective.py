@@ -160,6 +160,10 @@ class Objective(nn.Module):
                 term.update(cut_embeddings(embeddings, length), labels, rows, state)
 
 
+WITHOUT_CLASSES = ("koleo", "distillation")
+"""Terms that read no labels."""
+
+
 def _require_pairs_alone(config: ObjectiveConfig, own_terms: Sequence[OwnTerm]) -> None:
     """Refuse terms that need one class of each image.
 
@@ -167,7 +171,7 @@ def _require_pairs_alone(config: ObjectiveConfig, own_terms: Sequence[OwnTerm]) 
         ConfigError: The message names one, and those that take pairs.
     """
     takers = ", ".join(name for name, loss in config.losses.items() if loss.takes_relations)
-    needing = [name for name, term in config.terms.items() if not term.takes_relations and name != "koleo"]
+    needing = [name for name, term in config.terms.items() if not term.takes_relations and name not in WITHOUT_CLASSES]
     needing += [own.name for own in own_terms]
     if config.memory_fraction > 0:
         needing.append("memory_fraction")
