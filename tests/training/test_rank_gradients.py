@@ -284,7 +284,8 @@ def test_trap_two_ranks_have_the_loss_and_the_gradients_of_one_process(name: str
     alone = require(compared.alone[name])
     assert first.losses == second.losses
     assert len(first.losses) == NUM_STEPS
-    np.testing.assert_allclose(first.losses, alone.losses, rtol=TOLERANCE)
+    # KoLeo may be near zero, as a mean of logarithms of both signs; what is rounded are these.
+    np.testing.assert_allclose(first.losses, alone.losses, rtol=TOLERANCE, atol=1e-6)
     assert all(torch.equal(gradient, second.gradients[key]) for key, gradient in first.gradients.items())
     assert max(float(gradient.abs().max()) for gradient in alone.gradients.values()) > 1e-4
     assert list_far(first.gradients, alone.gradients) == {}
