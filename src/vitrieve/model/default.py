@@ -12,8 +12,8 @@ from vitrieve.config import DEFAULT_WEIGHTS
 from vitrieve.errors import WeightsError
 from vitrieve.machine import cache_folder
 from vitrieve.model.hub import is_hub_name
-from vitrieve.model.pretrained import WEIGHTS, find_pulled, find_weights, pull_weights
-from vitrieve.model.published import pull_encoder
+from vitrieve.model.pretrained import WEIGHTS, find_pulled, find_weights, pull_weights, verify_pulled
+from vitrieve.model.published import check_pulled, pull_encoder
 from vitrieve.progress import print_message
 from vitrieve.writing import write_text_durably
 
@@ -37,12 +37,16 @@ def use_weights(name: str) -> str:
         The name that is kept.
 
     Raises:
-        WeightsError: It is unknown or cannot be had; the default stays what it was.
+        WeightsError: It is unknown, cannot be had or is damaged; the default stays what it was.
     """
     if is_hub_name(name):
-        name = pull_encoder(name).name
+        pulled = pull_encoder(name)
+        check_pulled(pulled)
+        name = pulled.name
     else:
-        pull_weights(find_weights(name).name)
+        name = find_weights(name).name
+        pull_weights(name)
+        verify_pulled(name)
     cache_folder().mkdir(parents=True, exist_ok=True)
     write_text_durably(cache_folder() / CHOICE_FILE, json.dumps({"encoder": name}) + "\n")
     return name

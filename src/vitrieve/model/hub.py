@@ -238,6 +238,15 @@ def _download(state: HubState, file: HubFile, partial: Path) -> None:
     except WeightsError:  # of _Bounded: what was sent is not the file
         partial.unlink()
         raise
+    except OSError as error:
+        if error.errno is not None:  # the system's: a full disk, a lost connection
+            raise
+        num_bytes = partial.stat().st_size  # the client's: the answer ended as it should, and is not the file
+        partial.unlink()
+        raise WeightsError(
+            f"{num_bytes:,} bytes were sent for {file.name}, where the hub states {file.num_bytes:,}: it is another "
+            "file, such as the login page of a network; nothing is kept. Check the network, then try again."
+        ) from error
 
 
 def _check(state: HubState, file: HubFile, path: Path) -> None:

