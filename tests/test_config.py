@@ -150,6 +150,10 @@ def test_find_ineffective_knows_models_without_batch_norm() -> None:
             {"margin_softmax_weight": 1, "margin_softmax_margin": 28.6},
             "28.6, but the margin on the angle is in radians",
         ),
+        (
+            {"hyperbolic_weight": 1, "hyperbolic_curvature": 1.0, "hyperbolic_clip_radius": 50},
+            "clip_radius is 50 with curvature 1.0: the root of the curvature times the radius is 50, and above 5",
+        ),
         ({"scalable_nca_weight": -1}, "objective.scalable_nca.weight is -1; expected 0 or more"),
     ],
 )

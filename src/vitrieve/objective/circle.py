@@ -30,6 +30,8 @@ class CircleConfig(TermConfig):
     temperature: Positive = 1 / 80
     """Divides the weighed similarities: one over the scale of the paper."""
 
+    needs_pairs = True
+
     def compute(self, batch: LossBatch, state: nn.Module) -> Tensor:
         """Compute the loss over the batch."""
         return circle_loss(batch.embeddings, batch.labels, margin=self.margin, temperature=self.temperature)

@@ -29,6 +29,7 @@ class ContrastiveConfig(TermConfig):
     mean_nonzero: bool = False
     """Average the loss over the pairs that cost something, instead of Eq. 1's sum divided by the batch."""
 
+    needs_pairs = True
     reads_memory = True
     takes_relations = True
 
@@ -104,7 +105,9 @@ def _list_memory_costs(
     """Return the costs of all pairs with the memory, ``(B, M)``, as positives and as negatives."""
     is_same = labels[:, None] == memory.labels
     is_other_image = rows[:, None] != memory.rows
-    return _pair_costs(embeddings @ memory.embeddings.T, is_same & is_other_image, ~is_same, margin)
+    return _pair_costs(
+        embeddings @ memory.embeddings.to(embeddings.dtype).T, is_same & is_other_image, ~is_same, margin
+    )
 
 
 def _pair_costs(similarity: Tensor, is_positive: Tensor, is_negative: Tensor, margin: float) -> tuple[Tensor, Tensor]:

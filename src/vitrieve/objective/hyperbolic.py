@@ -27,6 +27,8 @@ from vitrieve.settings import Count, NotNegative, Positive
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+MAX_REACH = 5.0
+"""Largest √c r: cosh²(5) times the rounding of a float32 number is below a thousandth."""
 LENGTH_MIN = 1e-6
 """Shorter vectors have no direction: they stay at the origin."""
 
@@ -44,6 +46,18 @@ class HyperbolicConfig(TermConfig):
     projection_dim: Count | None = 128
     """Dimensions of a trained linear layer before the ball, which is dropped after training; None: no such layer, and
     all points lie at one radius."""
+
+    needs_pairs = True
+
+    def describe_fault(self) -> str | None:
+        """Refuse points so near to the rim of the ball that float32 cannot tell them apart."""
+        reach = math.sqrt(self.curvature) * self.clip_radius
+        if reach <= MAX_REACH:
+            return None
+        return (
+            f"clip_radius is {self.clip_radius} with curvature {self.curvature}: the root of the curvature times the "
+            f"radius is {reach:.3g}, and above {MAX_REACH:g} rounding is as large as distances; lower one of them."
+        )
 
     has_proxies = True
 

@@ -43,6 +43,15 @@ class MarginSoftmaxConfig(ProxyTermConfig):
     num_centers: Count = 1
     """Centers of each class, of which the nearest counts."""
 
+    def describe_fault(self) -> str | None:
+        """Refuse a margin on the angle that is given in degrees."""
+        if self.margin_on == "cosine" or self.margin <= math.pi / 2:
+            return None
+        return (
+            f"margin is {self.margin}, but the margin on the angle is in radians: give at most 1.57 (0.5 are 28.6 "
+            "degrees)."
+        )
+
     def draw(self, sizes: Sizes) -> dict[str, Tensor]:
         """Draw the centers, of about unit length."""
         import torch

@@ -147,7 +147,7 @@ class MemoryCost(torch.autograd.Function):
             cost, weights = _weigh_block(anchors, labels, rows, block, margin)
             total += cost
             if ctx.needs_input_grad[0]:
-                gradient.addmm_(weights, block.embeddings)
+                gradient.addmm_(weights, block.embeddings.to(anchors.dtype))
         if memory.sum_parts is not None:
             total, gradient = memory.sum_parts(total), memory.sum_parts(gradient)
         ctx.save_for_backward(gradient)
@@ -165,7 +165,7 @@ def _weigh_block(
     anchors: Tensor, labels: Tensor, rows: Tensor, block: MemoryRows, margin: float
 ) -> tuple[Tensor, Tensor]:
     """Return the cost of all pairs with a block of the memory, and its derivatives in the similarities, ``(B, m)``."""
-    similarity = anchors @ block.embeddings.T
+    similarity = anchors @ block.embeddings.to(anchors.dtype).T
     # Pairs of one class are few: they are listed, and everything else is treated as negative.
     same = _list_equal(labels, block.labels)
     is_other_image = rows[same[0]] != block.rows[same[1]]

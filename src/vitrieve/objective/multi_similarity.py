@@ -28,6 +28,7 @@ class MultiSimilarityConfig(TermConfig):
     base: Cosine = 0.5
     """Similarity around which pairs are weighed."""
 
+    needs_pairs = True
     takes_relations = True
 
     def compute(self, batch: LossBatch, state: nn.Module) -> Tensor:

@@ -109,6 +109,11 @@ class Objective(nn.Module):
             _require_pairs_alone(self.config, self.own_terms)
         self._relations = relations
 
+    @property
+    def has_relations(self) -> bool:
+        """Whether more is known of the images than one class of each."""
+        return self._relations is not None
+
     def forward(
         self, embeddings: Tensor, labels: Tensor, rows: Tensor, *, step: int, anchors: Tensor | None = None
     ) -> LossValue:

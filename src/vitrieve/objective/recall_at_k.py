@@ -42,6 +42,7 @@ class RecallAtKConfig(TermConfig):
     rank_temperature: Positive = 1.0
     """Divides the differences of k and a rank."""
 
+    needs_pairs = True
     reads_memory = True
 
     def compute(self, batch: LossBatch, state: nn.Module) -> Tensor:

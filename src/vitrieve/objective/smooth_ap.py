@@ -30,6 +30,8 @@ class SmoothApConfig(TermConfig):
     """Divides the differences of two cosines; smaller is nearer to average precision, with a gradient for fewer
     pairs."""
 
+    needs_pairs = True
+
     def compute(self, batch: LossBatch, state: nn.Module) -> Tensor:
         """Compute the loss over the batch."""
         return smooth_ap_loss(batch.embeddings, batch.labels, temperature=self.temperature)

@@ -28,6 +28,7 @@ class SupervisedContrastiveConfig(TermConfig):
     temperature: Positive = 0.1
     """Divides the cosines."""
 
+    needs_pairs = True
     takes_relations = True
 
     def compute(self, batch: LossBatch, state: nn.Module) -> Tensor:

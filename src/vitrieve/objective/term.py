@@ -118,8 +118,14 @@ class TermConfig(ABC):
     """Whether the loss is defined for batches of tuples only."""
     takes_relations: ClassVar[bool] = False
     """Whether the loss looks at pairs alone, so that an image may have several labels (``LossBatch.mark_pairs``)."""
+    needs_pairs: ClassVar[bool] = False
+    """Whether the loss draws two images of one class together, so that it needs such pairs, in the batch or memory."""
     has_proxies: ClassVar[bool] = False
     """Whether the loss has parameters of its own, which learn at ``optimizer.proxy_learning_rate``."""
+
+    def describe_fault(self) -> str | None:
+        """Say which settings cannot go together, as the rest of a sentence after the loss's name; None: all can."""
+        return None
 
     @property
     def needs_whole_memory(self) -> bool:

@@ -27,6 +27,8 @@ class TripletConfig(TermConfig):
     margin: Positive = 0.2
     """How much farther a negative must be than a positive, as a squared Euclidean distance (at most 4)."""
 
+    needs_pairs = True
+
     def compute(self, batch: LossBatch, state: nn.Module) -> Tensor:
         """Compute the loss over the batch."""
         return triplet_loss(batch.embeddings, batch.labels, margin=self.margin)

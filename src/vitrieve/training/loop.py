@@ -60,6 +60,8 @@ from vitrieve.training.tuples import TupleMiner, build_miner
 from vitrieve.training.watching import RunWatch
 
 Evaluate = Callable[[ImageEncoder], Mapping[str, float]]
+NUM_STEPS_WITHOUT_PAIRS = 10
+"""So many batches without two images of one class are no chance."""
 
 
 class TrainingResult(NamedTuple):
@@ -154,6 +156,7 @@ def fit_encoder(
         _mine_when_due(state, miner, end_step, log)
         if config.train.memory_limit_gib is not None:
             log.say(state.plan.describe())
+        has_pairs = state.step > 0  # a resumed run has told it already
         start = time.monotonic()
         for batch in _draw_batches(state, loader, end_step):
             values = train_step(state, move_batch(batch, device), config)
@@ -161,6 +164,9 @@ def fit_encoder(
             values |= _describe_speed(time.monotonic() - start, len(batch.labels), num_steps - state.step)
             log.write(state.step, values)
             log.show(state.step, values)
+            has_pairs |= "mean_positive_similarity" in values
+            if state.step == NUM_STEPS_WITHOUT_PAIRS and not has_pairs:
+                _warn_of_no_pairs(state.objective, log)
             watch.step(state.step, values)
             _measure_when_due(state, config, evaluate, log)
             is_stopped, is_hopeless = ranks.any(is_interrupted()), _is_hopeless(state, config)
@@ -180,6 +186,19 @@ def fit_encoder(
 
     # Result
     return TrainingResult(_keep(state, config), state.selection, state.step, failure)
+
+
+def _warn_of_no_pairs(objective: Objective, log: MetricsLog) -> None:
+    """Say which terms learn nothing of batches without two images of one class; a memory has the pairs of a term."""
+    has_memory = objective.memory is not None
+    terms = objective.config.terms.items()
+    names = [name for name, term in terms if term.needs_pairs and not (term.reads_memory and has_memory)]
+    if names and not objective.has_relations:
+        log.say(
+            f"none of the first {NUM_STEPS_WITHOUT_PAIRS} batches held two images of one class, so {', '.join(names)} "
+            "drew nothing together; give a larger --train.batch-size, or --loader.sampling m_per_class with "
+            "--loader.images-per-class 2 or more"
+        )
 
 
 def _build_loader(config: Config, encoder: ImageEncoder, records: Sequence[ImageRecord]) -> TrainingLoader:
@@ -361,7 +380,8 @@ def _require_finite(values: Mapping[str, float], step: int) -> None:
             raise NonFiniteLossError(
                 f"the {name} is {value} at step {step}, which has changed no weight. With --resume the same would "
                 "happen again: start again with --overwrite or another --out, and with a lower "
-                "--optimizer.learning-rate or a longer --optimizer.num-warmup-steps."
+                "--optimizer.learning-rate or a longer --optimizer.num-warmup-steps; at the first step, look at the "
+                "settings of the loss and at the weights."
             )
 
 
