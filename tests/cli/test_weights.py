@@ -95,3 +95,8 @@ def test_weights_describe_refuses_what_does_not_fit(capsys: pytest.CaptureFixtur
     pytest.importorskip("torch", reason="counting needs vitrieve[train]")
     assert main(["weights", "describe", "test_vit", "--image-size", "50"]) == 2
     assert "nearest valid: 48 or 64" in capsys.readouterr().err
+
+
+def test_weights_describe_knows_nothing_of_the_hub(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["weights", "describe", "hf:owner/name"]) == 2
+    assert "vitrieve weights pull tells its license" in capsys.readouterr().err

@@ -10,6 +10,7 @@ import tyro
 
 from vitrieve.cli.arguments import Json
 from vitrieve.cli.console import print_json, print_result
+from vitrieve.errors import WeightsError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,8 +99,14 @@ def run_describe(arguments: DescribeArguments) -> int:
     from vitrieve.model.backbone import count_cost, format_cost
     from vitrieve.model.catalog import read_facts
     from vitrieve.model.chooser import build_row
+    from vitrieve.model.hub import is_hub_name
     from vitrieve.model.pretrained import find_weights
 
+    if is_hub_name(arguments.name):
+        raise WeightsError(
+            f"{arguments.name} is an encoder of the hub, of which nothing is known before it is fetched: vitrieve "
+            "weights pull tells its license, image size and length of an embedding."
+        )
     entry = find_weights(arguments.name)
     row = build_row(entry, read_facts())
     cost = count_cost(entry.name, entry.image_size if arguments.image_size is None else arguments.image_size)
