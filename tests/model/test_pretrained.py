@@ -141,11 +141,11 @@ def test_find_weights_knows_any_timm_model() -> None:
     assert find_weights("resnet18.tv_in1k").interpolation == "bilinear"
 
 
-def test_a_name_of_timm_without_its_tag_is_that_with_the_tag_of_timms_default() -> None:
-    published = find_weights("vit_small_patch14_dinov2")
-    assert published is WEIGHTS["vit_small_patch14_dinov2.lvd142m"]
-    assert published.image_size < 518  # timm's own
-    assert find_weights("resnet50").name == find_weights("resnet50").hub_id.removeprefix("timm/")  # type: ignore[union-attr]
+def test_a_name_of_timm_without_its_tag_has_the_settings_of_the_table() -> None:
+    found, known = find_weights("vit_small_patch14_dinov2"), WEIGHTS["vit_small_patch14_dinov2.lvd142m"]
+    assert found == dataclasses.replace(known, name="vit_small_patch14_dinov2")
+    assert found.image_size < 518  # timm's own
+    assert find_weights("resnet18").hub_id == "timm/resnet18.a1_in1k"  # not of the table
 
 
 def test_find_weights_unknown_name_lists_the_nearest() -> None:
@@ -311,6 +311,7 @@ def test_pull_weights_downloads_from_the_hub(run_pull: PullScript) -> None:
     pulled = json.loads(result.stdout)
     assert Path(pulled["path"]).read_bytes() == HubHandler.content
     assert pulled["sha256"] == hashlib.sha256(HubHandler.content).hexdigest()
+    assert pulled["is_checked"] is True
     assert run_pull("http://127.0.0.1:9").returncode == 0  # it is here now: no network is needed
     Path(pulled["path"]).resolve().write_bytes(b"weights of the tesT")
     damaged = run_pull("http://127.0.0.1:9")
@@ -323,6 +324,7 @@ def test_pull_weights_downloads_from_the_hub(run_pull: PullScript) -> None:
     unknown = run_pull("http://127.0.0.1:9")
     assert unknown.returncode == 0
     assert json.loads(unknown.stdout)["sha256"] == hashlib.sha256(b"weights of the tesT").hexdigest()
+    assert json.loads(unknown.stdout)["is_checked"] is False
 
 
 def test_a_full_disk_of_the_hubs_cache_is_not_the_hubs_fault(

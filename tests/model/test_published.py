@@ -530,22 +530,49 @@ def test_another_file_in_its_place_does_not_spoil_the_next_download(hub: Hub, nu
         hub.is_down = False
     page = b"<html>Please log in</html>"
     hub.faults[GRAPH] = [exchange(page)]
-    with pytest.raises(WeightsError, match=rf"{len(page)} bytes were sent for {GRAPH}, where the hub states 2\d\d,"):
+    with pytest.raises(WeightsError, match=rf"{GRAPH} ended after {len(page)} bytes, where the hub states 2\d\d,"):
         load_encoder(NAME)
     assert not list((tmp_path / "cache").rglob("model.onnx*"))
     assert load_encoder(NAME).embedding_dim == WIDTH
 
 
+@pytest.mark.parametrize("status", [403, 404, 503])
+def test_a_refusal_within_a_download_keeps_what_was_fetched(hub: Hub, status: int, tmp_path: Path) -> None:
+    def break_and_go_down(handler: Handler, content: bytes) -> None:
+        cut(5_000)(handler, content)
+        hub.is_down = True
+
+    def refuse(handler: Handler, _: bytes) -> None:
+        handler.send_response(status)
+        handler.send_header("Content-Length", "0")
+        handler.end_headers()
+
+    hub.faults[GRAPH] = [break_and_go_down, refuse]
+    with pytest.raises(WeightsError, match="goes on where it stopped"):
+        load_encoder(NAME)
+    hub.is_down = False
+    (partial,) = (tmp_path / "cache").rglob("model.onnx.part")
+    num_bytes = partial.stat().st_size
+    with pytest.raises(WeightsError, match=r"private or gated" if status == 403 else str(status)):
+        load_encoder(NAME)
+    assert partial.stat().st_size == num_bytes > 0
+    assert load_encoder(NAME).embedding_dim == WIDTH
+
+
+@pytest.mark.parametrize("damage", ["model.safetensors", "encoder.json", "manifest.json", "no fingerprint"])
 def test_a_damaged_encoder_of_the_cache_is_fetched_again(
-    hub: Hub, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    hub: Hub, damage: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     pulled = pull_encoder(NAME)
-    path = pulled.folder / "model.safetensors"
+    path = pulled.folder / ("manifest.json" if damage == "no fingerprint" else damage)
     whole = path.read_bytes()
-    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    if damage == "no fingerprint":
+        path.write_text(json.dumps({**json.loads(whole), "fingerprint": None}))
+    else:
+        path.write_bytes(whole[: len(whole) // 2] + bytes([whole[len(whole) // 2] ^ 1]))
     num_requests = len(hub.requests)
     assert main(["weights", "use", NAME]) == 2
-    assert f"vitrieve weights pull {pulled.name}" in capsys.readouterr().err
+    assert f"vitrieve weights pull {NAME}" in capsys.readouterr().err
     assert not (tmp_path / "cache" / "default_encoder.json").exists()
     assert len(hub.requests) == num_requests
     hub.is_down = True

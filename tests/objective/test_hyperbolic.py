@@ -37,16 +37,21 @@ def test_hyperbolic_of_small_curvature_tends_to_twice_the_euclidean_distance():
     torch.testing.assert_close(distances, 2 * torch.cdist(vectors, vectors), rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("curvature", [0.01, 1.0])
-def test_at_the_largest_reach_float32_has_the_distances_of_float64(curvature):
-    """Pairs a few degrees apart, and near duplicates, whose distances are the first to drown in rounding."""
-    vectors = unit_rows(8) * 9 / math.sqrt(curvature)
-    vectors[1] = vectors[0] * 1.0001 + 0.001
-    radius = MAX_REACH / math.sqrt(curvature)
-    HyperbolicConfig(curvature=curvature, clip_radius=radius)
-    expected = poincare_distances(vectors, curvature=curvature, clip_radius=radius)
-    single = poincare_distances(vectors.float(), curvature=curvature, clip_radius=radius)
-    torch.testing.assert_close(single.double(), expected, rtol=2e-3, atol=2e-3 / math.sqrt(curvature))
+def measure_rounding(reach):
+    """Return the largest error of float32 in distances of points half a unit of length apart, on rays to the rim."""
+    directions = unit_rows(4)
+    vectors = torch.cat([directions * (reach - 0.5), directions * reach])
+    distances = [poincare_distances(one, curvature=1.0, clip_radius=reach) for one in (vectors, vectors.float())]
+    return (distances[0] - distances[1].double()).abs().max().item()
+
+
+def test_within_the_allowed_reach_float32_has_the_distances_of_float64():
+    assert measure_rounding(MAX_REACH) < 1e-3
+    assert measure_rounding(2 * MAX_REACH) > 0.1  # what the limit is for
+    radius = MAX_REACH / math.sqrt(0.25)
+    assert HyperbolicConfig(curvature=0.25, clip_radius=radius).describe_fault() is None
+    assert "lower one of them" in str(HyperbolicConfig(curvature=0.25, clip_radius=1.01 * radius).describe_fault())
+    assert HyperbolicConfig(curvature=0, clip_radius=99).describe_fault() is None
 
 
 def test_spherical_equals_pytorch_metric_learning():

@@ -146,6 +146,7 @@ def pull_by_name(name: str) -> tuple[dict[str, Any], list[str]]:
         "name": entry.name,
         "path": str(path),
         "sha256": checksum and checksum.sha256,
+        "is_checked": checksum and checksum.is_checked,
         "num_bytes": path.stat().st_size,
         "was_present": was_present,
         "license": entry.license,

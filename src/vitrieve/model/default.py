@@ -9,11 +9,11 @@ import json
 from importlib.util import find_spec
 
 from vitrieve.config import DEFAULT_WEIGHTS
-from vitrieve.errors import WeightsError
+from vitrieve.errors import DiskFullError, WeightsError
 from vitrieve.machine import cache_folder
 from vitrieve.model.hub import is_hub_name
 from vitrieve.model.pretrained import WEIGHTS, find_pulled, find_weights, pull_weights, verify_pulled
-from vitrieve.model.published import check_pulled, pull_encoder
+from vitrieve.model.published import pull_whole
 from vitrieve.progress import print_message
 from vitrieve.writing import write_text_durably
 
@@ -38,11 +38,10 @@ def use_weights(name: str) -> str:
 
     Raises:
         WeightsError: It is unknown, cannot be had or is damaged; the default stays what it was.
+        DiskFullError: There is no room for it; the default stays what it was.
     """
     if is_hub_name(name):
-        pulled = pull_encoder(name)
-        check_pulled(pulled)
-        name = pulled.name
+        name = pull_whole(name).name
     else:
         name = find_weights(name).name
         pull_weights(name)
@@ -73,10 +72,10 @@ def _choose() -> tuple[str, str]:
         return name, ", the default on this machine (vitrieve weights use NAME changes it)"
     try:
         use_weights(PUBLISHED_WEIGHTS)
-    except WeightsError:  # nothing is kept: where neither can be had, the next call asks again
+    except (WeightsError, DiskFullError):  # nothing is kept: where neither can be had, the next call asks again
         if find_spec("huggingface_hub") is None:
             return DEFAULT_WEIGHTS, f"; the hub is not asked for {PUBLISHED_WEIGHTS}: that needs vitrieve[hub]"
-        why = f"the hub does not give {PUBLISHED_WEIGHTS} (vitrieve weights pull {PUBLISHED_WEIGHTS} says why)"
+        why = f"{PUBLISHED_WEIGHTS} cannot be had (vitrieve weights pull {PUBLISHED_WEIGHTS} says why)"
         return DEFAULT_WEIGHTS, f": {why}"
     return PUBLISHED_WEIGHTS, ", from now on the default on this machine (vitrieve weights use NAME changes it)"
 

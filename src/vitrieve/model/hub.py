@@ -239,13 +239,13 @@ def _download(state: HubState, file: HubFile, partial: Path) -> None:
         partial.unlink()
         raise
     except OSError as error:
-        if error.errno is not None:  # the system's: a full disk, a lost connection
+        if error.errno is not None or type(error) is not OSError:  # the system's; a refusal or a lost connection
             raise
         num_bytes = partial.stat().st_size  # the client's: the answer ended as it should, and is not the file
         partial.unlink()
         raise WeightsError(
-            f"{num_bytes:,} bytes were sent for {file.name}, where the hub states {file.num_bytes:,}: it is another "
-            "file, such as the login page of a network; nothing is kept. Check the network, then try again."
+            f"{file.name} ended after {num_bytes:,} bytes, where the hub states {file.num_bytes:,}: another file was "
+            "sent, such as the login page of a network; nothing is kept. Check the network, then try again."
         ) from error
 
 

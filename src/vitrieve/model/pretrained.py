@@ -12,7 +12,7 @@ import errno
 import json
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -253,7 +253,8 @@ def pull_weights(name: str, *, show_progress: bool = True) -> Path:
         publisher that ``load_backbone_states`` knows.
 
     Raises:
-        WeightsError: Unknown name, unreachable hub or index, wrong checksum, no space.
+        WeightsError: Unknown name, unreachable hub or index, wrong checksum, a cache that cannot be written.
+        DiskFullError: There is no room in the hub's cache.
     """
     entry = find_weights(name)
     pulled = find_pulled(name)
@@ -424,7 +425,8 @@ def describe_timm_weights(name: str, known_names: tuple[str, ...]) -> WeightsEnt
     """Describe the weights of any timm model by what timm says about them.
 
     Args:
-        name: timm's name, with a tag (``resnet50.a1_in1k``) or without (timm's default weights, whose tag is added).
+        name: timm's name, with a tag (``resnet50.a1_in1k``) or without: timm's default weights, of which the table may
+            know more.
         known_names: Names of the table, for the message.
 
     Raises:
@@ -443,8 +445,8 @@ def describe_timm_weights(name: str, known_names: tuple[str, ...]) -> WeightsEnt
     except (RuntimeError, ValueError):
         tags = timm.list_pretrained(f"{name.partition('.')[0]}.*")
         raise WeightsError(unknown_name_message("weights", name, tags or known_names)) from None
-    full_name = f"{name}.{config.tag}" if config.tag and "." not in name else name
-    return WEIGHTS.get(full_name) or _build_entry(full_name, config)
+    known = WEIGHTS.get(f"{name}.{config.tag}")
+    return _build_entry(name, config) if known is None else replace(known, name=name)
 
 
 def _unknown_name(name: str, known_names: tuple[str, ...], timm_names: list[str]) -> str:
@@ -488,6 +490,7 @@ def download_hub_file(entry: WeightsEntry, alternatives: str, *, show_progress: 
 
     Raises:
         WeightsError: No such weights, no client, no network; the message names the alternatives.
+        DiskFullError: There is no room in the hub's cache.
     """
     if entry.hub_id is None:
         raise WeightsError(f"timm has no weights on the hub for {entry.name!r}. {alternatives}")
@@ -508,8 +511,9 @@ def download_hub_file(entry: WeightsEntry, alternatives: str, *, show_progress: 
         if is_full_disk(error):
             raise DiskFullError(describe_full_disk(cache, advice=_CACHE_ADVICE)) from error
         if isinstance(error, PermissionError) or getattr(error, "errno", None) == errno.EROFS:
-            raise WeightsError(f"{cache} cannot be written: {first_line(error)}. {_CACHE_ADVICE}") from error
+            advice = "Make it writable, or name another folder with HF_HOME (or HF_HUB_CACHE)."
+            raise WeightsError(f"{cache} cannot be written: {first_line(error)}. {advice}") from error
         raise WeightsError(f"the hub cannot give {entry.hub_id!r} ({first_line(error)}). {alternatives}") from error
 
 
-_CACHE_ADVICE = "Make room there, or name another folder with HF_HOME."
+_CACHE_ADVICE = "Make room there, or name another folder with HF_HOME (or HF_HUB_CACHE)."

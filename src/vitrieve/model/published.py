@@ -145,16 +145,25 @@ def _find_pulled(name: HubName) -> PulledEncoder | None:
     return _require_pulled(replace(name, revision=commit))
 
 
-def check_pulled(pulled: PulledEncoder) -> None:
-    """Compare an encoder of the hub, which is here, with its checksums.
+def pull_whole(source: str | Path) -> PulledEncoder:
+    """Return an encoder of the hub, as ``pull_encoder`` does, and compare it with its checksums.
 
     Raises:
-        WeightsError: It is damaged.
+        WeightsError: As ``pull_encoder``, or the encoder that is here is damaged.
     """
     try:
-        read_contents(pulled.folder)
+        pulled = pull_encoder(source)
+        _check(pulled)
     except ArtifactError as error:
-        raise WeightsError(f"{error} This fetches it again: vitrieve weights pull {pulled.name}") from error
+        raise WeightsError(f"{error} This fetches it again: vitrieve weights pull {source}") from error
+    return pulled
+
+
+def _check(pulled: PulledEncoder) -> None:
+    fingerprint = read_contents(pulled.folder).fingerprint
+    part = find_text_part(pulled.folder)
+    if part is not None:
+        read_text_part(part, fingerprint=fingerprint)
 
 
 def _find_whole(name: HubName) -> PulledEncoder | None:
@@ -163,7 +172,7 @@ def _find_whole(name: HubName) -> PulledEncoder | None:
     try:
         found = _find_pulled(name)
         if found is not None:
-            read_contents(found.folder)
+            _check(found)
     except ArtifactError as error:
         print_message(f"{folder} is fetched again, because it is damaged: {error}")
         shutil.rmtree(folder)
@@ -173,7 +182,9 @@ def _find_whole(name: HubName) -> PulledEncoder | None:
 
 def _require_pulled(name: HubName) -> PulledEncoder:
     folder = name.folder / str(name.commit)
-    fingerprint = read_manifest(folder, "encoder")["fingerprint"]
+    fingerprint = read_manifest(folder, "encoder").get("fingerprint")
+    if not isinstance(fingerprint, str):
+        raise ArtifactError(f"the manifest of {folder} has no fingerprint: it is damaged.")
     return PulledEncoder(
         name=str(name), folder=folder, fingerprint=fingerprint, spec=read_spec(folder), was_present=True
     )

@@ -48,6 +48,7 @@ class HyperbolicConfig(TermConfig):
     all points lie at one radius."""
 
     needs_pairs = True
+    has_proxies = True
 
     def describe_fault(self) -> str | None:
         """Refuse points so near to the rim of the ball that float32 cannot tell them apart."""
@@ -56,10 +57,8 @@ class HyperbolicConfig(TermConfig):
             return None
         return (
             f"clip_radius is {self.clip_radius} with curvature {self.curvature}: the root of the curvature times the "
-            f"radius is {reach:.3g}, and above {MAX_REACH:g} rounding is as large as distances; lower one of them."
+            f"radius is {reach:.3g}, and above {MAX_REACH:g} rounding hides small distances; lower one of them."
         )
-
-    has_proxies = True
 
     def build(self, sizes: Sizes) -> nn.Module:
         """Draw the linear layer with orthonormal rows."""

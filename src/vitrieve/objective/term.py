@@ -119,7 +119,7 @@ class TermConfig(ABC):
     takes_relations: ClassVar[bool] = False
     """Whether the loss looks at pairs alone, so that an image may have several labels (``LossBatch.mark_pairs``)."""
     needs_pairs: ClassVar[bool] = False
-    """Whether the loss draws two images of one class together, so that it needs such pairs, in the batch or memory."""
+    """Whether the loss pulls pairs of one class together, and so needs such pairs in the batch or the memory."""
     has_proxies: ClassVar[bool] = False
     """Whether the loss has parameters of its own, which learn at ``optimizer.proxy_learning_rate``."""
 

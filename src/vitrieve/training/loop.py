@@ -61,7 +61,7 @@ from vitrieve.training.watching import RunWatch
 
 Evaluate = Callable[[ImageEncoder], Mapping[str, float]]
 NUM_STEPS_WITHOUT_PAIRS = 10
-"""So many batches without two images of one class are no chance."""
+"""So many batches without two images of one class are no accident."""
 
 
 class TrainingResult(NamedTuple):
@@ -156,7 +156,7 @@ def fit_encoder(
         _mine_when_due(state, miner, end_step, log)
         if config.train.memory_limit_gib is not None:
             log.say(state.plan.describe())
-        has_pairs = state.step > 0  # a resumed run has told it already
+        has_pairs = state.step >= NUM_STEPS_WITHOUT_PAIRS  # a resumed run has told it already
         start = time.monotonic()
         for batch in _draw_batches(state, loader, end_step):
             values = train_step(state, move_batch(batch, device), config)
@@ -164,8 +164,8 @@ def fit_encoder(
             values |= _describe_speed(time.monotonic() - start, len(batch.labels), num_steps - state.step)
             log.write(state.step, values)
             log.show(state.step, values)
-            has_pairs |= "mean_positive_similarity" in values
-            if state.step == NUM_STEPS_WITHOUT_PAIRS and not has_pairs:
+            has_pairs |= len(set(batch.labels.tolist())) < len(batch.labels)
+            if state.step == min(NUM_STEPS_WITHOUT_PAIRS, num_steps) and not has_pairs:
                 _warn_of_no_pairs(state.objective, log)
             watch.step(state.step, values)
             _measure_when_due(state, config, evaluate, log)
@@ -195,9 +195,8 @@ def _warn_of_no_pairs(objective: Objective, log: MetricsLog) -> None:
     names = [name for name, term in terms if term.needs_pairs and not (term.reads_memory and has_memory)]
     if names and not objective.has_relations:
         log.say(
-            f"none of the first {NUM_STEPS_WITHOUT_PAIRS} batches held two images of one class, so {', '.join(names)} "
-            "drew nothing together; give a larger --train.batch-size, or --loader.sampling m_per_class with "
-            "--loader.images-per-class 2 or more"
+            f"no batch up to here held two images of one class, so {', '.join(names)} had no pair to pull together; "
+            "give a larger --train.batch-size, or --loader.sampling m_per_class and --loader.images-per-class 2 or more"
         )
 
 
