@@ -15,9 +15,10 @@ from PIL import Image
 from vitrieve.data.preprocess import build_preprocessing, to_pixels
 from vitrieve.data.records import Dataset, ImageRecord
 from vitrieve.embed.collection import EmbedSettings, embed_images
-from vitrieve.errors import ConfigError
+from vitrieve.errors import ConfigError, DataError
 from vitrieve.evaluation.measure import Measurement, measure
 from vitrieve.evaluation.metrics import Exclusions, Relevance, score_queries, score_rows
+from vitrieve.evaluation.protocols import EvaluationData
 from vitrieve.evaluation.reranking import (
     NUM_TIMED,
     RerankingRow,
@@ -256,7 +257,7 @@ def test_a_catalogue_of_too_few_classes_is_not_looked_for(dataset: Dataset) -> N
 
 
 def test_the_choice_is_made_with_so_many_images(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vitrieve.evaluation.reranking.MAX_IMAGES", 15)
+    monkeypatch.setattr("vitrieve.evaluation.reranking.MAX_CHOOSING", 15)
     data = divide_for_choice(dataset)
     assert data is not None
     assert [record.label for record in data.held_out.records] == [4] * 3 + [9] * 3 + [14] * 3 + [19] * 3 + [24] * 3
@@ -286,7 +287,7 @@ def test_auto_keeps_none_and_computes_nothing_where_fewer_than_five_classes_are_
     assert (report.chosen, report.rows) == (None, ())
     assert report.reason == (
         "kept none: 4 training classes of colors can be held out, and fewer than 5 cannot tell a gain from chance; "
-        "give a source of 25 training classes or more"
+        "give a source of 25 training classes or more with two images or more each"
     )
 
 
@@ -375,6 +376,35 @@ def test_parts_are_computed_of_the_queries_and_what_they_are_shown_alone(
     monkeypatch.undo()
     _, whole = measure_rerankings(measurement, encoder, [RERANKERS["chamfer"]])
     assert chamfer.bytes_per_image == whole.bytes_per_image
+
+
+def test_unreadable_pictures_are_counted_before_their_parts_are_compared(
+    dataset: Dataset, capsys: pytest.CaptureFixture[str]
+) -> None:
+    encoder = build(is_blind=False)
+    measurement = measure_held_out(dataset, encoder)
+    expected = measurement.scores.means((1, 2))
+    records = measurement.task.records
+    lost = {record.image_id for record in records[::2]}
+    gone = tuple(
+        dataclasses.replace(one, path=one.path.with_name("missing.png")) if one.image_id in lost else one
+        for one in records
+    )
+    object.__setattr__(measurement.task, "records", gone)  # the files vanish after the vectors were made
+    with pytest.raises(DataError, match=r"13 of 25 images whose tiles are compared cannot be read.*max_bad_fraction"):
+        measure_rerankings(measurement, encoder, [RERANKERS["tiles"]])
+    rerankers = [RERANKERS["tiles"], RERANKERS["superglobal"]]
+    rows = measure_rerankings(measurement, encoder, rerankers, max_bad_fraction=0.6)
+    assert "13 of 25 images whose tiles are compared cannot be read; they keep the place" in capsys.readouterr().err
+    assert rows[0].metrics == expected
+    assert abs(rows[1].metrics["map_at_r"] - expected["map_at_r"]) < 0.2  # zeros would push half of them to the end
+
+
+def test_auto_is_refused_where_all_classes_are_measured(dataset: Dataset, tmp_path: Path) -> None:
+    data = EvaluationData(datasets=(dataset,), classes="all")
+    with pytest.raises(ConfigError, match="--classes all measures on as well"):
+        evaluate(build(is_blind=False), data, tmp_path / "out", rerank="auto")
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_parts_of_a_query_count_in_its_time(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:

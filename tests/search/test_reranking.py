@@ -17,14 +17,15 @@ from vitrieve.evaluation.reranking import RerankingReport
 from vitrieve.evaluation.run import Evaluation
 from vitrieve.index.open import build_index
 from vitrieve.rerank.head import HEAD_WIDTH, VOTE_WIDTH, Head
-from vitrieve.rerank.names import Reranking
-from vitrieve.rerank.parts import compute_parts, stack_parts
+from vitrieve.rerank.names import LEARNT, Reranking
+from vitrieve.rerank.parts import ByteArray, compute_parts, stack_parts
 from vitrieve.rerank.remember import RERANKER_NAME, KeptReranking, load_kept, save_kept
 from vitrieve.rerank.reranker import RERANKERS, Shortlist, build_learnt
 from vitrieve.runtime.encoder import Encoder, load_encoder
 from vitrieve.search.part_store import PARTS_NAME, PartStore, keep_reranking
 from vitrieve.search.request import Example, SearchAnswer, SearchRequest
 from vitrieve.search.searcher import Searcher
+from vitrieve.similarity import normalize
 
 
 @pytest.fixture(scope="module")
@@ -212,6 +213,19 @@ def test_an_index_remembers_what_was_learnt(index_folder: Path, encoder: Encoder
         load_kept(index_folder)
 
 
+def test_a_choice_is_remembered_where_no_picture_of_the_index_can_be_read(
+    index_folder: Path, encoder: Encoder, picture_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture_folder.rename(picture_folder.with_name("moved"))
+    keep_reranking(report(encoder, "tiles"), index_folder, encoder)
+    kept = load_kept(index_folder)
+    assert kept is not None
+    assert kept.name == "tiles"
+    assert "the index remembers tiles, but holds no parts of its pictures yet: none of 12 pictures" in (
+        capsys.readouterr().err
+    )
+
+
 def test_a_stop_between_two_heads_leaves_the_old_choice(
     index_folder: Path, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -242,15 +256,35 @@ def test_a_stop_between_two_heads_leaves_the_old_choice(
     assert not list(index_folder.glob("reranker-*"))
 
 
-def test_a_learnt_head_takes_an_unreadable_picture_for_unlike_everything() -> None:
+@pytest.mark.parametrize("name", ["chamfer", "optimal_transport", "query_tiles", "image_tiles", "tiles", LEARNT])
+def test_pictures_that_cannot_be_read_keep_their_places_and_the_others_are_ordered_among_theirs(name: str) -> None:
     generator = np.random.default_rng(0)
-    parts = generator.integers(-127, 128, (3, 4, 64)).astype(np.int8)
-    parts[1] = 0
-    vectors = np.eye(4, 64, dtype=np.float32)
-    shortlist = Shortlist(query=vectors[3], vectors=vectors[:3], find_parts=lambda kind: (parts[0], parts))
-    scores = build_learnt(draw_head()).score(shortlist)
-    assert scores[1] == 0
-    assert scores[[0, 2]].min() > 0
+    parts = generator.integers(-127, 128, (9, 4, 64)).astype(np.int8)
+    parts[[0, 4, 7]] = 0
+    query, vectors = parts[8], normalize(generator.standard_normal((10, 64)).astype(np.float32))
+    reranker = build_learnt(draw_head()) if name == LEARNT else RERANKERS[name]
+
+    def build_shortlist(rows: list[int], query: ByteArray) -> Shortlist:
+        return Shortlist(query=vectors[9], vectors=vectors[rows], find_parts=lambda kind: (query, parts[rows]))
+
+    order = reranker.order(build_shortlist([*range(9)], query)).tolist()
+    assert [order[place] for place in (0, 4, 7)] == [0, 4, 7]
+    readable = [1, 2, 3, 5, 6, 8]
+    alone = [readable[row] for row in reranker.order(build_shortlist(readable, query))]
+    assert [row for row in order if row in readable] == alone != readable
+    assert reranker.order(build_shortlist([*range(9)], np.zeros_like(query))).tolist() == [*range(9)]
+    assert reranker.order(build_shortlist([0, 4, 7], query)).tolist() == [0, 1, 2]
+
+
+def test_a_search_keeps_the_copy_of_its_query_first_whose_picture_is_gone(
+    searcher: Searcher, picture_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    query = tmp_path / "query.png"
+    (picture_folder / "05.png").rename(query)
+    for _ in range(2):
+        assert find(searcher, query, "tiles")[0] == "05.png"
+    told = capsys.readouterr().err
+    assert told.count("re-ranking by tiles: 1 picture cannot be read and keeps its place among the first") == 1
 
 
 @pytest.mark.parametrize("content", [b"", b"no database at all" * 100])

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +24,7 @@ from vitrieve.data.records import Dataset, ImageRecord, Split
 from vitrieve.data.several import forget_labels
 from vitrieve.data.sources import read_collection
 from vitrieve.embed.collection import embed_collection
-from vitrieve.embed.embeddings import ROWS_NAME, VECTORS_NAME, load_embeddings
+from vitrieve.embed.embeddings import ROWS_NAME, VECTORS_NAME, load_embeddings, tell_changed_files
 from vitrieve.embed.rows import build_table
 from vitrieve.errors import ArtifactError, ConfigError, DataError, FingerprintError
 from vitrieve.model.encoder import add_linear_head, build_encoder, read_encoder, save_encoder
@@ -417,6 +420,45 @@ def test_a_head_that_takes_long_tells_its_epochs(
         monkeypatch.setattr(adaptation, "SECONDS_BETWEEN_LINES", seconds)
         adapt(embeddings, dataset, tmp_path / "out", overwrite=is_told)
         assert ("epoch 1: MAP@R on the held-out classes " in capsys.readouterr().err) is is_told
+
+
+def test_of_many_classes_and_images_the_seed_draws_some_and_all_of_those_held_out_judge(
+    write: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dataset = build_dataset()
+    embeddings = write(dataset, draw_vectors(dataset, signal=0.7))
+    monkeypatch.setattr(adaptation, "MAX_CLASSES", 20)
+    monkeypatch.setattr(adaptation, "MAX_CHOOSING", 30)
+    sizes = []
+    measure = adaptation._measure
+
+    def count(dataset: Dataset, *rest: Any, **named: Any) -> Any:
+        sizes.append(len(dataset.records))
+        return measure(dataset, *rest, **named)
+
+    monkeypatch.setattr(adaptation, "_measure", count)
+    adapted = adapt(embeddings, dataset, tmp_path / "out")
+    assert (adapted.num_images, adapted.num_classes) == (20 * NUM_OF_CLASS, 20)
+    assert "learning from 20 of the 31 classes, which the seed draws" in capsys.readouterr().err
+    assert adapted.is_adapted
+    assert {*sizes[:-4]} == {7 * 4}  # every second of eight images of each class
+    assert sizes[-4:] == [7 * NUM_OF_CLASS] * 2 + [2 * NUM_OF_CLASS] * 2  # held out and test, before and after
+
+
+def test_pictures_that_were_written_after_their_vectors_are_told(
+    tiny_encoder_folder: Path, pictures: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    encoder = load_encoder(tiny_encoder_folder, engine="onnx", num_threads=1)
+    dataset = read_collection(pictures)
+    embed_collection(encoder, dataset, tmp_path / "embeddings")
+    tell_changed_files(tmp_path / "embeddings", dataset.records)
+    assert capsys.readouterr().err == ""
+    later = time.time() + 60
+    os.utime(dataset.records[1].path, (later, later))
+    tell_changed_files(tmp_path / "embeddings", dataset.records)
+    told = capsys.readouterr().err
+    assert told.startswith(f"1 picture was written after {tmp_path / 'embeddings'} was begun, the first of them ")
+    assert dataset.records[1].image_id in told
 
 
 def test_a_vector_that_holds_nan_is_named(write: Callable[..., Path], tmp_path: Path) -> None:

@@ -16,6 +16,9 @@ NUM_JUDGES_MIN = 5
 once in twenty for fewer, and which an interval over so few does not show (over one it has no width)."""
 NUM_CLASSES_MIN = HOLD_OUT_EVERY * NUM_JUDGES_MIN
 """Training classes of which so many are held out."""
+MAX_CHOOSING = 3_000
+"""Most images that choose a re-ranking or a head, that they look for, and that a re-ranking learns from. More make the
+interval narrower and the choice minutes longer."""
 
 
 class TrainingSplit(NamedTuple):
@@ -74,6 +77,25 @@ def split_for_training(dataset: Dataset, *, is_holdout: bool) -> TrainingSplit:
         return TrainingSplit(train, None, note)
     note = f"training on {count_images(fit)}; held out to choose: {count_images(held_out)}{unused}"
     return TrainingSplit(fit, _build_held_out(dataset, held_out, fit if len(labels) == 1 else ()), note)
+
+
+def limit_images(records: Sequence[ImageRecord], max_images: int) -> list[ImageRecord]:
+    """Keep so many images: the first classes, of a large one images from all over it.
+
+    Of no class more than a fifth of them is kept, so that enough classes stay to tell a gain from chance.
+    """
+    num_of_class = max(1, max_images // NUM_JUDGES_MIN)
+    of_label: dict[int, list[ImageRecord]] = {}
+    for record in records:
+        of_label.setdefault(record.label, []).append(record)
+    kept: list[ImageRecord] = []
+    for _, members in sorted(of_label.items()):
+        step = -(-len(members) // num_of_class)
+        chosen = members[::step]
+        if len(kept) + len(chosen) > max_images:
+            break
+        kept += chosen
+    return kept
 
 
 VIEW_MARK = "#part"

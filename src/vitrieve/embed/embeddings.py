@@ -111,6 +111,34 @@ def tell_other_files(embeddings: Embeddings, rows: Iterable[int], wanted: Sequen
         )
 
 
+def tell_changed_files(folder: Path, wanted: Sequence[ImageRecord]) -> None:
+    """Say how many pictures were written since their vectors were computed.
+
+    Args:
+        folder: Folder of the embeddings; older ones do not say when they were begun.
+        wanted: Images that have a vector there.
+    """
+    begun = read_manifest(folder, "embeddings").get("begun")
+    if not isinstance(begun, int | float):
+        return
+
+    @functools.cache
+    def is_written_since(path: Path) -> bool:
+        """Ask the disk of a file, once for all its regions; one that is gone, or in a shard, has not changed."""
+        try:
+            return path.stat().st_mtime > begun
+        except OSError:
+            return False
+
+    changed = [record for record in wanted if is_written_since(record.path)]
+    if changed:
+        counted = count_nouns(len(changed), "picture was", "pictures were")
+        print_message(
+            f"{counted} written after {folder} was begun, the first of them {quote_name(changed[0].image_id)}. If they "
+            f"show something else now, embed them again (vitrieve embed --reuse {folder})."
+        )
+
+
 def write_mapped_embeddings(
     source: Path,
     out: Path,

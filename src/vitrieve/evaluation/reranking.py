@@ -19,11 +19,18 @@ from typing import Any
 
 import numpy as np
 
-from vitrieve.data.holdout import NUM_CLASSES_MIN, NUM_JUDGES_MIN, has_pairs, split_for_training
+from vitrieve.data.holdout import (
+    MAX_CHOOSING,
+    NUM_CLASSES_MIN,
+    NUM_JUDGES_MIN,
+    has_pairs,
+    limit_images,
+    split_for_training,
+)
 from vitrieve.data.records import Dataset, ImageRecord
 from vitrieve.embed.collection import EmbedSettings, embed_images
 from vitrieve.embed.embeddings import Embeddings
-from vitrieve.errors import ConfigError, unknown_name_message
+from vitrieve.errors import ConfigError, DataError, unknown_name_message
 from vitrieve.evaluation.measure import Measurement, measure, similarity_blocks
 from vitrieve.evaluation.metrics import NO_ROW, Relevance, Scores, bootstrap_means, score_rows, short_name
 from vitrieve.evaluation.revisited import score_listed
@@ -36,9 +43,6 @@ from vitrieve.runtime.encoder import Encoder
 from vitrieve.runtime.engine import is_torch_installed
 from vitrieve.similarity import FloatArray, IntArray, order_nearest
 
-MAX_IMAGES = 3_000
-"""Most images that choose, that they look for, and that a head learns from. More make the interval narrower and the
-choice minutes longer."""
 CHANCE = 0.05
 NUM_TIMED = 10
 """Queries whose parts are computed one by one, as a search does with a picture that is not in the index."""
@@ -158,9 +162,11 @@ def parse_rerankings(given: str | Sequence[str]) -> tuple[str, ...]:
 class _Shortlists:
     """The first images of every query of a measurement, and their parts, computed when they are first asked for."""
 
-    def __init__(self, measurement: Measurement, encoder: Encoder, *, show_progress: bool) -> None:
+    def __init__(
+        self, measurement: Measurement, encoder: Encoder, *, max_bad_fraction: float, show_progress: bool
+    ) -> None:
         self._task, self._vectors = measurement.task, measurement.vectors
-        self._encoder, self._show_progress = encoder, show_progress
+        self._encoder, self._show_progress, self._max_bad_fraction = encoder, show_progress, max_bad_fraction
         self._own_rows = np.asarray(measurement.task.exclusions.query_rows)
         self._relevance = measurement.task.relevance
         self._found: dict[tuple[PartKind, int], tuple[IntArray, ByteArray]] = {}
@@ -201,12 +207,17 @@ class _Shortlists:
         """Compute the parts of the queries and of what they are first shown: of a large gallery that is little.
 
         Returns:
-            Rows of ``task.records``, rising, and their parts ``(R, P, D)``.
+            Rows of ``task.records``, rising, and their parts ``(R, P, D)``; zeros for one that cannot be read.
+
+        Raises:
+            DataError: Too many of them cannot be read.
         """
         if (kind, depth) not in self._found:
             rows = self._list_shown(depth)
             records = [self._task.records[row] for row in rows]
             parts = compute_parts(self._encoder, records, kind, show_progress=self._show_progress)
+            lost = [record.image_id for record, one in zip(records, parts, strict=True) if one is None]
+            _tell_lost(lost, len(records), kind, self._max_bad_fraction)
             self._found[kind, depth] = rows, stack_parts(parts)
         return self._found[kind, depth]
 
@@ -236,8 +247,30 @@ class _Shortlists:
         return np.flatnonzero(is_shown)
 
 
+def _tell_lost(lost: Sequence[str], num_images: int, kind: PartKind, max_bad_fraction: float) -> None:
+    """Say how many pictures have no parts, because they cannot be read.
+
+    Raises:
+        DataError: More than the share that is allowed.
+    """
+    if not lost:
+        return
+    which = f"{len(lost):,} of {num_images:,} images whose {kind} are compared cannot be read"
+    if len(lost) > max_bad_fraction * num_images:
+        raise DataError(
+            f"{which}, more than the share of {max_bad_fraction:g} that is allowed (max_bad_fraction), the first of "
+            f"them {quote_name(lost[0])}. Put them back where they were, or measure without re-ranking by parts."
+        )
+    print_message(f"{which}; they keep the place that their embeddings give them.")
+
+
 def measure_rerankings(
-    measurement: Measurement, encoder: Encoder, rerankers: Sequence[Reranker], *, show_progress: bool = False
+    measurement: Measurement,
+    encoder: Encoder,
+    rerankers: Sequence[Reranker],
+    *,
+    max_bad_fraction: float = 0.05,
+    show_progress: bool = False,
 ) -> tuple[RerankingRow, ...]:
     """Measure ways of re-ranking on what an encoder was measured on.
 
@@ -245,6 +278,7 @@ def measure_rerankings(
         measurement: The order that the embeddings give.
         encoder: The encoder, which computes parts of pictures where they are compared.
         rerankers: Any number.
+        max_bad_fraction: Largest share of the images that may be unreadable where their parts are compared.
         show_progress: Report progress on standard error.
 
     Returns:
@@ -252,7 +286,7 @@ def measure_rerankings(
         has none, and a message says so.
     """
     ks = measurement.dataset.ks
-    shortlists = _Shortlists(measurement, encoder, show_progress=show_progress)
+    shortlists = _Shortlists(measurement, encoder, max_bad_fraction=max_bad_fraction, show_progress=show_progress)
     metrics = measurement.scores.means(ks)
     rows = [RerankingRow(reranking=NO_RERANKING, metrics=metrics, gain=None, milliseconds=0.0, bytes_per_image=0)]
     if any(one.parts == "patches" for one in rerankers) and not shortlists.has_patches:
@@ -289,7 +323,7 @@ def _rerank(
                 first = shortlists.find_first(query, similarities, reranker.depth)
                 shortlist = shortlists.build(query, first, reranker.depth)
                 started = time.perf_counter()
-                scores = reranker.score(shortlist)
+                scores = reranker.rank(shortlist)
                 spent[0] += time.perf_counter() - started
                 # Above every cosine, equal scores alike: ties count against the query.
                 similarities[first] = 2 + np.unique(scores, return_inverse=True)[1]
@@ -337,8 +371,8 @@ def divide_for_choice(dataset: Dataset) -> ChoiceData | None:
 
     Where the data set has pictures that only can be found (the catalogue of ``phone_to_catalogue``), those of training
     classes are what the held-out images look for, so that the choice is made for the task that is measured. If they
-    are of too few classes to tell a gain from chance, the images look for each other. Of many images ``MAX_IMAGES`` ask
-    and as many can be found.
+    are of too few classes to tell a gain from chance, the images look for each other. Of many images ``MAX_CHOOSING``
+    ask and as many can be found.
 
     Returns:
         The images; None where too few classes are there to hold some out.
@@ -347,12 +381,12 @@ def divide_for_choice(dataset: Dataset) -> ChoiceData | None:
     if split.held_out is None:
         return None
     shown = _list_shown(dataset)
-    asking = _limit([record for record in split.held_out.records if record.is_query])
+    asking = limit_images([record for record in split.held_out.records if record.is_query], MAX_CHOOSING)
     labels = {record.label for record in asking}
-    others = _limit([record for record in split.held_out.records if not record.is_query])
-    wanted = _limit([record for record in shown if record.label in labels])
+    others = limit_images([record for record in split.held_out.records if not record.is_query], MAX_CHOOSING)
+    wanted = limit_images([record for record in shown if record.label in labels], MAX_CHOOSING)
     if len({record.label for record in wanted}) >= NUM_JUDGES_MIN:
-        wrong = _limit([record for record in shown if record.label not in labels], MAX_IMAGES - len(wanted))
+        wrong = limit_images([record for record in shown if record.label not in labels], MAX_CHOOSING - len(wanted))
         kept = {record.image_id for record in (*wanted, *wrong)}
         asking = [dataclasses.replace(record, is_gallery=False) for record in asking]
         others = [record for record in shown if record.image_id in kept]
@@ -367,26 +401,6 @@ def _list_shown(dataset: Dataset) -> tuple[ImageRecord, ...]:
     asked = {record.label for record in test if record.is_query}
     trained = {record.label for record in dataset.split("train")}
     return tuple(record for record in test if not record.is_query and record.label in trained - asked)
-
-
-def _limit(records: Sequence[ImageRecord], max_images: int | None = None) -> list[ImageRecord]:
-    """Keep so many images (None: ``MAX_IMAGES``): the first classes, of a large one images from all over it.
-
-    Of no class more than a fifth of them is kept, so that enough classes stay to tell a gain from chance.
-    """
-    num_left = MAX_IMAGES if max_images is None else max_images
-    num_of_class = max(1, num_left // NUM_JUDGES_MIN)
-    of_label: dict[int, list[ImageRecord]] = {}
-    for record in records:
-        of_label.setdefault(record.label, []).append(record)
-    kept: list[ImageRecord] = []
-    for _, members in sorted(of_label.items()):
-        step = -(-len(members) // num_of_class)
-        chosen = members[::step]
-        if len(kept) + len(chosen) > num_left:
-            break
-        kept += chosen
-    return kept
 
 
 def choose_reranking(
@@ -419,7 +433,13 @@ def choose_reranking(
     learnt = learnt or learn_reranker(encoder, data.fit, settings)
     if learnt is not None:
         rerankers[LEARNT] = learnt
-    rows = measure_rerankings(measurement, encoder, list(rerankers.values()), show_progress=settings.show_progress)
+    rows = measure_rerankings(
+        measurement,
+        encoder,
+        list(rerankers.values()),
+        max_bad_fraction=settings.max_bad_fraction,
+        show_progress=settings.show_progress,
+    )
     scores = measurement.scores
     num_judges = len(np.unique(scores.groups[scores.is_scored]))  # fewer, where images cannot be read
     best = choose_row(rows, scores.headlines) if num_judges >= NUM_JUDGES_MIN else None
@@ -441,7 +461,7 @@ def _explain_too_few(dataset: Dataset, num_judges: int) -> str:
             f"{num_judges} training {classes} {quote_name(dataset.name)} can be held out, and fewer than "
             f"{NUM_JUDGES_MIN} cannot tell a gain from chance"
         )
-    return f"kept none: {why}; give a source of {NUM_CLASSES_MIN} training classes or more"
+    return f"kept none: {why}; give a source of {NUM_CLASSES_MIN} training classes or more with two images or more each"
 
 
 def learn_reranker(encoder: Encoder, records: Sequence[ImageRecord], settings: EmbedSettings) -> Reranker | None:
@@ -449,13 +469,13 @@ def learn_reranker(encoder: Encoder, records: Sequence[ImageRecord], settings: E
 
     Args:
         encoder: Its patches are compared.
-        records: Training images; of many ``MAX_IMAGES`` count.
+        records: Training images; of many ``MAX_CHOOSING`` count.
         settings: How images are embedded.
 
     Returns:
         The re-ranking; None without torch, without patches, or without pairs.
     """
-    records = _limit(records)
+    records = limit_images(records, MAX_CHOOSING)
     why = _find_obstacle(encoder, records)
     if why is not None:
         print_message(f"the re-ranking {LEARNT} is left out: {why}.")
@@ -573,7 +593,13 @@ def report_rerankings(
         reports.append(choice)
         rerankers = [choice.chosen] if choice.chosen is not None else []
     if rerankers:
-        rows = measure_rerankings(measurement, encoder, rerankers, show_progress=settings.show_progress)
+        rows = measure_rerankings(
+            measurement,
+            encoder,
+            rerankers,
+            max_bad_fraction=settings.max_bad_fraction,
+            show_progress=settings.show_progress,
+        )
         tested = _report(
             name, encoder, measurement.dataset, measurement.scores.num_scored, rows, None, "measured on the test split"
         )

@@ -23,7 +23,13 @@ from vitrieve.choices import Device
 from vitrieve.data.records import Dataset, ImageRecord, choose_records
 from vitrieve.data.sources import find_source_path
 from vitrieve.embed.collection import EmbedSettings, embed_collection, embed_images
-from vitrieve.embed.embeddings import Embeddings, find_other_region, load_embeddings, tell_other_files
+from vitrieve.embed.embeddings import (
+    Embeddings,
+    find_other_region,
+    load_embeddings,
+    tell_changed_files,
+    tell_other_files,
+)
 from vitrieve.errors import ConfigError, DataError
 from vitrieve.evaluation.measure import EvaluationResult, Measurement, format_results, match_records, measure
 from vitrieve.evaluation.protocols import EvaluationData, read_evaluation_data, select_records
@@ -32,6 +38,7 @@ from vitrieve.model.artifact import require_made_by
 from vitrieve.model.seen import describe_seen
 from vitrieve.progress import print_message
 from vitrieve.quoting import quote_name
+from vitrieve.rerank.names import AUTO
 from vitrieve.runtime.encoder import Encoder, load_encoder
 from vitrieve.writing import write_text_durably
 
@@ -128,6 +135,10 @@ def evaluate(
         data = read_evaluation_data(str(data))
     elif isinstance(data, Dataset):
         data = EvaluationData(datasets=(data,))
+    if AUTO in rerankings and data.classes == "all":
+        raise ConfigError(
+            "--rerank auto chooses on training classes, which --classes all measures on as well; leave one of them out."
+        )
     # Whatever may be refused comes before the folder is begun: a wrong setting must not leave an unfinished one.
     for note in dict.fromkeys(note for dataset in data.datasets for note in dataset.notes):
         print_message(note)
@@ -318,6 +329,7 @@ def _reading(folder: Path, encoders: Sequence[Encoder], datasets: Sequence[Datas
             )
         if dataset is datasets[0]:  # the other protocols are of the same pictures
             tell_other_files(found, rows, choose_records(wanted, places))
+            tell_changed_files(folder, choose_records(wanted, places))
     return lambda encoder, dataset, folder, settings: found
 
 

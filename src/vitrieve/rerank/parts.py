@@ -156,7 +156,7 @@ def compute_parts(
 
 
 def stack_parts(parts: Sequence[ByteArray | None]) -> ByteArray:
-    """Stack the parts of pictures: ``(N, P, D)``; those of an unreadable one are zeros, which are like nothing.
+    """Stack the parts of pictures: ``(N, P, D)``; zeros stand for those of an unreadable one.
 
     Raises:
         DecodeError: No picture can be read.

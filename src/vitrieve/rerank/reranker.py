@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -59,8 +59,8 @@ class Reranker:
     Attributes:
         name: Name in commands and answers.
         summary: What it does, in a few words.
-        score: Function from a shortlist to ``(M,)`` scores, higher is nearer. Only the order of the scores counts;
-            equal ones keep the order that the images had.
+        score: Function from a shortlist, of which every image has its parts, to ``(M,)`` scores, higher is nearer. Only
+            the order of the scores counts; equal ones keep the order that the images had.
         depth: First images that it orders; those behind them keep their order.
         parts: Parts of pictures that it compares; None: it needs nothing but the embeddings.
         head: What was learned; None where nothing is.
@@ -75,7 +75,33 @@ class Reranker:
 
     def order(self, shortlist: Shortlist) -> npt.NDArray[np.intp]:
         """Order the rows of a shortlist, the nearest first."""
-        return np.argsort(-self.score(shortlist), kind="stable")
+        return np.argsort(-self.rank(shortlist), kind="stable")
+
+    def rank(self, shortlist: Shortlist) -> Scores:
+        """Score a shortlist, some of whose images may lack their parts, which are zeros then.
+
+        Such an image keeps the place that its embedding gave it, and the others are ordered among their own places. All
+        keep them where the query lacks its parts.
+
+        Returns:
+            ``(M,)`` scores, higher is nearer.
+        """
+        if self.parts is None or not len(shortlist.vectors):
+            return self.score(shortlist)
+        assert shortlist.find_parts is not None, "whoever ranks by parts brings them"
+        query, images = shortlist.find_parts(self.parts)
+        rows = np.flatnonzero(images.any(axis=(1, 2)) & query.any())
+        scores = np.empty(0)
+        if len(rows):
+            compared = replace(shortlist, vectors=shortlist.vectors[rows], find_parts=lambda _: (query, images[rows]))
+            scores = self.score(compared)
+        if len(rows) == len(images):
+            return scores
+        order = np.arange(len(images))
+        order[rows] = rows[np.argsort(-scores, kind="stable")]
+        places = np.empty(len(images))
+        places[order] = np.arange(len(images), 0, -1)
+        return places
 
 
 def _score_expanded(shortlist: Shortlist, alpha: float) -> Scores:
@@ -159,9 +185,7 @@ def build_learnt(head: Head) -> Reranker:
         """Mix the probabilities of the head with the similarities of the embeddings."""
         assert shortlist.find_parts is not None, "whoever ranks by parts brings them"
         query, images = map(from_bytes, shortlist.find_parts("patches"))
-        scores = head.score(query, images)
-        scores[~images.any(axis=(1, 2))] = 0.0  # biases make something even of the zeros of an unreadable picture
-        return add_embedding(shortlist, scores)
+        return add_embedding(shortlist, head.score(query, images))
 
     return Reranker(
         name=LEARNT,

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vitrieve.data.records import ImageRecord
-from vitrieve.errors import ConfigError, FingerprintError
+from vitrieve.errors import ConfigError, DecodeError, FingerprintError, first_line
 from vitrieve.index.open import open_index, require_encoder
 from vitrieve.index.store import VectorStore, read_info
 from vitrieve.progress import print_message, track
@@ -200,7 +200,7 @@ def keep_reranking(
 
     ``keep_reranking(evaluate(encoder, "grocery", rerank="auto"), "index", encoder)``. That none was better is
     remembered, too. Where the choice compares parts of pictures, those of all images of the index are computed now and
-    kept beside it.
+    kept beside it; where none of its pictures can be read, a message says so.
 
     Args:
         evaluation: Evaluation of one encoder under one protocol with ``rerank="auto"``.
@@ -229,8 +229,13 @@ def keep_reranking(
         raise FingerprintError("the evaluation measured another encoder than the index's; give the one it measured.")
     name, head = (NO_RERANKING, None) if choice.chosen is None else (choice.chosen.name, choice.chosen.head)
     kept = KeptReranking(name=name, fingerprint=choice.fingerprint, reason=choice.reason, head=head)
+    save_kept(kept, index)
     if choice.chosen is not None and choice.chosen.parts is not None:
         with closing(open_index(index)) as store:
-            PartStore(Path(index), encoder).fill(choice.chosen.parts, store, show_progress=show_progress)
-    save_kept(kept, index)
+            try:
+                PartStore(Path(index), encoder).fill(choice.chosen.parts, store, show_progress=show_progress)
+            except DecodeError as error:  # the choice counts, and searches compute what they need
+                print_message(
+                    f"the index remembers {name}, but holds no parts of its pictures yet: {first_line(error)}"
+                )
     return kept

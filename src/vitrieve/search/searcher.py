@@ -26,6 +26,7 @@ from vitrieve.index.filter import FilterLike, require_column
 from vitrieve.index.open import load_index_encoder, open_index, require_encoder
 from vitrieve.index.store import Hit, VectorStore, find_name, read_info
 from vitrieve.progress import print_message
+from vitrieve.quoting import count_nouns
 from vitrieve.rerank.names import AUTO, NO_RERANKING
 from vitrieve.rerank.parts import ByteArray, PartKind, encode_parts, prepare_parts
 from vitrieve.rerank.remember import KeptReranking
@@ -311,6 +312,13 @@ class Searcher:
         def find_parts(kind: PartKind) -> tuple[ByteArray, ByteArray]:
             """Return the parts of the query and of the hits."""
             images = self.parts.find(kind, [hit.record for hit in hits], vectors)
+            num_lost = int((~images.any(axis=(1, 2))).sum())
+            if num_lost and not self._is_loss_told:
+                lost = count_nouns(
+                    num_lost, "picture cannot be read and keeps its", "pictures cannot be read and keep their"
+                )
+                print_message(f"re-ranking by {reranker.name}: {lost} place among the first {len(hits)}.")
+                self._is_loss_told = True
             return self._find_query_parts(kind, request.plus[0]), images
 
         shortlist = Shortlist(query=query.vector, vectors=vectors, find_parts=find_parts)

@@ -19,13 +19,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vitrieve.artifacts import check_replacing, read_manifest, replacing_folder, require_outside
-from vitrieve.data.holdout import NUM_CLASSES_MIN, NUM_JUDGES_MIN, split_for_training
+from vitrieve.data.holdout import MAX_CHOOSING, NUM_CLASSES_MIN, NUM_JUDGES_MIN, limit_images, split_for_training
 from vitrieve.data.records import Dataset, ImageRecord, find_absolute, require_trainable
 from vitrieve.data.sources import find_source_path, read_source
 from vitrieve.embed.embeddings import (
     Embeddings,
     find_other_region,
     load_embeddings,
+    tell_changed_files,
     tell_other_files,
     write_mapped_embeddings,
 )
@@ -66,6 +67,8 @@ SMALLER_DIMS = (128, 256, 512)
 """Dimensions to try, where they are fewer than the embeddings have, beside all that the head has."""
 SECONDS_BETWEEN_LINES = 10.0
 """A line about the epoch is printed no more often."""
+MAX_CLASSES = 5_000
+"""Most classes that a head learns to tell apart: each step takes time in proportion to them."""
 NUM_EPOCHS_MAX = 100
 """Largest number of epochs. ILIAS takes 2 to 5 of millions of images; small sets gain from more (held-out classes stop
 them)."""
@@ -251,7 +254,9 @@ def _learn(stored: Embeddings, dataset: Dataset, settings: HeadSettings) -> _Lea
         )
     held_out = _take(stored, split.held_out)
     dims = _choose_dims(stored.vectors.shape[1], settings.embedding_dim)
-    head = fit_head(*_read_training(stored, split.fit), split.held_out, held_out, dims, seed=settings.seed)
+    fit = _limit_classes(split.fit, settings.seed)
+    choosing = replace(split.held_out, records=tuple(limit_images(split.held_out.records, MAX_CHOOSING)))
+    head = fit_head(*_read_training(stored, fit), choosing, _take(stored, choosing), dims, seed=settings.seed)
     before, after = (_measure(split.held_out, held_out, components) for components in (None, head.components))
     gain = difference_interval(before.scores, after.scores, split.held_out.ks)[SELECTION_METRIC]
     num_judges = len(np.unique(after.scores.groups[after.scores.is_scored]))
@@ -264,10 +269,20 @@ def _learn(stored: Embeddings, dataset: Dataset, settings: HeadSettings) -> _Lea
         gain=gain,
         held_out=(before.result, after.result),
         test=tested,
-        num_images=len(split.fit),
-        num_classes=len({record.label for record in split.fit}),
+        num_images=len(fit),
+        num_classes=len({record.label for record in fit}),
         seconds=time.monotonic() - start,
     )
+
+
+def _limit_classes(records: Sequence[ImageRecord], seed: int) -> Sequence[ImageRecord]:
+    """Keep the images of ``MAX_CLASSES`` classes, and say so where that leaves any out."""
+    labels = np.unique([record.label for record in records])
+    if len(labels) <= MAX_CLASSES:
+        return records
+    kept = set(np.random.default_rng(seed).choice(labels, MAX_CLASSES, replace=False).tolist())
+    print_message(f"learning from {MAX_CLASSES:,} of the {len(labels):,} classes, which the seed draws")
+    return [record for record in records if record.label in kept]
 
 
 def _put_into(original: ImageEncoder, dataset: Dataset, learnt: _Learnt, seed: int) -> tuple[ImageEncoder, ModelCard]:
@@ -341,6 +356,7 @@ def _select_embedded(dataset: Dataset, embeddings: Embeddings, folder: Path) -> 
             f"data do not belong together. {advice}"
         )
     tell_other_files(embeddings, [rows[record.image_id] for record in known], known)
+    tell_changed_files(folder, known)
     selected = replace(dataset, records=known)
     num_left_out = len(dataset.split("test")) - len(selected.split("test"))
     if num_left_out:
@@ -371,7 +387,8 @@ def _load_encoder(
         embeddings.fingerprint,
         f"{source} at {embeddings.image_size} px is now",
         fingerprint_encoder(encoder),
-        advice="Name the one that made them with --encoder, or embed again.",
+        advice="Name the one that made them with --encoder, or embed again, at one scale: a head cannot follow several "
+        "(embed --scales).",
     )
     return encoder, config
 
@@ -420,7 +437,7 @@ def fit_head(
     Args:
         vectors: ``(N, D)`` float32, L2-normalized.
         labels: ``(N,)`` int64 in ``[0, C)``.
-        held_out: Data set whose test split has classes that are not among ``labels``.
+        held_out: Data set whose test split has classes that are not among ``labels``, measured after each epoch.
         held_out_embeddings: The vectors of its images.
         dims: Numbers of dimensions to try, at least one, each at most D; of equal ones the first wins.
         seed: Seed of the weights, and of the order of the images.
@@ -581,7 +598,7 @@ def _describe(head: FittedHead, gain: tuple[float, float], num_judges: int) -> s
         return (
             f"kept the encoder as it was, with the same fingerprint: on {classes} the best head changes MAP@R by "
             f"{points} points, but fewer than {NUM_JUDGES_MIN} classes cannot tell a gain from chance; give a source "
-            f"of {NUM_CLASSES_MIN} training classes or more"
+            f"of {NUM_CLASSES_MIN} training classes or more with two images or more each"
         )
     if gain[0] > 0:
         return (
