@@ -126,7 +126,7 @@ def test_trap_reduce_of_a_head_is_refused_before_the_pictures_are_read(
     save_encoder(build_encoder(config, is_pretrained=False, seed=0).eval(), tmp_path / "head")
     monkeypatch.setattr("vitrieve.training.reduction.find_readable", None)
     assert reduce(tmp_path / "head", source, tmp_path / "out") == 2
-    assert "embedding_dim is 4; expected at most 3, for an encoder of 3 dimensions" in capsys.readouterr().err
+    assert "embedding_dim is 4; expected 1 to 3, for an encoder of 3 dimensions" in capsys.readouterr().err
 
 
 def test_reduce_refuses_before_it_touches_out(
@@ -139,7 +139,7 @@ def test_reduce_refuses_before_it_touches_out(
     assert main([*words, "--kind", "prefix", "--embedding-dim", "64"]) == 2
     assert "expected 1 to 63 of the 64 that there are" in capsys.readouterr().err
     assert reduce(tiny_encoder_folder, source, out, "--embedding-dim", "12") == 2
-    assert "expected at most 11" in capsys.readouterr().err
+    assert "expected 1 to 11" in capsys.readouterr().err
     assert reduce(tiny_encoder_folder, source, tiny_encoder_folder, "--overwrite") == 2
     assert "holds the encoder itself" in capsys.readouterr().err
     assert not out.exists()
@@ -174,7 +174,9 @@ def test_reduce_cuts_to_a_prefix_without_pictures_and_exports_it(
     out = tmp_path / "prefix"
     words = ["reduce", "--encoder", str(tiny_encoder_folder), "--kind", "prefix", "--out", str(out)]
     assert main([*words, "--embedding-dim", "8"]) == 0
-    assert "the first 8 dimensions" in capsys.readouterr().out
+    printed = capsys.readouterr()
+    assert "the first 8 dimensions" in printed.out
+    assert "was not trained for prefixes, so the first 8 dimensions may be no better than any others" in printed.err
     picture = next(Path(source.partition(":")[2]).parent.glob("*.png"))
     whole = load_encoder(tiny_encoder_folder, engine="torch", precision="fp32").encode([picture])
     for engine in ("torch", "onnx"):

@@ -11,9 +11,10 @@ import pytest
 
 from vitrieve.cli.main import main
 from vitrieve.config import ModelConfig
-from vitrieve.evaluation.export import export
+from vitrieve.evaluation.export import _compare_weights, export
 from vitrieve.evaluation.run import evaluate
 from vitrieve.model.artifact import read_contents
+from vitrieve.model.delta import Delta
 from vitrieve.model.pretrained import DESCRIPTION_FILE, WEIGHTS, WEIGHTS_FILE, WeightsEntry
 from vitrieve.model.wheels import WheelSource
 from vitrieve.runtime.encoder import load_encoder
@@ -66,6 +67,22 @@ def test_export_measures_what_a_difference_costs(tuned: Path, photographs: Path,
     assert made.fingerprint in card
     assert load_encoder(tuned).fingerprint not in card
     assert "difference of rank 4 to the weights tiny-base" in card
+
+
+def test_statistics_of_batch_norm_do_not_hide_what_the_weights_lose() -> None:
+    generator = np.random.default_rng(0)
+    start = {
+        "conv.weight": generator.standard_normal((6, 6)),
+        "bn.running_var": np.ones(6),
+        "bn.running_mean": np.zeros(6),
+    }
+    states = {name: np.float32(array) for name, array in start.items()}
+    states["conv.weight"] = np.float32(start["conv.weight"] + 0.01)
+    states["bn.running_var"] = np.full(6, 400, np.float32)
+    restored = {**states, "conv.weight": np.float32(start["conv.weight"] + 0.005)}
+    delta = Delta(base="x", base_sha256="", rank=1, parts={})
+    cost = _compare_weights(delta, states, restored, {name: np.float32(array) for name, array in start.items()})
+    assert cost.lost_fraction == pytest.approx(0.5, rel=1e-3)
 
 
 def test_pictures_without_test_classes_cost_no_figures_and_no_export(

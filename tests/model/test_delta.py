@@ -104,6 +104,26 @@ def test_what_does_not_differ_takes_no_room_and_comes_back_exactly() -> None:
         assert np.array_equal(restored[name], states[name])
 
 
+@pytest.mark.parametrize("scale", [1e-3, 1e-6, 1e-9])
+def test_small_differences_lose_no_more_than_large_ones(scale: float) -> None:
+    start = {"matrix": np.zeros((40, 60), np.float32), "bias": np.zeros(40, np.float32)}
+    states = {name: (scale * draw(*array.shape, seed=1)).astype(np.float32) for name, array in start.items()}
+    restored = restore_states(compute_parts(states, start, 39), start)
+    for name, array in states.items():
+        assert np.linalg.norm(restored[name] - array) < 2e-3 * np.linalg.norm(array)
+
+
+def test_what_does_not_differ_keeps_the_sign_of_its_zeros() -> None:
+    start, states = make_states()
+    for name in ("matrix", "bias"):
+        start[name].flat[3] = -0.0
+        states[name] = start[name].copy()
+    states["kernel"].flat[5] = start["kernel"].flat[5] = -0.0
+    restored = restore_states(compute_parts(states, start, 20), start)
+    for name in ("matrix", "bias"):
+        assert restored[name].tobytes() == states[name].tobytes()
+
+
 def test_factors_that_ask_for_more_than_the_start_has_are_refused() -> None:
     start = {"matrix": np.zeros((3, 4), np.float32)}
     factors = {"matrix.left": np.zeros((300_000, 1), np.float16), "matrix.right": np.zeros((1, 300_000), np.float16)}

@@ -103,6 +103,21 @@ def test_a_share_of_the_frozen_weights_is_none_of_the_random_prompts(
     assert torch.equal(state.build_result().get_parameter(name), average.get_parameter(name))
 
 
+def test_a_share_of_prompts_that_came_with_the_weights_is_kept(
+    config: Config, records: list[ImageRecord], tmp_path: Path
+) -> None:
+    encoder = build(with_prompts(config))
+    save_encoder(encoder, tmp_path / "encoder")
+    again = override_config(
+        config, {"model.weights": str(tmp_path / "encoder"), "frozen_share": 0.25, "ema_decay": None}
+    )
+    state = train_some_steps(again, records, 2)
+    name = f"backbone.blocks.0.{PROMPTS}"
+    start, trained = encoder.get_parameter(name), state.encoder.get_parameter(name)
+    assert not torch.equal(start, trained)
+    torch.testing.assert_close(state.build_result().get_parameter(name), 0.25 * start + 0.75 * trained)
+
+
 def test_an_encoder_with_prompts_is_saved_read_exported_and_gone_on_from(config: Config, tmp_path: Path) -> None:
     encoder = build(with_prompts(config))
     fingerprint = save_encoder(encoder, tmp_path / "encoder")

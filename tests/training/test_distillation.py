@@ -18,6 +18,7 @@ from vitrieve.errors import ArtifactError, ConfigError
 from vitrieve.runtime.encoder import load_encoder
 from vitrieve.settings import override_config
 from vitrieve.training.distillation import TEACHER_NAME, read_teacher
+from vitrieve.training.run import train
 
 __all__ = ["_one_thread", "config", "records"]  # fixtures
 
@@ -49,6 +50,49 @@ def test_read_teacher_takes_an_encoder_or_stored_embeddings(
     (tmp_path / TEACHER_NAME).unlink()
     with pytest.raises(ConfigError, match=r"has no vector of 1 of the 21 training images.*unknown.png"):
         read_teacher(stored, [*records, unknown], tmp_path)
+
+
+def test_stored_embeddings_of_other_pictures_are_told_and_of_other_regions_refused(
+    config: Config,
+    records: list[ImageRecord],
+    tiny_encoder_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    records = [dataclasses.replace(record, image_id=f"{row}.png") for row, record in enumerate(records)]
+    other = tmp_path / "other"
+    other.mkdir()
+    moved = []
+    for record in records:
+        path = other / record.path.name
+        path.write_bytes(records[0].path.read_bytes())
+        moved.append(dataclasses.replace(record, path=path))
+    encoder = load_encoder(tiny_encoder_folder, precision="fp32", num_threads=1)
+    dataset = Dataset(name="toy", protocol="p", records=tuple(moved), label_names=())
+    embed_collection(encoder, dataset, tmp_path / "embeddings")
+    stored = with_teacher(config, tmp_path / "embeddings")
+    read_teacher(stored, records, tmp_path)
+    assert "vectors were computed from other files of the same names" in capsys.readouterr().err
+    (tmp_path / TEACHER_NAME).unlink()
+    cut = [dataclasses.replace(record, box=(0, 0, 8, 8)) for record in records]
+    with pytest.raises(ConfigError, match=r"look at different regions of 0\.png"):
+        read_teacher(stored, cut, tmp_path)
+    apart = [dataclasses.replace(record, image_id=f"toy/{record.image_id}", source="toy") for record in records]
+    with pytest.raises(ConfigError, match="embeddings of one source, and several train; name the encoder"):
+        read_teacher(stored, apart, tmp_path)
+
+
+@pytest.mark.parametrize("teacher", ["dinov9-vits14", "runs/missing"])
+def test_a_teacher_or_prefix_that_cannot_be_is_refused_before_the_folder_is_made(
+    config: Config, class_folder: Path, teacher: str, tmp_path: Path
+) -> None:
+    settings = {"distillation.weight": 1.0, "distillation.teacher": teacher}
+    with pytest.raises(ConfigError, match=r"^objective\.distillation\.teacher: "):
+        train(f"folder:{class_folder}", override_config(config, settings), tmp_path / "run")
+    long = override_config(config, {"prefixes": (512,)})
+    with pytest.raises(ConfigError, match=r"objective\.prefixes has 512; expected lengths below"):
+        train(f"folder:{class_folder}", long, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_read_teacher_refuses_what_is_of_other_images(

@@ -17,8 +17,10 @@ def test_require_reducible_accepts_what_a_pca_can_give() -> None:
 
 @pytest.mark.parametrize(("width", "num_images"), [(63, 1000), (1000, 64)])
 def test_require_reducible_refuses_more_dimensions_than_there_can_be(width: int, num_images: int) -> None:
-    with pytest.raises(ConfigError, match="expected at most 63, for"):
+    with pytest.raises(ConfigError, match="expected 1 to 63, for"):
         require_reducible(64, width, num_images)
+    with pytest.raises(ConfigError, match="embedding_dim is -3; expected 1 to 63, for"):
+        require_reducible(-3, width, num_images)
 
 
 def make_records(labels: list[int]) -> tuple[ImageRecord, ...]:

@@ -350,10 +350,13 @@ def _compare_weights(
     restored: Mapping[str, np.ndarray],
     starts: Mapping[str, np.ndarray],
 ) -> DeltaCost:
-    """Compare weights before and after; the length of their difference counts where the start has the same shape."""
+    """Compare weights before and after; the length of their difference counts where the start has the same shape.
+
+    The statistics of batch norm are no weights: they are kept whole, and so large that they would hide all others.
+    """
     error = total = kept = change = 0.0
     for name, array in states.items():
-        if array.dtype != np.float32:
+        if array.dtype != np.float32 or name.endswith((".running_mean", ".running_var")):
             continue
         lost = float(np.square(array.astype(np.float64) - restored[name]).sum())
         error, total = error + lost, total + float(np.square(array, dtype=np.float64).sum())

@@ -23,6 +23,8 @@ from vitrieve.writing import write_bytes_durably
 DELTA_NAME = "delta.safetensors"
 LEFT, RIGHT, DIFFERENCE, WHOLE = "left", "right", "difference", "whole"
 """What stands behind the last dot of a name in the file: a factor, a difference as it is, or a tensor as it is."""
+HALF_ERROR_MAX = 2e-3
+"""Largest share of a difference that float16 may lose; its own precision is 5e-4 where numbers are not tiny."""
 MAX_PREFIX_TOKENS = 2
 MAX_POSITIONS = 1 << 16
 """Most positions in a table: those of 2,048 px in patches of 8 px, and more than any backbone here has."""
@@ -59,7 +61,7 @@ def compute_parts(
         rank: Singular values that are kept of each matrix.
 
     Returns:
-        The tensors of ``Delta.parts``.
+        The tensors of ``Delta.parts``, differences and factors in float16, or in float32 where that loses much.
 
     Raises:
         ConfigError: The rank is not smaller than the largest matrix, nothing differs, no weights have the type and
@@ -132,6 +134,8 @@ def _as_matrix(array: np.ndarray) -> np.ndarray:
 def _to_half(array: np.ndarray, name: str) -> np.ndarray:
     with np.errstate(over="ignore"):
         half = array.astype(np.float16)
+    if np.linalg.norm(half - array) > HALF_ERROR_MAX * np.linalg.norm(array) and np.abs(array).max() < 1:
+        return array.astype(np.float32)  # so small that float16 has too few steps there
     if not np.isfinite(half).all():
         raise ConfigError(
             f"the weights {name!r} differ by up to {np.abs(array).max():.3g} from those they started from, more than "
@@ -229,8 +233,9 @@ def _add(
         raise ArtifactError(
             f"the difference of {name!r} does not fit the weights that it is a difference to; copy the folder again."
         )
-    restored: np.ndarray = (start + difference.reshape(shape)).astype(np.float32)
-    return restored
+    difference = difference.reshape(shape)
+    restored: np.ndarray = (start + difference).astype(np.float32)
+    return np.where(difference == 0, start, restored)  # also a zero keeps its sign
 
 
 def write_delta(path: Path, delta: Delta) -> None:

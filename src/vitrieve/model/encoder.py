@@ -134,8 +134,8 @@ def _list_left_out(weights: LocalWeights, spec: EncoderSpec, kept: ModelConfig, 
         left_out.append("its head: the settings ask for another")
     if spec.reduction is not None:
         left_out.append(
-            f"its reduction to {spec.embedding_dim} dimensions, fitted on {spec.reduction}: training changes what it "
-            f"was fitted on (--model.embedding-dim {spec.embedding_dim} fits a new one)"
+            f"its reduction to {spec.embedding_dim} dimensions, {_describe_reduction(spec)}: training changes what it "
+            f"reduces (--model.embedding-dim {spec.embedding_dim} fits a new one)"
         )
     if spec.scales != ONE_SCALE:
         left_out.append("its several scales: training sees one")
@@ -425,6 +425,10 @@ def build_spec(
     )
 
 
+def _describe_reduction(spec: EncoderSpec) -> str:
+    return "its first dimensions" if spec.reduction_kind == "prefix" else f"fitted on {spec.reduction}"
+
+
 def add_reduction(encoder: ImageEncoder, pca: Pca) -> ImageEncoder:
     """Make an encoder that reduces the pooled features before it normalizes them; the backbone is shared.
 
@@ -433,7 +437,7 @@ def add_reduction(encoder: ImageEncoder, pca: Pca) -> ImageEncoder:
     """
     if encoder.spec.reduction is not None:
         raise ConfigError(
-            f"this encoder has a reduction already, fitted on {encoder.spec.reduction}; give the encoder it was made "
+            f"this encoder has a reduction already, {_describe_reduction(encoder.spec)}; give the encoder it was made "
             "from."
         )
     width = pca.components.shape[1]

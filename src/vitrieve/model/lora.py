@@ -129,6 +129,7 @@ def merge_lora(module: ModuleT) -> ModuleT:
 
 def describe_trained(module: nn.Module) -> str:
     """Say how many of a module's weights are trained."""
-    trained = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
-    total = sum(parameter.numel() for parameter in merge_lora(module).parameters())
-    return f"{trained / 1e6:.2f} M weights are trained, beside {total / 1e6:.1f} M that stay as they are"
+    sizes = {True: 0, False: 0}
+    for parameter in module.parameters():
+        sizes[parameter.requires_grad] += parameter.numel()
+    return f"{sizes[True] / 1e6:.2f} M weights are trained, beside {sizes[False] / 1e6:.1f} M that stay as they are"

@@ -6,6 +6,7 @@ the size of the input with the same bits as ``checkpoint.py`` gets with torch, s
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +16,7 @@ import numpy as np
 
 from vitrieve.artifacts import MANIFEST_NAME, read_manifest
 from vitrieve.data.preprocess import build_preprocessing
-from vitrieve.errors import ConfigError, WeightsError
+from vitrieve.errors import ArtifactError, ConfigError, WeightsError
 from vitrieve.folders import publish_folder
 from vitrieve.model.artifact import (
     EMBEDDING_OUTPUT,
@@ -268,6 +269,8 @@ def make_delta_folder(folder: Path) -> Path:
     )
     if not is_possible:
         return folder
+    if not re.fullmatch(r"[0-9a-f]{64}", str(manifest.get("fingerprint"))):  # it becomes the name of a folder
+        raise ArtifactError(f"the manifest of {folder} has no fingerprint: it is damaged; copy the folder again.")
     made = get_export_folder("delta", 0).with_name(f"delta-{manifest['fingerprint']}")
     if not (made / MANIFEST_NAME).is_file():
         contents = read_contents(folder)

@@ -79,11 +79,7 @@ class Objective(nn.Module):
             if is_small or own_terms or any(term.needs_whole_memory for term in config.terms.values()):
                 division = None
             self.memory = CrossBatchMemory(memory_size, embedding_dim, division)
-        if max(config.prefixes, default=0) >= embedding_dim:
-            raise ConfigError(
-                f"objective.prefixes has {max(config.prefixes)}; expected lengths below that of the embedding, "
-                f"{embedding_dim}, which counts anyway."
-            )
+        require_prefixes(config, embedding_dim)
         sizes = Sizes(num_classes, num_images, embedding_dim, teacher)
         for name, term in config.terms.items():
             self.add_module(name, term.build(sizes))
@@ -231,3 +227,16 @@ def similarity_statistics(embeddings: Tensor, labels: Tensor, margin: float) -> 
         statistics["mean_negative_similarity"] = float(negative.mean())
         statistics["active_negatives_fraction"] = float((negative > margin).float().mean())
     return statistics
+
+
+def require_prefixes(config: ObjectiveConfig, embedding_dim: int) -> None:
+    """Refuse prefixes that are no shorter than the embedding.
+
+    Raises:
+        ConfigError: One is not.
+    """
+    if max(config.prefixes, default=0) >= embedding_dim:
+        raise ConfigError(
+            f"objective.prefixes has {max(config.prefixes)}; expected lengths below that of the embedding, "
+            f"{embedding_dim}, which counts anyway."
+        )

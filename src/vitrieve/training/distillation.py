@@ -13,12 +13,19 @@ from torch import Tensor
 from vitrieve.config import Config
 from vitrieve.data.records import ImageRecord
 from vitrieve.embed.collection import embed_images
-from vitrieve.embed.embeddings import ROWS_NAME, load_embeddings
+from vitrieve.embed.embeddings import (
+    ROWS_NAME,
+    find_other_region,
+    load_embeddings,
+    tell_changed_files,
+    tell_other_files,
+)
 from vitrieve.errors import ArtifactError, ConfigError, WeightsError
+from vitrieve.model.pretrained import find_weights
 from vitrieve.model.tensors import read_arrays
 from vitrieve.progress import print_message
 from vitrieve.quoting import quote_name
-from vitrieve.runtime.encoder import load_encoder
+from vitrieve.runtime.encoder import find_source_folder, load_encoder
 from vitrieve.writing import write_bytes_durably
 
 TEACHER_NAME = "teacher.safetensors"
@@ -66,17 +73,45 @@ def _is_stored(teacher: str) -> bool:
 
 
 def _read_stored(teacher: str, records: Sequence[ImageRecord]) -> np.ndarray:
-    """Take the vectors of the training images from stored embeddings, by their ``image_id`` and region."""
+    """Take the vectors of the training images from stored embeddings, by their ``image_id``."""
     with _naming_the_setting():
         stored = load_embeddings(teacher)
-    rows = {(record.image_id, record.box): row for row, record in enumerate(stored.records)}
-    missing = [record.image_id for record in records if (record.image_id, record.box) not in rows]
+    if any(record.source for record in records):
+        raise ConfigError(
+            f"{teacher} holds embeddings of one source, and several train; name the encoder as "
+            "objective.distillation.teacher, which then embeds the training images."
+        )
+    found = {record.image_id: row for row, record in enumerate(stored.records)}
+    missing = [record.image_id for record in records if record.image_id not in found]
     if missing:
         raise ConfigError(
             f"{teacher} has no vector of {len(missing)} of the {len(records)} training images, the first of them "
             f"{quote_name(missing[0])}; embed the source that trains (vitrieve embed), or name the encoder as teacher."
         )
-    return np.asarray(stored.vectors[[rows[record.image_id, record.box] for record in records]])
+    rows = [found[record.image_id] for record in records]
+    other = find_other_region(stored, rows, records)
+    if other is not None:
+        raise ConfigError(
+            f"{teacher} and the training images look at different regions of {quote_name(other)}; embed the source "
+            "that trains (vitrieve embed), or name the encoder as teacher."
+        )
+    tell_other_files(stored, rows, records)
+    tell_changed_files(Path(teacher), records)
+    return np.asarray(stored.vectors[rows])
+
+
+def require_teacher(config: Config) -> None:
+    """Refuse a teacher that cannot be found, before a run is begun.
+
+    Raises:
+        ConfigError: There is no such encoder, weights name or folder of embeddings.
+    """
+    term = config.objective.distillation
+    if term.weight == 0 or term.teacher is None or _is_stored(term.teacher):
+        return
+    with _naming_the_setting():
+        if find_source_folder(term.teacher) is None:
+            find_weights(term.teacher)
 
 
 @contextmanager

@@ -285,7 +285,7 @@ def build_state(
         frozen={
             name: parameter.detach().clone()
             for name, parameter in merge_lora(encoder).named_parameters()
-            if not name.endswith(f".{PROMPTS}")
+            if config.model.prompts.num_tokens is None or not name.endswith(f".{PROMPTS}")  # those are drawn
         },
         frozen_share=config.train.frozen_share,
     )

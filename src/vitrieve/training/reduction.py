@@ -147,6 +147,13 @@ def _cut(run: ReductionRun) -> ReducedEncoder:
     encoder, config, origin = _load_encoder(run)
     encoder.to(resolve_device(run.device))
     cut = cut_to_prefix(encoder, run.embedding_dim)
+    prefixes = config.get("objective", {}).get("prefixes", ())
+    if run.embedding_dim not in prefixes:
+        trained = f"trained for prefixes of {', '.join(map(str, prefixes))}" if prefixes else "not trained for prefixes"
+        print_message(
+            f"{run.encoder} was {trained}, so the first {run.embedding_dim} dimensions may be no better than any "
+            "others (vitrieve train --objective.prefixes); --kind pca chooses by your pictures."
+        )
     results = () if run.dataset is None else _measure_cut(run.dataset, encoder, run)
     note = f"{origin} Of its {encoder.spec.embedding_dim} dimensions the first {run.embedding_dim} are kept."
     card = ModelCard(
@@ -244,12 +251,12 @@ def require_reducible(embedding_dim: int, width: int, num_images: int) -> None:
         num_images: Training images.
 
     Raises:
-        ConfigError: More dimensions than there are, or than so few images can vary in.
+        ConfigError: None, more dimensions than there are, or than so few images can vary in.
     """
     num_most = min(width, num_images - 1)
-    if embedding_dim > num_most:
+    if not 1 <= embedding_dim <= num_most:
         raise ConfigError(
-            f"embedding_dim is {embedding_dim}; expected at most {num_most}, for an encoder of {width} "
+            f"embedding_dim is {embedding_dim}; expected 1 to {num_most}, for an encoder of {width} "
             f"dimensions and {num_images} training images."
         )
 

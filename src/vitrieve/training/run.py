@@ -41,6 +41,7 @@ from vitrieve.model.encoder import (
 from vitrieve.model.lora import describe_trained
 from vitrieve.model.pretrained import WEIGHTS
 from vitrieve.model.seen import list_seen
+from vitrieve.objective.objective import require_prefixes
 from vitrieve.objective.own import OwnTerm, describe_own_terms, read_own_terms
 from vitrieve.progress import print_message
 from vitrieve.recipes import find_recipe
@@ -48,6 +49,7 @@ from vitrieve.runtime.encoder import Encoder, load_encoder
 from vitrieve.settings import config_to_json, list_settings, override_config
 from vitrieve.training.callbacks import Callback, check_callbacks
 from vitrieve.training.compute import allow_low_resolution, count_batch_images, has_batch_norm
+from vitrieve.training.distillation import require_teacher
 from vitrieve.training.finishing import REPORT_FOLDER, finish_run, load_compared
 from vitrieve.training.holding_out import build_mean_evaluate, describe_kept
 from vitrieve.training.identity import digest_weights, require_same_on_ranks, require_same_run
@@ -342,6 +344,8 @@ def _build_encoder(run: TrainingRun, num_images: int) -> ImageEncoder:
     print_message(f"{model.backbone}: {format_cost(count_cost(model.backbone, model.image_size))}")
     if model.lora.rank is not None or model.prompts.num_tokens is not None:
         print_message(describe_trained(encoder))
+    require_prefixes(run.config.objective, encoder.spec.embedding_dim)
+    require_teacher(run.config)
     if model.embedding_dim is not None:
         require_reducible(model.embedding_dim, encoder.spec.embedding_dim, num_images)
     return encoder
