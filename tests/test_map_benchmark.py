@@ -80,4 +80,5 @@ def test_the_memory_of_a_map_is_not_that_of_making_its_vectors(script: ModuleTyp
     assert script.peak_mib() > before
     del made
     _, figures = script.map_measured(index)
-    assert figures["held_mib"] <= figures["peak_mib"] < before
+    # Linux counts a process's pages in batches of each thread: the peak may lag behind by a few.
+    assert figures["held_mib"] - 1 <= figures["peak_mib"] < before

@@ -72,7 +72,7 @@ def small() -> Config:
 
 
 def small_lora() -> Config:
-    """``small`` with LoRA of rank 8: less than 3 % of the weights are trained, and a small file holds all of it.
+    """``small`` with LoRA of rank 8: under 3 % of the weights are trained, and a small file holds them.
 
     Source: Hu et al., arXiv:2106.09685; everything else is that of ``small``. The learning rate is five times that of
     ``small``, with which a weight moves as far in a step as there: assumed, not measured.
