@@ -127,7 +127,10 @@ def train_start(collection: Collection, seed: int, arguments: argparse.Namespace
 
 def train_arm(collection: Collection, folder: Path, seed: int, arguments: argparse.Namespace) -> TrainedRun:
     """Train on a collection as it stands."""
-    settings: dict[str, Any] = {"train.evaluate_every": max(1, arguments.steps // 2)}
+    settings: dict[str, Any] = {
+        "train.evaluate_every": max(1, arguments.steps // 2),
+        "train.try_larger_image": False,  # both arms keep one image size
+    }
     if collection.start is not None:
         settings["model.weights"] = str(collection.start)
     return train(

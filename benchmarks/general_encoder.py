@@ -175,7 +175,9 @@ def train_and_measure(plan: Plan, left_out: str, seed: int, out: Path) -> dict[s
             replace(dataset, name=name, license=dataset.license or LICENSES.get(name, ""))
             for name, dataset in zip(trained, datasets, strict=True)
         ]
-        train(named, plan.recipe, run, resume=True, report=False, **plan.overrides, seed=seed)
+        # Runs of several seeds are averaged, so that all keep one image size.
+        settings = {"train.try_larger_image": False, **plan.overrides}
+        train(named, plan.recipe, run, resume=True, report=False, **settings, seed=seed)
     summary = json.loads((run / "manifest.json").read_text())
     tests = measure_both_forms(plan, run, left_out, kept)
     shutil.rmtree(kept, ignore_errors=True)

@@ -33,6 +33,7 @@ FIXED = frozenset(
                 "holdout",
                 "evaluate_every",
                 "num_patience",
+                "try_larger_image",
                 "checkpoint_every",
                 "device",
                 "num_threads",
@@ -201,6 +202,7 @@ def _share_model(reference: Config, settings: ContestSettings) -> dict[str, Any]
         "train.holdout": True,
         "train.num_patience": reference.train.num_patience,
         "train.max_bad_fraction": reference.train.max_bad_fraction,
+        "train.try_larger_image": False,
         "train.device": settings.device,
         "train.num_threads": settings.num_threads,
     }

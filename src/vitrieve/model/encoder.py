@@ -585,9 +585,32 @@ def read_encoder(
     if image_size is not None and image_size != spec.preprocessing.image_size:
         spec = dataclasses.replace(spec, preprocessing=_reframe(spec.preprocessing, image_size))
     spec = dataclasses.replace(spec, scales=_read_scales(scales) or spec.scales)
+    return _build_from_states(spec, states, str(folder))
+
+
+def resize_encoder(encoder: ImageEncoder, image_size: int) -> ImageEncoder:
+    """Build the same encoder for pictures of another size, as ``read_encoder`` does of a folder.
+
+    Args:
+        encoder: Encoder without LoRA (``merge_lora``); not changed.
+        image_size: Side in pixels.
+
+    Returns:
+        An encoder with weights of its own, on the same device, in evaluation mode.
+
+    Raises:
+        ConfigError: The backbone does not take pictures of that size.
+    """
+    spec = dataclasses.replace(encoder.spec, preprocessing=_reframe(encoder.spec.preprocessing, image_size))
+    states = {name: tensor.detach().cpu() for name, tensor in encoder.state_dict().items()}
+    return _build_from_states(spec, states, spec.backbone).to(next(encoder.parameters()).device)
+
+
+def _build_from_states(spec: EncoderSpec, states: Mapping[str, Tensor], source: str) -> ImageEncoder:
+    """Build an encoder with the weights of another, which may be of another size."""
     with torch.random.fork_rng(devices=[]):
         backbone = build_backbone(spec.architecture, image_size=spec.preprocessing.image_size, is_pretrained=False)
-    load_backbone_states(backbone, states, str(folder))
+    load_backbone_states(backbone, states, source)
     gem_p = states["gem_p"].item() if "gem_p" in states else None
     with torch.random.fork_rng(devices=[]):
         encoder = ImageEncoder(backbone, spec, _read_reduction(spec, states), gem_p)

@@ -66,7 +66,13 @@ def small() -> Config:
         objective=ObjectiveConfig(multi_similarity=MultiSimilarityConfig(weight=1.0, beta=20.0, base=0.4)),
         optimizer=OptimizerConfig(learning_rate=2e-4, layer_decay=0.8, num_warmup_steps=10, schedule="cosine"),
         train=TrainConfig(
-            num_steps=120, microbatch_size=64, frozen_share=0.3, holdout=True, evaluate_every=40, checkpoint_every=40
+            num_steps=120,
+            microbatch_size=64,
+            frozen_share=0.3,
+            holdout=True,
+            evaluate_every=40,
+            try_larger_image=True,
+            checkpoint_every=40,
         ),
     )
 

@@ -30,6 +30,7 @@ from vitrieve.runtime.device import resolve_device
 from vitrieve.runtime.encoder import Encoder, load_encoder, wrap_encoder
 from vitrieve.settings import config_to_json
 from vitrieve.training.holding_out import describe_kept
+from vitrieve.training.image_size import SizeChoice
 from vitrieve.training.images import RunImages
 from vitrieve.training.loop import TrainingResult
 from vitrieve.training.order import TrainingRun
@@ -44,7 +45,7 @@ TEST_EMBEDDINGS_FOLDER = "test_embeddings"
 
 
 def finish_run(
-    run: TrainingRun, images: RunImages, result: TrainingResult, final_folder: Path
+    run: TrainingRun, images: RunImages, result: TrainingResult, choice: SizeChoice, final_folder: Path
 ) -> tuple[str, list[EvaluationResult]]:
     """Do everything that follows the last step; whatever fails in it costs neither the encoder nor the rest.
 
@@ -52,6 +53,7 @@ def finish_run(
         run: Order for the run, with the folder that is written now.
         images: Readable images.
         result: End of the training.
+        choice: Choice of the encoder's image size.
         final_folder: Folder of the encoder once the run is complete.
 
     Returns:
@@ -70,7 +72,7 @@ def finish_run(
         except Exception as error:
             failures.append(("the reduction", error))
     may_report = not failures and run.has_report
-    card = _build_card(run, images, result)
+    card = _build_card(run, images, result, choice)
     fingerprint = save_encoder(result.encoder, folder, card=card, config=config_to_json(run.config))
     print_message("exporting to ONNX")
     try:
@@ -82,7 +84,7 @@ def finish_run(
         try:
             results = _report(run, images, result, final_folder)
             if results:
-                write_card(result.encoder, folder, _build_card(run, images, result, results))
+                write_card(result.encoder, folder, _build_card(run, images, result, choice, results))
         except Exception as error:
             failures.append(("the report", error))
     if failures:
@@ -170,20 +172,26 @@ def load_compared(folder: Path, config: Config) -> tuple[Encoder, Encoder]:
 
 
 def _load_frozen(config: Config, tuned: Encoder) -> Encoder:
-    """Load the start of the run: from a graph, where one is of the same encoder, else with torch."""
-    frozen = build_encoder(leave_out_untrained(config.model)).to(resolve_device(config.train.device))
+    """Load the start of the run, for pictures of the same size: from a graph of the same encoder, else with torch."""
+    size = tuned.preprocessing.image_size
+    model = replace(leave_out_untrained(config.model), image_size=size)
+    frozen = build_encoder(model).to(resolve_device(config.train.device))
     if fingerprint_encoder(frozen) == tuned.fingerprint:  # no state was better, and the start was kept
         return tuned
-    is_named = config.model.weights is None and has_named_graph(find_weights(config.model.backbone))
+    is_named = model.weights is None and has_named_graph(find_weights(model.backbone))
     if is_named and tuned.engine != "torch":
-        named = _load(make_named_folder(find_weights(config.model.backbone), config.model.image_size), config)
+        named = _load(make_named_folder(find_weights(model.backbone), size), config)
         if named.fingerprint == fingerprint_encoder(frozen):
             return named
     return wrap_encoder(frozen, name="before", precision=config.train.precision)
 
 
 def _build_card(
-    run: TrainingRun, images: RunImages, result: TrainingResult, results: Sequence[EvaluationResult] = ()
+    run: TrainingRun,
+    images: RunImages,
+    result: TrainingResult,
+    choice: SizeChoice,
+    results: Sequence[EvaluationResult] = (),
 ) -> ModelCard:
     """Build the model card: before the report, which must not be able to cost the encoder, then with its figures."""
     measured = {one.dataset for one in results}
@@ -195,7 +203,7 @@ def _build_card(
         figures={one.encoder if is_alone else f"{one.encoder}, on {one.dataset}": one.metrics for one in results},
         measured_on="; ".join(_describe_test(one) for one in images.datasets if one.name in measured),
         data_license="; ".join(text if is_alone else f"{name}: {text}" for name, text in licenses.items()),
-        notes=(describe_kept(result, images.num_measured) + ".",),
+        notes=tuple(f"{note}." for note in (describe_kept(result, images.num_measured), choice.describe()) if note),
     )
 
 

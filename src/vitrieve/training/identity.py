@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from vitrieve.config import Config, LoaderConfig, ModelConfig, ObjectiveConfig
+from vitrieve.config import Config, LoaderConfig, ModelConfig, ObjectiveConfig, TrainConfig
 from vitrieve.data.records import ImageRecord
 from vitrieve.errors import ArtifactError
 from vitrieve.model.encoder import ImageEncoder
@@ -41,11 +41,12 @@ FREE_SETTINGS = frozenset(
         "train.max_bad_fraction",
         "train.memory_limit_gib",
         "train.num_threads",
+        "train.try_larger_image",
     }
 )
 """Settings that a resumed run may change, because no step depends on them. Most say how to compute and not what, so
 that a run that ran out of memory goes on with less; another device or number of threads may change the last bits of the
-result. The others are about the reduction, which is fitted after the last step."""
+result. The others are about the reduction and the image size, which are chosen after the last step."""
 MICROBATCH = "train.microbatch_size"
 """A setting that may change as well, unless batch norm trains, whose means and variances are those of a micro-batch."""
 
@@ -187,11 +188,10 @@ def _read_settings(path: Path) -> dict[str, Any]:
         raise _build_damaged_error(path, str(error)) from None
     if not isinstance(found, dict):
         raise _build_damaged_error(path, "it holds no table")
-    if isinstance(found.get("loader"), dict):
-        # What a later version brought is off by default, or means nothing to a run of before, such as the sources.
-        found["loader"] = {**config_to_json(LoaderConfig()), **found["loader"]}
-    if isinstance(found.get("model"), dict):
-        found["model"] = {**config_to_json(ModelConfig()), **found["model"]}
+    for name, stage in (("loader", LoaderConfig()), ("model", ModelConfig()), ("train", TrainConfig())):
+        if isinstance(found.get(name), dict):
+            # What a later version brought is off by default, or means nothing to a run of before, such as the sources.
+            found[name] = {**config_to_json(stage), **found[name]}
     if isinstance(found.get("objective"), dict):
         found["objective"] = _fill_objective(rename_former(ObjectiveConfig, found["objective"]))
     return found

@@ -53,6 +53,7 @@ from vitrieve.training.distillation import require_teacher
 from vitrieve.training.finishing import REPORT_FOLDER, finish_run, load_compared
 from vitrieve.training.holding_out import build_mean_evaluate, describe_kept
 from vitrieve.training.identity import digest_weights, require_same_on_ranks, require_same_run
+from vitrieve.training.image_size import SizeChoice, choose_image_size
 from vitrieve.training.images import RunImages, describe_data, read_images, summarize_sources, tell_notes
 from vitrieve.training.loggers import build_loggers
 from vitrieve.training.loop import TrainingResult, fit_encoder
@@ -285,16 +286,17 @@ def _train_first(
         result = fit_encoder(
             run.config, encoder, images.build_training_images(), folder, evaluate, run.own_terms, watch
         )
-        seconds = time.monotonic() - start
         print_message(describe_kept(result, images.num_measured))
+        result, choice = choose_image_size(run.config, result, evaluate)
+        seconds = time.monotonic() - start
         # Result
-        fingerprint, results = finish_run(run, images, result, out.absolute() / ENCODER_SUBFOLDER)
+        fingerprint, results = finish_run(run, images, result, choice, out.absolute() / ENCODER_SUBFOLDER)
         summary = {
             "recipe": run.recipe,
             **summarize_sources(images),
             "config": config_to_json(run.config),
             **({"own_terms": describe_own_terms(run.own_terms)} if run.own_terms else {}),
-            **_summarize(images.fit, result),
+            **_summarize(images.fit, result, choice),
             "seconds": round(seconds, 1),
             "encoder_fingerprint": fingerprint,
         }
@@ -322,7 +324,8 @@ def _describe_facts(run: TrainingRun, images: RunImages) -> dict[str, Any]:
 def _help(run: TrainingRun, encoder: ImageEncoder, images: RunImages) -> TrainedRun:
     """Train with the first of several processes, which alone writes, and help it with the report."""
     evaluate = build_mean_evaluate(images.held_out, run.config)
-    fit_encoder(run.config, encoder, images.build_training_images(), run.out, evaluate, run.own_terms)
+    result = fit_encoder(run.config, encoder, images.build_training_images(), run.out, evaluate, run.own_terms)
+    choose_image_size(run.config, result, evaluate)
     summary, results = help_report(current_ranks(), lambda folder: load_compared(folder, run.config))
     return TrainedRun(folder=run.out, summary=summary, results=tuple(results), device=run.config.train.device)
 
@@ -351,11 +354,13 @@ def _build_encoder(run: TrainingRun, num_images: int) -> ImageEncoder:
     return encoder
 
 
-def _summarize(records: Sequence[ImageRecord], result: TrainingResult) -> dict[str, Any]:
+def _summarize(records: Sequence[ImageRecord], result: TrainingResult, choice: SizeChoice) -> dict[str, Any]:
     return {
         "num_images": len(records),
         "num_classes": len({record.label for record in records}),
         "num_steps": result.num_steps,
         "kept_step": result.kept_step,
         "holdout_map_at_r": {str(step): value for step, value in result.selection.values.items()},
+        "image_size": choice.image_size,
+        "holdout_map_at_r_by_image_size": {str(size): value for size, value in choice.values.items()},
     }
