@@ -32,7 +32,7 @@ def list_variants(arguments: argparse.Namespace) -> dict[str, list[str]]:
     """List the command lines by name, each a recipe and its flags."""
     num_steps = arguments.steps
     usual = ["--num-steps", str(num_steps), "--train.evaluate-every", str(max(1, num_steps // 3))]
-    usual += ["--no-train.try-larger-image"]  # the figures are those of the steps
+    usual += ["--train.no-try-larger-image"]  # the figures are those of the steps
     num_large = max(1, num_steps * BATCH_SIZE // LARGE_BATCH_SIZE)
     # Prompts begin at random, so they take a higher rate, which is an assumption.
     prompts = ["small", "--model.prompts.num-tokens", "10", "--optimizer.learning-rate", "5e-3", *usual]
@@ -46,7 +46,7 @@ def list_variants(arguments: argparse.Namespace) -> dict[str, list[str]]:
         *("small", "--batch-size", str(LARGE_BATCH_SIZE), "--num-steps", str(num_large)),
         *("--train.memory-limit-gib", str(arguments.memory_gib), "--loader.cache-bytes", str(2**28)),
         *("--optimizer.learning-rate", "8e-4", "--optimizer.num-warmup-steps", "1"),
-        *("--train.evaluate-every", str(max(1, num_large // 3)), "--no-train.try-larger-image"),
+        *("--train.evaluate-every", str(max(1, num_large // 3)), "--train.no-try-larger-image"),
     ]
     return variants
 

@@ -168,6 +168,19 @@ def test_reduce_tells_that_the_text_part_stays_behind(
     assert load_encoder(tmp_path / "out").text_part is None
 
 
+def test_reduce_says_nothing_of_the_training_where_a_pca_has_ordered_the_dimensions(
+    tiny_encoder_folder: Path, source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert reduce(tiny_encoder_folder, source, tmp_path / "pca") == 0
+    for given, out in (("pca", "cut"), ("cut", "shorter")):
+        capsys.readouterr()
+        words = ["reduce", "--encoder", str(tmp_path / given), "--kind", "prefix", "--out", str(tmp_path / out)]
+        assert main([*words, "--embedding-dim", "2" if out == "cut" else "1"]) == 0
+        told = capsys.readouterr().err
+        assert "kind pca" not in told
+        assert "prefixes" not in told
+
+
 def test_reduce_cuts_to_a_prefix_without_pictures_and_exports_it(
     tiny_encoder_folder: Path, source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

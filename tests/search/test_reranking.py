@@ -276,6 +276,22 @@ def test_pictures_that_cannot_be_read_keep_their_places_and_the_others_are_order
     assert reranker.order(build_shortlist([0, 4, 7], query)).tolist() == [0, 1, 2]
 
 
+def test_a_query_whose_picture_is_gone_is_told_once_beside_others_that_are_gone(
+    index_folder: Path, encoder: Encoder, picture_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_kept(KeptReranking(name="tiles", fingerprint=encoder.fingerprint, reason="measured"), index_folder)
+    for name in ("02.png", "05.png"):
+        (picture_folder / name).unlink()
+    found = []
+    with Searcher.open(index_folder, encoder) as searcher:
+        for name in ("02.png", "03.png", "02.png", "03.png"):
+            found.append(searcher.answer(SearchRequest(plus=(Example(image_id=name),), k=20)).reranking)
+            told = capsys.readouterr().err
+            assert ("searching without the re-ranking tiles: " in told) is (len(found) == 1)
+            assert ("re-ranking by tiles: 2 pictures cannot be read" in told) is (len(found) == 2)
+    assert found == ["none", "tiles", "none", "tiles"]
+
+
 def test_a_search_keeps_the_copy_of_its_query_first_whose_picture_is_gone(
     searcher: Searcher, picture_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

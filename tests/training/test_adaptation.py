@@ -439,10 +439,27 @@ def test_of_many_classes_and_images_the_seed_draws_some_and_all_of_those_held_ou
     monkeypatch.setattr(adaptation, "_measure", count)
     adapted = adapt(embeddings, dataset, tmp_path / "out")
     assert (adapted.num_images, adapted.num_classes) == (20 * NUM_OF_CLASS, 20)
-    assert "learning from 20 of the 31 classes, which the seed draws" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "learning from 20 of the 31 classes, which the seed draws" in told
+    assert "choosing epochs and dimensions with 28 of the 56 held-out images; the last figures are of all" in told
     assert adapted.is_adapted
     assert {*sizes[:-4]} == {7 * 4}  # every second of eight images of each class
     assert sizes[-4:] == [7 * NUM_OF_CLASS] * 2 + [2 * NUM_OF_CLASS] * 2  # held out and test, before and after
+
+
+def test_images_that_can_only_be_found_do_not_displace_those_that_ask(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(adaptation, "MAX_CHOOSING", 30)
+
+    def record(name: str, label: int, *, is_query: bool) -> ImageRecord:
+        return ImageRecord(image_id=name, path=Path("x"), label=label, split="test", is_query=is_query)
+
+    shown = [record(f"{label}.png", label, is_query=False) for label in range(40)]
+    asking = [record(f"last/{number}.png", 99, is_query=True) for number in range(6)]
+    names = tuple(map(str, range(100)))
+    held_out = Dataset(name="toy", protocol="p", records=(*shown, *asking), label_names=names)
+    kept = adaptation._limit_choosing(held_out).records
+    assert kept[:6] == tuple(asking)
+    assert len(kept) == 30
 
 
 def test_pictures_that_were_written_after_their_vectors_are_told(

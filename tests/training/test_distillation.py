@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -93,6 +94,26 @@ def test_a_teacher_or_prefix_that_cannot_be_is_refused_before_the_folder_is_made
     with pytest.raises(ConfigError, match=r"objective\.prefixes has 512; expected lengths below"):
         train(f"folder:{class_folder}", long, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_goes_on_without_its_teacher(
+    config: Config, class_folder: Path, tiny_encoder_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher, run = tmp_path / "teacher", tmp_path / "run"
+    shutil.copytree(tiny_encoder_folder, teacher)
+    distilled = override_config(config, {"distillation.weight": 1.0, "distillation.teacher": str(teacher)})
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("vitrieve.training.run.finish_run", stop)
+        with pytest.raises(KeyboardInterrupt):
+            train(f"folder:{class_folder}", distilled, run, report=False)
+    shutil.rmtree(teacher)
+    assert train(f"folder:{class_folder}", distilled, run, report=False, resume=True).summary["num_steps"] > 0
+    with pytest.raises(ConfigError, match=r"^objective\.distillation\.teacher: "):
+        train(f"folder:{class_folder}", distilled, tmp_path / "another", report=False, resume=True)
 
 
 def test_read_teacher_refuses_what_is_of_other_images(

@@ -704,7 +704,7 @@ def test_batches_without_two_images_of_a_class_are_told(
     config = override_config(config, {"num_steps": 11, "batch_size": NUM_CLASSES, **changes})
     run_training(config, records, tmp_path)
     err = capsys.readouterr().err
-    assert err.count("no batch up to here held two images of one class") == (names is not None)
+    assert err.count("none of the last batches held two images of one class") == (names is not None)
     assert names is None or names in err
 
 

@@ -23,6 +23,11 @@ def test_require_reducible_refuses_more_dimensions_than_there_can_be(width: int,
         require_reducible(-3, width, num_images)
 
 
+def test_require_reducible_asks_for_two_images() -> None:
+    with pytest.raises(ConfigError, match="embedding_dim is 1; a PCA needs two images or more, and 1 train"):
+        require_reducible(1, 64, 1)
+
+
 def make_records(labels: list[int]) -> tuple[ImageRecord, ...]:
     return tuple(
         ImageRecord(image_id=f"{row}.png", path=Path(f"{row}.png"), label=label, split="train")

@@ -100,7 +100,7 @@ class Searcher:
         self._remembered: RememberedFiles | None = None
         self._open_again: Callable[[Encoder | str | Path | None], Searcher] | None = None
         self._is_closed = False
-        self._is_loss_told = False
+        self._told: set[str] = set()
 
     @classmethod
     def open(
@@ -255,9 +255,7 @@ class Searcher:
         except DecodeError as error:  # the pictures are gone, without which the vectors still answer
             if reranker is None or request.reranking != AUTO:
                 raise
-            if not self._is_loss_told:
-                print_message(f"searching without the re-ranking {reranker.name}: {first_line(error)}")
-            self._is_loss_told = True
+            self._tell_once("lost query", f"searching without the re-ranking {reranker.name}: {first_line(error)}")
             reranker = None
             ranking = self._rank(request, query, matches, None)
         groups = group_hits(self.store, ranking.levels, request)
@@ -311,18 +309,23 @@ class Searcher:
 
         def find_parts(kind: PartKind) -> tuple[ByteArray, ByteArray]:
             """Return the parts of the query and of the hits."""
+            asked = self._find_query_parts(kind, request.plus[0])  # without it there is no re-ranking
             images = self.parts.find(kind, [hit.record for hit in hits], vectors)
             num_lost = int((~images.any(axis=(1, 2))).sum())
-            if num_lost and not self._is_loss_told:
+            if num_lost:
                 lost = count_nouns(
                     num_lost, "picture cannot be read and keeps its", "pictures cannot be read and keep their"
                 )
-                print_message(f"re-ranking by {reranker.name}: {lost} place among the first {len(hits)}.")
-                self._is_loss_told = True
-            return self._find_query_parts(kind, request.plus[0]), images
+                self._tell_once("lost", f"re-ranking by {reranker.name}: {lost} place among the first {len(hits)}.")
+            return asked, images
 
         shortlist = Shortlist(query=query.vector, vectors=vectors, find_parts=find_parts)
         return [hits[row] for row in reranker.order(shortlist)]
+
+    def _tell_once(self, subject: str, text: str) -> None:
+        if subject not in self._told:
+            self._told.add(subject)
+            print_message(text)
 
     def _find_query_parts(self, kind: PartKind, example: Example) -> ByteArray:
         if example.image_id is not None:

@@ -119,7 +119,8 @@ class HeadSettings:
 
     Attributes:
         embedding_dim: Dimensions of the result, at most those of the embeddings; None: the held-out classes choose.
-        seed: Seed of the first weights and of the order of the images.
+        seed: Seed of the first weights, of the order of the images, and of the classes that learn where there are more
+            than ``MAX_CLASSES``.
     """
 
     embedding_dim: int | None = None
@@ -255,7 +256,7 @@ def _learn(stored: Embeddings, dataset: Dataset, settings: HeadSettings) -> _Lea
     held_out = _take(stored, split.held_out)
     dims = _choose_dims(stored.vectors.shape[1], settings.embedding_dim)
     fit = _limit_classes(split.fit, settings.seed)
-    choosing = replace(split.held_out, records=tuple(limit_images(split.held_out.records, MAX_CHOOSING)))
+    choosing = _limit_choosing(split.held_out)
     head = fit_head(*_read_training(stored, fit), choosing, _take(stored, choosing), dims, seed=settings.seed)
     before, after = (_measure(split.held_out, held_out, components) for components in (None, head.components))
     gain = difference_interval(before.scores, after.scores, split.held_out.ks)[SELECTION_METRIC]
@@ -283,6 +284,23 @@ def _limit_classes(records: Sequence[ImageRecord], seed: int) -> Sequence[ImageR
     kept = set(np.random.default_rng(seed).choice(labels, MAX_CLASSES, replace=False).tolist())
     print_message(f"learning from {MAX_CLASSES:,} of the {len(labels):,} classes, which the seed draws")
     return [record for record in records if record.label in kept]
+
+
+def _limit_choosing(held_out: Dataset) -> Dataset:
+    """Keep ``MAX_CHOOSING`` of the held-out images, those that ask before those that can only be found.
+
+    Where that leaves any out, it is said, because fewer images to find raise the figures.
+    """
+    records = held_out.records
+    asking = limit_images([record for record in records if record.is_query], MAX_CHOOSING)
+    others = limit_images([record for record in records if not record.is_query], MAX_CHOOSING - len(asking))
+    if len(asking) + len(others) == len(records):
+        return held_out
+    print_message(
+        f"choosing epochs and dimensions with {len(asking) + len(others):,} of the {len(records):,} held-out images; "
+        "the last figures are of all of them"
+    )
+    return replace(held_out, records=(*asking, *others))
 
 
 def _put_into(original: ImageEncoder, dataset: Dataset, learnt: _Learnt, seed: int) -> tuple[ImageEncoder, ModelCard]:
@@ -387,8 +405,8 @@ def _load_encoder(
         embeddings.fingerprint,
         f"{source} at {embeddings.image_size} px is now",
         fingerprint_encoder(encoder),
-        advice="Name the one that made them with --encoder, or embed again, at one scale: a head cannot follow several "
-        "(embed --scales).",
+        advice="Name the one that made them with --encoder, or embed again with this one. If they were made at several "
+        "scales (embed --scales), embed them at one, because a head cannot follow several.",
     )
     return encoder, config
 

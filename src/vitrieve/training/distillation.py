@@ -100,14 +100,20 @@ def _read_stored(teacher: str, records: Sequence[ImageRecord]) -> np.ndarray:
     return np.asarray(stored.vectors[rows])
 
 
-def require_teacher(config: Config) -> None:
+def require_teacher(config: Config, run: Path | None = None) -> None:
     """Refuse a teacher that cannot be found, before a run is begun.
+
+    Args:
+        config: The complete settings.
+        run: Folder of a run that goes on, which may hold all that it needs of the teacher; None: a run begins.
 
     Raises:
         ConfigError: There is no such encoder, weights name or folder of embeddings.
     """
     term = config.objective.distillation
     if term.weight == 0 or term.teacher is None or _is_stored(term.teacher):
+        return
+    if run is not None and (run / TEACHER_NAME).is_file():
         return
     with _naming_the_setting():
         if find_source_folder(term.teacher) is None:

@@ -156,7 +156,9 @@ def fit_encoder(
         _mine_when_due(state, miner, end_step, log)
         if config.train.memory_limit_gib is not None:
             log.say(state.plan.describe())
-        has_pairs = state.step >= NUM_STEPS_WITHOUT_PAIRS  # a resumed run has told it already
+        has_pairs, pairs_step = False, state.step + NUM_STEPS_WITHOUT_PAIRS
+        if state.step == 0:  # a run that goes on for a few steps tells nothing
+            pairs_step = min(pairs_step, num_steps)
         start = time.monotonic()
         for batch in _draw_batches(state, loader, end_step):
             values = train_step(state, move_batch(batch, device), config)
@@ -165,7 +167,7 @@ def fit_encoder(
             log.write(state.step, values)
             log.show(state.step, values)
             has_pairs |= len(set(batch.labels.tolist())) < len(batch.labels)
-            if state.step == min(NUM_STEPS_WITHOUT_PAIRS, num_steps) and not has_pairs:
+            if state.step == pairs_step and not has_pairs:
                 _warn_of_no_pairs(state.objective, log)
             watch.step(state.step, values)
             _measure_when_due(state, config, evaluate, log)
@@ -195,8 +197,9 @@ def _warn_of_no_pairs(objective: Objective, log: MetricsLog) -> None:
     names = [name for name, term in terms if term.needs_pairs and not (term.reads_memory and has_memory)]
     if names and not objective.has_relations:
         log.say(
-            f"no batch up to here held two images of one class, so {', '.join(names)} had no pair to pull together; "
-            "give a larger --train.batch-size, or --loader.sampling m_per_class and --loader.images-per-class 2 or more"
+            f"none of the last batches held two images of one class, so {', '.join(names)} had no pair to pull "
+            "together; give a larger --train.batch-size, or --loader.sampling m_per_class and --loader.images-per-class "
+            "2 or more"
         )
 
 

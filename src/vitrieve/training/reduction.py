@@ -148,11 +148,14 @@ def _cut(run: ReductionRun) -> ReducedEncoder:
     encoder.to(resolve_device(run.device))
     cut = cut_to_prefix(encoder, run.embedding_dim)
     prefixes = config.get("objective", {}).get("prefixes", ())
-    if run.embedding_dim not in prefixes:
+    # A reduction by anything else has put the dimensions in order, whatever the training did.
+    is_as_trained = encoder.spec.reduction in (None, "prefix")
+    if is_as_trained and run.embedding_dim not in prefixes:
+        otherwise = "; --kind pca chooses by your pictures" if encoder.spec.reduction is None else ""
         trained = f"trained for prefixes of {', '.join(map(str, prefixes))}" if prefixes else "not trained for prefixes"
         print_message(
             f"{run.encoder} was {trained}, so the first {run.embedding_dim} dimensions may be no better than any "
-            "others (vitrieve train --objective.prefixes); --kind pca chooses by your pictures."
+            f"others (vitrieve train --objective.prefixes){otherwise}."
         )
     results = () if run.dataset is None else _measure_cut(run.dataset, encoder, run)
     note = f"{origin} Of its {encoder.spec.embedding_dim} dimensions the first {run.embedding_dim} are kept."
@@ -254,6 +257,8 @@ def require_reducible(embedding_dim: int, width: int, num_images: int) -> None:
         ConfigError: None, more dimensions than there are, or than so few images can vary in.
     """
     num_most = min(width, num_images - 1)
+    if num_most < 1:
+        raise ConfigError(f"embedding_dim is {embedding_dim}; a PCA needs two images or more, and {num_images} train.")
     if not 1 <= embedding_dim <= num_most:
         raise ConfigError(
             f"embedding_dim is {embedding_dim}; expected 1 to {num_most}, for an encoder of {width} "

@@ -348,7 +348,7 @@ def _build_encoder(run: TrainingRun, num_images: int) -> ImageEncoder:
     if model.lora.rank is not None or model.prompts.num_tokens is not None:
         print_message(describe_trained(encoder))
     require_prefixes(run.config.objective, encoder.spec.embedding_dim)
-    require_teacher(run.config)
+    require_teacher(run.config, run.out if run.is_resume and not run.is_overwrite else None)
     if model.embedding_dim is not None:
         require_reducible(model.embedding_dim, encoder.spec.embedding_dim, num_images)
     return encoder
