@@ -156,9 +156,8 @@ def fit_encoder(
         _mine_when_due(state, miner, end_step, log)
         if config.train.memory_limit_gib is not None:
             log.say(state.plan.describe())
-        has_pairs, pairs_step = False, state.step + NUM_STEPS_WITHOUT_PAIRS
-        if state.step == 0:  # a run that goes on for a few steps tells nothing
-            pairs_step = min(pairs_step, num_steps)
+        # A run that goes on for a few steps tells nothing of pairs.
+        has_pairs, pairs_step = False, state.step + min(NUM_STEPS_WITHOUT_PAIRS, num_steps)
         start = time.monotonic()
         for batch in _draw_batches(state, loader, end_step):
             values = train_step(state, move_batch(batch, device), config)
@@ -198,8 +197,8 @@ def _warn_of_no_pairs(objective: Objective, log: MetricsLog) -> None:
     if names and not objective.has_relations:
         log.say(
             f"none of the last batches held two images of one class, so {', '.join(names)} had no pair to pull "
-            "together; give a larger --train.batch-size, or --loader.sampling m_per_class and --loader.images-per-class "
-            "2 or more"
+            "together; give a larger --train.batch-size, or --loader.sampling m_per_class and "
+            "--loader.images-per-class 2 or more"
         )
 
 
