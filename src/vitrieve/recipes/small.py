@@ -55,7 +55,8 @@ def small() -> Config:
 
     Source: Wang et al., arXiv:1904.06627 (loss); Clark et al., arXiv:2003.10555 (layer-wise decay of the learning
     rate); Wortsman et al., arXiv:2109.01903 (three tenths of the frozen weights in the result). The settings are
-    ours; dev/LOG.md tells how they were chosen, and that the choice was not blind.
+    ours; dev/LOG.md tells how they were chosen, and that the choice was not blind. Training sees 126 px; the held-out
+    classes choose between them and 182 px for the encoder that is kept (``training/image_size.py``).
     Command: ``vitrieve train small --data folder:DIR --out runs/mine``.
     Time: three to six minutes on two CPU cores with bf16 instructions.
     Result: dev/LOG.md.
