@@ -25,8 +25,10 @@ from torch.distributed import TCPStore
 from tests.ranks import EndedRank, run_ranks
 from vitrieve import Callback, train
 from vitrieve.cli.main import main
+from vitrieve.config import ModelConfig
 from vitrieve.errors import ConfigError, DataError, UnfinishedRunError
 from vitrieve.folders import locking_folder
+from vitrieve.model.encoder import build_encoder, save_encoder
 from vitrieve.objective import objective
 from vitrieve.runtime.encoder import load_encoder
 from vitrieve.training import finishing, holding_out, liveness, loop, ranks, state
@@ -54,12 +56,17 @@ def photographs(class_folder: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 @pytest.fixture(scope="module")
-def words(tiny_weights: Path) -> list[str]:
+def words(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    # Of 48 px, so that the ranks choose between that size and the 32 px of the training, too.
+    start = tmp_path_factory.mktemp("start") / "encoder"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        save_encoder(build_encoder(ModelConfig(backbone="test_vit", image_size=48), is_pretrained=False), start)
     return [
-        *("train", "irt_r_small", "--model.backbone", "test_vit", "--model.weights", str(tiny_weights)),
+        *("train", "irt_r_small", "--model.backbone", "test_vit", "--model.weights", str(start)),
         *("--image-size", "32", "--num-steps", "6", "--batch-size", "6", "--num-threads", "1", "--no-report"),
         *("--objective.memory-start-step", "1", "--train.evaluate-every", "3", "--train.checkpoint-every", "2"),
-        *("--train.precision", "fp32", "--train.num-patience", "9"),
+        *("--train.precision", "fp32", "--train.num-patience", "9", "--train.try-larger-image"),
     ]
 
 
@@ -137,6 +144,9 @@ def test_the_command_on_two_ranks_measures_and_keeps_what_one_does(
     assert expected["kept_step"] == found["kept_step"]
     assert found["holdout_map_at_r"] == pytest.approx(expected["holdout_map_at_r"], abs=1e-6)
     assert len(found["holdout_map_at_r"]) == 3
+    assert set(found["holdout_map_at_r_by_image_size"]) == {"32", "48"}
+    for name in ("image_size", "holdout_map_at_r_by_image_size"):
+        assert found[name] == pytest.approx(expected[name], abs=1e-6)
     settings = json.loads((whole / "config.json").read_text(encoding="utf-8"))
     assert settings["machine"]["num_ranks"] == 2
 
@@ -256,7 +266,7 @@ def test_a_callback_that_fails_at_the_last_measurement_leaves_no_rank_waiting(
 ) -> None:
     """The ranks divide the memory, so that all save together or none."""
     ended = run_ranks(2, tmp_path, _train_with_a_callback, photographs, tmp_path / "run", tiny_weights)
-    assert "measuring the last state failed: OSError: nobody answers" in (ended[0].result or ""), ended[0].printed
+    assert "the last measurement failed: OSError: nobody answers" in (ended[0].result or ""), ended[0].printed
     assert ended[1].result is not None
 
 

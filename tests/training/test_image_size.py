@@ -13,7 +13,7 @@ import torch
 from tests.training.test_run import LARGER, write_pictures
 from vitrieve import train
 from vitrieve.config import Config, ModelConfig
-from vitrieve.errors import UnfinishedRunError
+from vitrieve.errors import DataError, UnfinishedRunError
 from vitrieve.model.encoder import ImageEncoder, build_encoder, fingerprint_encoder, read_encoder, save_encoder
 from vitrieve.recipes import find_recipe
 from vitrieve.runtime.encoder import load_encoder
@@ -59,9 +59,18 @@ def test_a_gain_of_a_point_keeps_the_larger_size_and_the_weights(tmp_path: Path)
     assert not result.encoder.training
     assert encoder.spec.preprocessing.image_size == 32
     assert choice.describe() == (
-        "pictures of 48 px from now on, where training saw 32 px: MAP@R on the held-out classes 51.0 at 48 px, "
-        "50.0 at 32 px"
+        "the encoder takes pictures of 48 px, and was trained on 32 px: MAP@R on the held-out classes is 51.0 at 48 px "
+        "and 50.0 at 32 px"
     )
+    assert "classes (the mean over 2 sources) is 51.0" in choice.describe(2)
+
+
+@pytest.mark.parametrize(
+    ("before", "found", "is_larger"), [(0.28, 0.29, True), (0.6004, 0.6096, True), (0.6, 0.6094, False)]
+)
+def test_the_gain_is_that_of_the_printed_figures(before: float, found: float, is_larger: bool) -> None:
+    _, choice = choose_image_size(SMALL, end_run(build(), frozen=0.1, trained=before), find(found))
+    assert choice.image_size == (48 if is_larger else 32)
 
 
 @pytest.mark.parametrize("found", [0.509, 0.5, 0.1])
@@ -72,7 +81,7 @@ def test_less_than_a_point_keeps_the_size_of_the_training(found: float, capsys: 
     assert (choice.image_size, choice.values) == (32, {32: 0.5, 48: found})
     told = capsys.readouterr().err
     assert "measuring the held-out classes in pictures of 48 px" in told
-    assert "pictures of 32 px as in training" in told
+    assert "the encoder takes pictures of 32 px, as in training" in told
 
 
 @pytest.mark.parametrize("case", ["frozen", "no hold-out", "off"])
@@ -83,6 +92,28 @@ def test_nothing_is_measured_where_there_is_no_choice(case: str, capsys: pytest.
     assert result is before
     assert (choice.image_size, choice.values, choice.describe()) == (32, {}, "")
     assert capsys.readouterr().err == ""
+
+
+def test_a_measurement_that_fails_is_a_failure_of_the_run_and_done_again() -> None:
+    def lose_a_picture(encoder: ImageEncoder) -> Mapping[str, float]:
+        raise DataError("the network drive is away")
+
+    result, choice = choose_image_size(SMALL, end_run(build()), lose_a_picture)
+    assert isinstance(result.failure, DataError)
+    assert choice.image_size == 32
+
+
+def test_a_backbone_that_takes_one_size_only_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse_size(*_: object) -> ImageEncoder:
+        raise AssertionError("Input height (48) should be divisible by 32")
+
+    monkeypatch.setattr("vitrieve.training.image_size.resize_encoder", refuse_size)
+    before = end_run(build())
+    result, _ = choose_image_size(SMALL, before, refuse)
+    assert result is before
+    assert capsys.readouterr().err == "test_vit takes no pictures of 48 px: the encoder stays at 32 px\n"
 
 
 def test_a_size_that_cannot_be_measured_costs_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
@@ -165,7 +196,7 @@ def test_a_whole_run_keeps_reports_and_exports_the_larger_size(
     assert load_encoder(out, device="cpu").preprocessing.image_size == 48
     assert load_encoder(out, engine="onnx").preprocessing.image_size == 48
     card = (out / "encoder" / "README.md").read_text(encoding="utf-8")
-    assert "pictures of 48 px from now on, where training saw 32 px" in card
+    assert "the encoder takes pictures of 48 px, and was trained on 32 px" in card
     assert "center square of 48 px" in card
 
 
@@ -200,6 +231,31 @@ def test_a_reduction_is_fitted_on_pictures_of_the_size_that_is_kept(
     encoder = read_encoder(out / "encoder")
     assert (encoder.spec.preprocessing.image_size, encoder.spec.embedding_dim) == (48, 4)
     assert run.summary["image_size"] == 48
+
+
+@pytest.mark.parametrize(("values", "kept"), [([0.5, 0.4, 0.5], 48), ([0.5, 0.4, 0.49], 32), ([0.1, 0.4, 0.41], 48)])
+def test_a_run_that_goes_on_from_larger_pictures_tries_their_size(
+    values: list[float],
+    kept: int,
+    config: Config,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("vitrieve.training.finishing.export_folder", lambda folder: None)
+    given = build(image_size=48)
+    save_encoder(given, tmp_path / "given")
+    found = iter(values)
+    monkeypatch.setattr(
+        "vitrieve.training.run.build_mean_evaluate",
+        lambda *_: lambda encoder: {"recall_at_1": 0.5, "map_at_r": next(found)},
+    )
+    photographs = write_pictures(tmp_path / "photographs", LARGER)
+    config = override_config(config, {"model.weights": str(tmp_path / "given")})
+    run = train(f"folder:{photographs}", config, tmp_path / "run", report=False)
+    assert "its image size 48 px: training sees 32 px (--image-size 48 keeps it)" in capsys.readouterr().err
+    assert next(found, None) is None
+    assert run.summary["image_size"] == kept
 
 
 def test_another_run_may_go_on_without_the_choice(

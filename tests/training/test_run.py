@@ -171,7 +171,7 @@ def test_the_last_measurement_costs_no_training_and_is_made_by_a_resumed_run(
     with monkeypatch.context() as broken:
         broken.setattr(module, "measure_protocols", fail_the_second_time)
         status, _, err = run_train(source, "--no-report")
-    assert (status, "measuring the last state failed: " in err) == (1, True)
+    assert (status, "the last measurement failed: " in err) == (1, True)
     assert run_train(source, "--no-report", "--resume")[0] == 0
     found, expected = (json.loads((folder / "manifest.json").read_text()) for folder in (tmp_path / "run", whole))
     for name in ("holdout_map_at_r", "kept_step", "encoder_fingerprint"):

@@ -130,6 +130,10 @@ def _list_left_out(weights: LocalWeights, spec: EncoderSpec, kept: ModelConfig, 
     if framing != kept.framing:
         keeping = f"--model.framing {framing} keeps it"
         left_out.append(f"its framing {framing}: the settings ask for {kept.framing} ({keeping})")
+    size = spec.preprocessing.image_size
+    if size != kept.image_size:
+        keeping = f"--image-size {size} keeps it"
+        left_out.append(f"its image size {size} px: training sees {kept.image_size} px ({keeping})")
     if not is_head_kept and (spec.head_norm or spec.head_dim is not None):
         left_out.append("its head: the settings ask for another")
     if spec.reduction is not None:

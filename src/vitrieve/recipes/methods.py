@@ -223,4 +223,9 @@ def _learn_vectors(objective: ObjectiveConfig) -> Config:
 
 def _vary_small(objective: ObjectiveConfig, **optimizer: Any) -> Config:
     config = small()
-    return replace(config, objective=objective, optimizer=replace(config.optimizer, **optimizer))
+    return replace(
+        config,
+        objective=objective,
+        optimizer=replace(config.optimizer, **optimizer),
+        train=replace(config.train, try_larger_image=False),  # equal sizes
+    )

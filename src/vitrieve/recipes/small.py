@@ -36,7 +36,14 @@ def irt_l_small() -> Config:
         objective=ObjectiveConfig(
             contrastive=ContrastiveConfig(weight=1.0, margin=0.5), memory_fraction=1.0, memory_start_step=40
         ),
-        train=replace(config.train, num_steps=200, frozen_share=0.5, evaluate_every=50, checkpoint_every=50),
+        train=replace(
+            config.train,
+            num_steps=200,
+            frozen_share=0.5,
+            evaluate_every=50,
+            checkpoint_every=50,
+            try_larger_image=False,
+        ),
     )
 
 

@@ -65,7 +65,7 @@ def finish_run(
     folder = run.out / ENCODER_SUBFOLDER
     failures: list[tuple[str, Exception]] = []
     if result.failure is not None:
-        failures.append(("measuring the last state", result.failure))
+        failures.append(("the last measurement", result.failure))
     if run.config.model.embedding_dim is not None:
         try:
             result = _reduce(run, images, result)
@@ -203,7 +203,11 @@ def _build_card(
         figures={one.encoder if is_alone else f"{one.encoder}, on {one.dataset}": one.metrics for one in results},
         measured_on="; ".join(_describe_test(one) for one in images.datasets if one.name in measured),
         data_license="; ".join(text if is_alone else f"{name}: {text}" for name, text in licenses.items()),
-        notes=tuple(f"{note}." for note in (describe_kept(result, images.num_measured), choice.describe()) if note),
+        notes=tuple(
+            f"{note}."
+            for note in (describe_kept(result, images.num_measured), choice.describe(images.num_measured))
+            if note
+        ),
     )
 
 

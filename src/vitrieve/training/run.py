@@ -287,7 +287,7 @@ def _train_first(
             run.config, encoder, images.build_training_images(), folder, evaluate, run.own_terms, watch
         )
         print_message(describe_kept(result, images.num_measured))
-        result, choice = choose_image_size(run.config, result, evaluate)
+        result, choice = choose_image_size(run.config, result, evaluate, images.num_measured)
         seconds = time.monotonic() - start
         # Result
         fingerprint, results = finish_run(run, images, result, choice, out.absolute() / ENCODER_SUBFOLDER)
